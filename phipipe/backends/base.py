@@ -9,19 +9,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
-from phipipe.recipe import Precision, Recipe
-
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from phipipe.models import Checkpoint
+    from phipipe.recipe import Precision, Recipe
 
 Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of these."""
 
 Inputs = Mapping[str, Path]
 Params = Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Files that lie outside the store and enter it, or are read once: a checkpoint, a text, a package.
+
+    Only the files' names and contents decide a key, never ``folder``.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +48,10 @@ class Step:
     version: int
     needs: Mapping[str, str] = field(default_factory=dict)
     params: Params = field(default_factory=dict)
+    outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
     toolchain: str | None = None  # None: light enough to run in the parent process
-    per_host: bool = False  # measurements: the host belongs into the key
+    measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
+    provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
 
@@ -67,6 +79,19 @@ class Runtime(Protocol):
         """Free the model. The object is not used afterwards."""
 
 
+class Tokenizer(Protocol):
+    """The tokenizer that ships inside an artifact, as its own runtime reads it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``, without added special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, without special tokens."""
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the answer."""
+
+
 class Backend(Protocol):
     """The fixed set of names that ``phipipe/backends/<name>.py`` defines at module level."""
 
@@ -78,9 +103,15 @@ class Backend(Protocol):
     Options: type[BaseModel]  # the recipe's `quantize:` section
 
     @staticmethod
-    def steps(recipe: Recipe, checkpoint: Checkpoint | None) -> list[Step]:
+    def steps(
+        recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]
+    ) -> list[Step]:
         """Steps from ``source`` to the artifact; the last one's output is what ships."""
 
     @staticmethod
     def open(artifact: Path) -> Runtime:
         """Load an artifact (called inside the backend's toolchain)."""
+
+    @staticmethod
+    def tokenizer(artifact: Path) -> Tokenizer:
+        """Open the artifact's own tokenizer (called inside the backend's toolchain)."""

@@ -1,0 +1,335 @@
+"""Fidelity: how far an artifact's predictions lie from the original model's, on the same tokens.
+
+The baseline is the downloaded model in PyTorch, fp32. Its tokenizer makes the tokens; they are cut into
+windows, each scored from an empty context; every position but a window's last predicts a known token.
+Every runtime gets the same windows through ``Runtime.logits``, so numbers compare across runtimes.
+
+Per position, with P the baseline's and Q the artifact's distribution over the vocabulary (natural
+logarithms, no temperature):
+
+- KL divergence  sum_v P(v) (ln P(v) - ln Q(v))        (Kullback & Leibler 1951)
+- negative log-likelihood of the true next token; perplexity = exp(mean)
+- top-1 agreement: argmax P == argmax Q
+- Δp = Q(true token) - P(true token)
+
+Standard errors are the sample standard deviation over positions / sqrt(positions): neighbouring
+positions are not independent, so read them as lower bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phipipe import backends, progress
+from phipipe.backends.base import Backend, Inputs, Params, Runtime
+from phipipe.errors import GateFailed, SourceError, StepFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+    Ints = npt.NDArray[np.int32]
+
+# Asked of every model, greedily; rendered with the source's own chat template.
+PROMPTS = ("Tell me a short story about a fox.", "Where is the key?", "What is 2 plus 3?")
+CONTINUATION_TOKENS = 96
+
+# A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces, digits.
+PARITY_TEXT = """Once, in Köln, a fox said: "It's 7:45 – we're late!"  Two  spaces.
+Καλημέρα, добрый день, こんにちは, 你好, مرحبا, नमस्ते 🙂👩‍🚀 e\u0301 ﬁ
+def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
+{"key": [1, 22, 333], "ok": true}  <b>&amp;</b> 1000000 0.001 1e-9
+"""
+
+
+def baseline(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: tokenize the text with the source's tokenizer, score it with the source model in fp32.
+
+    ``inputs``: source, text. ``params``: tokens, window. Writes ``tokens.npy`` int32 [windows, window],
+    ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
+
+    Raises:
+        SourceError: the text has fewer tokens than one window.
+    """
+    import numpy as np
+
+    tokens = _tokens(inputs["source"], _only_file(inputs["text"]).read_text("utf-8"), params)
+    runtime = backends.load("torch").open(inputs["source"])
+    np.save(out / "tokens.npy", tokens)
+    logprobs: Floats | None = None
+    nll: list[Floats] = []
+    for i, window in enumerate(tokens):
+        scores = log_softmax(_finite(runtime.logits(window.tolist()), len(window)))
+        if logprobs is None:
+            shape = (len(tokens), *scores.shape)
+            logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
+        logprobs[i] = scores
+        nll.append(-scores[np.arange(len(window) - 1), window[1:]])
+        progress.report(i + 1, len(tokens), "windows")
+    assert isinstance(logprobs, np.memmap)
+    logprobs.flush()
+    mean, error = _mean_and_error(np.concatenate(nll))
+    report = {
+        "tokens": int(tokens.size),
+        "window": int(params["window"]),
+        "ppl": math.exp(mean),
+        "ppl_stderr": math.exp(mean) * error,
+        **_reference(inputs["source"], runtime),
+    }
+    _write(out / "baseline.json", report)
+    runtime.close()
+
+
+def compare(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: score an artifact on the baseline's tokens and compare.
+
+    ``inputs``: artifact, baseline. ``params``: backend, parameters (of the source model). Writes
+    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1]: kld, nll, nll_baseline).
+
+    Raises:
+        StepFailed: the artifact yields NaN or another vocabulary.
+    """
+    import numpy as np
+
+    backend = backends.load(params["backend"])
+    tokens = np.load(inputs["baseline"] / "tokens.npy")
+    reference = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r")
+    runtime = backend.open(inputs["artifact"])
+    rows = []
+    for i, window in enumerate(tokens):
+        logits = _finite(runtime.logits(window.tolist()), len(window))
+        rows.append(score(reference[i], logits, window))
+        progress.report(i + 1, len(tokens), "windows")
+    positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    sanity = _sanity(backend, runtime, inputs)
+    runtime.close()
+    np.savez(out / "positions.npz", **{n: positions[n] for n in ("kld", "nll", "nll_baseline")})  # type: ignore[arg-type]
+    metrics, errors = summarise(positions)
+    metrics |= size(inputs["artifact"], int(params["parameters"]))
+    _write(out / "metrics.json", {"metrics": metrics, "stderr": errors, "positions": positions["kld"].size, **sanity})
+
+
+def score(logp: Floats, logits: Floats, tokens: Ints) -> dict[str, Floats]:
+    """Per-position numbers of one window.
+
+    Args:
+        logp: the baseline's log-probabilities, float32 [n, vocabulary].
+        logits: the artifact's logits, float32 [n, at least vocabulary]; overwritten.
+        tokens: int32 [n].
+
+    Returns:
+        float32 [n - 1] each: kld, top1 (0 or 1), nll, nll_baseline, dp.
+
+    Raises:
+        StepFailed: the artifact's vocabulary is smaller than the source's.
+    """
+    import numpy as np
+
+    vocabulary = logp.shape[1]
+    if logits.shape[1] < vocabulary:
+        raise StepFailed(f"the artifact predicts {logits.shape[1]} tokens, the source model {vocabulary}")
+    p, q = logp[:-1], log_softmax(logits[:-1, :vocabulary])
+    rows, targets = np.arange(len(tokens) - 1), tokens[1:]
+    logp_true, logq_true = p[rows, targets], q[rows, targets]
+    top1 = p.argmax(-1) == q.argmax(-1)
+    np.subtract(p, q, out=q)
+    q *= np.exp(p)
+    return {
+        "kld": q.sum(-1),  # numpy sums pairwise: float32 keeps 1e-7 even over 200,000 entries
+        "top1": top1.astype(np.float32),
+        "nll": -logq_true,
+        "nll_baseline": -logp_true,
+        "dp": np.exp(logq_true) - np.exp(logp_true),
+    }
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Natural log-probabilities over the last axis; in place, float32 [..., vocabulary]."""
+    import numpy as np
+
+    logits -= logits.max(-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logits
+
+
+def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics by the names of ``recipe.METRICS``, and standard errors of those that are means."""
+    import numpy as np
+
+    flat = {name: values.ravel().astype(np.float64) for name, values in positions.items()}
+    kld, kld_error = _mean_and_error(flat["kld"])
+    top1, top1_error = _mean_and_error(flat["top1"])
+    nll, nll_error = _mean_and_error(flat["nll"])
+    change, change_error = _mean_and_error(flat["nll"] - flat["nll_baseline"])
+    metrics = {
+        "kld_mean": kld,
+        "kld_median": float(np.median(flat["kld"])),
+        "kld_p99": float(np.quantile(flat["kld"], 0.99)),
+        "kld_max": float(flat["kld"].max()),
+        "top1": top1,
+        "ppl": math.exp(nll),
+        "ppl_ratio": math.exp(change),
+        "dp_rms": math.sqrt(float((flat["dp"] ** 2).mean())),
+    }
+    errors = {
+        "kld_mean": kld_error,
+        "top1": top1_error,
+        "ppl": math.exp(nll) * nll_error,
+        "ppl_ratio": math.exp(change) * change_error,
+    }
+    return metrics, errors
+
+
+def size(artifact: Path, parameters: int) -> dict[str, float]:
+    """``size_gib`` of all files, and ``bits_per_weight`` of those that hold weights (graph included)."""
+    everything = {p: p.stat().st_size for p in artifact.rglob("*") if p.is_file()}
+    text = {".json", ".jinja", ".txt", ".md", ".model", ""}
+    weights = sum(n for p, n in everything.items() if p.suffix not in text)
+    return {"size_gib": sum(everything.values()) / 2**30, "bits_per_weight": 8 * weights / parameters}
+
+
+def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on it.
+
+    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal.
+
+    Raises:
+        StepFailed: it does not.
+    """
+    measured = json.loads((inputs["metrics"] / "metrics.json").read_text("utf-8"))["metrics"]["kld_mean"]
+    if not measured <= params["kld_mean"]:
+        raise StepFailed(
+            f"the conversion itself changed the model: mean KL divergence {measured:.2e} from the original before any "
+            f"quantization, where at most {params['kld_mean']:.0e} is rounding",
+            hint="this is a defect of the converter or of the checkpoint (position encoding, tokenizer), not of the recipe",
+        )
+    _write(out / "parity.json", {"kld_mean": measured, "limit": params["kld_mean"]})
+
+
+def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
+
+    ``inputs``: metrics, speed. ``params``: gates {metric: {min, max}}. A metric that was not measured fails.
+
+    Raises:
+        GateFailed: names every gate that failed, its limit and the value.
+    """
+    report = json.loads((inputs["metrics"] / "metrics.json").read_text("utf-8"))
+    metrics = report["metrics"] | json.loads((inputs["speed"] / "speed.json").read_text("utf-8"))["metrics"]
+    verdicts, failures = [], []
+    for name, limits in sorted(params["gates"].items()):
+        value = metrics.get(name)
+        passed = value is not None and _within(value, limits)
+        verdicts.append({"metric": name, "value": value, **limits, "passed": passed})
+        if not passed:
+            wanted = " and ".join(f"{k} {v:g}" for k, v in limits.items())
+            shown = "was not measured" if value is None else f"is {value:.4g}"
+            failures.append(f"`{name}` {shown}, the recipe wants {wanted}")
+    if failures:
+        raise GateFailed(
+            "gate failed: " + "; ".join(failures),
+            hint="nothing was packaged; change the gate in `evaluate.gates`, or quantize less (int8, a smaller group)",
+        )
+    _write(out / "gates.json", verdicts)
+
+
+def _within(value: float, limits: Mapping[str, float]) -> bool:
+    return limits.get("min", -math.inf) <= value <= limits.get("max", math.inf)
+
+
+def _tokens(source: Path, text: str, params: Params) -> Ints:
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(source)(text, add_special_tokens=False)["input_ids"]
+    window, wanted = int(params["window"]), int(params["tokens"])
+    count = min(wanted, len(ids)) // window
+    if len(ids) < wanted or not count:
+        raise SourceError(
+            f"the evaluation text has {len(ids)} tokens, the recipe asks for {wanted}",
+            hint="lower `evaluate.tokens` or give a longer text",
+        )
+    return np.asarray(ids[: count * window], np.int32).reshape(count, window)
+
+
+def _reference(source: Path, runtime: Runtime) -> dict[str, Any]:
+    """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy answers."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    chats = []
+    for prompt in PROMPTS if tokenizer.chat_template else ():
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = list(runtime.generate(ids, CONTINUATION_TOKENS))
+        chats.append(
+            {
+                "prompt": prompt,
+                "rendered": text,
+                "ids": ids,
+                "answer": answer,
+                "text": tokenizer.decode(answer, skip_special_tokens=True),
+            }
+        )
+    return {"parity_ids": tokenizer(PARITY_TEXT, add_special_tokens=False)["input_ids"], "chats": chats}
+
+
+def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
+    """What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
+    expected = json.loads((inputs["baseline"] / "baseline.json").read_text("utf-8"))
+    tokenizer = backend.tokenizer(inputs["artifact"])
+    answers = [list(runtime.generate(chat["ids"], CONTINUATION_TOKENS)) for chat in expected["chats"]]
+    same = [_common_prefix(answer, chat["answer"]) for answer, chat in zip(answers, expected["chats"], strict=True)]
+    longest = [max(1, len(chat["answer"])) for chat in expected["chats"]]
+    rendered = [tokenizer.render([{"role": "user", "content": chat["prompt"]}]) == chat["rendered"] for chat in expected["chats"]]
+    return {
+        "sanity": {
+            "tokenizer_equal": tokenizer.encode(PARITY_TEXT) == expected["parity_ids"],
+            "chat_template_equal": all(rendered),
+            "greedy_agreement": sum(same) / sum(longest) if longest else None,
+            "answers_ended": [len(answer) < CONTINUATION_TOKENS for answer in answers],
+            "repetition": max((_repetition(answer) for answer in answers), default=0.0),
+        },
+        "answers": [
+            {"prompt": chat["prompt"], "text": tokenizer.decode(answer)}
+            for answer, chat in zip(answers, expected["chats"], strict=True)
+        ],
+    }
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of n-grams that occurred before in the same answer: 0 is none, near 1 is a loop."""
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _finite(logits: Floats, rows: int) -> Floats:
+    import numpy as np
+
+    if logits.shape[0] != rows or not np.isfinite(logits).all():
+        raise StepFailed("the model's logits are not finite numbers for every position: the artifact is broken")
+    return np.ascontiguousarray(logits, np.float32)
+
+
+def _mean_and_error(values: npt.NDArray[Any]) -> tuple[float, float]:
+    import numpy as np
+
+    return float(np.mean(values, dtype=np.float64)), float(np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values)))
+
+
+def _only_file(folder: Path) -> Path:
+    return next(p for p in folder.iterdir() if p.is_file())
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", "utf-8")

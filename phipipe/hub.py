@@ -1,0 +1,98 @@
+"""How a model and a text enter the store: from the package itself, or from a folder of the user's.
+
+Only the files that a toolchain may see are taken (``models.ALLOWED``), by copy. The source itself is
+never changed, and what was copied must hash to what was read when the key was made.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phipipe import models
+from phipipe.backends.base import Inputs, Outside, Params, Step
+from phipipe.errors import SourceError
+
+if TYPE_CHECKING:
+    from phipipe.recipe import Source, Text
+
+ASSETS = Path(str(package_files("phipipe"))) / "assets"
+BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
+BUILTIN_TEXTS = {"stories": ASSETS / "stories" / "evaluation.txt"}
+SMALLEST_TEXT_BYTES = 16
+
+
+def folder_of(source: Source, base: Path) -> Path:
+    """The local folder that ``source`` names; a relative path counts from the recipe's folder ``base``.
+
+    Raises:
+        SourceError: the source is on a hub.
+    """
+    if source.builtin is not None:
+        return BUILTIN_MODELS[source.builtin]
+    if source.path is not None:
+        return (base / Path(source.path).expanduser()).resolve()
+    raise SourceError(
+        f"`{source.repo}` is on the Hugging Face hub, and this version does not download yet",
+        hint=f"hf download {source.repo} --revision {source.revision} --local-dir DIR, "
+        "then phipipe run RECIPE --set 'source={path: DIR}'",
+    )
+
+
+def source_step(folder: Path) -> Step:
+    """The step that takes the checkpoint in ``folder`` into the store.
+
+    Raises:
+        SourceError: see ``models.read``.
+    """
+    checkpoint = models.read(folder)
+    return Step(
+        name="source",
+        runs="phipipe.hub:take",
+        version=1,
+        outside={"files": Outside(folder, tuple(models.files(folder)))},
+        output_bytes=checkpoint.weight_bytes,
+    )
+
+
+def text_step(text: Text, base: Path) -> Step:
+    """The step that takes the evaluation text into the store.
+
+    Raises:
+        SourceError: the file is missing, a folder, (nearly) empty or not UTF-8.
+    """
+    if text.dataset is not None:
+        raise SourceError(
+            f"evaluation text `{text.dataset.repo}` is on the Hugging Face hub, and this version does not download yet",
+            hint="save the text as a file and use `text: {file: PATH}`",
+        )
+    if text.builtin is not None:
+        path = BUILTIN_TEXTS[text.builtin]
+    else:
+        path = (base / Path(str(text.file)).expanduser()).resolve()
+    _check_text(path)
+    return Step(name="text", runs="phipipe.hub:take", version=1, outside={"files": Outside(path.parent, (path.name,))})
+
+
+def _check_text(path: Path) -> None:
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise SourceError(f"evaluation text `{path}` {kind}", hint="check `evaluate.text.file`")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"evaluation text `{path}` is not UTF-8 (byte {error.start})") from None
+    if len(text) < SMALLEST_TEXT_BYTES:
+        raise SourceError(f"evaluation text `{path}` is empty")
+
+
+def take(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: copy the files as they are. ``inputs["files"]`` is a folder, ``params["files"]`` the names in it.
+
+    The executor adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
+    with the one in the key, so a source that changes meanwhile is noticed.
+    """
+    for name in params["files"]:
+        shutil.copyfile(inputs["files"] / name, out / name)

@@ -1,0 +1,246 @@
+"""What a checkpoint is: read from its ``config.json`` and its safetensors headers alone.
+
+Nothing here loads a weight or runs code. What could run code later (pickles, ``auto_map``, custom
+operator libraries) is refused here, before any toolchain sees the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phipipe.errors import SourceError
+
+# What a toolchain may see of a checkpoint. Everything else (code, pickles, pictures) stays outside.
+ALLOWED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+# Keys by which a config makes some tool of the field load code: transformers (auto_map, and
+# CVE-2026-4372's kernel and attention fields), mlx-lm (model_file), ONNX Runtime GenAI (custom_ops_library).
+CODE_KEYS = frozenset(
+    {
+        "custom_ops_library",
+        "custom_pipelines",
+        "custom_generate",
+        "model_file",
+        "trust_remote_code",
+        "_attn_implementation_internal",
+        "_experts_implementation_internal",
+        "attn_implementation_kernel",
+        "kernel_config",
+        "hub_kernels",
+        "remote_code",
+        "plugin_library",
+    }
+)
+
+# Bytes per element of safetensors dtypes (safetensors' own table).
+DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+MAX_HEADER_BYTES = 100_000_000  # safetensors refuses larger headers too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint's shape. Lengths are in tokens; ``parameters`` and ``weight_bytes`` come from the headers."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    architecture: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    context_length: int
+    original_context_length: int
+    sliding_window: int | None
+    tied: bool
+    longrope: bool
+    resaved: bool  # transformers 5's own layout, which other converters misread
+    parameters: int
+    weight_bytes: int
+
+
+def files(folder: Path) -> list[str]:
+    """Names of the files of ``folder`` that a toolchain may see, sorted; sub-folders never count."""
+    found = {p.name for pattern in ALLOWED for p in folder.glob(pattern) if p.is_file()}
+    return sorted(found)
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read and vet the checkpoint in ``folder``.
+
+    Raises:
+        SourceError: it is no checkpoint, is incomplete or corrupt, or wants code to be run.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`")
+    config = _json(folder / "config.json")
+    _refuse_code(folder, config)
+    weights = _weight_files(folder)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise SourceError(f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}")
+    tensors = [t for name in weights for t in _tensors(folder / name)]
+    try:
+        return _checkpoint(folder, config, tensors)
+    except KeyError as missing:
+        raise SourceError(f"`{folder / 'config.json'}` does not say {missing}") from None
+    except (TypeError, ValueError, IndexError, AttributeError) as wrong:
+        raise SourceError(f"`{folder / 'config.json'}` is malformed: {wrong}") from None
+
+
+def _checkpoint(folder: Path, config: Mapping[str, Any], tensors: list[tuple[str, int, int]]) -> Checkpoint:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    context = int(config["max_position_embeddings"])
+    heads = int(config["num_attention_heads"])
+    window = config.get("sliding_window")
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        architecture=str(config["architectures"][0]),
+        model_type=str(config["model_type"]),
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_size=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        context_length=context,
+        original_context_length=int(config.get("original_max_position_embeddings") or context),
+        sliding_window=None if window is None else int(window),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        longrope=str(rope.get("type") or rope.get("rope_type") or "") in {"longrope", "su"},
+        resaved="rope_parameters" in config,
+        parameters=sum(count for _, count, _ in tensors),
+        weight_bytes=sum(size for _, _, size in tensors),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SourceError(f"`{path.parent}` is no checkpoint: it has no `{path.name}`")
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"`{path}` is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"`{path}` holds no JSON object")
+    return value
+
+
+def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what would make a tool run code that came with the weights (promise S2).
+
+    An ``auto_map`` alone is harmless and common (Phi-3.5-mini has one): without the code beside it,
+    and with ``trust_remote_code`` off, transformers uses its own class. With code it is refused.
+    """
+    code = sorted(p.name for p in folder.rglob("*.py"))
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        settings = config if name == "config.json" else _optional_json(folder / name)
+        for where, key, value in _keys(settings):
+            if key in CODE_KEYS and value:
+                raise SourceError(f"`{folder / name}` asks to run code (`{where}`); phipipe never runs a model's code")
+            if key == "auto_map" and code:
+                raise SourceError(
+                    f"`{folder / name}` asks to run code that lies beside it (`auto_map`, {', '.join(code[:3])}); "
+                    "phipipe never runs a model's code",
+                    hint="if transformers has this architecture built in (all dense Phi models), delete the *.py files",
+                )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return _json(path) if path.is_file() else {}
+
+
+def _keys(value: object, where: str = "") -> Iterator[tuple[str, str, object]]:
+    """(dotted path, key, value) for every key of a nested JSON value."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            path = f"{where}.{key}" if where else str(key)
+            yield path, str(key), inner
+            yield from _keys(inner, path)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner, where)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files that make up the model, from the index where there is one."""
+    present = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = sorted(set(map(str, _json(index).get("weight_map", {}).values())))
+        missing = [name for name in named if name not in present]
+        if missing:
+            raise SourceError(f"`{folder}` is incomplete: its index names `{missing[0]}`, which is not there")
+        if named:
+            return named
+    if present:
+        return present
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise SourceError(
+            f"`{folder}` holds its weights as pickles only (`{pickles[0]}`); loading those can run code",
+            hint="save the model again with safetensors",
+        )
+    raise SourceError(f"`{folder}` has no weights: no `*.safetensors` file")
+
+
+def _tensors(path: Path) -> list[tuple[str, int, int]]:
+    """(name, elements, bytes) of every tensor; checks that the header fits the file to the byte."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
+            raise SourceError(f"`{path}` is not a safetensors file, or is cut short ({size} bytes)")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = sorted((*map(int, t["data_offsets"]), name, t["dtype"], t["shape"]) for name, t in header.items())
+        return _checked(path, entries, size - 8 - length)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise SourceError(f"`{path}` has a corrupt safetensors header") from None
+
+
+def _checked(path: Path, entries: list[tuple[Any, ...]], data_bytes: int) -> list[tuple[str, int, int]]:
+    end, tensors = 0, []
+    for start, stop, name, dtype, shape in entries:
+        count = math.prod(shape)
+        if start != end or stop - start != count * DTYPE_BYTES.get(dtype, 1):
+            raise SourceError(f"`{path}` is corrupt: tensor `{name}` does not lie where its header says")
+        end = stop
+        tensors.append((str(name), count, stop - start))
+    if end != data_bytes:
+        raise SourceError(
+            f"`{path}` is cut short or padded: its header describes {end} bytes of weights, the file has {data_bytes}",
+            hint="download or copy it again",
+        )
+    return tensors

@@ -1,0 +1,260 @@
+"""Recipe × device × backend → steps. Decides what is possible, in what order, with which parameters.
+
+``prepare`` reads the checkpoint's config and headers; the rest touches neither disk nor network. Every
+"cannot" is said here, before a byte is converted.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from phipipe import backends, device, hub, models, rules
+from phipipe.backends.base import Advice, Backend, Json, Step
+from phipipe.device import Device, Unit
+from phipipe.models import Checkpoint
+from phipipe.recipe import Build, Precision, Recipe, problem_at
+
+# The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
+# unquantized conversion; measured on the embedded model with a margin of about ten.
+PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that ``executor.run`` needs for one build; steps stand in an order that works."""
+
+    build: Build
+    device: Device
+    api: str
+    on_target: str  # "true": measured on such a device; "emulated"; "false"
+    checkpoint: Checkpoint
+    steps: tuple[Step, ...]
+    warnings: tuple[Advice, ...] = ()
+    fixups: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+
+    @property
+    def toolchains(self) -> tuple[str, ...]:
+        """Names of the toolchains that its steps run in, in order of first use."""
+        return tuple(dict.fromkeys(s.toolchain for s in self.steps if s.toolchain))
+
+    @property
+    def memory_bytes(self) -> int:
+        return max(step.memory_bytes for step in self.steps)
+
+
+def prepare(build: Build) -> Plan:
+    """Read what the recipe's source is, and plan.
+
+    Raises:
+        SourceError: the checkpoint or the text is missing or unfit.
+        TargetError: no such device or backend, or the combination is impossible; says what would work.
+    """
+    recipe = build.recipe
+    target, backend = device.load(recipe.device, build.folder), backends.load(recipe.backend)
+    unit = _unit(build, target, backend)
+    options = _options(build, target, unit)
+    folder = hub.folder_of(recipe.source, build.folder)
+    checkpoint = models.read(folder)
+    advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
+    errors = [a for a in advice if a.level == "error"]
+    if errors:
+        raise problem_at(build, ("backend",), "; ".join(f"{a.message} [{a.rule}]" for a in errors), errors[0].hint)
+    fixups = rules.fixups(recipe, checkpoint)
+    patch: dict[str, Json] = {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
+    made = backend.steps(recipe, options, checkpoint, patch)
+    plan = Plan(
+        build=build,
+        device=target,
+        api=unit.api,
+        on_target=on_target(target, unit, backend),
+        checkpoint=checkpoint,
+        steps=(),
+        warnings=tuple(a for a in advice if a.level == "warning"),
+        fixups=fixups,
+    )
+    return replace(plan, steps=tuple(_chain(plan, made, options)))
+
+
+def _unit(build: Build, target: Device, backend: Backend) -> Unit:
+    """The first unit of the device that the backend serves at the recipe's precision."""
+    recipe = build.recipe
+    served = [unit for unit in target.units if unit.api in backend.APIS]
+    if not served:
+        able = [f"`{name}`" for name in backends.names() if _serves(backends.load(name), target, recipe.precision)]
+        raise problem_at(
+            build,
+            ("backend",),
+            f"backend `{recipe.backend}` does not run on {target.title}",
+            f"for {recipe.precision} there: {', '.join(able)}" if able else "no backend of this version runs there",
+        )
+    for unit in served:
+        if recipe.precision in unit.precisions and recipe.precision in backend.PRECISIONS.get(unit.api, {}):
+            return unit
+    able_precisions = [p for u in served for p in u.precisions if p in backend.PRECISIONS.get(u.api, {})]
+    others = [f"`{n}`" for n in backends.names() if _serves(backends.load(n), target, recipe.precision)]
+    works = f"with `{recipe.backend}`: {', '.join(dict.fromkeys(able_precisions)) or 'nothing'}"
+    works += f"; {recipe.precision} with: {', '.join(others)}" if others else ""
+    raise problem_at(
+        build, ("precision",), f"`{recipe.backend}` cannot run {recipe.precision} on {target.title}", f"what works {works}"
+    )
+
+
+def _serves(backend: Backend, target: Device, precision: Precision) -> bool:
+    return any(
+        unit.api in backend.APIS and precision in unit.precisions and precision in backend.PRECISIONS.get(unit.api, {})
+        for unit in target.units
+    )
+
+
+def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
+    """The recipe's options, with the device's own values where the recipe leaves a choice."""
+    options = build.options
+    assert options is not None  # load() knows every backend that backends.load() accepts
+    for name, allowed in unit.constraints.get(build.recipe.precision, {}).items():
+        if name not in type(options).model_fields or getattr(options, name) in allowed:
+            continue
+        if name in options.model_fields_set:
+            raise problem_at(
+                build,
+                ("quantize", name),
+                f"{target.title} runs {build.recipe.precision} only with `{name}` = {' or '.join(map(str, allowed))}, "
+                f"not {getattr(options, name)}",
+                f"set `quantize.{name}: {str(allowed[0]).lower()}` or leave it out",
+            )
+        options = options.model_copy(update={name: allowed[0]})
+    return options
+
+
+def on_target(target: Device, unit: Unit, backend: Backend) -> str:
+    """Whether numbers taken on this machine are the device's own: "true", or "false"."""
+    machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
+    return "true" if unit.api in backend.HOST_APIS and machine in target.machines else "false"
+
+
+def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
+    """The steps that every evaluation starts with: source, text, and the baseline's scores on it."""
+    windows = {"tokens": recipe.evaluate.tokens, "window": recipe.evaluate.window}
+    baseline = Step(
+        name="baseline",
+        runs="phipipe.evaluate:baseline",
+        version=1,
+        needs={"source": "source", "text": "text"},
+        params=windows,
+        toolchain="torch",
+        memory_bytes=memory_bytes,
+    )
+    return [source, text, baseline]
+
+
+def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int) -> Step:
+    """Score the output of step ``artifact`` on the baseline's tokens."""
+    return Step(
+        name=name,
+        runs="phipipe.evaluate:compare",
+        version=1,
+        needs={"artifact": artifact, "baseline": "baseline"},
+        params={"backend": recipe.backend, "parameters": parameters},
+        toolchain=toolchain,
+    )
+
+
+def measure_step(artifact: str, recipe: Recipe, toolchain: str) -> Step:
+    """Time the output of step ``artifact`` on this machine."""
+    return Step(
+        name="measure",
+        runs="phipipe.measure:measure",
+        version=1,
+        needs={"artifact": artifact, "baseline": "baseline"},
+        params={"backend": recipe.backend, **recipe.measure.model_dump()},
+        toolchain=toolchain,
+        measurement=True,
+    )
+
+
+def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
+    recipe, parameters = plan.build.recipe, plan.checkpoint.parameters
+    backend = backends.load(recipe.backend)
+    source = hub.source_step(plan.checkpoint.folder)
+    text = hub.text_step(recipe.evaluate.text, plan.build.folder)
+    steps = fidelity_steps(recipe, source, text, memory_bytes=parameters * 4 + 2**30)
+    baseline = steps[-1]
+    scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
+    steps[-1] = replace(baseline, output_bytes=scores)
+    convert, artifact = made[0], made[-1]
+    width = "fp16" if recipe.precision == "fp16" else "fp32"
+    limit = {"kld_mean": PARITY_KLD_MEAN[width]}
+    parity = compare_step("parity", convert.name, recipe, backend.TOOLCHAIN, parameters)
+    check = Step(
+        name="check-parity",
+        runs="phipipe.evaluate:check_parity",
+        version=1,
+        needs={"metrics": "parity"},
+        params=limit,
+    )
+    gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
+    return [
+        *steps,
+        convert,
+        parity,
+        check,
+        *made[1:],
+        compare_step("evaluate", artifact.name, recipe, backend.TOOLCHAIN, parameters),
+        measure_step(artifact.name, recipe, backend.TOOLCHAIN),
+        Step(
+            name="gates",
+            runs="phipipe.evaluate:check_gates",
+            version=1,
+            needs={"metrics": "evaluate", "speed": "measure"},
+            params={"gates": gates},
+        ),
+        _package_step(plan, artifact, options),
+    ]
+
+
+def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
+    recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
+    params: dict[str, Any] = {
+        "name": plan.build.name,
+        "recipe": recipe.model_dump(mode="json", exclude_none=True)
+        | {"name": plan.build.name, "quantize": options.model_dump(mode="json", exclude_none=True)},
+        "device": {"name": plan.device.name, "title": plan.device.title, "sources": list(plan.device.sources)},
+        "backend": recipe.backend,
+        "backend_title": backend.TITLE,
+        "api": plan.api,
+        "scheme": backend.PRECISIONS[plan.api][recipe.precision],
+        "on_target": plan.on_target,
+        "source": _source(plan),
+        "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
+        "warnings": [a.message for a in plan.warnings],
+    }
+    needs = {
+        "artifact": artifact.name,
+        "source": "source",
+        "baseline": "baseline",
+        "parity": "check-parity",
+        "metrics": "evaluate",
+        "speed": "measure",
+        "gates": "gates",
+    }
+    return Step(
+        name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True
+    )
+
+
+def _source(plan: Plan) -> dict[str, Any]:
+    source, checkpoint = plan.build.recipe.source, plan.checkpoint
+    if source.builtin is not None:
+        named = {"kind": "builtin", "name": source.builtin}
+    else:
+        named = {"kind": "path", "name": checkpoint.folder.name}
+    return named | {
+        "architecture": checkpoint.architecture,
+        "parameters": checkpoint.parameters,
+        "context_length": checkpoint.context_length,
+    }
+

@@ -1,0 +1,205 @@
+"""What a run looks like: live on a terminal, plain lines anywhere else; and its closing table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from phipipe import report
+from phipipe.backends.base import Step
+from phipipe.executor import Forecast, Listener, Outcome, Result
+from phipipe.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+HEARTBEAT_S = 30.0  # a log without a line for longer looks like a hang
+
+
+class Silent:
+    """A listener that shows nothing."""
+
+    def started(self, step: Step, why: str) -> None: ...
+    def progress(self, step: Step, done: int, total: int, unit: str) -> None: ...
+    def finished(self, result: Result) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
+class Lines:
+    """One plain line per event: for logs, pipes and schedulers."""
+
+    def __init__(self, plan: Plan, stream: TextIO) -> None:
+        self._stream, self._said = stream, 0.0
+        self._width = max(len(step.name) for step in plan.steps)
+
+    def _line(self, step: Step, text: str) -> None:
+        print(f"  {step.name:{self._width}}  {text}", file=self._stream, flush=True)
+        self._said = time.monotonic()
+
+    def started(self, step: Step, why: str) -> None:
+        self._line(step, f"runs: {why}")
+
+    def progress(self, step: Step, done: int, total: int, unit: str) -> None:
+        if time.monotonic() - self._said > HEARTBEAT_S:
+            self._line(step, f"{done} of {total} {unit}")
+
+    def finished(self, result: Result) -> None:
+        self._line(result.step, ending(result))
+
+    def note(self, line: str) -> None:
+        print(f"  {line}", file=self._stream, flush=True)
+
+
+class Live:
+    """The running step with a bar, finished ones above it."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self._progress, self._task = progress, progress.add_task("", total=None)
+        self._width = max(len(step.name) for step in plan.steps)
+
+    def started(self, step: Step, why: str) -> None:
+        self._progress.remove_task(self._task)
+        self._task: TaskID = self._progress.add_task(f"  {step.name:{self._width}}  {why}", total=None)
+
+    def progress(self, step: Step, done: int, total: int, unit: str) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def finished(self, result: Result) -> None:
+        from rich.text import Text
+
+        style = "dim" if result.cached else "green"
+        line = Text.assemble(f"  {result.step.name:{self._width}}  ", (ending(result), style))
+        self._progress.console.print(line)
+
+    def note(self, line: str) -> None:
+        from rich.text import Text
+
+        self._progress.console.print(Text(f"  {line}", "yellow"))
+
+
+@contextmanager
+def listener(plan: Plan, stream: TextIO) -> Iterator[Listener]:
+    """The listener that suits ``stream``, after a line that says what is being built."""
+    if not stream.isatty():
+        print(heading(plan), file=stream, flush=True)
+        for warning in plan.warnings:
+            print(f"  warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+        yield Lines(plan, stream)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=stream, highlight=False)
+    console.print(heading(plan), style="bold", markup=False)
+    for warning in plan.warnings:
+        console.print(f"  warning: {warning.message} [{warning.rule}]", style="yellow", markup=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Live(plan, progress)
+
+
+def heading(plan: Plan) -> str:
+    """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
+    recipe = plan.build.recipe
+    source = recipe.source.builtin or recipe.source.repo or plan.checkpoint.folder.name
+    return f"{plan.build.name}: {source} → {recipe.precision} for {plan.device.title}, {recipe.backend}"
+
+
+def ending(result: Result) -> str:
+    """How a step ended, in one line."""
+    if result.cached:
+        return f"cached  {result.key[:12]}"
+    usage = result.usage
+    peak = usage.get("peak_rss_bytes", 0)
+    memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
+    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{memory}"
+
+
+def outcome(done: Outcome, stream: TextIO) -> str:
+    """The closing words of one build: table, place, next commands. Empty for a failed one."""
+    metrics = done.load("evaluate", "metrics.json")
+    if done.error or metrics is None:
+        return ""
+    speed, baseline = done.load("measure", "speed.json"), done.load("baseline", "baseline.json")
+    lines = ["", report.plain_table(report.fidelity_table(metrics, speed, baseline))]
+    if done.all_cached:
+        lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
+    if done.package is not None:
+        lines.append(f"\npackage  {done.package}")
+        lines.append(f"chat     phipipe chat {done.package}")
+        lines.append(f"check    phipipe verify {done.package}")
+    return "\n".join(lines)
+
+
+def outcome_json(done: Outcome) -> dict[str, Any]:
+    """The same for machines."""
+    steps = [
+        {"name": name, "key": r.key, "digest": r.stored.digest, "cached": r.cached, **r.usage}
+        for name, r in done.results.items()
+    ]
+    metrics, speed = done.load("evaluate", "metrics.json"), done.load("measure", "speed.json")
+    error = done.error
+    return {
+        "name": done.plan.build.name,
+        "ok": error is None,
+        "package": None if done.package is None else str(done.package),
+        "seconds": done.seconds,
+        "on_target": done.plan.on_target,
+        "evaluation": metrics,
+        "speed": speed,
+        "steps": steps,
+        "error": error and {"exit_code": error.exit_code, "message": error.message, "hint": error.hint},
+    }
+
+
+def plan(planned: Plan, forecast: Sequence[Forecast], stream: TextIO) -> str:
+    """A table of steps: cached or not, why, and what they need."""
+    rows = [("step", "state", "disk", "memory", "why")]
+    for item in forecast:
+        step = item.step
+        state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
+        rows.append((step.name, state, _gib(step.output_bytes), _gib(step.memory_bytes), item.why))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [heading(planned)]
+    lines += [f"  warning: {a.message} [{a.rule}]" for a in planned.warnings]
+    lines += [f"  fix-up {name}: {fix['why']}" for name, fix in planned.fixups.items()]
+    lines += ["  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows]
+    todo = [item for item in forecast if not item.cached]
+    disk = sum(item.step.output_bytes for item in todo)
+    lines.append(
+        f"  {len(todo)} of {len(forecast)} steps will run"
+        + (f", writing about {_gib(disk)}; highest memory about {_gib(planned.memory_bytes)}" if todo else "")
+    )
+    return "\n".join(lines)
+
+
+def plan_json(planned: Plan, forecast: Sequence[Forecast]) -> dict[str, Any]:
+    """The same for machines."""
+    return {
+        "name": planned.build.name,
+        "device": planned.device.name,
+        "api": planned.api,
+        "on_target": planned.on_target,
+        "warnings": [a.message for a in planned.warnings],
+        "fixups": dict(planned.fixups),
+        "steps": [
+            {
+                "name": f.step.name,
+                "runs": f.step.runs,
+                "key": f.key,
+                "cached": f.cached,
+                "why": f.why,
+                "output_bytes": f.step.output_bytes,
+                "memory_bytes": f.step.memory_bytes,
+            }
+            for f in forecast
+        ],
+    }
+
+
+def _gib(size: int) -> str:
+    if not size:
+        return "-"
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
