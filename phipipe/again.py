@@ -88,7 +88,13 @@ def _same_source(manifest: dict[str, Any], folder: Path, store: Store) -> None:
 
 
 def chat(
-    folder: Path, settings: Settings, note: Callable[[str], None], *, prompt: str | None, system: str | None, tokens: int
+    folder: Path,
+    settings: Settings,
+    note: Callable[[str], None],
+    *,
+    prompt: str | None,
+    system: str | None,
+    tokens: int,
 ) -> int:
     """Talk to the package in ``folder`` inside its backend's toolchain, on our own stdin and stdout.
 
@@ -102,7 +108,7 @@ def chat(
     manifest = package.read_manifest(folder)
     backend = str(manifest["backend"])
     installed = toolchain.ensure(backends.load(backend).TOOLCHAIN, settings, note)
-    call = f"import sys; from phipipe.chat import main; from pathlib import Path; "
+    call = "import sys; from phipipe.chat import main; from pathlib import Path; "
     call += f"sys.exit(main(Path({str(folder)!r}), {backend!r}, {prompt!r}, {tokens!r}, {system!r}))"
     process = subprocess.Popen(python_command(installed.python, call), env=child_environment(offline=True))
     while True:

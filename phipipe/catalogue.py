@@ -34,7 +34,11 @@ def device(name: str) -> Row:
     for backend in registry.names():
         module = registry.load(backend)
         fits = {
-            p for u in found.units if u.api in module.APIS for p in u.precisions if p in module.PRECISIONS.get(u.api, {})
+            p
+            for u in found.units
+            if u.api in module.APIS
+            for p in u.precisions
+            if p in module.PRECISIONS.get(u.api, {})
         }
         if fits:
             builds[backend] = ", ".join(p for p in PRECISIONS if p in fits)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from phipipe import __version__
-from phipipe.errors import GateFailed, Interrupted, PhipipeError
+from phipipe.errors import Interrupted, PhipipeError
 
 if TYPE_CHECKING:
     from phipipe.settings import Settings
@@ -68,7 +68,9 @@ def cli() -> None:
 @RECIPE
 @SETS
 @ONLY
-@click.option("--out", default="packages", show_default=True, type=click.Path(path_type=Path), help="Where packages go.")
+@click.option(
+    "--out", default="packages", show_default=True, type=click.Path(path_type=Path), help="Where packages go."
+)
 @AS_JSON
 def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, as_json: bool) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
@@ -80,7 +82,7 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, as_js
         _print_json([show.outcome_json(outcome) for outcome in outcomes])
     else:
         for outcome in outcomes:
-            _echo(show.outcome(outcome, sys.stdout))
+            _echo(show.outcome(outcome))
     failures = [outcome.error for outcome in outcomes if outcome.error]
     if failures:
         for error in failures[:-1]:
@@ -104,7 +106,7 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) 
         if as_json:
             _print_json(show.plan_json(planned, forecast))
         else:
-            _echo(show.plan(planned, forecast, sys.stdout))
+            _echo(show.plan(planned, forecast))
 
 
 @command("phipipe validate recipes/*.yaml")
@@ -137,7 +139,9 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
 @PACKAGE
 @click.option("--text", type=click.Path(path_type=Path), help="Another evaluation text (UTF-8).")
 @click.option("--tokens", type=click.IntRange(min=256), help="How many tokens of it.")
-@click.option("--source", type=click.Path(path_type=Path), help="The original checkpoint, if the cache no longer has it.")
+@click.option(
+    "--source", type=click.Path(path_type=Path), help="The original checkpoint, if the cache no longer has it."
+)
 @AS_JSON
 def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
@@ -151,7 +155,7 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
     if as_json:
         _print_json(show.outcome_json(outcome))
     else:
-        _echo(show.outcome(outcome, sys.stdout))
+        _echo(show.outcome(outcome))
 
 
 @command("phipipe verify packages/quickstart")
@@ -190,7 +194,9 @@ def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> 
 @click.option("--device", default="cpu-x86_64", show_default=True)
 @click.option("--precision", default="int4", show_default=True, type=click.Choice(["int4", "int8", "fp16", "fp32"]))
 @click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/REPO@COMMIT.")
+@click.option(
+    "--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/REPO@COMMIT."
+)
 def init(recipe: Path, device: str, precision: str, backend: str, source: str) -> None:
     """Write a commented starter recipe that validates and plans."""
     from phipipe import starter

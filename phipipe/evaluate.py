@@ -206,7 +206,7 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
         raise StepFailed(
             f"the conversion itself changed the model: mean KL divergence {measured:.2e} from the original before any "
             f"quantization, where at most {params['kld_mean']:.0e} is rounding",
-            hint="this is a defect of the converter or of the checkpoint (position encoding, tokenizer), not of the recipe",
+            hint="the converter or the checkpoint (position encoding, say) is at fault, not the recipe",
         )
     _write(out / "parity.json", {"kld_mean": measured, "limit": params["kld_mean"]})
 
@@ -287,7 +287,10 @@ def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any
     answers = [list(runtime.generate(chat["ids"], CONTINUATION_TOKENS)) for chat in expected["chats"]]
     same = [_common_prefix(answer, chat["answer"]) for answer, chat in zip(answers, expected["chats"], strict=True)]
     longest = [max(1, len(chat["answer"])) for chat in expected["chats"]]
-    rendered = [tokenizer.render([{"role": "user", "content": chat["prompt"]}]) == chat["rendered"] for chat in expected["chats"]]
+    rendered = [
+        tokenizer.render([{"role": "user", "content": chat["prompt"]}]) == chat["rendered"]
+        for chat in expected["chats"]
+    ]
     return {
         "sanity": {
             "tokenizer_equal": tokenizer.encode(PARITY_TEXT) == expected["parity_ids"],
@@ -324,7 +327,9 @@ def _finite(logits: Floats, rows: int) -> Floats:
 def _mean_and_error(values: npt.NDArray[Any]) -> tuple[float, float]:
     import numpy as np
 
-    return float(np.mean(values, dtype=np.float64)), float(np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values)))
+    return float(np.mean(values, dtype=np.float64)), float(
+        np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values))
+    )
 
 
 def _only_file(folder: Path) -> Path:

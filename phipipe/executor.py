@@ -155,7 +155,9 @@ class Run:
         if step.toolchain and step.toolchain not in self._toolchains:
             found = toolchain.installed(step.toolchain, self._settings)
             if found is None:
-                return Forecast(step=step, key=None, cached=False, why=f"toolchain `{step.toolchain}` is not installed yet")
+                return Forecast(
+                    step=step, key=None, cached=False, why=f"toolchain `{step.toolchain}` is not installed yet"
+                )
             self._toolchains[step.toolchain] = found
         record = self._record(step, {name: self._done[needed].stored.digest for name, needed in step.needs.items()})
         key = keys.key_of(record)
@@ -242,9 +244,7 @@ class Run:
             self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._listener.note)
             self._checked.add(step.toolchain)
         with self._worker(step) as worker:
-            outcome = worker.run(
-                request, scratch, on_progress=lambda *report: self._listener.progress(step, *report)
-            )
+            outcome = worker.run(request, scratch, on_progress=lambda *report: self._listener.progress(step, *report))
         return outcome.usage()
 
     @contextmanager
@@ -264,7 +264,9 @@ class Run:
             worker.close()
 
     def _start(self, name: str) -> Worker:
-        return Worker(self._toolchain(name).python, name=name, log_folder=self._store.root / "logs", settings=self._settings)
+        return Worker(
+            self._toolchain(name).python, name=name, log_folder=self._store.root / "logs", settings=self._settings
+        )
 
     def _close_workers(self, keep: set[str | None] = frozenset()) -> None:  # type: ignore[assignment]
         for name in [n for n in self._workers if n not in keep]:
@@ -310,8 +312,12 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
     if old.get("version") != new.get("version"):
         found.append("phipipe's own step")
     found += [f"input {name}" for name in _changed(old, new, "inputs")]
-    found += [f"{n} {_short(old['params'].get(n))} → {_short(new['params'].get(n))}" for n in _changed(old, new, "params")]
-    found += [f"{n} {old['tools'].get(n, 'absent')} → {new['tools'].get(n, 'absent')}" for n in _changed(old, new, "tools")]
+    found += [
+        f"{n} {_short(old['params'].get(n))} → {_short(new['params'].get(n))}" for n in _changed(old, new, "params")
+    ]
+    found += [
+        f"{n} {old['tools'].get(n, 'absent')} → {new['tools'].get(n, 'absent')}" for n in _changed(old, new, "tools")
+    ]
     if old.get("host") != new.get("host"):
         found.append("this machine")
     return found

@@ -48,7 +48,13 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     metrics = {name: statistics.median(s[name] for s in samples) for name in samples[0]}
     spread = {name: [min(s[name] for s in samples), max(s[name] for s in samples)] for name in samples[0]}
     metrics |= {"load_s": load_s, "peak_memory_gib": peak_bytes() / 2**30}
-    report = {"metrics": metrics, "spread": spread, "host": host(), "prompt_tokens": len(prompt), "new_tokens": new_tokens}
+    report = {
+        "metrics": metrics,
+        "spread": spread,
+        "host": host(),
+        "prompt_tokens": len(prompt),
+        "new_tokens": new_tokens,
+    }
     (out / "speed.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

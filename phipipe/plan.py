@@ -100,7 +100,10 @@ def _unit(build: Build, target: Device, backend: Backend) -> Unit:
     works = f"with `{recipe.backend}`: {', '.join(dict.fromkeys(able_precisions)) or 'nothing'}"
     works += f"; {recipe.precision} with: {', '.join(others)}" if others else ""
     raise problem_at(
-        build, ("precision",), f"`{recipe.backend}` cannot run {recipe.precision} on {target.title}", f"what works {works}"
+        build,
+        ("precision",),
+        f"`{recipe.backend}` cannot run {recipe.precision} on {target.title}",
+        f"what works {works}",
     )
 
 
@@ -241,9 +244,7 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
         "speed": "measure",
         "gates": "gates",
     }
-    return Step(
-        name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True
-    )
+    return Step(name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True)
 
 
 def _source(plan: Plan) -> dict[str, Any]:
@@ -257,4 +258,3 @@ def _source(plan: Plan) -> dict[str, Any]:
         "parameters": checkpoint.parameters,
         "context_length": checkpoint.context_length,
     }
-

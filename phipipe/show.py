@@ -117,7 +117,7 @@ def ending(result: Result) -> str:
     return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{memory}"
 
 
-def outcome(done: Outcome, stream: TextIO) -> str:
+def outcome(done: Outcome) -> str:
     """The closing words of one build: table, place, next commands. Empty for a failed one."""
     metrics = done.load("evaluate", "metrics.json")
     if done.error or metrics is None:
@@ -154,7 +154,7 @@ def outcome_json(done: Outcome) -> dict[str, Any]:
     }
 
 
-def plan(planned: Plan, forecast: Sequence[Forecast], stream: TextIO) -> str:
+def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     """A table of steps: cached or not, why, and what they need."""
     rows = [("step", "state", "disk", "memory", "why")]
     for item in forecast:
@@ -165,7 +165,9 @@ def plan(planned: Plan, forecast: Sequence[Forecast], stream: TextIO) -> str:
     lines = [heading(planned)]
     lines += [f"  warning: {a.message} [{a.rule}]" for a in planned.warnings]
     lines += [f"  fix-up {name}: {fix['why']}" for name, fix in planned.fixups.items()]
-    lines += ["  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows]
+    lines += [
+        "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
+    ]
     todo = [item for item in forecast if not item.cached]
     disk = sum(item.step.output_bytes for item in todo)
     lines.append(

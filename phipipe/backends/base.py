@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +94,22 @@ class Tokenizer(Protocol):
         """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the answer."""
 
 
+def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
+    """A copy of the checkpoint ``source`` in the new folder ``scratch``, its ``config.json`` patched.
+
+    ``patch`` replaces top-level keys. Files are copied, never linked (converters refuse or follow links),
+    and ``source`` itself is never changed.
+    """
+    scratch.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, scratch / path.name)
+    config = scratch / "config.json"
+    patched = json.loads(config.read_text("utf-8")) | dict(patch)
+    config.write_text(json.dumps(patched, indent=2) + "\n", "utf-8")
+    return scratch
+
+
 class Backend(Protocol):
     """The fixed set of names that ``phipipe/backends/<name>.py`` defines at module level."""
 
@@ -106,7 +124,15 @@ class Backend(Protocol):
     def steps(
         recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]
     ) -> list[Step]:
-        """Steps from ``source`` to the artifact; the last one's output is what ships."""
+        """Steps from ``source`` to the artifact; the last one's output is what ships.
+
+        ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the checkpoint's
+        recorded fix-ups; converters apply it to a ``staged`` copy.
+        """
+
+    @staticmethod
+    def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
+        """What is impossible ("error") or unwise ("warning") here, before anything is run."""
 
     @staticmethod
     def open(artifact: Path) -> Runtime:

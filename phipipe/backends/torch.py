@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from phipipe import models
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -24,7 +25,7 @@ TOOLCHAIN = "torch"
 APIS = frozenset({"cpu", "cuda", "metal"})
 HOST_APIS = frozenset({"cpu"})
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {api: _DTYPES for api in sorted(APIS)}
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _DTYPES)
 
 
 class Options(BaseModel):
@@ -33,9 +34,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def steps(
-    recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]
-) -> list[Step]:
+def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
     """One step: the checkpoint's floating-point tensors, cast."""
     size = checkpoint.parameters * (4 if recipe.precision == "fp32" else 2)
     return [

@@ -1,0 +1,371 @@
+"""ONNX Runtime GenAI: checkpoint → fp32 ONNX folder, once → 8 or 4 bits, many times → a folder it serves.
+
+``convert`` calls onnxruntime-genai's own model builder; ``quantize`` then does to the fp32 graph what the
+builder does in one shot, and its initializers are byte-identical to the bare builder's with equal options
+(test_onnxruntime.py compares them), except where the builder is wrong or wasteful:
+
+- tied embeddings at int8: the builder stores the embedding a second time, in fp32; here it reads the 8-bit head;
+- tied embeddings and an excluded LM head: the builder rounds the embedding to 4 bits unasked; here both stay fp32;
+- tied embeddings at int4, "default", asymmetric: the builder refuses; here it works.
+
+The builder's windowed KV cache is off: with it, prompts shorter than the window fail at run time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from phipipe import onnx_graph, onnx_quantize, rules
+from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
+from phipipe.errors import RecipeError, StepFailed
+from phipipe.onnx_graph import Linear, Scheme
+from phipipe.recipe import Precision, Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from phipipe.models import Checkpoint
+
+TITLE = "ONNX Runtime GenAI"
+TOOLCHAIN = "onnxruntime"
+APIS = frozenset({"cpu"})
+HOST_APIS = frozenset({"cpu"})
+# No fp16: the builder makes it, but grouped-query models then fail while decoding.
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
+    "cpu": {"fp32": "float32", "int8": "MatMulNBits, 8 bits", "int4": "MatMulNBits, 4 bits"}
+}
+BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
+LM_HEAD = "/lm_head/MatMul"
+CONFIG = "genai_config.json"
+
+
+class Options(BaseModel):
+    """How the weights are rounded. All algorithms are data-free."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block_size: Literal[16, 32, 64, 128, 256] = Field(
+        32, description="Weights that share one scale. Smaller is more accurate and larger on disk."
+    )
+    symmetric: bool = Field(
+        True, description="Rounding around zero, without zero points. Off: a zero point per block, more accurate."
+    )
+    algorithm: Literal["default", "rtn", "k_quant"] = Field(
+        "default",
+        description="default: onnxruntime's kernels, the scale follows the largest weight's sign and uses all levels. "
+        "rtn: round to nearest with a positive scale. k_quant: searches scale and zero point per block, slower, "
+        "always asymmetric.",
+    )
+    mixed: Literal["none", "head", "layers"] = Field(
+        "none",
+        description="What an int4 model keeps at 8 bits. head: the LM head. layers: also the attention input and "
+        "down projections of the first and last eighth of the layers, and of every third between.",
+    )
+    accuracy_level: int = Field(
+        4, ge=0, le=4, description="Arithmetic: 4 int8 activations (fast), 1 fp32, 0 onnxruntime's choice."
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Nodes to leave in fp32, as patterns over their names: `*/layers.0/mlp/down_proj/*`."
+    )
+    embeddings: Literal["auto", "float", "quantized"] = Field(
+        "auto",
+        description="Token embeddings. auto: shared with a quantized LM head if tied, else fp32. "
+        "quantized: 4 bits also if untied (int4 only).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _k_quant_is_asymmetric(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("algorithm") == "k_quant":
+            if data.get("symmetric", False) is True:
+                raise ValueError("k_quant always stores zero points: `symmetric` cannot be true with it")
+            return {**data, "symmetric": False}
+        return data
+
+
+def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+    """``convert``, shared by all precisions, and for int8 and int4 ``quantize``."""
+    parameters = checkpoint.parameters
+    convert_step = Step(
+        name="convert",
+        runs="phipipe.backends.onnxruntime:convert",
+        version=1,
+        needs={"source": "source"},
+        params={"config_patch": dict(config_patch)},
+        toolchain=TOOLCHAIN,
+        output_bytes=4 * parameters,
+        memory_bytes=4 * parameters + 2**30,
+    )
+    if recipe.precision not in BITS:
+        return [convert_step]
+    bits = BITS[recipe.precision]
+    quantize_step = Step(
+        name="quantize",
+        runs="phipipe.backends.onnxruntime:quantize",
+        version=1,
+        needs={"model": "convert"},
+        params={"bits": bits, **options.model_dump(mode="json")},
+        toolchain=TOOLCHAIN,
+        output_bytes=(bits + 1) * parameters // 8 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        memory_bytes=2**30,
+    )
+    return [convert_step, quantize_step]
+
+
+def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
+    """The rules of this backend."""
+    return rules.check(recipe, options, checkpoint, rules.ONNXRUNTIME)
+
+
+def convert(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["source"]``, a checkpoint, to an fp32 ONNX folder that onnxruntime-genai loads.
+
+    Raises:
+        StepFailed: the builder failed, or what it left is incomplete.
+    """
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
+        source = inputs["source"]
+        if params["config_patch"]:
+            source = staged(source, params["config_patch"], Path(scratch) / "source")
+        _build(source, out, Path(scratch) / "cache")
+        _normalise(out)
+        _check_conversion(out, forbidden=[str(inputs["source"]), str(out), scratch])
+
+
+def _build(source: Path, out: Path, cache: Path) -> None:
+    """Run the builder in this process. Its structured options refuse unknown keys; the older ones ignore them."""
+    from onnxruntime_genai.models import builder
+
+    target = {
+        "quant_config": {"io_dtype": "fp32", "weights": {"type": "none"}},
+        "attention": {"kv_cache": {"windowed": False}},
+    }
+    where = (None, str(source), str(out), "fp32", "cpu", str(cache))
+    # hf_token=false: it would otherwise look for the user's token, although everything is local.
+    options = builder.parse_extra_options(*where, ["hf_token=false"], builder_config_version=2, target_options=target)
+    builder.create_model(*where, **options)
+
+
+def _normalise(folder: Path) -> None:
+    """Take out what depends on the machine: the builder signs with the git commit of any enclosing repository."""
+    from onnxruntime_genai import __version__ as version
+
+    model = onnx_graph.load(folder)
+    model.producer_version = version
+    onnx_graph.save(model, folder)
+
+
+def _check_conversion(folder: Path, forbidden: Sequence[str]) -> None:
+    model = onnx_graph.load(folder)
+    onnx_graph.check_files(folder, model)
+    quantized = [n.name for n in model.graph.node if n.op_type in onnx_graph.QUANTIZED]
+    if quantized:
+        raise StepFailed(f"the conversion is not fp32: `{quantized[0]}` is quantized")
+    if not any(linear.name == LM_HEAD for linear in onnx_graph.linears(model)):
+        raise StepFailed(f"the conversion has no `{LM_HEAD}`")
+    for name in (CONFIG, "tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise StepFailed(f"onnxruntime-genai's builder wrote no `{name}`")
+    config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
+    decoder = config["decoder"]
+    if not config.get("context_length") or config.get("eos_token_id") in (None, []):
+        raise StepFailed(f"`{CONFIG}` names no context length or no end-of-text token")
+    if decoder["filename"] != onnx_graph.MODEL or decoder["session_options"]["provider_options"]:
+        raise StepFailed(f"`{CONFIG}` is not for `{onnx_graph.MODEL}` on the CPU")
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes() if path.name != onnx_graph.DATA else b""
+        if any(word.encode() in content for word in forbidden):
+            raise StepFailed(f"`{path.name}` holds a path of this machine")
+
+
+def quantize(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]`` bits.
+
+    The graph is verified from disk before the step counts as done.
+
+    Raises:
+        RecipeError: a pattern of ``exclude`` matches no node.
+        StepFailed: onnxruntime's quantizer did something else than asked.
+    """
+    source = inputs["model"]
+    options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
+    wanted = onnx_graph.linears(onnx_graph.load(source))
+    layers = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"]["num_hidden_layers"]
+    schemes = schemes_of(wanted, options, params["bits"], layers)
+    embedding = _embedding(source, wanted, schemes, options)
+    onnx_quantize.quantize(source, out, schemes, embedding)
+    for path in sorted(source.iterdir()):
+        if path.name not in (onnx_graph.MODEL, onnx_graph.DATA):
+            shutil.copyfile(path, out / path.name)
+    onnx_graph.verify(out, wanted, schemes, embedding)
+
+
+def schemes_of(wanted: Sequence[Linear], options: Options, bits: int, layers: int) -> dict[str, Scheme]:
+    """Node name → how its weight is stored; excluded nodes are absent.
+
+    Raises:
+        RecipeError: a pattern of ``exclude`` matches no node.
+    """
+    names = [linear.name for linear in wanted]
+    excluded = {name for pattern in options.exclude for name in _matches(pattern, names)}
+    raised = _raised(options.mixed, layers) if bits == 4 else set()
+    return {
+        name: Scheme(
+            bits=8 if name in raised else bits,
+            block_size=options.block_size,
+            symmetric=options.symmetric,
+            accuracy_level=options.accuracy_level,
+            algorithm=options.algorithm,
+        )
+        for name in names
+        if name not in excluded
+    }
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+        raise RecipeError(f"`quantize.exclude: {pattern}` matches no node", hint=f"did you mean `{near[0]}`?")
+    return found
+
+
+def _raised(mixed: str, layers: int) -> set[str]:
+    """Nodes that ``mixed`` keeps at 8 bits: llama.cpp's choice for its mixed types, which the builder shares."""
+    if mixed == "none":
+        return set()
+    names = {LM_HEAD}
+    if mixed == "layers":
+        eighth = layers / 8
+        between = range(round(eighth) + 2, layers, 3)
+        chosen = [i for i in range(layers) if i < eighth or i >= 7 * eighth or i in between]
+        projections = ("attn/qkv_proj", "attn/v_proj", "mlp/down_proj")
+        names |= {f"/model/layers.{i}/{projection}/MatMul" for i in chosen for projection in projections}
+    return names
+
+
+def _embedding(
+    source: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme], options: Options
+) -> Scheme | None:
+    """How the token embedding is stored; None is fp32."""
+    tied = onnx_graph.is_tied(onnx_graph.load(source))
+    head = next(linear for linear in wanted if linear.name == LM_HEAD)
+    scheme = schemes.get(LM_HEAD)
+    if tied:  # rows that end within a block cannot be looked up without padding
+        shareable = options.embeddings != "float" and head.k % options.block_size == 0
+        return scheme if shareable else None
+    if options.embeddings != "quantized":
+        return None
+    return Scheme(
+        bits=4, block_size=options.block_size, symmetric=options.symmetric, accuracy_level=0, algorithm="default"
+    )
+
+
+class _Session:
+    """``Runtime`` over a folder. Each half is loaded when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
+        self._session: Any = None
+        self._model: Any = None
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        if self._session is None:
+            self._session = _session(self._folder)
+        feeds = _feeds(self._session, self._config["decoder"], tokens)
+        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0]
+        return output
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        import onnxruntime_genai as genai
+
+        if self._model is None:
+            self._model = genai.Model(str(self._folder))
+        ends = self._config["eos_token_id"]
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        params = genai.GeneratorParams(self._model)
+        length = min(len(prompt) + limit, self._config["context_length"])
+        params.set_search_options(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=length)
+        generator = genai.Generator(self._model, params)
+        generator.append_tokens(list(prompt))
+        for _ in range(length - len(prompt)):
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            yield token
+            if token in ends:
+                return
+
+    def close(self) -> None:
+        self._session = self._model = None
+
+
+def _session(folder: Path) -> Any:
+    import onnxruntime
+    import psutil
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = psutil.cpu_count(logical=False) or 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # errors; the exception carries the message anyway
+    return onnxruntime.InferenceSession(str(folder / onnx_graph.MODEL), options, providers=["CPUExecutionProvider"])
+
+
+def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+    """Inputs for one pass over ``tokens`` [1, n] with empty caches [1, kv heads, 0, head size]."""
+    import numpy as np
+
+    count = len(tokens)
+    empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+    known = {
+        "input_ids": np.array([tokens], np.int64),
+        "attention_mask": np.ones((1, count), np.int64),
+        "position_ids": np.arange(count, dtype=np.int64)[None],
+    }
+    return {entry.name: known.get(entry.name, empty) for entry in session.get_inputs()}
+
+
+class _Tokenizer:
+    """``Tokenizer`` as onnxruntime-genai reads it; it does not load the weights."""
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime_genai as genai
+
+        self._tokenizer = genai.Tokenizer(str(folder))
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        chat = json.dumps([dict(message) for message in messages])
+        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))
+
+
+def open(artifact: Path) -> Runtime:
+    """Logits from onnxruntime, generation from onnxruntime-genai, both over the same file."""
+    return _Session(artifact)
+
+
+def tokenizer(artifact: Path) -> Tokenizer:
+    """The tokenizer that ships in the folder."""
+    return _Tokenizer(artifact)
+
+
+if TYPE_CHECKING:
+    from phipipe.backends import onnxruntime as _this
+    from phipipe.backends.base import Backend
+
+    _: Backend = _this

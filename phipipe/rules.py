@@ -1,0 +1,240 @@
+"""What cannot work, or works badly, as data: one row per rule, read top to bottom.
+
+The rules' numbers are those of the support matrix the project was started from; a message says what is
+wrong in the user's own names, a hint what to do. Conditions see the recipe, the backend's options and the
+checkpoint's shape, nothing else: no disk, no network. The device's side is decided in ``plan``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from phipipe.backends.base import Advice, Json
+from phipipe.models import Checkpoint
+from phipipe.recipe import Recipe
+
+Condition = Callable[[Recipe, Any, Checkpoint], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """``message`` and ``hint`` are format strings over ``recipe``, ``options`` and ``checkpoint``."""
+
+    id: str
+    level: str  # "error" or "warning"
+    when: Condition
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixup:
+    """A change to the staged copy's ``config.json``, made without asking and recorded in the manifest."""
+
+    id: str
+    rule: str
+    when: Callable[[Recipe, Checkpoint], bool]
+    reason: str
+    patch: Callable[[Checkpoint], Mapping[str, Json]]
+
+
+def check(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()) -> list[Advice]:
+    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies."""
+    facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
+    return [
+        Advice(
+            level=rule.level,
+            rule=rule.id,
+            message=rule.message.format(**facts),
+            hint=rule.hint.format(**facts) if rule.hint else None,
+        )
+        for rule in table or MODELS
+        if rule.when(recipe, options, checkpoint)
+    ]
+
+
+def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:
+    """Fix-ups that the checkpoint needs on the recipe's backend: id → ``rule``, ``reason`` and ``patch``."""
+    return {
+        fix.id: {"rule": fix.rule, "reason": fix.reason, "patch": dict(fix.patch(checkpoint))}
+        for fix in FIXUPS
+        if fix.when(recipe, checkpoint)
+    }
+
+
+def _has_short_window(checkpoint: Checkpoint) -> bool:
+    """A sliding window that really cuts; LongRoPE models carry one longer than their context."""
+    window = checkpoint.sliding_window
+    return checkpoint.model_type == "phi3" and window is not None and 0 < window < checkpoint.context_length
+
+
+def _head_size(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.config.get("head_dim") or checkpoint.hidden_size // checkpoint.heads)
+
+
+def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
+    """Phi-4-mini and its reasoning variants: tied, o200k vocabulary (nothing in the config names the family)."""
+    return checkpoint.model_type == "phi3" and checkpoint.tied and checkpoint.vocab_size == 200064
+
+
+def _rotary_pairs(checkpoint: Checkpoint) -> int:
+    return int(_head_size(checkpoint) * float(checkpoint.config.get("partial_rotary_factor", 1.0))) // 2
+
+
+def _widths(checkpoint: Checkpoint) -> set[int]:
+    """Output widths of a layer's linears, as the checkpoint stores them (q, k, v and gate, up are joined)."""
+    if checkpoint.model_type == "phi":
+        return {checkpoint.hidden_size, checkpoint.intermediate_size}
+    joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * _head_size(checkpoint)
+    return {checkpoint.hidden_size, joined, 2 * checkpoint.intermediate_size}
+
+
+def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
+    """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is left over."""
+    inputs = {
+        checkpoint.hidden_size,
+        checkpoint.intermediate_size,
+        checkpoint.heads * _head_size(checkpoint),
+    }
+    return any(-(-k // block_size) % 2 for k in inputs)
+
+
+NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"
+
+MODELS: tuple[Rule, ...] = (
+    Rule(
+        id="M01",
+        level="error",
+        when=lambda r, o, c: c.architecture == "Phi4FlashForCausalLM",
+        message="Phi-4-mini-flash (Mamba layers) is supported by no edge runtime",
+        hint="use Phi-4-mini-reasoning",
+    ),
+    Rule(
+        id="M02",
+        level="error",
+        when=lambda r, o, c: c.architecture == "Phi3SmallForCausalLM",
+        message=f"Phi-3-small exists as remote code only: {NATIVE}",
+        hint="use Phi-3-medium or Phi-3.5-mini",
+    ),
+    Rule(
+        id="M03",
+        level="error",
+        when=lambda r, o, c: c.architecture in {"Phi3VForCausalLM", "Phi4MMForCausalLM", "Phi4ForCausalLMV"},
+        message="`{checkpoint.architecture}` is multimodal; phipipe converts text models only",
+        hint="use the text model it was built on (Phi-3.5-mini, Phi-4-mini, Phi-4-reasoning)",
+    ),
+    Rule(
+        id="M04",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe" and r.backend == "onnxruntime",
+        message="onnxruntime-genai 0.18 cannot build Phi-3.5-MoE: it lost its LongRoPE for this model",
+        hint="use a dense Phi model",
+    ),
+    Rule(
+        id="M05",
+        level="warning",
+        when=lambda r, o, c: c.model_type == "phimoe" and r.backend in {"llamacpp", "mlx"},
+        message="`{recipe.backend}` routes with a plain softmax where Phi-3.5-MoE was trained with SparseMixer: "
+        "its outputs differ at every precision",
+    ),
+    Rule(
+        id="M06",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe" and _head_size(c) != c.hidden_size // c.heads,
+        message="SlimMoE's head size ({checkpoint.config[head_dim]}) is not hidden size / heads; "
+        "no runtime computes that correctly",
+    ),
+    Rule(
+        id="M07",
+        level="error",
+        when=lambda r, o, c: r.backend != "torch" and "rope_parameters" in c.config,
+        message="the checkpoint was saved again by transformers 5 (`rope_parameters` in config.json); "
+        "other converters then lose its rotary factors without a word",
+        hint="use the hub's original files",
+    ),
+    Rule(
+        id="D02",
+        level="warning",
+        when=lambda r, o, c: r.precision == "int4" and _is_phi4_mini(c) and getattr(o, "mixed", "none") == "none",
+        message="Phi-4-mini degenerates when all its weights have 4 bits",
+        hint="keep the sensitive layers at 8 bits; onnxruntime: `quantize: {{mixed: layers}}`",
+    ),
+)
+
+ONNXRUNTIME: tuple[Rule, ...] = (
+    Rule(
+        id="O01",
+        level="error",
+        when=lambda r, o, c: r.precision == "fp16",
+        message="onnxruntime builds fp16 for the CPU, but grouped-query models then fail while decoding",
+        hint="choose fp32, int8 or int4",
+    ),
+    Rule(
+        id="O09",
+        level="error",
+        when=lambda r, o, c: r.precision == "int4" and o.algorithm == "k_quant" and o.symmetric,
+        message="`k_quant` always stores zero points; it cannot be symmetric",
+        hint="set `quantize.algorithm: default` or `rtn`",
+    ),
+    Rule(
+        id="O14",
+        level="error",
+        when=lambda r, o, c: r.precision == "fp32" and bool(o.model_fields_set),
+        message="`quantize` is set, but fp32 quantizes nothing",
+        hint="remove `quantize`, or choose int8 or int4",
+    ),
+    Rule(
+        id="O15",
+        level="error",
+        when=lambda r, o, c: r.precision == "int8" and o.mixed != "none",
+        message="`quantize.mixed: {options.mixed}` raises layers to 8 bits; at int8 all have 8",
+        hint="remove `quantize.mixed`, or choose int4",
+    ),
+    Rule(
+        id="O16",
+        level="error",
+        when=lambda r, o, c: r.precision == "int8" and o.embeddings == "quantized" and not c.tied,
+        message="onnxruntime quantizes an untied embedding to 4 bits only",
+        hint="remove `quantize.embeddings`, or choose int4",
+    ),
+    Rule(
+        id="O17",
+        level="error",
+        when=lambda r, o, c: (
+            r.precision == "int4"
+            and o.algorithm in {"rtn", "k_quant"}
+            and not o.symmetric
+            and _odd_blocks(c, o.block_size)
+        ),
+        message="`{options.algorithm}` with zero points needs an even number of blocks in every row of a weight; "
+        "with `block_size: {options.block_size}` this model has odd ones",
+        hint="choose a smaller `quantize.block_size`, or `algorithm: default`",
+    ),
+    Rule(
+        id="O18",
+        level="error",
+        when=lambda r, o, c: c.vocab_size in _widths(c),
+        message="the vocabulary ({checkpoint.vocab_size}) is as wide as another layer's output; "
+        "onnxruntime-genai takes that layer for the LM head and builds a wrong model",
+    ),
+    Rule(
+        id="O19",
+        level="error",
+        when=lambda r, o, c: _rotary_pairs(c) % 8 != 0,
+        message="onnxruntime's attention needs rotary dimensions in multiples of 16",
+    ),
+)
+
+FIXUPS: tuple[Fixup, ...] = (
+    Fixup(
+        id="F1",
+        rule="M08",
+        when=lambda r, c: r.backend == "onnxruntime" and _has_short_window(c) and not c.config.get("layer_types"),
+        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that config.json lists",
+        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
+    ),
+)

@@ -1,0 +1,53 @@
+"""Shared fixtures. No test sees the user's own cache; toolchains are installed once a session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from phipipe.settings import Settings
+from phipipe.toolchain import Installed
+
+from phipipe import hub, toolchain
+
+
+@pytest.fixture(scope="session")
+def toolchains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that every test's toolchains lie in (their content is immutable, so one serves all)."""
+    return tmp_path_factory.mktemp("toolchains")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, toolchains: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for every test, never the user's."""
+    monkeypatch.setenv("PHIPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PHIPIPE_TOOLCHAINS", str(toolchains))
+    monkeypatch.delenv("PHIPIPE_TOOLCHAIN", raising=False)
+    return tmp_path / "cache"
+
+
+def _install(name: str, toolchains: Path) -> Installed:
+    settings = Settings.read({**os.environ, "PHIPIPE_CACHE": str(toolchains), "PHIPIPE_TOOLCHAINS": str(toolchains)})
+    return toolchain.ensure(name, settings, print)
+
+
+@pytest.fixture(scope="session")
+def ort_python(toolchains: Path) -> Path:
+    """Python of the real onnxruntime toolchain."""
+    return _install("onnxruntime", toolchains).python
+
+
+@pytest.fixture(scope="session")
+def torch_python(toolchains: Path) -> Path:
+    """Python of the real torch toolchain."""
+    return _install("torch", toolchains).python
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the embedded model that a test may spoil."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder)
+    return folder
