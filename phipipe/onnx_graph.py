@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-EMBEDDING = "/model/embed_tokens/Gather"
 QUANTIZED = frozenset({"MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "QMoE", "MatMulInteger"})
 # Tables that are computed from the config, not learned: no part of the weights' size.
 TABLES = ("cos_cache", "sin_cache")
 
-_ALIGNMENT = 64  # bytes; a cache line, and what the widest vector load of a CPU wants
-_SLICE = 2**22  # elements quantized at a time: 16 MiB in fp32, about 300 MiB at the peak of k_quant
 _BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 10: 2, 16: 2, 21: 0.5, 22: 0.5}  # per element of an ONNX data type
 
 
@@ -84,6 +81,11 @@ def linears(model: Any) -> list[Linear]:
     return found
 
 
+def is_tied(model: Any) -> bool:
+    """Whether the token embedding reads the LM head's matrix (through a transpose)."""
+    return any(n.op_type == "Transpose" and n.name.startswith("/model/embed_tokens/") for n in model.graph.node)
+
+
 def check_files(folder: Path, model: Any) -> None:
     """Every initializer lies whole inside ``model.onnx.data``, a plain file that nothing else links to.
 
@@ -96,19 +98,19 @@ def check_files(folder: Path, model: Any) -> None:
             raise StepFailed(f"`{name}` is missing or linked; onnxruntime refuses linked weights")
     size = (folder / DATA).stat().st_size
     for tensor in model.graph.initializer:
-        location, offset, length = _place(tensor)
+        location, offset, length = place(tensor)
         expected = math.ceil(math.prod(tensor.dims) * _BYTES.get(tensor.data_type, 0))
         if location != DATA or length != expected or offset + length > size:
             raise StepFailed(f"`{MODEL}` is incomplete: weight `{tensor.name}` is not in `{DATA}`")
 
 
-def _place(tensor: Any) -> tuple[str, int, int]:
+def place(tensor: Any) -> tuple[str, int, int]:
     """(file, offset, length) of an external initializer; file is "" if it is not external."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return entries.get("location", ""), int(entries.get("offset", 0)), int(entries.get("length", 0))
 
 
-def _attributes(node: Any) -> dict[str, Any]:
+def attributes(node: Any) -> dict[str, Any]:
     from onnx import helper
 
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -133,12 +135,12 @@ def verify(folder: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme]
             raise StepFailed(f"`{linear.name}` is not in the graph {f'at {scheme.bits} bits' if scheme else 'in fp32'}")
         problem = _difference(nodes[name], tensors, linear, scheme)
         if problem:
-            raise StepFailed(f"`{name}` {problem}", hint="phipipe cache verify; if it stays, this is a bug")
-    for node in model.graph.node:
-        if node.name not in expected and node.op_type == "MatMul" and node.input[1] in tensors:
-            raise StepFailed(f"`{node.name}` was left in fp32 and is not excluded")
-        if node.name not in expected and node.op_type in QUANTIZED:
-            _check_embedding(node, tensors, embedding)
+            raise StepFailed(f"`{name}` {problem}", hint="this is a bug in phipipe or in this version of onnxruntime")
+    rest = [node for node in model.graph.node if node.name not in expected]
+    left = [node.name for node in rest if node.op_type == "MatMul" and node.input[1] in tensors]
+    if left:
+        raise StepFailed(f"`{left[0]}` was left in fp32 and is not excluded")
+    _check_embedding([node for node in rest if node.op_type in QUANTIZED], embedding)
 
 
 def _difference(node: Any, tensors: Mapping[str, Any], linear: Linear, scheme: Scheme | None) -> str | None:
@@ -153,42 +155,41 @@ def _difference(node: Any, tensors: Mapping[str, Any], linear: Linear, scheme: S
         "K": linear.k,
         "N": linear.n,
     }
-    attributes = {"accuracy_level": 0} | _attributes(node)
+    found = {"accuracy_level": 0} | attributes(node)
     for name, value in asked.items():
-        if attributes.get(name) != value:
-            return f"has {name} {attributes.get(name)}, asked was {value}"
+        if found.get(name) != value:
+            return f"has {name} {found.get(name)}, asked was {value}"
     stored = [name for name in node.input[1:] if name]
     if len(stored) != (2 if scheme.symmetric else 3) or node.op_type != "MatMulNBits":
         return f"has {'' if len(stored) > 2 else 'no '}zero points, asked was symmetric: {scheme.symmetric}"
-    return _wrong_shape(stored, tensors, _shapes(linear, scheme))
+    return _wrong_tensor(stored, tensors, linear, scheme)
 
 
-def _shapes(linear: Linear, scheme: Scheme) -> list[tuple[int, ...]]:
-    """Shapes of packed weight, scales and zero points."""
+def _wrong_tensor(stored: Sequence[str], tensors: Mapping[str, Any], linear: Linear, scheme: Scheme) -> str | None:
+    """What is wrong with the packed weight, the scales or the zero points: all are named after ``linear.weight``."""
     blocks = -(-linear.k // scheme.block_size)
     packed = (linear.n, blocks, scheme.block_size * scheme.bits // 8)
-    return [packed, (linear.n, blocks), (linear.n, -(-blocks * scheme.bits // 8))]
-
-
-def _wrong_shape(stored: Sequence[str], tensors: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> str | None:
-    for name, shape in zip(stored, shapes, strict=False):
+    for name, shape in zip(
+        stored, (packed, (linear.n, blocks), (linear.n, -(-blocks * scheme.bits // 8))), strict=False
+    ):
+        if not name.startswith(f"{linear.weight}_"):
+            return f"reads `{name}`, another node's weight"
         if name not in tensors or tuple(tensors[name].dims) != shape:
             return f"reads `{name}`, which does not have the shape {list(shape)}"
     return None
 
 
-def _check_embedding(node: Any, tensors: Mapping[str, Any], embedding: Scheme | None) -> None:
-    attributes = {"bits": 4} | _attributes(node)
-    asked = embedding and (embedding.bits, embedding.block_size, embedding.symmetric)
-    zero_points = len([name for name in node.input[3:] if name]) > 0
-    found = (attributes.get("bits"), attributes.get("block_size"), not zero_points)
-    if node.op_type != "GatherBlockQuantized" or found != asked or node.input[2] not in tensors:
-        raise StepFailed(f"`{node.name}` ({node.op_type}) was not asked for, or not like this")
-
-
-def scheme_of(scheme: Scheme, bits: int) -> Scheme:
-    """``scheme`` at another width."""
-    return replace(scheme, bits=bits)
+def _check_embedding(nodes: Sequence[Any], embedding: Scheme | None) -> None:
+    """Exactly the quantized lookup that was asked for is there, and nothing else is quantized."""
+    for node in nodes:
+        found = {"bits": 4} | attributes(node)
+        symmetric = not any(node.input[3:])
+        stored = (found.get("bits"), found.get("block_size"), symmetric)
+        asked = embedding and (embedding.bits, embedding.block_size, embedding.symmetric)
+        if node.op_type != "GatherBlockQuantized" or stored != asked:
+            raise StepFailed(f"`{node.name}` ({node.op_type}) was not asked for, or not like this")
+    if len(nodes) != (embedding is not None):
+        raise StepFailed("the token embedding is not quantized, though asked for")
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -203,14 +204,14 @@ def describe(folder: Path) -> dict[str, Any]:
     widths = ["32"] * len(counted)
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
-            attributes = _attributes(node)
-            widths.append(str(attributes["bits"]))
-            counted |= {node.input[1]: attributes["K"] * attributes["N"], **dict.fromkeys(node.input[2:], 0)}
+            found = attributes(node)
+            widths.append(str(found["bits"]))
+            counted |= {node.input[1]: found["K"] * found["N"], **dict.fromkeys(node.input[2:], 0)}
         elif node.op_type == "GatherBlockQuantized" and node.input[0] in shapes:
             counted |= dict.fromkeys(node.input[2:], 0)
     weights = [t for t in model.graph.initializer if not t.name.startswith(TABLES)]
     parameters = sum(counted.get(t.name, math.prod(t.dims)) for t in weights)
-    weight_bytes = sum(_place(t)[2] for t in weights)
+    weight_bytes = sum(place(t)[2] for t in weights)
     return {
         "parameters": parameters,
         "weight_bytes": weight_bytes,

@@ -182,17 +182,15 @@ ONNXRUNTIME: tuple[Rule, ...] = (
     ),
     Rule(
         id="O14",
-        level="error",
+        level="warning",
         when=lambda r, o, c: r.precision == "fp32" and bool(o.model_fields_set),
         message="`quantize` is set, but fp32 quantizes nothing",
-        hint="remove `quantize`, or choose int8 or int4",
     ),
     Rule(
         id="O15",
-        level="error",
+        level="warning",
         when=lambda r, o, c: r.precision == "int8" and o.mixed != "none",
-        message="`quantize.mixed: {options.mixed}` raises layers to 8 bits; at int8 all have 8",
-        hint="remove `quantize.mixed`, or choose int4",
+        message="`quantize.mixed: {options.mixed}` keeps layers at 8 bits; at int8 all have 8 anyway",
     ),
     Rule(
         id="O16",

@@ -164,7 +164,7 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [heading(planned)]
     lines += [f"  warning: {a.message} [{a.rule}]" for a in planned.warnings]
-    lines += [f"  fix-up {name}: {fix['why']}" for name, fix in planned.fixups.items()]
+    lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
     lines += [
         "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
     ]

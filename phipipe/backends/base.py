@@ -118,11 +118,13 @@ class Backend(Protocol):
     APIS: frozenset[str]  # device unit APIs it can serve (phipipe/devices/*.yaml)
     HOST_APIS: frozenset[str]  # of these, what can be run on the build machine for evaluation
     PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
-    Options: type[BaseModel]  # the recipe's `quantize:` section
 
-    @staticmethod
+    @property
+    def Options(self) -> type[BaseModel]:
+        """The recipe's `quantize:` section."""
+
     def steps(
-        recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]
+        self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]
     ) -> list[Step]:
         """Steps from ``source`` to the artifact; the last one's output is what ships.
 
@@ -130,14 +132,11 @@ class Backend(Protocol):
         recorded fix-ups; converters apply it to a ``staged`` copy.
         """
 
-    @staticmethod
-    def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
+    def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
         """What is impossible ("error") or unwise ("warning") here, before anything is run."""
 
-    @staticmethod
-    def open(artifact: Path) -> Runtime:
+    def open(self, artifact: Path) -> Runtime:
         """Load an artifact (called inside the backend's toolchain)."""
 
-    @staticmethod
-    def tokenizer(artifact: Path) -> Tokenizer:
+    def tokenizer(self, artifact: Path) -> Tokenizer:
         """Open the artifact's own tokenizer (called inside the backend's toolchain)."""

@@ -6,7 +6,8 @@ builder does in one shot, and its initializers are byte-identical to the bare bu
 
 - tied embeddings at int8: the builder stores the embedding a second time, in fp32; here it reads the 8-bit head;
 - tied embeddings and an excluded LM head: the builder rounds the embedding to 4 bits unasked; here both stay fp32;
-- tied embeddings at int4, "default", asymmetric: the builder refuses; here it works.
+- tied embeddings at int4 with "default", asymmetric or with the head at 8 bits: the builder's graph reads
+  weights that do not exist, and does not load; here it does.
 
 The builder's windowed KV cache is off: with it, prompts shorter than the window fail at run time.
 """
@@ -18,22 +19,20 @@ import fnmatch
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phipipe import onnx_graph, onnx_quantize, rules
+from phipipe import onnx_graph, onnx_quantize, onnx_session, rules
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import RecipeError, StepFailed
 from phipipe.onnx_graph import Linear, Scheme
+from phipipe.onnx_session import CONFIG
 from phipipe.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from phipipe.models import Checkpoint
 
 TITLE = "ONNX Runtime GenAI"
@@ -46,7 +45,6 @@ PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
 }
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 LM_HEAD = "/lm_head/MatMul"
-CONFIG = "genai_config.json"
 
 
 class Options(BaseModel):
@@ -55,30 +53,36 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     block_size: Literal[16, 32, 64, 128, 256] = Field(
-        32, description="Weights that share one scale. Smaller is more accurate and larger on disk."
+        default=32, description="Weights that share one scale. Smaller is more accurate and larger on disk."
     )
     symmetric: bool = Field(
-        True, description="Rounding around zero, without zero points. Off: a zero point per block, more accurate."
+        default=True,
+        strict=True,
+        description="Rounding around zero, without zero points. Off: a zero point per block, for skewed weights.",
     )
     algorithm: Literal["default", "rtn", "k_quant"] = Field(
-        "default",
-        description="default: onnxruntime's kernels, the scale follows the largest weight's sign and uses all levels. "
-        "rtn: round to nearest with a positive scale. k_quant: searches scale and zero point per block, slower, "
-        "always asymmetric.",
+        default="default",
+        description="default: onnxruntime's kernels; symmetric scales take the largest weight's sign, so all levels "
+        "are used. rtn: round to nearest, positive scales, one level lost. k_quant: searches scale and zero point "
+        "of each block, slower, always asymmetric.",
     )
     mixed: Literal["none", "head", "layers"] = Field(
-        "none",
+        default="none",
         description="What an int4 model keeps at 8 bits. head: the LM head. layers: also the attention input and "
         "down projections of the first and last eighth of the layers, and of every third between.",
     )
     accuracy_level: int = Field(
-        4, ge=0, le=4, description="Arithmetic: 4 int8 activations (fast), 1 fp32, 0 onnxruntime's choice."
+        default=4,
+        ge=0,
+        le=4,
+        strict=True,
+        description="Arithmetic: 4 int8 activations (fast), 1 fp32, 0 onnxruntime's choice.",
     )
     exclude: tuple[str, ...] = Field(
-        (), description="Nodes to leave in fp32, as patterns over their names: `*/layers.0/mlp/down_proj/*`."
+        default=(), description="Nodes to leave in fp32, as patterns over their names: `*/layers.0/mlp/down_proj/*`."
     )
     embeddings: Literal["auto", "float", "quantized"] = Field(
-        "auto",
+        default="auto",
         description="Token embeddings. auto: shared with a quantized LM head if tied, else fp32. "
         "quantized: 4 bits also if untied (int4 only).",
     )
@@ -139,7 +143,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
             source = staged(source, params["config_patch"], Path(scratch) / "source")
         _build(source, out, Path(scratch) / "cache")
         _normalise(out)
-        _check_conversion(out, forbidden=[str(inputs["source"]), str(out), scratch])
+        _check_conversion(out)
 
 
 def _build(source: Path, out: Path, cache: Path) -> None:
@@ -165,7 +169,8 @@ def _normalise(folder: Path) -> None:
     onnx_graph.save(model, folder)
 
 
-def _check_conversion(folder: Path, forbidden: Sequence[str]) -> None:
+def _check_conversion(folder: Path) -> None:
+    """The conversion is whole, in fp32, and its config is one that onnxruntime-genai serves on a CPU."""
     model = onnx_graph.load(folder)
     onnx_graph.check_files(folder, model)
     quantized = [n.name for n in model.graph.node if n.op_type in onnx_graph.QUANTIZED]
@@ -182,10 +187,6 @@ def _check_conversion(folder: Path, forbidden: Sequence[str]) -> None:
         raise StepFailed(f"`{CONFIG}` names no context length or no end-of-text token")
     if decoder["filename"] != onnx_graph.MODEL or decoder["session_options"]["provider_options"]:
         raise StepFailed(f"`{CONFIG}` is not for `{onnx_graph.MODEL}` on the CPU")
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes() if path.name != onnx_graph.DATA else b""
-        if any(word.encode() in content for word in forbidden):
-            raise StepFailed(f"`{path.name}` holds a path of this machine")
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
@@ -271,97 +272,14 @@ def _embedding(
     )
 
 
-class _Session:
-    """``Runtime`` over a folder. Each half is loaded when it is first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
-        self._session: Any = None
-        self._model: Any = None
-
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        if self._session is None:
-            self._session = _session(self._folder)
-        feeds = _feeds(self._session, self._config["decoder"], tokens)
-        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0]
-        return output
-
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        import onnxruntime_genai as genai
-
-        if self._model is None:
-            self._model = genai.Model(str(self._folder))
-        ends = self._config["eos_token_id"]
-        ends = set(ends) if isinstance(ends, list) else {ends}
-        params = genai.GeneratorParams(self._model)
-        length = min(len(prompt) + limit, self._config["context_length"])
-        params.set_search_options(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=length)
-        generator = genai.Generator(self._model, params)
-        generator.append_tokens(list(prompt))
-        for _ in range(length - len(prompt)):
-            generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            yield token
-            if token in ends:
-                return
-
-    def close(self) -> None:
-        self._session = self._model = None
-
-
-def _session(folder: Path) -> Any:
-    import onnxruntime
-    import psutil
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = psutil.cpu_count(logical=False) or 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3  # errors; the exception carries the message anyway
-    return onnxruntime.InferenceSession(str(folder / onnx_graph.MODEL), options, providers=["CPUExecutionProvider"])
-
-
-def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
-    """Inputs for one pass over ``tokens`` [1, n] with empty caches [1, kv heads, 0, head size]."""
-    import numpy as np
-
-    count = len(tokens)
-    empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
-    known = {
-        "input_ids": np.array([tokens], np.int64),
-        "attention_mask": np.ones((1, count), np.int64),
-        "position_ids": np.arange(count, dtype=np.int64)[None],
-    }
-    return {entry.name: known.get(entry.name, empty) for entry in session.get_inputs()}
-
-
-class _Tokenizer:
-    """``Tokenizer`` as onnxruntime-genai reads it; it does not load the weights."""
-
-    def __init__(self, folder: Path) -> None:
-        import onnxruntime_genai as genai
-
-        self._tokenizer = genai.Tokenizer(str(folder))
-
-    def encode(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids)))
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        chat = json.dumps([dict(message) for message in messages])
-        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))
-
-
 def open(artifact: Path) -> Runtime:
     """Logits from onnxruntime, generation from onnxruntime-genai, both over the same file."""
-    return _Session(artifact)
+    return onnx_session.Session(artifact)
 
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer that ships in the folder."""
-    return _Tokenizer(artifact)
+    return onnx_session.GenaiTokenizer(artifact)
 
 
 if TYPE_CHECKING:

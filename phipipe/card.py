@@ -1,0 +1,216 @@
+"""The model card: README.md with Hugging Face front matter, from what was measured.
+
+Nothing that a model, a checkpoint or a recipe says can change the card's structure: every value the
+template prints is escaped unless it is ``Safe``, text of models stands in code blocks whose fences it
+cannot close, and the front matter is dumped, not templated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phipipe import report
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+PRECISION_WORDS = {
+    "fp32": "32-bit floating-point weights",
+    "fp16": "16-bit floating-point weights",
+    "int8": "8-bit weights",
+    "int4": "4-bit weights",
+}
+# What a reader wants to see of some sixty packages; the manifest has them all.
+MAIN_TOOLS = re.compile(r"torch|transformers|onnx.*|openvino.*|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|safetensors|.*qnn")
+ANSWER_CHARACTERS = 2000
+REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
+
+
+class Safe(str):
+    """Markdown that we made."""
+
+    __slots__ = ()
+
+
+def inline(value: object) -> Safe:
+    """``value`` as plain text within a line of Markdown, also within a table."""
+    if value is None:
+        raise TypeError("the card's template prints a value that is not there")
+    if isinstance(value, Safe):
+        return value
+    text = " ".join(_visible(str(value)).split())
+    text = re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<|~$]|&(?=#?\w+;)", r"\\\g<0>", text)
+    return Safe(re.sub(r"^([#>+-]|\d+[.)])", r"\\\1", text))
+
+
+def code(value: object) -> Safe:
+    """``value`` as a code span."""
+    text = " ".join(_visible(str(value)).split()).replace("|", "¦") or " "
+    fence = "`" * (_longest_run(text) + 1)
+    return Safe(f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}")
+
+
+def block(value: object, language: str = "text") -> Safe:
+    """``value`` as a fenced code block that it cannot end."""
+    text = _visible(str(value)).strip("\n")
+    if len(text) > ANSWER_CHARACTERS:
+        text = text[:ANSWER_CHARACTERS] + " […]"
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return Safe(f"{fence}{language}\n{text}\n{fence}")
+
+
+def link(value: object) -> Safe:
+    """A web address as a link, anything else as a code span."""
+    plain = re.fullmatch(r"https?://[\w.:-]+(/[\w./?=&%#:~+@,-]*)?", str(value), re.ASCII)
+    return Safe(f"<{value}>") if plain else code(value)
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def _visible(text: str) -> str:
+    """Control and direction characters spelled out: they could hide or reorder what a reader sees."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c in "\n\t" or _harmless(c) else f"\\u{{{ord(c):x}}}" for c in text)
+
+
+def _harmless(c: str) -> bool:
+    return c.isprintable() or c == "\u200d" or c.isspace() and c not in "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+
+
+def render(manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> str:
+    """The text of README.md.
+
+    Args:
+        manifest: all of the manifest but its file list.
+        baseline: ``baseline.json``; the original's answers are in its ``chats``.
+        answers: the artifact's answers, ``prompt`` and ``text`` each.
+    """
+    environment = _environment()
+    rows = report.fidelity_table(manifest["fidelity"], manifest["speed"], manifest["fidelity"]["baseline"])
+    view = {
+        **manifest,
+        "what": PRECISION_WORDS.get(manifest["precision"], manifest["precision"]),
+        "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
+        "quality": Safe(report.markdown_table([row for row in rows if row.group == "fidelity"])),
+        "speeds": Safe(report.markdown_table([row for row in rows if row.group in ("size", "speed")])),
+        "anchors": {name: report.number(value, 2) for name, value in (report.KLD_8_BIT, report.KLD_4_BIT)},
+        "samples": _samples(baseline, answers),
+        "text": _text(manifest["recipe"]),
+        "host": _host(manifest["speed"].get("host", {})),
+        "tools": _tools(manifest["steps"]),
+        "limits": _limits(manifest, baseline),
+        "snippet": _snippet(environment, manifest),
+        "parameters": report.number(manifest["source"]["parameters"] / 1e6) + " million",
+        "original": _original(manifest["source"]),
+        "answer_tokens": max((len(chat["answer"]) for chat in baseline["chats"]), default=0),
+    }
+    return _front_matter(manifest) + environment.get_template("card.md.j2").render(view)
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        finalize=inline,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML: ``inline`` escapes
+    )
+    made.filters |= {"code": code, "block": block, "link": link, "number": report.number, "short": lambda x: str(x)[:12]}
+    return made
+
+
+def _front_matter(manifest: Mapping[str, Any]) -> str:
+    import yaml
+
+    source, licence = manifest["source"], manifest["licence"]
+    chat = ["conversational"] if manifest["chat_template"] else []
+    facts: dict[str, Any] = {"license": licence["id"] or "unknown"}
+    if licence["id"] == "other" and licence["files"]:
+        facts |= {"license_name": "see-license-file", "license_link": licence["files"][0]}
+    if source["kind"] == "hub":
+        facts |= {"base_model": source["repo"]}
+        facts |= {"base_model_relation": "quantized"} if manifest["precision"].startswith("int") else {}
+    facts |= {
+        "library_name": manifest["backend"],
+        "pipeline_tag": "text-generation",
+        "tags": ["phipipe", manifest["backend"], manifest["precision"], manifest["device"]["name"], *chat],
+    }
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
+
+
+def _samples(baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"prompt": answer["prompt"], "original": chat["text"], "here": answer["text"]}
+        for chat, answer in zip(baseline["chats"], answers, strict=True)
+    ]
+
+
+def _original(source: Mapping[str, Any]) -> Safe:
+    if source["kind"] == "hub":
+        return Safe(f"{code(source['repo'])} at commit {code(source['revision'])}")
+    where = "phipipe's embedded model" if source["kind"] == "builtin" else "a local checkpoint"
+    return Safe(f"{code(source['name'])}, {where}")
+
+
+def _text(recipe: Mapping[str, Any]) -> str:
+    text = recipe.get("evaluate", {}).get("text", {})
+    if "builtin" in text:
+        return f"phipipe's embedded text “{text['builtin']}”"
+    if "dataset" in text:
+        return f"a text from the data set {text['dataset'].get('repo', '')}"
+    return f"the text file “{text.get('file', 'unnamed')}”"
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    parts = [
+        f"{host['cores']} cores of {host['processor']}" if host.get("cores") and host.get("processor") else "",
+        f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else "",
+        " ".join(str(host[k]) for k in ("system", "machine") if host.get(k)),
+    ]
+    return ", ".join(part for part in parts if part) or "an unrecorded machine"
+
+
+def _tools(steps: Mapping[str, Any]) -> list[str]:
+    found = {(n, v) for step in steps.values() for n, v in step["tools"].items() if MAIN_TOOLS.fullmatch(n)}
+    return [f"{name} {version}" for name, version in sorted(found)]
+
+
+def _limits(manifest: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """What a reader must know and the tables do not say."""
+    sanity = manifest["fidelity"].get("sanity", {})
+    lines = [*manifest["warnings"]]
+    if not sanity.get("tokenizer_equal", True):
+        lines.append("The packaged tokenizer does not give the original's ids on the test text.")
+    if not sanity.get("chat_template_equal", True):
+        lines.append("The runtime renders the chat template differently from the original.")
+    longest = max((len(chat["answer"]) for chat in baseline["chats"]), default=0)
+    ended = zip(sanity.get("answers_ended", []), baseline["chats"], strict=False)
+    endless = sum(not end and len(chat["answer"]) < longest for end, chat in ended)
+    if endless:
+        lines.append(f"{endless} of its sample answers did not end where the original's did.")
+    if sanity.get("repetition", 0) > REPETITIVE:
+        lines.append("It repeats itself in a sample answer.")
+    return lines
+
+
+def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | None:
+    """A program that runs the package with its runtime alone; backends without one have none."""
+    from jinja2 import TemplateNotFound
+
+    try:
+        template = environment.get_template(f"run-{manifest['backend']}.py.j2")
+    except TemplateNotFound:
+        return None
+    versions = {n: v for step in manifest["steps"].values() for n, v in step["tools"].items()}
+    text = template.render(versions=versions, chat=bool(manifest["chat_template"]))
+    return block(text, "python")

@@ -1,0 +1,70 @@
+"""Paths of the build machine in what ships: found before anybody else finds them.
+
+Converters and tokenizers like to write down where they ran. Every file is searched as bytes, so graphs
+count too; files larger than ``MAX_BYTES`` hold weights only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_BYTES = 64 * 2**20
+SEP = rb"[\\/]+"
+REST = rb"[^\s\"'`<>|\x00-\x1f\x7f]*"  # as much of the path as is worth showing
+
+# Places that belong to a user or a run on some system, with at least one name below them. Not inside a
+# longer word, so that https://example.org/home/x is none.
+COMMON = (rb"/home", rb"/Users", rb"/root", rb"/tmp", rb"/var/tmp", rb"/var/folders", rb"/private/var", rb"[A-Za-z]:[\\/]+Users")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """``path`` as it stands in line ``line`` of ``file`` (relative to the folder searched)."""
+
+    file: str
+    line: int
+    path: str
+
+
+def find(folder: Path, own: Sequence[Path], quoted: Iterable[bytes] = ()) -> list[Leak]:
+    """Paths of users and of temporary folders in the files of ``folder``.
+
+    Args:
+        folder: what will ship.
+        own: folders of this machine; never allowed.
+        quoted: texts that are not ours: the source's own files, the model's answers. What they say of
+            other machines is no leak of this build.
+    """
+    hits = list(_hits(folder, _pattern(own)))
+    excused = [text for text in quoted if text] if any(not mine for _, mine in hits) else []
+    return [leak for leak, mine in hits if mine or not any(leak.path.encode() in text for text in excused)]
+
+
+def _pattern(own: Sequence[Path]) -> re.Pattern[bytes]:
+    mine = [SEP.join(map(re.escape, _parts(path))) for path in own if len(path.parts) > 2]
+    common = rb"|".join(place + SEP + rb"[\w.-]" + REST for place in COMMON)
+    if not mine:
+        return re.compile(rb"(?<![\w.])(?:" + common + rb")")
+    return re.compile(rb"(?<![\w.])(?:(?P<own>(?:" + rb"|".join(mine) + rb")(?!\w)" + REST + rb")|" + common + rb")")
+
+
+def _parts(path: Path) -> list[bytes]:
+    """``/home/me`` → ``"", "home", "me"``: joined with SEP, it begins with one."""
+    return [path.anchor.strip("\\/").encode(), *(part.encode() for part in path.parts[1:])]
+
+
+def _hits(folder: Path, pattern: re.Pattern[bytes]) -> Iterator[tuple[Leak, bool]]:
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.stat().st_size > MAX_BYTES:
+            continue
+        data = path.read_bytes()
+        for match in pattern.finditer(data):
+            line = data.count(b"\n", 0, match.start()) + 1
+            text = match[0].decode("utf-8", "replace")
+            yield (
+                Leak(path.relative_to(folder).as_posix(), line, text),
+                "own" in pattern.groupindex and match["own"] is not None,
+            )

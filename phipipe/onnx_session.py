@@ -1,0 +1,100 @@
+"""Running a folder of ONNX Runtime GenAI: logits, greedy generation, and its own tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phipipe.onnx_graph import MODEL
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+CONFIG = "genai_config.json"
+
+
+class Session:
+    """``Runtime`` over a folder. Each half is loaded when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
+        self._session: Any = None
+        self._model: Any = None
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        if self._session is None:
+            self._session = _session(self._folder)
+        feeds = _feeds(self._session, self._config["decoder"], tokens)
+        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0]
+        return output
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        import onnxruntime_genai as genai
+
+        if self._model is None:
+            self._model = genai.Model(str(self._folder))
+        ends = self._config["eos_token_id"]
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        params = genai.GeneratorParams(self._model)
+        length = min(len(prompt) + limit, self._config["context_length"])
+        params.set_search_options(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=length)
+        generator = genai.Generator(self._model, params)
+        generator.append_tokens(list(prompt))
+        for _ in range(length - len(prompt)):
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            yield token
+            if token in ends:
+                return
+
+    def close(self) -> None:
+        self._session = self._model = None
+
+
+def _session(folder: Path) -> Any:
+    import onnxruntime
+    import psutil
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = psutil.cpu_count(logical=False) or 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # errors; the exception carries the message anyway
+    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+
+
+def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+    """Inputs for one pass over ``tokens`` [1, n] with empty caches [1, kv heads, 0, head size]."""
+    import numpy as np
+
+    count = len(tokens)
+    empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+    known = {
+        "input_ids": np.array([tokens], np.int64),
+        "attention_mask": np.ones((1, count), np.int64),
+        "position_ids": np.arange(count, dtype=np.int64)[None],
+    }
+    return {entry.name: known.get(entry.name, empty) for entry in session.get_inputs()}
+
+
+class GenaiTokenizer:
+    """``Tokenizer`` as onnxruntime-genai reads it; it does not load the weights."""
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime_genai as genai
+
+        self._tokenizer = genai.Tokenizer(str(folder))
+        self._tokenizer.update_options(add_special_tokens="false", skip_special_tokens="true")
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        chat = json.dumps([dict(message) for message in messages])
+        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))

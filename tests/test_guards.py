@@ -1,0 +1,110 @@
+"""Rules about the code itself: imports point down, the parent stays light, nothing private leaks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import phipipe
+from phipipe import backends
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(phipipe.__file__).parent
+HEAVY = {"torch", "transformers", "onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "numpy", "safetensors"}
+HEAVY |= {"openvino", "mlx", "olive", "tokenizers", "sentencepiece", "huggingface_hub"}
+
+# A module may import from its own layer or from one below it.
+LAYERS = (
+    {"errors", "progress"},
+    {"document", "keys", "settings"},
+    {"recipe"},
+    {"device", "models", "store", "schema", "starter", "outside"},
+    {"backends", "rules", "onnx_graph", "onnx_quantize", "onnx_session"},
+    {"hub", "evaluate", "measure", "package", "toolchain", "lock", "chat", "report"},
+    {"plan"},
+    {"worker", "process"},
+    {"executor"},
+    {"show", "again", "catalogue"},
+    {"cli"},
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if "assets" not in p.parts)
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def runtime_imports(tree: ast.AST) -> set[str]:
+    """phipipe modules that ``tree`` imports when it is run (not the ones under TYPE_CHECKING)."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "phipipe":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        found |= runtime_imports(node)
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = layer_of(path)
+    if own in {"__init__", "__main__", "toolchains"}:
+        return
+    assert own in RANK, f"{own} has no layer yet"
+    above = {n for n in runtime_imports(ast.parse(path.read_text("utf-8"))) if RANK.get(n, -1) > RANK[own]}
+    assert not above
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_backends_import_light(name: str) -> None:
+    assert not imported(f"from phipipe import backends; backends.load({name!r})") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["validate", "recipes/quickstart.yaml"], ["plan", "recipes/quickstart.yaml"]]
+)
+def test_the_parent_never_imports_a_toolchain(words: list[str]) -> None:
+    code = f"import sys; sys.argv = ['phipipe', *{words!r}]\nfrom phipipe.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass"
+    assert not imported(code) & HEAVY
+
+
+def imported(code: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after ``code``."""
+    probe = f"{code}\nimport json, sys; print('\\n' + json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(json.loads(answer.stdout.splitlines()[-1]))
+
+
+def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
+    hosts = "|".join(("py" + "pi[.]org", "python" + "hosted[.]org", "npm" + "js[.]org", "/ro" + "ot/", "/wo" + "rk/"))
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    names = [name for name in listed.split("\0") if name]
+    assert "uv.lock" not in names
+    texts = {n: (ROOT / n).read_bytes() for n in names if (ROOT / n).is_file()}
+    assert not [name for name, text in texts.items() if re.search(hosts.encode(), text)]
+
+
+def test_functions_and_files_stay_small() -> None:
+    """Budgets are guides; this is the point where a reader would give up."""
+    long_files = {p.name: n for p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 460}
+    assert not long_files
+    long_functions = [
+        f"{path.name}:{node.name}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60
+    ]
+    assert not long_functions

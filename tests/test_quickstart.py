@@ -1,0 +1,216 @@
+"""The whole path on the embedded model: real toolchains, real weights, one cache for the session."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phipipe import package
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+pytestmark = pytest.mark.integration
+
+
+class Shell:
+    """The command line as a user has it, over a cache and a package folder of this module's own."""
+
+    def __init__(self, folder: Path, toolchains: Path) -> None:
+        self.folder, self.cache = folder, folder / "cache"
+        self._env = {**os.environ, "PHIPIPE_CACHE": str(self.cache), "PHIPIPE_TOOLCHAINS": str(toolchains)}
+
+    def __call__(self, *words: str | Path, expect: int = 0, env: Mapping[str, str] | None = None) -> Any:
+        command = [sys.executable, "-m", "phipipe", *map(str, words)]
+        environment = {**self._env, **(env or {})}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=self.folder, env=environment, timeout=580, check=False
+        )
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def run(self, *words: str | Path, recipe: Path = QUICKSTART, expect: int = 0) -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = json.loads(self("run", recipe, "--json", *words, expect=expect).stdout)
+        return answer
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, toolchains: Path) -> Shell:
+    return Shell(tmp_path_factory.mktemp("quickstart"), toolchains)
+
+
+@pytest.fixture(scope="module")
+def first(shell: Shell) -> dict[str, Any]:
+    """The first run's own account of itself."""
+    (build,) = shell.run()
+    return build
+
+
+def steps(build: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {step["name"]: step for step in build["steps"]}
+
+
+def stored(shell: Shell, build: Mapping[str, Any], step: str) -> Path:
+    return shell.cache / "objects" / str(steps(build)[step]["digest"])
+
+
+def test_the_first_run_does_real_work_and_passes_its_gates(first: dict[str, Any]) -> None:
+    assert first["ok"]
+    assert not any(step["cached"] for step in first["steps"])
+    metrics = first["evaluation"]["metrics"]
+    assert 1e-3 < metrics["kld_mean"] < 0.05
+    assert 0.85 < metrics["top1"] < 1
+    assert metrics["ppl_ratio"] == pytest.approx(1, abs=0.05)
+    assert first["evaluation"]["sanity"]["tokenizer_equal"]
+    assert first["evaluation"]["sanity"]["chat_template_equal"]
+
+
+def test_the_second_run_is_cached_whole(shell: Shell, first: dict[str, Any]) -> None:
+    (again,) = shell.run()
+    assert all(step["cached"] for step in again["steps"])
+    assert [s["digest"] for s in again["steps"]] == [s["digest"] for s in first["steps"]]
+    assert "everything was cached" in shell("run", QUICKSTART).stdout
+
+
+def test_a_cached_run_stays_light(shell: Shell, first: dict[str, Any]) -> None:
+    code = "import sys\nfrom phipipe.cli import main\nsys.argv = ['phipipe', 'run', sys.argv[1]]\ntry:\n    main()\n"
+    code += "finally:\n    print(sorted({'torch', 'numpy', 'onnxruntime', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(QUICKSTART)],
+        env=shell._env, cwd=shell.folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_package_is_complete_and_says_how_it_was_made(shell: Shell, first: dict[str, Any]) -> None:
+    folder = shell.folder / "packages" / "quickstart"
+    assert package.verify(folder) == []
+    manifest = package.read_manifest(folder)
+    names = {entry["path"] for entry in manifest["files"]}
+    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "README.md", "LICENSE"} <= names
+    assert manifest["steps"]["quantize"]["tools"]["onnxruntime-genai"]
+    assert str(shell.folder) not in (folder / "manifest.json").read_text("utf-8")
+
+
+def test_the_package_runs_in_onnxruntime_genai_without_phipipe(
+    shell: Shell, first: dict[str, Any], ort_python: Path
+) -> None:
+    code = """
+import json, sys
+import onnxruntime_genai as genai
+model = genai.Model(sys.argv[1])
+tokenizer = genai.Tokenizer(model)
+chat = json.dumps([{"role": "user", "content": "Tell me a story."}])
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+generator = genai.Generator(model, genai.GeneratorParams(model))
+generator.append_tokens(tokenizer.encode(prompt))
+tokens = []
+while not generator.is_done() and len(tokens) < 40:
+    generator.generate_next_token()
+    tokens.append(int(generator.get_next_tokens()[0]))
+print(tokenizer.decode(tokens))
+"""
+    folder = shell.folder / "packages" / "quickstart"
+    done = subprocess.run([ort_python, "-c", code, folder], capture_output=True, text=True, check=True, cwd=folder)
+    assert len(done.stdout.split()) > 10
+
+
+def test_the_recipe_in_the_package_builds_the_same_artifact(shell: Shell, first: dict[str, Any]) -> None:
+    (again,) = shell.run("--out", "elsewhere", recipe=shell.folder / "packages" / "quickstart" / "recipe.yaml")
+    assert steps(again)["quantize"]["cached"]
+    assert steps(again)["quantize"]["digest"] == steps(first)["quantize"]["digest"]
+
+
+def test_a_deleted_object_is_noticed_and_built_again(shell: Shell, first: dict[str, Any]) -> None:
+    gone = stored(shell, first, "quantize")
+    unlock(gone)
+    shutil.rmtree(gone)
+    (again,) = shell.run()
+    assert not steps(again)["quantize"]["cached"]
+    assert steps(again)["quantize"]["digest"] == steps(first)["quantize"]["digest"]
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_a_flipped_bit_never_leaves_the_cache(shell: Shell, first: dict[str, Any], keep_times: bool) -> None:
+    path = stored(shell, first, "package") / "model.onnx.data"
+    status = path.stat()
+    path.chmod(0o644)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    if keep_times:  # as a failing disk would do it
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    target = shell.folder / f"spoiled-{keep_times}"
+    done = shell("run", QUICKSTART, "--out", target)
+    assert "damaged" in done.stderr
+    assert package.verify(target / "quickstart") == []
+    assert (target / "quickstart" / "model.onnx.data").read_bytes() == good(shell).read_bytes()
+
+
+def good(shell: Shell) -> Path:
+    return shell.folder / "packages" / "quickstart" / "model.onnx.data"
+
+
+def unlock(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_fidelity_orders_the_precisions(shell: Shell, first: dict[str, Any]) -> None:
+    (int8,), (fp32,) = (
+        shell.run("--set", "precision=int8"),
+        shell.run("--set", "precision=fp32", "--set", "quantize={}"),
+    )
+    kld = [build["evaluation"]["metrics"]["kld_mean"] for build in (first, int8, fp32)]
+    assert kld[0] > 3 * kld[1] > 3 * kld[2]
+    assert kld[2] <= 1e-6
+    assert steps(int8)["convert"]["cached"], "converted once, quantized many times"
+    assert steps(int8)["baseline"]["cached"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_pytorch_checkpoint_is_an_output_too(shell: Shell, precision: str) -> None:
+    words = ("--set", "backend=torch", "--set", f"precision={precision}", "--set", "quantize={}", "--out", precision)
+    (build,) = shell.run(*words)
+    assert build["evaluation"]["metrics"]["kld_mean"] <= 1e-6
+    assert package.verify(shell.folder / precision / "quickstart") == []
+
+
+def test_a_failing_gate_packages_nothing(shell: Shell, first: dict[str, Any]) -> None:
+    words = ("--set", "evaluate.gates.top1={min: 0.9999}", "--out", "gated")
+    done = shell("run", QUICKSTART, *words, expect=7)
+    assert "`top1`" in done.stderr
+    assert "0.9999" in done.stderr
+    assert not (shell.folder / "gated").exists()
+
+
+def test_plan_says_what_changed(shell: Shell, first: dict[str, Any]) -> None:
+    shown = shell("plan", QUICKSTART, "--set", "quantize.block_size=64").stdout
+    assert "block_size 32 → 64" in shown
+    assert "cached" in shown
+
+
+def test_a_package_can_be_evaluated_again(shell: Shell, first: dict[str, Any]) -> None:
+    build = json.loads(shell("eval", shell.folder / "packages" / "quickstart", "--tokens", "1024", "--json").stdout)
+    assert build["evaluation"]["positions"] == 1022
+    assert build["evaluation"]["metrics"]["kld_mean"] > 1e-3
+
+
+def test_a_package_answers(shell: Shell, first: dict[str, Any]) -> None:
+    done = shell("chat", shell.folder / "packages" / "quickstart", "--prompt", "Tell me a story.")
+    assert len(done.stdout.split()) > 10
+
+
+def test_verify_names_what_changed(shell: Shell, first: dict[str, Any]) -> None:
+    copy = shell.folder / "copy"
+    shutil.copytree(shell.folder / "packages" / "quickstart", copy)
+    unlock(copy)
+    (copy / "added.txt").write_text("x")
+    assert "added.txt" in shell("verify", copy, expect=8).stdout
