@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import report
+from phipipe.evaluate import CONTINUATION_TOKENS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,6 +28,7 @@ PRECISION_WORDS = {
 # What a reader wants to see of some sixty packages; the manifest has them all.
 MAIN_TOOLS = re.compile(r"torch|transformers|onnx.*|openvino.*|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|safetensors|.*qnn")
 ANSWER_CHARACTERS = 2000
+SNIPPET_TOKENS = 512
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
@@ -44,19 +46,21 @@ def inline(value: object) -> Safe:
         return value
     text = " ".join(_visible(str(value)).split())
     text = re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<|~$]|&(?=#?\w+;)", r"\\\g<0>", text)
-    return Safe(re.sub(r"^([#>+-]|\d+[.)])", r"\\\1", text))
+    text = re.sub(r"^(#+(?=\s|$)|>|[+-](?=[\s+-]|$))", r"\\\1", text)  # what only begins a block at a line's start
+    return Safe(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text))
 
 
-def code(value: object) -> Safe:
-    """``value`` as a code span."""
-    text = " ".join(_visible(str(value)).split()).replace("|", "¦") or " "
+def code(value: object, cell: bool = False) -> Safe:
+    """``value`` as a code span; ``cell`` says that it stands in a table, where a bar needs a backslash."""
+    text = " ".join(_visible(str(value)).split()) or " "
+    text = text.replace("|", "\\|") if cell else text
     fence = "`" * (_longest_run(text) + 1)
     return Safe(f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}")
 
 
 def block(value: object, language: str = "text") -> Safe:
     """``value`` as a fenced code block that it cannot end."""
-    text = _visible(str(value)).strip("\n")
+    text = _visible(str(value)).strip("\n") or "(nothing)"
     if len(text) > ANSWER_CHARACTERS:
         text = text[:ANSWER_CHARACTERS] + " […]"
     fence = "`" * max(3, _longest_run(text) + 1)
@@ -103,12 +107,14 @@ def render(manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: li
         "samples": _samples(baseline, answers),
         "text": _text(manifest["recipe"]),
         "host": _host(manifest["speed"].get("host", {})),
+        "order": _order(manifest["steps"]),
         "tools": _tools(manifest["steps"]),
         "limits": _limits(manifest, baseline),
         "snippet": _snippet(environment, manifest),
+        "licence": _licence(manifest["licence"]),
         "parameters": report.number(manifest["source"]["parameters"] / 1e6) + " million",
         "original": _original(manifest["source"]),
-        "answer_tokens": max((len(chat["answer"]) for chat in baseline["chats"]), default=0),
+        "answer_tokens": CONTINUATION_TOKENS,
     }
     return _front_matter(manifest) + environment.get_template("card.md.j2").render(view)
 
@@ -125,8 +131,22 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML: ``inline`` escapes
     )
-    made.filters |= {"code": code, "block": block, "link": link, "number": report.number, "short": lambda x: str(x)[:12]}
+    made.filters |= {
+        "code": code,
+        "codes": lambda values: Safe(", ".join(map(code, values))),
+        "block": block,
+        "link": link,
+        "number": report.number,
+        "bounds": _bounds,
+        "markdown": Safe,
+        "title_of": _title,
+    }
     return made
+
+
+def _bounds(gate: Mapping[str, Any]) -> str:
+    words = (("min", "at least"), ("max", "at most"))
+    return " and ".join(f"{word} {gate[end]:g}" for end, word in words if gate.get(end) is not None)
 
 
 def _front_matter(manifest: Mapping[str, Any]) -> str:
@@ -148,18 +168,38 @@ def _front_matter(manifest: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
 
 
-def _samples(baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> list[dict[str, str]]:
+def _samples(baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> list[dict[str, Any]]:
     return [
-        {"prompt": answer["prompt"], "original": chat["text"], "here": answer["text"]}
+        {
+            "prompt": answer["prompt"],
+            "original": chat["text"],
+            "here": answer["text"],
+            "same": chat["text"] == answer["text"],
+        }
         for chat, answer in zip(baseline["chats"], answers, strict=True)
     ]
+
+
+def _order(steps: Mapping[str, Any]) -> list[str]:
+    """Steps after what they read, else by name: the order in which they were run may differ from run to run."""
+    made, ordered = {step["digest"] for step in steps.values()}, list[str]()
+    while len(ordered) < len(steps):
+        there = {steps[name]["digest"] for name in ordered}
+        waiting = sorted(name for name in steps if name not in ordered)
+        ready = (n for n in waiting if not (set(steps[n]["inputs"].values()) & made) - there)
+        ordered.append(next(ready, waiting[0]))
+    return ordered
+
+
+def _title(source: Mapping[str, Any]) -> str:
+    return str(source.get("name") or source["repo"])
 
 
 def _original(source: Mapping[str, Any]) -> Safe:
     if source["kind"] == "hub":
         return Safe(f"{code(source['repo'])} at commit {code(source['revision'])}")
-    where = "phipipe's embedded model" if source["kind"] == "builtin" else "a local checkpoint"
-    return Safe(f"{code(source['name'])}, {where}")
+    where = f"phipipe's embedded model {code(source['name'])}" if source["kind"] == "builtin" else f"the local checkpoint {code(source['name'])}"
+    return Safe(where)
 
 
 def _text(recipe: Mapping[str, Any]) -> str:
@@ -193,11 +233,9 @@ def _limits(manifest: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[st
         lines.append("The packaged tokenizer does not give the original's ids on the test text.")
     if not sanity.get("chat_template_equal", True):
         lines.append("The runtime renders the chat template differently from the original.")
-    longest = max((len(chat["answer"]) for chat in baseline["chats"]), default=0)
     ended = zip(sanity.get("answers_ended", []), baseline["chats"], strict=False)
-    endless = sum(not end and len(chat["answer"]) < longest for end, chat in ended)
-    if endless:
-        lines.append(f"{endless} of its sample answers did not end where the original's did.")
+    if endless := sum(not end and len(chat["answer"]) < CONTINUATION_TOKENS for end, chat in ended):
+        lines.append(f"{endless} of the sample answers below had not ended when the original's had.")
     if sanity.get("repetition", 0) > REPETITIVE:
         lines.append("It repeats itself in a sample answer.")
     return lines
@@ -212,5 +250,24 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
     except TemplateNotFound:
         return None
     versions = {n: v for step in manifest["steps"].values() for n, v in step["tools"].items()}
-    text = template.render(versions=versions, chat=bool(manifest["chat_template"]))
+    length = min(SNIPPET_TOKENS, manifest["source"]["context_length"])
+    text = template.render(versions=versions, chat=bool(manifest["chat_template"]), max_length=length)
     return block(text, "python")
+
+
+def _licence(licence: Mapping[str, Any]) -> dict[str, Safe]:
+    """Its name for the overview, and the sentence that says where the name comes from."""
+    name, files = licence["id"], Safe(" and ".join(map(code, licence["files"])))
+    if not files:
+        words = f"{inline(name)}, says the recipe" if name else "none came with the original"
+        said = f"The recipe states {inline(name)}, but the original" if name else "The original"
+        return {
+            "words": Safe(words),
+            "sentence": Safe(
+                f"{said} came without a licence file, so this package has none. Ask its publisher before you pass it on."
+            ),
+        }
+    origin = "the recipe says" if licence["stated"] else "by its wording"
+    named = "" if name in (None, "other") else f" It is {inline(name)}, {origin}."
+    words = files if name in (None, "other") else f"{inline(name)} ({files})"
+    return {"words": Safe(words), "sentence": Safe(f"The original's own licence is in {files} and holds here too.{named}")}

@@ -73,6 +73,15 @@ def sums(entries: Iterable[Mapping[str, Any]]) -> str:
     return "".join(f"{e['sha256']}  {e['path']}\n" for e in entries if e["path"] not in (NAME, SUMS))
 
 
+def seal(folder: Path, described: Mapping[str, Any]) -> None:
+    """Write ``SHA256SUMS`` and ``manifest.json`` into ``folder``, which holds everything else."""
+    files = hashed(folder)
+    (folder / SUMS).write_bytes(sums(files).encode())
+    own = {"path": SUMS, "size": (folder / SUMS).stat().st_size, "sha256": keys.hash_file(folder / SUMS)}
+    manifest = {**described, "files": sorted([*files, own], key=lambda entry: str(entry["path"]))}
+    (folder / NAME).write_bytes(dump(manifest | {"digest": digest(manifest)}).encode())
+
+
 def unsafe(path: str) -> str | None:
     """Why ``path`` may not stand in a package, or None: it must be a plain relative path on every system."""
     parts = path.split("/")

@@ -104,7 +104,9 @@ def _quantized(name: str, weight: npt.NDArray[np.float32], node: Any, scheme: Sc
     """The tensors that replace ``weight``; ``node`` becomes the one that reads them."""
     axis = 1 if node.op_type == "MatMul" else 0  # the axis whose slices do not know each other
     step = max(2, _SLICE // weight.shape[1 - axis] // 2 * 2)  # even: 4-bit values are packed in pairs
-    made, joined, parts = None, [], []
+    made: Any = None
+    joined: list[Any] = []
+    parts: list[list[bytes]] = []
     for start in range(0, weight.shape[axis], step):
         part = weight[:, start : start + step] if axis else weight[start : start + step]
         made, joined, raw = _run(node, name, part, scheme)

@@ -168,8 +168,8 @@ def _speeds(speed: Report) -> list[Row]:
     values, spread = speed["metrics"], speed.get("spread", {})
     prompt = f"prompt of {speed['prompt_tokens']} tokens" if "prompt_tokens" in speed else "prompt"
     words = {
-        "decode_tokens_per_s": ("Answer", "tokens/s", "tokens after the first"),
-        "prefill_tokens_per_s": ("Prompt", "tokens/s", f"reading a {prompt}"),
+        "decode_tokens_per_s": ("Answer speed", "tokens/s", "tokens after the first"),
+        "prefill_tokens_per_s": ("Prompt speed", "tokens/s", f"reading a {prompt}"),
         "ttft_s": ("Time to first token", "s", f"after a {prompt}"),
         "load_s": ("Load", "s", "opening the model, and one token"),
         "peak_memory_gib": ("Peak memory", "", "whole process: runtime and interpreter included"),

@@ -79,7 +79,7 @@ def test_nothing_of_the_notation_is_left_in_a_document() -> None:
 
 def test_articles_fit_the_words_after_them() -> None:
     text = "".join(islice(stories.documents("train"), 3000))
-    assert not re.findall(r"\b[Aa] [aeio]\w+|\b[Aa]n [^aeiouAEIOU\s]\w*", text)
+    assert not re.findall(r"\b[Aa] (?!one )[aeio]\w+|\b[Aa]n (?!hour)[^aeiouAEIOU\s]\w*", text)
 
 
 @pytest.mark.parametrize(

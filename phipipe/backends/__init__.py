@@ -24,5 +24,5 @@ def load(name: str) -> Backend:
     """
     if name not in names():
         raise TargetError(f"unknown backend `{name}`", hint=f"backends: {', '.join(names())}")
-    module: Backend = importlib.import_module(f"{__name__}.{name}")  # type: ignore[assignment]
+    module: Backend = importlib.import_module(f"{__name__}.{name}")
     return module

@@ -30,10 +30,10 @@ from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, T
 from phipipe.errors import RecipeError, StepFailed
 from phipipe.onnx_graph import Linear, Scheme
 from phipipe.onnx_session import CONFIG
-from phipipe.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
+    from phipipe.recipe import Precision, Recipe
 
 TITLE = "ONNX Runtime GenAI"
 TOOLCHAIN = "onnxruntime"

@@ -1,0 +1,241 @@
+"""The step that makes what ships: the artifact, its card, its licence, its recipe and its manifest.
+
+Same inputs, same bytes: no time, no host name, no path of the build machine enters a package. Light: it
+runs in the parent process. ``read_manifest`` and ``verify`` are offered here for everybody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phipipe import __version__, card, leaks
+from phipipe import manifest as manifests
+from phipipe.backends.base import Inputs, Json, Params
+from phipipe.errors import StepFailed
+from phipipe.manifest import Finding, Manifest, read_manifest, verify
+
+__all__ = ["Finding", "Manifest", "package", "read_manifest", "verify"]
+
+CARD, RECIPE = "README.md", "recipe.yaml"
+OURS = frozenset({CARD, RECIPE, manifests.NAME, manifests.SUMS})
+LICENCES = ("LICENSE*", "NOTICE*")
+RECIPE_ORDER = ("name", "source", "device", "backend", "precision", "quantize", "evaluate", "measure", "package")
+# Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
+KNOWN_LICENCES = {
+    "mit": ("permission is hereby granted, free of charge", "without warranty of any kind"),
+    "apache-2.0": ("apache license", "version 2.0, january 2004"),
+}
+
+
+def package(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): put together what ships.
+
+    ``inputs``: artifact, source, metrics, speed, gates, baseline, and parity where there was a conversion.
+    ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of all
+    steps before.
+
+    Raises:
+        StepFailed: the artifact holds something that cannot ship, its chat template is not the source's,
+            or a path of this machine would leave it.
+    """
+    _copy(inputs["artifact"], out)
+    licence = _licence(inputs["source"], out, params["source"].get("license"))
+    _write(out / RECIPE, recipe_text(params))
+    baseline, metrics = _json(inputs["baseline"] / "baseline.json"), _json(inputs["metrics"] / "metrics.json")
+    answers = metrics.get("answers", [])
+    described = _describe(inputs, params, baseline, metrics) | {"licence": licence}
+    _write(out / CARD, card.render(described, baseline, answers))
+    _refuse_leaks(inputs, out, [*(a["text"] for a in answers), *(chat["text"] for chat in baseline["chats"])])
+    manifests.seal(out, described)
+    for path in out.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _copy(artifact: Path, out: Path) -> None:
+    """The artifact's files, byte for byte; plain files only."""
+    for path in sorted(artifact.rglob("*")):
+        name = path.relative_to(artifact).as_posix()
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise StepFailed(f"the artifact's `{name}` is no plain file: packages hold neither links nor devices")
+        if reason := manifests.unsafe(name):
+            raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
+        if name.casefold() in OURS:
+            raise StepFailed(f"the artifact has a `{name}` of its own, where the package's must stand")
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # on a file system that ignores case
+            raise StepFailed(f"the artifact has two files that some systems call `{name}`")
+        _duplicate(path, target)
+    if not any(out.iterdir()):
+        raise StepFailed("the artifact is empty: there is nothing to package")
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
+    """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence, if known."""
+    found = sorted({path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()})
+    for path in found:
+        target = out / path.name
+        if not target.exists():
+            _duplicate(path, target)
+        elif target.read_bytes() != path.read_bytes():
+            raise StepFailed(f"the artifact's `{path.name}` is not the source's")
+    texts = [path for path in found if path.name.upper().startswith("LICENSE")]
+    recognised = _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
+    known = stated or recognised or ("other" if texts else None)
+    return {"id": known, "stated": stated is not None, "files": [path.name for path in found]}
+
+
+def _recognised(text: str) -> str | None:
+    words = " ".join(text.casefold().split())
+    return next((name for name, said in KNOWN_LICENCES.items() if all(phrase in words for phrase in said)), None)
+
+
+def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> dict[str, Json]:
+    """The manifest but for licence, files and digest."""
+    steps, recipe = params["steps"], portable(params)
+    fidelity = {name: metrics[name] for name in ("metrics", "stderr", "positions", "sanity")}
+    fidelity["baseline"] = {name: baseline[name] for name in ("tokens", "window", "ppl", "ppl_stderr")}
+    if "parity" in inputs:
+        fidelity["parity"] = _json(inputs["parity"] / "parity.json")
+    same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
+    return {
+        "type": manifests.TYPE,
+        "format": manifests.FORMAT,
+        "phipipe": __version__,
+        **{name: params[name] for name in same},
+        "recipe": recipe,
+        "precision": recipe["precision"],
+        "source": {
+            **params["source"],
+            "digest": steps["source"]["digest"],
+            "files": manifests.hashed(inputs["source"]),
+        },
+        "fixups": params["fixups"],
+        "chat_template": _same_template(inputs, metrics),
+        "fidelity": fidelity,
+        "speed": _json(inputs["speed"] / "speed.json"),
+        "gates": _json(inputs["gates"] / "gates.json"),
+        "steps": steps,
+    }
+
+
+def _same_template(inputs: Inputs, metrics: Json) -> dict[str, Json] | None:
+    """The chat template's hash; a package whose template is not the source's is not made.
+
+    A changed template changes what the model is told, unseen. Formats that keep the template inside a
+    binary file are compared by what they render, in ``evaluate``.
+    """
+    wanted, found = template_of(inputs["source"]), template_of(inputs["artifact"])
+    if wanted is None and found is None:
+        return None
+    if found is not None and found != wanted:
+        raise StepFailed(
+            "the artifact's chat template is not the source's" + ("" if wanted else ", which has none"),
+            hint="the converter changed it; do not ship this",
+        )
+    if found is None and not metrics["sanity"]["chat_template_equal"]:
+        raise StepFailed("the artifact lost the source's chat template")
+    assert wanted is not None
+    compared = "text" if found is not None else "rendering"
+    return {"sha256": hashlib.sha256(wanted.encode()).hexdigest(), "equals_source": True, "compared": compared}
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template in ``folder``, where transformers would look for it; named ones as canonical JSON."""
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        settings = _json(folder / name) if (folder / name).is_file() else {}
+        found = settings.get("chat_template") if isinstance(settings, dict) else None
+        if isinstance(found, list):
+            named = {entry["name"]: entry["template"] for entry in found}
+            return str(named["default"]) if set(named) == {"default"} else json.dumps(named, sort_keys=True)
+        if found:
+            return str(found)
+    return None
+
+
+def portable(params: Params) -> dict[str, Json]:
+    """The recipe without paths of this machine: of a folder or file only its name is left."""
+    recipe: dict[str, Json] = json.loads(json.dumps(params["recipe"]))
+    if "path" in recipe["source"]:
+        recipe["source"]["path"] = params["source"]["name"]
+    text = recipe.get("evaluate", {}).get("text", {})
+    if "file" in text:
+        text["file"] = _basename(text["file"])
+    recipe["device"] = _basename(recipe["device"])
+    return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
+
+
+def _basename(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def recipe_text(params: Params) -> str:
+    """``recipe.yaml``: what to run to get this package again."""
+    import yaml
+
+    recipe = portable(params)
+    lines = ["# The recipe of this package, every default written out.", f"#   phipipe run {RECIPE}"]
+    if "path" in recipe["source"]:
+        lines.append("# The checkpoint does not travel with it: add --set 'source={path: FOLDER}'.")
+    if "file" in recipe.get("evaluate", {}).get("text", {}):
+        lines.append("# Neither does the evaluation text: add --set 'evaluate.text={file: FILE}'.")
+    body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)
+    return "\n".join(lines) + f"\n{body}"
+
+
+def _dumper() -> Any:
+    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in YAML 1.2."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        plain = re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+    Dumper.add_representer(str, text)
+    return Dumper
+
+
+def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:
+    own = [Path.home(), Path(tempfile.gettempdir()), out.parent, *(folder.parent for folder in inputs.values())]
+    found = leaks.find(out, own, (text.encode() for text in [*answers, *_texts(inputs["source"])]))
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise StepFailed(
+            f"`{found[0].file}`, line {found[0].line}, holds a path of the build machine: `{found[0].path}`{more}",
+            hint="if it is in the checkpoint's own files, remove it there; else report a bug in phipipe",
+        )
+
+
+def _texts(source: Path) -> Iterator[str]:
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix != ".safetensors" and path.stat().st_size <= leaks.MAX_BYTES:
+            yield path.read_text("utf-8", errors="replace")
+
+
+def _json(path: Path) -> Json:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())  # no newline translation
