@@ -8,6 +8,7 @@ cannot close, and the front matter is dumped, not templated.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ PRECISION_WORDS = {
     "int4": "4-bit weights",
 }
 # What a reader wants to see of some sixty packages; the manifest has them all.
-MAIN_TOOLS = re.compile(r"torch|transformers|onnx.*|openvino.*|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|safetensors|.*qnn")
+MAIN_TOOLS = re.compile(
+    r"torch|transformers|onnx.*|openvino.*|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|safetensors|.*qnn"
+)
 ANSWER_CHARACTERS = 2000
 SNIPPET_TOKENS = 512
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
@@ -84,7 +87,7 @@ def _visible(text: str) -> str:
 
 
 def _harmless(c: str) -> bool:
-    return c.isprintable() or c == "\u200d" or c.isspace() and c not in "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+    return c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def render(manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> str:
@@ -198,7 +201,11 @@ def _title(source: Mapping[str, Any]) -> str:
 def _original(source: Mapping[str, Any]) -> Safe:
     if source["kind"] == "hub":
         return Safe(f"{code(source['repo'])} at commit {code(source['revision'])}")
-    where = f"phipipe's embedded model {code(source['name'])}" if source["kind"] == "builtin" else f"the local checkpoint {code(source['name'])}"
+    where = (
+        f"phipipe's embedded model {code(source['name'])}"
+        if source["kind"] == "builtin"
+        else f"the local checkpoint {code(source['name'])}"
+    )
     return Safe(where)
 
 
@@ -263,11 +270,12 @@ def _licence(licence: Mapping[str, Any]) -> dict[str, Safe]:
         said = f"The recipe states {inline(name)}, but the original" if name else "The original"
         return {
             "words": Safe(words),
-            "sentence": Safe(
-                f"{said} came without a licence file, so this package has none. Ask its publisher before you pass it on."
-            ),
+            "sentence": Safe(f"{said} came without a licence file, so there is none here. Ask its publisher first."),
         }
     origin = "the recipe says" if licence["stated"] else "by its wording"
     named = "" if name in (None, "other") else f" It is {inline(name)}, {origin}."
     words = files if name in (None, "other") else f"{inline(name)} ({files})"
-    return {"words": Safe(words), "sentence": Safe(f"The original's own licence is in {files} and holds here too.{named}")}
+    return {
+        "words": Safe(words),
+        "sentence": Safe(f"The original's own licence is in {files} and holds here too.{named}"),
+    }

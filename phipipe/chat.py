@@ -8,19 +8,21 @@ end it, ``/reset`` forgets what was said.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from phipipe import backends, package
+from phipipe import backends
 from phipipe.backends.base import Runtime, Tokenizer
 from phipipe.errors import PhipipeError, StepFailed
+from phipipe.manifest import read_manifest
 
 OK, TOO_LONG, INTERRUPTED = 0, 2, 130
 INCOMPLETE = "\ufffd"  # what tokenizers give for the first bytes of a character
-CHARACTER_TOKENS = 4  # a character has four bytes at most, so it takes four tokens at most
 KEEP_TOKENS = 8  # decoded again with every piece: what a token looks like depends on those before it
 
 
@@ -38,7 +40,7 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
         The exit code.
     """
     try:
-        manifest = package.read_manifest(folder)
+        manifest = read_manifest(folder)
         module = backends.load(backend)
         talk = Talk(
             runtime=module.open(folder),
@@ -58,7 +60,7 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (| head)
-        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
         return OK
 
 
@@ -90,7 +92,8 @@ class Talk:
         asked = [*self.messages, {"role": "user", "content": prompt}]
         ids = self._ids(asked)
         if len(ids) >= self.context:
-            _say(f"[the conversation has {len(ids)} tokens, the model's context ends at {self.context}; /reset forgets it]")
+            more = "; /reset forgets what was said" if self.messages else ""
+            _say(f"[that makes {len(ids)} tokens, and the model's context ends at {self.context}{more}]")
             return False
         said: list[str] = []
         made: list[int] = []
@@ -117,9 +120,10 @@ class Talk:
 
     def _explain_ending(self, prompt: Sequence[int], made: Sequence[int]) -> None:
         """Say so where it was not the model that ended the answer."""
-        ended = not made or self.tokenizer.decode(made) == self.tokenizer.decode(made[:-1])  # special: shows nothing
+        decode = self.tokenizer.decode
+        ended = not made or _decoded(decode, made) == _decoded(decode, made[:-1])  # an end token shows nothing
         if len(prompt) + len(made) >= self.context:
-            _say(f"[the model's context of {self.context} tokens is full; /reset starts anew]")
+            _say(f"[the model's context of {self.context} tokens is full]")
         elif len(made) >= self.limit and not ended:
             _say(f"[cut after {self.limit} tokens; --tokens allows more]")
 
@@ -145,8 +149,8 @@ def converse(talk: Talk, stream: TextIO) -> int:
             if line.strip() == "/reset":
                 talk.reset()
                 _say("[forgotten]")
-            elif line.strip():
-                talk.answer(line.rstrip("\r\n"))
+            elif line.strip() and not talk.answer(line.rstrip("\r\n")) and not interactive:
+                return TOO_LONG
             interrupted = False
         except KeyboardInterrupt:
             print(flush=True)
@@ -168,15 +172,15 @@ def _typed() -> str:
 def pieces(decode: Callable[[Sequence[int]], str], ids: Iterable[int]) -> Iterator[str]:
     """The text of ``ids`` as it grows, in complete characters only.
 
-    Together the pieces are ``decode(ids)``. A token's text depends on its neighbours (spaces, characters of
-    several tokens), so each piece is what one more token adds to the text of the last few.
+    Together the pieces are ``decode(ids)``. What a token reads as depends on its neighbours (spaces, characters
+    of several tokens), so each piece is what one more token adds to the text of the last few.
     """
     held: list[int] = []
-    shown = ""  # text of those in ``held`` that were shown
+    shown = ""  # as much of the text of ``held`` as was yielded
     for token in ids:
         held.append(token)
         text = _decoded(decode, held)
-        if text is None or (text.endswith(INCOMPLETE) and _pending(decode, held, shown)):
+        if text is None or text.endswith(INCOMPLETE):
             continue
         if len(text) > len(shown):
             yield text[len(shown) :]
@@ -186,3 +190,36 @@ def pieces(decode: Callable[[Sequence[int]], str], ids: Iterable[int]) -> Iterat
     text = _decoded(decode, held)
     if text is not None and len(text) > len(shown):
         yield text[len(shown) :]
+
+
+def _decoded(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str | None:
+    """Text of ``ids``; None where a runtime cannot show a character's first bytes at all."""
+    try:
+        return decode(ids)
+    except UnicodeDecodeError:
+        return None
+
+
+def visible(text: str) -> str:
+    """``text`` without control characters: a model's answer must not command the terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def _noted(tokens: Iterable[int], made: list[int]) -> Iterator[int]:
+    for token in tokens:
+        made.append(token)
+        yield token
+
+
+@contextlib.contextmanager
+def _closing(tokens: Iterator[int]) -> Iterator[Iterator[int]]:
+    """Ends a generator that is left early, so that its runtime can free what it holds."""
+    try:
+        yield tokens
+    finally:
+        if isinstance(tokens, Generator):
+            tokens.close()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

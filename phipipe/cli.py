@@ -43,9 +43,8 @@ class Group(click.Group):
             import difflib
 
             close = difflib.get_close_matches(args[0], self.commands, 1)
-            if close:
-                error.message += f" Did you mean `{close[0]}`?"
-            raise
+            guess = f" Did you mean `{close[0]}`?" if close else ""
+            raise click.UsageError(f"{error.message}{guess}", ctx) from None
 
 
 def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -130,8 +129,8 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
     if as_json:
         _print_json(rows)
     if errors:
-        for error in errors[:-1]:
-            _complain(error)
+        for other in errors[:-1]:
+            _complain(other)
         raise errors[-1]
 
 
@@ -362,10 +361,8 @@ def _store() -> tuple[Settings, Store]:
 def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any]:
     from phipipe import backends, recipe
 
-    def options_of(name: str) -> Any:
-        return backends.load(name).Options if name in backends.names() else None
-
-    return recipe.load(path, sets=sets, only=only, options_of=options_of)
+    options = {name: backends.load(name).Options for name in backends.names()}
+    return recipe.load(path, sets=sets, only=only, options=options)
 
 
 def _plans(path: Path, sets: Sequence[str], only: Sequence[str]) -> list[Any]:

@@ -17,7 +17,16 @@ REST = rb"[^\s\"'`<>|\x00-\x1f\x7f]*"  # as much of the path as is worth showing
 
 # Places that belong to a user or a run on some system, with at least one name below them. Not inside a
 # longer word, so that https://example.org/home/x is none.
-COMMON = (rb"/home", rb"/Users", rb"/root", rb"/tmp", rb"/var/tmp", rb"/var/folders", rb"/private/var", rb"[A-Za-z]:[\\/]+Users")
+COMMON = (
+    rb"/home",
+    rb"/Users",
+    rb"/root",
+    rb"/tmp",
+    rb"/var/tmp",
+    rb"/var/folders",
+    rb"/private/var",
+    rb"[A-Za-z]:[\\/]+Users",
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,6 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(dump(rest).encode()).hexdigest()
 
 
-def hashed(folder: Path) -> list[dict[str, Any]]:
-    """``path``, ``size`` and ``sha256`` of every file in ``folder``, sorted by path; hashed in parallel."""
-    found = sorted(name for name, status in _walk(folder) if not stat.S_ISDIR(status.st_mode))
-    with ThreadPoolExecutor(THREADS) as pool:
-        sums = pool.map(keys.hash_file, [folder / name for name in found])
-        return [
-            {"path": name, "size": (folder / name).stat().st_size, "sha256": value}
-            for name, value in zip(found, sums, strict=True)
-        ]
-
-
 def sums(entries: Iterable[Mapping[str, Any]]) -> str:
     """The text of ``SHA256SUMS``, for ``sha256sum -c``."""
     return "".join(f"{e['sha256']}  {e['path']}\n" for e in entries if e["path"] not in (NAME, SUMS))
@@ -75,9 +64,10 @@ def sums(entries: Iterable[Mapping[str, Any]]) -> str:
 
 def seal(folder: Path, described: Mapping[str, Any]) -> None:
     """Write ``SHA256SUMS`` and ``manifest.json`` into ``folder``, which holds everything else."""
-    files = hashed(folder)
-    (folder / SUMS).write_bytes(sums(files).encode())
-    own = {"path": SUMS, "size": (folder / SUMS).stat().st_size, "sha256": keys.hash_file(folder / SUMS)}
+    files = [asdict(entry) for entry in keys.hash_tree(folder)]
+    text = sums(files).encode()
+    (folder / SUMS).write_bytes(text)
+    own = {"path": SUMS, "size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     manifest = {**described, "files": sorted([*files, own], key=lambda entry: str(entry["path"]))}
     (folder / NAME).write_bytes(dump(manifest | {"digest": digest(manifest)}).encode())
 
@@ -104,7 +94,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
-        raise SourceError(f"`{folder / NAME}` is damaged: it is not valid JSON", hint="build the package again") from None
+        raise SourceError(
+            f"`{folder / NAME}` is damaged: it is not valid JSON", hint="build the package again"
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("type") != TYPE:
         raise SourceError(f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=_HINT)
     version = manifest.get("format")
@@ -160,7 +152,7 @@ def _bad_entries(entries: object) -> str | None:
         if not isinstance(path, str) or type(size) is not int or not re.fullmatch("[0-9a-f]{64}", str(value)):
             return "an entry of its file list is malformed"
         if (reason := unsafe(path)) or path == NAME:
-            return f"it lists {ascii(path)}: {reason or 'it cannot list itself'}"
+            return f"it lists {path!a}: {reason or 'it cannot list itself'}"
         if path.casefold() in seen:
             return f"it lists `{path}` twice"
         seen.add(path.casefold())
@@ -189,7 +181,9 @@ def verify(folder: Path) -> list[Finding]:
         present = dict(_walk(folder, known=folders))
     except OSError as error:
         raise SourceError(f"cannot read `{error.filename}`: {error.strerror}") from None
-    misfits = ((path, _misfit(status, path in folders, path in entries or path == NAME)) for path, status in present.items())
+    misfits = (
+        (path, _misfit(status, path in folders, path in entries or path == NAME)) for path, status in present.items()
+    )
     findings = [Finding(_shown(path), message) for path, message in misfits if message]
     findings += [Finding(path, "is missing") for path in entries if path not in present]
     regular = [entries[p] for p, s in present.items() if p in entries and stat.S_ISREG(s.st_mode)]

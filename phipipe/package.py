@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from phipipe import manifest as manifests
 from phipipe.backends.base import Inputs, Json, Params
 from phipipe.errors import StepFailed
 from phipipe.manifest import Finding, Manifest, read_manifest, verify
+from phipipe.settings import Settings
+from phipipe.store import copy
 
 __all__ = ["Finding", "Manifest", "package", "read_manifest", "verify"]
 
 CARD, RECIPE = "README.md", "recipe.yaml"
-OURS = frozenset({CARD, RECIPE, manifests.NAME, manifests.SUMS})
+RESERVED = frozenset(name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS))
 LICENCES = ("LICENSE*", "NOTICE*")
 RECIPE_ORDER = ("name", "source", "device", "backend", "precision", "quantize", "evaluate", "measure", "package")
 # Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
@@ -55,8 +57,6 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     _write(out / CARD, card.render(described, baseline, answers))
     _refuse_leaks(inputs, out, [*(a["text"] for a in answers), *(chat["text"] for chat in baseline["chats"])])
     manifests.seal(out, described)
-    for path in out.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _copy(artifact: Path, out: Path) -> None:
@@ -70,19 +70,15 @@ def _copy(artifact: Path, out: Path) -> None:
             raise StepFailed(f"the artifact's `{name}` is no plain file: packages hold neither links nor devices")
         if reason := manifests.unsafe(name):
             raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
-        if name.casefold() in OURS:
+        if name.casefold() in RESERVED:
             raise StepFailed(f"the artifact has a `{name}` of its own, where the package's must stand")
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # on a file system that ignores case
             raise StepFailed(f"the artifact has two files that some systems call `{name}`")
-        _duplicate(path, target)
+        copy(path, target)
     if not any(out.iterdir()):
         raise StepFailed("the artifact is empty: there is nothing to package")
-
-
-def _duplicate(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
@@ -91,7 +87,7 @@ def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
     for path in found:
         target = out / path.name
         if not target.exists():
-            _duplicate(path, target)
+            copy(path, target)
         elif target.read_bytes() != path.read_bytes():
             raise StepFailed(f"the artifact's `{path.name}` is not the source's")
     texts = [path for path in found if path.name.upper().startswith("LICENSE")]
@@ -107,7 +103,7 @@ def _recognised(text: str) -> str | None:
 
 def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> dict[str, Json]:
     """The manifest but for licence, files and digest."""
-    steps, recipe = params["steps"], portable(params)
+    steps, recipe = {name: _provenance(step) for name, step in params["steps"].items()}, portable(params)
     fidelity = {name: metrics[name] for name in ("metrics", "stderr", "positions", "sanity")}
     fidelity["baseline"] = {name: baseline[name] for name in ("tokens", "window", "ppl", "ppl_stderr")}
     if "parity" in inputs:
@@ -123,7 +119,7 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
         "source": {
             **params["source"],
             "digest": steps["source"]["digest"],
-            "files": manifests.hashed(inputs["source"]),
+            "files": steps["source"]["outputs"],
         },
         "fixups": params["fixups"],
         "chat_template": _same_template(inputs, metrics),
@@ -132,6 +128,13 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
         "gates": _json(inputs["gates"] / "gates.json"),
         "steps": steps,
     }
+
+
+def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
+    """A step's record without what differs from run to run: of its outputs, names and content count."""
+    outputs = [{name: output[name] for name in ("path", "size", "sha256")} for output in step["outputs"]]
+    names = ("key", "runs", "version", "params", "inputs", "tools", "digest")
+    return {**{name: step[name] for name in names}, "outputs": outputs}
 
 
 def _same_template(inputs: Inputs, metrics: Json) -> dict[str, Json] | None:
@@ -217,8 +220,11 @@ def _dumper() -> Any:
 
 
 def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:
-    own = [Path.home(), Path(tempfile.gettempdir()), out.parent, *(folder.parent for folder in inputs.values())]
-    found = leaks.find(out, own, (text.encode() for text in [*answers, *_texts(inputs["source"])]))
+    settings = Settings.read()
+    own = [Path.home(), Path(tempfile.gettempdir()), settings.cache, settings.toolchains, out.parent]
+    own += [folder.parent for folder in inputs.values()]
+    quoted = (text.encode("utf-8", "surrogatepass") for text in chain(answers, _texts(inputs["source"])))
+    found = leaks.find(out, own, quoted)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise StepFailed(

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 Listener = Callable[[int, int, str], None]
 
-_listeners: list[Listener] = []
+_listener: Listener = lambda done, total, unit: None  # noqa: E731
 
 
 def listen(listener: Listener) -> None:
-    """Hand every later report to ``listener`` (the worker does this once)."""
-    _listeners.append(listener)
+    """Hand every later report to ``listener`` alone (the worker does this for each request)."""
+    global _listener
+    _listener = listener
 
 
 def report(done: int, total: int, unit: str) -> None:
     """``done`` of ``total`` ``unit`` (plural, such as "windows") are finished."""
-    for listener in _listeners:
-        listener(done, total, unit)
+    _listener(done, total, unit)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from phipipe.backends.base import Advice, Json
-from phipipe.models import Checkpoint
-from phipipe.recipe import Recipe
 
-Condition = Callable[[Recipe, Any, Checkpoint], bool]
+if TYPE_CHECKING:
+    from phipipe.models import Checkpoint
+    from phipipe.recipe import Recipe
+
+    Condition = Callable[[Recipe, Any, Checkpoint], bool]
 
 
 @dataclass(frozen=True, kw_only=True)

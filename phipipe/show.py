@@ -56,12 +56,13 @@ class Live:
     """The running step with a bar, finished ones above it."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
-        self._progress, self._task = progress, progress.add_task("", total=None)
+        self._progress = progress
+        self._task: TaskID = progress.add_task("", total=None)
         self._width = max(len(step.name) for step in plan.steps)
 
     def started(self, step: Step, why: str) -> None:
         self._progress.remove_task(self._task)
-        self._task: TaskID = self._progress.add_task(f"  {step.name:{self._width}}  {why}", total=None)
+        self._task = self._progress.add_task(f"  {step.name:{self._width}}  {why}", total=None)
 
     def progress(self, step: Step, done: int, total: int, unit: str) -> None:
         self._progress.update(self._task, completed=done, total=total)

@@ -38,7 +38,7 @@ SEPARATOR = "<|endoftext|>\n"  # after each document, as Phi-3's chat template e
 _SHARES: Mapping[Split, int] = {"evaluation": 20, "calibration": 20}  # of 256 values of a hash's first byte
 _PICKS = {"kind": 3, "name": 2, "trait": 2, "place": 1, "thing": 2, "item": 1, "sky": 2, "opposite": 1, "word": 1}
 _LISTS = ("weekday", "month", "season")  # rules whose choice holds for the whole story
-_SKEW = 0.45  # the i-th alternative has the weight i ** -_SKEW
+_SKEW = 0.25  # the i-th alternative has the weight i ** -_SKEW
 _UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 _SMALL = _UNITS + _TEENS
@@ -143,7 +143,7 @@ def _numbers(rng: random.Random) -> dict[str, str]:
     n, m = rng.randint(2, 12), rng.randint(2, 9)
     k = rng.randint(2, min(6, n + m - 2))
     hour, later, minute = rng.randint(1, 8), rng.randint(1, 4), rng.choice((0, 0, 0, 15, 30, 45, rng.randrange(60)))
-    dn, dm = rng.randint(1, 60), rng.randint(1, 30)
+    dn, dm = rng.randint(1, 20), rng.randint(1, 10)
     values = {"n": n, "m": m, "k": k, "sum": n + m, "left": n + m - k, "product": n * m, "double": 2 * n, "h": hour}
     words = {name: number_word(value) for name, value in values.items()}
     return words | {

@@ -23,13 +23,13 @@ from typing import Any
 from phipipe.assets import stories, tokenizer
 
 SEED = 1
-STEPS = 800
-ROWS = 8  # windows per step
+STEPS = 2000
+ROWS = 4  # windows per step
 WINDOW = 512
 WARMUP = 100
 LEARNING_RATE = 2.5e-3
-STORIES = 18_000  # about one epoch of STEPS
-SMALL_TALKS = 8_000
+STORIES = 24_000  # about one epoch of STEPS
+SMALL_TALKS = 12_000
 
 CONFIG: Mapping[str, Any] = {
     "architectures": ["Phi3ForCausalLM"],

@@ -1,0 +1,245 @@
+"""The isolated environment of a backend: made by uv from a lock, on first use, beside all the others.
+
+A toolchain's folder is named by its lock and Python; a state file, written last, says what is in it. That
+list (name → version) is the fingerprint in keys and provenance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from phipipe.errors import ToolchainError
+from phipipe.settings import Settings
+
+LOCKS = Path(__file__).parent / "toolchains"
+STATE = "phipipe-toolchain.json"
+# Any of these says that the user decides where packages come from, torch included.
+INDEX_SETTINGS = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_TORCH_BACKEND",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """A usable toolchain: its interpreter, and what is really installed in it, sorted."""
+
+    name: str
+    python: Path
+    packages: Mapping[str, str]
+    path: Path
+
+
+def names() -> tuple[str, ...]:
+    """Names of all toolchains: the locks' file names."""
+    return tuple(sorted(path.stem for path in LOCKS.glob("*.txt")))
+
+
+def path_of(name: str, settings: Settings) -> Path:
+    """Where toolchain ``name`` lies, installed or not.
+
+    Raises:
+        ToolchainError: there is no such toolchain.
+    """
+    lock = LOCKS / f"{name}.txt"
+    if name not in names():
+        raise ToolchainError(f"unknown toolchain `{name}`", hint=f"toolchains: {', '.join(names())}")
+    told = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    return settings.toolchains / f"{name}-{told}-py{sys.version_info.major}{sys.version_info.minor}"
+
+
+def installed(name: str, settings: Settings) -> Installed | None:
+    """The toolchain if it is there, by a look that takes milliseconds: state, interpreter, package folders."""
+    if settings.use_current:
+        return _current(name)
+    path = path_of(name, settings)
+    try:
+        packages = json.loads((path / STATE).read_text("utf-8"))["packages"]
+        if not _python(path).exists() or _listed(path) != packages:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Installed(name=name, python=_python(path), packages=packages, path=path)
+
+
+def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Installed:
+    """The toolchain, installed first if it has to be. Of several processes one installs, the others wait.
+
+    Raises:
+        ToolchainError: it cannot be installed; nothing is left behind.
+    """
+    if found := installed(name, settings):
+        return found
+    from filelock import FileLock
+
+    path = path_of(name, settings)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if found := installed(name, settings):
+                return found
+            if path.exists():
+                notify(f"toolchain `{name}` is incomplete, installing it again")
+            else:
+                notify(f"installing toolchain `{name}` (once)")
+            shutil.rmtree(path, ignore_errors=True)
+            _install(name, path)
+    except OSError as error:
+        raise ToolchainError(
+            f"toolchain `{name}` cannot be installed into `{path.parent}`: {error.strerror}",
+            hint="set PHIPIPE_TOOLCHAINS or PHIPIPE_CACHE to a folder that you can write",
+        ) from error
+    found = installed(name, settings)
+    if found is None:
+        raise ToolchainError(f"toolchain `{name}` is not what was installed", hint="run the same command again")
+    return found
+
+
+def check(name: str, settings: Settings, notify: Callable[[str], None]) -> Installed:
+    """Like ``ensure``, but looks for every single file first, and installs again where one is missing."""
+    found = ensure(name, settings, notify)
+    if settings.use_current:
+        return found
+    missing = _missing(found.path)
+    if missing is None:
+        return found
+    notify(f"toolchain `{name}` has lost `{missing}`")
+    (found.path / STATE).unlink(missing_ok=True)
+    return ensure(name, settings, notify)
+
+
+def remove(name: str, settings: Settings) -> None:
+    """Remove the toolchain, whatever its state."""
+    shutil.rmtree(path_of(name, settings), ignore_errors=True)
+
+
+def size_bytes(name: str, settings: Settings) -> int:
+    """Bytes that its files take (uv links them to its own cache where it can, so the disk may hold fewer)."""
+    return sum(p.stat().st_size for p in path_of(name, settings).rglob("*") if p.is_file())
+
+
+def _install(name: str, path: Path) -> None:
+    import uv
+
+    tool, environment = uv.find_uv_bin(), os.environ | uv_environment(os.environ)
+    make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(path)]
+    fill = [
+        tool,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(_python(path)),
+        "--requirements",
+        str(LOCKS / f"{name}.txt"),
+    ]
+    if not any(environment.get(setting) for setting in INDEX_SETTINGS) and not _has_nvidia():
+        fill += ["--torch-backend", "cpu"]
+    try:
+        for command in (make, fill):
+            _uv(name, command, environment)
+        state = {"packages": _listed(path)}
+        (path / f"{STATE}.tmp").write_text(json.dumps(state, indent=1), "utf-8")
+        (path / f"{STATE}.tmp").replace(path / STATE)
+    except BaseException:  # Ctrl-C included: no half environment stays
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _uv(name: str, command: list[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = [line.strip() for line in redact(done.stderr).splitlines() if line.strip()]
+        raise ToolchainError(
+            f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
+            hint=f"check the network and package index settings, then phipipe toolchain install {name}",
+        )
+
+
+def redact(text: str) -> str:
+    """``text`` without user names and passwords in URLs."""
+    return re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+
+
+def uv_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """uv's own variables for settings that the user has made for pip, where uv has none."""
+    pairs = {
+        "PIP_FIND_LINKS": "UV_FIND_LINKS",
+        "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+        "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+        "PIP_CERT": "SSL_CERT_FILE",
+    }
+    made = {uv: environ[pip] for pip, uv in pairs.items() if environ.get(pip) and not environ.get(uv)}
+    if "UV_FIND_LINKS" in made:  # pip separates by spaces, uv by commas
+        made["UV_FIND_LINKS"] = ",".join(made["UV_FIND_LINKS"].split())
+    return made
+
+
+def _has_nvidia() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _python(path: Path) -> Path:
+    return path / "Scripts" / "python.exe" if platform.system() == "Windows" else path / "bin" / "python"
+
+
+def _site(path: Path) -> Path:
+    if platform.system() == "Windows":
+        return path / "Lib" / "site-packages"
+    return path / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Name → version from the names of the ``*.dist-info`` folders alone."""
+    found = {}
+    for entry in os.scandir(_site(path)):
+        if entry.name.endswith(".dist-info"):
+            name, _, version = entry.name.removesuffix(".dist-info").partition("-")
+            found[name.lower().replace("_", "-")] = version
+    return dict(sorted(found.items()))
+
+
+def _missing(path: Path) -> str | None:
+    """The first file that some package's RECORD names and that is not there with its size; None if all are."""
+    site = _site(path)
+    for record in sorted(site.glob("*.dist-info/RECORD")):
+        with record.open(encoding="utf-8", newline="") as stream:
+            for name, _, size, *_ in csv.reader(stream):
+                try:
+                    found = os.stat(f"{site}/{name}").st_size  # noqa: PTH116 (20,000 files: Path is slow)
+                except OSError:
+                    found = -1
+                if found < 0 or (size and found != int(size)):
+                    if name.endswith((".pyc", "__pycache__/")):
+                        continue
+                    return name
+    return None
+
+
+def _current(name: str) -> Installed:
+    """The running interpreter's own packages; the user answers for what is in it."""
+    path_of(name, Settings(cache=Path(), toolchains=Path()))  # an unknown name is still an error
+    packages = {}
+    for distribution in importlib.metadata.distributions():
+        with contextlib.suppress(KeyError, TypeError):
+            packages[str(distribution.metadata["Name"]).lower().replace("_", "-")] = distribution.version
+    return Installed(
+        name=name, python=Path(sys.executable), packages=dict(sorted(packages.items())), path=Path(sys.prefix)
+    )

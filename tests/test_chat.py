@@ -1,0 +1,310 @@
+"""Chatting: whole characters as they come, a conversation that is remembered, endings that are said."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phipipe import backends, chat, manifest
+from phipipe.chat import Talk, converse, main, pieces, visible
+
+END = 256
+
+
+class Bytes:
+    """A tokenizer of one token per byte, as cruel as byte-level ones get; 256 ends a text and shows nothing."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i != END).decode("utf-8", "replace")
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+class Strict(Bytes):
+    """Cannot show half a character at all."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i != END).decode("utf-8")
+
+
+class Words:
+    """SentencePiece's way: a space before every word but the first of what is decoded."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(f"w{i}" for i in ids)
+
+
+class Parrot:
+    """Answers with what it was made with, one answer after the other, then an end token."""
+
+    def __init__(self, *answers: str, stop_at: int | None = None) -> None:
+        self.answers, self.stop_at = itertools.cycle(answers), stop_at
+        self.prompts: list[bytes] = []
+        self.left = 0
+        self.closed = False
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        raise AssertionError("a chat needs no logits")
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        self.prompts.append(bytes(prompt))
+        ids = [*next(self.answers).encode(), END][:limit]
+        try:
+            for i, token in enumerate(ids):
+                if i == self.stop_at:
+                    raise KeyboardInterrupt
+                yield token
+        finally:
+            self.left += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def talk(runtime: Parrot, **changes: Any) -> Talk:
+    settings: dict[str, Any] = {"runtime": runtime, "tokenizer": Bytes(), "context": 1000, "limit": 100} | changes
+    return Talk(**settings)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+# -- pieces ---------------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=80))
+def test_pieces_are_whole_characters_and_add_up(text: str) -> None:
+    for tokenizer in (Bytes(), Strict()):
+        found = list(pieces(tokenizer.decode, text.encode()))
+        assert "".join(found) == text
+        assert all("\ufffd" not in piece for piece in found) or "\ufffd" in text
+        assert all(found)
+
+
+def test_a_character_appears_with_its_last_byte_not_at_the_end() -> None:
+    shown: list[str] = []
+    at: list[int] = []
+
+    def fed() -> Iterator[int]:
+        for i, byte in enumerate("é🙂!".encode()):
+            at.append(i)
+            yield byte
+
+    for piece in pieces(Bytes().decode, fed()):
+        shown.append(f"{piece}@{at[-1]}")
+    assert shown == ["é@1", "🙂@5", "!@6"]
+
+
+@given(st.lists(st.integers(0, 99), max_size=60))
+def test_spaces_that_depend_on_neighbours_are_kept(ids: list[int]) -> None:
+    assert "".join(pieces(Words().decode, ids)) == Words().decode(ids)
+
+
+def test_an_answer_that_ends_within_a_character_shows_that() -> None:
+    assert "".join(pieces(Bytes().decode, "ab🙂".encode()[:-1])) == "ab\ufffd"
+
+
+def test_long_answers_are_not_decoded_again_from_the_start() -> None:
+    longest = 0
+
+    def decode(ids: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return Bytes().decode(ids)
+
+    assert "".join(pieces(decode, b"x" * 5000)) == "x" * 5000
+    assert longest <= 4 * chat.KEEP_TOKENS
+
+
+def test_a_model_cannot_command_the_terminal() -> None:
+    assert visible("a\x1b]0;evil\x07b\r\x9b31m\tc\n🙂") == "a]0;evilb31m\tc\n🙂"
+
+
+# -- one prompt -----------------------------------------------------------------------------------------------
+
+
+def test_one_prompt_gives_one_answer_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert talk(Parrot("Grüße 🙂")).once("hi") == 0
+    assert capsys.readouterr() == ("Grüße 🙂\n", "")
+
+
+def test_the_answer_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[tuple[str, bool]] = []
+    monkeypatch.setattr("builtins.print", lambda *a, end="\n", flush=False, file=None: printed.append((*a, flush)))
+    talk(Parrot("abc")).once("hi")
+    assert printed[:3] == [("a", True), ("b", True), ("c", True)]
+
+
+def test_an_answer_cut_by_the_limit_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Parrot("abcdef"), limit=4).once("hi")
+    assert capsys.readouterr() == ("abcd\n", "[cut after 4 tokens; --tokens allows more]\n")
+
+
+def test_an_answer_that_ends_just_at_the_limit_was_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Parrot("abc"), limit=4).once("hi")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_context_ends_the_answer_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = len(Bytes().render([{"role": "user", "content": "hi"}]))
+    talk(Parrot("abcdef"), context=prompt + 3).once("hi")
+    assert capsys.readouterr() == ("abc\n", f"[the model's context of {prompt + 3} tokens is full]\n")
+
+
+def test_a_prompt_without_room_is_refused_with_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = Parrot("abc")
+    assert talk(runtime, context=20).once("a long, long prompt") == 2
+    assert "36 tokens" in capsys.readouterr().err
+    assert runtime.prompts == []
+
+
+def test_a_base_model_continues_the_text_as_it_is() -> None:
+    runtime = Parrot("abc")
+    asked = talk(runtime, template=False)
+    asked.answer("Once")
+    asked.answer("Twice")
+    assert runtime.prompts == [b"Once", b"Twice"]
+
+
+def test_a_template_that_refuses_is_a_typed_failure() -> None:
+    class Refusing(Bytes):
+        def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+            raise RuntimeError("no system messages")
+
+    with pytest.raises(chat.StepFailed, match="no system messages"):
+        talk(Parrot("x"), tokenizer=Refusing()).answer("hi")
+
+
+# -- conversations --------------------------------------------------------------------------------------------
+
+
+def test_lines_are_prompts_of_one_conversation(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = Parrot("one", "two")
+    assert converse(talk(runtime, system="Be brief."), io.StringIO("first\n\n  \nsecond")) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert runtime.prompts == [
+        b"<system>Be brief.<user>first<assistant>",
+        b"<system>Be brief.<user>first<assistant>one<user>second<assistant>",
+    ]
+
+
+def test_reset_forgets_and_quit_ends() -> None:
+    runtime = Parrot("one")
+    assert converse(talk(runtime), io.StringIO("first\n/reset\nsecond\n/quit\nthird\n")) == 0
+    assert runtime.prompts == [b"<user>first<assistant>", b"<user>second<assistant>"]
+
+
+def test_piped_prompts_stop_where_the_context_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = Parrot("one")
+    assert converse(talk(runtime, context=40), io.StringIO("first\nsecond\nthird\n")) == 2
+    assert len(runtime.prompts) == 1
+    assert "/reset" in capsys.readouterr().err
+
+
+def typing(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+    """Let ``input`` give these lines, or raise these, then Ctrl-D."""
+    script = iter([*lines, EOFError])
+
+    def typed(prompt: str) -> str:
+        line = next(script)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", typed)
+
+
+def test_ctrl_d_ends_the_chat_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    typing(monkeypatch, "hello")
+    runtime = Parrot("hi")
+    assert converse(talk(runtime), Terminal()) == 0
+    assert len(runtime.prompts) == 1
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typing(monkeypatch, "hello", "again")
+    runtime = Parrot("abcdef", stop_at=3)
+    asked = talk(runtime)
+    assert converse(asked, Terminal()) == 130  # the second answer is stopped too
+    assert runtime.prompts[1] == b"<user>hello<assistant>abc<user>again<assistant>"
+    assert runtime.left == 2
+    assert "Ctrl-C again ends the chat" in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c_ends_the_chat_but_not_one_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    typing(monkeypatch, KeyboardInterrupt, KeyboardInterrupt, "never asked")
+    runtime = Parrot("hi")
+    assert converse(talk(runtime), Terminal()) == 130
+    typing(monkeypatch, KeyboardInterrupt, "asked", KeyboardInterrupt)
+    assert converse(talk(runtime), Terminal()) == 0
+    assert len(runtime.prompts) == 1
+
+
+def test_an_interactive_chat_goes_on_when_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    typing(monkeypatch, "first", "second", "/reset", "third")
+    runtime = Parrot("one")
+    assert converse(talk(runtime, context=40), Terminal()) == 0
+    assert runtime.prompts == [b"<user>first<assistant>", b"<user>third<assistant>"]
+
+
+# -- the whole ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package in little, and a backend that opens it as a parrot."""
+    runtime = Parrot("hello")
+
+    class Backend:
+        @staticmethod
+        def open(folder: Path) -> Parrot:
+            return runtime
+
+        @staticmethod
+        def tokenizer(folder: Path) -> Bytes:
+            return Bytes()
+
+    monkeypatch.setattr(backends, "load", lambda name: {"parrot": Backend}[name])
+    described = {"source": {"context_length": 100}, "chat_template": {"sha256": "0"}, "runtime": "parrot"}
+    manifest.seal(tmp_path, {"type": manifest.TYPE, "format": manifest.FORMAT, **described})
+    return tmp_path
+
+
+def test_main_answers_a_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(folder, "parrot", "hi", 50, None) == 0
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_main_reads_prompts_line_by_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
+    assert main(folder, "parrot", None, 50, None) == 0
+    assert capsys.readouterr().out == "hello\nhello\n"
+
+
+def test_main_closes_the_model_whatever_happens(folder: Path) -> None:
+    assert main(folder, "parrot", "x" * 200, 50, None) == 2
+    assert backends.load("parrot").open(folder).closed  # type: ignore[attr-defined]
+
+
+def test_main_says_what_is_wrong_with_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path / "nothing", "onnxruntime", "hi", 5, None) == 8
+    assert "error: no package at" in capsys.readouterr().err
