@@ -163,7 +163,7 @@ class Run:
         key = keys.key_of(record)
         stored = self._store.peek(key)
         if stored is None:
-            return Forecast(step=step, key=key, cached=False, why=explain(self._store, record))
+            return Forecast(step=step, key=key, cached=False, why=explain(self._store, step.name, record))
         self._done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
         return Forecast(step=step, key=key, cached=True, why="")
 
@@ -193,7 +193,7 @@ class Run:
         with self._store.lock(key):
             if stored := self._store.lookup(key):  # another process may have finished meanwhile
                 return Result(step=step, key=key, stored=stored, cached=True)
-            self._listener.started(step, explain(self._store, record))
+            self._listener.started(step, explain(self._store, step.name, record))
             return self._build(step, key, record, inputs)
 
     def _build(self, step: Step, key: str, record: dict[str, Json], inputs: Mapping[str, Result]) -> Result:
@@ -203,7 +203,7 @@ class Run:
             request = Request(step=step.name, runs=step.runs, inputs=paths, params=record["params"])
             usage = self._in_worker(step, request, scratch) if step.toolchain else _in_process(request, scratch)
             self._check_copy(step, record, scratch / "out")
-            stored = self._store.commit(key, scratch / "out", {**record, "usage": usage})
+            stored = self._store.commit(key, scratch / "out", {**record, "step": step.name, "usage": usage})
         return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
     def _check_copy(self, step: Step, record: Mapping[str, Json], out: Path) -> None:
@@ -290,11 +290,11 @@ def _provenance(result: Result, store: Store) -> dict[str, Json]:
     }
 
 
-def explain(store: Store, record: Mapping[str, Json]) -> str:
-    """Why ``record`` has no result yet: the difference from the nearest record of the same function."""
+def explain(store: Store, step: str, record: Mapping[str, Json]) -> str:
+    """Why ``record`` has no result yet: the difference from the nearest record of a step of that name."""
     nearest: tuple[int, list[str]] | None = None
     for other in store.records():
-        if other.get("runs") != record["runs"]:
+        if (other.get("step"), other.get("runs")) != (step, record["runs"]):
             continue
         found = differences(other, record)
         if nearest is None or len(found) < nearest[0]:

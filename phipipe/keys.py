@@ -1,4 +1,9 @@
-"""What decides a step's bytes, as one digest: canonical JSON, file digests, tree digests, step keys."""
+"""What decides a step's bytes, as one digest: canonical JSON, file digests, tree digests, step keys.
+
+Two records have the same key exactly when they mean the same to every step. The order of a mapping's keys means
+nothing; the order of a list, and every code point of a text, means something. 1 and 1.0 are one number (YAML and
+JSON writers turn one into the other), as are 0.0 and -0.0; True and 1 are not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phipipe.errors import StoreError
@@ -19,7 +24,7 @@ from phipipe.errors import StoreError
 FORMAT = 1
 """Part of every key: raise it when the meaning of records changes, and old ones are ignored, never misread."""
 
-_CHUNK = 4 * 2**20
+_CHUNK = 2 * 2**20
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -33,26 +38,24 @@ class FileEntry:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON bytes that are the same for the same meaning: sorted keys, no spaces, NFC text.
-
-    A float that is a whole number is written as one: 1 and 1.0 mean the same to every step.
+    """JSON bytes that are the same for the same meaning: sorted keys, no spaces, whole floats as integers.
 
     Raises:
-        StoreError: the value is not JSON (NaN, a key that is no string, some object).
+        StoreError: the value is not JSON (NaN, a key that is no string, half a surrogate pair, some object).
     """
-    return json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    try:  # not ensure_ascii: two halves of a surrogate pair would be written just as the character they resemble
+        return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"a key cannot be made of this value: {error}") from None
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return unicodedata.normalize("NFC", value)
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return int(value) if value.is_integer() else value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        items = {unicodedata.normalize("NFC", key): _plain(inner) for key, inner in value.items()}
-        return dict(sorted(items.items()))
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     raise StoreError(f"a key cannot be made of {type(value).__name__} {value!r:.80}")
@@ -64,68 +67,75 @@ def key_of(record: Mapping[str, Any]) -> str:
 
 
 def tree_digest(entries: Iterable[FileEntry]) -> str:
-    """SHA-256 in hex over a tree's names and contents, whatever order they come in.
+    """SHA-256 in hex over a tree's names (in Unicode's NFC) and contents, whatever order they come in.
 
     Raises:
         StoreError: a name is absolute, leaves the tree, or clashes with another on some system.
     """
-    listed = sorted(entries)
+    rows = sorted([unicodedata.normalize("NFC", e.path), e.size, e.sha256] for e in entries)
+    _check_names([str(name) for name, _, _ in rows])
+    return hashlib.sha256(b"phipipe tree\0" + canonical(rows)).hexdigest()
+
+
+def _check_names(names: list[str]) -> None:
+    """A tree must mean the same everywhere: also where case or Unicode form do not tell names apart."""
     seen: set[str] = set()
-    for entry in listed:
-        _check_name(entry.path, seen)
-    rows = [[unicodedata.normalize("NFC", e.path), e.size, e.sha256] for e in listed]
-    return hashlib.sha256(b"phipipe tree\0" + canonical(sorted(rows))).hexdigest()
-
-
-def _check_name(path: str, seen: set[str]) -> None:
-    parts = path.split("/")
-    if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
-        raise StoreError(f"`{path}` is no plain relative path")
-    folded = unicodedata.normalize("NFC", path).casefold()
-    if folded in seen:
-        raise StoreError(f"`{path}` stands there twice on systems that ignore case")
-    seen.add(folded)
+    folders: set[str] = set()
+    for name in names:
+        parts = name.split("/")
+        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
+            raise StoreError(f"`{name}` is no plain relative path")
+        folded = unicodedata.normalize("NFC", name.casefold())
+        if folded in seen:
+            raise StoreError(f"`{name}` is there twice on systems that ignore case")
+        seen.add(folded)
+        folders |= {str(parent) for parent in PurePosixPath(folded).parents}
+    if clash := seen & folders:
+        raise StoreError(f"`{min(clash)}` is a file and a folder on systems that ignore case")
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 in hex of a file's content."""
+    """SHA-256 in hex of a file's content, read in pieces."""
     digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 
-def list_files(folder: Path) -> list[str]:
-    """POSIX paths of the files below ``folder``, sorted.
+def walk(folder: Path) -> dict[str, os.stat_result]:
+    """POSIX path → status of every file below ``folder``, sorted by path.
 
     Raises:
-        StoreError: there is a link, a device or the like; a tree holds plain files only.
+        StoreError: there is a link, a device, an empty folder: something that a tree of files cannot hold.
     """
-    found: list[str] = []
+    found: dict[str, os.stat_result] = {}
     waiting = [""]
     while waiting:
         parent = waiting.pop()
-        with os.scandir(folder / parent) as entries:
-            for entry in entries:
-                path = f"{parent}/{entry.name}" if parent else entry.name
-                mode = entry.stat(follow_symlinks=False).st_mode
-                if stat.S_ISDIR(mode):
-                    waiting.append(path)
-                elif stat.S_ISREG(mode):
-                    found.append(path)
-                else:
-                    raise StoreError(f"`{path}` is neither a plain file nor a folder: a step may not leave that")
-    return sorted(found)
+        names = os.listdir(folder / parent)  # noqa: PTH208 - names only, a Path per entry is slow
+        if parent and not names:
+            raise StoreError(f"`{parent}` is an empty folder: a step may leave files only")
+        for name in names:
+            path = f"{parent}/{name}" if parent else name
+            status = (folder / path).lstat()
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(path)
+            elif stat.S_ISREG(status.st_mode):
+                found[path] = status
+            else:
+                raise StoreError(f"`{path}` is neither a plain file nor a folder: a step may not leave that")
+    return dict(sorted(found.items()))
 
 
-def hash_tree(folder: Path) -> list[FileEntry]:
+def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
     """Entries of all files below ``folder``, sorted; several files are hashed at once.
 
     Raises:
-        StoreError: see ``list_files``.
+        StoreError: see ``walk``.
     """
-    names = list_files(folder)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(lambda name: hash_file(folder / name), names)
-        return [FileEntry(n, (folder / n).stat().st_size, s) for n, s in zip(names, sums, strict=True)]
+    found = walk(folder)
+    with ThreadPoolExecutor(threads or _THREADS) as pool:
+        sums = pool.map(lambda path: hash_file(folder / path), found)
+        return [FileEntry(path, found[path].st_size, digest) for path, digest in zip(found, sums, strict=True)]

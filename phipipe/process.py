@@ -7,9 +7,11 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -17,17 +19,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
-from phipipe import errors
+from phipipe import errors, worker
 from phipipe.errors import PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError
 from phipipe.settings import Settings
 from phipipe.store import FULL
 
-SAMPLE_S = 0.2
+SAMPLE_S = 0.1
+MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 GRACE_S = 2.0  # between a polite end and a forced one
+KEPT_LOGS = 50
 OFFLINE = dict.fromkeys(
     (
         "HF_HUB_OFFLINE",
@@ -39,8 +43,12 @@ OFFLINE = dict.fromkeys(
         "DO_NOT_TRACK",
     ),
     "1",
+) | {"HF_TOKEN_PATH": os.devnull}
+SECRET = re.compile(
+    r"(^|_)(TOKENS?|PAT|PWD|PASS|CREDENTIALS?|KEY)$|SECRET|PASSW(OR)?D|API_?KEY|ACCESS_KEY|^(AWS|AZURE|GOOGLE_APPL)_",
+    re.IGNORECASE,
 )
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|^AWS_|^AZURE_|_PAT$", re.IGNORECASE)
+PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
 # Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
 BOOTSTRAP = """
 import importlib.util, os, sys
@@ -50,9 +58,12 @@ spec = importlib.util.spec_from_file_location(
 sys.modules["phipipe"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 """
-# A process of its own that outlives us by a moment: when our end of its stdin closes without a word, we are
-# dead, and it ends the worker's whole group, even while native code there holds the interpreter's lock.
-GUARD = "import os, sys\nif not sys.stdin.read(1): os.killpg(int(sys.argv[1]), 9)"
+NO_MEMORY = re.compile(
+    r"not enough memory|bad[_ ]?alloc|failed to allocate|cannot allocate memory|out of memory", re.IGNORECASE
+)
+MORE_MEMORY = "close other programs, or build on a machine with more memory"
+
+OnProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +76,19 @@ class Request:
     params: Mapping[str, Any]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a step took. Peaks are of the worker and its children; seconds include starting the worker."""
+    """What a step took. Peaks are of the worker and its children; seconds include starting the worker.
 
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    peak_anon_bytes: int = 0
+    ``peak_rss_bytes`` comes from the kernel and is exact for the worker itself; ``peak_anon_bytes`` (memory that
+    no file backs) is sampled, so a spike shorter than ``SAMPLE_S`` can be missed. Where the system does not
+    tell the two apart, they are the same. ``log`` lies in the request's folder.
+    """
+
+    seconds: float
+    peak_rss_bytes: int
+    peak_anon_bytes: int
+    log: Path
 
     def usage(self) -> dict[str, float]:
         """For the step's record."""
@@ -89,20 +106,29 @@ def python_command(python: Path, call: str, *arguments: str) -> list[str]:
 
 def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
     """Our environment without secrets and, ``offline``, with every hub client told to stay off the network."""
-    kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    kept = {n: v for n, v in os.environ.items() if n == "PWD" or not (SECRET.search(n) or PASSWORD_IN_URL.search(v))}
     if not keep_path:  # the toolchain decides what can be imported
         kept = {name: value for name, value in kept.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    return kept | {"PYTHONUNBUFFERED": "1"} | (OFFLINE if offline else {})
+    kept |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    return kept | (OFFLINE if offline else {})
 
 
 class Worker:
-    """A child in the Python of toolchain ``name``. A context manager; started on the first ``run``."""
+    """A child in the Python of toolchain ``name``. A context manager; started on the first ``run``.
 
-    def __init__(self, python: Path, *, name: str, log_folder: Path, settings: Settings) -> None:
+    ``env`` holds further variables for it. One thread uses it at a time.
+    """
+
+    def __init__(
+        self, python: Path, *, name: str, log_folder: Path, settings: Settings, env: Mapping[str, str] | None = None
+    ) -> None:
         self._python, self._name, self._logs, self._settings = python, name, log_folder, settings
+        self._env = dict(env or {})
         self._process: subprocess.Popen[str] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ready = False
+        self._home: Path | None = None
 
     def __enter__(self) -> Worker:
         return self
@@ -115,183 +141,242 @@ class Worker:
         """The child's process id, None while there is none."""
         return self._process.pid if self._process else None
 
-    def run(
-        self, request: Request, folder: Path, on_progress: Callable[[int, int, str], None] = lambda *report: None
-    ) -> Outcome:
+    def run(self, request: Request, folder: Path, on_progress: OnProgress = lambda *report: None) -> Outcome:
         """Run one step; its files are in ``folder/out`` afterwards.
+
+        ``folder`` exists, and belongs to this request alone. After a failure the log is kept in the log folder.
 
         Raises:
             PhipipeError: the one that the step raised.
             StepFailed: the step raised something else; names the log.
             StepKilled: the worker was ended: a signal, no memory, a timeout.
-            ToolchainError: a package of the toolchain cannot be imported.
+            ToolchainError: the toolchain's Python cannot be started, or a package of it cannot be imported.
         """
-        start = time.monotonic()
-        log = self._logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{request.step}-{uuid.uuid4().hex[:6]}.log"
-        self._logs.mkdir(parents=True, exist_ok=True)
-        inputs = {name: str(path) for name, path in request.inputs.items()}
-        content = {"runs": request.runs, "inputs": inputs, "params": dict(request.params), "log": str(log)}
+        start, folder = time.monotonic(), folder.absolute()
+        content = {
+            "runs": request.runs,
+            "inputs": {name: str(path.absolute()) for name, path in request.inputs.items()},
+            "params": dict(request.params),
+            "path": [str(root) for root in self._settings.worker_path],
+        }
         (folder / "request.json").write_text(json.dumps(content), "utf-8")
-        watch = _Watch(request.step, folder, log, self._settings, on_progress)
+        (folder / "response.json").unlink(missing_ok=True)
+        watch = _Watch(folder, self._settings, on_progress)
         try:
-            self._send(str(folder))
-            ended = self._wait(watch)
+            self._send(folder)
+            code = self._wait(watch)
         except BaseException:  # Ctrl-C included: nothing of ours stays behind
-            self.kill()
+            self.kill(seen=watch.members)
             raise
-        outcome = Outcome(peak_rss_bytes=watch.peak_rss_bytes, peak_anon_bytes=watch.peak_anon_bytes)
         response = _response(folder)
         if response is None:
-            self.kill()
-            raise _killed(request.step, ended, watch, log)
-        outcome.peak_rss_bytes = max(outcome.peak_rss_bytes, int(response["peak_rss_bytes"]))
+            self.kill(grace_s=0)
+            raise self._died(request.step, code, watch, self._keep(folder, request.step))
+        watch.count(int(response["peak_rss_bytes"]), int(response["peak_anon_bytes"]))
         if not response["ok"]:
-            raise _failure(request.step, self._name, response, outcome, log)
-        log.unlink(missing_ok=True)
-        outcome.seconds = time.monotonic() - start
-        return outcome
+            raise self._failed(request.step, response, watch, self._keep(folder, request.step))
+        return Outcome(
+            seconds=time.monotonic() - start,
+            peak_rss_bytes=watch.peak_rss_bytes,
+            peak_anon_bytes=watch.peak_anon_bytes,
+            log=folder / "log.txt",
+        )
 
-    def _send(self, line: str) -> None:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+    def close(self) -> None:
+        """Let the worker go; it has nothing left to do."""
+        self.kill(grace_s=0)
+
+    def kill(self, *, grace_s: float = GRACE_S, seen: list[psutil.Process] | None = None) -> None:
+        """End the worker and all that it started: politely first, and after ``grace_s`` by force.
+
+        Interrupted while it is polite (a second Ctrl-C), it turns to force at once.
+        """
+        process, self._process = self._process, None
+        guard, self._guard = self._guard, None
+        try:
+            if process is not None and grace_s > 0:
+                _terminate(process)
+                _await_exit(process, grace_s)
+        finally:
+            if process is not None:
+                worker.kill_tree(process.pid, seen or ())  # before it is reaped: until then its id is its own
+                with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+                    assert process.stdin is not None
+                    process.stdin.close()
+                    process.wait(GRACE_S)
+            if guard is not None:
+                guard.kill()
+                guard.communicate()
+            if self._home is not None:
+                shutil.rmtree(self._home, ignore_errors=True)
+
+    def _send(self, folder: Path) -> None:
+        if self._process is not None and _has_exited(self._process):
+            self.kill(grace_s=0)
+        if self._process is None:
+            self._start(folder / "log.txt")
         assert self._process is not None
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has just died: _wait will see that
-            self._process.stdin.write(line + "\n")
+        with contextlib.suppress(OSError):  # it has just died: _wait will see that
+            self._process.stdin.write(json.dumps(str(folder)) + "\n")
             self._process.stdin.flush()
 
-    def _start(self) -> None:
-        self.kill()
+    def _start(self, log: Path) -> None:
         own_group: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        self._logs.mkdir(parents=True, exist_ok=True)
+        # What steps leave among the temporary files goes with the worker, however that ends.
+        self._home = Path(tempfile.mkdtemp(prefix="phipipe-"))
+        environment = child_environment(offline=True, keep_path=self._settings.use_current)
+        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._home)) | self._env
+        pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(
-                python_command(self._python, "from phipipe.worker import main; main()"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=(self._logs / "workers.log").open("a", encoding="utf-8"),
-                text=True,
-                encoding="utf-8",
-                env=child_environment(offline=True, keep_path=self._settings.use_current),
-                **own_group,
-            )
+            with log.open("ab") as stderr:
+                self._process = subprocess.Popen(
+                    python_command(self._python.absolute(), "from phipipe.worker import main; main()"),
+                    stdin=pipe, stdout=pipe, stderr=stderr, cwd=self._home, env=environment, encoding="utf-8",
+                    **own_group,
+                )  # fmt: skip
         except OSError as error:
+            shutil.rmtree(self._home, ignore_errors=True)
             raise ToolchainError(
-                f"toolchain `{self._name}` cannot be started: {error.strerror}",
-                hint=f"phipipe toolchain install {self._name} --force",
+                f"toolchain `{self._name}` cannot be started: {error.strerror}", hint=self._repair()
             ) from None
-        self._lines = queue.SimpleQueue()
+        guard = python_command(Path(sys.executable), "from phipipe.worker import guard; guard()")
+        guard.insert(-1, str(self._process.pid))
+        self._guard = subprocess.Popen(guard, stdin=pipe, stdout=subprocess.DEVNULL, **own_group)
+        self._ready, self._lines = False, queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
-        if hasattr(os, "killpg"):
-            command = [sys.executable, "-I", "-S", "-c", GUARD, str(self._process.pid)]
-            self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def _wait(self, watch: _Watch) -> int | None:
         """Until the step is done (None) or the worker is gone (its exit code)."""
-        assert self._process is not None
+        process = self._process
+        assert process is not None
         while True:
             try:
                 line = self._lines.get(timeout=SAMPLE_S)
             except queue.Empty:
-                watch.sample(self._process.pid)
+                if _has_exited(process):  # yet a process that it forked holds the pipe
+                    break
+                watch.sample(process.pid)
                 if watch.verdict:
-                    self.kill()
+                    self.kill(seen=watch.members)
                     return None
                 continue
-            if line:
+            if line == "done":
+                watch.report()
                 return None
-            self._process.wait()
-            return self._process.returncode
+            if not line:
+                break
+            self._ready = True
+        _await_exit(process, GRACE_S)
+        worker.kill_tree(process.pid, watch.members)
+        return process.wait()
 
-    def close(self) -> None:
-        """Let the worker go; it has nothing left to do."""
-        self.kill(polite=False)
+    def _keep(self, folder: Path, step: str) -> Path:
+        """Move the log to where it outlives the request's folder; the oldest of many go."""
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^\w.-]+', '-', step)}-{uuid.uuid4().hex[:6]}.log"
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            kept = Path(shutil.move(folder / "log.txt", self._logs / name))
+            for old in sorted(self._logs.glob("*.log"))[:-KEPT_LOGS]:
+                old.unlink(missing_ok=True)
+        except OSError:  # a full disk must not hide the failure itself
+            return folder / "log.txt"
+        return kept
 
-    def kill(self, polite: bool = True) -> None:
-        """End the worker and all that it started: within ``GRACE_S`` politely, then by force."""
-        process, self._process = self._process, None
-        guard, self._guard = self._guard, None
-        if process is not None:
-            tree = _tree(process.pid)
-            if polite and process.poll() is None:
-                _signal(process, tree, "terminate")
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE_S)
-            _signal(process, tree, "kill")
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    assert stream is not None
-                    stream.close()
-        if guard is not None:
-            with contextlib.suppress(OSError):
-                guard.communicate(b"x")
+    def _repair(self) -> str:
+        if self._settings.use_current:
+            return f"pip install 'phipipe[{self._name}]', or unset PHIPIPE_TOOLCHAIN"
+        return f"phipipe toolchain install {self._name} --force"
 
+    def _died(self, step: str, code: int | None, watch: _Watch, log: Path) -> PhipipeError:
+        """Why there is no response."""
+        peak = _gib(watch.peak_rss_bytes)
+        if watch.verdict:
+            return StepKilled(f"step `{step}` was ended: {watch.verdict} (peak memory {peak})", hint=f"its log: {log}")
+        if not self._ready and code is not None and code > 0:
+            last = "".join(_tail(log)[-1:]).strip()
+            return ToolchainError(f"toolchain `{self._name}` cannot be started: {last}", hint=self._repair())
+        if code in (-9, 137):
+            return StepKilled(
+                f"step `{step}` was killed by SIGKILL at {peak}: most likely the system ran out of memory",
+                hint=f"{MORE_MEMORY}; its log: {log}",
+            )
+        return StepKilled(f"step `{step}` died ({_ending(code)}, peak memory {peak})", hint=f"its log: {log}")
 
-def _read(stream: Any, lines: queue.SimpleQueue[str]) -> None:
-    with contextlib.suppress(ValueError, OSError):  # closed under us
-        for line in stream:
-            lines.put(line)
-    lines.put("")
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _signal(process: subprocess.Popen[str], tree: list[psutil.Process], how: str) -> None:
-    """Reach the whole group, and those that left it."""
-    if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGTERM if how == "terminate" else signal.SIGKILL)
-    for member in tree:
-        with contextlib.suppress(psutil.Error):
-            member.terminate() if how == "terminate" else member.kill()
+    def _failed(self, step: str, told: Mapping[str, Any], watch: _Watch, log: Path) -> PhipipeError:
+        """The step's own failure, raised again here as what it is."""
+        message = str(told["message"])
+        if told.get("phipipe"):
+            kind: type[PhipipeError] = getattr(errors, str(told["kind"]))
+            error = PhipipeError.__new__(kind)
+            PhipipeError.__init__(error, f"step `{step}`: {message}", hint=told.get("hint"))
+            error.exit_code = int(told["exit_code"])
+            return error
+        if told["kind"] == "MemoryError" or NO_MEMORY.search(message) or told.get("returncode") in (-9, 137):
+            return StepKilled(
+                f"step `{step}` ran out of memory at {_gib(watch.peak_rss_bytes)}: {_last(message) or told['kind']}",
+                hint=f"{MORE_MEMORY}; its log: {log}",
+            )
+        if "import" in told and not str(told["import"]).startswith("phipipe"):
+            return ToolchainError(f"toolchain `{self._name}` is damaged: {_last(message)}", hint=self._repair())
+        if told.get("errno") in FULL:
+            return StoreError(
+                f"step `{step}` found no room left on the disk",
+                hint="phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk",
+            )
+        before = "".join(f"\n  | {line}" for line in _tail(log, before=str(told["traceback"]))[-3:])
+        return StepFailed(f"step `{step}` failed: {told['kind']}: {_last(message)}{before}", hint=f"its log: {log}")
 
 
 class _Watch:
     """Memory and time of one step, sampled; ``verdict`` says why it has to end."""
 
-    def __init__(
-        self, step: str, folder: Path, log: Path, settings: Settings, on_progress: Callable[[int, int, str], None]
-    ) -> None:
-        self._folder, self._log, self._settings, self._on_progress = folder, log, settings, on_progress
+    def __init__(self, folder: Path, settings: Settings, on_progress: OnProgress) -> None:
+        self._folder, self._settings, self._on_progress = folder, settings, on_progress
         self._start = self._active = time.monotonic()
-        self._seen: tuple[object, ...] = ()
+        self._seen: tuple[int, list[Any]] = (0, [])
+        self._cpu_s = 0.0
         self._progress: list[Any] = []
+        self._samples = 0
+        self.members: list[psutil.Process] = []
         self.peak_rss_bytes = self.peak_anon_bytes = 0
         self.verdict = ""
 
     def sample(self, pid: int) -> None:
-        tree = _tree(pid)
-        anon, rss, cpu = 0, 0, 0.0
-        for member in tree:
+        """Look at the tree once. What processes share counts in each of them."""
+        if self._samples % MEMBERS_EVERY == 0:
+            self.members = worker.tree(pid)
+        self._samples += 1
+        rss, anon, cpu_s = 0, 0, 0.0
+        for member in self.members:
             with contextlib.suppress(psutil.Error, OSError):
-                a, r = _memory(member)
+                resident, anonymous = _memory(member)
                 times = member.cpu_times()
-                anon, rss, cpu = anon + a, rss + r, cpu + times.user + times.system
-        self.peak_anon_bytes, self.peak_rss_bytes = max(self.peak_anon_bytes, anon), max(self.peak_rss_bytes, rss)
-        self._report()
-        self._judge(rss, (round(cpu, 1), _size(self._log), *self._progress))
+                rss, anon, cpu_s = rss + resident, anon + anonymous, cpu_s + times.user + times.system
+        self.count(rss, anon)
+        self.report()
+        self._judge(anon, cpu_s)
 
-    def _report(self) -> None:
+    def count(self, rss: int, anon: int) -> None:
+        self.peak_rss_bytes, self.peak_anon_bytes = max(self.peak_rss_bytes, rss), max(self.peak_anon_bytes, anon)
+
+    def report(self) -> None:
+        """Hand on the step's progress, if there is news."""
         with contextlib.suppress(OSError, ValueError):
             progress = json.loads((self._folder / "progress.json").read_text("utf-8"))
             if progress != self._progress:
                 self._progress = progress
                 self._on_progress(*progress)
 
-    def _judge(self, rss: int, seen: tuple[object, ...]) -> None:
+    def _judge(self, anon: int, cpu_s: float) -> None:
         now, limits = time.monotonic(), self._settings
-        if seen != self._seen:
-            self._seen, self._active = seen, now
-        if limits.memory_limit_gib is not None and rss > limits.memory_limit_gib * 2**30:
+        seen = (_size(self._folder / "log.txt"), self._progress)
+        worked = abs(cpu_s - self._cpu_s) > 0.05 * max(now - self._active, 1.0)  # less is a poll, or a heartbeat
+        if seen != self._seen or worked:
+            self._seen, self._cpu_s, self._active = seen, cpu_s, now
+        if limits.memory_limit_gib is not None and anon > limits.memory_limit_gib * 2**30:
             self.verdict = f"it took more than PHIPIPE_MEMORY_LIMIT_GIB={limits.memory_limit_gib:g}"
         elif limits.step_timeout_s is not None and now - self._start > limits.step_timeout_s:
             self.verdict = f"it ran longer than PHIPIPE_STEP_TIMEOUT_S={limits.step_timeout_s:g}"
@@ -300,13 +385,40 @@ class _Watch:
 
 
 def _memory(process: psutil.Process) -> tuple[int, int]:
-    """(anonymous, resident) bytes; the two are one where the system does not tell them apart."""
-    status = Path(f"/proc/{process.pid}/status")
-    if status.is_file():
-        fields = dict(line.split(":", 1) for line in status.read_text("ascii", errors="replace").splitlines())
-        return tuple(int(fields.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "VmRSS"))  # type: ignore[return-value]
+    """(resident, anonymous and shared) bytes; the two are one where the system does not tell them apart."""
+    if sys.platform == "linux":
+        fields = worker.status(process.pid)
+        return fields["VmRSS"], fields["RssAnon"] + fields["RssShmem"]
     rss = int(process.memory_info().rss)
     return rss, rss
+
+
+def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
+    with contextlib.suppress(ValueError, OSError), stream:
+        for line in stream:
+            lines.put(line.strip())
+    lines.put("")
+
+
+def _has_exited(process: subprocess.Popen[str]) -> bool:
+    """Whether it has ended; it is left unreaped where that can be, so that nobody else gets its id yet."""
+    if process.returncode is None and sys.platform != "win32" and hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return process.poll() is not None
+
+
+def _await_exit(process: subprocess.Popen[str], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not _has_exited(process) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def _terminate(process: subprocess.Popen[str]) -> None:
+    if sys.platform == "win32":
+        process.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def _size(path: Path) -> int:
@@ -324,43 +436,28 @@ def _response(folder: Path) -> dict[str, Any] | None:
     return value
 
 
-def _killed(step: str, code: int | None, watch: _Watch, log: Path) -> StepKilled:
-    peak = f"{watch.peak_rss_bytes / 2**30:.2f} GiB"
-    if watch.verdict:
-        return StepKilled(f"step `{step}` was ended: {watch.verdict} (peak memory {peak})", hint=f"its log: {log}")
-    name = f"exit code {code}"
+def _ending(code: int | None) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-    if code in (-9, 137):
-        return StepKilled(
-            f"step `{step}` was killed by SIGKILL at {peak}: most likely the system ran out of memory",
-            hint=f"close other programs, or build on a machine with more memory; log: {log}",
-        )
-    return StepKilled(f"step `{step}` died ({name}, peak memory {peak})", hint=f"its log: {log}")
+            return signal.Signals(-code).name
+    return f"exit code {code}" if code is None or code < 256 else f"exit code {code:#x}"
 
 
-def _failure(step: str, toolchain: str, told: Mapping[str, Any], outcome: Outcome, log: Path) -> PhipipeError:
-    """The step's own failure, raised again here as what it is."""
-    message, peak = str(told["message"]), f"{outcome.peak_rss_bytes / 2**30:.2f} GiB"
-    if told.get("phipipe"):
-        kind: type[PhipipeError] = getattr(errors, str(told["kind"]))
-        error = PhipipeError.__new__(kind)
-        PhipipeError.__init__(error, f"step `{step}`: {message}", hint=told.get("hint"))
-        return error
-    if told["kind"] == "MemoryError" or "DefaultCPUAllocator: not enough memory" in message:
-        return StepKilled(
-            f"step `{step}` ran out of memory at {peak}",
-            hint=f"close other programs, or build on a machine with more memory; log: {log}",
-        )
-    if told["kind"] in ("ImportError", "ModuleNotFoundError") and not str(told.get("module")).startswith("phipipe"):
-        return ToolchainError(
-            f"toolchain `{toolchain}` is damaged: {message}", hint=f"phipipe toolchain install {toolchain} --force"
-        )
-    if told.get("errno") in FULL:
-        return StoreError(
-            f"step `{step}` found no room left on the disk",
-            hint="phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk",
-        )
-    last = message.strip().splitlines()
-    return StepFailed(f"step `{step}` failed: {told['kind']}: {last[-1] if last else ''}", hint=f"its log: {log}")
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _last(message: str) -> str:
+    return "".join(message.strip().splitlines()[-1:])
+
+
+def _tail(log: Path, before: str = "") -> list[str]:
+    """The last lines that a log says, up to where ``before`` begins."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, _size(log) - len(before) - 16384))
+            text = stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    said = text.rpartition(before)[0] if before and before in text else text
+    return [line.rstrip() for line in said.splitlines() if line.strip()]

@@ -18,28 +18,30 @@ class Settings:
     toolchains: Path
     use_current: bool = False  # PHIPIPE_TOOLCHAIN=current: no environments of our own
     step_timeout_s: float | None = None
-    idle_timeout_s: float | None = None
-    memory_limit_gib: float | None = None
+    idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
+    memory_limit_gib: float | None = None  # of a step's whole process tree, files mapped into memory not counted
+    worker_path: tuple[Path, ...] = ()  # further import roots of workers (tests keep their steps there)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from ``environ``.
+        """Settings from ``environ``. A variable that is set to nothing counts as unset.
 
         Raises:
             RecipeError: a variable's value makes no sense; names it.
         """
-        cache = Path(environ["PHIPIPE_CACHE"]).expanduser().absolute() if environ.get("PHIPIPE_CACHE") else _default()
-        toolchains = environ.get("PHIPIPE_TOOLCHAINS")
+        cache = _folder(environ, "PHIPIPE_CACHE") or _default()
         choice = environ.get("PHIPIPE_TOOLCHAIN", "")
         if choice not in ("", "current"):
             raise RecipeError(f"PHIPIPE_TOOLCHAIN is `{choice}`", hint="set it to `current`, or not at all")
+        roots = environ.get("PHIPIPE_WORKER_PATH", "").split(os.pathsep)
         return cls(
             cache=cache,
-            toolchains=Path(toolchains).expanduser().absolute() if toolchains else cache / "toolchains",
+            toolchains=_folder(environ, "PHIPIPE_TOOLCHAINS") or cache / "toolchains",
             use_current=choice == "current",
             step_timeout_s=_positive(environ, "PHIPIPE_STEP_TIMEOUT_S"),
             idle_timeout_s=_positive(environ, "PHIPIPE_IDLE_TIMEOUT_S"),
             memory_limit_gib=_positive(environ, "PHIPIPE_MEMORY_LIMIT_GIB"),
+            worker_path=tuple(Path(root).absolute() for root in roots if root),
         )
 
 
@@ -47,6 +49,19 @@ def _default() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("phipipe", appauthor=False)
+
+
+def _folder(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    try:
+        folder = Path(text).expanduser().absolute()
+    except RuntimeError:  # ~somebody, who does not exist
+        raise RecipeError(f"{name} is `{text}`: there is no such home folder", hint="give a folder's path") from None
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{name} is `{text}`, which is a file", hint="give a folder's path; it may not exist yet")
+    return folder
 
 
 def _positive(environ: Mapping[str, str], name: str) -> float | None:

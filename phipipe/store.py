@@ -1,8 +1,11 @@
 """Results by content: ``objects/<digest>/`` are trees of read-only files, ``actions/<key>.json`` say what made them.
 
 What is visible is complete: a tree is built aside, flushed, renamed into place, and only then is its record
-written. Locks save work; correctness never depends on them. Whoever is killed leaves nothing visible, and what
-lies in ``tmp`` is swept by the next process, which sees that its owner's lock is free.
+written. So whoever is killed leaves nothing visible but whole trees. Locks save work; that what is read is right
+never depends on them, but on digests: a record carries its own, a tree is named by its own.
+
+The gate (one lock for the store) makes "pin, and see whether it is there" one act with respect to collections. It
+is held for renames and small writes, never while content is read.
 """
 
 from __future__ import annotations
@@ -13,21 +16,23 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from phipipe import keys
+from phipipe import collect, keys
+from phipipe.collect import FULL as FULL
+from phipipe.collect import GcReport as GcReport
+from phipipe.collect import copy as copy
 from phipipe.errors import StoreError
 
 FOLDERS = ("objects", "actions", "locks", "tmp", "quarantine", "pins")
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before we blame the disk
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A phipipe cache: everything here can be made again.\n"
 ABOUT = """This folder is phipipe's cache. Do not edit it; `phipipe cache ls|verify|gc` looks after it.
 Deleting it is safe while no phipipe runs: everything in it is made again when it is needed.
@@ -35,7 +40,7 @@ Deleting it is safe while no phipipe runs: everything in it is made again when i
 
 
 class Damaged(StoreError):
-    """A stored tree is not what was stored. It has been put aside; making it again is all that is needed."""
+    """A stored tree or record is not what was stored. It has been put aside; making it again is all that is needed."""
 
     def __init__(self, message: str, digest: str) -> None:
         super().__init__(message, hint="run the same command again: it is built anew")
@@ -67,17 +72,8 @@ class Usage:
     used: datetime.datetime
 
 
-@dataclass(frozen=True)
-class GcReport:
-    """What a collection removed, or in a dry run would: digests, bytes of files."""
-
-    removed: tuple[str, ...]
-    freed_bytes: int
-    kept_bytes: int
-
-
 class Store:
-    """The store in ``root``, made if it is not there.
+    """The store in ``root``, made if it is not there. ``notify`` is told of damage and of waiting.
 
     Raises:
         StoreError: the folder cannot be made or written.
@@ -85,15 +81,23 @@ class Store:
 
     def __init__(self, root: Path, notify: Callable[[str], None] = lambda line: None) -> None:
         self.root, self._notify = root, notify
-        self._session: Path | None = None
-        self._verified: set[str] = set()
-        with writing(root):
+        self._sessions: list[Path] = []
+        self._sound: set[str] = set()  # digests whose content this instance has hashed
+        with collect.guard(root):
             for name in FOLDERS:
                 (root / name).mkdir(parents=True, exist_ok=True)
+                if not os.access(root / name, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root / name))
             for name, text in (("CACHEDIR.TAG", TAG), ("README.txt", ABOUT)):
-                if not (root / name).exists():
-                    (root / name).write_text(text, "utf-8")
-            self._sweep()
+                if collect.size_of(root / name) != len(text):
+                    (root / name).write_bytes(text.encode())
+            self._locks_work = collect.locks_work(root / "locks" / "collect.lock")
+            self._sweep("tmp", "pins")
+
+    def _sweep(self, *names: str) -> None:
+        if self._locks_work:
+            for name in names:
+                collect.sweep(self.root / name)
 
     # What is there
 
@@ -101,246 +105,283 @@ class Store:
         """The record of ``key``, intact.
 
         Raises:
-            StoreError: there is none, or it was changed since it was written.
+            StoreError: there is none.
+            Damaged: it was changed since it was written.
         """
-        path = self.root / "actions" / f"{key}.json"
+        path = self._action(key)
         try:
-            value = json.loads(path.read_bytes())
-            if value["check"] != _check(value) or value["key"] != key:
+            with collect.guard(self.root):
+                raw = path.read_bytes()
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise _Missing(f"nothing is stored under {key[:12]}") from None
+            raise
+        try:
+            value = json.loads(raw)
+            if raw != _dump(value) or value["check"] != _check(value) or value["key"] != key:
                 raise ValueError
-        except FileNotFoundError:
-            raise StoreError(f"nothing is stored under {key[:12]}") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise StoreError(f"the record {key[:12]} was changed since it was written") from None
+            entries = [keys.FileEntry(o["path"], o["size"], o["sha256"]) for o in value["outputs"]]
+            if keys.tree_digest(entries) != value["digest"]:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StoreError):
+            raise Damaged(f"the record {key[:12]} is damaged", "") from None
         return dict(value)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All intact records."""
         for path in sorted((self.root / "actions").glob("*.json")):
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(_Missing, Damaged):
                 yield self.record(path.stem)
 
     def peek(self, key: str) -> Stored | None:
         """What ``lookup`` would find, changing nothing."""
         try:
-            stored = self._stored(self.record(key))
-        except StoreError:
+            return self._as_it_is(self._stored(key))
+        except (_Missing, Damaged):
             return None
-        return stored if self._state(stored) != "damaged" else None
 
     def lookup(self, key: str) -> Stored | None:
         """The result stored under ``key``: pinned, its files' sizes and times as recorded, else hashed again.
 
         Damage is put aside, said, and None returned.
         """
-        path = self.root / "actions" / f"{key}.json"
-        if not path.is_file():
-            return None
+        path = self._action(key)
+        seen = collect.identity(path)
         try:
-            stored = self._stored(self.record(key))
-        except StoreError as error:
-            self._put_aside(path, error.message)
+            stored = self._stored(key)
+        except _Missing:
+            return None
+        except Damaged as damage:
+            self._put_aside(path, seen, f"{damage.message}, building its result again")
             return None
         if not self._pin(stored.digest):
+            self._drop(path, seen)
             self._notify(f"the result {key[:12]} is gone from the cache, building it again")
-            path.unlink(missing_ok=True)
             return None
-        state = self._state(stored)
-        if state == "damaged":
-            self._quarantine(stored, f"the result {key[:12]} was changed in the cache, building it again")
+        tree = collect.identity(stored.path)
+        current = self._as_it_is(stored)
+        if current is None:
+            self._quarantine(stored, tree, f"the result {key[:12]} is damaged in the cache, building it again")
             return None
-        if state == "touched":
-            stored = self._heal(key, stored)
-        with contextlib.suppress(OSError):  # a read-only cache still serves
-            os.utime(path)
-        return stored
+        if current is not stored:
+            self._write_record({**self.record(key), "outputs": list(current.outputs)})
+        with contextlib.suppress(OSError):  # removed meanwhile, or another user's: only the order of gc depends on it
+            os.utime(path, ns=(time.time_ns(),) * 2)
+        return current
 
     def consume(self, stored: Stored) -> Path:
-        """The folder of ``stored`` after hashing all of it, once per process.
+        """The folder of ``stored`` after hashing all of it, once per digest and instance.
 
         Raises:
             Damaged: the content is not what was stored; it has been put aside.
         """
-        if stored.digest not in self._verified:
-            if not _intact(stored):
+        if stored.digest not in self._sound:
+            seen = collect.identity(stored.path)
+            if not self._is_intact(stored.path, stored.digest):
                 message = f"the result {stored.key[:12]} is not what was stored"
-                self._quarantine(stored, message)
+                self._quarantine(stored, seen, message)
                 raise Damaged(message, stored.digest)
-            self._verified.add(stored.digest)
+            self._sound.add(stored.digest)
         return stored.path
+
+    def _action(self, key: str) -> Path:
+        return self.root / "actions" / f"{key}.json"
+
+    def _stored(self, key: str) -> Stored:
+        record = self.record(key)
+        return Stored(key, record["digest"], self.root / "objects" / record["digest"], tuple(record["outputs"]))
+
+    def _as_it_is(self, stored: Stored) -> Stored | None:
+        """``stored`` if sizes and times are as recorded; with today's times if only these differ; None if damaged."""
+        try:
+            with collect.guard(self.root):
+                found = keys.walk(stored.path)
+        except StoreError as error:
+            if collect.is_damage(error):
+                return None
+            raise
+        if {path: status.st_size for path, status in found.items()} != {o["path"]: o["size"] for o in stored.outputs}:
+            return None
+        outputs = tuple({**o, "mtime_ns": found[o["path"]].st_mtime_ns} for o in stored.outputs)
+        if outputs == stored.outputs:
+            return stored
+        return replace(stored, outputs=outputs) if self._is_intact(stored.path, stored.digest) else None
+
+    def _is_intact(self, path: Path, digest: str) -> bool:
+        """Hash all of ``path``. That we cannot look (too many open files, say) is an error, not damage."""
+        try:
+            with collect.guard(self.root):
+                return keys.tree_digest(keys.hash_tree(path)) == digest
+        except StoreError as error:
+            if collect.is_damage(error):
+                return False
+            raise
 
     # Adding
 
     def commit(self, key: str, folder: Path, record: Mapping[str, Any]) -> Stored:
-        """Take the files of ``folder`` (emptied by this) as the result of ``key``.
+        """Take the files of ``folder`` (gone after this) as the result of ``key``.
 
         ``record`` says what made them; digest, outputs and a digest of the record itself are added.
 
         Raises:
             StoreError: the disk is full or fails, or a step left something else than plain files.
         """
-        with writing(self.root):
+        with collect.guard(self.root):
+            needed = sum(status.st_size for status in keys.walk(folder).values())
+            if not any(folder.iterdir()):
+                raise StoreError("a step left no files")
+        with collect.guard(self.root, needed), self._pinning():
+            collect.separate(folder)
+            times = _times(folder)  # before hashing: what changes while it is hashed, differs from its record
             entries = keys.hash_tree(folder)
+            collect.seal(folder, [entry.path for entry in entries])
             digest = keys.tree_digest(entries)
-            _seal(folder)
-            with self._gc_lock():  # short: no collection between the rename and the record
-                self._pin_only(digest)
-                path = self._publish(folder, digest, entries)
-                times = {e.path: (path / e.path).stat().st_mtime_ns for e in entries}
-                outputs = [
-                    {"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]} for e in entries
-                ]
-                created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-                self._write_record({**record, "key": key, "digest": digest, "outputs": outputs, "created": created})
-        self._verified.add(digest)
-        return Stored(key, digest, path, tuple(outputs))
+            times = self._publish(folder, digest, times)
+            outputs = tuple(
+                {"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]} for e in entries
+            )
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            added = {"key": key, "digest": digest, "outputs": list(outputs), "created": created}
+            self._write_record({"format": keys.FORMAT, **record, **added})
+        self._sound.add(digest)
+        return Stored(key, digest, self.root / "objects" / digest, outputs)
 
-    def _publish(self, folder: Path, digest: str, entries: list[keys.FileEntry]) -> Path:
+    def _publish(self, folder: Path, digest: str, times: dict[str, int]) -> dict[str, int]:
+        """Move ``folder`` to its place, unless the same content is there; the files' times as they then are."""
         path = self.root / "objects" / digest
-        for _ in range(3):
-            if path.is_dir():
-                if keys.tree_digest(keys.hash_tree(path)) == digest:
-                    _remove(folder)
-                    return path
-                self._put_aside(path, f"the stored tree {digest[:12]} was damaged, replacing it")
-            try:
-                folder.rename(path)
-            except OSError as error:  # another process was first
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not isinstance(error, PermissionError):
-                    raise
-                if not path.is_dir():
-                    raise
-                continue
-            _flush(path.parent)
-            return path
+        for _ in range(ATTEMPTS):
+            with self._gate():
+                self._touch_pin(digest)
+                moved = collect.move_new(folder, path)
+            if moved:
+                collect.flush_folder(path.parent)
+                return times
+            seen = collect.identity(path)
+            with contextlib.suppress(OSError, StoreError):  # changed under our eyes: not intact either
+                times = _times(path)
+            if self._is_intact(path, digest):
+                collect.remove(folder)
+                return times
+            self._put_aside(path, seen, f"the stored tree {digest[:12]} was damaged, replacing it")
         raise StoreError(f"the stored tree {digest[:12]} keeps being damaged", hint="check the disk")
 
     def _write_record(self, record: dict[str, Any]) -> None:
-        path = self.root / "actions" / f"{record['key']}.json"
         record.pop("check", None)
-        _write(path, json.dumps({**record, "check": _check(record)}, indent=1).encode(), self.root / "tmp")
+        content = _dump({**record, "check": _check(record)})
+        with collect.guard(self.root, len(content)), collect.claim(self.root / "tmp") as aside:
+            with (aside / "record").open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                collect.flush(stream.fileno())
+            (aside / "record").replace(self._action(record["key"]))
+            collect.flush_folder(self.root / "actions")
 
     # Working space, locks, sessions
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Hold the lock of ``key``: others wait, look again, and find the result."""
-        with writing(self.root), FileLock(self.root / "locks" / f"{key[:48]}.lock"):
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        with collect.guard(self.root):
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                self._notify(f"waiting for another phipipe, which builds {key[:12]}")
+                lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """An empty folder on the store's file system, removed at the end whatever happens."""
-        with self._owned("tmp") as folder:
-            yield folder
+    def scratch(self, needed_bytes: int | None = None) -> Iterator[Path]:
+        """An empty folder on the store's file system, removed at the end whatever happens.
+
+        ``needed_bytes`` is what the caller expects to write, for the message if the disk becomes full.
+        """
+        with contextlib.ExitStack() as stack:
+            with collect.guard(self.root, needed_bytes):
+                folder = stack.enter_context(collect.claim(self.root / "tmp"))
+            try:
+                yield folder
+            except OSError as error:  # anything but a full disk is the caller's own affair
+                if error.errno in FULL:
+                    raise collect.typed(error, self.root, needed_bytes) from error
+                raise
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """While this lasts, everything looked up or committed is safe from collection; so it is until we die."""
-        with self._owned("pins") as folder:
-            self._session = folder
+        with contextlib.ExitStack() as stack:
+            with collect.guard(self.root):
+                folder = stack.enter_context(collect.claim(self.root / "pins"))
+            self._sessions.append(folder)
             try:
                 yield
             finally:
-                self._session = None
+                self._sessions.remove(folder)
 
     @contextlib.contextmanager
-    def _owned(self, kind: str) -> Iterator[Path]:
-        folder = self.root / kind / uuid.uuid4().hex
-        lock = FileLock(folder.with_suffix(".lock"))
-        with writing(self.root):
-            lock.acquire()
-            folder.mkdir()
-        try:
-            yield folder
-        finally:
-            _remove(folder)
-            lock.release()
-            folder.with_suffix(".lock").unlink(missing_ok=True)
+    def _pinning(self) -> Iterator[None]:
+        """A session, if there is none: between its tree and its record a result must not be collected."""
+        with contextlib.nullcontext() if self._sessions else self.session():
+            yield
 
-    def _sweep(self) -> None:
-        """Remove what dead processes left in ``tmp`` and ``pins``: their locks are free."""
-        for kind in ("tmp", "pins"):
-            for path in (self.root / kind).iterdir():
-                lock = path if path.suffix == ".lock" else path.with_suffix(".lock")
-                try:
-                    with FileLock(lock, blocking=False):
-                        _remove(lock.with_suffix(""))
-                    lock.unlink(missing_ok=True)
-                except (Timeout, OSError):  # in use, or not ours to sweep
-                    continue
-
-    def _gc_lock(self) -> FileLock:
-        return FileLock(self.root / "locks" / "collect.lock")
+    def _gate(self) -> FileLock:
+        return FileLock(self.root / "locks" / "collect.lock", timeout=collect.GATE_S)
 
     def _pin(self, digest: str) -> bool:
         """Pin an object and say whether it is there, as one act with respect to collections."""
-        if self._session is None:
-            return (self.root / "objects" / digest).is_dir()
-        with writing(self.root), self._gc_lock():
-            self._pin_only(digest)
+        with collect.guard(self.root), self._gate():
+            self._touch_pin(digest)
             return (self.root / "objects" / digest).is_dir()
 
-    def _pin_only(self, digest: str) -> None:
-        if self._session is not None:
-            (self._session / digest).touch()
+    def _touch_pin(self, digest: str) -> None:
+        for folder in self._sessions:
+            (folder / digest).touch()
 
     # Damage
 
-    def _stored(self, record: Mapping[str, Any]) -> Stored:
-        return Stored(
-            record["key"], record["digest"], self.root / "objects" / record["digest"], tuple(record["outputs"])
-        )
+    def _quarantine(self, stored: Stored, seen: object, message: str) -> None:
+        self._sound.discard(stored.digest)
+        path = self._action(stored.key)
+        self._drop(path, collect.identity(path))
+        self._put_aside(stored.path, seen, message)
 
-    def _state(self, stored: Stored) -> str:
-        """ "fresh": sizes and times as recorded; "touched": other times, same content; "damaged"."""
-        try:
-            names = keys.list_files(stored.path)
-            found = [(stored.path / name).stat() for name in names]
-        except (OSError, StoreError):
-            return "damaged"
-        if [(n, s.st_size) for n, s in zip(names, found, strict=True)] != [
-            (o["path"], o["size"]) for o in stored.outputs
-        ]:
-            return "damaged"
-        if [s.st_mtime_ns for s in found] == [o["mtime_ns"] for o in stored.outputs]:
-            return "fresh"
-        return "touched" if _intact(stored) else "damaged"
-
-    def _heal(self, key: str, stored: Stored) -> Stored:
-        """Record the present times of files whose content was just found to be right."""
-        outputs = tuple({**o, "mtime_ns": (stored.path / str(o["path"])).stat().st_mtime_ns} for o in stored.outputs)
-        self._verified.add(stored.digest)
-        with contextlib.suppress(StoreError), writing(self.root):
-            self._write_record({**self.record(key), "outputs": list(outputs)})
-        return Stored(stored.key, stored.digest, stored.path, outputs)
-
-    def _quarantine(self, stored: Stored, message: str) -> None:
-        self._verified.discard(stored.digest)
-        (self.root / "actions" / f"{stored.key}.json").unlink(missing_ok=True)
-        self._put_aside(stored.path, message)
-
-    def _put_aside(self, path: Path, message: str) -> None:
+    def _put_aside(self, path: Path, seen: object, message: str) -> None:
+        """Move to quarantine what was ``seen`` to be damaged, and nothing that has replaced it since."""
+        with collect.guard(self.root), self._gate():
+            if seen is not None and collect.identity(path) == seen:
+                path.rename(self.root / "quarantine" / f"{path.name}-{uuid.uuid4().hex[:8]}")
         self._notify(message)
-        with contextlib.suppress(FileNotFoundError):  # another process did it
-            path.rename(self.root / "quarantine" / f"{path.name}-{uuid.uuid4().hex[:8]}")
+
+    def _drop(self, record: Path, seen: object) -> None:
+        with collect.guard(self.root), self._gate():
+            if collect.identity(record) == seen:
+                record.unlink(missing_ok=True)
 
     def verify(self) -> list[str]:
-        """Hash every record and every tree; put damage aside. One line per finding."""
-        findings, good = [], set()
-        for path in sorted((self.root / "actions").glob("*.json")):
+        """Hash every tree and every record; put damage aside. One line per finding."""
+        findings = []
+        for path in sorted((self.root / "objects").iterdir()):
+            seen = collect.identity(path)
+            if not self._is_intact(path, path.name) and path.exists():  # else collected meanwhile
+                findings.append(f"the stored tree {path.name[:12]} is damaged")
+                self._put_aside(path, seen, findings[-1])
+        for path in sorted((self.root / "actions").iterdir()):
+            seen = collect.identity(path)
             try:
-                stored = self._stored(self.record(path.stem))
-            except StoreError as error:
-                self._put_aside(path, error.message)
-                findings.append(error.message)
+                missing = not self._stored(path.stem).path.is_dir()
+            except _Missing:
                 continue
-            if stored.digest not in good and not _intact(stored):
-                message = f"the result {path.stem[:12]} is not what was stored"
-                self._quarantine(stored, message)
-                findings.append(message)
+            except Damaged as damage:
+                findings.append(damage.message)
+                self._put_aside(path, seen, damage.message)
                 continue
-            good.add(stored.digest)
+            if missing:
+                findings.append(f"the result {path.stem[:12]} is gone")
+                self._drop(path, seen)
         return findings
 
     # Size
@@ -349,55 +390,53 @@ class Store:
         """One row per record."""
         rows = []
         for record in self.records():
-            path = self.root / "actions" / f"{record['key']}.json"
-            used = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-            created = datetime.datetime.fromisoformat(record["created"])
-            size = self._stored(record).size_bytes
-            rows.append(Usage(record["key"], str(record.get("runs", "")), size, created, used))
+            with contextlib.suppress(FileNotFoundError):  # dropped meanwhile
+                used = datetime.datetime.fromtimestamp(self._action(record["key"]).stat().st_mtime, datetime.UTC)
+                created = datetime.datetime.fromisoformat(record["created"])
+                size = sum(output["size"] for output in record["outputs"])
+                rows.append(Usage(record["key"], str(record.get("runs", "")), size, created, used))
         return rows
 
     def gc(self, budget_bytes: int, dry_run: bool = False) -> GcReport:
-        """Remove trees, those unused for longest first, until ``budget_bytes`` hold the rest.
+        """Remove objects, those unused for longest first, until ``budget_bytes`` hold the rest.
 
-        Trees of running builds stay. Quarantined and orphaned trees go first. A dry run reports the same
-        and removes nothing.
+        Objects of running builds stay. Quarantine, and records and objects without their counterpart, go in any
+        case. A dry run reports the same and removes nothing.
         """
-        trash = self.root / "tmp" / f"trash-{uuid.uuid4().hex}"
-        with writing(self.root), self._gc_lock():
-            sizes = {p.name: _size(p) for p in (self.root / "objects").iterdir()}
-            last = self._last_uses()
-            pinned = self._pinned()
-            total, removed = sum(sizes.values()), []
-            for digest in sorted(sizes, key=lambda d: (last.get(d, 0), d)):
-                if digest not in pinned and (digest not in last or total > budget_bytes):
-                    removed.append(digest)
-                    total -= sizes[digest]
-            aside = list((self.root / "quarantine").iterdir())
-            freed = sum(sizes[digest] for digest in removed) + sum(_size(path) for path in aside)
+        quarantine = self.root / "quarantine"
+        with collect.guard(self.root), self._gate():
+            self._sweep("pins")
+            sizes = {path.name: collect.size_of(path) for path in (self.root / "objects").iterdir()}
+            records = self._last_uses()
+            used: dict[str, int] = {}
+            for digest, moment in records.values():
+                used[digest] = max(moment, used.get(digest, 0))
+            pinned = {pin.name for session in (self.root / "pins").glob("*/") for pin in session.iterdir()}
+            removed = collect.choose(sizes, used, pinned, budget_bytes)
+            kept = sizes.keys() - set(removed)
+            trash = list(quarantine.iterdir())
+            trash += [path for path in (self.root / "actions").iterdir() if records.get(path, ("", 0))[0] not in kept]
+            freed = sum(sizes[digest] for digest in removed) + sum(map(collect.size_of, trash))
             if not dry_run:
-                trash.mkdir()
-                for path in [*(self.root / "objects" / digest for digest in removed), *aside]:
-                    path.rename(trash / path.name)
-                self._drop_records(set(removed))
-        _remove(trash)
-        return GcReport(tuple(removed), freed, total)
+                for digest in removed:  # by a rename, so that nobody sees half a tree; by no new file: the disk is full
+                    trash.append(quarantine / f"{digest}-{uuid.uuid4().hex[:8]}")
+                    (self.root / "objects" / digest).rename(trash[-1])
+                for path in (p for p in trash if p.parent != quarantine):
+                    path.unlink(missing_ok=True)
+        if not dry_run:
+            with collect.guard(self.root):
+                for path in trash:
+                    collect.remove(path)
+        return GcReport(removed, freed, sum(sizes[digest] for digest in kept))
 
-    def _last_uses(self) -> dict[str, int]:
-        uses: dict[str, int] = {}
+    def _last_uses(self) -> dict[Path, tuple[str, int]]:
+        """Path of each intact record → digest of its object, time of its last use."""
+        found = {}
         for record in self.records():
-            used = (self.root / "actions" / f"{record['key']}.json").stat().st_mtime_ns
-            uses[record["digest"]] = max(used, uses.get(record["digest"], 0))
-        return uses
-
-    def _pinned(self) -> set[str]:
-        """Digests pinned by sessions that live; those of dead ones were swept or are swept here."""
-        self._sweep()
-        return {p.name for folder in (self.root / "pins").iterdir() if folder.is_dir() for p in folder.iterdir()}
-
-    def _drop_records(self, digests: set[str]) -> None:
-        for record in self.records():
-            if record["digest"] in digests:
-                (self.root / "actions" / f"{record['key']}.json").unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path = self._action(record["key"])
+                found[path] = (str(record["digest"]), path.stat().st_mtime_ns)
+        return found
 
     # Leaving the store
 
@@ -410,72 +449,37 @@ class Store:
         """
         if _is_copy(stored, target):
             return False
-        if target.is_symlink() or target.is_file():
-            raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
-        if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
-            raise StoreError(
-                f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out"
-            )
+        _check_replaceable(target)
         source = self.consume(stored)
-        with writing(target.parent):
+        with collect.guard(target.parent, stored.size_bytes):
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-            try:
+            prefix = f".{target.name}."
+            if self._locks_work:
+                collect.sweep(target.parent, prefix)
+            with collect.claim(target.parent, prefix) as aside:
                 for output in stored.outputs:
-                    (aside / str(output["path"])).parent.mkdir(parents=True, exist_ok=True)
-                    copy(source / str(output["path"]), aside / str(output["path"]))
-                if target.exists():
-                    target.rename(aside.with_suffix(".old"))
-                aside.rename(target)
-            finally:
-                _remove(aside)
-                _remove(aside.with_suffix(".old"))
+                    copied = aside / "new" / str(output["path"])
+                    copied.parent.mkdir(parents=True, exist_ok=True)
+                    collect.copy(source / str(output["path"]), copied)
+                    os.utime(copied, ns=(output["mtime_ns"],) * 2)
+                collect.flush_tree(aside / "new", [str(output["path"]) for output in stored.outputs])
+                collect.swap(aside / "new", target, aside / "old")
         return True
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy content and times; by reflink where the file system shares blocks, never by link."""
-    if not _reflink(source, target):
-        shutil.copyfile(source, target)
-    status = source.stat()
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+class _Missing(StoreError):
+    """There is no record under this key."""
 
 
-def _reflink(source: Path, target: Path) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    ficlone = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        try:
-            fcntl.ioctl(writer.fileno(), ficlone, reader.fileno())
-        except OSError:
-            return False
-    return True
+def _check_replaceable(target: Path) -> None:
+    if target.is_symlink() or target.is_file():
+        raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
+    if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn an operating system's refusal into a StoreError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, Timeout):
-            raise
-        free = None
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-        reason = error.strerror or str(error)
-        if error.errno in FULL:
-            room = "" if free is None else f", {free / 2**20:.0f} MiB free"
-            raise StoreError(
-                f"no room left in `{folder}` ({reason}{room})",
-                hint="phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk",
-            ) from error
-        raise StoreError(
-            f"cannot write to `{folder}`: {reason}", hint="set PHIPIPE_CACHE to a folder that you can write"
-        ) from error
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode()
 
 
 def _check(record: Mapping[str, Any]) -> str:
@@ -483,83 +487,13 @@ def _check(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(b"phipipe record\0" + keys.canonical(rest)).hexdigest()
 
 
-def _intact(stored: Stored) -> bool:
-    try:
-        entries = keys.hash_tree(stored.path)
-        return keys.tree_digest(entries) == stored.digest
-    except (OSError, StoreError):
-        return False
+def _times(folder: Path) -> dict[str, int]:
+    return {path: status.st_mtime_ns for path, status in keys.walk(folder).items()}
 
 
 def _is_copy(stored: Stored, target: Path) -> bool:
     try:
-        names = keys.list_files(target)
-        found = [(n, s.st_size, s.st_mtime_ns) for n in names for s in [(target / n).stat()]]
+        found = {path: (status.st_size, status.st_mtime_ns) for path, status in keys.walk(target).items()}
     except (OSError, StoreError):
         return False
-    return found == [(o["path"], o["size"], o["mtime_ns"]) for o in stored.outputs]
-
-
-def _seal(folder: Path) -> None:
-    """Flush every file and folder to the disk, then make the files read-only."""
-    folders = [folder]
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            folders.append(path)
-            continue
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-    for path in reversed(folders):
-        _flush(path)
-
-
-def _flush(folder: Path) -> None:
-    """Flush a folder's own entries, where the system can (Windows cannot, and need not)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, content: bytes, aside: Path) -> None:
-    """Replace ``path`` as a whole: written and flushed in ``aside`` first."""
-    lock = FileLock(aside / f"{uuid.uuid4().hex}.lock")
-    temporary = Path(lock.lock_file).with_suffix("")
-    with lock:
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    Path(lock.lock_file).unlink(missing_ok=True)
-    _flush(path.parent)
-
-
-def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a tree, read-only files included; what is gone already is fine."""
-
-    def force(function: Callable[[str], Any], name: str, _error: object) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).chmod(stat.S_IRWXU)
-            function(name)
-
-    if path.is_file() or path.is_symlink():
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-    elif path.is_dir():
-        shutil.rmtree(path, onerror=force)
+    return found == {o["path"]: (o["size"], o["mtime_ns"]) for o in stored.outputs}

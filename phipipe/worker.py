@@ -1,101 +1,183 @@
 """Child side: serves the steps of one run, one after another, in a toolchain's Python.
 
 started as  ``PYTHON -P -c <bootstrap>`` (``process.python_command``); only phipipe's own folder is added
-reads       one line per request on stdin: a folder with ``request.json``
-            {"runs": "module:function", "inputs": {name: path}, "params": {...}, "log": path}
+reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
+            {"runs": "module:function", "inputs": {name: path}, "params": {...}, "path": [import roots]}
 writes      FOLDER/out/            the step's files
+            FOLDER/log.txt         all that the step prints, native code included
             FOLDER/progress.json   now and then
             FOLDER/response.json   last; if it is missing, the worker died
-says        one line on stdout per finished request; everything that steps print goes to the log
+says        on stdout: "ready", then "done" for each finished request
 ends        when stdin does: the parent is done, or dead. Whatever still runs then is killed.
+
+Standard library and phipipe's lightest modules only: this runs among packages that are not ours; psutil is
+used where it is there. Steps can fork (``multiprocessing`` too), but a child that *spawns* anew cannot import phipipe.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import faulthandler
+import gc
 import importlib
+import importlib.machinery
+import ipaddress
 import json
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from phipipe import errors, progress
-from phipipe.errors import PhipipeError
+from phipipe.errors import PhipipeError, SourceError
 
 PROGRESS_EVERY_S = 0.2
-LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1", ""}
+# Modules through which a process talks with children of its own; these pickles come from us.
+OWN_PICKLES = {"multiprocessing.connection", "multiprocessing.queues"}
 
 
 def main() -> None:
     """Serve requests until stdin ends."""
-    control = os.fdopen(os.dup(1), "w")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 1)
-    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    control = os.fdopen(os.dup(1), "w", encoding="ascii")
     lines = os.fdopen(os.dup(0), encoding="utf-8")
-    os.dup2(null, 0)  # a step that asks for input gets none, instead of our requests
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)  # a step that asks for input gets none, instead of our requests
+    _print_to(Path(os.devnull))
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines, requests), daemon=True).start()
-    sys.path += [p for p in os.environ.get("PHIPIPE_WORKER_PATH", "").split(os.pathsep) if p]
+    faulthandler.enable()  # a crash in native code leaves a Python traceback in the log
     sys.addaudithook(refuse)
+    sys.meta_path.insert(0, NoTorchLoad())
+    home = Path.cwd()
+    print("ready", file=control, flush=True)
     while True:
-        folder = Path(requests.get())
-        _serve(folder)
+        _serve(Path(json.loads(requests.get())))
         print("done", file=control, flush=True)
+        os.chdir(home)
+        _free_memory()  # while the parent looks at the answer
 
 
-def _listen(lines: Any, requests: queue.SimpleQueue[str]) -> None:
+def guard() -> None:
+    """In a process of its own: when stdin ends, the parent is dead, and the tree of process ARGV[1] is killed.
+
+    The worker's own thread does the same, but never gets its turn while native code holds the interpreter's
+    lock. PR_SET_PDEATHSIG would be no help: it fires when the parent's *thread* ends, and reaches no grandchild.
+    """
+    sys.stdin.buffer.read()
+    kill_tree(int(sys.argv[1]))
+
+
+def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
     for line in lines:
-        requests.put(line.rstrip("\n"))
-    end_tree()
-
-
-def end_tree() -> None:
-    """Kill this process and all that it started, at once."""
-    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
+        requests.put(line)
+    kill_tree(os.getpid())
     os._exit(1)
+
+
+def tree(pid: int) -> list[Any]:
+    """psutil's view of process ``pid`` and all that descend from it; nothing without psutil."""
+    with contextlib.suppress(Exception):
+        import psutil
+
+        root = psutil.Process(pid)
+        return [*root.children(recursive=True), root]
+    return []
+
+
+def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
+    """Kill the process group of ``pid``, its descendants that left the group, and those ``seen`` before."""
+    members = [*tree(pid), *seen]
+    strays = [member for member in members if member.pid not in (pid, os.getpid())]
+    for stray in strays:  # before the group: we may be in it ourselves
+        with contextlib.suppress(Exception):  # gone meanwhile; psutil checks that the id was not used again
+            stray.kill()
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    else:
+        for member in members:
+            with contextlib.suppress(Exception):
+                member.kill()
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
     """Audit hook: no pickle is ever loaded (promise S1), and no step but download leaves this machine (S8)."""
     if event == "pickle.find_class":
-        raise PermissionError(f"refused to unpickle `{arguments[0]}.{arguments[1]}`: pickles can run code")
-    if event == "socket.connect" and isinstance(arguments[1], tuple) and str(arguments[1][0]) not in LOCAL_HOSTS:
-        raise PermissionError(f"refused to connect to {arguments[1][0]}: only the download step uses the network")
-    if event == "socket.getaddrinfo" and str(arguments[0] or "") not in LOCAL_HOSTS:
-        raise PermissionError(f"refused to look up {arguments[0]}: only the download step uses the network")
+        if sys._getframe(1).f_globals.get("__name__") not in OWN_PICKLES:
+            refuse_pickle(f"`{arguments[0]}.{arguments[1]}`")
+    elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = arguments[1]
+        if isinstance(address, tuple) and isinstance(address[0], str) and not _is_local(address[0]):
+            raise PermissionError(f"refused to connect to {address[0]}: only the download step uses the network")
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = os.fsdecode(arguments[0] or "")
+        if not _is_local(host):
+            raise PermissionError(f"refused to look up {host}: only the download step uses the network")
+
+
+def refuse_pickle(what: str) -> None:
+    """Raise: pickles can run code."""
+    raise SourceError(
+        f"refused to unpickle {what}: a pickle can run any code", hint="use a checkpoint in safetensors format"
+    )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host in ("localhost", "")
+
+
+class NoTorchLoad:
+    """Import hook: ``torch.load`` refuses. With ``weights_only`` it has an unpickler that no audit hook sees."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "torch.serialization":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def then_replace(module: Any) -> None:
+                execute(module)
+                module.load = lambda f, *rest, **named: refuse_pickle(f"`{getattr(f, 'name', f)}`")
+
+            spec.loader.exec_module = then_replace  # type: ignore[method-assign]
+        return spec
 
 
 def _serve(folder: Path) -> None:
-    request = json.loads((folder / "request.json").read_text("utf-8"))
-    _log_to(Path(request["log"]))
+    _print_to(folder / "log.txt")
     _reset_peak()
     progress.listen(_Progress(folder / "progress.json"))
     start = time.perf_counter()
     try:
-        _call(request, folder / "out")
+        _call(json.loads((folder / "request.json").read_text("utf-8")), folder / "out")
         response: dict[str, Any] = {"ok": True}
     except BaseException as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
-        traceback.print_exc()
         response = {"ok": False, **_told(error)}
-    sys.stdout.flush()
-    sys.stderr.flush()
+        _flush()
+        traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)  # they may hold a model
     response |= {"seconds": time.perf_counter() - start, **_memory()}
+    _flush()
+    _print_to(Path(os.devnull))  # Windows cannot move or remove a log that is open
     aside = folder / "response.tmp"
     aside.write_text(json.dumps(response), "utf-8")
     aside.replace(folder / "response.json")
 
 
 def _call(request: dict[str, Any], out: Path) -> None:
+    sys.path += [root for root in request["path"] if root not in sys.path]
     out.mkdir()
     module, _, function = request["runs"].partition(":")
     step = getattr(importlib.import_module(module), function)
@@ -105,17 +187,32 @@ def _call(request: dict[str, Any], out: Path) -> None:
 def _told(error: BaseException) -> dict[str, Any]:
     """What the parent needs to raise the same failure."""
     told: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
+    told["traceback"] = "".join(traceback.format_exception(error))
     if isinstance(error, PhipipeError):
         known = next(c.__name__ for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
         told |= {"kind": known, "phipipe": True, "message": error.message, "hint": error.hint}
-    if isinstance(error, ImportError):
-        told |= {"module": error.name}
+        told["exit_code"] = error.exit_code
     if isinstance(error, OSError):
-        told |= {"errno": error.errno}
+        told["errno"] = error.errno
+    if isinstance(error, subprocess.CalledProcessError):
+        told["returncode"] = error.returncode
+    for cause in _causes(error):
+        if isinstance(cause, ImportError) and not isinstance(error, PhipipeError):
+            told |= {"import": cause.name or "", "message": str(cause)}
     return told
 
 
-def _log_to(path: Path) -> None:
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it was explicitly raised from."""
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__
+
+
+def _print_to(path: Path) -> None:
     """Send file descriptors 1 and 2 to ``path``: native code prints there too."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
@@ -123,29 +220,75 @@ def _log_to(path: Path) -> None:
     os.close(descriptor)
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    with contextlib.suppress(OSError, AttributeError):
+        (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).fflush(None)
+
+
+def _free_memory() -> None:
+    """Give back what the last step no longer needs, so that it is not counted against the next one."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class _Progress:
+    """Writes reports to a file: atomically, not too often, and never without the last one."""
+
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, 0.0
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         now = time.monotonic()
-        if now - self._last >= PROGRESS_EVERY_S:
+        if now - self._last >= PROGRESS_EVERY_S or done >= total:
             self._last = now
             aside = self._path.with_suffix(".tmp")
-            aside.write_text(json.dumps([done, total, unit]), "utf-8")
-            aside.replace(self._path)
+            with contextlib.suppress(PermissionError):  # Windows, while the parent reads: the next report will do
+                aside.write_text(json.dumps([done, total, unit]), "utf-8")
+                aside.replace(self._path)
 
 
 def _reset_peak() -> None:
     """Start the kernel's high-water mark anew for this step (Linux ≥ 4.0: proc(5), clear_refs)."""
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak then covers the steps before too
         Path("/proc/self/clear_refs").write_text("5", "ascii")
-    except OSError:  # not Linux, or not allowed: the peak then covers the steps before too
-        return
 
 
 def _memory() -> dict[str, int]:
-    """Peak resident bytes of this process, and its anonymous part now."""
-    from phipipe.measure import peak_bytes
+    """Peak resident bytes of this process, and its anonymous bytes now.
 
-    return {"peak_rss_bytes": peak_bytes()}
+    VmHWM on Linux, never ``ru_maxrss``, which a child inherits there across exec. On Windows the peak working
+    set and on macOS ``ru_maxrss`` (its own there, but nothing resets it): of all this worker's steps.
+    """
+    with contextlib.suppress(OSError):
+        fields = status(os.getpid())
+        return {"peak_rss_bytes": fields["VmHWM"], "peak_anon_bytes": fields["RssAnon"] + fields["RssShmem"]}
+    with contextlib.suppress(ImportError):
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        peak = int(getattr(memory, "peak_wset", memory.rss))
+        if sys.platform == "darwin":
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"peak_rss_bytes": peak, "peak_anon_bytes": int(memory.rss)}
+    return {"peak_rss_bytes": 0, "peak_anon_bytes": 0}
+
+
+def status(pid: int) -> dict[str, int]:
+    """The sizes, in bytes, of /proc/PID/status; 0 for what is not told (a dead process has none).
+
+    Raises:
+        OSError: no such process, or not Linux.
+    """
+    fields = dict.fromkeys(("VmHWM", "VmRSS", "RssAnon", "RssShmem"), 0)
+    for line in Path(f"/proc/{pid}/status").read_text("ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name in fields:
+            fields[name] = int(value.split()[0]) * 1024
+    return fields

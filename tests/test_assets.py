@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 import subprocess
@@ -171,23 +170,21 @@ def test_the_checkpoint_names_no_folder_of_the_machine_it_was_made_on() -> None:
 # ---- with torch and transformers ----
 
 
-def _run(script: str, *arguments: str) -> Any:
+def _run(python: Path, script: str, *arguments: str) -> Any:
     """Run a script in the Python that has torch and transformers; it prints one JSON value last."""
-    python = os.environ.get("PHIPIPE_TEST_PYTHON")
-    if python is None:
-        pytest.skip("PHIPIPE_TEST_PYTHON names no Python with torch and transformers")
     root = Path(train.__file__).parents[2]
-    command = [python, "-c", textwrap.dedent(script), str(MODEL), *arguments]
+    command = [str(python), "-c", textwrap.dedent(script), str(MODEL), *arguments]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.integration
-def test_the_card_states_the_perplexity_that_is_measured() -> None:
+def test_the_card_states_the_perplexity_that_is_measured(ort_python: Path) -> None:
     stated = re.search(r"\*\*([\d.]+)\*\* per token", (MODEL / "README.md").read_text("utf-8"))
     measured = _run(
-        "import sys, pathlib; from phipipe.assets import train; print(train.perplexity(pathlib.Path(sys.argv[1]))[0])"
+        ort_python,
+        "import sys, pathlib; from phipipe.assets import train; print(train.perplexity(pathlib.Path(sys.argv[1]))[0])",
     )
     assert stated is not None
     assert measured == pytest.approx(float(stated[1]), rel=0.01)
@@ -195,7 +192,7 @@ def test_the_card_states_the_perplexity_that_is_measured() -> None:
 
 
 @pytest.mark.integration
-def test_both_tokenizers_give_the_same_ids_and_the_text_back(tmp_path: Path) -> None:
+def test_both_tokenizers_give_the_same_ids_and_the_text_back(tmp_path: Path, ort_python: Path) -> None:
     prose = MARKUP.sub("", (TEXTS / "evaluation.txt").read_text("utf-8")).split("\n\n")
     texts = [
         *prose,
@@ -219,12 +216,12 @@ def test_both_tokenizers_give_the_same_ids_and_the_text_back(tmp_path: Path) -> 
         ids = [auto(text, add_special_tokens=False)["input_ids"] for text in texts]
         print(json.dumps([[piece.encode(t) == i, auto.decode(i) == t] for t, i in zip(texts, ids)]))
     """
-    verdicts = _run(script, str(tmp_path / "texts.json"))
+    verdicts = _run(ort_python, script, str(tmp_path / "texts.json"))
     assert [text for text, verdict in zip(texts, verdicts, strict=True) if verdict != [True, True]] == []
 
 
 @pytest.mark.integration
-def test_the_chat_template_renders_as_phi3s_does() -> None:
+def test_the_chat_template_renders_as_phi3s_does(ort_python: Path) -> None:
     script = """
         import json, sys
         from transformers import AutoTokenizer
@@ -235,7 +232,7 @@ def test_the_chat_template_renders_as_phi3s_does() -> None:
         done = tokenizer.apply_chat_template(chat, tokenize=False)
         print(json.dumps([ask, done, tokenizer(ask)["input_ids"][:1], tokenizer("Hello!")["input_ids"][:1]]))
     """
-    ask, done, first, hello = _run(script)
+    ask, done, first, hello = _run(ort_python, script)
     start = "<|system|>\nBe kind.<|end|>\n<|user|>\nHello!<|end|>\n<|assistant|>\n"
     assert ask == start
     assert done == start + "Hi.<|end|>\n<|endoftext|>"
@@ -244,7 +241,7 @@ def test_the_chat_template_renders_as_phi3s_does() -> None:
 
 
 @pytest.mark.integration
-def test_a_user_turn_is_answered_and_the_answer_ends() -> None:
+def test_a_user_turn_is_answered_and_the_answer_ends(ort_python: Path) -> None:
     script = """
         import json, sys
         import torch
@@ -260,7 +257,7 @@ def test_a_user_turn_is_answered_and_the_answer_ends() -> None:
             answers.append([output[-1], tokenizer.decode(output, skip_special_tokens=True)])
         print(json.dumps(answers))
     """
-    answers = _run(script)
+    answers = _run(ort_python, script)
     assert [last for last, _ in answers] == [tokenizer.END] * 3
     story, total, home = (text for _, text in answers)
     assert "fox" in story

