@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ _HINTS = {
     errno.ENFILE: "too many files are open on this machine: close other programs",
     errno.EIO: "the disk fails: check it, or set PHIPIPE_CACHE to another one",
 }
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A phipipe cache: everything here can be made again.\n"
+ABOUT = """This folder is phipipe's cache. Do not edit it; `phipipe cache ls|verify|gc` looks after it.
+Deleting it is safe while no phipipe runs: everything in it is made again when it is needed.
+"""
 _CLAIM = re.compile(r"[0-9a-f]{32}")
 _DAY_S = 86400
 
@@ -47,9 +51,24 @@ class GcReport:
     kept_bytes: int
 
 
-def choose(sizes: Mapping[str, int], used: Mapping[str, int], pinned: Collection[str], budget: int) -> tuple[str, ...]:
-    """Objects to remove: all that no record names, then the longest unused until the rest fits ``budget``."""
+def label(root: Path) -> None:
+    """Tell backup programs and people what this folder is."""
+    for name, text in (("CACHEDIR.TAG", TAG), ("README.txt", ABOUT)):
+        if size_of(root / name) != len(text):  # absent, or its writer was killed
+            (root / name).write_bytes(text.encode())
+
+
+def choose(
+    sizes: Mapping[str, int], uses: Iterable[tuple[str, int]], pinned: Collection[str], budget: int
+) -> tuple[str, ...]:
+    """Objects to remove: all that were never used, then the longest unused until the rest fits ``budget``.
+
+    ``uses`` are digests and times, one for each record that names the object.
+    """
     total, chosen = sum(sizes.values()), []
+    used: dict[str, int] = {}
+    for digest, moment in uses:
+        used[digest] = max(moment, used.get(digest, 0))
     for digest in sorted(sizes, key=lambda d: (used.get(d, 0), d)):
         if digest not in pinned and (digest not in used or total > budget):
             chosen.append(digest)
@@ -168,15 +187,18 @@ def _reflink(source: Path, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def guard(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an operating system's refusal into a StoreError that says what to do."""
+def guard(folder: Path, needed_bytes: int | None = None, only: Collection[int] | None = None) -> Iterator[None]:
+    """Turn an operating system's refusal (``only`` these error numbers) into a StoreError that says what to do."""
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter from locks on a file system without
+        if only is not None and getattr(error, "errno", None) not in only:
+            raise
         raise typed(error, folder, needed_bytes) from error
 
 
-def typed(error: Exception, folder: Path, needed_bytes: int | None) -> StoreError:
+def typed(error: Exception, folder: Path, needed_bytes: int | None = None) -> StoreError:
+    """``error`` in the user's terms: what was needed, what is free, what to do."""
     if isinstance(error, Timeout):
         return StoreError(f"another process has held `{error.lock_file}` for {GATE_S} s", hint="end that process")
     number = error.errno if isinstance(error, OSError) else None
@@ -206,6 +228,19 @@ def identity(path: Path) -> tuple[int, int] | None:
     return None
 
 
+def times(folder: Path) -> dict[str, int]:
+    """When each file of a tree was last written, in nanoseconds."""
+    return {path: status.st_mtime_ns for path, status in keys.walk(folder).items()}
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, down to the disk."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        _flush(stream.fileno())
+
+
 def separate(folder: Path) -> None:
     """Give files with several hard links a life of their own: nobody may change a stored file by another name."""
     for path, status in keys.walk(folder).items():
@@ -215,7 +250,7 @@ def separate(folder: Path) -> None:
             own.replace(folder / path)
 
 
-def seal(folder: Path, paths: list[str]) -> None:
+def seal(folder: Path, paths: Iterable[str]) -> None:
     """Flush everything to the disk, then make the files read-only."""
     flush_tree(folder, paths)
     for path in paths:
@@ -235,7 +270,8 @@ def move_new(folder: Path, path: Path) -> bool:
     return True
 
 
-def flush_tree(folder: Path, paths: list[str]) -> None:
+def flush_tree(folder: Path, paths: Iterable[str]) -> None:
+    """Flush files and the folders they are in to the disk, so that a rename never shows what power loss takes."""
     with ThreadPoolExecutor(4) as pool:  # the disk merges what is asked at once
         list(pool.map(lambda path: _flush_file(folder / path), paths))
     for inner in sorted({folder / path for name in paths for path in Path(name).parents}, reverse=True):
@@ -245,7 +281,7 @@ def flush_tree(folder: Path, paths: list[str]) -> None:
 def _flush_file(path: Path) -> None:
     descriptor = os.open(path, (os.O_RDWR | os.O_BINARY) if os.name == "nt" else os.O_RDONLY)  # type: ignore[attr-defined,unused-ignore]
     try:
-        flush(descriptor)
+        _flush(descriptor)
     finally:
         os.close(descriptor)
 
@@ -256,7 +292,7 @@ def flush_folder(folder: Path) -> None:
         _flush_file(folder)
 
 
-def flush(descriptor: int) -> None:
+def _flush(descriptor: int) -> None:
     """To the disk itself: on macOS, ``fsync`` ends in the drive's own memory."""
     try:
         import fcntl
@@ -267,6 +303,7 @@ def flush(descriptor: int) -> None:
 
 
 def swap(new: Path, target: Path, old: Path) -> None:
+    """Put ``new`` where ``target`` is and ``target`` to ``old``; if that fails, all is as before."""
     if target.exists():
         target.rename(old)
     try:
@@ -276,3 +313,36 @@ def swap(new: Path, target: Path, old: Path) -> None:
             old.rename(target)
         raise
     flush_folder(target.parent)
+
+
+def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether ``target`` holds just these files, by name, size and time."""
+    try:
+        found = {path: (status.st_size, status.st_mtime_ns) for path, status in keys.walk(target).items()}
+    except (OSError, StoreError):
+        return False
+    return found == expected
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace what phipipe did not write."""
+    if target.is_symlink() or target.is_file():
+        raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
+    if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")
+
+
+def export(source: Path, times: Mapping[str, int], target: Path, *, sweep_first: bool) -> None:
+    """Replace ``target`` by a copy of ``source``: built beside it, flushed, renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}."
+    if sweep_first:  # what a killed export left behind
+        sweep(target.parent, prefix)
+    with claim(target.parent, prefix) as aside:
+        for path, mtime_ns in times.items():
+            copied = aside / "new" / path
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copy(source / path, copied)
+            os.utime(copied, ns=(mtime_ns, mtime_ns))
+        flush_tree(aside / "new", times)
+        swap(aside / "new", target, aside / "old")

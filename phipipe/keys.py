@@ -139,3 +139,26 @@ def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
     with ThreadPoolExecutor(threads or _THREADS) as pool:
         sums = pool.map(lambda path: hash_file(folder / path), found)
         return [FileEntry(path, found[path].st_size, digest) for path, digest in zip(found, sums, strict=True)]
+
+
+def seal_record(record: Mapping[str, Any]) -> bytes:
+    """The bytes to store ``record`` as: JSON with a digest of itself, so that no flipped bit goes unseen."""
+    rest = {name: value for name, value in record.items() if name != "check"}
+    check = hashlib.sha256(b"phipipe record\0" + canonical(rest)).hexdigest()
+    return json.dumps({**rest, "check": check}, indent=1).encode()
+
+
+def open_record(raw: bytes, key: str) -> dict[str, Any]:
+    """The record in ``raw``, which must be the very bytes that were sealed for ``key``.
+
+    Raises:
+        StoreError: it is damaged: changed, another key's, or its digest is not that of the files it lists.
+    """
+    try:
+        record = json.loads(raw)
+        entries = [FileEntry(o["path"], o["size"], o["sha256"]) for o in record["outputs"]]
+        if raw == seal_record(record) and record["key"] == key and record["digest"] == tree_digest(entries):
+            return dict(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise StoreError(f"the record {key[:12]} is damaged")

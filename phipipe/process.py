@@ -26,29 +26,13 @@ import psutil
 from phipipe import errors, worker
 from phipipe.errors import PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError
 from phipipe.settings import Settings
+from phipipe.settings import child_environment as child_environment  # belongs to python_command
 from phipipe.store import FULL
 
 SAMPLE_S = 0.1
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 GRACE_S = 2.0  # between a polite end and a forced one
 KEPT_LOGS = 50
-OFFLINE = dict.fromkeys(
-    (
-        "HF_HUB_OFFLINE",
-        "TRANSFORMERS_OFFLINE",
-        "HF_DATASETS_OFFLINE",
-        "HF_HUB_DISABLE_TELEMETRY",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-        "HF_HUB_DISABLE_PROGRESS_BARS",
-        "DO_NOT_TRACK",
-    ),
-    "1",
-) | {"HF_TOKEN_PATH": os.devnull}
-SECRET = re.compile(
-    r"(^|_)(TOKENS?|PAT|PWD|PASS|CREDENTIALS?|KEY)$|SECRET|PASSW(OR)?D|API_?KEY|ACCESS_KEY|^(AWS|AZURE|GOOGLE_APPL)_",
-    re.IGNORECASE,
-)
-PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
 # Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
 BOOTSTRAP = """
 import importlib.util, os, sys
@@ -102,15 +86,6 @@ class Outcome:
 def python_command(python: Path, call: str, *arguments: str) -> list[str]:
     """The command that runs ``call`` in ``python`` with phipipe, alone, importable."""
     return [str(python), "-P", "-c", BOOTSTRAP + call, *arguments, str(Path(__file__).parent)]
-
-
-def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
-    """Our environment without secrets and, ``offline``, with every hub client told to stay off the network."""
-    kept = {n: v for n, v in os.environ.items() if n == "PWD" or not (SECRET.search(n) or PASSWORD_IN_URL.search(v))}
-    if not keep_path:  # the toolchain decides what can be imported
-        kept = {name: value for name, value in kept.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    kept |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    return kept | (OFFLINE if offline else {})
 
 
 class Worker:
@@ -199,7 +174,8 @@ class Worker:
                 _await_exit(process, grace_s)
         finally:
             if process is not None:
-                worker.kill_tree(process.pid, seen or ())  # before it is reaped: until then its id is its own
+                if process.returncode is None:  # once it is reaped, its id may be another's
+                    worker.kill_tree(process.pid, seen or ())
                 with contextlib.suppress(subprocess.TimeoutExpired, OSError):
                     assert process.stdin is not None
                     process.stdin.close()
@@ -242,9 +218,12 @@ class Worker:
             raise ToolchainError(
                 f"toolchain `{self._name}` cannot be started: {error.strerror}", hint=self._repair()
             ) from None
-        guard = python_command(Path(sys.executable), "from phipipe.worker import guard; guard()")
-        guard.insert(-1, str(self._process.pid))
-        self._guard = subprocess.Popen(guard, stdin=pipe, stdout=subprocess.DEVNULL, **own_group)
+        self._guard = subprocess.Popen(
+            python_command(
+                Path(sys.executable), "from phipipe.worker import guard; guard()", str(self._process.pid), str(self._home)
+            ),
+            stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group,
+        )  # fmt: skip
         self._ready, self._lines = False, queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
 
@@ -275,7 +254,8 @@ class Worker:
 
     def _keep(self, folder: Path, step: str) -> Path:
         """Move the log to where it outlives the request's folder; the oldest of many go."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^\w.-]+', '-', step)}-{uuid.uuid4().hex[:6]}.log"
+        plain = re.sub(r"[^\w.-]+", "-", step)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}-{uuid.uuid4().hex[:6]}.log"
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
             kept = Path(shutil.move(folder / "log.txt", self._logs / name))

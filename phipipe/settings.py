@@ -1,13 +1,32 @@
-"""The one place where ``PHIPIPE_*`` variables are read."""
+"""The environment: the one place where ``PHIPIPE_*`` variables are read, and what of it our children get."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.errors import RecipeError
+
+OFFLINE = dict.fromkeys(
+    (
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "DO_NOT_TRACK",
+    ),
+    "1",
+) | {"HF_TOKEN_PATH": os.devnull}
+SECRET = re.compile(
+    r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY)$|SECRET|PASSW(OR)?D|CREDENTIAL|API_?KEY|ACCESS_KEY|^(AWS|AZURE)_",
+    re.IGNORECASE,
+)
+PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +62,15 @@ class Settings:
             memory_limit_gib=_positive(environ, "PHIPIPE_MEMORY_LIMIT_GIB"),
             worker_path=tuple(Path(root).absolute() for root in roots if root),
         )
+
+
+def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
+    """Our environment without secrets and, ``offline``, with every hub client told to stay off the network."""
+    kept = {n: v for n, v in os.environ.items() if n == "PWD" or not (SECRET.search(n) or PASSWORD_IN_URL.search(v))}
+    if not keep_path:  # the toolchain decides what can be imported
+        kept = {name: value for name, value in kept.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    kept |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    return kept | (OFFLINE if offline else {})
 
 
 def _default() -> Path:

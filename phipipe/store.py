@@ -13,12 +13,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import hashlib
-import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +31,6 @@ from phipipe.errors import StoreError
 
 FOLDERS = ("objects", "actions", "locks", "tmp", "quarantine", "pins")
 ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before we blame the disk
-TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A phipipe cache: everything here can be made again.\n"
-ABOUT = """This folder is phipipe's cache. Do not edit it; `phipipe cache ls|verify|gc` looks after it.
-Deleting it is safe while no phipipe runs: everything in it is made again when it is needed.
-"""
 
 
 class Damaged(StoreError):
@@ -88,9 +82,7 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
                 if not os.access(root / name, os.W_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root / name))
-            for name, text in (("CACHEDIR.TAG", TAG), ("README.txt", ABOUT)):
-                if collect.size_of(root / name) != len(text):
-                    (root / name).write_bytes(text.encode())
+            collect.label(root)
             self._locks_work = collect.locks_work(root / "locks" / "collect.lock")
             self._sweep("tmp", "pins")
 
@@ -108,24 +100,18 @@ class Store:
             StoreError: there is none.
             Damaged: it was changed since it was written.
         """
-        path = self._action(key)
         try:
-            with collect.guard(self.root):
-                raw = path.read_bytes()
-        except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise _Missing(f"nothing is stored under {key[:12]}") from None
-            raise
+            raw = self._action(key).read_bytes()
+        except FileNotFoundError:
+            raise _Missing(f"nothing is stored under {key[:12]}") from None
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise Damaged(f"the record {key[:12]} cannot be read", "") from error
+            raise collect.typed(error, self.root) from error
         try:
-            value = json.loads(raw)
-            if raw != _dump(value) or value["check"] != _check(value) or value["key"] != key:
-                raise ValueError
-            entries = [keys.FileEntry(o["path"], o["size"], o["sha256"]) for o in value["outputs"]]
-            if keys.tree_digest(entries) != value["digest"]:
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StoreError):
+            return keys.open_record(raw, key)
+        except StoreError:
             raise Damaged(f"the record {key[:12]} is damaged", "") from None
-        return dict(value)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All intact records."""
@@ -136,7 +122,7 @@ class Store:
     def peek(self, key: str) -> Stored | None:
         """What ``lookup`` would find, changing nothing."""
         try:
-            return self._as_it_is(self._stored(key))
+            return self._as_it_is(self._described(self.record(key)))
         except (_Missing, Damaged):
             return None
 
@@ -148,12 +134,13 @@ class Store:
         path = self._action(key)
         seen = collect.identity(path)
         try:
-            stored = self._stored(key)
+            record = self.record(key)
         except _Missing:
             return None
         except Damaged as damage:
             self._put_aside(path, seen, f"{damage.message}, building its result again")
             return None
+        stored = self._described(record)
         if not self._pin(stored.digest):
             self._drop(path, seen)
             self._notify(f"the result {key[:12]} is gone from the cache, building it again")
@@ -164,7 +151,7 @@ class Store:
             self._quarantine(stored, tree, f"the result {key[:12]} is damaged in the cache, building it again")
             return None
         if current is not stored:
-            self._write_record({**self.record(key), "outputs": list(current.outputs)})
+            self._heal(record, current)
         with contextlib.suppress(OSError):  # removed meanwhile, or another user's: only the order of gc depends on it
             os.utime(path, ns=(time.time_ns(),) * 2)
         return current
@@ -181,15 +168,14 @@ class Store:
                 message = f"the result {stored.key[:12]} is not what was stored"
                 self._quarantine(stored, seen, message)
                 raise Damaged(message, stored.digest)
-            self._sound.add(stored.digest)
         return stored.path
 
     def _action(self, key: str) -> Path:
         return self.root / "actions" / f"{key}.json"
 
-    def _stored(self, key: str) -> Stored:
-        record = self.record(key)
-        return Stored(key, record["digest"], self.root / "objects" / record["digest"], tuple(record["outputs"]))
+    def _described(self, record: Mapping[str, Any]) -> Stored:
+        path = self.root / "objects" / record["digest"]
+        return Stored(record["key"], record["digest"], path, tuple(record["outputs"]))
 
     def _as_it_is(self, stored: Stored) -> Stored | None:
         """``stored`` if sizes and times are as recorded; with today's times if only these differ; None if damaged."""
@@ -211,11 +197,14 @@ class Store:
         """Hash all of ``path``. That we cannot look (too many open files, say) is an error, not damage."""
         try:
             with collect.guard(self.root):
-                return keys.tree_digest(keys.hash_tree(path)) == digest
+                intact = keys.tree_digest(keys.hash_tree(path)) == digest
         except StoreError as error:
             if collect.is_damage(error):
                 return False
             raise
+        if intact:
+            self._sound.add(digest)
+        return intact
 
     # Adding
 
@@ -229,23 +218,24 @@ class Store:
         """
         with collect.guard(self.root):
             needed = sum(status.st_size for status in keys.walk(folder).values())
-            if not any(folder.iterdir()):
-                raise StoreError("a step left no files")
-        with collect.guard(self.root, needed), self._pinning():
+        with collect.guard(self.root, needed), self._pinning(), collect.claim(self.root / "tmp") as aside:
             collect.separate(folder)
-            times = _times(folder)  # before hashing: what changes while it is hashed, differs from its record
+            times = collect.times(folder)  # before hashing: what changes meanwhile, differs from its record
             entries = keys.hash_tree(folder)
-            collect.seal(folder, [entry.path for entry in entries])
-            digest = keys.tree_digest(entries)
-            times = self._publish(folder, digest, times)
-            outputs = tuple(
-                {"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]} for e in entries
-            )
+            if not entries:
+                raise StoreError("a step left no files")
+            collect.seal(folder, times)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            added = {"key": key, "digest": digest, "outputs": list(outputs), "created": created}
-            self._write_record({"format": keys.FORMAT, **record, **added})
-        self._sound.add(digest)
-        return Stored(key, digest, self.root / "objects" / digest, outputs)
+            added = {"key": key, "digest": keys.tree_digest(entries), "created": created}
+            whole = {"format": keys.FORMAT, **record, **added, "outputs": _outputs(entries, times)}
+            collect.write(aside / "record", keys.seal_record(whole))  # all that takes room comes before the renames
+            actual = self._publish(folder, whole["digest"], times)
+            if actual != times:
+                whole["outputs"] = _outputs(entries, actual)
+                collect.write(aside / "record", keys.seal_record(whole))
+            self._enter(aside / "record", key)
+        self._sound.add(whole["digest"])
+        return self._described(whole)
 
     def _publish(self, folder: Path, digest: str, times: dict[str, int]) -> dict[str, int]:
         """Move ``folder`` to its place, unless the same content is there; the files' times as they then are."""
@@ -259,23 +249,22 @@ class Store:
                 return times
             seen = collect.identity(path)
             with contextlib.suppress(OSError, StoreError):  # changed under our eyes: not intact either
-                times = _times(path)
+                times = collect.times(path)
             if self._is_intact(path, digest):
                 collect.remove(folder)
                 return times
             self._put_aside(path, seen, f"the stored tree {digest[:12]} was damaged, replacing it")
         raise StoreError(f"the stored tree {digest[:12]} keeps being damaged", hint="check the disk")
 
-    def _write_record(self, record: dict[str, Any]) -> None:
-        record.pop("check", None)
-        content = _dump({**record, "check": _check(record)})
-        with collect.guard(self.root, len(content)), collect.claim(self.root / "tmp") as aside:
-            with (aside / "record").open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                collect.flush(stream.fileno())
-            (aside / "record").replace(self._action(record["key"]))
-            collect.flush_folder(self.root / "actions")
+    def _enter(self, written: Path, key: str) -> None:
+        written.replace(self._action(key))
+        collect.flush_folder(self.root / "actions")
+
+    def _heal(self, record: Mapping[str, Any], current: Stored) -> None:
+        """Remember the times that files have now, whose content was just found right; else they are hashed again."""
+        with contextlib.suppress(StoreError), collect.guard(self.root), collect.claim(self.root / "tmp") as aside:
+            collect.write(aside / "record", keys.seal_record({**record, "outputs": list(current.outputs)}))
+            self._enter(aside / "record", current.key)
 
     # Working space, locks, sessions
 
@@ -303,12 +292,8 @@ class Store:
         with contextlib.ExitStack() as stack:
             with collect.guard(self.root, needed_bytes):
                 folder = stack.enter_context(collect.claim(self.root / "tmp"))
-            try:
+            with collect.guard(self.root, needed_bytes, FULL):  # anything else is the caller's own affair
                 yield folder
-            except OSError as error:  # anything but a full disk is the caller's own affair
-                if error.errno in FULL:
-                    raise collect.typed(error, self.root, needed_bytes) from error
-                raise
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
@@ -372,7 +357,7 @@ class Store:
         for path in sorted((self.root / "actions").iterdir()):
             seen = collect.identity(path)
             try:
-                missing = not self._stored(path.stem).path.is_dir()
+                missing = not self._described(self.record(path.stem)).path.is_dir()
             except _Missing:
                 continue
             except Damaged as damage:
@@ -405,23 +390,18 @@ class Store:
         """
         quarantine = self.root / "quarantine"
         with collect.guard(self.root), self._gate():
-            self._sweep("pins")
             sizes = {path.name: collect.size_of(path) for path in (self.root / "objects").iterdir()}
             records = self._last_uses()
-            used: dict[str, int] = {}
-            for digest, moment in records.values():
-                used[digest] = max(moment, used.get(digest, 0))
-            pinned = {pin.name for session in (self.root / "pins").glob("*/") for pin in session.iterdir()}
-            removed = collect.choose(sizes, used, pinned, budget_bytes)
+            removed = collect.choose(sizes, records.values(), self._pinned(), budget_bytes)
             kept = sizes.keys() - set(removed)
+            dropped = [path for path, (digest, _) in records.items() if digest not in kept]
             trash = list(quarantine.iterdir())
-            trash += [path for path in (self.root / "actions").iterdir() if records.get(path, ("", 0))[0] not in kept]
-            freed = sum(sizes[digest] for digest in removed) + sum(map(collect.size_of, trash))
+            freed = sum(sizes[digest] for digest in removed) + sum(map(collect.size_of, [*dropped, *trash]))
             if not dry_run:
-                for digest in removed:  # by a rename, so that nobody sees half a tree; by no new file: the disk is full
+                for digest in removed:  # renamed, so that nobody sees half a tree; into no new folder: the disk is full
                     trash.append(quarantine / f"{digest}-{uuid.uuid4().hex[:8]}")
                     (self.root / "objects" / digest).rename(trash[-1])
-                for path in (p for p in trash if p.parent != quarantine):
+                for path in dropped:
                     path.unlink(missing_ok=True)
         if not dry_run:
             with collect.guard(self.root):
@@ -429,13 +409,25 @@ class Store:
                     collect.remove(path)
         return GcReport(removed, freed, sum(sizes[digest] for digest in kept))
 
+    def _pinned(self) -> set[str]:
+        """Digests that running builds need. A build that ends just now needs none."""
+        self._sweep("pins")
+        pinned: set[str] = set()
+        for session in (self.root / "pins").iterdir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                pinned |= {pin.name for pin in session.iterdir()}
+        return pinned
+
     def _last_uses(self) -> dict[Path, tuple[str, int]]:
-        """Path of each intact record → digest of its object, time of its last use."""
+        """Path of each record → digest of its object ("": the record is damaged), time of its last use."""
         found = {}
-        for record in self.records():
-            with contextlib.suppress(FileNotFoundError):
-                path = self._action(record["key"])
-                found[path] = (str(record["digest"]), path.stat().st_mtime_ns)
+        for path in (self.root / "actions").iterdir():
+            digest = ""
+            with contextlib.suppress(FileNotFoundError, _Missing):
+                moment = path.stat().st_mtime_ns
+                with contextlib.suppress(Damaged):
+                    digest = str(self.record(path.stem)["digest"])
+                found[path] = (digest, moment)
         return found
 
     # Leaving the store
@@ -447,23 +439,14 @@ class Store:
             StoreError: ``target`` is a file, or a folder that phipipe did not write (no ``manifest.json``).
             Damaged: see ``consume``.
         """
-        if _is_copy(stored, target):
+        times = {str(output["path"]): int(output["mtime_ns"]) for output in stored.outputs}
+        sizes = {str(output["path"]): int(output["size"]) for output in stored.outputs}
+        if collect.is_copy(target, {path: (sizes[path], times[path]) for path in times}):
             return False
-        _check_replaceable(target)
+        collect.check_replaceable(target)
         source = self.consume(stored)
         with collect.guard(target.parent, stored.size_bytes):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{target.name}."
-            if self._locks_work:
-                collect.sweep(target.parent, prefix)
-            with collect.claim(target.parent, prefix) as aside:
-                for output in stored.outputs:
-                    copied = aside / "new" / str(output["path"])
-                    copied.parent.mkdir(parents=True, exist_ok=True)
-                    collect.copy(source / str(output["path"]), copied)
-                    os.utime(copied, ns=(output["mtime_ns"],) * 2)
-                collect.flush_tree(aside / "new", [str(output["path"]) for output in stored.outputs])
-                collect.swap(aside / "new", target, aside / "old")
+            collect.export(source, times, target, sweep_first=self._locks_work)
         return True
 
 
@@ -471,29 +454,5 @@ class _Missing(StoreError):
     """There is no record under this key."""
 
 
-def _check_replaceable(target: Path) -> None:
-    if target.is_symlink() or target.is_file():
-        raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
-    if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
-        raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")
-
-
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1).encode()
-
-
-def _check(record: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in record.items() if name != "check"}
-    return hashlib.sha256(b"phipipe record\0" + keys.canonical(rest)).hexdigest()
-
-
-def _times(folder: Path) -> dict[str, int]:
-    return {path: status.st_mtime_ns for path, status in keys.walk(folder).items()}
-
-
-def _is_copy(stored: Stored, target: Path) -> bool:
-    try:
-        found = {path: (status.st_size, status.st_mtime_ns) for path, status in keys.walk(target).items()}
-    except (OSError, StoreError):
-        return False
-    return found == {o["path"]: (o["size"], o["mtime_ns"]) for o in stored.outputs}
+def _outputs(entries: Iterable[keys.FileEntry], times: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]} for e in entries]

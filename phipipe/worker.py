@@ -26,6 +26,7 @@ import ipaddress
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,13 +67,14 @@ def main() -> None:
 
 
 def guard() -> None:
-    """In a process of its own: when stdin ends, the parent is dead, and the tree of process ARGV[1] is killed.
+    """In a process of its own: when stdin ends, the parent is dead. Kills the tree of ARGV[1], removes its folder ARGV[2].
 
     The worker's own thread does the same, but never gets its turn while native code holds the interpreter's
     lock. PR_SET_PDEATHSIG would be no help: it fires when the parent's *thread* ends, and reaches no grandchild.
     """
     sys.stdin.buffer.read()
     kill_tree(int(sys.argv[1]))
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
