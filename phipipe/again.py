@@ -38,7 +38,7 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
     for step in (
         planner.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
-        planner.measure_step("artifact", recipe, backend.TOOLCHAIN),
+        planner.measure_step("artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
     ):
         steps.append(replace(step, needs={"baseline": "baseline"}, outside={"artifact": artifact}))
     build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)

@@ -6,7 +6,7 @@ import datetime
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from phipipe import __version__
 from phipipe import backends as registry
@@ -71,7 +71,7 @@ def backend(name: str) -> Row:
     options = {
         key: {
             "default": field.get_default(call_default_factory=True),
-            "type": str(field.annotation).replace("typing.", ""),
+            "type": _type(field.annotation),
             "what": field.description,
         }
         for key, field in module.Options.model_fields.items()
@@ -83,6 +83,15 @@ def backend(name: str) -> Row:
         "precisions": {api: dict(table) for api, table in sorted(module.PRECISIONS.items())},
         "quantize": options or "nothing to set",
     }
+
+
+def _type(annotation: Any) -> str:
+    """An annotation as a recipe's author reads it: `true or false`, `16, 32 or 64`."""
+    choices = [str(choice) for choice in get_args(annotation)]
+    if get_origin(annotation) is Literal:
+        return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+    words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    return words.get(annotation, "list of text" if get_origin(annotation) in (list, tuple) else str(annotation))
 
 
 def toolchains(settings: Settings) -> list[Row]:

@@ -250,7 +250,7 @@ def separate(folder: Path) -> None:
             own.replace(folder / path)
 
 
-def seal(folder: Path, paths: Iterable[str]) -> None:
+def seal(folder: Path, paths: Collection[str]) -> None:
     """Flush everything to the disk, then make the files read-only."""
     flush_tree(folder, paths)
     for path in paths:
@@ -270,7 +270,7 @@ def move_new(folder: Path, path: Path) -> bool:
     return True
 
 
-def flush_tree(folder: Path, paths: Iterable[str]) -> None:
+def flush_tree(folder: Path, paths: Collection[str]) -> None:
     """Flush files and the folders they are in to the disk, so that a rename never shows what power loss takes."""
     with ThreadPoolExecutor(4) as pool:  # the disk merges what is asked at once
         list(pool.map(lambda path: _flush_file(folder / path), paths))

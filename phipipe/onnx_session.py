@@ -93,7 +93,7 @@ class GenaiTokenizer:
         return [int(token) for token in self._tokenizer.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids)))
+        return str(self._tokenizer.decode(list(ids))).removeprefix(" ")  # SentencePiece's mark of a first word
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         chat = json.dumps([dict(message) for message in messages])

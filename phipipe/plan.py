@@ -16,12 +16,16 @@ from pydantic import BaseModel
 from phipipe import backends, device, hub, models, rules
 from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
+from phipipe.errors import TargetError
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Precision, Recipe, problem_at
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
 # unquantized conversion; measured on the embedded model with a margin of about ten.
 PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
+
+# What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
+RUNTIME_BYTES = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ def prepare(build: Build) -> Plan:
         TargetError: no such device or backend, or the combination is impossible; says what would work.
     """
     recipe = build.recipe
-    target, backend = device.load(recipe.device, build.folder), backends.load(recipe.backend)
+    target, backend = _device(build), backends.load(recipe.backend)
     unit = _unit(build, target, backend)
     options = _options(build, target, unit)
     folder = hub.folder_of(recipe.source, build.folder)
@@ -78,6 +82,13 @@ def prepare(build: Build) -> Plan:
         fixups=fixups,
     )
     return replace(plan, steps=tuple(_chain(plan, made, options)))
+
+
+def _device(build: Build) -> Device:
+    try:
+        return device.load(build.recipe.device, build.folder)
+    except TargetError as error:
+        raise problem_at(build, ("device",), error.message, error.hint) from None
 
 
 def _unit(build: Build, target: Device, backend: Backend) -> Unit:
@@ -163,10 +174,12 @@ def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, param
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters},
         toolchain=toolchain,
+        output_bytes=12 * recipe.evaluate.tokens,
+        memory_bytes=4 * parameters + RUNTIME_BYTES,
     )
 
 
-def measure_step(artifact: str, recipe: Recipe, toolchain: str) -> Step:
+def measure_step(artifact: str, recipe: Recipe, toolchain: str, parameters: int) -> Step:
     """Time the output of step ``artifact`` on this machine."""
     return Step(
         name="measure",
@@ -176,6 +189,7 @@ def measure_step(artifact: str, recipe: Recipe, toolchain: str) -> Step:
         params={"backend": recipe.backend, **recipe.measure.model_dump()},
         toolchain=toolchain,
         measurement=True,
+        memory_bytes=4 * parameters + RUNTIME_BYTES,
     )
 
 
@@ -184,7 +198,7 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
     backend = backends.load(recipe.backend)
     source = hub.source_step(plan.checkpoint.folder)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
-    steps = fidelity_steps(recipe, source, text, memory_bytes=parameters * 4 + 2**30)
+    steps = fidelity_steps(recipe, source, text, memory_bytes=parameters * 4 + RUNTIME_BYTES)
     baseline = steps[-1]
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     steps[-1] = replace(baseline, output_bytes=scores)
@@ -207,7 +221,7 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
         check,
         *made[1:],
         compare_step("evaluate", artifact.name, recipe, backend.TOOLCHAIN, parameters),
-        measure_step(artifact.name, recipe, backend.TOOLCHAIN),
+        measure_step(artifact.name, recipe, backend.TOOLCHAIN, parameters),
         Step(
             name="gates",
             runs="phipipe.evaluate:check_gates",

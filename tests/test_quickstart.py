@@ -164,10 +164,8 @@ def unlock(folder: Path) -> None:
 
 
 def test_fidelity_orders_the_precisions(shell: Shell, first: dict[str, Any]) -> None:
-    (int8,), (fp32,) = (
-        shell.run("--set", "precision=int8"),
-        shell.run("--set", "precision=fp32", "--set", "quantize={}"),
-    )
+    (int8,) = shell.run("--set", "precision=int8", "--out", "int8")
+    (fp32,) = shell.run("--set", "precision=fp32", "--set", "quantize={}", "--out", "fp32")
     kld = [build["evaluation"]["metrics"]["kld_mean"] for build in (first, int8, fp32)]
     assert kld[0] > 3 * kld[1] > 3 * kld[2]
     assert kld[2] <= 1e-6
@@ -177,10 +175,19 @@ def test_fidelity_orders_the_precisions(shell: Shell, first: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_pytorch_checkpoint_is_an_output_too(shell: Shell, precision: str) -> None:
-    words = ("--set", "backend=torch", "--set", f"precision={precision}", "--set", "quantize={}", "--out", precision)
+    words = (
+        "--set",
+        "backend=torch",
+        "--set",
+        f"precision={precision}",
+        "--set",
+        "quantize={}",
+        "--out",
+        f"torch-{precision}",
+    )
     (build,) = shell.run(*words)
     assert build["evaluation"]["metrics"]["kld_mean"] <= 1e-6
-    assert package.verify(shell.folder / precision / "quickstart") == []
+    assert package.verify(shell.folder / f"torch-{precision}" / "quickstart") == []
 
 
 def test_a_failing_gate_packages_nothing(shell: Shell, first: dict[str, Any]) -> None:

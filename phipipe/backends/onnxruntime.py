@@ -78,8 +78,9 @@ class Options(BaseModel):
         strict=True,
         description="Arithmetic: 4 int8 activations (fast), 1 fp32, 0 onnxruntime's choice.",
     )
-    exclude: tuple[str, ...] = Field(
-        default=(), description="Nodes to leave in fp32, as patterns over their names: `*/layers.0/mlp/down_proj/*`."
+    exclude: list[str] = Field(
+        default=[],
+        description="Nodes to leave in fp32, as patterns over their names: `*/layers.0/mlp/down_proj/*`.",
     )
     embeddings: Literal["auto", "float", "quantized"] = Field(
         default="auto",
