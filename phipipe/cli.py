@@ -361,8 +361,7 @@ def _store() -> tuple[Settings, Store]:
 def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any]:
     from phipipe import backends, recipe
 
-    options = {name: backends.load(name).Options for name in backends.names()}
-    return recipe.load(path, sets=sets, only=only, options=options)
+    return recipe.load(path, sets=sets, only=only, options=backends.OptionsOf())
 
 
 def _plans(path: Path, sets: Sequence[str], only: Sequence[str]) -> list[Any]:

@@ -6,7 +6,6 @@ documents are refused: a recipe reads top to bottom. ``no`` is text, ``012`` is 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -246,5 +245,7 @@ def _number(text: str) -> int | float:
 
 def near(word: str, known: Iterable[str]) -> str:
     """``; did you mean `x`?`` where one of ``known`` is close to ``word``, else nothing."""
+    import difflib  # only where something is wrong
+
     found = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f"; did you mean `{found[0]}`?" if found else ""

@@ -398,11 +398,11 @@ class Store:
             trash = list(quarantine.iterdir())
             freed = sum(sizes[digest] for digest in removed) + sum(map(collect.size_of, [*dropped, *trash]))
             if not dry_run:
+                for path in dropped:  # first, so that no record ever points nowhere
+                    path.unlink(missing_ok=True)
                 for digest in removed:  # renamed, so that nobody sees half a tree; into no new folder: the disk is full
                     trash.append(quarantine / f"{digest}-{uuid.uuid4().hex[:8]}")
                     (self.root / "objects" / digest).rename(trash[-1])
-                for path in dropped:
-                    path.unlink(missing_ok=True)
         if not dry_run:
             with collect.guard(self.root):
                 for path in trash:

@@ -415,6 +415,7 @@ def test_what_the_dead_leave_is_swept_and_what_the_living_hold_is_not(store: Sto
         stack = ExitStack()
         write(stack.enter_context(Store(root).scratch()), FILES)
         stack.enter_context(Store(root).session())
+        os.kill(os.getpid(), signal.SIGKILL)  # while the stack lives
 
     with store.scratch() as mine, store.session():
         assert fork(dies) == -signal.SIGKILL
@@ -424,6 +425,16 @@ def test_what_the_dead_leave_is_swept_and_what_the_living_hold_is_not(store: Sto
         assert len([p for p in (root / "pins").iterdir() if p.is_dir()]) == 1
     Store(root)
     assert not [*(root / "tmp").iterdir(), *(root / "pins").iterdir()]
+
+
+def test_a_lock_without_a_folder_is_kept_for_a_day(store: Store, root: Path) -> None:
+    """Its owner may be about to make the folder."""
+    young, old = root / "tmp" / f"{'0' * 32}.lock", root / "tmp" / f"{'1' * 32}.lock"
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    Store(root)
+    assert names(root / "tmp") == [young.name]
 
 
 @posix

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend
 from phipipe.errors import TargetError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+class OptionsOf(Mapping[str, "type[BaseModel]"]):
+    """Backend name → its ``Options``; imports a backend's module when it is asked for, no other."""
+
+    def __getitem__(self, name: str) -> type[BaseModel]:
+        return load(name).Options
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names())
+
+    def __len__(self) -> int:
+        return len(names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in names()
 
 
 @cache

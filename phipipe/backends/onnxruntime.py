@@ -14,25 +14,20 @@ The builder's windowed KV cache is off: with it, prompts shorter than the window
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phipipe import onnx_graph, onnx_quantize, onnx_session, rules
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import RecipeError, StepFailed
-from phipipe.onnx_graph import Linear, Scheme
-from phipipe.onnx_session import CONFIG
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
+    from phipipe.onnx_graph import Linear, Scheme
     from phipipe.recipe import Precision, Recipe
 
 TITLE = "ONNX Runtime GenAI"
@@ -45,6 +40,8 @@ PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
 }
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 LM_HEAD = "/lm_head/MatMul"
+CONFIG = "genai_config.json"
+# Everything else of ours is imported where it is used: `phipipe validate` loads this module for its Options.
 
 
 class Options(BaseModel):
@@ -129,6 +126,8 @@ def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_pat
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
+    from phipipe import rules
+
     return rules.check(recipe, options, checkpoint, rules.ONNXRUNTIME)
 
 
@@ -138,6 +137,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: the builder failed, or what it left is incomplete.
     """
+    import tempfile
+
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = inputs["source"]
         if params["config_patch"]:
@@ -165,6 +166,8 @@ def _normalise(folder: Path) -> None:
     """Take out what depends on the machine: the builder signs with the git commit of any enclosing repository."""
     from onnxruntime_genai import __version__ as version
 
+    from phipipe import onnx_graph
+
     model = onnx_graph.load(folder)
     model.producer_version = version
     onnx_graph.save(model, folder)
@@ -172,6 +175,8 @@ def _normalise(folder: Path) -> None:
 
 def _check_conversion(folder: Path) -> None:
     """The conversion is whole, in fp32, and its config is one that onnxruntime-genai serves on a CPU."""
+    from phipipe import onnx_graph
+
     model = onnx_graph.load(folder)
     onnx_graph.check_files(folder, model)
     quantized = [n.name for n in model.graph.node if n.op_type in onnx_graph.QUANTIZED]
@@ -199,6 +204,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         RecipeError: a pattern of ``exclude`` matches no node.
         StepFailed: onnxruntime's quantizer did something else than asked.
     """
+    from phipipe import onnx_graph, onnx_quantize
+
     source = inputs["model"]
     options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
     wanted = onnx_graph.linears(onnx_graph.load(source))
@@ -218,6 +225,8 @@ def schemes_of(wanted: Sequence[Linear], options: Options, bits: int, layers: in
     Raises:
         RecipeError: a pattern of ``exclude`` matches no node.
     """
+    from phipipe.onnx_graph import Scheme
+
     names = [linear.name for linear in wanted]
     excluded = {name for pattern in options.exclude for name in _matches(pattern, names)}
     raised = _raised(options.mixed, layers) if bits == 4 else set()
@@ -235,6 +244,9 @@ def schemes_of(wanted: Sequence[Linear], options: Options, bits: int, layers: in
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    import difflib
+    import fnmatch
+
     found = fnmatch.filter(names, pattern)
     if not found:
         near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
@@ -260,6 +272,8 @@ def _embedding(
     source: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme], options: Options
 ) -> Scheme | None:
     """How the token embedding is stored; None is fp32."""
+    from phipipe import onnx_graph
+
     tied = onnx_graph.is_tied(onnx_graph.load(source))
     head = next(linear for linear in wanted if linear.name == LM_HEAD)
     scheme = schemes.get(LM_HEAD)
@@ -268,18 +282,22 @@ def _embedding(
         return scheme if shareable else None
     if options.embeddings != "quantized":
         return None
-    return Scheme(
+    return onnx_graph.Scheme(
         bits=4, block_size=options.block_size, symmetric=options.symmetric, accuracy_level=0, algorithm="default"
     )
 
 
 def open(artifact: Path) -> Runtime:
     """Logits from onnxruntime, generation from onnxruntime-genai, both over the same file."""
+    from phipipe import onnx_session
+
     return onnx_session.Session(artifact)
 
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer that ships in the folder."""
+    from phipipe import onnx_session
+
     return onnx_session.GenaiTokenizer(artifact)
 
 

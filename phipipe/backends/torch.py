@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from phipipe import models
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
 
 if TYPE_CHECKING:
@@ -65,6 +64,8 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
+
+    from phipipe import models
 
     dtype = getattr(torch, params["dtype"])
     for name in models.files(inputs["source"]):
