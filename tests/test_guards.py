@@ -23,6 +23,7 @@ HEAVY |= {"openvino", "mlx", "olive", "tokenizers", "sentencepiece", "huggingfac
 LAYERS = (
     {"errors", "progress"},
     {"document", "keys", "settings"},
+    {"collect"},
     {"recipe"},
     {"device", "models", "store", "schema", "starter"},
     {"backends", "outside", "rules", "onnx_graph", "onnx_quantize", "onnx_session"},
