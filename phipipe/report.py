@@ -50,7 +50,7 @@ def with_error(value: float, stderr: float | None) -> str:
     """``0.00203 ± 0.00005``: the error with one digit (two, if it begins with 1 or 2), the value cut to match."""
     if not stderr or not math.isfinite(stderr) or not math.isfinite(value):
         return number(value)
-    digits = 2 if f"{stderr:.0e}"[0] in "12" else 1
+    digits = 2 if {f"{stderr:.{n}e}"[0] for n in (0, 1)} & {"1", "2"} else 1
     last = _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1  # power of ten of the last digit shown
     largest = max(abs(value), stderr)
     if largest < SMALL:
