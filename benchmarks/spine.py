@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 import uv
-from phipipe.settings import Settings
 
 from phipipe import measure, toolchain
+from phipipe.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"

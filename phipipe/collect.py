@@ -332,13 +332,10 @@ def check_replaceable(target: Path) -> None:
         raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")
 
 
-def export(source: Path, times: Mapping[str, int], target: Path, *, sweep_first: bool) -> None:
+def export(source: Path, times: Mapping[str, int], target: Path) -> None:
     """Replace ``target`` by a copy of ``source``: built beside it, flushed, renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}."
-    if sweep_first:  # what a killed export left behind
-        sweep(target.parent, prefix)
-    with claim(target.parent, prefix) as aside:
+    with claim(target.parent, f".{target.name}.") as aside:
         for path, mtime_ns in times.items():
             copied = aside / "new" / path
             copied.parent.mkdir(parents=True, exist_ok=True)

@@ -220,7 +220,8 @@ class Worker:
             ) from None
         self._guard = subprocess.Popen(
             python_command(
-                Path(sys.executable), "from phipipe.worker import guard; guard()", str(self._process.pid), str(self._home)
+                Path(sys.executable), "from phipipe.worker import guard; guard()",
+                str(self._process.pid), str(self._home),
             ),
             stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group,
         )  # fmt: skip

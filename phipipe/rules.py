@@ -167,6 +167,12 @@ MODELS: tuple[Rule, ...] = (
     ),
 )
 
+# Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have rules above.
+_PHI = ("Phi", "Phi3", "PhiMoE", "Phi3Small", "Phi3V", "Phi4MM", "Phi4Flash")
+_OTHERS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Nemotron", "Olmo")
+_OTHERS += ("InternLM2", "Ernie4_5", "GptOss", "HunYuanDenseV1", "Lfm2")
+TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in _PHI + _OTHERS)
+
 ONNXRUNTIME: tuple[Rule, ...] = (
     Rule(
         id="O01",
@@ -226,6 +232,13 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: _rotary_pairs(c) % 8 != 0,
         message="onnxruntime's attention needs rotary dimensions in multiples of 16",
+    ),
+    Rule(
+        id="O20",
+        level="error",
+        when=lambda r, o, c: c.architecture not in TEXT_MODELS,
+        message="onnxruntime-genai's builder does not know `{checkpoint.architecture}` as a text model",
+        hint="it knows the dense Phi models and, among others, Llama, Mistral, Qwen, Gemma and SmolLM",
     ),
 )
 

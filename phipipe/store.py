@@ -441,12 +441,15 @@ class Store:
         """
         times = {str(output["path"]): int(output["mtime_ns"]) for output in stored.outputs}
         sizes = {str(output["path"]): int(output["size"]) for output in stored.outputs}
+        if self._locks_work and target.parent.is_dir():  # a killed copy may have left the old one beside a good new one
+            with collect.guard(target.parent):
+                collect.sweep(target.parent, f".{target.name}.")
         if collect.is_copy(target, {path: (sizes[path], times[path]) for path in times}):
             return False
         collect.check_replaceable(target)
         source = self.consume(stored)
         with collect.guard(target.parent, stored.size_bytes):
-            collect.export(source, times, target, sweep_first=self._locks_work)
+            collect.export(source, times, target)
         return True
 
 

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def guard() -> None:
-    """In a process of its own: when stdin ends, the parent is dead. Kills the tree of ARGV[1], removes its folder ARGV[2].
+    """In a process of its own: when stdin ends, the parent is dead. Kills the tree of ARGV[1], removes folder ARGV[2].
 
     The worker's own thread does the same, but never gets its turn while native code holds the interpreter's
     lock. PR_SET_PDEATHSIG would be no help: it fires when the parent's *thread* ends, and reaches no grandchild.

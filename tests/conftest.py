@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from phipipe.settings import Settings
-from phipipe.toolchain import Installed
 
 from phipipe import hub, toolchain
+from phipipe.settings import Settings
+from phipipe.toolchain import Installed
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"algorithm": "default", "symmetric": False, "intermediate_size": 8224},
     ),
     "O18": ({"vocab_size": 16384}, {"vocab_size": 8192}),
+    "O20": ({"architecture": "GPT2LMHeadModel"}, {"architecture": "Qwen3ForCausalLM"}),
     "O19": ({"config": {"partial_rotary_factor": 0.25}}, {"config": {"partial_rotary_factor": 0.5}}),
 }
 TABLE = {rule.id: rule for rule in (*rules.MODELS, *rules.ONNXRUNTIME)}

@@ -550,18 +550,26 @@ def test_damage_never_leaves_the_store(store: Store, root: Path, tmp_path: Path)
 
 
 @posix
-def test_what_a_killed_copy_leaves_is_swept_by_the_next(store: Store, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["copy", "flush_folder"], ids=["before the swap", "after the swap"])
+def test_what_a_killed_copy_leaves_is_swept_by_the_next(store: Store, root: Path, tmp_path: Path, moment: str) -> None:
     stored, target = put(store, files=PACKAGE), tmp_path / "out" / "package"
     bystander = write(tmp_path / "out" / ".package.notes", {"a": b""})
+    function = getattr(collect, moment)
+
+    def killed(path: Path, *rest: Any) -> None:
+        if moment == "copy" or path == target.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        function(path, *rest)
 
     def dies() -> None:
-        collect.copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        setattr(collect, moment, killed)
         Store(root).materialise(stored, target)
 
     assert fork(dies) == -signal.SIGKILL
-    assert len(names(tmp_path / "out")) == 3  # the remains, their lock, the bystander
-    assert store.materialise(stored, target)
+    assert len(names(tmp_path / "out")) == (3 if moment == "copy" else 4)  # the remains, their lock, the bystander
+    assert store.materialise(stored, target) == (moment == "copy")
     assert names(tmp_path / "out") == [bystander.name, "package"]
+    assert content(target) == PACKAGE
 
 
 def test_a_failing_swap_leaves_the_old_copy(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -617,6 +625,35 @@ def test_a_dry_run_is_exact_to_the_byte_and_changes_nothing(store: Store, root: 
     assert report.freed_bytes == size - total_bytes(root)
     assert report.kept_bytes == total_bytes(root / "objects") == 100
     assert not list((root / "quarantine").iterdir())
+
+
+@posix
+def test_the_pins_of_the_dead_hold_nothing(store: Store, root: Path) -> None:
+    stored = put(store)
+
+    def dies() -> None:
+        other, stack = Store(root), ExitStack()
+        stack.enter_context(other.session())
+        assert other.lookup(key())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert fork(dies) == -signal.SIGKILL
+    assert store.gc(0).removed == (stored.digest,)
+
+
+def test_nothing_is_collected_between_its_tree_and_its_record(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter, reports = Store._enter, []
+
+    def slowly(self: Store, written: Path, name: str) -> None:
+        reports.append(Store(root).gc(0))
+        enter(self, written, name)
+
+    monkeypatch.setattr(Store, "_enter", slowly)
+    stored = put(store)
+    assert [report.removed for report in reports] == [()]
+    assert store.lookup(key()) == stored
 
 
 def test_a_full_disk_can_be_collected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
