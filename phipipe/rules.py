@@ -170,8 +170,8 @@ MODELS: tuple[Rule, ...] = (
 # Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have rules above.
 _PHI = ("Phi", "Phi3", "PhiMoE", "Phi3Small", "Phi3V", "Phi4MM", "Phi4Flash")
 _OTHERS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Nemotron", "Olmo")
-_OTHERS += ("InternLM2", "Ernie4_5", "GptOss", "HunYuanDenseV1", "Lfm2")
-TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in _PHI + _OTHERS)
+_NEWER = ("InternLM2", "Ernie4_5", "GptOss", "HunYuanDenseV1", "Lfm2")
+TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in (*_PHI, *_OTHERS, *_NEWER))
 
 ONNXRUNTIME: tuple[Rule, ...] = (
     Rule(

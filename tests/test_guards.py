@@ -100,7 +100,7 @@ def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
 
 def test_functions_and_files_stay_small() -> None:
     """Budgets are guides; this is the point where a reader would give up."""
-    long_files = {p.name: n for p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 460}
+    long_files = {p.name: n for p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 480}
     assert not long_files
     long_functions = [
         f"{path.name}:{node.name}"
