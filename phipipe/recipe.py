@@ -18,6 +18,7 @@ Metric = Literal[
     "kld_mean", "kld_median", "kld_p99", "kld_max", "top1", "ppl", "ppl_ratio", "dp_rms", "size_gib",
     "bits_per_weight", "load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib",
 ]  # fmt: skip
+MANY = 6  # more choices than this are not listed in a message that has a suggestion
 COMMIT = r"^[0-9a-f]{40}$"
 VARIANT_KEYS = ("name", "device", "backend", "precision", "quantize", "evaluate", "measure", "package")
 
@@ -308,8 +309,8 @@ def _translate(item: Any, model: type[BaseModel], data: Any) -> tuple[Where, str
         known = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
         is_key = "[key]" in item["loc"]
         word = "metric" if is_key else "value"
-        guess = near(str(given), known) or f"; it is one of {', '.join(known)}"
-        return where, f"unknown {word} {_show(given)}{guess}", is_key
+        choices = f", it is one of {', '.join(known)}" if len(known) <= MANY or not near(str(given), known) else ""
+        return where, f"unknown {word} `{given}`{choices}{near(str(given), known)}", is_key
     if kind == "string_pattern_mismatch":
         return where, _pattern(name, given), False
     if kind == "value_error":
