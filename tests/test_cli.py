@@ -92,7 +92,6 @@ def test_plan_changes_nothing(run: Run, own_cache: Path) -> None:
         (["evaluate.text={file: .}"], 8, ["is a folder"]),
         (["quantize.block_sise=32"], 2, ["did you mean `block_size`?"]),
         (["quantize={algorithm: k_quant, symmetric: true}"], 2, ["k_quant always stores zero points"]),
-        (["precision=int8", "quantize={mixed: head}"], 3, ["raises layers to 8 bits"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
