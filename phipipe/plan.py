@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -237,7 +238,7 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     params: dict[str, Any] = {
         "name": plan.build.name,
-        "recipe": recipe.model_dump(mode="json", exclude_none=True)
+        "recipe": _neutral(recipe)
         | {"name": plan.build.name, "quantize": options.model_dump(mode="json", exclude_none=True)},
         "device": {"name": plan.device.name, "title": plan.device.title, "sources": list(plan.device.sources)},
         "backend": recipe.backend,
@@ -259,6 +260,15 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
         "gates": "gates",
     }
     return Step(name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True)
+
+
+def _neutral(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without this machine's folders: where a thing lies says nothing about what it is."""
+    made = recipe.model_dump(mode="json", exclude_none=True)
+    for inner, key in ((made["source"], "path"), (made["evaluate"]["text"], "file")):
+        if key in inner:
+            inner[key] = Path(inner[key]).name
+    return made
 
 
 def _source(plan: Plan) -> dict[str, Any]:

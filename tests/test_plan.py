@@ -1,0 +1,182 @@
+"""What is possible, in what order, with which keys; and the loop that follows a plan, on cheap steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from phipipe import backends, device, hub, outside, plan, recipe
+from phipipe.backends.base import Outside, Step
+from phipipe.errors import SourceError, StepFailed, TargetError
+from phipipe.executor import Run, attempt, differences
+from phipipe.settings import Settings
+from phipipe.show import Silent
+from phipipe.store import Store
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
+
+
+def planned(*sets: str) -> plan.Plan:
+    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    return plan.prepare(build)
+
+
+def test_steps_stand_after_everything_they_need() -> None:
+    seen: set[str] = set()
+    for step in planned().steps:
+        assert set(step.needs.values()) <= seen
+        seen.add(step.name)
+
+
+def test_the_conversion_is_compared_before_anything_is_quantized() -> None:
+    names = [step.name for step in planned().steps]
+    assert names.index("check-parity") < names.index("quantize") < names.index("evaluate") < names.index("package")
+
+
+def test_no_key_holds_a_path_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("x" * 100)
+    sets = (
+        f"source={{path: {hub.BUILTIN_MODELS['tiny-phi3'].as_posix()}}}",
+        f"evaluate.text={{file: {tmp_path}/text.txt}}",
+    )
+    for step in planned(*sets).steps:
+        assert str(tmp_path) not in str(step.params)
+        assert str(hub.ASSETS) not in str(step.params)
+
+
+def test_fp32_has_no_quantization_step() -> None:
+    assert "quantize" not in [step.name for step in planned("precision=fp32").steps]
+
+
+@pytest.mark.parametrize("name", device.names())
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp16", "fp32"])
+@pytest.mark.parametrize("backend", backends.names())
+def test_every_combination_plans_or_says_what_would_work(name: str, precision: str, backend: str) -> None:
+    sets = (f"device={name}", f"precision={precision}", f"backend={backend}", "quantize={}")
+    units = {unit.api for unit in device.load(name).units if precision in unit.precisions}
+    able = {api for api, table in backends.load(backend).PRECISIONS.items() if precision in table}
+    if units & able:
+        assert planned(*sets).api in units & able
+        return
+    with pytest.raises(TargetError) as refused:
+        planned(*sets)
+    assert refused.value.hint
+    assert refused.value.message.startswith(("--set precision=", "--set backend="))
+
+
+def test_numbers_of_this_machine_are_not_called_another_devices() -> None:
+    assert planned("device=raspberry-pi-5").on_target == "false"
+    assert planned("device=intel-cpu").on_target == "false"
+
+
+def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:
+    """The quickstart's plan with other steps: light ones, which run right here."""
+    return replace(planned(), steps=steps)
+
+
+def take(folder: Path) -> Step:
+    return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": Outside(folder, ("a.txt",))})
+
+
+def limits(value: float) -> Step:
+    """A light step that fails where the metrics in its input are above ``value``."""
+    needs, params = {"metrics": "source"}, {"kld_mean": value}
+    return Step(name="check", runs="phipipe.evaluate:check_parity", version=1, needs=needs, params=params)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "outside"
+    made.mkdir()
+    (made / "a.txt").write_text("one")
+    return made
+
+
+@pytest.fixture
+def store(own_cache: Path) -> Store:
+    return Store(own_cache)
+
+
+def run(made: plan.Plan, store: Store) -> list[bool]:
+    with Run(made, store, Settings.read(), Silent()) as running:
+        return [result.cached for result in running.results()]
+
+
+def test_the_second_run_is_cached_and_a_change_is_not(tmp_path: Path, folder: Path, store: Store) -> None:
+    made = cheap(tmp_path, take(folder))
+    assert run(made, store) == [False]
+    assert run(made, store) == [True]
+    (folder / "a.txt").write_text("two")
+    assert run(made, store) == [False]
+    (folder / "a.txt").write_text("one")
+    assert run(made, store) == [True]
+
+
+def metrics(folder: Path, value: float) -> Step:
+    (folder / "metrics.json").write_text(json.dumps({"metrics": {"kld_mean": value}}))
+    files = Outside(folder, ("metrics.json",))
+    return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": files})
+
+
+def test_a_failing_step_keeps_what_was_finished(tmp_path: Path, folder: Path, store: Store) -> None:
+    made = cheap(tmp_path, metrics(folder, 0.5), limits(0.2))
+    for cached in (False, True):
+        outcome = attempt(made, store, Settings.read(), Silent(), None)
+        assert isinstance(outcome.error, StepFailed)
+        assert outcome.results["source"].cached is cached
+        assert "check" not in outcome.results
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(
+    tmp_path: Path, folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = outside.digest
+
+    def then_change(source: Outside, cache: Path) -> str:
+        found = real(source, cache)
+        (folder / "a.txt").write_text("other")
+        return found
+
+    monkeypatch.setattr(outside, "digest", then_change)
+    with pytest.raises(SourceError, match="changed while it was read"):
+        run(cheap(tmp_path, take(folder)), store)
+    assert not list((store.root / "actions").iterdir())
+
+
+def test_a_flipped_bit_in_an_input_is_rebuilt_before_it_is_used(tmp_path: Path, folder: Path, store: Store) -> None:
+    source = metrics(folder, 0.5)
+    run(cheap(tmp_path, source), store)
+    (stored,) = (store.root / "objects").iterdir()
+    path = stored / "metrics.json"
+    status = path.stat()
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace("0.5", "0.1"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StepFailed, match=r"5\.00e-01"):
+        run(cheap(tmp_path, source, limits(0.2)), Store(store.root))
+
+
+def test_differences_name_what_changed() -> None:
+    old = {"version": 1, "inputs": {"a": "1"}, "params": {"block_size": 32}, "tools": {"torch": "2.12"}}
+    new = {"version": 2, "inputs": {"a": "2"}, "params": {"block_size": 64}, "tools": {"torch": "2.13"}}
+    assert differences(old, new) == ["phipipe's own step", "input a", "block_size 32 → 64", "torch 2.12 → 2.13"]
+
+
+def test_a_files_digest_is_remembered_by_size_and_time_but_never_when_racy(tmp_path: Path, folder: Path) -> None:
+    source = Outside(folder, ("a.txt",))
+    first = outside.digest(source, tmp_path / "cache")
+    (folder / "a.txt").write_text("two")  # same size, within the resolution of the clock
+    assert outside.digest(source, tmp_path / "cache") != first
+    old = time.time_ns() - 10**10
+    os.utime(folder / "a.txt", ns=(old, old))
+    second = outside.digest(source, tmp_path / "cache")
+    (folder / "a.txt").write_text("six")
+    os.utime(folder / "a.txt", ns=(old, old))
+    assert outside.digest(source, tmp_path / "cache") == second  # believed, as documented; the copy is hashed
+    outside.forget(source, tmp_path / "cache")
+    assert outside.digest(source, tmp_path / "cache") != second
