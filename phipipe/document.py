@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from phipipe.errors import RecipeError
 
@@ -30,8 +30,7 @@ _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 _SPECIAL = r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"
 
 
-@dataclass(frozen=True, order=True)
-class Problem:
+class Problem(NamedTuple):
     """Something wrong at a place; line and column count from 1, 0 means no place in the file."""
 
     line: int

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from phipipe.backends.base import Backend
 from phipipe.errors import TargetError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from phipipe.backends.base import Backend
 
 
 class OptionsOf(Mapping[str, "type[BaseModel]"]):

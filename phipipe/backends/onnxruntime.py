@@ -14,18 +14,16 @@ The builder's windowed KV cache is off: with it, prompts shorter than the window
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import RecipeError, StepFailed
 
 if TYPE_CHECKING:
+    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.onnx_graph import Linear, Scheme
     from phipipe.recipe import Precision, Recipe
@@ -97,6 +95,8 @@ class Options(BaseModel):
 
 def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
     """``convert``, shared by all precisions, and for int8 and int4 ``quantize``."""
+    from phipipe.backends.base import Step
+
     parameters = checkpoint.parameters
     convert_step = Step(
         name="convert",
@@ -139,6 +139,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
+    from phipipe.backends.base import staged
+
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = inputs["source"]
         if params["config_patch"]:
@@ -175,6 +177,8 @@ def _normalise(folder: Path) -> None:
 
 def _check_conversion(folder: Path) -> None:
     """The conversion is whole, in fp32, and its config is one that onnxruntime-genai serves on a CPU."""
+    import json
+
     from phipipe import onnx_graph
 
     model = onnx_graph.load(folder)
@@ -204,6 +208,9 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         RecipeError: a pattern of ``exclude`` matches no node.
         StepFailed: onnxruntime's quantizer did something else than asked.
     """
+    import json
+    import shutil
+
     from phipipe import onnx_graph, onnx_quantize
 
     source = inputs["model"]
