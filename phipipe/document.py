@@ -134,6 +134,8 @@ def _plainly(error: Any, text: str, line: int) -> str:
     words = str(error.problem or error.context or "not YAML")
     if "mapping values are not allowed" in words or "did not find expected key" in words:
         return f"wrong indentation, or a missing quote or colon near here (YAML: {words})"
+    if "unexpected end of stream" in words or "expected ',' or" in words:
+        return f"a quote or bracket that is not closed (YAML: {words})"
     if "could not find expected ':'" in words:
         return f"a key without a colon: `{(here.strip() or before.strip())[:40]}`"
     return words

@@ -52,5 +52,5 @@ def _source(text: str) -> str:
         return f"{{builtin: {text.removeprefix('builtin:')}}}"
     repo, at, commit = text.partition("@")
     if at:
-        return f"{{repo: {repo}, revision: {commit}}}"
+        return f"{{repo: '{repo}', revision: '{commit}'}}"  # a commit of digits alone is still text
     return "{path: '" + text.replace("'", "''") + "'}"
