@@ -1,0 +1,152 @@
+"""Environments that are made once, noticed when they are damaged, and never half there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phipipe import toolchain
+from phipipe.errors import ToolchainError
+from phipipe.settings import Settings
+
+PACKAGE = "iniconfig==2.1.0"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with an empty toolchain folder, and one tiny toolchain, `tiny`, to put into it."""
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    (locks / "tiny.txt").write_text(f"{PACKAGE}\n")
+    (locks / "broken.txt").write_text("phipipe-has-no-such-package==1.0\n")
+    monkeypatch.setattr(toolchain, "LOCKS", locks)
+    return Settings.read({**os.environ, "PHIPIPE_TOOLCHAINS": str(tmp_path / "toolchains")})
+
+
+def test_a_toolchain_is_installed_once_and_its_fingerprint_is_what_is_in_it(home: Settings) -> None:
+    said: list[str] = []
+    first = toolchain.ensure("tiny", home, said.append)
+    assert first.packages == {"iniconfig": "2.1.0"}
+    assert said == ["installing toolchain `tiny` (once)"]
+    assert toolchain.ensure("tiny", home, said.append) == first
+    assert toolchain.installed("tiny", home) == first
+    assert len(said) == 1
+    code = "import iniconfig, importlib.util; print(importlib.util.find_spec('pydantic'))"
+    done = subprocess.run([first.python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None", "nothing of the core's own packages is visible"
+    assert toolchain.size_bytes("tiny", home) > 1000
+
+
+def site(installed: toolchain.Installed) -> Path:
+    return next(installed.path.rglob("iniconfig-*.dist-info")).parent
+
+
+@pytest.mark.parametrize("gone", ["iniconfig/__init__.py", "iniconfig-2.1.0.dist-info/METADATA"])
+def test_a_missing_file_is_noticed_before_a_step_runs_and_repaired(home: Settings, gone: str) -> None:
+    first = toolchain.ensure("tiny", home, print)
+    (site(first) / gone).unlink()
+    said: list[str] = []
+    again = toolchain.check("tiny", home, said.append)
+    assert (site(again) / gone).is_file()
+    assert any(gone in line for line in said)
+
+
+@pytest.mark.parametrize("what", ["python", "state", "dist-info"])
+def test_half_a_toolchain_counts_as_none(home: Settings, what: str) -> None:
+    import shutil
+
+    first = toolchain.ensure("tiny", home, print)
+    if what == "python":
+        first.python.unlink()
+    elif what == "state":
+        (first.path / toolchain.STATE).unlink()
+    else:
+        shutil.rmtree(next(site(first).glob("*.dist-info")))
+    assert toolchain.installed("tiny", home) is None
+    said: list[str] = []
+    assert toolchain.ensure("tiny", home, said.append).packages == {"iniconfig": "2.1.0"}
+    assert "incomplete" in said[0]
+
+
+def test_a_failed_installation_says_why_and_leaves_nothing(home: Settings) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        toolchain.ensure("broken", home, print)
+    assert caught.value.exit_code == 4
+    assert "phipipe-has-no-such-package" in caught.value.message
+    assert "phipipe toolchain install broken" in str(caught.value.hint)
+    assert not toolchain.path_of("broken", home).exists()
+
+
+def test_without_a_network_the_error_comes_at_once(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    with pytest.raises(ToolchainError, match="iniconfig"):
+        toolchain.ensure("tiny", home, print)
+    assert not toolchain.path_of("tiny", home).exists()
+
+
+def test_several_processes_install_it_once(home: Settings, tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from phipipe import toolchain
+from phipipe.settings import Settings
+toolchain.LOCKS = Path(sys.argv[1])
+toolchain.ensure("tiny", Settings.read(), print)
+"""
+    environment = {**os.environ, "PHIPIPE_TOOLCHAINS": str(home.toolchains)}
+    command = [sys.executable, "-c", code, str(toolchain.LOCKS)]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    said = "".join(process.communicate()[0] for process in running)
+    assert [process.returncode for process in running] == [0] * 4
+    assert said.count("installing") == 1
+
+
+def test_an_unknown_toolchain_is_named_with_those_there_are(home: Settings) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        toolchain.ensure("nope", home, print)
+    assert "tiny" in str(caught.value.hint)
+
+
+def test_a_folder_that_cannot_be_written_is_said(home: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    settings = Settings.read({**os.environ, "PHIPIPE_TOOLCHAINS": str(tmp_path / "file" / "x")})
+    with pytest.raises(ToolchainError, match="cannot be installed into"):
+        toolchain.ensure("tiny", settings, print)
+
+
+def test_the_running_interpreter_can_be_the_toolchain() -> None:
+    settings = Settings.read({**os.environ, "PHIPIPE_TOOLCHAIN": "current"})
+    found = toolchain.ensure("torch", settings, print)
+    assert found.python == Path(sys.executable)
+    assert found.packages["pydantic"]
+
+
+def test_pips_settings_reach_uv_unless_uv_has_its_own() -> None:
+    made = toolchain.uv_environment({"PIP_FIND_LINKS": "/a /b", "PIP_INDEX_URL": "https://x", "UV_DEFAULT_INDEX": "y"})
+    assert made == {"UV_FIND_LINKS": "/a,/b"}
+
+
+def test_credentials_in_urls_are_not_repeated() -> None:
+    assert toolchain.redact("from https://me:secret@host/simple failed") == "from https://***@host/simple failed"
+
+
+def test_locks_name_no_index_no_local_version_and_nothing_for_one_kind_of_gpu() -> None:
+    for name in toolchain.names():
+        text = (toolchain.LOCKS / f"{name}.txt").read_text("utf-8")
+        assert "://" not in text
+        assert "+cpu" not in text
+        assert "nvidia" not in text
+
+
+def test_each_lock_is_what_its_extra_asks_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "phipipe.lock", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "stale: none\n", done.stdout + done.stderr
