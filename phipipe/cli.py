@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs l
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -82,11 +83,12 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, as_js
     else:
         for outcome in outcomes:
             _echo(show.outcome(outcome))
-    failures = [outcome.error for outcome in outcomes if outcome.error]
+    failures = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failures if len(outcomes) > 1 else ():
+        _note(f"{outcome.plan.build.name} failed:")
+        _complain(outcome.error)
     if failures:
-        for error in failures[:-1]:
-            _complain(error)
-        raise failures[-1]
+        raise click.exceptions.Exit(failures[0].error.exit_code) if len(outcomes) > 1 else failures[0].error
 
 
 @command("phipipe plan recipes/quickstart.yaml --set precision=int8")
@@ -391,9 +393,10 @@ def _print_json(value: object) -> None:
 
 
 def _complain(error: PhipipeError) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
+    color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
+    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True, color=color)
     if error.hint:
-        click.echo(click.style("  try: ", fg="cyan") + error.hint, err=True)
+        click.echo(click.style("  try: ", fg="cyan") + error.hint, err=True, color=color)
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:
@@ -417,7 +420,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGTERM, _stop)
     code = 0
     try:
-        cli.main(standalone_mode=False)
+        ended = cli.main(standalone_mode=False)
+        code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
     except PhipipeError as error:
         _complain(error)
         code = error.exit_code
@@ -427,8 +431,6 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = 2
-    except click.exceptions.Exit as ending:
-        code = ending.exit_code
     except BrokenPipeError:  # the reader of our output went away (| head)
         sys.stderr.close()
     except Exception:  # noqa: BLE001 (the last resort, exit code 70)

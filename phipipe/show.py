@@ -124,7 +124,7 @@ def outcome(done: Outcome) -> str:
     if done.error or metrics is None:
         return ""
     speed, baseline = done.load("measure", "speed.json"), done.load("baseline", "baseline.json")
-    lines = ["", report.plain_table(report.fidelity_table(metrics, speed, baseline))]
+    lines = ["", heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
     if done.all_cached:
         lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
     if done.package is not None:

@@ -86,12 +86,15 @@ def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
 
 def tree(pid: int) -> list[Any]:
     """psutil's view of process ``pid`` and all that descend from it; nothing without psutil."""
-    with contextlib.suppress(Exception):
+    try:
         import psutil
-
+    except ImportError:  # a toolchain of the user's own may lack it
+        return []
+    try:
         root = psutil.Process(pid)
         return [*root.children(recursive=True), root]
-    return []
+    except psutil.Error:
+        return []
 
 
 def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
@@ -99,15 +102,20 @@ def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
     members = [*tree(pid), *seen]
     strays = [member for member in members if member.pid not in (pid, os.getpid())]
     for stray in strays:  # before the group: we may be in it ourselves
-        with contextlib.suppress(Exception):  # gone meanwhile; psutil checks that the id was not used again
-            stray.kill()
+        _end(stray)
     if sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
     else:
         for member in members:
-            with contextlib.suppress(Exception):
-                member.kill()
+            _end(member)
+
+
+def _end(process: Any) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):  # gone meanwhile; psutil checks that the id was not used again
+        process.kill()
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:

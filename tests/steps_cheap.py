@@ -241,3 +241,54 @@ def _mark(inputs: Inputs, children: list[subprocess.Popen[bytes]], wait_s: float
     aside = inputs["pids"].with_suffix(".tmp")
     aside.write_text(json.dumps(pids))
     aside.replace(inputs["pids"])
+
+
+def speak_and_fail(inputs: Inputs, out: Path, params: Params) -> None:
+    speak(inputs, out, params)
+    raise ValueError("cannot go on")
+
+
+def compute_a_huge_power(inputs: Inputs, out: Path, params: Params) -> None:
+    """One operation of Python's own that takes minutes, and lets no other thread in meanwhile."""
+    _mark(inputs, [])
+    pow(3, 3_000_000_000)
+
+
+def detach(inputs: Inputs, out: Path, params: Params) -> None:
+    """Like ``spawn``, for a Python without psutil: a child in a session of its own."""
+    child = subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
+    aside = inputs["pids"].with_suffix(".tmp")
+    aside.write_text(json.dumps([os.getpid(), child.pid]))
+    aside.replace(inputs["pids"])
+    time.sleep(300)
+
+
+def unpickle_harmlessly(inputs: Inputs, out: Path, params: Params) -> None:
+    """Not even what would do no harm, by each of the ways there are."""
+    import collections
+    import io
+    import pickle
+    import shelve
+
+    data = pickle.dumps(collections.OrderedDict(a=1))
+    if params["how"] == "C":
+        pickle.loads(data)
+    elif params["how"] == "Python":
+        pickle._Unpickler(io.BytesIO(data)).load()  # type: ignore[attr-defined]
+    elif params["how"] == "numpy":
+        import numpy as np
+
+        np.save(out / "array.npy", np.array([{}], dtype=object), allow_pickle=True)
+        np.load(out / "array.npy", allow_pickle=True)
+    else:
+        with shelve.open(str(out / "shelf")) as shelf:
+            shelf["a"] = collections.OrderedDict(a=1)
+            shelf["a"]
+
+
+def connect_by_bytes(inputs: Inputs, out: Path, params: Params) -> None:
+    import socket
+
+    with socket.socket() as connection:
+        connection.settimeout(1)
+        connection.connect((b"192.0.2.1", 9))

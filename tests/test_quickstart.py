@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -196,6 +197,32 @@ def test_a_failing_gate_packages_nothing(shell: Shell, first: dict[str, Any]) ->
     assert "`top1`" in done.stderr
     assert "0.9999" in done.stderr
     assert not (shell.folder / "gated").exists()
+
+
+def test_one_failing_variant_does_not_stop_the_others(shell: Shell, first: dict[str, Any]) -> None:
+    recipe = shell.folder / "two.yaml"
+    text = QUICKSTART.read_text("utf-8").replace("name: quickstart", "name: two").replace("0.85", "0.98")
+    recipe.write_text(text + "matrix:\n  - {precision: int4}\n  - {precision: int8}\n", "utf-8")
+    done = shell("run", recipe, "--out", "two", expect=7)
+    assert "two-onnxruntime-int4 failed:" in done.stderr
+    assert "two-onnxruntime-int8: tiny-phi3 → int8" in done.stdout
+    assert [path.name for path in (shell.folder / "two").iterdir()] == ["two-onnxruntime-int8"]
+
+
+def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(shell: Shell) -> None:
+    environment = {**shell._env, "PHIPIPE_CACHE": str(shell.folder / "stopped")}
+    command = [sys.executable, "-m", "phipipe", "run", str(QUICKSTART)]
+    process = subprocess.Popen(command, env=environment, cwd=shell.folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip().startswith("baseline"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "what was finished is kept" in said
+    shown = shell("plan", QUICKSTART, env={"PHIPIPE_CACHE": str(shell.folder / "stopped")}).stdout
+    assert "source        cached" in shown
 
 
 def test_plan_says_what_changed(shell: Shell, first: dict[str, Any]) -> None:
