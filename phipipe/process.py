@@ -300,7 +300,7 @@ class Worker:
                 f"step `{step}` ran out of memory at {_gib(watch.peak_rss_bytes)}: {_last(message) or told['kind']}",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
-        if "import" in told and not str(told["import"]).startswith("phipipe"):
+        if "import" in told and str(told["import"]).partition(".")[0] != "phipipe":
             return ToolchainError(f"toolchain `{self._name}` is damaged: {_last(message)}", hint=self._repair())
         if told.get("errno") in FULL:
             return StoreError(

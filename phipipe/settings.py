@@ -23,7 +23,8 @@ OFFLINE = dict.fromkeys(
     "1",
 ) | {"HF_TOKEN_PATH": os.devnull}
 SECRET = re.compile(
-    r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY)$|SECRET|PASSW(OR)?D|CREDENTIAL|API_?KEY|ACCESS_KEY|^(AWS|AZURE)_",
+    r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY)$|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
+    r"|API_?KEY|ACCESS_KEY|^(AWS|AZURE)_",
     re.IGNORECASE,
 )
 PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")

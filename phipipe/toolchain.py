@@ -219,7 +219,9 @@ def _listed(path: Path) -> dict[str, str]:
 def _missing(path: Path) -> str | None:
     """The first file that some package's RECORD names and that is not there with its size; None if all are."""
     site = _site(path)
-    for record in sorted(site.glob("*.dist-info/RECORD")):
+    for record in sorted(folder / "RECORD" for folder in site.glob("*.dist-info")):
+        if not record.is_file():
+            return f"{record.parent.name}/RECORD"
         with record.open(encoding="utf-8", newline="") as stream:
             for name, _, size, *_ in csv.reader(stream):
                 try:

@@ -41,6 +41,7 @@ from phipipe import errors, progress
 from phipipe.errors import PhipipeError, SourceError
 
 PROGRESS_EVERY_S = 0.2
+GUARD_S = 2.0  # a guard that lives has long been done by then
 # Modules through which a process talks with children of its own; these pickles come from us.
 OWN_PICKLES = {"multiprocessing.connection", "multiprocessing.queues"}
 
@@ -80,6 +81,8 @@ def guard() -> None:
 def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
     for line in lines:
         requests.put(line)
+    if not tree(os.getpid()):  # no psutil here: the guard has it, and must find our children before they lose us
+        time.sleep(GUARD_S)
     kill_tree(os.getpid())
     os._exit(1)
 
@@ -125,8 +128,10 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
             refuse_pickle(f"`{arguments[0]}.{arguments[1]}`")
     elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = arguments[1]
-        if isinstance(address, tuple) and isinstance(address[0], str) and not _is_local(address[0]):
-            raise PermissionError(f"refused to connect to {address[0]}: only the download step uses the network")
+        if isinstance(address, tuple) and isinstance(address[0], str | bytes | bytearray):
+            host = address[0] if isinstance(address[0], str) else os.fsdecode(bytes(address[0]))
+            if not _is_local(host):
+                raise PermissionError(f"refused to connect to {host}: only the download step uses the network")
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = os.fsdecode(arguments[0] or "")
         if not _is_local(host):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,9 @@ def test_a_misspelt_choice_is_named() -> None:
         Settings.read({"PHIPIPE_TOOLCHAIN": "curent"})
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "OPENAI_API_KEY"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "OPENAI_API_KEY", "GPG_PASSPHRASE"]
+)
 def test_no_child_sees_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "canary")
     monkeypatch.setenv("UV_INDEX_URL", "https://me:canary@example.org/simple")
@@ -56,6 +59,35 @@ def test_offline_children_are_told_so_and_others_are_not(monkeypatch: pytest.Mon
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert child_environment(offline=True)["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in child_environment(offline=False)
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    names = ("CACHE", "TOOLCHAINS", "TOOLCHAIN", "STEP_TIMEOUT_S", "IDLE_TIMEOUT_S", "MEMORY_LIMIT_GIB", "WORKER_PATH")
+    assert Settings.read({f"PHIPIPE_{name}": "" for name in names}) == Settings.read({})
+
+
+@pytest.mark.parametrize("name", ["PHIPIPE_CACHE", "PHIPIPE_TOOLCHAINS"])
+def test_a_folder_that_is_a_file_or_nobodys_home_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for value in (str(tmp_path / "file"), "~phipipe-nobody/cache"):
+        with pytest.raises(RecipeError, match=f"{name} is `") as caught:
+            Settings.read({name: value})
+        assert value in caught.value.message
+        assert caught.value.exit_code == 2
+
+
+def test_import_roots_of_workers_are_absolute_and_may_be_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = Settings.read({"PHIPIPE_WORKER_PATH": os.pathsep.join(["a", str(tmp_path / "b"), ""])})
+    assert found.worker_path == (tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["PATH", "TOKENIZERS_PARALLELISM", "KEYBOARD", "OMP_NUM_THREADS", "PWD"])
+def test_what_is_no_secret_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "kept-1618")
+    assert child_environment(offline=True)[name] == "kept-1618"
 
 
 def test_a_toolchains_imports_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

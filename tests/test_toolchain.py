@@ -45,7 +45,9 @@ def site(installed: toolchain.Installed) -> Path:
     return next(installed.path.rglob("iniconfig-*.dist-info")).parent
 
 
-@pytest.mark.parametrize("gone", ["iniconfig/__init__.py", "iniconfig-2.1.0.dist-info/METADATA"])
+@pytest.mark.parametrize(
+    "gone", ["iniconfig/__init__.py", "iniconfig-2.1.0.dist-info/METADATA", "iniconfig-2.1.0.dist-info/RECORD"]
+)
 def test_a_missing_file_is_noticed_before_a_step_runs_and_repaired(home: Settings, gone: str) -> None:
     first = toolchain.ensure("tiny", home, print)
     (site(first) / gone).unlink()
@@ -131,6 +133,49 @@ def test_the_running_interpreter_can_be_the_toolchain() -> None:
 def test_pips_settings_reach_uv_unless_uv_has_its_own() -> None:
     made = toolchain.uv_environment({"PIP_FIND_LINKS": "/a /b", "PIP_INDEX_URL": "https://x", "UV_DEFAULT_INDEX": "y"})
     assert made == {"UV_FIND_LINKS": "/a,/b"}
+
+
+def test_each_of_pips_settings_has_its_counterpart() -> None:
+    made = toolchain.uv_environment(
+        {"PIP_INDEX_URL": "https://x", "PIP_EXTRA_INDEX_URL": "https://y", "PIP_CERT": "/c"}
+    )
+    assert made == {"UV_DEFAULT_INDEX": "https://x", "UV_INDEX": "https://y", "SSL_CERT_FILE": "/c"}
+    assert toolchain.uv_environment({"PIP_INDEX_URL": "", "PATH": "/bin"}) == {}
+
+
+def test_a_file_that_was_cut_short_is_noticed_and_a_whole_toolchain_is_left_alone(home: Settings) -> None:
+    first = toolchain.ensure("tiny", home, print)
+    said: list[str] = []
+    assert toolchain.check("tiny", home, said.append) == first
+    assert said == []
+    source = site(first) / "iniconfig" / "__init__.py"
+    whole = source.read_bytes()
+    source.unlink()  # uv may have linked it to its cache, which is not ours to spoil
+    source.write_bytes(whole[:100])
+    toolchain.check("tiny", home, said.append)
+    assert said
+    assert (site(first) / "iniconfig" / "__init__.py").read_bytes() == whole
+
+
+def test_an_installation_that_was_interrupted_leaves_nothing(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = toolchain._uv
+
+    def then_interrupt(name: str, command: list[str], environment: dict[str, str]) -> None:
+        run(name, command, environment)
+        if "install" in command:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(toolchain, "_uv", then_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        toolchain.ensure("tiny", home, print)
+    assert not toolchain.path_of("tiny", home).exists()
+
+
+def test_a_toolchain_that_is_removed_is_gone(home: Settings) -> None:
+    toolchain.ensure("tiny", home, print)
+    toolchain.remove("tiny", home)
+    assert toolchain.installed("tiny", home) is None
+    assert not toolchain.path_of("tiny", home).exists()
 
 
 def test_credentials_in_urls_are_not_repeated() -> None:
