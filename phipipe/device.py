@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from phipipe.document import near, read
-from phipipe.errors import RecipeError, TargetError
+from phipipe.document import At, Problem, complaints, near, read
+from phipipe.errors import TargetError
 from phipipe.recipe import Model, Precision
 
 FOLDER = Path(__file__).parent / "devices"
@@ -23,23 +23,41 @@ Api = Literal[
 class Unit(Model):
     """One thing in a device that runs models, by the interface through which runtimes reach it."""
 
-    api: Api
-    precisions: tuple[Precision, ...] = Field(description="Weights that it can compute with.")
-    constraints: dict[Precision, dict[str, list[Any]]] = Field(
+    api: Api = Field(description="The interface.")
+    on: str | None = Field(None, min_length=1, description="Which part of the device that is, in words.")
+    precisions: tuple[Precision, ...] = Field(min_length=1, description="Weights that it can compute with.")
+    constraints: dict[Precision, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
         {}, description="Quantization options it insists on: option → values it takes, the usual one first."
     )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Unit:
+        if len(set(self.precisions)) != len(self.precisions):
+            raise At("precisions", "a precision stands here twice")
+        if idle := [name for name in self.constraints if name not in self.precisions]:
+            raise At("constraints", f"there are constraints for {idle[0]}, which is not among the unit's precisions")
+        return self
 
 
 class Device(Model):
     """A device: its units in order of preference."""
 
-    name: str
-    title: str
+    name: str = Field(description="The file's name without `.yaml`.")
+    title: str = Field(min_length=1, description="What people call it.")
     memory_gib: float | None = Field(None, gt=0, description="Memory that a model can use; none if it varies.")
     machines: tuple[Literal["x86_64", "arm64"], ...] = Field((), description="Build machines that are such a device.")
-    units: tuple[Unit, ...] = Field(min_length=1)
-    sources: tuple[Annotated[str, Field(pattern="^https://")], ...] = Field(min_length=1)
-    notes: str | None = None
+    units: tuple[Unit, ...] = Field(min_length=1, description="What runs models, the preferred one first.")
+    sources: tuple[Annotated[str, Field(pattern="^https://")], ...] = Field(
+        min_length=1, description="Public pages of the vendor that say so."
+    )
+    notes: str | None = Field(None, description="What else a recipe's author should know.")
+
+    @model_validator(mode="after")
+    def _one_unit_per_api(self) -> Device:
+        apis = [unit.api for unit in self.units]
+        if twice := [api for api in apis if apis.count(api) > 1]:
+            raise At("units", f"two units with api `{twice[0]}`")
+        return self
 
 
 @cache
@@ -53,7 +71,7 @@ def load(name: str, folder: Path | None = None) -> Device:
 
     Raises:
         TargetError: there is no such device.
-        RecipeError: the user's file is malformed.
+        RecipeError: the user's file is missing or malformed; names every problem by line and column.
     """
     if name.endswith((".yaml", ".yml")):
         return _read((folder or Path()) / name)
@@ -70,11 +88,18 @@ def _known(name: str) -> Device:
 
 def _read(path: Path) -> Device:
     document = read(path, "device file")
-    data = document.data if isinstance(document.data, dict) else {}
+    if not isinstance(document.data, dict):
+        message = "a device file is a mapping of keys: `title:`, `units:`, `sources:` …"
+        raise document.error([Problem(*document.place(()), message)])
+    problems = []
+    if "name" in document.data:
+        message = "unknown key `name`: the file's own name is the device's"
+        problems.append(Problem(*document.place(("name",), key=True), message))
     try:
-        return Device.model_validate_json(json.dumps({**data, "name": path.stem}), strict=True)
+        device = Device.model_validate_json(json.dumps({**document.data, "name": path.stem}), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        line, column = document.place(tuple(first["loc"]))
-        where = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{path}:{line}:{column}: {where}: {first['msg']}") from None
+        found = complaints(error, Device)
+        problems += [Problem(*document.place(where, key), message) for where, message, key in found]
+    if problems:
+        raise document.error(problems)
+    return device

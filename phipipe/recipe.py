@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from phipipe.document import Document, Problem, Where, near, parse, read
+from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
@@ -18,15 +19,47 @@ Metric = Literal[
     "kld_mean", "kld_median", "kld_p99", "kld_max", "top1", "ppl", "ppl_ratio", "dp_rms", "size_gib",
     "bits_per_weight", "load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib",
 ]  # fmt: skip
-MANY = 6  # more choices than this are not listed in a message that has a suggestion
+METRICS: Mapping[Metric, str] = {
+    "kld_mean": "KL divergence from the original, mean over positions, in nats",
+    "kld_median": "KL divergence from the original, median over positions, in nats",
+    "kld_p99": "KL divergence from the original that 1 position in 100 exceeds, in nats",
+    "kld_max": "KL divergence from the original at the worst position, in nats",
+    "top1": "share of positions where the likeliest next token is the original's, 0 to 1",
+    "ppl": "perplexity of the text",
+    "ppl_ratio": "perplexity over the original's",
+    "dp_rms": "root mean square change of the true token's probability, 0 to 1",
+    "size_gib": "all files that the runtime needs, in GiB",
+    "bits_per_weight": "bits in weight files over the original's number of parameters",
+    "load_s": "opening the model until its first token, in seconds",
+    "ttft_s": "time to the first token after the prompt, in seconds",
+    "prefill_tokens_per_s": "speed of reading the prompt, in tokens per second",
+    "decode_tokens_per_s": "speed of tokens after the first, in tokens per second",
+    "peak_memory_gib": "peak memory of the whole process, in GiB",
+}
 COMMIT = r"^[0-9a-f]{40}$"
+REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
+SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 VARIANT_KEYS = ("name", "device", "backend", "precision", "quantize", "evaluate", "measure", "package")
+MAX_VARIANTS = 100
+BACKEND = "onnxruntime"  # where a recipe names none
 
 
 class Model(BaseModel):
     """Frozen; an unknown key is an error; nothing is coerced."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Sparse(Model):
+    """Keys are optional, but one that is written has a value: `path:` alone is a line that was not finished."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written(cls, data: Any) -> Any:
+        for key in data if isinstance(data, dict) else ():
+            if data[key] is None and key in cls.model_fields:
+                raise At(key, f"`{key}` has no value; write one, or leave the key out")
+        return data
 
 
 def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
@@ -39,15 +72,21 @@ def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
 class Dataset(Model):
     """A text file in a data set on the Hugging Face hub, pinned."""
 
-    repo: str = Field(description="OWNER/NAME of the data set.")
-    revision: Annotated[str, Field(pattern=COMMIT, description="The 40-hex commit.")]
-    file: str = Field(description="The file's path inside it.")
+    repo: str = Field(pattern=REPO, description="OWNER/NAME of the data set.")
+    revision: str = Field(pattern=COMMIT, description="The 40-hex commit; never a branch.")
+    file: str = Field(min_length=1, description="The file's path inside it, `/` between folders.")
+
+    @model_validator(mode="after")
+    def _inside(self) -> Dataset:
+        if "\\" in self.file or any(part in ("", ".", "..") for part in self.file.split("/")):
+            raise At("file", f"`{shorten(self.file)}` is no path inside a data set, such as `data/test.txt`")
+        return self
 
 
-class Source(Model):
+class Source(Sparse):
     """The original model: one of a hub repository at a commit, a local folder, or an embedded model."""
 
-    repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="OWNER/NAME on the Hugging Face hub.")
+    repo: str | None = Field(None, pattern=REPO, description="OWNER/NAME on the Hugging Face hub.")
     revision: str | None = Field(None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch.")
     path: str | None = Field(None, min_length=1, description="A local checkpoint; relative to the recipe's folder.")
     builtin: Literal["tiny-phi3"] | None = Field(None, description="A model that phipipe carries.")
@@ -55,12 +94,14 @@ class Source(Model):
     @model_validator(mode="after")
     def _one(self) -> Source:
         _exactly_one(self, ("repo", "path", "builtin"))
-        if (self.repo is None) != (self.revision is None):
-            raise ValueError("a hub source has both `repo` and `revision`, the 40-hex commit to build from")
+        if self.repo is not None and self.revision is None:
+            raise ValueError("`revision` is missing: a recipe pins the 40-hex commit to build from, never a branch")
+        if self.repo is None and self.revision is not None:
+            raise At("revision", "`revision` is the commit of a `repo`, and there is none")
         return self
 
 
-class Text(Model):
+class Text(Sparse):
     """The text that predictions are compared on: one of these."""
 
     builtin: Literal["stories"] | None = Field(None, description="A text that phipipe carries.")
@@ -73,7 +114,7 @@ class Text(Model):
         return self
 
 
-class Gate(Model):
+class Gate(Sparse):
     """Limits of one metric; the build fails outside of them."""
 
     min: float | None = Field(None, description="The lowest value that passes.")
@@ -93,13 +134,14 @@ class Evaluate(Model):
 
     text: Text = Field(Text(builtin="stories"), description="The evaluation text.")
     tokens: int = Field(4096, ge=256, le=10_000_000, description="How many tokens of the text are used.")
-    window: int = Field(512, ge=64, le=131_072, description="Tokens per window; each is scored from an empty context.")
+    window: int = Field(512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context.")
     gates: dict[Metric, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
 
     @model_validator(mode="after")
     def _fits(self) -> Evaluate:
         if self.window > self.tokens:
-            raise ValueError(f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
+            at = "window" if "window" in self.model_fields_set else "tokens"
+            raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
         return self
 
 
@@ -120,10 +162,10 @@ class Package(Model):
 class Recipe(Model):
     """One build: a model, a device, a backend, a precision."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$", description="Lower-case; names the package's folder.")
+    name: str = Field(pattern=SLUG, description="Lower-case; names the package's folder.")
     source: Source = Field(description="The original model.")
     device: str = Field(min_length=1, description="A target device (`phipipe devices`), or a device file of yours.")
-    backend: str = Field("onnxruntime", description="The runtime family (`phipipe backends`).")
+    backend: str = Field(BACKEND, description="The runtime family (`phipipe backends`).")
     precision: Precision = Field(description="Of the weights.")
     quantize: dict[str, Any] = Field({}, description="The backend's own options (`phipipe backends NAME`).")
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
@@ -169,12 +211,11 @@ def load(
     loading.override(sets)
     builds = loading.builds(path.resolve().parent)
     known = [build.name for build in builds]
-    short = {build.name.removeprefix(f"{builds[0].recipe.name}-"): build.name for build in builds}
+    short = {build.name.removeprefix(f"{build.recipe.name}-"): build.name for build in builds}
     for name in only:
         if name not in known and name not in short:
-            raise RecipeError(
-                f"--only {name}: no such variant{near(name, known)}", hint=f"variants: {', '.join(known)}"
-            )
+            guess = near(name, [*short, *known])
+            raise RecipeError(f"--only {name}: no such variant{guess}", hint=f"variants: {', '.join(known)}")
     wanted = {short.get(name, name) for name in only}
     return [build for build in builds if not wanted or build.name in wanted]
 
@@ -185,30 +226,36 @@ class _Loading:
     def __init__(self, document: Document, options: Mapping[str, type[BaseModel]]) -> None:
         self._document, self._options = document, options
         self._problems: list[Problem] = []
-        self._sets: dict[Where, str] = {}
+        self._sets: dict[Where, str] = {}  # what came from the command line → how it was said there
         if not isinstance(document.data, dict):
-            raise document.error([Problem(1, 1, "a recipe is a mapping of keys: `name:`, `source:`, `device:` …")])
+            message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
+            raise document.error([Problem(*document.place(()), message)])
         self._data: dict[str, Any] = document.data
 
     def override(self, sets: Sequence[str]) -> None:
+        """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
         for text in sets:
             dotted, equals, value = text.partition("=")
             where = tuple(dotted.split("."))
             if not equals or not all(where):
                 raise RecipeError(f"--set {text}: give it as KEY=VALUE, such as --set precision=int8")
             try:
-                parsed = parse(value, "value").data if value.strip() else None
+                parsed = parse(value, "") if value.strip() else Document("", "", values={(): (1, 1)})
             except RecipeError as error:
-                raise RecipeError(f"--set {text}: {error.message.splitlines()[0]}") from None
-            self._put(where, parsed, text)
-            self._sets[where] = text
+                words = error.message.splitlines()[0].partition(": ")[2]  # without the place in so short a text
+                raise RecipeError(f"--set {text}: {words}") from None
+            self._put(where, parsed.data, text)
+            for known in (self._document.keys, self._document.values, self._sets):
+                for old in [path for path in known if path[: len(where)] == where]:
+                    del known[old]
+            self._sets |= {(*where, *inner): text for inner in parsed.values}
 
-    def _put(self, where: Sequence[str], value: Any, text: str) -> None:
+    def _put(self, where: tuple[str, ...], value: Any, text: str) -> None:
         inner = self._data
         for key in where[:-1]:
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
-                raise RecipeError(f"--set {text}: `{key}` is not a mapping of keys")
+                raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
         inner[where[-1]] = value
 
     def builds(self, folder: Path) -> list[Build]:
@@ -216,38 +263,57 @@ class _Loading:
         if "matrix" not in self._data:
             made = [self._build(base, str(base.get("name")), (), folder)]
         else:
-            made = [self._build(*variant, folder) for variant in self._variants(base)]
+            made = [self._build(*variant, folder) for variant in self._variants(base) if not self._enough()]
         if self._problems:
             raise self._document.error(self._problems)
         return [build for build in made if build is not None]
 
     def _variants(self, base: dict[str, Any]) -> list[tuple[dict[str, Any], str, Where]]:
+        """(merged data, build name, place) of every entry of the matrix."""
         matrix = self._data["matrix"]
-        if not isinstance(matrix, list) or not matrix or not all(isinstance(entry, dict) for entry in matrix):
+        if not isinstance(matrix, list) or not matrix:
             self._problem(("matrix",), "a matrix is a list of variants, each a mapping such as `{precision: int8}`")
             return []
+        if len(matrix) > MAX_VARIANTS:
+            self._problem(("matrix", MAX_VARIANTS), f"a matrix has at most {MAX_VARIANTS} variants")
         made: list[tuple[dict[str, Any], str, Where]] = []
-        names = set[str]()
-        for i, entry in enumerate(matrix):
-            for key in entry:
-                if key not in VARIANT_KEYS:
-                    message = f"unknown key `{key}` in a variant{near(key, VARIANT_KEYS)}"
-                    self._problem(("matrix", i, key), message, key=True)
-            merged = _merge(base, {k: v for k, v in entry.items() if k != "name" and k in VARIANT_KEYS})
-            name = str(entry.get("name") or f"{merged.get('backend', 'onnxruntime')}-{merged.get('precision')}")
-            if name in names:
-                self._problem(("matrix", i), f"a second variant `{name}`; give it a `name:` of its own")
-            names.add(name)
-            made.append((merged, f"{base.get('name')}-{name}", ("matrix", i)))
+        names: dict[str, int] = {}
+        for i, entry in enumerate(matrix[:MAX_VARIANTS]):
+            at: Where = ("matrix", i)
+            if not isinstance(entry, dict):
+                self._problem(at, "a matrix is a list of variants, each a mapping such as `{precision: int8}`")
+                continue
+            merged = _lay(base, entry)
+            unknown = [key for key in entry if key not in VARIANT_KEYS]
+            for key in unknown:
+                message = f"unknown key `{shorten(key)}` in a variant{near(key, VARIANT_KEYS)}"
+                if key in Recipe.model_fields:
+                    message = f"`{key}` is the same for all variants; write it before the matrix"
+                self._problem((*at, key), message, key=True)
+            name = self._variant_name(entry, merged, str(base.get("name")), at)
+            if (first := names.get(name)) and not unknown:
+                message = f"a second variant `{shorten(name)}`, as on line {first}; give it a `name:` of its own"
+                self._problem(at, message)
+            names.setdefault(name, self._document.place(at)[0])
+            made.append((merged, f"{base.get('name')}-{name}", at))
         return made
+
+    def _variant_name(self, entry: dict[str, Any], merged: dict[str, Any], recipe: str, at: Where) -> str:
+        name = entry.get("name", f"{merged.get('backend', BACKEND)}-{merged.get('precision')}")
+        if "name" in entry and not (isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)):
+            message = "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first"
+            self._problem((*at, "name"), message)
+        elif len(f"{recipe}-{name}") > 80:
+            self._problem(at, "the recipe's and the variant's name have more than 80 characters together")
+        return str(name)
 
     def _build(self, data: dict[str, Any], name: str, variant: Where, folder: Path) -> Build | None:
         recipe = self._validate(Recipe, data, (), variant)
         options = None
-        backend = data.get("backend", "onnxruntime")
+        backend = data.get("backend", BACKEND)
         if isinstance(backend, str) and backend not in self._options:
             known = ", ".join(self._options)
-            message = f"unknown backend `{backend}`{near(backend, self._options) or f'; there are {known}'}"
+            message = f"unknown backend `{shorten(backend)}`{near(backend, self._options) or f'; there are {known}'}"
             self._problem(("backend",), message, variant=variant)
         elif isinstance(backend, str) and isinstance(quantize := data.get("quantize", {}), dict):
             options = self._validate(self._options[backend], quantize, ("quantize",), variant)
@@ -260,22 +326,34 @@ class _Loading:
             # JSON's strict mode is the one we want: a list may become a tuple, "12" no number.
             return model.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            for item in error.errors(include_url=False):
-                where, message, key = _translate(item, model, data)
+            for where, message, key in complaints(error, model):
+                if self._enough():
+                    break
                 self._problem((*prefix, *where), message, key=key, variant=variant)
         return None
 
-    def _problem(self, where: Where, message: str, key: bool = False, variant: Where = ()) -> None:
-        for i in range(len(where), 0, -1):
-            if text := self._sets.get(where[:i]):
-                self._problems.append(Problem(0, 0, f"--set {text}: {message}"))
-                return
-        self._problems.append(Problem(*self._place(where, key, variant), message))
+    def _enough(self) -> bool:
+        return len(self._problems) > 4 * MAX_PROBLEMS  # some are the same, said by several variants
 
-    def _place(self, where: Where, key: bool, variant: Where) -> tuple[int, int]:
-        if variant and (*variant, *where[:1]) in self._document.values:
-            return self._document.place((*variant, *where), key)
-        return self._document.place(where, key)
+    def _problem(self, where: Where, message: str, key: bool = False, variant: Where = ()) -> None:
+        """Note ``message`` at the nearest place that exists: in the variant, on the command line, in the file."""
+        # What no variant says is missing from the recipe, once; what others say, from this variant.
+        if where == ("name",):  # the recipe's own; a variant has another key of that name
+            variant = ()
+        own = bool(variant) and self._varies(where[:1])
+        for i in range(len(where), -1, -1):
+            for at in ((*variant, *where[:i]), where[:i]) if variant and (i or own) else (where[:i],):
+                if text := self._sets.get(at):
+                    self._problems.append(Problem(0, 0, f"--set {text}: {message}"))
+                    return
+                if at in self._document.values and (at or not own):
+                    self._problems.append(Problem(*self._document.place(at, key and i == len(where)), message))
+                    return
+        self._problems.append(Problem(1, 1, message))
+
+    def _varies(self, key: Where) -> bool:
+        """Whether some variant speaks of ``key``; all do of the place (), the variant as a whole."""
+        return not key or any(key[0] in entry for entry in self._data["matrix"] if isinstance(entry, dict))
 
     def _located(self, where: Where, message: str, variant: Where) -> str:
         before, self._problems = self._problems, []
@@ -285,80 +363,20 @@ class _Loading:
         return error.message
 
 
+def _lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
+    over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
+    other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
+    return _merge({key: value for key, value in base.items() if not (other and key == "quantize")}, over)
+
+
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``, maps within maps merged; another backend's ``quantize`` is not inherited."""
+    """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
     made = dict(base)
-    if over.get("backend", base.get("backend")) != base.get("backend"):
-        made.pop("quantize", None)
     for key, value in over.items():
         old = made.get(key)
-        made[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and key != "text":
+            made[key] = _merge(old, value)
+        else:
+            made[key] = value
     return made
-
-
-def _translate(item: Any, model: type[BaseModel], data: Any) -> tuple[Where, str, bool]:
-    """(place, message in plain words, whether the place is a key) of one of pydantic's errors."""
-    kind, context, given = item["type"], item.get("ctx", {}), item.get("input")
-    where: Where = tuple(part for part in item["loc"] if part != "[key]")
-    name = str(where[-1]) if where else ""
-    if kind == "extra_forbidden":
-        return where, f"unknown key `{name}`{near(name, _fields(model, where[:-1]))}", True
-    if kind == "missing":
-        return where[:-1], f"`{name}` is missing", False
-    if kind == "literal_error":
-        known = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        is_key = "[key]" in item["loc"]
-        word = "metric" if is_key else "value"
-        choices = f", it is one of {', '.join(known)}" if len(known) <= MANY or not near(str(given), known) else ""
-        return where, f"unknown {word} `{given}`{choices}{near(str(given), known)}", is_key
-    if kind == "string_pattern_mismatch":
-        return where, _pattern(name, given), False
-    if kind == "value_error":
-        return where, str(context["error"]), False
-    words = {
-        "string_type": f"expected text, got {_show(given)}; put it in quotes",
-        "int_type": f"expected a whole number, got {_show(given)}",
-        "int_from_float": f"expected a whole number, got {_show(given)}",
-        "float_type": f"expected a number, got {_show(given)}",
-        "bool_type": f"expected true or false, got {_show(given)}",
-        "finite_number": "must be a finite number",
-        "greater_than_equal": f"must be at least {context.get('ge')}, not {_show(given)}",
-        "less_than_equal": f"must be at most {context.get('le')}, not {_show(given)}",
-        "string_too_short": "must not be empty",
-    }
-    expected = {"model_type": "a mapping of keys", "dict_type": "a mapping of keys", "list_type": "a list"}
-    expected |= {"tuple_type": "a list", "model_attributes_type": "a mapping of keys"}
-    if kind in expected:
-        return where, f"expected {expected[kind]}, got {_show(given)}", False
-    return where, words.get(kind, str(item["msg"])), False
-
-
-def _pattern(name: str, given: Any) -> str:
-    if name == "revision":
-        return f"`{given}` is no commit; a recipe pins one: 40 hexadecimal digits, never a branch or tag"
-    if name == "repo":
-        return f"`{given}` is no repository; it is written OWNER/NAME"
-    return f"`{given}` will not do: lower-case letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
-
-
-def _fields(model: type[BaseModel], where: Where) -> list[str]:
-    """Keys that are known where an unknown one was found."""
-    current: Any = model
-    for part in where:
-        annotation = current.model_fields[part].annotation if part in getattr(current, "model_fields", {}) else None
-        inner = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), current)
-    extra = ["matrix"] if current is Recipe else []
-    return [*current.model_fields, *extra]
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    text = str(value)
-    shown = text if len(text) <= 60 else text[:57] + "…"
-    return f"text `{shown}`" if isinstance(value, str) else f"`{shown}`"
