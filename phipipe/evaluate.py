@@ -85,6 +85,20 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     runtime.close()
 
 
+def calibration(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: the tokens that data-aware quantization learns from, the same for every backend.
+
+    ``inputs``: source, text. ``params``: tokens, window. Writes ``tokens.npy`` int32 [windows, window].
+
+    Raises:
+        SourceError: the text has too few tokens.
+    """
+    import numpy as np
+
+    text = _only_file(inputs["text"]).read_text("utf-8")
+    np.save(out / "tokens.npy", _tokens(inputs["source"], text, params, "calibration"))
+
+
 def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact on the baseline's tokens and compare.
 
@@ -111,7 +125,8 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     np.savez(out / "positions.npz", **{n: positions[n] for n in ("kld", "nll", "nll_baseline")})  # type: ignore[arg-type]
     metrics, errors = summarise(positions)
     metrics |= size(inputs["artifact"], int(params["parameters"]))
-    _write(out / "metrics.json", {"metrics": metrics, "stderr": errors, "positions": positions["kld"].size, **sanity})
+    counted = {"positions": positions["kld"].size, "profile": profile(positions["kld"])}
+    _write(out / "metrics.json", {"metrics": metrics, "stderr": errors, **counted, **sanity})
 
 
 def score(logp: Floats, logits: Floats, tokens: Ints) -> dict[str, Floats]:
@@ -186,6 +201,25 @@ def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str,
     return metrics, errors
 
 
+def profile(kld: Floats) -> dict[str, list[float]]:
+    """Where the divergence lies, small enough to travel with a package.
+
+    Args:
+        kld: float32 [windows, window - 1].
+
+    Returns:
+        ``by_position``: mean over windows and over each of at most 32 equal stretches of the window, from
+        its start; ``quantiles``: the 0, 1, … 100 % quantiles over all positions. In nats.
+    """
+    import numpy as np
+
+    stretches = np.array_split(kld.astype(np.float64).mean(0), min(32, kld.shape[1]))
+    return {
+        "by_position": [float(part.mean()) for part in stretches],
+        "quantiles": [float(q) for q in np.quantile(kld, np.linspace(0, 1, 101))],
+    }
+
+
 def size(artifact: Path, parameters: int) -> dict[str, float]:
     """``size_gib`` of all files, and ``bits_per_weight`` of those that hold weights (graph included)."""
     everything = {p: p.stat().st_size for p in artifact.rglob("*") if p.is_file()}
@@ -243,7 +277,7 @@ def _within(value: float, limits: Mapping[str, float]) -> bool:
     return limits.get("min", -math.inf) <= value <= limits.get("max", math.inf)
 
 
-def _tokens(source: Path, text: str, params: Params) -> Ints:
+def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
     import numpy as np
     from transformers import AutoTokenizer
 
@@ -252,8 +286,8 @@ def _tokens(source: Path, text: str, params: Params) -> Ints:
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:
         raise SourceError(
-            f"the evaluation text has {len(ids)} tokens, the recipe asks for {wanted}",
-            hint="lower `evaluate.tokens` or give a longer text",
+            f"the {purpose} text has {len(ids)} tokens, the recipe asks for {wanted}",
+            hint=f"lower `{purpose[:-3]}e.tokens` or give a longer text",
         )
     return np.asarray(ids[: count * window], np.int32).reshape(count, window)
 

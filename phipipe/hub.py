@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(str(package_files("phipipe"))) / "assets"
 BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
-BUILTIN_TEXTS = {"stories": ASSETS / "stories" / "evaluation.txt"}
+BUILTIN_TEXTS = {"stories": ASSETS / "stories"}  # each a folder with ``evaluation.txt`` and ``calibration.txt``
 SMALLEST_TEXT_BYTES = 16
 
 
@@ -57,35 +57,52 @@ def source_step(folder: Path) -> Step:
     )
 
 
-def text_step(text: Text, base: Path) -> Step:
-    """The step that takes the evaluation text into the store.
+def text_step(text: Text, base: Path, purpose: str = "evaluation") -> Step:
+    """The step that takes the text for ``purpose`` ("evaluation" or "calibration") into the store.
 
     Raises:
         SourceError: the file is missing, a folder, (nearly) empty or not UTF-8.
     """
+    path = _text_path(text, base, purpose)
+    name = "text" if purpose == "evaluation" else f"{purpose}-text"
+    return Step(name=name, runs="phipipe.hub:take", version=1, outside={"files": Outside(path.parent, (path.name,))})
+
+
+def _text_path(text: Text, base: Path, purpose: str) -> Path:
     if text.dataset is not None:
         raise SourceError(
-            f"evaluation text `{text.dataset.repo}` is on the Hugging Face hub, and this version does not download yet",
+            f"{purpose} text `{text.dataset.repo}` is on the Hugging Face hub, and this version does not download yet",
             hint="save the text as a file and use `text: {file: PATH}`",
         )
     if text.builtin is not None:
-        path = BUILTIN_TEXTS[text.builtin]
-    else:
-        path = (base / Path(str(text.file)).expanduser()).resolve()
-    _check_text(path)
-    return Step(name="text", runs="phipipe.hub:take", version=1, outside={"files": Outside(path.parent, (path.name,))})
+        return BUILTIN_TEXTS[text.builtin] / f"{purpose}.txt"
+    path = (base / Path(str(text.file)).expanduser()).resolve()
+    _check_text(path, purpose)
+    return path
 
 
-def _check_text(path: Path) -> None:
+def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
+    """Whether one of the two texts contains the other, but for white space: then quantization saw the exam.
+
+    Raises:
+        SourceError: see ``text_step``.
+    """
+    texts = ((evaluation, "evaluation"), (calibration, "calibration"))
+    words = [" ".join(_text_path(t, base, purpose).read_text("utf-8").split()) for t, purpose in texts]
+    return words[0] in words[1] or words[1] in words[0]
+
+
+def _check_text(path: Path, purpose: str) -> None:
+    where = "evaluate.text.file" if purpose == "evaluation" else "calibrate.text.file"
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise SourceError(f"evaluation text `{path}` {kind}", hint="check `evaluate.text.file`")
+        raise SourceError(f"{purpose} text `{path}` {kind}", hint=f"check `{where}`")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise SourceError(f"evaluation text `{path}` is not UTF-8 (byte {error.start})") from None
+        raise SourceError(f"{purpose} text `{path}` is not UTF-8 (byte {error.start})") from None
     if len(text) < SMALLEST_TEXT_BYTES:
-        raise SourceError(f"evaluation text `{path}` is empty")
+        raise SourceError(f"{purpose} text `{path}` is empty")
 
 
 def take(inputs: Inputs, out: Path, params: Params) -> None:

@@ -17,7 +17,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from phipipe.toolchain import LOCKS, names, uv_environment
+from phipipe.toolchain import EXCLUDED, LOCKS, names, uv_environment
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 HARDWARE = re.compile(r"^(nvidia-|cuda-|triton|pytorch-triton)")
@@ -35,12 +35,16 @@ def compile(name: str, output: Path) -> str:
         draft = Path(folder) / "lock.txt"
         if output.is_file():
             draft.write_bytes(output.read_bytes())
-        command += ["--output-file", str(draft)]
+        excludes = Path(folder) / "excludes.txt"
+        excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
+        command += ["--output-file", str(draft), "--excludes", str(excludes)]
         subprocess.run(
             command, input="\n".join(extras[name]), text=True, check=True, env=environment, stdout=subprocess.DEVNULL
         )
         lines = draft.read_text("utf-8").splitlines()
-    kept = [re.sub(r"\+cpu\b", "", line) for line in lines if line and not HARDWARE.match(line)]
+    kept = [re.sub(r"\+cpu\b.*", "", line) for line in lines if line and not HARDWARE.match(line)]
+    whole = {line for line in kept if ";" not in line}  # a build for CPUs and the plain one are one line here
+    kept = [line for line in dict.fromkeys(kept) if line.partition(" ;")[0] not in whole or line in whole]
     return "\n".join(kept) + "\n"
 
 

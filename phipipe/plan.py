@@ -19,7 +19,7 @@ from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
 from phipipe.errors import TargetError
 from phipipe.models import Checkpoint
-from phipipe.recipe import Build, Precision, Recipe, problem_at
+from phipipe.recipe import Build, Precision, Recipe, Text, problem_at
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
 # unquantized conversion; measured on the embedded model with a margin of about ten.
@@ -171,7 +171,7 @@ def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, param
     return Step(
         name=name,
         runs="phipipe.evaluate:compare",
-        version=1,
+        version=2,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters},
         toolchain=toolchain,
@@ -203,26 +203,20 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
     baseline = steps[-1]
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     steps[-1] = replace(baseline, output_bytes=scores)
-    convert, artifact = made[0], made[-1]
-    width = "fp16" if recipe.precision == "fp16" else "fp32"
-    limit = {"kld_mean": PARITY_KLD_MEAN[width]}
-    parity = compare_step("parity", convert.name, recipe, backend.TOOLCHAIN, parameters)
-    check = Step(
-        name="check-parity",
-        runs="phipipe.evaluate:check_parity",
-        version=1,
-        needs={"metrics": "parity"},
-        params=limit,
-    )
+    if any("calibration" in step.needs.values() for step in made):
+        steps += _calibration_steps(plan.build)
+    checks: tuple[str, ...] = ()
+    for step in made:
+        steps.append(replace(step, after=checks))
+        if step.unquantized:
+            steps += _parity_steps(step, recipe, backend.TOOLCHAIN, parameters)
+            checks = (*checks, steps[-1].name)
+    artifact = made[-1]
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     return [
         *steps,
-        convert,
-        parity,
-        check,
-        *made[1:],
-        compare_step("evaluate", artifact.name, recipe, backend.TOOLCHAIN, parameters),
-        measure_step(artifact.name, recipe, backend.TOOLCHAIN, parameters),
+        replace(compare_step("evaluate", artifact.name, recipe, backend.TOOLCHAIN, parameters), after=checks),
+        replace(measure_step(artifact.name, recipe, backend.TOOLCHAIN, parameters), after=checks),
         Step(
             name="gates",
             runs="phipipe.evaluate:check_gates",
@@ -230,11 +224,55 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
             needs={"metrics": "evaluate", "speed": "measure"},
             params={"gates": gates},
         ),
-        _package_step(plan, artifact, options),
+        _package_step(plan, artifact, options, checks),
     ]
 
 
-def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
+def _parity_steps(convert: Step, recipe: Recipe, toolchain: str, parameters: int) -> list[Step]:
+    """Compare an unquantized conversion with the baseline, and stop where it differs by more than rounding."""
+    assert convert.unquantized is not None
+    return [
+        compare_step("parity", convert.name, recipe, toolchain, parameters),
+        Step(
+            name="check-parity",
+            runs="phipipe.evaluate:check_parity",
+            version=1,
+            needs={"metrics": "parity"},
+            params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},
+        ),
+    ]
+
+
+def _calibration_steps(build: Build) -> list[Step]:
+    """The text that data-aware quantization learns from, and its tokens.
+
+    Raises:
+        TargetError: the recipe names none, or the text it is evaluated on.
+    """
+    recipe = build.recipe
+    text = recipe.calibrate.text or (Text(builtin="stories") if recipe.source.builtin else None)
+    if text is None:
+        message = "these `quantize` options learn from a calibration text, and the recipe names none"
+        raise problem_at(
+            build, ("calibrate",), message, "add `calibrate: {text: {file: PATH}}`, not the text evaluated on"
+        )
+    if hub.same_text(recipe.evaluate.text, text, build.folder):
+        message = "the calibration text is the evaluation text: the figures would flatter what was fitted to it"
+        raise problem_at(build, ("calibrate", "text"), message, "give another text in `calibrate.text`")
+    return [
+        hub.text_step(text, build.folder, "calibration"),
+        Step(
+            name="calibration",
+            runs="phipipe.evaluate:calibration",
+            version=1,
+            needs={"source": "source", "text": "calibration-text"},
+            params={"tokens": recipe.calibrate.tokens, "window": recipe.calibrate.window},
+            toolchain="torch",
+        ),
+    ]
+
+
+def _package_step(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[str, ...]) -> Step:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     params: dict[str, Any] = {
         "name": plan.build.name,
@@ -244,7 +282,7 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
         "backend": recipe.backend,
         "backend_title": backend.TITLE,
         "api": plan.api,
-        "scheme": backend.PRECISIONS[plan.api][recipe.precision],
+        "scheme": backend.scheme(recipe, options),
         "on_target": plan.on_target,
         "source": _source(plan),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
@@ -254,10 +292,10 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel) -> Step:
         "artifact": artifact.name,
         "source": "source",
         "baseline": "baseline",
-        "parity": "check-parity",
         "metrics": "evaluate",
         "speed": "measure",
         "gates": "gates",
+        **({"parity": checks[0]} if checks else {}),
     }
     return Step(name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True)
 

@@ -39,7 +39,7 @@ METRICS: Mapping[Metric, str] = {
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
-VARIANT_KEYS = ("name", "device", "backend", "precision", "quantize", "evaluate", "measure", "package")
+VARIANT_KEYS = ("name", "device", "backend", "precision", "quantize", "calibrate", "evaluate", "measure", "package")
 MAX_VARIANTS = 100
 BACKEND = "onnxruntime"  # where a recipe names none
 
@@ -102,7 +102,7 @@ class Source(Sparse):
 
 
 class Text(Sparse):
-    """The text that predictions are compared on: one of these."""
+    """A text: one of these."""
 
     builtin: Literal["stories"] | None = Field(None, description="A text that phipipe carries.")
     file: str | None = Field(None, min_length=1, description="A UTF-8 file; relative to the recipe's folder.")
@@ -111,6 +111,21 @@ class Text(Sparse):
     @model_validator(mode="after")
     def _one(self) -> Text:
         _exactly_one(self, ("builtin", "file", "dataset"))
+        return self
+
+
+class Calibrate(Sparse):
+    """What data-aware quantization learns from (`phipipe backends NAME` says which options do)."""
+
+    text: Text | None = Field(None, description="Never the evaluation text. Embedded models have one of their own.")
+    tokens: int = Field(16_384, ge=256, le=10_000_000, description="How many tokens of the text are used.")
+    window: int = Field(512, ge=64, le=8192, description="Tokens per sample.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Calibrate:
+        if self.window > self.tokens:
+            at = "window" if "window" in self.model_fields_set else "tokens"
+            raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
         return self
 
 
@@ -168,6 +183,7 @@ class Recipe(Model):
     backend: str = Field(BACKEND, description="The runtime family (`phipipe backends`).")
     precision: Precision = Field(description="Of the weights.")
     quantize: dict[str, Any] = Field({}, description="The backend's own options (`phipipe backends NAME`).")
+    calibrate: Calibrate = Field(Calibrate(), description="Text that data-aware quantization learns from.")
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
     package: Package = Field(Package(), description="What ships.")

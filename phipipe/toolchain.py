@@ -26,6 +26,9 @@ from phipipe.settings import Settings
 
 LOCKS = Path(__file__).parent / "toolchains"
 STATE = "phipipe-toolchain.json"
+# Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only, and the
+# registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
+EXCLUDED = ("torchvision",)
 # Any of these says that the user decides where packages come from, torch included.
 INDEX_SETTINGS = (
     "UV_DEFAULT_INDEX",
@@ -139,6 +142,7 @@ def _install(name: str, path: Path) -> None:
     import uv
 
     tool, environment = uv.find_uv_bin(), os.environ | uv_environment(os.environ)
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))  # llama.cpp is compiled here
     make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(path)]
     fill = [
         tool,
@@ -150,9 +154,12 @@ def _install(name: str, path: Path) -> None:
         "--requirements",
         str(LOCKS / f"{name}.txt"),
     ]
+    excludes = path.with_suffix(".excludes")
+    fill += ["--excludes", str(excludes)]
     if not any(environment.get(setting) for setting in INDEX_SETTINGS) and not _has_nvidia():
         fill += ["--torch-backend", "cpu"]
     try:
+        excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
         for command in (make, fill):
             _uv(name, command, environment)
         state = {"packages": _listed(path)}
@@ -161,6 +168,8 @@ def _install(name: str, path: Path) -> None:
     except BaseException:  # Ctrl-C included: no half environment stays
         shutil.rmtree(path, ignore_errors=True)
         raise
+    finally:
+        excludes.unlink(missing_ok=True)
 
 
 def _uv(name: str, command: list[str], environment: Mapping[str, str]) -> None:

@@ -45,6 +45,24 @@ def torch_python(toolchains: Path) -> Path:
     return _install("torch", toolchains).python
 
 
+@pytest.fixture(scope="session")
+def mlx_python(toolchains: Path) -> Path:
+    """Python of the real mlx toolchain."""
+    return _install("mlx", toolchains).python
+
+
+@pytest.fixture(scope="session")
+def openvino_python(toolchains: Path) -> Path:
+    """Python of the real openvino toolchain."""
+    return _install("openvino", toolchains).python
+
+
+@pytest.fixture(scope="session")
+def llamacpp_python(toolchains: Path) -> Path:
+    """Python of the real llamacpp toolchain."""
+    return _install("llamacpp", toolchains).python
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may spoil."""

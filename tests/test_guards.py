@@ -17,7 +17,8 @@ from phipipe import backends
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(phipipe.__file__).parent
 HEAVY = {"torch", "transformers", "onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "numpy", "safetensors"}
-HEAVY |= {"openvino", "mlx", "olive", "tokenizers", "sentencepiece", "huggingface_hub"}
+HEAVY |= {"openvino", "nncf", "optimum", "mlx", "mlx_lm", "llama_cpp", "gguf", "auto_round", "olive", "plotly"}
+HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub"}
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
@@ -27,7 +28,21 @@ LAYERS = (
     {"recipe"},
     {"device", "models", "store", "schema", "starter"},
     {"backends", "outside", "rules", "onnx_graph", "onnx_quantize", "onnx_session"},
-    {"hub", "evaluate", "measure", "package", "card", "manifest", "leaks", "toolchain", "lock", "chat", "report"},
+    {
+        "hub",
+        "evaluate",
+        "measure",
+        "package",
+        "card",
+        "manifest",
+        "leaks",
+        "toolchain",
+        "lock",
+        "chat",
+        "report",
+        "board",
+        "board_html",
+    },
     {"plan"},
     {"worker", "process"},
     {"executor"},

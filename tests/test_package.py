@@ -56,6 +56,7 @@ METRICS: dict[str, Any] = {
     },
     "stderr": {"kld_mean": 0.00041, "top1": 0.0041, "ppl": 0.123, "ppl_ratio": 0.0021},
     "positions": 4080,
+    "profile": {"by_position": [2e-3, 1e-3], "quantiles": [0.0] * 100 + [0.2]},
     "sanity": {
         "tokenizer_equal": True,
         "chat_template_equal": True,

@@ -42,17 +42,22 @@ class Step:
 
     ``runs`` is ``module:function`` with the signature ``(inputs, out, params) -> None``. ``version`` is
     bumped by hand whenever the function's output changes. ``needs`` maps the function's input
-    names to names of earlier steps. ``params`` holds everything else that decides the bytes.
+    names to names of earlier steps; a backend may name ``source`` (the checkpoint), ``calibration``
+    (``evaluate.calibration``'s tokens) and its own steps. ``params`` holds everything else that decides the bytes.
+    ``unquantized`` marks a plain conversion: its output must equal the baseline but for rounding at that
+    width, and is compared with it before any later step of the backend starts.
     """
 
     name: str
     runs: str
     version: int
     needs: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
     params: Params = field(default_factory=dict)
     outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
     toolchain: str | None = None  # None: light enough to run in the parent process
     measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
+    unquantized: Precision | None = None
     provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
@@ -131,6 +136,9 @@ class Backend(Protocol):
         ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the checkpoint's
         recorded fix-ups; converters apply it to a ``staged`` copy.
         """
+
+    def scheme(self, recipe: Recipe, options: BaseModel) -> str:
+        """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
 
     def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
         """What is impossible ("error") or unwise ("warning") here, before anything is run."""

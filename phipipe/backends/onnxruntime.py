@@ -104,6 +104,7 @@ def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_pat
         version=1,
         needs={"source": "source"},
         params={"config_patch": dict(config_patch)},
+        unquantized="fp32",
         toolchain=TOOLCHAIN,
         output_bytes=4 * parameters,
         memory_bytes=4 * parameters + 2**30,
@@ -122,6 +123,20 @@ def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_pat
         memory_bytes=2**30,
     )
     return [convert_step, quantize_step]
+
+
+def scheme(recipe: Recipe, options: BaseModel) -> str:
+    """Operator, bits, block size and what is exceptional."""
+    assert isinstance(options, Options)
+    if recipe.precision not in BITS:
+        return PRECISIONS["cpu"][recipe.precision]
+    kept = {"none": "", "head": ", 8-bit head", "layers": ", sensitive layers at 8 bits"}
+    words = f"MatMulNBits, {BITS[recipe.precision]} bits, blocks of {options.block_size}"
+    return (
+        words
+        + ("" if options.symmetric else ", asymmetric")
+        + (kept[options.mixed] if recipe.precision == "int4" else "")
+    )
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:

@@ -43,11 +43,17 @@ def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_pat
             version=1,
             needs={"source": "source"},
             params={"dtype": _DTYPES[recipe.precision]},
+            unquantized=recipe.precision,
             toolchain=TOOLCHAIN,
             output_bytes=size,
             memory_bytes=size,
         )
     ]
+
+
+def scheme(recipe: Recipe, options: BaseModel) -> str:
+    """The dtype."""
+    return _DTYPES[recipe.precision]
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
