@@ -71,13 +71,14 @@ def cli() -> None:
 @click.option(
     "--out", default="packages", show_default=True, type=click.Path(path_type=Path), help="Where packages go."
 )
+@click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
 @AS_JSON
-def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, as_json: bool) -> None:
+def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs: int | None, as_json: bool) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
     from phipipe import show
 
     settings, store = _store()
-    outcomes = [_attempt(plan, store, settings, out) for plan in _plans(recipe, sets, only)]
+    outcomes = _attempt(_plans(recipe, sets, only), store, settings, out, jobs)
     if as_json:
         _print_json([show.outcome_json(outcome) for outcome in outcomes])
     else:
@@ -99,11 +100,11 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, as_js
 def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
     from phipipe import show
-    from phipipe.executor import Run
+    from phipipe.executor import Bench
 
     settings, store = _store()
     for planned in _plans(recipe, sets, only):
-        forecast = Run(planned, store, settings, show.Silent()).forecast()
+        forecast = Bench(store, settings, _note).foresee(planned)
         if as_json:
             _print_json(show.plan_json(planned, forecast))
         else:
@@ -150,7 +151,7 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
 
     settings, store = _store()
     planned = again.plan(package, store, text=text, tokens=tokens, source=source)
-    outcome = _attempt(planned, store, settings, None)
+    (outcome,) = _attempt([planned], store, settings, None)
     if outcome.error:
         raise outcome.error
     if as_json:
@@ -373,11 +374,13 @@ def _plans(path: Path, sets: Sequence[str], only: Sequence[str]) -> list[Any]:
     return [planner.prepare(build) for build in _load(path, sets, only)]
 
 
-def _attempt(planned: Any, store: Store, settings: Settings, out: Path | None) -> Any:
-    from phipipe import executor, show
+def _attempt(
+    plans: list[Any], store: Store, settings: Settings, out: Path | None, jobs: int | None = None
+) -> list[Any]:
+    from phipipe import schedule, show
 
-    with show.listener(planned, sys.stderr) as listener:
-        return executor.attempt(planned, store, settings, listener, out)
+    with show.listener(plans, sys.stderr) as listener:
+        return schedule.attempt(plans, store, settings, listener, out, jobs)
 
 
 def _note(line: str) -> None:

@@ -1,7 +1,9 @@
 """Fidelity: how far an artifact's predictions lie from the original model's, on the same tokens.
 
 The baseline is the downloaded model in PyTorch, fp32. Its tokenizer makes the tokens; they are cut into
-windows, each scored from an empty context; every position but a window's last predicts a known token.
+windows, each scored from an empty context; every position but a window's last predicts a known token. With
+``skip``, a window's first positions are read but not scored: with half a window, and a text whose last
+window is full, the perplexity is that of llama.cpp's own tool (``llama-perplexity -c WINDOW``).
 Every runtime gets the same windows through ``Runtime.logits``, so numbers compare across runtimes.
 
 Per position, with P the baseline's and Q the artifact's distribution over the vocabulary (natural
@@ -50,7 +52,7 @@ def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: tokenize the text with the source's tokenizer, score it with the source model in fp32.
 
-    ``inputs``: source, text. ``params``: tokens, window. Writes ``tokens.npy`` int32 [windows, window],
+    ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32 [windows, window],
     ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
 
     Raises:
@@ -69,7 +71,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
             shape = (len(tokens), *scores.shape)
             logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
         logprobs[i] = scores
-        nll.append(-scores[np.arange(len(window) - 1), window[1:]])
+        nll.append(-scores[np.arange(len(window) - 1), window[1:]][params["skip"] :])
         progress.report(i + 1, len(tokens), "windows")
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
@@ -77,6 +79,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     report = {
         "tokens": int(tokens.size),
         "window": int(params["window"]),
+        "skip": int(params["skip"]),
         "ppl": math.exp(mean),
         "ppl_stderr": math.exp(mean) * error,
         **_reference(inputs["source"], runtime),
@@ -103,7 +106,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact on the baseline's tokens and compare.
 
     ``inputs``: artifact, baseline. ``params``: backend, parameters (of the source model). Writes
-    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1]: kld, nll, nll_baseline).
+    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1 - skip]: kld, nll, nll_baseline).
 
     Raises:
         StepFailed: the artifact yields NaN or another vocabulary.
@@ -113,11 +116,12 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     backend = backends.load(params["backend"])
     tokens = np.load(inputs["baseline"] / "tokens.npy")
     reference = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r")
+    skip = _read(inputs["baseline"] / "baseline.json")["skip"]
     runtime = backend.open(inputs["artifact"])
     rows = []
     for i, window in enumerate(tokens):
         logits = _finite(runtime.logits(window.tolist()), len(window))
-        rows.append(score(reference[i], logits, window))
+        rows.append({name: values[skip:] for name, values in score(reference[i], logits, window).items()})
         progress.report(i + 1, len(tokens), "windows")
     positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     sanity = _sanity(backend, runtime, inputs)
@@ -205,7 +209,7 @@ def profile(kld: Floats) -> dict[str, list[float]]:
     """Where the divergence lies, small enough to travel with a package.
 
     Args:
-        kld: float32 [windows, window - 1].
+        kld: float32 [windows, positions].
 
     Returns:
         ``by_position``: mean over windows and over each of at most 32 equal stretches of the window, from
@@ -234,9 +238,16 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
     ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal.
 
     Raises:
-        StepFailed: it does not.
+        StepFailed: it does not, or its tokenizer gives other ids for some text.
     """
-    measured = json.loads((inputs["metrics"] / "metrics.json").read_text("utf-8"))["metrics"]["kld_mean"]
+    report = _read(inputs["metrics"] / "metrics.json")
+    if not report["sanity"]["tokenizer_equal"]:
+        raise StepFailed(
+            "the packaged tokenizer gives other token ids than the original's on a text in several scripts and code",
+            hint="if the checkpoint has several tokenizer files (tokenizer.json, tokenizer.model), they disagree: "
+            "take them again from the original repository",
+        )
+    measured = report["metrics"]["kld_mean"]
     if not measured <= params["kld_mean"]:
         raise StepFailed(
             f"the conversion itself changed the model: mean KL divergence {measured:.2e} from the original before any "
@@ -254,8 +265,8 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         GateFailed: names every gate that failed, its limit and the value.
     """
-    report = json.loads((inputs["metrics"] / "metrics.json").read_text("utf-8"))
-    metrics = report["metrics"] | json.loads((inputs["speed"] / "speed.json").read_text("utf-8"))["metrics"]
+    report = _read(inputs["metrics"] / "metrics.json")
+    metrics = report["metrics"] | _read(inputs["speed"] / "speed.json")["metrics"]
     verdicts, failures = [], []
     for name, limits in sorted(params["gates"].items()):
         value = metrics.get(name)
@@ -317,7 +328,7 @@ def _reference(source: Path, runtime: Runtime) -> dict[str, Any]:
 
 def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
     """What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
-    expected = json.loads((inputs["baseline"] / "baseline.json").read_text("utf-8"))
+    expected = _read(inputs["baseline"] / "baseline.json")
     tokenizer = backend.tokenizer(inputs["artifact"])
     answers = [list(runtime.generate(chat["ids"], CONTINUATION_TOKENS)) for chat in expected["chats"]]
     same = [_common_prefix(answer, chat["answer"]) for answer, chat in zip(answers, expected["chats"], strict=True)]
@@ -328,7 +339,8 @@ def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any
     ]
     return {
         "sanity": {
-            "tokenizer_equal": tokenizer.encode(PARITY_TEXT) == expected["parity_ids"],
+            "tokenizer_equal": tokenizer.encode(PARITY_TEXT) == expected["parity_ids"]
+            and all(tokenizer.encode(chat["rendered"]) == chat["ids"] for chat in expected["chats"]),
             "chat_template_equal": all(rendered),
             "greedy_agreement": sum(same) / sum(longest) if longest else None,
             "answers_ended": [len(answer) < CONTINUATION_TOKENS for answer in answers],
@@ -369,6 +381,10 @@ def _mean_and_error(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 def _only_file(folder: Path) -> Path:
     return next(p for p in folder.iterdir() if p.is_file())
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def _write(path: Path, value: object) -> None:

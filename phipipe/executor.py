@@ -1,39 +1,43 @@
-"""The loop over a plan's steps: stored? else run and commit. Decides order, caching and failure, nothing else.
+"""One step: stored already? else run and commit. Keys, caching and damage are decided here; order is ``schedule``'s.
 
-A step's key needs the digests of its inputs, so keys are found on the way. What a step is about to read
-is hashed first; damage is put aside and rebuilt, once, by the same loop.
+A step's key needs the digests of its inputs, so keys are found on the way. What a step is about to read is
+hashed first; damage is put aside, and whoever made it makes it again.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from phipipe import keys, outside, toolchain
 from phipipe.backends.base import Json, Step
-from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed
+from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
 from phipipe.plan import Plan
 from phipipe.process import Request, Worker
 from phipipe.settings import Settings
-from phipipe.store import Damaged, Store, Stored
+from phipipe.store import Store, Stored
 from phipipe.toolchain import Installed
-
-REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
 
 
 class Listener(Protocol):
-    """Who shows what happens. Every method may be called from the run's own thread only."""
+    """Who shows what happens. ``label`` names the step, and the build where it belongs to one of several.
 
-    def started(self, step: Step, why: str) -> None: ...
-    def progress(self, step: Step, done: int, total: int, unit: str) -> None: ...
-    def finished(self, result: Result) -> None: ...
+    Every method is called from the run's own thread only.
+    """
+
+    def started(self, label: str, why: str) -> None: ...
+    def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
+    def finished(self, label: str, result: Result) -> None: ...
     def note(self, line: str) -> None: ...
 
 
@@ -78,133 +82,91 @@ class Outcome:
         return json.loads((result.stored.path / name).read_text("utf-8")) if result else None
 
 
-def attempt(plan: Plan, store: Store, settings: Settings, listener: Listener, out: Path | None) -> Outcome:
-    """Run ``plan`` and put its package into ``out``; a failure ends in the outcome, an interruption does not."""
-    outcome, start = Outcome(plan=plan), time.perf_counter()
-    try:
-        with Run(plan, store, settings, listener) as run:
-            for result in run.results():
-                outcome.results[result.step.name] = result
-            if out is not None:
-                run.export("package", out / plan.build.name)
-                outcome.package = out / plan.build.name
-    except Interrupted:
-        raise
-    except PhipipeError as error:
-        outcome.error = error
-    outcome.seconds = time.perf_counter() - start
-    return outcome
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A step whose result is not stored: all that is needed to make it."""
+
+    step: Step
+    key: str
+    record: dict[str, Json]
+    why: str
 
 
-class Run:
-    """One build over one store. Use as a context manager: it ends the workers it started."""
+Results = Mapping[str, Result]  # input name → what fills it
 
-    def __init__(self, plan: Plan, store: Store, settings: Settings, listener: Listener) -> None:
-        self._plan, self._store, self._settings, self._listener = plan, store, settings, listener
-        self._steps = {step.name: step for step in plan.steps}
-        self._done: dict[str, Result] = {}
-        self._workers: dict[str, Worker] = {}
+
+class Bench:
+    """Where steps are done: the store, the toolchains, the workers.
+
+    ``make`` may be called from several threads, everything else from one. ``threads`` is what each worker may
+    compute with, None for all cores; measurements always get all.
+    """
+
+    def __init__(
+        self, store: Store, settings: Settings, note: Callable[[str], None], threads: int | None = None
+    ) -> None:
+        self._store, self._settings, self._note, self._threads = store, settings, note, threads
+        self._idle: dict[str, list[Worker]] = defaultdict(list)
+        self._busy: set[Worker] = set()
         self._toolchains: dict[str, Installed] = {}
         self._checked: set[str] = set()
+        self._workers = threading.Lock()
+        self._stopped = False
 
-    def __enter__(self) -> Run:
-        self._stack = ExitStack()
-        self._stack.enter_context(self._store.session())
-        self._stack.callback(self._close_workers)
-        return self
+    def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
+        """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's provenance."""
+        record = self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
+        key = keys.key_of(record)
+        if stored := self._store.lookup(key):
+            return Result(step=step, key=key, stored=stored, cached=True)
+        if step.toolchain and step.toolchain not in self._checked:  # before the first real use: are all files there?
+            self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._note)
+            self._checked.add(step.toolchain)
+        return Waiting(step=step, key=key, record=record, why=explain(self._store, step.name, record))
 
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def results(self) -> Iterator[Result]:
-        """Run the plan, yielding each step's result as soon as it is there.
-
-        Raises:
-            PhipipeError: the first failure; what was finished before it stays in the store.
-        """
-        for i, step in enumerate(self._plan.steps):
-            yield self._result(step.name)
-            self._close_workers(keep={s.toolchain for s in self._plan.steps[i + 1 :] if not s.measurement})
-
-    def export(self, name: str, target: Path) -> None:
-        """Copy the result of step ``name`` to ``target``, unless the very same files are there already.
+    def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
+        """Run the step, unless another process has meanwhile.
 
         Raises:
-            StoreError: ``target`` holds something that phipipe did not write.
+            Damaged: an input is not what was stored; whoever made it must make it again.
+            PhipipeError: the step's own failure.
         """
-        for _ in range(REBUILDS):
-            try:
-                self._store.materialise(self._result(name).stored, target)
-                return
-            except Damaged as damage:
-                self._forget(damage)
-        raise StepFailed(f"step `{name}`: its result keeps getting damaged", hint="check the disk")
+        step, key = waiting.step, waiting.key
+        with self._store.lock(key):
+            if stored := self._store.lookup(key):
+                return Result(step=step, key=key, stored=stored, cached=True)
+            paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
+            paths |= {name: source.folder for name, source in step.outside.items()}
+            with self._store.scratch() as scratch:
+                request = Request(step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"])
+                if step.toolchain:
+                    usage = self._in_worker(step, request, scratch, on_progress)
+                else:
+                    usage = _in_process(request, scratch)
+                self._check_copy(step, waiting.record, scratch / "out")
+                stored = self._store.commit(key, scratch / "out", {**waiting.record, "step": step.name, "usage": usage})
+            return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
-    def _forget(self, damage: Damaged) -> None:
-        self._listener.note(f"damaged in the cache, building again: {damage.message}")
-        self._done = {name: r for name, r in self._done.items() if r.stored.digest != damage.digest}
+    def foresee(self, plan: Plan) -> list[Forecast]:
+        """What a run would do now, changing nothing: cached or will run, and why."""
+        done: dict[str, Result] = {}
+        return [self._foresee(step, done) for step in plan.steps]
 
-    def forecast(self) -> list[Forecast]:
-        """What ``results`` would do now, changing nothing: cached or will run, and why."""
-        return [self._foresee(step) for step in self._plan.steps]
-
-    def _foresee(self, step: Step) -> Forecast:
-        waits = [needed for needed in step.needs.values() if needed not in self._done]
+    def _foresee(self, step: Step, done: dict[str, Result]) -> Forecast:
+        waits = [needed for needed in step.needs.values() if needed not in done]
         if waits:
             return Forecast(step=step, key=None, cached=False, why=f"needs `{waits[0]}`, which will run")
-        if step.toolchain and step.toolchain not in self._toolchains:
-            found = toolchain.installed(step.toolchain, self._settings)
-            if found is None:
-                return Forecast(
-                    step=step, key=None, cached=False, why=f"toolchain `{step.toolchain}` is not installed yet"
-                )
-            self._toolchains[step.toolchain] = found
-        record = self._record(step, {name: self._done[needed].stored.digest for name, needed in step.needs.items()})
+        if step.toolchain and toolchain.installed(step.toolchain, self._settings) is None:
+            why = f"toolchain `{step.toolchain}` is not installed yet"
+            return Forecast(step=step, key=None, cached=False, why=why)
+        digests = {name: done[needed].stored.digest for name, needed in step.needs.items()}
+        record = self._record(step, digests, done)
         key = keys.key_of(record)
         stored = self._store.peek(key)
         if stored is None:
             return Forecast(step=step, key=key, cached=False, why=explain(self._store, step.name, record))
-        self._done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
+        done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
         return Forecast(step=step, key=key, cached=True, why="")
-
-    def _result(self, name: str) -> Result:
-        if name in self._done:
-            return self._done[name]
-        step = self._steps[name]
-        for _ in range(REBUILDS):
-            try:
-                result = self._once(step)
-            except Damaged as damage:
-                self._forget(damage)
-                continue
-            self._done[name] = result
-            self._listener.finished(result)
-            return result
-        raise StepFailed(
-            f"step `{name}`: its inputs keep getting damaged", hint="check the disk; then phipipe cache verify"
-        )
-
-    def _once(self, step: Step) -> Result:
-        inputs = {name: self._result(needed) for name, needed in step.needs.items()}
-        record = self._record(step, {name: result.stored.digest for name, result in inputs.items()})
-        key = keys.key_of(record)
-        if stored := self._store.lookup(key):
-            return Result(step=step, key=key, stored=stored, cached=True)
-        with self._store.lock(key):
-            if stored := self._store.lookup(key):  # another process may have finished meanwhile
-                return Result(step=step, key=key, stored=stored, cached=True)
-            self._listener.started(step, explain(self._store, step.name, record))
-            return self._build(step, key, record, inputs)
-
-    def _build(self, step: Step, key: str, record: dict[str, Json], inputs: Mapping[str, Result]) -> Result:
-        paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
-        paths |= {name: source.folder for name, source in step.outside.items()}
-        with self._store.scratch() as scratch:
-            request = Request(step=step.name, runs=step.runs, inputs=paths, params=record["params"])
-            usage = self._in_worker(step, request, scratch) if step.toolchain else _in_process(request, scratch)
-            self._check_copy(step, record, scratch / "out")
-            stored = self._store.commit(key, scratch / "out", {**record, "step": step.name, "usage": usage})
-        return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
     def _check_copy(self, step: Step, record: Mapping[str, Json], out: Path) -> None:
         """A step that only takes files in must have taken the very bytes that its key promises."""
@@ -214,13 +176,13 @@ class Run:
                 outside.forget(source, self._store.root)
                 raise SourceError(f"`{source.folder}` changed while it was read", hint="run the same command again")
 
-    def _record(self, step: Step, inputs: dict[str, str]) -> dict[str, Json]:
+    def _record(self, step: Step, inputs: dict[str, str], before: Results) -> dict[str, Json]:
         digests = {name: outside.digest(source, self._store.root) for name, source in step.outside.items()}
         params = dict(step.params)
         for source in step.outside.values():
             params["files"] = list(source.files)
         if step.provenance:
-            params["steps"] = {name: _provenance(result, self._store) for name, result in self._done.items()}
+            params["steps"] = {name: _provenance(result, self._store) for name, result in before.items()}
         record: dict[str, Json] = {
             "format": keys.FORMAT,
             "runs": step.runs,
@@ -235,42 +197,68 @@ class Run:
 
     def _toolchain(self, name: str) -> Installed:
         if name not in self._toolchains:
-            self._toolchains[name] = toolchain.ensure(name, self._settings, self._listener.note)
+            self._toolchains[name] = toolchain.ensure(name, self._settings, self._note)
         return self._toolchains[name]
 
-    def _in_worker(self, step: Step, request: Request, scratch: Path) -> dict[str, float]:
-        assert step.toolchain is not None
-        if step.toolchain not in self._checked:  # before the first real use: are all its files there?
-            self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._listener.note)
-            self._checked.add(step.toolchain)
-        with self._worker(step) as worker:
-            outcome = worker.run(request, scratch, on_progress=lambda *report: self._listener.progress(step, *report))
-        return outcome.usage()
+    def _in_worker(
+        self, step: Step, request: Request, scratch: Path, on_progress: Callable[[int, int, str], None]
+    ) -> dict[str, float]:
+        with self._worker(str(step.toolchain), own=step.measurement) as worker:
+            return worker.run(request, scratch, on_progress=on_progress).usage()
 
     @contextmanager
-    def _worker(self, step: Step) -> Iterator[Worker]:
-        """The toolchain's worker, imports and all; a measurement gets one of its own, so that memory is its own."""
-        name = str(step.toolchain)
-        if not step.measurement:
-            if name not in self._workers:
-                self._workers[name] = self._start(name)
-            yield self._workers[name]
-            return
-        self._close_workers()
-        worker = self._start(name)
+    def _worker(self, name: str, own: bool) -> Iterator[Worker]:
+        """A worker of toolchain ``name``, imports and all; a measurement's ``own``, so that memory is its own."""
+        with self._workers:
+            if self._stopped:
+                raise Interrupted("stopped")
+            worker = self._idle[name].pop() if self._idle[name] and not own else self._start(name, own)
+            self._busy.add(worker)
         try:
             yield worker
+        except BaseException:
+            own = True  # whatever state it is in, nobody else gets it
+            raise
         finally:
-            worker.close()
+            with self._workers:
+                self._busy.discard(worker)
+                if not own:
+                    self._idle[name].append(worker)
+            if own:
+                worker.close()
 
-    def _start(self, name: str) -> Worker:
+    def _start(self, name: str, own: bool) -> Worker:
+        limit = {} if own or self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
         return Worker(
-            self._toolchain(name).python, name=name, log_folder=self._store.root / "logs", settings=self._settings
+            self._toolchain(name).python,
+            name=name,
+            log_folder=self._store.root / "logs",
+            settings=self._settings,
+            env=limit,
         )
 
-    def _close_workers(self, keep: set[str | None] = frozenset()) -> None:  # type: ignore[assignment]
-        for name in [n for n in self._workers if n not in keep]:
-            self._workers.pop(name).close()
+    def dismiss(self, keep: set[str]) -> None:
+        """Let idle workers go, but those of the toolchains in ``keep``."""
+        with self._workers:
+            gone = [worker for name in self._idle if name not in keep for worker in self._idle[name]]
+            self._idle = defaultdict(list, {name: ws for name, ws in self._idle.items() if name in keep})
+        for worker in gone:
+            worker.close()
+
+    def stop(self, force: bool = False) -> None:
+        """Make every running step end soon with ``Interrupted``; with ``force`` at once. No new one starts."""
+        with self._workers:
+            self._stopped = True
+            busy = list(self._busy)
+        for worker in busy:
+            worker.stop(force)
+
+
+def threads_per_worker(jobs: int) -> int | None:
+    """Threads that each of ``jobs`` workers may use, None for all: twice the cores in all, since steps also wait."""
+    cores = os.cpu_count() or 1
+    limit = -(-2 * cores // jobs)
+    return limit if limit < cores else None
 
 
 def _in_process(request: Request, scratch: Path) -> dict[str, float]:

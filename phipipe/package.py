@@ -105,7 +105,7 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
     """The manifest but for licence, files and digest."""
     steps, recipe = {name: _provenance(step) for name, step in params["steps"].items()}, portable(params)
     fidelity = {name: metrics[name] for name in ("metrics", "stderr", "positions", "profile", "sanity")}
-    fidelity["baseline"] = {name: baseline[name] for name in ("tokens", "window", "ppl", "ppl_stderr")}
+    fidelity["baseline"] = {name: baseline[name] for name in ("tokens", "window", "skip", "ppl", "ppl_stderr")}
     if "parity" in inputs:
         fidelity["parity"] = _json(inputs["parity"] / "parity.json")
     same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")

@@ -153,11 +153,11 @@ def on_target(target: Device, unit: Unit, backend: Backend) -> str:
 
 def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
     """The steps that every evaluation starts with: source, text, and the baseline's scores on it."""
-    windows = {"tokens": recipe.evaluate.tokens, "window": recipe.evaluate.window}
+    windows = {"tokens": recipe.evaluate.tokens, "window": recipe.evaluate.window, "skip": recipe.evaluate.skip}
     baseline = Step(
         name="baseline",
         runs="phipipe.evaluate:baseline",
-        version=1,
+        version=2,
         needs={"source": "source", "text": "text"},
         params=windows,
         toolchain="torch",
@@ -236,7 +236,7 @@ def _parity_steps(convert: Step, recipe: Recipe, toolchain: str, parameters: int
         Step(
             name="check-parity",
             runs="phipipe.evaluate:check_parity",
-            version=1,
+            version=2,
             needs={"metrics": "parity"},
             params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},
         ),

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import errors, worker
-from phipipe.errors import PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError
+from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
 from phipipe.store import FULL
@@ -103,6 +103,7 @@ class Worker:
         self._guard: subprocess.Popen[bytes] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ready = False
+        self._stopping = threading.Event()
         self._home: Path | None = None
 
     def __enter__(self) -> Worker:
@@ -123,6 +124,7 @@ class Worker:
 
         Raises:
             PhipipeError: the one that the step raised.
+            Interrupted: ``stop`` was called.
             StepFailed: the step raised something else; names the log.
             StepKilled: the worker was ended: a signal, no memory, a timeout.
             ToolchainError: the toolchain's Python cannot be started, or a package of it cannot be imported.
@@ -156,6 +158,13 @@ class Worker:
             peak_anon_bytes=watch.peak_anon_bytes,
             log=folder / "log.txt",
         )
+
+    def stop(self, force: bool = False) -> None:
+        """From another thread: make the running step end with ``Interrupted`` soon; with ``force`` kill it at once."""
+        self._stopping.set()
+        process = self._process
+        if force and process is not None and process.returncode is None:
+            worker.kill_tree(process.pid, ())
 
     def close(self) -> None:
         """Let the worker go; it has nothing left to do."""
@@ -236,6 +245,8 @@ class Worker:
             try:
                 line = self._lines.get(timeout=SAMPLE_S)
             except queue.Empty:
+                if self._stopping.is_set():
+                    raise Interrupted("stopped") from None
                 if _has_exited(process):  # yet a process that it forked holds the pipe
                     break
                 watch.sample(process.pid)

@@ -150,6 +150,12 @@ class Evaluate(Model):
     text: Text = Field(Text(builtin="stories"), description="The evaluation text.")
     tokens: int = Field(4096, ge=256, le=10_000_000, description="How many tokens of the text are used.")
     window: int = Field(512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context.")
+    skip: int = Field(
+        0,
+        ge=0,
+        description="Positions at the start of each window that are read but not scored; half a window is what "
+        "llama.cpp's perplexity tool skips.",
+    )
     gates: dict[Metric, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
 
     @model_validator(mode="after")
@@ -157,6 +163,8 @@ class Evaluate(Model):
         if self.window > self.tokens:
             at = "window" if "window" in self.model_fields_set else "tokens"
             raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
+        if self.skip > self.window - 2:
+            raise At("skip", f"`skip` ({self.skip}) leaves nothing of a `window` of {self.window} tokens to score")
         return self
 
 

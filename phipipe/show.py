@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from phipipe import report
-from phipipe.backends.base import Step
 from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.plan import Plan
+from phipipe.schedule import labels
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -21,57 +21,58 @@ HEARTBEAT_S = 30.0  # a log without a line for longer looks like a hang
 class Silent:
     """A listener that shows nothing."""
 
-    def started(self, step: Step, why: str) -> None: ...
-    def progress(self, step: Step, done: int, total: int, unit: str) -> None: ...
-    def finished(self, result: Result) -> None: ...
+    def started(self, label: str, why: str) -> None: ...
+    def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
+    def finished(self, label: str, result: Result) -> None: ...
     def note(self, line: str) -> None: ...
 
 
 class Lines:
     """One plain line per event: for logs, pipes and schedulers."""
 
-    def __init__(self, plan: Plan, stream: TextIO) -> None:
-        self._stream, self._said = stream, 0.0
-        self._width = max(len(step.name) for step in plan.steps)
+    def __init__(self, width: int, stream: TextIO) -> None:
+        self._stream, self._width = stream, width
+        self._said: dict[str, float] = {}
 
-    def _line(self, step: Step, text: str) -> None:
-        print(f"  {step.name:{self._width}}  {text}", file=self._stream, flush=True)
-        self._said = time.monotonic()
+    def _line(self, label: str, text: str) -> None:
+        print(f"  {label:{self._width}}  {text}", file=self._stream, flush=True)
+        self._said[label] = time.monotonic()
 
-    def started(self, step: Step, why: str) -> None:
-        self._line(step, f"runs: {why}")
+    def started(self, label: str, why: str) -> None:
+        self._line(label, f"runs: {why}")
 
-    def progress(self, step: Step, done: int, total: int, unit: str) -> None:
-        if time.monotonic() - self._said > HEARTBEAT_S:
-            self._line(step, f"{done} of {total} {unit}")
+    def progress(self, label: str, done: int, total: int, unit: str) -> None:
+        if time.monotonic() - self._said.get(label, 0.0) > HEARTBEAT_S:
+            self._line(label, f"{done} of {total} {unit}")
 
-    def finished(self, result: Result) -> None:
-        self._line(result.step, ending(result))
+    def finished(self, label: str, result: Result) -> None:
+        self._line(label, ending(result))
 
     def note(self, line: str) -> None:
         print(f"  {line}", file=self._stream, flush=True)
 
 
 class Live:
-    """The running step with a bar, finished ones above it."""
+    """Every running step with a bar, finished ones above them."""
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID = progress.add_task("", total=None)
-        self._width = max(len(step.name) for step in plan.steps)
+    def __init__(self, width: int, progress: Progress) -> None:
+        self._progress, self._width = progress, width
+        self._tasks: dict[str, TaskID] = {}
 
-    def started(self, step: Step, why: str) -> None:
-        self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(f"  {step.name:{self._width}}  {why}", total=None)
+    def started(self, label: str, why: str) -> None:
+        self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {why}", total=None)
 
-    def progress(self, step: Step, done: int, total: int, unit: str) -> None:
-        self._progress.update(self._task, completed=done, total=total)
+    def progress(self, label: str, done: int, total: int, unit: str) -> None:
+        if label in self._tasks:
+            self._progress.update(self._tasks[label], completed=done, total=total)
 
-    def finished(self, result: Result) -> None:
+    def finished(self, label: str, result: Result) -> None:
         from rich.text import Text
 
+        if label in self._tasks:
+            self._progress.remove_task(self._tasks.pop(label))
         style = "dim" if result.cached else "green"
-        line = Text.assemble(f"  {result.step.name:{self._width}}  ", (ending(result), style))
+        line = Text.assemble(f"  {label:{self._width}}  ", (ending(result), style))
         self._progress.console.print(line)
 
     def note(self, line: str) -> None:
@@ -81,24 +82,27 @@ class Live:
 
 
 @contextmanager
-def listener(plan: Plan, stream: TextIO) -> Iterator[Listener]:
-    """The listener that suits ``stream``, after a line that says what is being built."""
+def listener(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
+    """The listener that suits ``stream``, after lines that say what is being built."""
+    width = max(len(label) for label in labels(plans))
     if not stream.isatty():
-        print(heading(plan), file=stream, flush=True)
-        for warning in plan.warnings:
-            print(f"  warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
-        yield Lines(plan, stream)
+        for plan in plans:
+            print(heading(plan), file=stream, flush=True)
+            for warning in plan.warnings:
+                print(f"  warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+        yield Lines(width, stream)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=stream, highlight=False)
-    console.print(heading(plan), style="bold", markup=False)
-    for warning in plan.warnings:
-        console.print(f"  warning: {warning.message} [{warning.rule}]", style="yellow", markup=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn())
+    for plan in plans:
+        console.print(heading(plan), style="bold", markup=False)
+        for warning in plan.warnings:
+            console.print(f"  warning: {warning.message} [{warning.rule}]", style="yellow", markup=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield Live(plan, progress)
+        yield Live(width, progress)
 
 
 def heading(plan: Plan) -> str:

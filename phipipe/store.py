@@ -14,8 +14,10 @@ import contextlib
 import datetime
 import errno
 import os
+import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +79,7 @@ class Store:
         self.root, self._notify = root, notify
         self._sessions: list[Path] = []
         self._sound: set[str] = set()  # digests whose content this instance has hashed
+        self._hashing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one thread hashes, others wait
         with collect.guard(root):
             for name in FOLDERS:
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -162,13 +165,17 @@ class Store:
         Raises:
             Damaged: the content is not what was stored; it has been put aside.
         """
+        with self._hashing[stored.digest]:
+            self._make_sure(stored)
+        return stored.path
+
+    def _make_sure(self, stored: Stored) -> None:
         if stored.digest not in self._sound:
             seen = collect.identity(stored.path)
             if not self._is_intact(stored.path, stored.digest):
                 message = f"the result {stored.key[:12]} is not what was stored"
                 self._quarantine(stored, seen, message)
                 raise Damaged(message, stored.digest)
-        return stored.path
 
     def _action(self, key: str) -> Path:
         return self.root / "actions" / f"{key}.json"

@@ -121,7 +121,8 @@ def test_a_metric_that_was_not_measured_fails_closed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "passes"), [(9e-7, True), (1e-6, True), (1.1e-6, False), (float("inf"), False)])
 def test_a_conversion_that_changed_the_model_stops_the_build(tmp_path: Path, value: float, passes: bool) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps({"metrics": {"kld_mean": value}}), "utf-8")
+    report = {"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
     (tmp_path / "out").mkdir()
     if passes:
         evaluate.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
@@ -129,6 +130,14 @@ def test_a_conversion_that_changed_the_model_stops_the_build(tmp_path: Path, val
     else:
         with pytest.raises(StepFailed, match="conversion itself"):
             evaluate.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
+
+
+def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> None:
+    report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": False}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
+    with pytest.raises(StepFailed, match="token ids") as caught:
+        evaluate.check_parity({"metrics": tmp_path}, tmp_path, {"kld_mean": 1e-6})
+    assert "disagree" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([7] * 13, 0.9), ([], 0.0), ([1, 2], 0.0)])

@@ -27,7 +27,19 @@ LAYERS = (
     {"collect"},
     {"recipe"},
     {"device", "models", "store", "schema", "starter"},
-    {"backends", "outside", "rules", "onnx_graph", "onnx_quantize", "onnx_session"},
+    {
+        "backends",
+        "outside",
+        "rules",
+        "onnx_graph",
+        "onnx_quantize",
+        "onnx_session",
+        "llama_gguf",
+        "llama_imatrix",
+        "llama_modelfile",
+        "llama_session",
+        "openvino_session",
+    },
     {
         "hub",
         "evaluate",
@@ -46,6 +58,7 @@ LAYERS = (
     {"plan"},
     {"worker", "process"},
     {"executor"},
+    {"schedule"},
     {"show", "again", "catalogue"},
     {"cli"},
 )

@@ -72,6 +72,7 @@ METRICS: dict[str, Any] = {
 BASELINE: dict[str, Any] = {
     "tokens": 4096,
     "window": 256,
+    "skip": 0,
     "ppl": 5.366,
     "ppl_stderr": 0.119,
     "parity_ids": [1, 2, 3],

@@ -13,7 +13,8 @@ import pytest
 from phipipe import backends, device, hub, outside, plan, recipe
 from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
-from phipipe.executor import Run, attempt, differences
+from phipipe.executor import differences
+from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -103,8 +104,10 @@ def store(own_cache: Path) -> Store:
 
 
 def run(made: plan.Plan, store: Store) -> list[bool]:
-    with Run(made, store, Settings.read(), Silent()) as running:
-        return [result.cached for result in running.results()]
+    (outcome,) = attempt([made], store, Settings.read(), Silent())
+    if outcome.error:
+        raise outcome.error
+    return [result.cached for result in outcome.results.values()]
 
 
 def test_the_second_run_is_cached_and_a_change_is_not(tmp_path: Path, folder: Path, store: Store) -> None:
@@ -118,7 +121,9 @@ def test_the_second_run_is_cached_and_a_change_is_not(tmp_path: Path, folder: Pa
 
 
 def metrics(folder: Path, value: float) -> Step:
-    (folder / "metrics.json").write_text(json.dumps({"metrics": {"kld_mean": value}}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}})
+    )
     files = Outside(folder, ("metrics.json",))
     return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": files})
 
@@ -126,7 +131,7 @@ def metrics(folder: Path, value: float) -> Step:
 def test_a_failing_step_keeps_what_was_finished(tmp_path: Path, folder: Path, store: Store) -> None:
     made = cheap(tmp_path, metrics(folder, 0.5), limits(0.2))
     for cached in (False, True):
-        outcome = attempt(made, store, Settings.read(), Silent(), None)
+        (outcome,) = attempt([made], store, Settings.read(), Silent())
         assert isinstance(outcome.error, StepFailed)
         assert outcome.results["source"].cached is cached
         assert "check" not in outcome.results
