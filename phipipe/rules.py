@@ -74,6 +74,11 @@ def _has_short_window(checkpoint: Checkpoint) -> bool:
     return checkpoint.model_type == "phi3" and window is not None and 0 < window < checkpoint.context_length
 
 
+def _is_longrope(checkpoint: Checkpoint) -> bool:
+    scaling = checkpoint.config.get("rope_scaling") or {}
+    return isinstance(scaling, dict) and {"short_factor", "long_factor"} <= set(scaling)
+
+
 def _head_size(checkpoint: Checkpoint) -> int:
     return int(checkpoint.config.get("head_dim") or checkpoint.hidden_size // checkpoint.heads)
 
@@ -249,5 +254,15 @@ FIXUPS: tuple[Fixup, ...] = (
         when=lambda r, c: r.backend == "onnxruntime" and _has_short_window(c) and not c.config.get("layer_types"),
         reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that config.json lists",
         patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
+    ),
+    Fixup(
+        id="F2",
+        rule="M11",
+        when=lambda r, c: r.backend == "mlx" and _is_longrope(c),
+        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in their place it is exact "
+        "up to the original context length",
+        patch=lambda c: {
+            "rope_scaling": {**c.config["rope_scaling"], "long_factor": c.config["rope_scaling"]["short_factor"]}
+        },
     ),
 )

@@ -15,8 +15,12 @@ from phipipe.toolchain import Installed
 
 @pytest.fixture(scope="session")
 def toolchains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that every test's toolchains lie in (their content is immutable, so one serves all)."""
-    return tmp_path_factory.mktemp("toolchains")
+    """The folder that every test's toolchains lie in (their content is immutable, so one serves all).
+
+    PHIPIPE_TEST_TOOLCHAINS names one to keep between sessions: compiling llama.cpp takes minutes.
+    """
+    kept = os.environ.get("PHIPIPE_TEST_TOOLCHAINS")
+    return Path(kept).absolute() if kept else tmp_path_factory.mktemp("toolchains")
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,27 @@
-"""PyTorch: the baseline every runtime is compared with, and a plain 16- or 32-bit checkpoint as output."""
+"""PyTorch: the baseline every runtime is compared with, and a checkpoint for transformers as output.
+
+fp32 and fp16 are plain casts. int8 and int4 are auto-round's own format: safetensors in which each linear of the
+decoder layers is packed integers with a scale per group, everything else the source's own tensors and files.
+
+Quantized artifacts are scored in fp32 on the stored values, like all others of this backend. auto-round's layers for
+the CPU would compute in 16 bits (positions too), and unpack every weight anew for each token: 40 s with 4 G weights.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe.errors import StepFailed
+from phipipe.rules import Rule, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,81 +35,393 @@ TOOLCHAIN = "torch"
 APIS = frozenset({"cpu", "cuda", "metal"})
 HOST_APIS = frozenset({"cpu"})
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _DTYPES)
+BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
+_SCHEMES: Mapping[Precision, str] = {**_DTYPES, "int8": "auto-round, 8 bits", "int4": "auto-round, 4 bits"}
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
+ITERATIONS = 200  # auto-round's own default
+LINEAR = re.compile(r"model\.layers\.\d+\..+\.weight")  # of these, the two-dimensional ones; norms have one dimension
+PARTS = ("qweight", "qzeros", "scales", "g_idx")  # the last with zero points only
+INDEX = "model.safetensors.index.json"
+Change = Callable[[str, Any], dict[str, Any]]  # a tensor's name and value → what takes its place
 
 
 class Options(BaseModel):
-    """PyTorch output is not quantized: there is nothing to set."""
+    """How int8 and int4 weights are rounded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    algorithm: Literal["rtn", "signround"] = Field(
+        default="rtn",
+        description="rtn: round to nearest, without data. signround: learns the rounding and the ranges layer by layer "
+        "from the calibration text (auto-round's own method); more accurate, same size, much slower.",
+    )
+    group_size: Literal[32, 64, 128, -1] = Field(
+        default=128,
+        description="Weights that share one scale; -1: a whole row. Smaller is more accurate and larger on disk.",
+    )
+    symmetric: bool = Field(
+        default=True,
+        strict=True,
+        description="Rounding around zero. Off (int4 only): a zero point per group, for skewed weights.",
+    )
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        strict=True,
+        description=f"signround: steps of learning for each layer; {ITERATIONS} if not set.",
+    )
+
+
+def _widths(checkpoint: Checkpoint) -> dict[str, int]:
+    """Input widths of the decoder layers' linears."""
+    widths = {"hidden_size": checkpoint.hidden_size, "intermediate_size": checkpoint.intermediate_size}
+    return widths | {"heads times head size": checkpoint.heads * checkpoint.head_size}
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="T01",
+        level="warning",
+        when=lambda r, o, c: r.precision not in BITS and bool(o.model_fields_set),
+        message="`quantize` is set, but {recipe.precision} quantizes nothing",
+    ),
+    Rule(
+        id="T02",
+        level="error",
+        when=lambda r, o, c: r.precision in BITS and o.algorithm == "rtn" and o.iterations is not None,
+        message="`quantize.iterations` is set, but `rtn` learns nothing",
+        hint="remove it, or set `quantize.algorithm: signround`",
+    ),
+    Rule(
+        id="T04",
+        level="error",
+        when=lambda r, o, c: r.precision == "int8" and not o.symmetric,
+        message="auto-round's format has no zero points at 8 bits",
+        hint="remove `quantize.symmetric`, or choose int4",
+    ),
+    Rule(
+        id="T05",
+        level="error",
+        when=lambda r, o, c: r.precision in BITS and c.model_type == "phimoe",
+        message="`torch` quantizes dense models only; `{checkpoint.architecture}` is a mixture of experts",
+    ),
+    Rule(
+        id="T06",
+        level="error",
+        when=lambda r, o, c: r.precision in BITS and math.gcd(*_widths(c).values(), c.kv_heads * c.head_size) % 32 != 0,
+        message="auto-round packs weights whose width and height are multiples of 32; this model has others",
+    ),
+    Rule(
+        id="T07",
+        level="error",
+        when=lambda r, o, c: r.precision in BITS and "quantization_config" in c.config,
+        message="the checkpoint is quantized already; start from the original model's files",
+    ),
+)
+
 
 def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
-    """One step: the checkpoint's floating-point tensors, cast."""
+    """One step, straight from the checkpoint: ``convert`` (a cast), or ``quantize``."""
+    if recipe.precision in BITS:
+        return [_quantize_step(recipe, options, checkpoint)]
     size = checkpoint.parameters * (4 if recipe.precision == "fp32" else 2)
-    return [
-        Step(
-            name="convert",
-            runs="phipipe.backends.torch:cast",
-            version=1,
-            needs={"source": "source"},
-            params={"dtype": _DTYPES[recipe.precision]},
-            unquantized=recipe.precision,
-            toolchain=TOOLCHAIN,
-            output_bytes=size,
-            memory_bytes=size,
-        )
-    ]
+    step = Step(
+        name="convert",
+        runs="phipipe.backends.torch:cast",
+        version=2,
+        needs={"source": "source"},
+        params={"dtype": _DTYPES[recipe.precision]},
+        unquantized=recipe.precision,
+        toolchain=TOOLCHAIN,
+        output_bytes=size,
+        memory_bytes=size,
+    )
+    return [step]
+
+
+def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> Step:
+    assert isinstance(options, Options)
+    bits, learns = BITS[recipe.precision], options.algorithm == "signround"
+    params: dict[str, Json] = {"bits": bits, **options.model_dump(mode="json", exclude={"iterations"})}
+    needs, memory = {"source": "source"}, 4 * checkpoint.parameters + 2**30  # all weights in fp32
+    if learns:
+        params["iterations"] = options.iterations or ITERATIONS
+        needs["calibration"] = "calibration"
+        # a layer's inputs and both its outputs for all tokens, and one layer's activations for a batch
+        memory += 12 * recipe.calibrate.tokens * checkpoint.hidden_size + 2**30
+    return Step(
+        name="quantize",
+        runs="phipipe.backends.torch:quantize",
+        version=1,
+        needs=needs,
+        params=params,
+        toolchain=TOOLCHAIN,
+        output_bytes=(bits + 1) * checkpoint.parameters // 8 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        memory_bytes=memory,
+    )
 
 
 def scheme(recipe: Recipe, options: BaseModel) -> str:
-    """The dtype."""
-    return _DTYPES[recipe.precision]
+    """The dtype; or the format, its bits and groups."""
+    assert isinstance(options, Options)
+    if recipe.precision not in BITS:
+        return _DTYPES[recipe.precision]
+    kind = "symmetric" if options.symmetric else "asymmetric"
+    groups = "a scale per row" if options.group_size == -1 else f"groups of {options.group_size}"
+    return f"auto-round, {BITS[recipe.precision]} bits {kind}, {groups}"
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """Nothing that the precisions above do not say already."""
-    return []
+    """The rules above, and T03: groups that do not divide a row."""
+    assert isinstance(options, Options)
+    found = check(recipe, options, checkpoint, RULES)
+    size, widths = options.group_size, _widths(checkpoint)
+    odd = next((name for name, width in widths.items() if size != -1 and width % size), None)
+    if recipe.precision in BITS and odd:
+        working = [str(g) for g in (32, 64, 128) if not any(width % g for width in widths.values())]
+        message = f"`quantize.group_size: {size}` does not divide this model's {odd} ({widths[odd]})"
+        hint = f"these work: {', '.join([*working, '-1'])} (-1 is a whole row)"
+        found.append(Advice(level="error", rule="T03", message=message, hint=hint))
+    return found
 
 
 def cast(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: copy the checkpoint file by file, floating-point tensors cast to ``params["dtype"]``.
-
-    Shards are read and written one at a time; the layout of the source's config is kept, since
-    other tools misread what transformers 5 writes.
-    """
+    """Step: copy the checkpoint file by file, floating-point tensors cast to ``params["dtype"]``."""
     import torch
-    from safetensors import safe_open
+
+    dtype = getattr(torch, params["dtype"])
+
+    def change(name: str, tensor: Any) -> dict[str, Any]:
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor}
+
+    _rewrite(inputs["source"], out, change, {"torch_dtype": params["dtype"]})
+
+
+def _rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json]) -> None:
+    """Copy the checkpoint file by file, each tensor replaced by what ``change`` makes of it.
+
+    Shards are read and written one at a time; the layout of the source's config and tokenizer is kept, since other
+    tools misread what transformers 5 writes. ``settings`` replace top-level keys of the config.
+    """
     from safetensors.torch import save_file
 
     from phipipe import models
 
-    dtype = getattr(torch, params["dtype"])
-    for name in models.files(inputs["source"]):
+    where: dict[str, str] = {}
+    total = 0
+    for path in _shards(source):
+        tensors = {key: made for name, tensor in _tensors(path) for key, made in change(name, tensor).items()}
+        save_file(tensors, out / path.name, metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, path.name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    for name in models.files(source):
         if not name.endswith(".safetensors"):
-            shutil.copyfile(inputs["source"] / name, out / name)
-            continue
-        with safe_open(inputs["source"] / name, framework="pt") as shard:
-            tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118 (not a mapping)
-        tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
-        save_file(tensors, out / name, metadata={"format": "pt"})
-    config = json.loads((out / "config.json").read_text("utf-8"))
-    config["torch_dtype"] = params["dtype"]
+            shutil.copyfile(source / name, out / name)
+    if (source / INDEX).is_file():
+        _write(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+    config = json.loads((source / "config.json").read_text("utf-8")) | dict(settings)
     config.pop("auto_map", None)
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    _write(out / "config.json", config)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files that make up the checkpoint: those its index names, if it has one."""
+    index = folder / INDEX
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _write(path: Path, value: Json) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def quantize(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["source"]`` with the linears of its decoder layers at ``params["bits"]`` bits.
+
+    ``params`` holds the options besides. With "signround", ``inputs["calibration"]`` has the tokens to learn from.
+    The result is verified from disk before the step counts as done.
+
+    Raises:
+        StepFailed: auto-round did something else than asked.
+    """
+    import tempfile
+
+    source = inputs["source"]
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
+        _auto_round(source, Path(scratch), params, inputs.get("calibration"))
+        made = _where(sorted(Path(scratch).rglob("*.safetensors")))
+        config = min(Path(scratch).rglob("config.json"), default=None)
+        if config is None or not made:
+            raise StepFailed("auto-round left no checkpoint")
+
+        def change(name: str, tensor: Any) -> dict[str, Any]:
+            packed = [key for part in PARTS if (key := name.removesuffix("weight") + part) in made]
+            return {key: _read(made[key], key) for key in packed} or {name: tensor}
+
+        settings = json.loads(config.read_text("utf-8")).get("quantization_config", {})
+        _rewrite(source, out, change, {"quantization_config": settings})
+    verify(source, out, params)
+
+
+def _auto_round(source: Path, out: Path, params: Params, calibration: Path | None) -> None:
+    """Run auto-round in this process.
+
+    Without ``disable_model_free`` it would send shards to spawned processes, which the worker's guards do not reach;
+    without ``disable_opt_rtn`` its "data-free" rounding downloads a text. Arithmetic is fp32: left alone it depends on
+    whether this machine has bf16. A dataset is always given, or its default would be downloaded.
+    """
+    import numpy as np
+    import torch
+    from auto_round import AutoRound
+
+    windows = np.zeros((0, 1), np.int64)
+    chosen: dict[str, Any] = {"iters": 0, "disable_opt_rtn": True, "disable_model_free": True}
+    if params["algorithm"] == "signround":
+        assert calibration is not None
+        windows = np.load(calibration / "tokens.npy", allow_pickle=False).astype(np.int64)
+        chosen = {"iters": params["iterations"], "gradient_accumulate_steps": 1, "enable_minmax_tuning": True}
+    ids = [torch.from_numpy(window)[None] for window in windows]
+    # masks of our own: auto-round would hide repeated tokens at a window's end, and every pad token
+    chosen["dataset"] = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    chosen |= {"nsamples": max(1, len(windows)), "seqlen": windows.shape[1], "batch_size": 8, "seed": 42}
+    chosen |= {"bits": params["bits"], "group_size": params["group_size"], "sym": params["symmetric"]}
+    chosen |= {"scale_dtype": "fp16", "quant_lm_head": False, "amp": False, "model_dtype": "float32"}
+    chosen |= {"device_map": "cpu", "enable_torch_compile": False, "trust_remote_code": False}
+    chosen |= {"low_gpu_mem_usage": False, "low_cpu_mem_usage": False}  # no weights set aside on disk
+    packing = "auto_round" if params["symmetric"] else "auto_round:gptqmodel"  # else AWQ's, which no CPU layer reads
+    AutoRound(str(source), scheme=f"W{params['bits']}A16", **chosen).quantize_and_save(str(out), format=packing)
+
+
+def _where(shards: Sequence[Path]) -> dict[str, Path]:
+    """Tensor name → the file that holds it."""
+    return {name: path for path in shards for name, _ in _tensors(path)}
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
+    """Name and value of every tensor of a file, one in memory at a time."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as shard:
+        for name in shard.keys():  # noqa: SIM118 (not a mapping)
+            yield name, shard.get_tensor(name)
+
+
+def _read(path: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as shard:
+        return shard.get_tensor(name)
+
+
+def verify(source: Path, folder: Path, params: Params) -> None:
+    """Every linear of the decoder layers is packed as asked, every other tensor is the source's own.
+
+    Raises:
+        StepFailed: names the first tensor that is not as it should be.
+    """
+    settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    wanted = {"bits": params["bits"], "group_size": params["group_size"], "sym": params["symmetric"]}
+    wanted |= {"quant_method": "auto-round", "data_type": "int"}
+    if wrong := [key for key, value in wanted.items() if settings.get(key) != value]:
+        raise StepFailed(f"auto-round wrote `{wrong[0]}: {settings.get(wrong[0])}`, not {wanted[wrong[0]]}")
+    if extra := [key for key in ("extra_config", "regex_config") if settings.get(key)]:
+        raise StepFailed(f"auto-round made exceptions that were not asked for: {settings[extra[0]]}")
+    present = _where(_shards(folder))
+    packed = 0
+    for name, tensor in (pair for path in _shards(source) for pair in _tensors(path)):
+        if LINEAR.fullmatch(name) and tensor.dim() == 2:
+            _check_packed(name.removesuffix(".weight"), tensor.shape, present, params)
+            packed += 1
+        elif name not in present or not _read(present.pop(name), name).equal(tensor):
+            raise StepFailed(f"`{name}` is not the source's own")
+    if not packed or present:
+        raise StepFailed(f"unexpected tensor `{min(present)}`" if present else "no linear was quantized")
+
+
+def _check_packed(linear: str, shape: Sequence[int], present: dict[str, Path], params: Params) -> None:
+    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and check them."""
+    import torch
+
+    rows, width, bits = shape[0], shape[1], params["bits"]
+    size = width if params["group_size"] == -1 else params["group_size"]
+    expected = {
+        "qweight": (torch.int32, (width * bits // 32, rows)),
+        "qzeros": (torch.int32, (width // size, rows * bits // 32)),
+        "scales": (torch.float16, (width // size, rows)),
+    } | ({} if params["symmetric"] else {"g_idx": (torch.int32, (width,))})
+    for part, wanted in expected.items():
+        name = f"{linear}.{part}"
+        if name not in present:
+            raise StepFailed(f"auto-round left `{linear}` unquantized: there is no `{part}`")
+        tensor = _read(present.pop(name), name)
+        if (tensor.dtype, tuple(tensor.shape)) != wanted:
+            raise StepFailed(f"`{name}` is {tensor.dtype} {tuple(tensor.shape)}, not {wanted}")
+        if part == "scales" and not tensor.isfinite().all():
+            raise StepFailed(f"`{name}` has values that are not finite numbers")
+        if part == "qzeros" and params["symmetric"] and len(tensor.unique()) != 1:
+            raise StepFailed(f"`{name}` has zero points of its own: the rounding is not symmetric")
+        if part == "g_idx" and not tensor.equal(torch.arange(width, dtype=torch.int32) // size):
+            raise StepFailed(f"`{name}` does not number the groups in order")
+
+
+def _load(folder: Path) -> Any:
+    """The model in fp32: matrix products in fp16 accumulate as a CPU likes, and only what is stored is to be judged."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    settings |= {"trust_remote_code": False, "use_safetensors": True}
+    if "quantization_config" in json.loads((folder / "config.json").read_text("utf-8")):
+        from auto_round.inference.backend import BackendInfos
+        from auto_round.logger import logger
+        from transformers import AutoConfig
+
+        logger.setLevel("WARNING")  # chats load models too
+        settings["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        settings["config"].quantization_config["backend"] = "torch"
+        for name in ("auto_round:torch", "auto_round:torch_zp"):
+            # unless fp32 is listed, the whole model is cast to fp16 after loading, its rotary frequencies included
+            BackendInfos[name].compute_dtype = ["float32"]
+    model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "qweight"):
+            model.set_submodule(name, _unpacked(name, module))
+    return model
+
+
+def _unpacked(name: str, layer: Any) -> Any:
+    """auto-round's ``layer`` as a dense one in fp32; checked against its own output."""
+    import torch
+
+    layer.scales = layer.scales.float()  # 11 bits times integers: exact in fp32, rounded in fp16
+    bits, top = layer.bits, 2**layer.bits - 1
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    zeros = (layer.qzeros[:, :, None] >> shifts & top).reshape(layer.scales.shape)
+    if type(layer).__module__.endswith("_zp"):
+        zeros = zeros + 1  # GPTQ's layout stores them less one
+    weight = (layer.qweight[:, None, :] >> shifts[None, :, None] & top).reshape(layer.infeatures, layer.outfeatures)
+    grouped = weight.reshape(len(zeros), -1, layer.outfeatures)
+    dense = (layer.scales[:, None] * (grouped - zeros[:, None])).reshape(weight.shape)
+    linear = torch.nn.Linear(layer.infeatures, layer.outfeatures, bias=layer.bias is not None, device="meta")
+    linear.weight = torch.nn.Parameter(dense.t().contiguous(), requires_grad=False)
+    if layer.bias is not None:
+        linear.bias = torch.nn.Parameter(layer.bias.float(), requires_grad=False)
+    with torch.inference_mode():
+        probe = torch.sin(torch.arange(layer.infeatures, dtype=torch.float32))[None]
+        theirs, ours = layer(probe), linear(probe)
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max())):
+            raise StepFailed(f"`{name}` is not packed as auto-round reads it")
+    return linear
 
 
 class _Torch:
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
-        # fp16 matrix products on a CPU accumulate as the hardware likes; fp32 arithmetic on the stored
-        # values shows what the stored values cost, which is what a fidelity table is about.
         self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
-        ).eval()
+        self._model = _load(folder)
         ends = self._model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
 

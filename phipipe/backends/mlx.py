@@ -1,0 +1,376 @@
+"""Apple MLX: checkpoint → MLX folder in floating point, once → mlx-lm's quantization, many times.
+
+Both steps are lazy: a tensor is read, changed and written one at a time. MLX also runs on Linux (its CPU
+build), so that the very file that ships is evaluated where it is built; speed there says nothing of a Mac.
+
+Fidelity is computed in fp32 arithmetic over the stored values, as for every runtime here; text is generated
+in the dtype that ships, as ``mlx_lm`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from phipipe.errors import StepFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.models import Checkpoint
+    from phipipe.recipe import Precision, Recipe
+    from phipipe.rules import Rule
+
+TITLE = "Apple MLX (mlx-lm)"
+TOOLCHAIN = "mlx"
+APIS = frozenset({"metal"})
+HOST_APIS = frozenset({"metal"})
+_SCHEMES: Mapping[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16, bfloat16",
+    "int8": "8 bits affine, mxfp8",
+    "int4": "2 to 6 bits affine, mxfp4, nvfp4, mixed",
+}
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"metal": _SCHEMES}
+GROUPS: Mapping[str, int] = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}  # mlx-lm's own defaults
+BITS: Mapping[str, int] = {"mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
+
+
+class Options(BaseModel):
+    """mlx-lm's own knobs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"] = Field(
+        default="affine",
+        description="affine: scale and bias per group. mxfp4, nvfp4, mxfp8: small floating-point formats with a shared "
+        "scale, of fixed width and group.",
+    )
+    bits: Literal[2, 3, 4, 5, 6, 8] | None = Field(
+        default=None, description="Bits per weight, affine only. Without it 4 for int4 and 8 for int8."
+    )
+    group_size: Literal[16, 32, 64, 128] | None = Field(
+        default=None, description="Weights that share one scale: 32, 64 (default) or 128; the other modes fix it."
+    )
+    mixed: Literal["none", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"] = Field(
+        default="none",
+        description="Two widths: the LM head, and attention inputs and down projections of every third and the outer "
+        "layers get the higher one.",
+    )
+    dtype: Literal["float16", "bfloat16"] | None = Field(
+        default=None, description="16-bit type of fp16 builds, and of scales. Without it the checkpoint's own."
+    )
+
+
+def scheme(recipe: Recipe, options: BaseModel) -> str:
+    """Bits, mode and group size."""
+    assert isinstance(options, Options)
+    if recipe.precision == "fp32":
+        return "float32"
+    if recipe.precision == "fp16":
+        return options.dtype or "16-bit floats of the checkpoint"
+    group = f", groups of {_group(options)}"
+    if options.mode != "affine":
+        return options.mode + group
+    return (f"{_bits(recipe, options)}-bit affine" if options.mixed == "none" else options.mixed) + group
+
+
+def _bits(recipe: Recipe, options: Options) -> int:
+    return BITS.get(options.mode) or options.bits or (8 if recipe.precision == "int8" else 4)
+
+
+def _group(options: Options) -> int:
+    return options.group_size or GROUPS[options.mode]
+
+
+def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+    """``convert``, one in 16 bits for all but fp32; for int8 and int4 ``quantize``."""
+    from phipipe.backends.base import Step
+
+    assert isinstance(options, Options)
+    parameters = checkpoint.parameters
+    dtype = "float32" if recipe.precision == "fp32" else options.dtype or _own_dtype(checkpoint)
+    width = 4 if dtype == "float32" else 2
+    convert_step = Step(
+        name="convert",
+        runs="phipipe.backends.mlx:convert",
+        version=1,
+        needs={"source": "source"},
+        params={"dtype": dtype, "config_patch": dict(config_patch)},
+        toolchain=TOOLCHAIN,
+        unquantized="fp32" if dtype == "float32" else "fp16",
+        output_bytes=width * parameters,
+        memory_bytes=2**30 + parameters,
+    )
+    if recipe.precision.startswith("fp"):
+        return [convert_step]
+    bits, group = _bits(recipe, options), _group(options)
+    quantize_step = Step(
+        name="quantize",
+        runs="phipipe.backends.mlx:quantize",
+        version=1,
+        needs={"model": "convert"},
+        params={"mode": options.mode, "bits": bits, "group_size": group, "mixed": options.mixed},
+        toolchain=TOOLCHAIN,
+        output_bytes=parameters * (bits * group + 32) // group // 8,
+        memory_bytes=2**30 + parameters,
+    )
+    return [convert_step, quantize_step]
+
+
+def _own_dtype(checkpoint: Checkpoint) -> str:
+    found = str(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype"))
+    return found if found in ("float16", "bfloat16") else "float16"
+
+
+def _rules() -> tuple[Rule, ...]:
+    from phipipe.rules import Rule
+
+    def odd(options: Options, checkpoint: Checkpoint) -> bool:
+        return any(width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size))
+
+    def cuts(checkpoint: Checkpoint) -> bool:
+        return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
+
+    return (
+        Rule(
+            id="X01",
+            level="error",
+            when=lambda r, o, c: o.mode == "affine" and o.group_size == 16,
+            message="mlx's affine mode has groups of 32, 64 or 128",
+            hint="set `quantize.group_size` to one of them",
+        ),
+        Rule(
+            id="X02",
+            level="error",
+            when=lambda r, o, c: o.mode != "affine" and (o.bits or o.group_size not in (None, GROUPS[o.mode])),
+            message="`{options.mode}` has a width and a group size of its own",
+            hint="leave `bits` and `group_size` out",
+        ),
+        Rule(
+            id="X03",
+            level="error",
+            when=lambda r, o, c: o.mixed != "none" and (o.mode != "affine" or o.bits or r.precision != "int4"),
+            message="`{options.mixed}` is an affine int4 scheme with widths of its own; mlx-lm would ignore it here",
+            hint="leave `mode` and `bits` out and set `precision: int4`, or remove `mixed`",
+        ),
+        Rule(
+            id="X07",
+            level="error",
+            when=lambda r, o, c: not r.precision.startswith("fp") and (_bits(r, o) == 8) != (r.precision == "int8"),
+            message="these options store 8 bits only for int8, fewer only for int4; the recipe says {recipe.precision}",
+            hint="change `precision`, or `quantize.bits` and `quantize.mode`",
+        ),
+        Rule(
+            id="X08",
+            level="error",
+            when=lambda r, o, c: not r.precision.startswith("fp") and odd(o, c),
+            message="the group size does not divide this model's layers (hidden size {checkpoint.hidden_size}, "
+            "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those unquantized without a word",
+            hint="set `quantize.group_size: 32`, or `precision: fp16`",
+        ),
+        Rule(
+            id="X14",
+            level="warning",
+            when=lambda r, o, c: r.precision.startswith("fp") and bool(o.model_fields_set - {"dtype"}),
+            message="`quantize` is set, but {recipe.precision} quantizes nothing",
+        ),
+        Rule(
+            id="M09",
+            level="warning",
+            when=lambda r, o, c: cuts(c) and r.evaluate.window > (c.sliding_window or 0),
+            message="mlx-lm ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
+            "differs from the original",
+        ),
+        Rule(
+            id="M11",
+            level="warning",
+            when=lambda r, o, c: 0 < c.original_context_length < c.context_length,
+            message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use the model with at "
+            "most {checkpoint.original_context_length} tokens",
+        ),
+    )
+
+
+def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
+    """The rules of this backend."""
+    from phipipe import rules
+
+    return rules.check(recipe, options, checkpoint, _rules())
+
+
+def convert(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["source"]``, a checkpoint, to an MLX folder in ``params["dtype"]``.
+
+    Raises:
+        StepFailed: a tensor has another dtype than asked.
+    """
+    import tempfile
+
+    import mlx.core as mx
+    from mlx.utils import tree_map_with_path
+    from mlx_lm import utils
+
+    from phipipe.backends.base import staged
+
+    dtype = getattr(mx, params["dtype"])
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
+        source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
+        model, config = utils.load_model(source, lazy=True)
+        keep = getattr(model, "cast_predicate", lambda name: True)  # some models want a few tensors in fp32
+
+        def cast(name: str, value: Any) -> Any:
+            return value.astype(dtype) if keep(name) and mx.issubdtype(value.dtype, mx.floating) else value
+
+        model.update(tree_map_with_path(cast, model.parameters()))
+        config["torch_dtype"] = params["dtype"]
+        config.pop("auto_map", None)
+        _save(model, config, source, out)
+    wrong = [n for n, v in _stored(out).items() if n.endswith(".weight") and keep(n) and v.dtype != dtype]
+    if wrong or any(name.endswith(".scales") for name in _stored(out)):
+        raise StepFailed(f"the conversion is not {params['dtype']}: {', '.join(wrong[:1]) or 'it is quantized'}")
+
+
+def _save(model: Any, config: dict[str, Any], source: Path, out: Path) -> None:
+    """mlx-lm's own files, but the tokenizer's as they are in ``source``: saving them again would change them."""
+    import shutil
+
+    from mlx_lm import utils
+
+    utils.save_model(out, model, donate_model=True)
+    utils.save_config(config, out / "config.json")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and "safetensors" not in path.name and not (out / path.name).exists():
+            shutil.copyfile(path, out / path.name)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Every tensor in the folder by name, not yet read."""
+    import mlx.core as mx
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        found |= mx.load(str(path))
+    return found
+
+
+def quantize(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["model"]``, the output of ``convert``, quantized as ``params`` say, and read back.
+
+    Raises:
+        StepFailed: mlx-lm stored something else than asked.
+    """
+    import importlib
+
+    from mlx_lm import utils
+
+    model, config = utils.load_model(inputs["model"], lazy=True)
+    inner = {name: module.weight.shape[-1] for name, module in model.named_modules() if hasattr(module, "to_quantized")}
+    predicate = None
+    if params["mixed"] != "none":  # `mlx_lm.convert` itself is a function by now
+        convert_module = importlib.import_module("mlx_lm.convert")
+        predicate = convert_module.mixed_quant_predicate_builder(params["mixed"], model, params["group_size"])
+    asked = {name: predicate(name, None)["bits"] if predicate else params["bits"] for name in inner}
+    model, config = utils.quantize_model(
+        model, config, params["group_size"], params["bits"], mode=params["mode"], quant_predicate=predicate
+    )
+    _save(model, config, inputs["model"], out)
+    _check_quantized(_stored(out), inner, asked, params["group_size"])
+
+
+def _check_quantized(
+    stored: Mapping[str, Any], inner: Mapping[str, int], asked: Mapping[str, int], group_size: int
+) -> None:
+    """Bits and group size of every layer, from the shapes of what was written: 32-bit words and scales."""
+    for name, width in inner.items():
+        if f"{name}.scales" not in stored:
+            raise StepFailed(f"mlx-lm left `{name}` unquantized")
+        bits = stored[f"{name}.weight"].shape[-1] * 32 // width
+        group = width // stored[f"{name}.scales"].shape[-1]
+        if (bits, group) != (asked[name], group_size):
+            raise StepFailed(
+                f"`{name}` was asked for in {asked[name]} bits and groups of {group_size}, and mlx-lm stored {bits} "
+                f"bits and groups of {group}"
+            )
+
+
+class _Session:
+    def __init__(self, folder: Path) -> None:
+        import mlx.core as mx
+        from mlx_lm import utils
+
+        self._mx: Any = mx
+        self._model, config = utils.load_model(folder)
+        self._wide: Any = None
+        ends = config.get("eos_token_id")
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._folder = folder
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        if self._wide is None:
+            self._wide = self._in_fp32()
+        return np.array(self._wide(self._mx.array([list(tokens)]))[0].astype(self._mx.float32))
+
+    def _in_fp32(self) -> Any:
+        """The model again, with floating-point values (scales too) in fp32: 16-bit activations would be measured."""
+        from mlx.utils import tree_map
+        from mlx_lm import utils
+
+        mx = self._mx
+        model, _ = utils.load_model(self._folder, lazy=True)
+        model.update(
+            tree_map(lambda v: v.astype(mx.float32) if mx.issubdtype(v.dtype, mx.floating) else v, model.parameters())
+        )
+        return model
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        from mlx_lm.generate import generate_step
+
+        for token, _ in generate_step(self._mx.array(list(prompt)), self._model, max_tokens=limit):
+            yield int(token)
+            if int(token) in self._ends:
+                return
+
+    def close(self) -> None:
+        self._model = self._wide = None
+        self._mx.clear_cache()
+
+
+class _Tokenizer:
+    def __init__(self, folder: Path) -> None:
+        from mlx_lm.utils import load_tokenizer
+
+        self._tokenizer: Any = load_tokenizer(folder, {"trust_remote_code": False, "local_files_only": True})
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+
+def open(artifact: Path) -> Runtime:
+    """Load an MLX folder on what this machine's MLX computes with."""
+    return _Session(artifact)
+
+
+def tokenizer(artifact: Path) -> Tokenizer:
+    """The tokenizer as mlx-lm reads it."""
+    return _Tokenizer(artifact)
+
+
+if TYPE_CHECKING:
+    from phipipe.backends import mlx as _this
+    from phipipe.backends.base import Backend
+
+    _: Backend = _this

@@ -1,0 +1,435 @@
+"""OpenVINO: checkpoint → 16-bit IR, once → 8 or 4 bits through NNCF, many times → a folder openvino-genai serves.
+
+The graph, and every constant of int8 and int4, is what ``optimum-cli export openvino`` makes with equal options
+(test_openvino.py compares them). Three things are done otherwise:
+
+- every option is spelled out, since optimum takes other defaults by a model's size and by its folder's name;
+- norms and rotary constants of the 16-bit IR stay fp32: they weigh nothing, and optimum's fp16 rounds some of them;
+- nodes are numbered by their place: the converters count on through a process, so that no two runs are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe.errors import StepFailed
+from phipipe.rules import Rule, check
+
+if TYPE_CHECKING:
+    from phipipe.models import Checkpoint
+    from phipipe.recipe import Precision, Recipe
+
+TITLE = "OpenVINO (NNCF)"
+TOOLCHAIN = "openvino"
+APIS = frozenset({"cpu", "intel-gpu", "intel-npu"})
+HOST_APIS = frozenset({"cpu"})
+_SCHEMES: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "int8": "int8 per row", "int4": "int4 in groups"}
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
+    "cpu": _SCHEMES,
+    "intel-gpu": {name: words for name, words in _SCHEMES.items() if name != "fp32"},
+    "intel-npu": {"int4": _SCHEMES["int4"]},
+}
+QUANTIZED = ("int8", "int4")
+ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPTQ"}
+PIPELINE = ("prompt_length", "response_length")  # options of verify_npu; they change no weight
+MODEL = "openvino_model.xml"
+TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+NPU_PROMPT = "Tell me a short story about a fox."
+NPU_TOKENS = 32
+
+
+class Options(BaseModel):
+    """How weights are rounded. int8 takes `symmetric` only; fp16 and fp32 take none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    symmetric: bool = Field(
+        default=False,
+        strict=True,
+        description="Rounding around zero. Off: a zero point per group, for skewed weights; more accurate.",
+    )
+    group_size: Literal[-1, 32, 64, 128, 256] = Field(
+        default=128,
+        description="4-bit weights that share one scale; -1: a whole row. Smaller is more accurate and larger.",
+    )
+    ratio: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        strict=True,
+        description="Share of the weights that get 4 bits; the most sensitive layers of the rest are stored as "
+        "`backup` says. Embeddings and LM head do not count.",
+    )
+    backup: Literal["none", "int8_sym", "int8_asym"] = Field(
+        default="int8_asym",
+        description="How embeddings, LM head and the layers outside of `ratio` are stored; none: in 16 bits.",
+    )
+    all_layers: bool = Field(
+        default=False, strict=True, description="Embeddings and LM head get 4 bits too, and count for `ratio`."
+    )
+    awq: bool = Field(
+        default=False,
+        strict=True,
+        description="Move scale from salient weights to their inputs (activation-aware). Reads `calibrate.text`.",
+    )
+    scale_estimation: bool = Field(
+        default=False,
+        strict=True,
+        description="Choose scales by the layers' outputs rather than by their weights. Reads `calibrate.text`.",
+    )
+    gptq: bool = Field(
+        default=False,
+        strict=True,
+        description="Round column by column, each correcting the errors so far; slow. Reads `calibrate.text`.",
+    )
+    sensitivity: Literal[
+        "weight_quantization_error",
+        "hessian_input_activation",
+        "mean_activation_variance",
+        "max_activation_variance",
+        "mean_activation_magnitude",
+    ] = Field(
+        default="weight_quantization_error",
+        description="How `ratio` below 1 ranks layers. All but weight_quantization_error read `calibrate.text`.",
+    )
+    prompt_length: int = Field(
+        default=1024, ge=64, le=131_072, strict=True, description="NPU: the longest prompt, in tokens."
+    )
+    response_length: int = Field(
+        default=128, ge=32, le=131_072, strict=True, description="NPU: room for this many tokens of answer."
+    )
+
+    @property
+    def learns(self) -> bool:
+        """Whether the calibration text is read."""
+        return self.awq or self.scale_estimation or self.gptq or self.sensitivity != "weight_quantization_error"
+
+
+def _stray(recipe: Recipe, options: Options) -> list[str]:
+    """Options set for a precision that has no use for them."""
+    if recipe.precision == "int4":
+        return []
+    return sorted(options.model_fields_set - ({"symmetric"} if recipe.precision == "int8" else set()))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="V14",
+        level="error",
+        when=lambda r, o, c: r.precision == "int4" and o.ratio == 1 and "sensitivity" in o.model_fields_set,
+        message="`quantize.sensitivity` ranks layers for a `ratio` below 1, and `ratio` is 1",
+        hint="remove it, or set `quantize.ratio`",
+    ),
+    Rule(
+        id="V12",
+        level="error",
+        when=lambda r, o, c: (
+            bool(o.model_fields_set.intersection(PIPELINE)) and o.prompt_length + o.response_length > c.context_length
+        ),
+        message="`quantize.prompt_length` and `response_length` together are longer than the model's context "
+        "({checkpoint.context_length} tokens)",
+    ),
+    Rule(
+        id="M12",
+        level="warning",
+        when=lambda r, o, c: c.longrope and c.context_length > c.original_context_length,
+        message="a chat that grows past {checkpoint.original_context_length} tokens loses accuracy from there on: "
+        "openvino-genai keeps what it computed with the model's other rotary factors",
+        hint="prompts that are longer from the start are right",
+    ),
+)
+
+
+def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
+    """The rules above; V02: options of another precision; V13: groups that do not divide a row."""
+    assert isinstance(options, Options)
+    found = check(recipe, options, checkpoint, RULES)
+    if stray := _stray(recipe, options):
+        takes = "takes `symmetric` only" if recipe.precision == "int8" else "quantizes nothing"
+        message = f"`quantize.{stray[0]}` is set, but {recipe.precision} {takes}"
+        found.append(Advice(level="error", rule="V02", message=message, hint="remove it, or choose int4"))
+    widths = {"hidden_size": checkpoint.hidden_size, "intermediate_size": checkpoint.intermediate_size}
+    widths |= {"heads times head size": checkpoint.heads * checkpoint.head_size}
+    layers = {"hidden_size": "attention and MLP input", "intermediate_size": "down projection"}
+    size = options.group_size
+    odd = next((name for name, width in widths.items() if size != -1 and width % size), None)
+    if recipe.precision == "int4" and odd:
+        working = [str(g) for g in (32, 64, 128, 256) if not any(width % g for width in widths.values())]
+        layer = layers.get(odd, "attention output projection")
+        message = f"`quantize.group_size: {size}` does not divide the width of the {layer} ({odd}: {widths[odd]})"
+        hint = f"these work: {', '.join([*working, '-1'])} (-1 is a whole row)"
+        found.append(Advice(level="error", rule="V13", message=message, hint=hint))
+    return found
+
+
+def scheme(recipe: Recipe, options: BaseModel) -> str:
+    """Bits, symmetry, groups, and what is exceptional: "int4 asymmetric, groups of 128"."""
+    assert isinstance(options, Options)
+    if recipe.precision not in QUANTIZED:
+        return _SCHEMES[recipe.precision]
+    words = [f"{recipe.precision} {'symmetric' if options.symmetric else 'asymmetric'}"]
+    if recipe.precision == "int4":
+        words.append("a scale per row" if options.group_size == -1 else f"groups of {options.group_size}")
+        words += [f"{options.ratio:.0%} of the weights"] if options.ratio < 1 else []
+        words += ["all layers"] if options.all_layers else []
+        words += [title for name, title in ALGORITHMS.items() if getattr(options, name)]
+    return ", ".join(words)
+
+
+def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+    """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for the last two."""
+    assert isinstance(options, Options)
+    width: Precision = "fp32" if recipe.precision == "fp32" else "fp16"
+    parameters, size = checkpoint.parameters, 4 if width == "fp32" else 2
+    convert_step = Step(
+        name="convert",
+        runs="phipipe.backends.openvino:convert",
+        version=1,
+        needs={"source": "source"},
+        params={"precision": width, "config_patch": dict(config_patch)},
+        unquantized=width,
+        toolchain=TOOLCHAIN,
+        output_bytes=size * parameters,
+        memory_bytes=2 * size * parameters + 2**30,
+    )
+    if recipe.precision not in QUANTIZED:
+        return [convert_step]
+    bits = 4 if recipe.precision == "int4" else 8
+    chosen = options.model_dump(mode="json", exclude=set(PIPELINE))
+    if bits == 8:
+        chosen = {"symmetric": options.symmetric}
+    needs, memory = {"model": "convert"}, 3 * parameters + 2**30
+    if bits == 4 and options.learns:
+        needs["calibration"] = "calibration"
+        memory += 2 * parameters + 4 * recipe.calibrate.tokens * checkpoint.intermediate_size
+    quantize_step = Step(
+        name="quantize",
+        runs="phipipe.backends.openvino:quantize",
+        version=1,
+        needs=needs,
+        params={"bits": bits, **chosen},
+        toolchain=TOOLCHAIN,
+        output_bytes=(bits + 1) * parameters // 8 + 2 * checkpoint.vocab_size * checkpoint.hidden_size,
+        memory_bytes=memory,
+    )
+    return [convert_step, quantize_step]
+
+
+def convert(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["source"]``, a checkpoint, to an IR with weights in ``params["precision"]``, and its tokenizer.
+
+    Raises:
+        StepFailed: optimum left something incomplete or quantized.
+    """
+    import tempfile
+
+    from phipipe import models, openvino_session
+    from phipipe.backends.base import staged
+
+    openvino_session.quiet()
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
+        source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
+        _export(source, out, params["precision"])
+        for name in models.files(source):  # transformers 5 rewrites them in a layout that other tools misread
+            if not name.endswith((".safetensors", ".index.json")):
+                shutil.copyfile(source / name, out / name)
+    for path in sorted(out.glob("*.xml")):
+        _number_nodes(path)
+    _check_conversion(out, params["precision"])
+
+
+def _export(source: Path, out: Path, precision: str) -> None:
+    """Run optimum in this process.
+
+    ``dtype`` "auto" leaves alone what the 16-bit linears do not cover; no dtype at all means int8 above 1 G weights.
+    """
+    import torch
+    from optimum.exporters.openvino.__main__ import main_export
+    from optimum.intel.openvino.configuration import OVConfig
+
+    main_export(
+        str(source),
+        output=out,
+        task="text-generation-with-past",
+        framework="pt",
+        library_name="transformers",
+        ov_config=OVConfig(dtype="fp32" if precision == "fp32" else "auto"),
+        model_loading_kwargs={"torch_dtype": torch.float32 if precision == "fp32" else torch.float16},
+        convert_tokenizer=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        stateful=True,
+    )
+
+
+def _number_nodes(path: Path) -> None:
+    """Give automatic names ("Constant_25028") the order in which they appear, and the graph a name without a count."""
+    import re
+
+    order: dict[str, str] = {}
+
+    def renamed(name: re.Match[str]) -> str:
+        return order.setdefault(name[0], f"{name[1]}_{len(order)}")
+
+    def attribute(found: re.Match[str]) -> str:
+        return re.sub(r"(?<![^\",])([A-Z][A-Za-z0-9]*)_\d+(?=[\",._])", renamed, found[0])
+
+    text = re.sub(r'<net name="Model\d+"', '<net name="Model"', path.read_text("utf-8"), count=1)
+    text = re.sub(r'(?<= )(?:name|names|output_names)="[^"]*"', attribute, text)
+    path.write_text(text, "utf-8", newline="\n")
+
+
+def _check_conversion(folder: Path, precision: str) -> None:
+    """The folder is complete, its graph keeps a cache of its own, and its weights are unquantized."""
+    from phipipe import openvino_session
+
+    for name in (MODEL, *TOKENIZERS, "config.json", "generation_config.json"):
+        if not (folder / name).is_file():
+            raise StepFailed(f"optimum wrote no `{name}`")
+    model = openvino_session.read(folder)
+    taken = {name for port in model.inputs for name in port.get_names()}
+    if taken != {"input_ids", "attention_mask", "position_ids", "beam_idx"} or not model.get_sinks():
+        raise StepFailed(f"the converted graph has unexpected inputs, or no cache: {', '.join(sorted(taken))}")
+    kind = "f32" if precision == "fp32" else "f16"
+    weights = openvino_session.weights(model)
+    odd = next((weight for weight in weights if weight.kind != kind), None)
+    if odd or not weights:
+        raise StepFailed(f"`{odd.name}` has {odd.kind} weights, not {kind}" if odd else "the graph has no weights")
+
+
+def quantize(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]`` bits.
+
+    ``params`` holds the options besides. The graph is read back and checked before the step counts as done.
+
+    Raises:
+        StepFailed: NNCF did something else than asked.
+    """
+    from phipipe import openvino_session
+
+    openvino_session.quiet()
+    import openvino
+
+    source = inputs["model"]
+    model = openvino_session.read(source)
+    before = openvino_session.weights(model)
+    model = _compress(model, params, inputs.get("calibration"))
+    _describe_runtime(model)
+    openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
+    del model
+    _number_nodes(out / MODEL)
+    for path in sorted(source.iterdir()):
+        if path.stem != Path(MODEL).stem:
+            shutil.copyfile(path, out / path.name)
+    openvino_session.verify(before, openvino_session.weights(openvino_session.read(out)), params)
+
+
+def _compress(model: Any, params: Params, calibration: Path | None) -> Any:
+    """Run NNCF; every argument that matters is explicit, since its defaults depend on one another."""
+    import nncf
+
+    kind = "SYM" if params["symmetric"] else "ASYM"
+    mode = nncf.CompressWeightsMode[f"INT{params['bits']}_{kind}"]
+    if params["bits"] == 8:
+        return nncf.compress_weights(model, mode=mode, ratio=1.0, group_size=-1)
+    dataset, count = _dataset(calibration) if calibration else (None, 128)
+    fallback = nncf.quantization.advanced_parameters.GroupSizeFallbackMode.ERROR
+    return nncf.compress_weights(
+        model,
+        mode=mode,
+        ratio=params["ratio"],
+        group_size=params["group_size"],
+        all_layers=params["all_layers"],
+        dataset=dataset,
+        sensitivity_metric=nncf.SensitivityMetric(params["sensitivity"]),
+        subset_size=count,
+        awq=params["awq"],
+        scale_estimation=params["scale_estimation"],
+        gptq=params["gptq"],
+        lora_correction=False,
+        backup_mode=nncf.BackupMode(params["backup"]),
+        advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
+    )
+
+
+def _dataset(calibration: Path) -> tuple[Any, int]:
+    """The calibration windows as model inputs, and their number."""
+    import nncf
+    import numpy as np
+
+    from phipipe import openvino_session
+
+    tokens = np.load(calibration / "tokens.npy", allow_pickle=False)
+    return nncf.Dataset([openvino_session.feeds(window) for window in tokens]), len(tokens)
+
+
+def _describe_runtime(model: Any) -> None:
+    """What optimum does after compressing: quantized models leave the cache's precision to the runtime."""
+    import nncf
+
+    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    if "KV_CACHE_PRECISION" in options:
+        options.pop("KV_CACHE_PRECISION")
+        model.set_rt_info(options, "runtime_options")
+    model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
+
+
+def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: the NPU's own pipeline, run on this CPU, gives the ordinary pipeline's answer.
+
+    Its static shapes, its cutting of the graph and its handling of the cache are thus tried, not its arithmetic.
+    ``inputs``: artifact. ``params``: prompt_length, response_length. Writes ``npu.json``.
+
+    Raises:
+        StepFailed: the answers differ, or the pipeline does not start.
+    """
+    from phipipe import openvino_session
+
+    shape = {"MAX_PROMPT_LEN": params["prompt_length"], "MIN_RESPONSE_LEN": params["response_length"]}
+    npu = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE", **shape}
+    artifact = inputs["artifact"]
+    chosen = openvino_session.GenaiTokenizer(artifact)
+    prompt = chosen.encode(chosen.render([{"role": "user", "content": NPU_PROMPT}]))
+    count = min(NPU_TOKENS, params["response_length"])
+    if len(prompt) > params["prompt_length"]:
+        raise StepFailed(f"`quantize.prompt_length: {params['prompt_length']}` is too short for a test prompt")
+    try:
+        theirs = openvino_session.answer(artifact, "NPU", npu, prompt, count)
+    except RuntimeError as error:
+        raise StepFailed(f"the NPU's pipeline does not run this model: {error}") from error
+    ours = openvino_session.answer(artifact, "CPU", {}, prompt, count)
+    same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
+    report = {"pipeline": "NPUW on CPU", "equal": theirs == ours, "prompt_tokens": len(prompt), "tokens": len(ours)}
+    report |= {"same_tokens": same, "prompt_length": params["prompt_length"], "answer": chosen.decode(ours)}
+    report |= {"response_length": params["response_length"]}
+    (out / "npu.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    if theirs != ours:
+        raise StepFailed(f"the NPU's pipeline answers otherwise than the CPU's from token {same + 1} on")
+
+
+def open(artifact: Path) -> Runtime:
+    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost."""
+    from phipipe import openvino_session
+
+    return openvino_session.Session(artifact)
+
+
+def tokenizer(artifact: Path) -> Tokenizer:
+    """The tokenizer graphs that ship in the folder, as openvino-genai reads them."""
+    from phipipe import openvino_session
+
+    return openvino_session.GenaiTokenizer(artifact)
+
+
+if TYPE_CHECKING:
+    from phipipe.backends import openvino as _this
+    from phipipe.backends.base import Backend
+
+    _: Backend = _this

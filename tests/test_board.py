@@ -1,0 +1,396 @@
+"""The fidelity board: its order and front, its file, its text, and a page that nothing can break out of."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phipipe import board, board_html
+from phipipe.board import Entry
+from phipipe.errors import SourceError
+
+HOST = {"cores": 2, "machine": "x86_64", "memory_gib": 24, "processor": "AMD EPYC", "system": "Linux"}
+MAC = {"cores": 8, "machine": "arm64", "memory_gib": 16, "processor": "Apple M2", "system": "Darwin"}
+CELLS: list[tuple[str, str, str, float, float]] = [
+    ("onnxruntime", "fp32", "float32", 32.1, 0.0),
+    ("onnxruntime", "fp16", "float16", 16.1, 3e-7),
+    ("onnxruntime", "int8", "MatMulNBits, 8 bits, blocks of 32", 8.6, 4e-4),
+    ("onnxruntime", "int8", "MatMulNBits, 8 bits, blocks of 128", 8.3, 7e-4),
+    ("onnxruntime", "int4", "MatMulNBits, 4 bits, blocks of 32", 4.9, 0.022),
+    ("onnxruntime", "int4", "MatMulNBits, 4 bits, blocks of 128", 4.5, 0.036),
+    ("torch", "fp32", "float32", 32.0, 0.0),
+    ("torch", "fp16", "float16", 16.0, 2e-7),
+    ("torch", "int4", "AutoRound W4A16", 4.4, 0.025),
+    ("llamacpp", "fp16", "GGUF F16", 16.0, 4e-7),
+    ("llamacpp", "int8", "GGUF Q8_0", 8.5, 3.5e-4),
+    ("llamacpp", "int4", "GGUF Q4_K_M", 4.9, 0.017),
+    ("llamacpp", "int4", "GGUF Q4_0", 4.55, 0.041),
+    ("openvino", "fp16", "FP16", 16.02, 5e-7),
+    ("openvino", "int8", "INT8_ASYM, per channel", 8.1, 9e-4),
+    ("openvino", "int4", "INT4_SYM, groups of 64", 4.3, 0.045),
+    ("mlx", "fp16", "float16", 16.01, 4.5e-7),
+    ("mlx", "int4", "affine, groups of 64", 4.5, 0.033),
+]
+PLACES: dict[str, dict[str, Any]] = {
+    "mlx": {"device": "Apple silicon", "api": "metal", "on_target": "false", "host": MAC},
+    "openvino": {"device": "Intel NPU", "api": "intel-npu", "on_target": "emulated"},
+}
+
+
+def entry(name: str = "one", bits: float = 4.5, kld: float = 0.02, size: float | None = None, **changed: Any) -> Entry:
+    gib = bits / 2.2 if size is None else size
+    metrics = {"kld_mean": kld, "top1": 0.97, "ppl": 5.4, "ppl_ratio": 1.01, "size_gib": gib, "bits_per_weight": bits}
+    metrics |= {"decode_tokens_per_s": 100 / bits, "prefill_tokens_per_s": 90.0, "ttft_s": 1.4, "peak_memory_gib": gib}
+    usual: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "precision": "int4",
+        "scheme": "MatMulNBits, 4 bits, blocks of 32",
+        "device": "CPU (x86-64)",
+        "api": "cpu",
+        "on_target": "true",
+        "source": "phi-3-mini",
+        "source_digest": "a" * 64,
+        "parameters": 3_821_079_552,
+        "text": "stories",
+        "text_digest": "b" * 64,
+        "tokens": 4096,
+        "window": 512,
+        "baseline_ppl": 5.3,
+        "metrics": metrics,
+        "stderr": {"kld_mean": kld / 30},
+        "spread": {"decode_tokens_per_s": [90 / bits, 105 / bits]},
+        "profile": {"by_position": [kld] * 32, "quantiles": [0.0, *(kld * q / 50 for q in range(1, 101))]},
+        "sanity": {"tokenizer_equal": True, "chat_template_equal": True, "greedy_agreement": 0.8,
+                   "answers_ended": [True, False], "repetition": 0.1},
+        "host": HOST,
+        "prompt_tokens": 128,
+        "phipipe": "0.1.0",
+        "tools": {"torch": "2.13.0"},
+        "keys": {"source": "c" * 64},
+    }  # fmt: skip
+    return Entry(name=name, **(usual | changed))
+
+
+def nineteen() -> list[Entry]:
+    made = [
+        entry(f"{b}-{p}-{i}", bits, kld, backend=b, precision=p, scheme=s, **PLACES.get(b, {}))
+        for i, (b, p, s, bits, kld) in enumerate(CELLS)
+    ]
+    return [*made, board.failed("onnxruntime-gptq", "onnxruntime", "int4", "`quantize` was ended:\n\x1b[31mmemory")]
+
+
+points = st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0, 4.5]), st.sampled_from([0.0, 1e-8, 1e-3, 0.1])), max_size=9)
+
+
+@given(points)
+def test_the_front_is_what_nothing_dominates_and_everything_else_says_by_whom(drawn: list[tuple[float, float]]) -> None:
+    entries = [entry(f"b{i}", size=size, kld=kld) for i, (size, kld) in enumerate(drawn)]
+    by_name, best, rivals = {e.name: e for e in entries}, board.front(entries), board.behind(entries)
+    assert {e.name for e in best} | set(rivals) == set(by_name)
+    assert not {e.name for e in best} & set(rivals)
+    for member in best:
+        assert not any(board.dominates(other, member) for other in entries)
+    for name, rival in rivals.items():
+        assert board.dominates(by_name[rival], by_name[name])
+        assert by_name[rival] in best
+    assert [e.size for e in best] == sorted(e.size for e in best)
+
+
+def test_most_digits_of_agreement_per_bit_come_first_and_failures_last() -> None:
+    entries = [
+        board.failed("z", "torch", "fp16", "no"),
+        entry("far", 4, 1e-2),
+        entry("near", 8, 1e-8),
+        entry("zero", 32, 0),
+    ]
+    assert [e.name for e in board.ranked(entries)] == ["near", "far", "zero", "z"]
+    assert entry(bits=8, kld=1e-8).score == pytest.approx(1)
+    assert entry(bits=12, kld=0).score == pytest.approx(1)  # 0 counts as 1e-12
+
+
+def test_equal_names_are_told_apart() -> None:
+    assert sorted(e.name for e in board.ranked([entry("a"), entry("a", kld=0.1), entry("a", kld=0.2)])) == [
+        "a",
+        "a (2)",
+        "a (3)",
+    ]
+
+
+def test_a_board_survives_its_file() -> None:
+    entries = nineteen()
+    again = board.load(board.dump(entries))
+    assert again == board.ranked(entries)
+    assert board.dump(again) == board.dump(reversed(entries))
+
+
+def changed(**new: Any) -> str:
+    raw = json.loads(board.dump([entry()]))
+    for name, value in new.items():
+        (raw if name in ("type", "format", "entries") else raw["entries"][0])[name] = value
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "no board"),
+        (changed(type="phipipe-package"), "no board"),
+        (changed(format=2), "newer phipipe"),
+        (changed(format=True), "no known format"),
+        (changed(entries={}), "no known format"),
+        (changed(entries=[3]), "`entries.0`"),
+        (changed(tokens="many"), "`entries.0.tokens`"),
+        (changed(on_target="perhaps"), "`entries.0.on_target`"),
+        (changed(unheard=1), "`entries.0.unheard`"),
+        (changed(metrics={"kld_mean": math.nan}), "`entries.0.metrics.kld_mean`"),
+        (changed(metrics={"kld_mean": 0.1}), "has no `size_gib`"),
+        (changed(metrics={"kld_mean": 0.1, "size_gib": 0.0, "bits_per_weight": 4}), "has no size"),
+        (changed(metrics={"kld_mean": -0.1, "size_gib": 1.0, "bits_per_weight": 4}), "below zero"),
+        (changed(spread={"ttft_s": [1.0]}), "no pair"),
+        (changed(sanity={"answers_ended": True}), "sanity"),
+        (changed(sanity={"greedy_agreement": "all"}), "`entries.0.sanity"),
+    ],
+)
+def test_what_is_no_board_is_refused(text: str, said: str) -> None:
+    with pytest.raises(SourceError, match=re.escape(said)):
+        board.load(text)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            {"source_digest": "d" * 64},
+            "source model differs: `one` has phi-3-mini aaaaaaaaaaaa, `two` has phi-3-mini ddd",
+        ),
+        ({"text_digest": "e" * 64}, "evaluation text differs"),
+        ({"tokens": 8192}, "number of tokens differs: `one` has 4096, `two` has 8192"),
+        ({"window": 2048}, "window differs"),
+        ({"skip": 256}, "skip differs"),
+    ],
+)
+def test_builds_that_do_not_compare_are_refused(other: dict[str, Any], said: str) -> None:
+    with pytest.raises(SourceError, match=said) as caught:
+        board.check_comparable([entry("one"), board.failed("x", "torch", "int4", "no"), entry("two", **other)])
+    assert caught.value.hint
+
+
+def test_another_machine_is_allowed_and_marked() -> None:
+    entries = [entry("a"), entry("b"), entry("c", host=MAC), entry("d", prompt_tokens=512)]
+    board.check_comparable(entries)
+    assert board.elsewhere(entries) == {"c", "d"}
+    marked = [line for line in board.table(entries, 200).splitlines() if "†" in line]
+    assert [line.split()[1] for line in marked[:2]] == ["c", "d"]
+    assert marked[2].startswith("† measured on another machine")
+    assert "†" not in board.table(entries[:2], 200)
+
+
+@given(st.integers(20, 220))
+def test_the_table_keeps_its_width(width: int) -> None:
+    lines = board.table(nineteen(), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_narrow_table_still_says_what_matters() -> None:
+    shown = board.table(nineteen(), 100)
+    head, *rows = shown.splitlines()
+    assert head.split()[:2] == ["build", "backend,"]
+    assert all(word in head for word in ("size", "bits/w", "KLD, nats", "top-1 %"))
+    assert any(row.startswith("* torch-fp16-7") and "2.00e-7" in row for row in rows)
+    assert "! onnxruntime-gptq: onnxruntime int4, failed: `quantize` was ended: [31mmemory" in shown
+    assert "KLD" in board.table([entry("n" * 70)], 80)
+    assert "behind" in board.table(nineteen(), 200)
+
+
+def test_a_board_without_a_success_says_so() -> None:
+    entries = [board.failed("x", "torch", "int4", "no memory")]
+    assert board.answer(entries) == "Nothing to ship: no build succeeded."
+    for text in (board.table(entries), board.markdown(entries), board_html.render(entries)):
+        assert "no memory" in text
+    assert board.load(board.dump(entries)) == entries
+    assert "Nothing" in board_html.render([])
+
+
+def test_which_to_ship_comes_from_the_figures() -> None:
+    cpu, *others = board.picks(nineteen())
+    assert cpu.where == "CPU (x86-64)"
+    assert [(reason, e.name) for reason, e, _ in cpu.choices] == [
+        ("size", "torch-int4-8"),  # smaller ones are beyond the 4-bit yardstick
+        ("fidelity", "llamacpp-int8-10"),  # fp16 is no quantized build
+        ("answer speed", "torch-int4-8"),
+    ]
+    assert not cpu.caution
+    cautions = {pick.where: pick.caution for pick in others}
+    assert "emulated" in cautions["Intel NPU, intel-npu"]
+    assert "not measured on the device" in cautions["Apple silicon, metal"].casefold()
+    assert board.answer(nineteen()).startswith("CPU (x86-64): ship torch-int4-8 if size or answer speed matters most; ")
+
+
+def test_an_emulator_has_no_fastest_build_and_an_unsound_build_is_never_shipped() -> None:
+    (pick,) = board.picks([entry(on_target="emulated")])
+    assert [reason for reason, *_ in pick.choices] == ["size", "fidelity"]
+    (pick,) = board.picks([entry("bad", 3, 1e-9, sanity={"tokenizer_equal": False}), entry("good")])
+    assert {e.name for _, e, _ in pick.choices} == {"good"}
+    assert "unlike the original: bad" in pick.caution
+
+
+def test_markdown_holds_whatever_it_is_told() -> None:
+    text = board.markdown([entry("a|b\n# c"), board.failed("x", "torch", "int4", "| <b>\n\n# heading")])
+    assert len([line for line in text.splitlines() if line.startswith("#")]) == 2
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements, their text, and every attribute."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.seen = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts.append((self.tags[-1][1], data))
+        else:
+            self.seen += data
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(board_html.render(nineteen(), "Nineteen"))
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    loads = [(tag, name) for tag, found in page.tags for name in found if name in ("src", "href", "srcset", "action")]
+    assert loads == []
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object", "base"}
+    policy = next(found for tag, found in page.tags if tag == "meta" and "http-equiv" in found)
+    assert (policy["content"] or "").startswith("default-src 'none'")
+    own = "".join(text for _, text in page.scripts if "plotly.js v" not in text[:200])
+    assert not re.search(r"https?://|@import|url\(", own + page.seen)
+
+
+def test_the_page_has_both_themes_and_colours_for_each(page: Page) -> None:
+    assert "prefers-color-scheme: dark" in page.seen
+    assert '[data-theme="dark"]' in page.seen
+    assert any(found.get("id") == "theme" for tag, found in page.tags if tag == "button")
+    used = {
+        colour for _, text in page.scripts if text.startswith("{") for colour in re.findall(r"#[0-9a-f]{6}\b", text)
+    }
+    assert set(board_html.DARK) & used
+    assert used <= set(board_html.DARK) | set(board_html.DARK.values())  # none that the dark theme forgets
+
+
+@pytest.mark.parametrize("pages", [("#ffffff", 0), ("#0d1117", 1)])
+def test_plot_colours_stand_out_from_the_page(pages: tuple[str, int]) -> None:
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colours in board_html.SERIES.items():
+        low, high = sorted((light(pages[0]), light(colours[pages[1]])))
+        assert (high + 0.05) / (low + 0.05) >= 3, colours
+
+
+def test_the_page_can_be_read_without_eyes(page: Page) -> None:
+    plots = [found for tag, found in page.tags if tag == "div" and found.get("class") == "plot"]
+    assert len(plots) == 7
+    assert all(found.get("role") == "img" and found.get("aria-label") for found in plots)
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert [tag for tag, _ in page.tags].count("caption") == 2
+    assert len([1 for tag, found in page.tags if tag == "th" and found.get("scope") == "row"]) == 19 + 18
+
+
+def figures(page: Page) -> dict[str, Any]:
+    return {str(a["id"]): json.loads(t) for a, t in page.scripts if str(a.get("id", "")).endswith("-figure")}
+
+
+def test_a_divergence_of_zero_keeps_its_place_on_the_logarithmic_axis(page: Page) -> None:
+    scatter = figures(page)["plot-front-figure"]
+    heights = [y for trace in scatter["data"] for y in trace["y"] if y is not None]
+    assert min(heights) == board.ZERO
+    assert scatter["layout"]["yaxis"]["ticktext"][-1].startswith("0 (≤ 10")
+    assert scatter["layout"]["yaxis"]["tickvals"][-1] == board.ZERO
+    without = figures(Page(board_html.render([entry()])))["plot-front-figure"]
+    assert not any(text.startswith("0 (") for text in without["layout"]["yaxis"]["ticktext"])
+
+
+@pytest.mark.parametrize("entries", [[entry(kld=0.0)], [entry(profile={}, spread={}, sanity={}, metrics={
+    "kld_mean": 0.1, "size_gib": 1e-5, "bits_per_weight": 4.0})]])  # fmt: skip
+def test_a_page_of_one_build_with_little_to_say(entries: list[Entry]) -> None:
+    assert "one" in Page(board_html.render(entries)).seen
+    assert board.table(entries)
+    assert board.markdown(entries)
+
+
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&lt;\" ' {{ 7*7 }}"
+
+
+def test_nothing_breaks_out_of_the_page() -> None:
+    told: dict[str, Any] = dict.fromkeys(
+        ("scheme", "device", "source", "text", "backend", "backend_title", "precision"), NASTY
+    )
+    entries = [
+        entry(NASTY, **told, host={"system": NASTY}, tools={NASTY: NASTY}, keys={NASTY: NASTY}),
+        board.failed(f"2{NASTY}", NASTY, NASTY, NASTY),
+    ]
+    page, plain = (
+        Page(board_html.render(entries, NASTY)),
+        Page(board_html.render([entry("x"), board.failed("y", "z", "z", "z")])),
+    )
+    assert len(page.scripts) == len(plain.scripts)
+    assert [tag for tag, _ in page.tags if tag in ("script", "img", "b")] == ["script"] * len(plain.scripts)
+    assert not any(name.startswith("on") for _, found in page.tags for name in found)
+    assert "alert(1)" in page.seen
+    assert "49" not in page.seen.split("{{ 7*7 }}")[0][-5:]
+    for text in (
+        str(trace.get(name))
+        for f in figures(page).values()
+        for trace in f["data"]
+        for name in ("name", "text", "hovertext", "y")
+    ):
+        assert not re.search(r"<(?!b>|/b>|br>|sup>|/sup>)", text)  # plotly reads its labels as markup
+
+
+def test_labels_are_one_short_line() -> None:
+    assert board_html.label("a\n<b>&" + "c" * 99, 8) == "a &lt;b&gt;&amp;c…"
+    assert "\u2028" not in board_html.embedded(["\u2028</script>"])
+    assert json.loads(board_html.embedded(["</script>&"])) == ["</script>&"]
+
+
+def test_an_entry_says_what_its_manifest_says() -> None:
+    step = {"digest": "t" * 64, "key": "k" * 64, "tools": {"torch": "2.13.0", "idna": "3.20"}}
+    manifest = {
+        "name": "tiny", "backend": "torch", "backend_title": "PyTorch", "precision": "fp16", "scheme": "float16",
+        "api": "cpu", "on_target": "true", "phipipe": "0.1.0", "device": {"title": "CPU"},
+        "recipe": {"evaluate": {"text": {"builtin": "stories"}}}, "steps": {"text": step},
+        "source": {"kind": "hub", "repo": "someone/phi", "digest": "s" * 64, "parameters": 5},
+        "fidelity": {
+            "baseline": {"tokens": 64, "window": 32, "skip": 0, "ppl": 2.0, "ppl_stderr": 0.1},
+            "metrics": {"kld_mean": 1e-7, "size_gib": 0.1, "bits_per_weight": 16.0},
+            "stderr": {}, "profile": {"by_position": [1e-7], "quantiles": [0.0] * 101}, "sanity": {}, "positions": 62,
+        },
+        "speed": {"metrics": {"ttft_s": 0.1}, "spread": {"ttft_s": [0.1, 0.2]}, "host": HOST, "prompt_tokens": 16},
+    }  # fmt: skip
+    made = board.from_manifest(manifest)
+    assert (made.source, made.text, made.text_digest) == ("someone/phi", "stories", "t" * 64)
+    assert made.metrics == {"kld_mean": 1e-7, "size_gib": 0.1, "bits_per_weight": 16.0, "ttft_s": 0.1}
+    assert (dict(made.tools), dict(made.keys)) == ({"torch": "2.13.0"}, {"text": "k" * 64})
+    assert board.load(board.dump([made])) == [made]

@@ -1,0 +1,297 @@
+"""llama.cpp: options and rules; conversion equal to upstream's; what each type really stores; vocabulary; LongRoPE."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from phipipe import llama_gguf, llama_modelfile
+from phipipe.backends import llamacpp
+from phipipe.errors import StepFailed
+from phipipe.toolchain import LOCKS
+
+DRIVER = Path(__file__).parent / "llamacpp_driver.py"
+
+
+def drive(python: Path, folder: Path, toolchain: str) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
+    command = [str(python), str(DRIVER), str(folder), toolchain]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads((folder / f"{toolchain}.json").read_text("utf-8"))
+    return found
+
+
+def locked(name: str) -> str:
+    lines = (LOCKS / "llamacpp.txt").read_text("utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"{name}=="))
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive of the locked llama-cpp-python, which carries llama.cpp's own converter."""
+    folder = tmp_path_factory.mktemp("llamacpp")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    subprocess.run([*command, "--dest", str(folder / "sdist"), locked("llama-cpp-python")], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted(work: Path, torch_python: Path) -> dict[str, Any]:
+    return drive(torch_python, work, "torch")
+
+
+@pytest.fixture(scope="session")
+def quantized(converted: dict[str, Any], work: Path, llamacpp_python: Path) -> dict[str, Any]:
+    return drive(llamacpp_python, work, "llamacpp")
+
+
+def recipe(precision: str = "int4", **more: Any) -> Any:
+    source = SimpleNamespace(repo=None, builtin="tiny-phi3")
+    evaluate = SimpleNamespace(window=512)
+    return SimpleNamespace(
+        **{"precision": precision, "backend": "llamacpp", "source": source, "evaluate": evaluate, **more}
+    )
+
+
+def checkpoint(folder: Path = Path(), **more: Any) -> Any:
+    facts = {
+        "folder": folder,
+        "config": {"torch_dtype": "bfloat16"},
+        "parameters": 10_000,
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "model_type": "phi",
+        "tied": False,
+        "sliding_window": None,
+        "context_length": 2048,
+        "original_context_length": 2048,
+    }
+    return SimpleNamespace(**facts | more)
+
+
+def advised(options: dict[str, Any], precision: str = "int4", **more: Any) -> dict[str, str]:
+    made = llamacpp.Options.model_validate(options)
+    return {a.rule: a.level for a in llamacpp.advise(recipe(precision), made, checkpoint(**more))}
+
+
+def steps(options: dict[str, Any], precision: str = "int4") -> list[Any]:
+    return llamacpp.steps(recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"type": "MXFP4_MOE"}, {"type": "NVFP4"}, {"type": "Q4_0_4_4"}, {"imatrix": "yes"}, {"tensors": {"a": "Q4"}}],
+)
+def test_types_that_are_gone_or_mislead_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        llamacpp.Options.model_validate(wrong)
+
+
+def test_every_type_has_a_name_in_the_options() -> None:
+    named = llamacpp.Options.model_json_schema()["properties"]["type"]["anyOf"][0]["enum"]
+    assert named == list(llamacpp.TYPES)
+
+
+def test_options_describe_themselves() -> None:
+    fields = llamacpp.Options.model_json_schema()["properties"].values()
+    assert all(field.get("description") for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("fp32", "F32"), ("fp16", "F16"), ("int8", "Q8_0"), ("int4", "Q4_K_M")]
+)
+def test_each_precision_has_its_default(precision: str, kind: str) -> None:
+    assert llamacpp.scheme(recipe(precision), llamacpp.Options()) == kind
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "rules"),
+    [
+        ({}, "int4", {}),
+        ({"type": "IQ2_XS"}, "int4", {"L01": "error"}),
+        ({"type": "IQ2_XS", "imatrix": True}, "int4", {}),
+        ({"type": "Q8_0"}, "int4", {"L10": "error"}),
+        ({"type": "Q4_0"}, "int8", {"L10": "error"}),
+        ({"type": "F16"}, "int8", {"L10": "error"}),
+        ({"type": "F16"}, "fp32", {"L10": "error"}),
+        ({"type": "BF16"}, "fp16", {}),
+        ({"pure": True}, "fp16", {"L14": "warning"}),
+        ({"type": "Q6_K"}, "int4", {}),
+    ],
+)
+def test_rules_about_types(options: dict[str, Any], precision: str, rules: dict[str, str]) -> None:
+    assert advised(options, precision) == rules
+
+
+def test_blocks_must_divide_the_layers() -> None:
+    assert advised({}, intermediate_size=800) == {"L11": "error"}
+    assert advised({"type": "Q4_0"}, intermediate_size=800) == {}
+    assert advised({"type": "Q4_0"}, intermediate_size=801) == {"L12": "error"}
+    assert advised({}, "fp16", intermediate_size=801) == {}
+
+
+def test_one_tensor_is_not_named_twice() -> None:
+    both = {"output_type": "Q6_K", "embedding_type": "Q8_0"}
+    assert advised(both, tied=True) == {"L05": "error"}
+    assert advised(both) == {}
+
+
+def test_windows_and_longrope_are_warned_of() -> None:
+    assert advised({}, sliding_window=500) == {"M09": "warning"}
+    assert advised({}, context_length=131072, original_context_length=4096) == {"M10": "warning"}
+
+
+def test_phi3_needs_its_sentencepiece_model(tmp_path: Path) -> None:
+    assert advised({}, folder=tmp_path, model_type="phi3") == {"L08": "error"}
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    assert advised({}, folder=tmp_path, model_type="phi3") == {}
+
+
+def test_quantized_types_share_a_conversion_at_the_sources_width() -> None:
+    assert steps({})[0] == steps({"type": "Q8_0"}, "int8")[0] == steps({"type": "IQ2_XS", "imatrix": True})[0]
+    assert steps({})[0].params["type"] == "BF16"
+    assert [s.name for s in steps({"imatrix": True})] == ["convert", "imatrix", "quantize"]
+    assert [s.unquantized for s in steps({})] == ["fp16", None]
+    assert [(s.name, s.unquantized) for s in steps({}, "fp32")] == [("convert", "fp32")]
+
+
+def test_parameters_of_steps_are_json() -> None:
+    for step in steps({"tensors": {"ffn_down": "Q8_0"}, "imatrix": True}):
+        assert json.loads(json.dumps(step.params)) == step.params
+
+
+def test_a_path_named_otherwise_still_reads_phi_3_in_its_name() -> None:
+    source = SimpleNamespace(repo=None, builtin=None)
+    named = llamacpp._model_name(recipe(source=source), checkpoint(Path("my-model"), model_type="phi3"))
+    assert named == "Phi-3 my-model"
+
+
+def written(monkeypatch: pytest.MonkeyPatch, **kinds: str) -> Path:
+    made = [llama_gguf.Tensor(name.replace("__", "."), kind, (256, 256)) for name, kind in kinds.items()]
+    monkeypatch.setattr(llama_gguf, "tensors", lambda path: made)
+    return Path("model.gguf")
+
+
+ASKED = {"type": "Q4_0", "pure": False, "tensors": [], "output_type": None, "embedding_type": None}
+
+
+def test_what_was_stored_is_compared_with_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama_gguf.check_quantized(written(monkeypatch, blk__0="Q4_0", output="Q6_K"), "Q4_0", ASKED)
+    for kinds, words in (
+        ({"blk__0": "F16"}, "left `blk.0` in F16"),
+        ({"blk__0": "Q8_0"}, "`blk.0` is stored in Q8_0"),
+    ):
+        with pytest.raises(StepFailed, match=words):
+            llama_gguf.check_quantized(written(monkeypatch, **kinds), "Q4_0", ASKED)
+    with pytest.raises(StepFailed, match="was asked for in Q8_0"):
+        llama_gguf.check_quantized(written(monkeypatch, blk__0="Q4_0"), "Q4_0", ASKED | {"tensors": [["blk", "Q8_0"]]})
+    kinds = {"blk__0": "Q4_0", "blk__1": "Q6_K"}
+    with pytest.raises(StepFailed, match="stored in Q6_K"):
+        llama_gguf.check_quantized(written(monkeypatch, **kinds), "Q4_0", ASKED | {"pure": True})
+    with pytest.raises(StepFailed, match="not F16"):
+        llama_gguf.check_floats(written(monkeypatch, blk__0="BF16"), "F16")
+
+
+@pytest.mark.parametrize(
+    ("template", "fits"),
+    [
+        (lambda m: "".join(f"<|{x['role']}|>\n{x['content']}<|end|>\n" for x in m) + "<|assistant|>\n", True),
+        (lambda m: "<s>" + "".join(f"[{x['role']}] {x['content']} [/]" for x in m) + "[assistant] ", True),
+        (lambda m: m[0]["content"], False),
+        (lambda m: f"{len(m)}" + "".join(f"<|{x['role']}|>{x['content']}<|end|>" for x in m) + "<|assistant|>", False),
+    ],
+)
+def test_a_chat_template_is_kept_only_if_it_says_the_same(template: Any, fits: bool) -> None:
+    found = llama_modelfile.frames(template)
+    assert (found is not None) is fits
+    if found:
+        chat = ("user", "assistant", "user", "assistant", "user")
+        assert llama_modelfile._carried_out(found, chat) == template(llama_modelfile._messages(chat))
+
+
+def test_braces_in_a_template_are_text_in_go() -> None:
+    frame = {"system": ("", ""), "user": ("{{", "}}"), "assistant": ("", "")}
+    assert '{{ "{{" }}{{ .Content }}}}' in llama_modelfile.go_template("", frame, "")
+
+
+@pytest.mark.integration
+class TestConversion:
+    def test_it_equals_upstreams_converter_byte_for_byte(self, converted: dict[str, Any]) -> None:
+        assert converted["upstream"] == converted["bf16"]
+
+    def test_every_float_type_is_what_was_asked(self, converted: dict[str, Any]) -> None:
+        assert {kind: converted[kind] for kind in ("BF16", "F16", "F32")} == {
+            "BF16": "BF16",
+            "F16": "F16",
+            "F32": "F32",
+        }
+
+    def test_folder_names_change_nothing(self, converted: dict[str, Any]) -> None:
+        assert converted["same_bytes"]
+
+    def test_an_unknown_architecture_is_named(self, converted: dict[str, Any]) -> None:
+        assert "UnheardOfForCausalLM" in converted["unknown"]
+
+    def test_the_importance_matrix_has_every_linear(self, converted: dict[str, Any]) -> None:
+        assert converted["imatrix_fits"]
+
+    def test_the_modelfile_keeps_the_template_and_the_stops(self, converted: dict[str, Any]) -> None:
+        text = converted["modelfile"]
+        assert "FROM ./model.gguf\n" in text
+        assert '{{ else if eq .Role "user" }}<|user|>\n{{ .Content }}<|end|>\n' in text
+        assert text.count("PARAMETER stop") == 2
+        assert 'PARAMETER stop "<|end|>"' in text
+        assert converted["odd_template"] is None
+
+
+@pytest.mark.integration
+class TestQuantization:
+    def test_every_type_is_stored_as_itself(self, quantized: dict[str, Any]) -> None:
+        raised = {"Q3_K_M": "Q4_K", "Q2_K": "Q3_K", "Q4_K_M": "Q4_K", "IQ3_S": "IQ3_S"}  # attn_output is raised by some
+        for kind, stored in quantized["types"].items():
+            assert stored == raised.get(kind, llamacpp.TYPES[kind].tensor), kind
+
+    def test_fewer_bits_are_smaller_files(self, quantized: dict[str, Any]) -> None:
+        sizes = quantized["sizes"]
+        assert sizes["Q8_0"] > sizes["Q6_K"] > sizes["Q5_K_M"] > sizes["Q4_K_M"] > sizes["Q3_K_M"] > sizes["Q2_K"]
+
+    def test_smallest_types_are_refused_without_importance(self, quantized: dict[str, Any]) -> None:
+        assert "IQ2_XXS" in quantized["refused"]
+        assert quantized["imatrix_matters"]
+        assert "blk.3.ffn_down.weight" in quantized["short"]
+
+    def test_single_tensors_get_the_types_asked(self, quantized: dict[str, Any]) -> None:
+        special = quantized["special"]
+        assert {kind for name, kind in special.items() if "ffn_down" in name} == {"Q8_0"}
+        assert (special["output.weight"], special["token_embd.weight"]) == ("Q6_K", "Q5_0")
+        assert special["blk.0.attn_qkv.weight"] == "Q4_0"
+        assert quantized["pure"] == ["Q4_K"]
+
+    def test_a_pattern_that_matches_nothing_is_an_error(self, quantized: dict[str, Any]) -> None:
+        assert "ffn_dwn" in quantized["no_such"]
+
+
+@pytest.mark.integration
+class TestRuntime:
+    def test_ids_equal_the_sources_around_special_tokens(self, quantized: dict[str, Any]) -> None:
+        assert quantized["ids_equal"]
+        assert quantized["rendered"] == "<|user|>\nHi<|end|>\n<|assistant|>\n"
+
+    def test_logits_keep_no_state_and_follow_the_prompt(self, quantized: dict[str, Any]) -> None:
+        assert quantized["causal"] < 1e-3
+        assert quantized["greedy"]
+        assert quantized["batches"] == [700, 2304]
+
+    def test_a_short_prompt_takes_longropes_short_factors(self, quantized: dict[str, Any]) -> None:
+        assert quantized["short_factors"] < 1e-3
+        assert "512" in quantized["beyond"]

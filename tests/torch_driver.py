@@ -1,0 +1,266 @@
+"""Runs in the torch toolchain: ``python torch_driver.py FOLDER`` leaves FOLDER/facts.json.
+
+One process for all checks of test_torch.py, under the worker's own restrictions (no pickles, no network).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
+
+from phipipe import worker
+from phipipe.backends import torch as backend
+from phipipe.errors import PhipipeError
+from phipipe.hub import BUILTIN_MODELS
+
+SOURCE = BUILTIN_MODELS["tiny-phi3"]
+STORIES = SOURCE.parent / "stories"
+STARTED: list[str] = []  # processes that were started meanwhile
+CASES: dict[str, dict[str, Any]] = {
+    "int4": {},
+    "int4-32": {"group_size": 32},
+    "int4-row": {"group_size": -1},
+    "int4-asymmetric": {"symmetric": False},
+    "int8": {"bits": 8},
+    "int8-row": {"bits": 8, "group_size": -1},
+    "signround": {"algorithm": "signround", "iterations": 20},
+}
+
+
+def tokens(name: str, windows: int, window: int) -> Any:
+    text = (STORIES / name).read_text("utf-8")[: 12 * windows * window]
+    ids = AutoTokenizer.from_pretrained(SOURCE)(text, add_special_tokens=False)["input_ids"]
+    return np.asarray(ids[: windows * window], np.int32).reshape(windows, window)
+
+
+def quantize(root: Path, name: str, source: Path = SOURCE, **options: Any) -> Path:
+    out = root / name
+    out.mkdir(parents=True)
+    params = {"bits": 4, "algorithm": "rtn", "group_size": 128, "symmetric": True} | options
+    inputs = {"source": source}
+    if params["algorithm"] == "signround":
+        inputs["calibration"] = root / "calibration"
+    backend.quantize(inputs, out, params)
+    return out
+
+
+def digest(folder: Path) -> str:
+    files = (p.name.encode() + p.read_bytes() for p in sorted(folder.iterdir()))
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def reference(folder: Path, ids: Sequence[int]) -> Any:
+    """Logits of a checkpoint in fp32, straight from transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([list(ids)])).logits[0].numpy()
+
+
+def run(folder: Path, windows: Any) -> dict[str, Any]:
+    """Logits of all windows, and whether greedy generation is the chain of their argmaxes."""
+    runtime = backend.open(folder)
+    logits = np.concatenate([runtime.logits(window.tolist()) for window in windows])
+    chain = windows[0][:16].tolist()
+    made = list(runtime.generate(chain, 6))
+    for _ in made:
+        chain.append(int(runtime.logits(chain)[-1].argmax()))
+    runtime.close()
+    return {"logits": logits, "chain": chain[16:] == made and bool(made)}
+
+
+def kld(expected: Any, actual: Any) -> float:
+    p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (expected, actual))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def unpacked(folder: Path, name: str, bits: int) -> Any:
+    """A packed weight in fp64, from the format's description alone: symmetric, zero point in the middle."""
+    tensors = load_file(folder / "model.safetensors")
+    words = tensors[f"{name}.qweight"].numpy().view(np.uint32)
+    per_word = 32 // bits
+    levels = np.stack([words >> (bits * i) & (2**bits - 1) for i in range(per_word)], 1)
+    levels = levels.reshape(-1, words.shape[1]).astype(np.float64) - 2 ** (bits - 1)
+    scales = tensors[f"{name}.scales"].numpy().astype(np.float64)
+    return (levels * np.repeat(scales, len(levels) // len(scales), 0)).T, scales
+
+
+def fidelity(root: Path) -> dict[str, Any]:
+    windows = tokens("evaluation.txt", 4, 128)
+    expected = np.concatenate([reference(SOURCE, window.tolist()) for window in windows])
+    facts: dict[str, Any] = {"kld": {}, "chain": {}, "dtype": {}}
+    for name, options in CASES.items():
+        made = run(quantize(root, name, **options), windows)
+        facts["kld"][name] = kld(expected, made["logits"])
+        facts["chain"][name] = made["chain"]
+        facts["dtype"][name] = str(made["logits"].dtype)
+    return facts
+
+
+def files(root: Path) -> dict[str, Any]:
+    """What lies in the folder: the source's own files, a config with one more key, weights as described."""
+    made = root / "int4"
+    theirs, ours = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (SOURCE, made))
+    config = json.loads(ours["config.json"])
+    settings = config.pop("quantization_config")
+    weights = load_file(SOURCE / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    errors = {}
+    for case, bits in (("int4", 4), ("int8", 8)):
+        weight, scales = unpacked(root / case, name, bits)
+        worst = np.abs(weight - weights[f"{name}.weight"].double().numpy()) / np.repeat(np.abs(scales).T, 128, 1)
+        errors[case] = float(worst.max())
+    return {
+        "names": sorted(ours),
+        "changed": sorted(n for n in ours if ours[n] != theirs.get(n)),
+        "config": config == json.loads(theirs["config.json"]),
+        "settings": settings,
+        "errors": errors,
+        "absolute": [n for n in ours if str(root).encode() in ours[n] or str(SOURCE).encode() in ours[n]],
+    }
+
+
+def reproducible(root: Path) -> dict[str, bool]:
+    """A second run, from a copy elsewhere, into a folder of another name."""
+    copy = root / "elsewhere" / "model"
+    shutil.copytree(SOURCE, copy)
+    (root / "again").mkdir()
+    shutil.copytree(root / "calibration", root / "again" / "calibration")
+    names = ("int4", "int8", "int4-asymmetric", "signround")
+    return {n: digest(quantize(root / "again", n, copy, **CASES[n])) == digest(root / n) for n in names}
+
+
+def sources(root: Path) -> dict[str, Any]:
+    """Layouts that the embedded model does not have: tied, in shards, LongRoPE; and Phi-2, with biases."""
+    facts: dict[str, Any] = {}
+    for name, make in (("tied", _tied), ("phi2", _phi2)):
+        source = make(root / "sources" / name)
+        before = digest(source)
+        ids = [int(t) for t in np.random.default_rng(7).integers(4, 500, 48)]
+        made = quantize(root, f"{name}-int8", source, bits=8, group_size=32)
+        facts[name] = {
+            "kld": kld(reference(source, ids), run(made, np.asarray([ids]))["logits"]),
+            "names": sorted(p.name for p in made.iterdir()),
+            "unchanged": digest(source) == before,
+        }
+    index = json.loads((root / "tied-int8" / backend.INDEX).read_text("utf-8"))
+    found = {k: p.name for p in (root / "tied-int8").glob("*.safetensors") for k in load_file(p)}
+    return facts | {"index": index["weight_map"] == found}
+
+
+def _tied(folder: Path) -> Path:
+    shutil.copytree(SOURCE, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    (folder / "model.safetensors").unlink()
+    where = {}
+    for i in (1, 2):
+        part = {k: t for n, (k, t) in enumerate(sorted(tensors.items())) if n % 2 == i - 1}
+        save_file(part, folder / f"model-0000{i}-of-00002.safetensors", metadata={"format": "pt"})
+        where |= dict.fromkeys(part, f"model-0000{i}-of-00002.safetensors")
+    (folder / backend.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    rope = {"type": "longrope", "short_factor": [1.0] * 24, "long_factor": [1.0 + i / 2 for i in range(24)]}
+    config |= {"tie_word_embeddings": True, "partial_rotary_factor": 0.75, "rope_scaling": rope}
+    config |= {"original_max_position_embeddings": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _phi2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=2304, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = PhiForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SOURCE / name, folder / name)
+    return folder
+
+
+def message(call: Callable[[], object]) -> list[str]:
+    try:
+        call()
+    except PhipipeError as error:
+        return [type(error).__name__, error.message]
+    return ["nothing raised", ""]
+
+
+def failures(root: Path) -> dict[str, list[str]]:
+    """What ``verify`` says of results that are not what was asked for."""
+    params = {"bits": 4, "algorithm": "rtn", "group_size": 128, "symmetric": True}
+    layer = "model.layers.2.mlp.down_proj"
+
+    def tampered(name: str, change: Callable[[dict[str, Any]], None]) -> list[str]:
+        folder = root / f"bad-{name}"
+        shutil.copytree(root / "int4", folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return message(lambda: backend.verify(SOURCE, folder, params))
+
+    def without_scales(tensors: dict[str, Any]) -> None:
+        del tensors[f"{layer}.scales"]
+
+    def other_zero(tensors: dict[str, Any]) -> None:
+        tensors[f"{layer}.qzeros"][0, 0] = 0
+
+    return {
+        "untouched": tampered("none", lambda tensors: None),
+        "missing": tampered("missing", without_scales),
+        "shape": tampered("shape", lambda t: t.update({f"{layer}.scales": t[f"{layer}.scales"][:2].clone()})),
+        "zeros": tampered("zeros", other_zero),
+        "head": tampered("head", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].half()})),
+        "norm": tampered("norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})),
+        "more": tampered("more", lambda t: t.update({"lm_head.qweight": torch.zeros(1)})),
+        "bits": message(lambda: backend.verify(SOURCE, root / "int8", params)),
+        "groups": message(lambda: backend.verify(SOURCE, root / "int4-32", params)),
+    }
+
+
+def listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.spawn"):
+        STARTED.append(f"{event} {arguments[:2]}")
+
+
+def main(root: Path) -> None:
+    import auto_round  # noqa: F401 (py-cpuinfo asks `file` and `uname` about this machine when it is imported)
+
+    sys.addaudithook(worker.refuse)
+    sys.addaudithook(listen)
+    (root / "calibration").mkdir()
+    np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 64))
+    checks: dict[str, Callable[[Path], Any]] = {
+        "fidelity": fidelity,
+        "files": files,
+        "reproducible": reproducible,
+        "sources": sources,
+        "failures": failures,
+        "processes": lambda root: {"started": STARTED, "scratch": [p.name for p in root.glob(".*")]},
+    }
+    facts: dict[str, Any] = {}
+    for name, check in checks.items():
+        try:
+            facts[name] = check(root)
+        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
+            facts[name] = {"error": traceback.format_exc()}
+    (root / "facts.json").write_text(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, worker.NoTorchLoad())
+    main(Path(sys.argv[1]))
