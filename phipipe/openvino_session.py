@@ -229,3 +229,11 @@ def answer(folder: Path, device: str, settings: Mapping[str, Any], prompt: Seque
     config.do_sample, config.num_beams, config.max_new_tokens = False, 1, count
     made = pipeline.generate(openvino.Tensor(np.asarray(prompt, np.int64)[None]), config)
     return [int(token) for token in made.tokens[0]]
+
+
+def furthest(folder: Path, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """How much less likely than the likeliest, in nats, the worst token of a greedy ``answer`` is by fp32 logits."""
+    session = Session(folder)
+    rows = session.logits([*prompt, *answer])[len(prompt) - 1 : -1]
+    session.close()
+    return max((float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)), default=0.0)

@@ -146,9 +146,11 @@ def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
 
 
 def on_target(target: Device, unit: Unit, backend: Backend) -> str:
-    """Whether numbers taken on this machine are the device's own: "true", or "false"."""
+    """Whether numbers taken on this machine are the device's own: "true"; "emulated"; or "false"."""
     machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
-    return "true" if unit.api in backend.HOST_APIS and machine in target.machines else "false"
+    if unit.api in backend.HOST_APIS and machine in target.machines:
+        return "true"
+    return "emulated" if unit.api in backend.EMULATED else "false"
 
 
 def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
@@ -212,6 +214,8 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
             steps += _parity_steps(step, recipe, backend.TOOLCHAIN, parameters)
             checks = (*checks, steps[-1].name)
     artifact = made[-1]
+    if plan.api in backend.EMULATED:
+        steps.append(_emulation(plan, artifact, options, checks))
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     return [
         *steps,
@@ -226,6 +230,21 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
         ),
         _package_step(plan, artifact, options, checks),
     ]
+
+
+def _emulation(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[str, ...]) -> Step:
+    """Run the artifact as its unit would, on this machine."""
+    backend = backends.load(plan.build.recipe.backend)
+    return Step(
+        name="emulate",
+        runs=backend.EMULATED[plan.api],
+        version=1,
+        needs={"artifact": artifact.name, "baseline": "baseline"},
+        after=checks,
+        params=options.model_dump(mode="json"),
+        toolchain=backend.TOOLCHAIN,
+        memory_bytes=4 * plan.checkpoint.parameters + RUNTIME_BYTES,
+    )
 
 
 def _parity_steps(convert: Step, recipe: Recipe, toolchain: str, parameters: int) -> list[Step]:
@@ -296,6 +315,7 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[
         "speed": "measure",
         "gates": "gates",
         **({"parity": checks[0]} if checks else {}),
+        **({"emulation": "emulate"} if plan.api in backend.EMULATED else {}),
     }
     return Step(name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True)
 

@@ -38,6 +38,7 @@ LAYERS = (
         "llama_imatrix",
         "llama_modelfile",
         "llama_session",
+        "openvino_graph",
         "openvino_session",
     },
     {

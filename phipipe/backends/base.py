@@ -122,6 +122,7 @@ class Backend(Protocol):
     TOOLCHAIN: str
     APIS: frozenset[str]  # device unit APIs it can serve (phipipe/devices/*.yaml)
     HOST_APIS: frozenset[str]  # of these, what can be run on the build machine for evaluation
+    EMULATED: Mapping[str, str]  # API → a step (``module:function``) that runs an artifact as that unit would, here
     PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
 
     @property

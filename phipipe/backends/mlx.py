@@ -30,6 +30,7 @@ TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
 APIS = frozenset({"metal"})
 HOST_APIS = frozenset({"metal"})
+EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
     "fp16": "float16, bfloat16",

@@ -32,6 +32,7 @@ TITLE = "ONNX Runtime GenAI"
 TOOLCHAIN = "onnxruntime"
 APIS = frozenset({"cpu"})
 HOST_APIS = frozenset({"cpu"})
+EMULATED: Mapping[str, str] = {}
 # No fp16: the builder makes it, but grouped-query models then fail while decoding.
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
     "cpu": {"fp32": "float32", "int8": "MatMulNBits, 8 bits", "int4": "MatMulNBits, 4 bits"}

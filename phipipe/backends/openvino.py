@@ -30,6 +30,7 @@ TITLE = "OpenVINO (NNCF)"
 TOOLCHAIN = "openvino"
 APIS = frozenset({"cpu", "intel-gpu", "intel-npu"})
 HOST_APIS = frozenset({"cpu"})
+EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
 _SCHEMES: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "int8": "int8 per row", "int4": "int4 in groups"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
     "cpu": _SCHEMES,
@@ -43,6 +44,8 @@ MODEL = "openvino_model.xml"
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 NPU_PROMPT = "Tell me a short story about a fox."
 NPU_TOKENS = 32
+# Between two tokens that are almost equally likely, rounding decides; 0.01 was measured, a broken pipeline is nats off.
+NPU_GAP_NATS = 0.2
 
 
 class Options(BaseModel):
@@ -382,13 +385,13 @@ def _describe_runtime(model: Any) -> None:
 
 
 def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the NPU's own pipeline, run on this CPU, gives the ordinary pipeline's answer.
+    """Step: the NPU's own pipeline, run on this CPU, answers with the tokens that the graph finds likeliest.
 
     Its static shapes, its cutting of the graph and its handling of the cache are thus tried, not its arithmetic.
     ``inputs``: artifact. ``params``: prompt_length, response_length. Writes ``npu.json``.
 
     Raises:
-        StepFailed: the answers differ, or the pipeline does not start.
+        StepFailed: a token is not (almost) the likeliest after those before it, or the pipeline does not start.
     """
     from phipipe import openvino_session
 
@@ -404,14 +407,12 @@ def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
         theirs = openvino_session.answer(artifact, "NPU", npu, prompt, count)
     except RuntimeError as error:
         raise StepFailed(f"the NPU's pipeline does not run this model: {error}") from error
-    ours = openvino_session.answer(artifact, "CPU", {}, prompt, count)
-    same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    report = {"pipeline": "NPUW on CPU", "equal": theirs == ours, "prompt_tokens": len(prompt), "tokens": len(ours)}
-    report |= {"same_tokens": same, "prompt_length": params["prompt_length"], "answer": chosen.decode(ours)}
-    report |= {"response_length": params["response_length"]}
+    gap = openvino_session.furthest(artifact, prompt, theirs)
+    report = {"pipeline": "NPUW on CPU", "prompt_tokens": len(prompt), "tokens": len(theirs), "gap_nats": gap}
+    report |= {"answer": chosen.decode(theirs), **{name: params[name] for name in PIPELINE}}
     (out / "npu.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    if theirs != ours:
-        raise StepFailed(f"the NPU's pipeline answers otherwise than the CPU's from token {same + 1} on")
+    if not theirs or gap > NPU_GAP_NATS:
+        raise StepFailed(f"the NPU's pipeline gives a token that is {gap:.2f} nats less likely than the likeliest")
 
 
 def open(artifact: Path) -> Runtime:

@@ -34,6 +34,7 @@ TITLE = "PyTorch checkpoint (transformers)"
 TOOLCHAIN = "torch"
 APIS = frozenset({"cpu", "cuda", "metal"})
 HOST_APIS = frozenset({"cpu"})
+EMULATED: Mapping[str, str] = {}
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 _SCHEMES: Mapping[Precision, str] = {**_DTYPES, "int8": "auto-round, 8 bits", "int4": "auto-round, 4 bits"}
