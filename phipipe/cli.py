@@ -1,21 +1,20 @@
-"""The command line: parse → call → print. The only place that prints or exits.
+"""The command line: parse → call → print. Only this module, ``upkeep`` and ``console`` print or exit.
 
 Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than click.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from phipipe import __version__
+from phipipe.console import AS_JSON, cli, command, complain, echo, note, print_json, settings_of_user, store_of_user
 from phipipe.errors import Interrupted, PhipipeError
 
 if TYPE_CHECKING:
@@ -24,44 +23,8 @@ if TYPE_CHECKING:
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 PACKAGE = click.argument("package", type=click.Path(path_type=Path))
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 SETS = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value; repeatable.")
 ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable.")
-
-
-class Group(click.Group):
-    """Commands in the order a user meets them, and a suggestion for a mistyped one."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            import difflib
-
-            close = difflib.get_close_matches(args[0], self.commands, 1)
-            guess = f" Did you mean `{close[0]}`?" if close else ""
-            raise click.UsageError(f"{error.message}{guess}", ctx) from None
-
-
-def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A subcommand whose ``--help`` ends with an example."""
-
-    def register(function: Callable[..., None]) -> click.Command:
-        name = function.__name__.rstrip("_")
-        return cli.command(name, epilog=f"Example:  {example}")(function)
-
-    return register
-
-
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="phipipe")
-def cli() -> None:
-    """One recipe in, one verified artifact out: small language models for edge devices."""
 
 
 @command("phipipe run recipes/quickstart.yaml")
@@ -77,17 +40,18 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs:
     """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
     from phipipe import show
 
-    settings, store = _store()
+    settings, store = store_of_user()
     outcomes = _attempt(_plans(recipe, sets, only), store, settings, out, jobs)
     if as_json:
-        _print_json([show.outcome_json(outcome) for outcome in outcomes])
-    else:
-        for outcome in outcomes:
-            _echo(show.outcome(outcome))
+        print_json([show.outcome_json(outcome) for outcome in outcomes])
+    for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
+        echo(show.outcome(outcome))
+    if len(outcomes) > 1:
+        _board_of(outcomes, out, quiet=as_json)
     failures = [outcome for outcome in outcomes if outcome.error]
     for outcome in failures if len(outcomes) > 1 else ():
-        _note(f"{outcome.plan.build.name} failed:")
-        _complain(outcome.error)
+        note(f"{outcome.plan.build.name} failed:")
+        complain(outcome.error)
     if failures:
         raise click.exceptions.Exit(failures[0].error.exit_code) if len(outcomes) > 1 else failures[0].error
 
@@ -102,13 +66,13 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) 
     from phipipe import show
     from phipipe.executor import Bench
 
-    settings, store = _store()
+    settings, store = store_of_user()
     for planned in _plans(recipe, sets, only):
-        forecast = Bench(store, settings, _note).foresee(planned)
+        forecast = Bench(store, settings, note).foresee(planned)
         if as_json:
-            _print_json(show.plan_json(planned, forecast))
+            print_json(show.plan_json(planned, forecast))
         else:
-            _echo(show.plan(planned, forecast))
+            echo(show.plan(planned, forecast))
 
 
 @command("phipipe validate recipes/*.yaml")
@@ -128,12 +92,12 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
         else:
             rows.append({"recipe": str(path), "ok": True, "builds": [b.name for b in builds]})
             if not as_json:
-                _echo(f"{path}: valid, {len(builds)} build{'s' * (len(builds) != 1)}")
+                echo(f"{path}: valid, {len(builds)} build{'s' * (len(builds) != 1)}")
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     if errors:
         for other in errors[:-1]:
-            _complain(other)
+            complain(other)
         raise errors[-1]
 
 
@@ -149,15 +113,33 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
     from phipipe import again, show
 
-    settings, store = _store()
+    settings, store = store_of_user()
     planned = again.plan(package, store, text=text, tokens=tokens, source=source)
     (outcome,) = _attempt([planned], store, settings, None)
     if outcome.error:
         raise outcome.error
     if as_json:
-        _print_json(show.outcome_json(outcome))
+        print_json(show.outcome_json(outcome))
     else:
-        _echo(show.outcome(outcome))
+        echo(show.outcome(outcome))
+
+
+@command("phipipe compare packages/board-llamacpp-int4 packages/board-openvino-int4")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|PACKAGE...")
+@click.option(
+    "--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Where the board goes."
+)
+@AS_JSON
+def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
+    """Make one board of finished packages and runs: table, board.json, board.md and board.html."""
+    from phipipe import board, comparison
+
+    entries = comparison.of_paths(paths)
+    page = comparison.write(entries, out, "Fidelity board")
+    if as_json:
+        click.echo(board.dump(entries), nl=False)
+    else:
+        _show_board(entries, page)
 
 
 @command("phipipe verify packages/quickstart")
@@ -170,13 +152,13 @@ def verify(package: Path, as_json: bool) -> None:
 
     findings = packages.verify(package)
     if as_json:
-        _print_json({"package": str(package), "ok": not findings, "findings": [str(f) for f in findings]})
+        print_json({"package": str(package), "ok": not findings, "findings": [str(f) for f in findings]})
     if findings:
         for finding in findings if not as_json else ():
-            _echo(str(finding))
+            echo(str(finding))
         raise SourceError(f"`{package}` is not as it was packaged: {len(findings)} finding(s)", hint="build it again")
     if not as_json:
-        _echo(f"{package}: complete and unchanged")
+        echo(f"{package}: complete and unchanged")
 
 
 @command("phipipe chat packages/quickstart --prompt 'Tell me a story.'")
@@ -188,7 +170,7 @@ def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> 
     """Talk to a package through its own runtime, greedily."""
     from phipipe import again
 
-    sys.exit(again.chat(package, _settings(), _note, prompt=prompt, system=system, tokens=tokens))
+    sys.exit(again.chat(package, settings_of_user(), note, prompt=prompt, system=system, tokens=tokens))
 
 
 @command("phipipe init my-recipe.yaml --device cpu-x86_64 --precision int4")
@@ -204,26 +186,7 @@ def init(recipe: Path, device: str, precision: str, backend: str, source: str) -
     from phipipe import starter
 
     starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
-    _echo(f"wrote {recipe}\nnext: phipipe plan {recipe}")
-
-
-@command("phipipe schema --write schemas/recipe.schema.json")
-@click.option("--write", "target", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
-@click.option("--check", type=click.Path(path_type=Path), help="Fail if this file is not up to date.")
-def schema(target: Path | None, check: Path | None) -> None:
-    """Print the JSON schema of recipes, for editors' YAML language servers."""
-    from phipipe import backends
-    from phipipe import schema as schemas
-    from phipipe.errors import RecipeError
-
-    text = schemas.dump({name: backends.load(name).Options for name in backends.names()})
-    if check is not None:
-        if check.read_text("utf-8") != text:
-            raise RecipeError(f"`{check}` is out of date", hint=f"phipipe schema --write {check}")
-    elif target is not None:
-        target.write_text(text, "utf-8")
-    else:
-        click.echo(text, nl=False)
+    echo(f"wrote {recipe}\nnext: phipipe plan {recipe}")
 
 
 @command("phipipe devices intel-npu")
@@ -234,7 +197,7 @@ def devices(name: str | None, as_json: bool) -> None:
     from phipipe import catalogue
 
     rows = catalogue.devices() if name is None else catalogue.device(name)
-    _print_json(rows) if as_json else _echo(catalogue.text(rows))
+    print_json(rows) if as_json else echo(catalogue.text(rows))
 
 
 @command("phipipe backends onnxruntime")
@@ -245,120 +208,7 @@ def backends(name: str | None, as_json: bool) -> None:
     from phipipe import catalogue
 
     rows = catalogue.backends() if name is None else catalogue.backend(name)
-    _print_json(rows) if as_json else _echo(catalogue.text(rows))
-
-
-@cli.group(epilog="Example:  phipipe toolchain install onnxruntime")
-def toolchain() -> None:
-    """The isolated environments that backends run in."""
-
-
-@toolchain.command("ls", epilog="Example:  phipipe toolchain ls")
-@AS_JSON
-def toolchain_ls(as_json: bool) -> None:
-    """List toolchains: installed or not, size, path."""
-    from phipipe import catalogue
-
-    rows = catalogue.toolchains(_settings())
-    _print_json(rows) if as_json else _echo(catalogue.text(rows))
-
-
-@toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
-@click.argument("names", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
-def toolchain_install(names: Sequence[str], force: bool) -> None:
-    """Install toolchains now instead of on first use."""
-    from phipipe import toolchain as toolchains
-
-    for name in names:
-        if force:
-            toolchains.remove(name, _settings())
-        installed = toolchains.ensure(name, _settings(), _note)
-        _echo(f"{name}: {len(installed.packages)} packages")
-
-
-@toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
-@click.argument("name")
-def toolchain_path(name: str) -> None:
-    """Print the Python of an installed toolchain."""
-    from phipipe import toolchain as toolchains
-    from phipipe.errors import ToolchainError
-
-    installed = toolchains.installed(name, _settings())
-    if installed is None:
-        raise ToolchainError(f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}")
-    _echo(str(installed.python))
-
-
-@cli.group(epilog="Example:  phipipe cache gc --budget 20")
-def cache() -> None:
-    """What the cache holds, whether it is intact, and how to shrink it."""
-
-
-@cache.command("ls", epilog="Example:  phipipe cache ls --json")
-@AS_JSON
-def cache_ls(as_json: bool) -> None:
-    """List stored results: step, size, age, last use."""
-    from phipipe import catalogue
-
-    rows = catalogue.stored(_store()[1])
-    _print_json(rows) if as_json else _echo(catalogue.text(rows))
-
-
-@cache.command("verify", epilog="Example:  phipipe cache verify")
-def cache_verify() -> None:
-    """Hash everything; put damage aside, to be built again when it is needed."""
-    findings = _store()[1].verify()
-    for finding in findings:
-        _echo(str(finding))
-    _echo(f"{len(findings)} damaged" if findings else "everything intact")
-
-
-@cache.command("gc", epilog="Example:  phipipe cache gc --budget 20 --dry-run")
-@click.option("--budget", required=True, type=click.FloatRange(min=0), metavar="GIB", help="Size to shrink to, in GiB.")
-@click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
-@AS_JSON
-def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
-    """Remove what was unused for longest; never what a running build needs."""
-    from phipipe import catalogue
-
-    report = catalogue.collected(_store()[1].gc(int(budget * 2**30), dry_run=dry_run))
-    verb = "would free" if dry_run else "freed"
-    _print_json(report) if as_json else _echo(f"{verb} {report['freed']}, {report['kept']} kept")
-
-
-@command("phipipe doctor")
-@AS_JSON
-def doctor(as_json: bool) -> None:
-    """Tell what this machine has and what is missing: cache, toolchains, memory, accelerators."""
-    from phipipe import catalogue
-
-    rows = catalogue.doctor(_settings())
-    _print_json(rows) if as_json else _echo(catalogue.text(rows))
-
-
-@command('eval "$(phipipe completion bash)"')
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the shell's completion script."""
-    from click.shell_completion import get_completion_class
-
-    made = get_completion_class(shell)
-    assert made is not None  # the choices above
-    click.echo(made(cli, {}, "phipipe", "_PHIPIPE_COMPLETE").source())
-
-
-def _settings() -> Settings:
-    from phipipe.settings import Settings
-
-    return Settings.read()
-
-
-def _store() -> tuple[Settings, Store]:
-    from phipipe.store import Store
-
-    settings = _settings()
-    return settings, Store(settings.cache, notify=_note)
+    print_json(rows) if as_json else echo(catalogue.text(rows))
 
 
 def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any]:
@@ -383,23 +233,30 @@ def _attempt(
         return schedule.attempt(plans, store, settings, listener, out, jobs)
 
 
-def _note(line: str) -> None:
-    click.echo(line, err=True)
+def _board_of(outcomes: list[Any], out: Path, quiet: bool) -> None:
+    """The board of a matrix: beside the packages, in a folder named by the recipe."""
+    from phipipe import comparison
+    from phipipe.errors import SourceError
+
+    entries, name = comparison.of_outcomes(outcomes), outcomes[0].plan.build.recipe.name
+    try:
+        page = comparison.write(entries, out / name, name)
+    except SourceError as error:  # variants may be evaluated on different texts on purpose
+        note(f"no board: {error.message}")
+        return
+    if not quiet:
+        _show_board(entries, page)
+        if all(outcome.all_cached for outcome in outcomes):
+            echo("everything was cached, nothing had to be done")
 
 
-def _echo(text: str) -> None:
-    click.echo(text)
+def _show_board(entries: Sequence[Any], page: Path) -> None:
+    import shutil
 
+    from phipipe import board
 
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _complain(error: PhipipeError) -> None:
-    color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
-    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True, color=color)
-    if error.hint:
-        click.echo(click.style("  try: ", fg="cyan") + error.hint, err=True, color=color)
+    echo(f"\n{board.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
+    echo(f"\n{board.answer(entries)}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:
@@ -417,6 +274,9 @@ def _bug() -> int:
     return 70
 
 
+from phipipe import upkeep as upkeep  # noqa: E402 (its commands come after those above)
+
+
 def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
@@ -426,7 +286,7 @@ def main() -> NoReturn:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
     except PhipipeError as error:
-        _complain(error)
+        complain(error)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)

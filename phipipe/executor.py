@@ -255,10 +255,9 @@ class Bench:
 
 
 def threads_per_worker(jobs: int) -> int | None:
-    """Threads that each of ``jobs`` workers may use, None for all: twice the cores in all, since steps also wait."""
+    """Threads that each of ``jobs`` workers may use, None for all. No more than cores: llama.cpp's threads spin."""
     cores = os.cpu_count() or 1
-    limit = -(-2 * cores // jobs)
-    return limit if limit < cores else None
+    return max(1, cores // jobs) if jobs > 1 else None
 
 
 def _in_process(request: Request, scratch: Path) -> dict[str, float]:
@@ -283,6 +282,8 @@ def explain(store: Store, step: str, record: Mapping[str, Json]) -> str:
     nearest: tuple[int, list[str]] | None = None
     for other in store.records():
         if (other.get("step"), other.get("runs")) != (step, record["runs"]):
+            continue
+        if other["params"].get("backend") != record["params"].get("backend"):  # another runtime's, nothing to compare
             continue
         found = differences(other, record)
         if nearest is None or len(found) < nearest[0]:

@@ -60,9 +60,18 @@ def graph(plans: Sequence[Plan]) -> tuple[dict[str, Node], list[dict[str, str]]]
             own[step.name] = node.identity
             nodes.setdefault(node.identity, node).builds.add(i)
     for node in nodes.values():
-        shared = len(node.builds) > 1 or len(plans) == 1
-        node.label = node.step.name if shared else f"{plans[min(node.builds)].build.name}: {node.step.name}"
+        node.label = _label(node, plans)
     return nodes, names
+
+
+def _label(node: Node, plans: Sequence[Plan]) -> str:
+    """The step's name, after the build that it belongs to, or the backend where several of its builds share it."""
+    if len(node.builds) == len(plans):
+        return node.step.name
+    if len(node.builds) == 1:
+        return f"{plans[min(node.builds)].build.name}: {node.step.name}"
+    backends = {plans[build].build.recipe.backend for build in node.builds}
+    return f"{backends.pop()}: {node.step.name}" if len(backends) == 1 else node.step.name
 
 
 def labels(plans: Sequence[Plan]) -> list[str]:
@@ -117,7 +126,8 @@ class _Run:
     ) -> None:
         self._plans, self._store, self._listener, self._out, self._jobs = plans, store, listener, out, jobs
         self._nodes, self._names = graph(plans)
-        self._bench = Bench(store, settings, listener.note, threads_per_worker(jobs))
+        share = threads_per_worker(jobs if len(plans) > 1 else 1)  # the steps of one build are nearly a chain
+        self._bench = Bench(store, settings, listener.note, share)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._exporting: dict[int, int] = {}  # build → how often its package was found damaged
@@ -311,7 +321,8 @@ class _Run:
             try:
                 self._bench.stop(force)
                 for thread in self._threads:
-                    thread.join(max(0.0, end - time.monotonic()))
+                    if thread.is_alive():  # the signal may have come while one was being started; the bench refuses it
+                        thread.join(max(0.0, end - time.monotonic()))
                 self._bench.dismiss(keep=set())
                 return
             except KeyboardInterrupt:

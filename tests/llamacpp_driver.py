@@ -24,7 +24,11 @@ PLAIN = {"pure": False, "tensors": [], "output_type": None, "embedding_type": No
 LONGROPE = {
     "max_position_embeddings": 8192,
     "original_max_position_embeddings": 512,
-    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [4.0] * 32},
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1 + i / 64 for i in range(32)],
+        "long_factor": [2 + i / 8 for i in range(32)],
+    },
 }
 
 
@@ -79,7 +83,7 @@ def with_torch(root: Path) -> dict[str, Any]:
     facts["bf16"] = digest(root / "bf16" / "model.gguf")
     facts["upstream"] = upstream(source, root)
     facts["modelfile"] = (again / "Modelfile").read_text("utf-8")
-    convert(source, root / "longrope", "BF16", LONGROPE)
+    convert(source, root / "longrope", "F32", LONGROPE)
     tokenizer = AutoTokenizer.from_pretrained(source)
     text = (hub.ASSETS / "stories" / "calibration.txt").read_text("utf-8")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"][:4096]
@@ -91,6 +95,7 @@ def with_torch(root: Path) -> dict[str, Any]:
     wanted = {t.name: t.shape[0] for t in llama_gguf.linears(root / "bf16" / "model.gguf")}
     facts["imatrix_fits"] = {n: len(v) for n, v in vectors.items()} == wanted
     text = "It was late. <|user|>\nWhere is the key?<|end|>\n<|assistant|>\n"
+    np.save(root / "longrope.npy", reference(source, LONGROPE, tokenizer(text, add_special_tokens=False)["input_ids"]))
     facts["ids"] = {"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
     swapped = shutil.copytree(source, root / "swapped")
     (swapped / "config.json").write_text(
@@ -99,6 +104,19 @@ def with_torch(root: Path) -> dict[str, Any]:
     facts["unknown"] = refusal(lambda: convert(swapped, root / "unknown", "BF16"))
     facts["odd_template"] = llama_modelfile.frames(lambda messages: "only " + messages[0]["content"])
     return facts
+
+
+def reference(source: Path, changes: dict[str, Any], ids: list[int]) -> Any:
+    """float32 [positions, vocabulary]: what transformers makes of the source with some of its config changed."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(source, source.parent / "reference")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
 
 
 def refusal(call: Any) -> str | None:
@@ -175,12 +193,13 @@ def with_llamacpp(root: Path) -> dict[str, Any]:
 
 
 def longrope(root: Path, ids: list[int]) -> dict[str, Any]:
-    """F3: a short prompt takes the short factors, which here are those of the plain model."""
+    """F3: a short prompt takes the short factors and the attention factor, as in transformers."""
     import numpy as np
 
-    plain, long = llamacpp.open(root / "bf16"), llamacpp.open(root / "longrope")
-    difference = float(np.abs(plain.logits(ids) - long.logits(ids)).max())
-    refused = refusal(lambda: long.logits((ids * 60)[:600]))
+    runtime = llamacpp.open(root / "longrope")
+    expected = np.load(root / "longrope.npy")
+    difference = float(np.abs(runtime.logits(ids) - expected).max())
+    refused = refusal(lambda: runtime.logits((ids * 60)[:600]))
     return {"short_factors": difference, "beyond": refused}
 
 

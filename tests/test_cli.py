@@ -84,7 +84,7 @@ def test_plan_changes_nothing(run: Run, own_cache: Path) -> None:
         (["device=intel-npu"], 3, ["does not run on Intel NPU"]),
         (["device=cpu-x86"], 3, ["unknown device", "did you mean `cpu-x86_64`?"]),
         (["backend=onnxruntim"], 2, ["unknown backend", "did you mean `onnxruntime`?"]),
-        (["backend=mlx"], 2, ["unknown backend `mlx`"]),
+        (["backend=mlx"], 2, ["unknown key `block_size`", "did you mean `group_size`?"]),
         (["precision=int5"], 2, ["int4", "int8"]),
         (["source={builtin: tiny-phi}"], 2, ["did you mean `tiny-phi3`?"]),
         (["source={path: nowhere}"], 8, ["nowhere", "no such folder"]),

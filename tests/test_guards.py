@@ -40,6 +40,7 @@ LAYERS = (
         "llama_session",
         "openvino_graph",
         "openvino_session",
+        "torch_checkpoint",
     },
     {
         "hub",
@@ -60,7 +61,9 @@ LAYERS = (
     {"worker", "process"},
     {"executor"},
     {"schedule"},
-    {"show", "again", "catalogue"},
+    {"show", "again", "catalogue", "comparison"},
+    {"console"},
+    {"upkeep"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -59,7 +59,7 @@ def step(
 
 
 def plan(name: str, *steps: Step) -> Plan:
-    build: Any = SimpleNamespace(name=name, recipe=None)
+    build: Any = SimpleNamespace(name=name, recipe=SimpleNamespace(backend=name[0]))
     made: Any = Plan(build=build, device=None, api="cpu", on_target="false", checkpoint=None, steps=steps)  # type: ignore[arg-type]
     return made  # type: ignore[no-any-return]
 
@@ -198,6 +198,8 @@ def test_labels_name_the_build_where_steps_are_its_own() -> None:
     plans = [plan("a", shared, step("x", "source")), plan("b", shared, step("x", "source", more=1))]
     assert schedule.labels(plans) == ["source", "a: x", "b: x"]
     assert schedule.labels(plans[:1]) == ["source", "x"]
+    both = [plan("a1", shared, step("x", "source")), plan("a2", shared, step("x", "source")), plan("b", shared)]
+    assert schedule.labels(both) == ["source", "a: x"]
 
 
 def test_damage_is_made_again_by_whoever_made_it(store: Store, tmp_path: Path) -> None:
@@ -252,9 +254,9 @@ def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [machine(1, 64), machine(2, 24), machine(16, 64), machine(64, 256), machine(16, 7)] == [2, 2, 8, 8, 1]
 
 
-def test_threads_are_shared_by_many_workers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 4, 8, 16)] == [None, None, 8, 4, 2]
+    assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 4, 8, 32)] == [None, 8, 4, 2, 1]
 
 
 def test_a_stopped_bench_starts_nothing(store: Store, torch_python: Path) -> None:

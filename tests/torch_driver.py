@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 
-from phipipe import worker
+from phipipe import torch_checkpoint, worker
 from phipipe.backends import torch as backend
 from phipipe.errors import PhipipeError
 from phipipe.hub import BUILTIN_MODELS
@@ -153,7 +153,7 @@ def sources(root: Path) -> dict[str, Any]:
             "names": sorted(p.name for p in made.iterdir()),
             "unchanged": digest(source) == before,
         }
-    index = json.loads((root / "tied-int8" / backend.INDEX).read_text("utf-8"))
+    index = json.loads((root / "tied-int8" / torch_checkpoint.INDEX).read_text("utf-8"))
     found = {k: p.name for p in (root / "tied-int8").glob("*.safetensors") for k in load_file(p)}
     return facts | {"index": index["weight_map"] == found}
 
@@ -168,7 +168,7 @@ def _tied(folder: Path) -> Path:
         part = {k: t for n, (k, t) in enumerate(sorted(tensors.items())) if n % 2 == i - 1}
         save_file(part, folder / f"model-0000{i}-of-00002.safetensors", metadata={"format": "pt"})
         where |= dict.fromkeys(part, f"model-0000{i}-of-00002.safetensors")
-    (folder / backend.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / torch_checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     rope = {"type": "longrope", "short_factor": [1.0] * 24, "long_factor": [1.0 + i / 2 for i in range(24)]}
     config |= {"tie_word_embeddings": True, "partial_rotary_factor": 0.75, "rope_scaling": rope}
@@ -211,7 +211,7 @@ def failures(root: Path) -> dict[str, list[str]]:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return message(lambda: backend.verify(SOURCE, folder, params))
+        return message(lambda: torch_checkpoint.verify(SOURCE, folder, params))
 
     def without_scales(tensors: dict[str, Any]) -> None:
         del tensors[f"{layer}.scales"]
@@ -227,8 +227,8 @@ def failures(root: Path) -> dict[str, list[str]]:
         "head": tampered("head", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].half()})),
         "norm": tampered("norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})),
         "more": tampered("more", lambda t: t.update({"lm_head.qweight": torch.zeros(1)})),
-        "bits": message(lambda: backend.verify(SOURCE, root / "int8", params)),
-        "groups": message(lambda: backend.verify(SOURCE, root / "int4-32", params)),
+        "bits": message(lambda: torch_checkpoint.verify(SOURCE, root / "int8", params)),
+        "groups": message(lambda: torch_checkpoint.verify(SOURCE, root / "int4-32", params)),
     }
 
 

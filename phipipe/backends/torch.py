@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phipipe import torch_checkpoint
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
@@ -40,10 +39,6 @@ BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 _SCHEMES: Mapping[Precision, str] = {**_DTYPES, "int8": "auto-round, 8 bits", "int4": "auto-round, 4 bits"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
 ITERATIONS = 200  # auto-round's own default
-LINEAR = re.compile(r"model\.layers\.\d+\..+\.weight")  # of these, the two-dimensional ones; norms have one dimension
-PARTS = ("qweight", "qzeros", "scales", "g_idx")  # the last with zero points only
-INDEX = "model.safetensors.index.json"
-Change = Callable[[str, Any], dict[str, Any]]  # a tensor's name and value → what takes its place
 
 
 class Options(BaseModel):
@@ -196,46 +191,7 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
     def change(name: str, tensor: Any) -> dict[str, Any]:
         return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor}
 
-    _rewrite(inputs["source"], out, change, {"torch_dtype": params["dtype"]})
-
-
-def _rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json]) -> None:
-    """Copy the checkpoint file by file, each tensor replaced by what ``change`` makes of it.
-
-    Shards are read and written one at a time; the layout of the source's config and tokenizer is kept, since other
-    tools misread what transformers 5 writes. ``settings`` replace top-level keys of the config.
-    """
-    from safetensors.torch import save_file
-
-    from phipipe import models
-
-    where: dict[str, str] = {}
-    total = 0
-    for path in _shards(source):
-        tensors = {key: made for name, tensor in _tensors(path) for key, made in change(name, tensor).items()}
-        save_file(tensors, out / path.name, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, path.name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    for name in models.files(source):
-        if not name.endswith(".safetensors"):
-            shutil.copyfile(source / name, out / name)
-    if (source / INDEX).is_file():
-        _write(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
-    config = json.loads((source / "config.json").read_text("utf-8")) | dict(settings)
-    config.pop("auto_map", None)
-    _write(out / "config.json", config)
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files that make up the checkpoint: those its index names, if it has one."""
-    index = folder / INDEX
-    if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _write(path: Path, value: Json) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    torch_checkpoint.rewrite(inputs["source"], out, change, {"torch_dtype": params["dtype"]})
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
@@ -252,18 +208,18 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     source = inputs["source"]
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
         _auto_round(source, Path(scratch), params, inputs.get("calibration"))
-        made = _where(sorted(Path(scratch).rglob("*.safetensors")))
+        made = torch_checkpoint.where_are(sorted(Path(scratch).rglob("*.safetensors")))
         config = min(Path(scratch).rglob("config.json"), default=None)
         if config is None or not made:
             raise StepFailed("auto-round left no checkpoint")
+        settings = json.loads(config.read_text("utf-8")).get("quantization_config", {})
 
         def change(name: str, tensor: Any) -> dict[str, Any]:
-            packed = [key for part in PARTS if (key := name.removesuffix("weight") + part) in made]
-            return {key: _read(made[key], key) for key in packed} or {name: tensor}
+            packed = [key for part in torch_checkpoint.PARTS if (key := name.removesuffix("weight") + part) in made]
+            return {key: torch_checkpoint.read(made[key], key) for key in packed} or {name: tensor}
 
-        settings = json.loads(config.read_text("utf-8")).get("quantization_config", {})
-        _rewrite(source, out, change, {"quantization_config": settings})
-    verify(source, out, params)
+        torch_checkpoint.rewrite(source, out, change, {"quantization_config": settings})
+    torch_checkpoint.verify(source, out, params)
 
 
 def _auto_round(source: Path, out: Path, params: Params, calibration: Path | None) -> None:
@@ -289,82 +245,10 @@ def _auto_round(source: Path, out: Path, params: Params, calibration: Path | Non
     chosen |= {"nsamples": max(1, len(windows)), "seqlen": windows.shape[1], "batch_size": 8, "seed": 42}
     chosen |= {"bits": params["bits"], "group_size": params["group_size"], "sym": params["symmetric"]}
     chosen |= {"scale_dtype": "fp16", "quant_lm_head": False, "amp": False, "model_dtype": "float32"}
-    chosen |= {"device_map": "cpu", "enable_torch_compile": False, "trust_remote_code": False}
-    chosen |= {"low_gpu_mem_usage": False, "low_cpu_mem_usage": False}  # no weights set aside on disk
+    chosen |= dict.fromkeys(("enable_torch_compile", "trust_remote_code"), False) | {"device_map": "cpu"}
+    chosen |= dict.fromkeys(("low_gpu_mem_usage", "low_cpu_mem_usage"), False)  # no weights set aside on disk
     packing = "auto_round" if params["symmetric"] else "auto_round:gptqmodel"  # else AWQ's, which no CPU layer reads
     AutoRound(str(source), scheme=f"W{params['bits']}A16", **chosen).quantize_and_save(str(out), format=packing)
-
-
-def _where(shards: Sequence[Path]) -> dict[str, Path]:
-    """Tensor name → the file that holds it."""
-    return {name: path for path in shards for name, _ in _tensors(path)}
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
-    """Name and value of every tensor of a file, one in memory at a time."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as shard:
-        for name in shard.keys():  # noqa: SIM118 (not a mapping)
-            yield name, shard.get_tensor(name)
-
-
-def _read(path: Path, name: str) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as shard:
-        return shard.get_tensor(name)
-
-
-def verify(source: Path, folder: Path, params: Params) -> None:
-    """Every linear of the decoder layers is packed as asked, every other tensor is the source's own.
-
-    Raises:
-        StepFailed: names the first tensor that is not as it should be.
-    """
-    settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
-    wanted = {"bits": params["bits"], "group_size": params["group_size"], "sym": params["symmetric"]}
-    wanted |= {"quant_method": "auto-round", "data_type": "int"}
-    if wrong := [key for key, value in wanted.items() if settings.get(key) != value]:
-        raise StepFailed(f"auto-round wrote `{wrong[0]}: {settings.get(wrong[0])}`, not {wanted[wrong[0]]}")
-    if extra := [key for key in ("extra_config", "regex_config") if settings.get(key)]:
-        raise StepFailed(f"auto-round made exceptions that were not asked for: {settings[extra[0]]}")
-    present = _where(_shards(folder))
-    packed = 0
-    for name, tensor in (pair for path in _shards(source) for pair in _tensors(path)):
-        if LINEAR.fullmatch(name) and tensor.dim() == 2:
-            _check_packed(name.removesuffix(".weight"), tensor.shape, present, params)
-            packed += 1
-        elif name not in present or not _read(present.pop(name), name).equal(tensor):
-            raise StepFailed(f"`{name}` is not the source's own")
-    if not packed or present:
-        raise StepFailed(f"unexpected tensor `{min(present)}`" if present else "no linear was quantized")
-
-
-def _check_packed(linear: str, shape: Sequence[int], present: dict[str, Path], params: Params) -> None:
-    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and check them."""
-    import torch
-
-    rows, width, bits = shape[0], shape[1], params["bits"]
-    size = width if params["group_size"] == -1 else params["group_size"]
-    expected = {
-        "qweight": (torch.int32, (width * bits // 32, rows)),
-        "qzeros": (torch.int32, (width // size, rows * bits // 32)),
-        "scales": (torch.float16, (width // size, rows)),
-    } | ({} if params["symmetric"] else {"g_idx": (torch.int32, (width,))})
-    for part, wanted in expected.items():
-        name = f"{linear}.{part}"
-        if name not in present:
-            raise StepFailed(f"auto-round left `{linear}` unquantized: there is no `{part}`")
-        tensor = _read(present.pop(name), name)
-        if (tensor.dtype, tuple(tensor.shape)) != wanted:
-            raise StepFailed(f"`{name}` is {tensor.dtype} {tuple(tensor.shape)}, not {wanted}")
-        if part == "scales" and not tensor.isfinite().all():
-            raise StepFailed(f"`{name}` has values that are not finite numbers")
-        if part == "qzeros" and params["symmetric"] and len(tensor.unique()) != 1:
-            raise StepFailed(f"`{name}` has zero points of its own: the rounding is not symmetric")
-        if part == "g_idx" and not tensor.equal(torch.arange(width, dtype=torch.int32) // size):
-            raise StepFailed(f"`{name}` does not number the groups in order")
 
 
 def _load(folder: Path) -> Any:

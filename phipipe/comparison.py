@@ -1,0 +1,76 @@
+"""Boards from runs and from finished packages: gathered, checked for comparability, written as three files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from phipipe import board, board_html, package
+from phipipe.board import Entry
+from phipipe.errors import PhipipeError, SourceError
+from phipipe.executor import Outcome
+
+NAME = "board.json"
+
+
+def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
+    """One entry for each build of a run, failed ones included."""
+    entries = []
+    for outcome in outcomes:
+        build = outcome.plan.build
+        if outcome.error is not None:
+            entries.append(
+                board.failed(build.name, build.recipe.backend, build.recipe.precision, outcome.error.message)
+            )
+        elif outcome.package is not None:
+            entries.append(board.from_manifest(package.read_manifest(outcome.package)))
+    return entries
+
+
+def of_paths(paths: Sequence[Path]) -> list[Entry]:
+    """Entries of packages, of boards (``board.json`` or a folder that holds one), and of folders full of packages.
+
+    Raises:
+        SourceError: a path is none of these, or its content is damaged.
+    """
+    return [entry for path in paths for entry in _of_path(path)]
+
+
+def _of_path(path: Path) -> list[Entry]:
+    if path.is_file():
+        return _load(path)
+    if (path / "manifest.json").is_file():
+        return [board.from_manifest(package.read_manifest(path))]
+    if (path / NAME).is_file():
+        return _load(path / NAME)
+    inside = sorted(p.parent for p in path.glob("*/manifest.json")) if path.is_dir() else []
+    if not inside:
+        kind = "holds neither a package nor a board" if path.is_dir() else "does not exist"
+        raise SourceError(f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run")
+    return [board.from_manifest(package.read_manifest(folder)) for folder in inside]
+
+
+def _load(path: Path) -> list[Entry]:
+    try:
+        return board.load(path.read_text("utf-8"))
+    except (PhipipeError, UnicodeDecodeError) as error:
+        message = error.message if isinstance(error, PhipipeError) else "it is not UTF-8"
+        raise SourceError(f"`{path}`: {message}", hint=getattr(error, "hint", None)) from None
+
+
+def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
+    """Write ``board.json``, ``board.md`` and ``board.html`` into ``folder``; returns the page's path.
+
+    Raises:
+        SourceError: the entries were not measured on the same tokens of the same model.
+    """
+    board.check_comparable(entries)
+    texts = {
+        NAME: board.dump(entries),
+        "board.md": board.markdown(entries, title),
+        "board.html": board_html.render(entries, title),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())  # no newline translation
+    return folder / "board.html"

@@ -1,0 +1,86 @@
+"""What every command of the command line shares: the group, the settings, and how to print."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from phipipe import __version__
+from phipipe.errors import PhipipeError
+
+if TYPE_CHECKING:
+    from phipipe.settings import Settings
+    from phipipe.store import Store
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
+
+
+class Group(click.Group):
+    """Commands in the order a user meets them, and a suggestion for a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], self.commands, 1)
+            guess = f" Did you mean `{close[0]}`?" if close else ""
+            raise click.UsageError(f"{error.message}{guess}", ctx) from None
+
+
+def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A subcommand whose ``--help`` ends with an example."""
+
+    def register(function: Callable[..., None]) -> click.Command:
+        name = function.__name__.rstrip("_")
+        return cli.command(name, epilog=f"Example:  {example}")(function)
+
+    return register
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="phipipe")
+def cli() -> None:
+    """One recipe in, one verified artifact out: small language models for edge devices."""
+
+
+def settings_of_user() -> Settings:
+    from phipipe.settings import Settings
+
+    return Settings.read()
+
+
+def store_of_user() -> tuple[Settings, Store]:
+    from phipipe.store import Store
+
+    settings = settings_of_user()
+    return settings, Store(settings.cache, notify=note)
+
+
+def note(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def echo(text: str) -> None:
+    click.echo(text)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def complain(error: PhipipeError) -> None:
+    color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
+    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True, color=color)
+    if error.hint:
+        click.echo(click.style("  try: ", fg="cyan") + error.hint, err=True, color=color)

@@ -1,0 +1,129 @@
+"""Commands that keep the installation in order: schema, toolchains, cache, doctor, completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from phipipe.console import AS_JSON, cli, command, echo, note, print_json, settings_of_user, store_of_user
+
+
+@command("phipipe schema --write schemas/recipe.schema.json")
+@click.option("--write", "target", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
+@click.option("--check", type=click.Path(path_type=Path), help="Fail if this file is not up to date.")
+def schema(target: Path | None, check: Path | None) -> None:
+    """Print the JSON schema of recipes, for editors' YAML language servers."""
+    from phipipe import backends
+    from phipipe import schema as schemas
+    from phipipe.errors import RecipeError
+
+    text = schemas.dump({name: backends.load(name).Options for name in backends.names()})
+    if check is not None:
+        if check.read_text("utf-8") != text:
+            raise RecipeError(f"`{check}` is out of date", hint=f"phipipe schema --write {check}")
+    elif target is not None:
+        target.write_text(text, "utf-8")
+    else:
+        click.echo(text, nl=False)
+
+
+@cli.group(epilog="Example:  phipipe toolchain install onnxruntime")
+def toolchain() -> None:
+    """The isolated environments that backends run in."""
+
+
+@toolchain.command("ls", epilog="Example:  phipipe toolchain ls")
+@AS_JSON
+def toolchain_ls(as_json: bool) -> None:
+    """List toolchains: installed or not, size, path."""
+    from phipipe import catalogue
+
+    rows = catalogue.toolchains(settings_of_user())
+    print_json(rows) if as_json else echo(catalogue.text(rows))
+
+
+@toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
+def toolchain_install(names: Sequence[str], force: bool) -> None:
+    """Install toolchains now instead of on first use."""
+    from phipipe import toolchain as toolchains
+
+    for name in names:
+        if force:
+            toolchains.remove(name, settings_of_user())
+        installed = toolchains.ensure(name, settings_of_user(), note)
+        echo(f"{name}: {len(installed.packages)} packages")
+
+
+@toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
+@click.argument("name")
+def toolchain_path(name: str) -> None:
+    """Print the Python of an installed toolchain."""
+    from phipipe import toolchain as toolchains
+    from phipipe.errors import ToolchainError
+
+    installed = toolchains.installed(name, settings_of_user())
+    if installed is None:
+        raise ToolchainError(f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}")
+    echo(str(installed.python))
+
+
+@cli.group(epilog="Example:  phipipe cache gc --budget 20")
+def cache() -> None:
+    """What the cache holds, whether it is intact, and how to shrink it."""
+
+
+@cache.command("ls", epilog="Example:  phipipe cache ls --json")
+@AS_JSON
+def cache_ls(as_json: bool) -> None:
+    """List stored results: step, size, age, last use."""
+    from phipipe import catalogue
+
+    rows = catalogue.stored(store_of_user()[1])
+    print_json(rows) if as_json else echo(catalogue.text(rows))
+
+
+@cache.command("verify", epilog="Example:  phipipe cache verify")
+def cache_verify() -> None:
+    """Hash everything; put damage aside, to be built again when it is needed."""
+    findings = store_of_user()[1].verify()
+    for finding in findings:
+        echo(str(finding))
+    echo(f"{len(findings)} damaged" if findings else "everything intact")
+
+
+@cache.command("gc", epilog="Example:  phipipe cache gc --budget 20 --dry-run")
+@click.option("--budget", required=True, type=click.FloatRange(min=0), metavar="GIB", help="Size to shrink to, in GiB.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
+@AS_JSON
+def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
+    """Remove what was unused for longest; never what a running build needs."""
+    from phipipe import catalogue
+
+    report = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run))
+    verb = "would free" if dry_run else "freed"
+    print_json(report) if as_json else echo(f"{verb} {report['freed']}, {report['kept']} kept")
+
+
+@command("phipipe doctor")
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Tell what this machine has and what is missing: cache, toolchains, memory, accelerators."""
+    from phipipe import catalogue
+
+    rows = catalogue.doctor(settings_of_user())
+    print_json(rows) if as_json else echo(catalogue.text(rows))
+
+
+@command('eval "$(phipipe completion bash)"')
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the shell's completion script."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None  # the choices above
+    click.echo(made(cli, {}, "phipipe", "_PHIPIPE_COMPLETE").source())
