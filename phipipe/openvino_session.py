@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,19 +54,20 @@ class Weight:
     width: int
     group: int
     zero_point: bool
+    head: bool = False  # the last MatMul reads it: the LM head, or an embedding tied to it
 
 
 def weights(model: Any) -> list[Weight]:
     """Matrices that MatMul and Gather nodes read, in the order of computation; shared ones once."""
     found: dict[str, Weight] = {}
+    last: Weight | None = None
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
-        if kind in ("MatMul", "Gather"):
-            for port in (0,) if kind == "Gather" else (0, 1):
-                weight = _weight(node, node.input_value(port).get_node())
-                if weight:
-                    found.setdefault(weight.constant, weight)
-    return list(found.values())
+        for port in {"MatMul": (0, 1), "Gather": (0,)}.get(kind, ()):
+            weight = _weight(node, node.input_value(port).get_node())
+            if weight:
+                last = found.setdefault(weight.constant, weight)
+    return [replace(weight, head=weight is last) for weight in found.values()]
 
 
 def _weight(reader: Any, node: Any) -> Weight | None:
@@ -124,13 +125,13 @@ def verify(before: Sequence[Weight], after: Sequence[Weight], params: Mapping[st
     total = sum(weight.size for weight in ranked)
     share = sum(weight.size for weight in ranked if weight.kind == kind) / total
     largest = max(weight.size for weight in ranked) / total
-    if share > params["ratio"] or share + largest < params["ratio"]:
+    if not 0 < share <= params["ratio"] or share + largest < params["ratio"] - 1e-9:
         raise StepFailed(f"NNCF gave 4 bits to {share:.1%} of the weights, not {params['ratio']:.1%}")
 
 
 def ratio_defining(found: Sequence[Weight], all_layers: bool) -> list[Weight]:
-    """The matrices that ``ratio`` counts: NNCF leaves out embeddings and the last MatMul, unless told otherwise."""
-    return list(found) if all_layers else [weight for weight in found if not weight.embedding][:-1]
+    """The matrices that ``ratio`` counts: NNCF leaves out embeddings and the LM head, unless told otherwise."""
+    return [weight for weight in found if all_layers or not (weight.embedding or weight.head)]
 
 
 def _check(weight: Weight, kinds: set[str], group_size: int) -> None:

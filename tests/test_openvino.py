@@ -261,9 +261,9 @@ def test_the_packaged_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("case", ["int4-symmetric", "row"])
-def test_the_npus_pipeline_answers_as_the_cpus(facts: dict[str, Any], case: str) -> None:
+def test_the_npus_pipeline_gives_the_likeliest_tokens(facts: dict[str, Any], case: str) -> None:
     found = section(facts, "npu")[case]
-    assert found["equal"]
+    assert found["gap_nats"] < 1e-3
     assert (found["pipeline"], found["tokens"]) == ("NPUW on CPU", 32)
 
 
@@ -271,4 +271,4 @@ def test_the_npus_pipeline_answers_as_the_cpus(facts: dict[str, Any], case: str)
 def test_another_answer_of_the_npus_pipeline_fails(facts: dict[str, Any]) -> None:
     kind, message = section(facts, "npu")["wrong"]
     assert kind == "StepFailed"
-    assert "token 2" in message
+    assert "nats less likely" in message
