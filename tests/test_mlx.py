@@ -1,0 +1,233 @@
+"""MLX: options and rules, equality with mlx-lm's own conversion, fidelity, known traps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from phipipe import hub, models
+from phipipe.backends import mlx
+
+HERE = Path(__file__).parent
+TINY = hub.BUILTIN_MODELS["tiny-phi3"]
+LONGROPE = {
+    "max_position_embeddings": 8192,
+    "original_max_position_embeddings": 512,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1 + i / 64 for i in range(32)],
+        "long_factor": [2 + i / 8 for i in range(32)],
+    },
+}
+
+
+def source(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    for name in models.files(TINY):
+        shutil.copyfile(TINY / name, folder / name)
+    changed = json.loads((TINY / "config.json").read_text("utf-8")) | config
+    (folder / "config.json").write_text(json.dumps(changed), "utf-8")
+    return folder
+
+
+def drive(python: Path, *words: Path | str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([python, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="session")
+def facts(mlx_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the driver found out in the toolchain's Python, against logits of transformers."""
+    root = tmp_path_factory.mktemp("mlx")
+    source(root / "source")
+    source(root / "longrope", **LONGROPE)
+    tie(source(root / "tied", tie_word_embeddings=True))
+    text = hub.ASSETS / "stories" / "evaluation.txt"
+    drive(torch_python, HERE / "reference_driver.py", root, text, "400", "source", "longrope", "tied")
+    drive(mlx_python, HERE / "mlx_driver.py", root)
+    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
+    return found
+
+
+def tie(folder: Path) -> None:
+    """Take the LM head's own matrix away."""
+    data = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    start, end = header.pop("lm_head.weight")["data_offsets"]
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["data_offsets"][0] >= end:
+            entry["data_offsets"] = [offset - (end - start) for offset in entry["data_offsets"]]
+    packed = json.dumps(header).encode()
+    body = data[8 + size :]
+    (folder / "model.safetensors").write_bytes(len(packed).to_bytes(8, "little") + packed + body[:start] + body[end:])
+
+
+def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = facts[name]
+    assert "error" not in found, found["error"]
+    return found
+
+
+def recipe(precision: str = "int4", window: int = 512) -> Any:
+    return SimpleNamespace(precision=precision, backend="mlx", evaluate=SimpleNamespace(window=window))
+
+
+def checkpoint(**changes: Any) -> Any:
+    shape: dict[str, Any] = {
+        "parameters": 10_000_000,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "sliding_window": None,
+        "context_length": 4096,
+        "original_context_length": 4096,
+        "config": {"torch_dtype": "bfloat16"},
+    }
+    return SimpleNamespace(**shape | changes)
+
+
+def advice(precision: str, shape: Any = None, window: int = 512, **options: Any) -> list[tuple[str, str]]:
+    found = mlx.advise(recipe(precision, window), mlx.Options(**options), shape or checkpoint())
+    return [(entry.rule, entry.level) for entry in found]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bits": 7}, {"group_size": 256}, {"mode": "fp4"}, {"mixed": "mixed_4_8"}, {"dtype": "float32"}, {"q": 1}]
+)
+def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        mlx.Options.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "rules"),
+    [
+        ("int4", {}, []),
+        ("int4", {"bits": 3, "group_size": 32}, []),
+        ("int4", {"mode": "mxfp4", "group_size": 32}, []),
+        ("int4", {"mixed": "mixed_4_6"}, []),
+        ("int8", {"mode": "mxfp8"}, []),
+        ("fp16", {"dtype": "float16"}, []),
+        ("int4", {"group_size": 16}, ["X01"]),
+        ("int4", {"mode": "nvfp4", "group_size": 32}, ["X02"]),
+        ("int4", {"mode": "mxfp4", "bits": 4}, ["X02"]),
+        ("int8", {"mixed": "mixed_4_6"}, ["X03"]),
+        ("int4", {"mixed": "mixed_4_6", "mode": "mxfp4"}, ["X03"]),
+        ("fp16", {"mixed": "mixed_4_6"}, ["X03", "X14"]),
+        ("int4", {"bits": 8}, ["X07"]),
+        ("int8", {"bits": 6}, ["X07"]),
+        ("int4", {"mode": "mxfp8"}, ["X07"]),
+        ("fp32", {"group_size": 64}, ["X14"]),
+    ],
+)
+def test_options_that_mlx_would_ignore_or_refuse_are_told(
+    precision: str, options: dict[str, Any], rules: list[str]
+) -> None:
+    assert [rule for rule, _ in advice(precision, **options)] == rules
+
+
+def test_layers_that_groups_do_not_divide_are_refused() -> None:
+    assert advice("int4", checkpoint(hidden_size=3104)) == [("X08", "error")]
+    assert advice("int4", checkpoint(hidden_size=3104), group_size=32) == []
+    assert advice("fp16", checkpoint(hidden_size=3104)) == []
+
+
+def test_what_mlx_computes_otherwise_is_told() -> None:
+    assert advice("int4", checkpoint(sliding_window=256)) == [("M09", "warning")]
+    assert advice("int4", checkpoint(sliding_window=256), window=128) == []
+    assert advice("int4", checkpoint(context_length=131072)) == [("M11", "warning")]
+
+
+def test_all_but_fp32_share_one_conversion() -> None:
+    def planned(precision: str) -> list[Any]:
+        return mlx.steps(recipe(precision), mlx.Options(), checkpoint(), {})
+
+    assert planned("fp16")[0] == planned("int8")[0] == planned("int4")[0]
+    assert planned("fp16")[0].params["dtype"] == "bfloat16"
+    assert planned("fp32")[0].params["dtype"] == "float32"
+
+
+CASES = ["int4", "int4-32", "int4-128", "3-bit", "6-bit", "int8", "mxfp4", "nvfp4", "mxfp8", "mixed"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("case", ["fp16", "fp32", *CASES])
+def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str) -> None:
+    assert section(facts, "equality")[case] == [True, True]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("case", "limit"), [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4-32", 3e-3), ("int4", 5e-3)]
+)
+def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limit: float) -> None:
+    found = section(facts, "fidelity")[case]
+    assert found["kld"] < limit
+    assert found["again"]
+    assert found["causal"] < 1e-3
+    assert found["dtype"] == "float32"
+
+
+@pytest.mark.integration
+def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
+    kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
+    assert kld["int8"] < kld["6-bit"] < kld["int4-32"] < kld["int4"] < kld["int4-128"] < kld["3-bit"]
+    assert kld["int4"] < kld["mxfp4"]
+
+
+@pytest.mark.integration
+def test_generation_follows_the_logits(facts: dict[str, Any]) -> None:
+    found = section(facts, "fidelity")["fp32"]
+    assert found["generated"] == found["chain"]
+
+
+@pytest.mark.integration
+def test_tied_embeddings_are_exact(facts: dict[str, Any]) -> None:
+    assert section(facts, "variants")["tied"] < 1e-6
+
+
+@pytest.mark.integration
+def test_longropes_short_factors_are_built_in(facts: dict[str, Any]) -> None:
+    """F2: as mlx-lm stands, it applies the long factors to every prompt."""
+    found = section(facts, "variants")
+    assert found["longrope"] < 1e-6
+    assert found["raw"] > 1e-2
+
+
+@pytest.mark.integration
+def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) -> None:
+    found = section(facts, "failures")
+    assert found["fine"][0] == "nothing raised"
+    for name, words in (
+        ("bits", "8 bits"),
+        ("group", "groups of 32"),
+        ("lost", "unquantized"),
+        ("quantized", "float32"),
+    ):
+        assert found[name][0] == "StepFailed", name
+        assert words in found[name][1]
+
+
+@pytest.mark.integration
+def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -> None:
+    found = section(facts, "reproducible")
+    assert found["same"]
+    assert found["named"] == []
+    assert len(found["kept"]) == 3
+
+
+@pytest.mark.integration
+def test_the_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
+    found = section(facts, "tokenizer")
+    assert found["ids"][0] == found["ids"][1]
+    assert found["text"] == "the fox"
+    assert found["chat"] == "<|user|>\nhi<|end|>\n<|assistant|>\n"
