@@ -11,7 +11,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import models
+from phipipe import models, tokenizer_files
 from phipipe.backends.base import Inputs, Outside, Params, Step
 from phipipe.errors import SourceError
 
@@ -110,6 +110,11 @@ def take(inputs: Inputs, out: Path, params: Params) -> None:
 
     The executor adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
     with the one in the key, so a source that changes meanwhile is noticed.
+
+    Raises:
+        SourceError: the tokenizer files of a checkpoint disagree.
     """
     for name in params["files"]:
         shutil.copyfile(inputs["files"] / name, out / name)
+    if "config.json" in params["files"]:
+        tokenizer_files.check(out, models.read(out).vocab_size)

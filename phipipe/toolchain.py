@@ -29,6 +29,11 @@ STATE = "phipipe-toolchain.json"
 # Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only, and the
 # registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
 EXCLUDED = ("torchvision",)
+NETWORK = "check the network and package index settings"
+COMPILER = (
+    "this package is compiled here: install a C and C++ compiler (Debian, Ubuntu: build-essential; Fedora: gcc-c++; "
+    "macOS: xcode-select --install; Windows: Visual Studio Build Tools with C++)"
+)
 # Any of these says that the user decides where packages come from, torch included.
 INDEX_SETTINGS = (
     "UV_DEFAULT_INDEX",
@@ -176,9 +181,10 @@ def _uv(name: str, command: list[str], environment: Mapping[str, str]) -> None:
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = [line.strip() for line in redact(done.stderr).splitlines() if line.strip()]
+        remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
         raise ToolchainError(
             f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
-            hint=f"check the network and package index settings, then phipipe toolchain install {name}",
+            hint=f"{remedy}, then phipipe toolchain install {name}",
         )
 
 

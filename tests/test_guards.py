@@ -26,7 +26,7 @@ LAYERS = (
     {"document", "keys", "settings"},
     {"collect"},
     {"recipe"},
-    {"device", "models", "store", "schema", "starter"},
+    {"device", "models", "tokenizer_files", "store", "schema", "starter"},
     {
         "backends",
         "outside",

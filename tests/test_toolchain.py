@@ -195,3 +195,14 @@ def test_each_lock_is_what_its_extra_asks_for() -> None:
         [sys.executable, "-m", "phipipe.lock", "--check"], capture_output=True, text=True, check=False
     )
     assert done.stdout == "stale: none\n", done.stdout + done.stderr
+
+
+@pytest.mark.integration
+def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, "no-such-compiler")
+    settings = Settings.read({**os.environ, "PHIPIPE_TOOLCHAINS": str(tmp_path / "toolchains")})
+    with pytest.raises(ToolchainError, match="could not be installed") as caught:
+        toolchain.ensure("llamacpp", settings, print)
+    assert "build-essential" in (caught.value.hint or "")
+    assert not list(tmp_path.glob("toolchains/llamacpp-*/lib"))

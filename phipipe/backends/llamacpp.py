@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
+from phipipe.rules import Rule, check
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.rules import Rule
 
 TITLE = "llama.cpp (GGUF)"
 TOOLCHAIN = "llamacpp"
@@ -198,91 +198,6 @@ def _model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
     return name
 
 
-def _rules() -> tuple[Rule, ...]:
-    from phipipe.rules import Rule
-
-    def widths(c: Checkpoint) -> dict[str, int]:
-        return {"hidden size": c.hidden_size, "intermediate size": c.intermediate_size}
-
-    def odd(c: Checkpoint, block: int) -> bool:
-        return any(width % block for width in widths(c).values())
-
-    def belongs(precision: str, kind: str) -> bool:
-        bits = TYPES[kind].bits
-        return kind in FLOATS if precision.startswith("fp") else (bits < 8) == (precision == "int4") and bits < 16
-
-    def width_of(precision: str, kind: str) -> bool:
-        return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(precision, belongs(precision, kind))
-
-    return (
-        Rule(
-            id="L01",
-            level="error",
-            when=lambda r, o, c: TYPES[type_of(r, o)].needs_imatrix and not o.imatrix,
-            message="`{options.type}` is unusable without an importance matrix; llama.cpp refuses it",
-            hint="set `quantize.imatrix: true` (it learns from `calibrate.text`)",
-        ),
-        Rule(
-            id="L05",
-            level="error",
-            when=lambda r, o, c: c.tied and o.output_type is not None and o.embedding_type is not None,
-            message="the embedding is also the output layer: `output_type` and `embedding_type` name one tensor twice",
-            hint="set `embedding_type` alone",
-        ),
-        Rule(
-            id="L08",
-            level="error",
-            when=lambda r, o, c: c.model_type == "phi3" and _lacks_sentencepiece(c),
-            message="the checkpoint has no `tokenizer.model`, from which llama.cpp's converter reads the vocabulary",
-            hint="take it from the original repository",
-        ),
-        Rule(
-            id="L10",
-            level="error",
-            when=lambda r, o, c: not width_of(r.precision, type_of(r, o)),
-            message="`{options.type}` is no {recipe.precision} type",
-            hint="set `precision` to int4 for all types below 8 bits, int8 for Q8_0, fp16 for F16 and BF16",
-        ),
-        Rule(
-            id="L11",
-            level="error",
-            when=lambda r, o, c: type_of(r, o) in BLOCK_256 and odd(c, 256),
-            message="`{recipe.precision}` would be stored in blocks of 256, which do not divide this model's layers "
-            "(hidden size {checkpoint.hidden_size}, intermediate size {checkpoint.intermediate_size}): llama.cpp would "
-            "take other types without a word",
-            hint="set `quantize.type` to one with blocks of 32: Q4_0, IQ4_NL, Q5_0 or Q8_0",
-        ),
-        Rule(
-            id="L12",
-            level="error",
-            when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and odd(c, 32),
-            message="blocks of 32 do not divide this model's layers (hidden size {checkpoint.hidden_size}, "
-            "intermediate size {checkpoint.intermediate_size})",
-            hint="choose fp16",
-        ),
-        Rule(
-            id="L14",
-            level="warning",
-            when=lambda r, o, c: type_of(r, o) in FLOATS and bool(o.model_fields_set - {"type"}),
-            message="`quantize` is set, but {recipe.precision} quantizes nothing",
-        ),
-        Rule(
-            id="M09",
-            level="warning",
-            when=lambda r, o, c: _cuts(c) and r.evaluate.window > (c.sliding_window or 0),
-            message="llama.cpp ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
-            "differs from the original",
-        ),
-        Rule(
-            id="M10",
-            level="warning",
-            when=lambda r, o, c: c.context_length > c.original_context_length > 0,
-            message="with a context above {checkpoint.original_context_length} tokens llama.cpp takes LongRoPE's long "
-            "factors for every prompt (llama.cpp issue 24823): load the model with at most that",
-        ),
-    )
-
-
 def _lacks_sentencepiece(checkpoint: Checkpoint) -> bool:
     import json
 
@@ -296,11 +211,95 @@ def _cuts(checkpoint: Checkpoint) -> bool:
     return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
 
 
+def _widths(c: Checkpoint) -> dict[str, int]:
+    return {"hidden size": c.hidden_size, "intermediate size": c.intermediate_size}
+
+
+def _odd(c: Checkpoint, block: int) -> bool:
+    return any(width % block for width in _widths(c).values())
+
+
+def _belongs(precision: str, kind: str) -> bool:
+    bits = TYPES[kind].bits
+    return kind in FLOATS if precision.startswith("fp") else (bits < 8) == (precision == "int4") and bits < 16
+
+
+def _width_of(precision: str, kind: str) -> bool:
+    return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(precision, _belongs(precision, kind))
+
+
+RULES = (
+    Rule(
+        id="L01",
+        level="error",
+        when=lambda r, o, c: TYPES[type_of(r, o)].needs_imatrix and not o.imatrix,
+        message="`{options.type}` is unusable without an importance matrix; llama.cpp refuses it",
+        hint="set `quantize.imatrix: true` (it learns from `calibrate.text`)",
+    ),
+    Rule(
+        id="L05",
+        level="error",
+        when=lambda r, o, c: c.tied and o.output_type is not None and o.embedding_type is not None,
+        message="the embedding is also the output layer: `output_type` and `embedding_type` name one tensor twice",
+        hint="set `embedding_type` alone",
+    ),
+    Rule(
+        id="L08",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phi3" and _lacks_sentencepiece(c),
+        message="the checkpoint has no `tokenizer.model`, from which llama.cpp's converter reads the vocabulary",
+        hint="take it from the original repository",
+    ),
+    Rule(
+        id="L10",
+        level="error",
+        when=lambda r, o, c: not _width_of(r.precision, type_of(r, o)),
+        message="`{options.type}` is no {recipe.precision} type",
+        hint="set `precision` to int4 for all types below 8 bits, int8 for Q8_0, fp16 for F16 and BF16",
+    ),
+    Rule(
+        id="L11",
+        level="error",
+        when=lambda r, o, c: type_of(r, o) in BLOCK_256 and _odd(c, 256),
+        message="`{recipe.precision}` would be stored in blocks of 256, which do not divide this model's layers "
+        "(hidden size {checkpoint.hidden_size}, intermediate size {checkpoint.intermediate_size}): llama.cpp would "
+        "take other types without a word",
+        hint="set `quantize.type` to one with blocks of 32: Q4_0, IQ4_NL, Q5_0 or Q8_0",
+    ),
+    Rule(
+        id="L12",
+        level="error",
+        when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and _odd(c, 32),
+        message="blocks of 32 do not divide this model's layers (hidden size {checkpoint.hidden_size}, "
+        "intermediate size {checkpoint.intermediate_size})",
+        hint="choose fp16",
+    ),
+    Rule(
+        id="L14",
+        level="warning",
+        when=lambda r, o, c: type_of(r, o) in FLOATS and bool(o.model_fields_set - {"type"}),
+        message="`quantize` is set, but {recipe.precision} quantizes nothing",
+    ),
+    Rule(
+        id="M09",
+        level="warning",
+        when=lambda r, o, c: _cuts(c) and r.evaluate.window > (c.sliding_window or 0),
+        message="llama.cpp ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
+        "differs from the original",
+    ),
+    Rule(
+        id="M10",
+        level="warning",
+        when=lambda r, o, c: c.context_length > c.original_context_length > 0,
+        message="with a context above {checkpoint.original_context_length} tokens llama.cpp takes LongRoPE's long "
+        "factors for every prompt (llama.cpp issue 24823): load the model with at most that",
+    ),
+)
+
+
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
-    from phipipe import rules
-
-    return rules.check(recipe, options, checkpoint, _rules())
+    return check(recipe, options, checkpoint, RULES)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
+from phipipe.rules import Rule, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.rules import Rule
 
 TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
@@ -129,80 +129,77 @@ def _own_dtype(checkpoint: Checkpoint) -> str:
     return found if found in ("float16", "bfloat16") else "float16"
 
 
-def _rules() -> tuple[Rule, ...]:
-    from phipipe.rules import Rule
+def _odd(options: Options, checkpoint: Checkpoint) -> bool:
+    return any(width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size))
 
-    def odd(options: Options, checkpoint: Checkpoint) -> bool:
-        return any(width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size))
 
-    def cuts(checkpoint: Checkpoint) -> bool:
-        return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
+def _cuts(checkpoint: Checkpoint) -> bool:
+    return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
 
-    return (
-        Rule(
-            id="X01",
-            level="error",
-            when=lambda r, o, c: o.mode == "affine" and o.group_size == 16,
-            message="mlx's affine mode has groups of 32, 64 or 128",
-            hint="set `quantize.group_size` to one of them",
-        ),
-        Rule(
-            id="X02",
-            level="error",
-            when=lambda r, o, c: o.mode != "affine" and (o.bits or o.group_size not in (None, GROUPS[o.mode])),
-            message="`{options.mode}` has a width and a group size of its own",
-            hint="leave `bits` and `group_size` out",
-        ),
-        Rule(
-            id="X03",
-            level="error",
-            when=lambda r, o, c: o.mixed != "none" and (o.mode != "affine" or o.bits or r.precision != "int4"),
-            message="`{options.mixed}` is an affine int4 scheme with widths of its own; mlx-lm would ignore it here",
-            hint="leave `mode` and `bits` out and set `precision: int4`, or remove `mixed`",
-        ),
-        Rule(
-            id="X07",
-            level="error",
-            when=lambda r, o, c: not r.precision.startswith("fp") and (_bits(r, o) == 8) != (r.precision == "int8"),
-            message="these options store 8 bits only for int8, fewer only for int4; the recipe says {recipe.precision}",
-            hint="change `precision`, or `quantize.bits` and `quantize.mode`",
-        ),
-        Rule(
-            id="X08",
-            level="error",
-            when=lambda r, o, c: not r.precision.startswith("fp") and odd(o, c),
-            message="the group size does not divide this model's layers (hidden size {checkpoint.hidden_size}, "
-            "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those unquantized without a word",
-            hint="set `quantize.group_size: 32`, or `precision: fp16`",
-        ),
-        Rule(
-            id="X14",
-            level="warning",
-            when=lambda r, o, c: r.precision.startswith("fp") and bool(o.model_fields_set - {"dtype"}),
-            message="`quantize` is set, but {recipe.precision} quantizes nothing",
-        ),
-        Rule(
-            id="M09",
-            level="warning",
-            when=lambda r, o, c: cuts(c) and r.evaluate.window > (c.sliding_window or 0),
-            message="mlx-lm ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
-            "differs from the original",
-        ),
-        Rule(
-            id="M11",
-            level="warning",
-            when=lambda r, o, c: 0 < c.original_context_length < c.context_length,
-            message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use the model with at "
-            "most {checkpoint.original_context_length} tokens",
-        ),
-    )
+
+RULES = (
+    Rule(
+        id="X01",
+        level="error",
+        when=lambda r, o, c: o.mode == "affine" and o.group_size == 16,
+        message="mlx's affine mode has groups of 32, 64 or 128",
+        hint="set `quantize.group_size` to one of them",
+    ),
+    Rule(
+        id="X02",
+        level="error",
+        when=lambda r, o, c: o.mode != "affine" and (o.bits or o.group_size not in (None, GROUPS[o.mode])),
+        message="`{options.mode}` has a width and a group size of its own",
+        hint="leave `bits` and `group_size` out",
+    ),
+    Rule(
+        id="X03",
+        level="error",
+        when=lambda r, o, c: o.mixed != "none" and (o.mode != "affine" or o.bits or r.precision != "int4"),
+        message="`{options.mixed}` is an affine int4 scheme with widths of its own; mlx-lm would ignore it here",
+        hint="leave `mode` and `bits` out and set `precision: int4`, or remove `mixed`",
+    ),
+    Rule(
+        id="X07",
+        level="error",
+        when=lambda r, o, c: not r.precision.startswith("fp") and (_bits(r, o) == 8) != (r.precision == "int8"),
+        message="these options store 8 bits only for int8, fewer only for int4; the recipe says {recipe.precision}",
+        hint="change `precision`, or `quantize.bits` and `quantize.mode`",
+    ),
+    Rule(
+        id="X08",
+        level="error",
+        when=lambda r, o, c: not r.precision.startswith("fp") and _odd(o, c),
+        message="the group size does not divide this model's layers (hidden size {checkpoint.hidden_size}, "
+        "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those unquantized without a word",
+        hint="set `quantize.group_size: 32`, or `precision: fp16`",
+    ),
+    Rule(
+        id="X14",
+        level="warning",
+        when=lambda r, o, c: r.precision.startswith("fp") and bool(o.model_fields_set - {"dtype"}),
+        message="`quantize` is set, but {recipe.precision} quantizes nothing",
+    ),
+    Rule(
+        id="M09",
+        level="warning",
+        when=lambda r, o, c: _cuts(c) and r.evaluate.window > (c.sliding_window or 0),
+        message="mlx-lm ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
+        "differs from the original",
+    ),
+    Rule(
+        id="M11",
+        level="warning",
+        when=lambda r, o, c: 0 < c.original_context_length < c.context_length,
+        message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use the model with at "
+        "most {checkpoint.original_context_length} tokens",
+    ),
+)
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
-    from phipipe import rules
-
-    return rules.check(recipe, options, checkpoint, _rules())
+    return check(recipe, options, checkpoint, RULES)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
