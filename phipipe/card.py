@@ -28,7 +28,8 @@ PRECISION_WORDS = {
 }
 # What a reader wants to see of some sixty packages; the manifest has them all.
 MAIN_TOOLS = re.compile(
-    r"torch|transformers|onnx.*|openvino.*|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|safetensors|.*qnn"
+    r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|"
+    r"auto-round|safetensors|.*qnn"
 )
 ANSWER_CHARACTERS = 2000
 SNIPPET_TOKENS = 512
@@ -258,8 +259,9 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
         return None
     versions = {n: v for step in manifest["steps"].values() for n, v in step["tools"].items()}
     length = min(SNIPPET_TOKENS, manifest["source"]["context_length"])
-    text = template.render(versions=versions, chat=bool(manifest["chat_template"]), max_length=length)
-    return block(text, "python")
+    view = {"versions": versions, "chat": bool(manifest["chat_template"]), "max_length": length, "api": manifest["api"]}
+    view |= {"options": manifest["recipe"].get("quantize", {}), "quantized": manifest["precision"] in ("int4", "int8")}
+    return block(template.render(view), "python")
 
 
 def _licence(licence: Mapping[str, Any]) -> dict[str, Safe]:

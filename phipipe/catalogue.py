@@ -48,6 +48,7 @@ def device(name: str) -> Row:
         "memory_gib": found.memory_gib,
         "units": {u.api: ", ".join(u.precisions) for u in found.units},
         "constraints": {u.api: dict(u.constraints) for u in found.units if u.constraints},
+        "defaults": {u.api: dict(u.defaults) for u in found.units if u.defaults},
         "backends": builds or "none of this version",
         "notes": found.notes,
         "sources": list(found.sources),

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 PACKAGE = click.argument("package", type=click.Path(path_type=Path))
-SETS = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value; repeatable.")
+SETS = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value, of all variants; repeatable."
+)
 ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable.")
 
 

@@ -29,13 +29,17 @@ class Unit(Model):
     constraints: dict[Precision, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
         {}, description="Quantization options it insists on: option → values it takes, the usual one first."
     )
+    defaults: dict[Precision, dict[str, str | int | bool]] = Field(
+        {}, description="Quantization options that suit it best: option → what a recipe gets that leaves the choice."
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> Unit:
         if len(set(self.precisions)) != len(self.precisions):
             raise At("precisions", "a precision stands here twice")
-        if idle := [name for name in self.constraints if name not in self.precisions]:
-            raise At("constraints", f"there are constraints for {idle[0]}, which is not among the unit's precisions")
+        for key, table in (("constraints", self.constraints), ("defaults", self.defaults)):
+            if idle := [name for name in table if name not in self.precisions]:
+                raise At(key, f"there are {key} for {idle[0]}, which is not among the unit's precisions")
         return self
 
 

@@ -142,7 +142,9 @@ def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
                 f"set `quantize.{name}: {str(allowed[0]).lower()}` or leave it out",
             )
         options = options.model_copy(update={name: allowed[0]})
-    return options
+    known = type(options).model_fields.keys() - options.model_fields_set
+    usual = {name: v for name, v in unit.defaults.get(build.recipe.precision, {}).items() if name in known}
+    return options.model_copy(update=usual)
 
 
 def on_target(target: Device, unit: Unit, backend: Backend) -> str:

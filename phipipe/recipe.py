@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -225,23 +226,15 @@ def load(
 
     Args:
         options: backend name → the model of its ``quantize:`` section.
-        sets: ``dotted.key=value`` overrides, the value in YAML; applied before the matrix.
-        only: names of the variants wanted, all if empty.
+        sets: ``dotted.key=value`` overrides, the value in YAML; they win over every variant of a matrix, too.
+        only: names of the variants wanted, all if empty; nothing is asked of the others.
 
     Raises:
         RecipeError: everything that is wrong with the file, by line and column, or an unknown name in ``only``.
     """
     loading = _Loading(read(path), options)
     loading.override(sets)
-    builds = loading.builds(path.resolve().parent)
-    known = [build.name for build in builds]
-    short = {build.name.removeprefix(f"{build.recipe.name}-"): build.name for build in builds}
-    for name in only:
-        if name not in known and name not in short:
-            guess = near(name, [*short, *known])
-            raise RecipeError(f"--only {name}: no such variant{guess}", hint=f"variants: {', '.join(known)}")
-    wanted = {short.get(name, name) for name in only}
-    return [build for build in builds if not wanted or build.name in wanted]
+    return loading.builds(path.resolve().parent, only)
 
 
 class _Loading:
@@ -251,6 +244,7 @@ class _Loading:
         self._document, self._options = document, options
         self._problems: list[Problem] = []
         self._sets: dict[Where, str] = {}  # what came from the command line → how it was said there
+        self._overrides: list[tuple[tuple[str, ...], Any, str]] = []
         if not isinstance(document.data, dict):
             message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
             raise document.error([Problem(*document.place(()), message)])
@@ -268,26 +262,21 @@ class _Loading:
             except RecipeError as error:
                 words = error.message.splitlines()[0].partition(": ")[2]  # without the place in so short a text
                 raise RecipeError(f"--set {text}: {words}") from None
-            self._put(where, parsed.data, text)
+            _put(self._data, where, parsed.data, text)
+            if where[0] != "matrix":
+                self._overrides.append((where, parsed.data, text))
             for known in (self._document.keys, self._document.values, self._sets):
                 for old in [path for path in known if path[: len(where)] == where]:
                     del known[old]
             self._sets |= {(*where, *inner): text for inner in parsed.values}
 
-    def _put(self, where: tuple[str, ...], value: Any, text: str) -> None:
-        inner = self._data
-        for key in where[:-1]:
-            inner = inner.setdefault(key, {})
-            if not isinstance(inner, dict):
-                raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
-        inner[where[-1]] = value
-
-    def builds(self, folder: Path) -> list[Build]:
+    def builds(self, folder: Path, only: Sequence[str] = ()) -> list[Build]:
         base = {key: value for key, value in self._data.items() if key != "matrix"}
-        if "matrix" not in self._data:
-            made = [self._build(base, str(base.get("name")), (), folder)]
-        else:
-            made = [self._build(*variant, folder) for variant in self._variants(base) if not self._enough()]
+        variants = self._variants(base) if "matrix" in self._data else [(base, str(base.get("name")), ())]
+        if only and not self._problems:
+            wanted = _wanted(only, [name for _, name, _ in variants], str(base.get("name")))
+            variants = [variant for variant in variants if variant[1] in wanted]
+        made = [self._build(*variant, folder) for variant in variants if not self._enough()]
         if self._problems:
             raise self._document.error(self._problems)
         return [build for build in made if build is not None]
@@ -319,6 +308,9 @@ class _Loading:
                 message = f"a second variant `{shorten(name)}`, as on line {first}; give it a `name:` of its own"
                 self._problem(at, message)
             names.setdefault(name, self._document.place(at)[0])
+            merged = deepcopy(merged)
+            for where, value, text in self._overrides:
+                _put(merged, where, value, text)
             made.append((merged, f"{base.get('name')}-{name}", at))
         return made
 
@@ -365,9 +357,13 @@ class _Loading:
         if where == ("name",):  # the recipe's own; a variant has another key of that name
             variant = ()
         own = bool(variant) and self._varies(where[:1])
+        for i in range(len(where), 0, -1):  # the command line has the last word
+            if text := self._sets.get(where[:i]):
+                self._problems.append(Problem(0, 0, f"--set {text}: {message}"))
+                return
         for i in range(len(where), -1, -1):
             for at in ((*variant, *where[:i]), where[:i]) if variant and (i or own) else (where[:i],):
-                if text := self._sets.get(at):
+                if text := self._sets.get(at):  # a matrix of the command line's
                     self._problems.append(Problem(0, 0, f"--set {text}: {message}"))
                     return
                 if at in self._document.values and (at or not own):
@@ -385,6 +381,26 @@ class _Loading:
         error = self._document.error(self._problems)
         self._problems = before
         return error.message
+
+
+def _put(data: dict[str, Any], where: tuple[str, ...], value: Any, text: str) -> None:
+    """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so."""
+    inner = data
+    for key in where[:-1]:
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
+    inner[where[-1]] = value
+
+
+def _wanted(only: Sequence[str], known: Sequence[str], recipe: str) -> set[str]:
+    """Names of the builds that ``only`` asks for; the recipe's own name may be left out."""
+    short = {name.removeprefix(f"{recipe}-"): name for name in known}
+    for name in only:
+        if name not in known and name not in short:
+            guess = near(name, [*short, *known])
+            raise RecipeError(f"--only {name}: no such variant{guess}", hint=f"variants: {', '.join(known)}")
+    return {short.get(name, name) for name in only}
 
 
 def _lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from phipipe import collect, keys
 from phipipe.collect import FULL as FULL
 from phipipe.collect import GcReport as GcReport
 from phipipe.collect import copy as copy
-from phipipe.errors import StoreError
+from phipipe.errors import StepFailed, StoreError
 
 FOLDERS = ("objects", "actions", "locks", "tmp", "quarantine", "pins")
 ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before we blame the disk
@@ -222,6 +222,7 @@ class Store:
 
         Raises:
             StoreError: the disk is full or fails, or a step left something else than plain files.
+            StepFailed: the step left no files.
         """
         with collect.guard(self.root):
             needed = sum(status.st_size for status in keys.walk(folder).values())
@@ -230,7 +231,7 @@ class Store:
             times = collect.times(folder)  # before hashing: what changes meanwhile, differs from its record
             entries = keys.hash_tree(folder)
             if not entries:
-                raise StoreError("a step left no files")
+                raise StepFailed("a step left no files")
             collect.seal(folder, times)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             added = {"key": key, "digest": keys.tree_digest(entries), "created": created}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import cli, hub
+from phipipe import cli, hub, upkeep
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
@@ -225,7 +225,7 @@ def test_a_bug_ends_with_70_and_a_log(run: Run, monkeypatch: pytest.MonkeyPatch)
     def broken() -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(cli, "_settings", broken)
+    monkeypatch.setattr(upkeep, "settings_of_user", broken)
     code, _, err = run("doctor")
     assert code == 70
     assert "Traceback" not in err

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import backends, device
+from phipipe import backends, device, plan, recipe
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 
 MINE = """\
@@ -139,3 +140,26 @@ def test_a_spoiled_file_is_a_device_or_a_clear_error(tmp_path: Path, at: int, dr
         assert re.match(r".*mine\.yaml:\d+:\d+: ", error.message)  # noqa: PT017 (either outcome is right)
     except UnicodeEncodeError:  # the text itself cannot be written to a file
         pass
+
+
+def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() -> None:
+    def quantized(*sets: str) -> Any:
+        start = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+        words = ["device=raspberry-pi-5", "quantize={}", *sets]
+        (build,) = recipe.load(start, sets=words, options=backends.OptionsOf())
+        return next(step.params for step in plan.prepare(build).steps if step.name == "quantize")
+
+    assert quantized("backend=llamacpp")["type"] == "Q4_0"
+    assert quantized("backend=llamacpp", "quantize={type: Q4_K_M}")["type"] == "Q4_K_M"
+    assert quantized("backend=llamacpp", "precision=int8")["type"] == "Q8_0"
+    assert quantized("backend=onnxruntime")["block_size"] == 32
+
+
+def test_defaults_are_values_of_some_backend() -> None:
+    for name in device.names():
+        for unit in device.load(name).units:
+            for option, value in (pair for table in unit.defaults.values() for pair in table.items()):
+                able = [b for b in backends.names() if option in backends.load(b).Options.model_fields]
+                assert able
+                for backend in able:
+                    backends.load(backend).Options.model_validate({option: value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from phipipe import backends, device, hub, outside, plan, recipe
 from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.executor import differences
-from phipipe.schedule import attempt
+from phipipe.schedule import attempt, graph
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -73,6 +74,68 @@ def test_every_combination_plans_or_says_what_would_work(name: str, precision: s
 def test_numbers_of_this_machine_are_not_called_another_devices() -> None:
     assert planned("device=raspberry-pi-5").on_target == "false"
     assert planned("device=intel-cpu").on_target == "false"
+
+
+ROOT = QUICKSTART.parent
+NEEDS_CALIBRATION = ("backend=openvino", "quantize={awq: true}")
+
+
+def refused(*sets: str) -> TargetError:
+    with pytest.raises(TargetError) as caught:
+        planned(*sets)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_calibration_tokens_come_before_what_learns_from_them() -> None:
+    names = [step.name for step in planned(*NEEDS_CALIBRATION).steps]
+    assert names.index("calibration-text") < names.index("calibration") < names.index("quantize")
+    assert "calibration" not in [step.name for step in planned("backend=openvino", "quantize={}").steps]
+
+
+def test_a_model_of_ones_own_needs_a_calibration_text_of_ones_own(tmp_path: Path) -> None:
+    source = f"source={{path: {hub.BUILTIN_MODELS['tiny-phi3'].as_posix()}}}"
+    assert "names none" in refused(source, *NEEDS_CALIBRATION).message
+    (tmp_path / "text.txt").write_text("Once upon a time there was a fox.")
+    given = f"calibrate.text={{file: {(tmp_path / 'text.txt').as_posix()}}}"
+    assert planned(source, given, *NEEDS_CALIBRATION)
+    with pytest.raises(SourceError, match="does not exist"):
+        planned(source, "calibrate.text={file: nowhere.txt}", *NEEDS_CALIBRATION)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t, lambda t: t.replace(" ", "  \n"), lambda t: t[:9000], lambda t: "A. " + t]
+)
+def test_the_exam_is_no_calibration_text(tmp_path: Path, change: Callable[[str], str]) -> None:
+    exam = (hub.ASSETS / "stories" / "evaluation.txt").read_text("utf-8")
+    (tmp_path / "text.txt").write_text(change(exam), "utf-8")
+    given = f"calibrate.text={{file: {(tmp_path / 'text.txt').as_posix()}}}"
+    assert "evaluation text" in refused(given, *NEEDS_CALIBRATION).message
+
+
+def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
+    made = planned("device=intel-npu", "backend=openvino", "quantize={}")
+    assert (made.api, made.on_target) == ("intel-npu", "emulated")
+    (emulate,) = (step for step in made.steps if step.name == "emulate")
+    (package,) = (step for step in made.steps if step.name == "package")
+    assert emulate.runs == "phipipe.backends.openvino:verify_npu"
+    assert "emulate" in package.needs.values()
+    assert emulate.needs["artifact"] == "quantize"
+
+
+def test_the_board_recipe_is_one_graph_from_one_source() -> None:
+    builds = recipe.load(ROOT / "board.yaml", options=backends.OptionsOf())
+    plans = [plan.prepare(build) for build in builds]
+    assert {made.build.recipe.backend for made in plans} == {"torch", "onnxruntime", "llamacpp", "openvino", "mlx"}
+    shared = [node.label for node in graph(plans)[0].values()]
+    assert [shared.count(name) for name in ("source", "text", "baseline")] == [1, 1, 1]
+    able = {
+        (name, precision)
+        for name in {made.build.recipe.backend for made in plans}
+        for table in backends.load(name).PRECISIONS.values()
+        for precision in table
+    }
+    assert able == {(made.build.recipe.backend, made.build.recipe.precision) for made in plans}
 
 
 def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:

@@ -411,12 +411,14 @@ def test_a_wrong_set_names_itself_and_no_line(tmp_path: Path, sets: list[str], w
     assert not PLACE.search(message)
 
 
-def test_the_last_set_wins_and_a_variant_wins_over_it(tmp_path: Path) -> None:
+def test_the_last_set_wins_also_over_every_variant(tmp_path: Path) -> None:
     sets = ["precision=int3", "precision=fp32", "evaluate.tokens=9", "evaluate={tokens: 2048}"]
     (build,) = load(tmp_path, GOOD, sets=sets)
     assert (build.recipe.precision, build.recipe.evaluate.tokens) == ("fp32", 2048)
-    assert load(tmp_path, MATRIX, sets=["precision=fp16"])[0].recipe.precision == "int8"
-    assert PLACE.findall(refusal(tmp_path, MATRIX.replace("int8", "int7"), sets=["precision=int3"])) == ["19"]
+    builds = load(tmp_path, MATRIX, sets=["precision=fp16", "quantize={}"])
+    assert {build.recipe.precision for build in builds} == {"fp16"}
+    assert [build.name for build in builds] == [build.name for build in load(tmp_path, MATRIX)], "names are the file's"
+    assert refusal(tmp_path, MATRIX, sets=["precision=int5"]).startswith("--set precision=int5: unknown value")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -480,3 +482,14 @@ def test_set_is_the_same_as_an_edit(tmp_path: Path, data: dict[str, Any], other:
 
 def test_metrics_are_described_one_by_one() -> None:
     assert set(recipe.METRICS) == set(get_args(recipe.Metric))
+
+
+def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> None:
+    text = "name: two\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
+    text += "evaluate: {text: {builtin: stories}}\n"
+    text += "matrix:\n  - {backend: onnxruntime, precision: int8}\n  - {backend: llamacpp, precision: int4}\n"
+    sets = ["quantize={type: Q4_0}"]
+    with pytest.raises(RecipeError, match="unknown key `type`"):
+        load(tmp_path, text, sets=sets)
+    (build,) = load(tmp_path, text, sets=sets, only=["llamacpp-int4"])
+    assert build.recipe.backend == "llamacpp"

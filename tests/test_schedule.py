@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from phipipe import executor, schedule
 from phipipe.backends.base import Outside, Step
-from phipipe.errors import Interrupted, PhipipeError, StepFailed
+from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled
 from phipipe.executor import Result
 from phipipe.plan import Plan
 from phipipe.schedule import attempt, graph
@@ -164,6 +165,18 @@ def test_a_failure_after_order_alone_counts_too(store: Store) -> None:
     (outcome,) = run(store, plan("a", step("check", fail=True), step("x", after=("check",))))
     assert isinstance(outcome.error, StepFailed)
     assert names() == []
+
+
+def test_no_memory_in_one_worker_leaves_the_others_alone(store: Store, ort_python: Path) -> None:
+    def in_worker(what: str, **params: Any) -> Step:
+        return replace(step("work", **params), toolchain="onnxruntime", runs=f"steps_cheap:{what}")
+
+    limits = {**os.environ, "PHIPIPE_WORKER_PATH": str(Path(__file__).parent), "PHIPIPE_MEMORY_LIMIT_GIB": "0.25"}
+    plans = [plan("a", in_worker("allocate_until_killed")), plan("b", in_worker("count"))]
+    greedy, modest = attempt(plans, store, Settings.read(limits), Silent(), None, 2)
+    assert isinstance(greedy.error, StepKilled)
+    assert "memory" in f"{greedy.error.message} {greedy.error.hint}"
+    assert modest.error is None
 
 
 def test_a_bug_is_not_taken_for_a_failure(store: Store) -> None:
