@@ -99,7 +99,7 @@ def test_packages_are_compared_as_the_run_did(said: str, shell: Shell) -> None:
     assert [fidelity(line) for line in shown.splitlines() if "±" in line] == kept
     assert len(kept) == 2
     whole = json.loads(shell("compare", shell.folder / "packages", "--json").stdout)
-    assert len(whole["entries"]) == 19
+    assert len(whole["entries"]) == len(list((shell.folder / "packages").glob("*/manifest.json"))) >= 19
 
 
 def test_other_tokens_do_not_compare(said: str, shell: Shell) -> None:
