@@ -12,16 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phipipe.errors import StepFailed
-
-if TYPE_CHECKING:
-    pass
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 QUANTIZED = frozenset({"MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "QMoE", "MatMulInteger"})
+FLOATS: Mapping[int, str] = {1: "fp32", 10: "fp16"}  # by ONNX data type
 # Tables that are computed from the config, not learned: no part of the weights' size.
 TABLES = ("cos_cache", "sin_cache")
 
@@ -41,12 +39,13 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A product with a constant fp32 matrix ``weight`` [k, n]."""
+    """A product with a constant matrix ``weight`` [k, n] of ``dtype`` "fp32" or "fp16"."""
 
     name: str
     weight: str
     k: int
     n: int
+    dtype: str = "fp32"
 
 
 def load(folder: Path) -> Any:
@@ -71,13 +70,14 @@ def save(model: Any, folder: Path) -> None:
 
 
 def linears(model: Any) -> list[Linear]:
-    """The graph's products with a constant fp32 matrix, in order."""
+    """The graph's products with a constant floating-point matrix, in order."""
     shapes = {t.name: (t.data_type, tuple(t.dims)) for t in model.graph.initializer}
     found = []
     for node in model.graph.node:
         kind, shape = shapes.get(node.input[1], (0, ())) if node.op_type == "MatMul" else (0, ())
-        if kind == 1 and len(shape) == 2:
-            found.append(Linear(name=node.name, weight=node.input[1], k=shape[0], n=shape[1]))
+        if kind in FLOATS and len(shape) == 2:
+            linear = Linear(name=node.name, weight=node.input[1], k=shape[0], n=shape[1], dtype=FLOATS[kind])
+            found.append(linear)
     return found
 
 
@@ -201,7 +201,7 @@ def describe(folder: Path) -> dict[str, Any]:
     model = load(folder)
     shapes = {t.name: t for t in model.graph.initializer}
     counted: dict[str, int] = {n.weight: n.k * n.n for n in linears(model)}
-    widths = ["32"] * len(counted)
+    widths = [linear.dtype.removeprefix("fp") for linear in linears(model)]
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
             found = attributes(node)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
 EMBEDDING = "/model/embed_tokens/Gather"
 
 _ALIGNMENT = 64  # bytes; a cache line, and what the widest vector load of a CPU wants
@@ -33,6 +35,7 @@ def quantize(source: Path, out: Path, schemes: Mapping[str, Scheme], embedding: 
     an untied one is quantized by it. Everything else is copied.
     """
     import numpy as np
+    from onnx import TensorProto
 
     model = load(source)
     check_files(source, model)
@@ -49,7 +52,8 @@ def quantize(source: Path, out: Path, schemes: Mapping[str, Scheme], embedding: 
             _, offset, length = place(tensor)
             raw = data[offset : offset + length]
             if tensor.name in weights:
-                weight = raw.view(np.float32).reshape(tensor.dims)
+                kind: Any = np.float32 if tensor.data_type == TensorProto.FLOAT else np.float16
+                weight = raw.view(kind).reshape(tensor.dims)
                 written += [_append(stream, piece) for piece in _quantized(tensor.name, weight, *weights[tensor.name])]
             if tensor.name not in weights or tensor.name == unshared:
                 written.append(_append(stream, _with_data(tensor, raw)))
@@ -100,7 +104,7 @@ def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
     model.graph.node.insert(0, constant)
 
 
-def _quantized(name: str, weight: npt.NDArray[np.float32], node: Any, scheme: Scheme) -> list[Any]:
+def _quantized(name: str, weight: Floats, node: Any, scheme: Scheme) -> list[Any]:
     """The tensors that replace ``weight``; ``node`` becomes the one that reads them."""
     axis = 1 if node.op_type == "MatMul" else 0  # the axis whose slices do not know each other
     step = max(2, _SLICE // weight.shape[1 - axis] // 2 * 2)  # even: 4-bit values are packed in pairs
@@ -121,7 +125,7 @@ def _quantized(name: str, weight: npt.NDArray[np.float32], node: Any, scheme: Sc
     return joined
 
 
-def _run(node: Any, name: str, part: npt.NDArray[np.float32], scheme: Scheme) -> tuple[Any, list[Any], list[bytes]]:
+def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[Any], list[bytes]]:
     """Put one slice of weight ``name`` through onnxruntime's quantizer, as a graph of one node.
 
     Returns the new node, its tensors without their data, and the data. All are copies: a protobuf
@@ -149,7 +153,7 @@ def _run(node: Any, name: str, part: npt.NDArray[np.float32], scheme: Scheme) ->
     return made, tensors, [t.raw_data for t in graph.initializer]
 
 
-def _one_node(node: Any, name: str, weight: npt.NDArray[np.float32]) -> Any:
+def _one_node(node: Any, name: str, weight: Floats) -> Any:
     """A model of ``node`` alone; built in place, since onnx's helpers copy the weight at every level."""
     from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
@@ -158,7 +162,8 @@ def _one_node(node: Any, name: str, weight: npt.NDArray[np.float32]) -> Any:
     model.graph.node.add().CopyFrom(node)
     model.graph.input.extend(ValueInfoProto(name=read) for read in node.input if read != name)
     model.graph.output.extend(ValueInfoProto(name=written) for written in node.output)
-    tensor = model.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=weight.shape)
+    kind = TensorProto.FLOAT if weight.itemsize == 4 else TensorProto.FLOAT16
+    tensor = model.graph.initializer.add(name=name, data_type=kind, dims=weight.shape)
     tensor.raw_data = weight.tobytes()
     return model
 

@@ -29,16 +29,30 @@ class Session:
         if self._session is None:
             self._session = _session(self._folder)
         feeds = _feeds(self._session, self._config["decoder"], tokens)
-        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0]
+        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0].astype("float32", copy=False)
         return output
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        ends = self._config["eos_token_id"]
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        if self._config["decoder"]["session_options"]["provider_options"]:
+            return self._by_logits(prompt, limit, ends)
+        return self._by_genai(prompt, limit, ends)
+
+    def _by_logits(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
+        """A GPU's graph on the CPU: onnxruntime-genai would ask for the GPU, and cannot decode fp16 caches here."""
+        tokens = list(prompt)
+        for _ in range(min(limit, self._config["context_length"] - len(tokens))):
+            tokens.append(int(self.logits(tokens)[-1].argmax()))
+            yield tokens[-1]
+            if tokens[-1] in ends:
+                return
+
+    def _by_genai(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
         import onnxruntime_genai as genai
 
         if self._model is None:
             self._model = genai.Model(str(self._folder))
-        ends = self._config["eos_token_id"]
-        ends = set(ends) if isinstance(ends, list) else {ends}
         params = genai.GeneratorParams(self._model)
         length = min(len(prompt) + limit, self._config["context_length"])
         params.set_search_options(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=length)
@@ -71,13 +85,14 @@ def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> d
     import numpy as np
 
     count = len(tokens)
-    empty = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+    cache = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
     known = {
         "input_ids": np.array([tokens], np.int64),
         "attention_mask": np.ones((1, count), np.int64),
         "position_ids": np.arange(count, dtype=np.int64)[None],
     }
-    return {entry.name: known.get(entry.name, empty) for entry in session.get_inputs()}
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {e.name: known[e.name] if e.name in known else np.zeros(cache, kinds[e.type]) for e in session.get_inputs()}
 
 
 class GenaiTokenizer:

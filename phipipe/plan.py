@@ -71,7 +71,7 @@ def prepare(build: Build) -> Plan:
         raise problem_at(build, ("backend",), "; ".join(f"{a.message} [{a.rule}]" for a in errors), errors[0].hint)
     fixups = rules.fixups(recipe, checkpoint)
     patch: dict[str, Json] = {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
-    made = backend.steps(recipe, options, checkpoint, patch)
+    made = backend.steps(recipe, options, checkpoint, patch, unit)
     plan = Plan(
         build=build,
         device=target,

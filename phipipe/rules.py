@@ -180,13 +180,6 @@ TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in (*_PHI, *_OTHERS, *_NEW
 
 ONNXRUNTIME: tuple[Rule, ...] = (
     Rule(
-        id="O01",
-        level="error",
-        when=lambda r, o, c: r.precision == "fp16",
-        message="onnxruntime builds fp16 for the CPU, but grouped-query models then fail while decoding",
-        hint="choose fp32, int8 or int4",
-    ),
-    Rule(
         id="O09",
         level="error",
         when=lambda r, o, c: r.precision == "int4" and o.algorithm == "k_quant" and o.symmetric,

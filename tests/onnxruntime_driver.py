@@ -144,21 +144,21 @@ def _tokenizer(size: int) -> Tokenizer:
     return tokenizer
 
 
-def convert(source: Path, out: Path, patch: dict[str, Any] | None = None) -> Path:
+def convert(source: Path, out: Path, patch: dict[str, Any] | None = None, **where: str) -> Path:
     out.mkdir(parents=True)
-    backend.convert({"source": source}, out, {"config_patch": patch or {}})
+    backend.convert({"source": source}, out, {"config_patch": patch or {}, **where})
     return out
 
 
 def quantize(model: Path, out: Path, precision: str = "int4", **options: Any) -> Path:
     out.mkdir(parents=True)
-    chosen = backend.Options.model_validate(options).model_dump(mode="json")
+    chosen = backend.Options.model_validate({"accuracy_level": 4} | options).model_dump(mode="json")
     backend.quantize({"model": model}, out, {"bits": backend.BITS[precision], **chosen})
     return out
 
 
-def bare(source: Path, out: Path, precision: str, extra: Sequence[str]) -> Path:
-    where = (None, str(source), str(out), precision, "cpu", str(out.with_suffix(".cache")))
+def bare(source: Path, out: Path, precision: str, extra: Sequence[str], provider: str = "cpu") -> Path:
+    where = (None, str(source), str(out), precision, provider, str(out.with_suffix(".cache")))
     builder.create_model(*where, **builder.parse_extra_options(*where, ["windowed_kv_cache=false", *extra]))
     return out
 
@@ -224,7 +224,7 @@ def tampered(good: Path, out: Path, change: Callable[[Any], None]) -> list[str]:
     change(model)
     onnx_graph.save(model, out)
     (out / onnx_graph.DATA).write_bytes((good / onnx_graph.DATA).read_bytes())
-    schemes = backend.schemes_of(wanted, backend.Options(), 4, 3)
+    schemes = backend.schemes_of(wanted, backend.Options(accuracy_level=4), 4, 3)
     return message(lambda: onnx_graph.verify(out, wanted, schemes, None))
 
 
@@ -276,6 +276,36 @@ def fidelity(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
             "chains": {name: one["same"] and one["count"] > 0 for name, one in made.items()},
             "dtype": str(made["fp32"]["logits"].dtype),
         }
+    return facts
+
+
+def providers(root: Path, plain: Path) -> dict[str, Any]:
+    """GPUs: what is built equals the bare builder's, and the very file gives the source's logits on this CPU."""
+    facts: dict[str, Any] = {}
+    ids = tokens(48)
+    expected = reference(plain, ids)
+    for api, provider in backend.PROVIDERS.items():
+        for precision in backend.PRECISIONS[api] if api != "cpu" else ():
+            name = f"{api} {precision}"
+            kind = "fp32" if precision == "fp32" else "fp16"
+            model = root / "gpu" / f"{provider}-{kind}"
+            if not model.exists():
+                convert(plain, model, provider=provider, io_dtype=kind)
+            if precision in backend.BITS:
+                level = 4 if api in backend.INT8_ACTIVATIONS else 0
+                model = quantize(model, root / "gpu" / name, precision, accuracy_level=level)
+            theirs = bare(plain, root / "gpu" / f"{name}.bare", precision, [], provider)
+            made = run(model, ids)
+            facts[name] = {
+                "differences": differences(model, theirs),
+                "kld": kld(expected, made["logits"]),
+                "chain": made["same"] and made["count"] > 0,
+                "dtype": str(made["logits"].dtype),
+                "linears": onnx_graph.describe(model)["linears"],
+            }
+    wrong = root / "gpu" / "cuda-fp16"
+    facts["for another"] = message(lambda: backend._check_conversion(wrong, "dml", "fp16"))
+    facts["of another width"] = message(lambda: backend._check_conversion(wrong, "cuda", "fp32"))
     return facts
 
 
@@ -369,6 +399,7 @@ def main(root: Path) -> None:
     checks: dict[str, Callable[[], dict[str, Any]]] = {
         "equality": lambda: equality(root, plain, tied),
         "fidelity": lambda: fidelity(root, plain, tied),
+        "providers": lambda: providers(root, plain),
         "window": lambda: window(root),
         "failures": lambda: failures(root),
         "reproducible": lambda: reproducible(root, plain),

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from phipipe.backends import onnxruntime
+from phipipe.device import Unit
 from phipipe.onnx_graph import Linear
 
 DRIVER = Path(__file__).parent / "onnxruntime_driver.py"
@@ -45,7 +46,7 @@ def test_options_have_defaults() -> None:
         32,
         True,
         "default",
-        4,
+        None,
     )
 
 
@@ -90,6 +91,53 @@ def test_all_precisions_share_one_conversion() -> None:
 def test_fp32_is_not_quantized() -> None:
     assert [step.name for step in planned("fp32")] == ["convert"]
     assert [step.name for step in planned("int4")] == ["convert", "quantize"]
+
+
+def on(api: str, precision: str, **options: Any) -> list[Any]:
+    recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
+    checkpoint: Any = SimpleNamespace(parameters=10_000, vocab_size=512, hidden_size=128)
+    unit = Unit(api=api, precisions=(precision,))
+    return onnxruntime.steps(recipe, onnxruntime.Options(**options), checkpoint, {}, unit)
+
+
+def test_gpus_get_graphs_of_their_own_in_16_bits() -> None:
+    assert on("cuda", "fp16")[0] == on("cuda", "int4")[0]
+    assert on("cuda", "fp16")[0].params == {"config_patch": {}, "provider": "cuda", "io_dtype": "fp16"}
+    assert on("cuda", "fp16")[0].unquantized == "fp16"
+    assert on("directml", "int4")[0].params["provider"] == "dml"
+
+
+def test_accuracy_level_follows_the_device() -> None:
+    assert planned("int4")[1].params["accuracy_level"] == 4
+    assert on("webgpu", "int4")[1].params["accuracy_level"] == 4
+    assert on("cuda", "int4")[1].params["accuracy_level"] == 0
+    assert on("cuda", "int4", accuracy_level=1)[1].params["accuracy_level"] == 1
+
+
+GPUS = [(api, p) for api, table in onnxruntime.PRECISIONS.items() for p in table if api != "cpu"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("api", "precision"), GPUS)
+def test_a_gpus_graph_is_the_bare_builders(facts: dict[str, Any], api: str, precision: str) -> None:
+    assert section(facts, "providers")[f"{api} {precision}"]["differences"] == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("api", "precision"), GPUS)
+def test_a_gpus_graph_computes_the_sources_logits(facts: dict[str, Any], api: str, precision: str) -> None:
+    found = section(facts, "providers")[f"{api} {precision}"]
+    assert found["kld"] < {"fp32": 1e-6, "fp16": 1e-4, "int8": 1e-3, "int4": 0.1}[precision]
+    assert found["chain"]
+    assert found["dtype"] == "float32"
+    assert set(found["linears"]) == {{"fp32": "32", "fp16": "16", "int8": "8", "int4": "4"}[precision]}
+
+
+@pytest.mark.integration
+def test_a_graph_for_another_provider_or_of_another_width_is_found(facts: dict[str, Any]) -> None:
+    found = section(facts, "providers")
+    assert "provider `dml`" in found["for another"][1]
+    assert "not fp32" in found["of another width"][1]
 
 
 def test_parameters_of_steps_are_json() -> None:

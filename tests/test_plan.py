@@ -135,7 +135,8 @@ def test_the_board_recipe_is_one_graph_from_one_source() -> None:
         for table in backends.load(name).PRECISIONS.values()
         for precision in table
     }
-    assert able == {(made.build.recipe.backend, made.build.recipe.precision) for made in plans}
+    missing = able - {(made.build.recipe.backend, made.build.recipe.precision) for made in plans}
+    assert missing == {("onnxruntime", "fp16")}, "GPUs only: its CPU kernels cannot decode in it"
 
 
 def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:

@@ -50,7 +50,6 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M06": ({**MOE, "config": {"head_dim": 128}}, {**MOE, "config": {"head_dim": 96}}),
     "M07": ({"config": {"rope_parameters": {}}}, {"config": {"rope_parameters": {}}, "backend": "torch"}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
-    "O01": ({"precision": "fp16"}, {"precision": "fp32"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
     "O14": ({"precision": "fp32", "model_fields_set": {"mixed"}}, {"precision": "fp32"}),
     "O15": ({"precision": "int8", "mixed": "head"}, {"mixed": "head"}),

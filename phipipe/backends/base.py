@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
 
@@ -130,12 +131,18 @@ class Backend(Protocol):
         """The recipe's `quantize:` section."""
 
     def steps(
-        self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]
+        self,
+        recipe: Recipe,
+        options: BaseModel,
+        checkpoint: Checkpoint,
+        config_patch: Mapping[str, Json],
+        unit: Unit | None = None,
     ) -> list[Step]:
         """Steps from ``source`` to the artifact; the last one's output is what ships.
 
         ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the checkpoint's
-        recorded fix-ups; converters apply it to a ``staged`` copy.
+        recorded fix-ups; converters apply it to a ``staged`` copy. ``unit`` is the part of the device that will run
+        the artifact, None for this machine's CPU.
         """
 
     def scheme(self, recipe: Recipe, options: BaseModel) -> str:

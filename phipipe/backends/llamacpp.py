@@ -21,6 +21,7 @@ from phipipe.rules import Rule, check
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
 
@@ -136,7 +137,13 @@ def _special(options: Options) -> Mapping[str, str]:
     return {name: kind for name, kind in named.items() if kind} | dict(options.tensors)
 
 
-def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+def steps(
+    recipe: Recipe,
+    options: BaseModel,
+    checkpoint: Checkpoint,
+    config_patch: Mapping[str, Json],
+    unit: Unit | None = None,
+) -> list[Step]:
     """``convert``, shared by all quantized types; ``imatrix`` where asked for; ``quantize``."""
     from phipipe.backends.base import Step
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
 
@@ -89,7 +90,13 @@ def _group(options: Options) -> int:
     return options.group_size or GROUPS[options.mode]
 
 
-def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+def steps(
+    recipe: Recipe,
+    options: BaseModel,
+    checkpoint: Checkpoint,
+    config_patch: Mapping[str, Json],
+    unit: Unit | None = None,
+) -> list[Step]:
     """``convert``, one in 16 bits for all but fp32; for int8 and int4 ``quantize``."""
     from phipipe.backends.base import Step
 

@@ -24,19 +24,41 @@ from phipipe.errors import RecipeError, StepFailed
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.onnx_graph import Linear, Scheme
     from phipipe.recipe import Precision, Recipe
 
 TITLE = "ONNX Runtime GenAI"
 TOOLCHAIN = "onnxruntime"
-APIS = frozenset({"cpu"})
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}
-# No fp16: the builder makes it, but grouped-query models then fail while decoding.
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
-    "cpu": {"fp32": "float32", "int8": "MatMulNBits, 8 bits", "int4": "MatMulNBits, 4 bits"}
+_SCHEMES: Mapping[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "MatMulNBits, 8 bits",
+    "int4": "MatMulNBits, 4 bits",
 }
+# What the builder itself lists as valid, except what then fails: fp16 on CPUs while decoding grouped-query models,
+# fp32 with CUDA while loading (the graph names caches that it does not make).
+_ABLE: Mapping[str, tuple[Precision, ...]] = {
+    "cpu": ("fp32", "int8", "int4"),
+    "cuda": ("fp16", "int8", "int4"),
+    "directml": ("fp16", "int4"),
+    "webgpu": ("fp16", "int8", "int4"),
+    "tensorrt-rtx": ("fp16",),
+}
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = {api: {p: _SCHEMES[p] for p in able} for api, able in _ABLE.items()}
+APIS = frozenset(PRECISIONS)
+# The builder's names for execution providers, also the keys of their options in genai_config.json.
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "cpu",
+    "cuda": "cuda",
+    "directml": "dml",
+    "webgpu": "webgpu",
+    "tensorrt-rtx": "NvTensorRtRtx",
+}
+INT8_ACTIVATIONS = frozenset({"cpu", "webgpu"})  # the builder's default there is accuracy level 4
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 LM_HEAD = "/lm_head/MatMul"
 CONFIG = "genai_config.json"
@@ -67,12 +89,13 @@ class Options(BaseModel):
         description="What an int4 model keeps at 8 bits. head: the LM head. layers: also the attention input and "
         "down projections of the first and last eighth of the layers, and of every third between.",
     )
-    accuracy_level: int = Field(
-        default=4,
+    accuracy_level: int | None = Field(
+        default=None,
         ge=0,
         le=4,
         strict=True,
-        description="Arithmetic: 4 int8 activations (fast), 1 fp32, 0 onnxruntime's choice.",
+        description="Arithmetic: 4 int8 activations (fast), 1 fp32, 0 onnxruntime's choice. "
+        "Without it 4 on CPUs and WebGPU, 0 elsewhere.",
     )
     exclude: list[str] = Field(
         default=[],
@@ -94,31 +117,43 @@ class Options(BaseModel):
         return data
 
 
-def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
-    """``convert``, shared by all precisions, and for int8 and int4 ``quantize``."""
+def steps(
+    recipe: Recipe,
+    options: BaseModel,
+    checkpoint: Checkpoint,
+    config_patch: Mapping[str, Json],
+    unit: Unit | None = None,
+) -> list[Step]:
+    """``convert``, shared by all precisions of one kind of device, and for int8 and int4 ``quantize``."""
     from phipipe.backends.base import Step
 
-    parameters = checkpoint.parameters
+    assert isinstance(options, Options)
+    api = unit.api if unit else "cpu"
+    wide = api == "cpu"
+    parameters, patch = checkpoint.parameters, dict(config_patch)
+    # what comes in and goes out is fp16 on GPUs, the layout of attention is each provider's own
+    made = {} if api == "cpu" else {"provider": PROVIDERS[api], "io_dtype": "fp16"}
     convert_step = Step(
         name="convert",
         runs="phipipe.backends.onnxruntime:convert",
         version=1,
         needs={"source": "source"},
-        params={"config_patch": dict(config_patch)},
-        unquantized="fp32",
+        params={"config_patch": patch, **made},
+        unquantized="fp32" if wide else "fp16",
         toolchain=TOOLCHAIN,
-        output_bytes=4 * parameters,
+        output_bytes=(4 if wide else 2) * parameters,
         memory_bytes=4 * parameters + 2**30,
     )
     if recipe.precision not in BITS:
         return [convert_step]
     bits = BITS[recipe.precision]
+    level = (4 if api in INT8_ACTIVATIONS else 0) if options.accuracy_level is None else options.accuracy_level
     quantize_step = Step(
         name="quantize",
         runs="phipipe.backends.onnxruntime:quantize",
         version=1,
         needs={"model": "convert"},
-        params={"bits": bits, **options.model_dump(mode="json")},
+        params={"bits": bits, **options.model_dump(mode="json"), "accuracy_level": level},
         toolchain=TOOLCHAIN,
         output_bytes=(bits + 1) * parameters // 8 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
         memory_bytes=2**30,
@@ -130,7 +165,7 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     """Operator, bits, block size and what is exceptional."""
     assert isinstance(options, Options)
     if recipe.precision not in BITS:
-        return PRECISIONS["cpu"][recipe.precision]
+        return _SCHEMES[recipe.precision]
     kept = {"none": "", "head": ", 8-bit head", "layers": ", sensitive layers at 8 bits"}
     words = f"MatMulNBits, {BITS[recipe.precision]} bits, blocks of {options.block_size}"
     return (
@@ -148,7 +183,9 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to an fp32 ONNX folder that onnxruntime-genai loads.
+    """Step: ``inputs["source"]``, a checkpoint, to an unquantized ONNX folder that onnxruntime-genai loads.
+
+    ``params``: config_patch; provider ("cpu") and io_dtype ("fp32", or "fp16"), both the builder's own words.
 
     Raises:
         StepFailed: the builder failed, or what it left is incomplete.
@@ -161,20 +198,21 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         source = inputs["source"]
         if params["config_patch"]:
             source = staged(source, params["config_patch"], Path(scratch) / "source")
-        _build(source, out, Path(scratch) / "cache")
+        provider, dtype = params.get("provider", "cpu"), params.get("io_dtype", "fp32")
+        _build(source, out, Path(scratch) / "cache", provider, dtype)
         _normalise(out)
-        _check_conversion(out)
+        _check_conversion(out, provider, dtype)
 
 
-def _build(source: Path, out: Path, cache: Path) -> None:
+def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str) -> None:
     """Run the builder in this process. Its structured options refuse unknown keys; the older ones ignore them."""
     from onnxruntime_genai.models import builder
 
     target = {
-        "quant_config": {"io_dtype": "fp32", "weights": {"type": "none"}},
+        "quant_config": {"io_dtype": dtype, "weights": {"type": "none"}},
         "attention": {"kv_cache": {"windowed": False}},
     }
-    where = (None, str(source), str(out), "fp32", "cpu", str(cache))
+    where = (None, str(source), str(out), dtype, provider, str(cache))
     # hf_token=false: it would otherwise look for the user's token, although everything is local.
     options = builder.parse_extra_options(*where, ["hf_token=false"], builder_config_version=2, target_options=target)
     builder.create_model(*where, **options)
@@ -191,8 +229,8 @@ def _normalise(folder: Path) -> None:
     onnx_graph.save(model, folder)
 
 
-def _check_conversion(folder: Path) -> None:
-    """The conversion is whole, in fp32, and its config is one that onnxruntime-genai serves on a CPU."""
+def _check_conversion(folder: Path, provider: str, dtype: str) -> None:
+    """The conversion is whole, in ``dtype``, and its config is one that onnxruntime-genai serves with ``provider``."""
     import json
 
     from phipipe import onnx_graph
@@ -201,9 +239,12 @@ def _check_conversion(folder: Path) -> None:
     onnx_graph.check_files(folder, model)
     quantized = [n.name for n in model.graph.node if n.op_type in onnx_graph.QUANTIZED]
     if quantized:
-        raise StepFailed(f"the conversion is not fp32: `{quantized[0]}` is quantized")
-    if not any(linear.name == LM_HEAD for linear in onnx_graph.linears(model)):
+        raise StepFailed(f"the conversion is not {dtype}: `{quantized[0]}` is quantized")
+    kinds = {linear.name: linear.dtype for linear in onnx_graph.linears(model)}
+    if LM_HEAD not in kinds:
         raise StepFailed(f"the conversion has no `{LM_HEAD}`")
+    if other := [name for name, kind in kinds.items() if kind != dtype]:
+        raise StepFailed(f"the conversion is not {dtype}: `{other[0]}` is {kinds[other[0]]}")
     for name in (CONFIG, "tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise StepFailed(f"onnxruntime-genai's builder wrote no `{name}`")
@@ -211,8 +252,9 @@ def _check_conversion(folder: Path) -> None:
     decoder = config["decoder"]
     if not config.get("context_length") or config.get("eos_token_id") in (None, []):
         raise StepFailed(f"`{CONFIG}` names no context length or no end-of-text token")
-    if decoder["filename"] != onnx_graph.MODEL or decoder["session_options"]["provider_options"]:
-        raise StepFailed(f"`{CONFIG}` is not for `{onnx_graph.MODEL}` on the CPU")
+    providers = [name for entry in decoder["session_options"]["provider_options"] for name in entry]
+    if decoder["filename"] != onnx_graph.MODEL or providers != ([] if provider == "cpu" else [provider]):
+        raise StepFailed(f"`{CONFIG}` is not for `{onnx_graph.MODEL}` with the provider `{provider}`")
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
@@ -258,7 +300,7 @@ def schemes_of(wanted: Sequence[Linear], options: Options, bits: int, layers: in
             bits=8 if name in raised else bits,
             block_size=options.block_size,
             symmetric=options.symmetric,
-            accuracy_level=options.accuracy_level,
+            accuracy_level=options.accuracy_level or 0,
             algorithm=options.algorithm,
         )
         for name in names

@@ -23,6 +23,7 @@ from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
 
 if TYPE_CHECKING:
+    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
 
@@ -186,7 +187,13 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     return ", ".join(words)
 
 
-def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+def steps(
+    recipe: Recipe,
+    options: BaseModel,
+    checkpoint: Checkpoint,
+    config_patch: Mapping[str, Json],
+    unit: Unit | None = None,
+) -> list[Step]:
     """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for the last two."""
     assert isinstance(options, Options)
     width: Precision = "fp32" if recipe.precision == "fp32" else "fp16"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
 
@@ -117,7 +118,13 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def steps(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, config_patch: Mapping[str, Json]) -> list[Step]:
+def steps(
+    recipe: Recipe,
+    options: BaseModel,
+    checkpoint: Checkpoint,
+    config_patch: Mapping[str, Json],
+    unit: Unit | None = None,
+) -> list[Step]:
     """One step, straight from the checkpoint: ``convert`` (a cast), or ``quantize``."""
     if recipe.precision in BITS:
         return [_quantize_step(recipe, options, checkpoint)]
