@@ -205,8 +205,10 @@ def test_one_failing_variant_does_not_stop_the_others(shell: Shell, first: dict[
     recipe.write_text(text + "matrix:\n  - {precision: int4}\n  - {precision: int8}\n", "utf-8")
     done = shell("run", recipe, "--out", "two", expect=7)
     assert "two-onnxruntime-int4 failed:" in done.stderr
-    assert "two-onnxruntime-int8: tiny-phi3 → int8" in done.stdout
-    assert [path.name for path in (shell.folder / "two").iterdir()] == ["two-onnxruntime-int8"]
+    rows = [line for line in done.stdout.splitlines() if "two-onnxruntime-" in line]
+    assert any(line.startswith("* two-onnxruntime-int8") for line in rows)
+    assert any("two-onnxruntime-int4" in line and "top1" in line for line in rows), "the failed one has a row, too"
+    assert {path.name for path in (shell.folder / "two").iterdir()} == {"two-onnxruntime-int8", "two"}
 
 
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(shell: Shell) -> None:
@@ -218,7 +220,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(shell: Shell) -> None:
         if line.strip().startswith("baseline"):
             break
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "what was finished is kept" in said
     shown = shell("plan", QUICKSTART, env={"PHIPIPE_CACHE": str(shell.folder / "stopped")}).stdout
