@@ -102,7 +102,7 @@ def read(folder: Path) -> Checkpoint:
         raise SourceError(f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`")
     config = _json(folder / "config.json")
     _refuse_code(folder, config)
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise SourceError(f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}")
     tensors = [t for name in weights for t in _tensors(folder / name)]
@@ -190,7 +190,7 @@ def _keys(value: object, where: str = "") -> Iterator[tuple[str, str, object]]:
             yield from _keys(inner, where)
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files that make up the model, from the index where there is one."""
     present = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
     index = folder / "model.safetensors.index.json"

@@ -126,6 +126,7 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
         "fidelity": fidelity,
         "speed": _json(inputs["speed"] / "speed.json"),
         "gates": _json(inputs["gates"] / "gates.json"),
+        "twin": params.get("twin"),
         "emulation": _json(next(inputs["emulation"].glob("*.json"))) if "emulation" in inputs else None,
         "steps": steps,
     }

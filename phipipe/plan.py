@@ -216,13 +216,14 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
             steps += _parity_steps(step, recipe, backend.TOOLCHAIN, parameters)
             checks = (*checks, steps[-1].name)
     artifact = made[-1]
+    evaluated = next((step for step in made if step.twin), artifact)
     if plan.api in backend.EMULATED:
-        steps.append(_emulation(plan, artifact, options, checks))
+        steps.append(_emulation(plan, evaluated, options, checks))
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     return [
         *steps,
-        replace(compare_step("evaluate", artifact.name, recipe, backend.TOOLCHAIN, parameters), after=checks),
-        replace(measure_step(artifact.name, recipe, backend.TOOLCHAIN, parameters), after=checks),
+        _evaluation(plan, evaluated, artifact, checks),
+        replace(measure_step(evaluated.name, recipe, backend.TOOLCHAIN, parameters), after=checks),
         Step(
             name="gates",
             runs="phipipe.evaluate:check_gates",
@@ -230,20 +231,29 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
             needs={"metrics": "evaluate", "speed": "measure"},
             params={"gates": gates},
         ),
-        _package_step(plan, artifact, options, checks),
+        _package_step(plan, artifact, None if evaluated is artifact else evaluated, options, checks),
     ]
+
+
+def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
+    """Score ``evaluated``; the size is that of ``artifact``, which ships."""
+    toolchain = backends.load(plan.build.recipe.backend).TOOLCHAIN
+    step = compare_step("evaluate", evaluated.name, plan.build.recipe, toolchain, plan.checkpoint.parameters)
+    shipped = {} if evaluated is artifact else {"shipped": artifact.name}
+    return replace(step, needs={**step.needs, **shipped}, after=checks)
 
 
 def _emulation(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[str, ...]) -> Step:
     """Run the artifact as its unit would, on this machine."""
-    backend = backends.load(plan.build.recipe.backend)
+    backend_name = plan.build.recipe.backend
+    backend = backends.load(backend_name)
     return Step(
         name="emulate",
         runs=backend.EMULATED[plan.api],
         version=1,
         needs={"artifact": artifact.name, "baseline": "baseline"},
         after=checks,
-        params=options.model_dump(mode="json"),
+        params={**options.model_dump(mode="json"), "precision": plan.build.recipe.precision, "backend": backend_name},
         toolchain=backend.TOOLCHAIN,
         memory_bytes=4 * plan.checkpoint.parameters + RUNTIME_BYTES,
     )
@@ -293,7 +303,7 @@ def _calibration_steps(build: Build) -> list[Step]:
     ]
 
 
-def _package_step(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[str, ...]) -> Step:
+def _package_step(plan: Plan, artifact: Step, twin: Step | None, options: BaseModel, checks: tuple[str, ...]) -> Step:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     params: dict[str, Any] = {
         "name": plan.build.name,
@@ -309,6 +319,8 @@ def _package_step(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
         "warnings": [a.message for a in plan.warnings],
     }
+    if twin is not None:
+        params["twin"] = twin.name
     needs = {
         "artifact": artifact.name,
         "source": "source",

@@ -130,7 +130,9 @@ def outcome(done: Outcome) -> str:
     speed, baseline = done.load("measure", "speed.json"), done.load("baseline", "baseline.json")
     lines = ["", heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
     if speed and done.plan.on_target != "true" and done.plan.device:
-        lines.append(f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; fidelity holds there.")
+        lines.append(
+            f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; fidelity holds there."
+        )
     if done.all_cached:
         lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
     if done.package is not None:

@@ -67,6 +67,12 @@ def llamacpp_python(toolchains: Path) -> Path:
     return _install("llamacpp", toolchains).python
 
 
+@pytest.fixture(scope="session")
+def qnn_python(toolchains: Path) -> Path:
+    """Python of the real qnn toolchain."""
+    return _install("qnn", toolchains).python
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may spoil."""

@@ -41,6 +41,9 @@ LAYERS = (
         "openvino_graph",
         "openvino_session",
         "torch_checkpoint",
+        "static_graph",
+        "static_session",
+        "qnn_graph",
     },
     {
         "hub",

@@ -151,3 +151,19 @@ def test_an_npu_package_was_tried_through_the_npus_pipeline(said: str, shell: Sh
     assert manifest["recipe"]["quantize"]["symmetric"]
     assert '"NPU", lengths' in snippet(folder)
     assert build["ok"]
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("int8", 1e-3), ("int4", 1e-2)])
+def test_a_qualcomm_package_was_decoded_on_the_emulator(said: str, shell: Shell, precision: str, limit: float) -> None:
+    words = ("--set", "backend=qnn", "--set", "device=snapdragon-x-npu", "--set", f"precision={precision}")
+    words += ("--set", "quantize={}", "--set", "calibrate.tokens=4096", "--set", "evaluate.tokens=1024")
+    words += ("--set", "measure={prompt_tokens: 64, new_tokens: 4, repetitions: 1}", "--out", f"qnn-{precision}")
+    (build,) = shell.run(*words)
+    folder = shell.folder / f"qnn-{precision}" / "quickstart"
+    manifest = package.read_manifest(folder)
+    assert (manifest["on_target"], manifest["twin"]) == ("emulated", "compile-apart")
+    assert manifest["emulation"]["decode_kld_mean"] < limit
+    assert build["evaluation"]["metrics"]["kld_mean"] < limit
+    assert {path.name for path in folder.glob("*.bin")} == {"decoder_prompt_qnn.bin", "head_prompt_qnn.bin"}
+    assert "its twin" in (folder / "README.md").read_text("utf-8")
+    assert "run this package on the device" in shell("chat", folder, "--prompt", "Hi", expect=5).stderr

@@ -1,0 +1,203 @@
+"""Qualcomm NPUs: static graphs against transformers, fixed point, contexts on the emulator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from test_mlx import HERE, drive, section, source, tie
+
+from phipipe import hub, static_graph
+from phipipe.backends import qnn
+from phipipe.errors import StepFailed
+
+PARTLY_ROTATED = {
+    "max_position_embeddings": 8192,
+    "original_max_position_embeddings": 512,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1 + i / 64 for i in range(24)],
+        "long_factor": [2 + i / 8 for i in range(24)],
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def facts(qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the driver found out in the toolchain's Python, against logits of transformers."""
+    root = tmp_path_factory.mktemp("qnn")
+    source(root / "source")
+    source(root / "longrope", **PARTLY_ROTATED)
+    tie(source(root / "tied", tie_word_embeddings=True))
+    reference, stories = HERE / "reference_driver.py", hub.ASSETS / "stories"
+    drive(torch_python, reference, root, stories / "evaluation.txt", "250", "source", "longrope", "tied")
+    shutil.copytree(root / "source", root / "words" / "source")
+    drive(torch_python, reference, root / "words", stories / "calibration.txt", "1536", "source")
+    ids = json.loads((root / "words" / "ids.json").read_text())
+    (root / "calibration.json").write_text(json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)]))
+    drive(qnn_python, HERE / "qnn_driver.py", root)
+    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
+    return found
+
+
+def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> Any:
+    evaluate, calibration = SimpleNamespace(window=window), SimpleNamespace(window=calibrate)
+    return SimpleNamespace(precision=precision, backend="qnn", evaluate=evaluate, calibrate=calibration)
+
+
+def checkpoint(**changes: Any) -> Any:
+    shape: dict[str, Any] = {
+        "parameters": 10_000_000,
+        "model_type": "phi3",
+        "architecture": "Phi3ForCausalLM",
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "context_length": 4096,
+    }
+    return SimpleNamespace(**shape | changes)
+
+
+def advice(asked: Any, shape: Any = None, **options: Any) -> list[tuple[str, str]]:
+    found = qnn.advise(asked, qnn.Options(**options), shape or checkpoint())
+    return [(entry.rule, entry.level) for entry in found]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"soc": "888"}, {"prompt_length": 100}, {"context_length": 32}, {"context_length": True}, {"arch": 73}]
+)
+def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        qnn.Options.model_validate(wrong)
+
+
+def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
+    assert advice(recipe()) == []
+    assert advice(recipe(), checkpoint(model_type="phimoe")) == [("Q01", "error")]
+    assert advice(recipe(), checkpoint(context_length=256)) == [("Q02", "error")]
+    assert advice(recipe(window=256), context_length=500) == [("Q05", "error")]
+    assert advice(recipe(window=1024)) == [("Q06", "error")]
+    assert advice(recipe(), keep_8bit=["down"]) == [("Q07", "warning")]
+    assert advice(recipe(calibrate=64)) == [("Q08", "error")]
+
+
+def test_both_compilations_start_from_the_same_graphs() -> None:
+    made = qnn.steps(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {})
+    assert [(s.name, s.twin) for s in made] == [
+        ("convert", False),
+        ("quantize", False),
+        ("compile-apart", True),
+        ("compile", False),
+    ]
+    assert made[2].needs == made[3].needs == {"model": "quantize"}
+    assert made[3].params == {"soc": {"model": 69, "arch": 79}, "shared": True}
+    assert made[1].params == {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
+    assert qnn.steps(recipe(), qnn.Options(), checkpoint(), {})[1].params == {"bits": 8, "keep_8bit": []}
+
+
+def test_models_that_static_graphs_do_not_know_are_named() -> None:
+    config = {"model_type": "phi", "num_attention_heads": 4, "hidden_size": 256}
+    with pytest.raises(StepFailed, match="not `phi`"):
+        static_graph.shape_of(config, 64, 512)
+    scaled = {"model_type": "phi3", "rope_scaling": {"type": "yarn"}}
+    with pytest.raises(StepFailed, match="`yarn`"):
+        static_graph.shape_of(config | scaled, 64, 512)
+
+
+def test_longropes_factors_follow_the_compiled_context() -> None:
+    config = json.loads((hub.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8")) | PARTLY_ROTATED
+    short, long = (static_graph.shape_of(config, 64, context) for context in (512, 1024))
+    assert short.rotary == 48
+    assert short.inverse_frequencies[0] == 1
+    assert long.inverse_frequencies[0] == 0.5
+    assert short.attention_factor == pytest.approx((1 + 4 / 9) ** 0.5)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["source", "tied", "longrope"])
+def test_static_graphs_are_exact_in_chunks_and_token_by_token(facts: dict[str, Any], name: str) -> None:
+    found = section(facts, "convert")[name]
+    assert found["chunks"] < 1e-6
+    assert found["decoded"] < 1e-6
+    assert found["chain"]
+
+
+@pytest.mark.integration
+def test_fixed_point_is_close_prompt_and_decode_together(facts: dict[str, Any]) -> None:
+    found = section(facts, "quantize")
+    assert found["int8"]["kld"] < 2e-3
+    assert found["int8"]["kld"] < found["int4"]["kld"] < 1e-2
+    assert found["int8"]["caches"] == "uint8"
+    assert found["reproducible"]
+
+
+@pytest.mark.integration
+def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> None:
+    found = section(facts, "quantize")
+    assert found["down"]
+    assert found["gate"]
+    for name, words in (("wrong_bits", "asked was 4"), ("float", "floating point"), ("range", "another range")):
+        assert found[name][0] == "StepFailed", name
+        assert words in found[name][1]
+
+
+@pytest.mark.integration
+def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> None:
+    kind, words = section(facts, "quantize")["short"]
+    assert kind == "StepFailed"
+    assert "2 windows of 70 tokens" in words
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["apart", "shared", "other"])
+def test_every_graph_is_one_context(facts: dict[str, Any], name: str) -> None:
+    assert section(facts, "compile")[name]["nodes"] == ["EPContext"] * 4
+
+
+@pytest.mark.integration
+def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> None:
+    found = section(facts, "compile")
+    assert len(found["apart"]["binaries"]) == 4
+    assert len(found["shared"]["binaries"]) == 2
+    assert sum(found["shared"]["binaries"].values()) < 0.75 * sum(found["apart"]["binaries"].values())
+
+
+@pytest.mark.integration
+def test_the_emulated_npu_decodes_as_the_original(facts: dict[str, Any]) -> None:
+    assert section(facts, "compile")["kld"] < 1e-2
+
+
+@pytest.mark.integration
+def test_what_the_emulator_cannot_load_is_said(facts: dict[str, Any]) -> None:
+    kind, words = section(facts, "compile")["shared on the emulator"]
+    assert kind == "StepFailed"
+    assert "share their weights" in words
+
+
+@pytest.mark.integration
+def test_a_graph_that_is_not_whole_on_the_npu_is_refused(facts: dict[str, Any]) -> None:
+    kind, words = section(facts, "compile")["broken"]
+    assert kind == "StepFailed"
+    assert "`head_prompt.onnx` falls apart" in words
+    assert "NonZero" in words
+
+
+@pytest.mark.integration
+def test_the_pipelines_config_names_every_graph_and_its_chip(facts: dict[str, Any]) -> None:
+    found = section(facts, "compile")
+    stages = found["other"]["config"]["model"]["decoder"]["pipeline"]
+    assert [next(iter(stage)) for stage in stages] == [
+        "embedding",
+        "decoder_prompt",
+        "decoder_token",
+        "head_prompt",
+        "head_token",
+    ]
+    options = stages[1]["decoder_prompt"]["session_options"]["provider_options"]
+    assert options[0]["qnn"]["soc_model"] == "69"
+    assert found["ids"][0] == found["ids"][1], "onnxruntime-genai reads the folder"
