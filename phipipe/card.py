@@ -29,7 +29,7 @@ PRECISION_WORDS = {
 # What a reader wants to see of some sixty packages; the manifest has them all.
 MAIN_TOOLS = re.compile(
     r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|"
-    r"auto-round|safetensors|.*qnn"
+    r"auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
 )
 ANSWER_CHARACTERS = 2000
 SNIPPET_TOKENS = 512

@@ -258,4 +258,11 @@ FIXUPS: tuple[Fixup, ...] = (
             "rope_scaling": {**c.config["rope_scaling"], "long_factor": c.config["rope_scaling"]["short_factor"]}
         },
     ),
+    Fixup(
+        id="F3",
+        rule="R06",
+        when=lambda r, c: r.backend == "litert" and c.model_type == "phi3" and c.sliding_window is not None,
+        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never longer than it",
+        patch=lambda c: {"sliding_window": None},
+    ),
 )

@@ -62,6 +62,12 @@ def openvino_python(toolchains: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def litert_python(toolchains: Path) -> Path:
+    """Python of the real litert toolchain."""
+    return _install("litert", toolchains).python
+
+
+@pytest.fixture(scope="session")
 def llamacpp_python(toolchains: Path) -> Path:
     """Python of the real llamacpp toolchain."""
     return _install("llamacpp", toolchains).python

@@ -19,6 +19,7 @@ PACKAGE = Path(phipipe.__file__).parent
 HEAVY = {"torch", "transformers", "onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "numpy", "safetensors"}
 HEAVY |= {"openvino", "nncf", "optimum", "mlx", "mlx_lm", "llama_cpp", "gguf", "auto_round", "olive", "plotly"}
 HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub"}
+HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_builder", "litert_lm", "tensorflow"}
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
@@ -37,6 +38,8 @@ LAYERS = (
         "llama_gguf",
         "llama_imatrix",
         "llama_modelfile",
+        "litert_file",
+        "litert_session",
         "llama_session",
         "openvino_graph",
         "openvino_session",
