@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,24 +174,3 @@ def _load(folder: Path) -> Any:
         raise StepFailed(f"`{folder}` holds neither `{MODEL}` nor `{BUNDLE}`")
     with bundled(folder / BUNDLE) as view:
         return CompiledModel.from_buffer(bytes(view), options=options)
-
-
-class Tokenizer:
-    """The folder's tokenizer as transformers reads it; LiteRT-LM reads the same ``tokenizer.json``."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without added special tokens."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, without special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A chat in the artifact's template, ready for the answer."""
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))

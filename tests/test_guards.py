@@ -44,6 +44,7 @@ LAYERS = (
         "openvino_graph",
         "openvino_session",
         "torch_checkpoint",
+        "transformers_tokenizer",
         "static_graph",
         "static_session",
         "qnn_graph",

@@ -350,9 +350,9 @@ def open(artifact: Path) -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The artifact's tokenizer as transformers reads it."""
-    from phipipe.litert_session import Tokenizer as Own
+    from phipipe.transformers_tokenizer import of_folder
 
-    return Own(artifact)
+    return of_folder(artifact)
 
 
 if TYPE_CHECKING:

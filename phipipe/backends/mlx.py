@@ -348,22 +348,6 @@ class _Session:
         self._mx.clear_cache()
 
 
-class _Tokenizer:
-    def __init__(self, folder: Path) -> None:
-        from mlx_lm.utils import load_tokenizer
-
-        self._tokenizer: Any = load_tokenizer(folder, {"trust_remote_code": False, "local_files_only": True})
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-
-
 def open(artifact: Path) -> Runtime:
     """Load an MLX folder on what this machine's MLX computes with."""
     return _Session(artifact)
@@ -371,7 +355,11 @@ def open(artifact: Path) -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it."""
-    return _Tokenizer(artifact)
+    from mlx_lm.utils import load_tokenizer
+
+    from phipipe.transformers_tokenizer import TransformersTokenizer
+
+    return TransformersTokenizer(load_tokenizer(artifact, {"trust_remote_code": False, "local_files_only": True}))
 
 
 if TYPE_CHECKING:

@@ -339,22 +339,6 @@ class _Torch:
         del self._model
 
 
-class _Tokenizer:
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-
-
 def open(artifact: Path) -> Runtime:
     """Load a checkpoint in fp32 on the CPU."""
     return _Torch(artifact)
@@ -362,7 +346,9 @@ def open(artifact: Path) -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The checkpoint's tokenizer as transformers reads it."""
-    return _Tokenizer(artifact)
+    from phipipe.transformers_tokenizer import of_folder
+
+    return of_folder(artifact)
 
 
 if TYPE_CHECKING:
