@@ -1,4 +1,4 @@
-"""What can be done with a finished package: evaluate it again, talk to it."""
+"""What can be done with a finished package: evaluate it again, measure it on its device, talk to it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, device, hub, models, package, toolchain
+from phipipe import backends, board, device, hardware, hub, models, package, reference, toolchain
 from phipipe import plan as planner
-from phipipe.backends.base import Outside
-from phipipe.errors import SourceError
+from phipipe.backends.base import Outside, absent
+from phipipe.board import Entry
+from phipipe.device import Device
+from phipipe.errors import SourceError, TargetError
+from phipipe.executor import Outcome
 from phipipe.plan import Plan
 from phipipe.process import child_environment, python_command
 from phipipe.recipe import Build, Recipe, Text
@@ -25,9 +28,7 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     Raises:
         SourceError: it is no package, was changed, or its original checkpoint is not at hand.
     """
-    manifest = package.read_manifest(folder)
-    if findings := package.verify(folder):
-        raise SourceError(f"`{folder}` is not as it was packaged: {findings[0]}", hint=f"phipipe verify {folder}")
+    manifest = _intact(folder)
     recipe = _recipe(manifest, text, tokens)
     checkpoint = models.read(_source(manifest, store, source))
     _same_source(manifest, checkpoint.folder, store)
@@ -49,9 +50,78 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
         device=target,
         api=unit.api,
         on_target=planner.on_target(target, unit, backend),
-        checkpoint=checkpoint,
+        source=checkpoint,
         steps=tuple(steps),
     )
+
+
+def on_device(folder: Path) -> Plan:
+    """The steps that measure the package in ``folder`` on this machine, which is the device: evaluate, measure.
+
+    Fidelity is scored against the reference data in the package: neither the original nor the network is needed.
+
+    Raises:
+        SourceError: it is no package, was changed, or has no reference data.
+        TargetError: this machine cannot be the device, or no toolchain runs the package's unit.
+    """
+    manifest = _intact(folder)
+    recipe, api = Recipe.model_validate(manifest["recipe"]), str(manifest["api"])
+    backend, target = backends.load(recipe.backend), _device(manifest)
+    if api not in backend.ON_DEVICE:
+        raise TargetError(
+            f"no toolchain of phipipe's runs `{recipe.backend}` packages on `{api}` yet",
+            hint=f"the program in {folder / package.CARD} does, with what the device has; "
+            f"`phipipe eval {folder}` evaluates the file here, on the CPU",
+        )
+    if target.architecture not in (None, hardware.architecture()):
+        raise TargetError(
+            f"this machine's processor is {hardware.architecture()}, and that of {target.title} is "
+            f"{target.architecture}: figures taken here are not the device's",
+            hint=f"run this on the device; `phipipe eval {folder}` evaluates the file here",
+        )
+    if missing := hardware.lacks(api):
+        raise absent(missing, "phipipe")
+    if not (folder / reference.FOLDER).is_dir():
+        raise SourceError(f"`{folder}` has no reference data: an older phipipe made it", hint="build it again")
+    names = [str(entry["path"]) for entry in manifest["files"]]
+    kept = [name.partition("/")[2] for name in names if name.startswith(f"{reference.FOLDER}/")]
+    outside = {
+        "artifact": Outside(folder, tuple(sorted(names))),
+        "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
+    }
+    toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
+    steps = (
+        planner.compare_step("evaluate", "artifact", recipe, toolchain, parameters, api),
+        planner.measure_step("artifact", recipe, toolchain, parameters, api),
+    )
+    return Plan(
+        build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
+        device=target,
+        api=api,
+        on_target="true",
+        steps=tuple(replace(step, needs={}, outside=outside) for step in steps),
+    )
+
+
+def report(folder: Path, outcome: Outcome) -> Entry:
+    """What was measured on the device, as an entry of a board that takes the place of the build's own."""
+    return board.measured(
+        package.read_manifest(folder), outcome.load("evaluate", "metrics.json"), outcome.load("measure", "speed.json")
+    )
+
+
+def _device(manifest: dict[str, Any]) -> Device:
+    """The package's device as the manifest describes it: a file of the user's does not travel."""
+    told, precision = manifest["device"], manifest["precision"]
+    units = [{"api": manifest["api"], "precisions": [precision]}]
+    return Device.model_validate({**told, "units": units})
+
+
+def _intact(folder: Path) -> dict[str, Any]:
+    manifest = package.read_manifest(folder)
+    if findings := package.verify(folder):
+        raise SourceError(f"`{folder}` is not as it was packaged: {findings[0]}", hint=f"phipipe verify {folder}")
+    return manifest
 
 
 def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> Recipe:

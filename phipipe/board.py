@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +30,8 @@ MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",
     "~": "the device was emulated: what it computes is the device's, the speed is not",
     "°": "not measured on the device: fidelity holds there, speed and memory do not",
+    "≥": "measured on the device against the likeliest tokens of each position, which travel with the package: a lower "
+    "bound",
 }
 
 
@@ -69,6 +70,7 @@ class Entry:
     phipipe: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)  # step → key
+    reference: bool = False  # scored on the device, by what the package carries: divergence is a lower bound
 
     @property
     def kld(self) -> float:
@@ -120,6 +122,24 @@ def from_manifest(manifest: Mapping[str, Any]) -> Entry:
         phipipe=manifest["phipipe"],
         tools=dict(sorted(tools.items())),
         keys={name: steps[name]["key"] for name in sorted(steps)},
+    )
+
+
+def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], speed: Mapping[str, Any]) -> Entry:
+    """The entry of a package that was measured on its device, by the reference data that it carries."""
+    built = from_manifest(manifest)
+    sizes = {name: built.metrics[name] for name in REQUIRED[1:]}  # of the artifact, without what lies beside it
+    return replace(
+        built,
+        on_target="true",
+        reference=True,
+        metrics={**evaluation["metrics"], **speed["metrics"], **sizes},
+        stderr=evaluation["stderr"],
+        spread=speed["spread"],
+        profile=evaluation["profile"],
+        sanity=evaluation["sanity"],
+        host=speed["host"],
+        prompt_tokens=speed["prompt_tokens"],
     )
 
 
@@ -256,7 +276,7 @@ def check_comparable(entries: Iterable[Entry]) -> None:
     aspects: dict[str, Callable[[Entry], str]] = {
         "source model": lambda e: f"{e.source} {e.source_digest[:12]}",
         "evaluation text": lambda e: f"{e.text} {e.text_digest[:12]}",
-        "number of tokens": lambda e: str(e.tokens),
+        "number of tokens": lambda e: str(e.tokens),  # of the build: on a device its first ones are scored
         "window": lambda e: str(e.window),
         "skip": lambda e: str(e.skip),
     }
@@ -308,7 +328,7 @@ def _metric(title: str, name: str, short: str = "", *, factor: float = 1, speed:
         if name.endswith("_gib"):
             return " ".join(report.size(found)) if found > 0 else "0"
         if name == "kld_mean":
-            return report.with_error(found, entry.stderr.get(name))
+            return ("≥ " if entry.reference else "") + report.with_error(found, entry.stderr.get(name))
         if name == "ttft_s":
             return f"{report.number(found)} s" if found >= 1 else f"{report.number(1000 * found)} ms"
         return report.number(found, 4 if name in ("top1", "ppl_ratio") else 3)
@@ -347,7 +367,7 @@ def build_words(entry: Entry) -> str:
 def notes(entries: Sequence[Entry]) -> list[str]:
     """The explanations of those marks that occur."""
     away = elsewhere(entries)
-    used = "".join(marks(e, away) for e in done(entries))
+    used = "".join(marks(e, away) + ("≥" if e.reference else "") for e in done(entries))
     return [f"{sign} {meaning}" for sign, meaning in MARKS.items() if sign in used]
 
 
@@ -425,55 +445,3 @@ def answer(entries: Iterable[Entry]) -> str:
         return f"{pick.where}: ship {next(iter(merged))}: it leads in {' and '.join(r for r, _, _ in pick.choices)}."
     clauses = [f"{name} if {' or '.join(reasons)} matters most" for name, reasons in merged.items()]
     return f"{pick.where}: ship {'; '.join(clauses)}."
-
-
-def table(entries: Iterable[Entry], width: int = 100) -> str:
-    """The board for a terminal, no line longer than ``width``: the last columns go first where it is narrow."""
-    every = ranked(entries)
-    away, best, rivals = elsewhere(every), {e.name for e in front(every)}, behind(every)
-    heads = ["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]
-
-    def measured(build: Callable[[Entry], str], longest: int) -> tuple[list[list[str]], list[int]]:
-        cells = [[_middle(e.name, longest), build(e), *(cell(c, e, away) for c in COLUMNS)] for e in done(every)]
-        rows = [heads, *([*row, rivals.get(e.name, "")] for e, row in zip(done(every), cells, strict=True))]
-        return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    rows, wide = measured(build_words, width)
-    if 2 * len(wide) + sum(wide) > width:
-        rows, wide = measured(lambda e: f"{e.backend} {e.precision}", width)
-        room = width - 10 - sum(wide[1:5])  # the divergence is what the board is about: names give way to it
-        rows, wide = measured(lambda e: f"{e.backend} {e.precision}", max(room, 16))
-    while len(wide) > 2 and 2 * len(wide) + sum(wide) > width:
-        wide.pop()
-    lines = []
-    for sign, row in zip([" ", *("*" if e.name in best else " " for e in done(every))], rows, strict=True):
-        ways = ["<", "<", *(">" for _ in COLUMNS), "<"]
-        cells = [f"{text:{way}{n}}" for text, way, n in zip(row, ways, wide, strict=False)]
-        lines.append(f"{sign} {'  '.join(cells)}"[:width].rstrip())
-    said = [f"! {e.name}: {build_words(e)}, failed: {one_line(e.error or '')}" for e in every if e.error is not None]
-    said += ["* on the Pareto front: nothing smaller is as close to the original", *notes(every)]
-    return "\n".join([*lines, *(part for note in said for part in textwrap.wrap(note, width, subsequent_indent="  "))])
-
-
-def _middle(text: str, width: int) -> str:
-    """Names of builds differ at their ends."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[-half:]}"
-
-
-def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
-    """The text of ``board.md``."""
-    every, say = ranked(entries), card.inline
-    away, best, rivals = elsewhere(every), {e.name for e in front(every)}, behind(every)
-    lines = [f"# {say(title)}", "", say(answer(every)), ""]
-    lines += ["| build | " + " | ".join(["backend, scheme", *(c.title for c in COLUMNS), "Pareto front"]) + " |"]
-    lines += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
-    for e in every:
-        cells = [cell(c, e, away) if e.error is None else "" for c in COLUMNS]
-        last = "★" if e.name in best else f"behind {rivals[e.name]}" if e.name in rivals else f"failed: {e.error}"
-        lines.append("| " + " | ".join(say(one_line(text)) for text in (e.name, build_words(e), *cells, last)) + " |")
-    lines += ["", "Most fidelity per size first: −log10(mean KLD) / bits per weight.", "", "## Which to ship", ""]
-    for pick in picks(every):
-        said = [f"{reason}: {card.code(e.name)} ({say(words)})" for reason, e, words in pick.choices]
-        lines.append(f"- **{say(pick.where)}** – {'; '.join([*said, say(pick.caution)] if pick.caution else said)}")
-    return "\n".join([*lines, "", *(f"{say(note)}  " for note in notes(every))]).rstrip() + "\n"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from phipipe import __version__
+from phipipe import __version__, hardware
 from phipipe import backends as registry
 from phipipe import device as targets
 from phipipe.settings import Settings
@@ -30,29 +30,34 @@ def devices() -> list[Row]:
 def device(name: str) -> Row:
     """One device: its units, what builds for it here, and where the facts come from."""
     found = targets.load(name)
-    builds: dict[str, str] = {}
+    builds = {}
     for backend in registry.names():
-        module = registry.load(backend)
-        fits = {
-            p
-            for u in found.units
-            if u.api in module.APIS
-            for p in u.precisions
-            if p in module.PRECISIONS.get(u.api, {})
-        }
-        if fits:
-            builds[backend] = ", ".join(p for p in PRECISIONS if p in fits)
+        fits = {f"{unit.api} {' '.join(registry.able(backend, found, unit))}": unit for unit in found.units}
+        if able := [words for words, unit in fits.items() if registry.able(backend, found, unit)]:
+            builds[backend] = "; ".join(able)
     return {
         "device": name,
         "title": found.title,
+        "processor": found.architecture,
+        "systems": ", ".join(found.systems),
         "memory_gib": found.memory_gib,
-        "units": {u.api: ", ".join(u.precisions) for u in found.units},
+        "units": {
+            u.api: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions) for u in found.units
+        },
         "constraints": {u.api: dict(u.constraints) for u in found.units if u.constraints},
         "defaults": {u.api: dict(u.defaults) for u in found.units if u.defaults},
         "backends": builds or "none of this version",
+        "start from": _start(found, builds),
         "notes": found.notes,
         "sources": list(found.sources),
     }
+
+
+def _start(target: targets.Device, builds: Mapping[str, str]) -> str | None:
+    """The command that gets somebody going for ``target``."""
+    if target.recipe is not None:
+        return f"phipipe run recipes/{target.recipe}.yaml --set device={target.name}"
+    return f"phipipe init my-recipe.yaml --device {target.name} --backend {next(iter(builds))}" if builds else None
 
 
 def backends() -> list[Row]:
@@ -148,22 +153,12 @@ def doctor(settings: Settings) -> Row:
         "python": sys.version.split()[0],
         "machine": host(),
         "memory available": human(free),
-        "nvidia gpu": _nvidia() or "none",
+        "nvidia gpu": hardware.nvidia() or "none",
         "cache": str(settings.cache),
         "disk free for the cache": human(disk.free),
         "toolchains": lines,
         "next": f"phipipe toolchain install {' '.join(missing)}   (or on first use)" if missing else "all set",
     }
-
-
-def _nvidia() -> str | None:
-    import subprocess
-
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    answer = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
-    return answer.stdout.strip() or None
 
 
 def text(rows: Row | Sequence[Row]) -> str:

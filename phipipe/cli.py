@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from phipipe import __version__
-from phipipe.console import AS_JSON, cli, command, complain, echo, note, print_json, settings_of_user, store_of_user
+from phipipe.console import (
+    AS_JSON,
+    Listing,
+    cli,
+    command,
+    complain,
+    echo,
+    note,
+    print_json,
+    settings_of_user,
+    store_of_user,
+)
 from phipipe.errors import Interrupted, PhipipeError
 
 if TYPE_CHECKING:
@@ -126,6 +137,34 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
         echo(show.outcome(outcome))
 
 
+@command("phipipe measure packages/quickstart --out quickstart-measured.json")
+@PACKAGE
+@click.option("--out", type=click.Path(path_type=Path), help="The report; default NAME-measured.json, here.")
+@AS_JSON
+def measure(package: Path, out: Path | None, as_json: bool) -> None:
+    """Measure a package on the device it is for, which this machine must be: fidelity, speed, memory.
+
+    Needs neither the original model nor its cache. `phipipe compare` puts the report in place of the figures
+    that the build machine had emulated or could not take.
+    """
+    from phipipe import again, board, show
+    from phipipe.measure import host
+
+    settings, store = store_of_user()
+    planned = again.on_device(package)
+    note(f"taking this machine for {planned.device.title}: {board.host_words(host())}")
+    (outcome,) = _attempt([planned], store, settings, None)
+    if outcome.error:
+        raise outcome.error
+    text = board.dump([again.report(package, outcome)])
+    target = out or Path(f"{planned.build.name}-measured.json")
+    target.write_bytes(text.encode())
+    if as_json:
+        click.echo(text, nl=False)
+    else:
+        echo(f"{show.outcome(outcome)}\n\nreport   {target}\ncompare  phipipe compare {package} {target}")
+
+
 @command("phipipe compare packages/board-llamacpp-int4 packages/board-openvino-int4")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|PACKAGE...")
 @click.option(
@@ -191,26 +230,54 @@ def init(recipe: Path, device: str, precision: str, backend: str, source: str) -
     echo(f"wrote {recipe}\nnext: phipipe plan {recipe}")
 
 
-@command("phipipe devices intel-npu")
-@click.argument("name", required=False)
+@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe devices show intel-npu")
 @AS_JSON
-def devices(name: str | None, as_json: bool) -> None:
-    """List target devices, or show one: units, precisions, which backends fit, sources."""
+@click.pass_context
+def devices(context: click.Context, as_json: bool) -> None:
+    """List target devices; `show NAME` for one."""
+    if context.invoked_subcommand is None:
+        from phipipe import catalogue
+
+        _show_rows(catalogue.devices(), as_json)
+
+
+@devices.command("show", epilog="Example:  phipipe devices show intel-npu")
+@click.argument("name")
+@AS_JSON
+def devices_show(name: str, as_json: bool) -> None:
+    """Show a device: units, precisions, memory, which backends fit, where to start, sources."""
     from phipipe import catalogue
 
-    rows = catalogue.devices() if name is None else catalogue.device(name)
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    _show_rows(catalogue.device(name), as_json)
 
 
-@command("phipipe backends onnxruntime")
-@click.argument("name", required=False)
+@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe backends show onnxruntime")
 @AS_JSON
-def backends(name: str | None, as_json: bool) -> None:
-    """List backends, or show one: precisions per unit, and every `quantize:` option."""
+@click.pass_context
+def backends(context: click.Context, as_json: bool) -> None:
+    """List backends; `show NAME` for one."""
+    if context.invoked_subcommand is None:
+        from phipipe import catalogue
+
+        _show_rows(catalogue.backends(), as_json)
+
+
+@backends.command("show", epilog="Example:  phipipe backends show onnxruntime")
+@click.argument("name")
+@AS_JSON
+def backends_show(name: str, as_json: bool) -> None:
+    """Show a backend: precisions per unit, and every `quantize:` option."""
     from phipipe import catalogue
 
-    rows = catalogue.backends() if name is None else catalogue.backend(name)
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    _show_rows(catalogue.backend(name), as_json)
+
+
+def _show_rows(rows: Any, as_json: bool) -> None:
+    from phipipe import catalogue
+
+    above = click.get_current_context().parent
+    asked = as_json or bool(above and above.params.get("as_json"))  # `devices --json NAME` as well
+    print_json(rows) if asked else echo(catalogue.text(rows))
 
 
 def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any]:
@@ -255,9 +322,9 @@ def _board_of(outcomes: list[Any], out: Path, quiet: bool) -> None:
 def _show_board(entries: Sequence[Any], page: Path) -> None:
     import shutil
 
-    from phipipe import board
+    from phipipe import board, board_text
 
-    echo(f"\n{board.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
+    echo(f"\n{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
     echo(f"\n{board.answer(entries)}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
 
 

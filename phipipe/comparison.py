@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import board, board_html, package
+from phipipe import board, board_html, board_text, package
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.executor import Outcome
@@ -33,7 +33,10 @@ def of_paths(paths: Sequence[Path]) -> list[Entry]:
     Raises:
         SourceError: a path is none of these, or its content is damaged.
     """
-    return [entry for path in paths for entry in _of_path(path)]
+    entries = [entry for path in paths for entry in _of_path(path)]
+    # what was measured on its device takes the place of the build machine's figures of the same package
+    own = {(e.name, e.keys.get("gates")) for e in entries if e.reference}
+    return [e for e in entries if e.reference or (e.name, e.keys.get("gates")) not in own]
 
 
 def _of_path(path: Path) -> list[Entry]:
@@ -67,7 +70,7 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
     board.check_comparable(entries)
     texts = {
         NAME: board.dump(entries),
-        "board.md": board.markdown(entries, title),
+        "board.md": board_text.markdown(entries, title),
         "board.html": board_html.render(entries, title),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,17 @@ class Group(click.Group):
             raise click.UsageError(f"{error.message}{guess}", ctx) from None
 
 
+class Listing(Group):
+    """A group that lists without a word, and shows what is named: `devices`, `devices show NAME`, `devices NAME`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
 def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
     """A subcommand whose ``--help`` ends with an example."""
 

@@ -11,13 +11,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from phipipe.document import At, Problem, complaints, near, read
 from phipipe.errors import TargetError
-from phipipe.recipe import Model, Precision
+from phipipe.recipe import SLUG, Model, Precision
 
 FOLDER = Path(__file__).parent / "devices"
 Api = Literal[
     "cpu", "cuda", "tensorrt-rtx", "directml", "webgpu", "vulkan", "metal", "opencl", "hexagon", "intel-gpu",
     "intel-npu", "ryzen-npu",
 ]  # fmt: skip
+System = Literal["linux", "windows", "macos", "android", "ios", "web"]
+Machine = Literal["x86_64", "arm64", "nvidia", "apple"]
 
 
 class Unit(Model):
@@ -49,7 +51,12 @@ class Device(Model):
     name: str = Field(description="The file's name without `.yaml`.")
     title: str = Field(min_length=1, description="What people call it.")
     memory_gib: float | None = Field(None, gt=0, description="Memory that a model can use; none if it varies.")
-    machines: tuple[Literal["x86_64", "arm64"], ...] = Field((), description="Build machines that are such a device.")
+    architecture: Literal["x86_64", "arm64"] | None = Field(None, description="Of its processor; none if it varies.")
+    systems: tuple[System, ...] = Field(
+        ("linux", "windows", "macos"), min_length=1, description="Operating systems that it comes with."
+    )
+    machines: tuple[Machine, ...] = Field((), description="Build machines that are such a device, or have one.")
+    recipe: str | None = Field(None, pattern=SLUG, description="The recipe of phipipe's to start from.")
     units: tuple[Unit, ...] = Field(min_length=1, description="What runs models, the preferred one first.")
     sources: tuple[Annotated[str, Field(pattern="^https://")], ...] = Field(
         min_length=1, description="Public pages of the vendor that say so."

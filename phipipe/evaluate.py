@@ -26,9 +26,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import backends, progress
+from phipipe import backends, progress, reference
 from phipipe.backends.base import Backend, Inputs, Params, Runtime
 from phipipe.errors import GateFailed, SourceError, StepFailed
+from phipipe.reference import log_softmax, score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,8 +109,9 @@ def calibration(inputs: Inputs, out: Path, params: Params) -> None:
 def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact on the baseline's tokens and compare.
 
-    ``inputs``: artifact, baseline. ``params``: backend, parameters (of the source model). Writes
-    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1 - skip]: kld, nll, nll_baseline).
+    ``inputs``: artifact; baseline, or the reference data of a package. ``params``: backend, parameters (of the
+    source model), and api, the unit to run on (default "cpu"). Writes ``metrics.json`` and ``positions.npz``
+    (float32 [windows, window - 1 - skip]: kld, nll, nll_baseline).
 
     Raises:
         StepFailed: the artifact yields NaN or another vocabulary.
@@ -118,13 +120,13 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
 
     backend = backends.load(params["backend"])
     tokens = np.load(inputs["baseline"] / "tokens.npy")
-    reference = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r")
+    scores = reference.scores_of(inputs["baseline"])
     skip = _read(inputs["baseline"] / "baseline.json")["skip"]
-    runtime = backend.open(inputs["artifact"])
+    runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
     rows = []
     for i, window in enumerate(tokens):
         logits = _finite(runtime.logits(window.tolist()), len(window))
-        rows.append({name: values[skip:] for name, values in score(reference[i], logits, window).items()})
+        rows.append({name: values[skip:] for name, values in scores(i, logits, window).items()})
         progress.report(i + 1, len(tokens), "windows")
     positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     sanity = _sanity(backend, runtime, inputs)
@@ -134,50 +136,6 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     metrics |= size(inputs.get("shipped", inputs["artifact"]), int(params["parameters"]))
     counted = {"positions": positions["kld"].size, "profile": profile(positions["kld"])}
     _write(out / "metrics.json", {"metrics": metrics, "stderr": errors, **counted, **sanity})
-
-
-def score(logp: Floats, logits: Floats, tokens: Ints) -> dict[str, Floats]:
-    """Per-position numbers of one window.
-
-    Args:
-        logp: the baseline's log-probabilities, float32 [n, vocabulary].
-        logits: the artifact's logits, float32 [n, at least vocabulary]; overwritten.
-        tokens: int32 [n].
-
-    Returns:
-        float32 [n - 1] each: kld, top1 (0 or 1), nll, nll_baseline, dp.
-
-    Raises:
-        StepFailed: the artifact's vocabulary is smaller than the source's.
-    """
-    import numpy as np
-
-    vocabulary = logp.shape[1]
-    if logits.shape[1] < vocabulary:
-        raise StepFailed(f"the artifact predicts {logits.shape[1]} tokens, the source model {vocabulary}")
-    p, q = logp[:-1], log_softmax(logits[:-1, :vocabulary])
-    rows, targets = np.arange(len(tokens) - 1), tokens[1:]
-    logp_true, logq_true = p[rows, targets], q[rows, targets]
-    top1 = p.argmax(-1) == q.argmax(-1)
-    np.subtract(p, q, out=q)
-    q *= np.exp(p)
-    return {
-        # numpy sums pairwise: float32 keeps 1e-7 even over 200,000 entries; below zero is rounding alone
-        "kld": np.maximum(q.sum(-1), 0),
-        "top1": top1.astype(np.float32),
-        "nll": -logq_true,
-        "nll_baseline": -logp_true,
-        "dp": np.exp(logq_true) - np.exp(logp_true),
-    }
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Natural log-probabilities over the last axis; in place, float32 [..., vocabulary]."""
-    import numpy as np
-
-    logits -= logits.max(-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    return logits
 
 
 def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
@@ -228,8 +186,9 @@ def profile(kld: Floats) -> dict[str, list[float]]:
 
 
 def size(artifact: Path, parameters: int) -> dict[str, float]:
-    """``size_gib`` of all files, and ``bits_per_weight`` of those that hold weights (graph included)."""
-    everything = {p: p.stat().st_size for p in artifact.rglob("*") if p.is_file()}
+    """``size_gib`` of all files but a package's reference data, ``bits_per_weight`` of those with weights or graph."""
+    beside = artifact / reference.FOLDER
+    everything = {p: p.stat().st_size for p in artifact.rglob("*") if p.is_file() and p.parent != beside}
     text = {".json", ".jinja", ".txt", ".md", ".model", ""}
     weights = sum(n for p, n in everything.items() if p.suffix not in text)
     return {"size_gib": sum(everything.values()) / 2**30, "bits_per_weight": 8 * weights / parameters}

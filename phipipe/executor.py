@@ -170,7 +170,7 @@ class Bench:
 
     def _check_copy(self, step: Step, record: Mapping[str, Json], out: Path) -> None:
         """A step that only takes files in must have taken the very bytes that its key promises."""
-        if step.outside and not step.needs:
+        if step.copies:
             (name, source), *_ = step.outside.items()
             if keys.tree_digest(keys.hash_tree(out)) != record["inputs"][name]:
                 outside.forget(source, self._store.root)

@@ -53,6 +53,7 @@ def source_step(folder: Path) -> Step:
         runs="phipipe.hub:take",
         version=1,
         outside={"files": Outside(folder, tuple(models.files(folder)))},
+        copies=True,
         output_bytes=checkpoint.weight_bytes,
     )
 
@@ -65,7 +66,8 @@ def text_step(text: Text, base: Path, purpose: str = "evaluation") -> Step:
     """
     path = _text_path(text, base, purpose)
     name = "text" if purpose == "evaluation" else f"{purpose}-text"
-    return Step(name=name, runs="phipipe.hub:take", version=1, outside={"files": Outside(path.parent, (path.name,))})
+    outside = {"files": Outside(path.parent, (path.name,))}
+    return Step(name=name, runs="phipipe.hub:take", version=1, outside=outside, copies=True)
 
 
 def _text_path(text: Text, base: Path, purpose: str) -> Path:

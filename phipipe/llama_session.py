@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe.backends.base import absent
 from phipipe.errors import RecipeError, StepFailed
 
 if TYPE_CHECKING:
@@ -101,15 +102,17 @@ def _importance(source: Path, path: Path, kept: list[Any]) -> Any:
 
 
 class _Model:
-    """A loaded GGUF; ``vocab_only`` leaves the weights on disk."""
+    """A loaded GGUF; ``vocab_only`` leaves the weights on disk, ``gpu`` puts every layer on the GPU."""
 
-    def __init__(self, path: Path, vocab_only: bool = False) -> None:
+    def __init__(self, path: Path, vocab_only: bool = False, gpu: bool = False) -> None:
         import llama_cpp
 
         self.llama: Any = llama_cpp
         llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
         params = llama_cpp.llama_model_default_params()
-        params.vocab_only, params.n_gpu_layers = vocab_only, 0
+        if gpu and not llama_cpp.llama_supports_gpu_offload():
+            raise absent("GPU", "this build of llama.cpp")
+        params.vocab_only, params.n_gpu_layers = vocab_only, -1 if gpu else 0
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise StepFailed(f"llama.cpp cannot load `{path.name}`")
@@ -134,10 +137,10 @@ def _silent() -> Any:
 
 
 class Session:
-    """Runtime over a GGUF on the CPU. Keys and values are kept in fp32: what is measured is the stored weights."""
+    """Runtime over a GGUF. Keys and values are kept in fp32: what is measured is the stored weights."""
 
-    def __init__(self, path: Path) -> None:
-        self._model = _Model(path)
+    def __init__(self, path: Path, gpu: bool = False) -> None:
+        self._model = _Model(path, gpu=gpu)
         self._llama = self._model.llama
         self._vocabulary = int(self._llama.llama_vocab_n_tokens(self._model.vocab))
         trained = int(self._llama.llama_model_n_ctx_train(self._model.model))

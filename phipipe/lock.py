@@ -42,7 +42,8 @@ def compile(name: str, output: Path) -> str:
             command, input="\n".join(extras[name]), text=True, check=True, env=environment, stdout=subprocess.DEVNULL
         )
         lines = draft.read_text("utf-8").splitlines()
-    kept = [re.sub(r"\+cpu\b.*", "", line) for line in lines if line and not HARDWARE.match(line)]
+    gpu = name.endswith("-cuda")  # there torch does not bring them along: nothing does
+    kept = [re.sub(r"\+cpu\b.*", "", line) for line in lines if line and (gpu or not HARDWARE.match(line))]
     whole = {line for line in kept if ";" not in line}  # a build for CPUs and the plain one are one line here
     kept = [line for line in dict.fromkeys(kept) if line.partition(" ;")[0] not in whole or line in whole]
     return "\n".join(kept) + "\n"

@@ -21,7 +21,7 @@ from phipipe.backends.base import Inputs, Params, Runtime
 def measure(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: time ``inputs["artifact"]`` and write ``speed.json``.
 
-    ``params``: backend, prompt_tokens, new_tokens, repetitions. Figures:
+    ``params``: backend, prompt_tokens, new_tokens, repetitions, and api, the unit to run on (default "cpu"). Figures:
 
     - ``load_s``: opening the artifact and answering one token with one (files may be in the page cache)
     - ``ttft_s``: time to first token after a prompt of ``prompt_tokens``
@@ -34,7 +34,7 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     tokens = np.load(inputs["baseline"] / "tokens.npy").ravel().tolist()
     prompt, new_tokens = tokens[: params["prompt_tokens"]], int(params["new_tokens"])
     start = time.perf_counter()
-    runtime = backends.load(params["backend"]).open(inputs["artifact"])
+    runtime = backends.load(params["backend"]).open(inputs["artifact"], params.get("api", "cpu"))
     for _ in runtime.generate(prompt[:1], 1):
         pass
     load_s = time.perf_counter() - start

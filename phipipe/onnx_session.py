@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import hardware
+from phipipe.backends.base import absent
 from phipipe.onnx_graph import MODEL
 
 if TYPE_CHECKING:
@@ -14,20 +16,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CONFIG = "genai_config.json"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Session:
-    """``Runtime`` over a folder. Each half is loaded when it is first asked for."""
+    """``Runtime`` over a folder. Each half is loaded when it is first asked for.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Raises:
+        TargetError: ``api`` is "cuda", and this machine has no such GPU.
+    """
+
+    def __init__(self, folder: Path, api: str = "cpu") -> None:
+        self._folder, self._provider = folder, PROVIDERS[api]
+        if api != "cpu":
+            _check_provider(self._provider)
         self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
         self._session: Any = None
         self._model: Any = None
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         if self._session is None:
-            self._session = _session(self._folder)
+            self._session = _session(self._folder, self._provider)
         feeds = _feeds(self._session, self._config["decoder"], tokens)
         output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0].astype("float32", copy=False)
         return output
@@ -35,7 +44,7 @@ class Session:
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         ends = self._config["eos_token_id"]
         ends = set(ends) if isinstance(ends, list) else {ends}
-        if self._config["decoder"]["session_options"]["provider_options"]:
+        if self._provider == PROVIDERS["cpu"] and self._config["decoder"]["session_options"]["provider_options"]:
             return self._by_logits(prompt, limit, ends)
         return self._by_genai(prompt, limit, ends)
 
@@ -69,7 +78,15 @@ class Session:
         self._session = self._model = None
 
 
-def _session(folder: Path) -> Any:
+def _check_provider(provider: str) -> None:
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers() or not hardware.nvidia():
+        raise absent("NVIDIA GPU", "onnxruntime's CUDA provider")
+    onnxruntime.preload_dlls()  # CUDA's libraries come as packages beside it, where no loader looks
+
+
+def _session(folder: Path, provider: str) -> Any:
     import onnxruntime
     import psutil
 
@@ -77,7 +94,7 @@ def _session(folder: Path) -> Any:
     options.intra_op_num_threads = psutil.cpu_count(logical=False) or 1
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors; the exception carries the message anyway
-    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=[provider])
 
 
 def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe.backends.base import absent
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -160,9 +161,13 @@ def feeds(tokens: Sequence[int] | npt.NDArray[Any], before: int = 0) -> dict[str
 
 
 class Session:
-    """``Runtime`` over a folder."""
+    """``Runtime`` over a folder: on the CPU in fp32 arithmetic, with "intel-gpu" on the GPU as it computes by default.
 
-    def __init__(self, folder: Path) -> None:
+    Raises:
+        TargetError: OpenVINO sees no GPU.
+    """
+
+    def __init__(self, folder: Path, api: str = "cpu") -> None:
         quiet()
         import openvino
 
@@ -170,7 +175,11 @@ class Session:
         ends = config.get("eos_token_id") or []
         self._ends = set(ends) if isinstance(ends, list) else {ends}
         self._core = openvino.Core()
-        self._request = self._core.compile_model(str(folder / MODEL), "CPU", FAITHFUL).create_infer_request()
+        gpu = api == "intel-gpu"
+        if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):
+            raise absent("Intel GPU", "OpenVINO")
+        settings = ("GPU", {}) if gpu else ("CPU", FAITHFUL)
+        self._request = self._core.compile_model(str(folder / MODEL), *settings).create_infer_request()
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         self._request.reset_state()

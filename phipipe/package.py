@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from phipipe import __version__, card, leaks
+from phipipe import __version__, card, leaks, reference
 from phipipe import manifest as manifests
 from phipipe.backends.base import Inputs, Json, Params
 from phipipe.errors import StepFailed
@@ -27,9 +28,11 @@ from phipipe.store import copy
 __all__ = ["Finding", "Manifest", "package", "read_manifest", "verify"]
 
 CARD, RECIPE = "README.md", "recipe.yaml"
-RESERVED = frozenset(name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS))
+RESERVED = frozenset(name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER))
 LICENCES = ("LICENSE*", "NOTICE*")
-RECIPE_ORDER = ("name", "source", "device", "backend", "precision", "quantize", "evaluate", "measure", "package")
+RECIPE_ORDER = (
+    "name", "source", "device", "unit", "backend", "precision", "context", "quantize", "evaluate", "measure", "package",
+)  # fmt: skip
 # Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
 KNOWN_LICENCES = {
     "mit": ("permission is hereby granted, free of charge", "without warranty of any kind"),
@@ -40,7 +43,7 @@ KNOWN_LICENCES = {
 def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
-    ``inputs``: artifact, source, metrics, speed, gates, baseline, and parity where there was a conversion.
+    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference, and parity where there was a conversion.
     ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of all
     steps before.
 
@@ -49,6 +52,7 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
             or a path of this machine would leave it.
     """
     _copy(inputs["artifact"], out)
+    shutil.copytree(inputs["reference"], out / reference.FOLDER, copy_function=lambda a, b: copy(Path(a), Path(b)))
     licence = _licence(inputs["source"], out, params["source"].get("license"))
     _write(out / RECIPE, recipe_text(params))
     baseline, metrics = _json(inputs["baseline"] / "baseline.json"), _json(inputs["metrics"] / "metrics.json")
@@ -70,7 +74,7 @@ def _copy(artifact: Path, out: Path) -> None:
             raise StepFailed(f"the artifact's `{name}` is no plain file: packages hold neither links nor devices")
         if reason := manifests.unsafe(name):
             raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
-        if name.casefold() in RESERVED:
+        if name.split("/")[0].casefold() in RESERVED:
             raise StepFailed(f"the artifact has a `{name}` of its own, where the package's must stand")
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from phipipe import backends, device, hub, models, rules
+from phipipe import backends, device, fit, hardware, hub, models, reference, rules, toolchain
 from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
+from phipipe.document import near
 from phipipe.errors import TargetError
+from phipipe.fit import Fit
 from phipipe.models import Checkpoint
-from phipipe.recipe import Build, Precision, Recipe, Text, problem_at
+from phipipe.recipe import Build, Recipe, Text, problem_at
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
 # unquantized conversion; measured on the embedded model with a margin of about ten.
@@ -37,10 +38,17 @@ class Plan:
     device: Device
     api: str
     on_target: str  # "true": measured on such a device; "emulated"; "false"
-    checkpoint: Checkpoint
     steps: tuple[Step, ...]
+    source: Checkpoint | None = None  # None where a package is measured without its original
     warnings: tuple[Advice, ...] = ()
     fixups: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    fit: Fit | None = None  # what it takes on the device; None where nothing is built
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The original's shape, which is known wherever something is built."""
+        assert self.source is not None
+        return self.source
 
     @property
     def toolchains(self) -> tuple[str, ...]:
@@ -65,6 +73,7 @@ def prepare(build: Build) -> Plan:
     options = _options(build, target, unit)
     folder = hub.folder_of(recipe.source, build.folder)
     checkpoint = models.read(folder)
+    options = _with_context(recipe, options, checkpoint)
     advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
     errors = [a for a in advice if a.level == "error"]
     if errors:
@@ -72,17 +81,24 @@ def prepare(build: Build) -> Plan:
     fixups = rules.fixups(recipe, checkpoint)
     patch: dict[str, Json] = {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
     made = backend.steps(recipe, options, checkpoint, patch, unit)
+    needed = _fit(build, target, unit, checkpoint, options, made[-1].output_bytes)
     plan = Plan(
         build=build,
         device=target,
         api=unit.api,
         on_target=on_target(target, unit, backend),
-        checkpoint=checkpoint,
+        source=checkpoint,
         steps=(),
         warnings=tuple(a for a in advice if a.level == "warning"),
         fixups=fixups,
+        fit=needed,
     )
-    return replace(plan, steps=tuple(_chain(plan, made, options)))
+    whole = replace(plan, steps=tuple(_chain(plan, made, options)))
+    for name in whole.toolchains:
+        if elsewhere := toolchain.foreign(name):
+            message = f"toolchain `{name}`, which this build needs, exists for {elsewhere} only"
+            raise problem_at(build, ("backend",), message, "build there; the package runs on its device all the same")
+    return whole
 
 
 def _device(build: Build) -> Device:
@@ -95,34 +111,34 @@ def _device(build: Build) -> Device:
 def _unit(build: Build, target: Device, backend: Backend) -> Unit:
     """The first unit of the device that the backend serves at the recipe's precision."""
     recipe = build.recipe
-    served = [unit for unit in target.units if unit.api in backend.APIS]
-    if not served:
-        able = [f"`{name}`" for name in backends.names() if _serves(backends.load(name), target, recipe.precision)]
+    units = [unit for unit in target.units if recipe.unit in (None, unit.api)]
+    if not units:
+        known = [unit.api for unit in target.units]
+        message = f"{target.title} has no unit `{recipe.unit}`{near(str(recipe.unit), known)}"
+        raise problem_at(build, ("unit",), message, f"its units: {', '.join(known)}")
+    target = target.model_copy(update={"units": tuple(units)})
+    others = [f"`{name}`" for name in backends.serving(target, recipe.precision)]
+    precisions = [p for unit in units for p in backends.able(recipe.backend, target, unit)]
+    if not precisions:
+        where = f" ({recipe.unit})" if recipe.unit else ""
         raise problem_at(
             build,
             ("backend",),
-            f"backend `{recipe.backend}` does not run on {target.title}",
-            f"for {recipe.precision} there: {', '.join(able)}" if able else "no backend of this version runs there",
+            f"backend `{recipe.backend}` does not run on {target.title}{where}",
+            f"for {recipe.precision} there: {', '.join(others)}"
+            if others
+            else target.notes or "nothing is built for it",
         )
-    for unit in served:
-        if recipe.precision in unit.precisions and recipe.precision in backend.PRECISIONS.get(unit.api, {}):
+    for unit in units:
+        if recipe.precision in backends.able(recipe.backend, target, unit):
             return unit
-    able_precisions = [p for u in served for p in u.precisions if p in backend.PRECISIONS.get(u.api, {})]
-    others = [f"`{n}`" for n in backends.names() if _serves(backends.load(n), target, recipe.precision)]
-    works = f"with `{recipe.backend}`: {', '.join(dict.fromkeys(able_precisions)) or 'nothing'}"
+    works = f"with `{recipe.backend}`: {', '.join(dict.fromkeys(precisions))}"
     works += f"; {recipe.precision} with: {', '.join(others)}" if others else ""
     raise problem_at(
         build,
         ("precision",),
         f"`{recipe.backend}` cannot run {recipe.precision} on {target.title}",
         f"what works {works}",
-    )
-
-
-def _serves(backend: Backend, target: Device, precision: Precision) -> bool:
-    return any(
-        unit.api in backend.APIS and precision in unit.precisions and precision in backend.PRECISIONS.get(unit.api, {})
-        for unit in target.units
     )
 
 
@@ -147,10 +163,58 @@ def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
     return options.model_copy(update=usual)
 
 
+def _with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> BaseModel:
+    """``options`` with the recipe's context as the length of a cache that is fixed and was left open."""
+    if recipe.context is None or "context_length" not in type(options).model_fields.keys() - options.model_fields_set:
+        return options
+    return options.model_copy(update={"context_length": min(recipe.context, checkpoint.context_length)})
+
+
+def _fit(
+    build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, options: BaseModel, weight_bytes: int
+) -> Fit:
+    """What the build takes on the device.
+
+    Raises:
+        TargetError: more than the device has, or more context than the artifact's cache.
+    """
+    recipe, backend = build.recipe, backends.load(build.recipe.backend)
+    fixed = backend.context_length(options, checkpoint, unit.api)
+    asked = min(recipe.context or fixed or fit.CONTEXT, checkpoint.context_length)
+    if fixed is not None and asked > fixed:
+        message = f"`context: {asked}` is beyond the {fixed} tokens that `quantize` gives the artifact's cache"
+        raise problem_at(build, ("context",), message, f"lengthen it in `quantize`, or set `context: {fixed}`")
+    needed = fit.reckon(checkpoint, weight_bytes, fixed or asked, backend.CACHE_BYTES[unit.api], target.memory_gib)
+    if not needed.fits:
+        at = ("context",) if recipe.context and needed.longest else ("device",)
+        message = f"{target.title} has {target.memory_gib:g} GiB for a model, and this one needs {needed.words()}"
+        raise problem_at(build, at, message, _smaller(build, target, unit, checkpoint, needed))
+    return needed
+
+
+def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, needed: Fit) -> str:
+    """What would fit: a shorter context, else fewer bits, else another model."""
+    if needed.longest >= 256:
+        return f"`context: {needed.longest // 256 * 256}` fits"
+    backend = backends.load(build.recipe.backend)
+    able = [p for p in ("int8", "int4") if p in backends.able(build.recipe.backend, target, unit)]
+    for precision in able[able.index(build.recipe.precision) + 1 :] if build.recipe.precision in able else able:
+        recipe = build.recipe.model_copy(update={"precision": precision})
+        (*_, artifact) = backend.steps(recipe, backend.Options(), checkpoint, {}, unit)
+        smaller = replace(needed, weight_bytes=artifact.output_bytes)
+        if smaller.longest >= 256:
+            return f"`precision: {precision}` fits with `context: {min(smaller.longest // 256 * 256, needed.context)}`"
+    return "choose a smaller model, or a device with more memory (`phipipe devices`)"
+
+
+def measured_here(api: str, backend: Backend) -> bool:
+    """Whether an artifact for ``api`` is measured on such a unit of this very machine."""
+    return api in backend.HOST_APIS and hardware.has(api)
+
+
 def on_target(target: Device, unit: Unit, backend: Backend) -> str:
     """Whether numbers taken on this machine are the device's own: "true"; "emulated"; or "false"."""
-    machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
-    if unit.api in backend.HOST_APIS and machine in target.machines:
+    if measured_here(unit.api, backend) and hardware.kinds() & set(target.machines):
         return "true"
     return "emulated" if unit.api in backend.EMULATED else "false"
 
@@ -170,32 +234,44 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
     return [source, text, baseline]
 
 
-def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int) -> Step:
-    """Score the output of step ``artifact`` on the baseline's tokens."""
+def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int, api: str = "cpu") -> Step:
+    """Score the output of step ``artifact`` on the baseline's tokens, on the unit ``api`` of this machine."""
     return Step(
         name=name,
         runs="phipipe.evaluate:compare",
         version=2,
         needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, "parameters": parameters},
+        params={"backend": recipe.backend, "parameters": parameters, **_on(api)},
+        measurement=api != "cpu",  # a GPU's figures are its own
         toolchain=toolchain,
         output_bytes=12 * recipe.evaluate.tokens,
         memory_bytes=4 * parameters + RUNTIME_BYTES,
     )
 
 
-def measure_step(artifact: str, recipe: Recipe, toolchain: str, parameters: int) -> Step:
-    """Time the output of step ``artifact`` on this machine."""
+def measure_step(artifact: str, recipe: Recipe, toolchain: str, parameters: int, api: str = "cpu") -> Step:
+    """Time the output of step ``artifact`` on the unit ``api`` of this machine."""
     return Step(
         name="measure",
         runs="phipipe.measure:measure",
         version=1,
         needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, **recipe.measure.model_dump()},
+        params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(api)},
         toolchain=toolchain,
         measurement=True,
         memory_bytes=4 * parameters + RUNTIME_BYTES,
     )
+
+
+def _on(api: str) -> dict[str, str]:
+    return {} if api == "cpu" else {"api": api}
+
+
+def _where(plan: Plan) -> tuple[str, str]:
+    """Toolchain and API that the artifact is evaluated with: on its unit if this machine has one, else on the CPU."""
+    backend = backends.load(plan.build.recipe.backend)
+    there = measured_here(plan.api, backend)
+    return (backend.ON_DEVICE[plan.api], plan.api) if there else (backend.TOOLCHAIN, "cpu")
 
 
 def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
@@ -219,11 +295,21 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
     evaluated = next((step for step in made if step.twin), artifact)
     if plan.api in backend.EMULATED:
         steps.append(_emulation(plan, evaluated, options, checks))
+    environment, api = _where(plan)
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     return [
         *steps,
         _evaluation(plan, evaluated, artifact, checks),
-        replace(measure_step(evaluated.name, recipe, backend.TOOLCHAIN, parameters), after=checks),
+        replace(measure_step(evaluated.name, recipe, environment, parameters, api), after=checks),
+        Step(
+            name="reference",
+            runs="phipipe.reference:keep",
+            version=1,
+            needs={"baseline": "baseline"},
+            params={"top": reference.TOP, "tokens": reference.TOKENS},
+            toolchain="torch",
+            output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
+        ),
         Step(
             name="gates",
             runs="phipipe.evaluate:check_gates",
@@ -237,8 +323,8 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
 
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
-    toolchain = backends.load(plan.build.recipe.backend).TOOLCHAIN
-    step = compare_step("evaluate", evaluated.name, plan.build.recipe, toolchain, plan.checkpoint.parameters)
+    environment, api = _where(plan)
+    step = compare_step("evaluate", evaluated.name, plan.build.recipe, environment, plan.checkpoint.parameters, api)
     shipped = {} if evaluated is artifact else {"shipped": artifact.name}
     return replace(step, needs={**step.needs, **shipped}, after=checks)
 
@@ -309,7 +395,8 @@ def _package_step(plan: Plan, artifact: Step, twin: Step | None, options: BaseMo
         "name": plan.build.name,
         "recipe": _neutral(recipe)
         | {"name": plan.build.name, "quantize": options.model_dump(mode="json", exclude_none=True)},
-        "device": {"name": plan.device.name, "title": plan.device.title, "sources": list(plan.device.sources)},
+        "device": {"name": plan.device.name, "title": plan.device.title, "sources": list(plan.device.sources)}
+        | ({"architecture": plan.device.architecture} if plan.device.architecture else {}),
         "backend": recipe.backend,
         "backend_title": backend.TITLE,
         "api": plan.api,
@@ -325,6 +412,7 @@ def _package_step(plan: Plan, artifact: Step, twin: Step | None, options: BaseMo
         "artifact": artifact.name,
         "source": "source",
         "baseline": "baseline",
+        "reference": "reference",
         "metrics": "evaluate",
         "speed": "measure",
         "gates": "gates",

@@ -40,7 +40,10 @@ METRICS: Mapping[Metric, str] = {
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
-VARIANT_KEYS = ("name", "device", "backend", "precision", "quantize", "calibrate", "evaluate", "measure", "package")
+VARIANT_KEYS = (
+    "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate", "evaluate", "measure",
+    "package",
+)  # fmt: skip
 MAX_VARIANTS = 100
 BACKEND = "onnxruntime"  # where a recipe names none
 
@@ -191,6 +194,18 @@ class Recipe(Model):
     device: str = Field(min_length=1, description="A target device (`phipipe devices`), or a device file of yours.")
     backend: str = Field(BACKEND, description="The runtime family (`phipipe backends`).")
     precision: Precision = Field(description="Of the weights.")
+    unit: str | None = Field(
+        None,
+        min_length=1,
+        description="Which unit of the device (`phipipe devices NAME`); without it the first that the backend serves.",
+    )
+    context: int | None = Field(
+        None,
+        ge=64,
+        le=1_048_576,
+        description="Tokens of prompt and answer together that must fit into the device's memory; without it 4096, "
+        "or what the model can where that is less.",
+    )
     quantize: dict[str, Any] = Field({}, description="The backend's own options (`phipipe backends NAME`).")
     calibrate: Calibrate = Field(Calibrate(), description="Text that data-aware quantization learns from.")
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")

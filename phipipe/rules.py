@@ -164,6 +164,12 @@ MODELS: tuple[Rule, ...] = (
         hint="use the hub's original files",
     ),
     Rule(
+        id="M12",
+        level="warning",
+        when=lambda r, o, c: r.context is not None and r.context > c.context_length,
+        message="`context: {recipe.context}` is more than the model's {checkpoint.context_length} tokens",
+    ),
+    Rule(
         id="D02",
         level="warning",
         when=lambda r, o, c: r.precision == "int4" and _is_phi4_mini(c) and getattr(o, "mixed", "none") == "none",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from phipipe import report
@@ -108,7 +109,7 @@ def listener(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
 def heading(plan: Plan) -> str:
     """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
     recipe = plan.build.recipe
-    source = recipe.source.builtin or recipe.source.repo or plan.checkpoint.folder.name
+    source = recipe.source.builtin or recipe.source.repo or Path(str(recipe.source.path)).name
     return f"{plan.build.name}: {source} → {recipe.precision} for {plan.device.title}, {recipe.backend}"
 
 
@@ -177,6 +178,10 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     lines += [
         "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
     ]
+    if planned.fit is not None:
+        has = planned.fit.memory_gib
+        room = f", of {has:g} GiB" if has else ""
+        lines.append(f"  on the device about {planned.fit.words()}{room}")
     todo = [item for item in forecast if not item.cached]
     disk = sum(item.step.output_bytes for item in todo)
     lines.append(
@@ -193,6 +198,7 @@ def plan_json(planned: Plan, forecast: Sequence[Forecast]) -> dict[str, Any]:
         "device": planned.device.name,
         "api": planned.api,
         "on_target": planned.on_target,
+        "fit": planned.fit and planned.fit.as_json(),
         "warnings": [a.message for a in planned.warnings],
         "fixups": dict(planned.fixups),
         "steps": [

@@ -29,6 +29,13 @@ STATE = "phipipe-toolchain.json"
 # Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only, and the
 # registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
 EXCLUDED = ("torchvision",)
+# Toolchains whose main package has builds for some systems only: (system, machine) as ``platform`` names them.
+WINDOWS, LINUX = ("Windows", "AMD64"), ("Linux", "x86_64")
+ONLY: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "qnn": (WINDOWS, ("Windows", "ARM64"), LINUX),
+    "onnxruntime-cuda": (WINDOWS, LINUX),
+    "mlx": (("Darwin", "arm64"), LINUX, ("Linux", "aarch64")),
+}
 NETWORK = "check the network and package index settings"
 COMPILER = (
     "this package is compiled here: install a C and C++ compiler (Debian, Ubuntu: build-essential; Fedora: gcc-c++; "
@@ -87,6 +94,14 @@ def installed(name: str, settings: Settings) -> Installed | None:
     return Installed(name=name, python=_python(path), packages=packages, path=path)
 
 
+def foreign(name: str) -> str | None:
+    """Where toolchain ``name`` exists, in words, if that is not here; None if it exists here."""
+    places = ONLY.get(name)
+    if places is None or (platform.system(), platform.machine()) in places:
+        return None
+    return " and ".join(f"{system} on {machine}" for system, machine in places)
+
+
 def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Installed:
     """The toolchain, installed first if it has to be. Of several processes one installs, the others wait.
 
@@ -95,6 +110,11 @@ def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Inst
     """
     if found := installed(name, settings):
         return found
+    if elsewhere := foreign(name):
+        raise ToolchainError(
+            f"toolchain `{name}` exists for {elsewhere} only; this is {platform.system()} on {platform.machine()}",
+            hint="build there; the package runs on its device all the same",
+        )
     from filelock import FileLock
 
     path = path_of(name, settings)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import board, board_html
+from phipipe import board, board_html, board_text
 from phipipe.board import Entry
 from phipipe.errors import SourceError
 
@@ -188,34 +188,34 @@ def test_another_machine_is_allowed_and_marked() -> None:
     entries = [entry("a"), entry("b"), entry("c", host=MAC), entry("d", prompt_tokens=512)]
     board.check_comparable(entries)
     assert board.elsewhere(entries) == {"c", "d"}
-    marked = [line for line in board.table(entries, 200).splitlines() if "†" in line]
+    marked = [line for line in board_text.table(entries, 200).splitlines() if "†" in line]
     assert [line.split()[1] for line in marked[:2]] == ["c", "d"]
     assert marked[2].startswith("† measured on another machine")
-    assert "†" not in board.table(entries[:2], 200)
+    assert "†" not in board_text.table(entries[:2], 200)
 
 
 @given(st.integers(20, 220))
 def test_the_table_keeps_its_width(width: int) -> None:
-    lines = board.table(nineteen(), width).splitlines()
+    lines = board_text.table(nineteen(), width).splitlines()
     assert max(map(len, lines)) <= width
     assert all(line.isprintable() for line in lines)
 
 
 def test_a_narrow_table_still_says_what_matters() -> None:
-    shown = board.table(nineteen(), 100)
+    shown = board_text.table(nineteen(), 100)
     head, *rows = shown.splitlines()
     assert head.split()[:2] == ["build", "backend,"]
     assert all(word in head for word in ("size", "bits/w", "KLD, nats", "top-1 %"))
     assert any(row.startswith("* torch-fp16-7") and "2.00e-7" in row for row in rows)
     assert "! onnxruntime-gptq: onnxruntime int4, failed: `quantize` was ended: [31mmemory" in shown
-    assert "KLD" in board.table([entry("n" * 70)], 80)
-    assert "behind" in board.table(nineteen(), 200)
+    assert "KLD" in board_text.table([entry("n" * 70)], 80)
+    assert "behind" in board_text.table(nineteen(), 200)
 
 
 def test_a_board_without_a_success_says_so() -> None:
     entries = [board.failed("x", "torch", "int4", "no memory")]
     assert board.answer(entries) == "Nothing to ship: no build succeeded."
-    for text in (board.table(entries), board.markdown(entries), board_html.render(entries)):
+    for text in (board_text.table(entries), board_text.markdown(entries), board_html.render(entries)):
         assert "no memory" in text
     assert board.load(board.dump(entries)) == entries
     assert "Nothing" in board_html.render([])
@@ -245,7 +245,7 @@ def test_an_emulator_has_no_fastest_build_and_an_unsound_build_is_never_shipped(
 
 
 def test_markdown_holds_whatever_it_is_told() -> None:
-    text = board.markdown([entry("a|b\n# c"), board.failed("x", "torch", "int4", "| <b>\n\n# heading")])
+    text = board_text.markdown([entry("a|b\n# c"), board.failed("x", "torch", "int4", "| <b>\n\n# heading")])
     assert len([line for line in text.splitlines() if line.startswith("#")]) == 2
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
@@ -336,8 +336,8 @@ def test_a_divergence_of_zero_keeps_its_place_on_the_logarithmic_axis(page: Page
     "kld_mean": 0.1, "size_gib": 1e-5, "bits_per_weight": 4.0})]])  # fmt: skip
 def test_a_page_of_one_build_with_little_to_say(entries: list[Entry]) -> None:
     assert "one" in Page(board_html.render(entries)).seen
-    assert board.table(entries)
-    assert board.markdown(entries)
+    assert board_text.table(entries)
+    assert board_text.markdown(entries)
 
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&lt;\" ' {{ 7*7 }}"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from phipipe import backends, device, plan, recipe
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 
+ROOT = Path(__file__).resolve().parent.parent
 MINE = """\
 title: My board
 memory_gib: 3.5
@@ -68,7 +69,7 @@ def test_the_intel_npu_takes_one_kind_of_weights() -> None:
 
 
 def test_the_npu_of_a_snapdragon_comes_before_its_cpu() -> None:
-    assert [unit.api for unit in device.load("snapdragon-x-npu").units] == ["hexagon", "cpu"]
+    assert [unit.api for unit in device.load("snapdragon-x-npu").units][:2] == ["hexagon", "cpu"]
 
 
 def test_a_device_of_ones_own_lies_beside_the_recipe(tmp_path: Path) -> None:
@@ -163,3 +164,38 @@ def test_defaults_are_values_of_some_backend() -> None:
                 assert able
                 for backend in able:
                     backends.load(backend).Options.model_validate({option: value})
+
+
+@pytest.mark.parametrize("name", device.names())
+def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: str) -> None:
+    found = device.load(name)
+    assert found.recipe
+    start = ROOT / "recipes" / f"{found.recipe}.yaml"
+    (build,) = recipe.load(start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf())
+    assert plan.prepare(build).device is found
+
+
+def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
+    phone = device.load("iphone-8gb")
+    assert not any(backends.able(name, phone, unit) for name in ("openvino", "torch", "qnn") for unit in phone.units)
+    assert backends.able("mlx", phone, phone.units[0]) == ["fp16", "int8", "int4"]
+    assert backends.serving(device.load("webgpu-browser"), "int4") == ["onnxruntime"]
+
+
+def test_the_chip_of_a_context_is_the_devices() -> None:
+    def soc(*sets: str) -> Any:
+        words = ["backend=qnn", "quantize={}", *sets]
+        (build,) = recipe.load(ROOT / "recipes" / "quickstart.yaml", sets=words, options=backends.OptionsOf())
+        return next(step.params["soc"]["model"] for step in plan.prepare(build).steps if step.name == "compile")
+
+    models = {name: soc(f"device={name}") for name in device.names() if "hexagon" in str(device.load(name).units)}
+    assert models == {
+        "snapdragon-8-elite": 69,
+        "snapdragon-8-gen-3": 57,
+        "snapdragon-x-npu": 60,
+        "snapdragon-x2-npu": 87,
+    }
+    with pytest.raises(TargetError, match="only with `soc` = x-elite, not x2-elite"):
+        soc("device=snapdragon-x-npu", "quantize={soc: x2-elite}")
+    with pytest.raises(RecipeError, match=r"quantize.*x3-elite.*x2-elite|x-elite"):
+        soc("device=snapdragon-x-npu", "quantize={soc: x3-elite}")

@@ -23,11 +23,11 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "progress"},
+    {"errors", "hardware", "progress"},
     {"document", "keys", "settings"},
     {"collect"},
     {"recipe"},
-    {"device", "models", "tokenizer_files", "store", "schema", "starter"},
+    {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
     {
         "backends",
         "outside",
@@ -63,12 +63,14 @@ LAYERS = (
         "report",
         "board",
         "board_html",
+        "board_text",
+        "reference",
     },
     {"plan"},
     {"worker", "process"},
     {"executor"},
     {"schedule"},
-    {"show", "again", "catalogue", "comparison"},
+    {"show", "again", "catalogue", "comparison", "support"},
     {"console"},
     {"upkeep"},
     {"cli"},

@@ -191,7 +191,7 @@ class Kitchen:
         self.root = root
         self.params = copy.deepcopy(PARAMS)
         self.metrics, self.baseline, self.speed = map(copy.deepcopy, (METRICS, BASELINE, SPEED))
-        names = ("artifact", "source", "metrics", "parity", "speed", "gates", "baseline")
+        names = ("artifact", "source", "metrics", "parity", "speed", "gates", "baseline", "reference")
         self.inputs = {name: root / "in" / name for name in names}
         for folder in self.inputs.values():
             folder.mkdir(parents=True)
@@ -218,6 +218,7 @@ class Kitchen:
     def cook(self, name: str = "out") -> Path:
         self.json("metrics", self.metrics)
         self.json("baseline", self.baseline)
+        (self.inputs["reference"] / "tokens.npy").write_bytes(b"\x93NUMPY")
         self.json("speed", self.speed)
         out = self.root / name
         out.mkdir()
@@ -249,7 +250,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_the_artifact_ships_unchanged_with_everything_around_it(cooked: Path) -> None:
     found = tree(cooked)
     assert {name: found[name] for name in ARTIFACT_FILES} == ARTIFACT_FILES
-    ours = {"README.md", "LICENSE", "recipe.yaml", "manifest.json", "SHA256SUMS"}
+    ours = {"README.md", "LICENSE", "recipe.yaml", "manifest.json", "SHA256SUMS", "reference/tokens.npy"}
     assert set(found) == set(ARTIFACT_FILES) | ours
     assert found["LICENSE"].decode() == MIT
 

@@ -145,7 +145,9 @@ def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:
 
 
 def take(folder: Path) -> Step:
-    return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": Outside(folder, ("a.txt",))})
+    return Step(
+        name="source", runs="phipipe.hub:take", version=1, outside={"files": Outside(folder, ("a.txt",))}, copies=True
+    )
 
 
 def limits(value: float) -> Step:
@@ -189,7 +191,7 @@ def metrics(folder: Path, value: float) -> Step:
         json.dumps({"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}})
     )
     files = Outside(folder, ("metrics.json",))
-    return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": files})
+    return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True)
 
 
 def test_a_failing_step_keeps_what_was_finished(tmp_path: Path, folder: Path, store: Store) -> None:

@@ -28,7 +28,7 @@ PHI3: Facts = {
     "longrope": False,
     "parameters": 3_821_079_552,
 }
-RECIPE: Facts = {"backend": "onnxruntime", "precision": "int4"}
+RECIPE: Facts = {"backend": "onnxruntime", "precision": "int4", "context": None}
 OPTIONS: Facts = {
     "algorithm": "default",
     "symmetric": True,
@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M05": ({**MOE, "backend": "llamacpp"}, {**MOE, "backend": "openvino"}),
     "M06": ({**MOE, "config": {"head_dim": 128}}, {**MOE, "config": {"head_dim": 96}}),
     "M07": ({"config": {"rope_parameters": {}}}, {"config": {"rope_parameters": {}}, "backend": "torch"}),
+    "M12": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
     "O14": ({"precision": "fp32", "model_fields_set": {"mixed"}}, {"precision": "fp32"}),

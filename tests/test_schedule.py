@@ -61,7 +61,7 @@ def step(
 
 def plan(name: str, *steps: Step) -> Plan:
     build: Any = SimpleNamespace(name=name, recipe=SimpleNamespace(backend=name[0]))
-    made: Any = Plan(build=build, device=None, api="cpu", on_target="false", checkpoint=None, steps=steps)  # type: ignore[arg-type]
+    made: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
     return made  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from phipipe.backends.base import Backend
+    from phipipe.device import Device, Unit
+    from phipipe.recipe import Precision
 
 
 class OptionsOf(Mapping[str, "type[BaseModel]"]):
@@ -48,3 +50,15 @@ def load(name: str) -> Backend:
         raise TargetError(f"unknown backend `{name}`", hint=f"backends: {', '.join(names())}")
     module: Backend = importlib.import_module(f"{__name__}.{name}")
     return module
+
+
+def able(name: str, target: Device, unit: Unit) -> list[Precision]:
+    """Precisions that backend ``name`` builds for ``unit`` of ``target``, in the unit's order."""
+    module = load(name)
+    table = module.PRECISIONS.get(unit.api, {}) if module.SYSTEMS & set(target.systems) else {}
+    return [precision for precision in unit.precisions if precision in table]
+
+
+def serving(target: Device, precision: Precision) -> list[str]:
+    """Names of the backends that build ``precision`` for some unit of ``target``."""
+    return [name for name in names() if any(precision in able(name, target, unit) for unit in target.units)]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
 
+from phipipe.errors import TargetError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -56,6 +58,7 @@ class Step:
     after: tuple[str, ...] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
     params: Params = field(default_factory=dict)
     outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
+    copies: bool = False  # takes the one of ``outside`` into the store as it is: output and input have the same digest
     toolchain: str | None = None  # None: light enough to run in the parent process
     measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
     unquantized: Precision | None = None
@@ -117,15 +120,28 @@ def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
     return scratch
 
 
+def absent(unit: str, seen: str) -> TargetError:
+    """The error for a machine without ``unit``; ``seen`` says who looked for it."""
+    return TargetError(
+        f"this machine has no {unit} that {seen} can use",
+        hint="measure on the device itself; `phipipe eval PACKAGE` evaluates the file here, on the CPU",
+    )
+
+
 class Backend(Protocol):
     """The fixed set of names that ``phipipe/backends/<name>.py`` defines at module level."""
 
     TITLE: str
     TOOLCHAIN: str
     APIS: frozenset[str]  # device unit APIs it can serve (phipipe/devices/*.yaml)
-    HOST_APIS: frozenset[str]  # of these, what can be run on the build machine for evaluation
+    SYSTEMS: frozenset[str]  # operating systems that its runtime exists for
+    HOST_APIS: frozenset[str]  # of these, what a build is measured on where the build machine has it
     EMULATED: Mapping[str, str]  # API → a step (``module:function``) that runs an artifact as that unit would, here
     PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
+    ON_DEVICE: Mapping[
+        str, str
+    ]  # API → the toolchain in which ``open(artifact, api)`` runs it on a machine that has it
+    CACHE_BYTES: Mapping[str, int]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
 
     @property
     def Options(self) -> type[BaseModel]:
@@ -149,11 +165,21 @@ class Backend(Protocol):
     def scheme(self, recipe: Recipe, options: BaseModel) -> str:
         """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
 
+    def context_length(self, options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+        """Positions of the cache (prompt and answer) that the artifact fixes; None if it grows as it is used."""
+
     def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
         """What is impossible ("error") or unwise ("warning") here, before anything is run."""
 
-    def open(self, artifact: Path) -> Runtime:
-        """Load an artifact (called inside the backend's toolchain)."""
+    def open(self, artifact: Path, api: str = "cpu") -> Runtime:
+        """Load an artifact (called inside the backend's toolchain).
+
+        With "cpu" it is loaded so that figures show what the stored values are worth, whatever unit it is meant for;
+        with another API of ``ON_DEVICE``, on that unit of this machine.
+
+        Raises:
+            TargetError: this machine has no such unit, or this toolchain cannot use it.
+        """
 
     def tokenizer(self, artifact: Path) -> Tokenizer:
         """Open the artifact's own tokenizer (called inside the backend's toolchain)."""

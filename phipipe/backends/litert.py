@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TITLE = "LiteRT"
 TOOLCHAIN = "litert"
 APIS = frozenset({"cpu"})
+SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios"})
+ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 4)
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {
@@ -237,6 +240,12 @@ RULES = (
 )
 
 
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """The cache that was exported."""
+    assert isinstance(options, Options)
+    return _context(options, checkpoint)
+
+
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
     return check(recipe, options, checkpoint, RULES)
@@ -341,7 +350,7 @@ def bundle(inputs: Inputs, out: Path, params: Params) -> None:
     write_bundle(inputs["model"], out / BUNDLE, params["context_length"])
 
 
-def open(artifact: Path) -> Runtime:
+def open(artifact: Path, api: str = "cpu") -> Runtime:
     """Load a ``.tflite``, or the one inside a bundle, on the CPU."""
     from phipipe.litert_session import Session
 

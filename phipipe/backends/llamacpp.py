@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 TITLE = "llama.cpp (GGUF)"
 TOOLCHAIN = "llamacpp"
 APIS = frozenset({"cpu", "cuda", "metal", "opencl", "vulkan"})
-HOST_APIS = frozenset({"cpu"})
+SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios"})
+ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
+HOST_APIS = frozenset({"cpu", "metal"})  # its wheel is compiled without CUDA, Vulkan, OpenCL
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16, BF16", "int8": "Q8_0", "int4": "Q4_K_M and others"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
@@ -304,6 +307,11 @@ RULES = (
 )
 
 
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """The cache grows as it is used."""
+    return None
+
+
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
     return check(recipe, options, checkpoint, RULES)
@@ -363,11 +371,11 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     llama_gguf.check_quantized(out / MODEL, TYPES[params["type"]].tensor, params)
 
 
-def open(artifact: Path) -> Runtime:
-    """Load the GGUF on the CPU."""
+def open(artifact: Path, api: str = "cpu") -> Runtime:
+    """Load the GGUF on the CPU; with another API, every layer on the GPU that llama.cpp was compiled for."""
     from phipipe import llama_session
 
-    return llama_session.Session(artifact / MODEL)
+    return llama_session.Session(artifact / MODEL, gpu=api != "cpu")
 
 
 def tokenizer(artifact: Path) -> Tokenizer:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
 APIS = frozenset({"metal"})
+SYSTEMS = frozenset({"macos", "ios"})
+ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"metal"})
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {
@@ -204,6 +207,11 @@ RULES = (
 )
 
 
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """The cache grows as it is used."""
+    return None
+
+
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
     return check(recipe, options, checkpoint, RULES)
@@ -348,8 +356,15 @@ class _Session:
         self._mx.clear_cache()
 
 
-def open(artifact: Path) -> Runtime:
-    """Load an MLX folder on what this machine's MLX computes with."""
+def open(artifact: Path, api: str = "cpu") -> Runtime:
+    """Load an MLX folder on what this machine's MLX computes with; "metal" insists on the GPU."""
+    if api == "metal":
+        import mlx.core as mx
+
+        from phipipe.backends.base import absent
+
+        if not mx.metal.is_available():
+            raise absent("Apple GPU", "MLX")
     return _Session(artifact)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TITLE = "ONNX Runtime GenAI"
 TOOLCHAIN = "onnxruntime"
-HOST_APIS = frozenset({"cpu"})
+HOST_APIS = frozenset({"cpu", "cuda"})
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
@@ -50,6 +50,9 @@ _ABLE: Mapping[str, tuple[Precision, ...]] = {
 }
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {api: {p: _SCHEMES[p] for p in able} for api, able in _ABLE.items()}
 APIS = frozenset(PRECISIONS)
+SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios", "web"})
+ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN, "cuda": "onnxruntime-cuda"}
+CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}  # as wide as what goes in and out
 # The builder's names for execution providers, also the keys of their options in genai_config.json.
 PROVIDERS: Mapping[str, str] = {
     "cpu": "cpu",
@@ -155,10 +158,27 @@ def steps(
         needs={"model": "convert"},
         params={"bits": bits, **options.model_dump(mode="json"), "accuracy_level": level},
         toolchain=TOOLCHAIN,
-        output_bytes=(bits + 1) * parameters // 8 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        output_bytes=_quantized_bytes(bits, options, checkpoint, 4 if wide else 2),
         memory_bytes=2**30,
     )
     return [convert_step, quantize_step]
+
+
+def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width: int) -> int:
+    """Estimate: linears at their bits, a scale of ``width`` bytes per block, a float embedding unless it is shared."""
+    embedding = checkpoint.vocab_size * checkpoint.hidden_size
+    linears = checkpoint.parameters - (0 if checkpoint.tied else embedding)
+    raised = 0
+    if bits == 4 and options.mixed != "none":
+        raised += embedding
+    if bits == 4 and options.mixed == "layers":
+        chosen = sum("/mlp/down_proj/" in name for name in _raised("layers", checkpoint.layers))
+        joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_size
+        raised += chosen * checkpoint.hidden_size * (joined + checkpoint.intermediate_size)
+    shared = 8 * width + (0 if options.symmetric else bits)
+    stored = (bits * linears + (8 - bits) * raised + shared * linears // options.block_size) // 8
+    loose = 0 if checkpoint.tied else embedding * (width if options.embeddings != "quantized" else 0.5)
+    return stored + int(loose)
 
 
 def scheme(recipe: Recipe, options: BaseModel) -> str:
@@ -173,6 +193,11 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
         + ("" if options.symmetric else ", asymmetric")
         + (kept[options.mixed] if recipe.precision == "int4" else "")
     )
+
+
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """The cache grows as it is used."""
+    return None
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
@@ -352,11 +377,11 @@ def _embedding(
     )
 
 
-def open(artifact: Path) -> Runtime:
+def open(artifact: Path, api: str = "cpu") -> Runtime:
     """Logits from onnxruntime, generation from onnxruntime-genai, both over the same file."""
     from phipipe import onnx_session
 
-    return onnx_session.Session(artifact)
+    return onnx_session.Session(artifact, api)
 
 
 def tokenizer(artifact: Path) -> Tokenizer:

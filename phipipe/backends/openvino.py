@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 TITLE = "OpenVINO (NNCF)"
 TOOLCHAIN = "openvino"
 APIS = frozenset({"cpu", "intel-gpu", "intel-npu"})
+SYSTEMS = frozenset({"linux", "windows", "macos"})
+ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN, "intel-gpu": TOOLCHAIN}
+CACHE_BYTES: Mapping[str, int] = {"cpu": 1, "intel-gpu": 2, "intel-npu": 2}  # the CPU plugin keeps 8 bits
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
 _SCHEMES: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "int8": "int8 per row", "int4": "int4 in groups"}
@@ -149,6 +152,12 @@ RULES: tuple[Rule, ...] = (
         hint="prompts that are longer from the start are right",
     ),
 )
+
+
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """An NPU's cache has room for the longest prompt and the answer; elsewhere it grows as it is used."""
+    assert isinstance(options, Options)
+    return options.prompt_length + options.response_length if api == "intel-npu" else None
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
@@ -423,11 +432,11 @@ def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
         raise StepFailed(f"the NPU's pipeline gives a token that is {gap:.2f} nats less likely than the likeliest")
 
 
-def open(artifact: Path) -> Runtime:
-    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost."""
+def open(artifact: Path, api: str = "cpu") -> Runtime:
+    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost; or on Intel's GPU."""
     from phipipe import openvino_session
 
-    return openvino_session.Session(artifact)
+    return openvino_session.Session(artifact, api)
 
 
 def tokenizer(artifact: Path) -> Tokenizer:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 TITLE = "Qualcomm QNN (ONNX Runtime GenAI)"
 TOOLCHAIN = "qnn"
 APIS = frozenset({"hexagon"})
+SYSTEMS = frozenset({"windows", "android"})
+ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 1)
 HOST_APIS: frozenset[str] = frozenset()
 EMULATED: Mapping[str, str] = {"hexagon": "phipipe.evaluate:check_decode"}
 _SCHEMES: Mapping[Precision, str] = {"int8": "w8a16", "int4": "w4a16"}
@@ -161,6 +164,12 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     words = _SCHEMES[recipe.precision]
     kept = f", {' and '.join(options.keep_8bit)} at 8 bits" if recipe.precision == "int4" and options.keep_8bit else ""
     return f"{words}{kept}, 8-bit caches"
+
+
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """The cache that was compiled."""
+    assert isinstance(options, Options)
+    return options.context_length
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
@@ -369,10 +378,14 @@ def _check_context(path: Path) -> None:
         raise StepFailed(f"`{path.name}` fell apart into {len(nodes)} nodes; not on the NPU: {', '.join(outside)}")
 
 
-def open(artifact: Path) -> Runtime:
-    """Graphs on the CPU, or compiled ones on the HTP or its emulator."""
+def open(artifact: Path, api: str = "cpu") -> Runtime:
+    """Graphs on the CPU, or compiled ones on the HTP or its emulator; "hexagon" insists on the NPU."""
     from phipipe import static_session
 
+    if api == "hexagon" and static_session.emulated():
+        from phipipe.backends.base import absent
+
+        raise absent("Hexagon NPU", "onnxruntime-qnn")
     return static_session.Session(artifact)
 
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 TITLE = "PyTorch checkpoint (transformers)"
 TOOLCHAIN = "torch"
 APIS = frozenset({"cpu", "cuda", "metal"})
+SYSTEMS = frozenset({"linux", "windows", "macos"})
+ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN}
+CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
@@ -173,6 +176,11 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     kind = "symmetric" if options.symmetric else "asymmetric"
     groups = "a scale per row" if options.group_size == -1 else f"groups of {options.group_size}"
     return f"auto-round, {BITS[recipe.precision]} bits {kind}, {groups}"
+
+
+def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+    """The cache grows as it is used."""
+    return None
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
@@ -339,8 +347,8 @@ class _Torch:
         del self._model
 
 
-def open(artifact: Path) -> Runtime:
-    """Load a checkpoint in fp32 on the CPU."""
+def open(artifact: Path, api: str = "cpu") -> Runtime:
+    """Load a checkpoint in fp32 on the CPU, the only unit it is run on here."""
     return _Torch(artifact)
 
 

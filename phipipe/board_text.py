@@ -1,0 +1,75 @@
+"""The fidelity board as text: for a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable
+
+from phipipe import card
+from phipipe.board import (
+    COLUMNS,
+    Entry,
+    answer,
+    behind,
+    build_words,
+    cell,
+    done,
+    elsewhere,
+    front,
+    notes,
+    one_line,
+    picks,
+    ranked,
+)
+
+
+def table(entries: Iterable[Entry], width: int = 100) -> str:
+    """The board for a terminal, no line longer than ``width``: the last columns go first where it is narrow."""
+    every = ranked(entries)
+    away, best, rivals = elsewhere(every), {e.name for e in front(every)}, behind(every)
+    heads = ["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]
+
+    def measured(build: Callable[[Entry], str], longest: int) -> tuple[list[list[str]], list[int]]:
+        cells = [[_middle(e.name, longest), build(e), *(cell(c, e, away) for c in COLUMNS)] for e in done(every)]
+        rows = [heads, *([*row, rivals.get(e.name, "")] for e, row in zip(done(every), cells, strict=True))]
+        return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    rows, wide = measured(build_words, width)
+    if 2 * len(wide) + sum(wide) > width:
+        rows, wide = measured(lambda e: f"{e.backend} {e.precision}", width)
+        room = width - 10 - sum(wide[1:5])  # the divergence is what the board is about: names give way to it
+        rows, wide = measured(lambda e: f"{e.backend} {e.precision}", max(room, 16))
+    while len(wide) > 2 and 2 * len(wide) + sum(wide) > width:
+        wide.pop()
+    lines = []
+    for sign, row in zip([" ", *("*" if e.name in best else " " for e in done(every))], rows, strict=True):
+        ways = ["<", "<", *(">" for _ in COLUMNS), "<"]
+        cells = [f"{text:{way}{n}}" for text, way, n in zip(row, ways, wide, strict=False)]
+        lines.append(f"{sign} {'  '.join(cells)}"[:width].rstrip())
+    said = [f"! {e.name}: {build_words(e)}, failed: {one_line(e.error or '')}" for e in every if e.error is not None]
+    said += ["* on the Pareto front: nothing smaller is as close to the original", *notes(every)]
+    return "\n".join([*lines, *(part for note in said for part in textwrap.wrap(note, width, subsequent_indent="  "))])
+
+
+def _middle(text: str, width: int) -> str:
+    """Names of builds differ at their ends."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[-half:]}"
+
+
+def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
+    """The text of ``board.md``."""
+    every, say = ranked(entries), card.inline
+    away, best, rivals = elsewhere(every), {e.name for e in front(every)}, behind(every)
+    lines = [f"# {say(title)}", "", say(answer(every)), ""]
+    lines += ["| build | " + " | ".join(["backend, scheme", *(c.title for c in COLUMNS), "Pareto front"]) + " |"]
+    lines += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
+    for e in every:
+        cells = [cell(c, e, away) if e.error is None else "" for c in COLUMNS]
+        last = "★" if e.name in best else f"behind {rivals[e.name]}" if e.name in rivals else f"failed: {e.error}"
+        lines.append("| " + " | ".join(say(one_line(text)) for text in (e.name, build_words(e), *cells, last)) + " |")
+    lines += ["", "Most fidelity per size first: −log10(mean KLD) / bits per weight.", "", "## Which to ship", ""]
+    for pick in picks(every):
+        said = [f"{reason}: {card.code(e.name)} ({say(words)})" for reason, e, words in pick.choices]
+        lines.append(f"- **{say(pick.where)}** – {'; '.join([*said, say(pick.caution)] if pick.caution else said)}")
+    return "\n".join([*lines, "", *(f"{say(note)}  " for note in notes(every))]).rstrip() + "\n"

@@ -1,0 +1,46 @@
+"""What this machine is and has, as far as it can be told in milliseconds and without heavy imports."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from functools import cache
+
+TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
+
+
+def architecture() -> str:
+    """The processor's architecture by the name that device files use: x86_64, arm64, else what the system says."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+
+
+@cache
+def nvidia() -> str | None:
+    """What ``nvidia-smi -L`` lists, a line per GPU; None where there is no GPU or no driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    try:
+        answer = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 and "GPU " in answer.stdout else None
+
+
+def kinds() -> frozenset[str]:
+    """What a device file may name in ``machines``: architecture, "nvidia", "apple"."""
+    apple = platform.system() == "Darwin" and architecture() == "arm64"
+    return frozenset({architecture(), *(["nvidia"] if nvidia() else []), *(["apple"] if apple else [])})
+
+
+def has(api: str) -> bool:
+    """Whether this machine surely has a unit with ``api``: the CPU, CUDA, Metal. Others only a runtime can tell."""
+    return TOLD.get(api) in kinds() or api == "cpu"
+
+
+def lacks(api: str) -> str | None:
+    """In words what is missing for ``api``, if this machine surely has no such unit; None if it may have one."""
+    words = {"cuda": "NVIDIA GPU", "metal": "Apple GPU"}
+    return words[api] if api in TOLD and not has(api) else None
