@@ -90,10 +90,9 @@ def on_device(folder: Path) -> Plan:
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
     toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
-    steps = (
-        planner.compare_step("evaluate", "artifact", recipe, toolchain, parameters, api),
-        planner.measure_step("artifact", recipe, toolchain, parameters, api),
-    )
+    steps = [planner.measure_step("artifact", recipe, toolchain, parameters, api)]
+    if api not in backend.TOKENS_ONLY:
+        steps.insert(0, planner.compare_step("evaluate", "artifact", recipe, toolchain, parameters, api))
     return Plan(
         build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
         device=target,

@@ -25,7 +25,9 @@ from phipipe.errors import SourceError
 TYPE = "phipipe-board"
 FORMAT = 1
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
+SPEED = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib")
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
+ON_TARGET = ("false", "emulated", "true")
 MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",
     "~": "the device was emulated: what it computes is the device's, the speed is not",
@@ -70,7 +72,8 @@ class Entry:
     phipipe: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)  # step → key
-    reference: bool = False  # scored on the device, by what the package carries: divergence is a lower bound
+    measured: bool = False  # on the device, by `phipipe measure`: takes the place of the build's own entry
+    reference: bool = False  # scored by what the package carries: its divergence is a lower bound
 
     @property
     def kld(self) -> float:
@@ -125,21 +128,32 @@ def from_manifest(manifest: Mapping[str, Any]) -> Entry:
     )
 
 
-def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], speed: Mapping[str, Any]) -> Entry:
-    """The entry of a package that was measured on its device, by the reference data that it carries."""
+def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, speed: Mapping[str, Any]) -> Entry:
+    """The entry of a package that was measured on its device, by the reference data that it carries.
+
+    Without an ``evaluation`` (a device that gives no logits) fidelity stays that of the build.
+    """
     built = from_manifest(manifest)
-    sizes = {name: built.metrics[name] for name in REQUIRED[1:]}  # of the artifact, without what lies beside it
-    return replace(
+    kept = {name: value for name, value in built.metrics.items() if name not in SPEED}
+    entry = replace(
         built,
         on_target="true",
-        reference=True,
-        metrics={**evaluation["metrics"], **speed["metrics"], **sizes},
-        stderr=evaluation["stderr"],
+        measured=True,
+        metrics={**kept, **speed["metrics"]},
         spread=speed["spread"],
-        profile=evaluation["profile"],
-        sanity=evaluation["sanity"],
         host=speed["host"],
         prompt_tokens=speed["prompt_tokens"],
+    )
+    if evaluation is None:
+        return entry
+    sizes = {name: built.metrics[name] for name in REQUIRED[1:]}  # of the artifact, without what lies beside it
+    return replace(
+        entry,
+        reference=True,
+        metrics={**entry.metrics, **evaluation["metrics"], **sizes},
+        stderr=evaluation["stderr"],
+        profile=evaluation["profile"],
+        sanity=evaluation["sanity"],
     )
 
 
@@ -340,6 +354,7 @@ COLUMNS = (
     _metric("size", "size_gib"),
     _metric("bits/weight", "bits_per_weight", "bits/w"),
     _metric("KLD, nats", "kld_mean"),
+    Column("on target", "target", lambda e: ON_TARGET.index(e.on_target), lambda e: e.on_target, speed=False),
     _metric("top-1 %", "top1", factor=100),
     _metric("ppl ratio", "ppl_ratio", "× ppl"),
     _metric("tokens/s", "decode_tokens_per_s", speed=True),

@@ -35,8 +35,8 @@ def of_paths(paths: Sequence[Path]) -> list[Entry]:
     """
     entries = [entry for path in paths for entry in _of_path(path)]
     # what was measured on its device takes the place of the build machine's figures of the same package
-    own = {(e.name, e.keys.get("gates")) for e in entries if e.reference}
-    return [e for e in entries if e.reference or (e.name, e.keys.get("gates")) not in own]
+    own = {(e.name, e.keys.get("gates")) for e in entries if e.measured}
+    return [e for e in entries if e.measured or (e.name, e.keys.get("gates")) not in own]
 
 
 def _of_path(path: Path) -> list[Entry]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import queue
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -227,18 +229,55 @@ class GenaiTokenizer:
         return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))
 
 
-def answer(folder: Path, device: str, settings: Mapping[str, Any], prompt: Sequence[int], count: int) -> list[int]:
-    """``count`` token ids (fewer if the model ends) that openvino-genai's pipeline on ``device`` gives, greedily."""
-    quiet()
-    import numpy as np
-    import openvino
-    import openvino_genai
+class Pipeline:
+    """``Runtime`` over openvino-genai's pipeline, as programs use it: the way to an NPU, which yields tokens only."""
 
-    pipeline = openvino_genai.LLMPipeline(str(folder), device, **settings)
-    config = pipeline.get_generation_config()
-    config.do_sample, config.num_beams, config.max_new_tokens = False, 1, count
-    made = pipeline.generate(openvino.Tensor(np.asarray(prompt, np.int64)[None]), config)
-    return [int(token) for token in made.tokens[0]]
+    def __init__(self, folder: Path, device: str, settings: Mapping[str, Any]) -> None:
+        quiet()
+        import openvino_genai
+
+        self._pipeline = openvino_genai.LLMPipeline(str(folder), device, **settings)
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        raise StepFailed("openvino-genai's pipeline yields tokens, and no logits")
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        """Tokens as they come: the pipeline runs in a thread of its own and hands each one over."""
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+
+        class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+            def write(self, token: int | list[int]) -> Any:
+                for one in token if isinstance(token, list) else [token]:
+                    ready.put(int(one))
+                return openvino_genai.StreamingStatus.RUNNING
+
+            def end(self) -> None:
+                pass
+
+        config = self._pipeline.get_generation_config()
+        config.do_sample, config.num_beams, config.max_new_tokens = False, 1, limit
+
+        def run() -> None:
+            try:
+                self._pipeline.generate(openvino.Tensor(np.asarray(prompt, np.int64)[None]), config, Streamer())
+                ready.put(None)
+            except BaseException as error:  # noqa: BLE001 (raised again where the tokens are wanted)
+                ready.put(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while (token := ready.get()) is not None:
+            if isinstance(token, BaseException):
+                raise token
+            yield token
+        thread.join()
+
+    def close(self) -> None:
+        self._pipeline = None
 
 
 def furthest(folder: Path, prompt: Sequence[int], answer: Sequence[int]) -> float:

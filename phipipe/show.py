@@ -125,10 +125,11 @@ def ending(result: Result) -> str:
 
 def outcome(done: Outcome) -> str:
     """The closing words of one build: table, place, next commands. Empty for a failed one."""
-    metrics = done.load("evaluate", "metrics.json")
-    if done.error or metrics is None:
+    metrics, speed = done.load("evaluate", "metrics.json"), done.load("measure", "speed.json")
+    if done.error or not (metrics or speed):
         return ""
-    speed, baseline = done.load("measure", "speed.json"), done.load("baseline", "baseline.json")
+    metrics = metrics or {"metrics": {}, "stderr": {}}  # a device that gives no logits
+    baseline = done.load("baseline", "baseline.json")
     lines = ["", heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(

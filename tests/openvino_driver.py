@@ -250,13 +250,19 @@ def npu(root: Path) -> dict[str, Any]:
         out.mkdir()
         backend.verify_npu({"artifact": root / name}, out, {"prompt_length": 1024, "response_length": 128})
         facts[name] = json.loads((out / "npu.json").read_text("utf-8"))
-    answer = openvino_session.answer
-    openvino_session.answer = lambda *rest: [1, 2]
+    generate = openvino_session.Pipeline.generate
+    openvino_session.Pipeline.generate = lambda *rest: iter([1, 2])
     out = root / "npu-wrong"
     out.mkdir()
     lengths = {"prompt_length": 1024, "response_length": 128}
     facts["wrong"] = message(lambda: backend.verify_npu({"artifact": root / "row"}, out, lengths))
-    openvino_session.answer = answer
+    openvino_session.Pipeline.generate = generate
+    plain = openvino_session.Pipeline(root / "row", "CPU", {})
+    prompt = tokens("evaluation.txt", 24)
+    facts["streamed"] = list(plain.generate(prompt, 16))
+    facts["again"] = list(plain.generate(prompt, 4))
+    facts["likeliest"] = openvino_session.furthest(root / "row", prompt, facts["streamed"])
+    facts["logits"] = message(lambda: plain.logits(prompt))
     return facts
 
 

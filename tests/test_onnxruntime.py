@@ -79,7 +79,7 @@ def test_options_describe_themselves() -> None:
 
 def planned(precision: str) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=10_000, vocab_size=512, hidden_size=128)
+    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False)
     return onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
 
 
@@ -95,7 +95,7 @@ def test_fp32_is_not_quantized() -> None:
 
 def on(api: str, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=10_000, vocab_size=512, hidden_size=128)
+    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False)
     unit = Unit(api=api, precisions=(precision,))
     return onnxruntime.steps(recipe, onnxruntime.Options(**options), checkpoint, {}, unit)
 

@@ -268,6 +268,15 @@ def test_the_npus_pipeline_gives_the_likeliest_tokens(facts: dict[str, Any], cas
 
 
 @pytest.mark.integration
+def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> None:
+    found = section(facts, "npu")
+    assert len(found["streamed"]) == 16
+    assert found["again"] == found["streamed"][:4]
+    assert found["likeliest"] < 0.2
+    assert found["logits"] == ["StepFailed", "openvino-genai's pipeline yields tokens, and no logits"]
+
+
+@pytest.mark.integration
 def test_another_answer_of_the_npus_pipeline_fails(facts: dict[str, Any]) -> None:
     kind, message = section(facts, "npu")["wrong"]
     assert kind == "StepFailed"

@@ -28,11 +28,13 @@ class Shell:
         self.folder, self.cache = folder, folder / "cache"
         self._env = {**os.environ, "PHIPIPE_CACHE": str(self.cache), "PHIPIPE_TOOLCHAINS": str(toolchains)}
 
-    def __call__(self, *words: str | Path, expect: int = 0, env: Mapping[str, str] | None = None) -> Any:
+    def __call__(
+        self, *words: str | Path, expect: int = 0, env: Mapping[str, str] | None = None, timeout: float = 580
+    ) -> Any:
         command = [sys.executable, "-m", "phipipe", *map(str, words)]
         environment = {**self._env, **(env or {})}
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=self.folder, env=environment, timeout=580, check=False
+            command, capture_output=True, text=True, cwd=self.folder, env=environment, timeout=timeout, check=False
         )
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -141,6 +141,7 @@ class Backend(Protocol):
     ON_DEVICE: Mapping[
         str, str
     ]  # API → the toolchain in which ``open(artifact, api)`` runs it on a machine that has it
+    TOKENS_ONLY: frozenset[str]  # of these, units whose runtime gives no logits: only speed is measured there
     CACHE_BYTES: Mapping[str, int]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
 
     @property

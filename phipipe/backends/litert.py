@@ -29,6 +29,7 @@ TOOLCHAIN = "litert"
 APIS = frozenset({"cpu"})
 SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios"})
 ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 4)
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}

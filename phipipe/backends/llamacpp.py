@@ -30,6 +30,7 @@ TOOLCHAIN = "llamacpp"
 APIS = frozenset({"cpu", "cuda", "metal", "opencl", "vulkan"})
 SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios"})
 ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"cpu", "metal"})  # its wheel is compiled without CUDA, Vulkan, OpenCL
 EMULATED: Mapping[str, str] = {}

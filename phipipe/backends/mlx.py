@@ -32,6 +32,7 @@ TOOLCHAIN = "mlx"
 APIS = frozenset({"metal"})
 SYSTEMS = frozenset({"macos", "ios"})
 ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"metal"})
 EMULATED: Mapping[str, str] = {}

@@ -52,6 +52,7 @@ PRECISIONS: Mapping[str, Mapping[Precision, str]] = {api: {p: _SCHEMES[p] for p 
 APIS = frozenset(PRECISIONS)
 SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios", "web"})
 ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN, "cuda": "onnxruntime-cuda"}
+TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}  # as wide as what goes in and out
 # The builder's names for execution providers, also the keys of their options in genai_config.json.
 PROVIDERS: Mapping[str, str] = {

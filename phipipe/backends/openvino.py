@@ -31,7 +31,8 @@ TITLE = "OpenVINO (NNCF)"
 TOOLCHAIN = "openvino"
 APIS = frozenset({"cpu", "intel-gpu", "intel-npu"})
 SYSTEMS = frozenset({"linux", "windows", "macos"})
-ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN, "intel-gpu": TOOLCHAIN}
+ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+TOKENS_ONLY: frozenset[str] = frozenset({"intel-npu"})
 CACHE_BYTES: Mapping[str, int] = {"cpu": 1, "intel-gpu": 2, "intel-npu": 2}  # the CPU plugin keeps 8 bits
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
@@ -421,7 +422,7 @@ def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
     if len(prompt) > params["prompt_length"]:
         raise StepFailed(f"`quantize.prompt_length: {params['prompt_length']}` is too short for a test prompt")
     try:
-        theirs = openvino_session.answer(artifact, "NPU", npu, prompt, count)
+        theirs = list(openvino_session.Pipeline(artifact, "NPU", npu).generate(prompt, count))
     except RuntimeError as error:
         raise StepFailed(f"the NPU's pipeline does not run this model: {error}") from error
     gap = openvino_session.furthest(artifact, prompt, theirs)
@@ -433,9 +434,19 @@ def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
-    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost; or on Intel's GPU."""
+    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost; or on GPU or NPU."""
     from phipipe import openvino_session
 
+    if api == "intel-npu":
+        import openvino
+
+        from phipipe.backends.base import absent
+
+        if "NPU" not in openvino.Core().available_devices:
+            raise absent("Intel NPU", "OpenVINO")
+        chosen = json.loads((artifact / "manifest.json").read_text("utf-8"))["recipe"]["quantize"]
+        lengths = {"MAX_PROMPT_LEN": chosen["prompt_length"], "MIN_RESPONSE_LEN": chosen["response_length"]}
+        return openvino_session.Pipeline(artifact, "NPU", lengths)
     return openvino_session.Session(artifact, api)
 
 

@@ -27,6 +27,7 @@ TOOLCHAIN = "qnn"
 APIS = frozenset({"hexagon"})
 SYSTEMS = frozenset({"windows", "android"})
 ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
+TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 1)
 HOST_APIS: frozenset[str] = frozenset()
 EMULATED: Mapping[str, str] = {"hexagon": "phipipe.evaluate:check_decode"}

@@ -35,6 +35,7 @@ TOOLCHAIN = "torch"
 APIS = frozenset({"cpu", "cuda", "metal"})
 SYSTEMS = frozenset({"linux", "windows", "macos"})
 ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN}
+TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}

@@ -1,0 +1,174 @@
+"""Every target, on the embedded model: all rows of the matrix, every shipped recipe, and figures from the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_quickstart import ROOT, Shell
+
+from phipipe import backends, device, package, support
+
+TARGETS = ROOT / "recipes" / "all-targets.yaml"
+EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
+FEWER = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096")  # the emulated NPU is slow
+MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
+
+
+def unit_of(row: Mapping[str, Any]) -> device.Unit:
+    """The unit that a row of the matrix is for."""
+    target, precision = device.load(row["device"]), row.get("precision", "int4")
+    return next(
+        unit
+        for unit in target.units
+        if row.get("unit") in (None, unit.api)
+        and precision in backends.able(row.get("backend", "onnxruntime"), target, unit)
+    )
+
+
+def kind(target: device.Device) -> tuple[object, ...]:
+    """What devices that differ in memory alone share."""
+    return target.systems, tuple(unit.api for unit in target.units)
+
+
+def test_no_device_and_no_unit_is_missing() -> None:
+    built = {(kind(device.load(row["device"])), unit_of(row).api) for row in MATRIX}
+    assert {row["device"] for row in MATRIX} == set(device.names())
+    for name in device.names():
+        target = device.load(name)
+        for unit in target.units:
+            if not any(backends.able(backend, target, unit) for backend in backends.names()):
+                assert "Nothing is built" in (target.notes or ""), "the device says why"
+            else:
+                assert (kind(target), unit.api) in built, f"{name}: {unit.api}"
+    assert {row.get("backend", "onnxruntime") for row in MATRIX} == set(backends.names())
+
+
+def test_the_readme_has_the_table_of_today() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert support.placed(readme) == readme, "python -m phipipe.support --write README.md"
+    table = support.markdown()
+    for name in (*device.names(), *backends.names()):
+        assert f"`{name}`" in table
+
+
+def test_a_text_without_a_place_for_the_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="no place for the table"):
+        support.placed("# Title")
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, toolchains: Path) -> Shell:
+    return Shell(tmp_path_factory.mktemp("targets"), toolchains)
+
+
+@pytest.fixture(scope="module")
+def entries(shell: Shell) -> dict[str, dict[str, Any]]:
+    """The board of the whole matrix, by row."""
+    shell("run", TARGETS, *FEWER, timeout=1700)
+    board = json.loads((shell.folder / "packages" / "all-targets" / "board.json").read_text("utf-8"))
+    return {entry["name"].removeprefix("all-targets-"): entry for entry in board["entries"]}
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+def test_every_target_is_built_and_says_what_ran_where(entries: dict[str, dict[str, Any]]) -> None:
+    assert set(entries) == {row["name"] for row in MATRIX}
+    for row in MATRIX:
+        entry, api = entries[row["name"]], unit_of(row).api
+        assert entry["error"] is None
+        assert entry["api"] == api
+        if api in ("hexagon", "intel-npu"):
+            assert entry["on_target"] == "emulated", row["name"]
+        elif row["device"] == "cpu-x86_64":
+            assert entry["on_target"] == "true"
+        else:
+            assert entry["on_target"] == "false", row["name"]
+        assert entry["metrics"]["kld_mean"] < 0.05, row["name"]
+        assert entry["sanity"]["tokenizer_equal"], row["name"]
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+def test_what_plan_says_of_the_size_is_what_is_built(shell: Shell, entries: dict[str, dict[str, Any]]) -> None:
+    decoder = json.JSONDecoder()
+    text, plans = shell("plan", TARGETS, *FEWER, "--json").stdout, []
+    while text.strip():
+        plan, end = decoder.raw_decode(text.strip())
+        plans.append(plan)
+        text = text.strip()[end:]
+    assert len(plans) == len(MATRIX)
+    for plan in plans:
+        entry = entries[plan["name"].removeprefix("all-targets-")]
+        # what does not grow with a model (graph, tokenizer) is a tenth of the embedded one
+        assert plan["fit"]["weight_bytes"] / 2**30 == pytest.approx(entry["metrics"]["size_gib"], rel=0.25), plan[
+            "name"
+        ]
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*-*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_builds_the_embedded_model(shell: Shell, entries: dict[str, dict[str, Any]], path: Path) -> None:
+    if path == TARGETS:
+        return  # ``entries`` is its build
+    words = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096", "--set", "measure.new_tokens=8")
+    (build,) = shell.run(*EMBEDDED, *words, "--set", "measure.repetitions=1", recipe=path)
+    folder = shell.folder / "packages" / path.stem
+    manifest = package.read_manifest(folder)
+    assert build["ok"]
+    assert package.verify(folder) == []
+    assert manifest["on_target"] == (
+        "emulated" if "npu" in path.stem or "snapdragon" in path.stem else manifest["on_target"]
+    )
+    assert (folder / "reference" / "top.npz").is_file()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+def test_a_package_is_measured_on_its_device_without_the_original(
+    shell: Shell, entries: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, report = shell.folder / "packages" / "all-targets-cpu-x86_64-llamacpp", tmp_path / "measured.json"
+    empty = {"PHIPIPE_CACHE": str(tmp_path / "cache")}
+    done = shell("measure", folder, "--out", report, env=empty)
+    assert "taking this machine for CPU (x86-64)" in done.stderr
+    (entry,) = json.loads(report.read_text("utf-8"))["entries"]
+    built = entries["cpu-x86_64-llamacpp"]["metrics"]
+    assert entry["on_target"] == "true"
+    assert (
+        0.9 * built["kld_mean"] < entry["metrics"]["kld_mean"] <= 1.001 * built["kld_mean"]
+    )  # a lower bound, and close
+    assert entry["metrics"]["top1"] == pytest.approx(built["top1"], abs=1e-6)
+    assert entry["metrics"]["ppl"] == pytest.approx(built["ppl"], rel=1e-5)
+    assert entry["metrics"]["size_gib"] == built["size_gib"]
+    assert "decode_tokens_per_s" in entry["metrics"]
+    board = json.loads(shell("compare", folder, report, "--json").stdout)
+    assert [e["reference"] for e in board["entries"]] == [True]  # it took the build's place
+    assert "≥" in shell("compare", folder, report).stdout
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("nvidia-gpu-onnxruntime", "this machine has no NVIDIA GPU"),
+        ("apple-silicon-mlx", "this machine's processor is x86_64, and that of Apple silicon (Mac) is arm64"),
+        ("snapdragon-x-npu", "this machine's processor is x86_64, and that of Snapdragon X NPU is arm64"),
+        ("directml-gpu", "no toolchain of phipipe's runs `onnxruntime` packages on `directml` yet"),
+        ("vulkan-gpu", "this machine has no GPU that this build of llama.cpp can use"),
+        ("intel-gpu", "this machine has no Intel GPU that OpenVINO can use"),
+        ("intel-npu", "this machine has no Intel NPU that OpenVINO can use"),
+    ],
+)
+def test_a_machine_that_is_not_the_device_is_told_so(
+    shell: Shell, entries: dict[str, dict[str, Any]], row: str, words: str
+) -> None:
+    done = shell("measure", shell.folder / "packages" / f"all-targets-{row}", expect=3)
+    assert words in done.stderr
+    assert "phipipe eval" in done.stderr
