@@ -13,7 +13,7 @@ from phipipe.models import Checkpoint
 
 CONTEXT = 4096  # tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
 # What a runtime takes besides weights and cache: its code, activations, the logits of a prompt. On the embedded
-# model (1 to 6 MiB of weights) peaks were 92 MiB with onnxruntime-genai, 118 MiB with llama.cpp, 250 MiB with OpenVINO.
+# model (3 to 6 MiB of weights) whole processes peaked at 74 MiB (llama.cpp) to 124 MiB (OpenVINO).
 RUNTIME_BYTES = 2**27
 GIB = 2**30
 

@@ -104,10 +104,9 @@ def test_what_plan_says_of_the_size_is_what_is_built(shell: Shell, entries: dict
     assert len(plans) == len(MATRIX)
     for plan in plans:
         entry = entries[plan["name"].removeprefix("all-targets-")]
-        # what does not grow with a model (graph, tokenizer) is a tenth of the embedded one
-        assert plan["fit"]["weight_bytes"] / 2**30 == pytest.approx(entry["metrics"]["size_gib"], rel=0.25), plan[
-            "name"
-        ]
+        built = entry["metrics"]["size_gib"] * 2**30
+        # 1 MiB: graph and tokenizer, which hardly grow with a model
+        assert abs(plan["fit"]["weight_bytes"] - built) < 0.15 * built + 2**20, plan["name"]
 
 
 @pytest.mark.integration
