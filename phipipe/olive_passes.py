@@ -24,6 +24,7 @@ from phipipe.errors import StepFailed
 if TYPE_CHECKING:
     from phipipe.backends.base import Inputs, Json, Params, Step
     from phipipe.models import Checkpoint
+    from phipipe.recipe import Recipe
 
 TOOLCHAIN = "olive"
 Rotation = Literal["quarot", "spinquant"]
@@ -41,10 +42,12 @@ ACTIVATION_BITS = 8
 _HADAMARD = (172, 156, 140, 108, 60, 52, 36, 28, 40, 20, 12, 1)  # Olive's tables, in the order it tries them
 
 
-def rotate_step(method: Rotation, checkpoint: Checkpoint, tokens: int) -> Step:
-    """``rotate``: the checkpoint rotated by ``method``; SpinQuant learns from ``tokens`` calibration tokens."""
+def rotations(method: Rotation | None, recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
+    """``rotate``: the checkpoint rotated by ``method``; nothing if that is None."""
     from phipipe.backends.base import Step
 
+    if method is None:
+        return []
     sizes = (checkpoint.hidden_size, checkpoint.head_size)
     mode = "hadamard" if all(has_hadamard(size) for size in sizes) else "random"
     params: dict[str, Json] = {"method": method, "mode": mode, "seed": SEED}
@@ -52,8 +55,8 @@ def rotate_step(method: Rotation, checkpoint: Checkpoint, tokens: int) -> Step:
     if method == "spinquant":
         params["activation_bits"] = ACTIVATION_BITS
         needs["calibration"] = "calibration"
-        memory += 8 * checkpoint.parameters + 32 * tokens * checkpoint.hidden_size  # kept for the way back
-    return Step(
+        memory += 8 * checkpoint.parameters + 2**31  # rotated weights anew for each batch, and what leads back
+    step = Step(
         name="rotate",
         runs="phipipe.olive_passes:rotate",
         version=1,
@@ -63,6 +66,7 @@ def rotate_step(method: Rotation, checkpoint: Checkpoint, tokens: int) -> Step:
         output_bytes=4 * checkpoint.parameters,
         memory_bytes=memory,
     )
+    return [step]
 
 
 def gptq_step(source: str, checkpoint: Checkpoint, tokens: int, params: Params) -> Step:

@@ -142,10 +142,7 @@ def steps(
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
-    before: list[Step] = []
-    if recipe.precision in BITS and options.rotate:
-        tokens = recipe.calibrate.tokens if options.rotate == "spinquant" else 0
-        before = [olive_passes.rotate_step(options.rotate, checkpoint, tokens)]
+    before = olive_passes.rotations(options.rotate if recipe.precision in BITS else None, recipe, checkpoint)
     source = before[-1].name if before else "source"
     api = unit.api if unit else "cpu"
     wide = api == "cpu"
