@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from phipipe.errors import StepFailed
@@ -20,16 +22,27 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from phipipe.olive_checkpoint import Packed
+
     Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 EMBEDDING = "/model/embed_tokens/Gather"
 
 _ALIGNMENT = 64  # bytes; a cache line, and what the widest vector load of a CPU wants
+_FAR = 0.25  # share of a weight's squares that rounding moves it by, at most
 _SLICE = 2**20  # elements rounded at a time: 4 MiB in fp32, about 200 MiB at the peak of k_quant
 
 
-def quantize(source: Path, out: Path, schemes: Mapping[str, Scheme], embedding: Scheme | None) -> None:
+def quantize(
+    source: Path,
+    out: Path,
+    schemes: Mapping[str, Scheme],
+    embedding: Scheme | None,
+    rounded: Mapping[str, Callable[[], Packed]] = MappingProxyType({}),
+) -> None:
     """Write the graph of ``source`` to ``out`` with the linears named in ``schemes`` quantized.
+
+    Those named in ``rounded`` too get the integers and scales from there, all others are rounded here.
 
     An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is set;
     an untied one is quantized by it. Everything else is copied.
@@ -54,7 +67,12 @@ def quantize(source: Path, out: Path, schemes: Mapping[str, Scheme], embedding: 
             if tensor.name in weights:
                 kind: Any = np.float32 if tensor.data_type == TensorProto.FLOAT else np.float16
                 weight = raw.view(kind).reshape(tensor.dims)
-                written += [_append(stream, piece) for piece in _quantized(tensor.name, weight, *weights[tensor.name])]
+                node, scheme = weights[tensor.name]
+                if node.name in rounded:
+                    pieces = _filled(tensor.name, weight, node, scheme, rounded[node.name]())
+                else:
+                    pieces = _quantized(tensor.name, weight, node, scheme)
+                written += [_append(stream, piece) for piece in pieces]
             if tensor.name not in weights or tensor.name == unshared:
                 written.append(_append(stream, _with_data(tensor, raw)))
     if embedding and transpose is not None:
@@ -125,6 +143,44 @@ def _quantized(name: str, weight: Floats, node: Any, scheme: Scheme) -> list[Any
     return joined
 
 
+def _filled(name: str, weight: Floats, node: Any, scheme: Scheme, packed: Packed) -> list[Any]:
+    """Like ``_quantized``, but integers and scales are those of ``packed``; scales take the graph's width.
+
+    Raises:
+        StepFailed: they are of another shape, or not ``weight``'s.
+    """
+    from onnx import helper
+
+    _check_same(name, weight, packed)
+    made, joined, _ = _run(node, name, weight[:, :2], scheme)  # for names, types and attributes
+    for attribute in made.attribute:
+        if attribute.name == "N":
+            attribute.i = weight.shape[1]
+    values: list[Any] = [packed.weight, packed.scales, packed.zeros]
+    for tensor, value in zip(joined, values, strict=False):
+        tensor.dims[0] = weight.shape[1]
+        if value is None or math.prod(tensor.dims) != value.size:
+            raise StepFailed(f"the rounded weight for `{node.name}` does not have the shape {list(tensor.dims)}")
+        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)  # uint8, or the graph's width
+        tensor.raw_data = value.astype(kind).tobytes()
+    node.CopyFrom(made)
+    return joined
+
+
+def _check_same(name: str, weight: Floats, packed: Packed) -> None:
+    """Rounding moves a weight by a tenth of its size or so; another matrix of the same shape is farther off."""
+    import numpy as np
+
+    off = size = 0.0
+    step = max(1, _SLICE // weight.shape[0])
+    for start in range(0, weight.shape[1], step):
+        part = weight[:, start : start + step].T.astype(np.float32)
+        off += float(np.square(packed.rows(start, start + step).dense() - part).sum())
+        size += float(np.square(part).sum())
+    if off > _FAR * size:
+        raise StepFailed(f"the rounded weight for `{name}` is that of another matrix")
+
+
 def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[Any], list[bytes]]:
     """Put one slice of weight ``name`` through onnxruntime's quantizer, as a graph of one node.
 
@@ -170,7 +226,7 @@ def _one_node(node: Any, name: str, weight: Floats) -> Any:
 
 def _algorithm(ort: Any, node: Any, scheme: Scheme) -> Any:
     """None is "default"; the other two take their bits per node, and know nothing of embeddings."""
-    if scheme.algorithm == "default" or node.op_type != "MatMul":
+    if scheme.algorithm in {"default", "gptq"} or node.op_type != "MatMul":
         return None
     kind = {"rtn": ort.RTNWeightOnlyQuantConfig, "k_quant": ort.KQuantWeightOnlyQuantConfig}[scheme.algorithm]
     return kind(customized_weight_config={node.name: {"bits": scheme.bits}})

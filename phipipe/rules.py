@@ -110,6 +110,17 @@ def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
     return any(-(-k // block_size) % 2 for k in inputs)
 
 
+def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
+    """Whether some weight's rows are not a whole number of blocks."""
+    widths = (checkpoint.hidden_size, checkpoint.intermediate_size, checkpoint.heads * _head_size(checkpoint))
+    return any(width % block_size for width in widths)
+
+
+def _asks_olive(recipe: Recipe, options: Any) -> bool:
+    """Whether one of Olive's passes is to run."""
+    return recipe.precision in {"int8", "int4"} and (bool(options.rotate) or options.algorithm == "gptq")
+
+
 NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"
 
 MODELS: tuple[Rule, ...] = (
@@ -195,8 +206,8 @@ ONNXRUNTIME: tuple[Rule, ...] = (
     Rule(
         id="O14",
         level="warning",
-        when=lambda r, o, c: r.precision == "fp32" and bool(o.model_fields_set),
-        message="`quantize` is set, but fp32 quantizes nothing",
+        when=lambda r, o, c: r.precision in {"fp32", "fp16"} and bool(o.model_fields_set),
+        message="`quantize` is set, but {recipe.precision} quantizes nothing",
     ),
     Rule(
         id="O15",
@@ -243,6 +254,39 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         when=lambda r, o, c: c.architecture not in TEXT_MODELS,
         message="onnxruntime-genai's builder does not know `{checkpoint.architecture}` as a text model",
         hint="it knows the dense Phi models and, among others, Llama, Mistral, Qwen, Gemma and SmolLM",
+    ),
+    Rule(
+        id="O21",
+        level="error",
+        when=lambda r, o, c: _asks_olive(r, o) and c.model_type != "phi3",
+        message="`quantize.rotate` and `algorithm: gptq` work on phi3 models; `{checkpoint.architecture}` is another",
+    ),
+    Rule(
+        id="O22",
+        level="error",
+        when=lambda r, o, c: r.precision == "int8" and o.algorithm == "gptq",
+        message="`gptq` is for int4: at 8 bits rounding to nearest loses nothing to speak of",
+        hint="remove `quantize.algorithm`, or choose int4",
+    ),
+    Rule(
+        id="O23",
+        level="error",
+        when=lambda r, o, c: r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size),
+        message="`gptq` needs blocks that divide the rows of every weight; `block_size: {options.block_size}` does not",
+        hint="choose a smaller `quantize.block_size`",
+    ),
+    Rule(
+        id="O24",
+        level="error",
+        when=lambda r, o, c: _asks_olive(r, o) and "quantization_config" in c.config,
+        message="the checkpoint is quantized already; start from the original model's files",
+    ),
+    Rule(
+        id="O25",
+        level="warning",
+        when=lambda r, o, c: r.precision in {"int8", "int4"} and bool(o.rotate) and c.tied,
+        message="rotation parts the embedding from the LM head: the artifact holds both, the embedding in full width",
+        hint="`quantize.embeddings: quantized` makes it smaller",
     ),
 )
 

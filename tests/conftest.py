@@ -79,6 +79,12 @@ def qnn_python(toolchains: Path) -> Path:
     return _install("qnn", toolchains).python
 
 
+@pytest.fixture(scope="session")
+def olive_python(toolchains: Path) -> Path:
+    """Python of the real olive toolchain."""
+    return _install("olive", toolchains).python
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may spoil."""

@@ -35,6 +35,8 @@ LAYERS = (
         "onnx_graph",
         "onnx_quantize",
         "onnx_session",
+        "olive_passes",
+        "olive_checkpoint",
         "llama_gguf",
         "llama_imatrix",
         "llama_modelfile",

@@ -35,6 +35,7 @@ OPTIONS: Facts = {
     "block_size": 32,
     "mixed": "none",
     "embeddings": "auto",
+    "rotate": None,
     "model_fields_set": set(),
 }
 MOE: Facts = {"architecture": "PhiMoEForCausalLM", "model_type": "phimoe", "config": {}}
@@ -64,6 +65,20 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     ),
     "O18": ({"vocab_size": 16384}, {"vocab_size": 8192}),
     "O20": ({"architecture": "GPT2LMHeadModel"}, {"architecture": "Qwen3ForCausalLM"}),
+    "O21": (
+        {"rotate": "quarot", "model_type": "phi"},
+        {"rotate": "quarot", "model_type": "phi", "precision": "fp16"},
+    ),
+    "O22": ({"precision": "int8", "algorithm": "gptq"}, {"algorithm": "gptq"}),
+    "O23": (
+        {"algorithm": "gptq", "block_size": 64, "intermediate_size": 8224},
+        {"algorithm": "gptq", "block_size": 32, "intermediate_size": 8224},
+    ),
+    "O24": (
+        {"algorithm": "gptq", "config": {"quantization_config": {}}},
+        {"config": {"quantization_config": {}}},
+    ),
+    "O25": ({"rotate": "quarot", "tied": True}, {"rotate": "quarot"}),
     "O19": ({"config": {"partial_rotary_factor": 0.25}}, {"config": {"partial_rotary_factor": 0.5}}),
 }
 TABLE = {rule.id: rule for rule in (*rules.MODELS, *rules.ONNXRUNTIME)}

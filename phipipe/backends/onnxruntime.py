@@ -14,7 +14,9 @@ The builder's windowed KV cache is off: with it, prompts shorter than the window
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
+    from phipipe.olive_checkpoint import Packed
     from phipipe.onnx_graph import Linear, Scheme
     from phipipe.recipe import Precision, Recipe
 
@@ -70,7 +73,7 @@ CONFIG = "genai_config.json"
 
 
 class Options(BaseModel):
-    """How the weights are rounded. All algorithms are data-free."""
+    """How the weights are rounded; all algorithms but gptq are data-free."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,16 +85,23 @@ class Options(BaseModel):
         strict=True,
         description="Rounding around zero, without zero points. Off: a zero point per block, for skewed weights.",
     )
-    algorithm: Literal["default", "rtn", "k_quant"] = Field(
+    algorithm: Literal["default", "rtn", "k_quant", "gptq"] = Field(
         default="default",
         description="default: onnxruntime's kernels; symmetric scales take the largest weight's sign, so all levels "
         "are used. rtn: round to nearest, positive scales, one level lost. k_quant: searches scale and zero point "
-        "of each block, slower, always asymmetric.",
+        "of each block, slower, always asymmetric. gptq (int4 only): Olive rounds column by column and makes up for "
+        "each error in the next ones, by what it learns from the calibration text.",
     )
-    mixed: Literal["none", "head", "layers"] = Field(
+    mixed: Literal["none", "head", "down", "layers"] = Field(
         default="none",
-        description="What an int4 model keeps at 8 bits. head: the LM head. layers: also the attention input and "
-        "down projections of the first and last eighth of the layers, and of every third between.",
+        description="What an int4 model keeps at 8 bits. head: the LM head. down: also the down projections of the "
+        "first and last eighth of the layers, and of every third between. layers: and their attention inputs.",
+    )
+    rotate: Literal["quarot", "spinquant"] | None = Field(
+        default=None,
+        description="Olive turns the weights in their space before they are rounded, so that none stands out; the "
+        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by rotations that are learned "
+        "from the calibration text.",
     )
     accuracy_level: int | None = Field(
         default=None,
@@ -128,10 +138,16 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert``, shared by all precisions of one kind of device, and for int8 and int4 ``quantize``."""
+    """``convert``, shared by all precisions of one kind of device, and for int8 and int4 ``quantize``.
+
+    What is asked of Olive comes before: ``rotate`` before ``convert``, ``gptq`` before ``quantize``.
+    """
+    from phipipe import olive_passes
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
+    before = olive_passes.rotations(options.rotate if recipe.precision in BITS else None, recipe, checkpoint)
+    source = before[-1].name if before else "source"
     api = unit.api if unit else "cpu"
     wide = api == "cpu"
     parameters, patch = checkpoint.parameters, dict(config_patch)
@@ -141,7 +157,7 @@ def steps(
         name="convert",
         runs="phipipe.backends.onnxruntime:convert",
         version=1,
-        needs={"source": "source"},
+        needs={"source": source},
         params={"config_patch": patch, **made},
         unquantized="fp32" if wide else "fp16",
         toolchain=TOOLCHAIN,
@@ -150,19 +166,29 @@ def steps(
     )
     if recipe.precision not in BITS:
         return [convert_step]
-    bits = BITS[recipe.precision]
+    bits, needs = BITS[recipe.precision], {"model": "convert"}
+    rounding: list[Step] = []
+    if options.algorithm == "gptq":
+        rounding = [olive_passes.gptq_step(source, checkpoint, recipe.calibrate.tokens, _gptq(options, bits))]
+        needs["rounded"] = rounding[0].name
     level = (4 if api in INT8_ACTIVATIONS else 0) if options.accuracy_level is None else options.accuracy_level
     quantize_step = Step(
         name="quantize",
         runs="phipipe.backends.onnxruntime:quantize",
         version=1,
-        needs={"model": "convert"},
-        params={"bits": bits, **options.model_dump(mode="json"), "accuracy_level": level},
+        needs=needs,
+        params={"bits": bits, **options.model_dump(mode="json", exclude={"rotate"}), "accuracy_level": level},
         toolchain=TOOLCHAIN,
         output_bytes=_quantized_bytes(bits, options, checkpoint, 4 if wide else 2),
         memory_bytes=2**30,
     )
-    return [convert_step, quantize_step]
+    return [*before, convert_step, *rounding, quantize_step]
+
+
+def _gptq(options: Options, bits: int) -> dict[str, Json]:
+    """The parameters of step ``gptq``; damping is Olive's default."""
+    shape = {"group_size": options.block_size, "symmetric": options.symmetric}
+    return {"bits": bits, **shape, "mixed": options.mixed, "damp": 0.01}
 
 
 def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width: int) -> int:
@@ -187,12 +213,15 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     assert isinstance(options, Options)
     if recipe.precision not in BITS:
         return _SCHEMES[recipe.precision]
-    kept = {"none": "", "head": ", 8-bit head", "layers": ", sensitive layers at 8 bits"}
+    kept = {"head": ", 8-bit head", "layers": ", sensitive layers at 8 bits"}
+    kept["down"] = ", 8-bit head and down projections"
     words = f"MatMulNBits, {BITS[recipe.precision]} bits, blocks of {options.block_size}"
     return (
         words
         + ("" if options.symmetric else ", asymmetric")
-        + (kept[options.mixed] if recipe.precision == "int4" else "")
+        + (kept.get(options.mixed, "") if recipe.precision == "int4" else "")
+        + (", GPTQ" if options.algorithm == "gptq" else "")
+        + (", rotated" if options.rotate else "")
     )
 
 
@@ -286,6 +315,7 @@ def _check_conversion(folder: Path, provider: str, dtype: str) -> None:
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]`` bits.
 
+    With "gptq" the integers and scales are those of ``inputs["rounded"]``, a checkpoint in Olive's layout.
     The graph is verified from disk before the step counts as done.
 
     Raises:
@@ -295,15 +325,21 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     import json
     import shutil
 
-    from phipipe import onnx_graph, onnx_quantize
+    from phipipe import olive_checkpoint, onnx_graph, onnx_quantize
 
     source = inputs["model"]
     options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
     wanted = onnx_graph.linears(onnx_graph.load(source))
     layers = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"]["num_hidden_layers"]
     schemes = schemes_of(wanted, options, params["bits"], layers)
+    rounded: dict[str, Callable[[], Packed]] = {}
+    if options.algorithm == "gptq":
+        learned = olive_checkpoint.Rounded(inputs["rounded"])
+        places = olive_checkpoint.places(learned, {linear.name: linear.n for linear in wanted})
+        schemes = {name: replace(one, bits=learned.bits(places[name].linear)) for name, one in schemes.items()}
+        rounded = {name: partial(learned.at, places[name]) for name in schemes}
     embedding = _embedding(source, wanted, schemes, options)
-    onnx_quantize.quantize(source, out, schemes, embedding)
+    onnx_quantize.quantize(source, out, schemes, embedding, rounded)
     for path in sorted(source.iterdir()):
         if path.name not in (onnx_graph.MODEL, onnx_graph.DATA):
             shutil.copyfile(path, out / path.name)
@@ -350,6 +386,9 @@ def _raised(mixed: str, layers: int) -> set[str]:
     if mixed == "none":
         return set()
     names = {LM_HEAD}
+    if mixed == "down":  # as Olive's k_quant_down
+        chosen = [i for i in range(layers) if i < layers / 8 or i >= 7 * layers / 8 or (i - layers // 8) % 3 == 2]
+        names |= {f"/model/layers.{i}/mlp/down_proj/MatMul" for i in chosen}
     if mixed == "layers":
         eighth = layers / 8
         between = range(round(eighth) + 2, layers, 3)

@@ -61,6 +61,12 @@ class Options(BaseModel):
         default=["lm_head", "down_proj"],
         description="int4: linears that stay at 8 bits, as parts of their names.",
     )
+    rotate: Literal["quarot", "spinquant"] | None = Field(
+        default=None,
+        description="Olive turns the weights in their space before they are rounded, so that none stands out; the "
+        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by rotations that are learned "
+        "from the calibration text.",
+    )
 
 
 RULES = (
@@ -115,7 +121,11 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert`` (float), ``quantize`` (calibrated), ``compile-apart`` to be emulated, ``compile`` to be shipped."""
+    """``convert`` (float), ``quantize`` (calibrated), ``compile-apart`` to be emulated, ``compile`` to be shipped.
+
+    With ``options.rotate`` a step ``rotate`` comes first.
+    """
+    from phipipe import olive_passes
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
@@ -124,10 +134,11 @@ def steps(
     bits = 8 if recipe.precision == "int8" else 4
     kept = options.keep_8bit if bits == 4 else []
     common: dict[str, Any] = {"toolchain": TOOLCHAIN, "version": 1}
+    before = olive_passes.rotations(options.rotate, recipe, checkpoint)
     convert_step = Step(
         name="convert",
         runs="phipipe.backends.qnn:convert",
-        needs={"source": "source"},
+        needs={"source": before[-1].name if before else "source"},
         params={"config_patch": dict(config_patch), **lengths},
         unquantized="fp32",
         output_bytes=8 * parameters,
@@ -156,7 +167,7 @@ def steps(
         )
         for name, shared in (("compile-apart", False), ("compile", True))
     ]
-    return [convert_step, quantize_step, *compiled]
+    return [*before, convert_step, quantize_step, *compiled]
 
 
 def scheme(recipe: Recipe, options: BaseModel) -> str:
@@ -164,7 +175,7 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     assert isinstance(options, Options)
     words = _SCHEMES[recipe.precision]
     kept = f", {' and '.join(options.keep_8bit)} at 8 bits" if recipe.precision == "int4" and options.keep_8bit else ""
-    return f"{words}{kept}, 8-bit caches"
+    return f"{words}{kept}, 8-bit caches{', rotated' if options.rotate else ''}"
 
 
 def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
