@@ -15,7 +15,8 @@ def config(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     npu = {}
     if soc := facts["soc"]:
-        settings = {"backend_path": "QnnHtp.dll", "htp_performance_mode": "burst", "soc_model": str(soc["model"])}
+        settings = {"backend_type": "htp", "htp_performance_mode": "burst", "soc_model": str(soc["model"])}
+        settings |= {"enable_htp_shared_memory_allocator": "1"}  # GenAI slides the caches only where these lie there
         npu = {"session_options": {"provider_options": [{"qnn": settings}]}}
     pipeline: list[dict[str, Any]] = [
         {"embedding": {"filename": EMBEDDING, "inputs": ["input_ids"], "outputs": ["inputs_embeds"]}}
