@@ -32,7 +32,8 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
         import numpy as np
 
         if self._last[0] != name:
-            raw, kind, shape = self._places[name]
+            path, offset, count, kind, shape = self._places[name]
+            raw = np.fromfile(path, np.uint8, count, offset=offset)  # a mapping would stay, and count as memory
             if kind == "BF16":
                 value = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             else:
@@ -48,17 +49,15 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
         return len(self._places)
 
 
-def _places(path: Path) -> Iterator[tuple[str, tuple[Any, str, list[int]]]]:
-    """Name, and mapped bytes, type and shape, of every tensor of a safetensors file: a length, a JSON header, data."""
-    import numpy as np
-
-    data = np.memmap(path, mode="r")
-    size = int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8 : 8 + size].tobytes())
+def _places(path: Path) -> Iterator[tuple[str, tuple[Path, int, int, str, list[int]]]]:
+    """Name, and file, offset, bytes, type and shape, of every tensor of a safetensors file: JSON, then the data."""
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        start, end = (8 + size + offset for offset in entry["data_offsets"])
-        yield name, (data[start:end], entry["dtype"], entry["shape"])
+        start, end = entry["data_offsets"]
+        yield name, (path, 8 + size + start, end - start, entry["dtype"], entry["shape"])
 
 
 class DataFile:
