@@ -121,9 +121,7 @@ def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_man
     def parts(precision: str, shape: Any = None, **options: Any) -> Any:
         return qnn.steps(recipe(precision), qnn.Options(**options), shape or checkpoint(), {})[0].params["parts"]
 
-    assert parts("int8") == 4  # 32 layers of 108 MiB
-    assert parts("int4") == 3  # of 66 MiB, as down_proj keeps 8 bits
-    assert parts("int4", keep_8bit=[]) == 2
+    assert parts("int8") == parts("int4") == 4  # 32 layers of 108 MiB at 8 bits
     assert parts("int8", checkpoint(layers=2)) == 1
     assert parts("int8", checkpoint(layers=3, intermediate_size=300_000)) == 3, "a layer is never split"
     assert parts("int4", parts=7) == 7
@@ -282,11 +280,11 @@ def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -
     ]
     first, second = stages["decoder_0_prompt"], stages["decoder_1_prompt"]
     assert first["inputs"][0] == "inputs_embeds"
-    assert first["outputs"][0] == second["inputs"][0] == "hidden_states_2"
+    assert first["outputs"][0] == second["inputs"][0] == "hidden_states_3"  # of five layers
     assert second["outputs"][0] == stages["head_prompt"]["inputs"][0] == "hidden_states"
-    assert "past_key_1" in first["inputs"]
-    assert "past_key_2" not in first["inputs"]
-    assert "present_value_3" in second["outputs"]
+    assert "past_key_2" in first["inputs"]
+    assert "past_key_3" not in first["inputs"]
+    assert "present_value_4" in second["outputs"]
 
 
 @pytest.mark.integration

@@ -64,7 +64,7 @@ class Options(BaseModel):
         default=None,
         ge=1,
         strict=True,
-        description="Graphs that the layers are split into. Default: as few as keep each one's weights within 1 GiB.",
+        description="Graphs that the layers are split into. Default: as few as keep each within 1 GiB at 8 bits.",
     )
 
 
@@ -130,9 +130,12 @@ def layer_bytes(checkpoint: Checkpoint, bits: int, kept: Sequence[str]) -> int:
     return sum(widths[name] * count * c.hidden_size // 8 for name, count in outputs.items())
 
 
-def parts_of(checkpoint: Checkpoint, bits: int, kept: Sequence[str]) -> int:
-    """As few parts as keep the weights of each within ``PART_BYTES``; a single layer is never split."""
-    most = max(1, PART_BYTES // layer_bytes(checkpoint, bits, kept))
+def parts_of(checkpoint: Checkpoint) -> int:
+    """As few parts as keep the weights of each within ``PART_BYTES``; a single layer is never split.
+
+    Counted at 8 bits in any precision, so that all start from the same float graphs.
+    """
+    most = max(1, PART_BYTES // layer_bytes(checkpoint, 8, []))
     return -(-checkpoint.layers // most)
 
 
@@ -149,15 +152,15 @@ def steps(
     assert isinstance(options, Options)
     bits = 8 if recipe.precision == "int8" else 4
     kept = options.keep_8bit if bits == 4 else []
-    parts = options.parts or parts_of(checkpoint, bits, kept)
-    lengths = {"prompt_length": options.prompt_length, "context_length": options.context_length, "parts": parts}
-    sizes = _sizes(recipe, checkpoint, bits, kept, parts)
+    parts = options.parts or parts_of(checkpoint)
+    shape = {"prompt_length": options.prompt_length, "context_length": options.context_length, "parts": parts}
+    sizes = _sizes(recipe, options, checkpoint, bits, parts)
     common: dict[str, Any] = {"toolchain": TOOLCHAIN, "version": 2}
     convert_step = Step(
         name="convert",
         runs="phipipe.backends.qnn:convert",
         needs={"source": "source"},
-        params={"config_patch": dict(config_patch), **lengths},
+        params={"config_patch": dict(config_patch), **shape},
         unquantized="fp32",
         output_bytes=sizes["float"],
         memory_bytes=sizes["tensor"] * 3 + 2**29,
@@ -169,7 +172,7 @@ def steps(
         needs={"model": "convert", "calibration": "calibration"},
         params={"bits": bits, "keep_8bit": sorted(kept)},
         output_bytes=sizes["fixed"],
-        memory_bytes=sizes["tensor"] * 2 + sizes["border"] + 2**30,
+        memory_bytes=2 * sizes["tensor"] + sizes["border"] + 4 * sizes["caches"] + sizes["mapped"] + 2**29,
         **common,
     )
     compiled = [
@@ -188,20 +191,23 @@ def steps(
     return [convert_step, quantize_step, *compiled]
 
 
-def _sizes(recipe: Recipe, checkpoint: Checkpoint, bits: int, kept: Sequence[str], parts: int) -> dict[str, int]:
-    """Bytes: the graphs in "float" and in "fixed" point, of those the "embedding" and the largest "part", the largest
-    "tensor" in float, and what passes a "border" in calibration."""
-    c = checkpoint
-    table = c.vocab_size * c.hidden_size
+def _sizes(recipe: Recipe, options: Options, checkpoint: Checkpoint, bits: int, parts: int) -> dict[str, int]:
+    """Bytes of: the graphs in "float" and in "fixed" point, and of those the "embedding" and the largest "part"; the
+    largest "tensor" in float; in calibration, what passes the "border" between parts, the "caches" of one part, and
+    its weights, "mapped" from its file."""
+    c, kept = checkpoint, options.keep_8bit if bits == 4 else []
+    table, longest = c.vocab_size * c.hidden_size, -(-c.layers // parts)
     head = table * (8 if bits == 8 or any(part in "lm_head.weight" for part in kept) else 4) // 8
     layer = layer_bytes(c, bits, kept)
     return {
         "float": 4 * (c.parameters + (table if c.tied else 0)) + 2**20,
         "fixed": 4 * table + head + c.layers * layer + 2**20,
         "embedding": 4 * table,
-        "part": max(head, -(-c.layers // parts) * layer),
+        "part": max(head, longest * layer),
         "tensor": 4 * max(table, 2 * c.intermediate_size * c.hidden_size),
         "border": 4 * recipe.calibrate.tokens * c.hidden_size,
+        "caches": 4 * longest * 2 * c.kv_heads * c.head_size * options.context_length,
+        "mapped": max(4 * table, longest * layer_bytes(c, 32, [])),
     }
 
 
