@@ -1,11 +1,14 @@
 """A Phi-3 decoder as ONNX graphs of fixed shape, as neural processing units want them.
 
 Built from the checkpoint's tensors alone, with plain operators: no zero-size slice, no data-dependent shape, no
-broadcast in a matrix product. A graph takes ``length`` tokens after a cache of ``context - length`` positions:
+broadcast in a matrix product. A graph holds consecutive layers (all of them, or a part where they are too large for
+one) and takes ``length`` tokens after a cache of ``context - length`` positions:
 
     inputs_embeds [1, length, hidden] float32, position_ids [1, length] int32, attention_mask [1, context] int32,
     past_key_i [kv heads, 1, head size, context - length], past_value_i [kv heads, 1, context - length, head size]
     → hidden_states [1, length, hidden], present_key_i, present_value_i (the new positions only)
+
+What passes from one part to the next is ``hidden_states_n``, the input of layer n, of the same shape.
 
 The cache is right-aligned: the caller drops its oldest positions and appends the new ones, as ONNX Runtime GenAI's
 sliding cache does. ``attention_mask`` covers cache and new positions; 0 hides a position.
@@ -13,11 +16,10 @@ sliding cache does. ``attention_mask`` covers cache and new positions; 0 hides a
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe.errors import StepFailed
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-OPSET = 17
+    from phipipe.static_weights import DataFile
+
+    Weights = Mapping[str, npt.NDArray[np.float32]]
+
+OPSET = 21  # the first with 16-bit and 4-bit QuantizeLinear
 # What hides a position. Larger would cost resolution where scores are stored in 16 bits; e^-100 is 0 in them anyway.
 HIDDEN = -100.0
 
@@ -90,11 +96,15 @@ def shape_of(config: Mapping[str, Any], length: int, context: int) -> Shape:
 
 
 class _Graph:
-    """Nodes and constants under construction; names of values are those of the nodes that make them."""
+    """Nodes and constants under construction; names of values are those of the nodes that make them.
 
-    def __init__(self) -> None:
+    Weights of linears go into ``data``.
+    """
+
+    def __init__(self, data: DataFile) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
+        self.data = data
 
     def node(self, kind: str, name: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
         from onnx import helper
@@ -110,6 +120,11 @@ class _Graph:
             self.constants[name] = numpy_helper.from_array(value, name)
         return name
 
+    def linear(self, name: str, value: str, weight: str, read: Callable[[], npt.NDArray[np.float32]]) -> str:
+        """``value`` times the constant ``weight``; ``read`` gives it as the checkpoint stores it, [out, in]."""
+        self.constants[weight] = self.data.place(weight, lambda: read().T)
+        return str(self.node("MatMul", name, [value, weight]))
+
     def reshape(self, name: str, value: str, *sizes: int) -> str:
         import numpy as np
 
@@ -120,37 +135,46 @@ class _Graph:
         return str(self.node("Transpose", name, [value], perm=list(order)))
 
 
-def decoder(shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]]) -> Any:
-    """The ``onnx.ModelProto`` of all decoder layers and the last norm; ``weights`` are the checkpoint's, in float32.
+def ranges_of(layers: int, parts: int) -> list[range]:
+    """``layers`` consecutive numbers in ``parts`` ranges that differ by one at most, the longer ones first."""
+    size, longer = divmod(layers, parts)
+    starts = [i * size + min(i, longer) for i in range(parts + 1)]
+    return [range(start, end) for start, end in itertools.pairwise(starts)]
 
-    A linear's constant is its weight transposed, [in, out]; graphs of other lengths have the same constants.
+
+def decoder(shape: Shape, weights: Weights, layers: range, data: DataFile) -> Any:
+    """The ``onnx.ModelProto`` of ``layers``, with the last of all layers the last norm, too.
+
+    ``weights`` are the checkpoint's, in float32. A linear's constant is its weight transposed, [in, out], in ``data``;
+    graphs of other lengths have the same constants.
     """
     from onnx import TensorProto, helper
 
-    graph, s = _Graph(), shape
+    graph, s, last = _Graph(data), shape, layers.stop == shape.layers
     rotation, mask = _positions(graph, s), _mask(graph, s)
-    value = "inputs_embeds"
+    value = f"hidden_states_{layers.start}" if layers.start else "inputs_embeds"
+    made = "hidden_states" if last else f"hidden_states_{layers.stop}"
     inputs = [
-        helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, [1, s.length, s.hidden]),
+        helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, s.length, s.hidden]),
         helper.make_tensor_value_info("position_ids", TensorProto.INT32, [1, s.length]),
         helper.make_tensor_value_info("attention_mask", TensorProto.INT32, [1, s.context]),
     ]
-    outputs = [helper.make_tensor_value_info("hidden_states", TensorProto.FLOAT, [1, s.length, s.hidden])]
-    for i in range(s.layers):
+    outputs = [helper.make_tensor_value_info(made, TensorProto.FLOAT, [1, s.length, s.hidden])]
+    for i in layers:
         name = f"model.layers.{i}"
         normed = _norm(graph, f"{name}.input_layernorm", value, weights, s)
         attended = _attention(graph, i, normed, weights, rotation, mask, s)
         value = str(graph.node("Add", f"{name}.attention_residual", [value, attended]))
         normed = _norm(graph, f"{name}.post_attention_layernorm", value, weights, s)
         value = str(graph.node("Add", f"{name}.residual", [value, _mlp(graph, name, normed, weights, s)]))
-        past = s.context - s.length
         for kind in ("key", "value"):
-            kept, made = (_cache(s, kind, count) for count in (past, s.length))
+            kept, new = (_cache(s, kind, count) for count in (s.context - s.length, s.length))
             inputs.append(helper.make_tensor_value_info(f"past_{kind}_{i}", TensorProto.FLOAT, kept))
-            outputs.append(helper.make_tensor_value_info(f"present_{kind}_{i}", TensorProto.FLOAT, made))
-    last = _norm(graph, "model.norm", value, weights, s)
-    graph.node("Identity", "hidden_states", [last])
-    return _model(graph, f"decoder_{s.length}", inputs, outputs)
+            outputs.append(helper.make_tensor_value_info(f"present_{kind}_{i}", TensorProto.FLOAT, new))
+    if last:
+        value = _norm(graph, "model.norm", value, weights, s)
+    graph.node("Identity", made, [value])
+    return _model(graph, f"decoder_{layers.start}_{s.length}", inputs, outputs)
 
 
 def _cache(s: Shape, kind: str, count: int) -> list[int]:
@@ -158,25 +182,27 @@ def _cache(s: Shape, kind: str, count: int) -> list[int]:
     return [s.kv_heads, 1, s.head_size, count] if kind == "key" else [s.kv_heads, 1, count, s.head_size]
 
 
-def head(shape: Shape, weight: npt.NDArray[np.float32]) -> Any:
-    """hidden_states [1, length, hidden] → logits [1, length, vocabulary]; ``weight`` is [vocabulary, hidden]."""
+def head(shape: Shape, weights: Weights, data: DataFile) -> Any:
+    """hidden_states [1, length, hidden] → logits [1, length, vocabulary]; its constant is in ``data``."""
     from onnx import TensorProto, helper
 
-    graph = _Graph()
-    graph.node("MatMul", "logits", ["hidden_states", _linear(graph, "lm_head.weight", weight)])
+    graph = _Graph(data)
+    graph.linear("logits", "hidden_states", "lm_head.weight", lambda: weights["lm_head.weight"])
+    vocabulary = graph.constants["lm_head.weight"].dims[1]
     inputs = [helper.make_tensor_value_info("hidden_states", TensorProto.FLOAT, [1, shape.length, shape.hidden])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, shape.length, len(weight)])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, shape.length, vocabulary])]
     return _model(graph, f"head_{shape.length}", inputs, outputs)
 
 
-def embedding(weight: npt.NDArray[np.float32]) -> Any:
-    """input_ids [1, any] int32 → inputs_embeds [1, any, hidden]; runs on the CPU."""
+def embedding(weights: Weights, data: DataFile) -> Any:
+    """input_ids [1, any] int32 → inputs_embeds [1, any, hidden]; runs on the CPU; its table is in ``data``."""
     from onnx import TensorProto, helper
 
-    graph = _Graph()
-    graph.node("Gather", "inputs_embeds", [graph.constant("model.embed_tokens.weight", weight), "input_ids"], axis=0)
+    graph, name = _Graph(data), "model.embed_tokens.weight"
+    table = graph.constants[name] = data.place(name, lambda: weights[name])
+    graph.node("Gather", "inputs_embeds", [name, "input_ids"], axis=0)
     inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT32, [1, "length"])]
-    outputs = [helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, [1, "length", weight.shape[1]])]
+    outputs = [helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, [1, "length", table.dims[1]])]
     return _model(graph, "embedding", inputs, outputs)
 
 
@@ -185,22 +211,16 @@ def _model(graph: _Graph, name: str, inputs: Sequence[Any], outputs: Sequence[An
 
     made = helper.make_graph(graph.nodes, name, list(inputs), list(outputs), list(graph.constants.values()))
     return helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="phipipe"
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="phipipe"
     )
 
 
-def _linear(graph: _Graph, name: str, weight: npt.NDArray[np.float32]) -> str:
-    import numpy as np
-
-    return graph.constant(name, np.ascontiguousarray(weight.T))
-
-
-def _norm(graph: _Graph, name: str, value: str, weights: Mapping[str, Any], s: Shape) -> str:
+def _norm(graph: _Graph, name: str, value: str, weights: Weights, s: Shape) -> str:
     """RMSNorm: value / sqrt(mean(value²) + ε) × weight."""
     import numpy as np
 
     square = graph.node("Mul", f"{name}.square", [value, value])
-    mean = graph.node("ReduceMean", f"{name}.mean", [square], axes=[-1], keepdims=1)
+    mean = graph.node("ReduceMean", f"{name}.mean", [square, graph.constant("last_axis", np.array([-1], np.int64))])
     added = graph.node("Add", f"{name}.add", [mean, graph.constant("epsilon", np.array(s.epsilon, np.float32))])
     root = graph.node("Sqrt", f"{name}.root", [added])
     scaled = graph.node("Div", f"{name}.scaled", [value, root])
@@ -257,18 +277,16 @@ def _rotated(graph: _Graph, name: str, value: str, rotation: tuple[str, str], s:
 
 
 def _attention(
-    graph: _Graph, i: int, value: str, weights: Mapping[str, Any], rotation: tuple[str, str], mask: str, s: Shape
+    graph: _Graph, i: int, value: str, weights: Weights, rotation: tuple[str, str], mask: str, s: Shape
 ) -> str:
     import numpy as np
 
     name = f"model.layers.{i}.self_attn"
-    joined = weights[f"{name}.qkv_proj.weight"]
-    sizes = (s.heads * s.head_size, s.kv_heads * s.head_size, s.kv_heads * s.head_size)
-    parts = {}
-    for kind, weight in zip("qkv", np.split(joined, np.cumsum(sizes)[:-1]), strict=True):
-        product = graph.node("MatMul", f"{name}.{kind}", [value, _linear(graph, f"{name}.{kind}_proj.weight", weight)])
-        count = len(weight) // s.head_size
-        parts[kind] = graph.reshape(f"{name}.{kind}_heads", str(product), 1, s.length, count, s.head_size)
+    parts, start = {}, 0
+    for kind, count in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
+        read = _rows(weights, f"{name}.qkv_proj.weight", start, start := start + count * s.head_size)
+        product = graph.linear(f"{name}.{kind}", value, f"{name}.{kind}_proj.weight", read)
+        parts[kind] = graph.reshape(f"{name}.{kind}_heads", product, 1, s.length, count, s.head_size)
     groups = s.heads // s.kv_heads
     query = _rotated(graph, f"{name}.q", parts["q"], rotation, s)
     query = graph.transpose(f"{name}.q_by_head", query, 2, 0, 1, 3)
@@ -288,55 +306,28 @@ def _attention(
     mixed = graph.reshape(f"{name}.mixed_by_head", mixed, s.heads, 1, s.length, s.head_size)
     mixed = graph.transpose(f"{name}.mixed_by_token", mixed, 1, 2, 0, 3)
     mixed = graph.reshape(f"{name}.mixed_joined", mixed, 1, s.length, s.heads * s.head_size)
-    output = _linear(graph, f"{name}.o_proj.weight", weights[f"{name}.o_proj.weight"])
-    return str(graph.node("MatMul", f"{name}.o", [mixed, output]))
+    output = f"{name}.o_proj.weight"
+    return graph.linear(f"{name}.o", mixed, output, lambda: weights[output])
 
 
-def _mlp(graph: _Graph, layer: str, value: str, weights: Mapping[str, Any], s: Shape) -> str:
+def _rows(weights: Weights, name: str, start: int, end: int) -> Callable[[], npt.NDArray[np.float32]]:
+    """Reads some rows of a joined linear."""
+    return lambda: weights[name][start:end]
+
+
+def _mlp(graph: _Graph, layer: str, value: str, weights: Weights, s: Shape) -> str:
     name = f"{layer}.mlp"
-    joined = weights[f"{name}.gate_up_proj.weight"]
     gate, up = (
-        str(graph.node("MatMul", f"{name}.{kind}", [value, _linear(graph, f"{name}.{kind}_proj.weight", weight)]))
-        for kind, weight in (("gate", joined[: s.inner]), ("up", joined[s.inner :]))
+        graph.linear(
+            f"{name}.{kind}",
+            value,
+            f"{name}.{kind}_proj.weight",
+            _rows(weights, f"{name}.gate_up_proj.weight", start, start + s.inner),
+        )
+        for kind, start in (("gate", 0), ("up", s.inner))
     )
     sigmoid = graph.node("Sigmoid", f"{name}.sigmoid", [gate])
     activated = graph.node("Mul", f"{name}.activated", [gate, sigmoid])
-    product = graph.node("Mul", f"{name}.product", [activated, up])
-    return str(
-        graph.node(
-            "MatMul",
-            f"{name}.down",
-            [product, _linear(graph, f"{name}.down_proj.weight", weights[f"{name}.down_proj.weight"])],
-        )
-    )
-
-
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """(config, weights in float32) of the checkpoint in ``folder``; a tied LM head is there under its own name."""
-    from phipipe import models
-
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    weights: dict[str, Any] = {}
-    for name in models.weight_files(folder):
-        weights |= dict(_tensors(folder / name))
-    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    return config, weights
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Name and value of every tensor of a safetensors file: 8 bytes of length, a JSON header, the data."""
-    import numpy as np
-
-    data = np.memmap(path, mode="r")
-    size = int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8 : 8 + size].tobytes())
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = (8 + size + offset for offset in entry["data_offsets"])
-        raw = data[start:end]
-        if entry["dtype"] == "BF16":
-            value = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        else:
-            value = raw.view({"F32": np.float32, "F16": np.float16}[entry["dtype"]]).astype(np.float32)
-        yield name, value.reshape(entry["shape"])
+    product = str(graph.node("Mul", f"{name}.product", [activated, up]))
+    down = f"{name}.down_proj.weight"
+    return graph.linear(f"{name}.down", product, down, lambda: weights[down])

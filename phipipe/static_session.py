@@ -1,7 +1,9 @@
 """Running static graphs: prompts in chunks, answers token by token, over a cache that slides.
 
-The folder says in ``static.json`` how long its graphs are, how its caches are stored, and for what processor they
-were compiled. Graphs that were not compiled run on the CPU, others on Qualcomm's HTP or, without one, its emulator.
+The folder says in ``static.json`` how long its graphs are, into how many parts the layers are split, how its caches are
+stored, and for what processor they were compiled. Graphs that were not compiled run on the CPU, others on Qualcomm's
+HTP or, without one, its emulator. A stage is one part of the layers, or the LM head: a graph for prompts, one for
+single tokens, and their weights, which lie in one file beside them.
 """
 
 from __future__ import annotations
@@ -19,28 +21,50 @@ if TYPE_CHECKING:
 
 FACTS = "static.json"
 EMBEDDING = "embedding.onnx"
-PARTS = ("decoder", "head")
 LENGTHS = ("prompt", "token")
 
 
-def name_of(part: str, length: str) -> str:
-    """The file of ``part`` ("decoder" or "head") for prompts or for single tokens."""
-    return f"{part}_{length}.onnx"
+def stages(facts: Mapping[str, Any]) -> dict[str, range]:
+    """Names of what runs after the embedding, in that order, and the layers of each: "decoder_0" …, then "head"."""
+    from phipipe.static_graph import ranges_of
+
+    parts = {f"decoder_{i}": layers for i, layers in enumerate(ranges_of(facts["layers"], facts["parts"]))}
+    return parts | {"head": range(0)}
+
+
+def name_of(stage: str, length: str) -> str:
+    """The file of ``stage`` for prompts or for single tokens."""
+    return f"{stage}_{length}.onnx"
+
+
+def data_of(stage: str) -> str:
+    """The file with the weights of both graphs of ``stage``, or of the embedding."""
+    return f"{stage}.data"
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """What ``static.json`` says: prompt_length, context_length, caches, layers, ends, soc (None: not compiled)."""
+    """What ``static.json`` says: prompt_length, context_length, caches, layers, parts, ends, soc (or None)."""
     found: dict[str, Any] = json.loads((folder / FACTS).read_text("utf-8"))
     return found
 
 
-def cpu(path: Path) -> Any:
-    """A session of onnxruntime on this CPU."""
+def cpu(model: Path | bytes, folder: Path | None = None, *, plain: bool = False) -> Any:
+    """A session of onnxruntime on this CPU; it maps the weights, so that they take no memory of their own.
+
+    ``model`` is a file, or a serialized graph whose data files lie in ``folder``. ``plain``: every value is computed
+    as the graph says, with nothing fused.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; the exception carries the message anyway
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be copies
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def htp(path: Path, soc: Mapping[str, Any], entries: Mapping[str, str], settings: Mapping[str, str]) -> Any:
@@ -101,15 +125,15 @@ def emulated() -> bool:
 
 
 class Caches:
-    """Keys and values of all layers, ``context`` positions each, newest last; and which positions hold a token."""
+    """Keys and values of ``layers``, ``context`` positions each, newest last; and which positions hold a token."""
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
+    def __init__(self, facts: Mapping[str, Any], layers: range) -> None:
         import numpy as np
 
         heads, size, context = facts["kv_heads"], facts["head_size"], facts["context_length"]
         kind = np.dtype(facts["caches"])
-        self.keys = [np.zeros((heads, 1, size, context), kind) for _ in range(facts["layers"])]
-        self.values = [np.zeros((heads, 1, context, size), kind) for _ in range(facts["layers"])]
+        self.keys = {i: np.zeros((heads, 1, size, context), kind) for i in layers}
+        self.values = {i: np.zeros((heads, 1, context, size), kind) for i in layers}
         self.seen = np.zeros((1, context), np.int32)
         self.position = 0
 
@@ -124,22 +148,29 @@ class Caches:
         positions[0, :count] = np.arange(self.position, self.position + count)
         self.position += count
         feeds: dict[str, Any] = {"position_ids": positions, "attention_mask": self.seen}
-        for i, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            feeds[f"past_key_{i}"] = np.ascontiguousarray(keys[..., length:])
-            feeds[f"past_value_{i}"] = np.ascontiguousarray(values[:, :, length:])
+        for i in self.keys:
+            feeds[f"past_key_{i}"] = np.ascontiguousarray(self.keys[i][..., length:])
+            feeds[f"past_value_{i}"] = np.ascontiguousarray(self.values[i][:, :, length:])
         return feeds
 
-    def take(self, feeds: Mapping[str, Any], made: Mapping[str, Any]) -> None:
-        """Append the new positions that a graph has ``made``."""
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Append the new positions: ``values`` has what graphs were fed (``past_…``) and have made (``present_…``)."""
         import numpy as np
 
-        for i in range(len(self.keys)):
-            self.keys[i] = np.concatenate([feeds[f"past_key_{i}"], made[f"present_key_{i}"]], -1)
-            self.values[i] = np.concatenate([feeds[f"past_value_{i}"], made[f"present_value_{i}"]], -2)
+        for i in self.keys:
+            self.keys[i] = np.concatenate([values[f"past_key_{i}"], values[f"present_key_{i}"]], -1)
+            self.values[i] = np.concatenate([values[f"past_value_{i}"], values[f"present_value_{i}"]], -2)
+
+
+def apply(session: Any, values: dict[str, Any]) -> None:
+    """Run one graph on those of ``values`` that it reads, and add what it makes."""
+    names = [output.name for output in session.get_outputs()]
+    made = session.run(names, {entry.name: values[entry.name] for entry in session.get_inputs()})
+    values |= dict(zip(names, made, strict=True))
 
 
 class Session:
-    """``Runtime`` over a folder of static graphs."""
+    """``Runtime`` over a folder of static graphs; each is opened when it is needed first."""
 
     def __init__(self, folder: Path) -> None:
         self.facts = facts_of(folder)
@@ -149,30 +180,32 @@ class Session:
                 hint="run this package on the device; its fidelity was measured on the same graphs compiled apart",
             )
         self.pipeline = "Qualcomm's HTP emulator" if self.facts["soc"] and emulated() else "this machine"
+        self._folder = folder
         self._embedding = cpu(folder / EMBEDDING)
-        self._sessions = {
-            (part, length): self._open(folder / name_of(part, length)) for part in PARTS for length in LENGTHS
-        }
+        self._sessions: dict[str, Any] = {}
 
-    def _open(self, path: Path) -> Any:
-        return htp(path, self.facts["soc"], {}, {}) if self.facts["soc"] else cpu(path)
+    def _open(self, name: str) -> Any:
+        if name not in self._sessions:
+            path, soc = self._folder / name, self.facts["soc"]
+            self._sessions[name] = htp(path, soc, {}, {}) if soc else cpu(path)
+        return self._sessions[name]
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        caches, step = Caches(self.facts), self.facts["prompt_length"]
+        caches, step = self._caches(), self.facts["prompt_length"]
         return np.concatenate([self.run(caches, tokens[i : i + step]) for i in range(0, len(tokens), step)])
 
     def decode(self, tokens: Sequence[int], prompt: int) -> npt.NDArray[np.float32]:
         """Logits of ``tokens``, the first ``prompt`` of them in chunks, the others one by one."""
         import numpy as np
 
-        caches, step = Caches(self.facts), self.facts["prompt_length"]
+        caches, step = self._caches(), self.facts["prompt_length"]
         made = [self.run(caches, tokens[i : min(i + step, prompt)]) for i in range(0, prompt, step)]
         return np.concatenate([*made, *(self.run(caches, [token]) for token in tokens[prompt:])])
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        caches, step = Caches(self.facts), self.facts["prompt_length"]
+        caches, step = self._caches(), self.facts["prompt_length"]
         for i in range(0, len(prompt), step):
             logits = self.run(caches, prompt[i : i + step])
         taken = -(-len(prompt) // step) * step  # the last chunk's empty places count: they are in the caches, too
@@ -183,28 +216,26 @@ class Session:
                 return
             logits = self.run(caches, [token])
 
-    def run(self, caches: Caches, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits [len(tokens), vocabulary] after what is in ``caches``, which then hold these, too."""
-        made, _ = self.trace(caches, tokens)
-        length = "token" if len(tokens) == 1 else "prompt"
-        logits: npt.NDArray[np.float32]
-        (logits,) = self._sessions["head", length].run(["logits"], {"hidden_states": made["hidden_states"]})
-        return logits[0, : len(tokens)]
+    def _caches(self) -> Caches:
+        return Caches(self.facts, range(self.facts["layers"]))
 
-    def trace(self, caches: Caches, tokens: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(what the decoder made, what it was fed) for ``tokens``; one token takes the graph for single tokens."""
+    def run(self, caches: Caches, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits [len(tokens), vocabulary] after what is in ``caches``, which then hold these, too.
+
+        One token takes the graphs for single tokens.
+        """
         import numpy as np
 
         kind, length = ("token", 1) if len(tokens) == 1 else ("prompt", self.facts["prompt_length"])
-        ids = np.zeros((1, length), np.int32)
-        ids[0, : len(tokens)] = tokens
-        feeds = caches.feeds(len(tokens), length)
-        feeds["inputs_embeds"] = self._embedding.run(None, {"input_ids": ids})[0]
-        session = self._sessions["decoder", kind]
-        names = [output.name for output in session.get_outputs()]
-        made = dict(zip(names, session.run(names, feeds), strict=True))
-        caches.take(feeds, made)
-        return made, feeds
+        values = caches.feeds(len(tokens), length)
+        values["input_ids"] = np.zeros((1, length), np.int32)
+        values["input_ids"][0, : len(tokens)] = tokens
+        apply(self._embedding, values)
+        for stage in stages(self.facts):
+            apply(self._open(name_of(stage, kind)), values)
+        caches.take(values)
+        logits: npt.NDArray[np.float32] = values["logits"]
+        return logits[0, : len(tokens)]
 
     def close(self) -> None:
         self._sessions.clear()

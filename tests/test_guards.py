@@ -49,6 +49,9 @@ LAYERS = (
         "transformers_tokenizer",
         "static_graph",
         "static_session",
+        "static_weights",
+        "qnn_calibration",
+        "qnn_pipeline",
         "qnn_graph",
     },
     {

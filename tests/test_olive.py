@@ -77,7 +77,14 @@ def recipe(precision: str = "int4") -> Any:
 
 
 def checkpoint(**changes: Any) -> Any:
-    shape = {"parameters": 10_000, "vocab_size": 512, "hidden_size": 3072, "intermediate_size": 8192, "head_size": 96}
+    shape: dict[str, Any] = {
+        "parameters": 10_000_000,
+        "vocab_size": 512,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "head_size": 96,
+    }
+    shape |= {"layers": 4, "heads": 32, "kv_heads": 32, "tied": False}
     return SimpleNamespace(**shape | changes)
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from test_mlx import HERE, drive, section, source, tie
 
-from phipipe import hub, static_graph
+from phipipe import card, hub, static_graph, static_session
 from phipipe.backends import qnn
 from phipipe.errors import StepFailed
 
@@ -47,7 +47,7 @@ def facts(qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPat
 
 
 def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> Any:
-    evaluate, calibration = SimpleNamespace(window=window), SimpleNamespace(window=calibrate)
+    evaluate, calibration = SimpleNamespace(window=window), SimpleNamespace(window=calibrate, tokens=16_384)
     return SimpleNamespace(precision=precision, backend="qnn", evaluate=evaluate, calibrate=calibration)
 
 
@@ -58,6 +58,12 @@ def checkpoint(**changes: Any) -> Any:
         "architecture": "Phi3ForCausalLM",
         "vocab_size": 32064,
         "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "layers": 32,
+        "heads": 32,
+        "kv_heads": 32,
+        "head_size": 96,
+        "tied": False,
         "context_length": 4096,
     }
     return SimpleNamespace(**shape | changes)
@@ -69,7 +75,16 @@ def advice(asked: Any, shape: Any = None, **options: Any) -> list[tuple[str, str
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"soc": "888"}, {"prompt_length": 100}, {"context_length": 32}, {"context_length": True}, {"arch": 73}]
+    "wrong",
+    [
+        {"soc": "888"},
+        {"prompt_length": 100},
+        {"context_length": 32},
+        {"context_length": True},
+        {"arch": 73},
+        {"parts": 0},
+        {"parts": True},
+    ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -84,6 +99,8 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
     assert advice(recipe(window=1024)) == [("Q06", "error")]
     assert advice(recipe(), keep_8bit=["down"]) == [("Q07", "warning")]
     assert advice(recipe(calibrate=64)) == [("Q08", "error")]
+    assert advice(recipe(), parts=32) == []
+    assert advice(recipe(), parts=33) == [("Q09", "error")]
 
 
 def test_both_compilations_start_from_the_same_graphs() -> None:
@@ -98,6 +115,41 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
     assert made[3].params == {"soc": {"model": 69, "arch": 79}, "shared": True}
     assert made[1].params == {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
     assert qnn.steps(recipe(), qnn.Options(), checkpoint(), {})[1].params == {"bits": 8, "keep_8bit": []}
+
+
+def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_many() -> None:
+    def parts(precision: str, shape: Any = None, **options: Any) -> Any:
+        return qnn.steps(recipe(precision), qnn.Options(**options), shape or checkpoint(), {})[0].params["parts"]
+
+    assert parts("int8") == parts("int4") == 4  # 32 layers of 108 MiB at 8 bits
+    assert parts("int8", checkpoint(layers=2)) == 1
+    assert parts("int8", checkpoint(layers=3, intermediate_size=300_000)) == 3, "a layer is never split"
+    assert parts("int4", parts=7) == 7
+
+
+def test_parts_are_consecutive_layers_of_nearly_one_size() -> None:
+    assert static_graph.ranges_of(4, 1) == [range(4)]
+    assert static_graph.ranges_of(7, 3) == [range(3), range(3, 5), range(5, 7)]
+    assert list(static_session.stages({"layers": 4, "parts": 2})) == ["decoder_0", "decoder_1", "head"]
+
+
+@pytest.mark.parametrize("template", [None, {"sha256": "0"}])
+def test_the_cards_snippet_registers_the_provider_and_keeps_to_the_context(template: Any) -> None:
+    manifest = {
+        "backend": "qnn",
+        "api": "hexagon",
+        "precision": "int4",
+        "recipe": {"quantize": {"context_length": 256}},
+        "source": {"context_length": 4096},
+        "chat_template": template,
+        "steps": {"compile": {"tools": {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}}},
+    }
+    words = str(card._snippet(card._environment(), manifest)).removeprefix("```python\n").removesuffix("```")
+    compile(words, "snippet", "exec")
+    assert "onnxruntime-qnn==2.7.0" in words.splitlines()[0]
+    assert "register_execution_provider_library" in words
+    assert "max_length=256" in words
+    assert ("apply_chat_template" in words) is bool(template)
 
 
 def test_models_that_static_graphs_do_not_know_are_named() -> None:
@@ -193,11 +245,62 @@ def test_the_pipelines_config_names_every_graph_and_its_chip(facts: dict[str, An
     stages = found["other"]["config"]["model"]["decoder"]["pipeline"]
     assert [next(iter(stage)) for stage in stages] == [
         "embedding",
-        "decoder_prompt",
-        "decoder_token",
+        "decoder_0_prompt",
+        "decoder_0_token",
         "head_prompt",
         "head_token",
     ]
-    options = stages[1]["decoder_prompt"]["session_options"]["provider_options"]
+    options = stages[1]["decoder_0_prompt"]["session_options"]["provider_options"]
     assert options[0]["qnn"]["soc_model"] == "69"
+    assert options[0]["qnn"]["enable_htp_shared_memory_allocator"] == "1"
     assert found["ids"][0] == found["ids"][1], "onnxruntime-genai reads the folder"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_split_model_predicts_as_the_whole_one(facts: dict[str, Any], parts: int) -> None:
+    found = section(facts, "split")
+    assert found[str(parts)]["difference"] < 1e-6
+    assert found[str(parts)]["fixed"] < 2e-3
+    assert found[str(parts)]["compiled"] == pytest.approx(found["1"]["compiled"], rel=0.05)
+    assert found[str(parts)]["nodes"] == ["EPContext"] * 2 * (parts + 1)
+
+
+@pytest.mark.integration
+def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -> None:
+    stages = {name: stage for entry in section(facts, "split")["2"]["pipeline"] for name, stage in entry.items()}
+    assert list(stages) == [
+        "embedding",
+        "decoder_0_prompt",
+        "decoder_0_token",
+        "decoder_1_prompt",
+        "decoder_1_token",
+        "head_prompt",
+        "head_token",
+    ]
+    first, second = stages["decoder_0_prompt"], stages["decoder_1_prompt"]
+    assert first["inputs"][0] == "inputs_embeds"
+    assert first["outputs"][0] == second["inputs"][0] == "hidden_states_3"  # of five layers
+    assert second["outputs"][0] == stages["head_prompt"]["inputs"][0] == "hidden_states"
+    assert "past_key_2" in first["inputs"]
+    assert "past_key_3" not in first["inputs"]
+    assert "present_value_4" in second["outputs"]
+
+
+@pytest.mark.integration
+def test_weights_are_written_once_and_only_what_is_needed_goes_on(facts: dict[str, Any]) -> None:
+    found = section(facts, "split")["2"]
+    data = {"decoder_0.data", "decoder_1.data", "head.data", "embedding.data"}
+    assert {name for name in found["float files"] if name.endswith(".data")} == data
+    assert {name for name in found["compiled files"] if name.endswith(".data")} == {"embedding.data"}
+
+
+@pytest.mark.integration
+def test_weights_are_rounded_to_the_nearest_step(facts: dict[str, Any]) -> None:
+    found = section(facts, "round_off")
+    assert found["8"]["range"][1] - found["8"]["range"][0] > 200
+    assert found["4"]["range"] == [-8, 7]
+    assert found["8"]["scales"] == []
+    assert found["4"]["scales"] == [found["outputs"]]
+    assert max(found[width]["steps off"] for width in ("8", "4")) < 0.501
+    assert found["pairs"] == [0xF1, 0x87, 0x30, 0x52, 0x0D]

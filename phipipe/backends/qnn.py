@@ -7,7 +7,7 @@ those stand in for them when fidelity is measured: same graphs, same bits, same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+    from phipipe.static_graph import Shape
+    from phipipe.static_weights import Weights
 
 TITLE = "Qualcomm QNN (ONNX Runtime GenAI)"
 TOOLCHAIN = "qnn"
@@ -41,6 +43,7 @@ SOCS: Mapping[str, Mapping[str, int]] = {
     "8-elite": {"model": 69, "arch": 79},
 }
 CONFIG = "genai_config.json"
+PART_BYTES = 2**30  # of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes
 
 
 class Options(BaseModel):
@@ -66,6 +69,12 @@ class Options(BaseModel):
         description="Olive turns the weights in their space before they are rounded, so that none stands out; the "
         "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by rotations that are learned "
         "from the calibration text.",
+    )
+    parts: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="Graphs that the layers are split into. Default: as few as keep each within 1 GiB at 8 bits.",
     )
 
 
@@ -111,7 +120,33 @@ RULES = (
         message="`calibrate.window: {recipe.calibrate.window}` is too short for prompts of {options.prompt_length}",
         hint="set `calibrate.window: 512`",
     ),
+    Rule(
+        id="Q09",
+        level="error",
+        when=lambda r, o, c: (o.parts or 1) > c.layers,
+        message="`quantize.parts: {options.parts}` is more than the model's {checkpoint.layers} layers",
+        hint="leave `quantize.parts` out",
+    ),
 )
+
+
+def layer_bytes(checkpoint: Checkpoint, bits: int, kept: Sequence[str]) -> int:
+    """Bytes of one layer's linears at ``bits``, those whose name contains a part of ``kept`` at 8."""
+    c = checkpoint
+    heads, groups, inner = c.heads * c.head_size, c.kv_heads * c.head_size, c.intermediate_size
+    outputs = {"self_attn.q_proj": heads, "self_attn.k_proj": groups, "self_attn.v_proj": groups}
+    outputs |= {"self_attn.o_proj": heads, "mlp.gate_proj": inner, "mlp.up_proj": inner, "mlp.down_proj": inner}
+    widths = {name: 8 if any(part in f"{name}.weight" for part in kept) else bits for name in outputs}
+    return sum(widths[name] * count * c.hidden_size // 8 for name, count in outputs.items())
+
+
+def parts_of(checkpoint: Checkpoint) -> int:
+    """As few parts as keep the weights of each within ``PART_BYTES``; a single layer is never split.
+
+    Counted at 8 bits in any precision, so that all start from the same float graphs.
+    """
+    most = max(1, PART_BYTES // layer_bytes(checkpoint, 8, []))
+    return -(-checkpoint.layers // most)
 
 
 def steps(
@@ -129,20 +164,21 @@ def steps(
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
-    parameters = checkpoint.parameters
-    lengths = {"prompt_length": options.prompt_length, "context_length": options.context_length}
     bits = 8 if recipe.precision == "int8" else 4
     kept = options.keep_8bit if bits == 4 else []
-    common: dict[str, Any] = {"toolchain": TOOLCHAIN, "version": 1}
+    parts = options.parts or parts_of(checkpoint)
+    shape = {"prompt_length": options.prompt_length, "context_length": options.context_length, "parts": parts}
+    sizes = _sizes(recipe, options, checkpoint, bits, parts)
+    common: dict[str, Any] = {"toolchain": TOOLCHAIN, "version": 2}
     before = olive_passes.rotations(options.rotate, recipe, checkpoint)
     convert_step = Step(
         name="convert",
         runs="phipipe.backends.qnn:convert",
         needs={"source": before[-1].name if before else "source"},
-        params={"config_patch": dict(config_patch), **lengths},
+        params={"config_patch": dict(config_patch), **shape},
         unquantized="fp32",
-        output_bytes=8 * parameters,
-        memory_bytes=12 * parameters + 2**30,
+        output_bytes=sizes["float"],
+        memory_bytes=sizes["tensor"] * 3 + 2**29,
         **common,
     )
     quantize_step = Step(
@@ -150,8 +186,8 @@ def steps(
         runs="phipipe.backends.qnn:quantize",
         needs={"model": "convert", "calibration": "calibration"},
         params={"bits": bits, "keep_8bit": sorted(kept)},
-        output_bytes=4 * parameters,
-        memory_bytes=12 * parameters + 2**31,
+        output_bytes=sizes["fixed"],
+        memory_bytes=2 * sizes["tensor"] + sizes["border"] + 4 * sizes["caches"] + sizes["mapped"] + 2**29,
         **common,
     )
     compiled = [
@@ -161,13 +197,33 @@ def steps(
             needs={"model": "quantize"},
             params={"soc": dict(SOCS[options.soc]), "shared": shared},
             twin=not shared,
-            output_bytes=bits * parameters // 8 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
-            memory_bytes=4 * parameters + 2**30,
+            output_bytes=sizes["fixed"] if shared else 2 * sizes["fixed"] - sizes["embedding"],
+            memory_bytes=8 * sizes["part"] + 2**30,
             **common,
         )
         for name, shared in (("compile-apart", False), ("compile", True))
     ]
     return [*before, convert_step, quantize_step, *compiled]
+
+
+def _sizes(recipe: Recipe, options: Options, checkpoint: Checkpoint, bits: int, parts: int) -> dict[str, int]:
+    """Bytes of: the graphs in "float" and in "fixed" point, and of those the "embedding" and the largest "part"; the
+    largest "tensor" in float; in calibration, what passes the "border" between parts, the "caches" of one part, and
+    its weights, "mapped" from its file."""
+    c, kept = checkpoint, options.keep_8bit if bits == 4 else []
+    table, longest = c.vocab_size * c.hidden_size, -(-c.layers // parts)
+    head = table * (8 if bits == 8 or any(part in "lm_head.weight" for part in kept) else 4) // 8
+    layer = layer_bytes(c, bits, kept)
+    return {
+        "float": 4 * (c.parameters + (table if c.tied else 0)) + 2**20,
+        "fixed": 4 * table + head + c.layers * layer + 2**20,
+        "embedding": 4 * table,
+        "part": max(head, longest * layer),
+        "tensor": 4 * max(table, 2 * c.intermediate_size * c.hidden_size),
+        "border": 4 * recipe.calibrate.tokens * c.hidden_size,
+        "caches": 4 * longest * 2 * c.kv_heads * c.head_size * options.context_length,
+        "mapped": max(4 * table, longest * layer_bytes(c, 32, [])),
+    }
 
 
 def scheme(recipe: Recipe, options: BaseModel) -> str:
@@ -190,136 +246,94 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to static graphs in fp32.
+    """Step: ``inputs["source"]``, a checkpoint, to static graphs in fp32, the layers in ``params["parts"]`` parts.
 
-    Writes embedding.onnx, decoder_prompt.onnx, decoder_token.onnx, head_prompt.onnx, head_token.onnx, static.json,
-    genai_config.json and the tokenizer's files.
+    Writes embedding.onnx, decoder_0_prompt.onnx, decoder_0_token.onnx (and so on for each part), head_prompt.onnx,
+    head_token.onnx, a .data file for each part, static.json, genai_config.json and the tokenizer's files.
     """
     import json
     import shutil
 
-    import onnx
-
-    from phipipe import models, static_graph, static_session
+    from phipipe import models, static_graph
+    from phipipe.static_weights import Weights
 
     source = inputs["source"]
-    config, weights = static_graph.read(source)
-    config |= params["config_patch"]
+    config = json.loads((source / "config.json").read_text("utf-8")) | params["config_patch"]
     lengths = {"prompt": params["prompt_length"], "token": 1}
     shapes = {kind: static_graph.shape_of(config, length, params["context_length"]) for kind, length in lengths.items()}
-    for kind, shape in shapes.items():
-        onnx.save(static_graph.decoder(shape, weights), str(out / static_session.name_of("decoder", kind)))
-        onnx.save(static_graph.head(shape, weights["lm_head.weight"]), str(out / static_session.name_of("head", kind)))
-    onnx.save(static_graph.embedding(weights["model.embed_tokens.weight"]), str(out / static_session.EMBEDDING))
-    for name in models.files(source):
-        if not name.endswith((".safetensors", ".safetensors.index.json")) and name != "config.json":
-            shutil.copyfile(source / name, out / name)
     shape = shapes["prompt"]
     generation = source / "generation_config.json"
     told = json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
     ends = told.get("eos_token_id") or config["eos_token_id"]
     facts = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "kv_heads", "head_size")}
-    facts |= {"prompt_length": shape.length, "context_length": shape.context, "vocabulary": config["vocab_size"]}
+    facts |= {"prompt_length": shape.length, "context_length": shape.context, "parts": params["parts"]}
     facts |= {"ends": ends if isinstance(ends, list) else [ends], "caches": "float32", "soc": None, "shared": False}
     facts |= {"begin": config.get("bos_token_id"), "pad": config.get("pad_token_id")}
+    facts |= {"vocabulary": config["vocab_size"]}
+    _write_graphs(out, shapes, Weights(source), facts)
+    for name in models.files(source):
+        if not name.endswith((".safetensors", ".safetensors.index.json")) and name != "config.json":
+            shutil.copyfile(source / name, out / name)
     _describe(out, facts)
+
+
+def _write_graphs(out: Path, shapes: Mapping[str, Shape], weights: Weights, facts: Mapping[str, Any]) -> None:
+    """The float graphs of every stage, for each length of ``shapes``, and the embedding; tensor by tensor."""
+    import onnx
+
+    from phipipe import static_graph, static_session
+    from phipipe.static_weights import DataFile
+
+    for stage, layers in static_session.stages(facts).items():
+        with DataFile(out / static_session.data_of(stage)) as data:
+            for kind, shape in shapes.items():
+                made = (
+                    static_graph.decoder(shape, weights, layers, data)
+                    if layers
+                    else static_graph.head(shape, weights, data)
+                )
+                onnx.save(made, str(out / static_session.name_of(stage, kind)))
+    with DataFile(out / static_session.data_of("embedding")) as data:
+        onnx.save(static_graph.embedding(weights, data), str(out / static_session.EMBEDDING))
 
 
 def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write ``static.json``, and the pipeline as ONNX Runtime GenAI reads it."""
     import json
 
-    from phipipe import static_session
+    from phipipe import qnn_pipeline, static_session
 
     (folder / static_session.FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8")
-    (folder / CONFIG).write_text(json.dumps(genai_config(facts), indent=2) + "\n", "utf-8")
-
-
-def genai_config(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """ONNX Runtime GenAI's ``decoder-pipeline``: embedding on the CPU, decoder and head per phase on the NPU.
-
-    Caches slide: the runtime drops the oldest positions and appends what a graph made. Keys are those of GenAI 0.18.
-    """
-    from phipipe.static_session import EMBEDDING, name_of
-
-    caches = [f"{kind}_{i}" for i in range(facts["layers"]) for kind in ("key", "value")]
-    inputs = ["inputs_embeds", "position_ids", "attention_mask", *(f"past_{name}" for name in caches)]
-    outputs = ["hidden_states", *(f"present_{name}" for name in caches)]
-    npu = {}
-    if soc := facts["soc"]:
-        settings = {"backend_path": "QnnHtp.dll", "htp_performance_mode": "burst", "soc_model": str(soc["model"])}
-        npu = {"session_options": {"provider_options": [{"qnn": settings}]}}
-    stages: list[dict[str, Any]] = [
-        {"embedding": {"filename": EMBEDDING, "inputs": ["input_ids"], "outputs": ["inputs_embeds"]}}
-    ]
-    for part, reads, makes in (("decoder", inputs, outputs), ("head", ["hidden_states"], ["logits"])):
-        for kind, other in (("prompt", "token_gen"), ("token", "prompt")):
-            stage = {"filename": name_of(part, kind), "inputs": reads, "outputs": makes, f"run_on_{other}": False}
-            stages.append({f"{part}_{kind}": stage | npu | ({"is_lm_head": True} if part == "head" else {})})
-    decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "head_size": facts["head_size"],
-        "hidden_size": facts["hidden"],
-        "num_attention_heads": facts["heads"],
-        "num_hidden_layers": facts["layers"],
-        "num_key_value_heads": facts["kv_heads"],
-        "inputs": {
-            "input_ids": "input_ids",
-            "inputs_embeds": "inputs_embeds",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
-            "past_key_names": "past_key_%d",
-            "past_value_names": "past_value_%d",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present_key_%d",
-            "present_value_names": "present_value_%d",
-        },
-        "sliding_window": {
-            "window_size": facts["prompt_length"],
-            "pad_value": 0,
-            "alignment": "left",
-            "slide_key_value_cache": True,
-            "slide_inputs": True,
-        },
-        "pipeline": stages,
-    }
-    model = {"type": "decoder-pipeline", "bos_token_id": facts["begin"], "eos_token_id": facts["ends"]}
-    model |= {"pad_token_id": facts["pad"] if facts["pad"] is not None else facts["ends"][0]}
-    model |= {"vocab_size": facts["vocabulary"], "context_length": facts["context_length"], "decoder": decoder}
-    search = {"max_length": facts["context_length"], "do_sample": False, "past_present_share_buffer": False}
-    return {"model": model, "search": search}
+    (folder / CONFIG).write_text(json.dumps(qnn_pipeline.config(facts), indent=2) + "\n", "utf-8")
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the graphs of ``inputs["model"]`` in fixed point, with ranges from ``inputs["calibration"]``'s tokens.
 
-    Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]`` 8.
+    Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]`` 8. One stage is
+    read, calibrated and written at a time.
 
     Raises:
         StepFailed: the calibration is too short, or a linear is not stored as asked.
     """
     import numpy as np
 
-    from phipipe import qnn_graph, static_session
+    from phipipe import qnn_calibration, qnn_graph, static_session
+    from phipipe.static_weights import DataFile
 
     source = inputs["model"]
-    session = static_session.Session(source)
-    windows = np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False)
-    found = qnn_graph.traces(session, windows)
-    facts = session.facts
-    session.close()
-    ranges = qnn_graph.cache_ranges(found, facts["layers"])
-    for part in static_session.PARTS:
-        for kind in static_session.LENGTHS:
-            name = static_session.name_of(part, kind)
-            bits = _bits(source / name, params)
-            caches = ranges if part == "decoder" else {}
-            qnn_graph.quantize(source / name, out / name, found[kind], bits, caches)
-            qnn_graph.verify(out / name, bits, caches)
+    reading = qnn_calibration.Reading(source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False))
+    for stage, layers in static_session.stages(reading.facts).items():
+        seen = reading.through(stage)
+        caches = qnn_calibration.cache_scales(seen, layers)
+        with DataFile(out / static_session.data_of(stage)) as data:
+            for kind in static_session.LENGTHS:
+                name = static_session.name_of(stage, kind)
+                bits = _bits(source / name, params)
+                qnn_graph.quantize(source / name, out / name, data, seen[kind], bits, caches)
+                qnn_graph.verify(out / name, bits, caches)
     _copy_rest(source, out)
-    _describe(out, facts | {"caches": "uint8"})
+    _describe(out, reading.facts | {"caches": "uint8"})
 
 
 def _bits(graph: Path, params: Params) -> dict[str, int]:
@@ -341,8 +355,11 @@ def _copy_rest(source: Path, out: Path) -> None:
     """The files that no step changes: the embedding, the tokenizer's, the licence."""
     import shutil
 
+    from phipipe import static_session
+
+    weights = {static_session.data_of(stage) for stage in static_session.stages(static_session.facts_of(source))}
     for path in sorted(source.iterdir()):
-        if not (out / path.name).exists():
+        if path.name not in weights and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
 
 
@@ -357,10 +374,11 @@ def compile(inputs: Inputs, out: Path, params: Params) -> None:
     from phipipe import static_session
 
     source, soc, shared = inputs["model"], params["soc"], params["shared"]
-    for part in static_session.PARTS:
+    facts = static_session.facts_of(source)
+    for stage in static_session.stages(facts):
         sessions = []  # all of one binary stay open until it is written
         for kind in static_session.LENGTHS:
-            name = static_session.name_of(part, kind)
+            name = static_session.name_of(stage, kind)
             entries = {"ep.context_enable": "1", "ep.context_embed_mode": "0", "ep.context_file_path": str(out / name)}
             if shared:
                 entries["ep.share_ep_contexts"] = "1"
@@ -369,7 +387,6 @@ def compile(inputs: Inputs, out: Path, params: Params) -> None:
             sessions.append(static_session.htp(source / name, soc, entries, settings))
             _check_context(out / name)
         del sessions
-    facts = static_session.facts_of(source)
     _copy_rest(source, out)
     _describe(out, facts | {"soc": dict(soc), "shared": shared})
 
