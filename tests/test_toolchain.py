@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -187,7 +188,27 @@ def test_locks_name_no_index_no_local_version_and_nothing_for_one_kind_of_gpu() 
         text = (toolchain.LOCKS / f"{name}.txt").read_text("utf-8")
         assert "://" not in text
         assert "+cpu" not in text
-        assert "nvidia" not in text
+        assert ("nvidia" in text) == name.endswith("-cuda")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "missing"),
+    [("Darwin", "arm64", {"qnn", "onnxruntime-cuda"}), ("Windows", "ARM64", {"mlx", "onnxruntime-cuda"})]
+    + [("Linux", "x86_64", set()), ("Linux", "aarch64", {"qnn", "onnxruntime-cuda"})],
+)
+def test_what_exists_elsewhere_only_is_refused_before_anything_is_installed(
+    home: Settings, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, missing: set[str]
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert {name for name in toolchain.ONLY if toolchain.foreign(name)} == missing
+    for name in missing:
+        (toolchain.LOCKS / f"{name}.txt").write_text(f"{PACKAGE}\n")
+        with pytest.raises(
+            ToolchainError, match=f"toolchain `{name}` exists for .* only; this is {system} on {machine}"
+        ):
+            toolchain.ensure(name, home, print)
+    assert not home.toolchains.exists()
 
 
 def test_each_lock_is_what_its_extra_asks_for() -> None:
