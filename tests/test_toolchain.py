@@ -193,8 +193,12 @@ def test_locks_name_no_index_no_local_version_and_nothing_for_one_kind_of_gpu() 
 
 @pytest.mark.parametrize(
     ("system", "machine", "missing"),
-    [("Darwin", "arm64", {"qnn", "onnxruntime-cuda"}), ("Windows", "ARM64", {"mlx", "onnxruntime-cuda"})]
-    + [("Linux", "x86_64", set()), ("Linux", "aarch64", {"qnn", "onnxruntime-cuda"})],
+    [
+        ("Darwin", "arm64", {"qnn", "onnxruntime-cuda"}),
+        ("Windows", "ARM64", {"mlx", "onnxruntime-cuda"}),
+        ("Linux", "aarch64", {"qnn", "onnxruntime-cuda"}),
+        ("Linux", "x86_64", set()),
+    ],
 )
 def test_what_exists_elsewhere_only_is_refused_before_anything_is_installed(
     home: Settings, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, missing: set[str]
