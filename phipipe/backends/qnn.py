@@ -187,7 +187,7 @@ def steps(
         needs={"model": "convert", "calibration": "calibration"},
         params={"bits": bits, "keep_8bit": sorted(kept)},
         output_bytes=sizes["fixed"],
-        memory_bytes=2 * sizes["tensor"] + sizes["border"] + 4 * sizes["caches"] + sizes["mapped"] + 2**29,
+        memory_bytes=2 * sizes["tensor"] + sizes["border"] + 4 * sizes["caches"] + sizes["mapped"] * 3 // 2 + 2**29,
         **common,
     )
     compiled = [
