@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import backends, device, hub, outside, plan, recipe
+from phipipe import backends, device, hardware, hub, outside, plan, recipe
 from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.executor import differences
@@ -251,3 +251,20 @@ def test_a_files_digest_is_remembered_by_size_and_time_but_never_when_racy(tmp_p
     assert outside.digest(source, tmp_path / "cache") == second  # believed, as documented; the copy is hashed
     outside.forget(source, tmp_path / "cache")
     assert outside.digest(source, tmp_path / "cache") != second
+
+
+def test_where_there_is_a_gpu_it_is_what_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_at(*sets: str) -> tuple[str, list[tuple[str | None, object, bool]]]:
+        made = planned("quantize={}", *sets)
+        chosen = [step for step in made.steps if step.name in ("parity", "evaluate", "measure")]
+        return made.on_target, [(s.toolchain, s.params.get("api", "cpu"), s.measurement) for s in chosen]
+
+    here, gpu = ("onnxruntime", "cpu", False), ("onnxruntime-cuda", "cuda", True)
+    timed = ("onnxruntime", "cpu", True)
+    monkeypatch.setattr(hardware, "nvidia", lambda: None)
+    assert looked_at("device=nvidia-gpu") == ("false", [here, here, timed])
+    monkeypatch.setattr(hardware, "nvidia", lambda: "GPU 0: some GPU")
+    assert looked_at("device=nvidia-gpu") == ("true", [here, gpu, gpu])
+    assert looked_at("device=rtx-8gb") == ("false", [here, gpu, gpu])  # a GPU, but perhaps not that one
+    assert looked_at("device=cpu-x86_64") == ("true", [here, here, timed])
+    assert looked_at("device=rtx-8gb", "unit=directml") == ("false", [here, here, timed])
