@@ -47,7 +47,8 @@ def facts(qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPat
 
 
 def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> Any:
-    evaluate, calibration = SimpleNamespace(window=window), SimpleNamespace(window=calibrate, tokens=16_384)
+    evaluate = SimpleNamespace(window=window, tokens=4096)
+    calibration = SimpleNamespace(window=calibrate, tokens=16_384)
     return SimpleNamespace(precision=precision, backend="qnn", evaluate=evaluate, calibrate=calibration)
 
 
@@ -101,6 +102,7 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
     assert advice(recipe(calibrate=64)) == [("Q08", "error")]
     assert advice(recipe(), parts=32) == []
     assert advice(recipe(), parts=33) == [("Q09", "error")]
+    assert advice(recipe(), checkpoint(parameters=3_800_000_000)) == [("Q10", "warning")]
 
 
 def test_both_compilations_start_from_the_same_graphs() -> None:

@@ -44,6 +44,7 @@ SOCS: Mapping[str, Mapping[str, int]] = {
 }
 CONFIG = "genai_config.json"
 PART_BYTES = 2**30  # of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes
+EMULATED_PER_HOUR = 10**12  # parameters × tokens of prompts, on two cores
 
 
 class Options(BaseModel):
@@ -126,6 +127,14 @@ RULES = (
         when=lambda r, o, c: (o.parts or 1) > c.layers,
         message="`quantize.parts: {options.parts}` is more than the model's {checkpoint.layers} layers",
         hint="leave `quantize.parts` out",
+    ),
+    Rule(
+        id="Q10",
+        level="warning",
+        when=lambda r, o, c: c.parameters * r.evaluate.tokens > EMULATED_PER_HOUR,
+        message="`evaluate.tokens: {recipe.evaluate.tokens}` of a model of this size take an emulated NPU hours; "
+        "a token of an answer takes it about a minute per billion parameters",
+        hint="make `evaluate.tokens` and `evaluate.window` smaller",
     ),
 )
 
