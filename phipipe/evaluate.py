@@ -43,6 +43,7 @@ PROMPTS = ("Tell me a short story about a fox.", "Where is the key?", "What is 2
 CONTINUATION_TOKENS = 96
 DECODED = 32  # tokens that an emulated artifact decodes one by one
 # The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong is nats off.
+DECODE_KLD = 1.0
 DECODE_KLD_MEAN: Mapping[str, float] = {"int8": 0.01, "int4": 0.1}
 
 # A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces, digits.
@@ -356,24 +357,29 @@ def _write(path: Path, value: object) -> None:
 def check_decode(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: an artifact that reads a prompt at once and then token by token predicts as the original does.
 
-    ``inputs``: artifact, baseline. ``params``: backend, precision, prompt_length. Writes ``emulation.json``.
+    ``inputs``: artifact, baseline. ``params``: backend, precision, prompt_length, and decoded, how many one by one.
+    Writes ``emulation.json``.
 
     Raises:
-        StepFailed: mean KL divergence of the positions decoded one by one is above ``DECODE_KLD_MEAN``.
+        StepFailed: mean KL divergence of the positions decoded one by one is above ``DECODE_KLD_MEAN``, or of very
+            few positions above ``DECODE_KLD``.
     """
     import numpy as np
 
-    prompt = int(params["prompt_length"])
-    tokens = np.load(inputs["baseline"] / "tokens.npy", allow_pickle=False)[0][: prompt + DECODED]
+    prompt, decoded = int(params["prompt_length"]), int(params.get("decoded", DECODED))
+    tokens = np.load(inputs["baseline"] / "tokens.npy", allow_pickle=False)[0][: prompt + decoded]
     logp = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r", allow_pickle=False)[0][: len(tokens)]
-    if len(tokens) < prompt + DECODED:
-        raise StepFailed(f"`evaluate.window` is too short to decode {DECODED} tokens after a prompt of {prompt}")
+    if len(tokens) < prompt + decoded:
+        raise StepFailed(f"`evaluate.window` is too short to decode {decoded} tokens after a prompt of {prompt}")
     runtime: Any = backends.load(params["backend"]).open(inputs["artifact"])
     logits = runtime.decode(tokens.tolist(), prompt)
     runtime.close()
     divergence = score(logp, logits, tokens)["kld"]
     found = {"prompt_kld_mean": float(divergence[:prompt].mean()), "decode_kld_mean": float(divergence[prompt:].mean())}
-    report = {"pipeline": runtime.pipeline, "prompt_tokens": prompt, "tokens": DECODED, **found}
+    report = {"pipeline": runtime.pipeline, "prompt_tokens": prompt, "tokens": decoded, **found}
     (out / "emulation.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    if not found["decode_kld_mean"] <= DECODE_KLD_MEAN[params["precision"]]:
+    limit = (
+        DECODE_KLD_MEAN[params["precision"]] if decoded == DECODED else DECODE_KLD
+    )  # of few tokens, one may stand out
+    if not found["decode_kld_mean"] <= limit:
         raise StepFailed(f"decoding token by token, mean KL divergence is {found['decode_kld_mean']:.2e}")

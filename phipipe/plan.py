@@ -26,6 +26,8 @@ from phipipe.recipe import Build, Recipe, Text, problem_at
 # unquantized conversion; measured on the embedded model with a margin of about ten.
 PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
 
+FEW = 2  # tokens that are emulated where emulation takes minutes for each
+
 # What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
 RUNTIME_BYTES = 2**29
 
@@ -294,7 +296,8 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
     artifact = made[-1]
     evaluated = next((step for step in made if step.twin), artifact)
     if plan.api in backend.EMULATED:
-        steps.append(_emulation(plan, evaluated, options, checks))
+        tried = next((step for step in made if step.tried), artifact)
+        steps.append(_emulation(plan, tried, tried is evaluated, options, checks))
     environment, api = _where(plan)
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     return [
@@ -329,8 +332,8 @@ def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, 
     return replace(step, needs={**step.needs, **shipped}, after=checks)
 
 
-def _emulation(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[str, ...]) -> Step:
-    """Run the artifact as its unit would, on this machine."""
+def _emulation(plan: Plan, artifact: Step, whole: bool, options: BaseModel, checks: tuple[str, ...]) -> Step:
+    """Run the artifact as its unit would, on this machine; unless ``whole``, for very few tokens."""
     backend_name = plan.build.recipe.backend
     backend = backends.load(backend_name)
     return Step(
@@ -339,7 +342,12 @@ def _emulation(plan: Plan, artifact: Step, options: BaseModel, checks: tuple[str
         version=1,
         needs={"artifact": artifact.name, "baseline": "baseline"},
         after=checks,
-        params={**options.model_dump(mode="json"), "precision": plan.build.recipe.precision, "backend": backend_name},
+        params={
+            **options.model_dump(mode="json"),
+            "precision": plan.build.recipe.precision,
+            "backend": backend_name,
+            **({} if whole else {"decoded": FEW}),
+        },
         toolchain=backend.TOOLCHAIN,
         memory_bytes=4 * plan.checkpoint.parameters + RUNTIME_BYTES,
     )

@@ -135,3 +135,14 @@ def test_a_unit_is_chosen_by_name() -> None:
     assert api("precision=int8") == "intel-gpu"  # the NPU takes int4 only
     with pytest.raises(TargetError, match="has no unit `intel-gpuu`; did you mean `intel-gpu`"):
         api("unit=intel-gpuu")
+
+
+def test_a_large_model_for_an_npu_is_emulated_for_very_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def emulated(checkpoint: Checkpoint) -> tuple[str, str, object]:
+        made = planned(monkeypatch, checkpoint, "device=snapdragon-x-npu", "backend=qnn", "quantize={}")
+        steps = {step.name: step for step in made.steps}
+        emulate = steps["emulate"]
+        return steps["evaluate"].needs["artifact"], emulate.needs["artifact"], emulate.params.get("decoded")
+
+    assert emulated(TINY) == ("compile-apart", "compile-apart", None)
+    assert emulated(PHI35) == ("quantize", "compile-apart", 2)

@@ -105,6 +105,15 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
     assert advice(recipe(), checkpoint(parameters=3_800_000_000)) == [("Q10", "warning")]
 
 
+def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() -> None:
+    def flags(**changes: Any) -> dict[str, tuple[bool, bool]]:
+        made = qnn.steps(recipe(), qnn.Options(), checkpoint(**changes), {})
+        return {step.name: (step.twin, step.tried) for step in made if step.twin or step.tried}
+
+    assert flags(parameters=10_000_000) == {"compile-apart": (True, True)}
+    assert flags(parameters=3_800_000_000) == {"quantize": (True, False), "compile-apart": (False, True)}
+
+
 def test_both_compilations_start_from_the_same_graphs() -> None:
     made = qnn.steps(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {})
     assert [(s.name, s.twin) for s in made] == [

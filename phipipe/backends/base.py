@@ -63,6 +63,7 @@ class Step:
     measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
     unquantized: Precision | None = None
     twin: bool = False  # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
+    tried: bool = False  # run as the unit would run it, in place of the artifact, which this machine cannot load
     provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
