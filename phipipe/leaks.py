@@ -28,6 +28,9 @@ COMMON = (
     rb"[A-Za-z]:[\\/]+Users",
 )
 
+# One of these (or the last part of a folder of ours) is in everything that the pattern finds, and found much sooner.
+NEEDED = (b"/home", b"/Users", b"/root", b"/tmp", b"/var", b"Users")
+
 
 @dataclass(frozen=True)
 class Leak:
@@ -47,7 +50,8 @@ def find(folder: Path, own: Sequence[Path], quoted: Iterable[bytes] = ()) -> lis
         quoted: texts that are not ours: the source's own files, the model's answers. What they say of
             other machines is no leak of this build.
     """
-    hits = list(_hits(folder, _pattern(own)))
+    needed = [*NEEDED, *(_parts(path)[-1] for path in own if len(path.parts) > 2)]
+    hits = list(_hits(folder, _pattern(own), needed))
     excused = [text for text in quoted if text] if any(not mine for _, mine in hits) else []
     return [leak for leak, mine in hits if mine or not any(leak.path.encode() in text for text in excused)]
 
@@ -65,11 +69,13 @@ def _parts(path: Path) -> list[bytes]:
     return [path.anchor.strip("\\/").encode(), *(part.encode() for part in path.parts[1:])]
 
 
-def _hits(folder: Path, pattern: re.Pattern[bytes]) -> Iterator[tuple[Leak, bool]]:
+def _hits(folder: Path, pattern: re.Pattern[bytes], needed: Sequence[bytes]) -> Iterator[tuple[Leak, bool]]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.stat().st_size > MAX_BYTES:
             continue
         data = path.read_bytes()
+        if not any(word in data for word in needed):
+            continue
         for match in pattern.finditer(data):
             line = data.count(b"\n", 0, match.start()) + 1
             text = match[0].decode("utf-8", "replace")
