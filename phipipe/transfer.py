@@ -330,14 +330,28 @@ def _opened(pool: Any, remote: Remote, wanted: str | None) -> Iterator[Any]:
                 if response.status_code not in (301, 302, 303, 307, 308):
                     yield response
                     return
-            url = urljoin(url, response.headers.get("location", ""))
-            if urlsplit(url).scheme not in ("http", "https") or is_private(remote.url) > is_private(url):
-                raise SourceError("the server redirects to a place that is not safe to load from", hint="try later")
+            url = _redirected(url, response.headers.get("location", ""))
+            if is_private(remote.url) and not is_private(url):
+                raise SourceError("the server redirects to where anybody can read and change what is sent")
     except http().TransportError as error:
         raise fault_of(error) from None
-    except http().InvalidURL:
-        raise SourceError("the server redirects to something that is no address") from None
     raise Fault(f"more than {REDIRECTS} redirects", attempts=2)
+
+
+def _redirected(url: str, location: str) -> str:
+    """Where ``location`` leads.
+
+    Raises:
+        SourceError: nowhere.
+    """
+    try:
+        found = urljoin(url, location)
+        http().URL(found)
+        if urlsplit(found).scheme in ("http", "https") and urlsplit(found).port != 0:
+            return found
+    except (ValueError, http().InvalidURL):
+        pass  # said below
+    raise SourceError("the server redirects to what is no address on the web")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

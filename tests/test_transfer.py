@@ -85,8 +85,11 @@ LASTING = [
     (Fault("html"), "web page"),
     (Fault("gzip"), "compressed"),
     (Fault("wrong-range"), "asked for those from"),
-    (Fault("redirect", to="ftp://somewhere/file"), "not safe"),
+    (Fault("redirect", to="ftp://somewhere/file"), "no address"),
     (Fault("redirect", to="http://127.0.0.1:99999/file"), "no address"),
+    (Fault("redirect", to="http://[/file"), "no address"),
+    (Fault("redirect", to="http://files.example/file"), "anybody can read"),
+    (Fault("redirect", to="/someone/tiny/resolve/main/weights.safetensors"), "redirects"),
 ]
 
 
