@@ -50,7 +50,7 @@ LAYERS = (
         "static_session",
         "qnn_graph",
     },
-    {"remote"},
+    {"remote", "pin"},
     {
         "hub",
         "evaluate",

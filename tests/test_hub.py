@@ -14,7 +14,7 @@ import hub_server
 import pytest
 from hub_server import Fault, Hub
 
-from phipipe import backends, hub, hub_client, models, plan, recipe, remote, transfer
+from phipipe import backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
 from phipipe.errors import SourceError, StoreError
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.settings import Settings
@@ -398,4 +398,121 @@ def test_a_disk_that_fills_keeps_what_came(served: Hub, tmp_path: Path, own_cach
 
 
 def cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "phipipe", *map(str, words)], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "phipipe", *map(str, words)], capture_output=True, text=True, encoding="utf-8", cwd=ROOT
+    )
+
+
+RECIPE = """\
+# Mine.
+name: mine   # a name
+source: SOURCE
+device: cpu-x86_64
+precision: int4
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, served: Hub) -> Callable[[str], Path]:
+    def write(source: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(RECIPE.replace("SOURCE", source.replace("REPO", served.repo)).encode())
+        return path
+
+    return write
+
+
+def test_plan_and_download_of_a_served_model_through_the_command_line(
+    served: Hub, own_cache: Path, mine: Callable[[str], Path]
+) -> None:
+    path = mine(f"{{repo: REPO, revision: {served.commit}}}")
+    shown = cli("plan", path, "--json")
+    assert shown.returncode == 0, shown.stderr
+    steps = {step["name"]: step for step in json.loads(shown.stdout)["steps"]}
+    assert steps["source"]["output_bytes"] == sum(map(len, allowed().values()))
+    assert "/api/agent-harnesses" not in {seen.path for seen in served.seen}
+    served.faults[WEIGHTS] = [Fault("status", status=404)]
+    refused = cli("run", path, "--out", path.parent / "out")
+    assert refused.returncode == 8
+    assert "there is no model" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_build_of_a_branch_is_refused_with_the_command_that_pins_it(mine: Callable[[str], Path]) -> None:
+    for source in ("{repo: REPO, revision: main}", "{repo: REPO}"):
+        path = mine(source)
+        for command in ("validate", "plan", "run"):
+            refused = cli(command, path)
+            assert refused.returncode == 2
+            assert f"phipipe pin {path}" in refused.stderr
+
+
+PINS = [
+    ("{repo: REPO, revision: main}  # from main", "{repo: REPO, revision: COMMIT}  # from main"),
+    ("{repo: REPO, revision: 'main'}", "{repo: REPO, revision: COMMIT}"),
+    ("{repo: REPO}  # all", "{repo: REPO, revision: COMMIT}  # all"),
+    ("{repo: REPO, revision: }", "{repo: REPO, revision: COMMIT }"),
+    ("\n  repo: REPO  # the model\n  revision: main # b", "\n  repo: REPO  # the model\n  revision: COMMIT # b"),
+    ("\n  repo: REPO  # the model", "\n  repo: REPO  # the model\n  revision: COMMIT"),
+    ("\r\n  repo: REPO", "\r\n  repo: REPO\r\n  revision: COMMIT"),
+    ("\n  revision: main\n  repo: REPO", "\n  revision: COMMIT\n  repo: REPO"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), PINS)
+@pytest.mark.parametrize("commit", ["a1" * 20, "1" * 40, "12e4" + "5" * 36], ids=["hex", "digits", "float"])
+def test_pin_writes_the_commit_and_nothing_else(
+    served: Hub, mine: Callable[[str], Path], before: str, after: str, commit: str
+) -> None:
+    served.branches["main"] = commit
+    path = mine(before)
+    assert [(one.revision, one.commit) for one in pin.pin(path)] == [("main", commit)]
+    written = commit if commit.startswith("a1") else f'"{commit}"'
+    expected = RECIPE.replace("SOURCE", after.replace("REPO", served.repo).replace("COMMIT", written))
+    assert path.read_bytes().decode() == expected
+    (build,) = recipe.load(path, options=backends.OptionsOf())
+    assert build.recipe.source.revision == commit
+    assert pin.pin(path) == []
+
+
+def test_a_branch_that_moves_after_pinning_changes_nothing(
+    served: Hub, own_cache: Path, mine: Callable[[str], Path]
+) -> None:
+    path = mine("{repo: REPO, revision: main}")
+    assert cli("pin", path).stdout.endswith(f"{served.repo} main → {served.commit}\n")
+    assert "pinned already" in cli("pin", path).stdout
+    served.branches["main"] = "f" * 40
+    (build,) = recipe.load(path, options=backends.OptionsOf())
+    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+
+
+def test_pin_finds_data_sets_in_variants_too(texts: Hub, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    text = (
+        f"evaluate: {{text: {{dataset: {{repo: {texts.repo}, revision: v1, file: a}}}}}}\n"
+        f"matrix:\n- precision: int8\n  calibrate:\n    text:\n      dataset: {{file: b, repo: {texts.repo}}}\n"
+    )
+    path.write_text(text)
+    texts.branches |= {"main": "b" * 40, "v1": "c" * 40}
+    assert {one.revision: one.commit for one in pin.pin(path)} == {"v1": "c" * 40, "main": "b" * 40}
+    repo = texts.repo
+    expected = text.replace("v1", "c" * 40).replace(f"b, repo: {repo}", f"b, repo: {repo}, revision: {'b' * 40}")
+    assert path.read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("{repo: a/b, revision: main}", "there is no model"), ("{repo: REPO, revision: dev}", "`dev`")],
+)
+def test_what_cannot_be_pinned_leaves_the_file_alone(mine: Callable[[str], Path], source: str, words: str) -> None:
+    path = mine(source)
+    before = path.read_bytes()
+    with pytest.raises(SourceError, match=words):
+        pin.pin(path)
+    assert path.read_bytes() == before
+
+
+def test_pin_needs_a_network(mine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
+        pin.pin(mine("{repo: REPO}"))
