@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -60,13 +61,15 @@ def planned(*sets: str) -> plan.Plan:
     return plan.prepare(build)
 
 
-def made(name: str, planned: plan.Plan, cache: Path) -> Result:
-    """The result of the step ``name``, which needs no other."""
+def made(
+    name: str, planned: plan.Plan, cache: Path, told: Callable[[int, int, str], None] = lambda *report: None
+) -> Result:
+    """The result of the step ``name``, which needs no other; ``told`` hears how far it is."""
     store = Store(cache)
     bench = Bench(store, Settings.read(), print)
     step = next(step for step in planned.steps if step.name == name)
     found = bench.look(step, {}, {})
-    return bench.make(found, {}, lambda *report: None) if isinstance(found, Waiting) else found
+    return bench.make(found, {}, told) if isinstance(found, Waiting) else found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,6 +98,15 @@ def test_the_step_brings_the_published_files_and_never_code(served: Hub, own_cac
     assert not list(parts.iterdir())
     assert made("source", planned(source(served)), own_cache).cached
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES
+
+
+def test_a_download_says_how_far_it_is(served: Hub, own_cache: Path) -> None:
+    served.pause_s = 0.003
+    told: list[tuple[int, int, str]] = []
+    made("source", planned(source(served)), own_cache, lambda *report: told.append(report))
+    assert told[-1] == (9, 9, "MiB")
+    assert told == sorted(told)
+    assert len({done for done, _, _ in told}) > 1
 
 
 def test_the_same_bytes_from_a_folder_and_from_a_hub_are_one_object(served: Hub, own_cache: Path) -> None:
@@ -445,6 +457,42 @@ def test_a_build_of_a_branch_is_refused_with_the_command_that_pins_it(mine: Call
             refused = cli(command, path)
             assert refused.returncode == 2
             assert f"phipipe pin {path}" in refused.stderr
+
+
+@pytest.mark.crash
+def test_a_run_that_is_killed_goes_on_where_it_was(served: Hub, own_cache: Path, mine: Callable[[str], Path]) -> None:
+    path = mine(f"{{repo: REPO, revision: {served.commit}}}")
+    served.pause_s = 0.005
+    with subprocess.Popen([sys.executable, "-m", "phipipe", "run", path], stderr=subprocess.PIPE, cwd=ROOT) as process:
+        while served.sent(WEIGHTS) < 5_000_000:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    served.pause_s = 0.0
+    (build,) = recipe.load(path, options=backends.OptionsOf())
+    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES + 2**20
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("silent", [False, True], ids=["busy", "stalled"])
+def test_ctrl_c_ends_a_download_soon(served: Hub, mine: Callable[[str], Path], silent: bool) -> None:
+    path = mine(f"{{repo: REPO, revision: {served.commit}}}")
+    assert cli("plan", path).returncode == 0
+    served.pause_s = 0.005
+    served.faults[WEIGHTS] = [Fault("stall", at=2_000_000)] if silent else []
+    with subprocess.Popen(
+        [sys.executable, "-m", "phipipe", "run", path], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        while served.sent(WEIGHTS) < 2_000_000:
+            assert process.poll() is None
+            time.sleep(0.005)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert time.monotonic() - start < 5
 
 
 PINS = [
