@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from phipipe import collect, hub_client, models, progress, tokenizer_files, transfer
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
@@ -128,8 +130,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     repo = Repository(params["kind"], params["repo"], params["revision"])
     files = [Published(**file) for file in params["files"]]
     folder = _folder(repo, files[0].name if repo.kind == "dataset" else None)
-    with _writing(folder):
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
+    with _writing(folder), _alone(folder):
         missing = [file for file in files if not _at_hand(repo, file, folder, out)]
         _check_room(repo, missing, folder / "parts")
         _download(repo, missing, folder / "parts")
@@ -167,6 +168,14 @@ def _base(name: str) -> str:
 
 def _part(parts: Path, file: Published) -> Path:
     return parts / f"{_base(file.name)}.part"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Others may read the cache meanwhile, but no other process writes the same partial files."""
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        yield
 
 
 def _is_weights(file: Published) -> bool:
@@ -237,9 +246,11 @@ def _complete_view(repo: Repository, files: Sequence[Published], view: Path) -> 
                 _write(target, _head(repo, file))
         elif not file.matches(target) and not _copy(hub_client.cached(repo, file.name), target, file):
             whole.append(file)
-    _download(repo, whole, parts)
-    for file in whole:
-        _part(parts, file).replace(view / _base(file.name))
+    if whole:
+        with _alone(view.parent):
+            _download(repo, whole, parts)
+            for file in whole:
+                _part(parts, file).replace(view / _base(file.name))
 
 
 def _is_head(path: Path) -> bool:
@@ -281,8 +292,12 @@ def _at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bool
     target = out / _base(file.name)
     if not _is_weights(file) and _copy(folder / "view" / _base(file.name), target, file):
         return True
-    if _part(folder / "parts", file).exists():  # on its way: its hash is checked as it is completed
+    part = _part(folder / "parts", file)
+    if part.exists() and not hub_client.is_offline():  # on its way: its hash is checked as it is completed
         return False
+    if part.exists() and file.matches(part):
+        shutil.move(part, target)
+        return True
     return _copy(hub_client.cached(repo, file.name), target, file)
 
 

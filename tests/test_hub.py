@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hub_server
@@ -146,6 +147,21 @@ def test_a_plan_survives_a_faulty_hub(served: Hub) -> None:
     assert planned(source(served)).steps[0].output_bytes == sum(map(len, allowed().values()))
 
 
+def test_a_repository_that_has_moved_is_followed(served: Hub, own_cache: Path) -> None:
+    path = f"/api/models/{served.repo}/revision/{served.commit}?blobs=True"
+    served.answers = [(307, {"Location": path}, b"")]
+    served.faults[WEIGHTS] = [Fault("redirect", to=f"/{served.repo}/resolve/{served.commit}/{WEIGHTS}")] * 2
+    assert contents(made("source", planned(source(served)), own_cache).stored.path) == allowed()
+
+
+def test_two_plans_at_once_do_not_spoil_each_other(served: Hub, own_cache: Path) -> None:
+    served.pause_s = 0.02
+    with ThreadPoolExecutor(4) as pool:
+        plans = list(pool.map(lambda _: planned(source(served)), range(4)))
+    assert len({json.dumps(one.steps[0].params) for one in plans}) == 1
+    assert contents(made("source", plans[0], own_cache).stored.path) == allowed()
+
+
 def no_file(served: Hub) -> None:
     served.faults[WEIGHTS] = [Fault("status", status=404)] * 9
 
@@ -263,6 +279,21 @@ def test_offline_works_with_what_is_there_and_asks_nobody(
     with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
         planned(source(served, revision="e" * 40))
     assert len(served.seen) == asked
+
+
+def test_offline_finishes_what_was_downloaded_before_a_kill(
+    served: Hub, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = planned(source(served))
+    (view,) = (own_cache / "hub").rglob("view")
+    (view.parent / "parts").mkdir(exist_ok=True)
+    part = view.parent / "parts" / f"{WEIGHTS}.part"
+    part.write_bytes(served.files[WEIGHTS][:-1] + b"!")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
+        made("source", build, own_cache)
+    part.write_bytes(served.files[WEIGHTS])
+    assert contents(made("source", build, own_cache).stored.path) == allowed()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,16 @@ def test_a_secure_address_never_redirects_to_a_plain_one() -> None:
     assert transfer.is_private("https://hub.example")
     assert transfer.is_private("http://127.0.0.1:80")
     assert not transfer.is_private("http://hub.example")
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
+    refused = ssl.SSLCertVerificationError("no")
+    refused.verify_message = "self-signed certificate"
+    error = transfer.http().ConnectError("broken")
+    error.__cause__ = refused
+    with pytest.raises(SourceError, match="self-signed") as told:
+        transfer.fault_of(error)
+    assert "SSL_CERT_FILE" in str(told.value.hint)
 
 
 def test_a_server_that_asks_for_time_gets_it(hub: Hub, tmp_path: Path) -> None:
