@@ -142,8 +142,9 @@ def _source(manifest: dict[str, Any], store: Store, given: Path | None) -> Path:
     stored = store.root / "objects" / str(manifest["steps"]["source"]["digest"])
     if stored.is_dir():
         return stored
+    name = source.get("name") or source["repo"]
     raise SourceError(
-        f"the original checkpoint of this package (`{source['name']}`) is not in the cache any more",
+        f"the original checkpoint of this package (`{name}`) is not in the cache any more",
         hint="give its folder: --source DIR",
     )
 

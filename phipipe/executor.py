@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phipipe import keys, outside, toolchain
+from phipipe import keys, outside, progress, toolchain
 from phipipe.backends.base import Json, Step
 from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
@@ -142,7 +142,7 @@ class Bench:
                 if step.toolchain:
                     usage = self._in_worker(step, request, scratch, on_progress)
                 else:
-                    usage = _in_process(request, scratch)
+                    usage = self._in_process(request, scratch, on_progress)
                 self._check_copy(step, waiting.record, scratch / "out")
                 stored = self._store.commit(key, scratch / "out", {**waiting.record, "step": step.name, "usage": usage})
             return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
@@ -199,6 +199,24 @@ class Bench:
         if name not in self._toolchains:
             self._toolchains[name] = toolchain.ensure(name, self._settings, self._note)
         return self._toolchains[name]
+
+    def _in_process(
+        self, request: Request, scratch: Path, on_progress: Callable[[int, int, str], None]
+    ) -> dict[str, float]:
+        """Run a light step right here: it copies or downloads files, or reads small JSON."""
+
+        def heard(done: int, total: int, unit: str) -> None:
+            if self._stopped:  # nobody can kill a thread: it ends where it reports
+                raise Interrupted("stopped")
+            on_progress(done, total, unit)
+
+        module, _, function = request.runs.partition(":")
+        out = scratch / "out"
+        out.mkdir()
+        start = time.perf_counter()
+        with progress.listening(heard):
+            getattr(importlib.import_module(module), function)(request.inputs, out, request.params)
+        return {"seconds": time.perf_counter() - start}
 
     def _in_worker(
         self, step: Step, request: Request, scratch: Path, on_progress: Callable[[int, int, str], None]
@@ -258,16 +276,6 @@ def threads_per_worker(jobs: int) -> int | None:
     """Threads that each of ``jobs`` workers may use, None for all. No more than cores: llama.cpp's threads spin."""
     cores = os.cpu_count() or 1
     return max(1, cores // jobs) if jobs > 1 else None
-
-
-def _in_process(request: Request, scratch: Path) -> dict[str, float]:
-    """Run a light step right here: it only copies files or reads small JSON."""
-    module, _, function = request.runs.partition(":")
-    out = scratch / "out"
-    out.mkdir()
-    start = time.perf_counter()
-    getattr(importlib.import_module(module), function)(request.inputs, out, request.params)
-    return {"seconds": time.perf_counter() - start}
 
 
 def _provenance(result: Result, store: Store) -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""How a model and a text enter the store: from the package itself, or from a folder of the user's.
+"""How a model and a text enter the store: from the package itself, a folder of the user's, or a hub (``remote``).
 
 Only the files that a toolchain may see are taken (``models.ALLOWED``), by copy. The source itself is
 never changed, and what was copied must hash to what was read when the key was made.
@@ -7,13 +7,15 @@ never changed, and what was copied must hash to what was read when the key was m
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import models, tokenizer_files
+from phipipe import models, remote, tokenizer_files
 from phipipe.backends.base import Inputs, Outside, Params, Step
 from phipipe.errors import SourceError
+from phipipe.models import Checkpoint
 
 if TYPE_CHECKING:
     from phipipe.recipe import Source, Text
@@ -21,24 +23,34 @@ if TYPE_CHECKING:
 ASSETS = Path(str(package_files("phipipe"))) / "assets"
 BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
 BUILTIN_TEXTS = {"stories": ASSETS / "stories"}  # each a folder with ``evaluation.txt`` and ``calibration.txt``
-SMALLEST_TEXT_BYTES = 16
 
 
-def folder_of(source: Source, base: Path) -> Path:
-    """The local folder that ``source`` names; a relative path counts from the recipe's folder ``base``.
+@dataclass(frozen=True)
+class Original:
+    """A recipe's source: its shape, the step that takes it into the store, and its licence if its hub names one."""
+
+    checkpoint: Checkpoint
+    step: Step
+    licence: str | None = None
+
+
+def original(source: Source, base: Path) -> Original:
+    """What ``source`` names; a relative path counts from the recipe's folder ``base``.
 
     Raises:
-        SourceError: the source is on a hub.
+        SourceError: see ``models.read``; or the hub does not give it.
+        StoreError: what the hub says cannot be kept in the cache.
     """
-    if source.builtin is not None:
-        return BUILTIN_MODELS[source.builtin]
-    if source.path is not None:
-        return (base / Path(source.path).expanduser()).resolve()
-    raise SourceError(
-        f"`{source.repo}` is on the Hugging Face hub, and this version does not download yet",
-        hint=f"hf download {source.repo} --revision {source.revision} --local-dir DIR, "
-        "then phipipe run RECIPE --set 'source={path: DIR}'",
+    if source.repo is not None:
+        repo = remote.model_of(source)
+        checkpoint, found = remote.checkpoint_of(repo)
+        return Original(checkpoint, remote.source_step(repo, found), found.licence)
+    folder = (
+        BUILTIN_MODELS[source.builtin]
+        if source.builtin is not None
+        else (base / Path(str(source.path)).expanduser()).resolve()
     )
+    return Original(models.read(folder), source_step(folder))
 
 
 def source_step(folder: Path) -> Step:
@@ -62,24 +74,27 @@ def text_step(text: Text, base: Path, purpose: str = "evaluation") -> Step:
     """The step that takes the text for ``purpose`` ("evaluation" or "calibration") into the store.
 
     Raises:
-        SourceError: the file is missing, a folder, (nearly) empty or not UTF-8.
+        SourceError: the file is missing, a folder, (nearly) empty or not UTF-8; or the hub does not give it.
     """
-    path = _text_path(text, base, purpose)
     name = "text" if purpose == "evaluation" else f"{purpose}-text"
+    if text.dataset is not None:
+        return remote.text_step(text.dataset, name)
+    path = _text_path(text, base, purpose)
     outside = {"files": Outside(path.parent, (path.name,))}
     return Step(name=name, runs="phipipe.hub:take", version=1, outside=outside, copies=True)
 
 
 def _text_path(text: Text, base: Path, purpose: str) -> Path:
     if text.dataset is not None:
-        raise SourceError(
-            f"{purpose} text `{text.dataset.repo}` is on the Hugging Face hub, and this version does not download yet",
-            hint="save the text as a file and use `text: {file: PATH}`",
-        )
+        return remote.text_of(text.dataset)
     if text.builtin is not None:
         return BUILTIN_TEXTS[text.builtin] / f"{purpose}.txt"
     path = (base / Path(str(text.file)).expanduser()).resolve()
-    _check_text(path, purpose)
+    where = "evaluate.text.file" if purpose == "evaluation" else "calibrate.text.file"
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise SourceError(f"{purpose} text `{path}` {kind}", hint=f"check `{where}`")
+    remote.check_text(path, f"{purpose} text `{path}`")
     return path
 
 
@@ -92,19 +107,6 @@ def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
     texts = ((evaluation, "evaluation"), (calibration, "calibration"))
     words = [" ".join(_text_path(t, base, purpose).read_text("utf-8").split()) for t, purpose in texts]
     return words[0] in words[1] or words[1] in words[0]
-
-
-def _check_text(path: Path, purpose: str) -> None:
-    where = "evaluate.text.file" if purpose == "evaluation" else "calibrate.text.file"
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise SourceError(f"{purpose} text `{path}` {kind}", hint=f"check `{where}`")
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{purpose} text `{path}` is not UTF-8 (byte {error.start})") from None
-    if len(text) < SMALLEST_TEXT_BYTES:
-        raise SourceError(f"{purpose} text `{path}` is empty")
 
 
 def take(inputs: Inputs, out: Path, params: Params) -> None:

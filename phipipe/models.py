@@ -92,8 +92,10 @@ def files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     """Read and vet the checkpoint in ``folder``.
+
+    ``sizes`` has the whole sizes in bytes of weight files of which ``folder`` holds the header alone.
 
     Raises:
         SourceError: it is no checkpoint, is incomplete or corrupt, or wants code to be run.
@@ -105,7 +107,7 @@ def read(folder: Path) -> Checkpoint:
     weights = weight_files(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise SourceError(f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}")
-    tensors = [t for name in weights for t in _tensors(folder / name)]
+    tensors = [t for name in weights for t in _tensors(folder / name, (sizes or {}).get(name))]
     try:
         return _checkpoint(folder, config, tensors)
     except KeyError as missing:
@@ -212,9 +214,9 @@ def weight_files(folder: Path) -> list[str]:
     raise SourceError(f"`{folder}` has no weights: no `*.safetensors` file")
 
 
-def _tensors(path: Path) -> list[tuple[str, int, int]]:
-    """(name, elements, bytes) of every tensor; checks that the header fits the file to the byte."""
-    size = path.stat().st_size
+def _tensors(path: Path, size: int | None = None) -> list[tuple[str, int, int]]:
+    """(name, elements, bytes) of every tensor; checks that the header fits the file's ``size`` to the byte."""
+    size = path.stat().st_size if size is None else size
     with path.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0

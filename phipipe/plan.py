@@ -1,7 +1,7 @@
 """Recipe × device × backend → steps. Decides what is possible, in what order, with which parameters.
 
-``prepare`` reads the checkpoint's config and headers; the rest touches neither disk nor network. Every
-"cannot" is said here, before a byte is converted.
+``prepare`` reads the checkpoint's config and headers, which may be on a hub; the rest touches neither disk nor
+network. Every "cannot" is said here, before a byte is converted.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from phipipe import backends, device, fit, hardware, hub, models, reference, rules, toolchain
+from phipipe import backends, device, fit, hardware, hub, reference, rules, toolchain
 from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
 from phipipe.document import near
 from phipipe.errors import TargetError
 from phipipe.fit import Fit
+from phipipe.hub import Original
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Recipe, Text, problem_at
 
@@ -73,8 +74,8 @@ def prepare(build: Build) -> Plan:
     target, backend = _device(build), backends.load(recipe.backend)
     unit = _unit(build, target, backend)
     options = _options(build, target, unit)
-    folder = hub.folder_of(recipe.source, build.folder)
-    checkpoint = models.read(folder)
+    original = hub.original(recipe.source, build.folder)
+    checkpoint = original.checkpoint
     options = _with_context(recipe, options, checkpoint)
     advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
     errors = [a for a in advice if a.level == "error"]
@@ -95,7 +96,7 @@ def prepare(build: Build) -> Plan:
         fixups=fixups,
         fit=needed,
     )
-    whole = replace(plan, steps=tuple(_chain(plan, made, options)))
+    whole = replace(plan, steps=tuple(_chain(plan, original, made, options)))
     for name in whole.toolchains:
         if elsewhere := toolchain.foreign(name):
             message = f"toolchain `{name}`, which this build needs, exists for {elsewhere} only"
@@ -276,12 +277,11 @@ def _where(plan: Plan) -> tuple[str, str]:
     return (backend.ON_DEVICE[plan.api], plan.api) if there else (backend.TOOLCHAIN, "cpu")
 
 
-def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
+def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
     recipe, parameters = plan.build.recipe, plan.checkpoint.parameters
     backend = backends.load(recipe.backend)
-    source = hub.source_step(plan.checkpoint.folder)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
-    steps = fidelity_steps(recipe, source, text, memory_bytes=parameters * 4 + RUNTIME_BYTES)
+    steps = fidelity_steps(recipe, original.step, text, memory_bytes=parameters * 4 + RUNTIME_BYTES)
     baseline = steps[-1]
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     steps[-1] = replace(baseline, output_bytes=scores)
@@ -320,7 +320,7 @@ def _chain(plan: Plan, made: list[Step], options: BaseModel) -> list[Step]:
             needs={"metrics": "evaluate", "speed": "measure"},
             params={"gates": gates},
         ),
-        _package_step(plan, artifact, None if evaluated is artifact else evaluated, options, checks),
+        _package_step(plan, original, artifact, None if evaluated is artifact else evaluated, options, checks),
     ]
 
 
@@ -397,7 +397,9 @@ def _calibration_steps(build: Build) -> list[Step]:
     ]
 
 
-def _package_step(plan: Plan, artifact: Step, twin: Step | None, options: BaseModel, checks: tuple[str, ...]) -> Step:
+def _package_step(
+    plan: Plan, original: Original, artifact: Step, twin: Step | None, options: BaseModel, checks: tuple[str, ...]
+) -> Step:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     params: dict[str, Any] = {
         "name": plan.build.name,
@@ -410,7 +412,7 @@ def _package_step(plan: Plan, artifact: Step, twin: Step | None, options: BaseMo
         "api": plan.api,
         "scheme": backend.scheme(recipe, options),
         "on_target": plan.on_target,
-        "source": _source(plan),
+        "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
         "warnings": [a.message for a in plan.warnings],
     }
@@ -439,9 +441,13 @@ def _neutral(recipe: Recipe) -> dict[str, Any]:
     return made
 
 
-def _source(plan: Plan) -> dict[str, Any]:
+def _source(plan: Plan, original: Original) -> dict[str, Any]:
     source, checkpoint = plan.build.recipe.source, plan.checkpoint
-    if source.builtin is not None:
+    named: dict[str, Any]
+    if source.repo is not None:
+        named = {"kind": "hub", "repo": source.repo, "revision": source.revision}
+        named |= {"license": original.licence} if original.licence else {}
+    elif source.builtin is not None:
         named = {"kind": "builtin", "name": source.builtin}
     else:
         named = {"kind": "path", "name": checkpoint.folder.name}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 Listener = Callable[[int, int, str], None]
 
 _listener: Listener = lambda done, total, unit: None  # noqa: E731
+_own = threading.local()  # what one thread alone listens to: several steps may run in one process
 
 
 def listen(listener: Listener) -> None:
@@ -15,6 +18,16 @@ def listen(listener: Listener) -> None:
     _listener = listener
 
 
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Hand what this thread reports to ``listener`` for as long as the block lasts."""
+    _own.listener = listener
+    try:
+        yield
+    finally:
+        del _own.listener
+
+
 def report(done: int, total: int, unit: str) -> None:
     """``done`` of ``total`` ``unit`` (plural, such as "windows") are finished."""
-    _listener(done, total, unit)
+    getattr(_own, "listener", _listener)(done, total, unit)

@@ -293,7 +293,8 @@ class _Loading:
             variants = [variant for variant in variants if variant[1] in wanted]
         made = [self._build(*variant, folder) for variant in variants if not self._enough()]
         if self._problems:
-            raise self._document.error(self._problems)
+            unpinned = any("never a branch" in problem.message for problem in self._problems)
+            raise self._document.error(self._problems, f"phipipe pin {self._document.name}" if unpinned else None)
         return [build for build in made if build is not None]
 
     def _variants(self, base: dict[str, Any]) -> list[tuple[dict[str, Any], str, Where]]:

@@ -29,6 +29,25 @@ def schema(target: Path | None, check: Path | None) -> None:
         click.echo(text, nl=False)
 
 
+@command("phipipe pin recipes/phi35-npu-int4.yaml")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@AS_JSON
+def pin(recipe: Path, as_json: bool) -> None:
+    """Write the commits that branches are at into a recipe; its comments stay. What is pinned is left alone."""
+    import dataclasses
+
+    from phipipe import pin as pins
+
+    pinned = pins.pin(recipe)
+    if as_json:
+        print_json([dataclasses.asdict(one) for one in pinned])
+        return
+    for one in pinned:
+        echo(f"{recipe}: {one.repo} {one.revision} → {one.commit}")
+    if not pinned:
+        echo(f"{recipe}: every repository is pinned already")
+
+
 @cli.group(epilog="Example:  phipipe toolchain install onnxruntime")
 def toolchain() -> None:
     """The isolated environments that backends run in."""

@@ -24,10 +24,11 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 # A module may import from its own layer or from one below it.
 LAYERS = (
     {"errors", "hardware", "progress"},
-    {"document", "keys", "settings"},
+    {"document", "keys", "settings", "transfer"},
     {"collect"},
     {"recipe"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
+    {"hub_client"},
     {
         "backends",
         "outside",
@@ -54,6 +55,7 @@ LAYERS = (
         "qnn_pipeline",
         "qnn_graph",
     },
+    {"remote", "pin"},
     {
         "hub",
         "evaluate",
