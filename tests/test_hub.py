@@ -505,7 +505,21 @@ def test_a_run_that_is_killed_goes_on_where_it_was(served: Hub, own_cache: Path,
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES + 2**20
 
 
+def test_the_command_line_never_shows_a_token(
+    served: Hub, own_cache: Path, mine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mine(f"{{repo: REPO, revision: {served.commit}}}")
+    served.gated, served.token = True, "hf_other"
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    for command in (("plan", path), ("pin", mine("{repo: REPO}")), ("run", path, "--json")):
+        refused = cli(*command)
+        assert refused.returncode in (2, 8), refused.stderr
+        assert CANARY not in refused.stdout + refused.stderr
+    assert CANARY in {seen.token for seen in served.seen}
+
+
 @pytest.mark.crash
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child alone")
 @pytest.mark.parametrize("silent", [False, True], ids=["busy", "stalled"])
 def test_ctrl_c_ends_a_download_soon(served: Hub, mine: Callable[[str], Path], silent: bool) -> None:
     path = mine(f"{{repo: REPO, revision: {served.commit}}}")
