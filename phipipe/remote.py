@@ -17,17 +17,18 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
-from phipipe import collect, hub_client, models, progress, tokenizer_files, transfer
+from phipipe import hub_client, models, progress, tokenizer_files, transfer
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
 from phipipe.models import Checkpoint
-from phipipe.recipe import Dataset, Source
 from phipipe.settings import Settings
 from phipipe.transfer import Published
+
+if TYPE_CHECKING:
+    from phipipe.recipe import Dataset, Source
 
 HEAD_BYTES = 2**16  # read first of a safetensors file: most headers fit
 MIB = 2**20
@@ -173,6 +174,8 @@ def _part(parts: Path, file: Published) -> Path:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Others may read the cache meanwhile, but no other process writes the same partial files."""
+    from filelock import FileLock
+
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         yield
@@ -185,6 +188,8 @@ def _is_weights(file: Published) -> bool:
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
+    from phipipe import collect  # toolchains, which import this module too, need not have what it needs
+
     with collect.guard(folder):
         yield
 

@@ -110,6 +110,15 @@ def test_a_download_says_how_far_it_is(served: Hub, own_cache: Path) -> None:
     assert len({done for done, _, _ in told}) > 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["modeling_phi3.py", "pytorch_model.bin", "x.pt", "lib.so", "x.dll", "a/model.safetensors", "..\\x.safetensors",
+     "C:x.safetensors", "x\n.safetensors", "config.json.py", "", "..", "tokenizer.pkl"],
+)  # fmt: skip
+def test_nothing_but_plain_data_is_taken(name: str) -> None:
+    assert not hub_client.is_allowed(name)
+
+
 def test_the_same_bytes_from_a_folder_and_from_a_hub_are_one_object(served: Hub, own_cache: Path) -> None:
     here = made("source", planned(), own_cache)
     there = made("source", planned(source(served)), own_cache)
