@@ -59,20 +59,21 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
                 f"`{repo}` holds its weights as pickles only (`{found.pickles[0]}`); loading those can run code",
                 hint="take a repository with safetensors files",
             )
+        view = _folder(repo) / "view"
+        _complete_view(repo, found.files, view)
         try:
-            return _read(repo, found), found
+            return _read(repo, found, view), found
         except SourceError:
             if hub_client.is_offline():
                 raise
         for file in found.files:  # nothing vouches for a header: it may have been damaged here
             if _is_weights(file):
-                (_folder(repo) / "view" / file.name).unlink(missing_ok=True)
-        return _read(repo, found), found
+                (view / file.name).unlink(missing_ok=True)
+        _complete_view(repo, found.files, view)
+        return _read(repo, found, view), found
 
 
-def _read(repo: Repository, found: Listing) -> Checkpoint:
-    view = _folder(repo) / "view"
-    _complete_view(repo, found.files, view)
+def _read(repo: Repository, found: Listing, view: Path) -> Checkpoint:
     with _named(repo, view):
         return models.read(view, {file.name: file.size for file in found.files})
 

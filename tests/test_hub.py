@@ -362,6 +362,23 @@ def test_a_disk_without_room_is_said_before_anything_is_loaded(
     assert served.sent(WEIGHTS) <= remote.HEAD_BYTES
 
 
+def test_a_network_that_dies_at_any_request_is_an_error_and_the_next_run_goes_on(served: Hub, own_cache: Path) -> None:
+    hints = set()
+    for alive in range(30):
+        served.requests, served.dies_after = 0, alive
+        try:
+            result = made("source", planned(source(served)), own_cache)
+            break
+        except SourceError as error:
+            hints.add(error.hint)
+        assert served.requests > alive
+        assert not list(own_cache.glob("actions/*"))
+    assert hints == {transfer.GO_ON}
+    assert contents(result.stored.path) == allowed()
+    assert alive > 0
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES
+
+
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     files = {
