@@ -1,8 +1,9 @@
 """How a model and a text come from a hub: what planning needs at once, the weights as a step.
 
 ``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes), ``view/`` (small files
-whole, of each safetensors file its header alone, all that a plan reads) and ``parts/`` (downloads on their way, which a
-killed run leaves for the next). A commit never changes, so what was asked once is never asked again.
+whole, of each safetensors file its header alone, all that a plan reads), ``parts/`` (downloads on their way, which a
+killed run leaves for the next) and ``whole/`` (all files, until the store takes them). A commit never changes, so what
+was asked once is never asked again.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def text_of(dataset: Dataset) -> Path:
 
 def source_step(repo: Repository, found: Listing) -> Step:
     """The step that downloads the model's files; its key says which repository, commit and hashes, and nothing else."""
-    return _step("source", repo, found)
+    return _step("source", repo, found, _folder(repo))
 
 
 def text_step(dataset: Dataset, name: str) -> Step:
@@ -106,16 +107,17 @@ def text_step(dataset: Dataset, name: str) -> Step:
     """
     repo = dataset_of(dataset)
     with _writing(_folder(repo)):
-        return _step(name, repo, _listing(repo, dataset.file))
+        return _step(name, repo, _listing(repo, dataset.file), _folder(repo, dataset.file))
 
 
-def _step(name: str, repo: Repository, found: Listing) -> Step:
+def _step(name: str, repo: Repository, found: Listing, folder: Path) -> Step:
     files = [dataclasses.asdict(file) for file in found.files]
     return Step(
         name=name,
         runs="phipipe.remote:fetch",
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
+        folder=folder / "whole",
         output_bytes=sum(file.size for file in found.files),
     )
 
@@ -123,7 +125,8 @@ def _step(name: str, repo: Repository, found: Listing) -> Step:
 def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: put the published files into ``out``: from the cache, from the hub client's cache, or over the network.
 
-    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files are there.
+    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files are there, and these
+    stay in ``out`` until they are stored.
 
     Raises:
         SourceError: a file cannot be had, or is not what was published; the checkpoint's files disagree.
@@ -133,6 +136,9 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     files = [Published(**file) for file in params["files"]]
     folder = _folder(repo, files[0].name if repo.kind == "dataset" else None)
     with _writing(folder), _alone(folder):
+        for path in out.iterdir():
+            if path.name not in {_base(file.name) for file in files}:  # a copy that was cut short
+                path.unlink()
         missing = [file for file in files if not _at_hand(repo, file, folder, out)]
         _check_room(repo, missing, folder / "parts")
         _download(repo, missing, folder / "parts")
@@ -296,6 +302,8 @@ def _need_network(repo: Repository, file: Published) -> None:
 def _at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bool:
     """Copy ``file`` into ``out`` from this machine, if it is here and is what was published."""
     target = out / _base(file.name)
+    if file.matches(target):  # from a run that was killed when all was there
+        return True
     if not _is_weights(file) and _copy(folder / "view" / _base(file.name), target, file):
         return True
     part = _part(folder / "parts", file)
