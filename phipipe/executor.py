@@ -138,13 +138,14 @@ class Bench:
             paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
             paths |= {name: source.folder for name, source in step.outside.items()}
             with self._store.scratch() as scratch:
+                out = step.folder or scratch / "out"
                 request = Request(step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"])
                 if step.toolchain:
                     usage = self._in_worker(step, request, scratch, on_progress)
                 else:
-                    usage = self._in_process(request, scratch, on_progress)
-                self._check_copy(step, waiting.record, scratch / "out")
-                stored = self._store.commit(key, scratch / "out", {**waiting.record, "step": step.name, "usage": usage})
+                    usage = self._in_process(request, out, on_progress)
+                self._check_copy(step, waiting.record, out)
+                stored = self._store.commit(key, out, {**waiting.record, "step": step.name, "usage": usage})
             return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
     def foresee(self, plan: Plan) -> list[Forecast]:
@@ -201,7 +202,7 @@ class Bench:
         return self._toolchains[name]
 
     def _in_process(
-        self, request: Request, scratch: Path, on_progress: Callable[[int, int, str], None]
+        self, request: Request, out: Path, on_progress: Callable[[int, int, str], None]
     ) -> dict[str, float]:
         """Run a light step right here: it copies or downloads files, or reads small JSON."""
 
@@ -211,8 +212,7 @@ class Bench:
             on_progress(done, total, unit)
 
         module, _, function = request.runs.partition(":")
-        out = scratch / "out"
-        out.mkdir()
+        out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with progress.listening(heard):
             getattr(importlib.import_module(module), function)(request.inputs, out, request.params)

@@ -86,7 +86,8 @@ def token() -> str | None:
 
 def is_allowed(name: str) -> bool:
     """Whether a checkpoint's file ``name`` is taken; never code, pickles, libraries, or what lies in a folder."""
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in models.ALLOWED)
+    plain = not re.search(r"[/\\:\x00-\x1f]", name)  # on some system these lead elsewhere
+    return plain and any(fnmatch.fnmatchcase(name, pattern) for pattern in models.ALLOWED)
 
 
 def listing(repo: Repository) -> Listing:

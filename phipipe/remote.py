@@ -1,8 +1,9 @@
 """How a model and a text come from a hub: what planning needs at once, the weights as a step.
 
 ``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes), ``view/`` (small files
-whole, of each safetensors file its header alone, all that a plan reads) and ``parts/`` (downloads on their way, which a
-killed run leaves for the next). A commit never changes, so what was asked once is never asked again.
+whole, of each safetensors file its header alone, all that a plan reads), ``parts/`` (downloads on their way, which a
+killed run leaves for the next) and ``whole/`` (all files, until the store takes them). A commit never changes, so what
+was asked once is never asked again.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
-from phipipe import collect, hub_client, models, progress, tokenizer_files, transfer
+from phipipe import hub_client, models, progress, tokenizer_files, transfer
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
 from phipipe.models import Checkpoint
-from phipipe.recipe import Dataset, Source
 from phipipe.settings import Settings
 from phipipe.transfer import Published
+
+if TYPE_CHECKING:
+    from phipipe.recipe import Dataset, Source
 
 HEAD_BYTES = 2**16  # read first of a safetensors file: most headers fit
 MIB = 2**20
@@ -58,20 +60,21 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
                 f"`{repo}` holds its weights as pickles only (`{found.pickles[0]}`); loading those can run code",
                 hint="take a repository with safetensors files",
             )
+        view = _folder(repo) / "view"
+        _complete_view(repo, found.files, view)
         try:
-            return _read(repo, found), found
+            return _read(repo, found, view), found
         except SourceError:
             if hub_client.is_offline():
                 raise
         for file in found.files:  # nothing vouches for a header: it may have been damaged here
             if _is_weights(file):
-                (_folder(repo) / "view" / file.name).unlink(missing_ok=True)
-        return _read(repo, found), found
+                (view / file.name).unlink(missing_ok=True)
+        _complete_view(repo, found.files, view)
+        return _read(repo, found, view), found
 
 
-def _read(repo: Repository, found: Listing) -> Checkpoint:
-    view = _folder(repo) / "view"
-    _complete_view(repo, found.files, view)
+def _read(repo: Repository, found: Listing, view: Path) -> Checkpoint:
     with _named(repo, view):
         return models.read(view, {file.name: file.size for file in found.files})
 
@@ -92,7 +95,7 @@ def text_of(dataset: Dataset) -> Path:
 
 def source_step(repo: Repository, found: Listing) -> Step:
     """The step that downloads the model's files; its key says which repository, commit and hashes, and nothing else."""
-    return _step("source", repo, found)
+    return _step("source", repo, found, _folder(repo))
 
 
 def text_step(dataset: Dataset, name: str) -> Step:
@@ -104,16 +107,17 @@ def text_step(dataset: Dataset, name: str) -> Step:
     """
     repo = dataset_of(dataset)
     with _writing(_folder(repo)):
-        return _step(name, repo, _listing(repo, dataset.file))
+        return _step(name, repo, _listing(repo, dataset.file), _folder(repo, dataset.file))
 
 
-def _step(name: str, repo: Repository, found: Listing) -> Step:
+def _step(name: str, repo: Repository, found: Listing, folder: Path) -> Step:
     files = [dataclasses.asdict(file) for file in found.files]
     return Step(
         name=name,
         runs="phipipe.remote:fetch",
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
+        folder=folder / "whole",
         output_bytes=sum(file.size for file in found.files),
     )
 
@@ -121,7 +125,8 @@ def _step(name: str, repo: Repository, found: Listing) -> Step:
 def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: put the published files into ``out``: from the cache, from the hub client's cache, or over the network.
 
-    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files are there.
+    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files are there, and these
+    stay in ``out`` until they are stored.
 
     Raises:
         SourceError: a file cannot be had, or is not what was published; the checkpoint's files disagree.
@@ -131,6 +136,9 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     files = [Published(**file) for file in params["files"]]
     folder = _folder(repo, files[0].name if repo.kind == "dataset" else None)
     with _writing(folder), _alone(folder):
+        for path in out.iterdir():
+            if path.name not in {_base(file.name) for file in files}:  # a copy that was cut short
+                path.unlink()
         missing = [file for file in files if not _at_hand(repo, file, folder, out)]
         _check_room(repo, missing, folder / "parts")
         _download(repo, missing, folder / "parts")
@@ -173,6 +181,8 @@ def _part(parts: Path, file: Published) -> Path:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Others may read the cache meanwhile, but no other process writes the same partial files."""
+    from filelock import FileLock
+
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         yield
@@ -185,6 +195,8 @@ def _is_weights(file: Published) -> bool:
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
+    from phipipe import collect  # toolchains, which import this module too, need not have what it needs
+
     with collect.guard(folder):
         yield
 
@@ -290,6 +302,8 @@ def _need_network(repo: Repository, file: Published) -> None:
 def _at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bool:
     """Copy ``file`` into ``out`` from this machine, if it is here and is what was published."""
     target = out / _base(file.name)
+    if file.matches(target):  # from a run that was killed when all was there
+        return True
     if not _is_weights(file) and _copy(folder / "view" / _base(file.name), target, file):
         return True
     part = _part(folder / "parts", file)

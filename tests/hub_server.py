@@ -57,6 +57,8 @@ class Hub:
         self.gated = False
         self.answers: list[tuple[int, dict[str, str], bytes]] = []  # instead of what the hub knows, one each
         self.pause_s = 0.0  # after each chunk
+        self.dies_after: int | None = None  # requests; then every connection is closed without a word
+        self.requests = 0
         self.released = threading.Event()
         hub = self
 
@@ -127,6 +129,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refuse(self, status: int, code: str) -> None:
         self.answer(status, b"{}", X_Error_Code=code, X_Error_Message=code)
+
+    def parse_request(self) -> bool:
+        hub = self.server_hub
+        hub.requests += 1
+        if hub.dies_after is not None and hub.requests > hub.dies_after:
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))

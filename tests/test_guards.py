@@ -130,6 +130,11 @@ def test_the_parent_never_imports_a_toolchain(words: list[str]) -> None:
     assert not imported(code) & HEAVY
 
 
+def test_what_toolchains_import_needs_little() -> None:
+    """Not every toolchain has what the parent has."""
+    assert not imported("import phipipe.hub") & {*HEAVY, "filelock", "yaml", "platformdirs", "click"}
+
+
 def imported(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after ``code``."""
     probe = f"{code}\nimport json, sys; print('\\n' + json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"

@@ -110,6 +110,15 @@ def test_a_download_says_how_far_it_is(served: Hub, own_cache: Path) -> None:
     assert len({done for done, _, _ in told}) > 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["modeling_phi3.py", "pytorch_model.bin", "x.pt", "lib.so", "x.dll", "a/model.safetensors", "..\\x.safetensors",
+     "C:x.safetensors", "x\n.safetensors", "config.json.py", "", "..", "tokenizer.pkl"],
+)  # fmt: skip
+def test_nothing_but_plain_data_is_taken(name: str) -> None:
+    assert not hub_client.is_allowed(name)
+
+
 def test_the_same_bytes_from_a_folder_and_from_a_hub_are_one_object(served: Hub, own_cache: Path) -> None:
     here = made("source", planned(), own_cache)
     there = made("source", planned(source(served)), own_cache)
@@ -353,6 +362,23 @@ def test_a_disk_without_room_is_said_before_anything_is_loaded(
     assert served.sent(WEIGHTS) <= remote.HEAD_BYTES
 
 
+def test_a_network_that_dies_at_any_request_is_an_error_and_the_next_run_goes_on(served: Hub, own_cache: Path) -> None:
+    hints = set()
+    for alive in range(30):
+        served.requests, served.dies_after = 0, alive
+        try:
+            result = made("source", planned(source(served)), own_cache)
+            break
+        except SourceError as error:
+            hints.add(error.hint)
+        assert served.requests > alive
+        assert not list(own_cache.glob("actions/*"))
+    assert hints == {transfer.GO_ON}
+    assert contents(result.stored.path) == allowed()
+    assert alive > 0
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES
+
+
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     files = {
@@ -398,45 +424,60 @@ from phipipe import hub_client, remote
 repo = hub_client.Repository("model", sys.argv[1], sys.argv[2])
 _, found = remote.checkpoint_of(repo)
 step = remote.source_step(repo, found)
-from pathlib import Path
-Path(sys.argv[3]).mkdir()
-remote.fetch({}, Path(sys.argv[3]), step.params)
+step.folder.mkdir(parents=True, exist_ok=True)
+remote.fetch({}, step.folder, step.params)
+print(step.folder)
 """
 
 
-def download(served: Hub, out: Path, before: str = "") -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", before + DOWNLOAD, served.repo, served.commit, str(out)]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def download(served: Hub, before: str = "") -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", before + DOWNLOAD, served.repo, served.commit]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def downloaded(served: Hub) -> dict[str, bytes]:
+    process = download(served)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return contents(Path(out.strip()))
 
 
 @pytest.mark.crash
-def test_after_a_kill_at_most_one_mebibyte_comes_twice(served: Hub, tmp_path: Path, own_cache: Path) -> None:
+def test_after_a_kill_at_most_one_mebibyte_comes_twice(served: Hub, own_cache: Path) -> None:
     served.pause_s = 0.005
-    for i, limit in enumerate((1_000_000, 4_000_000, 7_000_000)):
-        process = download(served, tmp_path / f"out{i}")
+    for limit in (1_000_000, 4_000_000, 7_000_000):
+        process = download(served)
         while served.sent(WEIGHTS) < limit:
             assert process.poll() is None
             time.sleep(0.005)
         process.kill()
         process.communicate()
     served.pause_s = 0.0
-    assert download(served, tmp_path / "out").wait() == 0
-    assert contents(tmp_path / "out") == allowed()
+    assert downloaded(served) == allowed()
     twice = served.sent(WEIGHTS) - len(served.files[WEIGHTS]) - remote.HEAD_BYTES
     assert twice <= 3 * 2**20
 
 
+def test_what_was_complete_before_a_kill_is_not_loaded_again(served: Hub, own_cache: Path) -> None:
+    assert downloaded(served) == allowed()  # and is killed before the store takes it
+    (whole,) = (own_cache / "hub").rglob("whole")
+    (whole / f"{WEIGHTS}.123.tmp").write_bytes(b"half a copy")
+    (whole / "tokenizer.json").write_bytes(b"{}")
+    asked = len(served.seen)
+    assert contents(made("source", planned(source(served)), own_cache).stored.path) == allowed()
+    assert len(served.seen) == asked
+    assert not whole.exists()
+
+
 @pytest.mark.crash
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process's files are POSIX's")
-def test_a_disk_that_fills_keeps_what_came(served: Hub, tmp_path: Path, own_cache: Path) -> None:
+def test_a_disk_that_fills_keeps_what_came(served: Hub, own_cache: Path) -> None:
     served.pause_s = 0.005
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))\n"
-    process = download(served, tmp_path / "out", limit)
+    process = download(served, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))\n")
     assert "no room left" in process.communicate()[1].splitlines()[-1]
     (part,) = (own_cache / "hub").rglob("*.part")
     assert part.read_bytes() == served.files[WEIGHTS][:4_000_000]
-    assert download(served, tmp_path / "again").wait() == 0
-    assert contents(tmp_path / "again") == allowed()
+    assert downloaded(served) == allowed()
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES + 2**20
 
 
@@ -505,7 +546,21 @@ def test_a_run_that_is_killed_goes_on_where_it_was(served: Hub, own_cache: Path,
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES + 2**20
 
 
+def test_the_command_line_never_shows_a_token(
+    served: Hub, own_cache: Path, mine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mine(f"{{repo: REPO, revision: {served.commit}}}")
+    served.gated, served.token = True, "hf_other"
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    for command in (("plan", path), ("pin", mine("{repo: REPO}")), ("run", path, "--json")):
+        refused = cli(*command)
+        assert refused.returncode in (2, 8), refused.stderr
+        assert CANARY not in refused.stdout + refused.stderr
+    assert CANARY in {seen.token for seen in served.seen}
+
+
 @pytest.mark.crash
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child alone")
 @pytest.mark.parametrize("silent", [False, True], ids=["busy", "stalled"])
 def test_ctrl_c_ends_a_download_soon(served: Hub, mine: Callable[[str], Path], silent: bool) -> None:
     path = mine(f"{{repo: REPO, revision: {served.commit}}}")

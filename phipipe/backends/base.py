@@ -59,6 +59,7 @@ class Step:
     params: Params = field(default_factory=dict)
     outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
     copies: bool = False  # takes the one of ``outside`` into the store as it is: output and input have the same digest
+    folder: Path | None = None  # of a light step that can go on where it was cut short: it works here, and this is kept
     toolchain: str | None = None  # None: light enough to run in the parent process
     measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
     unquantized: Precision | None = None
