@@ -248,12 +248,13 @@ class _Handler(BaseHTTPRequestHandler):
         limit = fault.at if fault.kind in ("cut", "stall") else len(body)
         for i in range(0, min(limit, len(body)), CHUNK):
             piece = body[i : min(i + CHUNK, limit)]
+            seen.sent += len(piece)  # before the client can have it, and look
             try:
                 self.wfile.write(piece)
             except OSError:  # the client has gone
+                seen.sent -= len(piece)
                 self.close_connection = True
                 return
-            seen.sent += len(piece)
             if self.server_hub.pause_s:
                 time.sleep(self.server_hub.pause_s)
         if fault.kind == "stall":
