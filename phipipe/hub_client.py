@@ -22,6 +22,7 @@ from phipipe.transfer import Published, Remote
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
+ASKS = 4  # times in a row that no answer counts as a pause; somebody may be waiting for a plan
 OFFLINE_HINT = "unset HF_HUB_OFFLINE and run it once with a network; after that it works without"
 LOGIN = "`hf auth login`, or set HF_TOKEN"
 
@@ -165,7 +166,7 @@ def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
             status, headers = int(error.response.status_code), error.response.headers
             raise transfer.status_error(status, headers, lambda: refused(repo, status, headers)) from None
         except http.TransportError as error:
-            raise transfer.fault_of(error) from None
+            raise transfer.Fault(str(transfer.fault_of(error)), attempts=ASKS) from None
         except (ValueError, TypeError, KeyError, AttributeError):  # a web page, or some other service
             raise transfer.Fault(f"{urlsplit(endpoint()).netloc} does not answer like a hub", attempts=2) from None
 

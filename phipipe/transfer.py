@@ -164,6 +164,8 @@ def fault_of(error: Exception) -> Fault:
         cause = cause.__cause__ or cause.__context__
     if "Timeout" in type(error).__name__:
         return Fault(f"no answer for {PACE.stall_s:g} s")
+    if type(error).__name__ == "ConnectError":
+        return Fault("no connection: is there a network?")
     return Fault(f"the connection broke ({type(error).__name__})")
 
 
