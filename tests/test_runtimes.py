@@ -164,6 +164,6 @@ def test_a_qualcomm_package_was_decoded_on_the_emulator(said: str, shell: Shell,
     assert (manifest["on_target"], manifest["twin"]) == ("emulated", "compile-apart")
     assert manifest["emulation"]["decode_kld_mean"] < limit
     assert build["evaluation"]["metrics"]["kld_mean"] < limit
-    assert {path.name for path in folder.glob("*.bin")} == {"decoder_prompt_qnn.bin", "head_prompt_qnn.bin"}
+    assert {path.name for path in folder.glob("*.bin")} == {"decoder_0_prompt_qnn.bin", "head_prompt_qnn.bin"}
     assert "its twin" in (folder / "README.md").read_text("utf-8")
     assert "run this package on the device" in shell("chat", folder, "--prompt", "Hi", expect=5).stderr
