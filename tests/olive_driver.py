@@ -60,13 +60,10 @@ def weights(folder: Path) -> dict[str, Any]:
     return {name: tensor for path in torch_checkpoint.shards(folder) for name, tensor in load_file(path).items()}
 
 
-def levels(folder: Path, linear: str) -> Any:
-    """The integers of a rounded weight [n, k], from the layout's description alone."""
-    tensors = weights(folder)
-    packed, rows = tensors[f"{linear}.qweight"], len(tensors[f"{linear}.scales"])
-    if bits(folder)[linear] == 8:
-        return packed.int()
-    return torch.stack([packed & 15, packed >> 4], -1).reshape(rows, -1).int()
+def levels(packed: Any, width: int) -> Any:
+    """The integers [n, width] of what is stored, from the layout's description alone: 4 bits, low half first, or 8."""
+    wide = packed if packed.shape[1] == width else torch.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
+    return wide[:, :width].int()
 
 
 def bits(folder: Path) -> dict[str, int]:
@@ -88,15 +85,16 @@ def logits(folder: Path, change: Callable[[str, Any], Any]) -> Any:
 
 
 def dense(folder: Path) -> Callable[[str, Any], Any]:
-    stored = weights(folder)
+    """What each rounded linear of ``folder`` stands for."""
+    stored, widths = weights(folder), bits(folder)
 
     def change(name: str, weight: Any) -> Any:
         scales = stored[f"{name}.scales"]
-        zeros: Any = 2 ** (bits(folder)[name] - 1)
+        zeros: Any = 2 ** (widths[name] - 1)
         if f"{name}.qzeros" in stored:
             packed = stored[f"{name}.qzeros"]
             zeros = torch.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)[:, : scales.shape[1], None]
-        grouped = levels(folder, name).reshape(*scales.shape, -1) - zeros
+        grouped = levels(stored[f"{name}.qweight"], weight.shape[1]).reshape(*scales.shape, -1) - zeros
         return (grouped * scales[..., None]).reshape(weight.shape)
 
     return change
@@ -373,4 +371,5 @@ def main(root: Path, onnx: bool) -> None:
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.meta_path.insert(0, worker.NoTorchLoad())
+    torch.set_num_threads(1)  # matrices are small: on a busy machine threads mostly wait for each other
     main(Path(sys.argv[1]), "onnx" in sys.argv[2:])
