@@ -32,9 +32,9 @@ def device(name: str) -> Row:
     found = targets.load(name)
     builds = {}
     for backend in registry.names():
-        fits = {f"{unit.api} {' '.join(registry.able(backend, found, unit))}": unit for unit in found.units}
-        if able := [words for words, unit in fits.items() if registry.able(backend, found, unit)]:
-            builds[backend] = "; ".join(able)
+        able = ((unit.api, registry.able(backend, found, unit)) for unit in found.units)
+        if words := [" ".join((api, *precisions)) for api, precisions in able if precisions]:
+            builds[backend] = "; ".join(words)
     return {
         "device": name,
         "title": found.title,
