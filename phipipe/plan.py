@@ -257,15 +257,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         *steps,
         _evaluation(plan, evaluated, artifact, checks),
         replace(scoring.measure_step(evaluated.name, recipe, environment, parameters, api), after=checks),
-        Step(
-            name="reference",
-            runs="phipipe.reference:keep",
-            version=1,
-            needs={"baseline": "baseline"},
-            params={"top": reference.TOP, "tokens": reference.TOKENS},
-            toolchain="torch",
-            output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
-        ),
+        _reference_step(recipe),
         Step(
             name="gates",
             runs="phipipe.evaluate:check_gates",
@@ -275,6 +267,18 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         ),
         _package_step(plan, original, artifact, None if evaluated is artifact else evaluated, options, checks),
     ]
+
+
+def _reference_step(recipe: Recipe) -> Step:
+    return Step(
+        name="reference",
+        runs="phipipe.reference:keep",
+        version=1,
+        needs={"baseline": "baseline"},
+        params={"top": reference.TOP, "tokens": reference.TOKENS},
+        toolchain="torch",
+        output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
+    )
 
 
 def _proof(plan: Plan, options: BaseModel) -> list[Step]:
@@ -380,7 +384,15 @@ def _package_step(
         **({"parity": checks[0]} if checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.EMULATED else {}),
     }
-    return Step(name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True)
+    return Step(
+        name="package",
+        runs="phipipe.package:package",
+        version=1,
+        needs=needs,
+        params=params,
+        provenance=True,
+        output_bytes=artifact.output_bytes + _reference_step(recipe).output_bytes,
+    )
 
 
 def _neutral(recipe: Recipe) -> dict[str, Any]:

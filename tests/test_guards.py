@@ -81,6 +81,7 @@ LAYERS = (
     {"worker", "process"},
     {"executor"},
     {"schedule"},
+    {"preflight"},
     {"show", "again", "catalogue", "comparison", "support"},
     {"console"},
     {"upkeep"},
