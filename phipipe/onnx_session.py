@@ -20,7 +20,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Session:
-    """``Runtime`` over a folder. Each half is loaded when it is asked for, in place of the other: they share no weights.
+    """``Runtime`` over a folder. Each half is loaded when it is asked for, in place of the other.
 
     Raises:
         TargetError: ``api`` is "cuda", and this machine has no such GPU.

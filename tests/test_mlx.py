@@ -84,6 +84,7 @@ def recipe(precision: str = "int4", window: int = 512) -> Any:
 
 def checkpoint(**changes: Any) -> Any:
     shape: dict[str, Any] = {
+        "large": False,
         "parameters": 10_000_000,
         "hidden_size": 3072,
         "intermediate_size": 8192,
@@ -163,6 +164,11 @@ CASES = ["int4", "int4-32", "int4-128", "3-bit", "6-bit", "int8", "mxfp4", "nvfp
 @pytest.mark.parametrize("case", ["fp16", "fp32", *CASES])
 def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")[case] == [True, True]
+
+
+@pytest.mark.integration
+def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
+    assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
 
 
 @pytest.mark.integration
