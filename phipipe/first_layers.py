@@ -35,6 +35,7 @@ def of(checkpoint: Checkpoint, layers: int = LAYERS) -> Checkpoint:
     return replace(
         checkpoint,
         layers=layers,
+        cut=True,
         parameters=int(checkpoint.parameters * share),
         weight_bytes=int(checkpoint.weight_bytes * share),
     )

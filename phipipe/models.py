@@ -85,11 +85,12 @@ class Checkpoint:
     resaved: bool  # transformers 5's own layout, which other converters misread
     parameters: int
     weight_bytes: int
+    cut: bool = False  # its first layers alone, for a proof
 
     @property
     def large(self) -> bool:
         """Whether an unquantized copy is too much to make and score for its own sake."""
-        return self.parameters > LARGE_PARAMETERS
+        return self.parameters > LARGE_PARAMETERS and not self.cut
 
 
 def files(folder: Path) -> list[str]:
