@@ -19,7 +19,28 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from phipipe.models import Checkpoint
+
 TOGETHER = 2**16  # tokens that go through the layers at once: their hidden states take 4 bytes a value
+
+
+# An interpreter with torch and transformers. With it, `memory_bytes` was 11 % above the largest RssAnon of 20 samples a
+# second (Linux, 2 windows of 512 tokens, shape of Phi-3.5-mini: 1.43 GB).
+RUNTIME_BYTES = 2**29
+
+
+def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
+    """Peak of anonymous memory for the logits of ``tokens`` tokens in windows of ``window``."""
+    ends = checkpoint.vocab_size * checkpoint.hidden_size
+    layer = (checkpoint.parameters - ends * (1 if checkpoint.tied else 2)) // checkpoint.layers
+    states = min(tokens, max(TOGETHER, window)) * checkpoint.hidden_size
+    scores = 3 * window * checkpoint.vocab_size  # a window's logits, and what its softmax makes of them
+    whole = 0
+    if checkpoint.weight_bytes not in (2 * checkpoint.parameters, 4 * checkpoint.parameters):
+        whole = 4 * checkpoint.parameters  # of several dtypes, or quantized: nothing is mapped
+    elif checkpoint.model_type == "phimoe":
+        whole = checkpoint.weight_bytes  # experts are merged
+    return 4 * (layer + ends + states + scores) + whole + RUNTIME_BYTES
 
 
 @dataclass
@@ -80,6 +101,8 @@ class Layerwise:
         answers: list[list[int]] = [[] for _ in prompts]
         going = list(range(len(prompts)))
         for step in range(limit):
+            if not going:
+                break
             with torch.inference_mode():
                 passes = [self._enter(pending[i], caches[i], cached=True) for i in going]
                 self._advance(passes)
@@ -89,8 +112,6 @@ class Layerwise:
                     pending[i] = answers[i][-1:]
             going = [i for i in going if answers[i][-1] not in self._ends]
             progress.report(step + 1, limit, "tokens")
-            if not going:
-                break
         return answers
 
     def _enter(self, ids: Sequence[int], cache: Any = None, cached: bool = False) -> _Pass:
@@ -141,7 +162,7 @@ class Layerwise:
 
         calls = []
 
-        class Passes(torch.nn.Module):
+        class Passes(torch.nn.Module):  # type: ignore[misc]
             def forward(self, hidden: Any, *args: Any, **settings: Any) -> Any:
                 calls.append((args, settings))
                 return hidden

@@ -47,6 +47,7 @@ LAYERS = (
         "openvino_graph",
         "openvino_session",
         "torch_checkpoint",
+        "layerwise",
         "transformers_tokenizer",
         "static_graph",
         "static_session",
