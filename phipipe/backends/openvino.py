@@ -276,7 +276,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     openvino_session.quiet()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
-        _export(source, out, params["precision"])
+        with openvino_graph.one_thread():
+            _export(source, out, params["precision"])
         for name in models.files(source):  # transformers 5 rewrites them in a layout that other tools misread
             if not name.endswith((".safetensors", ".index.json")):
                 shutil.copyfile(source / name, out / name)
@@ -353,10 +354,11 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     source = inputs["model"]
     model = openvino_session.read(source)
     before = openvino_session.weights(model)
-    model = _compress(model, params, inputs.get("calibration"))
-    _describe_runtime(model)
-    openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
-    del model
+    with openvino_graph.in_file(out.parent):
+        model = _compress(model, params, inputs.get("calibration"))
+        _describe_runtime(model)
+        openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
+        del model
     openvino_graph.number_nodes(out / MODEL)
     for path in sorted(source.iterdir()):
         if path.stem != Path(MODEL).stem:
