@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_LARGE_BYTES = 2**20
+_LARGE_BYTES = 2**16
 _CHUNK_BYTES = 2**25
 _CONSTANT = re.compile(r'<data element_type="bf16"[^>]*? offset="(\d+)" size="(\d+)"')
 

@@ -47,9 +47,8 @@ ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPT
 PIPELINE = ("prompt_length", "response_length")  # options of verify_npu; they change no weight
 MODEL = "openvino_model.xml"
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-# Peaks of anonymous memory: the largest RssAnon of 20 samples a second (/proc/PID/status, Linux x86-64), with the shape
-# of Phi-3.5-mini: converting 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19), most of it for a moment:
-# NNCF's working copies of the largest matrix, embedding or LM head. Weights lie in files throughout.
+# Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape: converting
+# 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19): NNCF copies the largest matrix, embedding or head.
 CONVERSION_BYTES = 870_000_000
 QUANTIZATION_BYTES = 740_000_000
 WORKING_BYTES = 9  # per value of that matrix
