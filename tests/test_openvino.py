@@ -219,6 +219,13 @@ def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> N
     assert planned == pytest.approx(actual, rel=0.03)
 
 
+def test_planned_memory_is_what_was_measured_at_full_size() -> None:
+    shape = checkpoint(parameters=3_821_079_552, weight_bytes=7_642_159_104)
+    made = openvino.steps(recipe("int4"), openvino.Options(symmetric=True), shape, {})
+    assert [step.memory_bytes for step in made] == [pytest.approx(0.87e9, rel=0.2), pytest.approx(1.62e9, rel=0.2)]
+    assert made[1].output_bytes == pytest.approx(2_068_554_739, rel=0.01)
+
+
 def test_weights_that_stay_in_files_take_no_memory() -> None:
     assert planned("fp16")[0].memory_bytes == openvino.CONVERSION_BYTES
     stored = checkpoint(weight_bytes=1_200_000_000)

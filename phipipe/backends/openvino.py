@@ -47,11 +47,11 @@ ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPT
 PIPELINE = ("prompt_length", "response_length")  # options of verify_npu; they change no weight
 MODEL = "openvino_model.xml"
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-# Peaks of anonymous memory beside weights: the largest /proc/PID/status RssAnon of 20 samples a second on Linux x86-64,
-# with the shape of Phi-3.5-mini (3.8 G parameters, bf16). Conversion 0.79 to 0.95 GB; int4 2.37 to 2.56 GB, of which
-# 2.07 are the result. Weights that are not cast stay in files.
+# Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape: converting
+# 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19): NNCF copies the largest matrix, embedding or head.
 CONVERSION_BYTES = 870_000_000
-QUANTIZATION_BYTES = 400_000_000
+QUANTIZATION_BYTES = 740_000_000
+WORKING_BYTES = 9  # per value of that matrix
 NPU_PROMPT = "Tell me a short story about a fox."
 NPU_TOKENS = 32
 # Between two tokens that are almost equally likely, rounding decides; 0.01 was measured, a broken pipeline is nats off.
@@ -232,10 +232,11 @@ def steps(
     if bits == 8:
         chosen = {"symmetric": options.symmetric}
     made = _stored_bytes(options, checkpoint, bits)
-    needs, memory = {"model": "convert"}, made + QUANTIZATION_BYTES
+    memory = QUANTIZATION_BYTES + WORKING_BYTES * checkpoint.vocab_size * checkpoint.hidden_size
+    needs = {"model": "convert"}
     if bits == 4 and options.learns:
         needs["calibration"] = "calibration"
-        memory += 2 * parameters + 4 * recipe.calibrate.tokens * checkpoint.intermediate_size
+        memory += made + 2 * parameters + 4 * recipe.calibrate.tokens * checkpoint.intermediate_size
     quantize_step = Step(
         name="quantize",
         runs="phipipe.backends.openvino:quantize",
@@ -276,7 +277,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     openvino_session.quiet()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
-        _export(source, out, params["precision"])
+        with openvino_graph.one_thread():
+            _export(source, out, params["precision"])
         for name in models.files(source):  # transformers 5 rewrites them in a layout that other tools misread
             if not name.endswith((".safetensors", ".index.json")):
                 shutil.copyfile(source / name, out / name)
@@ -353,10 +355,11 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     source = inputs["model"]
     model = openvino_session.read(source)
     before = openvino_session.weights(model)
-    model = _compress(model, params, inputs.get("calibration"))
-    _describe_runtime(model)
-    openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
-    del model
+    with openvino_graph.in_file(out.parent):
+        model = _compress(model, params, inputs.get("calibration"))
+        _describe_runtime(model)
+        openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
+        del model
     openvino_graph.number_nodes(out / MODEL)
     for path in sorted(source.iterdir()):
         if path.stem != Path(MODEL).stem:
