@@ -111,6 +111,11 @@ class Checkpoint:
         return self.parameters - idle * self.layers * 3 * self.hidden_size * self.intermediate_size
 
     @property
+    def besides(self) -> str:
+        """``parts`` for people."""
+        return " and ".join(f"{part} parts" for part in self.parts) or "parts"
+
+    @property
     def cuts(self) -> bool:
         """Whether the sliding window is shorter than the context; LongRoPE models carry one that never cuts."""
         return self.sliding_window is not None and 0 < self.sliding_window < self.context_length
@@ -202,6 +207,16 @@ def _checkpoint(
     )
 
 
+def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to replace in ``config`` for tools that know LongRoPE by its present name only; often nothing.
+
+    transformers 5 itself refuses "su" (the original context is not handed on), mlx-lm reads "yarn" as no scaling.
+    """
+    rope = config.get("rope_scaling") or {}
+    scaling = _longrope(rope)
+    return {} if scaling is None or rope.get("type") == "longrope" else {"rope_scaling": scaling}
+
+
 def _longrope(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     """LongRoPE as it is spelled today; "su" and, with its lists of factors, "yarn" are what Phi-3 called it first."""
     kind = str(rope.get("rope_type") or rope.get("type") or "")
@@ -217,7 +232,7 @@ def _has(config: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def _tokenizer(folder: Path) -> str:
-    """"" if there is none; see ``Checkpoint.tokenizer``."""
+    """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
     settings = _optional_json(folder / "tokenizer_config.json")

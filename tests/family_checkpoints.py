@@ -2,9 +2,10 @@
 
 Runs in the torch toolchain: ``python family_checkpoints.py ROOT`` leaves, for each member, ROOT/SLUG/source in the
 layout of the hub's originals (never the one that transformers 5 saves), ROOT/SLUG/resaved in the one it does save,
-and ROOT/SLUG/{short,long}.npy: logits of transformers in fp32 on ROOT/SLUG/ids.json's first tokens and on all.
+ROOT/SLUG/{short,long}.npy: logits of transformers in fp32 on the first 96 and on all 400 tokens, and
+ROOT/SLUG/told.json: those tokens, the answers to both, and the ids that packaged tokenizers must give.
 
-Lengths: 256 tokens instead of 4096 before LongRoPE switches factors, windows of 127 instead of 2047.
+Lengths: 256 tokens instead of 4096 before LongRoPE switches factors, windows of 255 instead of 2047.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from phipipe import family
 from phipipe.assets import stories, tokenizer
 from phipipe.evaluate import PARITY_TEXT
 
-ORIGINAL, WINDOW, SHORT, LONG = 256, 127, 96, 400
+ORIGINAL, WINDOW, SHORT, LONG, ANSWER = 256, 255, 96, 400, 8
 SEED = 20
 # Sizes that no two of a model's linears share with its vocabulary: ORT's builder knows the LM head by its width.
 SIZES: Mapping[str, dict[str, int]] = {
@@ -149,7 +150,7 @@ def _weights(config: Mapping[str, Any], folder: Path) -> None:
             values = 1 + 0.1 * values
         elif len(shape) == 1:
             values = 0.1 * values
-        elif "embed_tokens" not in name:
+        elif "embed_tokens" not in name or config["tie_word_embeddings"]:
             values = values * (1.6 if "_proj" in name else 1.0) / shape[1] ** 0.5
         tensors[name] = values.to(torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -164,7 +165,10 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for i in range(config["num_hidden_layers"]):
         layer = {"input_layernorm.weight": (hidden,)}
         if kind == "phi3":
-            layer |= {"self_attn.qkv_proj.weight": (hidden + 2 * width, hidden), "mlp.down_proj.weight": (hidden, inner)}
+            layer |= {
+                "self_attn.qkv_proj.weight": (hidden + 2 * width, hidden),
+                "mlp.down_proj.weight": (hidden, inner),
+            }
             layer |= {"self_attn.o_proj.weight": (hidden, hidden), "mlp.gate_up_proj.weight": (2 * inner, hidden)}
         else:
             output = "dense" if kind == "phi" else "o_proj"
@@ -198,23 +202,27 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def main(root: Path) -> None:
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    from phipipe import transformers_tokenizer
     from phipipe.backends import torch as baseline
 
     text = stories.file_text("evaluation")
     for member in MEMBERS:
         folder = root / slug(member.name)
         make(member, folder / "source")
-        known = AutoTokenizer.from_pretrained(folder / "source")
+        known = transformers_tokenizer.load(folder / "source")
         ids = known(text[: 20 * LONG], add_special_tokens=False)["input_ids"][:LONG]
         parity = known(PARITY_TEXT, add_special_tokens=False)["input_ids"]
-        (folder / "ids.json").write_text(json.dumps({"ids": ids, "parity": parity}))
         runtime = baseline.open(folder / "source")
-        np.save(folder / "short.npy", runtime.logits(ids[:SHORT]))
-        np.save(folder / "long.npy", runtime.logits(ids))
+        answers = {}
+        for window, length in (("short", SHORT), ("long", LONG)):
+            np.save(folder / f"{window}.npy", runtime.logits(ids[:length]))
+            answers[window] = list(runtime.generate(ids[:length], ANSWER))
         runtime.close()
-        model = AutoModelForCausalLM.from_pretrained(folder / "source", dtype=torch.bfloat16)
+        (folder / "told.json").write_text(json.dumps({"ids": ids, "parity": parity, "answers": answers}))
+        config = transformers_tokenizer.config_of(folder / "source")
+        model = AutoModelForCausalLM.from_pretrained(folder / "source", config=config, dtype=torch.bfloat16)
         model.save_pretrained(folder / "resaved")
         known.save_pretrained(folder / "resaved")
 

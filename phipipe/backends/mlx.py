@@ -144,10 +144,6 @@ def _odd(options: Options, checkpoint: Checkpoint) -> bool:
     return any(width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size))
 
 
-def _cuts(checkpoint: Checkpoint) -> bool:
-    return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
-
-
 RULES = (
     Rule(
         id="X01",
@@ -193,17 +189,34 @@ RULES = (
     ),
     Rule(
         id="M09",
+        level="error",
+        when=lambda r, o, c: c.cuts and r.evaluate.window > (c.sliding_window or 0),
+        message="mlx-lm ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows of "
+        "{recipe.evaluate.window} tokens would differ from the original",
+        hint="set `evaluate.window` to that or less; `onnxruntime` and `openvino` have the window",
+    ),
+    Rule(
+        id="M15",
         level="warning",
-        when=lambda r, o, c: _cuts(c) and r.evaluate.window > (c.sliding_window or 0),
-        message="mlx-lm ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
-        "differs from the original",
+        when=lambda r, o, c: c.cuts and (r.context is None or r.context > (c.sliding_window or 0)),
+        message="mlx-lm ignores the model's sliding window: use it with at most {checkpoint.sliding_window} tokens, "
+        "beyond which it differs from the original",
+        hint="`context: {checkpoint.sliding_window}` says that to this build",
     ),
     Rule(
         id="M11",
         level="warning",
-        when=lambda r, o, c: 0 < c.original_context_length < c.context_length,
+        when=lambda r, o, c: c.longrope and r.evaluate.window <= c.original_context_length,
         message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use the model with at "
         "most {checkpoint.original_context_length} tokens",
+        hint="for longer prompts alone, set `evaluate.window` beyond that: the long factors are then built in",
+    ),
+    Rule(
+        id="M16",
+        level="warning",
+        when=lambda r, o, c: c.longrope and r.evaluate.window > c.original_context_length,
+        message="mlx-lm knows one set of LongRoPE factors; since `evaluate.window` asks for them, the long ones are "
+        "built in, so use the model with more than {checkpoint.original_context_length} tokens",
     ),
 )
 

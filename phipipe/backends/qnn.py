@@ -125,6 +125,25 @@ RULES = (
         hint="set `calibrate.window: 512`",
     ),
     Rule(
+        id="Q11",
+        level="error",
+        when=lambda r, o, c: (
+            c.longrope
+            and (o.context_length > c.original_context_length) != (r.evaluate.window > c.original_context_length)
+        ),
+        message="the graphs hold one set of LongRoPE factors, chosen by `quantize.context_length: "
+        "{options.context_length}`: with windows of {recipe.evaluate.window} tokens the original takes the other",
+        hint="keep both within {checkpoint.original_context_length} tokens",
+    ),
+    Rule(
+        id="Q12",
+        level="error",
+        when=lambda r, o, c: c.cuts and o.context_length > (c.sliding_window or 0),
+        message="the graphs have no sliding window, and the model's is {checkpoint.sliding_window} tokens: with a "
+        "longer cache it would differ from the original",
+        hint="set `quantize.context_length` to that or less",
+    ),
+    Rule(
         id="Q09",
         level="error",
         when=lambda r, o, c: (o.parts or 1) > c.layers,
