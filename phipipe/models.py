@@ -223,7 +223,7 @@ def _longrope(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     lists = {"short_factor", "long_factor"} <= set(rope)
     if kind not in {"longrope", "su"} and not (kind == "yarn" and lists):
         return None
-    known = ("short_factor", "long_factor", "short_mscale", "long_mscale")
+    known = ("short_factor", "long_factor", "short_mscale", "long_mscale", "original_max_position_embeddings")
     return {"type": "longrope", **{key: rope[key] for key in known if key in rope}}
 
 

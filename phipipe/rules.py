@@ -173,9 +173,16 @@ MODELS: tuple[Rule, ...] = (
         when=lambda r, o, c: (
             (bool(c.parts) or c.architecture in MULTIMODAL) and r.backend not in MULTIMODAL.get(c.architecture, ())
         ),
-        message="`{checkpoint.architecture}` has {checkpoint.besides} besides text, which `{recipe.backend}` does not "
-        "get: phipipe converts text models only",
+        message="the model has {checkpoint.besides} besides text, and phipipe converts text models only",
         hint="use the text model it was built on (Phi-3.5-mini, Phi-4-mini, Phi-4-reasoning)",
+    ),
+    Rule(
+        id="M06",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe" and c.head_size != c.hidden_size // c.heads,
+        message="SlimMoE's head size ({checkpoint.head_size}) is not hidden size / heads; "
+        "no runtime computes that correctly",
+        hint="use Phi-4-mini, which is as small",
     ),
     Rule(
         id="M04",
@@ -193,14 +200,6 @@ MODELS: tuple[Rule, ...] = (
         hint="`backend: openvino` computes it exactly",
     ),
     Rule(
-        id="M06",
-        level="error",
-        when=lambda r, o, c: c.model_type == "phimoe" and c.head_size != c.hidden_size // c.heads,
-        message="SlimMoE's head size ({checkpoint.head_size}) is not hidden size / heads; "
-        "no runtime computes that correctly",
-        hint="use Phi-4-mini, which is as small",
-    ),
-    Rule(
         id="M07",
         level="error",
         when=lambda r, o, c: r.backend != "torch" and c.resaved and c.model_type not in KNOWN_TYPES,
@@ -209,7 +208,7 @@ MODELS: tuple[Rule, ...] = (
         hint="use the hub's original files",
     ),
     Rule(
-        id="M12",
+        id="M14",
         level="warning",
         when=lambda r, o, c: r.context is not None and r.context > c.context_length,
         message="`context: {recipe.context}` is more than the model's {checkpoint.context_length} tokens",

@@ -2,13 +2,15 @@
 
 ROOT/BACKEND.jobs.json lists what the planner made of each member: its window ("short" or "long"), the steps up to the
 unquantized conversion, and the folder to convert. Artifacts go to ROOT/artifacts; ``measure`` leaves
-ROOT/BACKEND.facts.json, by job: mean KL divergence from transformers, equal answers, equal token ids; or the error.
+ROOT/BACKEND.measure.json, by job: mean KL divergence from transformers; how much less likely than the likeliest, in
+nats, each token of a greedy answer is by the runtime's own logits without a cache; equal token ids; or the error.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -38,6 +40,7 @@ def convert(root: Path, job: dict[str, Any]) -> None:
             continue
         module, _, function = step["runs"].partition(":")
         part = out.with_name(out.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         inputs = {name: made[needed] for name, needed in step["needs"].items()}
         getattr(importlib.import_module(module), function)(inputs, part, step["params"])
@@ -52,12 +55,12 @@ def measure(root: Path, job: dict[str, Any], backend: Any) -> dict[str, Any]:
     artifact = root / "artifacts" / job["steps"][-1]["folder"]
     ids = told["ids"][: len(expected)]
     runtime = backend.open(artifact)
-    facts = {
-        "kld": kld(expected, runtime.logits(ids)),
-        "answer": list(runtime.generate(ids, len(told["answers"]["short"]))),
-    }
+    facts: dict[str, Any] = {"kld": kld(expected, runtime.logits(ids))}
+    answer = list(runtime.generate(ids, told["answers"]))
+    rows = runtime.logits([*ids, *answer])[len(ids) - 1 : -1]
+    facts["gaps"] = [float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)]
+    facts["answers"] = told["answers"]
     runtime.close()
-    facts["right"] = told["answers"][job["window"]]
     facts["tokenizer"] = backend.tokenizer(artifact).encode(PARITY_TEXT) == told["parity"]
     return facts
 
@@ -74,8 +77,7 @@ def main(root: Path, name: str, action: str) -> None:
             facts[job["name"]] = {"error": error.message}
         except Exception:  # noqa: BLE001 (the test that asks for this job shows it; the others still run)
             facts[job["name"]] = {"error": traceback.format_exc()}
-    if facts:
-        (root / f"{name}.{action}.json").write_text(json.dumps(facts, indent=1))
+    (root / f"{name}.{action}.json").write_text(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":

@@ -191,16 +191,16 @@ RULES = (
         id="M09",
         level="error",
         when=lambda r, o, c: c.cuts and r.evaluate.window > (c.sliding_window or 0),
-        message="mlx-lm ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows of "
-        "{recipe.evaluate.window} tokens would differ from the original",
+        message="`{recipe.backend}` ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows "
+        "of {recipe.evaluate.window} tokens would differ from the original",
         hint="set `evaluate.window` to that or less; `onnxruntime` and `openvino` have the window",
     ),
     Rule(
         id="M15",
         level="warning",
         when=lambda r, o, c: c.cuts and (r.context is None or r.context > (c.sliding_window or 0)),
-        message="mlx-lm ignores the model's sliding window: use it with at most {checkpoint.sliding_window} tokens, "
-        "beyond which it differs from the original",
+        message="`{recipe.backend}` ignores the model's sliding window: use it with at most "
+        "{checkpoint.sliding_window} tokens, beyond which it differs from the original",
         hint="`context: {checkpoint.sliding_window}` says that to this build",
     ),
     Rule(

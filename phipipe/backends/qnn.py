@@ -88,6 +88,7 @@ RULES = (
         level="error",
         when=lambda r, o, c: c.model_type != "phi3",
         message="`qnn` builds its graphs for phi3 models; `{checkpoint.architecture}` is another",
+        hint="use a dense Phi-3 or Phi-4, or another backend on the device's CPU",
     ),
     Rule(
         id="Q02",
