@@ -220,8 +220,7 @@ def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
 def _longrope(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     """LongRoPE as it is spelled today; "su" and, with its lists of factors, "yarn" are what Phi-3 called it first."""
     kind = str(rope.get("rope_type") or rope.get("type") or "")
-    lists = {"short_factor", "long_factor"} <= set(rope)
-    if kind not in {"longrope", "su"} and not (kind == "yarn" and lists):
+    if kind not in {"longrope", "su", "yarn"} or not {"short_factor", "long_factor"} <= set(rope):
         return None
     known = ("short_factor", "long_factor", "short_mscale", "long_mscale", "original_max_position_embeddings")
     return {"type": "longrope", **{key: rope[key] for key in known if key in rope}}

@@ -109,6 +109,10 @@ def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
     return patch
 
 
+def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
+    return {**scaling, "long_factor": scaling["short_factor"]}
+
+
 def _rotary_pairs(checkpoint: Checkpoint) -> int:
     return int(checkpoint.head_size * checkpoint.partial_rotary_factor) // 2
 
@@ -351,12 +355,12 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
     Fixup(
         id="F2",
         rule="M11",
-        when=lambda r, c: r.backend == "mlx" and c.longrope and r.evaluate.window <= c.original_context_length,
+        when=lambda r, c: (
+            r.backend == "mlx" and c.rope_scaling is not None and r.evaluate.window <= c.original_context_length
+        ),
         reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in their place it is exact "
         "up to the original context length",
-        patch=lambda c: {
-            "rope_scaling": {**(c.rope_scaling or {}), "long_factor": (c.rope_scaling or {})["short_factor"]}
-        },
+        patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
     ),
     Fixup(
         id="F3",
