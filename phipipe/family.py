@@ -150,6 +150,12 @@ _MOE: Config = {
 }
 
 
+def _slim(inner: int) -> dict[str, Any]:
+    """SlimMoE: Phi-3.5-MoE with narrower experts, before its context was extended."""
+    short = {"max_position_embeddings": 4096, "rope_scaling": None, "sliding_window": 2047}
+    return {**_MOE, **short, "intermediate_size": inner}
+
+
 def _remote(base: Config, architecture: str, model_type: str, **more: Any) -> dict[str, Any]:
     return {**base, "architectures": [architecture], "model_type": model_type, **more}
 
@@ -234,26 +240,25 @@ MEMBERS: tuple[Member, ...] = (
         name="Phi-3.5-MoE",
         repos=("microsoft/Phi-3.5-MoE-instruct",),
         config=_MOE,
-        marks=("hidden_size", "num_attention_heads", "num_local_experts"),
+        marks=("intermediate_size", "num_attention_heads"),
         tokenizer=_SPM,
         row="Phi-3.5-MoE",
     ),
     Member(
         name="Phi-mini-MoE",
-        repos=("microsoft/Phi-mini-MoE-instruct", "microsoft/Phi-tiny-MoE-instruct"),
-        config={
-            **_MOE,
-            "intermediate_size": 960,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 4,
-            "head_dim": 128,
-            "max_position_embeddings": 4096,
-            "rope_scaling": None,
-            "sliding_window": 2047,
-        },
-        marks=("num_attention_heads",),
+        repos=("microsoft/Phi-mini-MoE-instruct",),
+        config=_slim(960),
+        marks=("intermediate_size", "num_attention_heads"),
         tokenizer=_SPM,
-        row="Phi-tiny-MoE, Phi-mini-MoE (SlimMoE)",
+        row="Phi-mini-MoE",
+    ),
+    Member(
+        name="Phi-tiny-MoE",
+        repos=("microsoft/Phi-tiny-MoE-instruct",),
+        config={**_slim(448), "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128},
+        marks=("intermediate_size", "num_attention_heads"),
+        tokenizer=_SPM,
+        row="Phi-tiny-MoE",
     ),
     Member(
         name="Phi-3-small",

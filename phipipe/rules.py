@@ -184,23 +184,23 @@ MODELS: tuple[Rule, ...] = (
         id="M06",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and c.head_size != c.hidden_size // c.heads,
-        message="SlimMoE's head size ({checkpoint.head_size}) is not hidden size / heads; "
-        "no runtime computes that correctly",
-        hint="use Phi-4-mini, which is as small",
+        message="the heads of this mixture of experts (of {checkpoint.head_size}) are not hidden size / heads wide; no "
+        "runtime computes that correctly",
+        hint="use Phi-mini-MoE, or Phi-4-mini, which is as small",
     ),
     Rule(
         id="M04",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and r.backend == "onnxruntime",
-        message="onnxruntime-genai 0.18 cannot build Phi-3.5-MoE: it lost its LongRoPE for this model",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their LongRoPE)",
         hint="`backend: openvino` computes it exactly; or use a dense Phi model",
     ),
     Rule(
         id="M05",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and r.backend in {"llamacpp", "mlx"},
-        message="`{recipe.backend}` routes tokens by a plain softmax where Phi-3.5-MoE was trained with SparseMixer: "
-        "outputs differ from the original's at every precision",
+        message="`{recipe.backend}` routes tokens by a plain softmax where Phi's mixtures of experts were trained with "
+        "SparseMixer: outputs differ from the original's at every precision",
         hint="`backend: openvino` computes it exactly",
     ),
     Rule(

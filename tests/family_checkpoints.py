@@ -35,6 +35,7 @@ SIZES: Mapping[str, dict[str, int]] = {
     "Phi-4-reasoning": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1},
     "Phi-4-mini": {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1},
     "Phi-3.5-MoE": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1, "num_local_experts": 4},
+    "Phi-mini-MoE": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1, "num_local_experts": 4},
 }
 MEMBERS = tuple(m for m in family.MEMBERS if m.name in SIZES)
 # Regular expressions that cut text before byte-level BPE: cl100k's (Phi-4), o200k's (Phi-4-mini).

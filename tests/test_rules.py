@@ -163,7 +163,7 @@ def test_f7_brings_back_the_original_spelling() -> None:
         "torch_dtype": "bfloat16",
     }
     assert fixes(backend="torch", config=config) == {}
-    moe = {"architectures": ["PhimoeForCausalLM"], "model_type": "phimoe", **RESAVED}
+    moe = {"architectures": ["PhimoeForCausalLM"], "model_type": "phimoe", "num_local_experts": 4, **RESAVED}
     assert fixes(backend="openvino", config=moe)["F7"]["patch"]["architectures"] == ["PhiMoEForCausalLM"]
 
 
