@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, board, device, hardware, hub, models, package, reference, toolchain
+from phipipe import backends, board, device, hardware, hub, models, package, reference, scoring, toolchain
 from phipipe import plan as planner
 from phipipe.backends.base import Outside, absent
 from phipipe.board import Entry
@@ -33,13 +33,13 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     checkpoint = models.read(_source(manifest, store, source))
     _same_source(manifest, checkpoint.folder, store)
     backend = backends.load(recipe.backend)
-    steps = planner.fidelity_steps(
+    steps = scoring.fidelity_steps(
         recipe, hub.source_step(checkpoint.folder), hub.text_step(recipe.evaluate.text, Path.cwd())
     )
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
     for step in (
-        planner.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
-        planner.measure_step("artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
+        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
+        scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
     ):
         steps.append(replace(step, needs={"baseline": "baseline"}, outside={"artifact": artifact}))
     build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)
@@ -90,9 +90,9 @@ def on_device(folder: Path) -> Plan:
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
     toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
-    steps = [planner.measure_step("artifact", recipe, toolchain, parameters, api)]
+    steps = [scoring.measure_step("artifact", recipe, toolchain, parameters, api)]
     if api not in backend.TOKENS_ONLY:
-        steps.insert(0, planner.compare_step("evaluate", "artifact", recipe, toolchain, parameters, api))
+        steps.insert(0, scoring.compare_step("evaluate", "artifact", recipe, toolchain, parameters, api))
     return Plan(
         build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
         device=target,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from phipipe.settings import Settings
     from phipipe.store import Store
 
+PACKAGES = "packages"  # where `run` puts them unless told otherwise
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 PACKAGE = click.argument("package", type=click.Path(path_type=Path))
 SETS = click.option(
@@ -44,9 +45,7 @@ ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this var
 @RECIPE
 @SETS
 @ONLY
-@click.option(
-    "--out", default="packages", show_default=True, type=click.Path(path_type=Path), help="Where packages go."
-)
+@click.option("--out", default=PACKAGES, show_default=True, type=click.Path(path_type=Path), help="Where packages go.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
 @AS_JSON
 def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs: int | None, as_json: bool) -> None:
@@ -54,7 +53,9 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs:
     from phipipe import show
 
     settings, store = store_of_user()
-    outcomes = _attempt(_plans(recipe, sets, only), store, settings, out, jobs)
+    plans = _plans(recipe, sets, only)
+    _preflight(plans, store, settings, out)
+    outcomes = _attempt(plans, store, settings, out, jobs)
     if as_json:
         print_json([show.outcome_json(outcome) for outcome in outcomes])
     for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
@@ -76,16 +77,19 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs:
 @AS_JSON
 def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
-    from phipipe import show
+    from phipipe import preflight, show
     from phipipe.executor import Bench
 
     settings, store = store_of_user()
-    for planned in _plans(recipe, sets, only):
+    plans = _plans(recipe, sets, only)
+    for planned in plans:
         forecast = Bench(store, settings, note).foresee(planned)
         if as_json:
             print_json(show.plan_json(planned, forecast))
         else:
             echo(show.plan(planned, forecast))
+    if refusal := preflight.refusal(plans, store, settings, Path(PACKAGES)):
+        note(f"run would refuse: {refusal.message}\n  → {refusal.hint}")
 
 
 @command("phipipe validate recipes/*.yaml")
@@ -291,6 +295,18 @@ def _plans(path: Path, sets: Sequence[str], only: Sequence[str]) -> list[Any]:
     from phipipe import plan as planner
 
     return [planner.prepare(build) for build in _load(path, sets, only)]
+
+
+def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) -> None:
+    """Refuse what this machine surely cannot do."""
+    from phipipe import preflight
+
+    refusal = preflight.refusal(plans, store, settings, out)
+    if refusal is None:
+        return
+    if settings.preflight:
+        raise refusal
+    note(f"warning: {refusal.message}")
 
 
 def _attempt(

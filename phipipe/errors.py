@@ -5,7 +5,7 @@ PhipipeError (70)         a bug, if nothing narrower fits
 ├── TargetError (3)       the recipe is right, but the target cannot do it
 ├── ToolchainError (4)    a backend's environment is missing or damaged
 ├── StepFailed (5)        a step raised, or left something unfit behind
-├── StepKilled (6)        a step was ended: memory, signal, timeout
+├── StepKilled (6)        a step was ended, or is known to be too large for this machine: memory, signal, timeout
 ├── GateFailed (7)        the artifact is worse than the recipe allows
 ├── SourceError (8)       the model or a text cannot be had, or is not safe to load
 ├── StoreError (9)        the cache cannot be written or read

@@ -198,7 +198,8 @@ def size(artifact: Path, parameters: int) -> dict[str, float]:
 def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on it.
 
-    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal.
+    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal; layers, where only
+    the model's first ones were compared.
 
     Raises:
         StepFailed: it does not, or its tokenizer gives other ids for some text.
@@ -217,7 +218,8 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
             f"quantization, where at most {params['kld_mean']:.0e} is rounding",
             hint="the converter or the checkpoint (position encoding, say) is at fault, not the recipe",
         )
-    _write(out / "parity.json", {"kld_mean": measured, "limit": params["kld_mean"]})
+    part = {"layers": params["layers"]} if "layers" in params else {}
+    _write(out / "parity.json", {"kld_mean": measured, "limit": params["kld_mean"], **part})
 
 
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:

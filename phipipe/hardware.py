@@ -6,7 +6,9 @@ import platform
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
 
 
@@ -14,6 +16,19 @@ def architecture() -> str:
     """The processor's architecture by the name that device files use: x86_64, arm64, else what the system says."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def memory_bytes() -> int:
+    """What processes can have in all: the machine's memory, or what a container (cgroup) grants of it."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for path in _CGROUP_LIMITS:
+        try:
+            limits.append(int(path.read_text("ascii")))
+        except (OSError, ValueError):  # not Linux, another cgroup version, or "max"
+            continue
+    return min(limits)
 
 
 @cache

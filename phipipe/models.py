@@ -65,6 +65,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 # Bytes per element of safetensors dtypes (safetensors' own table).
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+LARGE_PARAMETERS = 10**9
 MAX_HEADER_BYTES = 100_000_000  # safetensors refuses larger headers too
 
 
@@ -103,6 +104,12 @@ class Checkpoint:
     resaved: bool  # transformers 5's own layout, which other converters misread
     parameters: int
     weight_bytes: int
+    cut: bool = False  # its first layers alone, for a proof
+
+    @property
+    def large(self) -> bool:
+        """Whether an unquantized copy is too much to make and score for its own sake."""
+        return self.parameters > LARGE_PARAMETERS and not self.cut
 
     @property
     def active_parameters(self) -> int:

@@ -10,19 +10,22 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from phipipe.errors import StepFailed
-from phipipe.onnx_graph import DATA, QUANTIZED, Scheme, attributes, check_files, load, place, save
+from phipipe.onnx_graph import DATA, QUANTIZED, Scheme, attributes, load, save
+from phipipe.onnx_links import Weights
+from phipipe.progress import report
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from phipipe.olive_checkpoint import Packed
+    from phipipe.onnx_links import Matrix
 
     Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -39,42 +42,38 @@ def quantize(
     schemes: Mapping[str, Scheme],
     embedding: Scheme | None,
     rounded: Mapping[str, Callable[[], Packed]] = MappingProxyType({}),
+    checkpoint: Path | None = None,
 ) -> None:
     """Write the graph of ``source`` to ``out`` with the linears named in ``schemes`` quantized.
 
     Those named in ``rounded`` too get the integers and scales from there, all others are rounded here.
+    ``checkpoint`` has the weights that ``source`` links to.
 
     An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is set;
     an untied one is quantized by it. Everything else is copied.
     """
-    import numpy as np
-    from onnx import TensorProto
-
     model = load(source)
-    check_files(source, model)
-    data = np.memmap(source / DATA, mode="r")
+    stored = Weights(source, checkpoint)
     weights = {node.input[1]: (node, schemes[node.name]) for node in model.graph.node if node.name in schemes}
     lookup = next(node for node in model.graph.node if node.name == EMBEDDING)
     transpose = next((node for node in model.graph.node if node.output[0] == lookup.input[0]), None)
     if embedding and transpose is None:
         weights[lookup.input[0]] = (lookup, embedding)
     unshared = transpose.input[0] if transpose is not None and embedding is None else None
-    written = []
+    written: list[Any] = []
     with (out / DATA).open("wb") as stream:
-        for tensor in model.graph.initializer:
-            _, offset, length = place(tensor)
-            raw = data[offset : offset + length]
+        for done, tensor in enumerate(model.graph.initializer):
+            report(done, len(model.graph.initializer), "weights")
             if tensor.name in weights:
-                kind: Any = np.float32 if tensor.data_type == TensorProto.FLOAT else np.float16
-                weight = raw.view(kind).reshape(tensor.dims)
                 node, scheme = weights[tensor.name]
+                matrix = stored.matrix(tensor)
                 if node.name in rounded:
-                    pieces = _filled(tensor.name, weight, node, scheme, rounded[node.name]())
+                    made = _filled(tensor.name, matrix, node, scheme, rounded[node.name]())
                 else:
-                    pieces = _quantized(tensor.name, weight, node, scheme)
-                written += [_append(stream, piece) for piece in pieces]
+                    made = _quantized(tensor.name, matrix, node, scheme)
+                written += [_append(stream, piece, [piece.raw_data]) for piece in made]
             if tensor.name not in weights or tensor.name == unshared:
-                written.append(_append(stream, _with_data(tensor, raw)))
+                written.append(_append(stream, tensor, stored.chunks(tensor, _SLICE)))
     if embedding and transpose is not None:
         _share(model, transpose, lookup, weights[transpose.input[0]][0])
     model.graph.ClearField("initializer")
@@ -122,7 +121,7 @@ def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
     model.graph.node.insert(0, constant)
 
 
-def _quantized(name: str, weight: Floats, node: Any, scheme: Scheme) -> list[Any]:
+def _quantized(name: str, weight: Matrix, node: Any, scheme: Scheme) -> list[Any]:
     """The tensors that replace ``weight``; ``node`` becomes the one that reads them."""
     axis = 1 if node.op_type == "MatMul" else 0  # the axis whose slices do not know each other
     step = max(2, _SLICE // weight.shape[1 - axis] // 2 * 2)  # even: 4-bit values are packed in pairs
@@ -130,8 +129,7 @@ def _quantized(name: str, weight: Floats, node: Any, scheme: Scheme) -> list[Any
     joined: list[Any] = []
     parts: list[list[bytes]] = []
     for start in range(0, weight.shape[axis], step):
-        part = weight[:, start : start + step] if axis else weight[start : start + step]
-        made, joined, raw = _run(node, name, part, scheme)
+        made, joined, raw = _run(node, name, weight.part(start, start + step, axis), scheme)
         parts.append(raw)
     for attribute in made.attribute:
         if attribute.name == "N":
@@ -143,7 +141,7 @@ def _quantized(name: str, weight: Floats, node: Any, scheme: Scheme) -> list[Any
     return joined
 
 
-def _filled(name: str, weight: Floats, node: Any, scheme: Scheme, packed: Packed) -> list[Any]:
+def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed) -> list[Any]:
     """Like ``_quantized``, but integers and scales are those of ``packed``; scales take the graph's width.
 
     Raises:
@@ -152,7 +150,7 @@ def _filled(name: str, weight: Floats, node: Any, scheme: Scheme, packed: Packed
     from onnx import helper
 
     _check_same(name, weight, packed)
-    made, joined, _ = _run(node, name, weight[:, :2], scheme)  # for names, types and attributes
+    made, joined, _ = _run(node, name, weight.part(0, 2, 1), scheme)  # for names, types and attributes
     for attribute in made.attribute:
         if attribute.name == "N":
             attribute.i = weight.shape[1]
@@ -167,14 +165,14 @@ def _filled(name: str, weight: Floats, node: Any, scheme: Scheme, packed: Packed
     return joined
 
 
-def _check_same(name: str, weight: Floats, packed: Packed) -> None:
+def _check_same(name: str, weight: Matrix, packed: Packed) -> None:
     """Rounding moves a weight by a tenth of its size or so; another matrix of the same shape is farther off."""
     import numpy as np
 
     off = size = 0.0
     step = max(1, _SLICE // weight.shape[0])
     for start in range(0, weight.shape[1], step):
-        part = weight[:, start : start + step].T.astype(np.float32)
+        part = weight.part(start, start + step, 1).T.astype(np.float32)
         off += float(np.square(packed.rows(start, start + step).dense() - part).sum())
         size += float(np.square(part).sum())
     if off > _FAR * size:
@@ -246,20 +244,16 @@ def _quantizer() -> Iterator[Any]:
         yield matmul_nbits_quantizer
 
 
-def _with_data(tensor: Any, raw: npt.NDArray[np.uint8]) -> Any:
-    from onnx import TensorProto
-
-    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw.tobytes())
-
-
-def _append(stream: BinaryIO, tensor: Any) -> Any:
-    """Write ``tensor``'s bytes to ``stream``; returns the initializer that points there."""
+def _append(stream: BinaryIO, tensor: Any, chunks: Iterable[bytes]) -> Any:
+    """Write ``chunks``, the bytes of ``tensor``, to ``stream``; returns the initializer that points there."""
     from onnx import TensorProto
 
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+    start = stream.tell()
+    for chunk in chunks:
+        stream.write(chunk)
     stub = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     stub.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", DATA), ("offset", stream.tell()), ("length", len(tensor.raw_data))):
+    for key, value in (("location", DATA), ("offset", start), ("length", stream.tell() - start)):
         stub.external_data.add(key=key, value=str(value))
-    stream.write(tensor.raw_data)
     return stub

@@ -20,7 +20,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Session:
-    """``Runtime`` over a folder. Each half is loaded when it is first asked for.
+    """``Runtime`` over a folder. Each half is loaded when it is asked for, in place of the other.
 
     Raises:
         TargetError: ``api`` is "cuda", and this machine has no such GPU.
@@ -36,6 +36,7 @@ class Session:
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         if self._session is None:
+            self._model = None
             self._session = _session(self._folder, self._provider)
         feeds = _feeds(self._session, self._config["decoder"], tokens)
         output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0].astype("float32", copy=False)
@@ -61,6 +62,7 @@ class Session:
         import onnxruntime_genai as genai
 
         if self._model is None:
+            self._session = None
             self._model = genai.Model(str(self._folder))
         params = genai.GeneratorParams(self._model)
         length = min(len(prompt) + limit, self._config["context_length"])

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from phipipe import backends, device, fit, hardware, hub, reference, rules, toolchain
+from phipipe import backends, device, first_layers, fit, hardware, hub, reference, rules, scoring, toolchain
 from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
 from phipipe.document import near
@@ -23,14 +23,7 @@ from phipipe.hub import Original
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Recipe, Text, problem_at
 
-# The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
-# unquantized conversion; measured on the embedded model with a margin of about ten.
-PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
-
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
-
-# What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
-RUNTIME_BYTES = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +75,7 @@ def prepare(build: Build) -> Plan:
     if errors:
         raise problem_at(build, ("backend",), "; ".join(f"{a.message} [{a.rule}]" for a in errors), errors[0].hint)
     fixups = rules.fixups(recipe, checkpoint)
-    patch: dict[str, Json] = {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
-    made = backend.steps(recipe, options, checkpoint, patch, unit)
+    made = backend.steps(recipe, options, checkpoint, _patch(fixups), unit)
     needed = _fit(build, target, unit, checkpoint, options, made[-1].output_bytes)
     plan = Plan(
         build=build,
@@ -102,6 +94,11 @@ def prepare(build: Build) -> Plan:
             message = f"toolchain `{name}`, which this build needs, exists for {elsewhere} only"
             raise problem_at(build, ("backend",), message, "build there; the package runs on its device all the same")
     return whole
+
+
+def _patch(fixups: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
+    """Keys of ``config.json`` and what the fix-ups set them to."""
+    return {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
 
 
 def _device(build: Build) -> Device:
@@ -222,54 +219,6 @@ def on_target(target: Device, unit: Unit, backend: Backend) -> str:
     return "emulated" if unit.api in backend.EMULATED else "false"
 
 
-def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
-    """The steps that every evaluation starts with: source, text, and the baseline's scores on it."""
-    windows = {"tokens": recipe.evaluate.tokens, "window": recipe.evaluate.window, "skip": recipe.evaluate.skip}
-    baseline = Step(
-        name="baseline",
-        runs="phipipe.evaluate:baseline",
-        version=2,
-        needs={"source": "source", "text": "text"},
-        params=windows,
-        toolchain="torch",
-        memory_bytes=memory_bytes,
-    )
-    return [source, text, baseline]
-
-
-def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int, api: str = "cpu") -> Step:
-    """Score the output of step ``artifact`` on the baseline's tokens, on the unit ``api`` of this machine."""
-    return Step(
-        name=name,
-        runs="phipipe.evaluate:compare",
-        version=2,
-        needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, "parameters": parameters, **_on(api)},
-        measurement=api != "cpu",  # a GPU's figures are its own
-        toolchain=toolchain,
-        output_bytes=12 * recipe.evaluate.tokens,
-        memory_bytes=4 * parameters + RUNTIME_BYTES,
-    )
-
-
-def measure_step(artifact: str, recipe: Recipe, toolchain: str, parameters: int, api: str = "cpu") -> Step:
-    """Time the output of step ``artifact`` on the unit ``api`` of this machine."""
-    return Step(
-        name="measure",
-        runs="phipipe.measure:measure",
-        version=1,
-        needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(api)},
-        toolchain=toolchain,
-        measurement=True,
-        memory_bytes=4 * parameters + RUNTIME_BYTES,
-    )
-
-
-def _on(api: str) -> dict[str, str]:
-    return {} if api == "cpu" else {"api": api}
-
-
 def _where(plan: Plan) -> tuple[str, str]:
     """Toolchain and API that the artifact is evaluated with: on its unit if this machine has one, else on the CPU."""
     backend = backends.load(plan.build.recipe.backend)
@@ -281,17 +230,21 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     recipe, parameters = plan.build.recipe, plan.checkpoint.parameters
     backend = backends.load(recipe.backend)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
-    steps = fidelity_steps(recipe, original.step, text, memory_bytes=parameters * 4 + RUNTIME_BYTES)
+    steps = scoring.fidelity_steps(recipe, original.step, text, memory_bytes=parameters * 4 + scoring.RUNTIME_BYTES)
     baseline = steps[-1]
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     steps[-1] = replace(baseline, output_bytes=scores)
     if any("calibration" in step.needs.values() for step in made):
         steps += _calibration_steps(plan.build)
     checks: tuple[str, ...] = ()
+    if plan.checkpoint.large:
+        proof = _proof(plan, options)
+        steps += proof
+        checks = tuple(step.name for step in proof[-1:])
     for step in made:
         steps.append(replace(step, after=checks))
-        if step.unquantized:
-            steps += _parity_steps(step, recipe, backend.TOOLCHAIN, parameters)
+        if step.unquantized and not plan.checkpoint.large:
+            steps += scoring.parity_steps(step, recipe, backend.TOOLCHAIN, parameters)
             checks = (*checks, steps[-1].name)
     artifact = made[-1]
     evaluated = next((step for step in made if step.twin), artifact)
@@ -303,16 +256,8 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     return [
         *steps,
         _evaluation(plan, evaluated, artifact, checks),
-        replace(measure_step(evaluated.name, recipe, environment, parameters, api), after=checks),
-        Step(
-            name="reference",
-            runs="phipipe.reference:keep",
-            version=1,
-            needs={"baseline": "baseline"},
-            params={"top": reference.TOP, "tokens": reference.TOKENS},
-            toolchain="torch",
-            output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
-        ),
+        replace(scoring.measure_step(evaluated.name, recipe, environment, parameters, api), after=checks),
+        _reference_step(recipe),
         Step(
             name="gates",
             runs="phipipe.evaluate:check_gates",
@@ -324,10 +269,35 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     ]
 
 
+def _reference_step(recipe: Recipe) -> Step:
+    return Step(
+        name="reference",
+        runs="phipipe.reference:keep",
+        version=1,
+        needs={"baseline": "baseline"},
+        params={"top": reference.TOP, "tokens": reference.TOKENS},
+        toolchain="torch",
+        output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
+    )
+
+
+def _proof(plan: Plan, options: BaseModel) -> list[Step]:
+    """Compare the unquantized conversion of the model's first layers with the baseline's."""
+    recipe = plan.build.recipe
+    backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
+    unit = next(unit for unit in plan.device.units if unit.api == plan.api)
+    made = backend.steps(recipe, options, small, _patch(rules.fixups(recipe, small)), unit)
+    if not any(step.unquantized for step in made):
+        return []
+    return scoring.slice_steps(plan.checkpoint, made, recipe, backend.TOOLCHAIN)
+
+
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
     environment, api = _where(plan)
-    step = compare_step("evaluate", evaluated.name, plan.build.recipe, environment, plan.checkpoint.parameters, api)
+    step = scoring.compare_step(
+        "evaluate", evaluated.name, plan.build.recipe, environment, plan.checkpoint.parameters, api
+    )
     shipped = {} if evaluated is artifact else {"shipped": artifact.name}
     return replace(step, needs={**step.needs, **shipped}, after=checks)
 
@@ -349,23 +319,8 @@ def _emulation(plan: Plan, artifact: Step, whole: bool, options: BaseModel, chec
             **({} if whole else {"decoded": FEW}),
         },
         toolchain=backend.TOOLCHAIN,
-        memory_bytes=4 * plan.checkpoint.parameters + RUNTIME_BYTES,
+        memory_bytes=4 * plan.checkpoint.parameters + scoring.RUNTIME_BYTES,
     )
-
-
-def _parity_steps(convert: Step, recipe: Recipe, toolchain: str, parameters: int) -> list[Step]:
-    """Compare an unquantized conversion with the baseline, and stop where it differs by more than rounding."""
-    assert convert.unquantized is not None
-    return [
-        compare_step("parity", convert.name, recipe, toolchain, parameters),
-        Step(
-            name="check-parity",
-            runs="phipipe.evaluate:check_parity",
-            version=2,
-            needs={"metrics": "parity"},
-            params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},
-        ),
-    ]
 
 
 def _calibration_steps(build: Build) -> list[Step]:
@@ -429,7 +384,15 @@ def _package_step(
         **({"parity": checks[0]} if checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.EMULATED else {}),
     }
-    return Step(name="package", runs="phipipe.package:package", version=1, needs=needs, params=params, provenance=True)
+    return Step(
+        name="package",
+        runs="phipipe.package:package",
+        version=1,
+        needs=needs,
+        params=params,
+        provenance=True,
+        output_bytes=artifact.output_bytes + _reference_step(recipe).output_bytes,
+    )
 
 
 def _neutral(recipe: Recipe) -> dict[str, Any]:

@@ -344,7 +344,7 @@ class _Watch:
         rss, anon, cpu_s = 0, 0, 0.0
         for member in self.members:
             with contextlib.suppress(psutil.Error, OSError):
-                resident, anonymous = _memory(member)
+                resident, anonymous = memory_of(member)
                 times = member.cpu_times()
                 rss, anon, cpu_s = rss + resident, anon + anonymous, cpu_s + times.user + times.system
         self.count(rss, anon)
@@ -376,7 +376,7 @@ class _Watch:
             self.verdict = f"it did nothing for PHIPIPE_IDLE_TIMEOUT_S={limits.idle_timeout_s:g}"
 
 
-def _memory(process: psutil.Process) -> tuple[int, int]:
+def memory_of(process: psutil.Process) -> tuple[int, int]:
     """(resident, anonymous and shared) bytes; the two are one where the system does not tell them apart."""
     if sys.platform == "linux":
         fields = worker.status(process.pid)

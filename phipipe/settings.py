@@ -40,6 +40,7 @@ class Settings:
     step_timeout_s: float | None = None
     idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
     memory_limit_gib: float | None = None  # of a step's whole process tree, files mapped into memory not counted
+    preflight: bool = True  # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
     worker_path: tuple[Path, ...] = ()  # further import roots of workers (tests keep their steps there)
 
     @classmethod
@@ -53,6 +54,9 @@ class Settings:
         choice = environ.get("PHIPIPE_TOOLCHAIN", "")
         if choice not in ("", "current"):
             raise RecipeError(f"PHIPIPE_TOOLCHAIN is `{choice}`", hint="set it to `current`, or not at all")
+        preflight = environ.get("PHIPIPE_PREFLIGHT", "")
+        if preflight not in ("", "on", "off"):
+            raise RecipeError(f"PHIPIPE_PREFLIGHT is `{preflight}`", hint="set it to `off`, or not at all")
         roots = environ.get("PHIPIPE_WORKER_PATH", "").split(os.pathsep)
         return cls(
             cache=cache,
@@ -61,6 +65,7 @@ class Settings:
             step_timeout_s=_positive(environ, "PHIPIPE_STEP_TIMEOUT_S"),
             idle_timeout_s=_positive(environ, "PHIPIPE_IDLE_TIMEOUT_S"),
             memory_limit_gib=_positive(environ, "PHIPIPE_MEMORY_LIMIT_GIB"),
+            preflight=preflight != "off",
             worker_path=tuple(Path(root).absolute() for root in roots if root),
         )
 

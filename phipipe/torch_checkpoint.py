@@ -75,6 +75,17 @@ def read(path: Path, name: str) -> Any:
         return shard.get_tensor(name)
 
 
+def dtypes(folder: Path) -> set[str]:
+    """safetensors' names of the dtypes that the checkpoint's tensors are stored in."""
+    from safetensors import safe_open
+
+    found = set()
+    for path in shards(folder):
+        with safe_open(path, framework="pt") as shard:
+            found |= {shard.get_slice(name).get_dtype() for name in shard.keys()}  # noqa: SIM118 (not a mapping)
+    return found
+
+
 def _write(path: Path, value: Json) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,6 +140,20 @@ def equality(root: Path) -> dict[str, Any]:
     return facts
 
 
+def direct(root: Path) -> dict[str, Any]:
+    """A large model is quantized straight from the checkpoint: the same files, with one step less."""
+    large, facts = replace(models.read(TINY), parameters=2 * 10**9), {}
+    for name in ("int4", "int8", "mxfp4", "mixed"):
+        precision, options = CASES[name]
+        recipe: Any = SimpleNamespace(precision=precision)
+        (step,) = backend.steps(recipe, backend.Options.model_validate(options), large, {})
+        out = made(root / f"direct-{name}")
+        backend.quantize({"source": root / "source"}, out, step.params)
+        two = root / name / "quantize"
+        facts[name] = {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+    return facts
+
+
 def fidelity(root: Path) -> dict[str, Any]:
     ids, expected = json.loads((root / "ids.json").read_text()), np.load(root / "source.npy")
     return {
@@ -211,7 +226,7 @@ def tokenizer(root: Path) -> dict[str, Any]:
 
 def main(root: Path) -> None:
     facts: dict[str, Any] = {}
-    for check in (equality, fidelity, variants, failures, reproducible, tokenizer):
+    for check in (equality, direct, fidelity, variants, failures, reproducible, tokenizer):
         try:
             facts[check.__name__] = check(root)
         except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)

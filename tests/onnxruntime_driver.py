@@ -20,12 +20,12 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from onnxruntime_genai.models import builder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM
 
-from phipipe import models, onnx_graph, onnx_quantize, rules
+from phipipe import mapped, models, onnx_graph, onnx_quantize, rules
 from phipipe.backends import onnxruntime as backend
 from phipipe.errors import PhipipeError
 
@@ -144,16 +144,18 @@ def _tokenizer(size: int) -> Tokenizer:
     return tokenizer
 
 
-def convert(source: Path, out: Path, patch: dict[str, Any] | None = None, **where: str) -> Path:
+def convert(source: Path, out: Path, patch: dict[str, Any] | None = None, **where: Any) -> Path:
     out.mkdir(parents=True)
     backend.convert({"source": source}, out, {"config_patch": patch or {}, **where})
     return out
 
 
-def quantize(model: Path, out: Path, precision: str = "int4", **options: Any) -> Path:
+def quantize(model: Path, out: Path, precision: str = "int4", source: Path | None = None, **options: Any) -> Path:
     out.mkdir(parents=True)
     chosen = backend.Options.model_validate({"accuracy_level": 4} | options).model_dump(mode="json")
-    backend.quantize({"model": model}, out, {"bits": backend.BITS[precision], **chosen})
+    backend.quantize(
+        {"model": model} | ({"source": source} if source else {}), out, {"bits": backend.BITS[precision], **chosen}
+    )
     return out
 
 
@@ -304,8 +306,8 @@ def providers(root: Path, plain: Path) -> dict[str, Any]:
                 "linears": onnx_graph.describe(model)["linears"],
             }
     wrong = root / "gpu" / "cuda-fp16"
-    facts["for another"] = message(lambda: backend._check_conversion(wrong, "dml", "fp16"))
-    facts["of another width"] = message(lambda: backend._check_conversion(wrong, "cuda", "fp32"))
+    facts["for another"] = message(lambda: backend._check_conversion(wrong, "dml", "fp16", None))
+    facts["of another width"] = message(lambda: backend._check_conversion(wrong, "cuda", "fp32", None))
     return facts
 
 
@@ -369,6 +371,69 @@ def slices(root: Path) -> dict[str, list[str]]:
     return made
 
 
+def links(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
+    """Rounding from the checkpoint's own bytes gives what rounding from a written conversion gives."""
+    facts: dict[str, Any] = {"made": {}, "gpu": {}, "data_bytes": {}}
+    shards = split(plain, root / "sources" / "shards")
+    cases = {plain: tuple(CASES), tied: TIED_CASES, shards: ("default",)}
+    for source, names in cases.items():
+        model = convert(source, root / "links" / source.name, linked=True)
+        facts["data_bytes"][source.name] = (model / onnx_graph.DATA).stat().st_size
+        for name in names:
+            precision, options, _ = CASES[name]
+            out = root / "links" / f"{source.name}-{name}"
+            ours = quantize(model, out, precision, source, **options)
+            facts["made"][f"{source.name} {name}"] = differences(
+                ours, root / source.name.replace("shards", "plain") / name
+            )
+    model = convert(plain, root / "links" / "cuda", provider="cuda", io_dtype="fp16", linked=True)
+    ours = quantize(model, root / "links" / "cuda int4", "int4", plain, accuracy_level=0)
+    facts["gpu"]["cuda int4"] = differences(ours, root / "gpu" / "cuda int4")
+    facts["lost"] = message(lambda: quantize(model, root / "links" / "lost", "int4", root, accuracy_level=0))
+    short = root / "links" / "short"
+    short.mkdir()
+    (short / "model.safetensors").write_bytes((plain / "model.safetensors").read_bytes()[:-1000])
+    facts["short"] = message(lambda: quantize(model, root / "links" / "cut", "int4", short, accuracy_level=0))
+    return facts
+
+
+def split(source: Path, out: Path) -> Path:
+    """The checkpoint ``source`` in two files, as large ones come; the second's data starts at an odd place."""
+    out.mkdir()
+    tensors = load_file(source / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, chosen in parts.items():
+        save_file(
+            {name: tensors[name] for name in chosen}, out / file, metadata={"format": "pt", "note": "odd" * len(file)}
+        )
+    index = {"weight_map": {name: file for file, chosen in parts.items() for name in chosen}}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    for path in source.iterdir():
+        if path.suffix != ".safetensors":
+            (out / path.name).write_bytes(path.read_bytes())
+    return out
+
+
+def foreign(root: Path, plain: Path) -> dict[str, Any]:
+    """What the mapped model says of weights that are not the config's."""
+    tensors = load_file(plain / "model.safetensors")
+    cases = {
+        "missing": {name: t for name, t in tensors.items() if name != "model.norm.weight"},
+        "unknown": tensors | {"model.layers.9.mlp.down_proj.weight": torch.zeros(2, 2)},
+        "shape": tensors | {"model.norm.weight": torch.zeros(7, dtype=torch.bfloat16)},
+        "dtype": tensors | {"model.norm.weight": torch.zeros(128, dtype=torch.int32)},
+    }
+    facts = {}
+    for name, made in cases.items():
+        folder = root / "foreign" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_bytes((plain / "config.json").read_bytes())
+        save_file(made, folder / "model.safetensors")
+        facts[name] = message(mapped.Checkpoint(folder).model)
+    return facts
+
+
 def tokenizer(root: Path, plain: Path) -> dict[str, Any]:
     theirs = Tokenizer.from_file(str(plain / "tokenizer.json"))
     ours = backend.tokenizer(root / "plain" / "default")
@@ -404,6 +469,8 @@ def main(root: Path) -> None:
         "failures": lambda: failures(root),
         "reproducible": lambda: reproducible(root, plain),
         "slices": lambda: slices(root),
+        "links": lambda: links(root, plain, tied),
+        "foreign": lambda: foreign(root, plain),
         "tokenizer": lambda: tokenizer(root, plain),
     }
     for name, check in checks.items():

@@ -225,6 +225,28 @@ def reproducible(root: Path) -> dict[str, bool]:
     }
 
 
+def stored(root: Path) -> dict[str, bool]:
+    """Whether the dtype that a checkpoint is stored in leaves a trace: all values are bf16's to begin with."""
+    tied = variant(root / "stored" / "tied", True)
+    originals = {"whole": (TINY, root / "fp16"), "tied": (tied, convert(tied, root / "stored" / "tied-bf16"))}
+    changes: dict[str, Callable[[str, torch.Tensor], torch.Tensor]] = {
+        "fp16": lambda name, tensor: tensor.half(),
+        "mixed": lambda name, tensor: tensor.float() if "norm" in name else tensor,
+    }
+    facts = {}
+    for which, (source, expected) in originals.items():
+        for name, change in changes.items():
+            folder = root / "stored" / f"{which}-{name}.checkpoint"
+            shutil.copytree(source, folder)
+            weights = load_file(folder / "model.safetensors")
+            made = {key: change(key, tensor).contiguous() for key, tensor in weights.items()}
+            save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+            actual = convert(folder, root / "stored" / f"{which}-{name}")
+            files = {path.name for path in expected.iterdir()} | {path.name for path in actual.iterdir()}
+            facts[f"{which} {name}"] = all((expected / f).read_bytes() == (actual / f).read_bytes() for f in files)
+    return facts
+
+
 def privacy(root: Path) -> dict[str, Any]:
     """Files that name a folder of this machine, and whether telemetry was loaded."""
     said = [str(root).encode(), str(TINY).encode(), str(Path.home()).encode() + b"/", sys.prefix.encode()]
@@ -273,7 +295,7 @@ def main(root: Path) -> None:
     convert(TINY, root / "fp16")
     convert(TINY, root / "fp32", "fp32")
     facts: dict[str, Any] = {}
-    checks = (equality, fidelity, variants, failures, reproducible, privacy, tokenizer, npu)
+    checks = (equality, fidelity, variants, failures, reproducible, stored, privacy, tokenizer, npu)
     for check in checks:
         try:
             facts[check.__name__] = check(root)

@@ -21,7 +21,8 @@ from test_plan import planned
 
 from phipipe import family, hub, models, support
 from phipipe.errors import TargetError
-from phipipe.plan import PARITY_KLD_MEAN, Plan
+from phipipe.plan import Plan
+from phipipe.scoring import PARITY_KLD_MEAN
 
 HERE = Path(__file__).parent
 WINDOWS = {"short": SHORT, "long": LONG}
@@ -36,10 +37,15 @@ BUILDS = {  # backend: device and precision, such that the unquantized conversio
     "litert": ("cpu-x86_64", "fp32"),
     "qnn": ("snapdragon-x-npu", "int8"),
 }
-# litert-torch takes 10 s for each: there the first member of a row speaks for it.
-CHOSEN = {b: MEMBERS if b != "litert" else tuple({m.row: m for m in MEMBERS[::-1]}.values()) for b in BUILDS}
-AGAIN = ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini")  # also as transformers 5 saves them
-AGAIN_WITH = ("onnxruntime", "openvino", "mlx", "llamacpp")
+# These take seconds for each conversion: the last member of a row speaks for it.
+SLOW = ("litert", "openvino")
+CHOSEN = {b: MEMBERS if b not in SLOW else tuple({m.row: m for m in MEMBERS}.values()) for b in BUILDS}
+AGAIN = {  # also as transformers 5 saves them
+    "onnxruntime": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
+    "openvino": ("Phi-4-mini", "Phi-3.5-MoE"),
+    "mlx": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
+    "llamacpp": ("Phi-2",),
+}
 # Limits of the backends: what they refuse for windows of 400 tokens.
 REFUSED_LONG = {
     ("llamacpp", "Phi-3-mini-4k"): "M09",
@@ -48,8 +54,8 @@ REFUSED_LONG = {
     ("mlx", "Phi-3-medium-4k"): "M09",
     ("qnn", "Phi-3-mini-4k"): "Q12",
     ("qnn", "Phi-3-medium-4k"): "Q12",
-    ("litert", "Phi-3-mini-4k"): "R04",
-    ("litert", "Phi-3.5-mini"): "R04",
+    ("litert", "Phi-3-medium-4k"): "R04",
+    ("litert", "Phi-3-medium-128k"): "R04",
     ("litert", "Phi-4-mini"): "R04",
 }
 # Conversions without the fix-up: proof that it is needed, and that the comparison would notice.
@@ -100,9 +106,7 @@ def wanted(backend: str) -> list[tuple[str, str, str]]:
     """(member, kind of source, window) of everything that is to work."""
     works = {cell.row for cell in support.cells() if cell.backend == backend and cell.works}
     chosen = [(m.name, "source") for m in CHOSEN[backend] if m.row in works]
-    if backend in AGAIN_WITH:
-        reads = [m for m in MEMBERS if m.name in AGAIN and (backend != "llamacpp" or m.config["model_type"] == "phi")]
-        chosen += [(m.name, "resaved") for m in reads]
+    chosen += [(name, "resaved") for name in AGAIN.get(backend, ())]
     found = [(name, kind, window) for name, kind in chosen for window in WINDOWS]
     return [case for case in found if case[2] == "short" or (backend, case[0]) not in REFUSED_LONG]
 

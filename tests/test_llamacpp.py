@@ -65,7 +65,8 @@ def recipe(precision: str = "int4", **more: Any) -> Any:
 
 def checkpoint(**more: Any) -> Checkpoint:
     small: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "model_type": "phi", "context_length": 2048}
-    return phi3({"torch_dtype": "bfloat16"}, **small | {"original_context_length": 2048} | more)
+    small |= {"original_context_length": 2048, "parameters": 10_000}
+    return phi3({"torch_dtype": "bfloat16"}, **small | more)
 
 
 def advised(

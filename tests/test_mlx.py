@@ -86,7 +86,7 @@ def recipe(precision: str = "int4", window: int = 512, context: int | None = Non
 
 
 def checkpoint(**changes: Any) -> Checkpoint:
-    return phi3({"torch_dtype": "bfloat16"}, **changes)
+    return phi3({"torch_dtype": "bfloat16"}, **{"parameters": 10_000_000, **changes})
 
 
 def advice(
@@ -162,6 +162,11 @@ CASES = ["int4", "int4-32", "int4-128", "3-bit", "6-bit", "int8", "mxfp4", "nvfp
 @pytest.mark.parametrize("case", ["fp16", "fp32", *CASES])
 def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")[case] == [True, True]
+
+
+@pytest.mark.integration
+def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
+    assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
 
 
 @pytest.mark.integration

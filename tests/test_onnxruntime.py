@@ -79,7 +79,7 @@ def test_options_describe_themselves() -> None:
 
 def planned(precision: str) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False)
+    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False)
     return onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
 
 
@@ -95,7 +95,7 @@ def test_fp32_is_not_quantized() -> None:
 
 def on(api: str, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False)
+    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False)
     unit = Unit(api=api, precisions=(precision,))
     return onnxruntime.steps(recipe, onnxruntime.Options(**options), checkpoint, {}, unit)
 
@@ -112,6 +112,53 @@ def test_accuracy_level_follows_the_device() -> None:
     assert on("webgpu", "int4")[1].params["accuracy_level"] == 4
     assert on("cuda", "int4")[1].params["accuracy_level"] == 0
     assert on("cuda", "int4", accuracy_level=1)[1].params["accuracy_level"] == 1
+
+
+def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> None:
+    recipe: Any = SimpleNamespace(precision="int4", backend="onnxruntime")
+    checkpoint: Any = SimpleNamespace(parameters=2 * 10**9, vocab_size=512, hidden_size=128, tied=False, large=True)
+    convert, quantize = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
+    assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (True, None, "source")
+    assert convert.output_bytes < 10**9 < quantize.output_bytes
+    recipe.precision = "fp32"
+    (whole,) = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
+    assert whole.unquantized == "fp32"
+    assert "linked" not in whole.params
+
+
+@pytest.mark.integration
+def test_rounding_from_the_checkpoint_changes_no_byte(facts: dict[str, Any]) -> None:
+    found = section(facts, "links")
+    assert len(found["made"]) == 22
+    assert {name: changed for name, changed in (found["made"] | found["gpu"]).items() if changed} == {}
+    assert all(size < 100_000 for size in found["data_bytes"].values())  # norms and rotary tables
+
+
+@pytest.mark.integration
+def test_a_checkpoint_that_is_not_the_linked_one_is_named(facts: dict[str, Any]) -> None:
+    found = section(facts, "links")
+    assert found["lost"][:2] == [
+        "StepFailed",
+        "weight `model.embed_tokens.weight` lies in `model.safetensors`, which is not there",
+    ]
+    assert found["short"][0] == "StepFailed"
+    assert "is too short" in found["short"][1]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing", "`model.norm.weight` is missing"),
+        ("unknown", "`model.layers.9.mlp.down_proj.weight` is unknown"),
+        ("shape", "does not fit its config"),
+        ("dtype", "has the dtype I32"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(facts: dict[str, Any], name: str, words: str) -> None:
+    kind, said, _ = section(facts, "foreign")[name]
+    assert kind == "StepFailed"
+    assert words in said
 
 
 GPUS = [(api, p) for api, table in onnxruntime.PRECISIONS.items() for p in table if api != "cpu"]

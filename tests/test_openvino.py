@@ -247,6 +247,13 @@ def test_two_builds_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> N
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("model", ["whole", "tied"])
+@pytest.mark.parametrize("dtype", ["fp16", "mixed"])
+def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(facts: dict[str, Any], model: str, dtype: str) -> None:
+    assert section(facts, "stored")[f"{model} {dtype}"]
+
+
+@pytest.mark.integration
 def test_nothing_of_this_machine_ships_and_nothing_calls_home(facts: dict[str, Any]) -> None:
     assert section(facts, "privacy") == {"named": [], "telemetry": False}
 

@@ -46,6 +46,13 @@ def test_a_misspelt_choice_is_named() -> None:
         Settings.read({"PHIPIPE_TOOLCHAIN": "curent"})
 
 
+def test_preflight_can_be_switched_off() -> None:
+    assert Settings.read({}).preflight
+    assert not Settings.read({"PHIPIPE_PREFLIGHT": "off"}).preflight
+    with pytest.raises(RecipeError, match="PHIPIPE_PREFLIGHT is `maybe`"):
+        Settings.read({"PHIPIPE_PREFLIGHT": "maybe"})
+
+
 @pytest.mark.parametrize(
     "name", ["HF_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "OPENAI_API_KEY", "GPG_PASSPHRASE"]
 )

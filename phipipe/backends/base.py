@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,19 +109,33 @@ class Tokenizer(Protocol):
 
 
 def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
-    """A copy of the checkpoint ``source`` in the new folder ``scratch``, its ``config.json`` patched.
+    """The checkpoint ``source`` in the new folder ``scratch``, its ``config.json`` patched.
 
-    ``patch`` replaces top-level keys. Files are copied, never linked (converters refuse or follow links),
-    and ``source`` itself is never changed.
+    ``patch`` replaces top-level keys. ``source`` itself is never changed: weights are hard links to its files, which no
+    converter opens for writing, where the file system has them; everything else is copied. Nothing is a symbolic link,
+    which converters refuse or follow.
     """
     scratch.mkdir()
     for path in sorted(source.iterdir()):
         if path.is_file():
-            shutil.copyfile(path, scratch / path.name)
+            take = _link if path.suffix == ".safetensors" else shutil.copyfile
+            take(path, scratch / path.name)
     config = scratch / "config.json"
     patched = json.loads(config.read_text("utf-8")) | dict(patch)
     config.write_text(json.dumps(patched, indent=2) + "\n", "utf-8")
     return scratch
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for ``source``; a copy where the system refuses, and on Windows.
+
+    There, the name of a read-only file is removed by making the file writable, which would be the store's own.
+    """
+    if os.name != "nt":
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def absent(unit: str, seen: str) -> TargetError:

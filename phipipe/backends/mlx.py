@@ -9,7 +9,7 @@ in the dtype that ships, as ``mlx_lm`` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +101,10 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert``, one in 16 bits for all but fp32; for int8 and int4 ``quantize``."""
+    """``convert``, one in 16 bits for all but fp32; for int8 and int4 ``quantize``.
+
+    A large model is not written out in 16 bits first: ``quantize`` then reads the checkpoint itself.
+    """
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
@@ -122,17 +125,18 @@ def steps(
     if recipe.precision.startswith("fp"):
         return [convert_step]
     bits, group = _bits(recipe, options), _group(options)
+    direct = {"dtype": dtype, "config_patch": dict(config_patch)} if checkpoint.large else {}
     quantize_step = Step(
         name="quantize",
         runs="phipipe.backends.mlx:quantize",
         version=1,
-        needs={"model": "convert"},
-        params={"mode": options.mode, "bits": bits, "group_size": group, "mixed": options.mixed},
+        needs={"source": "source"} if direct else {"model": "convert"},
+        params={"mode": options.mode, "bits": bits, "group_size": group, "mixed": options.mixed, **direct},
         toolchain=TOOLCHAIN,
         output_bytes=parameters * (bits * group + 32) // group // 8,
         memory_bytes=2**30 + parameters,
     )
-    return [convert_step, quantize_step]
+    return [quantize_step] if direct else [convert_step, quantize_step]
 
 
 def _own_dtype(checkpoint: Checkpoint) -> str:
@@ -240,27 +244,42 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     import tempfile
 
     import mlx.core as mx
+
+    dtype = getattr(mx, params["dtype"])
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
+        model, config, source = _opened(inputs["source"], params, Path(scratch) / "model")
+        _save(model, config, source, out)
+    keep = _castable(model)
+    wrong = [n for n, v in _stored(out).items() if n.endswith(".weight") and keep(n) and v.dtype != dtype]
+    if wrong or any(name.endswith(".scales") for name in _stored(out)):
+        raise StepFailed(f"the conversion is not {params['dtype']}: {', '.join(wrong[:1]) or 'it is quantized'}")
+
+
+def _opened(checkpoint: Path, params: Params, scratch: Path) -> tuple[Any, dict[str, Any], Path]:
+    """mlx-lm's model of ``checkpoint`` in ``params["dtype"]``, nothing read yet; its config; the patched folder."""
+    import mlx.core as mx
     from mlx.utils import tree_map_with_path
     from mlx_lm import utils
 
     from phipipe.backends.base import staged
 
-    dtype = getattr(mx, params["dtype"])
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
-        source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
-        model, config = utils.load_model(source, lazy=True)
-        keep = getattr(model, "cast_predicate", lambda name: True)  # some models want a few tensors in fp32
+    dtype, source = getattr(mx, params["dtype"]), staged(checkpoint, params["config_patch"], scratch)
+    model, config = utils.load_model(source, lazy=True)
+    keep = _castable(model)
 
-        def cast(name: str, value: Any) -> Any:
-            return value.astype(dtype) if keep(name) and mx.issubdtype(value.dtype, mx.floating) else value
+    def cast(name: str, value: Any) -> Any:
+        return value.astype(dtype) if keep(name) and mx.issubdtype(value.dtype, mx.floating) else value
 
-        model.update(tree_map_with_path(cast, model.parameters()))
-        config["torch_dtype"] = params["dtype"]
-        config.pop("auto_map", None)
-        _save(model, config, source, out)
-    wrong = [n for n, v in _stored(out).items() if n.endswith(".weight") and keep(n) and v.dtype != dtype]
-    if wrong or any(name.endswith(".scales") for name in _stored(out)):
-        raise StepFailed(f"the conversion is not {params['dtype']}: {', '.join(wrong[:1]) or 'it is quantized'}")
+    model.update(tree_map_with_path(cast, model.parameters()))
+    config["torch_dtype"] = params["dtype"]
+    config.pop("auto_map", None)
+    return model, config, source
+
+
+def _castable(model: Any) -> Callable[[str], bool]:
+    """Whether a tensor takes the model's width: some models want a few in fp32."""
+    found: Callable[[str], bool] = getattr(model, "cast_predicate", lambda name: True)
+    return found
 
 
 def _save(model: Any, config: dict[str, Any], source: Path, out: Path) -> None:
@@ -289,25 +308,39 @@ def _stored(folder: Path) -> dict[str, Any]:
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["model"]``, the output of ``convert``, quantized as ``params`` say, and read back.
 
+    With ``inputs["source"]``, a checkpoint, in its place it is opened as ``convert`` would (dtype, config_patch).
+
     Raises:
         StepFailed: mlx-lm stored something else than asked.
     """
-    import importlib
+    import tempfile
 
     from mlx_lm import utils
 
-    model, config = utils.load_model(inputs["model"], lazy=True)
-    inner = {name: module.weight.shape[-1] for name, module in model.named_modules() if hasattr(module, "to_quantized")}
-    predicate = None
-    if params["mixed"] != "none":  # `mlx_lm.convert` itself is a function by now
-        convert_module = importlib.import_module("mlx_lm.convert")
-        predicate = convert_module.mixed_quant_predicate_builder(params["mixed"], model, params["group_size"])
-    asked = {name: predicate(name, None)["bits"] if predicate else params["bits"] for name in inner}
-    model, config = utils.quantize_model(
-        model, config, params["group_size"], params["bits"], mode=params["mode"], quant_predicate=predicate
-    )
-    _save(model, config, inputs["model"], out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
+        if "source" in inputs:
+            model, config, folder = _opened(inputs["source"], params, Path(scratch) / "model")
+        else:
+            folder = inputs["model"]
+            model, config = utils.load_model(folder, lazy=True)
+        inner = {n: module.weight.shape[-1] for n, module in model.named_modules() if hasattr(module, "to_quantized")}
+        predicate = _predicate(model, params)
+        asked = {name: predicate(name, None)["bits"] if predicate else params["bits"] for name in inner}
+        model, config = utils.quantize_model(
+            model, config, params["group_size"], params["bits"], mode=params["mode"], quant_predicate=predicate
+        )
+        _save(model, config, folder, out)
     _check_quantized(_stored(out), inner, asked, params["group_size"])
+
+
+def _predicate(model: Any, params: Params) -> Any:
+    """mlx-lm's choice of widths for ``params["mixed"]``; None is the same for all."""
+    import importlib
+
+    if params["mixed"] == "none":
+        return None
+    convert_module = importlib.import_module("mlx_lm.convert")  # `mlx_lm.convert` itself is a function by now
+    return convert_module.mixed_quant_predicate_builder(params["mixed"], model, params["group_size"])
 
 
 def _check_quantized(

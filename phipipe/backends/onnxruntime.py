@@ -67,6 +67,9 @@ PROVIDERS: Mapping[str, str] = {
 }
 INT8_ACTIVATIONS = frozenset({"cpu", "webgpu"})  # the builder's default there is accuracy level 4
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
+# Memory at the peak, measured with 3.8 G parameters: torch, transformers and the builder's graph; rounding's slices.
+_BUILDER_BYTES, _ROUNDING_BYTES = 29 * 2**24, 2**29
+_GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
 LM_HEAD = "/lm_head/MatMul"
 CONFIG = "genai_config.json"
 # Everything else of ours is imported where it is used: `phipipe validate` loads this module for its Options.
@@ -153,20 +156,22 @@ def steps(
     parameters, patch = checkpoint.parameters, dict(config_patch)
     # what comes in and goes out is fp16 on GPUs, the layout of attention is each provider's own
     made = {} if api == "cpu" else {"provider": PROVIDERS[api], "io_dtype": "fp16"}
+    # a large model's weights are not written out before they are rounded: quantize reads them in the checkpoint
+    linked = checkpoint.large and recipe.precision in BITS
     convert_step = Step(
         name="convert",
         runs="phipipe.backends.onnxruntime:convert",
-        version=1,
+        version=2,
         needs={"source": source},
-        params={"config_patch": patch, **made},
-        unquantized="fp32" if wide else "fp16",
+        params={"config_patch": patch, **made, **({"linked": True} if linked else {})},
+        unquantized=None if linked else "fp32" if wide else "fp16",
         toolchain=TOOLCHAIN,
-        output_bytes=(4 if wide else 2) * parameters,
-        memory_bytes=4 * parameters + 2**30,
+        output_bytes=_GRAPH_BYTES if linked else (4 if wide else 2) * parameters,
+        memory_bytes=_BUILDER_BYTES + (0 if linked else 8 * checkpoint.vocab_size * checkpoint.hidden_size),
     )
     if recipe.precision not in BITS:
         return [convert_step]
-    bits, needs = BITS[recipe.precision], {"model": "convert"}
+    bits, needs = BITS[recipe.precision], {"model": "convert", **({"source": source} if linked else {})}
     rounding: list[Step] = []
     if options.algorithm == "gptq":
         rounding = [olive_passes.gptq_step(source, checkpoint, recipe.calibrate.tokens, _gptq(options, bits))]
@@ -180,7 +185,7 @@ def steps(
         params={"bits": bits, **options.model_dump(mode="json", exclude={"rotate"}), "accuracy_level": level},
         toolchain=TOOLCHAIN,
         output_bytes=_quantized_bytes(bits, options, checkpoint, 4 if wide else 2),
-        memory_bytes=2**30,
+        memory_bytes=_ROUNDING_BYTES,
     )
     return [*before, convert_step, *rounding, quantize_step]
 
@@ -240,7 +245,8 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["source"]``, a checkpoint, to an unquantized ONNX folder that onnxruntime-genai loads.
 
-    ``params``: config_patch; provider ("cpu") and io_dtype ("fp32", or "fp16"), both the builder's own words.
+    ``params``: config_patch; provider ("cpu") and io_dtype ("fp32", or "fp16"), both the builder's own words; linked
+    (false): whether large weights stay in the checkpoint, for ``quantize`` to read them there.
 
     Raises:
         StepFailed: the builder failed, or what it left is incomplete.
@@ -254,14 +260,17 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         if params["config_patch"]:
             source = staged(source, params["config_patch"], Path(scratch) / "source")
         provider, dtype = params.get("provider", "cpu"), params.get("io_dtype", "fp32")
-        _build(source, out, Path(scratch) / "cache", provider, dtype)
+        linked = bool(params.get("linked"))
+        _build(source, out, Path(scratch) / "cache", provider, dtype, linked)
         _normalise(out)
-        _check_conversion(out, provider, dtype)
+        _check_conversion(out, provider, dtype, source if linked else None)
 
 
-def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str) -> None:
+def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str, linked: bool) -> None:
     """Run the builder in this process. Its structured options refuse unknown keys; the older ones ignore them."""
     from onnxruntime_genai.models import builder
+
+    from phipipe import mapped, onnx_links
 
     target = {
         "quant_config": {"io_dtype": dtype, "weights": {"type": "none"}},
@@ -270,7 +279,8 @@ def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str) -> N
     where = (None, str(source), str(out), dtype, provider, str(cache))
     # hf_token=false: it would otherwise look for the user's token, although everything is local.
     options = builder.parse_extra_options(*where, ["hf_token=false"], builder_config_version=2, target_options=target)
-    builder.create_model(*where, **options)
+    with onnx_links.lean_builder(mapped.Checkpoint(source), linked=linked):
+        builder.create_model(*where, **options)
 
 
 def _normalise(folder: Path) -> None:
@@ -284,14 +294,17 @@ def _normalise(folder: Path) -> None:
     onnx_graph.save(model, folder)
 
 
-def _check_conversion(folder: Path, provider: str, dtype: str) -> None:
+def _check_conversion(folder: Path, provider: str, dtype: str, checkpoint: Path | None) -> None:
     """The conversion is whole, in ``dtype``, and its config is one that onnxruntime-genai serves with ``provider``."""
     import json
 
-    from phipipe import onnx_graph
+    from phipipe import onnx_graph, onnx_links
 
     model = onnx_graph.load(folder)
-    onnx_graph.check_files(folder, model)
+    if checkpoint:
+        onnx_links.check(folder, model, checkpoint)
+    else:
+        onnx_graph.check_files(folder, model)
     quantized = [n.name for n in model.graph.node if n.op_type in onnx_graph.QUANTIZED]
     if quantized:
         raise StepFailed(f"the conversion is not {dtype}: `{quantized[0]}` is quantized")
@@ -327,7 +340,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
 
     from phipipe import olive_checkpoint, onnx_graph, onnx_quantize
 
-    source = inputs["model"]
+    source, checkpoint = inputs["model"], inputs.get("source")
     options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
     wanted = onnx_graph.linears(onnx_graph.load(source))
     layers = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"]["num_hidden_layers"]
@@ -339,7 +352,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         schemes = {name: replace(one, bits=learned.bits(places[name].linear)) for name, one in schemes.items()}
         rounded = {name: partial(learned.at, places[name]) for name in schemes}
     embedding = _embedding(source, wanted, schemes, options)
-    onnx_quantize.quantize(source, out, schemes, embedding, rounded)
+    onnx_quantize.quantize(source, out, schemes, embedding, rounded, checkpoint)
     for path in sorted(source.iterdir()):
         if path.name not in (onnx_graph.MODEL, onnx_graph.DATA):
             shutil.copyfile(path, out / path.name)

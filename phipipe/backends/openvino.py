@@ -250,7 +250,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
-    from phipipe import models, openvino_session
+    from phipipe import models, openvino_graph, openvino_session
     from phipipe.backends.base import staged
 
     openvino_session.quiet()
@@ -261,19 +261,26 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
             if not name.endswith((".safetensors", ".index.json")):
                 shutil.copyfile(source / name, out / name)
     for path in sorted(out.glob("*.xml")):
-        _number_nodes(path)
+        openvino_graph.number_nodes(path)
+    if params["precision"] != "fp32":
+        openvino_graph.to_fp16(out / MODEL)
     _check_conversion(out, params["precision"])
 
 
 def _export(source: Path, out: Path, precision: str) -> None:
-    """Run optimum in this process.
+    """Run optimum in this process; a checkpoint in bf16 leaves a graph in bf16 where fp16 was asked for.
 
     ``dtype`` "auto" leaves alone what the 16-bit linears do not cover; no dtype at all means int8 above 1 G weights.
+    Weights that are loaded in the dtype they are stored in stay in the checkpoint's files, which the graph shares:
+    cast, the whole model would lie in memory.
     """
     import torch
     from optimum.exporters.openvino.__main__ import main_export
     from optimum.intel.openvino.configuration import OVConfig
 
+    from phipipe import torch_checkpoint
+
+    stored = torch.bfloat16 if torch_checkpoint.dtypes(source) == {"BF16"} else torch.float16
     main_export(
         str(source),
         output=out,
@@ -281,29 +288,12 @@ def _export(source: Path, out: Path, precision: str) -> None:
         framework="pt",
         library_name="transformers",
         ov_config=OVConfig(dtype="fp32" if precision == "fp32" else "auto"),
-        model_loading_kwargs={"torch_dtype": torch.float32 if precision == "fp32" else torch.float16},
+        model_loading_kwargs={"torch_dtype": torch.float32 if precision == "fp32" else stored},
         convert_tokenizer=True,
         local_files_only=True,
         trust_remote_code=False,
         stateful=True,
     )
-
-
-def _number_nodes(path: Path) -> None:
-    """Give automatic names ("Constant_25028") the order in which they appear, and the graph a name without a count."""
-    import re
-
-    order: dict[str, str] = {}
-
-    def renamed(name: re.Match[str]) -> str:
-        return order.setdefault(name[0], f"{name[1]}_{len(order)}")
-
-    def attribute(found: re.Match[str]) -> str:
-        return re.sub(r"(?<![^\",])([A-Z][A-Za-z0-9]*)_\d+(?=[\",._])", renamed, found[0])
-
-    text = re.sub(r'<net name="Model\d+"', '<net name="Model"', path.read_text("utf-8"), count=1)
-    text = re.sub(r'(?<= )(?:name|names|output_names)="[^"]*"', attribute, text)
-    path.write_text(text, "utf-8", newline="\n")
 
 
 def _check_conversion(folder: Path, precision: str) -> None:
@@ -317,7 +307,10 @@ def _check_conversion(folder: Path, precision: str) -> None:
     taken = {name for port in model.inputs for name in port.get_names()}
     if taken != {"input_ids", "attention_mask", "position_ids", "beam_idx"} or not model.get_sinks():
         raise StepFailed(f"the converted graph has unexpected inputs, or no cache: {', '.join(sorted(taken))}")
+    types = {port.get_element_type().get_type_name() for node in model.get_ops() for port in node.outputs()}
     kind = "f32" if precision == "fp32" else "f16"
+    if "bf16" in types:
+        raise StepFailed(f"the converted graph computes in bf16, not {kind}")
     weights = openvino_session.weights(model)
     odd = next((weight for weight in weights if weight.kind != kind), None)
     if odd or not weights:
@@ -332,7 +325,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: NNCF did something else than asked.
     """
-    from phipipe import openvino_session
+    from phipipe import openvino_graph, openvino_session
 
     openvino_session.quiet()
     import openvino
@@ -344,7 +337,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     _describe_runtime(model)
     openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
     del model
-    _number_nodes(out / MODEL)
+    openvino_graph.number_nodes(out / MODEL)
     for path in sorted(source.iterdir()):
         if path.stem != Path(MODEL).stem:
             shutil.copyfile(path, out / path.name)

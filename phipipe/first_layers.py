@@ -1,0 +1,93 @@
+"""The first layers of a checkpoint, as a checkpoint: what a large model's conversion is proved on.
+
+An unquantized copy of a large model is more than many machines can hold, and scoring it takes longer than all else.
+Its first layers with its embedding and head go through the same converter, and hold everything that converters get
+wrong: attention, positions, norms, tied weights, the tokenizer. What only the others could show (a layer mixed up with
+another) shows in the divergence of the quantized whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from phipipe import mapped, models, progress
+from phipipe.backends.base import Inputs, Params, Step
+from phipipe.mapped import Place
+from phipipe.models import Checkpoint
+
+LAYERS = 2
+WEIGHTS = "model.safetensors"
+_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+_CHUNK = 2**24  # bytes
+
+
+def of(checkpoint: Checkpoint, layers: int = LAYERS) -> Checkpoint:
+    """What ``cut`` makes of ``checkpoint``; parameters and bytes are estimates."""
+    embeddings = checkpoint.vocab_size * checkpoint.hidden_size * (1 if checkpoint.tied else 2)
+    share = (embeddings + (checkpoint.parameters - embeddings) * layers / checkpoint.layers) / checkpoint.parameters
+    return replace(
+        checkpoint,
+        layers=layers,
+        cut=True,
+        parameters=int(checkpoint.parameters * share),
+        weight_bytes=int(checkpoint.weight_bytes * share),
+    )
+
+
+def step(checkpoint: Checkpoint, layers: int = LAYERS) -> Step:
+    """The step that cuts ``checkpoint``."""
+    return Step(
+        name="slice",
+        runs="phipipe.first_layers:cut",
+        version=1,
+        needs={"source": "source"},
+        params={"layers": layers},
+        output_bytes=of(checkpoint, layers).weight_bytes,
+    )
+
+
+def cut(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): ``inputs["source"]`` with its first ``params["layers"]`` layers alone, bytes as they are."""
+    source, layers = inputs["source"], int(params["layers"])
+    places = mapped.places(source)
+    _write(out / WEIGHTS, source, {name: place for name, place in places.items() if _layer(name) < layers})
+    for name in models.files(source):
+        if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
+            shutil.copyfile(source / name, out / name)
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config["num_hidden_layers"] = layers
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][:layers]
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _layer(name: str) -> int:
+    """Number of the layer that the tensor ``name`` belongs to; -1 outside of them."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else -1
+
+
+def _write(path: Path, source: Path, kept: Mapping[str, Place]) -> None:
+    """A safetensors file of the tensors ``kept``, in the order in which they lie in ``source``."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, place in kept.items():
+        start, end = end, end + place.size_bytes
+        header[name] = {"dtype": place.dtype, "shape": place.shape, "data_offsets": [start, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as target:
+        target.write(struct.pack("<Q", len(raw)) + raw)
+        for done, place in enumerate(kept.values()):
+            progress.report(done, len(kept), "weights")
+            with (source / place.file).open("rb") as stream:
+                stream.seek(place.offset)
+                for at in range(0, place.size_bytes, _CHUNK):
+                    target.write(stream.read(min(_CHUNK, place.size_bytes - at)))
