@@ -314,4 +314,8 @@ class TestRuntime:
 
     def test_a_short_prompt_takes_longropes_short_factors(self, quantized: dict[str, Any]) -> None:
         assert quantized["short_factors"] < 1e-2  # the long ones are nats off
-        assert "512" in quantized["beyond"]
+
+    def test_a_long_prompt_takes_a_longer_context_and_leaves_nothing_behind(self, quantized: dict[str, Any]) -> None:
+        assert quantized["beyond"] == 600
+        assert quantized["short_again"] == quantized["short_factors"]
+        assert "8192" in quantized["refused_length"]
