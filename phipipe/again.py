@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, board, device, hardware, hub, models, package, reference, scoring, toolchain
+from phipipe import backends, board, device, hardware, hub, layerwise, models, package, reference, scoring, toolchain
 from phipipe import plan as planner
 from phipipe.backends.base import Outside, absent
 from phipipe.board import Entry
@@ -33,9 +33,9 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     checkpoint = models.read(_source(manifest, store, source))
     _same_source(manifest, checkpoint.folder, store)
     backend = backends.load(recipe.backend)
-    steps = scoring.fidelity_steps(
-        recipe, hub.source_step(checkpoint.folder), hub.text_step(recipe.evaluate.text, Path.cwd())
-    )
+    text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
+    memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
+    steps = scoring.fidelity_steps(recipe, hub.source_step(checkpoint.folder), text_step, memory)
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
     for step in (
         scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),

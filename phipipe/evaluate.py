@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from phipipe import backends, progress, reference, transformers_tokenizer
 from phipipe.backends.base import Backend, Inputs, Params, Runtime
@@ -66,12 +66,12 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     import numpy as np
 
     tokens = _tokens(inputs["source"], _only_file(inputs["text"]).read_text("utf-8"), params)
-    runtime = backends.load("torch").open(inputs["source"])
+    model = _original(inputs["source"])
     np.save(out / "tokens.npy", tokens)
     logprobs: Floats | None = None
     nll: list[Floats] = []
-    for i, window in enumerate(tokens):
-        scores = log_softmax(_finite(runtime.logits(window.tolist()), len(window)))
+    for i, (window, logits) in enumerate(zip(tokens, model.logits(tokens.tolist()), strict=True)):
+        scores = log_softmax(_finite(logits, len(window)))
         if logprobs is None:
             shape = (len(tokens), *scores.shape)
             logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
@@ -87,10 +87,36 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
         "skip": int(params["skip"]),
         "ppl": math.exp(mean),
         "ppl_stderr": math.exp(mean) * error,
-        **_reference(inputs["source"], runtime),
+        **_reference(inputs["source"], model),
     }
     _write(out / "baseline.json", report)
-    runtime.close()
+
+
+def _original(source: Path) -> _Original:
+    """The model that everything is compared with; only one that comes quantized is loaded as a whole."""
+    from phipipe.layerwise import Layerwise
+
+    quantized = "quantization_config" in _read(source / "config.json")
+    return _Whole(backends.load("torch").open(source)) if quantized else Layerwise(source)
+
+
+class _Original(Protocol):
+    """``layerwise.Layerwise``, or what does the same with the whole model in memory."""
+
+    def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Floats]: ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]: ...
+
+
+class _Whole:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Floats]:
+        return (self._runtime.logits(window) for window in windows)
+
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+        return [list(self._runtime.generate(prompt, limit)) for prompt in prompts]
 
 
 def calibration(inputs: Inputs, out: Path, params: Params) -> None:
@@ -267,24 +293,18 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     return np.asarray(ids[: count * window], np.int32).reshape(count, window)
 
 
-def _reference(source: Path, runtime: Runtime) -> dict[str, Any]:
+def _reference(source: Path, model: _Original) -> dict[str, Any]:
     """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy answers."""
     tokenizer = transformers_tokenizer.load(source)
-    chats = []
+    chats: list[dict[str, Any]] = []
     for prompt in PROMPTS if tokenizer.chat_template else ():
         messages = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer = list(runtime.generate(ids, CONTINUATION_TOKENS))
-        chats.append(
-            {
-                "prompt": prompt,
-                "rendered": text,
-                "ids": ids,
-                "answer": answer,
-                "text": tokenizer.decode(answer, skip_special_tokens=True),
-            }
-        )
+        chats.append({"prompt": prompt, "rendered": text, "ids": ids})
+    answers = model.generate([chat["ids"] for chat in chats], CONTINUATION_TOKENS)
+    for chat, answer in zip(chats, answers, strict=True):
+        chat |= {"answer": answer, "text": tokenizer.decode(answer, skip_special_tokens=True)}
     return {"parity_ids": tokenizer(PARITY_TEXT, add_special_tokens=False)["input_ids"], "chats": chats}
 
 

@@ -32,13 +32,9 @@ def of(checkpoint: Checkpoint, layers: int = LAYERS) -> Checkpoint:
     """What ``cut`` makes of ``checkpoint``; parameters and bytes are estimates."""
     embeddings = checkpoint.vocab_size * checkpoint.hidden_size * (1 if checkpoint.tied else 2)
     share = (embeddings + (checkpoint.parameters - embeddings) * layers / checkpoint.layers) / checkpoint.parameters
-    return replace(
-        checkpoint,
-        layers=layers,
-        cut=True,
-        parameters=int(checkpoint.parameters * share),
-        weight_bytes=int(checkpoint.weight_bytes * share),
-    )
+    parameters = int(checkpoint.parameters * share)
+    weight_bytes = round(parameters * checkpoint.weight_bytes / checkpoint.parameters)
+    return replace(checkpoint, layers=layers, cut=True, parameters=parameters, weight_bytes=weight_bytes)
 
 
 def step(checkpoint: Checkpoint, layers: int = LAYERS) -> Step:

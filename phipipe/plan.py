@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from phipipe import backends, device, first_layers, fit, hardware, hub, reference, rules, scoring, toolchain
+from phipipe import backends, device, first_layers, fit, hardware, hub, layerwise, reference, rules, scoring, toolchain
 from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
 from phipipe.document import near
@@ -230,7 +230,8 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     recipe, parameters = plan.build.recipe, plan.checkpoint.parameters
     backend = backends.load(recipe.backend)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
-    steps = scoring.fidelity_steps(recipe, original.step, text, memory_bytes=parameters * 4 + scoring.RUNTIME_BYTES)
+    memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
+    steps = scoring.fidelity_steps(recipe, original.step, text, memory_bytes=memory)
     baseline = steps[-1]
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     steps[-1] = replace(baseline, output_bytes=scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from phipipe import first_layers
+from phipipe import first_layers, layerwise
 from phipipe.backends.base import Step
 from phipipe.models import Checkpoint
 from phipipe.recipe import Recipe
@@ -96,7 +96,7 @@ def slice_steps(checkpoint: Checkpoint, made: Sequence[Step], recipe: Recipe, to
         wanted += [need for need in earlier[name].needs.values() if need in earlier and need not in wanted]
     names = {"source": cut.name, "baseline": "slice-baseline"} | {name: f"slice-{name}" for name in wanted}
     window = min(recipe.evaluate.tokens, recipe.evaluate.window)
-    (*_, baseline) = fidelity_steps(recipe, cut, cut, memory_bytes=4 * small.parameters + RUNTIME_BYTES)
+    (*_, baseline) = fidelity_steps(recipe, cut, cut, layerwise.memory_bytes(small, window, window))
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in made if step.name in wanted]

@@ -207,6 +207,7 @@ def main(root: Path) -> None:
 
     from phipipe import transformers_tokenizer
     from phipipe.backends import torch as baseline
+    from phipipe.layerwise import Layerwise
 
     text = stories.file_text("evaluation")
     for member in MEMBERS:
@@ -215,11 +216,17 @@ def main(root: Path) -> None:
         known = transformers_tokenizer.load(folder / "source")
         ids = known(text[: 20 * LONG], add_special_tokens=False)["input_ids"][:LONG]
         parity = known(PARITY_TEXT, add_special_tokens=False)["input_ids"]
-        runtime = baseline.open(folder / "source")
-        for window, length in (("short", SHORT), ("long", LONG)):
-            np.save(folder / f"{window}.npy", runtime.logits(ids[:length]))
+        runtime, layers = baseline.open(folder / "source"), Layerwise(folder / "source")
+        prompts = [ids[:SHORT], ids]
+        whole = [runtime.logits(prompt) for prompt in prompts]
+        for window, logits in zip(("short", "long"), whole, strict=True):
+            np.save(folder / f"{window}.npy", logits)
+        told = {"ids": ids, "parity": parity, "answers": ANSWER}
+        parts = zip(whole, layers.logits(prompts), strict=True)
+        told["layerwise"] = [float(np.abs(logits - part).max()) for logits, part in parts]
+        told["answered"] = [[list(runtime.generate(p, ANSWER)) for p in prompts], layers.generate(prompts, ANSWER)]
+        (folder / "told.json").write_text(json.dumps(told))
         runtime.close()
-        (folder / "told.json").write_text(json.dumps({"ids": ids, "parity": parity, "answers": ANSWER}))
         config = transformers_tokenizer.config_of(folder / "source")
         model = AutoModelForCausalLM.from_pretrained(folder / "source", config=config, dtype=torch.bfloat16)
         model.save_pretrained(folder / "resaved")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from phipipe import hub, openvino_session
+from phipipe import hub, models, openvino_session
 from phipipe.backends import openvino as backend
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import PARITY_TEXT
@@ -79,8 +79,7 @@ def convert(source: Path, out: Path, precision: str = "fp16", patch: dict[str, A
 def quantize(model: Path, out: Path, root: Path, precision: str = "int4", **options: Any) -> Path:
     """As the planner would: the step's own parameters and needs."""
     recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
-    shape: Any = SimpleNamespace(parameters=1, vocab_size=1, hidden_size=1, intermediate_size=1)
-    step = backend.steps(recipe, backend.Options.model_validate(options), shape, {})[1]
+    step = backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})[1]
     known = {"convert": model, "calibration": root / "calibration"}
     out.mkdir(parents=True)
     backend.quantize({name: known[place] for name, place in step.needs.items()}, out, step.params)
@@ -225,6 +224,21 @@ def reproducible(root: Path) -> dict[str, bool]:
     }
 
 
+def sizes(root: Path) -> dict[str, list[int]]:
+    """Planned and actual bytes of the weights."""
+    facts = {}
+    cases = {name: (precision, options) for name, (precision, options, _) in CASES.items()}
+    cases |= {name: ("int4", options) for name, options in OPTIONS.items()} | {
+        "fp16": ("fp16", {}),
+        "fp32": ("fp32", {}),
+    }
+    for name, (precision, options) in cases.items():
+        recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
+        (*_, step) = backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+        facts[name] = [step.output_bytes, (root / name / backend.MODEL).with_suffix(".bin").stat().st_size]
+    return facts
+
+
 def stored(root: Path) -> dict[str, bool]:
     """Whether the dtype that a checkpoint is stored in leaves a trace: all values are bf16's to begin with."""
     tied = variant(root / "stored" / "tied", True)
@@ -295,7 +309,7 @@ def main(root: Path) -> None:
     convert(TINY, root / "fp16")
     convert(TINY, root / "fp32", "fp32")
     facts: dict[str, Any] = {}
-    checks = (equality, fidelity, variants, failures, reproducible, stored, privacy, tokenizer, npu)
+    checks = (equality, fidelity, variants, failures, reproducible, sizes, stored, privacy, tokenizer, npu)
     for check in checks:
         try:
             facts[check.__name__] = check(root)

@@ -218,3 +218,11 @@ def test_the_config_alone_tells_what_the_weights_are(checkpoints: Path, member: 
     assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (
         "other" if member.config["model_type"] == "phi" else member.tokenizer
     )
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_the_baseline_computes_every_member_layer_by_layer(checkpoints: Path, member: family.Member) -> None:
+    told = json.loads((checkpoints / slug(member.name) / "told.json").read_text("utf-8"))
+    assert max(told["layerwise"]) < 1e-4
+    whole, by_layer = told["answered"]
+    assert whole == by_layer

@@ -50,6 +50,7 @@ LAYERS = (
         "openvino_graph",
         "openvino_session",
         "torch_checkpoint",
+        "layerwise",
         "transformers_tokenizer",
         "static_graph",
         "static_session",

@@ -165,6 +165,13 @@ def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str
 
 
 @pytest.mark.integration
+def test_scoring_with_numpys_products_gives_the_same(facts: dict[str, Any]) -> None:
+    found = section(facts, "products")
+    assert len(found) == 12
+    assert max(found.values()) < 1e-4
+
+
+@pytest.mark.integration
 def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
     assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
 

@@ -41,7 +41,9 @@ def recipe(precision: str) -> Any:
 
 def checkpoint(**changes: Any) -> Any:
     shape: dict[str, Any] = {
-        "parameters": 10_000_000,
+        "parameters": 300_000_000,
+        "weight_bytes": 600_000_000,
+        "tied": False,
         "vocab_size": 32064,
         "hidden_size": 3072,
         "intermediate_size": 8192,
@@ -208,6 +210,20 @@ def test_more_bits_and_calibration_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert kld["fp16"] < kld["int8"] < kld["learned"] < kld["int4"] < kld["all"]
     assert kld["32"] < kld["int4"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["fp32", "fp16", *CASES, "row", "32", "none", "all"])
+def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> None:
+    planned, actual = section(facts, "sizes")[name]
+    assert planned == pytest.approx(actual, rel=0.03)
+
+
+def test_weights_that_stay_in_files_take_no_memory() -> None:
+    assert planned("fp16")[0].memory_bytes == openvino.CONVERSION_BYTES
+    stored = checkpoint(weight_bytes=1_200_000_000)
+    (step,) = openvino.steps(recipe("fp16"), openvino.Options(), stored, {})
+    assert step.memory_bytes == openvino.CONVERSION_BYTES + 600_000_000
 
 
 @pytest.mark.integration

@@ -47,6 +47,9 @@ GROUPS: Mapping[str, int] = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32
 BITS: Mapping[str, int] = {"mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
+_BLAS_BYTES = 2**26  # weights beyond this are scored with numpy's products where there is no GPU
+
+
 class Options(BaseModel):
     """mlx-lm's own knobs."""
 
@@ -359,15 +362,58 @@ def _check_quantized(
             )
 
 
+def _by_blas(model: Any) -> None:
+    """Let ``model``'s linear layers compute with numpy, on the very values that are stored.
+
+    mlx's products on CPUs reach 3 GFLOP/s on two cores (Linux), numpy's 60: a window of 512 tokens through 4 G
+    parameters would take 20 minutes. Metal has kernels of its own, which no CPU can try anyway.
+    """
+    import mlx.core as mx
+    import numpy as np
+    from mlx import nn
+
+    class Blas(nn.Module):  # type: ignore[misc]
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self._layer = layer
+
+        def __call__(self, x: Any) -> Any:
+            layer = self._layer
+            weight = np.array(_dense(layer))
+            made = np.array(x).reshape(-1, weight.shape[1]) @ weight.T
+            y = mx.array(made).reshape(*x.shape[:-1], weight.shape[0])
+            return y + layer.bias if "bias" in layer else y
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | nn.QuantizedLinear):
+            parent = model
+            *path, last = name.split(".")
+            for part in path:
+                parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
+            setattr(parent, last, Blas(module))
+        elif isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            object.__setattr__(module, "as_linear", Blas(module))  # a module keeps its own methods from being set
+
+
+def _dense(layer: Any) -> Any:
+    """The layer's weight [out, in] in fp32."""
+    import mlx.core as mx
+
+    if "scales" not in layer:
+        return layer.weight.astype(mx.float32)
+    how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how).astype(mx.float32)
+
+
 class _Session:
     def __init__(self, folder: Path) -> None:
         import mlx.core as mx
         from mlx_lm import utils
 
         self._mx: Any = mx
-        self._model, config = utils.load_model(folder)
-        self._wide: Any = None
-        ends = config.get("eos_token_id")
+        self._model: Any = None  # for generation, as it is used; loaded in place of the other
+        self._wide: Any = None  # for scoring
+        ends = utils.load_config(folder).get("eos_token_id")
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._folder = folder
 
@@ -375,6 +421,7 @@ class _Session:
         import numpy as np
 
         if self._wide is None:
+            self._model = None
             self._wide = self._in_fp32()
         return np.array(self._wide(self._mx.array([list(tokens)]))[0].astype(self._mx.float32))
 
@@ -388,11 +435,18 @@ class _Session:
         model.update(
             tree_map(lambda v: v.astype(mx.float32) if mx.issubdtype(v.dtype, mx.floating) else v, model.parameters())
         )
+        size = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+        if size > _BLAS_BYTES and mx.default_device() == mx.Device(mx.cpu):
+            _by_blas(model)
         return model
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        from mlx_lm import utils
         from mlx_lm.generate import generate_step
 
+        if self._model is None:
+            self._wide = None
+            self._model, _ = utils.load_model(self._folder)
         for token, _ in generate_step(self._mx.array(list(prompt)), self._model, max_tokens=limit):
             yield int(token)
             if int(token) in self._ends:
