@@ -226,6 +226,26 @@ MODELS: tuple[Rule, ...] = (
     ),
 )
 
+# For runtimes that compute without the sliding window that a model has.
+WINDOWLESS: tuple[Rule, ...] = (
+    Rule(
+        id="M09",
+        level="error",
+        when=lambda r, o, c: c.cuts and r.evaluate.window > (c.sliding_window or 0),
+        message="`{recipe.backend}` ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows "
+        "of {recipe.evaluate.window} tokens would differ from the original",
+        hint="set `evaluate.window` to that or less; `onnxruntime` and `openvino` have the window",
+    ),
+    Rule(
+        id="M15",
+        level="warning",
+        when=lambda r, o, c: c.cuts and (r.context is None or r.context > (c.sliding_window or 0)),
+        message="`{recipe.backend}` ignores the model's sliding window: use it with at most "
+        "{checkpoint.sliding_window} tokens, beyond which it differs from the original",
+        hint="`context: {checkpoint.sliding_window}` says that to this build",
+    ),
+)
+
 # Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have rules above.
 _PHI = ("Phi", "Phi3", "PhiMoE", "Phi3Small", "Phi3V", "Phi4MM", "Phi4Flash")
 _OTHERS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Nemotron", "Olmo")

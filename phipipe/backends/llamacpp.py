@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import WINDOWLESS, Rule, check
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
@@ -296,22 +296,7 @@ RULES = (
         when=lambda r, o, c: type_of(r, o) in FLOATS and bool(o.model_fields_set - {"type"}),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
     ),
-    Rule(
-        id="M09",
-        level="error",
-        when=lambda r, o, c: c.cuts and r.evaluate.window > (c.sliding_window or 0),
-        message="`{recipe.backend}` ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows "
-        "of {recipe.evaluate.window} tokens would differ from the original",
-        hint="set `evaluate.window` to that or less; `onnxruntime` and `openvino` have the window",
-    ),
-    Rule(
-        id="M15",
-        level="warning",
-        when=lambda r, o, c: c.cuts and (r.context is None or r.context > (c.sliding_window or 0)),
-        message="`{recipe.backend}` ignores the model's sliding window: use it with at most "
-        "{checkpoint.sliding_window} tokens, beyond which it differs from the original",
-        hint="`context: {checkpoint.sliding_window}` says that to this build",
-    ),
+    *WINDOWLESS,
     Rule(
         id="M10",
         level="warning",
