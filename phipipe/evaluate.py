@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from phipipe import backends, progress, reference
+from phipipe import backends, progress, reference, transformers_tokenizer
 from phipipe.backends.base import Backend, Inputs, Params, Runtime
 from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.reference import log_softmax, score
@@ -281,9 +281,8 @@ def _within(value: float, limits: Mapping[str, float]) -> bool:
 
 def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
     import numpy as np
-    from transformers import AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(source)(text, add_special_tokens=False)["input_ids"]
+    ids = transformers_tokenizer.load(source)(text, add_special_tokens=False)["input_ids"]
     window, wanted = int(params["window"]), int(params["tokens"])
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:
@@ -296,9 +295,7 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
 
 def _reference(source: Path, model: _Original) -> dict[str, Any]:
     """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy answers."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = transformers_tokenizer.load(source)
     chats: list[dict[str, Any]] = []
     for prompt in PROMPTS if tokenizer.chat_template else ():
         messages = [{"role": "user", "content": prompt}]

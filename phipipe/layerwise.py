@@ -59,12 +59,13 @@ class Layerwise:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from phipipe import torch_checkpoint
+        from phipipe import torch_checkpoint, transformers_tokenizer
 
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = torch_checkpoint.dtypes(folder)
         dtype = stored.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32  # cast, nothing is mapped
         settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+        settings["config"] = transformers_tokenizer.config_of(folder)
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **settings).eval()
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)

@@ -174,9 +174,10 @@ def _sha256(path: Path) -> str:
 def _llm_metadata(folder: Path, context_length: int) -> bytes:
     """Begin and end of text, the chat template and the length of the cache, as LiteRT-LM reads them."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    from phipipe import transformers_tokenizer
+
+    tokenizer = transformers_tokenizer.load(folder)
     metadata: Any = llm_metadata_pb2.LlmMetadata()
     metadata.max_num_tokens = context_length
     metadata.llm_model_type.generic_model.SetInParent()

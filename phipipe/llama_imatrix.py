@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import progress
+from phipipe import progress, transformers_tokenizer
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        inputs["source"], dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
-    ).eval()
+    settings: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    settings |= {"config": transformers_tokenizer.config_of(inputs["source"]), "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(inputs["source"], **settings).eval()
     windows = np.load(inputs["calibration"] / "tokens.npy")
     sums: dict[str, Any] = {}
     hooks = [

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phipipe import transformers_tokenizer
+
 ROLES = ("system", "user", "assistant")
 Frames = Mapping[str, tuple[str, str]]  # role → text before and after a content
 CHATS: Sequence[Sequence[str]] = (
@@ -24,9 +26,7 @@ CHATS: Sequence[Sequence[str]] = (
 
 def text(source: Path, model: str) -> str:
     """The Modelfile for the GGUF file ``model`` beside it; reads the checkpoint ``source``'s tokenizer."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    tokenizer = transformers_tokenizer.load(source)
     lines = [f"# ollama create NAME -f Modelfile\nFROM ./{model}"]
     if tokenizer.chat_template:
         found = frames(_renderer(tokenizer))

@@ -137,7 +137,10 @@ def _silent() -> Any:
 
 
 class Session:
-    """Runtime over a GGUF. Keys and values are kept in fp32: what is measured is the stored weights."""
+    """Runtime over a GGUF. Logits are computed in fp32, keys and values too: what is measured is the stored weights.
+
+    llama.cpp's flash attention would round queries to 16 bits; text is generated with it, as llama.cpp does.
+    """
 
     def __init__(self, path: Path, gpu: bool = False) -> None:
         self._model = _Model(path, gpu=gpu)
@@ -147,14 +150,14 @@ class Session:
         architecture = self._model.meta("general.architecture")
         original = self._model.meta(f"{architecture}.rope.scaling.original_context_length")
         # F3: with a context beyond the original one llama.cpp takes LongRoPE's long factors for every prompt.
-        self._longest = min(trained, int(original)) if original else trained
+        self._trained, self._original = trained, min(trained, int(original)) if original else trained
         self._context: Any = None
-        self._size = 0
+        self._size, self._exact = 0, True
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         import numpy as np
 
-        self._fresh(len(tokens))
+        self._fresh(len(tokens), exact=True)
         rows = np.empty((len(tokens), self._vocabulary), np.float32)
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
@@ -166,7 +169,7 @@ class Session:
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         import numpy as np
 
-        self._fresh(len(prompt) + limit)
+        self._fresh(len(prompt) + limit, exact=False)
         tokens, position = list(prompt), 0
         for _ in range(limit):
             for start in range(0, len(tokens), BATCH):
@@ -183,24 +186,27 @@ class Session:
         self._drop()
         self._model.close()
 
-    def _fresh(self, needed: int) -> None:
-        """An empty context of at least ``needed`` tokens."""
-        if needed > self._longest:
-            raise StepFailed(f"{needed} tokens do not fit into the model's context of {self._longest}")
-        if needed <= self._size:
+    def _fresh(self, needed: int, exact: bool) -> None:
+        """An empty context of at least ``needed`` tokens; a longer one than the original only where it must be."""
+        if needed > self._trained:
+            raise StepFailed(f"{needed} tokens do not fit into the model's context of {self._trained}")
+        longest = self._original if needed <= self._original else self._trained
+        if needed <= self._size <= longest and exact == self._exact:
             self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
             return
         self._drop()
         params = self._llama.llama_context_default_params()
         # llama.cpp pads the context to multiples of 256; beyond the original length the wrong factors would follow
-        params.n_ctx = min(self._longest, max(needed, min(CONTEXT, self._longest)))
+        params.n_ctx = min(longest, max(needed, min(CONTEXT, longest)))
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads()
         params.type_k = params.type_v = F32
+        if exact:
+            params.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = self._llama.llama_init_from_model(self._model.model, params)
         if not self._context:
             raise StepFailed(f"llama.cpp cannot make a context of {params.n_ctx} tokens: not enough memory")
-        self._size = int(params.n_ctx)
+        self._size, self._exact = int(params.n_ctx), exact
 
     def _drop(self) -> None:
         if self._context:

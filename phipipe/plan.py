@@ -287,7 +287,7 @@ def _proof(plan: Plan, options: BaseModel) -> list[Step]:
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
     unit = next(unit for unit in plan.device.units if unit.api == plan.api)
-    made = backend.steps(recipe, options, small, _patch(plan.fixups), unit)
+    made = backend.steps(recipe, options, small, _patch(rules.fixups(recipe, small)), unit)
     if not any(step.unquantized for step in made):
         return []
     return scoring.slice_steps(plan.checkpoint, made, recipe, backend.TOOLCHAIN)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from phipipe import models
 from phipipe.backends.base import Advice, Json
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """``message`` and ``hint`` are format strings over ``recipe``, ``options`` and ``checkpoint``."""
+    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint`` and ``uniform``."""
 
     id: str
     level: str  # "error" or "warning"
@@ -47,6 +48,7 @@ class Fixup:
 def check(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()) -> list[Advice]:
     """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies."""
     facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
+    facts |= {"uniform": UNIFORM[recipe.backend][1] if recipe.backend in UNIFORM else ""}
     return [
         Advice(
             level=rule.level,
@@ -68,35 +70,58 @@ def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]
     }
 
 
-def _has_short_window(checkpoint: Checkpoint) -> bool:
-    """A sliding window that really cuts; LongRoPE models carry one longer than their context."""
-    window = checkpoint.sliding_window
-    return checkpoint.model_type == "phi3" and window is not None and 0 < window < checkpoint.context_length
-
-
-def _is_longrope(checkpoint: Checkpoint) -> bool:
-    scaling = checkpoint.config.get("rope_scaling") or {}
-    return isinstance(scaling, dict) and {"short_factor", "long_factor"} <= set(scaling)
-
-
-def _head_size(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.config.get("head_dim") or checkpoint.hidden_size // checkpoint.heads)
-
-
 def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
     """Phi-4-mini and its reasoning variants: tied, o200k vocabulary (nothing in the config names the family)."""
     return checkpoint.model_type == "phi3" and checkpoint.tied and checkpoint.vocab_size == 200064
 
 
+# By backend: whether int4 options give all layers the same width, and what keeps the sensitive ones wider.
+_WIDER = frozenset({None, "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K"})
+UNIFORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "onnxruntime": (lambda o: bool(o.mixed == "none"), "set `quantize.mixed: layers`"),
+    "openvino": (lambda o: bool(o.ratio == 1), "set `quantize.ratio: 0.8`, or `precision: int8`"),
+    "llamacpp": (lambda o: o.pure or (o.type not in _WIDER and not o.tensors), "set `quantize.type: Q4_K_M`"),
+    "mlx": (lambda o: bool(o.mixed == "none" and (o.bits or 4) <= 4), "set `quantize.mixed: mixed_4_6`"),
+    "qnn": (lambda o: not o.keep_8bit, "leave `quantize.keep_8bit` as it is by default"),
+    "torch": (lambda o: True, "set `precision: int8`"),
+    "litert": (lambda o: True, "set `precision: int8`"),
+}
+
+
+def _is_uniform(recipe: Recipe, options: Any) -> bool:
+    return recipe.precision == "int4" and recipe.backend in UNIFORM and UNIFORM[recipe.backend][0](options)
+
+
+def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
+    """What transformers 5 renamed or moved, where every converter looks for it."""
+    config = checkpoint.config
+    patch: dict[str, Json] = {
+        "rope_parameters": None,
+        "rope_theta": checkpoint.rope_theta,
+        "partial_rotary_factor": checkpoint.partial_rotary_factor,
+        "rope_scaling": None if checkpoint.rope_scaling is None else dict(checkpoint.rope_scaling),
+        "original_max_position_embeddings": checkpoint.original_context_length,
+    }
+    if "dtype" in config:
+        patch["torch_dtype"] = config["dtype"]
+    if checkpoint.architecture == "PhimoeForCausalLM":
+        patch["architectures"] = ["PhiMoEForCausalLM"]
+    return patch
+
+
+def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
+    return {**scaling, "long_factor": scaling["short_factor"]}
+
+
 def _rotary_pairs(checkpoint: Checkpoint) -> int:
-    return int(_head_size(checkpoint) * float(checkpoint.config.get("partial_rotary_factor", 1.0))) // 2
+    return int(checkpoint.head_size * checkpoint.partial_rotary_factor) // 2
 
 
 def _widths(checkpoint: Checkpoint) -> set[int]:
     """Output widths of a layer's linears, as the checkpoint stores them (q, k, v and gate, up are joined)."""
     if checkpoint.model_type == "phi":
         return {checkpoint.hidden_size, checkpoint.intermediate_size}
-    joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * _head_size(checkpoint)
+    joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_size
     return {checkpoint.hidden_size, joined, 2 * checkpoint.intermediate_size}
 
 
@@ -105,14 +130,14 @@ def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
     inputs = {
         checkpoint.hidden_size,
         checkpoint.intermediate_size,
-        checkpoint.heads * _head_size(checkpoint),
+        checkpoint.heads * checkpoint.head_size,
     }
     return any(-(-k // block_size) % 2 for k in inputs)
 
 
 def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
     """Whether some weight's rows are not a whole number of blocks."""
-    widths = (checkpoint.hidden_size, checkpoint.intermediate_size, checkpoint.heads * _head_size(checkpoint))
+    widths = (checkpoint.hidden_size, checkpoint.intermediate_size, checkpoint.heads * checkpoint.head_size)
     return any(width % block_size for width in widths)
 
 
@@ -121,6 +146,14 @@ def _asks_olive(recipe: Recipe, options: Any) -> bool:
     return recipe.precision in {"int8", "int4"} and (bool(options.rotate) or options.algorithm == "gptq")
 
 
+# Architectures with parts besides text → backends that convert them whole.
+MULTIMODAL: Mapping[str, frozenset[str]] = {
+    "Phi3VForCausalLM": frozenset(),
+    "Phi4MMForCausalLM": frozenset(),
+    "Phi4MultimodalForCausalLM": frozenset(),
+    "Phi4ForCausalLMV": frozenset(),
+}
+KNOWN_TYPES = ("phi", "phi3", "phimoe")  # whose configs phipipe can bring back into the hub's spelling
 NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"
 
 MODELS: tuple[Rule, ...] = (
@@ -141,41 +174,45 @@ MODELS: tuple[Rule, ...] = (
     Rule(
         id="M03",
         level="error",
-        when=lambda r, o, c: c.architecture in {"Phi3VForCausalLM", "Phi4MMForCausalLM", "Phi4ForCausalLMV"},
-        message="`{checkpoint.architecture}` is multimodal; phipipe converts text models only",
+        when=lambda r, o, c: (
+            (bool(c.parts) or c.architecture in MULTIMODAL) and r.backend not in MULTIMODAL.get(c.architecture, ())
+        ),
+        message="the model has {checkpoint.besides} besides text, and phipipe converts text models only",
         hint="use the text model it was built on (Phi-3.5-mini, Phi-4-mini, Phi-4-reasoning)",
+    ),
+    Rule(
+        id="M06",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe" and c.head_size != c.hidden_size // c.heads,
+        message="the heads of this mixture of experts (of {checkpoint.head_size}) are not hidden size / heads wide; no "
+        "runtime computes that correctly",
+        hint="use Phi-mini-MoE, or Phi-4-mini, which is as small",
     ),
     Rule(
         id="M04",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and r.backend == "onnxruntime",
-        message="onnxruntime-genai 0.18 cannot build Phi-3.5-MoE: it lost its LongRoPE for this model",
-        hint="use a dense Phi model",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their LongRoPE)",
+        hint="`backend: openvino` computes it exactly; or use a dense Phi model",
     ),
     Rule(
         id="M05",
-        level="warning",
-        when=lambda r, o, c: c.model_type == "phimoe" and r.backend in {"llamacpp", "mlx"},
-        message="`{recipe.backend}` routes with a plain softmax where Phi-3.5-MoE was trained with SparseMixer: "
-        "its outputs differ at every precision",
-    ),
-    Rule(
-        id="M06",
         level="error",
-        when=lambda r, o, c: c.model_type == "phimoe" and _head_size(c) != c.hidden_size // c.heads,
-        message="SlimMoE's head size ({checkpoint.config[head_dim]}) is not hidden size / heads; "
-        "no runtime computes that correctly",
+        when=lambda r, o, c: c.model_type == "phimoe" and r.backend in {"llamacpp", "mlx"},
+        message="`{recipe.backend}` routes tokens by a plain softmax where Phi's mixtures of experts were trained with "
+        "SparseMixer: outputs differ from the original's at every precision",
+        hint="`backend: openvino` computes it exactly",
     ),
     Rule(
         id="M07",
         level="error",
-        when=lambda r, o, c: r.backend != "torch" and "rope_parameters" in c.config,
+        when=lambda r, o, c: r.backend != "torch" and c.resaved and c.model_type not in KNOWN_TYPES,
         message="the checkpoint was saved again by transformers 5 (`rope_parameters` in config.json); "
         "other converters then lose its rotary factors without a word",
         hint="use the hub's original files",
     ),
     Rule(
-        id="M12",
+        id="M14",
         level="warning",
         when=lambda r, o, c: r.context is not None and r.context > c.context_length,
         message="`context: {recipe.context}` is more than the model's {checkpoint.context_length} tokens",
@@ -183,9 +220,29 @@ MODELS: tuple[Rule, ...] = (
     Rule(
         id="D02",
         level="warning",
-        when=lambda r, o, c: r.precision == "int4" and _is_phi4_mini(c) and getattr(o, "mixed", "none") == "none",
-        message="Phi-4-mini degenerates when all its weights have 4 bits",
-        hint="keep the sensitive layers at 8 bits; onnxruntime: `quantize: {{mixed: layers}}`",
+        when=lambda r, o, c: _is_phi4_mini(c) and _is_uniform(r, o),
+        message="Phi-4-mini degenerates when all its layers have 4 bits (onnxruntime-genai issue 1450)",
+        hint="keep down projections and LM head wider: {uniform}",
+    ),
+)
+
+# For runtimes that compute without the sliding window that a model has.
+WINDOWLESS: tuple[Rule, ...] = (
+    Rule(
+        id="M09",
+        level="error",
+        when=lambda r, o, c: c.cuts and r.evaluate.window > (c.sliding_window or 0),
+        message="`{recipe.backend}` ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows "
+        "of {recipe.evaluate.window} tokens would differ from the original",
+        hint="set `evaluate.window` to that or less; `onnxruntime` and `openvino` have the window",
+    ),
+    Rule(
+        id="M15",
+        level="warning",
+        when=lambda r, o, c: c.cuts and (r.context is None or r.context > (c.sliding_window or 0)),
+        message="`{recipe.backend}` ignores the model's sliding window: use it with at most "
+        "{checkpoint.sliding_window} tokens, beyond which it differs from the original",
+        hint="`context: {checkpoint.sliding_window}` says that to this build",
     ),
 )
 
@@ -290,23 +347,40 @@ ONNXRUNTIME: tuple[Rule, ...] = (
     ),
 )
 
-FIXUPS: tuple[Fixup, ...] = (
+FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the last word
+    Fixup(
+        id="F7",
+        rule="M07",
+        when=lambda r, c: r.backend != "torch" and c.resaved and c.model_type in KNOWN_TYPES,
+        reason="transformers 5 saved the checkpoint again and moved its rotary settings to `rope_parameters`, where "
+        "other converters do not look",
+        patch=_original_spelling,
+    ),
+    Fixup(
+        id="F8",
+        rule="M13",
+        when=lambda r, c: bool(models.respelled(c.config)),
+        reason="LongRoPE under the name that Phi-3 first gave it, which transformers 5 and mlx-lm do not know any more",
+        patch=lambda c: models.respelled(c.config),
+    ),
     Fixup(
         id="F1",
         rule="M08",
-        when=lambda r, c: r.backend == "onnxruntime" and _has_short_window(c) and not c.config.get("layer_types"),
+        when=lambda r, c: (
+            r.backend == "onnxruntime" and c.model_type == "phi3" and c.cuts and not c.config.get("layer_types")
+        ),
         reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that config.json lists",
         patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
     ),
     Fixup(
         id="F2",
         rule="M11",
-        when=lambda r, c: r.backend == "mlx" and _is_longrope(c),
+        when=lambda r, c: (
+            r.backend == "mlx" and c.rope_scaling is not None and r.evaluate.window <= c.original_context_length
+        ),
         reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in their place it is exact "
         "up to the original context length",
-        patch=lambda c: {
-            "rope_scaling": {**c.config["rope_scaling"], "long_factor": c.config["rope_scaling"]["short_factor"]}
-        },
+        patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
     ),
     Fixup(
         id="F3",

@@ -38,7 +38,7 @@ def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, param
     return Step(
         name=name,
         runs="phipipe.evaluate:compare",
-        version=2,
+        version=3,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters, **_on(api)},
         measurement=api != "cpu",  # a GPU's figures are its own

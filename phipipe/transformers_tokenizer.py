@@ -1,10 +1,13 @@
-"""The tokenizer that ships in a folder, for every runtime that reads it through transformers."""
+"""What transformers reads in a folder: its config, and the tokenizer for every runtime that takes it from there."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from phipipe import models
 
 
 class TransformersTokenizer:
@@ -26,8 +29,23 @@ class TransformersTokenizer:
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
-def of_folder(folder: Path) -> TransformersTokenizer:
-    """What transformers reads from ``folder``; nothing is downloaded, no code of the folder's is run."""
+def config_of(folder: Path) -> Any:
+    """The folder's config where transformers would misread it; None, its own default, everywhere else."""
+    from transformers import AutoConfig
+
+    told = json.loads((folder / "config.json").read_text("utf-8"))
+    changed = models.respelled(told)
+    return AutoConfig.for_model(**told | changed) if changed else None
+
+
+def load(folder: Path) -> Any:
+    """transformers' own tokenizer of ``folder``; nothing is downloaded, no code of the folder's is run."""
     from transformers import AutoTokenizer
 
-    return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    return AutoTokenizer.from_pretrained(folder, config=config_of(folder), **settings)
+
+
+def of_folder(folder: Path) -> TransformersTokenizer:
+    """``Tokenizer`` over what transformers reads from ``folder``."""
+    return TransformersTokenizer(load(folder))

@@ -199,8 +199,10 @@ def longrope(root: Path, ids: list[int]) -> dict[str, Any]:
     runtime = llamacpp.open(root / "longrope")
     expected = np.load(root / "longrope.npy")
     difference = float(np.abs(runtime.logits(ids) - expected).max())
-    refused = refusal(lambda: runtime.logits((ids * 60)[:600]))
-    return {"short_factors": difference, "beyond": refused}
+    beyond = runtime.logits((ids * 60)[:600]).shape[0]  # with the long factors: a context of another size
+    again = float(np.abs(runtime.logits(ids) - expected).max())
+    refused = refusal(lambda: runtime.logits(ids * 1000))
+    return {"short_factors": difference, "beyond": beyond, "short_again": again, "refused_length": refused}
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None
     made = plan.prepare(build)
     assert made.fit
     assert made.fit.context == 2048
-    assert [a.rule for a in made.warnings] == ["M12"]
+    assert [a.rule for a in made.warnings] == ["M14"]
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("phi*.yaml")), ids=lambda p: p.stem)

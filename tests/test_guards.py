@@ -26,7 +26,7 @@ LAYERS = (
     {"errors", "hardware", "progress"},
     {"document", "keys", "settings", "transfer"},
     {"collect"},
-    {"recipe"},
+    {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
     {"hub_client"},
     {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_plan import planned as from_quickstart
 
 from phipipe import backends, first_layers, hub, mapped, models, plan, recipe, schedule
 from phipipe.executor import Outcome
@@ -62,6 +63,15 @@ def test_conversions_are_proved_on_the_first_layers_before_anything_else_starts(
     own = [step for name, step in made.items() if name in ("convert", "quantize", "evaluate", "measure", "emulate")]
     assert own
     assert all("check-parity" in step.after for step in own)
+
+
+def test_fix_ups_of_the_first_layers_are_made_for_those(large: None, checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text("utf-8")) | {"sliding_window": 1000}
+    (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
+    sets = (f"source={{path: {checkpoint.as_posix()}}}", "evaluate.text={builtin: stories}")
+    steps = {step.name: step for step in from_quickstart(*sets).steps}
+    assert len(steps["convert"].params["config_patch"]["layer_types"]) == config["num_hidden_layers"]
+    assert len(steps["slice-convert"].params["config_patch"]["layer_types"]) == first_layers.LAYERS
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "mlx"])

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from shapes import phi3
 from test_mlx import HERE, LONGROPE, drive, source, tie
 from test_quickstart import Shell
 
 from phipipe import hub, package, rules
 from phipipe.backends import litert
+from phipipe.models import Checkpoint
 
 TEMPLATES = {
     "phi": "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
@@ -56,20 +58,8 @@ def recipe(precision: str = "int4", window: int = 512, prompt: int = 128) -> Any
     )
 
 
-def checkpoint(**changes: Any) -> Any:
-    shape: dict[str, Any] = {
-        "model_type": "phi3",
-        "parameters": 10_000_000,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "heads": 32,
-        "head_size": 96,
-        "sliding_window": None,
-        "context_length": 4096,
-        "original_context_length": 4096,
-        "longrope": False,
-    }
-    return SimpleNamespace(**shape | changes)
+def checkpoint(**changes: Any) -> Checkpoint:
+    return phi3(**{"parameters": 10_000_000, **changes})
 
 
 def advice(precision: str, shape: Any = None, window: int = 512, prompt: int = 128, **options: Any) -> list[Any]:
@@ -141,9 +131,9 @@ def test_the_cache_ends_where_the_model_would_differ() -> None:
 
 
 def test_a_sliding_window_is_taken_out_of_the_staged_copy() -> None:
-    found = rules.fixups(recipe(), checkpoint(sliding_window=2047, config={}))
+    found = rules.fixups(recipe(), checkpoint(sliding_window=2047))
     assert found["F3"]["patch"] == {"sliding_window": None}
-    assert rules.fixups(recipe(), checkpoint(config={})) == {}
+    assert rules.fixups(recipe(), checkpoint()) == {}
 
 
 def test_all_precisions_share_one_conversion() -> None:

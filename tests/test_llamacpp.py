@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from shapes import phi3
 
 from phipipe import llama_gguf, llama_modelfile
 from phipipe.backends import llamacpp
 from phipipe.errors import StepFailed
+from phipipe.models import Checkpoint
 from phipipe.toolchain import LOCKS
 
 DRIVER = Path(__file__).parent / "llamacpp_driver.py"
@@ -57,31 +59,21 @@ def quantized(converted: dict[str, Any], work: Path, llamacpp_python: Path) -> d
 def recipe(precision: str = "int4", **more: Any) -> Any:
     source = SimpleNamespace(repo=None, builtin="tiny-phi3")
     evaluate = SimpleNamespace(window=512)
-    return SimpleNamespace(
-        **{"precision": precision, "backend": "llamacpp", "source": source, "evaluate": evaluate, **more}
-    )
-
-
-def checkpoint(folder: Path = Path(), **more: Any) -> Any:
-    facts = {
-        "folder": folder,
-        "config": {"torch_dtype": "bfloat16"},
-        "parameters": 10_000,
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "model_type": "phi",
-        "tied": False,
-        "sliding_window": None,
-        "context_length": 2048,
-        "original_context_length": 2048,
-    }
+    facts = {"precision": precision, "backend": "llamacpp", "source": source, "evaluate": evaluate, "context": None}
     return SimpleNamespace(**facts | more)
 
 
-def advised(options: dict[str, Any], precision: str = "int4", **more: Any) -> dict[str, str]:
+def checkpoint(**more: Any) -> Checkpoint:
+    small: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "model_type": "phi", "context_length": 2048}
+    small |= {"original_context_length": 2048, "parameters": 10_000}
+    return phi3({"torch_dtype": "bfloat16"}, **small | more)
+
+
+def advised(
+    options: dict[str, Any], precision: str = "int4", context: int | None = None, **more: Any
+) -> dict[str, str]:
     made = llamacpp.Options.model_validate(options)
-    return {a.rule: a.level for a in llamacpp.advise(recipe(precision), made, checkpoint(**more))}
+    return {a.rule: a.level for a in llamacpp.advise(recipe(precision, context=context), made, checkpoint(**more))}
 
 
 def steps(options: dict[str, Any], precision: str = "int4") -> list[Any]:
@@ -146,15 +138,35 @@ def test_one_tensor_is_not_named_twice() -> None:
     assert advised(both) == {}
 
 
-def test_windows_and_longrope_are_warned_of() -> None:
-    assert advised({}, sliding_window=500) == {"M09": "warning"}
-    assert advised({}, context_length=131072, original_context_length=4096) == {"M10": "warning"}
+def test_windows_and_longrope_are_told() -> None:
+    assert advised({}, sliding_window=500) == {"M09": "error", "M15": "warning"}
+    assert advised({}, sliding_window=1000) == {"M15": "warning"}
+    assert advised({}, sliding_window=1000, context=1000) == {}
+    assert advised({}, context_length=131072) == {}
+    assert advised({}, longrope=True, context_length=131072) == {"M10": "warning"}
+    assert advised({}, longrope=True, context_length=131072, context=2048) == {}
 
 
-def test_phi3_needs_its_sentencepiece_model(tmp_path: Path) -> None:
-    assert advised({}, folder=tmp_path, model_type="phi3") == {"L08": "error"}
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    assert advised({}, folder=tmp_path, model_type="phi3") == {}
+def test_phi3_needs_a_vocabulary_that_the_converter_reads() -> None:
+    assert advised({}, model_type="phi3", tokenizer="other") == {"L08": "error"}
+    assert advised({}, model_type="phi3", tokenizer="gpt2") == {}
+    assert advised({}, model_type="phi", tokenizer="other") == {}
+
+
+@pytest.mark.parametrize("pattern", llamacpp.PRE_TOKENIZERS)
+def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, pattern: str) -> None:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern == "GPT-2"}
+    cut = level if pattern == "GPT-2" else {"type": "Sequence", "pretokenizers": [split, level]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
+    assert llamacpp._cut_by(tmp_path) == llamacpp.PRE_TOKENIZERS[pattern]
+
+
+@pytest.mark.parametrize("cut", [None, {"type": "Whitespace"}, {"type": "Split", "pattern": {"Regex": "[a-z]+"}}])
+def test_other_ways_of_cutting_text_are_refused(tmp_path: Path, cut: object) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
+    with pytest.raises(StepFailed, match="knows neither"):
+        llamacpp._cut_by(tmp_path)
 
 
 def test_quantized_types_share_a_conversion_at_the_sources_width() -> None:
@@ -170,10 +182,18 @@ def test_parameters_of_steps_are_json() -> None:
         assert json.loads(json.dumps(step.params)) == step.params
 
 
-def test_a_path_named_otherwise_still_reads_phi_3_in_its_name() -> None:
-    source = SimpleNamespace(repo=None, builtin=None)
-    named = llamacpp._model_name(recipe(source=source), checkpoint(Path("my-model"), model_type="phi3"))
-    assert named == "Phi-3 my-model"
+@pytest.mark.parametrize(
+    ("folder", "tokenizer", "name"),
+    [
+        ("my-model", "sentencepiece", "Phi-3 my-model"),
+        ("my-Phi-3", "sentencepiece", "my-Phi-3"),
+        ("my-model", "gpt2", "my-model"),
+        ("Phi3-after-phi-4", "gpt2", "Phi-after-phi-4"),  # llama.cpp would look for Phi-3's tokens and not load
+    ],
+)
+def test_only_phi_3s_own_vocabulary_is_called_phi_3(folder: str, tokenizer: str, name: str) -> None:
+    shape = checkpoint(folder=Path(folder), model_type="phi3", tokenizer=tokenizer)
+    assert llamacpp._model_name(recipe(source=SimpleNamespace(repo=None, builtin=None)), shape) == name
 
 
 def written(monkeypatch: pytest.MonkeyPatch, **kinds: str) -> Path:
@@ -294,4 +314,8 @@ class TestRuntime:
 
     def test_a_short_prompt_takes_longropes_short_factors(self, quantized: dict[str, Any]) -> None:
         assert quantized["short_factors"] < 1e-2  # the long ones are nats off
-        assert "512" in quantized["beyond"]
+
+    def test_a_long_prompt_takes_a_longer_context_and_leaves_nothing_behind(self, quantized: dict[str, Any]) -> None:
+        assert quantized["beyond"] == 600
+        assert quantized["short_again"] == quantized["short_factors"]
+        assert "8192" in quantized["refused_length"]

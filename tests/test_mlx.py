@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from shapes import phi3
 
 from phipipe import hub, models
 from phipipe.backends import mlx
+from phipipe.models import Checkpoint
 
 HERE = Path(__file__).parent
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
@@ -78,26 +80,19 @@ def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def recipe(precision: str = "int4", window: int = 512) -> Any:
-    return SimpleNamespace(precision=precision, backend="mlx", evaluate=SimpleNamespace(window=window))
+def recipe(precision: str = "int4", window: int = 512, context: int | None = None) -> Any:
+    evaluate = SimpleNamespace(window=window)
+    return SimpleNamespace(precision=precision, backend="mlx", evaluate=evaluate, context=context)
 
 
-def checkpoint(**changes: Any) -> Any:
-    shape: dict[str, Any] = {
-        "large": False,
-        "parameters": 10_000_000,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "sliding_window": None,
-        "context_length": 4096,
-        "original_context_length": 4096,
-        "config": {"torch_dtype": "bfloat16"},
-    }
-    return SimpleNamespace(**shape | changes)
+def checkpoint(**changes: Any) -> Checkpoint:
+    return phi3({"torch_dtype": "bfloat16"}, **{"parameters": 10_000_000, **changes})
 
 
-def advice(precision: str, shape: Any = None, window: int = 512, **options: Any) -> list[tuple[str, str]]:
-    found = mlx.advise(recipe(precision, window), mlx.Options(**options), shape or checkpoint())
+def advice(
+    precision: str, shape: Any = None, window: int = 512, context: int | None = None, **options: Any
+) -> list[tuple[str, str]]:
+    found = mlx.advise(recipe(precision, window, context), mlx.Options(**options), shape or checkpoint())
     return [(entry.rule, entry.level) for entry in found]
 
 
@@ -143,9 +138,12 @@ def test_layers_that_groups_do_not_divide_are_refused() -> None:
 
 
 def test_what_mlx_computes_otherwise_is_told() -> None:
-    assert advice("int4", checkpoint(sliding_window=256)) == [("M09", "warning")]
-    assert advice("int4", checkpoint(sliding_window=256), window=128) == []
-    assert advice("int4", checkpoint(context_length=131072)) == [("M11", "warning")]
+    assert advice("int4", checkpoint(sliding_window=256)) == [("M09", "error"), ("M15", "warning")]
+    assert advice("int4", checkpoint(sliding_window=256), window=128) == [("M15", "warning")]
+    assert advice("int4", checkpoint(sliding_window=256), window=128, context=256) == []
+    long = checkpoint(context_length=131072, longrope=True)
+    assert advice("int4", long) == [("M11", "warning")]
+    assert advice("int4", long, window=8192) == [("M16", "warning")]
 
 
 def test_all_but_fp32_share_one_conversion() -> None:

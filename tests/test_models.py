@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phipipe import hub, models
+from phipipe import family, hub, models
 from phipipe.errors import SourceError
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
@@ -36,6 +36,99 @@ def test_the_embedded_model_is_read_from_its_headers_alone() -> None:
     assert found.kv_heads < found.heads
     assert not found.resaved
     assert not found.longrope
+
+
+LISTS = {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "longrope", **LISTS}},
+        {"rope_scaling": {"type": "su", **LISTS}},
+        {"rope_scaling": {"type": "yarn", **LISTS}},
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, **LISTS}},
+    ],
+)
+def test_longrope_is_read_in_every_spelling(checkpoint: Path, rope: dict[str, object]) -> None:
+    edit(checkpoint, max_position_embeddings=8192, original_max_position_embeddings=512, **rope)
+    found = models.read(checkpoint)
+    assert found.longrope
+    assert found.rope_scaling == {"type": "longrope", **LISTS}
+    assert (found.original_context_length, found.context_length) == (512, 8192)
+    assert found.resaved == ("rope_parameters" in rope)
+
+
+def test_other_scalings_are_not_longrope(checkpoint: Path) -> None:
+    for scaling in ({"type": "yarn", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}, None):
+        edit(checkpoint, rope_scaling=scaling)
+        assert not models.read(checkpoint).longrope
+        assert models.respelled(models.read(checkpoint).config) == {}
+
+
+def test_settings_that_moved_are_found(checkpoint: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 2e5, "partial_rotary_factor": 0.5, **LISTS}
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    for key in ("rope_theta", "rope_scaling", "original_max_position_embeddings"):
+        del config[key]
+    config["rope_parameters"] = {**rope, "original_max_position_embeddings": 1024}
+    (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
+    found = models.read(checkpoint)
+    assert (found.rope_theta, found.partial_rotary_factor, found.original_context_length) == (2e5, 0.5, 1024)
+
+
+# Billions of parameters, of those that a token passes through; on the models' pages on the hub.
+SIZES = {
+    "Phi-1.5": (1.42, 1.42),
+    "Phi-2": (2.78, 2.78),
+    "Phi-3-mini-4k": (3.82, 3.82),
+    "Phi-3.5-mini": (3.82, 3.82),
+    "Phi-3-medium-4k": (13.96, 13.96),
+    "Phi-4": (14.66, 14.66),
+    "Phi-4-mini": (3.84, 3.84),
+    "Phi-3.5-MoE": (41.87, 6.64),
+    "Phi-mini-MoE": (7.65, 2.36),
+    "Phi-tiny-MoE": (3.75, 1.29),
+}
+
+
+@pytest.mark.parametrize("member", family.MEMBERS, ids=lambda member: member.name)
+def test_members_are_known_by_their_configs_alone(member: family.Member) -> None:
+    found = models.of_config(member.config, member.tokenizer)
+    assert family.of(member.config) is member
+    assert found.parts == PARTS.get(member.name, ())
+    if member.name in SIZES:
+        sizes = found.parameters / 1e9, found.active_parameters / 1e9
+        assert sizes == pytest.approx(SIZES[member.name], abs=0.006)
+
+
+PARTS = {
+    "Phi-3.5-vision": ("vision",),
+    "Phi-4-multimodal": ("vision", "audio"),
+    "Phi-4-reasoning-vision": ("vision",),
+}
+
+
+def test_a_model_of_another_family_is_no_member(checkpoint: Path) -> None:
+    assert family.of(models.read(checkpoint).config) is None, "the embedded model has sizes of its own"
+    assert family.of({}) is None
+
+
+def test_which_tokenizer_llamacpp_would_read(checkpoint: Path) -> None:
+    assert models.read(checkpoint).tokenizer == "sentencepiece"
+    (checkpoint / "tokenizer.model").unlink()
+    assert models.read(checkpoint).tokenizer == "other"
+    edit(checkpoint, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    assert models.read(checkpoint).tokenizer == "gpt2"
+
+
+def test_a_member_that_exists_as_code_only_is_read_without_its_tokenizer(checkpoint: Path) -> None:
+    """The plan then says why it is refused, rather than that a file is missing."""
+    for name in models.TOKENIZERS:
+        (checkpoint / name).unlink(missing_ok=True)
+    edit(checkpoint, architectures=["Phi3SmallForCausalLM"], ff_intermediate_size=1024)
+    found = models.read(checkpoint)
+    assert (found.architecture, found.intermediate_size) == ("Phi3SmallForCausalLM", 1024)
 
 
 def test_only_files_a_toolchain_may_see_are_taken(checkpoint: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from shapes import phi3
 from test_mlx import HERE, drive, section, source, tie
 
 from phipipe import card, hub, static_graph, static_session
 from phipipe.backends import qnn
 from phipipe.errors import StepFailed
+from phipipe.models import Checkpoint
 
 PARTLY_ROTATED = {
     "max_position_embeddings": 8192,
@@ -52,22 +54,8 @@ def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> 
     return SimpleNamespace(precision=precision, backend="qnn", evaluate=evaluate, calibrate=calibration)
 
 
-def checkpoint(**changes: Any) -> Any:
-    shape: dict[str, Any] = {
-        "parameters": 10_000_000,
-        "model_type": "phi3",
-        "architecture": "Phi3ForCausalLM",
-        "vocab_size": 32064,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "layers": 32,
-        "heads": 32,
-        "kv_heads": 32,
-        "head_size": 96,
-        "tied": False,
-        "context_length": 4096,
-    }
-    return SimpleNamespace(**shape | changes)
+def checkpoint(**changes: Any) -> Checkpoint:
+    return phi3(**{"parameters": 10_000_000, **changes})
 
 
 def advice(asked: Any, shape: Any = None, **options: Any) -> list[tuple[str, str]]:
@@ -102,6 +90,12 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
     assert advice(recipe(calibrate=64)) == [("Q08", "error")]
     assert advice(recipe(), parts=32) == []
     assert advice(recipe(), parts=33) == [("Q09", "error")]
+    long = checkpoint(longrope=True, context_length=131072)
+    assert advice(recipe(), long) == []
+    assert advice(recipe(), long, context_length=8192) == [("Q11", "error")]
+    assert advice(recipe(window=8192), long, context_length=8192) == []
+    assert advice(recipe(), checkpoint(sliding_window=500)) == [("Q12", "error")]
+    assert advice(recipe(), checkpoint(sliding_window=2047)) == []
     assert advice(recipe(), checkpoint(parameters=3_800_000_000)) == [("Q10", "warning")]
 
 

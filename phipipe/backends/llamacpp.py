@@ -10,6 +10,7 @@ the original in fp32. llama.cpp weighs rounding errors by it (llama.cpp, tools/i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import WINDOWLESS, Rule, check
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
@@ -80,6 +81,18 @@ TYPES: Mapping[str, Type] = {
     "IQ1_S": Type("IQ1_S", 2.0, True),
 }
 DEFAULTS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_K_M"}
+# How byte-level BPE tokenizers of the family cut text into words → llama.cpp's name for it (src/llama-vocab.cpp).
+_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SPACE = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS: Mapping[str, str] = {
+    "GPT-2": "phi-2",
+    _WORD + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACE: "dbrx",  # Phi-4, cl100k
+    r"[^\r\n\p{L}\p{N}]?"  # Phi-4-mini, o200k
+    + rf"{_UPPER}*{_LOWER}+{_WORD}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_WORD}?"
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    + _SPACE: "gpt-4o",
+}
 FLOATS: Mapping[str, str] = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
 BLOCK_256 = frozenset(name for name in TYPES if "_K" in name or (name.startswith("IQ") and name != "IQ4_NL"))
 TypeName = Literal[
@@ -201,25 +214,16 @@ def _own_width(checkpoint: Checkpoint) -> str:
 
 
 def _model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
-    """``general.name``. llama.cpp strips the space after Phi-3's special tokens only if it reads "Phi-3" there."""
+    """``general.name``, by which llama.cpp knows Phi-3's SentencePiece vocabulary.
+
+    It strips the space after special tokens if it reads "Phi-3" there; with another vocabulary it then fails to load.
+    """
     source = recipe.source
     name = source.repo.rpartition("/")[2] if source.repo else source.builtin or checkpoint.folder.name
-    if checkpoint.model_type == "phi3" and not any(known in name.lower() for known in ("phi-3", "phi3", "phi-4")):
-        return f"Phi-3 {name}"
-    return name
-
-
-def _lacks_sentencepiece(checkpoint: Checkpoint) -> bool:
-    import json
-
-    settings = checkpoint.folder / "tokenizer_config.json"
-    if settings.is_file() and json.loads(settings.read_text("utf-8")).get("tokenizer_class") == "GPT2Tokenizer":
-        return False
-    return not (checkpoint.folder / "tokenizer.model").is_file()
-
-
-def _cuts(checkpoint: Checkpoint) -> bool:
-    return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
+    if checkpoint.tokenizer != "sentencepiece":
+        return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
+    named = checkpoint.model_type != "phi3" or re.search("phi-?3", name, re.IGNORECASE)
+    return name if named else f"Phi-3 {name}"
 
 
 def _widths(c: Checkpoint) -> dict[str, int]:
@@ -257,9 +261,10 @@ RULES = (
     Rule(
         id="L08",
         level="error",
-        when=lambda r, o, c: c.model_type == "phi3" and _lacks_sentencepiece(c),
-        message="the checkpoint has no `tokenizer.model`, from which llama.cpp's converter reads the vocabulary",
-        hint="take it from the original repository",
+        when=lambda r, o, c: c.model_type == "phi3" and c.tokenizer == "other",
+        message="llama.cpp's converter cannot read this checkpoint's vocabulary: there is no `tokenizer.model`, and "
+        "`tokenizer_config.json` does not name a `GPT2Tokenizer`",
+        hint="take `tokenizer.model` (Phi-3) or `tokenizer_config.json` (Phi-4) from the original repository",
     ),
     Rule(
         id="L10",
@@ -291,17 +296,11 @@ RULES = (
         when=lambda r, o, c: type_of(r, o) in FLOATS and bool(o.model_fields_set - {"type"}),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
     ),
-    Rule(
-        id="M09",
-        level="warning",
-        when=lambda r, o, c: _cuts(c) and r.evaluate.window > (c.sliding_window or 0),
-        message="llama.cpp ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
-        "differs from the original",
-    ),
+    *WINDOWLESS,
     Rule(
         id="M10",
         level="warning",
-        when=lambda r, o, c: c.context_length > c.original_context_length > 0,
+        when=lambda r, o, c: c.longrope and (r.context is None or r.context > c.original_context_length),
         message="with a context above {checkpoint.original_context_length} tokens llama.cpp takes LongRoPE's long "
         "factors for every prompt (llama.cpp issue 24823): load the model with at most that",
     ),
@@ -346,12 +345,43 @@ def _convert(source: Path, target: Path, params: Params) -> None:
 
     architecture = json.loads((source / "config.json").read_text("utf-8"))["architectures"][0]
     try:
-        kind = get_conversion(source, auto_update=False).get_model_class(architecture)
+        known = get_conversion(source, auto_update=False).get_model_class(architecture)
     except NotImplementedError:
         raise StepFailed(f"llama.cpp's converter does not know `{architecture}`") from None
+
     file_type = getattr(gguf.LlamaFileType, FLOATS[params["type"]])
+    model = known(source, file_type, target, model_name=params["name"])
+    by_hash = model.get_vocab_base_pre
+
+    def by_hash_or_pattern(tokenizer: object) -> str:
+        try:
+            return str(by_hash(tokenizer))
+        except NotImplementedError:
+            return _cut_by(source)
+
+    model.get_vocab_base_pre = by_hash_or_pattern
     with torch.inference_mode():
-        kind(source, file_type, target, model_name=params["name"]).write()
+        model.write()
+
+
+def _cut_by(source: Path) -> str:
+    """llama.cpp's name for how ``source``'s tokenizer cuts text before it merges bytes.
+
+    The converter knows vocabularies by a hash, so it knows those of the originals alone. The regular expression says
+    the same; whether token ids are the original's is checked after every conversion.
+
+    Raises:
+        StepFailed: it is none of the family's.
+    """
+    import json
+
+    told = json.loads((source / "tokenizer.json").read_text("utf-8")).get("pre_tokenizer") or {}
+    parts = told.get("pretokenizers", [told])
+    patterns = [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
+    cuts = patterns or ["GPT-2" for part in parts if part.get("type") == "ByteLevel" and part.get("use_regex", True)]
+    if len(cuts) != 1 or cuts[0] not in PRE_TOKENIZERS:
+        raise StepFailed("llama.cpp knows neither this vocabulary nor how its tokenizer cuts text into words")
+    return PRE_TOKENIZERS[cuts[0]]
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:

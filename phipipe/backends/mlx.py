@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import WINDOWLESS, Rule, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,10 +151,6 @@ def _odd(options: Options, checkpoint: Checkpoint) -> bool:
     return any(width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size))
 
 
-def _cuts(checkpoint: Checkpoint) -> bool:
-    return checkpoint.sliding_window is not None and 0 < checkpoint.sliding_window < checkpoint.context_length
-
-
 RULES = (
     Rule(
         id="X01",
@@ -198,19 +194,21 @@ RULES = (
         when=lambda r, o, c: r.precision.startswith("fp") and bool(o.model_fields_set - {"dtype"}),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
     ),
-    Rule(
-        id="M09",
-        level="warning",
-        when=lambda r, o, c: _cuts(c) and r.evaluate.window > (c.sliding_window or 0),
-        message="mlx-lm ignores the sliding window of {checkpoint.sliding_window} tokens: beyond it the model "
-        "differs from the original",
-    ),
+    *WINDOWLESS,
     Rule(
         id="M11",
         level="warning",
-        when=lambda r, o, c: 0 < c.original_context_length < c.context_length,
+        when=lambda r, o, c: c.longrope and r.evaluate.window <= c.original_context_length,
         message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use the model with at "
         "most {checkpoint.original_context_length} tokens",
+        hint="for longer prompts alone, set `evaluate.window` beyond that: the long factors are then built in",
+    ),
+    Rule(
+        id="M16",
+        level="warning",
+        when=lambda r, o, c: c.longrope and r.evaluate.window > c.original_context_length,
+        message="mlx-lm knows one set of LongRoPE factors; since `evaluate.window` asks for them, the long ones are "
+        "built in, so use the model with more than {checkpoint.original_context_length} tokens",
     ),
 )
 

@@ -88,6 +88,7 @@ RULES = (
         level="error",
         when=lambda r, o, c: c.model_type != "phi3",
         message="`qnn` builds its graphs for phi3 models; `{checkpoint.architecture}` is another",
+        hint="use a dense Phi-3 or Phi-4, or another backend on the device's CPU",
     ),
     Rule(
         id="Q02",
@@ -123,6 +124,25 @@ RULES = (
         when=lambda r, o, c: r.calibrate.window < o.prompt_length + 16,
         message="`calibrate.window: {recipe.calibrate.window}` is too short for prompts of {options.prompt_length}",
         hint="set `calibrate.window: 512`",
+    ),
+    Rule(
+        id="Q11",
+        level="error",
+        when=lambda r, o, c: (
+            c.longrope
+            and (o.context_length > c.original_context_length) != (r.evaluate.window > c.original_context_length)
+        ),
+        message="the graphs hold one set of LongRoPE factors, chosen by `quantize.context_length: "
+        "{options.context_length}`: with windows of {recipe.evaluate.window} tokens the original takes the other",
+        hint="keep both within {checkpoint.original_context_length} tokens",
+    ),
+    Rule(
+        id="Q12",
+        level="error",
+        when=lambda r, o, c: c.cuts and o.context_length > (c.sliding_window or 0),
+        message="the graphs have no sliding window, and the model's is {checkpoint.sliding_window} tokens: with a "
+        "longer cache it would differ from the original",
+        hint="set `quantize.context_length` to that or less",
     ),
     Rule(
         id="Q09",

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import torch_checkpoint
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe import models, torch_checkpoint
+from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
 
@@ -207,7 +207,12 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
     def change(name: str, tensor: Any) -> dict[str, Any]:
         return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor}
 
-    torch_checkpoint.rewrite(inputs["source"], out, change, {"torch_dtype": params["dtype"]})
+    settings = {"torch_dtype": params["dtype"], **_respelled(inputs["source"])}
+    torch_checkpoint.rewrite(inputs["source"], out, change, settings)
+
+
+def _respelled(source: Path) -> dict[str, Any]:
+    return models.respelled(json.loads((source / "config.json").read_text("utf-8")))
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
@@ -221,20 +226,22 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
-    source = inputs["source"]
+    source, patch = inputs["source"], _respelled(inputs["source"])
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
-        _auto_round(source, Path(scratch), params, inputs.get("calibration"))
-        made = torch_checkpoint.where_are(sorted(Path(scratch).rglob("*.safetensors")))
-        config = min(Path(scratch).rglob("config.json"), default=None)
+        read = staged(source, patch, Path(scratch) / "source") if patch else source
+        packed = Path(scratch) / "packed"
+        _auto_round(read, packed, params, inputs.get("calibration"))
+        made = torch_checkpoint.where_are(sorted(packed.rglob("*.safetensors")))
+        config = min(packed.rglob("config.json"), default=None)
         if config is None or not made:
             raise StepFailed("auto-round left no checkpoint")
         settings = json.loads(config.read_text("utf-8")).get("quantization_config", {})
 
         def change(name: str, tensor: Any) -> dict[str, Any]:
-            packed = [key for part in torch_checkpoint.PARTS if (key := name.removesuffix("weight") + part) in made]
-            return {key: torch_checkpoint.read(made[key], key) for key in packed} or {name: tensor}
+            parts = [key for part in torch_checkpoint.PARTS if (key := name.removesuffix("weight") + part) in made]
+            return {key: torch_checkpoint.read(made[key], key) for key in parts} or {name: tensor}
 
-        torch_checkpoint.rewrite(source, out, change, {"quantization_config": settings})
+        torch_checkpoint.rewrite(source, out, change, {"quantization_config": settings, **patch})
     torch_checkpoint.verify(source, out, params)
 
 
@@ -272,8 +279,10 @@ def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from phipipe.transformers_tokenizer import config_of
+
     settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
-    settings |= {"trust_remote_code": False, "use_safetensors": True}
+    settings |= {"trust_remote_code": False, "use_safetensors": True, "config": config_of(folder)}
     if "quantization_config" in json.loads((folder / "config.json").read_text("utf-8")):
         from auto_round.inference.backend import BackendInfos
         from auto_round.logger import logger

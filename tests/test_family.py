@@ -1,0 +1,228 @@
+"""Every family member on every backend: planned as a user's build is, converted, compared with transformers.
+
+The cells are those of the README's table. One process per toolchain does all members.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from family_checkpoints import LONG, MEMBERS, SHORT, slug
+from test_plan import planned
+
+from phipipe import family, hub, models, support
+from phipipe.errors import TargetError
+from phipipe.plan import Plan
+from phipipe.scoring import PARITY_KLD_MEAN
+
+HERE = Path(__file__).parent
+WINDOWS = {"short": SHORT, "long": LONG}
+LIMIT = PARITY_KLD_MEAN["fp32"]
+NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
+BUILDS = {  # backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
+    "onnxruntime": ("cpu-x86_64", "fp32"),
+    "llamacpp": ("cpu-x86_64", "fp32"),
+    "openvino": ("cpu-x86_64", "fp32"),
+    "mlx": ("apple-silicon", "fp32"),
+    "torch": ("cpu-x86_64", "fp16"),
+    "litert": ("cpu-x86_64", "fp32"),
+    "qnn": ("snapdragon-x-npu", "int8"),
+}
+# These take seconds for each conversion: the last member of a row speaks for it.
+SLOW = ("litert", "openvino")
+CHOSEN = {b: MEMBERS if b not in SLOW else tuple({m.row: m for m in MEMBERS}.values()) for b in BUILDS}
+AGAIN = {  # also as transformers 5 saves them
+    "onnxruntime": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
+    "openvino": ("Phi-4-mini", "Phi-3.5-MoE"),
+    "mlx": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
+    "llamacpp": ("Phi-2",),
+}
+# Limits of the backends: what they refuse for windows of 400 tokens.
+REFUSED_LONG = {
+    ("llamacpp", "Phi-3-mini-4k"): "M09",
+    ("llamacpp", "Phi-3-medium-4k"): "M09",
+    ("mlx", "Phi-3-mini-4k"): "M09",
+    ("mlx", "Phi-3-medium-4k"): "M09",
+    ("qnn", "Phi-3-mini-4k"): "Q12",
+    ("qnn", "Phi-3-medium-4k"): "Q12",
+    ("litert", "Phi-3-medium-4k"): "R04",
+    ("litert", "Phi-3-medium-128k"): "R04",
+    ("litert", "Phi-4-mini"): "R04",
+}
+# Conversions without the fix-up: proof that it is needed, and that the comparison would notice.
+BARE = {
+    "onnxruntime": [("Phi-3-mini-4k", "source", "long"), ("Phi-3-medium-128k", "source", "short")],
+    "openvino": [("Phi-3-medium-128k", "source", "short")],
+    "mlx": [("Phi-3.5-mini", "source", "short"), ("Phi-4-mini", "resaved", "long")],
+}
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def plan_of(source: Path, backend: str, window: str) -> Plan:
+    """The plan of a build with evaluation windows of that kind.
+
+    Raises:
+        TargetError: it is refused.
+    """
+    device, precision = BUILDS[backend]
+    context = {"short": 192, "long": 512}[window]
+    options = f"{{context_length: {context}}}" if backend == "qnn" else "{}"
+    sets = [f"source={{path: {source.as_posix()}}}", f"device={device}", f"backend={backend}", f"quantize={options}"]
+    sets += [f"precision={precision}", "calibrate.text={builtin: stories}", "evaluate.text={builtin: stories}"]
+    sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
+    return planned(*sets, "measure={prompt_tokens: 16, new_tokens: 16}")
+
+
+def job(root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False) -> dict[str, Any]:
+    """What the driver needs of a plan: the backend's steps up to the first unquantized conversion."""
+    source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
+    for step in plan_of(root / source, backend, window).steps:
+        if not step.runs.startswith("phipipe.backends."):
+            continue
+        told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
+        told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
+        before = [made["folder"] for made in steps]
+        digest = hashlib.sha256(json.dumps([source, before, told], sort_keys=True).encode())
+        steps.append(told | {"folder": f"{backend}-{digest.hexdigest()[:16]}"})
+        if step.unquantized:
+            break
+    return {"name": name_of(member, kind, window, bare), "source": source, "window": window, "steps": steps}
+
+
+def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
+    return f"{member} {kind} {window}{' bare' if bare else ''}"
+
+
+def wanted(backend: str) -> list[tuple[str, str, str]]:
+    """(member, kind of source, window) of everything that is to work."""
+    works = {cell.row for cell in support.cells() if cell.backend == backend and cell.works}
+    chosen = [(m.name, "source") for m in CHOSEN[backend] if m.row in works]
+    chosen += [(name, "resaved") for name in AGAIN.get(backend, ())]
+    found = [(name, kind, window) for name, kind in chosen for window in WINDOWS]
+    return [case for case in found if case[2] == "short" or (backend, case[0]) not in REFUSED_LONG]
+
+
+def drive(python: Path, *words: Path | str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([python, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all members' small checkpoints."""
+    root = tmp_path_factory.mktemp("family")
+    drive(torch_python, HERE / "family_checkpoints.py", root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """What the driver found out about a backend's jobs, by their names; run when it is first asked for."""
+
+    @cache
+    def facts(backend: str) -> dict[str, Any]:
+        jobs = [job(checkpoints, backend, *case) for case in wanted(backend)]
+        jobs += [job(checkpoints, backend, *case, bare=True) for case in BARE.get(backend, ())]
+        (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
+        tools = {"onnxruntime": "ort_python", "llamacpp": "torch_python"}
+        convert_with = request.getfixturevalue(tools.get(backend, f"{backend}_python"))
+        measure_with = convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
+        drive(convert_with, HERE / "family_driver.py", checkpoints, backend, "convert")
+        drive(measure_with, HERE / "family_driver.py", checkpoints, backend, "measure")
+        read = {
+            action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
+            for action in ("convert", "measure")
+        }
+        return {**read["measure"], **read["convert"]}
+
+    return facts
+
+
+CASES = [(backend, *case) for backend in BUILDS for case in wanted(backend)]
+
+
+@pytest.mark.parametrize(("backend", "member", "kind", "window"), CASES, ids=lambda value: str(value))
+def test_what_the_table_promises_is_exact(
+    found: Callable[[str], dict[str, Any]], backend: str, member: str, kind: str, window: str
+) -> None:
+    facts = found(backend)[name_of(member, kind, window)]
+    assert "error" not in facts, facts["error"][-3000:]
+    assert facts["kld"] < LIMIT
+    assert facts["tokenizer"], "the packaged tokenizer gives the original's ids"
+    assert len(facts["gaps"]) == facts["answers"]
+    assert max(facts["gaps"]) < NEAR, "with a cache, the answer is what the logits say"
+
+
+def test_every_working_cell_of_the_table_is_among_them() -> None:
+    rows = {m.name: m.row for m in MEMBERS}
+    tested = {(rows[member], backend) for backend, member, kind, window in CASES if kind == "source"}
+    assert {(cell.row, cell.backend) for cell in support.cells() if cell.works} == tested
+    assert {cell.backend for cell in support.cells()} == set(BUILDS)
+    assert {cell.row for cell in support.cells()} == {member.row for member in family.MEMBERS}
+
+
+@pytest.mark.parametrize(("backend", "case"), [(b, c) for b in BARE for c in BARE[b]], ids=str)
+def test_without_the_fix_up_it_fails_or_differs(
+    found: Callable[[str], dict[str, Any]], backend: str, case: tuple[str, str, str]
+) -> None:
+    facts = found(backend)[name_of(*case, bare=True)]
+    assert "error" in facts or facts["kld"] > 1000 * LIMIT or max(facts["gaps"]) > 10 * NEAR
+
+
+@pytest.mark.parametrize("cell", [c for c in support.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}")
+def test_every_other_cell_is_refused_with_its_reason(cell: support.Cell, tmp_path: Path) -> None:
+    """Planning reads config and headers alone, so another model's weights will do."""
+    for member in (m for m in family.MEMBERS if m.row == cell.row):
+        folder = tmp_path / slug(member.name)
+        shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder)
+        (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
+        assert family.of(models.read(folder).config) is member
+        with pytest.raises(TargetError) as refused:
+            plan_of(folder, cell.backend, "short")
+        assert f"[{next(iter(cell.errors))}]" in refused.value.message
+        assert refused.value.hint
+
+
+@pytest.mark.parametrize(("backend", "member"), REFUSED_LONG)
+def test_windows_beyond_a_backends_limit_are_refused(checkpoints: Path, backend: str, member: str) -> None:
+    with pytest.raises(TargetError) as refused:
+        plan_of(checkpoints / slug(member) / "source", backend, "long")
+    assert f"[{REFUSED_LONG[backend, member]}]" in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("member", ["Phi-3.5-mini", "Phi-4"])
+def test_llamacpp_wants_the_original_tokenizer_files(checkpoints: Path, member: str) -> None:
+    with pytest.raises(TargetError, match=r"\[L08\]"):
+        plan_of(checkpoints / slug(member) / "resaved", "llamacpp", "short")
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_the_config_alone_tells_what_the_weights_are(checkpoints: Path, member: family.Member) -> None:
+    for kind in ("source", "resaved"):
+        read = models.read(checkpoints / slug(member.name) / kind)
+        assert read.parameters == family.parameters(read.config)
+        assert read.longrope == bool(member.config.get("rope_scaling"))
+        assert read.partial_rotary_factor == member.config.get("partial_rotary_factor", 1.0)
+        assert read.rope_theta == member.config["rope_theta"]
+    assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (
+        "other" if member.config["model_type"] == "phi" else member.tokenizer
+    )
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_the_baseline_computes_every_member_layer_by_layer(checkpoints: Path, member: family.Member) -> None:
+    told = json.loads((checkpoints / slug(member.name) / "told.json").read_text("utf-8"))
+    assert max(told["layerwise"]) < 1e-4
+    whole, by_layer = told["answered"]
+    assert whole == by_layer
