@@ -251,13 +251,15 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
 
-    ``inputs``: metrics, speed. ``params``: gates {metric: {min, max}}. A metric that was not measured fails.
+    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}}. A metric that was
+    not measured fails.
 
     Raises:
         GateFailed: names every gate that failed, its limit and the value.
     """
     report = _read(inputs["metrics"] / "metrics.json")
     metrics = report["metrics"] | _read(inputs["speed"] / "speed.json")["metrics"]
+    metrics |= _read(inputs["vision"] / "vision.json")["metrics"] if "vision" in inputs else {}
     verdicts, failures = [], []
     for name, limits in sorted(params["gates"].items()):
         value = metrics.get(name)

@@ -11,21 +11,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import struct
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from phipipe import mapped, models, progress
+from phipipe import mapped, models
 from phipipe.backends.base import Inputs, Params, Step
-from phipipe.mapped import Place
 from phipipe.models import Checkpoint
 
 LAYERS = 2
 WEIGHTS = "model.safetensors"
 _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
-_CHUNK = 2**24  # bytes
 
 
 def of(checkpoint: Checkpoint, layers: int = LAYERS) -> Checkpoint:
@@ -53,7 +48,7 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): ``inputs["source"]`` with its first ``params["layers"]`` layers alone, bytes as they are."""
     source, layers = inputs["source"], int(params["layers"])
     places = mapped.places(source)
-    _write(out / WEIGHTS, source, {name: place for name, place in places.items() if _layer(name) < layers})
+    mapped.write(out / WEIGHTS, source, {name: place for name, place in places.items() if _layer(name) < layers})
     for name in models.files(source):
         if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
             shutil.copyfile(source / name, out / name)
@@ -68,22 +63,3 @@ def _layer(name: str) -> int:
     """Number of the layer that the tensor ``name`` belongs to; -1 outside of them."""
     found = _LAYER.search(name)
     return int(found[1]) if found else -1
-
-
-def _write(path: Path, source: Path, kept: Mapping[str, Place]) -> None:
-    """A safetensors file of the tensors ``kept``, in the order in which they lie in ``source``."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, place in kept.items():
-        start, end = end, end + place.size_bytes
-        header[name] = {"dtype": place.dtype, "shape": place.shape, "data_offsets": [start, end]}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as target:
-        target.write(struct.pack("<Q", len(raw)) + raw)
-        for done, place in enumerate(kept.values()):
-            progress.report(done, len(kept), "weights")
-            with (source / place.file).open("rb") as stream:
-                stream.seek(place.offset)
-                for at in range(0, place.size_bytes, _CHUNK):
-                    target.write(stream.read(min(_CHUNK, place.size_bytes - at)))

@@ -79,8 +79,16 @@ class Layerwise:
             head = self._model.get_output_embeddings()
             self._head = {name: tensor.float() for name, tensor in head.named_parameters(prefix="lm_head")}
 
-    def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of every position of each window, float32 [len(window), vocabulary], in order."""
+    def embed(self, ids: Sequence[int]) -> Any:
+        """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
+        import torch
+
+        with torch.inference_mode():
+            return self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)).float()
+
+    def logits(self, windows: Sequence[Sequence[int] | Any]) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of every position of each window (ids, or vectors as of ``embed``), float32 [len(window), vocabulary],
+        in order."""
         import torch
 
         group = max(1, TOGETHER // max(map(len, windows)))
@@ -93,11 +101,12 @@ class Layerwise:
                     made = self._leave(passes.pop(0))
                 yield made[0].numpy()
 
-    def generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-        """To each prompt at most ``limit`` token ids, chosen greedily; an end-of-text token is the last."""
+    def generate(self, prompts: Sequence[Sequence[int] | Any], limit: int) -> list[list[int]]:
+        """To each prompt (ids, or vectors as of ``embed``) at most ``limit`` token ids, chosen greedily; an end-of-text
+        token is the last."""
         import torch
 
-        pending: list[Sequence[int]] = list(prompts)
+        pending: list[Sequence[int] | Any] = list(prompts)
         caches: list[Any] = [None] * len(prompts)
         answers: list[list[int]] = [[] for _ in prompts]
         going = list(range(len(prompts)))
@@ -115,11 +124,9 @@ class Layerwise:
             progress.report(step + 1, limit, "tokens")
         return answers
 
-    def _enter(self, ids: Sequence[int], cache: Any = None, cached: bool = False) -> _Pass:
+    def _enter(self, text: Sequence[int] | Any, cache: Any = None, cached: bool = False) -> _Pass:
         """What reaches the layers: the model is run without them, and what it would have called them with is kept."""
-        import torch
-
-        hidden = self._base.embed_tokens(torch.tensor([list(ids)])).float()
+        hidden = (self.embed(text) if isinstance(text, Sequence) else text)[None]
         with self._without_layers() as calls:
             done = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=cached)
         return _Pass(hidden, list(calls), done.past_key_values)

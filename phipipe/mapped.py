@@ -10,16 +10,17 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phipipe import models
+from phipipe import models, progress
 from phipipe.errors import StepFailed
 
 # safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CHUNK = 2**24  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,25 @@ def places(folder: Path) -> dict[str, Place]:
             start = 8 + length + entry["data_offsets"][0]
             found[tensor] = Place(file=name, offset=start, dtype=entry["dtype"], shape=tuple(entry["shape"]))
     return found
+
+
+def write(path: Path, source: Path, kept: Mapping[str, Place]) -> None:
+    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, place in kept.items():
+        start, end = end, end + place.size_bytes
+        header[name] = {"dtype": place.dtype, "shape": place.shape, "data_offsets": [start, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as target:
+        target.write(struct.pack("<Q", len(raw)) + raw)
+        for done, place in enumerate(kept.values()):
+            progress.report(done, len(kept), "weights")
+            with (source / place.file).open("rb") as stream:
+                stream.seek(place.offset)
+                for at in range(0, place.size_bytes, _CHUNK):
+                    target.write(stream.read(min(_CHUNK, place.size_bytes - at)))
 
 
 class Checkpoint:

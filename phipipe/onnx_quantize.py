@@ -187,7 +187,7 @@ def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[
     """
     from onnx import NodeProto, TensorProto
 
-    with _quantizer() as ort:
+    with quantizer_module() as ort:
         quantizer = ort.MatMulNBitsQuantizer(
             _one_node(node, name, part),
             bits=scheme.bits,
@@ -231,7 +231,7 @@ def _algorithm(ort: Any, node: Any, scheme: Scheme) -> Any:
 
 
 @contextlib.contextmanager
-def _quantizer() -> Iterator[Any]:
+def quantizer_module() -> Iterator[Any]:
     """onnxruntime's module, kept from printing progress bars and from reconfiguring the root logger."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)

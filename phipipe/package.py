@@ -43,7 +43,8 @@ KNOWN_LICENCES = {
 def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
-    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference, and parity where there was a conversion.
+    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was a conversion;
+    vision and original of a model that sees.
     ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of all
     steps before.
 
@@ -112,6 +113,9 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
     fidelity["baseline"] = {name: baseline[name] for name in ("tokens", "window", "skip", "ppl", "ppl_stderr")}
     if "parity" in inputs:
         fidelity["parity"] = _json(inputs["parity"] / "parity.json")
+    if "vision" in inputs:
+        fidelity["vision"] = _json(inputs["vision"] / "vision.json")
+    original = steps["original" if "original" in inputs else "source"]
     same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
     return {
         "type": manifests.TYPE,
@@ -122,8 +126,8 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
         "precision": recipe["precision"],
         "source": {
             **params["source"],
-            "digest": steps["source"]["digest"],
-            "files": steps["source"]["outputs"],
+            "digest": original["digest"],
+            "files": original["outputs"],
         },
         "fixups": params["fixups"],
         "chat_template": _same_template(inputs, metrics),

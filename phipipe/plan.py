@@ -6,14 +6,27 @@ network. Every "cannot" is said here, before a byte is converted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from phipipe import backends, device, first_layers, fit, hardware, hub, layerwise, reference, rules, scoring, toolchain
+from phipipe import (
+    backends,
+    device,
+    first_layers,
+    fit,
+    hardware,
+    hub,
+    layerwise,
+    reference,
+    rules,
+    scoring,
+    toolchain,
+    vision,
+)
 from phipipe.backends.base import Advice, Backend, Json, Step
 from phipipe.device import Device, Unit
 from phipipe.document import near
@@ -21,7 +34,7 @@ from phipipe.errors import TargetError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import Build, Recipe, Text, problem_at
+from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Text, problem_at
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -36,6 +49,7 @@ class Plan:
     on_target: str  # "true": measured on such a device; "emulated"; "false"
     steps: tuple[Step, ...]
     source: Checkpoint | None = None  # None where a package is measured without its original
+    seeing: Checkpoint | None = None  # the original with its eyes, where ``source`` is its language model
     warnings: tuple[Advice, ...] = ()
     fixups: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     fit: Fit | None = None  # what it takes on the device; None where nothing is built
@@ -45,6 +59,11 @@ class Plan:
         """The original's shape, which is known wherever something is built."""
         assert self.source is not None
         return self.source
+
+    @property
+    def whole(self) -> Checkpoint:
+        """The original's shape with all its parts."""
+        return self.seeing or self.checkpoint
 
     @property
     def toolchains(self) -> tuple[str, ...]:
@@ -68,14 +87,16 @@ def prepare(build: Build) -> Plan:
     unit = _unit(build, target, backend)
     options = _options(build, target, unit)
     original = hub.original(recipe.source, build.folder)
-    checkpoint = original.checkpoint
-    options = _with_context(recipe, options, checkpoint)
+    options = _with_context(recipe, options, original.checkpoint)
+    _refuse(build, rules.check(recipe, options, original.checkpoint))
+    seeing = original.checkpoint if vision.sees(original.checkpoint) else None
+    checkpoint = vision.language(seeing) if seeing else original.checkpoint
     advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
-    errors = [a for a in advice if a.level == "error"]
-    if errors:
-        raise problem_at(build, ("backend",), "; ".join(f"{a.message} [{a.rule}]" for a in errors), errors[0].hint)
+    _refuse(build, advice)
+    _check_eyes(build, seeing, unit)
     fixups = rules.fixups(recipe, checkpoint)
     made = backend.steps(recipe, options, checkpoint, _patch(fixups), unit)
+    made += [vision.eyes_step(seeing, made[-1], recipe)] if seeing else []
     needed = _fit(build, target, unit, checkpoint, options, made[-1].output_bytes)
     plan = Plan(
         build=build,
@@ -83,6 +104,7 @@ def prepare(build: Build) -> Plan:
         api=unit.api,
         on_target=on_target(target, unit, backend),
         source=checkpoint,
+        seeing=seeing,
         steps=(),
         warnings=tuple(a for a in advice if a.level == "warning"),
         fixups=fixups,
@@ -94,6 +116,24 @@ def prepare(build: Build) -> Plan:
             message = f"toolchain `{name}`, which this build needs, exists for {elsewhere} only"
             raise problem_at(build, ("backend",), message, "build there; the package runs on its device all the same")
     return whole
+
+
+def _refuse(build: Build, advice: Sequence[Advice]) -> None:
+    """Raise if ``advice`` has an error."""
+    errors = [a for a in advice if a.level == "error"]
+    if errors:
+        raise problem_at(build, ("backend",), "; ".join(f"{a.message} [{a.rule}]" for a in errors), errors[0].hint)
+
+
+def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
+    """Refuse a unit that eyes are not built for, and gates on pictures where there are none."""
+    if seeing and unit.api not in vision.APIS:
+        message = f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for `{unit.api}`"
+        raise problem_at(build, ("device",), message, "choose a CPU device, or the text model it was built on")
+    for name in build.recipe.evaluate.gates:
+        if not seeing and name in IMAGE_METRICS:
+            message = f"`{name}` is measured on models that see, and this is none"
+            raise problem_at(build, ("evaluate", "gates", name), message, "take the gate out")
 
 
 def _patch(fixups: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
@@ -227,11 +267,13 @@ def _where(plan: Plan) -> tuple[str, str]:
 
 
 def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
-    recipe, parameters = plan.build.recipe, plan.checkpoint.parameters
+    recipe, parameters = plan.build.recipe, plan.whole.parameters
     backend = backends.load(recipe.backend)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
     memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    steps = scoring.fidelity_steps(recipe, original.step, text, memory_bytes=memory)
+    source = vision.cut_step(plan.seeing) if plan.seeing else original.step
+    steps = scoring.fidelity_steps(recipe, source, text, memory_bytes=memory)
+    steps = [replace(original.step, name="original"), *steps] if plan.seeing else steps
     baseline = steps[-1]
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     steps[-1] = replace(baseline, output_bytes=scores)
@@ -254,8 +296,10 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         steps.append(_emulation(plan, tried, tried is evaluated, options, checks))
     environment, api = _where(plan)
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
+    seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
+        *(replace(step, after=checks) for step in seen),
         _evaluation(plan, evaluated, artifact, checks),
         replace(scoring.measure_step(evaluated.name, recipe, environment, parameters, api), after=checks),
         _reference_step(recipe),
@@ -263,7 +307,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
             name="gates",
             runs="phipipe.evaluate:check_gates",
             version=1,
-            needs={"metrics": "evaluate", "speed": "measure"},
+            needs={"metrics": "evaluate", "speed": "measure", **({"vision": seen[-1].name} if seen else {})},
             params={"gates": gates},
         ),
         _package_step(plan, original, artifact, None if evaluated is artifact else evaluated, options, checks),
@@ -296,9 +340,7 @@ def _proof(plan: Plan, options: BaseModel) -> list[Step]:
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
     environment, api = _where(plan)
-    step = scoring.compare_step(
-        "evaluate", evaluated.name, plan.build.recipe, environment, plan.checkpoint.parameters, api
-    )
+    step = scoring.compare_step("evaluate", evaluated.name, plan.build.recipe, environment, plan.whole.parameters, api)
     shipped = {} if evaluated is artifact else {"shipped": artifact.name}
     return replace(step, needs={**step.needs, **shipped}, after=checks)
 
@@ -384,6 +426,7 @@ def _package_step(
         "gates": "gates",
         **({"parity": checks[0]} if checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.EMULATED else {}),
+        **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
     }
     return Step(
         name="package",
@@ -406,7 +449,7 @@ def _neutral(recipe: Recipe) -> dict[str, Any]:
 
 
 def _source(plan: Plan, original: Original) -> dict[str, Any]:
-    source, checkpoint = plan.build.recipe.source, plan.checkpoint
+    source, checkpoint = plan.build.recipe.source, plan.whole
     named: dict[str, Any]
     if source.repo is not None:
         named = {"kind": "hub", "repo": source.repo, "revision": source.revision}

@@ -19,6 +19,7 @@ Precision = Literal["int4", "int8", "fp16", "fp32"]
 Metric = Literal[
     "kld_mean", "kld_median", "kld_p99", "kld_max", "top1", "ppl", "ppl_ratio", "dp_rms", "size_gib",
     "bits_per_weight", "load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib",
+    "image_kld_mean", "image_top1",
 ]  # fmt: skip
 METRICS: Mapping[Metric, str] = {
     "kld_mean": "KL divergence from the original, mean over positions, in nats",
@@ -36,7 +37,10 @@ METRICS: Mapping[Metric, str] = {
     "prefill_tokens_per_s": "speed of reading the prompt, in tokens per second",
     "decode_tokens_per_s": "speed of tokens after the first, in tokens per second",
     "peak_memory_gib": "peak memory of the whole process, in GiB",
+    "image_kld_mean": "KL divergence from the original on questions about pictures, mean over positions, in nats",
+    "image_top1": "share of positions after pictures where the likeliest next token is the original's, 0 to 1",
 }
+IMAGE_METRICS = frozenset({"image_kld_mean", "image_top1"})  # of models that see
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from phipipe import models
+from phipipe import models, vision
 from phipipe.backends.base import Advice, Json
 
 if TYPE_CHECKING:
@@ -148,10 +148,8 @@ def _asks_olive(recipe: Recipe, options: Any) -> bool:
 
 # Architectures with parts besides text → backends that convert them whole.
 MULTIMODAL: Mapping[str, frozenset[str]] = {
-    "Phi3VForCausalLM": frozenset(),
-    "Phi4MMForCausalLM": frozenset(),
-    "Phi4MultimodalForCausalLM": frozenset(),
-    "Phi4ForCausalLMV": frozenset(),
+    name: frozenset(vision.BACKENDS.get(name, ()))
+    for name in ("Phi3VForCausalLM", "Phi4MMForCausalLM", "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
 }
 KNOWN_TYPES = ("phi", "phi3", "phimoe")  # whose configs phipipe can bring back into the hub's spelling
 NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"

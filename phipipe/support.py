@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from phipipe import backends, device, family, models, rules
+from phipipe import backends, device, family, models, rules, vision
 from phipipe.backends.base import Advice, Json
 from phipipe.device import Device
 from phipipe.recipe import Recipe, Source
@@ -83,7 +83,11 @@ def _cell(row: str, name: str) -> Cell:
     fixups: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
         checkpoint = models.of_config(member.config, member.tokenizer)
-        found += [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
+        found += rules.check(recipe, options, checkpoint)
+        if vision.sees(checkpoint) and not any(a.level == "error" for a in found):
+            checkpoint = vision.language(checkpoint)
+            found += rules.check(recipe, options, checkpoint)
+        found += backend.advise(recipe, options, checkpoint)
         fixups |= rules.fixups(recipe, checkpoint)
     return Cell(
         row=row,

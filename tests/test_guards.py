@@ -38,6 +38,9 @@ LAYERS = (
         "onnx_quantize",
         "mapped",
         "first_layers",
+        "vision",
+        "vision_tower",
+        "onnx_vision",
         "onnx_session",
         "olive_passes",
         "olive_checkpoint",
@@ -63,6 +66,7 @@ LAYERS = (
     {
         "hub",
         "evaluate",
+        "vision_scoring",
         "measure",
         "package",
         "card",
