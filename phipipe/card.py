@@ -33,6 +33,7 @@ MAIN_TOOLS = re.compile(
 )
 ANSWER_CHARACTERS = 2000
 SNIPPET_TOKENS = 512
+PICTURE_TOKENS = 8192  # of a prompt with up to three pictures and its answer
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
@@ -106,6 +107,7 @@ def render(manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: li
         "what": PRECISION_WORDS.get(manifest["precision"], manifest["precision"]),
         "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
         "quality": Safe(report.markdown_table([row for row in rows if row.group == "fidelity"])),
+        "pictures": Safe(report.markdown_table([row for row in rows if row.group == "pictures"])),
         "speeds": Safe(report.markdown_table([row for row in rows if row.group in ("size", "speed")])),
         "anchors": {name: report.number(value, 2) for name, value in (report.KLD_8_BIT, report.KLD_4_BIT)},
         "samples": _samples(baseline, answers),
@@ -166,7 +168,7 @@ def _front_matter(manifest: Mapping[str, Any]) -> str:
         facts |= {"base_model_relation": "quantized"} if manifest["precision"].startswith("int") else {}
     facts |= {
         "library_name": manifest["backend"],
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "image-text-to-text" if "vision" in manifest["fidelity"] else "text-generation",
         "tags": ["phipipe", manifest["backend"], manifest["precision"], manifest["device"]["name"], *chat],
     }
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
@@ -260,6 +262,10 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
     versions = {n: v for step in manifest["steps"].values() for n, v in step["tools"].items()}
     length = min(SNIPPET_TOKENS, manifest["source"]["context_length"])
     view = {"versions": versions, "chat": bool(manifest["chat_template"]), "max_length": length, "api": manifest["api"]}
+    view |= {
+        "sees": "vision" in manifest["fidelity"],
+        "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
+    }
     view |= {"options": manifest["recipe"].get("quantize", {}), "quantized": manifest["precision"] in ("int4", "int8")}
     return block(template.render(view), "python")
 

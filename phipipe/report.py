@@ -23,7 +23,7 @@ SMALL = 1e-3  # below this, numbers are written with an exponent
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement: ``metric`` is its name in recipes' gates, ``group`` is fidelity, size or speed."""
+    """One measurement: ``metric`` is its name in recipes' gates, ``group`` is fidelity, pictures, size or speed."""
 
     group: str
     metric: str
@@ -85,7 +85,7 @@ def fidelity_table(metrics: Report, speed: Report | None = None, baseline: Repor
         baseline: ``baseline.json``; its perplexity is shown beside the artifact's.
     """
     values, errors = metrics["metrics"], metrics.get("stderr", {})
-    rows = [*_divergences(values, errors), *_agreement(values, errors, baseline), *_sizes(values)]
+    rows = [*_divergences(values, errors), *_agreement(values, errors, baseline), *_pictures(metrics), *_sizes(values)]
     return rows + (_speeds(speed) if speed else [])
 
 
@@ -140,6 +140,24 @@ def _agreement(values: Report, errors: Report, baseline: Report | None) -> list[
     return [
         Row(group="fidelity", metric=metric, title=title, value=value, unit=unit, reads_as=reads_as)
         for metric, title, value, unit, reads_as in rows
+    ]
+
+
+def _pictures(metrics: Report) -> list[Row]:
+    """Rows of a model that sees, from what ``vision_scoring.compare`` wrote; none for others."""
+    if "vision" not in metrics:
+        return []
+    values = metrics["vision"]["metrics"]
+    shown = {
+        "image_kld_mean": ("KL divergence after pictures, mean", number(values["image_kld_mean"]), "nats"),
+        "image_top1": ("Same first choice after pictures", number(100 * values["image_top1"]), "%"),
+    }
+    meaning = (
+        f"{metrics['vision']['positions']} positions of questions about {len(metrics['vision']['vectors'])} pictures"
+    )
+    return [
+        Row(group="pictures", metric=name, title=title, value=value, unit=unit, reads_as=meaning)
+        for name, (title, value, unit) in shown.items()
     ]
 
 

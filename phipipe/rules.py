@@ -175,8 +175,9 @@ MODELS: tuple[Rule, ...] = (
         when=lambda r, o, c: (
             (bool(c.parts) or c.architecture in MULTIMODAL) and r.backend not in MULTIMODAL.get(c.architecture, ())
         ),
-        message="the model has {checkpoint.besides} besides text, and phipipe converts text models only",
-        hint="use the text model it was built on (Phi-3.5-mini, Phi-4-mini, Phi-4-reasoning)",
+        message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds have no place for them",
+        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime`; for others take their text model "
+        "(Phi-4-mini, Phi-4-reasoning)",
     ),
     Rule(
         id="M06",

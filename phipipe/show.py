@@ -130,6 +130,8 @@ def outcome(done: Outcome) -> str:
         return ""
     metrics = metrics or {"metrics": {}, "stderr": {}}  # a device that gives no logits
     baseline = done.load("baseline", "baseline.json")
+    if seen := done.load("vision-evaluate", "vision.json"):
+        metrics = {**metrics, "vision": seen}
     lines = ["", heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(

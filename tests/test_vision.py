@@ -1,0 +1,197 @@
+"""Models that see: taken apart, built like any other, and shown pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phipipe import backends, board, hub, manifest, mapped, models, plan, recipe, schedule, vision
+from phipipe.errors import GateFailed, TargetError
+from phipipe.executor import Outcome
+from phipipe.package import verify
+from phipipe.plan import Plan
+from phipipe.settings import Settings
+from phipipe.show import Silent
+from phipipe.store import Store
+
+HERE = Path(__file__).parent
+RECIPE = """
+name: seeing
+source: {path: SOURCE}
+device: cpu-x86_64
+backend: onnxruntime
+precision: fp32
+evaluate: {text: {builtin: stories}, tokens: 512, window: 256}
+measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
+"""
+
+
+def run(python: Path, *words: str | Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
+    done = subprocess.run([python, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
+    """What ``vision_checkpoints`` leaves."""
+    folder = tmp_path_factory.mktemp("seeing")
+    run(torch_python, HERE / "vision_checkpoints.py", folder)
+    return folder
+
+
+def planned(source: Path, *sets: str) -> Plan:
+    path = source.parent / "recipe.yaml"
+    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
+    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
+    return plan.prepare(build)
+
+
+@pytest.mark.parametrize("picture", vision.PICTURES, ids=lambda p: p.name)
+def test_pictures_are_valid_files(picture: vision.Picture) -> None:
+    raw, chunks, at = picture.png(), {}, 8
+    while at < len(raw):
+        (length,) = struct.unpack(">I", raw[at : at + 4])
+        kind, body = raw[at + 4 : at + 8], raw[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", raw[at + 8 + length : at + 12 + length]) == (zlib.crc32(kind + body),)
+        chunks[kind] = body
+        at += 12 + length
+    assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (picture.width, picture.height)
+    rows, stride = zlib.decompress(chunks[b"IDAT"]), 3 * picture.width
+    lines = [rows[i * (stride + 1) :][: stride + 1] for i in range(picture.height)]
+    assert {line[0] for line in lines} == {0}
+    assert b"".join(line[1:] for line in lines) == picture.pixels()
+    middle = lines[picture.height // 2][1 + 3 * (picture.width // 3) :]
+    assert middle[:3] == b"\xd0\x20\x20"  # the disc
+
+
+@pytest.mark.integration
+def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(made: Path, torch_python: Path) -> None:
+    told = json.loads(run(torch_python, HERE / "vision_driver.py", made))
+    assert told["clip"] < 1e-5
+    assert told["order"] < 1e-5
+    assert told["same"] < 0.01  # of 255
+    assert told["prepared"] == {
+        "wide 4": [[5, 3, 336, 336], [672, 672]],
+        "wide 16": [[13, 3, 336, 336], [1008, 1344]],
+        "tall 4": [[5, 3, 336, 336], [672, 672]],
+        "tall 16": [[13, 3, 336, 336], [1344, 1008]],
+        "square 4": [[5, 3, 336, 336], [672, 672]],
+        "square 16": [[17, 3, 336, 336], [1344, 1344]],
+    }
+
+
+@pytest.mark.integration
+def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Path) -> None:
+    vision.cut({"original": made / "source"}, tmp_path, {})
+    whole, part = models.read(made / "source"), models.read(tmp_path)
+    assert (part.architecture, part.parts, whole.parts) == ("Phi3ForCausalLM", (), ("vision",))
+    assert vision.language(whole).parameters == part.parameters < whole.parameters
+    assert "auto_map" not in part.config
+    theirs, ours = mapped.places(made / "source"), mapped.places(tmp_path)
+    assert {name for name in theirs if not name.startswith(vision.EYES)} == set(ours)
+    for name, place in ours.items():
+        old = theirs[name]
+        bytes_of = (made / "source" / old.file).read_bytes()[old.offset : old.offset + old.size_bytes]
+        assert (tmp_path / place.file).read_bytes()[place.offset : place.offset + place.size_bytes] == bytes_of
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", [n for n in backends.names() if n not in vision.BACKENDS["Phi3VForCausalLM"]])
+def test_other_backends_say_who_can(made: Path, name: str) -> None:
+    device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(name, "cpu-x86_64")
+    with pytest.raises(TargetError, match=r"M03") as refused:
+        planned(made / "source", f"backend={name}", f"device={device}", "precision=int8")
+    assert refused.value.hint
+    assert "backend: onnxruntime" in refused.value.hint
+
+
+@pytest.mark.integration
+def test_units_without_eyes_are_refused(made: Path) -> None:
+    with pytest.raises(TargetError, match="see") as refused:
+        planned(made / "source", "device=nvidia-gpu", "precision=fp16")
+    assert "cuda" in refused.value.message
+
+
+def test_gates_on_pictures_need_eyes() -> None:
+    source = hub.BUILTIN_MODELS["tiny-phi3"]
+    path = Path("recipe.yaml")
+    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
+    (build,) = recipe.load(path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf())
+    with pytest.raises(TargetError, match="image_top1"):
+        plan.prepare(build)
+
+
+@pytest.fixture(scope="module")
+def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
+    """The small model at fp32, at 4 bits, and with a gate on pictures that nothing passes."""
+    settings, store = Settings(cache=made / "cache", toolchains=toolchains), Store(made / "cache")
+    asked = {"fp32": (), "int4": ("precision=int4", "name=four"), "gated": ("precision=int4", "name=gated")}
+    asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
+    plans = [planned(made / "source", *sets) for sets in asked.values()]
+    ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    return dict(zip(asked, ends, strict=True))
+
+
+def seen(done: Outcome) -> Any:
+    assert done.error is None
+    assert done.package is not None
+    assert verify(done.package) == []
+    return json.loads((done.package / manifest.NAME).read_text("utf-8"))["fidelity"]["vision"]
+
+
+@pytest.mark.integration
+def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) -> None:
+    found = seen(builds["fp32"])
+    assert found["metrics"]["image_kld_mean"] < 1e-4  # two ways of resizing pictures included; measured 9e-6
+    assert found["metrics"]["image_top1"] > 0.98
+    assert found["greedy_agreement"] == 1
+    assert found["vectors"] == {"wide": 1921, "tall": 1933}  # 12 h (12 w + 1) + 157 for 3 × 4 and 4 × 3 crops
+
+
+@pytest.mark.integration
+def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> None:
+    found = seen(builds["int4"])
+    package = builds["int4"].package
+    assert package is not None
+    told = json.loads((package / manifest.NAME).read_text("utf-8"))
+    assert 1e-4 < found["metrics"]["image_kld_mean"] < 3 * told["fidelity"]["metrics"]["kld_mean"]
+    assert told["steps"]["eyes"]["params"]["bits"] == 8
+    assert told["source"]["digest"] == told["steps"]["original"]["digest"] != told["steps"]["source"]["digest"]
+    assert told["source"]["architecture"] == "Phi3VForCausalLM"
+    assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
+    assert "### Pictures" in (package / "README.md").read_text("utf-8")
+    assert board.from_manifest(told).metrics["kld_mean"] == told["fidelity"]["metrics"]["kld_mean"]
+
+
+@pytest.mark.integration
+def test_gates_on_pictures_hold_a_package_back(builds: dict[str, Outcome]) -> None:
+    assert isinstance(builds["gated"].error, GateFailed)
+    assert "image_kld_mean" in builds["gated"].error.message
+    assert builds["gated"].package is None
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
+def test_the_cards_program_answers(
+    builds: dict[str, Outcome], ort_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+) -> None:
+    package = builds["int4"].package
+    assert package is not None
+    (program,) = re.findall(r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "run.py").write_text(program, "utf-8")
+    files = []
+    for picture in vision.PICTURES:
+        if picture.name in pictures:
+            files.append(tmp_path / f"{picture.name}.png")
+            files[-1].write_bytes(picture.png())
+    assert run(ort_python, tmp_path / "run.py", package, *files).strip()
