@@ -141,6 +141,14 @@ def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
     return any(width % block_size for width in widths)
 
 
+def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
+    """Whether pictures are laid out as ``vision_tower`` does it; what the config leaves out is as published."""
+    told = {**(config.get("img_processor") or {}), **(config.get("embd_layer") or {})}
+    usual = {"name": "clip_vision_model", "hd_transform_order": "sub_glb", "use_hd_transform": True}
+    usual |= {"with_learnable_separator": True, "projection_cls": "mlp"}
+    return all(told.get(key, value) == value for key, value in usual.items())
+
+
 def _asks_olive(recipe: Recipe, options: Any) -> bool:
     """Whether one of Olive's passes is to run."""
     return recipe.precision in {"int8", "int4"} and (bool(options.rotate) or options.algorithm == "gptq")
@@ -178,6 +186,13 @@ MODELS: tuple[Rule, ...] = (
         message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds have no place for them",
         hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime`; for others take their text model "
         "(Phi-4-mini, Phi-4-reasoning)",
+    ),
+    Rule(
+        id="M17",
+        level="error",
+        when=lambda r, o, c: c.architecture == "Phi3VForCausalLM" and not _is_phi3_vision(c.config),
+        message="its vision part is not arranged as Phi-3-vision's (CLIP, crops before the whole), whatever it is called",
+        hint="use Phi-3-vision or Phi-3.5-vision as published, or a fine-tune of theirs",
     ),
     Rule(
         id="M06",

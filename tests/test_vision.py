@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import zlib
@@ -129,6 +130,16 @@ def test_gates_on_pictures_need_eyes() -> None:
     (build,) = recipe.load(path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf())
     with pytest.raises(TargetError, match="image_top1"):
         plan.prepare(build)
+
+
+@pytest.mark.integration
+def test_eyes_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "source", tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text("utf-8"))
+    config["embd_layer"]["hd_transform_order"] = "glb_sub"
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(TargetError, match="M17"):
+        planned(tmp_path / "source")
 
 
 @pytest.fixture(scope="module")
