@@ -191,7 +191,7 @@ MODELS: tuple[Rule, ...] = (
         id="M17",
         level="error",
         when=lambda r, o, c: c.architecture == "Phi3VForCausalLM" and not _is_phi3_vision(c.config),
-        message="its vision part is not arranged as Phi-3-vision's (CLIP, crops before the whole), whatever it is called",
+        message="its vision part is not arranged as Phi-3-vision's (CLIP, crops before the whole)",
         hint="use Phi-3-vision or Phi-3.5-vision as published, or a fine-tune of theirs",
     ),
     Rule(
