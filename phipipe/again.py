@@ -37,9 +37,10 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
     steps = scoring.fidelity_steps(recipe, hub.source_step(checkpoint.folder), text_step, memory)
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
+    opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
     for step in (
-        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
-        scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters),
+        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters, opened),
+        scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, opened),
     ):
         steps.append(replace(step, needs={"baseline": "baseline"}, outside={"artifact": artifact}))
     build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)
@@ -90,9 +91,10 @@ def on_device(folder: Path) -> Plan:
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
     toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
-    steps = [scoring.measure_step("artifact", recipe, toolchain, parameters, api)]
+    opened = 4 * parameters + scoring.RUNTIME_BYTES
+    steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
     if api not in backend.TOKENS_ONLY:
-        steps.insert(0, scoring.compare_step("evaluate", "artifact", recipe, toolchain, parameters, api))
+        steps.insert(0, scoring.compare_step("evaluate", "artifact", recipe, toolchain, parameters, opened, api))
     return Plan(
         build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
         device=target,

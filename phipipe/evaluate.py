@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from phipipe import backends, progress, reference, transformers_tokenizer
+from phipipe import backends, progress, reference, text_files, transformers_tokenizer
 from phipipe.backends.base import Backend, Inputs, Params, Runtime
 from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.reference import log_softmax, score
@@ -65,7 +65,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import numpy as np
 
-    tokens = _tokens(inputs["source"], _only_file(inputs["text"]).read_text("utf-8"), params)
+    tokens = _tokens(inputs["source"], text_files.read(_only_file(inputs["text"])), params)
     model = _original(inputs["source"])
     np.save(out / "tokens.npy", tokens)
     logprobs: Floats | None = None
@@ -129,7 +129,7 @@ def calibration(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import numpy as np
 
-    text = _only_file(inputs["text"]).read_text("utf-8")
+    text = text_files.read(_only_file(inputs["text"]))
     np.save(out / "tokens.npy", _tokens(inputs["source"], text, params, "calibration"))
 
 

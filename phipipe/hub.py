@@ -12,7 +12,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import models, remote, tokenizer_files
+from phipipe import models, remote, text_files, tokenizer_files
 from phipipe.backends.base import Inputs, Outside, Params, Step
 from phipipe.errors import SourceError
 from phipipe.models import Checkpoint
@@ -94,18 +94,23 @@ def _text_path(text: Text, base: Path, purpose: str) -> Path:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise SourceError(f"{purpose} text `{path}` {kind}", hint=f"check `{where}`")
-    remote.check_text(path, f"{purpose} text `{path}`")
+    text_files.check(path, f"{purpose} text `{path}`")
     return path
 
 
 def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
     """Whether one of the two texts contains the other, but for white space: then quantization saw the exam.
 
+    Tables are compared as files: what reads them is in a toolchain.
+
     Raises:
         SourceError: see ``text_step``.
     """
     texts = ((evaluation, "evaluation"), (calibration, "calibration"))
-    words = [" ".join(_text_path(t, base, purpose).read_text("utf-8").split()) for t, purpose in texts]
+    paths = [_text_path(text, base, purpose) for text, purpose in texts]
+    if any(map(text_files.is_table, paths)):
+        return paths[0].read_bytes() == paths[1].read_bytes()
+    words = [" ".join(path.read_text("utf-8").split()) for path in paths]
     return words[0] in words[1] or words[1] in words[0]
 
 

@@ -34,7 +34,7 @@ from phipipe.errors import TargetError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Text, problem_at
+from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Text, problem_at, wikitext
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -267,8 +267,7 @@ def _where(plan: Plan) -> tuple[str, str]:
 
 
 def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
-    recipe, parameters = plan.build.recipe, plan.whole.parameters
-    backend = backends.load(recipe.backend)
+    recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
     memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
     source = vision.cut_step(plan.seeing) if plan.seeing else original.step
@@ -287,7 +286,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     for step in made:
         steps.append(replace(step, after=checks))
         if step.unquantized and not plan.checkpoint.large:
-            steps += scoring.parity_steps(step, recipe, backend.TOOLCHAIN, parameters)
+            steps += scoring.parity_steps(step, recipe, backend.TOOLCHAIN, plan.checkpoint)
             checks = (*checks, steps[-1].name)
     artifact = made[-1]
     evaluated = next((step for step in made if step.twin), artifact)
@@ -295,13 +294,14 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         tried = next((step for step in made if step.tried), artifact)
         steps.append(_emulation(plan, tried, tried is evaluated, options, checks))
     environment, api = _where(plan)
+    opened = scoring.opened_bytes(evaluated, recipe, plan.checkpoint)
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
         *(replace(step, after=checks) for step in seen),
         _evaluation(plan, evaluated, artifact, checks),
-        replace(scoring.measure_step(evaluated.name, recipe, environment, parameters, api), after=checks),
+        replace(scoring.measure_step(evaluated.name, recipe, environment, opened, api), after=checks),
         _reference_step(recipe),
         Step(
             name="gates",
@@ -340,7 +340,9 @@ def _proof(plan: Plan, options: BaseModel) -> list[Step]:
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
     environment, api = _where(plan)
-    step = scoring.compare_step("evaluate", evaluated.name, plan.build.recipe, environment, plan.whole.parameters, api)
+    recipe, parameters = plan.build.recipe, plan.whole.parameters
+    opened = scoring.opened_bytes(evaluated, recipe, plan.checkpoint)
+    step = scoring.compare_step("evaluate", evaluated.name, recipe, environment, parameters, opened, api)
     shipped = {} if evaluated is artifact else {"shipped": artifact.name}
     return replace(step, needs={**step.needs, **shipped}, after=checks)
 
@@ -373,7 +375,7 @@ def _calibration_steps(build: Build) -> list[Step]:
         TargetError: the recipe names none, or the text it is evaluated on.
     """
     recipe = build.recipe
-    text = recipe.calibrate.text or (Text(builtin="stories") if recipe.source.builtin else None)
+    text = recipe.calibrate.text or _usual_calibration(recipe)
     if text is None:
         message = "these `quantize` options learn from a calibration text, and the recipe names none"
         raise problem_at(
@@ -393,6 +395,13 @@ def _calibration_steps(build: Build) -> list[Step]:
             toolchain="torch",
         ),
     ]
+
+
+def _usual_calibration(recipe: Recipe) -> Text | None:
+    """What quantization learns from where the recipe does not say: never what the recipe is evaluated on by default."""
+    if recipe.source.builtin:
+        return Text(builtin="stories")
+    return Text.model_validate({"dataset": wikitext("train")}) if recipe.source.repo else None
 
 
 def _package_step(

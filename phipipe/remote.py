@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import hub_client, models, progress, tokenizer_files, transfer
+from phipipe import hub_client, models, progress, text_files, tokenizer_files, transfer
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 2**16  # read first of a safetensors file: most headers fit
 MIB = 2**20
-SMALLEST_TEXT_BYTES = 16
 
 
 def model_of(source: Source) -> Repository:
@@ -145,24 +144,10 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
         for file in missing:
             shutil.move(_part(folder / "parts", file), out / _base(file.name))
     if repo.kind == "dataset":
-        check_text(out / _base(files[0].name), f"{repo}/{files[0].name}")
+        text_files.check(out / _base(files[0].name), f"{repo}/{files[0].name}")
         return
     with _named(repo, out):
         tokenizer_files.check(out, models.read(out).vocab_size)
-
-
-def check_text(path: Path, name: str, hint: str | None = None) -> None:
-    """Refuse a text that nothing can be measured on; ``name`` is what the user calls it.
-
-    Raises:
-        SourceError: it is (nearly) empty or not UTF-8.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{name} is not UTF-8 (byte {error.start})", hint=hint) from None
-    if len(text) < SMALLEST_TEXT_BYTES:
-        raise SourceError(f"{name} is empty", hint=hint)
 
 
 def _folder(repo: Repository, file: str | None = None) -> Path:

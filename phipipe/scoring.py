@@ -33,7 +33,15 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
     return [source, text, baseline]
 
 
-def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int, api: str = "cpu") -> Step:
+def opened_bytes(artifact: Step, recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Memory for an evaluation of ``artifact``: its weights, and a window's logits with what is computed of them."""
+    scores = 3 * 4 * recipe.evaluate.window * checkpoint.vocab_size
+    return (artifact.loaded_bytes or 4 * checkpoint.parameters) + scores + RUNTIME_BYTES
+
+
+def compare_step(
+    name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int, memory_bytes: int, api: str = "cpu"
+) -> Step:
     """Score the output of step ``artifact`` on the baseline's tokens, on the unit ``api`` of this machine."""
     return Step(
         name=name,
@@ -44,11 +52,11 @@ def compare_step(name: str, artifact: str, recipe: Recipe, toolchain: str, param
         measurement=api != "cpu",  # a GPU's figures are its own
         toolchain=toolchain,
         output_bytes=12 * recipe.evaluate.tokens,
-        memory_bytes=4 * parameters + RUNTIME_BYTES,
+        memory_bytes=memory_bytes,
     )
 
 
-def measure_step(artifact: str, recipe: Recipe, toolchain: str, parameters: int, api: str = "cpu") -> Step:
+def measure_step(artifact: str, recipe: Recipe, toolchain: str, memory_bytes: int, api: str = "cpu") -> Step:
     """Time the output of step ``artifact`` on the unit ``api`` of this machine."""
     return Step(
         name="measure",
@@ -58,7 +66,7 @@ def measure_step(artifact: str, recipe: Recipe, toolchain: str, parameters: int,
         params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(api)},
         toolchain=toolchain,
         measurement=True,
-        memory_bytes=4 * parameters + RUNTIME_BYTES,
+        memory_bytes=memory_bytes,
     )
 
 
@@ -66,11 +74,12 @@ def _on(api: str) -> dict[str, str]:
     return {} if api == "cpu" else {"api": api}
 
 
-def parity_steps(convert: Step, recipe: Recipe, toolchain: str, parameters: int) -> list[Step]:
+def parity_steps(convert: Step, recipe: Recipe, toolchain: str, checkpoint: Checkpoint) -> list[Step]:
     """Compare an unquantized conversion with the baseline, and stop where it differs by more than rounding."""
     assert convert.unquantized is not None
+    memory_bytes = opened_bytes(convert, recipe, checkpoint)
     return [
-        compare_step("parity", convert.name, recipe, toolchain, parameters),
+        compare_step("parity", convert.name, recipe, toolchain, checkpoint.parameters, memory_bytes),
         Step(
             name="check-parity",
             runs="phipipe.evaluate:check_parity",
@@ -100,7 +109,7 @@ def slice_steps(checkpoint: Checkpoint, made: Sequence[Step], recipe: Recipe, to
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in made if step.name in wanted]
-    compare, check = parity_steps(convert, recipe, toolchain, small.parameters)
+    compare, check = parity_steps(convert, recipe, toolchain, small)
     renamed = [replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names)) for step in chain]
     check = replace(check, params={**check.params, "layers": small.layers})
     return [cut, *renamed, replace(compare, needs=_renamed(compare, names)), check]

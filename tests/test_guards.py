@@ -38,6 +38,7 @@ LAYERS = (
         "onnx_quantize",
         "mapped",
         "first_layers",
+        "text_files",
         "vision",
         "vision_tower",
         "onnx_vision",

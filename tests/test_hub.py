@@ -493,6 +493,7 @@ name: mine   # a name
 source: SOURCE
 device: cpu-x86_64
 precision: int4
+evaluate: {text: {builtin: stories}}
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 import yaml
 from test_quickstart import ROOT, Shell
 
-from phipipe import backends, device, package, support
+from phipipe import backends, device, family, hub, models, package, recipe, remote, support
+from phipipe import plan as planner
+from phipipe.backends.base import Step
 
 TARGETS = ROOT / "recipes" / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
 FEWER = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096")  # the emulated NPU is slow
 MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
+SHIPPED = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((ROOT / "recipes").glob("*-*.yaml"))}
+FROM_HUB = [name for name, told in SHIPPED.items() if "repo" in told["source"]]
 
 
 def unit_of(row: Mapping[str, Any]) -> device.Unit:
@@ -28,6 +33,16 @@ def unit_of(row: Mapping[str, Any]) -> device.Unit:
         if row.get("unit") in (None, unit.api)
         and precision in backends.able(row.get("backend", "onnxruntime"), target, unit)
     )
+
+
+def different() -> list[str]:
+    """Of the shipped recipes that are the same on the embedded model, the first."""
+    kinds: dict[str, str] = {}
+    for name, told in SHIPPED.items():
+        if name != TARGETS.stem:
+            api = unit_of(told).api
+            kinds.setdefault(json.dumps([told["backend"], api, told["precision"], told.get("quantize")]), name)
+    return list(kinds.values())
 
 
 def kind(target: device.Device) -> tuple[object, ...]:
@@ -59,6 +74,30 @@ def test_the_readme_has_the_table_of_today() -> None:
 def test_a_text_without_a_place_for_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="no place for the table"):
         support.placed("# Title")
+
+
+@pytest.mark.parametrize("name", FROM_HUB)
+def test_recipes_of_the_hub_fit_their_models_and_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (build,) = recipe.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
+    (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
+    original = hub.Original(models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1))
+    monkeypatch.setattr(hub, "original", lambda *_: original)
+    monkeypatch.setattr(remote, "text_step", lambda told, name: Step(name=name, runs=told.file, version=1))
+    monkeypatch.setattr(hub, "same_text", lambda *_: False)
+    made = planner.prepare(build)
+    texts = {step.name: step.runs for step in made.steps if step.name in ("text", "calibration-text")}
+    assert texts["text"] == "wikitext-2-raw-v1/test-00000-of-00001.parquet"
+    assert texts.get("calibration-text", "train").rpartition("/")[2].startswith("train")
+    assert made.fit is not None
+    assert made.fit.fits
+
+
+@pytest.mark.parametrize("name", FROM_HUB)
+def test_a_recipe_says_how_to_run_it(name: str) -> None:
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
+    assert f"#   phipipe run recipes/{name}.yaml\n" in text
+    assert SHIPPED[name]["name"] == name
+    assert re.fullmatch("[0-9a-f]{40}", SHIPPED[name]["source"]["revision"])
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +150,9 @@ def test_what_plan_says_of_the_size_is_what_is_built(shell: Shell, entries: dict
 
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*-*.yaml")), ids=lambda p: p.stem)
-def test_every_recipe_builds_the_embedded_model(shell: Shell, entries: dict[str, dict[str, Any]], path: Path) -> None:
-    if path == TARGETS:
-        return  # ``entries`` is its build
+@pytest.mark.parametrize("name", different())
+def test_every_recipe_builds_the_embedded_model(shell: Shell, entries: dict[str, dict[str, Any]], name: str) -> None:
+    path = ROOT / "recipes" / f"{name}.yaml"
     words = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096", "--set", "measure.new_tokens=8")
     (build,) = shell.run(*EMBEDDED, *words, "--set", "measure.repetitions=1", recipe=path)
     folder = shell.folder / "packages" / path.stem

@@ -123,9 +123,9 @@ def test_units_without_eyes_are_refused(made: Path) -> None:
     assert "cuda" in refused.value.message
 
 
-def test_gates_on_pictures_need_eyes() -> None:
+def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
     source = hub.BUILTIN_MODELS["tiny-phi3"]
-    path = Path("recipe.yaml")
+    path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
     (build,) = recipe.load(path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf())
     with pytest.raises(TargetError, match="image_top1"):

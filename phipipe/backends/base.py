@@ -70,6 +70,7 @@ class Step:
     provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
+    loaded_bytes: int = 0  # estimate of what its output takes when it is opened; 0: as much as in fp32
 
 
 @dataclass(frozen=True, kw_only=True)

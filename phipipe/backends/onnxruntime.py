@@ -69,6 +69,7 @@ INT8_ACTIVATIONS = frozenset({"cpu", "webgpu"})  # the builder's default there i
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 # Memory at the peak, measured with 3.8 G parameters: torch, transformers and the builder's graph; rounding's slices.
 _BUILDER_BYTES, _ROUNDING_BYTES = 29 * 2**24, 2**29
+_LOADED = 1.2  # × the file: onnxruntime packs the integers anew; measured at 4 bits
 _GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
 LM_HEAD = "/lm_head/MatMul"
 CONFIG = "genai_config.json"
@@ -184,8 +185,9 @@ def steps(
         needs=needs,
         params={"bits": bits, **options.model_dump(mode="json", exclude={"rotate"}), "accuracy_level": level},
         toolchain=TOOLCHAIN,
-        output_bytes=_quantized_bytes(bits, options, checkpoint, 4 if wide else 2),
+        output_bytes=(size := _quantized_bytes(bits, options, checkpoint, 4 if wide else 2)),
         memory_bytes=_ROUNDING_BYTES,
+        loaded_bytes=int(_LOADED * size),
     )
     return [*before, convert_step, *rounding, quantize_step]
 
