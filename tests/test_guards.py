@@ -25,7 +25,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 LAYERS = (
     {"errors", "hardware", "progress"},
     {"document", "keys", "settings", "transfer"},
-    {"collect"},
+    {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
     {"hub_client"},
