@@ -1,7 +1,8 @@
 """Files over HTTP that arrive whole or not at all: resumed by Range, hashed while they stream, tried again with pauses.
 
-What was received lies in a partial file, written as it comes: whoever is killed loses what was in flight. The hash
-that the publisher names is the only judge of a file; ranges, sizes and types only find faults earlier.
+What was received lies in a partial file, written as it comes: whoever is killed loses what was on its way, 1 MiB at
+most, or where that is more, what the link carries in one round trip. The hash that the publisher names is the only
+judge of a file; ranges, sizes and types only find faults earlier.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ import random
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from phipipe import sockets
 from phipipe.errors import Interrupted, SourceError
 
 T = TypeVar("T")
 CHUNK = 2**20  # of what is read from a disk
 REDIRECTS = 5
 CONNECTIONS = 4
+READ_BYTES = 2**16  # that the HTTP library takes from a connection at once
+UNREAD_BYTES = 2**20 // CONNECTIONS - READ_BYTES
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GO_ON = "run the same command again: it goes on where this one stopped"
 
@@ -327,9 +332,11 @@ def _opened(pool: Any, remote: Remote, wanted: str | None) -> Iterator[Any]:
         for _ in range(REDIRECTS + 1):
             own = remote.token is not None and _origin(url) == _origin(remote.url) and is_private(url)
             asked = {**headers, "Authorization": f"Bearer {remote.token}"} if own else headers
+            start = time.perf_counter()
             response = pool.send(pool.build_request("GET", url, headers=asked), stream=True)
             with contextlib.closing(response):
                 if response.status_code not in (301, 302, 303, 307, 308):
+                    sockets.bound_unread(response, UNREAD_BYTES, time.perf_counter() - start)
                     yield response
                     return
             url = _redirected(url, response.headers.get("location", ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -57,6 +58,7 @@ class Hub:
         self.gated = False
         self.answers: list[tuple[int, dict[str, str], bytes]] = []  # instead of what the hub knows, one each
         self.pause_s = 0.0  # after each chunk
+        self.buffer_bytes: int | None = None  # of what the system may hold for a connection, and ``sent`` counts
         self.dies_after: int | None = None  # requests; then every connection is closed without a word
         self.requests = 0
         self.released = threading.Event()
@@ -111,6 +113,11 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server_hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        if self.server_hub.buffer_bytes is not None:
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.server_hub.buffer_bytes)
+        super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

@@ -23,7 +23,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress"},
+    {"errors", "hardware", "progress", "sockets"},
     {"document", "keys", "settings", "transfer"},
     {"collect", "downloads"},
     {"recipe", "family"},

@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hub_server
 import pytest
 from hub_server import Fault, Hub
+from test_package import Kitchen
 
-from phipipe import backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
+from phipipe import again, backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
 from phipipe.errors import SourceError, StoreError
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.settings import Settings
-from phipipe.store import Store
+from phipipe.store import Store, Stored
 from phipipe.transfer import Pace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -467,6 +469,125 @@ def test_what_was_complete_before_a_kill_is_not_loaded_again(served: Hub, own_ca
     assert contents(made("source", planned(source(served)), own_cache).stored.path) == allowed()
     assert len(served.seen) == asked
     assert not whole.exists()
+
+
+def test_a_collection_amid_a_download_takes_nothing_from_it(served: Hub, own_cache: Path) -> None:
+    served.pause_s = 0.005
+    process = download(served)
+    while served.sent(WEIGHTS) < 2_000_000:
+        assert process.poll() is None
+        time.sleep(0.005)
+    assert Store(own_cache).gc(0).removed == ()
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert contents(Path(out.strip())) == allowed()
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES
+
+
+def test_a_collection_before_a_download_is_stored_takes_nothing_from_it(
+    served: Hub, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, reports = Store.commit, []
+
+    def later(self: Store, *rest: Any) -> Stored:
+        reports.append(Store(own_cache).gc(0))
+        return commit(self, *rest)
+
+    monkeypatch.setattr(Store, "commit", later)
+    assert contents(made("source", planned(source(served)), own_cache).stored.path) == allowed()
+    assert [report.removed for report in reports] == [()]
+
+
+def test_after_a_collection_a_download_begins_anew(served: Hub, own_cache: Path) -> None:
+    build = planned(source(served))
+    served.faults[WEIGHTS] = [Fault("cut", at=1_000_000)] + [Fault("status", status=403)] * 9
+    with pytest.raises(SourceError, match="does not let you read"):
+        made("source", build, own_cache)
+    report = Store(own_cache).gc(0)
+    assert len(report.removed) == 1
+    assert report.freed_bytes > 1_000_000
+    served.faults.clear()
+    assert contents(made("source", build, own_cache).stored.path) == allowed()
+
+
+@pytest.fixture
+def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
+    """A package of the served model, whose original the cache has lost, and with it all that the hub said."""
+    result = made("source", planned(source(served)), own_cache)
+    kitchen = Kitchen(tmp_path / "kitchen")
+    repo = {"kind": "hub", "repo": served.repo, "revision": served.commit}
+    kitchen.params["source"] |= repo
+    kitchen.params["recipe"]["source"] = {"repo": served.repo, "revision": served.commit}
+    record = Store(own_cache).record(result.key)
+    kitchen.params["steps"]["source"] = {name: record[name] for name in kitchen.params["steps"]["source"]}
+    folder = kitchen.cook()
+    shutil.rmtree(own_cache)
+    return folder
+
+
+def evaluated(package: Path, cache: Path, given: Path | None = None) -> plan.Plan:
+    return again.plan(package, Store(cache), text=None, tokens=512, source=given)
+
+
+def test_an_original_that_the_cache_lost_comes_from_its_hub_again(served: Hub, packed: Path, own_cache: Path) -> None:
+    build = evaluated(packed, own_cache)
+    assert build.checkpoint.parameters == models.read(TINY).parameters
+    assert contents(made("source", build, own_cache).stored.path) == allowed()
+    asked = len(served.seen)
+    evaluated(packed, own_cache)
+    assert len(served.seen) == asked  # it is at hand now
+
+
+def test_an_original_that_is_damaged_in_the_cache_comes_again(served: Hub, packed: Path, own_cache: Path) -> None:
+    stored = made("source", evaluated(packed, own_cache), own_cache).stored
+    (stored.path / "config.json").chmod(0o644)
+    (stored.path / "config.json").write_text("{}")
+    assert contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+
+
+def test_an_original_may_be_given(served: Hub, packed: Path, own_cache: Path, checkpoint: Path) -> None:
+    asked = len(served.seen)
+    assert contents(made("source", evaluated(packed, own_cache, checkpoint), own_cache).stored.path) == allowed()
+    assert len(served.seen) == asked
+    (checkpoint / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(SourceError, match="is not the checkpoint that this package was made from"):
+        evaluated(packed, own_cache, checkpoint)
+
+
+def moved_on(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.files["tokenizer_config.json"] += b" "
+
+
+def forbidden(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate(served)
+
+
+def offline(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "hint"),
+    [
+        (moved_on, "published with other files", "if you have"),
+        (forbidden, "is gated", "accept it"),
+        (offline, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
+    ],
+)
+def test_an_original_that_cannot_be_had_is_an_error_that_names_the_ways(
+    served: Hub,
+    packed: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Hub, pytest.MonkeyPatch], None],
+    words: str,
+    hint: str,
+) -> None:
+    spoil(served, monkeypatch)
+    with pytest.raises(SourceError, match=words) as refused:
+        evaluated(packed, own_cache)
+    assert hint in str(refused.value.hint)
+    assert "--source DIR" in str(refused.value.hint)
 
 
 @pytest.mark.crash
