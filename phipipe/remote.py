@@ -2,8 +2,8 @@
 
 ``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes), ``view/`` (small files
 whole, of each safetensors file its header alone, all that a plan reads), ``parts/`` (downloads on their way, which a
-killed run leaves for the next) and ``whole/`` (all files, until the store takes them). A commit never changes, so what
-was asked once is never asked again.
+killed run leaves for the next, or for `cache gc`: ``downloads``) and ``whole/`` (all files, until the store takes
+them). A commit never changes, so what was asked once is never asked again.
 """
 
 from __future__ import annotations

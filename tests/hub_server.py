@@ -254,10 +254,11 @@ class _Handler(BaseHTTPRequestHandler):
     def send_body(self, seen: Seen, body: bytes, fault: Fault) -> None:
         limit = fault.at if fault.kind in ("cut", "stall") else len(body)
         for i in range(0, min(limit, len(body)), CHUNK):
-            piece = body[i : min(i + CHUNK, limit)]
+            piece = memoryview(body)[i : min(i + CHUNK, limit)]
             seen.sent += len(piece)  # before the client can have it, and look
             try:
-                self.wfile.write(piece)
+                while piece:
+                    piece = piece[self.connection.send(piece) :]
             except OSError:  # the client has gone
                 seen.sent -= len(piece)
                 self.close_connection = True

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from phipipe import transfer
 from phipipe.errors import Interrupted, SourceError
 from phipipe.transfer import Pace, Published, Remote
 
+ROOT = Path(__file__).resolve().parent.parent
 DATA = random.Random(7).randbytes(3_000_000)
 FILE = Published("weights.safetensors", len(DATA), "sha256", hashlib.sha256(DATA).hexdigest())
 
@@ -241,3 +245,42 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
         assert (folder / "part").read_bytes() == data
         if not ignore:
             assert hub.sent(file.name) <= len(data) - start  # not one byte twice
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from phipipe import transfer
+from phipipe.errors import SourceError
+url, size, digest, *parts = sys.argv[1:]
+refuse = lambda status, headers: SourceError(f"refused with {status}")
+jobs = [(Path(p), transfer.Published(Path(p).name, int(size), "sha256", digest)) for p in parts]
+transfer.fetch_all([(transfer.Remote(url + file.name, refuse), file, part) for part, file in jobs], lambda there: None)
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("count", [1, transfer.CONNECTIONS])
+def test_after_a_kill_at_full_speed_at_most_one_mebibyte_comes_twice(tmp_path: Path, count: int) -> None:
+    data = DATA * (64 // count)
+    parts = [tmp_path / f"{i}.safetensors" for i in range(count)]
+    with Hub({part.name: data for part in parts}) as hub:
+        hub.buffer_bytes = 2**13  # what waits at the server has not been fetched
+        url = f"{hub.url}/{hub.repo}/resolve/{hub.commit}/"
+        words = [url, len(data), hashlib.sha256(data).hexdigest(), *parts]
+        command = [sys.executable, "-c", DOWNLOAD, *map(str, words)]
+
+        def sent() -> int:
+            return sum(hub.sent(part.name) for part in parts)
+
+        for share in (0.3, 0.6):
+            with subprocess.Popen(command, cwd=ROOT) as process:
+                while sent() < share * count * len(data):
+                    assert process.poll() is None
+                    time.sleep(0.001)
+                process.kill()
+            kept = sum(part.stat().st_size for part in parts)
+            assert kept < count * len(data)
+        subprocess.run(command, cwd=ROOT, check=True)
+        assert all(part.read_bytes() == data for part in parts)
+        assert sent() - count * len(data) <= 2 * 2**20
