@@ -45,11 +45,11 @@ def size_bytes(folder: Path) -> int:
 
 
 def _describe(root: Path, folder: Path) -> Download | None:
-    times = []
+    size, times = 0, []
     for path in _files(folder):
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-            times.append(path.stat().st_mtime_ns)
-    if not times:
+            size, times = size + path.stat().st_size, [*times, path.stat().st_mtime_ns]
+    if not size:
         return None
     begun = min(times)
     with contextlib.suppress(FileNotFoundError):
@@ -59,7 +59,7 @@ def _describe(root: Path, folder: Path) -> Download | None:
     return Download(
         folder=folder,
         repository=f"{'/'.join(names[:at])}@{names[at]}",
-        size_bytes=size_bytes(folder),
+        size_bytes=size,
         since=datetime.datetime.fromtimestamp(begun / 1e9, datetime.UTC),
         used_ns=max(times),
     )

@@ -110,7 +110,7 @@ def _too_little_disk(steps: Sequence[Step], here: Machine, cache: Path, out: Pat
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about {_gib(amount)}, and {_gib(free)} are "
                 f"free; step `{largest.name}` writes most, {_gib(largest.output_bytes)}",
-                hint=f"`phipipe cache gc`, or set PHIPIPE_CACHE to a folder on a larger disk; {OVERRIDE}",
+                hint=f"`phipipe cache gc --budget GIB`, or set PHIPIPE_CACHE to a folder on a larger disk; {OVERRIDE}",
             )
     return None
 

@@ -253,8 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_body(self, seen: Seen, body: bytes, fault: Fault) -> None:
         limit = fault.at if fault.kind in ("cut", "stall") else len(body)
-        for i in range(0, min(limit, len(body)), CHUNK):
-            piece = memoryview(body)[i : min(i + CHUNK, limit)]
+        chunk = self.server_hub.buffer_bytes or CHUNK
+        for i in range(0, min(limit, len(body)), chunk):
+            piece = memoryview(body)[i : min(i + chunk, limit)]
             seen.sent += len(piece)  # before the client can have it, and look
             try:
                 while piece:

@@ -59,6 +59,8 @@ def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:
 def test_what_only_a_plan_asked_is_no_download(store: Store) -> None:
     part(store).unlink()
     assert downloads.found(store.root) == []
+    part(store, size=0)
+    assert downloads.found(store.root) == []
     assert downloads.found(store.root / "nothing") == []
 
 

@@ -247,12 +247,20 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
             assert hub.sent(file.name) <= len(data) - start  # not one byte twice
 
 
-DOWNLOAD = """
-import sys
+STALLED = """
+import sys, time
 from pathlib import Path
 from phipipe import transfer
 from phipipe.errors import SourceError
-url, size, digest, *parts = sys.argv[1:]
+
+def write(part, data, whole=transfer._Part.write):
+    if part.position > part.file.size / 2:
+        time.sleep(60)  # and the server sends whatever there is room for
+    whole(part, data)
+
+url, size, digest, stall, *parts = sys.argv[1:]
+if stall:
+    transfer._Part.write = write
 refuse = lambda status, headers: SourceError(f"refused with {status}")
 jobs = [(Path(p), transfer.Published(Path(p).name, int(size), "sha256", digest)) for p in parts]
 transfer.fetch_all([(transfer.Remote(url + file.name, refuse), file, part) for part, file in jobs], lambda there: None)
@@ -261,26 +269,28 @@ transfer.fetch_all([(transfer.Remote(url + file.name, refuse), file, part) for p
 
 @pytest.mark.crash
 @pytest.mark.parametrize("count", [1, transfer.CONNECTIONS])
-def test_after_a_kill_at_full_speed_at_most_one_mebibyte_comes_twice(tmp_path: Path, count: int) -> None:
-    data = DATA * (64 // count)
+def test_after_a_kill_at_most_one_mebibyte_comes_twice(tmp_path: Path, count: int) -> None:
+    data = DATA * 8
     parts = [tmp_path / f"{i}.safetensors" for i in range(count)]
     with Hub({part.name: data for part in parts}) as hub:
-        hub.buffer_bytes = 2**13  # what waits at the server has not been fetched
+        hub.buffer_bytes = 2**12  # what waits at the server has not been fetched
         url = f"{hub.url}/{hub.repo}/resolve/{hub.commit}/"
-        words = [url, len(data), hashlib.sha256(data).hexdigest(), *parts]
-        command = [sys.executable, "-c", DOWNLOAD, *map(str, words)]
+
+        def command(stall: str) -> list[str]:
+            words = [url, len(data), hashlib.sha256(data).hexdigest(), stall, *parts]
+            return [sys.executable, "-c", STALLED, *map(str, words)]
 
         def sent() -> int:
             return sum(hub.sent(part.name) for part in parts)
 
-        for share in (0.3, 0.6):
-            with subprocess.Popen(command, cwd=ROOT) as process:
-                while sent() < share * count * len(data):
-                    assert process.poll() is None
-                    time.sleep(0.001)
-                process.kill()
-            kept = sum(part.stat().st_size for part in parts)
-            assert kept < count * len(data)
-        subprocess.run(command, cwd=ROOT, check=True)
+        with subprocess.Popen(command("stall"), cwd=ROOT) as process:
+            before = -1
+            while before < sent() or sent() < count * len(data) / 2:
+                assert process.poll() is None
+                before = sent()
+                time.sleep(0.3)
+            process.kill()
+        subprocess.run(command(""), cwd=ROOT, check=True)
         assert all(part.read_bytes() == data for part in parts)
-        assert sent() - count * len(data) <= 2 * 2**20
+        unsent = count * 2**16  # whatever its buffer, the server's system takes one segment more
+        assert sent() - count * len(data) <= 2**20 + unsent
