@@ -152,14 +152,18 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
 
 def _original(manifest: dict[str, Any], store: Store, given: Path | None) -> Original:
     """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub again."""
-    folder, source = given or _at_hand(manifest, store), manifest["source"]
+    source = manifest["source"]
+    repo = Repository("model", str(source["repo"]), str(source["revision"])) if source["kind"] == "hub" else None
+    if repo and given is None and remote.is_known(repo):  # the cache has it as it came, or brings it: no copy is made
+        return _from_hub(manifest, repo)
+    folder = given or _at_hand(manifest, store)
     if folder is not None:
         checkpoint = models.read(folder)
         if not _is_original(manifest, folder, store):
             raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
         return Original(checkpoint, hub.source_step(folder))
-    if source["kind"] == "hub":
-        return _from_hub(manifest)
+    if repo:
+        return _from_hub(manifest, repo)
     raise SourceError(
         f"the original checkpoint of this package (`{source['name']}`) is not in the cache any more",
         hint="give its folder: --source DIR",
@@ -179,10 +183,8 @@ def _is_original(manifest: dict[str, Any], folder: Path, store: Store) -> bool:
     return bool(outside.digest(Outside(folder, files), store.root) == manifest["source"]["digest"])
 
 
-def _from_hub(manifest: dict[str, Any]) -> Original:
+def _from_hub(manifest: dict[str, Any], repo: Repository) -> Original:
     """The original as ``run`` had it: the same commit, the same published hashes."""
-    source = manifest["source"]
-    repo = Repository("model", str(source["repo"]), str(source["revision"]))
     try:
         checkpoint, found = remote.checkpoint_of(repo)
         step = remote.source_step(repo, found)

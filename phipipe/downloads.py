@@ -45,7 +45,7 @@ def size_bytes(folder: Path) -> int:
 
 
 def _describe(root: Path, folder: Path) -> Download | None:
-    size, times = 0, []
+    size, times = 0, list[int]()
     for path in _files(folder):
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             size, times = size + path.stat().st_size, [*times, path.stat().st_mtime_ns]

@@ -79,6 +79,11 @@ def _read(repo: Repository, found: Listing, view: Path) -> Checkpoint:
         return models.read(view, {file.name: file.size for file in found.files})
 
 
+def is_known(repo: Repository) -> bool:
+    """Whether the hub was asked before what ``repo`` holds, and the cache remembers."""
+    return _remembered(_folder(repo) / "listing.json") is not None
+
+
 def text_of(dataset: Dataset) -> Path:
     """The data set's file, downloaded and verified: for those who have to look into it before any step.
 

@@ -547,8 +547,17 @@ def test_an_original_that_the_cache_lost_comes_from_its_hub_again(served: Hub, p
     assert build.checkpoint.parameters == models.read(TINY).parameters
     assert contents(made("source", build, own_cache).stored.path) == allowed()
     asked = len(served.seen)
-    evaluated(packed, own_cache)
-    assert len(served.seen) == asked  # it is at hand now
+    assert made("source", evaluated(packed, own_cache), own_cache).cached
+    assert len(served.seen) == asked
+
+
+def test_an_original_in_the_cache_needs_no_hub_even_where_its_answers_are_lost(
+    served: Hub, packed: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("source", evaluated(packed, own_cache), own_cache)
+    shutil.rmtree(own_cache / "hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
 
 
 def test_an_original_that_is_damaged_in_the_cache_comes_again(served: Hub, packed: Path, own_cache: Path) -> None:
