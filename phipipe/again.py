@@ -8,13 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, board, device, hardware, hub, layerwise, models, package, reference, scoring, toolchain
+from phipipe import (
+    backends,
+    board,
+    device,
+    hardware,
+    hub,
+    layerwise,
+    models,
+    outside,
+    package,
+    reference,
+    remote,
+    scoring,
+    toolchain,
+)
 from phipipe import plan as planner
 from phipipe.backends.base import Outside, absent
 from phipipe.board import Entry
 from phipipe.device import Device
 from phipipe.errors import SourceError, TargetError
 from phipipe.executor import Outcome
+from phipipe.hub import Original
+from phipipe.hub_client import Repository
 from phipipe.plan import Plan
 from phipipe.process import child_environment, python_command
 from phipipe.recipe import Build, Recipe, Text
@@ -26,16 +42,17 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
 
     Raises:
-        SourceError: it is no package, was changed, or its original checkpoint is not at hand.
+        SourceError: it is no package, was changed, or its original checkpoint cannot be had.
+        StoreError: what the hub says of the original cannot be kept in the cache.
     """
     manifest = _intact(folder)
     recipe = _recipe(manifest, text, tokens)
-    checkpoint = models.read(_source(manifest, store, source))
-    _same_source(manifest, checkpoint.folder, store)
+    original = _original(manifest, store, source)
+    checkpoint = original.checkpoint
     backend = backends.load(recipe.backend)
     text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
     memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    steps = scoring.fidelity_steps(recipe, hub.source_step(checkpoint.folder), text_step, memory)
+    steps = scoring.fidelity_steps(recipe, original.step, text_step, memory)
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
     opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
     for step in (
@@ -86,7 +103,7 @@ def on_device(folder: Path) -> Plan:
         raise SourceError(f"`{folder}` has no reference data: an older phipipe made it", hint="build it again")
     names = [str(entry["path"]) for entry in manifest["files"]]
     kept = [name.partition("/")[2] for name in names if name.startswith(f"{reference.FOLDER}/")]
-    outside = {
+    shipped = {
         "artifact": Outside(folder, tuple(sorted(names))),
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
@@ -100,7 +117,7 @@ def on_device(folder: Path) -> Plan:
         device=target,
         api=api,
         on_target="true",
-        steps=tuple(replace(step, needs={}, outside=outside) for step in steps),
+        steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
     )
 
 
@@ -135,28 +152,50 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})
 
 
-def _source(manifest: dict[str, Any], store: Store, given: Path | None) -> Path:
-    if given is not None:
-        return given
+def _original(manifest: dict[str, Any], store: Store, given: Path | None) -> Original:
+    """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub again."""
     source = manifest["source"]
-    if source["kind"] == "builtin":
-        return hub.BUILTIN_MODELS[source["name"]]
-    stored = store.root / "objects" / str(manifest["steps"]["source"]["digest"])
-    if stored.is_dir():
-        return stored
-    name = source.get("name") or source["repo"]
+    repo = Repository("model", str(source["repo"]), str(source["revision"])) if source["kind"] == "hub" else None
+    if repo and given is None and remote.is_known(repo):  # the cache has it as it came, or brings it: no copy is made
+        return _from_hub(manifest, repo)
+    folder = given or _at_hand(manifest, store)
+    if folder is not None:
+        checkpoint = models.read(folder)
+        if not _is_original(manifest, folder, store):
+            raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
+        return Original(checkpoint, hub.source_step(folder))
+    if repo:
+        return _from_hub(manifest, repo)
     raise SourceError(
-        f"the original checkpoint of this package (`{name}`) is not in the cache any more",
+        f"the original checkpoint of this package (`{source['name']}`) is not in the cache any more",
         hint="give its folder: --source DIR",
     )
 
 
-def _same_source(manifest: dict[str, Any], folder: Path, store: Store) -> None:
-    from phipipe import outside
+def _at_hand(manifest: dict[str, Any], store: Store) -> Path | None:
+    source = manifest["source"]
+    if source["kind"] == "builtin":
+        return hub.BUILTIN_MODELS[source["name"]]
+    stored = store.root / "objects" / str(source["digest"])
+    return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
 
-    found = outside.digest(Outside(folder, tuple(models.files(folder))), store.root)
-    if found != manifest["steps"]["source"]["digest"]:
-        raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
+
+def _is_original(manifest: dict[str, Any], folder: Path, store: Store) -> bool:
+    files = tuple(models.files(folder))
+    return bool(outside.digest(Outside(folder, files), store.root) == manifest["source"]["digest"])
+
+
+def _from_hub(manifest: dict[str, Any], repo: Repository) -> Original:
+    """The original as ``run`` had it: the same commit, the same published hashes."""
+    try:
+        checkpoint, found = remote.checkpoint_of(repo)
+        step = remote.source_step(repo, found)
+        if step.params != manifest["steps"]["source"]["params"]:
+            raise SourceError(f"`{repo}` is published with other files than those this package was made from")
+    except SourceError as error:
+        here = "if you have the original, give its folder: --source DIR"
+        raise SourceError(error.message, hint=f"{error.hint}; {here}" if error.hint else here) from None
+    return Original(checkpoint, step, found.licence)
 
 
 def chat(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from phipipe import __version__, hardware
+from phipipe import __version__, downloads, hardware
 from phipipe import backends as registry
 from phipipe import device as targets
 from phipipe.settings import Settings
@@ -114,16 +114,14 @@ def toolchains(settings: Settings) -> list[Row]:
 
 
 def stored(store: Store) -> list[Row]:
-    """One row per stored result, last used first."""
+    """One row per stored result and per unfinished download, last used first."""
+    rows = [(u.used, u.key[:12], u.runs.rpartition(".")[2], u.size_bytes, u.created) for u in store.usage()]
+    for part in downloads.found(store.root):
+        used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
+        rows.append((used, "-", f"unfinished download of {part.repository}", part.size_bytes, part.since))
     return [
-        {
-            "key": row.key[:12],
-            "step": row.runs.rpartition(".")[2],
-            "size": human(row.size_bytes),
-            "created": _ago(row.created),
-            "used": _ago(row.used),
-        }
-        for row in sorted(store.usage(), key=lambda row: row.used, reverse=True)
+        {"key": key, "step": step, "size": human(size), "created": _ago(created), "used": _ago(used)}
+        for used, key, step, size, created in sorted(rows, reverse=True)
     ]
 
 
@@ -148,6 +146,7 @@ def doctor(settings: Settings) -> Row:
     free = psutil.virtual_memory().available
     lines = {row["toolchain"]: row["state"] for row in toolchains(settings)}
     missing = [name for name, state in lines.items() if state == "not installed"]
+    partial = downloads.found(settings.cache)
     return {
         "phipipe": __version__,
         "python": sys.version.split()[0],
@@ -156,6 +155,7 @@ def doctor(settings: Settings) -> Row:
         "nvidia gpu": hardware.nvidia() or "none",
         "cache": str(settings.cache),
         "disk free for the cache": human(disk.free),
+        "unfinished downloads": [f"{part.repository}, {human(part.size_bytes)}" for part in partial],
         "toolchains": lines,
         "next": f"phipipe toolchain install {' '.join(missing)}   (or on first use)" if missing else "all set",
     }

@@ -123,7 +123,7 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
 @click.option("--text", type=click.Path(path_type=Path), help="Another evaluation text (UTF-8).")
 @click.option("--tokens", type=click.IntRange(min=256), help="How many tokens of it.")
 @click.option(
-    "--source", type=click.Path(path_type=Path), help="The original checkpoint, if the cache no longer has it."
+    "--source", type=click.Path(path_type=Path), help="The original's folder; else from the cache, or its hub again."
 )
 @AS_JSON
 def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool) -> None:

@@ -44,7 +44,10 @@ _DAY_S = 86400
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a collection removed, or in a dry run would: digests; bytes of all files gone; bytes of objects left."""
+    """What a collection removed, or in a dry run would; bytes of all files gone, and of objects left.
+
+    ``removed`` has digests of objects, and paths of unfinished downloads.
+    """
 
     removed: tuple[str, ...]
     freed_bytes: int

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phipipe import keys, outside, progress, toolchain
+from phipipe import downloads, keys, outside, progress, toolchain
 from phipipe.backends.base import Json, Step
 from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
@@ -132,7 +132,7 @@ class Bench:
             PhipipeError: the step's own failure.
         """
         step, key = waiting.step, waiting.key
-        with self._store.lock(key):
+        with self._store.lock(key), downloads.in_use(step.folder):
             if stored := self._store.lookup(key):
                 return Result(step=step, key=key, stored=stored, cached=True)
             paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}

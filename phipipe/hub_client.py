@@ -182,14 +182,15 @@ def refused(repo: Repository, status: int, headers: Mapping[str, str], file: str
         then = "with that account" if known else f"then {LOGIN}"
         return SourceError(f"`{repo.name}` is gated: {who}", hint=f"accept it on {repo.page}, {then}")
     if status == 401 and known:
-        return SourceError("the hub refuses your token: revoked, expired or mistyped", hint=LOGIN)
+        hint = f"{LOGIN} to a new one; public models need none"
+        return SourceError("the hub refuses your token: revoked, expired or mistyped", hint=hint)
     if code == "RevisionNotFound":
-        hint = "check `revision`; `phipipe pin RECIPE` writes the commit of a branch"
+        hint = "check `revision`, or write `main` there and run `phipipe pin RECIPE`: it takes today's commit"
         return SourceError(f"`{repo.name}` has no revision `{repo.revision}`", hint=hint)
-    if code == "EntryNotFound":
+    if code == "EntryNotFound" or (status == 404 and file and not code):
         return SourceError(f"`{repo}` has no file `{file}`", hint=f"look at {repo.page}/tree/{repo.revision}")
     if status in (401, 404) or code == "RepoNotFound":
-        hint = "check the name" + ("" if known else f"; if it is private: {LOGIN}")
+        hint = "check the name; if it is private: " + ("your token's account may not read it" if known else LOGIN)
         return SourceError(f"there is no {repo.kind} `{repo.name}` on the hub, or it is private", hint=hint)
     if status == 403:
         hint = f"give the token the right to read it, or accept its terms on {repo.page}" if known else LOGIN

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phipipe import backends, hardware
+from phipipe import backends, downloads, hardware
 from phipipe import plan as planner
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
@@ -110,16 +110,14 @@ def _too_little_disk(steps: Sequence[Step], here: Machine, cache: Path, out: Pat
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about {_gib(amount)}, and {_gib(free)} are "
                 f"free; step `{largest.name}` writes most, {_gib(largest.output_bytes)}",
-                hint=f"`phipipe cache gc`, or set PHIPIPE_CACHE to a folder on a larger disk; {OVERRIDE}",
+                hint=f"`phipipe cache gc --budget GIB`, or set PHIPIPE_CACHE to a folder on a larger disk; {OVERRIDE}",
             )
     return None
 
 
 def _partial(step: Step) -> int:
     """Bytes of the step's output that an earlier run left for it to go on with."""
-    if step.folder is None or not step.folder.is_dir():
-        return 0
-    return sum(path.stat().st_size for path in step.folder.rglob("*") if path.is_file())
+    return 0 if step.folder is None else downloads.size_bytes(step.folder.parent)
 
 
 def _gib(size: int) -> str:

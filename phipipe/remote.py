@@ -2,8 +2,8 @@
 
 ``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes), ``view/`` (small files
 whole, of each safetensors file its header alone, all that a plan reads), ``parts/`` (downloads on their way, which a
-killed run leaves for the next) and ``whole/`` (all files, until the store takes them). A commit never changes, so what
-was asked once is never asked again.
+killed run leaves for the next, or for `cache gc`: ``downloads``) and ``whole/`` (all files, until the store takes
+them). A commit never changes, so what was asked once is never asked again.
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ def _read(repo: Repository, found: Listing, view: Path) -> Checkpoint:
         return models.read(view, {file.name: file.size for file in found.files})
 
 
+def is_known(repo: Repository) -> bool:
+    """Whether the hub was asked before what ``repo`` holds, and the cache remembers."""
+    return _remembered(_folder(repo) / "listing.json") is not None
+
+
 def text_of(dataset: Dataset) -> Path:
     """The data set's file, downloaded and verified: for those who have to look into it before any step.
 
@@ -139,8 +144,9 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
             if path.name not in {_base(file.name) for file in files}:  # a copy that was cut short
                 path.unlink()
         missing = [file for file in files if not _at_hand(repo, file, folder, out)]
-        _check_room(repo, missing, folder / "parts")
-        _download(repo, missing, folder / "parts")
+        needed = _check_room(repo, missing, folder / "parts")
+        with _writing(folder, needed):
+            _download(repo, missing, folder / "parts")
         for file in missing:
             shutil.move(_part(folder / "parts", file), out / _base(file.name))
     if repo.kind == "dataset":
@@ -178,11 +184,11 @@ def _is_weights(file: Published) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
     from phipipe import collect  # toolchains, which import this module too, need not have what it needs
 
-    with collect.guard(folder):
+    with collect.guard(folder, needed_bytes):
         yield
 
 
@@ -317,7 +323,8 @@ def _copy(source: Path | None, target: Path, file: Published) -> bool:
     return True
 
 
-def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> None:
+def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> int:
+    """Bytes of ``files`` that are still to come; refused where the disk cannot hold them."""
     needed = sum(file.size - _size(_part(parts, file)) for file in files)
     free = shutil.disk_usage(parts).free
     if needed > free:
@@ -325,6 +332,7 @@ def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> No
             f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has {free / MIB:.0f} MiB free",
             hint="phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk",
         )
+    return needed
 
 
 def _size(path: Path) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from phipipe import collect, keys
+from phipipe import collect, downloads, keys
 from phipipe.collect import FULL as FULL
 from phipipe.collect import GcReport as GcReport
 from phipipe.collect import copy as copy
@@ -393,14 +393,17 @@ class Store:
     def gc(self, budget_bytes: int, dry_run: bool = False) -> GcReport:
         """Remove objects, those unused for longest first, until ``budget_bytes`` hold the rest.
 
-        Objects of running builds stay. Quarantine, and records and objects without their counterpart, go in any
-        case. A dry run reports the same and removes nothing.
+        Unfinished downloads are objects here. What running builds need stays. Quarantine, and records and objects
+        without their counterpart, go in any case. A dry run reports the same and removes nothing.
         """
         quarantine = self.root / "quarantine"
-        with collect.guard(self.root), self._gate():
+        with collect.guard(self.root), self._gate(), downloads.idle(self.root) as (partial, busy):
             sizes = {path.name: collect.size_of(path) for path in (self.root / "objects").iterdir()}
+            sizes |= {name: download.size_bytes for name, download in partial.items()}
             records = self._last_uses()
-            removed = collect.choose(sizes, records.values(), self._pinned(), budget_bytes)
+            uses = [*records.values(), *((name, download.used_ns) for name, download in partial.items())]
+            pinned = self._pinned() | (busy if self._locks_work else set(partial))
+            removed = collect.choose(sizes, uses, pinned, budget_bytes)
             kept = sizes.keys() - set(removed)
             dropped = [path for path, (digest, _) in records.items() if digest not in kept]
             trash = list(quarantine.iterdir())
@@ -408,8 +411,10 @@ class Store:
             if not dry_run:
                 for path in dropped:  # first, so that no record ever points nowhere
                     path.unlink(missing_ok=True)
-                for digest in removed:  # renamed, so that nobody sees half a tree; into no new folder: the disk is full
-                    trash.append(quarantine / f"{digest}-{uuid.uuid4().hex[:8]}")
+                for name in partial.keys() & set(removed):
+                    downloads.remove(partial[name])
+                for digest in set(removed) - partial.keys():  # renamed, so that nobody sees half a tree
+                    trash.append(quarantine / f"{digest}-{uuid.uuid4().hex[:8]}")  # no new folder: the disk is full
                     (self.root / "objects" / digest).rename(trash[-1])
         if not dry_run:
             with collect.guard(self.root):

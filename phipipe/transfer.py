@@ -1,7 +1,8 @@
 """Files over HTTP that arrive whole or not at all: resumed by Range, hashed while they stream, tried again with pauses.
 
-What was received lies in a partial file, written as it comes: whoever is killed loses what was in flight. The hash
-that the publisher names is the only judge of a file; ranges, sizes and types only find faults earlier.
+What was received lies in a partial file, written as it comes: whoever is killed loses what was on its way, 1 MiB at
+most, or where that is more, what the link carries in one round trip. The hash that the publisher names is the only
+judge of a file; ranges, sizes and types only find faults earlier.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import responses
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from phipipe import sockets
 from phipipe.errors import Interrupted, SourceError
 
 T = TypeVar("T")
 CHUNK = 2**20  # of what is read from a disk
 REDIRECTS = 5
 CONNECTIONS = 4
+TWICE_BYTES = 2**20  # at most so many come again after a kill, over all connections
+READ_BYTES = 2**16  # that the HTTP library takes from a connection at once
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GO_ON = "run the same command again: it goes on where this one stopped"
 
@@ -109,10 +114,12 @@ def http() -> Any:
     return importlib.import_module(type(library().get_session()).__module__.partition(".")[0])
 
 
-def client() -> Any:
-    """A connection pool. Redirects are followed here, not there: they decide who gets a token."""
+def client(connections: int = 1) -> Any:
+    """A pool for so many connections. Redirects are followed here, not there: they decide who gets a token."""
     limits = http().Timeout(PACE.stall_s, connect=min(PACE.stall_s, 15.0), pool=None)
-    return http().Client(follow_redirects=False, timeout=limits)
+    unread = TWICE_BYTES // connections - 2 * READ_BYTES
+    hooks = {"response": [lambda response: sockets.bound_unread(response, unread)]}
+    return http().Client(follow_redirects=False, timeout=limits, event_hooks=hooks)
 
 
 def is_private(url: str) -> bool:
@@ -165,14 +172,23 @@ def fault_of(error: Exception) -> Fault:
     if "Timeout" in type(error).__name__:
         return Fault(f"no answer for {PACE.stall_s:g} s")
     if type(error).__name__ == "ConnectError":
-        return Fault("no connection: is there a network?")
+        return Fault(f"no connection{_to(error)}: is there a network?")
     return Fault(f"the connection broke ({type(error).__name__})")
+
+
+def _to(error: Any) -> str:
+    with contextlib.suppress(RuntimeError):  # it belongs to no request
+        return f" to {error.request.url.host}"
+    return ""
 
 
 def status_error(status: int, headers: Mapping[str, str], refuse: Callable[[], SourceError]) -> Exception:
     """What an answer other than success means: a ``Fault`` where it may pass, else ``refuse``'s error."""
     if status in (408, 416, 425, 429) or status >= 500:
-        return Fault(f"the server answered {status}", wait_s=_retry_after(headers.get("retry-after")))
+        wait_s = _retry_after(headers.get("retry-after"))
+        words = f" ({phrase})" if (phrase := responses.get(status)) else ""
+        asks = f" and asks to wait for {wait_s:.0f} s" if wait_s else ""
+        return Fault(f"the server answered {status}{words}{asks}", wait_s)
     return refuse()
 
 
@@ -425,8 +441,9 @@ def fetch_all(jobs: Sequence[tuple[Remote, Published, Path]], on_progress: Calla
                 return
             endings.put(None)
 
-    with client() as pool:
-        threads = [threading.Thread(target=work, args=(pool,), daemon=True) for _ in jobs[:CONNECTIONS]]
+    connections = max(1, min(len(jobs), CONNECTIONS))
+    with client(connections) as pool:
+        threads = [threading.Thread(target=work, args=(pool,), daemon=True) for _ in range(connections)]
         try:
             for thread in threads:
                 thread.start()

@@ -98,7 +98,7 @@ def cache() -> None:
 @cache.command("ls", epilog="Example:  phipipe cache ls --json")
 @AS_JSON
 def cache_ls(as_json: bool) -> None:
-    """List stored results: step, size, age, last use."""
+    """List stored results and unfinished downloads: step, size, age, last use."""
     from phipipe import catalogue
 
     rows = catalogue.stored(store_of_user()[1])
@@ -119,7 +119,7 @@ def cache_verify() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
 @AS_JSON
 def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
-    """Remove what was unused for longest; never what a running build needs."""
+    """Remove what was unused for longest, unfinished downloads too; never what a running build needs."""
     from phipipe import catalogue
 
     report = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -57,6 +58,7 @@ class Hub:
         self.gated = False
         self.answers: list[tuple[int, dict[str, str], bytes]] = []  # instead of what the hub knows, one each
         self.pause_s = 0.0  # after each chunk
+        self.buffer_bytes: int | None = None  # of what the system may hold for a connection, and ``sent`` counts
         self.dies_after: int | None = None  # requests; then every connection is closed without a word
         self.requests = 0
         self.released = threading.Event()
@@ -111,6 +113,11 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server_hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        if self.server_hub.buffer_bytes is not None:
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.server_hub.buffer_bytes)
+        super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
@@ -246,11 +253,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_body(self, seen: Seen, body: bytes, fault: Fault) -> None:
         limit = fault.at if fault.kind in ("cut", "stall") else len(body)
-        for i in range(0, min(limit, len(body)), CHUNK):
-            piece = body[i : min(i + CHUNK, limit)]
+        chunk = self.server_hub.buffer_bytes or CHUNK
+        for i in range(0, min(limit, len(body)), chunk):
+            piece = memoryview(body)[i : min(i + chunk, limit)]
             seen.sent += len(piece)  # before the client can have it, and look
             try:
-                self.wfile.write(piece)
+                while piece:
+                    piece = piece[self.connection.send(piece) :]
             except OSError:  # the client has gone
                 seen.sent -= len(piece)
                 self.close_connection = True

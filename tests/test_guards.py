@@ -23,9 +23,9 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress"},
+    {"errors", "hardware", "progress", "sockets"},
     {"document", "keys", "settings", "transfer"},
-    {"collect"},
+    {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
     {"hub_client"},

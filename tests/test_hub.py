@@ -8,19 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hub_server
 import pytest
 from hub_server import Fault, Hub
+from test_package import Kitchen
 
-from phipipe import backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
+from phipipe import again, backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
 from phipipe.errors import SourceError, StoreError
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.settings import Settings
-from phipipe.store import Store
+from phipipe.store import Store, Stored
 from phipipe.transfer import Pace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,6 +186,10 @@ def wrong_hash(served: Hub) -> None:
     served.faults["tokenizer.json"] = [Fault("wrong-bytes")] * 9
 
 
+def wrong_weights(served: Hub) -> None:
+    served.faults[WEIGHTS] = [Fault("wrong-bytes")] * 9
+
+
 def only_pickles(served: Hub) -> None:
     del served.files[WEIGHTS]
 
@@ -203,9 +210,9 @@ def no_hashes(served: Hub) -> None:
 
 BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
     (lambda hub: None, {"repo": "nobody/nothing"}, "there is no model", "hf auth login"),
-    (lambda hub: None, {"revision": "d" * 40}, "no revision", "phipipe pin"),
+    (lambda hub: None, {"revision": "d" * 40}, "no revision", "write `main` there and run `phipipe pin RECIPE`"),
     (gate, {}, "is gated", "accept it on"),
-    (no_file, {}, "there is no model|has no file", "check"),
+    (no_file, {}, f"has no file `{WEIGHTS}`", "look at"),
     (wrong_hash, {}, "`tokenizer.json` is not what was published", "proxy"),
     (only_pickles, {}, r"pickles only \(`old.bin`\)", "safetensors"),
     (missing_shard, {}, "index names `model-00002-of-00002.safetensors`", "tree"),
@@ -239,7 +246,7 @@ def test_a_shard_with_a_wrong_hash_is_named_and_not_kept(served: Hub, own_cache:
 
 def test_a_network_that_is_not_there_is_an_error(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(SourceError, match="cannot ask the hub"):
+    with pytest.raises(SourceError, match=r"cannot ask the hub about `someone/tiny`: no connection to 127\.0\.0\.1:"):
         planned(source(served))
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
     with pytest.raises(SourceError, match="HF_ENDPOINT"):
@@ -265,6 +272,14 @@ def test_a_revoked_token_is_told_apart(served: Hub, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SourceError, match="refuses your token") as refused:
         planned(source(served))
     assert CANARY not in refused.value.message
+    assert "HF_TOKEN to a new one; public models need none" in str(refused.value.hint)
+
+
+def test_a_missing_model_is_told_by_whether_there_is_a_token(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    with pytest.raises(SourceError, match="there is no model `nobody/nothing`") as refused:
+        planned(source(served, repo="nobody/nothing"))
+    assert "your token's account may not read it" in str(refused.value.hint)
 
 
 def test_a_token_is_not_sent_where_it_could_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,12 +484,142 @@ def test_what_was_complete_before_a_kill_is_not_loaded_again(served: Hub, own_ca
     assert not whole.exists()
 
 
+def test_a_collection_amid_a_download_takes_nothing_from_it(served: Hub, own_cache: Path) -> None:
+    served.pause_s = 0.005
+    process = download(served)
+    while served.sent(WEIGHTS) < 2_000_000:
+        assert process.poll() is None
+        time.sleep(0.005)
+    assert Store(own_cache).gc(0).removed == ()
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert contents(Path(out.strip())) == allowed()
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES
+
+
+def test_a_collection_before_a_download_is_stored_takes_nothing_from_it(
+    served: Hub, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, reports = Store.commit, []
+
+    def later(self: Store, *rest: Any) -> Stored:
+        reports.append(Store(own_cache).gc(0))
+        return commit(self, *rest)
+
+    monkeypatch.setattr(Store, "commit", later)
+    assert contents(made("source", planned(source(served)), own_cache).stored.path) == allowed()
+    assert [report.removed for report in reports] == [()]
+
+
+def test_after_a_collection_a_download_begins_anew(served: Hub, own_cache: Path) -> None:
+    build = planned(source(served))
+    served.faults[WEIGHTS] = [Fault("cut", at=1_000_000)] + [Fault("status", status=403)] * 9
+    with pytest.raises(SourceError, match="does not let you read"):
+        made("source", build, own_cache)
+    report = Store(own_cache).gc(0)
+    assert len(report.removed) == 1
+    assert report.freed_bytes > 1_000_000
+    served.faults.clear()
+    assert contents(made("source", build, own_cache).stored.path) == allowed()
+
+
+@pytest.fixture
+def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
+    """A package of the served model, whose original the cache has lost, and with it all that the hub said."""
+    result = made("source", planned(source(served)), own_cache)
+    kitchen = Kitchen(tmp_path / "kitchen")
+    repo = {"kind": "hub", "repo": served.repo, "revision": served.commit}
+    kitchen.params["source"] |= repo
+    kitchen.params["recipe"]["source"] = {"repo": served.repo, "revision": served.commit}
+    record = Store(own_cache).record(result.key)
+    kitchen.params["steps"]["source"] = {name: record[name] for name in kitchen.params["steps"]["source"]}
+    folder = kitchen.cook()
+    shutil.rmtree(own_cache)
+    return folder
+
+
+def evaluated(package: Path, cache: Path, given: Path | None = None) -> plan.Plan:
+    return again.plan(package, Store(cache), text=None, tokens=512, source=given)
+
+
+def test_an_original_that_the_cache_lost_comes_from_its_hub_again(served: Hub, packed: Path, own_cache: Path) -> None:
+    build = evaluated(packed, own_cache)
+    assert build.checkpoint.parameters == models.read(TINY).parameters
+    assert contents(made("source", build, own_cache).stored.path) == allowed()
+    asked = len(served.seen)
+    assert made("source", evaluated(packed, own_cache), own_cache).cached
+    assert len(served.seen) == asked
+
+
+def test_an_original_in_the_cache_needs_no_hub_even_where_its_answers_are_lost(
+    served: Hub, packed: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made("source", evaluated(packed, own_cache), own_cache)
+    shutil.rmtree(own_cache / "hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+
+
+def test_an_original_that_is_damaged_in_the_cache_comes_again(served: Hub, packed: Path, own_cache: Path) -> None:
+    stored = made("source", evaluated(packed, own_cache), own_cache).stored
+    (stored.path / "config.json").chmod(0o644)
+    (stored.path / "config.json").write_text("{}")
+    assert contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+
+
+def test_an_original_may_be_given(served: Hub, packed: Path, own_cache: Path, checkpoint: Path) -> None:
+    asked = len(served.seen)
+    assert contents(made("source", evaluated(packed, own_cache, checkpoint), own_cache).stored.path) == allowed()
+    assert len(served.seen) == asked
+    (checkpoint / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(SourceError, match="is not the checkpoint that this package was made from"):
+        evaluated(packed, own_cache, checkpoint)
+
+
+def moved_on(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.files["tokenizer_config.json"] += b" "
+
+
+def forbidden(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate(served)
+
+
+def offline(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "hint"),
+    [
+        (moved_on, "published with other files", "if you have"),
+        (forbidden, "is gated", "accept it"),
+        (offline, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
+    ],
+)
+def test_an_original_that_cannot_be_had_is_an_error_that_names_the_ways(
+    served: Hub,
+    packed: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Hub, pytest.MonkeyPatch], None],
+    words: str,
+    hint: str,
+) -> None:
+    spoil(served, monkeypatch)
+    with pytest.raises(SourceError, match=words) as refused:
+        evaluated(packed, own_cache)
+    assert hint in str(refused.value.hint)
+    assert "--source DIR" in str(refused.value.hint)
+
+
 @pytest.mark.crash
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process's files are POSIX's")
 def test_a_disk_that_fills_keeps_what_came(served: Hub, own_cache: Path) -> None:
     served.pause_s = 0.005
     process = download(served, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))\n")
-    assert "no room left" in process.communicate()[1].splitlines()[-1]
+    said = process.communicate()[1].splitlines()[-1]
+    assert "no room left" in said
+    assert f"{len(served.files[WEIGHTS])} bytes needed" in said
     (part,) = (own_cache / "hub").rglob("*.part")
     assert part.read_bytes() == served.files[WEIGHTS][:4_000_000]
     assert downloaded(served) == allowed()
@@ -519,8 +664,90 @@ def test_plan_and_download_of_a_served_model_through_the_command_line(
     served.faults[WEIGHTS] = [Fault("status", status=404)]
     refused = cli("run", path, "--out", path.parent / "out")
     assert refused.returncode == 8
-    assert "there is no model" in refused.stderr
+    assert f"has no file `{WEIGHTS}`" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def no_such_file(served: Hub) -> None:
+    served.faults[WEIGHTS] += [Fault("status", status=404)] * 9
+
+
+def revoked(served: Hub) -> None:
+    served.faults[WEIGHTS] += [Fault("status", status=401)] * 9
+
+
+def licence_not_accepted(served: Hub) -> None:
+    served.gated = True
+
+
+def login_page(served: Hub) -> None:
+    served.faults[WEIGHTS] += [Fault("html")] * 9
+
+
+def hub_gone(served: Hub) -> None:
+    served.dies_after = served.requests + 1
+
+
+def commit_gone(served: Hub) -> None:
+    served.commit, served.branches, served.faults = "e" * 40, {"main": "e" * 40}, defaultdict(list)
+
+
+def asks_for_time(served: Hub) -> None:
+    served.faults[WEIGHTS] += [Fault("status", status=429, headers={"Retry-After": "3600"})] * 9
+
+
+PACED = """
+import sys
+from phipipe import cli, transfer
+transfer.PACE = transfer.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
+sys.argv[0] = "phipipe"
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kept", "words", "hint"),
+    [
+        (no_such_file, True, f"has no file `{WEIGHTS}`", "look at"),
+        (revoked, True, "refuses your token", "hf auth login"),
+        (
+            licence_not_accepted,
+            False,
+            "is gated: the account of your token has not accepted its licence",
+            "accept it on",
+        ),
+        (login_page, True, "came a web page", "log in to your network"),
+        (wrong_weights, False, f"`{WEIGHTS}` is not what was published", "HF_ENDPOINT"),
+        (hub_gone, True, "the connection broke", "run the same command again"),
+        (commit_gone, False, "has no revision", "phipipe pin RECIPE"),
+        (asks_for_time, True, "answered 429 (Too Many Requests) and asks to wait for 3600 s", "run the same command"),
+    ],
+)
+def test_what_ends_a_run_amid_its_download_says_so_and_keeps_what_came(
+    served: Hub,
+    own_cache: Path,
+    mine: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Hub], None],
+    kept: bool,
+    words: str,
+    hint: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    path = mine(f"{{repo: REPO, revision: {served.commit}}}")
+    assert cli("plan", path).returncode == 0
+    served.faults[WEIGHTS] = [Fault("cut", at=2_000_000)]
+    spoil(served)
+    command = [sys.executable, "-c", PACED, "run", str(path), "--out", str(path.parent / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=ROOT)
+    assert ended.returncode == 8
+    said = ended.stderr[ended.stderr.index("error: ") :]
+    assert words in said
+    assert hint in said.partition("try: ")[2]
+    parts = {path.name: path.read_bytes() for path in (own_cache / "hub").rglob("*.part") if path.stat().st_size}
+    assert parts == ({f"{WEIGHTS}.part": served.files[WEIGHTS][:2_000_000]} if kept else {})
+    assert not any(record.get("step") == "source" for record in Store(own_cache).records())
+    assert not (path.parent / "out").exists()
 
 
 def test_a_build_of_a_branch_is_refused_with_the_command_that_pins_it(mine: Callable[[str], Path]) -> None:

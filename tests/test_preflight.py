@@ -93,10 +93,11 @@ def test_packages_on_another_disk_need_their_room_there(
 
 
 def test_what_lies_there_already_counts_as_written(store: Store, settings: Settings, tmp_path: Path) -> None:
-    folder = tmp_path / "partial"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"\0" * 1000)
-    made = with_sizes(planned(), source={"folder": folder, "output_bytes": 1200})
+    for name, size in (("whole/config.json", 100), ("parts/model.safetensors.part", 900)):
+        path = tmp_path / "partial" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"\0" * size)
+    made = with_sizes(planned(), source={"folder": tmp_path / "partial" / "whole", "output_bytes": 1200})
     steps = [step for step in made.steps if step.name == "source"]
     here = preflight.Machine(memory_bytes=1, cache_free_bytes=300, out_free_bytes=None)
     assert preflight._too_little_disk(steps, here, tmp_path, None) is None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from phipipe import transfer
 from phipipe.errors import Interrupted, SourceError
 from phipipe.transfer import Pace, Published, Remote
 
+ROOT = Path(__file__).resolve().parent.parent
 DATA = random.Random(7).randbytes(3_000_000)
 FILE = Published("weights.safetensors", len(DATA), "sha256", hashlib.sha256(DATA).hexdigest())
 
@@ -241,3 +245,52 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
         assert (folder / "part").read_bytes() == data
         if not ignore:
             assert hub.sent(file.name) <= len(data) - start  # not one byte twice
+
+
+STALLED = """
+import sys, time
+from pathlib import Path
+from phipipe import transfer
+from phipipe.errors import SourceError
+
+def write(part, data, whole=transfer._Part.write):
+    if part.position > part.file.size / 2:
+        time.sleep(60)  # and the server sends whatever there is room for
+    whole(part, data)
+
+url, size, digest, stall, *parts = sys.argv[1:]
+if stall:
+    transfer._Part.write = write
+refuse = lambda status, headers: SourceError(f"refused with {status}")
+jobs = [(Path(p), transfer.Published(Path(p).name, int(size), "sha256", digest)) for p in parts]
+transfer.fetch_all([(transfer.Remote(url + file.name, refuse), file, part) for part, file in jobs], lambda there: None)
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("count", [1, transfer.CONNECTIONS])
+def test_after_a_kill_at_most_one_mebibyte_comes_twice(tmp_path: Path, count: int) -> None:
+    data = DATA * 8
+    parts = [tmp_path / f"{i}.safetensors" for i in range(count)]
+    with Hub({part.name: data for part in parts}) as hub:
+        hub.buffer_bytes = 2**12  # what waits at the server has not been fetched
+        url = f"{hub.url}/{hub.repo}/resolve/{hub.commit}/"
+
+        def command(stall: str) -> list[str]:
+            words = [url, len(data), hashlib.sha256(data).hexdigest(), stall, *parts]
+            return [sys.executable, "-c", STALLED, *map(str, words)]
+
+        def sent() -> int:
+            return sum(hub.sent(part.name) for part in parts)
+
+        with subprocess.Popen(command("stall"), cwd=ROOT) as process:
+            before = -1
+            while before < sent() or sent() < count * len(data) / 2:
+                assert process.poll() is None
+                before = sent()
+                time.sleep(0.3)
+            process.kill()
+        subprocess.run(command(""), cwd=ROOT, check=True)
+        assert all(part.read_bytes() == data for part in parts)
+        unsent = count * 2**16  # whatever its buffer, the server's system takes one segment more
+        assert sent() - count * len(data) <= 2**20 + unsent
