@@ -189,9 +189,10 @@ def portable(params: Params) -> dict[str, Json]:
     recipe: dict[str, Json] = json.loads(json.dumps(params["recipe"]))
     if "path" in recipe["source"]:
         recipe["source"]["path"] = params["source"]["name"]
-    text = recipe.get("evaluate", {}).get("text", {})
-    if "file" in text:
-        text["file"] = _basename(text["file"])
+    for section in ("evaluate", "calibrate"):
+        text = recipe.get(section, {}).get("text", {})
+        if "file" in text:
+            text["file"] = _basename(text["file"])
     recipe["device"] = _basename(recipe["device"])
     return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
 

@@ -294,14 +294,14 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         tried = next((step for step in made if step.tried), artifact)
         steps.append(_emulation(plan, tried, tried is evaluated, options, checks))
     environment, api = _where(plan)
-    opened = scoring.opened_bytes(evaluated, recipe, plan.checkpoint)
+    served = scoring.served_bytes(evaluated, plan.checkpoint)
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
         *(replace(step, after=checks) for step in seen),
         _evaluation(plan, evaluated, artifact, checks),
-        replace(scoring.measure_step(evaluated.name, recipe, environment, opened, api), after=checks),
+        replace(scoring.measure_step(evaluated.name, recipe, environment, served, api), after=checks),
         _reference_step(recipe),
         Step(
             name="gates",
@@ -451,7 +451,8 @@ def _package_step(
 def _neutral(recipe: Recipe) -> dict[str, Any]:
     """The recipe without this machine's folders: where a thing lies says nothing about what it is."""
     made = recipe.model_dump(mode="json", exclude_none=True)
-    for inner, key in ((made["source"], "path"), (made["evaluate"]["text"], "file")):
+    learned = made.get("calibrate", {}).get("text", {})
+    for inner, key in ((made["source"], "path"), (made["evaluate"]["text"], "file"), (learned, "file")):
         if key in inner:
             inner[key] = Path(inner[key]).name
     return made

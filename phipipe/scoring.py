@@ -39,6 +39,11 @@ def opened_bytes(artifact: Step, recipe: Recipe, checkpoint: Checkpoint) -> int:
     return (artifact.loaded_bytes or 4 * checkpoint.parameters) + scores + RUNTIME_BYTES
 
 
+def served_bytes(artifact: Step, checkpoint: Checkpoint) -> int:
+    """Memory while ``artifact`` answers: runtimes that generate hold its files about once."""
+    return (artifact.output_bytes if artifact.loaded_bytes else 4 * checkpoint.parameters) + RUNTIME_BYTES
+
+
 def compare_step(
     name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int, memory_bytes: int, api: str = "cpu"
 ) -> Step:

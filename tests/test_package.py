@@ -637,10 +637,12 @@ def test_the_recipe_travels_without_paths_of_this_machine(kitchen: Kitchen) -> N
     kitchen.params["source"] |= {"kind": "path", "name": "my-phi"}
     kitchen.params["recipe"] |= {"source": {"path": "../models/my-phi/"}, "device": "boards/my-board.yaml"}
     kitchen.params["recipe"]["evaluate"]["text"] = {"file": "C:\\texts\\mine.txt"}
+    kitchen.params["recipe"]["calibrate"] = {"text": {"file": "../texts/learned.txt"}}
     out = kitchen.cook()
     text = (out / "recipe.yaml").read_text("utf-8")
     recipe = yaml.safe_load(text)
     assert recipe["source"] == {"path": "my-phi"}
+    assert recipe["calibrate"]["text"] == {"file": "learned.txt"}
     assert recipe["device"] == "my-board.yaml"
     assert recipe["evaluate"]["text"] == {"file": "mine.txt"}
     assert "--set 'source={path: FOLDER}'" in text

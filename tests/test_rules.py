@@ -28,6 +28,8 @@ MINI: Facts = {"tied": True, "vocab_size": 200064, "heads": 24, "kv_heads": 8}
 
 RESAVED: Facts = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
 
+SEEING = {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip_vision_model"}}
+
 # rule: (what it takes to hit, what is as near as possible without hitting)
 CASES: dict[str, tuple[Facts, Facts]] = {
     "M01": ({"architecture": "Phi4FlashForCausalLM"}, {}),
@@ -37,6 +39,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M05": ({**MOE, "backend": "llamacpp"}, {**MOE, "backend": "openvino"}),
     "M06": ({**MOE, "config": {"head_dim": 128}}, {**MOE, "config": {"head_dim": 96}}),
     "M07": ({"config": {"rope_parameters": {"rope_theta": 1e4}, "model_type": "qwen3"}}, {"config": RESAVED}),
+    "M17": ({"config": {**SEEING, "embd_layer": {"hd_transform_order": "glb_sub"}}}, {"config": SEEING}),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
@@ -200,7 +203,9 @@ def test_parts_are_named_in_the_refusal(name: str) -> None:
 
 
 def test_a_backend_that_takes_a_model_whole_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = checkpoint_of({"config": {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip"}}})
+    shape = checkpoint_of(
+        {"config": {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip_vision_model"}}}
+    )
     monkeypatch.setattr(rules, "MULTIMODAL", {"Phi3VForCausalLM": frozenset({"openvino"})})
     told = {b: rules.check(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape) for b in ("openvino", "mlx")}
     assert [a.rule for a in told["mlx"]] == ["M03"]

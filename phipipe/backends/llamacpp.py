@@ -202,7 +202,8 @@ def steps(
         needs=needs,
         params={"type": wanted, "pure": options.pure, "tensors": [list(i) for i in options.tensors.items()], **named},
         toolchain=TOOLCHAIN,
-        output_bytes=int(parameters * TYPES[wanted].bits / 8),
+        output_bytes=(size := int(parameters * TYPES[wanted].bits / 8)),
+        loaded_bytes=2 * size,  # the file mapped, and its rows rearranged for the CPU beside it
         memory_bytes=2**29 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
     )
     return [*made, quantize_step]

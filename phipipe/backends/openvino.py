@@ -228,9 +228,8 @@ def steps(
     if recipe.precision not in QUANTIZED:
         return [convert_step]
     bits = 4 if recipe.precision == "int4" else 8
-    chosen = options.model_dump(mode="json", exclude=set(PIPELINE))
-    if bits == 8:
-        chosen = {"symmetric": options.symmetric}
+    four = options.model_dump(mode="json", exclude=set(PIPELINE))
+    chosen = four if bits == 4 else {"symmetric": options.symmetric}
     made = _stored_bytes(options, checkpoint, bits)
     memory = QUANTIZATION_BYTES + WORKING_BYTES * checkpoint.vocab_size * checkpoint.hidden_size
     needs = {"model": "convert"}
@@ -246,6 +245,7 @@ def steps(
         toolchain=TOOLCHAIN,
         output_bytes=made,
         memory_bytes=memory,
+        loaded_bytes=made + (parameters if bits == 4 and options.group_size == -1 else made // 4),  # CPUs widen -1 to 8
     )
     return [convert_step, quantize_step]
 
