@@ -22,9 +22,10 @@ from phipipe import (
     remote,
     scoring,
     toolchain,
+    vision,
 )
 from phipipe import plan as planner
-from phipipe.backends.base import Outside, absent
+from phipipe.backends.base import Outside, Step, absent
 from phipipe.board import Entry
 from phipipe.device import Device
 from phipipe.errors import SourceError, TargetError
@@ -48,18 +49,24 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     manifest = _intact(folder)
     recipe = _recipe(manifest, text, tokens)
     original = _original(manifest, store, source)
-    checkpoint = original.checkpoint
+    seeing = original.checkpoint if vision.sees(original.checkpoint) else None
+    checkpoint = vision.language(seeing) if seeing else original.checkpoint
     backend = backends.load(recipe.backend)
     text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
     memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    steps = scoring.fidelity_steps(recipe, original.step, text_step, memory)
+    source_step = vision.cut_step(seeing) if seeing else original.step
+    steps = scoring.fidelity_steps(recipe, source_step, text_step, memory)
+    steps = [replace(original.step, name="original"), *steps] if seeing else steps
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
-    opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
+    parameters, opened = original.checkpoint.parameters, 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
+    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.TOOLCHAIN)
     for step in (
-        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, checkpoint.parameters, opened),
+        *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
+        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, parameters, opened),
         scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, opened),
     ):
-        steps.append(replace(step, needs={"baseline": "baseline"}, outside={"artifact": artifact}))
+        needs = {name: need for name, need in step.needs.items() if need != "artifact"}
+        steps.append(replace(step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {}))
     build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)
     target = device.load(recipe.device, Path.cwd())
     unit = next(u for u in target.units if u.api == manifest["api"])
@@ -190,7 +197,8 @@ def _from_hub(manifest: dict[str, Any], repo: Repository) -> Original:
     try:
         checkpoint, found = remote.checkpoint_of(repo)
         step = remote.source_step(repo, found)
-        if step.params != manifest["steps"]["source"]["params"]:
+        made = manifest["steps"]
+        if step.params != made.get("original", made["source"])["params"]:
             raise SourceError(f"`{repo}` is published with other files than those this package was made from")
     except SourceError as error:
         here = "if you have the original, give its folder: --source DIR"

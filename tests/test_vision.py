@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from phipipe import backends, board, hub, manifest, mapped, models, plan, recipe, schedule, vision
+from phipipe import again, backends, board, hub, manifest, mapped, models, plan, recipe, schedule, vision
 from phipipe.errors import GateFailed, TargetError
 from phipipe.executor import Outcome
 from phipipe.package import verify
@@ -206,3 +206,20 @@ def test_the_cards_program_answers(
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
     assert run(ort_python, tmp_path / "run.py", package, *files).strip()
+
+
+@pytest.mark.integration
+def test_a_package_is_evaluated_again_with_its_eyes(
+    builds: dict[str, Outcome], made: Path, tmp_path: Path, toolchains: Path
+) -> None:
+    package = builds["int4"].package
+    assert package is not None
+    store = Store(tmp_path / "cache")  # nothing is at hand but the original
+    again_plan = again.plan(package, store, text=None, tokens=None, source=made / "source")
+    settings = Settings(cache=store.root, toolchains=toolchains)
+    (done,) = schedule.attempt([again_plan], store, settings, Silent(), None, 2)
+    assert done.error is None
+    assert done.load("vision-evaluate", "vision.json")["metrics"] == seen(builds["int4"])["metrics"]
+    assert done.load("evaluate", "metrics.json")["metrics"]["bits_per_weight"] == pytest.approx(
+        json.loads((package / manifest.NAME).read_text("utf-8"))["fidelity"]["metrics"]["bits_per_weight"], rel=0.01
+    )
