@@ -121,4 +121,4 @@ def _partial(step: Step) -> int:
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size < GIB else f"{size / GIB:.1f} GiB"
