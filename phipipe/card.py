@@ -263,7 +263,7 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
     length = min(SNIPPET_TOKENS, manifest["source"]["context_length"])
     view = {"versions": versions, "chat": bool(manifest["chat_template"]), "max_length": length, "api": manifest["api"]}
     view |= {
-        "sees": "vision" in manifest["fidelity"],
+        "sees": "vision" in manifest.get("fidelity", {}),
         "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
     }
     view |= {"options": manifest["recipe"].get("quantize", {}), "quantized": manifest["precision"] in ("int4", "int8")}
