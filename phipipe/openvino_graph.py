@@ -6,9 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-_LARGE_BYTES = 2**16
 _CHUNK_BYTES = 2**25
 _CONSTANT = re.compile(r'<data element_type="bf16"[^>]*? offset="(\d+)" size="(\d+)"')
 
@@ -48,39 +46,6 @@ def to_fp16(path: Path) -> None:
                 stream.write(halves.numpy().data)
     text = text.replace('element_type="bf16"', 'element_type="f16"').replace('precision="BF16"', 'precision="FP16"')
     path.write_text(text, "utf-8", newline="\n")
-
-
-@contextlib.contextmanager
-def in_file(folder: Path) -> Iterator[None]:
-    """Keep the large constants that NNCF makes in a nameless file in ``folder``: memory would hold the whole result.
-
-    A graph made inside is of use inside only.
-    """
-    import tempfile
-    from unittest.mock import patch
-
-    import numpy as np
-    import openvino
-    from nncf.quantization.algorithms.weight_compression import openvino_backend
-
-    make = openvino_backend.create_ov_const_from_tensor
-    mapped: list[Any] = []
-
-    def moved(tensor: Any, dtype: Any, name: str | None = None) -> Any:
-        constant = make(tensor, dtype, name)
-        if constant.get_byte_size() < _LARGE_BYTES:
-            return constant
-        values = constant.data  # of 4 bits: two in a byte
-        start = stream.seek(0, 2)
-        stream.write(values.reshape(-1).view(np.uint8).data)
-        stream.flush()
-        mapped.append(np.memmap(stream, values.dtype, "r+", start, values.shape))
-        shape, kind = constant.get_output_shape(0), constant.get_element_type()
-        return openvino.opset13.constant(openvino.Tensor(mapped[-1], shape, kind), name=name, shared_memory=True)
-
-    with tempfile.TemporaryFile(dir=folder) as stream, patch.object(openvino_backend, make.__name__, moved):
-        yield
-        mapped.clear()
 
 
 @contextlib.contextmanager

@@ -132,6 +132,18 @@ def verify(before: Sequence[Weight], after: Sequence[Weight], params: Mapping[st
         raise StepFailed(f"NNCF gave 4 bits to {share:.1%} of the weights, not {params['ratio']:.1%}")
 
 
+def verify_unquantized(found: Sequence[Weight], kind: str) -> None:
+    """There are matrices, and each is stored as ``kind`` ("f16", "f32").
+
+    Raises:
+        StepFailed: names the first that is not.
+    """
+    if not found:
+        raise StepFailed("the graph has no weights")
+    for weight in found:
+        _check(weight, {kind}, -1)
+
+
 def ratio_defining(found: Sequence[Weight], all_layers: bool) -> list[Weight]:
     """The matrices that ``ratio`` counts: NNCF leaves out embeddings and the LM head, unless told otherwise."""
     return [weight for weight in found if all_layers or not (weight.embedding or weight.head)]

@@ -51,6 +51,7 @@ LAYERS = (
         "litert_file",
         "litert_session",
         "llama_session",
+        "openvino_compress",
         "openvino_graph",
         "openvino_session",
         "torch_checkpoint",

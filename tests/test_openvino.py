@@ -41,6 +41,7 @@ def recipe(precision: str) -> Any:
 
 def checkpoint(**changes: Any) -> Any:
     shape: dict[str, Any] = {
+        "large": False,
         "parameters": 300_000_000,
         "weight_bytes": 600_000_000,
         "tied": False,

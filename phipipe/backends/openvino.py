@@ -10,9 +10,11 @@ The graph, and every constant of int8 and int4, is what ``optimum-cli export ope
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+
+Change = Callable[[Any], Any]  # of an openvino.Model
 
 TITLE = "OpenVINO (NNCF)"
 TOOLCHAIN = "openvino"
@@ -209,7 +213,11 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for the last two."""
+    """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for the last two.
+
+    A large model is not written out in 16 bits first: ``quantize`` then converts it too, and rounds each matrix as it
+    lies in the checkpoint. Tracing it again for another variant takes less time than writing it and reading it back.
+    """
     assert isinstance(options, Options)
     width: Precision = "fp32" if recipe.precision == "fp32" else "fp16"
     parameters, size = checkpoint.parameters, 4 if width == "fp32" else 2
@@ -232,8 +240,10 @@ def steps(
     chosen = four if bits == 4 else {"symmetric": options.symmetric}
     made = _stored_bytes(options, checkpoint, bits)
     memory = QUANTIZATION_BYTES + WORKING_BYTES * checkpoint.vocab_size * checkpoint.hidden_size
-    needs = {"model": "convert"}
-    if bits == 4 and options.learns:
+    learns = bits == 4 and options.learns
+    direct = checkpoint.large and not learns
+    needs = {"source": "source"} if direct else {"model": "convert"}
+    if learns:
         needs["calibration"] = "calibration"
         memory += made + 2 * parameters + 4 * recipe.calibrate.tokens * checkpoint.intermediate_size
     quantize_step = Step(
@@ -241,13 +251,13 @@ def steps(
         runs="phipipe.backends.openvino:quantize",
         version=1,
         needs=needs,
-        params={"bits": bits, **chosen},
+        params={"bits": bits, **chosen, **({"config_patch": dict(config_patch)} if direct else {})},
         toolchain=TOOLCHAIN,
         output_bytes=made,
-        memory_bytes=memory,
+        memory_bytes=memory + (convert_step.memory_bytes if direct else 0),
         loaded_bytes=made + (parameters if bits == 4 and options.group_size == -1 else made // 4),  # CPUs widen -1 to 8
     )
-    return [convert_step, quantize_step]
+    return [quantize_step] if direct else [convert_step, quantize_step]
 
 
 def _stored_bytes(options: Options, checkpoint: Checkpoint, bits: int) -> int:
@@ -269,6 +279,17 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: optimum left something incomplete or quantized.
     """
+    from phipipe import openvino_graph, openvino_session
+
+    precision: Precision = params["precision"]
+    _convert(inputs["source"], out, precision, params["config_patch"])
+    if precision != "fp32":
+        openvino_graph.to_fp16(out / MODEL)
+    openvino_session.verify_unquantized(openvino_session.weights(_check(out)), _SCHEMES[precision])
+
+
+def _convert(source: Path, out: Path, precision: str, patch: Params, change: Change | None = None) -> None:
+    """Export the checkpoint with the files that ship beside it; ``change`` has the graph before it is written."""
     import tempfile
 
     from phipipe import models, openvino_graph, openvino_session
@@ -276,17 +297,30 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
 
     openvino_session.quiet()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
-        source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
-        with openvino_graph.one_thread():
-            _export(source, out, params["precision"])
+        source = staged(source, patch, Path(scratch) / "model")
+        with openvino_graph.one_thread(), _changed(change):
+            _export(source, out, precision)
         for name in models.files(source):  # transformers 5 rewrites them in a layout that other tools misread
             if not name.endswith((".safetensors", ".index.json")):
                 shutil.copyfile(source / name, out / name)
     for path in sorted(out.glob("*.xml")):
         openvino_graph.number_nodes(path)
-    if params["precision"] != "fp32":
-        openvino_graph.to_fp16(out / MODEL)
-    _check_conversion(out, params["precision"])
+
+
+@contextlib.contextmanager
+def _changed(change: Change | None) -> Iterator[None]:
+    """Have optimum write what ``change`` makes of the model's graph; the tokenizer's are left as they are."""
+    from unittest.mock import patch
+
+    from optimum.exporters.openvino import convert as exporter
+
+    save = exporter.save_model
+
+    def changed(model: Any, path: Any, compress_to_fp16: bool = True) -> None:
+        save(change(model) if change and Path(path).name == MODEL else model, path, compress_to_fp16)
+
+    with patch.object(exporter, save.__name__, changed):
+        yield
 
 
 def _export(source: Path, out: Path, precision: str) -> None:
@@ -318,8 +352,8 @@ def _export(source: Path, out: Path, precision: str) -> None:
     )
 
 
-def _check_conversion(folder: Path, precision: str) -> None:
-    """The folder is complete, its graph keeps a cache of its own, and its weights are unquantized."""
+def _check(folder: Path) -> Any:
+    """Its graph; the folder is complete, and the graph keeps a cache of its own and computes in no bf16."""
     from phipipe import openvino_session
 
     for name in (MODEL, *TOKENIZERS, "config.json", "generation_config.json"):
@@ -329,92 +363,51 @@ def _check_conversion(folder: Path, precision: str) -> None:
     taken = {name for port in model.inputs for name in port.get_names()}
     if taken != {"input_ids", "attention_mask", "position_ids", "beam_idx"} or not model.get_sinks():
         raise StepFailed(f"the converted graph has unexpected inputs, or no cache: {', '.join(sorted(taken))}")
-    types = {port.get_element_type().get_type_name() for node in model.get_ops() for port in node.outputs()}
-    kind = "f32" if precision == "fp32" else "f16"
-    if "bf16" in types:
-        raise StepFailed(f"the converted graph computes in bf16, not {kind}")
-    weights = openvino_session.weights(model)
-    odd = next((weight for weight in weights if weight.kind != kind), None)
-    if odd or not weights:
-        raise StepFailed(f"`{odd.name}` has {odd.kind} weights, not {kind}" if odd else "the graph has no weights")
+    if any(port.get_element_type().get_type_name() == "bf16" for node in model.get_ops() for port in node.outputs()):
+        raise StepFailed("the converted graph computes in bf16")
+    return model
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]`` bits.
 
+    With ``inputs["source"]``, a checkpoint, in its place, it is converted here, with ``params["config_patch"]``.
     ``params`` holds the options besides. The graph is read back and checked before the step counts as done.
 
     Raises:
         StepFailed: NNCF did something else than asked.
     """
-    from phipipe import openvino_graph, openvino_session
+    from phipipe import openvino_compress, openvino_graph, openvino_session
 
     openvino_session.quiet()
+    before: list[openvino_session.Weight] = []
+
+    def compressed(model: Any) -> Any:
+        before.extend(openvino_session.weights(model))
+        return openvino_compress.compress(model, params, inputs.get("calibration"))
+
+    with openvino_compress.lean(out.parent):
+        if "source" in inputs:
+            _convert(inputs["source"], out, "fp16", params["config_patch"], compressed)
+        else:
+            _quantize_converted(inputs["model"], out, compressed)
+    openvino_graph.to_fp16(out / MODEL)
+    _check(out)
+    before = [replace(weight, kind="f16") for weight in before]  # bf16 in a graph that was never written
+    openvino_session.verify(before, openvino_session.weights(openvino_session.read(out)), params)
+
+
+def _quantize_converted(source: Path, out: Path, change: Change) -> None:
+    """Write the graph of folder ``source`` as ``change`` leaves it, and copy the other files."""
     import openvino
 
-    source = inputs["model"]
-    model = openvino_session.read(source)
-    before = openvino_session.weights(model)
-    with openvino_graph.in_file(out.parent):
-        model = _compress(model, params, inputs.get("calibration"))
-        _describe_runtime(model)
-        openvino.save_model(model, str(out / MODEL), compress_to_fp16=False)
-        del model
+    from phipipe import openvino_graph, openvino_session
+
+    openvino.save_model(change(openvino_session.read(source)), str(out / MODEL), compress_to_fp16=False)
     openvino_graph.number_nodes(out / MODEL)
     for path in sorted(source.iterdir()):
         if path.stem != Path(MODEL).stem:
             shutil.copyfile(path, out / path.name)
-    openvino_session.verify(before, openvino_session.weights(openvino_session.read(out)), params)
-
-
-def _compress(model: Any, params: Params, calibration: Path | None) -> Any:
-    """Run NNCF; every argument that matters is explicit, since its defaults depend on one another."""
-    import nncf
-
-    kind = "SYM" if params["symmetric"] else "ASYM"
-    mode = nncf.CompressWeightsMode[f"INT{params['bits']}_{kind}"]
-    if params["bits"] == 8:
-        return nncf.compress_weights(model, mode=mode, ratio=1.0, group_size=-1)
-    dataset, count = _dataset(calibration) if calibration else (None, 128)
-    fallback = nncf.quantization.advanced_parameters.GroupSizeFallbackMode.ERROR
-    return nncf.compress_weights(
-        model,
-        mode=mode,
-        ratio=params["ratio"],
-        group_size=params["group_size"],
-        all_layers=params["all_layers"],
-        dataset=dataset,
-        sensitivity_metric=nncf.SensitivityMetric(params["sensitivity"]),
-        subset_size=count,
-        awq=params["awq"],
-        scale_estimation=params["scale_estimation"],
-        gptq=params["gptq"],
-        lora_correction=False,
-        backup_mode=nncf.BackupMode(params["backup"]),
-        advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
-    )
-
-
-def _dataset(calibration: Path) -> tuple[Any, int]:
-    """The calibration windows as model inputs, and their number."""
-    import nncf
-    import numpy as np
-
-    from phipipe import openvino_session
-
-    tokens = np.load(calibration / "tokens.npy", allow_pickle=False)
-    return nncf.Dataset([openvino_session.feeds(window) for window in tokens]), len(tokens)
-
-
-def _describe_runtime(model: Any) -> None:
-    """What optimum does after compressing: quantized models leave the cache's precision to the runtime."""
-    import nncf
-
-    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
-    if "KV_CACHE_PRECISION" in options:
-        options.pop("KV_CACHE_PRECISION")
-        model.set_rt_info(options, "runtime_options")
-    model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
 
 
 def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
