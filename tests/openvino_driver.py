@@ -52,6 +52,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Large(models.Checkpoint):
+    large = True  # type: ignore[assignment]
+
+
 def tokens(name: str, count: int) -> list[int]:
     text = (STORIES / name).read_text("utf-8")[: 20 * count]
     ids = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(text, add_special_tokens=False).ids
@@ -224,6 +228,29 @@ def reproducible(root: Path) -> dict[str, bool]:
     }
 
 
+def direct(root: Path) -> dict[str, bool]:
+    """Whether converting and rounding at once, as for large models, leaves what the two steps leave."""
+    tied, mixed = root / "sources" / "tied", root / "stored" / "whole-mixed.checkpoint"
+    cases: dict[str, tuple[Path, Path, str, dict[str, Any]]] = {
+        "int8": (TINY, root / "int8", "int8", {}),
+        "none": (TINY, root / "none", "int4", OPTIONS["none"]),
+        "tied": (tied, root / "variants" / "tied-ratio", "int4", {"ratio": 0.5}),
+        "all": (tied, root / "variants" / "tied-all", "int4", {"all_layers": True}),
+        "mixed": (mixed, root / "int4", "int4", {}),
+    }
+    facts = {}
+    for name, (source, expected, precision, options) in cases.items():
+        recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
+        large: Any = Large(**vars(models.read(source)))
+        (step,) = backend.steps(recipe, backend.Options.model_validate(options), large, {})
+        out = root / "direct" / name
+        out.mkdir(parents=True)
+        backend.quantize({"source": source}, out, step.params)
+        files = {path.name for path in expected.iterdir()} | {path.name for path in out.iterdir()}
+        facts[name] = all((expected / f).read_bytes() == (out / f).read_bytes() for f in files)
+    return facts
+
+
 def sizes(root: Path) -> dict[str, list[int]]:
     """Planned and actual bytes of the weights."""
     facts = {}
@@ -309,7 +336,7 @@ def main(root: Path) -> None:
     convert(TINY, root / "fp16")
     convert(TINY, root / "fp32", "fp32")
     facts: dict[str, Any] = {}
-    checks = (equality, fidelity, variants, failures, reproducible, sizes, stored, privacy, tokenizer, npu)
+    checks = (equality, fidelity, variants, failures, reproducible, sizes, stored, direct, privacy, tokenizer, npu)
     for check in checks:
         try:
             facts[check.__name__] = check(root)

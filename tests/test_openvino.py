@@ -278,6 +278,12 @@ def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(facts: dict[str
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("case", ["int8", "none", "tied", "all", "mixed"])
+def test_a_large_models_weights_are_the_same(facts: dict[str, Any], case: str) -> None:
+    assert section(facts, "direct")[case]
+
+
+@pytest.mark.integration
 def test_nothing_of_this_machine_ships_and_nothing_calls_home(facts: dict[str, Any]) -> None:
     assert section(facts, "privacy") == {"named": [], "telemetry": False}
 
