@@ -66,6 +66,31 @@ def refusal(plans: Sequence[Plan], store: Store, settings: Settings, out: Path |
     )
 
 
+def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[int, StepKilled]:
+    """By its place in ``plans``, why one cannot be built here: a step that is not cached takes too much memory."""
+    here, bench = machine(store, settings, None), Bench(store, settings, lambda line: None)
+    found = {}
+    for i, plan in enumerate(plans):
+        if plan.memory_bytes <= here.memory_bytes:
+            continue
+        waiting = [(plan, item.step) for item in bench.foresee(plan) if not item.cached]
+        if refusal := _too_little_memory(waiting, here):
+            found[i] = refusal
+    return found
+
+
+def too_little_disk(plans: Sequence[Plan], store: Store, settings: Settings, out: Path) -> StoreError | None:
+    """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not asked."""
+    here = machine(store, settings, out)
+    nodes, names = graph(plans)
+    if not _too_little_disk([node.step for node in nodes.values()], here, store.root, out):
+        return None
+    bench = Bench(store, settings, lambda line: None)
+    cached = {own[f.step.name] for plan, own in zip(plans, names, strict=True) for f in bench.foresee(plan) if f.cached}
+    waiting = [node.step for identity, node in nodes.items() if identity not in cached]
+    return _too_little_disk(waiting, here, store.root, out)
+
+
 def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> StepKilled | None:
     if not waiting:
         return None
