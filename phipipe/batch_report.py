@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def _build(done: Done, out: Path) -> dict[str, Any]:
         "package": f"{done.item.name}/{done.version}" if done.version else None,
         "accepted": batch.latest(out / done.item.name) if done.item.build else None,
         "size_bytes": stored and stored.size_bytes,
-        "metrics": dict(sorted(done.metrics.items())),
+        "metrics": {name: value for name, value in sorted(done.metrics.items()) if math.isfinite(value)},
         "before": dict(sorted(done.before.items())),
         "compared": sorted(done.compared),
         "regressions": [vars(one) for one in done.regressions],

@@ -70,7 +70,10 @@ class Item:
 def files(paths: Sequence[Path]) -> list[Path]:
     """Recipe files: those named, and of folders every ``*.yaml``, sorted; each once."""
     found = [inner for path in paths for inner in (sorted(path.glob(PATTERN)) if path.is_dir() else [path])]
-    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return list(once.values())
 
 
 def select(paths: Sequence[Path], wanted: Wanted, options: Mapping[str, type[BaseModel]]) -> list[Item]:
