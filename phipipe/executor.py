@@ -151,6 +151,14 @@ class Bench:
                 stored = self._store.commit(key, out, {**waiting.record, "step": step.name, "usage": usage})
             return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
+    def peek(self, step: Step, inputs: Results, before: Results) -> Result | None:
+        """The stored result of ``step``, changing nothing; None if it must be made."""
+        if not self._is_installed(step.toolchain):
+            return None
+        key = keys.key_of(self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before))
+        stored = self._store.peek(key)
+        return None if stored is None else Result(step=step, key=key, stored=stored, cached=True)
+
     def foresee(self, plan: Plan) -> list[Forecast]:
         """What a run would do now, changing nothing: cached or will run, and why."""
         done: dict[str, Result] = {}
@@ -160,7 +168,7 @@ class Bench:
         waits = [needed for needed in step.needs.values() if needed not in done]
         if waits:
             return Forecast(step=step, key=None, cached=False, why=f"needs `{waits[0]}`, which will run")
-        if step.toolchain and toolchain.installed(step.toolchain, self._settings) is None:
+        if not self._is_installed(step.toolchain):
             why = f"toolchain `{step.toolchain}` is not installed yet"
             return Forecast(step=step, key=None, cached=False, why=why)
         digests = {name: done[needed].stored.digest for name, needed in step.needs.items()}
@@ -204,6 +212,9 @@ class Bench:
         if step.measurement:
             record["host"] = host()
         return record
+
+    def _is_installed(self, name: str | None) -> bool:
+        return name is None or name in self._toolchains or toolchain.installed(name, self._settings) is not None
 
     def _toolchain(self, name: str) -> Installed:
         if name not in self._toolchains:

@@ -15,7 +15,7 @@ from phipipe import backends, downloads, hardware
 from phipipe import plan as planner
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
-from phipipe.executor import Bench
+from phipipe.executor import Bench, Result
 from phipipe.plan import Plan
 from phipipe.schedule import graph
 from phipipe.settings import Settings
@@ -82,11 +82,17 @@ def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[i
 def too_little_disk(plans: Sequence[Plan], store: Store, settings: Settings, out: Path) -> StoreError | None:
     """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not asked."""
     here = machine(store, settings, out)
-    nodes, names = graph(plans)
+    nodes, _ = graph(plans)
     if not _too_little_disk([node.step for node in nodes.values()], here, store.root, out):
         return None
     bench = Bench(store, settings, lambda line: None)
-    cached = {own[f.step.name] for plan, own in zip(plans, names, strict=True) for f in bench.foresee(plan) if f.cached}
+    cached: dict[str, Result] = {}
+    for identity, node in nodes.items():
+        if all(needed in cached for needed in (*node.needs.values(), *node.before.values())):
+            inputs = {name: cached[needed] for name, needed in node.needs.items()}
+            before = {name: cached[earlier] for name, earlier in node.before.items()}
+            if result := bench.peek(node.step, inputs, before):
+                cached[identity] = result
     waiting = [node.step for identity, node in nodes.items() if identity not in cached]
     return _too_little_disk(waiting, here, store.root, out)
 
