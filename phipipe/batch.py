@@ -34,6 +34,7 @@ LATEST = "latest"
 LOCK = ".batch.lock"
 DIGITS = 16  # of a digest, in a version
 VERSION = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
+LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``collect.claim`` names what is being written
 RESERVED = frozenset(("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards"))  # beside builds
 HIGHER_IS_BETTER = frozenset(("top1", "image_top1", "prefill_tokens_per_s", "decode_tokens_per_s"))
 SIZES = frozenset(("size_gib", "bits_per_weight"))
@@ -162,7 +163,10 @@ def run(
     found = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
     with collect.guard(out):
         out.mkdir(parents=True, exist_ok=True)
+        locks_work = collect.locks_work(out / LOCK)
     with FileLock(out / LOCK):  # another batch may end at this moment: each compares with what the other accepted
+        for folder in [out, *(out / item.name for item in planned)] if locks_work else ():
+            _sweep(folder)
         return [_finish(item, found.get(id(item)), out, keep, listener.note) for item in items]
 
 
@@ -293,6 +297,13 @@ def surplus(home: Path, keep: int) -> list[Path]:
     accepted = latest(home)
     others = [path for path in versions(home) if path.name != accepted]
     return others[max(0, keep - (1 if accepted else 0)) :]
+
+
+def _sweep(home: Path) -> None:
+    """Remove what batches that were killed have left half done."""
+    found = [LEFT.fullmatch(path.name) for path in home.iterdir()] if home.is_dir() else []
+    for prefix in {match.group(1) for match in found if match}:
+        collect.sweep(home, prefix)
 
 
 def _remove(folder: Path) -> None:

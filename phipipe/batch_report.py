@@ -112,8 +112,9 @@ def _cell(done: Done, metric: str) -> str:
     was = done.before[metric]
     if was == value:
         return f"{shown} (=)"
-    change = f"{100 * (value / was - 1):+.1f} %" if was else f"+{report.number(value)}"
-    return f"{shown} ({change})"
+    if was <= 0 or value >= 10 * was:
+        return f"{shown} (× {report.number(value / was)})" if was > 0 else f"{shown} (was 0)"
+    return f"{shown} ({100 * (value / was - 1):+.1f} %)"
 
 
 # --- files

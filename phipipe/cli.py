@@ -114,7 +114,7 @@ def batch(
     for warning in batches.plan(items, store, settings, out):
         note(f"warning: {warning}")
     plans = [item.plan for item in items if item.plan]
-    note(f"{len(items)} builds, {len(plans)} can be built")
+    note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
     with show.many(plans, sys.stderr) as listener:
         done = batches.run(items, store, settings, listener, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
     summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))

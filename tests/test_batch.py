@@ -602,6 +602,44 @@ def test_a_second_batch_goes_on_after_an_interruption(
     assert summary()["states"]["built"] == 2
 
 
+KILLED = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import test_batch
+from phipipe import cli, plan
+plan.prepare = test_batch.prepare
+test_batch.package = lambda inputs, out, params: os._exit(9)
+cli.main()
+"""
+
+
+def test_a_batch_that_was_killed_ends_as_one_that_was_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        write(tmp_path / "r", name)
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), "batch", "r", "--jobs", "1"]
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, check=False).returncode == 9
+    assert run("r")[0] == 0
+    assert "evaluate a" not in CALLS  # by the process that is gone
+    once = {row["name"]: row["digest"] for row in summary()["builds"]}
+    monkeypatch.setenv("PHIPIPE_CACHE", str(tmp_path / "other"))
+    run("r", "--out", "other-batch")
+    assert {row["name"]: row["digest"] for row in summary(Path("other-batch"))["builds"]} == once
+
+
+def test_what_killed_batches_left_goes(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "r", "a")
+    half = tmp_path / "batch" / "a" / f".0123456789abcdef.{'0' * 32}"
+    half.mkdir(parents=True)
+    (half / "model.bin").write_text("half of it")
+    mine = half.with_name(".mine")
+    mine.mkdir()
+    assert run("r")[0] == 0
+    assert not half.exists()
+    assert mine.is_dir()
+
+
 # --- the embedded model, two runtimes
 
 
