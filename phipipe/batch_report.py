@@ -6,11 +6,13 @@ not at all; ``batch.json`` comes last, so that whoever finds it finds the others
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 TYPE = "phipipe-batch"
 FORMAT = 1
+BOARDS = "boards"
 STATES = ("built", "cached", "gated", "failed", "refused", "skipped")
 SHOWN = (("size", "size_gib"), ("KLD", "kld_mean"), ("top-1", "top1"), ("tokens/s", "decode_tokens_per_s"))
 NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2: the rest cannot be written
@@ -126,7 +129,7 @@ def write(done: Sequence[Done], out: Path, title: str, summary: Mapping[str, Any
     Raises:
         StoreError: the folder cannot be written.
     """
-    pages = boards(entries(done, out), title)
+    pages, kept = boards(entries(done, out), out, title)
     texts = {"junit.xml": junit(done, str(summary["started"])), **pages, "batch.json": dump(summary)}
     with collect.guard(out), collect.claim(out, ".report.") as aside:
         for name, text in texts.items():
@@ -134,8 +137,8 @@ def write(done: Sequence[Done], out: Path, title: str, summary: Mapping[str, Any
             target.parent.mkdir(exist_ok=True)
             collect.write(written, text.encode())
             written.replace(target)
-        for old in (out / "boards").glob("*.html") if (out / "boards").is_dir() else ():
-            if f"boards/{old.name}" not in pages:
+        for old in (out / BOARDS).iterdir() if (out / BOARDS).is_dir() else ():
+            if f"{BOARDS}/{old.name}" not in kept and old.suffix in (".html", ".json"):
                 old.unlink()
 
 
@@ -214,29 +217,44 @@ def _read(folder: Path) -> list[Entry]:
         return []
 
 
-def boards(every: Sequence[Entry], title: str) -> dict[str, str]:
-    """File name → text: ``board.html`` and ``board.json``; with several models or texts a page each, and a contents."""
+def boards(every: Sequence[Entry], out: Path, title: str) -> tuple[dict[str, str], set[str]]:
+    """File name → text of what is to be written, and all names that then belong there.
+
+    One model and text are one board: ``board.html`` and ``board.json``. Several have one each in ``boards``, and
+    ``board.html`` leads to them. A page whose ``.json`` holds these very entries is left as it is.
+    """
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in board.done(every):
-        key = (entry.source, entry.source_digest, entry.text, entry.text_digest, entry.tokens, entry.window, entry.skip)
+        key = (entry.source, entry.text, entry.tokens, entry.window, entry.skip, entry.source_digest, entry.text_digest)
         groups.setdefault(key, []).append(entry)
-    failed = [entry for entry in every if entry.error is not None]
     if len(groups) <= 1:
-        return {"board.html": board_html.render(every, title), "board.json": board.dump(every)}
-    pages, contents = {}, []
-    for i, members in enumerate(groups.values(), 1):
-        name = f"boards/{i:03d}-{_slug(members[0].source)}.html"
-        first = members[0]
-        pages[name] = board_html.render(members, f"{title}: {first.source}")
-        contents.append((name, first, members, board.answer(members)))
-    return {**pages, "board.html": _contents(contents, failed, title), "board.json": board.dump(every)}
+        return _page(every, out, "board", title), set()
+    texts: dict[str, str] = {}
+    members: dict[str, list[Entry]] = {}
+    for _, group in sorted(groups.items()):
+        slug = f"{BOARDS}/{_slug(group[0].source)}"
+        name = next(n for i in count(1) if (n := slug if i == 1 else f"{slug}-{i}") not in members)
+        members[name] = group
+        texts |= _page(group, out, name, f"{title}: {group[0].source}")
+    failed = [entry for entry in every if entry.error is not None]
+    texts |= {"board.html": _contents(members, failed, title), "board.json": board.dump(every)}
+    return texts, {f"{name}{suffix}" for name in members for suffix in (".html", ".json")}
+
+
+def _page(entries: Sequence[Entry], out: Path, name: str, title: str) -> dict[str, str]:
+    """A board's page and data, in the order in which they are written; nothing if they are there already."""
+    page, data, text = f"{name}.html", f"{name}.json", board.dump(entries)
+    with contextlib.suppress(OSError):
+        if (out / page).is_file() and (out / data).read_bytes() == text.encode():
+            return {}
+    return {page: board_html.render(entries, title), data: text}
 
 
 def _slug(source: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")[:60] or "model"
 
 
-def _contents(groups: Sequence[tuple[str, Entry, list[Entry], str]], failed: Sequence[Entry], title: str) -> str:
+def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], title: str) -> str:
     """The page that leads to the boards: builds of different models or texts do not compare."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -248,14 +266,14 @@ def _contents(groups: Sequence[tuple[str, Entry, list[Entry], str]], failed: Seq
     )  # fmt: skip
     tables = [
         {
-            "page": page,
+            "page": f"{name}.html",
             "source": first.source,
             "text": f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}",
-            "answer": answer,
+            "answer": board.answer(members),
             "rows": [(entry, board.build_words(entry), [c.text(entry) for c in board.COLUMNS]) for entry in ranked],
         }
-        for page, first, members, answer in groups
-        for ranked in [board.ranked(members)]
+        for name, members in groups.items()
+        for first, ranked in [(members[0], board.ranked(members))]
     ]
     lost = [(entry.name, board.build_words(entry), board.one_line(entry.error or "")) for entry in failed]
     return environment.get_template("boards.html.j2").render(

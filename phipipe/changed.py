@@ -13,7 +13,7 @@ from phipipe.errors import RecipeError
 class Changes:
     """What changed since ``ref``, in every repository that is asked about.
 
-    A file that git ignores counts as unchanged, and so does one outside of any repository if it is no recipe.
+    What git ignores counts as unchanged, and so does a model or text outside of any repository.
     """
 
     def __init__(self, ref: str) -> None:
@@ -36,8 +36,9 @@ class Changes:
         """Raise a RecipeError where ``folder`` is in no repository that knows the commit."""
         top = self._top(folder.resolve())
         if top is None:
+            words = _run(folder.resolve(), "rev-parse", "--show-toplevel").stderr.decode(errors="replace").strip()
             raise RecipeError(
-                f"--changed-since {self._ref}: `{folder}` is in no git repository",
+                f"--changed-since {self._ref}: git finds no repository that `{folder}` is in: {words}",
                 hint="leave the option out, or name recipes that git keeps",
             )
         self._touched(top)
@@ -66,10 +67,13 @@ def _top(folder: Path) -> Path | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     """What git answers, None where it refuses."""
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
-    except OSError as error:
-        raise RecipeError(
-            f"--changed-since asks git, which cannot be run: {error.strerror}", hint="install git"
-        ) from None
+    done = _run(folder, *words)
     return os.fsdecode(done.stdout) if done.returncode == 0 else None
+
+
+def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
+    except OSError as error:
+        message = f"--changed-since asks git, which cannot be run: {error.strerror}"
+        raise RecipeError(message, hint="install git") from None

@@ -12,7 +12,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from phipipe import backends, batch, batch_report, board, cli, manifest, plan, preflight, selection
+from phipipe import (
+    backends,
+    batch,
+    batch_report,
+    board,
+    cli,
+    comparison,
+    manifest,
+    plan,
+    preflight,
+    schedule,
+    selection,
+)
 from phipipe import device as devices
 from phipipe.backends.base import Step
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, StepFailed, StepKilled, TargetError
@@ -28,6 +40,8 @@ TROUBLE: dict[str, str] = {}  # build → "refused", "failed", "gated"
 USUAL = {"kld_mean": 0.02, "top1": 0.95, "size_gib": 2.0, "bits_per_weight": 4.5}
 BASELINE = {"tokens": 4096, "window": 512, "skip": 0, "ppl": 5.3, "ppl_stderr": 0.1}
 HOST = {"cores": 2, "machine": "x86_64", "memory_gib": 24, "processor": "some", "system": "Linux"}
+
+PREPARE = plan.prepare  # the real one
 
 # --- steps
 
@@ -277,7 +291,7 @@ def test_a_commit_that_is_not_there_is_said(run: Run, repository: Path, ref: str
 def test_recipes_outside_of_a_repository_have_no_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     write(tmp_path, "a")
-    with pytest.raises(RecipeError, match="in no git repository"):
+    with pytest.raises(RecipeError, match="git finds no repository"):
         chosen([tmp_path], changed_since="HEAD")
 
 
@@ -461,12 +475,14 @@ def test_worse_than_tolerated_is_exit_code_7_until_it_is_tolerated(run: Run, tmp
 
 
 def test_tolerances_and_tags_change_no_key(tmp_path: Path) -> None:
-    from phipipe.recipe import Recipe
-
-    usual = {"name": "a", "source": {"builtin": "tiny-phi3"}, "device": "cpu-x86_64", "precision": "int4"}
-    plain = Recipe.model_validate(usual)
-    marked = Recipe.model_validate({**usual, "tags": ["x"], "evaluate": {"tolerance": {"top1": 0.1}}})
-    assert plan._neutral(plain) == plan._neutral(marked)
+    plain = write(tmp_path / "plain", "a", evaluate="{tokens: 1024}")
+    marked = write(tmp_path / "marked", "a", "tags: [x]\n", evaluate="{tokens: 1024, tolerance: {top1: 0.1}}")
+    other = write(tmp_path / "other", "a", evaluate="{tokens: 2048}")
+    items = selection.select([plain], Wanted(), backends.OptionsOf())
+    items += selection.select([marked], Wanted(), backends.OptionsOf())
+    items += selection.select([other], Wanted(), backends.OptionsOf())
+    _, names = schedule.graph([PREPARE(item.build) for item in items if item.build])
+    assert names[0] == names[1] != names[2]
 
 
 def test_better_is_no_regression_and_a_metric_that_is_gone_is_one() -> None:
@@ -562,13 +578,19 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
     write(tmp_path / "r", "b", source="{path: <script>}")
     assert run("r")[0] == 0
     pages = sorted(path.name for path in (Path("batch") / "boards").iterdir())
-    assert pages == ["001-tiny-phi3.html", "002-script.html"]
+    assert pages == ["script.html", "script.json", "tiny-phi3.html", "tiny-phi3.json"]
     page = (Path("batch") / "board.html").read_text("utf-8")
-    assert 'href="boards/002-script.html"' in page
+    assert 'href="boards/script.html"' in page
     assert "<script>" not in page
     run("r", "--name", "a")  # what was not asked for stays on the board
     assert {e.name for e in board.load((Path("batch") / "board.json").read_text("utf-8"))} == {"a", "b"}
     assert sorted(path.name for path in (Path("batch") / "boards").iterdir()) == pages
+    (page,) = comparison.of_paths([Path("batch/boards/script.json")])
+    assert page.name == "b"
+    written = (Path("batch") / "boards" / "script.html").stat().st_ino
+    FIGURES["a"] = {"kld_mean": 0.01}
+    run("r")
+    assert (Path("batch") / "boards" / "script.html").stat().st_ino == written  # nothing new in it
     (Path("batch") / "b" / "latest").unlink()
     run("r", "--name", "a")
     assert not list((Path("batch") / "boards").iterdir())
