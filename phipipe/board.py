@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -266,19 +267,25 @@ def dominates(a: Entry, b: Entry) -> bool:
 
 def front(entries: Iterable[Entry]) -> list[Entry]:
     """The Pareto front, smallest first."""
-    every = done(entries)
-    return sorted((e for e in every if not any(dominates(o, e) for o in every)), key=lambda e: (e.size, e.kld))
+    kept: list[Entry] = []
+    for entry in sorted(done(entries), key=lambda e: (e.size, e.kld)):
+        last = kept[-1] if kept else entry  # the most faithful so far, and no larger
+        if not dominates(last, entry):
+            kept.append(entry)
+    return kept
 
 
 def behind(entries: Iterable[Entry]) -> dict[str, str]:
     """Every entry off the front → the most faithful one on it that dominates it, by name."""
     every = done(entries)
     best = front(every)
-    return {
-        entry.name: min((o for o in best if dominates(o, entry)), key=lambda o: o.kld).name
-        for entry in every
-        if any(dominates(o, entry) for o in best)
-    }
+    sizes = [entry.size for entry in best]
+    found = {}
+    for entry in every:
+        rival = best[bisect_right(sizes, entry.size) - 1]  # of those no larger, the last is the most faithful
+        if dominates(rival, entry):
+            found[entry.name] = best[bisect_left(sizes, rival.size)].name  # of equals, the first
+    return found
 
 
 def check_comparable(entries: Iterable[Entry]) -> None:

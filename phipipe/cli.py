@@ -70,6 +70,67 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs:
         raise click.exceptions.Exit(failures[0].error.exit_code) if len(outcomes) > 1 else failures[0].error
 
 
+@command("phipipe batch recipes --tag nightly --out batch")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECIPE|FOLDER...")
+@click.option("--name", "names", multiple=True, metavar="GLOB", help="Only builds or recipes of this name.")
+@click.option("--tag", "tags", multiple=True, metavar="GLOB", help="Only recipes with this tag.")
+@click.option("--device", "devices", multiple=True, metavar="GLOB", help="Only builds for this device.")
+@click.option("--backend", "backends", multiple=True, metavar="GLOB", help="Only builds with this backend.")
+@click.option(
+    "--changed-since", metavar="GIT_REF", help="Only recipes that changed since then, or local files they name."
+)
+@click.option("--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="Where it all goes.")
+@click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build.")
+@click.option("--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default).")
+@click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@AS_JSON
+def batch(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    tags: Sequence[str],
+    devices: Sequence[str],
+    backends: Sequence[str],
+    changed_since: str | None,
+    out: Path,
+    keep: int,
+    keep_going: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Build many recipes as one, and compare with what was accepted before. Run it again to go on after anything.
+
+    Each of --name, --tag, --device and --backend may be repeated: one must match.
+    """
+    import datetime
+
+    from phipipe import backends as known
+    from phipipe import batch as batches
+    from phipipe import batch_report, selection, show
+
+    started = datetime.datetime.now(datetime.UTC)
+    wanted = selection.Wanted(names=names, tags=tags, devices=devices, backends=backends, changed_since=changed_since)
+    items = selection.select(paths, wanted, known.OptionsOf())
+    settings, store = store_of_user()
+    for warning in batches.plan(items, store, settings, out):
+        note(f"warning: {warning}")
+    plans = [item.plan for item in items if item.plan]
+    note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
+    with show.many(plans, sys.stderr) as listener:
+        done = batches.run(items, store, settings, listener, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
+    summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))
+    batch_report.write(done, out, "Fidelity board", summary)
+    if as_json:
+        print_json(summary)
+    else:
+        echo(f"{batch_report.table(done)}\n\nboard    {out / 'board.html'}\nsummary  {out / 'batch.json'}")
+    for one in done:
+        if one.error:
+            note(f"{one.item.name} {one.state}:")
+            complain(one.error)
+    if code := batch_report.exit_code(done):
+        raise click.exceptions.Exit(code)
+
+
 @command("phipipe plan recipes/quickstart.yaml --set precision=int8")
 @RECIPE
 @SETS

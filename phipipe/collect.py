@@ -231,6 +231,13 @@ def identity(path: Path) -> tuple[int, int] | None:
     return None
 
 
+def modified_ns(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
 def times(folder: Path) -> dict[str, int]:
     """When each file of a tree was last written, in nanoseconds."""
     return {path: status.st_mtime_ns for path, status in keys.walk(folder).items()}

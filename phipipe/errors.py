@@ -10,6 +10,7 @@ PhipipeError (70)         a bug, if nothing narrower fits
 ├── SourceError (8)       the model or a text cannot be had, or is not safe to load
 ├── StoreError (9)        the cache cannot be written or read
 └── Interrupted (130/143) the user, or the system, asked us to stop
+    └── Skipped           another build failed first, and the user wants no more started then
 """
 
 from __future__ import annotations
@@ -69,3 +70,7 @@ class Interrupted(PhipipeError):
     def __init__(self, message: str = "stopped", *, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Skipped(Interrupted):
+    """A build of several that was not finished because another one failed; never a run's own exit code."""

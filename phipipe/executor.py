@@ -93,6 +93,8 @@ class Waiting:
 
 
 Results = Mapping[str, Result]  # input name → what fills it
+History = defaultdict[tuple[str, ...], list[dict[str, Json]]]  # step, function and runtime → what was recorded
+RECENT = 1000  # of the newest records, one is looked for that tells why a step runs
 
 
 class Bench:
@@ -112,6 +114,7 @@ class Bench:
         self._checked: set[str] = set()
         self._workers = threading.Lock()
         self._stopped = False
+        self._history: History | None = None
 
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
         """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's provenance."""
@@ -122,7 +125,7 @@ class Bench:
         if step.toolchain and step.toolchain not in self._checked:  # before the first real use: are all files there?
             self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._note)
             self._checked.add(step.toolchain)
-        return Waiting(step=step, key=key, record=record, why=explain(self._store, step.name, record))
+        return Waiting(step=step, key=key, record=record, why=self._explain(step.name, record))
 
     def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
         """Run the step, unless another process has meanwhile.
@@ -148,6 +151,14 @@ class Bench:
                 stored = self._store.commit(key, out, {**waiting.record, "step": step.name, "usage": usage})
             return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
+    def peek(self, step: Step, inputs: Results, before: Results) -> Result | None:
+        """The stored result of ``step``, changing nothing; None if it must be made."""
+        if not self._is_installed(step.toolchain):
+            return None
+        key = keys.key_of(self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before))
+        stored = self._store.peek(key)
+        return None if stored is None else Result(step=step, key=key, stored=stored, cached=True)
+
     def foresee(self, plan: Plan) -> list[Forecast]:
         """What a run would do now, changing nothing: cached or will run, and why."""
         done: dict[str, Result] = {}
@@ -157,7 +168,7 @@ class Bench:
         waits = [needed for needed in step.needs.values() if needed not in done]
         if waits:
             return Forecast(step=step, key=None, cached=False, why=f"needs `{waits[0]}`, which will run")
-        if step.toolchain and toolchain.installed(step.toolchain, self._settings) is None:
+        if not self._is_installed(step.toolchain):
             why = f"toolchain `{step.toolchain}` is not installed yet"
             return Forecast(step=step, key=None, cached=False, why=why)
         digests = {name: done[needed].stored.digest for name, needed in step.needs.items()}
@@ -165,9 +176,15 @@ class Bench:
         key = keys.key_of(record)
         stored = self._store.peek(key)
         if stored is None:
-            return Forecast(step=step, key=key, cached=False, why=explain(self._store, step.name, record))
+            return Forecast(step=step, key=key, cached=False, why=self._explain(step.name, record))
         done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
         return Forecast(step=step, key=key, cached=True, why="")
+
+    def _explain(self, step: str, record: Mapping[str, Json]) -> str:
+        """Why ``record`` has no result yet. The store's records are read once: they may be many."""
+        if self._history is None:
+            self._history = history(self._store)
+        return explain(self._history, step, record)
 
     def _check_copy(self, step: Step, record: Mapping[str, Json], out: Path) -> None:
         """A step that only takes files in must have taken the very bytes that its key promises."""
@@ -195,6 +212,9 @@ class Bench:
         if step.measurement:
             record["host"] = host()
         return record
+
+    def _is_installed(self, name: str | None) -> bool:
+        return name is None or name in self._toolchains or toolchain.installed(name, self._settings) is not None
 
     def _toolchain(self, name: str) -> Installed:
         if name not in self._toolchains:
@@ -285,22 +305,37 @@ def _provenance(result: Result, store: Store) -> dict[str, Json]:
     }
 
 
-def explain(store: Store, step: str, record: Mapping[str, Json]) -> str:
-    """Why ``record`` has no result yet: the difference from the nearest record of a step of that name."""
-    nearest: tuple[int, list[str]] | None = None
-    for other in store.records():
-        if (other.get("step"), other.get("runs")) != (step, record["runs"]):
-            continue
-        if other["params"].get("backend") != record["params"].get("backend"):  # another runtime's, nothing to compare
-            continue
-        found = differences(other, record)
-        if nearest is None or len(found) < nearest[0]:
-            nearest = (len(found), found)
-    if nearest is None:
+def history(store: Store) -> History:
+    """What ``explain`` needs of the newest records in ``store``."""
+    found: History = defaultdict(list)
+    for record in store.records(newest=RECENT):
+        found[_kind(str(record.get("step")), record)].append(_comparable(record))
+    return found
+
+
+def _comparable(record: Mapping[str, Json]) -> dict[str, Json]:
+    """What two records of one kind may differ in; of a package's long provenance only whether it differs."""
+    made = {name: record[name] for name in ("version", "inputs", "params", "tools", "host") if name in record}
+    if "steps" in made["params"]:
+        made["params"] = {**made["params"], "steps": keys.key_of(made["params"]["steps"])[:12]}
+    return made
+
+
+def _kind(step: str, record: Mapping[str, Json]) -> tuple[str, ...]:
+    """Records of one kind are worth comparing: the same step, of the same runtime."""
+    return step, str(record["runs"]), str(record["params"].get("backend"))
+
+
+def explain(known: History, step: str, record: Mapping[str, Json]) -> str:
+    """Why ``record`` has no result yet: the difference from the nearest known record of a step of that name."""
+    own = _comparable(record)
+    found = [differences(other, own) for other in known.get(_kind(step, record), ())]
+    if not found:
         return "first time"
-    if not nearest[1]:
+    nearest = min(found, key=len)
+    if not nearest:
         return "its stored result is gone"
-    return "changed: " + ", ".join(nearest[1][:3]) + (" …" if len(nearest[1]) > 3 else "")
+    return "changed: " + ", ".join(nearest[:3]) + (" …" if len(nearest) > 3 else "")
 
 
 def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:

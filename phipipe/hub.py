@@ -50,7 +50,8 @@ def original(source: Source, base: Path) -> Original:
         if source.builtin is not None
         else (base / Path(str(source.path)).expanduser()).resolve()
     )
-    return Original(models.read(folder), source_step(folder))
+    checkpoint = models.read(folder)
+    return Original(checkpoint, _source_step(checkpoint))
 
 
 def source_step(folder: Path) -> Step:
@@ -59,7 +60,11 @@ def source_step(folder: Path) -> Step:
     Raises:
         SourceError: see ``models.read``.
     """
-    checkpoint = models.read(folder)
+    return _source_step(models.read(folder))
+
+
+def _source_step(checkpoint: Checkpoint) -> Step:
+    folder = checkpoint.folder
     return Step(
         name="source",
         runs="phipipe.hub:take",

@@ -26,6 +26,7 @@ FORMAT = 1
 
 _CHUNK = 2 * 2**20
 _THREADS = min(8, os.cpu_count() or 1)
+_SCALARS = frozenset((str, int, bool, type(None)))
 
 
 @dataclass(frozen=True, order=True)
@@ -50,6 +51,11 @@ def canonical(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
+    kind = type(value)  # thousands of steps are described at once: what is usual comes first
+    if kind in _SCALARS:
+        return value
+    if kind is dict and all(type(key) is str for key in value):
+        return {key: inner if type(inner) in _SCALARS else _plain(inner) for key, inner in value.items()}
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float) and math.isfinite(value):

@@ -6,7 +6,7 @@ network. Every "cannot" is said here, before a byte is converted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from phipipe.errors import TargetError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Text, problem_at, wikitext
+from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Source, Text, problem_at, wikitext
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -75,8 +75,8 @@ class Plan:
         return max(step.memory_bytes for step in self.steps)
 
 
-def prepare(build: Build) -> Plan:
-    """Read what the recipe's source is, and plan.
+def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.original) -> Plan:
+    """Read what the recipe's source is, and plan. Many builds of few sources share what one ``read`` has found.
 
     Raises:
         SourceError: the checkpoint or the text is missing or unfit.
@@ -86,7 +86,7 @@ def prepare(build: Build) -> Plan:
     target, backend = _device(build), backends.load(recipe.backend)
     unit = _unit(build, target, backend)
     options = _options(build, target, unit)
-    original = hub.original(recipe.source, build.folder)
+    original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
     _refuse(build, rules.check(recipe, options, original.checkpoint))
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
@@ -449,8 +449,8 @@ def _package_step(
 
 
 def _neutral(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without this machine's folders: where a thing lies says nothing about what it is."""
-    made = recipe.model_dump(mode="json", exclude_none=True)
+    """The recipe without what changes no result: this machine's folders, tags, what a batch tolerates."""
+    made = recipe.model_dump(mode="json", exclude_none=True, exclude={"tags": True, "evaluate": {"tolerance"}})
     learned = made.get("calibrate", {}).get("text", {})
     for inner, key in ((made["source"], "path"), (made["evaluate"]["text"], "file"), (learned, "file")):
         if key in inner:

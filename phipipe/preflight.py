@@ -15,7 +15,7 @@ from phipipe import backends, downloads, hardware
 from phipipe import plan as planner
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
-from phipipe.executor import Bench
+from phipipe.executor import Bench, Result
 from phipipe.plan import Plan
 from phipipe.schedule import graph
 from phipipe.settings import Settings
@@ -64,6 +64,37 @@ def refusal(plans: Sequence[Plan], store: Store, settings: Settings, out: Path |
     return _too_little_memory(list(waiting.values()), here) or _too_little_disk(
         [step for _, step in waiting.values()], here, store.root, out
     )
+
+
+def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[int, StepKilled]:
+    """By its place in ``plans``, why one cannot be built here: a step that is not cached takes too much memory."""
+    here, bench = machine(store, settings, None), Bench(store, settings, lambda line: None)
+    found = {}
+    for i, plan in enumerate(plans):
+        if plan.memory_bytes <= here.memory_bytes:
+            continue
+        waiting = [(plan, item.step) for item in bench.foresee(plan) if not item.cached]
+        if refusal := _too_little_memory(waiting, here):
+            found[i] = refusal
+    return found
+
+
+def too_little_disk(plans: Sequence[Plan], store: Store, settings: Settings, out: Path) -> StoreError | None:
+    """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not asked."""
+    here = machine(store, settings, out)
+    nodes, _ = graph(plans)
+    if not _too_little_disk([node.step for node in nodes.values()], here, store.root, out):
+        return None
+    bench = Bench(store, settings, lambda line: None)
+    cached: dict[str, Result] = {}
+    for identity, node in nodes.items():
+        if all(needed in cached for needed in (*node.needs.values(), *node.before.values())):
+            inputs = {name: cached[needed] for name, needed in node.needs.items()}
+            before = {name: cached[earlier] for name, earlier in node.before.items()}
+            if result := bench.peek(node.step, inputs, before):
+                cached[identity] = result
+    waiting = [node.step for identity, node in nodes.items() if identity not in cached]
+    return _too_little_disk(waiting, here, store.root, out)
 
 
 def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> StepKilled | None:

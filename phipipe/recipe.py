@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -174,6 +174,11 @@ class Evaluate(Model):
         "llama.cpp's perplexity tool skips.",
     )
     gates: dict[Metric, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
+    tolerance: dict[Metric, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Metric → how much worse than the last batch's accepted package it may be, in the metric's unit; "
+        "`phipipe batch` keeps that package as `latest` otherwise.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Evaluate:
@@ -224,7 +229,7 @@ class Recipe(Model):
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
     package: Package = Field(Package(), description="What ships.")
-    tags: list[str] = Field([], description="Words of yours, to select recipes by.")
+    tags: list[str] = Field([], description="Words of yours, to select recipes by; they change no result.")
 
     @model_validator(mode="before")
     @classmethod

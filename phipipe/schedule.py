@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import psutil
 
 from phipipe import keys
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, StepFailed
+from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.executor import Bench, Listener, Outcome, Result, Waiting, threads_per_worker
 from phipipe.plan import Plan
 from phipipe.settings import Settings
@@ -28,6 +29,7 @@ from phipipe.store import Damaged, Store
 
 REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
 MEMORY_SHARE = 0.8  # of what is free when the run starts: estimates are estimates
+EXPORTS = 4  # packages that are copied out side by side; more would only wait for the disk
 STOP_S = 10.0  # how long running steps may take to end after Ctrl-C
 
 
@@ -110,30 +112,65 @@ def attempt(
     listener: Listener,
     out: Path | None = None,
     jobs: int | None = None,
+    *,
+    place: Callable[[Path, str, str], Path] = lambda out, name, digest: out / name,
+    fail_fast: bool = False,
 ) -> list[Outcome]:
     """Run ``plans`` and put their packages into ``out``. A build's failure ends in its outcome.
+
+    Args:
+        place: ``out``, a build's name and the digest of its package → the package's folder.
+        fail_fast: after the first failure nothing more is started; what was not finished is ``Skipped``.
 
     Raises:
         Interrupted: somebody asked us to stop (KeyboardInterrupt passes, too); all that had started is ended.
     """
     with store.session():
-        return _Run(plans, store, settings, listener, out, jobs or default_jobs()).outcomes()
+        run = _Run(plans, store, settings, listener, jobs or default_jobs(), fail_fast)
+        run.target = None if out is None else lambda name, digest: place(out, name, digest)
+        return run.outcomes()
 
 
 class _Run:
+    """Work per event grows with what the event touches, never with the number of plans.
+
+    ``_fresh`` are steps whose inputs have just come, still to be looked up; ``_queue`` those that wait to be
+    made; ``_todo`` all that are still needed and have no result.
+    """
+
     def __init__(
-        self, plans: Sequence[Plan], store: Store, settings: Settings, listener: Listener, out: Path | None, jobs: int
+        self,
+        plans: Sequence[Plan],
+        store: Store,
+        settings: Settings,
+        listener: Listener,
+        jobs: int,
+        fail_fast: bool = False,
     ) -> None:
-        self._plans, self._store, self._listener, self._out, self._jobs = plans, store, listener, out, jobs
+        self._plans, self._store, self._listener, self._jobs, self._fail_fast = plans, store, listener, jobs, fail_fast
+        self.target: Callable[[str, str], Path] | None = None  # build's name, package's digest → its folder
         self._nodes, self._names = graph(plans)
         share = threads_per_worker(jobs if len(plans) > 1 else 1)  # the steps of one build are nearly a chain
         self._bench = Bench(store, settings, listener.note, share)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outcomes = [Outcome(plan=plan) for plan in plans]
-        self._exporting: dict[int, int] = {}  # build → how often its package was found damaged
+        self._exports: deque[Callable[[], Callable[[], None]]] = deque()
+        self._exporting: set[int] = set()  # builds whose packages are on their way out, or wait for it
+        self._damaged: Counter[int] = Counter()  # build → how often its package was found damaged
+        self._copying = 0
         self._threads: list[threading.Thread] = []
         self._memory_bytes = MEMORY_SHARE * psutil.virtual_memory().available
         self._start = time.perf_counter()
+        self._followers: defaultdict[str, list[Node]] = defaultdict(list)
+        for node in self._nodes.values():
+            for identity in {*node.needs.values(), *node.after}:
+                self._followers[identity].append(node)
+        self._left = [len(set(names.values())) for names in self._names]  # steps without a result, per build
+        self._todo: dict[str, Node] = dict(self._nodes)
+        self._tools = Counter(tool for node in self._nodes.values() if (tool := _shared_tool(node)))
+        self._fresh = deque(node for node in self._nodes.values() if self._has_inputs(node))
+        self._queue: dict[str, Node] = {}
+        self._running: dict[str, Node] = {}
 
     def outcomes(self) -> list[Outcome]:
         try:
@@ -146,50 +183,64 @@ class _Run:
             self._stop()
             raise
         self._bench.dismiss(keep=set())
+        for names, outcome in zip(self._names, self._outcomes, strict=True):
+            done = {step.name: self._nodes[names[step.name]].result for step in outcome.plan.steps}
+            steps = {step.name: step for step in outcome.plan.steps}
+            outcome.results = {name: replace(r, step=steps[name]) for name, r in done.items() if r is not None}
         return self._outcomes
 
     def _advance(self) -> bool:
         """Start whatever can be; say whether there is anything left to wait for."""
-        looked = True
-        while looked:  # cached ones open others
-            looked = any([self._look(node) for node in self._ready() if node.waiting is None])  # noqa: C419 (every one)
-        for node in self._ready():
-            if node.waiting is not None and self._fits(node):
-                self._launch(node)
-        self._finish_builds()
-        unfinished = [n for n in self._nodes.values() if n.result is None and self._alive(n)]
-        self._bench.dismiss(keep={str(n.step.toolchain) for n in unfinished if n.running or not n.step.measurement})
+        while self._fresh:  # cached ones open others
+            node = self._fresh.popleft()
+            if node.result is None and not node.running and node.waiting is None and self._is_due(node):
+                self._look(node)
+        for measuring in (False, True):
+            self._launch_some(measuring)
+        while self._exports and self._copying < EXPORTS:
+            self._copying += 1
+            self._in_thread(self._exports.popleft())
+        self._bench.dismiss(keep={*self._tools, *(str(node.step.toolchain) for node in self._running.values())})
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        return bool(unfinished) or any(n.running for n in self._nodes.values()) or self._is_exporting()
+        return bool(self._todo or self._running or self._exporting)
 
     def _alive(self, node: Node) -> bool:
         return any(self._outcomes[build].error is None for build in node.builds)
 
-    def _ready(self) -> list[Node]:
-        """Nodes whose turn it is, measurements last."""
-        found = [
-            node
-            for node in self._nodes.values()
-            if node.result is None
-            and not node.running
-            and self._alive(node)
-            and all(self._nodes[i].result for i in (*node.needs.values(), *node.after))
-        ]
-        return sorted(found, key=lambda node: node.step.measurement)
+    def _has_inputs(self, node: Node) -> bool:
+        return all(self._nodes[identity].result for identity in (*node.needs.values(), *node.after))
 
-    def _look(self, node: Node) -> bool:
-        """Find ``node``'s stored result, or what it takes to make it. Says whether a result is there now."""
+    def _is_due(self, node: Node) -> bool:
+        return node.identity in self._todo and self._has_inputs(node)
+
+    def _launch_some(self, measuring: bool) -> None:
+        """Launch what waits, fits and is a measurement or not."""
+        for node in [n for n in self._queue.values() if n.step.measurement == measuring] if self._has_room() else ():
+            if not self._is_due(node):  # an input was found damaged, or nobody wants it any more
+                node.waiting = None
+                del self._queue[node.identity]
+            elif self._fits(node):
+                del self._queue[node.identity]
+                self._launch(node)
+            if not self._has_room():
+                return
+
+    def _has_room(self) -> bool:
+        return len(self._running) < self._jobs and not any(n.step.measurement for n in self._running.values())
+
+    def _look(self, node: Node) -> None:
+        """Find ``node``'s stored result, or what it takes to make it."""
         before = {name: self._result(identity) for name, identity in node.before.items()}
         try:
             found = self._bench.look(node.step, self._inputs(node), before)
         except PhipipeError as error:
             self._failed(node, error)
-            return False
+            return
         if isinstance(found, Waiting):
             node.waiting = found
-            return False
-        self._finished(node, found)
-        return True
+            self._queue[node.identity] = node
+        else:
+            self._finished(node, found)
 
     def _result(self, identity: str) -> Result:
         result = self._nodes[identity].result
@@ -200,17 +251,18 @@ class _Run:
         return {name: self._result(identity) for name, identity in node.needs.items()}
 
     def _fits(self, node: Node) -> bool:
-        running = [n for n in self._nodes.values() if n.running]
-        if not running:
+        if not self._running:
             return True
-        if node.step.measurement or any(n.step.measurement for n in running) or len(running) >= self._jobs:
+        if node.step.measurement:
             return False
-        return sum(n.step.memory_bytes for n in running) + node.step.memory_bytes <= self._memory_bytes
+        needed = sum(n.step.memory_bytes for n in self._running.values()) + node.step.memory_bytes
+        return needed <= self._memory_bytes
 
     def _launch(self, node: Node) -> None:
         waiting, inputs = node.waiting, self._inputs(node)
         assert waiting is not None
         node.running = True
+        self._running[node.identity] = node
         self._listener.started(node.label, waiting.why)
 
         def progress(*report: Any) -> None:
@@ -246,72 +298,111 @@ class _Run:
         self._threads.append(threading.Thread(target=body, daemon=True))
         self._threads[-1].start()
 
+    def _ended(self, node: Node) -> None:
+        node.running, node.waiting = False, None
+        self._running.pop(node.identity, None)
+
     def _finished(self, node: Node, result: Result) -> None:
-        node.result, node.running, node.waiting = result, False, None
+        self._ended(node)
+        node.result = result
+        self._settle(node)
         self._listener.finished(node.label, result)
+        self._fresh.extend(follower for follower in self._followers[node.identity] if self._has_inputs(follower))
+        for build in node.builds:
+            self._left[build] -= 1
+            if not self._left[build]:
+                self._complete(build)
+
+    def _settle(self, node: Node) -> None:
+        """``node`` is no longer to do: it is done, or nobody needs it."""
+        if self._todo.pop(node.identity, None) and (tool := _shared_tool(node)):
+            self._tools[tool] -= 1
+            self._tools += Counter()  # drops what has come to zero
 
     def _failed(self, node: Node, error: PhipipeError) -> None:
-        node.running = False
+        self._ended(node)
         for build in node.builds:
-            outcome = self._outcomes[build]
-            if outcome.error is None:
-                outcome.error, outcome.seconds = error, time.perf_counter() - self._start
+            self._fail(build, error)
+
+    def _fail(self, build: int, error: PhipipeError) -> None:
+        outcome = self._outcomes[build]
+        if outcome.error is not None:
+            return
+        outcome.error, outcome.seconds = error, time.perf_counter() - self._start
+        for node in map(self._nodes.__getitem__, self._names[build].values()):
+            if not self._alive(node):
+                self._settle(node)
+        if self._fail_fast and not isinstance(error, Skipped):
+            for other, unfinished in enumerate(self._left):
+                if unfinished:
+                    self._fail(other, Skipped(f"not built: `{outcome.plan.build.name}` failed before"))
 
     def _forget(self, node: Node, damage: Damaged) -> None:
         """``damage`` was put aside: whoever made it makes it again, then ``node`` has another turn."""
+        self._ended(node)
         self._put_back(damage)
-        node.running, node.waiting, node.damaged = False, None, node.damaged + 1
+        node.damaged += 1
         if node.damaged >= REBUILDS:
             hint = "check the disk; then phipipe cache verify"
             self._failed(node, StepFailed(f"step `{node.step.name}`: its inputs keep getting damaged", hint=hint))
+        self._fresh.append(node)
 
     def _put_back(self, damage: Damaged) -> None:
         self._listener.note(f"damaged in the cache, building again: {damage.message}")
         for node in self._nodes.values():
             if node.result and node.result.stored.digest == damage.digest:
                 node.result = None
+                for build in node.builds:
+                    self._left[build] += 1
+                if self._alive(node):
+                    self._todo[node.identity] = node
+                    if tool := _shared_tool(node):
+                        self._tools[tool] += 1
+                self._fresh.append(node)
 
-    def _finish_builds(self) -> None:
-        """Export what is complete; note results and times."""
-        for i, (plan, outcome) in enumerate(zip(self._plans, self._outcomes, strict=True)):
-            done = {name: r for name, identity in self._names[i].items() if (r := self._nodes[identity].result)}
-            outcome.results = {s.name: replace(done[s.name], step=s) for s in plan.steps if s.name in done}
-            if outcome.error is not None or outcome.seconds or len(done) < len(plan.steps):
-                continue
-            if self._out is None:
-                outcome.seconds = time.perf_counter() - self._start
-            elif self._exporting.get(i, 0) >= 0:
-                self._export(i, done["package"], self._out / plan.build.name)
-
-    def _is_exporting(self) -> bool:
-        return any(times < 0 for times in self._exporting.values())
+    def _complete(self, i: int) -> None:
+        """All steps of build ``i`` have results: export its package."""
+        plan, outcome = self._plans[i], self._outcomes[i]
+        if outcome.error is not None or outcome.seconds or i in self._exporting:
+            return
+        if self.target is None:
+            outcome.seconds = time.perf_counter() - self._start
+            return
+        package = self._result(self._names[i]["package"])
+        self._export(i, package, self.target(plan.build.name, package.stored.digest))
 
     def _export(self, i: int, package: Result, target: Path) -> None:
-        outcome, times = self._outcomes[i], self._exporting.get(i, 0)
-        self._exporting[i] = -1  # on its way
+        self._exporting.add(i)
 
         def work() -> Callable[[], None]:
             try:
                 self._store.materialise(package.stored, target)
             except Damaged as damage:
                 error = damage
-                return lambda: self._export_again(i, times + 1, error)
+                return lambda: self._export_again(i, error)
             except PhipipeError as failure:
-                return lambda reason=failure: done(reason)  # type: ignore[misc]
-            return lambda: done(None)
+                reason = failure
+                return lambda: self._exported(i, target, reason)
+            return lambda: self._exported(i, target, None)
 
-        def done(error: PhipipeError | None) -> None:
-            self._exporting[i] = 0
-            outcome.seconds = time.perf_counter() - self._start
-            outcome.package, outcome.error = (None, error) if error else (target, None)
+        self._exports.append(work)
 
-        self._in_thread(work)
+    def _exported(self, i: int, target: Path, error: PhipipeError | None) -> None:
+        self._copying -= 1
+        self._exporting.discard(i)
+        outcome = self._outcomes[i]
+        if error is not None:
+            self._fail(i, error)
+        elif outcome.error is None:
+            outcome.seconds, outcome.package = time.perf_counter() - self._start, target
 
-    def _export_again(self, i: int, times: int, damage: Damaged) -> None:
-        self._exporting[i] = times
+    def _export_again(self, i: int, damage: Damaged) -> None:
+        self._copying -= 1
+        self._exporting.discard(i)
+        self._damaged[i] += 1
+        if self._damaged[i] >= REBUILDS:
+            self._fail(i, StepFailed("the package keeps getting damaged", hint="check the disk"))
         self._put_back(damage)
-        if times >= REBUILDS:
-            self._outcomes[i].error = StepFailed("the package keeps getting damaged", hint="check the disk")
 
     def _stop(self) -> None:
         """End everything that runs; a second Ctrl-C ends it by force."""
@@ -327,3 +418,8 @@ class _Run:
                 return
             except KeyboardInterrupt:
                 force = True
+
+
+def _shared_tool(node: Node) -> str | None:
+    """The toolchain whose idle workers ``node`` can use; a measurement starts one of its own."""
+    return None if node.step.measurement else node.step.toolchain

@@ -60,6 +60,14 @@ class Live:
         self._progress, self._width = progress, width
         self._tasks: dict[str, TaskID] = {}
 
+    def introduce(self, plans: Sequence[Plan]) -> None:
+        """Say what is being built."""
+        for plan in plans:
+            self._progress.console.print(heading(plan), style="bold", markup=False)
+            for warning in plan.warnings:
+                text = f"  warning: {warning.message} [{warning.rule}]"
+                self._progress.console.print(text, style="yellow", markup=False)
+
     def started(self, label: str, why: str) -> None:
         self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {why}", total=None)
 
@@ -82,6 +90,28 @@ class Live:
         self._progress.console.print(Text(f"  {line}", "yellow"))
 
 
+class Terse(Lines):
+    """Plain lines for many builds: nothing is said of what was cached."""
+
+    def finished(self, label: str, result: Result) -> None:
+        if not result.cached:
+            super().finished(label, result)
+
+
+@contextmanager
+def many(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
+    """The listener for a batch of builds, after warnings alone."""
+    width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
+    for plan in plans:
+        for warning in plan.warnings:
+            print(f"  {plan.build.name}: warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+    if not stream.isatty():
+        yield Terse(width, stream)
+        return
+    with _live(width, stream) as live:
+        yield live
+
+
 @contextmanager
 def listener(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
     """The listener that suits ``stream``, after lines that say what is being built."""
@@ -93,14 +123,17 @@ def listener(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
                 print(f"  warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
         yield Lines(width, stream)
         return
+    with _live(width, stream) as live:
+        live.introduce(plans)
+        yield live
+
+
+@contextmanager
+def _live(width: int, stream: TextIO) -> Iterator[Live]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=stream, highlight=False)
-    for plan in plans:
-        console.print(heading(plan), style="bold", markup=False)
-        for warning in plan.warnings:
-            console.print(f"  warning: {warning.message} [{warning.rule}]", style="yellow", markup=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Live(width, progress)

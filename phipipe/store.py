@@ -116,9 +116,12 @@ class Store:
         except StoreError:
             raise Damaged(f"the record {key[:12]} is damaged", "") from None
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """All intact records."""
-        for path in sorted((self.root / "actions").glob("*.json")):
+    def records(self, newest: int | None = None) -> Iterator[dict[str, Any]]:
+        """All intact records by key; or so many, the ``newest`` first."""
+        paths = sorted((self.root / "actions").glob("*.json"))
+        if newest is not None:
+            paths = sorted(paths, key=collect.modified_ns, reverse=True)[:newest]
+        for path in paths:
             with contextlib.suppress(_Missing, Damaged):
                 yield self.record(path.stem)
 

@@ -24,7 +24,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 # A module may import from its own layer or from one below it.
 LAYERS = (
     {"errors", "hardware", "progress", "sockets"},
-    {"document", "keys", "settings", "transfer"},
+    {"document", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
@@ -89,7 +89,9 @@ LAYERS = (
     {"executor"},
     {"schedule"},
     {"preflight"},
-    {"show", "again", "catalogue", "comparison", "support"},
+    {"show", "again", "catalogue", "comparison", "support", "selection"},
+    {"batch"},
+    {"batch_report"},
     {"console"},
     {"upkeep"},
     {"cli"},

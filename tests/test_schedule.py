@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from phipipe import executor, schedule
 from phipipe.backends.base import Outside, Step
-from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled
+from phipipe.errors import Interrupted, PhipipeError, Skipped, StepFailed, StepKilled
 from phipipe.executor import Result
 from phipipe.plan import Plan
 from phipipe.schedule import attempt, graph
@@ -256,6 +256,34 @@ def test_any_graph_runs_every_step_once_after_its_inputs(tmp_path_factory: pytes
     assert sorted(names()) == sorted(s.name for s in made)
     place = {name: i for i, name in enumerate(names())}
     assert all(place[needed] < place[s.name] for s in made for needed in s.needs)
+
+
+def test_bookkeeping_grows_with_the_steps_not_with_their_square(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    has_inputs = schedule._Run._has_inputs
+
+    def counted(self: schedule._Run, node: schedule.Node) -> bool:
+        nonlocal asked
+        asked += 1
+        return has_inputs(self, node)
+
+    monkeypatch.setattr(schedule._Run, "_has_inputs", counted)
+    took = []
+    for builds in (10, 40):
+        asked = 0
+        shared = step("source")
+        done = run(store, *(plan(f"b{i}", shared, step("x", "source", n=i), step("y", "x")) for i in range(builds)))
+        assert all(outcome.error is None for outcome in done)
+        took.append(asked)
+    assert took[1] < 6 * took[0]
+
+
+def test_after_a_failure_nothing_more_is_started_if_that_is_wished(store: Store) -> None:
+    plans = [plan("bad", step("x", fail=True)), *(plan(f"b{i}", step(f"s{i}", seconds=0.05)) for i in range(5))]
+    done = attempt(plans, store, Settings.read(), Silent(), None, 1, fail_fast=True)
+    assert isinstance(done[0].error, StepFailed)
+    assert all(isinstance(outcome.error, Skipped) for outcome in done[1:])
+    assert not names()
 
 
 def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
