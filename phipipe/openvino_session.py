@@ -7,7 +7,7 @@ import math
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MODEL = "openvino_model.xml"
+# Of a model that sees; the names are openvino-genai's.
+LANGUAGE, EMBEDDING = "openvino_language_model.xml", "openvino_text_embeddings_model.xml"
+EYES, PROJECTION = "openvino_vision_embeddings_model.xml", "openvino_vision_projection_model.xml"
+EMBEDS = "inputs_embeds"
 # Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored weights cost.
 FAITHFUL = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -181,6 +185,8 @@ class Session:
         TargetError: OpenVINO sees no GPU.
     """
 
+    GRAPH = MODEL
+
     def __init__(self, folder: Path, api: str = "cpu") -> None:
         quiet()
         import openvino
@@ -192,18 +198,24 @@ class Session:
         gpu = api == "intel-gpu"
         if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):
             raise absent("Intel GPU", "OpenVINO")
-        settings = ("GPU", {}) if gpu else ("CPU", FAITHFUL)
-        self._request = self._core.compile_model(str(folder / MODEL), *settings).create_infer_request()
+        self._where = ("GPU", {}) if gpu else ("CPU", FAITHFUL)
+        self._request = self._compiled(folder / self.GRAPH)
+
+    def _compiled(self, path: Path) -> Any:
+        return self._core.compile_model(str(path), *self._where).create_infer_request()
+
+    def _feeds(self, tokens: Sequence[int], before: int) -> dict[str, Any]:
+        return feeds(tokens, before)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         self._request.reset_state()
-        return self._run(feeds(tokens))
+        return self._run(self._feeds(tokens, 0))
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         self._request.reset_state()
         pending, done = list(prompt), 0
         for _ in range(limit):
-            token = int(self._run(feeds(pending, done))[-1].argmax())
+            token = int(self._run(self._feeds(pending, done))[-1].argmax())
             yield token
             if token in self._ends:
                 return
@@ -254,42 +266,53 @@ class Pipeline:
         raise StepFailed("openvino-genai's pipeline yields tokens, and no logits")
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        """Tokens as they come: the pipeline runs in a thread of its own and hands each one over."""
+        """Tokens as they come."""
         import numpy as np
         import openvino
-        import openvino_genai
 
-        ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
-
-        class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-            def write(self, token: int | list[int]) -> Any:
-                for one in token if isinstance(token, list) else [token]:
-                    ready.put(int(one))
-                return openvino_genai.StreamingStatus.RUNNING
-
-            def end(self) -> None:
-                pass
-
-        config = self._pipeline.get_generation_config()
-        config.do_sample, config.num_beams, config.max_new_tokens = False, 1, limit
-
-        def run() -> None:
-            try:
-                self._pipeline.generate(openvino.Tensor(np.asarray(prompt, np.int64)[None]), config, Streamer())
-                ready.put(None)
-            except BaseException as error:  # noqa: BLE001 (raised again where the tokens are wanted)
-                ready.put(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        while (token := ready.get()) is not None:
-            if isinstance(token, BaseException):
-                raise token
-            yield token
-        thread.join()
+        ids = openvino.Tensor(np.asarray(prompt, np.int64)[None])
+        config = greedy(self._pipeline.get_generation_config(), limit)
+        yield from streamed(lambda streamer: self._pipeline.generate(ids, config, streamer))
 
     def close(self) -> None:
         self._pipeline = None
+
+
+def greedy(config: Any, limit: int) -> Any:
+    """A pipeline's generation ``config``, set to at most ``limit`` of the likeliest tokens."""
+    config.do_sample, config.num_beams, config.max_new_tokens = False, 1, limit
+    return config
+
+
+def streamed(call: Callable[[Any], object]) -> Iterator[int]:
+    """The tokens of ``call``, a pipeline's, which is given a streamer: it runs in a thread and hands each one over."""
+    import openvino_genai
+
+    ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+
+    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+        def write(self, token: int | list[int]) -> Any:
+            for one in token if isinstance(token, list) else [token]:
+                ready.put(int(one))
+            return openvino_genai.StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    def run() -> None:
+        try:
+            call(Streamer())
+            ready.put(None)
+        except BaseException as error:  # noqa: BLE001 (raised again where the tokens are wanted)
+            ready.put(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while (token := ready.get()) is not None:
+        if isinstance(token, BaseException):
+            raise token
+        yield token
+    thread.join()
 
 
 def furthest(folder: Path, prompt: Sequence[int], answer: Sequence[int]) -> float:

@@ -88,10 +88,12 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
     options = _options(build, target, unit)
     original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
-    _refuse(build, rules.check(recipe, options, original.checkpoint))
+    general = rules.check(recipe, options, original.checkpoint)
+    _refuse(build, general)
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
     advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
+    advice += [found for found in general if found not in advice]
     _refuse(build, advice)
     _check_eyes(build, seeing, unit)
     fixups = rules.fixups(recipe, checkpoint)

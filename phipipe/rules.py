@@ -184,8 +184,15 @@ MODELS: tuple[Rule, ...] = (
             (bool(c.parts) or c.architecture in MULTIMODAL) and r.backend not in MULTIMODAL.get(c.architecture, ())
         ),
         message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds have no place for them",
-        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime`; for others take their text model "
+        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; for others take their text model "
         "(Phi-4-mini, Phi-4-reasoning)",
+    ),
+    Rule(
+        id="M18",
+        level="warning",
+        when=lambda r, o, c: r.backend in vision.SQUARE and r.backend in vision.BACKENDS.get(c.architecture, ()),
+        message="openvino-genai 2026.4 lays out pictures that are not square as if they were turned: pad them to "
+        "squares before, as the program on the package's card does",
     ),
     Rule(
         id="M17",

@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from phipipe.recipe import Recipe
 
 # Architecture → backend → the step (``module:function``) that puts the eyes beside the backend's own artifact.
-BACKENDS: Mapping[str, Mapping[str, str]] = {"Phi3VForCausalLM": {"onnxruntime": "phipipe.onnx_vision:vision"}}
+BACKENDS: Mapping[str, Mapping[str, str]] = {
+    "Phi3VForCausalLM": {"onnxruntime": "phipipe.onnx_vision:vision", "openvino": "phipipe.openvino_vision:eyes"},
+}
 APIS = frozenset({"cpu"})  # units that they are built for
-CROPS: Mapping[str, int] = {"onnxruntime": 16}  # the most that a runtime cuts a picture into
+CROPS: Mapping[str, int] = {"onnxruntime": 16, "openvino": 16}  # the most that a runtime cuts a picture into
+# Runtimes that see square pictures alone as they are: openvino-genai 2026.4 takes the crops of others for as many high
+# as they are wide (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
+SQUARE = frozenset({"openvino"})
 EYES_BITS: Mapping[str, int | None] = {
     "int4": 8,
     "int8": 8,
@@ -77,14 +82,15 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
     crops = CROPS[recipe.backend]
     parameters = original.parameters - language(original).parameters
     room = 4 * (parameters + 2**27 * crops // 16)  # and what passes through the eyes
+    square = {"square": True} if recipe.backend in SQUARE else {}
     return [
-        Step(name="pictures", runs="phipipe.vision:draw", version=1),
+        Step(name="pictures", runs="phipipe.vision:draw", version=1, params=square),
         Step(
             name="vision-baseline",
             runs="phipipe.vision_scoring:baseline",
             version=1,
             needs={"original": "original", "source": "source"},
-            params={"crops": crops},
+            params={"crops": crops, **square},
             toolchain="torch",
             memory_bytes=room + layerwise.memory_bytes(language(original), len(PICTURES) * 3000, 3000),
         ),
@@ -162,6 +168,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 # One wider than high and one higher than wide: every step of their preparation (turning, resizing, padding) is taken.
 PICTURES = (Picture(name="wide", width=420, height=260), Picture(name="tall", width=200, height=320))
+SQUARES = (Picture(name="large", width=420, height=420), Picture(name="small", width=200, height=200))
 # Scored is what a model makes of the words after a picture; they name what is on it.
 QUESTION = (
     "On a ground that goes from dark green to pink there are a red disc on the left, a blue box on the right, and "
@@ -170,7 +177,12 @@ QUESTION = (
 MARK = "<|image_1|>"  # where the picture stands in the text
 
 
+def pictures(params: Params) -> tuple[Picture, ...]:
+    """The pictures that a step with these ``params`` is about."""
+    return SQUARES if params.get("square") else PICTURES
+
+
 def draw(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step (light): ``PICTURES`` as PNG files."""
-    for picture in PICTURES:
+    """Step (light): ``PICTURES``, or with ``params["square"]`` ``SQUARES``, as PNG files."""
+    for picture in pictures(params):
         (out / f"{picture.name}.png").write_bytes(picture.png())

@@ -40,7 +40,8 @@ class Seeing(Protocol):
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what the original makes of the pictures.
 
-    ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per picture. Writes
+    ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per picture; square
+    (false), as ``vision.pictures`` has it. Writes
     ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and ``vision.json``.
     """
     import numpy as np
@@ -53,17 +54,18 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     prompt = _prompt(tokenizer)
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in prompt.split(vision.MARK))
     tower, seen = vision_tower.load(inputs["original"]), []
+    pictures = vision.pictures(params)
     with torch.inference_mode():
-        for picture in vision.PICTURES:
+        for picture in pictures:
             pixels, size = vision_tower.prepare(picture, int(params["crops"]))
             seen.append(tower(pixels[None], torch.tensor([size])))
-            progress.report(len(seen), len(vision.PICTURES), "pictures")
+            progress.report(len(seen), len(pictures), "pictures")
     del tower
     model = Layerwise(inputs["source"])
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = model.generate(prompts, ANSWER_TOKENS)
     told: list[dict[str, Any]] = []
-    for picture, logits, vectors, answer in zip(vision.PICTURES, model.logits(prompts), seen, answers, strict=True):
+    for picture, logits, vectors, answer in zip(pictures, model.logits(prompts), seen, answers, strict=True):
         np.save(out / f"{picture.name}.npy", log_softmax(np.array(logits[-len(after) - 1 :])))
         text = tokenizer.decode(answer, skip_special_tokens=True)
         told.append({"name": picture.name, "vectors": len(vectors), "answer": answer, "text": text})

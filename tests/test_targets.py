@@ -154,6 +154,7 @@ def test_what_plan_says_of_the_size_is_what_is_built(shell: Shell, entries: dict
 def test_every_recipe_builds_the_embedded_model(shell: Shell, entries: dict[str, dict[str, Any]], name: str) -> None:
     path = ROOT / "recipes" / f"{name}.yaml"
     words = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096", "--set", "measure.new_tokens=8")
+    words += ("--set", "evaluate.gates={}") if "vision" in name else ()  # the embedded model does not see
     (build,) = shell.run(*EMBEDDED, *words, "--set", "measure.repetitions=1", recipe=path)
     folder = shell.folder / "packages" / path.stem
     manifest = package.read_manifest(folder)

@@ -16,7 +16,7 @@ import family_checkpoints as text
 from phipipe import family
 from phipipe.assets import tokenizer
 
-WIDTH, INNER, LAYERS, SIDE = 128, 256, 3, 24
+WIDTH, INNER, LAYERS, SIDE = 1024, 256, 3, 24  # openvino-genai has the original width alone
 PREFIX = "model.vision_embed_tokens."
 CLIP = f"{PREFIX}img_processor.vision_model."
 

@@ -444,7 +444,7 @@ def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
     """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost; or on GPU or NPU."""
-    from phipipe import openvino_session
+    from phipipe import openvino_eyes, openvino_session
 
     if api == "intel-npu":
         import openvino
@@ -456,7 +456,8 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
         chosen = json.loads((artifact / "manifest.json").read_text("utf-8"))["recipe"]["quantize"]
         lengths = {"MAX_PROMPT_LEN": chosen["prompt_length"], "MIN_RESPONSE_LEN": chosen["response_length"]}
         return openvino_session.Pipeline(artifact, "NPU", lengths)
-    return openvino_session.Session(artifact, api)
+    sees = (artifact / openvino_session.LANGUAGE).is_file()
+    return openvino_eyes.Session(artifact, api) if sees else openvino_session.Session(artifact, api)
 
 
 def tokenizer(artifact: Path) -> Tokenizer:
