@@ -81,10 +81,9 @@ def test_recipes_of_the_hub_fit_their_models_and_devices(name: str, monkeypatch:
     (build,) = recipe.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
     original = hub.Original(models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1))
-    monkeypatch.setattr(hub, "original", lambda *_: original)
     monkeypatch.setattr(remote, "text_step", lambda told, name: Step(name=name, runs=told.file, version=1))
     monkeypatch.setattr(hub, "same_text", lambda *_: False)
-    made = planner.prepare(build)
+    made = planner.prepare(build, lambda *_: original)
     texts = {step.name: step.runs for step in made.steps if step.name in ("text", "calibration-text")}
     assert texts["text"] == "wikitext-2-raw-v1/test-00000-of-00001.parquet"
     assert texts.get("calibration-text", "train").rpartition("/")[2].startswith("train")
