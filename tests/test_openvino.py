@@ -227,6 +227,19 @@ def test_planned_memory_is_what_was_measured_at_full_size() -> None:
     assert made[1].output_bytes == pytest.approx(2_068_554_739, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "vocabulary", "hidden", "measured"),
+    [(3_821_079_552, 32_064, 3072, 1.80e9), (14_659_507_200, 100_352, 5120, 6.93e9)],
+    ids=["Phi-3.5-mini", "Phi-4"],
+)
+def test_planned_memory_of_large_models_is_what_was_measured(
+    parameters: int, vocabulary: int, hidden: int, measured: float
+) -> None:
+    sizes = {"parameters": parameters, "weight_bytes": 2 * parameters, "vocab_size": vocabulary, "hidden_size": hidden}
+    (step,) = openvino.steps(recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {})
+    assert step.memory_bytes == pytest.approx(measured, rel=0.05)
+
+
 def test_weights_that_stay_in_files_take_no_memory() -> None:
     assert planned("fp16")[0].memory_bytes == openvino.CONVERSION_BYTES
     stored = checkpoint(weight_bytes=1_200_000_000)

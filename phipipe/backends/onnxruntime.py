@@ -67,8 +67,9 @@ PROVIDERS: Mapping[str, str] = {
 }
 INT8_ACTIVATIONS = frozenset({"cpu", "webgpu"})  # the builder's default there is accuracy level 4
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
-# Memory at the peak, measured with 3.8 G parameters: torch, transformers and the builder's graph; rounding's slices.
-_BUILDER_BYTES, _ROUNDING_BYTES = 29 * 2**24, 2**29
+# Memory at the peak, measured with 3.8 and 14.7 G parameters: torch, transformers and the builder's graph; rounding,
+# 0.54 and 0.75 GB, which grows by half a byte per value of the largest matrix.
+_BUILDER_BYTES, _ROUNDING_BYTES = 29 * 2**24, 490_000_000
 _LOADED = 1.2  # × the file: onnxruntime packs the integers anew; measured at 4 bits
 _GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
 LM_HEAD = "/lm_head/MatMul"
@@ -186,7 +187,7 @@ def steps(
         params={"bits": bits, **options.model_dump(mode="json", exclude={"rotate"}), "accuracy_level": level},
         toolchain=TOOLCHAIN,
         output_bytes=(size := _quantized_bytes(bits, options, checkpoint, 4 if wide else 2)),
-        memory_bytes=_ROUNDING_BYTES,
+        memory_bytes=_ROUNDING_BYTES + checkpoint.vocab_size * checkpoint.hidden_size // 2,
         loaded_bytes=int(_LOADED * size),
     )
     return [*before, convert_step, *rounding, quantize_step]

@@ -53,9 +53,10 @@ MODEL = "openvino_model.xml"
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 # Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape: converting
 # 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19): NNCF copies the largest matrix, embedding or head.
+# Both at once, as for large models: 1.80 GB; Phi-4's shape: 6.93 GB.
 CONVERSION_BYTES = 870_000_000
-QUANTIZATION_BYTES = 740_000_000
-WORKING_BYTES = 9  # per value of that matrix
+QUANTIZATION_BYTES, DIRECT_BYTES = 740_000_000, 580_000_000
+WORKING_BYTES, DIRECT_WORKING_BYTES = 9, 12.4  # per value of that matrix
 NPU_PROMPT = "Tell me a short story about a fox."
 NPU_TOKENS = 32
 # Between two tokens that are almost equally likely, rounding decides; 0.01 was measured, a broken pipeline is nats off.
@@ -239,9 +240,12 @@ def steps(
     four = options.model_dump(mode="json", exclude=set(PIPELINE))
     chosen = four if bits == 4 else {"symmetric": options.symmetric}
     made = _stored_bytes(options, checkpoint, bits)
-    memory = QUANTIZATION_BYTES + WORKING_BYTES * checkpoint.vocab_size * checkpoint.hidden_size
     learns = bits == 4 and options.learns
     direct = checkpoint.large and not learns
+    largest = checkpoint.vocab_size * checkpoint.hidden_size
+    memory = QUANTIZATION_BYTES + WORKING_BYTES * largest
+    if direct:
+        memory = int(DIRECT_BYTES + DIRECT_WORKING_BYTES * largest) + (size * parameters if cast else 0)
     needs = {"source": "source"} if direct else {"model": "convert"}
     if learns:
         needs["calibration"] = "calibration"
@@ -254,7 +258,7 @@ def steps(
         params={"bits": bits, **chosen, **({"config_patch": dict(config_patch)} if direct else {})},
         toolchain=TOOLCHAIN,
         output_bytes=made,
-        memory_bytes=memory + (convert_step.memory_bytes if direct else 0),
+        memory_bytes=memory,
         loaded_bytes=made + (parameters if bits == 4 and options.group_size == -1 else made // 4),  # CPUs widen -1 to 8
     )
     return [quantize_step] if direct else [convert_step, quantize_step]
