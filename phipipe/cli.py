@@ -16,6 +16,7 @@ import click
 from phipipe import __version__
 from phipipe.console import (
     AS_JSON,
+    LOG_FORMAT,
     Listing,
     cli,
     command,
@@ -47,15 +48,24 @@ ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this var
 @ONLY
 @click.option("--out", default=PACKAGES, show_default=True, type=click.Path(path_type=Path), help="Where packages go.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@LOG_FORMAT
 @AS_JSON
-def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs: int | None, as_json: bool) -> None:
+def run(
+    recipe: Path,
+    sets: Sequence[str],
+    only: Sequence[str],
+    out: Path,
+    jobs: int | None,
+    as_events: bool,
+    as_json: bool,
+) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
     from phipipe import show
 
     settings, store = store_of_user()
     plans = _plans(recipe, sets, only)
     _preflight(plans, store, settings, out)
-    outcomes = _attempt(plans, store, settings, out, jobs)
+    outcomes = _attempt("run", plans, store, settings, out, jobs, as_events)
     if as_json:
         print_json([show.outcome_json(outcome) for outcome in outcomes])
     for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
@@ -83,6 +93,7 @@ def run(recipe: Path, sets: Sequence[str], only: Sequence[str], out: Path, jobs:
 @click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build.")
 @click.option("--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default).")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@LOG_FORMAT
 @AS_JSON
 def batch(
     paths: Sequence[Path],
@@ -95,6 +106,7 @@ def batch(
     keep: int,
     keep_going: bool,
     jobs: int | None,
+    as_events: bool,
     as_json: bool,
 ) -> None:
     """Build many recipes as one, and compare with what was accepted before. Run it again to go on after anything.
@@ -105,7 +117,7 @@ def batch(
 
     from phipipe import backends as known
     from phipipe import batch as batches
-    from phipipe import batch_report, selection, show
+    from phipipe import batch_report, events, selection, show
 
     started = datetime.datetime.now(datetime.UTC)
     wanted = selection.Wanted(names=names, tags=tags, devices=devices, backends=backends, changed_since=changed_since)
@@ -115,8 +127,15 @@ def batch(
         note(f"warning: {warning}")
     plans = [item.plan for item in items if item.plan]
     note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
-    with show.many(plans, sys.stderr) as listener:
-        done = batches.run(items, store, settings, listener, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
+    named, stream = [item.name for item in items], sys.stderr if as_events else None
+    with (
+        show.many(plans, sys.stderr, silent=as_events) as inner,
+        events.recorded(store.root, "batch", named, inner, stream) as recorder,
+    ):
+        done = batches.run(items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
+        for one in done:
+            seconds, package = (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
+            recorder.ended(one.item.name, one.error, seconds, package)
     summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))
     batch_report.write(done, out, "Fidelity board", summary)
     if as_json:
@@ -193,7 +212,7 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
 
     settings, store = store_of_user()
     planned = again.plan(package, store, text=text, tokens=tokens, source=source)
-    (outcome,) = _attempt([planned], store, settings, None)
+    (outcome,) = _attempt("eval", [planned], store, settings, None)
     if outcome.error:
         raise outcome.error
     if as_json:
@@ -218,7 +237,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     settings, store = store_of_user()
     planned = again.on_device(package)
     note(f"taking this machine for {planned.device.title}: {board.host_words(host())}")
-    (outcome,) = _attempt([planned], store, settings, None)
+    (outcome,) = _attempt("measure", [planned], store, settings, None)
     if outcome.error:
         raise outcome.error
     text = board.dump([again.report(package, outcome)])
@@ -371,12 +390,25 @@ def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) ->
 
 
 def _attempt(
-    plans: list[Any], store: Store, settings: Settings, out: Path | None, jobs: int | None = None
+    command: str,
+    plans: list[Any],
+    store: Store,
+    settings: Settings,
+    out: Path | None,
+    jobs: int | None = None,
+    as_events: bool = False,
 ) -> list[Any]:
-    from phipipe import schedule, show
+    from phipipe import events, schedule, show
 
-    with show.listener(plans, sys.stderr) as listener:
-        return schedule.attempt(plans, store, settings, listener, out, jobs)
+    named, stream = [plan.build.name for plan in plans], sys.stderr if as_events else None
+    with (
+        show.listener(plans, sys.stderr, silent=as_events) as inner,
+        events.recorded(store.root, command, named, inner, stream) as recorder,
+    ):
+        outcomes = schedule.attempt(plans, store, settings, recorder, out, jobs)
+        for done in outcomes:
+            recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
+    return outcomes
 
 
 def _board_of(outcomes: list[Any], out: Path, quiet: bool) -> None:

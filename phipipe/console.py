@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 
 
+def _log_as(context: click.Context, parameter: click.Parameter, value: str) -> bool:
+    global _events
+    _events = value == "json"
+    return _events
+
+
+_events = False  # whether stderr gets JSON objects
+LOG_FORMAT = click.option(
+    "--log-format",
+    "as_events",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    callback=_log_as,
+    help="What stderr gets: lines for people, or events as JSON, one per line.",
+)
+
+
 class Group(click.Group):
     """Commands in the order a user meets them, and a suggestion for a mistyped one."""
 
@@ -79,7 +97,16 @@ def store_of_user() -> tuple[Settings, Store]:
 
 
 def note(line: str) -> None:
-    click.echo(line, err=True)
+    if _events:
+        _event("note", text=line)
+    else:
+        click.echo(line, err=True)
+
+
+def _event(kind: str, **told: object) -> None:
+    from phipipe.events import now
+
+    click.echo(json.dumps({"event": kind, "time": now(), **told}, ensure_ascii=False), err=True)
 
 
 def echo(text: str) -> None:
@@ -91,6 +118,11 @@ def print_json(value: object) -> None:
 
 
 def complain(error: PhipipeError) -> None:
+    if _events:
+        from phipipe.events import failure
+
+        _event("error", **failure(error))
+        return
     color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
     click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True, color=color)
     if error.hint:

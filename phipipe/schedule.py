@@ -321,6 +321,7 @@ class _Run:
 
     def _failed(self, node: Node, error: PhipipeError) -> None:
         self._ended(node)
+        self._listener.failed(node.label, error)
         for build in node.builds:
             self._fail(build, error)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from phipipe import report
+from phipipe.errors import PhipipeError
 from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.plan import Plan
 from phipipe.schedule import labels
@@ -25,6 +26,7 @@ class Silent:
     def started(self, label: str, why: str) -> None: ...
     def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, label: str, result: Result) -> None: ...
+    def failed(self, label: str, error: PhipipeError) -> None: ...
     def note(self, line: str) -> None: ...
 
 
@@ -48,6 +50,9 @@ class Lines:
 
     def finished(self, label: str, result: Result) -> None:
         self._line(label, ending(result))
+
+    def failed(self, label: str, error: PhipipeError) -> None:
+        self._line(label, "failed")
 
     def note(self, line: str) -> None:
         print(f"  {line}", file=self._stream, flush=True)
@@ -84,6 +89,13 @@ class Live:
         line = Text.assemble(f"  {label:{self._width}}  ", (ending(result), style))
         self._progress.console.print(line)
 
+    def failed(self, label: str, error: PhipipeError) -> None:
+        from rich.text import Text
+
+        if label in self._tasks:
+            self._progress.remove_task(self._tasks.pop(label))
+        self._progress.console.print(Text.assemble(f"  {label:{self._width}}  ", ("failed", "red")))
+
     def note(self, line: str) -> None:
         from rich.text import Text
 
@@ -99,8 +111,11 @@ class Terse(Lines):
 
 
 @contextmanager
-def many(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
+def many(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iterator[Listener]:
     """The listener for a batch of builds, after warnings alone."""
+    if silent:
+        yield Silent()
+        return
     width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
     for plan in plans:
         for warning in plan.warnings:
@@ -113,8 +128,11 @@ def many(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
 
 
 @contextmanager
-def listener(plans: Sequence[Plan], stream: TextIO) -> Iterator[Listener]:
+def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iterator[Listener]:
     """The listener that suits ``stream``, after lines that say what is being built."""
+    if silent:
+        yield Silent()
+        return
     width = max(len(label) for label in labels(plans))
     if not stream.isatty():
         for plan in plans:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from phipipe.console import AS_JSON, cli, command, echo, note, print_json, settings_of_user, store_of_user
+
+if TYPE_CHECKING:
+    from phipipe.events import Run
 
 
 @command("phipipe schema --write schemas/recipe.schema.json")
@@ -125,6 +130,62 @@ def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
     report = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run))
     verb = "would free" if dry_run else "freed"
     print_json(report) if as_json else echo(f"{verb} {report['freed']}, {report['kept']} kept")
+
+
+@cli.group(epilog="Example:  phipipe runs logs latest")
+def runs() -> None:
+    """What `run`, `batch`, `eval` and `measure` did: which steps, how long, how they ended."""
+
+
+@runs.command("ls", epilog="Example:  phipipe runs ls --json")
+@AS_JSON
+def runs_ls(as_json: bool) -> None:
+    """List runs, the newest first."""
+    from phipipe import catalogue, events
+
+    rows = [_run_row(run) for run in events.runs(settings_of_user().cache)]
+    print_json(rows) if as_json else echo(catalogue.text([_cells(row) for row in rows]))
+
+
+@runs.command("show", epilog="Example:  phipipe runs show latest")
+@click.argument("run_id", metavar="ID")
+@AS_JSON
+def runs_show(run_id: str, as_json: bool) -> None:
+    """Show a run's builds and steps; ID may be its beginning, or `latest`."""
+    from phipipe import catalogue, events
+
+    run = events.find(settings_of_user().cache, run_id)
+    if as_json:
+        print_json({**_run_row(run), "events": run.events})
+        return
+    echo(f"{run.id}  {run.command}, {run.state}\n")
+    ends = ("step_finished", "step_failed", "build_finished")
+    echo(catalogue.text([_cells(events.row(event)) for event in run.events if event["event"] in ends]))
+
+
+@runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")
+@click.argument("run_id", metavar="ID")
+@click.argument("step", required=False)
+@AS_JSON
+def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
+    """Print a run's events in their order, of all steps or of one."""
+    from phipipe import events
+
+    for event in events.find(settings_of_user().cache, run_id).events:
+        if step is None or str(event.get("step", "")).rpartition(": ")[2] == step or event.get("step") == step:
+            click.echo(json.dumps(event, ensure_ascii=False) if as_json else events.line(event))
+
+
+def _cells(row: Mapping[str, object]) -> dict[str, object]:
+    """A row for people."""
+    words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()}
+    return {name: "–" if value is None else value for name, value in words.items()}
+
+
+def _run_row(run: Run) -> dict[str, object]:
+    seconds = None if run.seconds is None else round(run.seconds, 1)
+    told = {"id": run.id, "command": run.command, "started": run.started, "state": run.state}
+    return {**told, "exit_code": run.exit_code, "seconds": seconds, "builds": list(run.builds)}
 
 
 @command("phipipe doctor")

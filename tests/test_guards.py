@@ -91,7 +91,7 @@ LAYERS = (
     {"executor"},
     {"schedule"},
     {"preflight"},
-    {"show", "again", "catalogue", "comparison", "support", "selection"},
+    {"show", "events", "again", "catalogue", "comparison", "support", "selection"},
     {"batch"},
     {"batch_report"},
     {"console"},

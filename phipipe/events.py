@@ -1,0 +1,266 @@
+"""What happens in a run, as JSON objects, one per line: for programs that watch it, and kept for ``phipipe runs``.
+
+Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are there where they are known:
+
+- ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds since 1970)
+- ``step_started``: step, why
+- ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
+- ``step_finished``: step, cached, key, digest, bytes, [seconds, peak_anon_bytes, peak_rss_bytes]
+- ``step_failed``: step, exit_code, message, [hint]
+- ``note``: text
+- ``build_finished``: build, ok, seconds, [package, exit_code, message, hint]
+- ``run_finished``: exit_code, seconds
+
+A run's events lie in ``runs/ID/events.jsonl`` of the cache; the last ``KEPT`` runs are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from phipipe import __version__
+from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
+from phipipe.executor import Listener, Result
+
+VERSION = 1
+PROGRESS_S = 5.0
+KEPT = 200  # runs
+FILE = "events.jsonl"
+LATEST = "latest"
+BUG = 70  # the exit code of an error that is none of ours
+
+
+def now() -> str:
+    """The time of an event."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def failure(error: PhipipeError) -> dict[str, Any]:
+    """What events say of an error."""
+    told = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+class Recorder:
+    """A listener that hands everything on to ``inner`` and writes it to ``streams``."""
+
+    def __init__(self, run: str, inner: Listener, streams: Sequence[TextIO]) -> None:
+        self._run, self._inner, self._streams = run, inner, streams
+        self._said: dict[str, float] = {}
+        self.code = 0  # the highest exit code of the builds so far
+
+    def write(self, event: str, **told: Any) -> None:
+        """One event, to be seen at once."""
+        line = json.dumps({"event": event, "time": now(), "run": self._run, **told}, ensure_ascii=False)
+        for stream in self._streams:
+            print(line, file=stream, flush=True)
+
+    def started(self, label: str, why: str) -> None:
+        self.write("step_started", step=label, why=why)
+        self._inner.started(label, why)
+
+    def progress(self, label: str, done: int, total: int, unit: str) -> None:
+        if time.monotonic() - self._said.get(label, -PROGRESS_S) >= PROGRESS_S:
+            self._said[label] = time.monotonic()
+            self.write("step_progress", step=label, done=done, total=total, unit=unit)
+        self._inner.progress(label, done, total, unit)
+
+    def finished(self, label: str, result: Result) -> None:
+        told = {"cached": result.cached, "key": result.key, "digest": result.stored.digest}
+        self.write("step_finished", step=label, **told, bytes=result.stored.size_bytes, **result.usage)
+        self._inner.finished(label, result)
+
+    def failed(self, label: str, error: PhipipeError) -> None:
+        self.write("step_failed", step=label, **failure(error))
+        self._inner.failed(label, error)
+
+    def note(self, line: str) -> None:
+        self.write("note", text=line)
+        self._inner.note(line)
+
+    def ended(self, build: str, error: PhipipeError | None, seconds: float = 0.0, package: Path | None = None) -> None:
+        """A build is done, or has failed."""
+        told: dict[str, Any] = {"build": build, "ok": error is None, "seconds": round(seconds, 3)}
+        told |= {"package": str(package)} if package else {}
+        self.code = max(self.code, error.exit_code if error else 0)
+        self.write("build_finished", **told, **(failure(error) if error else {}))
+
+
+@contextlib.contextmanager
+def recorded(
+    cache: Path, command: str, builds: Sequence[str], inner: Listener, stream: TextIO | None = None
+) -> Iterator[Recorder]:
+    """Record a run of ``builds``; ``stream`` gets its events as they come, too.
+
+    What the block raises, or else the highest exit code that ``Recorder.ended`` was told of, is how the run ended.
+
+    Raises:
+        StoreError: the cache takes no file.
+    """
+    folder = _new(cache)
+    start, process = time.monotonic(), psutil.Process()
+    with (folder / FILE).open("w", encoding="utf-8", newline="\n") as kept:
+        recorder = Recorder(folder.name, inner, [kept, *([stream] if stream else [])])
+        who = {"pid": process.pid, "process_started": process.create_time()}
+        recorder.write("run_started", version=VERSION, phipipe=__version__, command=command, builds=list(builds), **who)
+        code = BUG
+        try:
+            yield recorder
+            code = recorder.code
+        except PhipipeError as error:
+            code = error.exit_code
+            raise
+        except KeyboardInterrupt:
+            code = Interrupted.exit_code
+            raise
+        finally:
+            recorder.write("run_finished", exit_code=code, seconds=round(time.monotonic() - start, 3))
+
+
+def _new(cache: Path) -> Path:
+    """A folder for a run that begins now; the oldest ones beyond ``KEPT`` are removed."""
+    home = cache / "runs"
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    folder = home / f"{stamp}-{secrets.token_hex(1)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        hint = "set PHIPIPE_CACHE to a folder that can be written to"
+        raise StoreError(f"no run can be recorded in `{home}`: {error.strerror}", hint=hint) from None
+    for old in sorted(home.iterdir())[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recorded run. ``state``: ok, failed, running, interrupted; ``seconds`` is None until it has ended."""
+
+    id: str
+    command: str
+    started: str
+    builds: tuple[str, ...]
+    state: str
+    exit_code: int | None
+    seconds: float | None
+    events: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The events in a run's folder; a last line that a killed process has not finished is left out."""
+    found = []
+    for line in (folder / FILE).read_text("utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            found.append(event)
+    return found
+
+
+def runs(cache: Path) -> list[Run]:
+    """All recorded runs, the newest first."""
+    home = cache / "runs"
+    folders = sorted(home.iterdir(), reverse=True) if home.is_dir() else []
+    return [run for folder in folders if (folder / FILE).is_file() and (run := _run(folder))]
+
+
+def find(cache: Path, name: str) -> Run:
+    """The run whose ID is, or begins with, ``name``; or the newest one: "latest".
+
+    Raises:
+        SourceError: there is none, or several begin so.
+    """
+    known = runs(cache)
+    found = known[:1] if name == LATEST else [run for run in known if run.id.startswith(name)]
+    if len(found) != 1:
+        words = f"{len(found)} runs begin with" if found else "there is no run"
+        raise SourceError(f"{words} `{name}`", hint="phipipe runs ls")
+    return found[0]
+
+
+def _run(folder: Path) -> Run | None:
+    events = read(folder)
+    if not events or events[0]["event"] != "run_started":
+        return None
+    first, last = events[0], events[-1]
+    code = last.get("exit_code") if last["event"] == "run_finished" else None
+    state = {None: "running" if _alive(first) else "interrupted", 0: "ok", Interrupted.exit_code: "interrupted"}
+    return Run(
+        id=folder.name,
+        command=first["command"],
+        started=first["time"],
+        builds=tuple(first["builds"]),
+        state=state.get(code, "failed"),
+        exit_code=code,
+        seconds=last.get("seconds") if code is not None else None,
+        events=tuple(events),
+    )
+
+
+def _alive(first: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote ``run_started`` is still there; its number may have come to another."""
+    with contextlib.suppress(psutil.Error):
+        return abs(psutil.Process(first["pid"]).create_time() - float(first["process_started"])) < 1
+    return False
+
+
+def line(event: Mapping[str, Any]) -> str:
+    """An event for people."""
+    kind, step = event["event"], event.get("step", "")
+    words: dict[str, Callable[[], str]] = {
+        "run_started": lambda: f"{event['command']}: {', '.join(event['builds']) or 'nothing'}",
+        "step_started": lambda: f"{step}  runs: {event['why']}",
+        "step_progress": lambda: f"{step}  {event['done']} of {event['total']} {event['unit']}",
+        "step_finished": lambda: _finished(event),
+        "step_failed": lambda: f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}",
+        "note": lambda: event["text"],
+        "build_finished": lambda: _built(event),
+        "run_finished": lambda: f"ended with exit code {event['exit_code']} after {event['seconds']:.1f} s",
+    }
+    text = words[kind]() if kind in words else json.dumps(dict(event))
+    return f"{event['time']}  {text}"
+
+
+def row(event: Mapping[str, Any]) -> dict[str, Any]:
+    """How a step or a build ended, for a table."""
+    state = "failed" if "exit_code" in event else "cached" if event.get("cached") else "done"
+    peak = event.get("peak_rss_bytes")
+    return {
+        "what": event.get("step") or event["build"],
+        "state": state,
+        "seconds": event.get("seconds"),
+        "peak_gib": None if peak is None else round(peak / 2**30, 2),
+        "why": (event.get("message") or "").partition("\n")[0] or None,
+    }
+
+
+def _finished(event: Mapping[str, Any]) -> str:
+    if event["cached"]:
+        return f"{event['step']}  cached  {event['key'][:12]}"
+    peak = event.get("peak_rss_bytes", 0)
+    memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
+    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}"
+
+
+def _built(event: Mapping[str, Any]) -> str:
+    if event["ok"]:
+        place = f"  {event['package']}" if "package" in event else ""
+        return f"{event['build']}  built in {event['seconds']:.1f} s{place}"
+    return f"{event['build']}  failed ({event['exit_code']}): {event['message']}{_hint(event)}"
+
+
+def _hint(event: Mapping[str, Any]) -> str:
+    return f"\n  try: {event['hint']}" if event.get("hint") else ""
