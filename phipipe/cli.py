@@ -1,4 +1,5 @@
-"""The command line: parse → call → print. Only this module, ``upkeep`` and ``console`` print or exit.
+"""The command line: parse → call → print. Only this module, ``nightly``, ``upkeep`` and
+``console`` print or exit.
 
 Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than click.
 """
@@ -78,76 +79,6 @@ def run(
         complain(outcome.error)
     if failures:
         raise click.exceptions.Exit(failures[0].error.exit_code) if len(outcomes) > 1 else failures[0].error
-
-
-@command("phipipe batch recipes --tag nightly --out batch")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECIPE|FOLDER...")
-@click.option("--name", "names", multiple=True, metavar="GLOB", help="Only builds or recipes of this name.")
-@click.option("--tag", "tags", multiple=True, metavar="GLOB", help="Only recipes with this tag.")
-@click.option("--device", "devices", multiple=True, metavar="GLOB", help="Only builds for this device.")
-@click.option("--backend", "backends", multiple=True, metavar="GLOB", help="Only builds with this backend.")
-@click.option(
-    "--changed-since", metavar="GIT_REF", help="Only recipes that changed since then, or local files they name."
-)
-@click.option("--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="Where it all goes.")
-@click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build.")
-@click.option("--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default).")
-@click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
-@LOG_FORMAT
-@AS_JSON
-def batch(
-    paths: Sequence[Path],
-    names: Sequence[str],
-    tags: Sequence[str],
-    devices: Sequence[str],
-    backends: Sequence[str],
-    changed_since: str | None,
-    out: Path,
-    keep: int,
-    keep_going: bool,
-    jobs: int | None,
-    as_events: bool,
-    as_json: bool,
-) -> None:
-    """Build many recipes as one, and compare with what was accepted before. Run it again to go on after anything.
-
-    Each of --name, --tag, --device and --backend may be repeated: one must match.
-    """
-    import datetime
-
-    from phipipe import backends as known
-    from phipipe import batch as batches
-    from phipipe import batch_report, events, selection, show
-
-    started = datetime.datetime.now(datetime.UTC)
-    wanted = selection.Wanted(names=names, tags=tags, devices=devices, backends=backends, changed_since=changed_since)
-    items = selection.select(paths, wanted, known.OptionsOf())
-    settings, store = store_of_user()
-    for warning in batches.plan(items, store, settings, out):
-        note(f"warning: {warning}")
-    plans = [item.plan for item in items if item.plan]
-    note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
-    named, stream = [item.name for item in items], sys.stderr if as_events else None
-    with (
-        show.many(plans, sys.stderr, silent=as_events) as inner,
-        events.recorded(store.root, "batch", named, inner, stream) as recorder,
-    ):
-        done = batches.run(items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
-        for one in done:
-            seconds, package = (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
-            recorder.ended(one.item.name, one.error, seconds, package)
-    summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))
-    batch_report.write(done, out, "Fidelity board", summary)
-    if as_json:
-        print_json(summary)
-    else:
-        echo(f"{batch_report.table(done)}\n\nboard    {out / 'board.html'}\nsummary  {out / 'batch.json'}")
-    for one in done:
-        if one.error:
-            note(f"{one.item.name} {one.state}:")
-            complain(one.error)
-    if code := batch_report.exit_code(done):
-        raise click.exceptions.Exit(code)
 
 
 @command("phipipe plan recipes/quickstart.yaml --set precision=int8")
@@ -452,7 +383,8 @@ def _bug() -> int:
     return 70
 
 
-from phipipe import upkeep as upkeep  # noqa: E402 (its commands come after those above)
+from phipipe import nightly as nightly  # noqa: E402 (its commands come after those above)
+from phipipe import upkeep as upkeep  # noqa: E402
 
 
 def main() -> NoReturn:

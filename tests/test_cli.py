@@ -34,10 +34,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def commands() -> list[str]:
-    return [name for name in cli.cli.commands if name not in ("toolchain", "cache", "runs")]
+    return [name for name in cli.cli.commands if name not in ("toolchain", "cache", "runs", "schedule")]
 
 
-@pytest.mark.parametrize("words", [[name] for name in commands()] + [["toolchain", "install"], ["cache", "gc"], ["runs", "logs"]])
+@pytest.mark.parametrize(
+    "words", [[name] for name in commands()] + [["toolchain", "install"], ["cache", "gc"], ["runs", "logs"]]
+)
 def test_every_command_has_help_with_an_example(run: Run, words: list[str]) -> None:
     code, out, _ = run(*words, "--help")
     assert code == 0

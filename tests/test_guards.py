@@ -91,11 +91,11 @@ LAYERS = (
     {"executor"},
     {"schedule"},
     {"preflight"},
-    {"show", "events", "again", "catalogue", "comparison", "support", "selection"},
+    {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
     {"batch"},
     {"batch_report"},
     {"console"},
-    {"upkeep"},
+    {"upkeep", "nightly"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

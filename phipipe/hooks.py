@@ -1,0 +1,53 @@
+"""What is told when a batch has ended: a command, or a URL."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+TIMEOUT_S = 60.0
+_QUOTED = re.compile(r'"([^"]*)"|(\S+)')
+
+
+def tell(hook: str, summary: Path, exit_code: int) -> str | None:
+    """Start the command ``hook`` with the path of ``summary`` (``batch.json``), or send that file to the URL ``hook``.
+
+    A command finds the exit code in ``PHIPIPE_EXIT_CODE``; a URL gets a POST, JSON, with it in ``X-Phipipe-Exit-Code``.
+    Returns what went wrong, without what a URL may carry as a secret: the batch is done all the same.
+    """
+    if re.match(r"https?://", hook, re.IGNORECASE):
+        return _post(hook, summary, exit_code)
+    environment = os.environ | {"PHIPIPE_EXIT_CODE": str(exit_code)}
+    words = _split(hook)
+    try:
+        done = subprocess.run([*words, str(summary)], env=environment, timeout=TIMEOUT_S, check=False)
+    except (OSError, ValueError, IndexError) as error:
+        return f"the hook `{hook}` does not start: {getattr(error, 'strerror', None) or error}"
+    except subprocess.TimeoutExpired:
+        return f"the hook `{hook}` was ended after {TIMEOUT_S:.0f} s"
+    return f"the hook `{hook}` ended with exit code {done.returncode}" if done.returncode else None
+
+
+def _split(command: str) -> list[str]:
+    """The words of a command; on Windows a backslash is part of a path."""
+    if os.name != "nt":
+        return shlex.split(command)
+    return [quoted or plain for quoted, plain in _QUOTED.findall(command)]
+
+
+def _post(url: str, summary: Path, exit_code: int) -> str | None:
+    host = re.sub(r"^(https?://)(?:[^/@]*@)?([^/?#]*).*$", r"\1\2", url, flags=re.IGNORECASE | re.DOTALL)
+    headers = {"Content-Type": "application/json", "X-Phipipe-Exit-Code": str(exit_code)}
+    try:
+        request = urllib.request.Request(url, summary.read_bytes(), headers, method="POST")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"the hook at {host} answered {error.code}"
+    except (OSError, ValueError) as error:
+        return f"the hook at {host} cannot be reached: {getattr(error, 'reason', None) or type(error).__name__}"

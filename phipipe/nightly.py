@@ -1,0 +1,157 @@
+"""Commands for many recipes: a batch, and the timetables of engines that start one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from phipipe.console import AS_JSON, LOG_FORMAT, cli, command, complain, echo, note, print_json, store_of_user
+
+
+def _selection(function: Callable[..., None]) -> Callable[..., None]:
+    """Which recipes, alike for every command that takes many."""
+    for decorate in reversed(_SELECTION):
+        function = decorate(function)
+    return function
+
+
+_SELECTION = (
+    click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECIPE|FOLDER..."),
+    click.option("--name", "names", multiple=True, metavar="GLOB", help="Only builds or recipes of this name."),
+    click.option("--tag", "tags", multiple=True, metavar="GLOB", help="Only recipes with this tag."),
+    click.option("--device", "devices", multiple=True, metavar="GLOB", help="Only builds for this device."),
+    click.option("--backend", "backends", multiple=True, metavar="GLOB", help="Only builds with this backend."),
+    click.option(
+        "--changed-since", metavar="GIT_REF", help="Only recipes that changed since then, or local files they name."
+    ),
+)
+
+
+@command("phipipe batch recipes --tag nightly --out batch")
+@_selection
+@click.option("--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="Where it all goes.")
+@click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build.")
+@click.option("--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default).")
+@click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@click.option(
+    "--on-finish", metavar="COMMAND|URL", help="Told at the end: gets batch.json's path, or batch.json by POST."
+)
+@LOG_FORMAT
+@AS_JSON
+def batch(
+    paths: Sequence[Path],
+    out: Path,
+    keep: int,
+    keep_going: bool,
+    jobs: int | None,
+    on_finish: str | None,
+    as_events: bool,
+    as_json: bool,
+    **wanted: Any,
+) -> None:
+    """Build many recipes as one, and compare with what was accepted before. Run it again to go on after anything.
+
+    Each of --name, --tag, --device and --backend may be repeated: one must match.
+    """
+    import datetime
+
+    from phipipe import backends as known
+    from phipipe import batch as batches
+    from phipipe import batch_report, events, hooks, selection, show
+
+    started = datetime.datetime.now(datetime.UTC)
+    items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
+    settings, store = store_of_user()
+    for warning in batches.plan(items, store, settings, out):
+        note(f"warning: {warning}")
+    plans = [item.plan for item in items if item.plan]
+    note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
+    named, stream = [item.name for item in items], sys.stderr if as_events else None
+    with (
+        show.many(plans, sys.stderr, silent=as_events) as inner,
+        events.recorded(store.root, "batch", named, inner, stream) as recorder,
+    ):
+        done = batches.run(items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
+        for one in done:
+            seconds, package = (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
+            recorder.ended(one.item.name, one.error, seconds, package)
+    summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))
+    batch_report.write(done, out, "Fidelity board", summary)
+    if as_json:
+        print_json(summary)
+    else:
+        echo(f"{batch_report.table(done)}\n\nboard    {out / 'board.html'}\nsummary  {out / 'batch.json'}")
+    for one in done:
+        if one.error:
+            note(f"{one.item.name} {one.state}:")
+            complain(one.error)
+    code = batch_report.exit_code(done)
+    if on_finish and (trouble := hooks.tell(on_finish, out / "batch.json", code)):
+        note(f"warning: {trouble}")
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@cli.group(epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'")
+def schedule() -> None:
+    """Batches on a timetable."""
+
+
+@schedule.command("export", epilog="Example:  phipipe schedule export --cron recipes --at '0 2 * * *' --write .")
+@click.option("--cron", "kind", flag_value="cron", help="A line for crontab.")
+@click.option("--systemd", "kind", flag_value="systemd", help="A service and a timer.")
+@click.option("--github-actions", "kind", flag_value="github-actions", help="A workflow.")
+@click.option("--airflow", "kind", flag_value="airflow", help="A DAG, for Airflow 3.")
+@_selection
+@click.option("--at", default="0 2 * * *", show_default=True, metavar="CRON", help="When: a cron expression.")
+@click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
+@click.option("--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="The batch's --out.")
+@click.option("--write", type=click.Path(path_type=Path), metavar="FOLDER", help="Write there instead of to stdout.")
+def export(
+    paths: Sequence[Path],
+    kind: str | None,
+    at: str,
+    job: str,
+    out: Path,
+    write: Path | None,
+    **wanted: Any,
+) -> None:
+    """Print files that have an engine of yours start `phipipe batch`: the options are those of `batch`."""
+    from phipipe import backends as known
+    from phipipe import selection, timetable
+
+    if kind is None:
+        raise click.UsageError(f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}")
+    note(timetable.words(at))
+    items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
+    note(f"{len(items)} builds today")
+    found = shutil.which("phipipe")
+    made = timetable.files(
+        kind,
+        timetable.Job(
+            name=timetable.name(job),
+            at=at,
+            words=["batch", *map(str, paths), *_words(wanted), "--out", str(out), "--log-format", "json"],
+            program=[found] if found else [sys.executable, "-m", "phipipe"],
+            folder=Path.cwd(),
+            out=out,
+        ),
+    )
+    if write is None:
+        for path, text in made.items():
+            echo(f"# --- {path}\n{text}" if len(made) > 1 else text.rstrip("\n"))
+    else:
+        for target in timetable.write(made, write):
+            echo(f"wrote {target}")
+
+
+def _words(wanted: dict[str, Any]) -> list[str]:
+    """The options that choose as they were given."""
+    told = {"names": "--name", "tags": "--tag", "devices": "--device", "backends": "--backend"}
+    made = [word for key, option in told.items() for value in wanted[key] for word in (option, value)]
+    return made + (["--changed-since", wanted["changed_since"]] if wanted["changed_since"] else [])
