@@ -29,9 +29,10 @@ from typing import Any, TextIO
 
 import psutil
 
-from phipipe import __version__
+from phipipe import __version__, tracing
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
 from phipipe.executor import Listener, Result
+from phipipe.tracing import Sink
 
 VERSION = 1
 PROGRESS_S = 5.0
@@ -53,18 +54,21 @@ def failure(error: PhipipeError) -> dict[str, Any]:
 
 
 class Recorder:
-    """A listener that hands everything on to ``inner`` and writes it to ``streams``."""
+    """A listener that hands everything on to ``inner``, writes it to ``streams`` and gives it to ``sinks``."""
 
-    def __init__(self, run: str, inner: Listener, streams: Sequence[TextIO]) -> None:
-        self._run, self._inner, self._streams = run, inner, streams
+    def __init__(self, run: str, inner: Listener, streams: Sequence[TextIO], sinks: Sequence[Sink] = ()) -> None:
+        self._run, self._inner, self._streams, self._sinks = run, inner, streams, sinks
         self._said: dict[str, float] = {}
         self.code = 0  # the highest exit code of the builds so far
 
     def write(self, event: str, **told: Any) -> None:
         """One event, to be seen at once."""
-        line = json.dumps({"event": event, "time": now(), "run": self._run, **told}, ensure_ascii=False)
+        whole = {"event": event, "time": now(), "run": self._run, **told}
+        line = json.dumps(whole, ensure_ascii=False)
         for stream in self._streams:
             print(line, file=stream, flush=True)
+        for sink in self._sinks:
+            sink(whole)
 
     def started(self, label: str, why: str) -> None:
         self.write("step_started", step=label, why=why)
@@ -107,11 +111,14 @@ def recorded(
 
     Raises:
         StoreError: the cache takes no file.
+        ToolchainError: see ``tracing.spans``.
     """
-    folder = _new(cache)
     start, process = time.monotonic(), psutil.Process()
-    with (folder / FILE).open("w", encoding="utf-8", newline="\n") as kept:
-        recorder = Recorder(folder.name, inner, [kept, *([stream] if stream else [])])
+    with contextlib.ExitStack() as stack:
+        sinks = stack.enter_context(tracing.spans(inner.note))
+        folder = _new(cache)
+        kept = stack.enter_context((folder / FILE).open("w", encoding="utf-8", newline="\n"))
+        recorder = Recorder(folder.name, inner, [kept, *([stream] if stream else [])], sinks)
         who = {"pid": process.pid, "process_started": process.create_time()}
         recorder.write("run_started", version=VERSION, phipipe=__version__, command=command, builds=list(builds), **who)
         code = BUG

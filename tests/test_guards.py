@@ -85,7 +85,7 @@ LAYERS = (
         "board_text",
         "reference",
     },
-    {"scoring"},
+    {"scoring", "tracing"},
     {"plan"},
     {"worker", "process"},
     {"executor"},

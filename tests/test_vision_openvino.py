@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_vision import HERE, made, planned, run, seen  # noqa: F401 (`made` is a fixture)
 
-from phipipe import manifest, schedule, toolchain, vision
+from phipipe import manifest, schedule, vision
 from phipipe.executor import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
@@ -28,12 +28,6 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:  # noqa: F811
     plans = [planned(made / "source", *sets) for sets in asked.values()]
     ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
     return dict(zip(asked, ends, strict=True))
-
-
-@pytest.fixture(scope="module")
-def python(toolchains: Path) -> Path:
-    settings = Settings(cache=toolchains, toolchains=toolchains)
-    return toolchain.ensure("openvino", settings, print).python
 
 
 def folder(builds: dict[str, Outcome], name: str) -> Path:
@@ -61,12 +55,12 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], prec
 
 
 def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_not_square(
-    builds: dict[str, Outcome], python: Path, tmp_path: Path
+    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path
 ) -> None:
     for picture in (*vision.PICTURES, *vision.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
-    said = run(python, HERE / "vision_openvino_driver.py", package, *sorted(tmp_path.glob("*.png")))
+    said = run(openvino_python, HERE / "vision_openvino_driver.py", package, *sorted(tmp_path.glob("*.png")))
     gaps = json.loads(said.splitlines()[-1])
     assert max(gaps["large"], gaps["small"]) < 0.1  # the pipeline's own arithmetic; 0.06 was measured
     # openvino-genai gives width for height: once this fails, pictures need no padding any more (`vision.SQUARE`)
@@ -75,7 +69,7 @@ def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_
 
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
 ) -> None:
     package = folder(builds, "int4")
     (program,) = re.findall(r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL)
@@ -85,7 +79,7 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(python, tmp_path / "run.py", package, *files).strip()
+    assert run(openvino_python, tmp_path / "run.py", package, *files).strip()
 
 
 def test_the_plan_says_what_the_runtime_gets_wrong(made: Path) -> None:  # noqa: F811
