@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,13 @@ def places(folder: Path) -> dict[str, Place]:
     return found
 
 
-def write(path: Path, source: Path, kept: Mapping[str, Place]) -> None:
-    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that order."""
+def write(
+    path: Path, source: Path, kept: Mapping[str, Place], made: Mapping[str, Callable[[], bytes]] | None = None
+) -> None:
+    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that order.
+
+    ``made`` gives the bytes of those that are not as they were, of the same dtype and shape.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, place in kept.items():
@@ -62,8 +67,11 @@ def write(path: Path, source: Path, kept: Mapping[str, Place]) -> None:
     raw += b" " * (-len(raw) % 8)
     with path.open("wb") as target:
         target.write(struct.pack("<Q", len(raw)) + raw)
-        for done, place in enumerate(kept.values()):
+        for done, (name, place) in enumerate(kept.items()):
             progress.report(done, len(kept), "weights")
+            if made and name in made:
+                target.write(made[name]())
+                continue
             with (source / place.file).open("rb") as stream:
                 stream.seek(place.offset)
                 for at in range(0, place.size_bytes, _CHUNK):

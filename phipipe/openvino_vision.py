@@ -1,27 +1,34 @@
-"""Eyes for a folder of OpenVINO: the graphs that openvino-genai's ``VLMPipeline`` reads for models of type ``phi3_v``.
+"""Eyes for a folder of OpenVINO: the graphs that openvino-genai's ``VLMPipeline`` reads for ``phi3_v`` and ``phi4mm``.
 
-The finished language model is cut in two at its embedding, the tower of ``vision_tower`` is converted in two parts; the
-vectors between and after rows lie in ``config.json``. optimum-intel makes the same folder only with an old transformers
-and the model's own code.
+The finished language model is cut in two at its embedding, the tower is converted in two parts; the vectors
+between and after rows lie in ``config.json``. optimum-intel makes the same folder only with an old transformers and the
+model's own code.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phipipe import openvino_graph, openvino_session, vision
 from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
 
-if TYPE_CHECKING:
-    from phipipe.vision_tower import Tower
-
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EQUAL, EQUAL_ROUNDED = 1e-3, 0.2  # the graphs may differ from PyTorch by this share of the largest value
-WIDTH = 1024  # of the eyes: openvino-genai has the shapes of no others
+WIDTH = 1024  # of the eyes of Phi-3-vision: openvino-genai has the shapes of no others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A graph to be: what computes it, and for each of its inputs the name, an example, and a shape with -1 for any."""
+
+    file: str
+    module: Any
+    inputs: tuple[tuple[str, Any, list[int]], ...]
 
 
 def eyes(inputs: Inputs, out: Path, params: Params) -> None:
@@ -32,21 +39,83 @@ def eyes(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: the checkpoint's vision part is of another kind, or a converted graph computes something else.
     """
-    from phipipe import vision_tower
-
     openvino_session.quiet()
-    model = inputs["model"]
+    model, original = inputs["model"], inputs["original"]
     for path in sorted(model.iterdir()):
         if path.stem != Path(openvino_session.MODEL).stem:
             shutil.copyfile(path, out / path.name)
     _cut_at_embedding(model, out)
-    tower = vision_tower.load(inputs["original"])
-    if tower.clip.class_embedding.shape[0] != WIDTH:
-        raise StepFailed(f"openvino-genai knows eyes of width {WIDTH}, not {tower.clip.class_embedding.shape[0]}")
-    _convert(tower, out, params["bits"], wide=_stored_wide(model))
-    _configure(inputs["original"], out, tower)
+    config = json.loads((original / CONFIG).read_text("utf-8"))
+    parts_of = _phi3_parts if config["architectures"][0] == vision.PHI3 else _phi4_parts
+    tower, parts, processor = parts_of(original)
+    for part in parts:
+        _convert(part, out, params["bits"], wide=_stored_wide(model))
+    _configure(config, processor, out, tower)
     for path in sorted(out.glob("*.xml")):
         openvino_graph.number_nodes(path)
+
+
+def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]:
+    """The tower, crops to patches and joined patches to vectors of the language model, the settings of pictures."""
+    import torch
+
+    from phipipe import vision_tower
+
+    tower = vision_tower.load(original)
+    width = tower.clip.class_embedding.shape[0]
+    if width != WIDTH:
+        raise StepFailed(f"openvino-genai knows eyes of width {WIDTH}, not {width}")
+    draw = torch.Generator().manual_seed(0)
+    crops = torch.randn(2, 3, vision_tower.CROP, vision_tower.CROP, generator=draw)
+    joined = torch.randn(1, 9, 4 * width, generator=draw)
+    settings = {
+        "image_processor_type": "Phi3VImageProcessor",
+        "num_crops": vision.KINDS[vision.PHI3].crops,
+        "num_img_tokens": vision_tower.SIDE**2,
+        "image_mean": vision_tower.MEAN,
+        "image_std": vision_tower.DEVIATION,
+    }
+    seen = Part(
+        file=openvino_session.EYES, module=tower.clip, inputs=(("pixel_values", crops, [-1, *crops.shape[1:]]),)
+    )
+    return tower, (seen, _projection(tower, joined)), settings
+
+
+def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]:
+    """As ``_phi3_parts``; patches of padding are masked."""
+    import torch
+
+    from phipipe import vision_siglip
+
+    tower = vision_siglip.load(original)
+    side = vision_siglip.PATCHES
+    draw = torch.Generator().manual_seed(0)
+    crops = torch.randn(2, 3, vision_siglip.CROP, vision_siglip.CROP, generator=draw)
+    masks = torch.ones(2, side, side, dtype=torch.bool)
+    masks[1, side // 2 :] = False
+    places = vision_siglip.positions(masks)
+    seen = Part(
+        file=openvino_session.EYES,
+        module=tower.siglip,
+        inputs=(
+            ("pixel_values", crops, [-1, *crops.shape[1:]]),
+            ("patch_attention_mask", masks, [-1, side, side]),
+            ("patch_position_ids", places, [-1, side * side]),
+        ),
+    )
+    joined = torch.randn(1, 9, tower.row_end.shape[0], generator=draw)
+    settings = {
+        "image_processor_type": "Phi4MMImageProcessor",
+        "dynamic_hd": vision.KINDS[vision.PHI4].crops,
+        "image_mean": [vision_siglip.MEAN] * 3,
+        "image_std": [vision_siglip.DEVIATION] * 3,
+    }
+    return tower, (seen, _projection(tower, joined)), settings
+
+
+def _projection(tower: Any, example: Any) -> Part:
+    shape = [-1, -1, example.shape[2]]
+    return Part(file=openvino_session.PROJECTION, module=tower.img_projection, inputs=(("input", example, shape),))
 
 
 def _stored_wide(model: Path) -> bool:
@@ -101,64 +170,38 @@ def _lookup(model: Any) -> tuple[Any, Any]:
     return ids, found[0]
 
 
-def _convert(tower: Tower, out: Path, bits: int | None, wide: bool) -> None:
-    """The tower's two parts: crops to patches, and joined patches to vectors of the language model."""
-    import torch
-
-    from phipipe import vision_tower
-
-    draw = torch.Generator().manual_seed(0)
-    crops = torch.randn(2, 3, vision_tower.CROP, vision_tower.CROP, generator=draw)
-    joined = torch.randn(1, 9, 4 * WIDTH, generator=draw)
-    parts = (
-        (openvino_session.EYES, tower.clip, "pixel_values", crops, [-1, *crops.shape[1:]]),
-        (openvino_session.PROJECTION, tower.img_projection, "input", joined, [-1, -1, 4 * WIDTH]),
-    )
-    for name, module, taken, example, shape in parts:
-        _convert_part(out / name, module, taken, example, shape, bits, wide)
-
-
-def _convert_part(
-    path: Path, module: Any, taken: str, example: Any, shape: list[int], bits: int | None, wide: bool
-) -> None:
-    """One graph of ``module``, which reads ``taken`` of ``shape``, at ``bits`` bits or in fp16, if not ``wide``.
+def _convert(part: Part, out: Path, bits: int | None, wide: bool) -> None:
+    """The graph of ``part``, at ``bits`` bits or in fp16, if not ``wide``.
 
     Raises:
-        StepFailed: for ``example`` it gives something else than ``module``.
+        StepFailed: for the examples it gives something else than its module.
     """
     import nncf
     import numpy as np
     import openvino
     import torch
 
+    names, examples, shapes = zip(*part.inputs, strict=True)
     with torch.inference_mode(), openvino_graph.one_thread():
-        expected = module(example).numpy()
-        model = openvino.convert_model(module, example_input=example, input=[openvino.PartialShape(shape)])
-    model.inputs[0].get_tensor().set_names({taken})
+        expected = part.module(*examples).numpy()
+        taken = [openvino.PartialShape(shape) for shape in shapes]
+        model = openvino.convert_model(part.module, example_input=examples, input=taken)
+    for port, name in zip(model.inputs, names, strict=True):
+        port.get_tensor().set_names({name})
     model.outputs[0].get_tensor().set_names({"last_hidden_state"})
     if bits:
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode[f"INT{bits}_SYM"])
-    openvino.save_model(model, str(path), compress_to_fp16=not bits and not wide)
-    compiled = openvino.Core().compile_model(str(path), "CPU", openvino_session.FAITHFUL)
-    found = compiled(example.numpy())[0]
+    openvino.save_model(model, str(out / part.file), compress_to_fp16=not bits and not wide)
+    compiled = openvino.Core().compile_model(str(out / part.file), "CPU", openvino_session.FAITHFUL)
+    found = compiled([example.numpy() for example in examples])[0]
     worst = float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else np.inf
     if not worst <= (EQUAL_ROUNDED if bits else EQUAL if wide else 10 * EQUAL):
-        raise StepFailed(f"`{path.name}` differs from PyTorch by {worst:.1e} of its largest value")
+        raise StepFailed(f"`{part.file}` differs from PyTorch by {worst:.1e} of its largest value")
 
 
-def _configure(original: Path, out: Path, tower: Tower) -> None:
-    """What the pipeline reads besides graphs; the names are Phi-3-vision's own."""
-    from phipipe import vision_tower
-
-    config = json.loads((original / CONFIG).read_text("utf-8"))
+def _configure(config: dict[str, Any], processor: dict[str, Any], out: Path, tower: Any) -> None:
+    """What the pipeline reads besides graphs; the names are the originals' own."""
     config.pop("auto_map", None)
     config |= {"sub_GN": [[[tower.row_end.tolist()]]], "glb_GN": [[tower.between.tolist()]]}
     (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    processor = {
-        "image_processor_type": "Phi3VImageProcessor",
-        "num_crops": vision.CROPS["openvino"],
-        "num_img_tokens": vision_tower.SIDE**2,
-        "image_mean": vision_tower.MEAN,
-        "image_std": vision_tower.DEVIATION,
-    }
     (out / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", "utf-8")

@@ -149,15 +149,24 @@ def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
     return all(told.get(key, value) == value for key, value in usual.items())
 
 
+def _is_phi4_vision(config: Mapping[str, Any]) -> bool:
+    """Whether pictures are laid out as ``vision_siglip`` does it; what the config leaves out is as published."""
+    told = (config.get("embd_layer") or {}).get("image_embd_layer") or {}
+    usual = {"crop_size": 448, "hd_transform_order": "sub_glb", "use_hd_transform": True, "projection_cls": "mlp"}
+    usual |= {"with_learnable_separator": True, "image_token_compression_cls": "avg_pool_2d"}
+    adapter = config.get("vision_lora") or {}
+    return {"r", "lora_alpha"} <= set(adapter) and all(told.get(key, value) == value for key, value in usual.items())
+
+
 def _asks_olive(recipe: Recipe, options: Any) -> bool:
     """Whether one of Olive's passes is to run."""
     return recipe.precision in {"int8", "int4"} and (bool(options.rotate) or options.algorithm == "gptq")
 
 
-# Architectures with parts besides text → backends that convert them whole.
+# Architectures with parts besides text → backends that convert them, or their eyes at least.
 MULTIMODAL: Mapping[str, frozenset[str]] = {
-    name: frozenset(vision.BACKENDS.get(name, ()))
-    for name in ("Phi3VForCausalLM", "Phi4MMForCausalLM", "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
+    name: frozenset(vision.KINDS[name].backends if name in vision.KINDS else ())
+    for name in (*vision.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
 }
 KNOWN_TYPES = ("phi", "phi3", "phimoe")  # whose configs phipipe can bring back into the hub's spelling
 NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"
@@ -184,13 +193,13 @@ MODELS: tuple[Rule, ...] = (
             (bool(c.parts) or c.architecture in MULTIMODAL) and r.backend not in MULTIMODAL.get(c.architecture, ())
         ),
         message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds have no place for them",
-        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; for others take their text model "
-        "(Phi-4-mini, Phi-4-reasoning)",
+        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; Phi-4-multimodal as Microsoft "
+        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, Phi-4-reasoning)",
     ),
     Rule(
         id="M18",
         level="warning",
-        when=lambda r, o, c: r.backend in vision.SQUARE and r.backend in vision.BACKENDS.get(c.architecture, ()),
+        when=lambda r, o, c: vision.is_square(c.architecture, r.backend),
         message="openvino-genai 2026.4 lays out pictures that are not square as if they were turned: pad them to "
         "squares before, as the program on the package's card does",
     ),
@@ -200,6 +209,20 @@ MODELS: tuple[Rule, ...] = (
         when=lambda r, o, c: c.architecture == "Phi3VForCausalLM" and not _is_phi3_vision(c.config),
         message="its vision part is not arranged as Phi-3-vision's (CLIP, crops before the whole)",
         hint="use Phi-3-vision or Phi-3.5-vision as published, or a fine-tune of theirs",
+    ),
+    Rule(
+        id="M19",
+        level="error",
+        when=lambda r, o, c: c.architecture == vision.PHI4 and not _is_phi4_vision(c.config),
+        message="its vision part is not arranged as Phi-4-multimodal's (SigLIP, crops before the whole)",
+        hint="use Phi-4-multimodal as published, or a fine-tune of it",
+    ),
+    Rule(
+        id="M20",
+        level="warning",
+        when=lambda r, o, c: c.architecture == vision.PHI4 and r.backend in MULTIMODAL[vision.PHI4],
+        message="what hears is left out, and the adapter that the original uses with pictures alone is merged in for "
+        "good: it sees and reads, and answers on plain text differ a little from the original's",
     ),
     Rule(
         id="M06",

@@ -7,6 +7,7 @@ preparation of our own, in PyTorch, the artifact through the one that its runtim
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -41,24 +42,24 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what the original makes of the pictures.
 
     ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per picture; square
-    (false), as ``vision.pictures`` has it. Writes
+    (false) and kind, as ``vision.pictures`` has them. Writes
     ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and ``vision.json``.
     """
     import numpy as np
     import torch
 
-    from phipipe import vision_tower
     from phipipe.layerwise import Layerwise
 
     tokenizer = transformers_tokenizer.load(inputs["source"])
-    prompt = _prompt(tokenizer)
+    kind = vision.KINDS[params.get("kind", vision.PHI3)]
+    prompt = _prompt(tokenizer, kind.after_mark)
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in prompt.split(vision.MARK))
-    tower, seen = vision_tower.load(inputs["original"]), []
+    eyes = importlib.import_module(kind.tower)
+    tower, seen = eyes.load(inputs["original"]), []
     pictures = vision.pictures(params)
     with torch.inference_mode():
         for picture in pictures:
-            pixels, size = vision_tower.prepare(picture, int(params["crops"]))
-            seen.append(tower(pixels[None], torch.tensor([size])))
+            seen.append(eyes.see(tower, picture, int(params["crops"])))
             progress.report(len(seen), len(pictures), "pictures")
     del tower
     model = Layerwise(inputs["source"])
@@ -73,9 +74,9 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     (out / "vision.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
 
-def _prompt(tokenizer: Any) -> str:
-    """The question in the chat template, the picture first, as Phi-3-vision was trained."""
-    said = f"{vision.MARK}\n{vision.QUESTION}"
+def _prompt(tokenizer: Any, after_mark: str) -> str:
+    """The question in the chat template, the picture first, as these models were trained."""
+    said = f"{vision.MARK}{after_mark}{vision.QUESTION}"
     if not tokenizer.chat_template:
         return said
     chat = [{"role": "user", "content": said}]

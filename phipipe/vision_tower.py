@@ -157,6 +157,13 @@ def _theirs(name: str, clip: str) -> str:
     return f"{clip}{name}" if name.startswith("pre_") else f"{clip}embeddings.{name}"
 
 
+def see(tower: Tower, picture: Picture, crops: int) -> Tensor:
+    """What the language model is given for ``picture``, float32 [vectors, hidden]."""
+    pixels, size = prepare(picture, crops)
+    seen: Tensor = tower(pixels[None], torch.tensor([size]))
+    return seen
+
+
 def prepare(picture: Picture, crops: int) -> tuple[Tensor, tuple[int, int]]:
     """A picture as the tower takes it: float32 [1 + n, 3, 336, 336], and (height, width) of its crops in pixels.
 

@@ -166,11 +166,12 @@ def test_what_the_table_promises_is_exact(
 def test_every_working_cell_of_the_table_is_among_them() -> None:
     rows = {m.name: m.row for m in MEMBERS}
     tested = {(rows[member], backend) for backend, member, kind, window in CASES if kind == "source"}
-    # test_vision.py has those of models that see
+    # test_vision*.py have those of models that see
     tested |= {
         (member.row, backend)
         for member in family.MEMBERS
-        for backend in vision.BACKENDS.get(member.config["architectures"][0], ())
+        if (kind := vision.KINDS.get(member.config["architectures"][0]))
+        for backend in kind.backends
     }
     assert {(cell.row, cell.backend) for cell in support.cells() if cell.works} == tested
     assert {cell.backend for cell in support.cells()} == set(BUILDS)

@@ -30,6 +30,8 @@ RESAVED: Facts = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}
 
 SEEING = {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip_vision_model"}}
 
+HEARING = {"architectures": ["Phi4MMForCausalLM"], "vision_lora": {"r": 8, "lora_alpha": 16}}
+
 # rule: (what it takes to hit, what is as near as possible without hitting)
 CASES: dict[str, tuple[Facts, Facts]] = {
     "M01": ({"architecture": "Phi4FlashForCausalLM"}, {}),
@@ -41,6 +43,11 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M07": ({"config": {"rope_parameters": {"rope_theta": 1e4}, "model_type": "qwen3"}}, {"config": RESAVED}),
     "M17": ({"config": {**SEEING, "embd_layer": {"hd_transform_order": "glb_sub"}}}, {"config": SEEING}),
     "M18": ({"backend": "openvino", "architecture": "Phi3VForCausalLM"}, {"architecture": "Phi3VForCausalLM"}),
+    "M19": (
+        {"config": {**HEARING, "embd_layer": {"image_embd_layer": {"crop_size": 384}}}},
+        {"config": {**HEARING, "embd_layer": {"image_embd_layer": {"crop_size": 448}}}},
+    ),
+    "M20": ({"backend": "openvino", "config": HEARING}, {"backend": "onnxruntime", "config": HEARING}),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),

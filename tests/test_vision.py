@@ -99,7 +99,8 @@ def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Pat
     assert vision.language(whole).parameters == part.parameters < whole.parameters
     assert "auto_map" not in part.config
     theirs, ours = mapped.places(made / "source"), mapped.places(tmp_path)
-    assert {name for name in theirs if not name.startswith(vision.EYES)} == set(ours)
+    others = vision.KINDS[vision.PHI3].others
+    assert {name for name in theirs if not name.startswith(others)} == set(ours)
     for name, place in ours.items():
         old = theirs[name]
         bytes_of = (made / "source" / old.file).read_bytes()[old.offset : old.offset + old.size_bytes]
@@ -107,7 +108,7 @@ def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Pat
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", [n for n in backends.names() if n not in vision.BACKENDS["Phi3VForCausalLM"]])
+@pytest.mark.parametrize("name", [n for n in backends.names() if n not in vision.KINDS[vision.PHI3].backends])
 def test_other_backends_say_who_can(made: Path, name: str) -> None:
     device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(name, "cpu-x86_64")
     with pytest.raises(TargetError, match=r"M03") as refused:

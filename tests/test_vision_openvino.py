@@ -63,7 +63,7 @@ def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_
     said = run(openvino_python, HERE / "vision_openvino_driver.py", package, *sorted(tmp_path.glob("*.png")))
     gaps = json.loads(said.splitlines()[-1])
     assert max(gaps["large"], gaps["small"]) < 0.1  # the pipeline's own arithmetic; 0.06 was measured
-    # openvino-genai gives width for height: once this fails, pictures need no padding any more (`vision.SQUARE`)
+    # openvino-genai gives width for height: once this fails, pictures need no padding any more (`vision.Kind.square`)
     assert min(gaps["wide"], gaps["tall"]) > 0.3
 
 
