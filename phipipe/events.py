@@ -5,7 +5,8 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
 - ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds since 1970)
 - ``step_started``: step, why
 - ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
-- ``step_finished``: step, cached, key, digest, bytes, [seconds, peak_anon_bytes, peak_rss_bytes]
+- ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds, peak_anon_bytes,
+  peak_rss_bytes]
 - ``step_failed``: step, exit_code, message, [hint]
 - ``note``: text
 - ``build_finished``: build, ok, seconds, [package, exit_code, message, hint]
@@ -81,7 +82,7 @@ class Recorder:
         self._inner.progress(label, done, total, unit)
 
     def finished(self, label: str, result: Result) -> None:
-        told = {"cached": result.cached, "key": result.key, "digest": result.stored.digest}
+        told = {"cached": result.cached, "shared": result.shared, "key": result.key, "digest": result.stored.digest}
         self.write("step_finished", step=label, **told, bytes=result.stored.size_bytes, **result.usage)
         self._inner.finished(label, result)
 
@@ -256,7 +257,8 @@ def row(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finished(event: Mapping[str, Any]) -> str:
     if event["cached"]:
-        return f"{event['step']}  cached  {event['key'][:12]}"
+        origin = "  from the shared store" if event.get("shared") else ""
+        return f"{event['step']}  cached  {event['key'][:12]}{origin}"
     peak = event.get("peak_rss_bytes", 0)
     memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
     return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}"

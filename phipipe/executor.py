@@ -13,12 +13,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phipipe import downloads, keys, outside, progress, toolchain
+from phipipe import downloads, keys, outside, progress, remote_store, toolchain
 from phipipe.backends.base import Json, Step
 from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
@@ -50,6 +50,7 @@ class Result:
     key: str
     stored: Stored
     cached: bool
+    shared: bool = False  # cached on another machine: it came from the remote store
     usage: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -115,6 +116,7 @@ class Bench:
         self._checked: set[str] = set()
         self._workers = threading.Lock()
         self._stopped = False
+        self._remote = remote_store.connect(settings, note)
         self._history: History | None = None
 
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
@@ -139,18 +141,30 @@ class Bench:
         with self._store.lock(key), downloads.in_use(step.folder):
             if stored := self._store.lookup(key):
                 return Result(step=step, key=key, stored=stored, cached=True)
-            paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
-            paths |= {name: source.folder for name, source in step.outside.items()}
-            with self._store.scratch() as scratch:
-                out = step.folder or scratch / "out"
-                request = Request(step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"])
-                if step.toolchain:
-                    usage = self._in_worker(step, request, scratch, on_progress)
-                else:
-                    usage = self._in_process(request, out, on_progress)
-                self._check_copy(step, waiting.record, out)
-                stored = self._store.commit(key, out, {**waiting.record, "step": step.name, "usage": usage})
-            return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
+            with self._turn(key) as shared:
+                if shared:
+                    return Result(step=step, key=key, stored=shared, cached=True, shared=True)
+                return self._make(waiting, inputs, on_progress)
+
+    def _turn(self, key: str) -> AbstractContextManager[Stored | None]:
+        return self._remote.turn(key, self._store) if self._remote else nullcontext()
+
+    def _make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
+        step, key = waiting.step, waiting.key
+        paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
+        paths |= {name: source.folder for name, source in step.outside.items()}
+        with self._store.scratch() as scratch:
+            out = step.folder or scratch / "out"
+            request = Request(step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"])
+            if step.toolchain:
+                usage = self._in_worker(step, request, scratch, on_progress)
+            else:
+                usage = self._in_process(request, out, on_progress)
+            self._check_copy(step, waiting.record, out)
+            stored = self._store.commit(key, out, {**waiting.record, "step": step.name, "usage": usage})
+        if self._remote:
+            self._remote.offer(stored, self._store)
+        return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
     def peek(self, step: Step, inputs: Results, before: Results) -> Result | None:
         """The stored result of ``step``, changing nothing; None if it must be made."""

@@ -27,6 +27,7 @@ SECRET = re.compile(
     r"|API_?KEY|ACCESS_KEY|^(AWS|AZURE)_",
     re.IGNORECASE,
 )
+REMOTES = ("s3://", "gs://", "az://", "abfs://", "file:///")
 PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
 
 
@@ -41,6 +42,8 @@ class Settings:
     idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
     memory_limit_gib: float | None = None  # of a step's whole process tree, files mapped into memory not counted
     preflight: bool = True  # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
+    remote: str | None = None  # PHIPIPE_REMOTE: where results are shared with other machines
+    remote_writes: bool = True  # PHIPIPE_REMOTE_MODE=read: take from there, give nothing
     worker_path: tuple[Path, ...] = ()  # further import roots of workers (tests keep their steps there)
 
     @classmethod
@@ -57,6 +60,9 @@ class Settings:
         preflight = environ.get("PHIPIPE_PREFLIGHT", "")
         if preflight not in ("", "on", "off"):
             raise RecipeError(f"PHIPIPE_PREFLIGHT is `{preflight}`", hint="set it to `off`, or not at all")
+        mode = environ.get("PHIPIPE_REMOTE_MODE", "")
+        if mode not in ("", "read", "write"):
+            raise RecipeError(f"PHIPIPE_REMOTE_MODE is `{mode}`", hint="set it to `read`, `write`, or not at all")
         roots = environ.get("PHIPIPE_WORKER_PATH", "").split(os.pathsep)
         return cls(
             cache=cache,
@@ -66,6 +72,8 @@ class Settings:
             idle_timeout_s=_positive(environ, "PHIPIPE_IDLE_TIMEOUT_S"),
             memory_limit_gib=_positive(environ, "PHIPIPE_MEMORY_LIMIT_GIB"),
             preflight=preflight != "off",
+            remote=_remote(environ),
+            remote_writes=mode != "read",
             worker_path=tuple(Path(root).absolute() for root in roots if root),
         )
 
@@ -96,6 +104,21 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{name} is `{text}`, which is a file", hint="give a folder's path; it may not exist yet")
     return folder
+
+
+def _remote(environ: Mapping[str, str]) -> str | None:
+    url = environ.get("PHIPIPE_REMOTE")
+    if not url:
+        return None
+    if PASSWORD_IN_URL.search(url):
+        raise RecipeError(
+            "PHIPIPE_REMOTE holds credentials", hint="give them as the provider's own variables (AWS_ACCESS_KEY_ID …)"
+        )
+    if not url.startswith(REMOTES):
+        raise RecipeError(
+            f"PHIPIPE_REMOTE is `{url}`", hint=f"give an address that starts with {', '.join(REMOTES)}, or unset it"
+        )
+    return url.rstrip("/")
 
 
 def _positive(environ: Mapping[str, str], name: str) -> float | None:

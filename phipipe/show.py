@@ -167,7 +167,7 @@ def heading(plan: Plan) -> str:
 def ending(result: Result) -> str:
     """How a step ended, in one line."""
     if result.cached:
-        return f"cached  {result.key[:12]}"
+        return f"cached  {result.key[:12]}{'  from the shared store' if result.shared else ''}"
     usage = result.usage
     peak = usage.get("peak_rss_bytes", 0)
     memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""

@@ -70,7 +70,7 @@ LAYERS = (
         "qnn_pipeline",
         "qnn_graph",
     },
-    {"remote", "pin"},
+    {"remote", "pin", "remote_store"},
     {
         "hub",
         "evaluate",

@@ -1,0 +1,339 @@
+"""Results shared between machines: the records and files of the store, also in S3, GCS, Azure or a shared folder.
+
+``actions/<key>.json`` is a result's record as the store has it, ``blobs/<sha256>`` a file's content, so that equal
+files lie there once; ``claims/<key>`` says that somebody is making that result. A record is written last and only
+where there is none. Nothing that is read is believed: a record carries its own digest, a file is named by its own,
+and what turns out wrong is said, built again, and replaced.
+
+No machine's clock is compared with another's: a claim is taken over when it has not changed for ``STALE_S`` by the
+waiting machine's own clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from phipipe import collect, keys
+from phipipe.errors import RecipeError, StoreError, ToolchainError
+from phipipe.settings import SECRET, Settings
+from phipipe.store import Store, Stored
+
+CHUNK = 16 * 2**20  # bytes asked for at once: what a dying connection costs at most, and what an upload's part has
+REQUEST_S, CONNECT_S, RETRIES = 60, 10, 3
+HEARTBEAT_S, STALE_S, POLL_S = 10.0, 60.0, 1.0
+PARTS_DAYS = 7  # unfinished downloads that nobody has gone on with for so long are removed
+
+
+class _Unfit(Exception):
+    """Something there is not what it should be."""
+
+
+def connect(settings: Settings, note: Callable[[str], None]) -> Remote | None:
+    """The remote store that ``settings`` name; None if they name none. Nothing is asked of it yet.
+
+    Raises:
+        RecipeError: its address makes no sense.
+        ToolchainError: obstore is not installed.
+    """
+    if settings.remote is None:
+        return None
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise ToolchainError(
+            "PHIPIPE_REMOTE needs obstore, which is not installed", hint="pip install 'phipipe[remote]', or unset it"
+        ) from None
+    return Remote(settings.remote, note, writes=settings.remote_writes)
+
+
+def _open(url: str) -> Any:
+    """obstore's store for ``url``; credentials come from the environment, as each provider's own tools read them."""
+    from obstore import store
+
+    if url.startswith("file://"):
+        return store.LocalStore.from_url(url, mkdir=True)
+    options: dict[str, Any] = {"timeout": timedelta(seconds=REQUEST_S), "connect_timeout": timedelta(seconds=CONNECT_S)}
+    named = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"))
+    endpoint = next(filter(None, named), "")
+    if endpoint.startswith("http://"):
+        options["allow_http"] = True
+    retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=2 * REQUEST_S)}
+    more = {"endpoint": endpoint} if endpoint and url.startswith("s3://") else {}
+    opened: Any = store.from_url  # its overloads are by provider, ours are all of them
+    return opened(url, client_options=options, retry_config=retry, **more)
+
+
+class Remote:
+    """The shared store at ``url``. After its first failure to answer it is left alone, and ``note`` is told.
+
+    Methods may be called from several threads.
+    """
+
+    def __init__(self, url: str, note: Callable[[str], None], *, writes: bool = True) -> None:
+        self.url, self._note, self.writes = url, note, writes
+        self.reads = True
+        self._failures = _failures()
+        self._unfit: set[str] = set()  # paths there whose content was found wrong
+        try:
+            self._there = _open(url)
+        except Exception as error:  # noqa: BLE001 (obstore raises many kinds for an address that it cannot use)
+            raise RecipeError(f"PHIPIPE_REMOTE `{url}` cannot be used: {told(error)}") from None
+
+    def fetch(self, key: str, store: Store) -> Stored | None:
+        """The result ``key``, brought into ``store``; None if it is not there, or not right."""
+        if not self.reads or _action(key) in self._unfit:
+            return None
+        try:
+            return self._fetch(key, store)
+        except _Unfit as error:
+            self._unfit.add(_action(key))
+            self._note(f"the shared result {key[:12]} is damaged ({error}), building it again")
+        except StoreError:
+            raise
+        except self._failures as error:
+            self._stop_reading(error)
+        return None
+
+    def _fetch(self, key: str, store: Store) -> Stored | None:
+        raw = self._get(_action(key))
+        if raw is None:
+            return None
+        try:
+            record = keys.open_record(raw, key)
+            entries = [keys.FileEntry(o["path"], int(o["size"]), o["sha256"]) for o in record["outputs"]]
+            if keys.tree_digest(entries) != record["digest"]:
+                raise _Unfit("its list of files is not its own")
+        except (StoreError, KeyError, TypeError, ValueError):
+            raise _Unfit("its record is not what was written") from None
+        with store.scratch(sum(entry.size for entry in entries)) as scratch:
+            for entry in entries:
+                target = scratch / "out" / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._download(entry, store.root / "remote", target)
+            made = {name: record[name] for name in record if name not in ("key", "digest", "created", "outputs")}
+            return store.commit(key, scratch / "out", made)
+
+    def _download(self, entry: keys.FileEntry, parts: Path, target: Path) -> None:
+        """A file's content, from where an earlier run was cut short, hashed while it comes."""
+        parts.mkdir(parents=True, exist_ok=True)
+        _sweep(parts)
+        part, name = parts / entry.sha256, f"blobs/{entry.sha256}"
+        with FileLock(parts / f"{entry.sha256}.lock"):
+            digest = _hashed(part)
+            at = part.stat().st_size if part.exists() else 0
+            with part.open("ab") as stream:
+                while at < entry.size:
+                    piece = self._range(name, at, min(at + CHUNK, entry.size))
+                    with collect.guard(parts.parent, entry.size - at):
+                        stream.write(piece)
+                    digest.update(piece)
+                    at += len(piece)
+            if at != entry.size or digest.hexdigest() != entry.sha256:
+                part.unlink()
+                self._unfit.add(name)
+                raise _Unfit(f"`{entry.path}` has another content")
+            part.replace(target)
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        import obstore
+        from obstore.exceptions import GenericError, NotFoundError
+
+        try:
+            found = bytes(obstore.get_range(self._there, name, start=start, end=end))
+        except (NotFoundError, FileNotFoundError):
+            raise _Unfit(f"`{name[:18]}` is gone") from None
+        except GenericError as error:
+            if self._size(name) < end:  # a range beyond the end is an error of its own with every provider
+                self._unfit.add(name)
+                raise _Unfit(f"`{name[:18]}` is cut short") from None
+            raise error
+        if len(found) != end - start:
+            self._unfit.add(name)
+            raise _Unfit(f"`{name[:18]}` is cut short")
+        return found
+
+    def offer(self, stored: Stored, store: Store) -> None:
+        """Share ``stored``, whose record comes last, unless there is one. That it cannot be is said, no failure."""
+        if not (self.reads and self.writes):
+            return
+        try:
+            for output in stored.outputs:
+                self._upload(f"blobs/{output['sha256']}", stored.path / output["path"], int(output["size"]))
+            sealed = keys.seal_record(store.record(stored.key))
+            self._put(_action(stored.key), sealed, replace=_action(stored.key) in self._unfit)
+        except self._failures as error:
+            self.writes = False
+            self._note(
+                f"{self._name} does not take results ({told(error)}): from here on they stay on this machine; "
+                "PHIPIPE_REMOTE_MODE=read if that is as it should be"
+            )
+
+    @contextlib.contextmanager
+    def turn(self, key: str, store: Store) -> Iterator[Stored | None]:
+        """The result ``key`` if there is one; or None, and while this lasts others wait for us to make it."""
+        while True:
+            found = self.fetch(key, store)
+            if found is not None or not (self.reads and self.writes):
+                yield found
+                return
+            mine = self._claim(key)
+            if mine is not None:
+                break
+        with mine:
+            yield self.fetch(key, store)  # whoever held it before may have ended just now
+
+    def _claim(self, key: str) -> contextlib.AbstractContextManager[None] | None:
+        """A claim on ``key``; None when another's has ended, or was given up, and one must look again."""
+        name = f"claims/{key}"
+        try:
+            if self._put(name, uuid.uuid4().hex.encode()):
+                return self._holding(name)
+            self._note(f"waiting for another machine, which builds {key[:12]}")
+            seen, since = self._get(name), time.monotonic()
+            while seen is not None:
+                time.sleep(POLL_S)
+                now = self._get(name)
+                if now != seen:
+                    seen, since = now, time.monotonic()
+                elif time.monotonic() - since > STALE_S:
+                    self._note(f"the other machine has gone quiet, building {key[:12]} here")
+                    self._delete(name)
+                    return None
+        except self._failures as error:
+            self._stop_reading(error)
+        return None
+
+    @contextlib.contextmanager
+    def _holding(self, name: str) -> Iterator[None]:
+        """Say that we are alive, every few seconds, until the result is there."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_S):
+                with contextlib.suppress(*self._failures):  # others take over, and build it once more
+                    self._put(name, uuid.uuid4().hex.encode(), replace=True)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(*self._failures):
+                self._delete(name)
+
+    # Single requests
+
+    def _get(self, name: str) -> bytes | None:
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        try:
+            return bytes(obstore.get(self._there, name).bytes())
+        except (NotFoundError, FileNotFoundError):
+            return None
+
+    def _put(self, name: str, content: bytes, *, replace: bool = False) -> bool:
+        """Whether it is written; without ``replace`` it is not where there is one."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            obstore.put(self._there, name, content, mode="overwrite" if replace else "create")
+        except (AlreadyExistsError, PreconditionError, FileExistsError):
+            return False
+        return True
+
+    def _upload(self, name: str, path: Path, size: int) -> None:
+        """A file, unless its content is there: then it is the same, whoever wrote it."""
+        import obstore
+
+        if name in self._unfit or self._size(name) != size:
+            obstore.put(self._there, name, path, chunk_size=CHUNK, max_concurrency=4)
+            self._unfit.discard(name)
+
+    def _size(self, name: str) -> int:
+        """In bytes; -1 if it is not there."""
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        try:
+            return int(obstore.head(self._there, name)["size"])
+        except (NotFoundError, FileNotFoundError):
+            return -1
+
+    def _delete(self, name: str) -> None:
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        with contextlib.suppress(NotFoundError, FileNotFoundError):
+            obstore.delete(self._there, name)
+
+    def _stop_reading(self, error: Exception) -> None:
+        if self.reads:
+            self.reads = False
+            self._note(f"{self._name} does not answer ({told(error)}): going on without it")
+
+    @property
+    def _name(self) -> str:
+        return f"the shared store {self.url}"
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What obstore raises when a store does not do what it is asked."""
+    from obstore.exceptions import BaseError
+
+    return BaseError, OSError
+
+
+def _action(key: str) -> str:
+    return f"actions/{key}.json"
+
+
+def _hashed(path: Path) -> Any:
+    """SHA-256 of what ``path`` holds so far."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
+        while piece := stream.read(CHUNK):
+            digest.update(piece)
+    return digest
+
+
+def _sweep(parts: Path) -> None:
+    """Remove unfinished downloads that are old."""
+    oldest = time.time() - 86400 * PARTS_DAYS
+    for path in parts.glob("*"):
+        with contextlib.suppress(OSError):
+            if path.suffix != ".lock" and path.stat().st_mtime < oldest:
+                collect.remove(path)
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in one line, without anything that the environment keeps secret."""
+    kind = type(error).__name__
+    words = {
+        "PermissionDeniedError": "permission denied",
+        "UnauthenticatedError": "no valid credentials",
+        "NotFoundError": "no such bucket",
+    }
+    if kind in words:
+        return words[kind]
+    text = re.sub(r"\s+", " ", str(error).partition("Debug source")[0]).strip()
+    for name, value in os.environ.items():
+        if value and SECRET.search(name):
+            text = text.replace(value, "***")
+    causes = re.findall(r"(?:client error|tcp connect error|dns error|[Cc]onnection refused|timed out)[^,:()]*", text)
+    return causes[-1].strip() if causes else (text[:200] or kind)

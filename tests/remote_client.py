@@ -1,0 +1,74 @@
+"""One of several machines: ``python remote_client.py CACHE LOG [STEPS [SECONDS]]`` runs a chain of light steps.
+
+Each step that is really done leaves a line in LOG. Where results are shared, the environment says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from phipipe import schedule
+from phipipe.backends.base import Step
+from phipipe.plan import Plan
+from phipipe.settings import Settings
+from phipipe.show import Silent
+from phipipe.store import Store
+
+
+def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
+    log = os.open(os.environ["REMOTE_CLIENT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, f"{params['name']}\n".encode())
+    os.close(log)
+    time.sleep(params["seconds"])
+    (out / "same.bin").write_bytes(b"the same in all of them" * 1000)
+    (out / "folder").mkdir()
+    (out / "folder" / "own.txt").write_text(params["name"] + "".join(p.name for p in inputs.values()))
+
+
+def chain(steps: int, seconds: float = 0.0) -> Plan:
+    """Steps s0, s1 …, each of which needs the one before."""
+    made = [
+        Step(
+            name=f"s{i}",
+            runs="remote_client:work",
+            version=1,
+            needs={"before": f"s{i - 1}"} if i else {},
+            params={"name": f"s{i}", "seconds": seconds},
+        )
+        for i in range(steps)
+    ]
+    build: Any = SimpleNamespace(name="chain", recipe=SimpleNamespace(backend="none"))
+    plan: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(made))  # type: ignore[arg-type]
+    return plan  # type: ignore[no-any-return]
+
+
+class Noted(Silent):
+    """Keeps what a listener is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def run(cache: Path, plan: Plan) -> tuple[schedule.Outcome, list[str]]:
+    """The outcome of ``plan`` in ``cache``, and what was said."""
+    heard = Noted()
+    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, None, 2)
+    return done, heard.lines
+
+
+if __name__ == "__main__":
+    sys.modules["remote_client"] = sys.modules["__main__"]
+    os.environ["REMOTE_CLIENT_LOG"] = sys.argv[2]
+    count, seconds = int(sys.argv[3]), float(sys.argv[4])
+    outcome, lines = run(Path(sys.argv[1]), chain(count, seconds))
+    print(*lines, sep="\n", file=sys.stderr)
+    sys.exit(0 if outcome.error is None else 1)
