@@ -84,8 +84,10 @@ class Done:
         return "cached" if self.outcome and self.outcome.all_cached else "built"
 
 
-def plan(items: Sequence[Item], store: Store, settings: Settings, out: Path) -> list[str]:
+def plan(items: Sequence[Item], store: Store, settings: Settings, out: Path, *, elsewhere: bool = False) -> list[str]:
     """Plan every item that can be; the others get their ``error``. Returns warnings.
+
+    ``elsewhere``: steps look for machines that are large enough, and have their toolchains.
 
     Raises:
         StoreError: the disk has no room for all of it.
@@ -100,10 +102,12 @@ def plan(items: Sequence[Item], store: Store, settings: Settings, out: Path) -> 
             continue
         try:
             _check_place(item.name, out)
-            item.plan = planner.prepare(item.build, lambda s, f: read_once(s, f if s.path is not None else None))
+            item.plan = planner.prepare(
+                item.build, lambda s, f: read_once(s, f if s.path is not None else None), elsewhere=elsewhere
+            )
         except PhipipeError as error:
             item.error = error
-    return _preflight([item for item in items if item.plan], store, settings, out)
+    return [] if elsewhere else _preflight([item for item in items if item.plan], store, settings, out)
 
 
 def _check_place(name: str, out: Path) -> None:
@@ -140,11 +144,13 @@ def run(
     jobs: int | None = None,
     keep: int = 3,
     fail_fast: bool = False,
+    engine: schedule.Engine | None = None,
 ) -> list[Done]:
     """Build what is planned, and accept what is good enough.
 
     Args:
         keep: packages kept for each build that came to one, the one named by ``latest`` always among them.
+        engine: see ``schedule.attempt``.
         fail_fast: start nothing more after the first failure; a refused item is one.
 
     Raises:
@@ -158,7 +164,7 @@ def run(
     plans = [item.plan for item in planned if item.plan]
     outcomes = schedule.attempt(
         plans, store, settings, listener, out, jobs, place=lambda out, name, digest: out / name / digest[:DIGITS],
-        fail_fast=fail_fast,
+        fail_fast=fail_fast, engine=engine,
     )  # fmt: skip
     found = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
     with collect.guard(out):

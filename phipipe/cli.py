@@ -18,11 +18,13 @@ from phipipe import __version__
 from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
+    ON,
     Listing,
     cli,
     command,
     complain,
     echo,
+    engine_of,
     note,
     print_json,
     settings_of_user,
@@ -49,9 +51,11 @@ ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this var
 @ONLY
 @click.option("--out", default=PACKAGES, show_default=True, type=click.Path(path_type=Path), help="Where packages go.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@ON
 @LOG_FORMAT
 @AS_JSON
 def run(
+    on: str | None,
     recipe: Path,
     sets: Sequence[str],
     only: Sequence[str],
@@ -64,9 +68,10 @@ def run(
     from phipipe import show
 
     settings, store = store_of_user()
-    plans = _plans(recipe, sets, only)
-    _preflight(plans, store, settings, out)
-    outcomes = _attempt("run", plans, store, settings, out, jobs, as_events)
+    plans = _plans(recipe, sets, only, elsewhere=on is not None)
+    if on is None:  # elsewhere, each step looks for a machine that is large enough
+        _preflight(plans, store, settings, out)
+    outcomes = _attempt("run", plans, store, settings, out, jobs, as_events, on)
     if as_json:
         print_json([show.outcome_json(outcome) for outcome in outcomes])
     for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
@@ -301,11 +306,11 @@ def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any
     return recipe.load(path, sets=sets, only=only, options=backends.OptionsOf())
 
 
-def _plans(path: Path, sets: Sequence[str], only: Sequence[str]) -> list[Any]:
+def _plans(path: Path, sets: Sequence[str], only: Sequence[str], elsewhere: bool = False) -> list[Any]:
     """Plans of all builds; nothing starts before every one of them is known to be possible."""
     from phipipe import plan as planner
 
-    return [planner.prepare(build) for build in _load(path, sets, only)]
+    return [planner.prepare(build, elsewhere=elsewhere) for build in _load(path, sets, only)]
 
 
 def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) -> None:
@@ -328,6 +333,7 @@ def _attempt(
     out: Path | None,
     jobs: int | None = None,
     as_events: bool = False,
+    on: str | None = None,
 ) -> list[Any]:
     from phipipe import events, schedule, show
 
@@ -336,7 +342,7 @@ def _attempt(
         show.listener(plans, sys.stderr, silent=as_events) as inner,
         events.recorded(store.root, command, named, inner, stream) as recorder,
     ):
-        outcomes = schedule.attempt(plans, store, settings, recorder, out, jobs)
+        outcomes = schedule.attempt(plans, store, settings, recorder, out, jobs, engine=engine_of(on))
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return outcomes

@@ -13,6 +13,7 @@ from phipipe import __version__
 from phipipe.errors import PhipipeError
 
 if TYPE_CHECKING:
+    from phipipe.schedule import Engine
     from phipipe.settings import Settings
     from phipipe.store import Store
 
@@ -94,6 +95,18 @@ def store_of_user() -> tuple[Settings, Store]:
 
     settings = settings_of_user()
     return settings, Store(settings.cache, notify=note)
+
+
+ON = click.option("--on", metavar="dask://HOST:PORT", help="Have steps done by the workers of a Dask scheduler.")
+
+
+def engine_of(on: str | None) -> Engine | None:
+    """What does the steps of a run ``--on`` somewhere; None for this machine."""
+    if on is None:
+        return None
+    from phipipe import cluster
+
+    return cluster.engine(on)
 
 
 def note(line: str) -> None:

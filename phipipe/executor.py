@@ -119,6 +119,17 @@ class Bench:
         self._remote = remote_store.connect(settings, note)
         self._history: History | None = None
 
+    def here(self, step: Step) -> bool:
+        """Whether ``step`` is done on this machine."""
+        return True
+
+    def close(self) -> None:
+        """No more steps will come."""
+        self.dismiss(keep=set())
+
+    def _record_of(self, result: Result) -> Mapping[str, Json]:
+        return self._store.record(result.key)
+
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
         """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's provenance."""
         record = self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
@@ -215,7 +226,7 @@ class Bench:
         for source in step.outside.values():
             params["files"] = list(source.files)
         if step.provenance:
-            params["steps"] = {name: _provenance(result, self._store) for name, result in before.items()}
+            params["steps"] = {name: _provenance(self._record_of(r), r.key) for name, r in before.items()}
         record: dict[str, Json] = {
             "format": keys.FORMAT,
             "runs": step.runs,
@@ -313,11 +324,10 @@ def threads_per_worker(jobs: int) -> int | None:
     return max(1, cores // jobs) if jobs > 1 else None
 
 
-def _provenance(result: Result, store: Store) -> dict[str, Json]:
-    record = store.record(result.key)
-    return {name: record[name] for name in ("runs", "version", "params", "inputs", "tools", "outputs", "digest")} | {
-        "key": result.key
-    }
+def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:
+    told = {name: record[name] for name in ("runs", "version", "params", "inputs", "tools", "digest")}
+    files = [{name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]]  # no times
+    return told | {"outputs": files, "key": key}
 
 
 def history(store: Store) -> History:

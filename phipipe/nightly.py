@@ -10,7 +10,20 @@ from typing import Any
 
 import click
 
-from phipipe.console import AS_JSON, LOG_FORMAT, cli, command, complain, echo, note, print_json, store_of_user
+from phipipe.console import (
+    AS_JSON,
+    LOG_FORMAT,
+    ON,
+    cli,
+    command,
+    complain,
+    echo,
+    engine_of,
+    note,
+    print_json,
+    settings_of_user,
+    store_of_user,
+)
 
 
 def _selection(function: Callable[..., None]) -> Callable[..., None]:
@@ -38,6 +51,7 @@ _SELECTION = (
 @click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build.")
 @click.option("--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default).")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@ON
 @click.option(
     "--on-finish", metavar="COMMAND|URL", help="Told at the end: gets batch.json's path, or batch.json by POST."
 )
@@ -49,6 +63,7 @@ def batch(
     keep: int,
     keep_going: bool,
     jobs: int | None,
+    on: str | None,
     on_finish: str | None,
     as_events: bool,
     as_json: bool,
@@ -67,7 +82,7 @@ def batch(
     started = datetime.datetime.now(datetime.UTC)
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
     settings, store = store_of_user()
-    for warning in batches.plan(items, store, settings, out):
+    for warning in batches.plan(items, store, settings, out, elsewhere=on is not None):
         note(f"warning: {warning}")
     plans = [item.plan for item in items if item.plan]
     note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
@@ -76,7 +91,9 @@ def batch(
         show.many(plans, sys.stderr, silent=as_events) as inner,
         events.recorded(store.root, "batch", named, inner, stream) as recorder,
     ):
-        done = batches.run(items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going)
+        done = batches.run(
+            items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going, engine=engine_of(on)
+        )
         for one in done:
             seconds, package = (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
             recorder.ended(one.item.name, one.error, seconds, package)
@@ -95,6 +112,20 @@ def batch(
         note(f"warning: {trouble}")
     if code:
         raise click.exceptions.Exit(code)
+
+
+@command("phipipe worker --scheduler dask://localhost:8786")
+@click.option("--scheduler", required=True, metavar="dask://HOST:PORT", help="Whose steps are done here.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Steps side by side.")
+@click.option("--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is.")
+def worker(scheduler: str, jobs: int, devices: Sequence[str]) -> None:
+    """Do steps of `run --on` and `batch --on` here, until the scheduler ends.
+
+    Results go through PHIPIPE_REMOTE, which all machines name alike.
+    """
+    from phipipe import cluster_worker
+
+    cluster_worker.serve(scheduler, settings_of_user(), jobs, devices, note)
 
 
 @cli.group(epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'")

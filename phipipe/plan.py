@@ -75,8 +75,9 @@ class Plan:
         return max(step.memory_bytes for step in self.steps)
 
 
-def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.original) -> Plan:
+def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.original, *, elsewhere: bool = False) -> Plan:
     """Read what the recipe's source is, and plan. Many builds of few sources share what one ``read`` has found.
+    ``elsewhere``: its steps may run on other machines, whose toolchains count.
 
     Raises:
         SourceError: the checkpoint or the text is missing or unfit.
@@ -113,9 +114,9 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         fit=needed,
     )
     whole = replace(plan, steps=tuple(_chain(plan, original, made, options)))
-    for name in whole.toolchains:
-        if elsewhere := toolchain.foreign(name):
-            message = f"toolchain `{name}`, which this build needs, exists for {elsewhere} only"
+    for name in () if elsewhere else whole.toolchains:
+        if place := toolchain.foreign(name):
+            message = f"toolchain `{name}`, which this build needs, exists for {place} only"
             raise problem_at(build, ("backend",), message, "build there; the package runs on its device all the same")
     return whole
 

@@ -106,6 +106,17 @@ class Remote:
             self._stop_reading(error)
         return None
 
+    def record(self, key: str) -> dict[str, Any] | None:
+        """The record of the result ``key`` there; None if there is none, or a damaged one."""
+        try:
+            raw = self._get(_action(key))
+            return None if raw is None else keys.open_record(raw, key)
+        except StoreError:
+            return None
+        except self._failures as error:
+            self._stop_reading(error)
+            return None
+
     def _fetch(self, key: str, store: Store) -> Stored | None:
         raw = self._get(_action(key))
         if raw is None:

@@ -30,7 +30,12 @@ from phipipe.store import Damaged, Store
 REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
 MEMORY_SHARE = 0.8  # of what is free when the run starts: estimates are estimates
 EXPORTS = 4  # packages that are copied out side by side; more would only wait for the disk
+AWAY = 256  # steps that other machines may be asked for at a time
 STOP_S = 10.0  # how long running steps may take to end after Ctrl-C
+
+
+# plans, store, settings, note, threads per worker → where their steps are done
+Engine = Callable[[Sequence[Plan], Store, Settings, Callable[[str], None], int | None], Bench]
 
 
 @dataclass(kw_only=True)
@@ -115,18 +120,20 @@ def attempt(
     *,
     place: Callable[[Path, str, str], Path] = lambda out, name, digest: out / name,
     fail_fast: bool = False,
+    engine: Engine | None = None,
 ) -> list[Outcome]:
     """Run ``plans`` and put their packages into ``out``. A build's failure ends in its outcome.
 
     Args:
         place: ``out``, a build's name and the digest of its package → the package's folder.
+        engine: makes the ``Bench`` that steps are done on; None for one on this machine.
         fail_fast: after the first failure nothing more is started; what was not finished is ``Skipped``.
 
     Raises:
         Interrupted: somebody asked us to stop (KeyboardInterrupt passes, too); all that had started is ended.
     """
     with store.session():
-        run = _Run(plans, store, settings, listener, jobs or default_jobs(), fail_fast)
+        run = _Run(plans, store, settings, listener, jobs or default_jobs(), fail_fast, engine)
         run.target = None if out is None else lambda name, digest: place(out, name, digest)
         return run.outcomes()
 
@@ -146,12 +153,16 @@ class _Run:
         listener: Listener,
         jobs: int,
         fail_fast: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         self._plans, self._store, self._listener, self._jobs, self._fail_fast = plans, store, listener, jobs, fail_fast
         self.target: Callable[[str, str], Path] | None = None  # build's name, package's digest → its folder
         self._nodes, self._names = graph(plans)
         share = threads_per_worker(jobs if len(plans) > 1 else 1)  # the steps of one build are nearly a chain
-        self._bench = Bench(store, settings, listener.note, share)
+        if engine is None:
+            self._bench = Bench(store, settings, listener.note, share)
+        else:
+            self._bench = engine(plans, store, settings, listener.note, share)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._exports: deque[Callable[[], Callable[[], None]]] = deque()
@@ -159,6 +170,7 @@ class _Run:
         self._damaged: Counter[int] = Counter()  # build → how often its package was found damaged
         self._copying = 0
         self._threads: list[threading.Thread] = []
+        self._elsewhere = engine is not None
         self._memory_bytes = MEMORY_SHARE * psutil.virtual_memory().available
         self._start = time.perf_counter()
         self._followers: defaultdict[str, list[Node]] = defaultdict(list)
@@ -182,7 +194,7 @@ class _Run:
         except BaseException:
             self._stop()
             raise
-        self._bench.dismiss(keep=set())
+        self._bench.close()
         for names, outcome in zip(self._names, self._outcomes, strict=True):
             done = {step.name: self._nodes[names[step.name]].result for step in outcome.plan.steps}
             steps = {step.name: step for step in outcome.plan.steps}
@@ -215,18 +227,24 @@ class _Run:
 
     def _launch_some(self, measuring: bool) -> None:
         """Launch what waits, fits and is a measurement or not."""
-        for node in [n for n in self._queue.values() if n.step.measurement == measuring] if self._has_room() else ():
+        free = self._has_room() or self._elsewhere
+        for node in [n for n in self._queue.values() if n.step.measurement == measuring] if free else ():
             if not self._is_due(node):  # an input was found damaged, or nobody wants it any more
                 node.waiting = None
                 del self._queue[node.identity]
             elif self._fits(node):
                 del self._queue[node.identity]
                 self._launch(node)
-            if not self._has_room():
+            if not (self._has_room() or self._elsewhere):
                 return
 
     def _has_room(self) -> bool:
-        return len(self._running) < self._jobs and not any(n.step.measurement for n in self._running.values())
+        here = self._here()
+        return len(here) < self._jobs and not any(n.step.measurement for n in here)
+
+    def _here(self) -> list[Node]:
+        """Steps that run on this machine."""
+        return [node for node in self._running.values() if self._bench.here(node.step)]
 
     def _look(self, node: Node) -> None:
         """Find ``node``'s stored result, or what it takes to make it."""
@@ -251,11 +269,16 @@ class _Run:
         return {name: self._result(identity) for name, identity in node.needs.items()}
 
     def _fits(self, node: Node) -> bool:
-        if not self._running:
+        here = self._here()
+        if not self._bench.here(node.step):
+            return len(self._running) - len(here) < AWAY
+        if not self._has_room():
+            return False
+        if not here:
             return True
         if node.step.measurement:
             return False
-        needed = sum(n.step.memory_bytes for n in self._running.values()) + node.step.memory_bytes
+        needed = sum(n.step.memory_bytes for n in here) + node.step.memory_bytes
         return needed <= self._memory_bytes
 
     def _launch(self, node: Node) -> None:
@@ -415,7 +438,7 @@ class _Run:
                 for thread in self._threads:
                     if thread.is_alive():  # the signal may have come while one was being started; the bench refuses it
                         thread.join(max(0.0, end - time.monotonic()))
-                self._bench.dismiss(keep=set())
+                self._bench.close()
                 return
             except KeyboardInterrupt:
                 force = True

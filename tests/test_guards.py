@@ -93,6 +93,8 @@ LAYERS = (
     {"plan"},
     {"worker", "process"},
     {"executor"},
+    {"cluster_worker"},
+    {"cluster"},
     {"schedule"},
     {"preflight"},
     {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},

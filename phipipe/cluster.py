@@ -1,0 +1,228 @@
+"""Steps on other machines: the client's side of ``--on dask://HOST``.
+
+Dask carries strings alone: a step's description there, its key and digest back. Data goes through the shared store
+(``remote_store``), so a worker that is lost costs its step, and a scheduler that is lost costs nothing that had
+finished. A step that reads this machine's files, or needs no toolchain, is done here; all others where they can be:
+workers advertise toolchains, memory and what they are as Dask's resources.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from phipipe import __version__, cluster_worker, errors
+from phipipe.backends.base import Step
+from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, StoreError, TargetError, ToolchainError
+from phipipe.executor import Bench, Result, Results, Waiting
+from phipipe.plan import Plan
+from phipipe.settings import Settings
+from phipipe.store import Damaged, Store, Stored
+
+CONNECT_S, LOOK_S = 20.0, 2.0
+LOST_WORKERS = 3  # a step may lose its worker this often before we think that it is the step
+AGAIN = "start it again, then run the same command: what had finished is kept"
+SMALL_BYTES = 4 * 2**20  # results up to this size are brought here at once: figures, reports
+
+
+def engine(url: str) -> Callable[..., Cluster]:
+    """What makes the ``Bench`` of a run on the cluster at ``url``; asks nothing yet."""
+    where = cluster_worker.address(url)
+
+    def made(
+        plans: Sequence[Plan], store: Store, settings: Settings, note: Callable[[str], None], threads: int | None
+    ) -> Cluster:
+        return Cluster(where, plans, store, settings, note, threads)
+
+    return made
+
+
+class Cluster(Bench):
+    """Where steps are done: here, or on the workers of the scheduler at ``where``.
+
+    Raises:
+        RecipeError: nothing is shared, or certificates are missing.
+        ToolchainError: the scheduler does not answer, or its workers have another phipipe.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        plans: Sequence[Plan],
+        store: Store,
+        settings: Settings,
+        note: Callable[[str], None],
+        threads: int | None,
+    ) -> None:
+        super().__init__(store, settings, note, threads)
+        if self._remote is None:
+            raise RecipeError(
+                "steps on other machines need a store that all share",
+                hint="set PHIPIPE_REMOTE, here and for the workers",
+            )
+        self._shared, self._where = self._remote, where
+        self._devices = {id(step): plan.device for plan in plans for step in plan.steps if step.measurement}
+        self._there: set[str] = set()  # keys of results that are known to be shared
+        self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._client = self._connect()
+
+    def _connect(self) -> Any:
+        distributed = cluster_worker.imported()
+        keys = cluster_worker.security(self._where)
+        try:
+            client = distributed.Client(self._where, security=keys, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            raise ToolchainError(
+                f"no scheduler answers at `{self._where}`: {type(error).__name__}", hint="dask scheduler --port 8786"
+            ) from None
+        found = client.get_versions()["scheduler"]["packages"].get("distributed")
+        if found != distributed.__version__:
+            client.close()
+            raise ToolchainError(
+                f"the scheduler has Dask {found}, we have {distributed.__version__}",
+                hint="install the same version",
+            )
+        return client
+
+    def here(self, step: Step) -> bool:
+        return step.toolchain is None or bool(step.outside) or step.folder is not None
+
+    def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
+        if self.here(step):
+            return super().look(step, inputs, before)
+        return Waiting(step=step, key="", record={}, why=f"on {self._where}")
+
+    def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
+        """As ``Bench``; a step that can run nowhere fails at once.
+
+        Raises:
+            Damaged: an input is gone from the shared store.
+            PhipipeError: the step's own failure, or its workers'.
+        """
+        if self.here(waiting.step):
+            for result in inputs.values():
+                self._bring(result)
+            return super().make(waiting, inputs, on_progress)
+        step = waiting.step
+        for result in inputs.values():
+            self._share(result)
+        told = json.loads(self._done_by_worker(step, {name: result.key for name, result in inputs.items()}))
+        if "error" in told:
+            raise self._error(told["error"], inputs)
+        self._there.add(told["key"])
+        stored = self._described(told["key"])
+        return Result(step=step, key=told["key"], stored=stored, cached=told["cached"], usage=told["usage"])
+
+    def _bring(self, result: Result) -> None:
+        """Have the content of ``result`` here."""
+        if self._store.peek(result.key) is None and self._shared.fetch(result.key, self._store) is None:
+            raise Damaged(f"the result {result.key[:12]} is gone from the shared store", result.stored.digest)
+
+    def _described(self, key: str) -> Stored:
+        """What a worker shared as ``key``: small things are brought here, of others this is a description."""
+        found = self._store.lookup(key)
+        record = None if found else self._shared.record(key)
+        if found is None and record is None:
+            raise StoreError(f"a worker says that it made {key[:12]}, but {self._shared.url} does not have it")
+        if record is None:
+            assert found is not None
+            return found
+        stored = Stored(
+            key, record["digest"], self._store.root / "objects" / record["digest"], tuple(record["outputs"])
+        )
+        return (self._shared.fetch(key, self._store) or stored) if stored.size_bytes <= SMALL_BYTES else stored
+
+    def _record_of(self, result: Result) -> Mapping[str, Any]:
+        record = self._shared.record(result.key) if self._store.peek(result.key) is None else None
+        return record or super()._record_of(result)
+
+    def _share(self, result: Result) -> None:
+        """Have the content of ``result`` where workers find it; what they made themselves is there."""
+        with self._sharing[result.key]:
+            if result.key not in self._there and (stored := self._store.peek(result.key)):
+                self._shared.offer(stored, self._store)
+                if not self._shared.writes:
+                    raise StoreError(f"{self._shared.url} takes no results", hint="check its permissions")
+            self._there.add(result.key)
+
+    def _error(self, told: Mapping[str, Any], inputs: Results) -> PhipipeError:
+        if told["kind"] == "Missing":
+            lost = inputs[told["input"]]
+            self._there.discard(lost.key)
+            return Damaged(f"the result {lost.key[:12]} is gone from the shared store", lost.stored.digest)
+        kind = getattr(errors, told["kind"], StepFailed)
+        made: PhipipeError = kind(told["message"], hint=told["hint"])
+        return made
+
+    # Where
+
+    def _done_by_worker(self, step: Step, inputs: Mapping[str, str]) -> str:
+        distributed = cluster_worker.imported()
+        payload = json.dumps({"phipipe": __version__, "step": cluster_worker.described(step), "inputs": inputs})
+        wanted = self._wanted(step)
+        future = self._client.submit(
+            cluster_worker.work,
+            payload,
+            resources=wanted,
+            retries=0,
+            pure=False,
+            key=f"{step.name}-{os.urandom(8).hex()}",
+        )
+        try:
+            while True:
+                try:
+                    return str(future.result(timeout=LOOK_S))
+                except TimeoutError:
+                    if self._stopped:
+                        raise errors.Interrupted("stopped") from None
+                    self._wanted(step)  # the last one that could may have gone
+                    if self._client.status not in ("running", "connecting"):
+                        raise ToolchainError(
+                            f"the scheduler at `{self._where}` is gone",
+                            hint="start it again, then run the same command",
+                        ) from None
+        except distributed.KilledWorker:
+            raise StepKilled(
+                f"step `{step.name}`: {LOST_WORKERS + 1} workers were lost while they did it",
+                hint="their logs say why; often memory",
+            ) from None
+        except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
+            raise ToolchainError(
+                f"the scheduler at `{self._where}` is gone ({type(error).__name__})",
+                hint=AGAIN,
+            ) from None
+        finally:
+            future.release()
+
+    def _wanted(self, step: Step) -> dict[str, float]:
+        """The resources that ``step`` needs.
+
+        Raises:
+            TargetError: no worker has them; says what is missing.
+        """
+        workers = [w["resources"] for w in self._client.scheduler_info(n_workers=-1)["workers"].values()]
+        needs = {f"toolchain {step.toolchain}": 1.0}
+        if step.memory_bytes:
+            needs["memory_gib"] = round(step.memory_bytes / 2**30, 3)
+        device = self._devices.get(id(step))
+        if device is not None:
+            own = f"device {device.name}"
+            kinds = [f"machine {kind}" for kind in device.machines]
+            better = [label for label in (own, *kinds) if any(label in worker for worker in workers)]
+            needs |= {better[0]: 1.0} if better else {}
+        if not any(all(worker.get(name, 0) >= value for name, value in needs.items()) for worker in workers):
+            lacking = [n for n, value in needs.items() if not any(w.get(n, 0) >= value for w in workers)] or [*needs]
+            words = " and ".join(f"{needs[n]:g} GiB of memory" if n == "memory_gib" else n for n in lacking)
+            raise TargetError(
+                f"step `{step.name}` can run on none of {len(workers)} workers: it needs {words}",
+                hint=f"start one that has it: phipipe worker --scheduler {cluster_worker.PREFIX}{self._where.partition('://')[2]}",
+            )
+        return needs
+
+    def close(self) -> None:
+        super().close()
+        self._client.close()

@@ -1,0 +1,181 @@
+"""Steps of other machines: a Dask worker that does them with its own toolchains, from and to the shared store.
+
+A step comes as a string, its inputs as keys. The worker computes the step's key itself, so it counts what is really
+installed here, and a measurement's key names this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from phipipe import __version__, remote_store, toolchain
+from phipipe.backends.base import Step
+from phipipe.errors import PhipipeError, RecipeError, ToolchainError
+from phipipe.executor import Bench, Result, Waiting
+from phipipe.settings import Settings
+from phipipe.store import Store
+
+PREFIX = "dask://"
+UNLIMITED = 1_000_000.0  # of a resource that is a label
+
+
+def address(url: str) -> str:
+    """Dask's address of the scheduler at ``url`` (``dask://HOST:PORT``): TLS, except on this very machine.
+
+    Raises:
+        RecipeError: the address makes no sense.
+    """
+    host, colon, port = url.removeprefix(PREFIX).rpartition(":")
+    if not url.startswith(PREFIX) or not colon or not port.isdigit() or not host:
+        raise RecipeError(f"`{url}` is no scheduler's address", hint="give dask://HOST:PORT")
+    return f"{'tcp' if _is_loopback(host) else 'tls'}://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def security(where: str) -> Any:
+    """Dask's certificates for ``where``; None on loopback.
+
+    Raises:
+        RecipeError: there are none.
+        ToolchainError: Dask is not installed.
+    """
+    distributed = imported()
+    if where.startswith("tcp://"):
+        return None
+    made = distributed.Security(require_encryption=True)
+    if not made.tls_ca_file:
+        raise RecipeError(
+            f"`{where}` is another machine: it is spoken to with TLS only, and no certificates are named",
+            hint="set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and …__CLIENT__CERT, …__WORKER__CERT, …__SCHEDULER__CERT "
+            "(https://distributed.dask.org/en/stable/tls.html)",
+        )
+    return made
+
+
+def imported() -> Any:
+    """The module ``distributed``."""
+    try:
+        import distributed
+    except ImportError:
+        raise ToolchainError(
+            "`dask://` needs Dask, which is not installed", hint="pip install 'phipipe[dask]'"
+        ) from None
+    return distributed
+
+
+class Missing(PhipipeError):
+    """An input is not in the shared store."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def described(step: Step) -> dict[str, Any]:
+    """What of ``step`` decides its key, and what a worker has to know besides."""
+    return {
+        "name": step.name,
+        "runs": step.runs,
+        "version": step.version,
+        "params": dict(step.params),
+        "needs": dict(step.needs),
+        "toolchain": step.toolchain,
+        "measurement": step.measurement,
+        "memory_bytes": step.memory_bytes,
+    }
+
+
+def work(payload: str) -> str:
+    """Do a step: JSON of ``described`` and of its inputs' keys; JSON of its key and digest, or of its failure."""
+    told = json.loads(payload)
+    try:
+        if told["phipipe"] != __version__:
+            raise ToolchainError(
+                f"this phipipe is {told['phipipe']}, a worker's is {__version__}", hint="install the same version"
+            )
+        return json.dumps(_work(Step(**told["step"]), told["inputs"]))
+    except PhipipeError as error:
+        failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+        return json.dumps({"error": failure | ({"input": error.name} if isinstance(error, Missing) else {})})
+
+
+def _work(step: Step, keys: dict[str, str]) -> dict[str, Any]:
+    settings = Settings.read()
+    store = Store(settings.cache)
+    shared = _shared(settings)
+    bench = Bench(store, settings, lambda line: print(line, file=sys.stderr))
+    try:
+        with store.session():
+            inputs = {name: _input(name, key, store, shared) for name, key in keys.items()}
+            found = bench.look(step, inputs, {})
+            if isinstance(found, Waiting):
+                found = bench.make(found, inputs, lambda done, total, unit: None)
+            else:
+                shared.offer(found.stored, store)  # it may be gone from there
+    finally:
+        bench.dismiss(keep=set())
+    if not shared.writes:
+        raise ToolchainError(
+            f"a worker cannot share what it makes: `{shared.url}` does not take it", hint="see its log"
+        )
+    return {"key": found.key, "cached": found.cached, "usage": dict(found.usage)}
+
+
+def _shared(settings: Settings) -> remote_store.Remote:
+    shared = remote_store.connect(settings, lambda line: print(line, file=sys.stderr))
+    if shared is None:
+        raise RecipeError("a worker has no PHIPIPE_REMOTE", hint="set it as where the run was started")
+    return shared
+
+
+def _input(name: str, key: str, store: Store, shared: remote_store.Remote) -> Result:
+    stored = store.lookup(key) or shared.fetch(key, store)
+    if stored is None:
+        raise Missing(name)
+    step = Step(name=name, runs="", version=0)
+    return Result(step=step, key=key, stored=stored, cached=True)
+
+
+def resources(settings: Settings, devices: Sequence[str]) -> dict[str, float]:
+    """What this machine advertises as a worker: memory, and labels for system, architecture, kinds, toolchains."""
+    import platform
+
+    from phipipe import hardware
+
+    labels = [f"system {platform.system().lower()}", *(f"machine {kind}" for kind in sorted(hardware.kinds()))]
+    labels += [f"device {name}" for name in devices]
+    labels += [f"toolchain {name}" for name in toolchain.names() if toolchain.foreign(name) is None]
+    return dict.fromkeys(labels, UNLIMITED) | {"memory_gib": round(hardware.memory_bytes() / 2**30, 2)}
+
+
+def serve(url: str, settings: Settings, jobs: int, devices: Sequence[str], say: Callable[[str], None]) -> None:
+    """Work for the scheduler at ``url`` (``dask://HOST:PORT``) until it, or somebody, ends us."""
+    where = address(url)
+    keys = security(where)
+    _shared(settings)
+    asyncio.run(_serve(where, keys, settings, jobs, devices, say))
+
+
+async def _serve(
+    where: str, keys: Any, settings: Settings, jobs: int, devices: Sequence[str], say: Callable[[str], None]
+) -> None:
+    had = resources(settings, devices)
+    folder = settings.cache / "dask"
+    folder.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"nthreads": jobs, "resources": had, "memory_limit": 0, "dashboard": False}
+    options |= {"host": "127.0.0.1"} if where.startswith("tcp://") else {"security": keys}
+    worker = imported().Worker(where, local_directory=str(folder), **options)
+    async with worker:
+        say(f"working for {where} as {worker.address}: {', '.join(sorted(had))}")
+        await worker.finished()
