@@ -162,8 +162,9 @@ class Cluster(Bench):
 
     def _done_by_worker(self, step: Step, inputs: Mapping[str, str]) -> str:
         distributed = cluster_worker.imported()
-        payload = json.dumps({"phipipe": __version__, "step": cluster_worker.described(step), "inputs": inputs})
-        wanted = self._wanted(step)
+        name = f"{step.name}-{os.urandom(8).hex()}"  # what Dask shows
+        told = {"phipipe": __version__, "task": name, "step": cluster_worker.described(step), "inputs": inputs}
+        payload, wanted = json.dumps(told), self._wanted(step)
         future = self._client.submit(
             cluster_worker.work,
             payload,

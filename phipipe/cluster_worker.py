@@ -10,13 +10,16 @@ import asyncio
 import ipaddress
 import json
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from phipipe import __version__, remote_store, toolchain
+from phipipe import __version__, toolchain
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, StoreError, ToolchainError
 from phipipe.executor import Bench, Result, Waiting
+from phipipe.remote_store import OWNER, Remote
 from phipipe.settings import Settings
 from phipipe.store import Store
 
@@ -74,6 +77,9 @@ def imported() -> Any:
     return distributed
 
 
+_LOOKING = threading.Lock()  # a bench looks up one step at a time
+
+
 class Missing(PhipipeError):
     """An input is not in the shared store."""
 
@@ -97,13 +103,14 @@ def described(step: Step) -> dict[str, Any]:
 
 
 def work(payload: str) -> str:
-    """Do a step: JSON of ``described`` and of its inputs' keys; JSON of its key and digest, or of its failure."""
+    """Do a step: JSON of its task's name, of ``described``, of its inputs' keys; JSON of its key, or of its failure."""
     told = json.loads(payload)
     try:
         if told["phipipe"] != __version__:
             raise ToolchainError(
                 f"this phipipe is {told['phipipe']}, a worker's is {__version__}", hint="install the same version"
             )
+        OWNER.set(told["task"])  # whoever did it before is lost: the scheduler does not give a task to two
         return json.dumps(_work(Step(**told["step"]), told["inputs"]))
     except PhipipeError as error:
         failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
@@ -111,35 +118,44 @@ def work(payload: str) -> str:
 
 
 def _work(step: Step, keys: dict[str, str]) -> dict[str, Any]:
-    settings = Settings.read()
-    store = Store(settings.cache)
-    shared = _shared(settings)
-    bench = Bench(store, settings, lambda line: print(line, file=sys.stderr))
-    try:
-        with store.session():
-            inputs = {name: _input(name, key, store, shared) for name, key in keys.items()}
+    store, bench, shared = _place(Settings.read())
+    shared.again()
+    with _LOOKING:
+        bench.dismiss(keep={str(step.toolchain)})
+    with store.session():
+        inputs = {name: _input(name, key, store, shared) for name, key in keys.items()}
+        with _LOOKING:
             found = bench.look(step, inputs, {})
-            if isinstance(found, Waiting):
-                found = bench.make(found, inputs, lambda done, total, unit: None)
-            else:
-                shared.offer(found.stored, store)  # it may be gone from there
-    finally:
-        bench.dismiss(keep=set())
+        if isinstance(found, Waiting):
+            _say(f"{step.name} {found.key[:12]} starts")
+            found = bench.make(found, inputs, lambda done, total, unit: None)
+            _say(f"{step.name} {found.key[:12]} {'was shared by another' if found.cached else 'done'}")
+        else:
+            shared.offer(found.stored, store)  # it may be gone from there
     if not shared.writes:
-        raise ToolchainError(
-            f"a worker cannot share what it makes: `{shared.url}` does not take it", hint="see its log"
-        )
+        raise StoreError(f"a worker cannot share what it makes: `{shared.url}` does not take it", hint="see its log")
     return {"key": found.key, "cached": found.cached, "usage": dict(found.usage)}
 
 
-def _shared(settings: Settings) -> remote_store.Remote:
-    shared = remote_store.connect(settings, lambda line: print(line, file=sys.stderr))
-    if shared is None:
+@cache
+def _place(settings: Settings) -> tuple[Store, Bench, Remote]:
+    """Where this process does its steps; toolchains stay warm from one to the next.
+
+    Raises:
+        RecipeError: nothing is shared.
+    """
+    store = Store(settings.cache, notify=_say)
+    bench = Bench(store, settings, _say)
+    if bench.shared is None:
         raise RecipeError("a worker has no PHIPIPE_REMOTE", hint="set it as where the run was started")
-    return shared
+    return store, bench, bench.shared
 
 
-def _input(name: str, key: str, store: Store, shared: remote_store.Remote) -> Result:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _input(name: str, key: str, store: Store, shared: Remote) -> Result:
     stored = store.lookup(key) or shared.fetch(key, store)
     if stored is None:
         raise Missing(name)
@@ -147,35 +163,44 @@ def _input(name: str, key: str, store: Store, shared: remote_store.Remote) -> Re
     return Result(step=step, key=key, stored=stored, cached=True)
 
 
-def resources(settings: Settings, devices: Sequence[str]) -> dict[str, float]:
-    """What this machine advertises as a worker: memory, and labels for system, architecture, kinds, toolchains."""
+def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, float]:
+    """What this machine advertises as a worker: memory, and labels for system, architecture, kinds, toolchains.
+
+    ``toolchains``: the only ones that it does steps of; none means all that exist for it.
+
+    Raises:
+        ToolchainError: there is no such toolchain.
+    """
     import platform
 
     from phipipe import hardware
 
     labels = [f"system {platform.system().lower()}", *(f"machine {kind}" for kind in sorted(hardware.kinds()))]
     labels += [f"device {name}" for name in devices]
-    labels += [f"toolchain {name}" for name in toolchain.names() if toolchain.foreign(name) is None]
+    if unknown := set(toolchains) - set(toolchain.names()):
+        message = f"unknown toolchain `{min(unknown)}`"
+        raise ToolchainError(message, hint=f"toolchains: {', '.join(toolchain.names())}")
+    offered = toolchains or [name for name in toolchain.names() if toolchain.foreign(name) is None]
+    labels += [f"toolchain {name}" for name in offered]
     return dict.fromkeys(labels, UNLIMITED) | {"memory_gib": round(hardware.memory_bytes() / 2**30, 2)}
 
 
-def serve(url: str, settings: Settings, jobs: int, devices: Sequence[str], say: Callable[[str], None]) -> None:
-    """Work for the scheduler at ``url`` (``dask://HOST:PORT``) until it, or somebody, ends us."""
+def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say: Callable[[str], None]) -> None:
+    """Work for the scheduler at ``url`` (``dask://HOST:PORT``) until it, or somebody, ends us.
+
+    ``had``: ``resources``.
+    """
     where = address(url)
     keys = security(where)
-    _shared(settings)
-    asyncio.run(_serve(where, keys, settings, jobs, devices, say))
+    _place(settings)
+    options: dict[str, Any] = {"nthreads": jobs, "resources": dict(had), "memory_limit": 0, "dashboard": False}
+    options |= {"host": "127.0.0.1"} if where.startswith("tcp://") else {"security": keys}
+    asyncio.run(_serve(where, settings, options, say))
 
 
-async def _serve(
-    where: str, keys: Any, settings: Settings, jobs: int, devices: Sequence[str], say: Callable[[str], None]
-) -> None:
-    had = resources(settings, devices)
+async def _serve(where: str, settings: Settings, options: dict[str, Any], say: Callable[[str], None]) -> None:
     folder = settings.cache / "dask"
     folder.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"nthreads": jobs, "resources": had, "memory_limit": 0, "dashboard": False}
-    options |= {"host": "127.0.0.1"} if where.startswith("tcp://") else {"security": keys}
-    worker = imported().Worker(where, local_directory=str(folder), **options)
-    async with worker:
-        say(f"working for {where} as {worker.address}: {', '.join(sorted(had))}")
+    async with imported().Worker(where, local_directory=str(folder), **options) as worker:
+        say(f"working for {where} as {worker.address}: {', '.join(sorted(options['resources']))}")
         await worker.finished()

@@ -24,6 +24,7 @@ from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
 from phipipe.plan import Plan
 from phipipe.process import Request, Worker
+from phipipe.remote_store import Remote
 from phipipe.settings import Settings
 from phipipe.store import Store, Stored
 from phipipe.toolchain import Installed
@@ -126,6 +127,11 @@ class Bench:
     def close(self) -> None:
         """No more steps will come."""
         self.dismiss(keep=set())
+
+    @property
+    def shared(self) -> Remote | None:
+        """Where results are shared."""
+        return self._remote
 
     def _record_of(self, result: Result) -> Mapping[str, Json]:
         return self._store.record(result.key)

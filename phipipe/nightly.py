@@ -118,14 +118,16 @@ def batch(
 @click.option("--scheduler", required=True, metavar="dask://HOST:PORT", help="Whose steps are done here.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Steps side by side.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is.")
-def worker(scheduler: str, jobs: int, devices: Sequence[str]) -> None:
+@click.option("--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain.")
+def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:
     """Do steps of `run --on` and `batch --on` here, until the scheduler ends.
 
     Results go through PHIPIPE_REMOTE, which all machines name alike.
     """
     from phipipe import cluster_worker
 
-    cluster_worker.serve(scheduler, settings_of_user(), jobs, devices, note)
+    had = cluster_worker.resources(devices, toolchains)
+    cluster_worker.serve(scheduler, settings_of_user(), jobs, had, note)
 
 
 @cli.group(epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'")

@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,12 @@ from phipipe.store import Store, Stored
 
 CHUNK = 16 * 2**20  # bytes asked for at once: what a dying connection costs at most, and what an upload's part has
 REQUEST_S, CONNECT_S, RETRIES = 60, 10, 3
-HEARTBEAT_S, STALE_S, POLL_S = 10.0, 60.0, 1.0
+HEARTBEAT_S, STALE_S, POLL_S = 5.0, 30.0, 1.0
 PARTS_DAYS = 7  # unfinished downloads that nobody has gone on with for so long are removed
+
+
+# Who makes what is made in this thread, where somebody sees to it that one machine at a time does so in that name.
+OWNER: ContextVar[str | None] = ContextVar("OWNER", default=None)
 
 
 class _Unfit(Exception):
@@ -82,7 +87,7 @@ class Remote:
     """
 
     def __init__(self, url: str, note: Callable[[str], None], *, writes: bool = True) -> None:
-        self.url, self._note, self.writes = url, note, writes
+        self.url, self._note, self.writes, self._asked = url, note, writes, writes
         self.reads = True
         self._failures = _failures()
         self._unfit: set[str] = set()  # paths there whose content was found wrong
@@ -90,6 +95,10 @@ class Remote:
             self._there = _open(url)
         except Exception as error:  # noqa: BLE001 (obstore raises many kinds for an address that it cannot use)
             raise RecipeError(f"PHIPIPE_REMOTE `{url}` cannot be used: {told(error)}") from None
+
+    def again(self) -> None:
+        """Forget earlier failures."""
+        self.reads, self.writes = True, self._asked
 
     def fetch(self, key: str, store: Store) -> Stored | None:
         """The result ``key``, brought into ``store``; None if it is not there, or not right."""
@@ -209,10 +218,13 @@ class Remote:
         """A claim on ``key``; None when another's has ended, or was given up, and one must look again."""
         name = f"claims/{key}"
         try:
-            if self._put(name, uuid.uuid4().hex.encode()):
-                return self._holding(name)
-            self._note(f"waiting for another machine, which builds {key[:12]}")
+            owner = OWNER.get() or uuid.uuid4().hex
+            if self._put(name, _beat(owner)):
+                return self._holding(name, owner)
             seen, since = self._get(name), time.monotonic()
+            if seen is not None and seen.startswith(f"{owner} ".encode()):
+                return self._holding(name, owner)
+            self._note(f"waiting for another machine, which builds {key[:12]}")
             while seen is not None:
                 time.sleep(POLL_S)
                 now = self._get(name)
@@ -227,14 +239,14 @@ class Remote:
         return None
 
     @contextlib.contextmanager
-    def _holding(self, name: str) -> Iterator[None]:
+    def _holding(self, name: str, owner: str) -> Iterator[None]:
         """Say that we are alive, every few seconds, until the result is there."""
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(HEARTBEAT_S):
                 with contextlib.suppress(*self._failures):  # others take over, and build it once more
-                    self._put(name, uuid.uuid4().hex.encode(), replace=True)
+                    self._put(name, _beat(owner), replace=True)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -308,6 +320,10 @@ def _failures() -> tuple[type[Exception], ...]:
     from obstore.exceptions import BaseError
 
     return BaseError, OSError
+
+
+def _beat(owner: str) -> bytes:
+    return f"{owner} {uuid.uuid4().hex}".encode()
 
 
 def _action(key: str) -> str:

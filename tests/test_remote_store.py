@@ -213,6 +213,22 @@ def test_a_claim_that_nobody_renews_is_taken_over(url: str, tmp_path: Path, monk
     assert names(url, "claims") == []
 
 
+def test_a_claim_in_ones_own_name_is_ones_own(url: str, tmp_path: Path) -> None:
+    import obstore
+
+    first, _ = run(tmp_path / "one", chain(1))
+    key, there, store = first.results["s0"].key, opened(url), Store(tmp_path / "two")
+    obstore.delete(there, f"actions/{key}.json")
+    obstore.put(there, f"claims/{key}", b"task-7 beat")
+    token = remote_store.OWNER.set("task-7")
+    try:
+        with Remote(url, pytest.fail).turn(key, store) as found:
+            assert found is None
+    finally:
+        remote_store.OWNER.reset(token)
+    assert names(url, "claims") == []
+
+
 def test_a_claim_that_is_renewed_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_store, "STALE_S", 0.6)
     monkeypatch.setattr(remote_store, "HEARTBEAT_S", 0.1)

@@ -1,0 +1,277 @@
+"""Steps on other machines: a real Dask scheduler and workers, a real S3 server, all on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
+
+from phipipe import cluster, cluster_worker, manifest
+from phipipe.backends.base import Step
+from phipipe.errors import PhipipeError, RecipeError, ToolchainError
+from phipipe.settings import Settings
+
+HERE = Path(__file__).parent
+RECIPE = """
+name: four
+source: {builtin: tiny-phi3}
+device: cpu-x86_64
+precision: int8
+evaluate: {text: {builtin: stories}, tokens: 1024}
+measure: {prompt_tokens: 32, new_tokens: 8, repetitions: 1}
+matrix:
+  - {backend: onnxruntime}
+  - {backend: openvino}
+  - {backend: llamacpp}
+  - {backend: torch}
+"""
+LABELS = (("torch", "onnxruntime"), ("openvino", "llamacpp"), ())  # the last one can do everything
+
+
+class Machines:
+    """A scheduler and workers; all processes end with ``close``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.started = folder, list[subprocess.Popen[bytes]]()
+        self.port = 0
+
+    def start(self, name: str, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"{name}.log").open("wb")
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))), **environment}
+        self.started.append(subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=variables))
+        return self.started[-1]
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+    def wait_for(self, name: str, words: str, seconds: float = 60) -> str:
+        end = time.monotonic() + seconds
+        while not (found := re.search(words, self.log(name))):
+            assert time.monotonic() < end, self.log(name)
+            time.sleep(0.05)
+        return found[0]
+
+    def scheduler(self) -> subprocess.Popen[bytes]:
+        place = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        process = self.start("scheduler", "distributed.cli.dask_scheduler", *place)
+        self.port = int(self.wait_for("scheduler", r"Scheduler at:\s+tcp://127.0.0.1:\d+").rpartition(":")[2])
+        return process
+
+    def worker(self, name: str, *toolchains: str) -> subprocess.Popen[bytes]:
+        options = [word for toolchain in toolchains for word in ("--toolchain", toolchain)]
+        words = ("phipipe", "worker", "--scheduler", self.url, *options)
+        process = self.start(name, *words, PHIPIPE_CACHE=str(self.folder / name))
+        self.wait_for(name, "working for")
+        return process
+
+    @property
+    def url(self) -> str:
+        return f"dask://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                end(process.pid)
+            process.wait()
+
+
+def end(pid: int) -> None:
+    """Kill a process and all that it started."""
+    first = psutil.Process(pid)
+    for process in (first, *first.children(recursive=True)):
+        process.kill()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    made = Machines(tmp_path)
+    yield made
+    made.close()
+
+
+def run(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """``phipipe`` with a cache of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "PHIPIPE_CACHE": str(folder / name)}
+    command = [sys.executable, "-m", "phipipe", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+
+
+def board(folder: Path) -> dict[str, Any]:
+    """Of each build what does not depend on the clock: fidelity, and what every step but measurements gave."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob(manifest.NAME)):
+        told = json.loads(path.read_text("utf-8"))
+        steps = {name: step["digest"] for name, step in told["steps"].items() if name not in ("measure", "gates")}
+        found[told["name"]] = (told["fidelity"]["metrics"], steps)
+    return found
+
+
+@pytest.mark.integration
+@pytest.mark.crash
+@pytest.mark.timeout(900)
+def test_three_workers_of_which_one_is_killed_make_the_same_board(
+    machines: Machines,
+    tmp_path: Path,
+    server: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tmp_path / "four.yaml"
+    recipe.write_text(RECIPE, "utf-8")
+    alone = run(tmp_path, "alone", "run", str(recipe), "--out", str(tmp_path / "a"))
+    assert alone.returncode == 0, alone.stderr
+    monkeypatch.setenv("PHIPIPE_REMOTE", bucket(server, tmp_path, monkeypatch))
+    machines.scheduler()
+    workers = [machines.worker(f"w{i}", *toolchains) for i, toolchains in enumerate(LABELS)]
+    words = ("phipipe", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "b"))
+    client = machines.start("client", *words, PHIPIPE_CACHE=str(tmp_path / "client"))
+    machines.wait_for("w0", " starts")
+    end(workers[0].pid)
+    assert client.wait(400) == 0, machines.log("client")
+    expected = board(tmp_path / "a")
+    assert len(expected) == 4
+    assert board(tmp_path / "b") == expected
+    done = [line for name in ("w0", "w1", "w2") for line in re.findall(r"^\S+ \w{12} done$", machines.log(name), re.M)]
+    assert len(done) == len(set(done)) > 15  # each step once
+    assert "toolchain" in machines.log("w1")
+    for line in re.findall(r"^(\S+) \w{12} done$", machines.log("w1"), re.M):
+        assert line not in ("baseline", "reference")  # torch's
+    again = run(tmp_path, "client", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "b"))
+    assert again.returncode == 0, again.stderr
+    assert "everything was cached" in again.stdout
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_what_no_worker_can_do_fails_at_once(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
+    machines.scheduler()
+    machines.worker("w0", "torch")
+    recipe = HERE.parent / "recipes" / "quickstart.yaml"
+    start = time.monotonic()
+    done = run(tmp_path, "client", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "out"))
+    assert done.returncode == 3, done.stderr
+    assert "can run on none of 1 workers: it needs toolchain onnxruntime" in done.stderr
+    assert f"phipipe worker --scheduler {machines.url}" in done.stderr
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
+    recipe = HERE.parent / "recipes" / "quickstart.yaml"
+    first = machines.scheduler()
+    machines.worker("w0")
+    words = ("phipipe", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "out"))
+    client = machines.start("client", *words, PHIPIPE_CACHE=str(tmp_path / "client"))
+    machines.wait_for("w0", "baseline .* done")
+    first.kill()
+    assert client.wait(120) == 4, machines.log("client")
+    assert "the scheduler at" in machines.log("client")
+    machines.scheduler()
+    machines.worker("w1")
+    done = run(tmp_path, "client", *words[1:])
+    assert done.returncode == 0, done.stderr
+    assert not re.search("baseline .* done", machines.log("w1"))
+
+
+def settings(tmp_path: Path, **more: str) -> Settings:
+    return Settings.read({"PHIPIPE_CACHE": str(tmp_path / "cache"), **more})
+
+
+def made(tmp_path: Path, url: str, **more: str) -> PhipipeError:
+    from phipipe.store import Store
+
+    with pytest.raises(PhipipeError) as wrong:
+        cluster.engine(url)([], Store(tmp_path / "cache"), settings(tmp_path, **more), print, None)
+    return wrong.value
+
+
+def test_without_a_shared_store_there_is_no_cluster(tmp_path: Path) -> None:
+    assert "PHIPIPE_REMOTE" in str(made(tmp_path, "dask://127.0.0.1:1").hint)
+
+
+def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
+    found = made(tmp_path, "dask://127.0.0.1:1", PHIPIPE_REMOTE=tmp_path.as_uri())
+    assert isinstance(found, ToolchainError)
+    assert "no scheduler answers" in found.message
+
+
+@pytest.mark.timeout(120)
+def test_another_version_of_dask_is_refused(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    machines.scheduler()
+    monkeypatch.setattr(distributed, "__version__", "2020.1.0")
+    found = made(tmp_path, machines.url, PHIPIPE_REMOTE=tmp_path.as_uri())
+    assert "we have 2020.1.0" in found.message
+
+
+def test_off_loopback_there_is_tls_or_nothing(tmp_path: Path) -> None:
+    found = made(tmp_path, "dask://build.example.org:8786", PHIPIPE_REMOTE=tmp_path.as_uri())
+    assert isinstance(found, RecipeError)
+    assert "TLS" in found.message
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("dask://localhost:8786", "tcp://localhost:8786"),
+        ("dask://127.0.0.1:1", "tcp://127.0.0.1:1"),
+        ("dask://[::1]:1", "tcp://[::1]:1"),
+        ("dask://farm:8786", "tls://farm:8786"),
+        ("dask://10.0.0.7:8786", "tls://10.0.0.7:8786"),
+    ],
+)
+def test_addresses(url: str, expected: str) -> None:
+    assert cluster_worker.address(url) == expected
+
+
+@pytest.mark.parametrize("url", ["tcp://h:1", "dask://h", "dask://h:x", "dask://:1", "h:1"])
+def test_addresses_that_make_no_sense(url: str) -> None:
+    with pytest.raises(RecipeError, match="scheduler's address"):
+        cluster_worker.address(url)
+
+
+def test_a_worker_of_another_version_says_so() -> None:
+    step = cluster_worker.described(Step(name="s", runs="m:f", version=1))
+    told = json.loads(cluster_worker.work(json.dumps({"phipipe": "0.0.1", "task": "t", "step": step, "inputs": {}})))
+    assert told["error"]["kind"] == "ToolchainError"
+    assert "0.0.1" in told["error"]["message"]
+
+
+def test_an_input_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from phipipe import __version__
+
+    monkeypatch.setenv("PHIPIPE_REMOTE", tmp_path.as_uri())
+    step = cluster_worker.described(Step(name="s", runs="m:f", version=1, needs={"text": "text"}))
+    told = json.loads(
+        cluster_worker.work(
+            json.dumps({"phipipe": __version__, "task": "t", "step": step, "inputs": {"text": "ab" * 32}})
+        )
+    )
+    assert (told["error"]["kind"], told["error"]["input"]) == ("Missing", "text")
+
+
+def test_unknown_toolchains_are_refused() -> None:
+    with pytest.raises(ToolchainError, match="nonesuch"):
+        cluster_worker.resources((), ("nonesuch",))
+    assert "toolchain torch" in cluster_worker.resources(("my-laptop",), ())
+    assert "device my-laptop" in cluster_worker.resources(("my-laptop",), ())
