@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -187,6 +188,7 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
     note(timetable.words(at, zone=timetable.zone(timezone)))
     wanted = {name: given[name] for name in ("names", "tags", "devices", "backends", "changed_since")}
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # or Prefect tells its makers what is deployed
     try:
         from phipipe import flow
     except ImportError as error:
