@@ -186,7 +186,8 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
     from phipipe import selection, timetable
 
     note(timetable.words(at, zone=timetable.zone(timezone)))
-    wanted = {name: given[name] for name in ("names", "tags", "devices", "backends", "changed_since")}
+    name = timetable.name(job)
+    wanted = {key: given[key] for key in ("names", "tags", "devices", "backends", "changed_since")}
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
     os.environ.setdefault("DO_NOT_TRACK", "1")  # or Prefect tells its makers what is deployed
     try:
@@ -197,7 +198,7 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
         hint = "pip install 'phipipe[prefect]'"
         raise ToolchainError("`phipipe schedule serve` needs Prefect, which is not installed", hint=hint) from None
     timed = flow.Timed(
-        name=timetable.name(job),
+        name=name,
         cron=at,
         timezone=timezone,
         words=["batch", *map(str, paths), *_words(wanted), *_manner_words(given)],
