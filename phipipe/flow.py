@@ -74,7 +74,7 @@ def batch(words: list[str], folder: str) -> State[Any]:
     if summary:
         create_table_artifact(table(summary), key=key(here.name), description=counted(summary))
     if code:
-        return Failed(message=f"exit code {code}: {counted(summary)} {said}".rstrip())
+        return Failed(message=f"exit code {code}: {trouble(summary) or said or 'without a word'}")
     return Completed(message=counted(summary))
 
 
@@ -119,9 +119,17 @@ def _summary(text: str) -> dict[str, Any] | None:
 def counted(summary: Mapping[str, Any] | None) -> str:
     """How many builds came to what."""
     if summary is None:
-        return ""
+        return "done"
     states = ", ".join(f"{n} {state}" for state, n in summary["states"].items() if n)
-    return f"{len(summary['builds'])} builds: {states}."
+    return f"{len(summary['builds'])} builds: {states}"
+
+
+def trouble(summary: Mapping[str, Any] | None) -> str:
+    """How many builds came to what, and why those failed that did."""
+    if summary is None:
+        return ""
+    errors = [f"{build['name']}: {build['error']['message']}" for build in summary["builds"] if build["error"]]
+    return "\n".join([counted(summary), *errors])
 
 
 def table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
