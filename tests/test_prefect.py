@@ -152,8 +152,8 @@ class Server:
             return str(self.ask(f"/deployments/name/phipipe-batch/{job}")["id"])
         return None
 
-    def due(self, deployment: str) -> str:
-        return str(self.ask(f"/deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"})["id"])
+    def due(self, deployment: str, **more: Any) -> str:
+        return str(self.ask(f"/deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"}, **more)["id"])
 
     def state(self, flow_run: str) -> dict[str, Any]:
         return dict(self.ask(f"/flow_runs/{flow_run}")["state"])
@@ -173,7 +173,11 @@ class Server:
         lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
         return [line for line in lines if any(self.env["PHIPIPE_CACHE"] in word for word in line)]
 
-    def logs(self, flow_run: str) -> list[str]:
+    def logged(self, flow_run: str, text: str, seconds: float = 20) -> None:
+        """Wait until there is a line with ``text``: they come in groups, also after the end."""
+        until(lambda: True if any(text in line for line in self._logs(flow_run)) else None, seconds)
+
+    def _logs(self, flow_run: str) -> list[str]:
         found = self.ask("/logs/filter", logs={"flow_run_id": {"any_": [flow_run]}}, sort="TIMESTAMP_ASC")
         return [entry["message"] for entry in found]
 
@@ -261,7 +265,7 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
         assert state["message"] == "1 builds: 1 cached"
         assert good["expected_start_time"][17:19] == "00"
         assert good["auto_scheduled"]
-        assert any("package  cached" in line for line in server.logs(good["id"]))
+        server.logged(good["id"], "package  cached")
         (artifact,) = server.ask("/artifacts/filter", artifacts={"key": {"any_": ["phipipe-good"]}}, limit=1)
         (row,) = json.loads(artifact["data"])
         assert (artifact["type"], row["build"], row["state"], row["error"]) == ("table", "one", "cached", None)
@@ -269,8 +273,14 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
         state = server.ended(bad["id"], 120)
         assert state["type"] == "FAILED"
         assert state["message"].startswith("exit code 7: 1 builds: 1 gated\nstrict: gate failed: `kld_mean` is 0.00")
-        assert any("top1" in line for line in server.logs(bad["id"]))
-    assert server.ask(f"/deployments/{server.deployment('good')}")["paused"]  # nobody is there to run it
+        server.logged(bad["id"], "gates  failed (7): gate failed")
+
+    def paused() -> bool:
+        return bool(server.ask(f"/deployments/{server.deployment('good')}")["paused"])
+
+    assert paused()  # nobody is there to run it
+    with server.running("again", *serve, "good", "--cron", YEARLY, "--job", "good", "--out", "out"):
+        until(lambda: None if paused() else True, 30)
 
 
 def _first(server: Server, deployment: str) -> dict[str, Any]:
@@ -294,7 +304,7 @@ def test_one_at_a_time_and_a_cancelled_run_ends_its_batch(server: Server) -> Non
     with server.running("long", "phipipe", *words) as log:
         job = server.deployment("long")
         first = server.due(job)
-        until(lambda: True if any("measure  runs" in line for line in server.logs(first)) else None, 120)
+        server.logged(first, "measure  runs", 120)  # while it does
         second = server.due(job)
         state = server.ended(second)
         assert state["type"] == "CANCELLED"
@@ -306,6 +316,10 @@ def test_one_at_a_time_and_a_cancelled_run_ends_its_batch(server: Server) -> Non
         (ended,) = [one for one in server.runs() if one["id"] == begun["id"]]
         assert (ended["state"], ended["exit_code"]) == ("failed", 143)  # it had time to end as if it was asked to
         assert not server.workers()
+        gone = server.due(job, parameters={"words": ["batch", "gone", "--name", "x"], "folder": str(server.folder)})
+        assert server.ended(gone)["message"].startswith("exit code 2: ")
+        elsewhere = server.due(job, parameters={"words": ["batch", "good"], "folder": "/not/here"})
+        assert server.ended(elsewhere)["message"] == "exit code 2: no folder `/not/here` on this machine"
     plan = json.loads(server.phipipe("plan", path, "--json").stdout)
     assert {"quantize", "evaluate"} <= {step["name"] for step in plan["steps"] if step["cached"]}  # nothing is lost
 
