@@ -145,17 +145,17 @@ def kills(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as quiet:
         farm, calm = Farm(Path(folder)), Farm(Path(quiet))
         try:
-            for _ in range(3):
+            for _ in range(4):
                 farm.worker()
                 calm.worker()
-            farm.wait_for(3)
+            farm.wait_for(4)
             ends: list[Any] = []
             while killed < count:
                 name = f"client{killed}"
                 client = threading.Thread(target=lambda name=name: ends.append(run(farm, name, work)))
                 client.start()
                 while client.is_alive() and killed < count:
-                    time.sleep(random.uniform(0.5, 2.5))
+                    time.sleep(random.uniform(1.5, 4))
                     victim = farm.workers.pop(random.randrange(len(farm.workers)))
                     victim.kill()
                     victim.wait()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from phipipe.settings import Settings
 from phipipe.store import Damaged, Store, Stored
 
 CONNECT_S, LOOK_S = 20.0, 2.0
+GRACE_S = 60.0  # that a worker who was lost has to come back
 LOST_WORKERS = 3  # a step may lose its worker this often before we think that it is the step
 AGAIN = "start it again, then run the same command: what had finished is kept"
 SMALL_BYTES = 4 * 2**20  # results up to this size are brought here at once: figures, reports
@@ -66,6 +68,7 @@ class Cluster(Bench):
             )
         self._shared, self._where = self._remote, where
         self._devices = {id(step): plan.device for plan in plans for step in plan.steps if step.measurement}
+        self._seen: set[str] = set()  # toolchains that some worker had
         self._there: set[str] = set()  # keys of results that are known to be shared
         self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._client = self._connect()
@@ -164,7 +167,7 @@ class Cluster(Bench):
         distributed = cluster_worker.imported()
         name = f"{step.name}-{os.urandom(8).hex()}"  # what Dask shows
         told = {"phipipe": __version__, "task": name, "step": cluster_worker.described(step), "inputs": inputs}
-        payload, wanted = json.dumps(told), self._wanted(step)
+        payload, wanted = json.dumps(told), self._placed(step)
         future = self._client.submit(
             cluster_worker.work,
             payload,
@@ -180,7 +183,7 @@ class Cluster(Bench):
                 except TimeoutError:
                     if self._stopped:
                         raise errors.Interrupted("stopped") from None
-                    self._wanted(step)  # the last one that could may have gone
+                    self._placed(step)  # the last one that could may have gone
                     if self._client.status not in ("running", "connecting"):
                         raise ToolchainError(
                             f"the scheduler at `{self._where}` is gone",
@@ -198,6 +201,20 @@ class Cluster(Bench):
             ) from None
         finally:
             future.release()
+
+    def _placed(self, step: Step) -> dict[str, float]:
+        """``_wanted``; where a worker that was there before is gone, another is waited for, for a while."""
+        end = time.monotonic() + GRACE_S
+        while True:
+            try:
+                wanted = self._wanted(step)
+            except TargetError:
+                if step.toolchain not in self._seen or time.monotonic() > end or self._stopped:
+                    raise
+                time.sleep(LOOK_S)
+            else:
+                self._seen.add(str(step.toolchain))
+                return wanted
 
     def _wanted(self, step: Step) -> dict[str, float]:
         """The resources that ``step`` needs.

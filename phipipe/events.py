@@ -226,20 +226,25 @@ def _alive(first: Mapping[str, Any]) -> bool:
 
 
 def line(event: Mapping[str, Any]) -> str:
+    """An event for people, and when it was."""
+    return f"{event['time']}  {words(event)}"
+
+
+def words(event: Mapping[str, Any]) -> str:
     """An event for people."""
     kind, step = event["event"], event.get("step", "")
-    words: dict[str, Callable[[], str]] = {
+    said: dict[str, Callable[[], str]] = {
         "run_started": lambda: f"{event['command']}: {', '.join(event['builds']) or 'nothing'}",
         "step_started": lambda: f"{step}  runs: {event['why']}",
         "step_progress": lambda: f"{step}  {event['done']} of {event['total']} {event['unit']}",
         "step_finished": lambda: _finished(event),
         "step_failed": lambda: f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}",
         "note": lambda: event["text"],
+        "error": lambda: f"{event['message']}{_hint(event)}",
         "build_finished": lambda: _built(event),
         "run_finished": lambda: f"ended with exit code {event['exit_code']} after {event['seconds']:.1f} s",
     }
-    text = words[kind]() if kind in words else json.dumps(dict(event))
-    return f"{event['time']}  {text}"
+    return said[kind]() if kind in said else json.dumps(dict(event))
 
 
 def row(event: Mapping[str, Any]) -> dict[str, Any]:

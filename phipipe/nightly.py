@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -24,11 +25,19 @@ from phipipe.console import (
     settings_of_user,
     store_of_user,
 )
+from phipipe.errors import ToolchainError
 
 
 def _selection(function: Callable[..., None]) -> Callable[..., None]:
     """Which recipes, alike for every command that takes many."""
     for decorate in reversed(_SELECTION):
+        function = decorate(function)
+    return function
+
+
+def _manner(function: Callable[..., None]) -> Callable[..., None]:
+    """How a batch is made, alike for those that start one now or later."""
+    for decorate in reversed(_MANNER):
         function = decorate(function)
     return function
 
@@ -45,16 +54,27 @@ _SELECTION = (
 )
 
 
+_MANNER = (
+    click.option(
+        "--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="Where it all goes."
+    ),
+    click.option(
+        "--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build."
+    ),
+    click.option(
+        "--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default)."
+    ),
+    click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory."),
+    ON,
+    click.option(
+        "--on-finish", metavar="COMMAND|URL", help="Told at the end: gets batch.json's path, or batch.json by POST."
+    ),
+)
+
+
 @command("phipipe batch recipes --tag nightly --out batch")
 @_selection
-@click.option("--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="Where it all goes.")
-@click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build.")
-@click.option("--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default).")
-@click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
-@ON
-@click.option(
-    "--on-finish", metavar="COMMAND|URL", help="Told at the end: gets batch.json's path, or batch.json by POST."
-)
+@_manner
 @LOG_FORMAT
 @AS_JSON
 def batch(
@@ -181,6 +201,56 @@ def export(
     else:
         for target in timetable.write(made, write):
             echo(f"wrote {target}")
+
+
+@schedule.command("serve", epilog="Example:  phipipe schedule serve recipes --tag nightly --cron '0 2 * * *'")
+@_selection
+@_manner
+@click.option("--cron", "--at", "at", default="0 2 * * *", show_default=True, help="When: a cron expression.")
+@click.option("--timezone", default="UTC", show_default=True, metavar="ZONE", help="Whose clock: Europe/Berlin, say.")
+@click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
+@click.option("--work-pool", metavar="POOL", help="Leave it to the workers of this pool instead of running it here.")
+def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: str | None, **given: Any) -> None:
+    """Have a Prefect server start `phipipe batch` on time: the options are those of `batch`.
+
+    Runs here until it is stopped. A run that is due while the one before has not ended is left out.
+    """
+    from phipipe import backends as known
+    from phipipe import selection, timetable
+
+    note(timetable.words(at, zone=timetable.zone(timezone)))
+    name = timetable.name(job)
+    wanted = {key: given[key] for key in ("names", "tags", "devices", "backends", "changed_since")}
+    items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # or Prefect tells its makers what is deployed
+    try:
+        from phipipe import flow
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("prefect", "httpx"):
+            raise
+        hint = "pip install 'phipipe[prefect]'"
+        raise ToolchainError("`phipipe schedule serve` needs Prefect, which is not installed", hint=hint) from None
+    timed = flow.Timed(
+        name=name,
+        cron=at,
+        timezone=timezone,
+        words=["batch", *map(str, paths), *_words(wanted), *_manner_words(given)],
+        folder=Path.cwd(),
+    )
+    place = flow.reach(work_pool)
+    note(f"{len(items)} builds today; `{flow.FLOW}/{timed.name}` at {place}")
+    if work_pool:
+        flow.deploy(timed, work_pool)
+        echo(f"start a worker where it shall run:  prefect worker start --pool {work_pool}")
+    else:
+        flow.watch(timed)
+
+
+def _manner_words(given: dict[str, Any]) -> list[str]:
+    """The options that say how, as they were given."""
+    options = {"out": "--out", "keep": "--keep", "jobs": "--jobs", "on": "--on", "on_finish": "--on-finish"}
+    made = [word for key, option in options.items() if given[key] is not None for word in (option, str(given[key]))]
+    return made if given["keep_going"] else [*made, "--fail-fast"]
 
 
 def _words(wanted: dict[str, Any]) -> list[str]:

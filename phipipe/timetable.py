@@ -7,6 +7,7 @@ folder, and ``latest`` moves only to what passed. So the files need no state and
 from __future__ import annotations
 
 import datetime
+import difflib
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -42,8 +43,8 @@ class Job:
         return [*self.program, *self.words]
 
 
-def parse(at: str) -> CronSim:
-    """The cron expression ``at``, five fields.
+def parse(at: str, zone: datetime.tzinfo | None = None) -> CronSim:
+    """The cron expression ``at``, five fields, from now on; by this machine's clock, or that of ``zone``.
 
     Raises:
         RecipeError: it is none; says which field is wrong.
@@ -53,7 +54,7 @@ def parse(at: str) -> CronSim:
     try:
         if len(at.split()) != 5:
             raise CronSimError("Wrong number of fields")
-        return CronSim(at, datetime.datetime.now())
+        return CronSim(at, datetime.datetime.now(zone))
     except CronSimError as error:
         reason = str(error).removeprefix("Bad ")
         wrong = f"its {reason} is wrong" if reason != str(error) else "it has another number of fields than five"
@@ -73,11 +74,27 @@ def name(text: str) -> str:
     return text
 
 
-def words(at: str, count: int = 3) -> str:
-    """When that is, and the next times by this machine's clock."""
-    told = parse(at)
+def zone(name: str) -> datetime.tzinfo:
+    """The timezone ``name`` of the IANA's.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    import zoneinfo
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        close = difflib.get_close_matches(name, zoneinfo.available_timezones(), 1)
+        hint = f"--timezone {close[0] if close else 'Europe/Berlin'}"
+        raise RecipeError(f"there is no timezone `{name}`", hint=hint) from None
+
+
+def words(at: str, count: int = 3, zone: datetime.tzinfo | None = None) -> str:
+    """When that is, and the next times by this machine's clock, or that of ``zone``."""
+    told = parse(at, zone)
     times = ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in islice(told, count))
-    return f"{told.explain()}; next here: {times}"
+    return f"{told.explain()}; next {f'in {zone}' if zone else 'here'}: {times}"
 
 
 def on_calendar(at: str) -> str:

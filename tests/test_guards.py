@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(phipipe.__file__).parent
 HEAVY = {"torch", "transformers", "onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "numpy", "safetensors"}
 HEAVY |= {"openvino", "nncf", "optimum", "mlx", "mlx_lm", "llama_cpp", "gguf", "auto_round", "olive", "plotly"}
-HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub"}
+HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub", "prefect"}
 HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_builder", "litert_lm", "tensorflow"}
 
 # A module may import from its own layer or from one below it.
@@ -101,6 +101,7 @@ LAYERS = (
     {"batch"},
     {"batch_report"},
     {"console"},
+    {"flow"},
     {"upkeep", "nightly"},
     {"cli"},
 )
