@@ -103,7 +103,7 @@ def _step(name: str, needs: Mapping[str, str] | None = None, function: str = "",
     return Step(name=name, runs=runs, version=1, needs=dict(needs or {}), params=params)
 
 
-def prepare(build: Build, read: object = None) -> Plan:
+def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
     """In place of ``plan.prepare``: steps that take no time, by what the test says of this build."""
     recipe, name = build.recipe, build.name
     if TROUBLE.get(name) == "refused":
@@ -366,7 +366,7 @@ def test_fail_fast_does_not_begin_where_a_recipe_is_broken(run: Run, tmp_path: P
 def test_a_build_too_large_for_this_machine_is_refused_alone(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def large(build: Build, read: object = None) -> Plan:
+    def large(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
         made = prepare(build)
         steps = tuple(replace_memory(step, 10**15 if build.name == "a" else 0) for step in made.steps)
         return Plan(build=build, device=made.device, api="cpu", on_target="true", steps=steps)
