@@ -26,6 +26,7 @@ from phipipe.console import (
     echo,
     engine_of,
     note,
+    planning_on,
     print_json,
     settings_of_user,
     store_of_user,
@@ -68,7 +69,8 @@ def run(
     from phipipe import show
 
     settings, store = store_of_user()
-    plans = _plans(recipe, sets, only, elsewhere=on is not None)
+    with planning_on(on):
+        plans = _plans(recipe, sets, only, elsewhere=on is not None)
     if on is None:  # elsewhere, each step looks for a machine that is large enough
         _preflight(plans, store, settings, out)
     outcomes = _attempt("run", plans, store, settings, out, jobs, as_events, on)

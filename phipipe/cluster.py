@@ -31,6 +31,41 @@ AGAIN = "start it again, then run the same command: what had finished is kept"
 SMALL_BYTES = 4 * 2**20  # results up to this size are brought here at once: figures, reports
 
 
+def connect(where: str) -> Any:
+    """Dask's client of the scheduler ``where``."""
+    distributed = cluster_worker.imported()
+    keys = cluster_worker.security(where)
+    try:
+        client = distributed.Client(where, security=keys, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise ToolchainError(
+            f"no scheduler answers at `{where}`: {type(error).__name__}", hint="dask scheduler --port 8786"
+        ) from None
+    found = client.get_versions()["scheduler"]["packages"].get("distributed")
+    if found != distributed.__version__:
+        client.close()
+        raise ToolchainError(
+            f"the scheduler has Dask {found}, we have {distributed.__version__}",
+            hint="install the same version",
+        )
+    return client
+
+
+def machines(url: str) -> frozenset[str]:
+    """Kinds of machines (``hardware.kinds``) that the workers of the scheduler at ``url`` are, and ``device NAME``.
+
+    Raises:
+        RecipeError, ToolchainError: as ``Cluster``.
+    """
+    client = connect(cluster_worker.address(url))
+    try:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        labels = {label for worker in workers for label in worker["resources"]}
+    finally:
+        client.close()
+    return frozenset(label.removeprefix("machine ") for label in labels if label.startswith(("machine ", "device ")))
+
+
 def engine(url: str) -> Callable[..., Cluster]:
     """What makes the ``Bench`` of a run on the cluster at ``url``; asks nothing yet."""
     where = cluster_worker.address(url)
@@ -71,25 +106,7 @@ class Cluster(Bench):
         self._seen: set[str] = set()  # toolchains that some worker had
         self._there: set[str] = set()  # keys of results that are known to be shared
         self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._client = self._connect()
-
-    def _connect(self) -> Any:
-        distributed = cluster_worker.imported()
-        keys = cluster_worker.security(self._where)
-        try:
-            client = distributed.Client(self._where, security=keys, timeout=CONNECT_S, set_as_default=False)
-        except (OSError, TimeoutError) as error:
-            raise ToolchainError(
-                f"no scheduler answers at `{self._where}`: {type(error).__name__}", hint="dask scheduler --port 8786"
-            ) from None
-        found = client.get_versions()["scheduler"]["packages"].get("distributed")
-        if found != distributed.__version__:
-            client.close()
-            raise ToolchainError(
-                f"the scheduler has Dask {found}, we have {distributed.__version__}",
-                hint="install the same version",
-            )
-        return client
+        self._client = connect(where)
 
     def here(self, step: Step) -> bool:
         return step.toolchain is None or bool(step.outside) or step.folder is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,9 @@ def imported() -> Any:
         raise ToolchainError(
             "`dask://` needs Dask, which is not installed", hint="pip install 'phipipe[dask]'"
         ) from None
+    for name in [*logging.root.manager.loggerDict]:  # what matters is said by us
+        if name.startswith("distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     return distributed
 
 

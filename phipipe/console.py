@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -107,6 +108,15 @@ def engine_of(on: str | None) -> Engine | None:
     from phipipe import cluster
 
     return cluster.engine(on)
+
+
+def planning_on(on: str | None) -> AbstractContextManager[None]:
+    """While this lasts, plans know the machines that a run ``--on`` somewhere has."""
+    if on is None:
+        return nullcontext()
+    from phipipe import cluster, hardware
+
+    return hardware.also(cluster.machines(on))
 
 
 def note(line: str) -> None:

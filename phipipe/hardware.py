@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
+_OTHERS: ContextVar[frozenset[str]] = ContextVar("_OTHERS", default=frozenset())
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
 
 
@@ -45,9 +49,21 @@ def nvidia() -> str | None:
 
 
 def kinds() -> frozenset[str]:
-    """What a device file may name in ``machines``: architecture, "nvidia", "apple"."""
+    """What a device file may name in ``machines``: architecture, "nvidia", "apple"; of this machine, and inside
+    ``also`` of others that steps may run on, with ``device NAME`` for what they are besides."""
     apple = platform.system() == "Darwin" and architecture() == "arm64"
-    return frozenset({architecture(), *(["nvidia"] if nvidia() else []), *(["apple"] if apple else [])})
+    own = {architecture(), *(["nvidia"] if nvidia() else []), *(["apple"] if apple else [])}
+    return frozenset(own) | _OTHERS.get()
+
+
+@contextlib.contextmanager
+def also(others: frozenset[str]) -> Iterator[None]:
+    """While this lasts, plans are made for machines of kinds ``others`` too."""
+    token = _OTHERS.set(others)
+    try:
+        yield
+    finally:
+        _OTHERS.reset(token)
 
 
 def has(api: str) -> bool:

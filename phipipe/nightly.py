@@ -21,6 +21,7 @@ from phipipe.console import (
     echo,
     engine_of,
     note,
+    planning_on,
     print_json,
     settings_of_user,
     store_of_user,
@@ -102,7 +103,9 @@ def batch(
     started = datetime.datetime.now(datetime.UTC)
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
     settings, store = store_of_user()
-    for warning in batches.plan(items, store, settings, out, elsewhere=on is not None):
+    with planning_on(on):
+        warnings = batches.plan(items, store, settings, out, elsewhere=on is not None)
+    for warning in warnings:
         note(f"warning: {warning}")
     plans = [item.plan for item in items if item.plan]
     note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")

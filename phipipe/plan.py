@@ -257,7 +257,7 @@ def measured_here(api: str, backend: Backend) -> bool:
 
 def on_target(target: Device, unit: Unit, backend: Backend) -> str:
     """Whether numbers taken on this machine are the device's own: "true"; "emulated"; or "false"."""
-    if measured_here(unit.api, backend) and hardware.kinds() & set(target.machines):
+    if measured_here(unit.api, backend) and hardware.kinds() & {*target.machines, f"device {target.name}"}:
         return "true"
     return "emulated" if unit.api in backend.EMULATED else "false"
 

@@ -169,6 +169,22 @@ def test_what_no_worker_can_do_fails_at_once(
 
 @pytest.mark.integration
 @pytest.mark.timeout(300)
+def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
+    recipe, out = HERE.parent / "recipes" / "quickstart.yaml", tmp_path / "out"
+    words = [sys.executable, "-m", "phipipe", "batch", str(recipe), "--out", str(out), "--log-format", "json"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "PHIPIPE_CACHE": str(tmp_path / "cache")}
+    both = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=250)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    events = [json.loads(line) for text in said for line in text.splitlines()]
+    made = [event["step"] for event in events if event["event"] == "step_finished" and not event["cached"]]
+    assert len(made) == len(set(made)) > 8
+    version = (out / "quickstart" / "latest").read_text("utf-8").strip()
+    assert (out / "quickstart" / version / manifest.NAME).is_file()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
 def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +215,17 @@ def made(tmp_path: Path, url: str, **more: str) -> PhipipeError:
     with pytest.raises(PhipipeError) as wrong:
         cluster.engine(url)([], Store(tmp_path / "cache"), settings(tmp_path, **more), print, None)
     return wrong.value
+
+
+def test_numbers_are_a_devices_own_where_a_worker_is_one() -> None:
+    from phipipe import backends, device, hardware, plan
+
+    mac, any_mac, backend = device.load("mac-16gb"), device.load("apple-silicon"), backends.load("mlx")
+    with hardware.also(frozenset({"apple", "arm64", "device mac-16gb"})):
+        assert plan.on_target(mac, mac.units[0], backend) == "true"
+        assert plan.on_target(any_mac, any_mac.units[0], backend) == "true"
+    with hardware.also(frozenset({"apple", "arm64"})):
+        assert plan.on_target(mac, mac.units[0], backend) == "false"
 
 
 def test_without_a_shared_store_there_is_no_cluster(tmp_path: Path) -> None:
