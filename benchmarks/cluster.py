@@ -3,7 +3,7 @@
     python benchmarks/cluster.py [--workers 8] [--steps 200] [--seconds 2] [--kills 0]
 
 Prints, as JSON: how many of the sleeping steps' seconds the workers had side by side (efficiency), what a step costs
-beyond its own time with one worker, and with ``--kills``, whether workers that were killed all the time left the same
+beyond its own time with one worker, and with ``--kills``, whether processes that are killed all the time leave the same
 digests as an unbroken run. Steps sleep and write small objects.
 """
 
@@ -18,13 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+
 HERE = Path(__file__).parent
-WHERE = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
 
 
 def sleep(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -37,38 +39,38 @@ class Farm:
     """A scheduler and workers on loopback; ``close`` ends them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.environment = (
-            folder,
-            os.environ
-            | {
-                "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
-                "PHIPIPE_WORKER_PATH": str(HERE),
-                "PHIPIPE_TOOLCHAIN": "current",
-                "PHIPIPE_REMOTE": (folder / "shared").as_uri(),
-            },
-        )
-        self.scheduler = self._start(
-            "scheduler", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"
-        )
-        self.url = "dask://" + self._heard("scheduler", r"Scheduler at:\s+tcp://(\S+)")
+        self.folder, self.port, self._made = folder, 0, 0
+        self.environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+            "PHIPIPE_WORKER_PATH": str(HERE),
+            "PHIPIPE_TOOLCHAIN": "current",
+            "PHIPIPE_REMOTE": (folder / "shared").as_uri(),
+        }
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._made = 0
+        self.schedule()
 
-    def worker(self) -> subprocess.Popen[bytes]:
+    @property
+    def url(self) -> str:
+        return f"dask://127.0.0.1:{self.port}"
+
+    def schedule(self) -> None:
+        words = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        self.scheduler = self.start("scheduler", "-m", "distributed.cli.dask_scheduler", *words)
+        self.port = int(self._heard("scheduler", r"Scheduler at:\s+tcp://127.0.0.1:(\d+)"))
+
+    def worker(self) -> None:
         self._made += 1
         name = f"worker{self._made}"
-        self.environment["PHIPIPE_CACHE"] = str(self.folder / name)
-        process = self._start(name, "phipipe", "worker", "--scheduler", self.url)
-        self.workers.append(process)
-        return process
+        self.workers.append(self.start(name, "-m", "phipipe", "worker", "--scheduler", self.url))
 
     def wait_for(self, count: int) -> None:
         for i in range(self._made - count + 1, self._made + 1):
             self._heard(f"worker{i}", "(working) for")
 
-    def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        environment = {**self.environment, "PHIPIPE_CACHE": str(self.folder / name)}
         with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=self.environment)
+            return subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=environment)
 
     def _heard(self, name: str, words: str) -> str:
         path = self.folder / f"{name}.log"
@@ -78,11 +80,19 @@ class Farm:
 
     def close(self) -> None:
         for process in (*self.workers, self.scheduler):
-            process.kill()
-            process.wait()
+            end(process)
 
 
-def plan(steps: int, seconds: float, chains: int = 0) -> Any:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it started."""
+    if process.poll() is None:
+        first = psutil.Process(process.pid)
+        for one in (first, *first.children(recursive=True)):
+            one.kill()
+    process.wait()
+
+
+def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one before."""
     from phipipe.backends.base import Step
     from phipipe.plan import Plan
@@ -90,26 +100,32 @@ def plan(steps: int, seconds: float, chains: int = 0) -> Any:
     made = []
     for i in range(steps):
         needs = {"before": f"s{i - chains}"} if chains and i >= chains else {}
-        params = {"name": f"s{i}", "seconds": seconds}
+        params = {"name": f"{turn} {i}", "seconds": seconds}
         made.append(Step(name=f"s{i}", runs="cluster:sleep", version=1, needs=needs, params=params, toolchain="torch"))
     build: Any = SimpleNamespace(name="many", recipe=SimpleNamespace(backend="none"))
     return Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(made))  # type: ignore[arg-type]
 
 
-def run(farm: Farm, name: str, work: Any) -> tuple[float, dict[str, str]]:
-    """Seconds, and what digest each step has."""
+def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:
+    """What digest each step has, done on the cluster at ``url``, or here."""
     from phipipe import cluster, schedule
     from phipipe.settings import Settings
     from phipipe.show import Silent
     from phipipe.store import Store
 
-    os.environ["PHIPIPE_REMOTE"] = farm.environment["PHIPIPE_REMOTE"]
-    start = time.perf_counter()
-    store = Store(farm.folder / name)
-    (done,) = schedule.attempt([work], store, Settings.read(), Silent(), None, engine=cluster.engine(farm.url))
+    engine = cluster.engine(url) if url else None
+    (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), None, jobs, engine=engine)
     if done.error:
         raise done.error
-    return time.perf_counter() - start, {name: result.stored.digest for name, result in done.results.items()}
+    return {name: result.stored.digest for name, result in done.results.items()}
+
+
+def run(farm: Farm, name: str, work: Any) -> float:
+    """Seconds that ``work`` takes on the farm."""
+    os.environ["PHIPIPE_REMOTE"] = farm.environment["PHIPIPE_REMOTE"]
+    start = time.perf_counter()
+    attempt(farm.folder / name, work, farm.url)
+    return time.perf_counter() - start
 
 
 def speed(workers: int, steps: int, seconds: float) -> dict[str, Any]:
@@ -119,12 +135,12 @@ def speed(workers: int, steps: int, seconds: float) -> dict[str, Any]:
             farm.worker()
             farm.wait_for(1)
             run(farm, "warm", plan(1, 0.01))
-            alone, _ = run(farm, "one", plan(30, 0.02))
+            alone = run(farm, "one", plan(30, 0.02))
             for _ in range(workers - 1):
                 farm.worker()
             farm.wait_for(workers - 1)
             run(farm, "warmer", plan(4 * workers, 0.6))
-            together, _ = run(farm, "many", plan(steps, seconds))
+            together = run(farm, "many", plan(steps, seconds))
         finally:
             farm.close()
     return {
@@ -137,36 +153,72 @@ def speed(workers: int, steps: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def kills(count: int) -> dict[str, Any]:
-    """Workers killed at random, each replaced, until ``count`` are dead; then the digests of an unbroken run."""
-    import threading
+SHAPE: dict[str, Any] = {"steps": 60, "seconds": 0.5, "chains": 6}  # of what is disturbed
 
-    work, killed = plan(60, 0.5, chains=6), 0
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as quiet:
-        farm, calm = Farm(Path(folder)), Farm(Path(quiet))
+
+def kills(count: int) -> dict[str, Any]:
+    """Kill workers, schedulers and clients at random, start them again, until ``count`` are dead and the work is done.
+
+    Whenever a client has finished, another one starts with new work. Then the digests of unbroken runs on this machine.
+    """
+    killed: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        farm, turn = Farm(Path(folder)), 0
+        found: list[dict[str, str]] = []
         try:
             for _ in range(4):
                 farm.worker()
-                calm.worker()
             farm.wait_for(4)
-            ends: list[Any] = []
-            while killed < count:
-                name = f"client{killed}"
-                client = threading.Thread(target=lambda name=name: ends.append(run(farm, name, work)))
-                client.start()
-                while client.is_alive() and killed < count:
-                    time.sleep(random.uniform(1.5, 4))
-                    victim = farm.workers.pop(random.randrange(len(farm.workers)))
-                    victim.kill()
-                    victim.wait()
-                    killed += 1
-                    farm.worker()
-                client.join()
-            broken, whole = run(farm, "last", work)[1], run(calm, "calm", work)[1]
+            client = _client(farm, turn)
+            while killed.total() < count or client.poll() is None:
+                if client.poll() is not None:
+                    found += _found(farm, turn)
+                    turn = len(found)
+                    client = _client(farm, turn)
+                time.sleep(random.uniform(1, 3))
+                if killed.total() < count:
+                    client = _kill(farm, client, turn, killed)
+            found += _found(farm, turn)
         finally:
             farm.close()
-            calm.close()
-    return {"killed": killed, "same_digests": broken == whole}
+            end(client)
+        os.environ |= {name: farm.environment[name] for name in ("PHIPIPE_WORKER_PATH", "PHIPIPE_TOOLCHAIN")}
+        os.environ.pop("PHIPIPE_REMOTE", None)
+        whole = [attempt(Path(folder) / f"calm{i}", plan(**SHAPE, turn=i), None, 8) for i in range(len(found))]
+    return {"killed": killed, "clients_done": len(found), "same_digests": found == whole}
+
+
+def _kill(farm: Farm, client: Any, turn: int, killed: Counter[str]) -> Any:
+    """Kill something and start it again; the client that there is then."""
+    what = random.choices(("worker", "scheduler", "client"), (8, 1, 2))[0]
+    killed[what] += 1
+    if what == "client":
+        end(client)
+        return _client(farm, turn)
+    if what == "worker":
+        end(farm.workers.pop(random.randrange(len(farm.workers))))
+        farm.worker()
+        return client
+    end(farm.scheduler)
+    for worker in farm.workers:  # they end with their scheduler
+        worker.wait()
+    farm.workers.clear()
+    farm.schedule()
+    for _ in range(4):
+        farm.worker()
+    farm.wait_for(4)
+    end(client)  # it has ended, or is about to
+    return _client(farm, turn)
+
+
+def _client(farm: Farm, turn: int) -> subprocess.Popen[bytes]:
+    return farm.start(f"client{turn}", str(HERE / "cluster.py"), "--client", farm.url, "--turn", str(turn))
+
+
+def _found(farm: Farm, turn: int) -> list[dict[str, str]]:
+    """The digests that the client of this ``turn`` wrote, none if it failed: then the same work is started again."""
+    path = farm.folder / f"client{turn}" / "digests.json"
+    return [json.loads(path.read_text("utf-8"))] if path.exists() else []
 
 
 def main() -> None:
@@ -175,7 +227,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--client", help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.client:
+        cache = Path(os.environ["PHIPIPE_CACHE"])
+        digests = attempt(cache, plan(**SHAPE, turn=asked.turn), asked.client)
+        (cache / "digests.tmp").write_text(json.dumps(digests), "utf-8")
+        (cache / "digests.tmp").replace(cache / "digests.json")
+        return
     told = kills(asked.kills) if asked.kills else speed(asked.workers, asked.steps, asked.seconds)
     print(json.dumps(told, indent=2))
 
