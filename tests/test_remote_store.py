@@ -174,7 +174,7 @@ def test_readers_take_and_give_nothing(url: str, tmp_path: Path, monkeypatch: py
     assert names(url, "") == before
 
 
-@pytest.mark.parametrize("clients", [8])
+@pytest.mark.parametrize("clients", [16])
 def test_clients_that_start_at_once_build_each_step_once(url: str, tmp_path: Path, clients: int) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
     words = [str(tmp_path / "log"), "3", "0.5"]
