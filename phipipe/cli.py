@@ -39,7 +39,18 @@ if TYPE_CHECKING:
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-PACKAGE = click.argument("package", type=click.Path(path_type=Path))
+
+
+def _accepted(context: click.Context, parameter: click.Parameter, package: Path) -> Path:
+    """What a batch accepted last, where ``package`` is the folder of all versions of a build."""
+    latest = package / "latest"
+    if not latest.is_file() or (package / "manifest.json").exists():
+        return package
+    version = latest.read_text("utf-8").strip()
+    return package / version if version and Path(version).name == version else package
+
+
+PACKAGE = click.argument("package", type=click.Path(path_type=Path), callback=_accepted)
 SETS = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value, of all variants; repeatable."
 )

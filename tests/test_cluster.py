@@ -181,6 +181,8 @@ def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     assert len(made) == len(set(made)) > 8
     version = (out / "quickstart" / "latest").read_text("utf-8").strip()
     assert (out / "quickstart" / version / manifest.NAME).is_file()
+    checked = run(tmp_path, "cache", "verify", str(out / "quickstart"), "--json")  # what was accepted last
+    assert json.loads(checked.stdout) == {"package": str(out / "quickstart" / version), "ok": True, "findings": []}
 
 
 @pytest.mark.integration
