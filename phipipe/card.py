@@ -264,7 +264,7 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
     view = {"versions": versions, "chat": bool(manifest["chat_template"]), "max_length": length, "api": manifest["api"]}
     view |= {
         "sees": "vision" in manifest.get("fidelity", {}),
-        "square": vision.is_square(manifest["source"]["architecture"], manifest["backend"]),
+        "square": vision.is_square(str(manifest["source"].get("architecture")), manifest["backend"]),
         "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
     }
     view |= {"options": manifest["recipe"].get("quantize", {}), "quantized": manifest["precision"] in ("int4", "int8")}
