@@ -59,11 +59,32 @@ def machines(url: str) -> frozenset[str]:
     """
     client = connect(cluster_worker.address(url))
     try:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        labels = {label for worker in workers for label in worker["resources"]}
+        labels = {label for offered in _offers(client, cluster_worker.address(url)) for label in offered}
     finally:
         client.close()
     return frozenset(label.removeprefix("machine ") for label in labels if label.startswith(("machine ", "device ")))
+
+
+def _offers(client: Any, where: str) -> list[dict[str, float]]:
+    """What each worker advertises.
+
+    Raises:
+        ToolchainError: the scheduler is gone.
+    """
+    end = time.monotonic() + CONNECT_S
+    while (found := client.scheduler_info(n_workers=-1).get("workers")) is None:  # Dask tries to connect again
+        if not _lives(client) or time.monotonic() > end:
+            raise _gone(where)
+        time.sleep(0.1)
+    return [worker["resources"] for worker in found.values()]
+
+
+def _lives(client: Any) -> bool:
+    return client.status in ("running", "connecting")
+
+
+def _gone(where: str) -> ToolchainError:
+    return ToolchainError(f"the scheduler at `{where}` is gone", hint=AGAIN)
 
 
 def engine(url: str) -> Callable[..., Cluster]:
@@ -106,7 +127,9 @@ class Cluster(Bench):
         self._seen: set[str] = set()  # toolchains that some worker had
         self._there: set[str] = set()  # keys of results that are known to be shared
         self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._client = connect(where)
+        self._client, self._topic = connect(where), f"phipipe-{os.urandom(8).hex()}"
+        self._heard: dict[str, Callable[[int, int, str], None]] = {}  # task → who wants to know how far it is
+        self._client.subscribe_topic(self._topic, self._hear)
 
     def here(self, step: Step) -> bool:
         return step.toolchain is None or bool(step.outside) or step.folder is not None
@@ -130,7 +153,8 @@ class Cluster(Bench):
         step = waiting.step
         for result in inputs.values():
             self._share(result)
-        told = json.loads(self._done_by_worker(step, {name: result.key for name, result in inputs.items()}))
+        keys = {name: result.key for name, result in inputs.items()}
+        told = json.loads(self._done_by_worker(step, keys, on_progress))
         if "error" in told:
             raise self._error(told["error"], inputs)
         self._there.add(told["key"])
@@ -139,7 +163,7 @@ class Cluster(Bench):
 
     def _bring(self, result: Result) -> None:
         """Have the content of ``result`` here."""
-        if self._store.peek(result.key) is None and self._shared.fetch(result.key, self._store) is None:
+        if self._store.peek(result.key) is None and self._shared.fetch(result.key, self._store, anew=True) is None:
             raise Damaged(f"the result {result.key[:12]} is gone from the shared store", result.stored.digest)
 
     def _described(self, key: str) -> Stored:
@@ -154,7 +178,9 @@ class Cluster(Bench):
         stored = Stored(
             key, record["digest"], self._store.root / "objects" / record["digest"], tuple(record["outputs"])
         )
-        return (self._shared.fetch(key, self._store) or stored) if stored.size_bytes <= SMALL_BYTES else stored
+        return (
+            (self._shared.fetch(key, self._store, anew=True) or stored) if stored.size_bytes <= SMALL_BYTES else stored
+        )
 
     def _record_of(self, result: Result) -> Mapping[str, Any]:
         record = self._shared.record(result.key) if self._store.peek(result.key) is None else None
@@ -180,44 +206,51 @@ class Cluster(Bench):
 
     # Where
 
-    def _done_by_worker(self, step: Step, inputs: Mapping[str, str]) -> str:
+    def _hear(self, event: tuple[float, Sequence[Any]]) -> None:
+        task, *report = event[1]
+        if heard := self._heard.get(task):
+            heard(*report)
+
+    def _done_by_worker(
+        self, step: Step, inputs: Mapping[str, str], on_progress: Callable[[int, int, str], None]
+    ) -> str:
         distributed = cluster_worker.imported()
-        name = f"{step.name}-{os.urandom(8).hex()}"  # what Dask shows
-        told = {"phipipe": __version__, "task": name, "step": cluster_worker.described(step), "inputs": inputs}
-        payload, wanted = json.dumps(told), self._placed(step)
-        future = self._client.submit(
-            cluster_worker.work,
-            payload,
-            resources=wanted,
-            retries=0,
-            pure=False,
-            key=f"{step.name}-{os.urandom(8).hex()}",
-        )
+        task, wanted = f"{step.name}-{os.urandom(8).hex()}", self._placed(step)  # a task's name is what Dask shows
+        about = {"phipipe": __version__, "task": task, "topic": self._topic, "inputs": inputs}
+        payload = json.dumps(about | {"step": cluster_worker.described(step)})
+        self._heard[task] = on_progress
         try:
-            while True:
-                try:
-                    return str(future.result(timeout=LOOK_S))
-                except TimeoutError:
-                    if self._stopped:
-                        raise errors.Interrupted("stopped") from None
-                    self._placed(step)  # the last one that could may have gone
-                    if self._client.status not in ("running", "connecting"):
-                        raise ToolchainError(
-                            f"the scheduler at `{self._where}` is gone",
-                            hint="start it again, then run the same command",
-                        ) from None
+            future = self._client.submit(
+                cluster_worker.work, payload, resources=wanted, retries=0, pure=False, key=task
+            )
+            try:
+                return self._waited_for(future, step)
+            finally:
+                future.release()
         except distributed.KilledWorker:
             raise StepKilled(
                 f"step `{step.name}`: {LOST_WORKERS + 1} workers were lost while they did it",
                 hint="their logs say why; often memory",
             ) from None
-        except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
-            raise ToolchainError(
-                f"the scheduler at `{self._where}` is gone ({type(error).__name__})",
-                hint=AGAIN,
-            ) from None
+        except (
+            distributed.CancelledError,
+            distributed.comm.CommClosedError,
+            distributed.client.ClosedClientError,
+        ):
+            raise _gone(self._where) from None
         finally:
-            future.release()
+            del self._heard[task]
+
+    def _waited_for(self, future: Any, step: Step) -> str:
+        while True:
+            try:
+                return str(future.result(timeout=LOOK_S))
+            except TimeoutError:
+                if self._stopped:
+                    raise errors.Interrupted("stopped") from None
+                if not _lives(self._client):
+                    raise _gone(self._where) from None
+                self._placed(step)  # the last one that could may have gone
 
     def _placed(self, step: Step) -> dict[str, float]:
         """``_wanted``; where a worker that was there before is gone, another is waited for, for a while."""
@@ -239,7 +272,7 @@ class Cluster(Bench):
         Raises:
             TargetError: no worker has them; says what is missing.
         """
-        workers = [w["resources"] for w in self._client.scheduler_info(n_workers=-1)["workers"].values()]
+        workers = _offers(self._client, self._where)
         needs = {f"toolchain {step.toolchain}": 1.0}
         if step.memory_bytes:
             needs["memory_gib"] = round(step.memory_bytes / 2**30, 3)

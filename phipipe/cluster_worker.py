@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -25,19 +26,24 @@ from phipipe.settings import Settings
 from phipipe.store import Store
 
 PREFIX = "dask://"
+PROGRESS_S = 1.0
 UNLIMITED = 1_000_000.0  # of a resource that is a label
 
 
 def address(url: str) -> str:
     """Dask's address of the scheduler at ``url`` (``dask://HOST:PORT``): TLS, except on this very machine.
 
+    There, too, where Dask's settings ask for it: behind ``localhost`` may be a tunnel.
+
     Raises:
         RecipeError: the address makes no sense.
+        ToolchainError: Dask is not installed.
     """
     host, colon, port = url.removeprefix(PREFIX).rpartition(":")
     if not url.startswith(PREFIX) or not colon or not port.isdigit() or not host:
         raise RecipeError(f"`{url}` is no scheduler's address", hint="give dask://HOST:PORT")
-    return f"{'tcp' if _is_loopback(host) else 'tls'}://{host}:{port}"
+    plain = _is_loopback(host) and not imported().Security().require_encryption
+    return f"{'tcp' if plain else 'tls'}://{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -48,7 +54,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def security(where: str) -> Any:
-    """Dask's certificates for ``where``; None on loopback.
+    """Dask's certificates for ``where``; None where nothing is encrypted.
 
     Raises:
         RecipeError: there are none.
@@ -60,7 +66,7 @@ def security(where: str) -> Any:
     made = distributed.Security(require_encryption=True)
     if not made.tls_ca_file:
         raise RecipeError(
-            f"`{where}` is another machine: it is spoken to with TLS only, and no certificates are named",
+            f"`{where}` is spoken to with TLS only, and no certificates are named",
             hint="set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and …__CLIENT__CERT, …__WORKER__CERT, …__SCHEDULER__CERT "
             "(https://distributed.dask.org/en/stable/tls.html)",
         )
@@ -107,7 +113,7 @@ def described(step: Step) -> dict[str, Any]:
 
 
 def work(payload: str) -> str:
-    """Do a step: JSON of its task's name, of ``described``, of its inputs' keys; JSON of its key, or of its failure."""
+    """Do a step: JSON of task, topic, ``described``, inputs' keys → JSON of its key, or of its failure."""
     told = json.loads(payload)
     try:
         if told["phipipe"] != __version__:
@@ -115,13 +121,26 @@ def work(payload: str) -> str:
                 f"this phipipe is {told['phipipe']}, a worker's is {__version__}", hint="install the same version"
             )
         OWNER.set(told["task"])  # whoever did it before is lost: the scheduler does not give a task to two
-        return json.dumps(_work(Step(**told["step"]), told["inputs"]))
+        return json.dumps(_work(Step(**told["step"]), told["inputs"], _teller(told["topic"], told["task"])))
     except PhipipeError as error:
         failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
         return json.dumps({"error": failure | ({"input": error.name} if isinstance(error, Missing) else {})})
 
 
-def _work(step: Step, keys: dict[str, str]) -> dict[str, Any]:
+def _teller(topic: str, task: str) -> Callable[[int, int, str], None]:
+    """What tells the client, once a second, how far ``task`` is."""
+    last = 0.0
+
+    def tell(done: int, total: int, unit: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_S:
+            last = time.monotonic()
+            imported().get_worker().log_event(topic, [task, done, total, unit])
+
+    return tell
+
+
+def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
     store, bench, shared = _place(Settings.read())
     shared.again()
     with _LOOKING:
@@ -132,7 +151,7 @@ def _work(step: Step, keys: dict[str, str]) -> dict[str, Any]:
             found = bench.look(step, inputs, {})
         if isinstance(found, Waiting):
             _say(f"{step.name} {found.key[:12]} starts")
-            found = bench.make(found, inputs, lambda done, total, unit: None)
+            found = bench.make(found, inputs, on_progress)
             _say(f"{step.name} {found.key[:12]} {'was shared by another' if found.cached else 'done'}")
         else:
             shared.offer(found.stored, store)  # it may be gone from there
@@ -160,7 +179,7 @@ def _say(line: str) -> None:
 
 
 def _input(name: str, key: str, store: Store, shared: Remote) -> Result:
-    stored = store.lookup(key) or shared.fetch(key, store)
+    stored = store.lookup(key) or shared.fetch(key, store, anew=True)
     if stored is None:
         raise Missing(name)
     step = Step(name=name, runs="", version=0)
@@ -198,7 +217,8 @@ def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say
     keys = security(where)
     _place(settings)
     options: dict[str, Any] = {"nthreads": jobs, "resources": dict(had), "memory_limit": 0, "dashboard": False}
-    options |= {"host": "127.0.0.1"} if where.startswith("tcp://") else {"security": keys}
+    loopback = _is_loopback(where.partition("://")[2].rpartition(":")[0])
+    options |= ({"host": "127.0.0.1"} if loopback else {}) | ({"security": keys} if keys else {})
     asyncio.run(_serve(where, settings, options, say))
 
 

@@ -100,9 +100,12 @@ class Remote:
         """Forget earlier failures."""
         self.reads, self.writes = True, self._asked
 
-    def fetch(self, key: str, store: Store) -> Stored | None:
-        """The result ``key``, brought into ``store``; None if it is not there, or not right."""
-        if not self.reads or _action(key) in self._unfit:
+    def fetch(self, key: str, store: Store, *, anew: bool = False) -> Stored | None:
+        """The result ``key``, brought into ``store``; None if it is not there, or not right.
+
+        What was found wrong before is asked for again with ``anew`` only: it may have been replaced.
+        """
+        if not self.reads or (_action(key) in self._unfit and not anew):
             return None
         try:
             return self._fetch(key, store)

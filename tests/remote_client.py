@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from phipipe import schedule
+from phipipe import progress, schedule
 from phipipe.backends.base import Step
 from phipipe.plan import Plan
 from phipipe.settings import Settings
@@ -31,6 +31,14 @@ def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> No
     (out / "folder" / "own.txt").write_text(params["name"] + "".join(p.name for p in inputs.values()))
 
 
+def rest(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
+    """Step: take a while, say how far it is, write something."""
+    for i in range(params["tenths"]):
+        time.sleep(0.1)
+        progress.report(i + 1, params["tenths"], "tenths")
+    (out / "made.txt").write_text(params["name"] + "".join(p.joinpath("made.txt").read_text() for p in inputs.values()))
+
+
 def chain(steps: int, seconds: float = 0.0) -> Plan:
     """Steps s0, s1 …, each of which needs the one before."""
     made = [
@@ -43,8 +51,12 @@ def chain(steps: int, seconds: float = 0.0) -> Plan:
         )
         for i in range(steps)
     ]
+    return planned(*made)
+
+
+def planned(*steps: Step) -> Plan:
     build: Any = SimpleNamespace(name="chain", recipe=SimpleNamespace(backend="none"))
-    plan: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(made))  # type: ignore[arg-type]
+    plan: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
     return plan  # type: ignore[no-any-return]
 
 
@@ -53,6 +65,10 @@ class Noted(Silent):
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.reports: list[tuple[str, int, int, str]] = []
+
+    def progress(self, label: str, done: int, total: int, unit: str) -> None:
+        self.reports.append((label, done, total, unit))
 
     def note(self, line: str) -> None:
         self.lines.append(line)
@@ -60,9 +76,14 @@ class Noted(Silent):
 
 def run(cache: Path, plan: Plan) -> tuple[schedule.Outcome, list[str]]:
     """The outcome of ``plan`` in ``cache``, and what was said."""
-    heard = Noted()
-    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, None, 2)
+    done, heard = attempt(cache, plan, None)
     return done, heard.lines
+
+
+def attempt(cache: Path, plan: Plan, engine: schedule.Engine | None) -> tuple[schedule.Outcome, Noted]:
+    heard = Noted()
+    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, None, 2, engine=engine)
+    return done, heard
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from remote_client import attempt, planned
 from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
 
 from phipipe import cluster, cluster_worker, manifest
@@ -61,16 +64,17 @@ class Machines:
             time.sleep(0.05)
         return found[0]
 
-    def scheduler(self) -> subprocess.Popen[bytes]:
-        place = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+    def scheduler(self, protocol: str = "tcp") -> subprocess.Popen[bytes]:
+        place = ("--protocol", protocol, "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
         process = self.start("scheduler", "distributed.cli.dask_scheduler", *place)
-        self.port = int(self.wait_for("scheduler", r"Scheduler at:\s+tcp://127.0.0.1:\d+").rpartition(":")[2])
+        there = self.wait_for("scheduler", rf"Scheduler at:\s+{protocol}://127.0.0.1:\d+")
+        self.port = int(there.rpartition(":")[2])
         return process
 
-    def worker(self, name: str, *toolchains: str) -> subprocess.Popen[bytes]:
+    def worker(self, name: str, *toolchains: str, **environment: str) -> subprocess.Popen[bytes]:
         options = [word for toolchain in toolchains for word in ("--toolchain", toolchain)]
         words = ("phipipe", "worker", "--scheduler", self.url, *options)
-        process = self.start(name, *words, PHIPIPE_CACHE=str(self.folder / name))
+        process = self.start(name, *words, PHIPIPE_CACHE=str(self.folder / name), **environment)
         self.wait_for(name, "working for")
         return process
 
@@ -185,26 +189,78 @@ def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     assert json.loads(checked.stdout) == {"package": str(out / "quickstart" / version), "ok": True, "findings": []}
 
 
+@pytest.mark.timeout(200)
+def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
+    machines.scheduler()
+    for name, tool in (("w0", "torch"), ("w1", "onnxruntime")):
+        machines.worker(name, tool, PHIPIPE_TOOLCHAIN="current", PHIPIPE_WORKER_PATH=str(HERE))
+
+    def step(name: str, tool: str, tenths: int, *needs: str) -> Step:
+        params: dict[str, Any] = {"name": name, "tenths": tenths}
+        wanted = {need: need for need in needs}
+        return Step(name=name, runs="remote_client:rest", version=1, needs=wanted, params=params, toolchain=tool)
+
+    def delete() -> None:
+        machines.wait_for("w0", r"first \w{12} done")
+        shutil.rmtree(tmp_path / "shared" / "blobs")
+
+    plan = planned(
+        step("first", "torch", 0), step("slow", "onnxruntime", 40), step("both", "onnxruntime", 0, "first", "slow")
+    )
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    done, heard = attempt(tmp_path / "client", plan, cluster.engine(machines.url))
+    deleting.join()
+    assert done.error is None
+    assert (done.results["both"].stored.path / "made.txt").read_text() == "bothfirstslow"
+    assert [line.partition(",")[0] for line in heard.lines] == ["damaged in the cache"]
+    assert len(re.findall(" done$", machines.log("w0") + machines.log("w1"), re.M)) == 3  # each made once
+    told = [report for label, *report in heard.reports if label == "slow"]
+    assert 2 <= len(told) <= 5  # one a second, from the worker to the client
+    assert told == sorted(told)
+    assert {(total, unit) for _, total, unit in told} == {(40, "tenths")}
+
+
+@pytest.fixture
+def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key for all, in files that Dask's own settings name."""
+    from distributed import Security
+
+    made = Security.temporary()
+    for role in ("CLIENT", "WORKER", "SCHEDULER"):
+        for kind in ("CERT", "KEY"):
+            path = tmp_path / f"{role}-{kind}.pem"
+            path.write_text(getattr(made, f"tls_{role}_{kind}".lower()), "utf-8")
+            monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{role}__{kind}", str(path))
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TLS__CA_FILE", str(tmp_path / "CLIENT-CERT.pem"))
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION", "true")
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("certificates")
 def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
     recipe = HERE.parent / "recipes" / "quickstart.yaml"
-    first = machines.scheduler()
+    first = machines.scheduler("tls")
     machines.worker("w0")
     words = ("phipipe", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "out"))
     client = machines.start("client", *words, PHIPIPE_CACHE=str(tmp_path / "client"))
     machines.wait_for("w0", "baseline .* done")
     first.kill()
     assert client.wait(120) == 4, machines.log("client")
-    assert "the scheduler at" in machines.log("client")
-    machines.scheduler()
+    assert f"the scheduler at `tls://127.0.0.1:{machines.port}` is gone" in machines.log("client")
+    machines.scheduler("tls")
     machines.worker("w1")
     done = run(tmp_path, "client", *words[1:])
     assert done.returncode == 0, done.stderr
     assert not re.search("baseline .* done", machines.log("w1"))
+    assert re.search("working for tls://.* as tls://", machines.log("w1"))
 
 
 def settings(tmp_path: Path, **more: str) -> Settings:
@@ -293,7 +349,7 @@ def test_an_input_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytes
     step = cluster_worker.described(Step(name="s", runs="m:f", version=1, needs={"text": "text"}))
     told = json.loads(
         cluster_worker.work(
-            json.dumps({"phipipe": __version__, "task": "t", "step": step, "inputs": {"text": "ab" * 32}})
+            json.dumps({"phipipe": __version__, "task": "t", "topic": "t", "step": step, "inputs": {"text": "ab" * 32}})
         )
     )
     assert (told["error"]["kind"], told["error"]["input"]) == ("Missing", "text")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,12 +39,17 @@ def server() -> Iterator[str]:
     running.stop()
 
 
-@pytest.fixture(params=["s3", "file"])
+OTHERS = os.environ.get("PHIPIPE_TEST_REMOTES", "").split()  # such as az://CONTAINER/PREFIX: tested, too
+
+
+@pytest.fixture(params=["s3", "file", *OTHERS])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh place to share, set up in the environment."""
     monkeypatch.setenv("REMOTE_CLIENT_LOG", str(tmp_path / "log"))
     if request.param == "file":
         place = (tmp_path / "shared").as_uri()
+    elif request.param in OTHERS:
+        place = f"{request.param}/{keys.key_of({'for': str(tmp_path), 'at': time.time()})[:20]}"
     else:
         place = bucket(request.getfixturevalue("server"), tmp_path, monkeypatch)
     monkeypatch.setenv("PHIPIPE_REMOTE", place)
