@@ -22,6 +22,7 @@ import datetime
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,16 +61,18 @@ class Recorder:
     def __init__(self, run: str, inner: Listener, streams: Sequence[TextIO], sinks: Sequence[Sink] = ()) -> None:
         self._run, self._inner, self._streams, self._sinks = run, inner, streams, sinks
         self._said: dict[str, float] = {}
+        self._writing = threading.Lock()
         self.code = 0  # the highest exit code of the builds so far
 
     def write(self, event: str, **told: Any) -> None:
         """One event, to be seen at once."""
         whole = {"event": event, "time": now(), "run": self._run, **told}
         line = json.dumps(whole, ensure_ascii=False)
-        for stream in self._streams:
-            print(line, file=stream, flush=True)
-        for sink in self._sinks:
-            sink(whole)
+        with self._writing:  # notes come from any thread
+            for stream in self._streams:
+                print(line, file=stream, flush=True)
+            for sink in self._sinks:
+                sink(whole)
 
     def started(self, label: str, why: str) -> None:
         self.write("step_started", step=label, why=why)

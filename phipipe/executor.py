@@ -33,7 +33,7 @@ from phipipe.toolchain import Installed
 class Listener(Protocol):
     """Who shows what happens. ``label`` names the step, and the build where it belongs to one of several.
 
-    Every method is called from the run's own thread only.
+    Every method but ``note`` is called from the run's own thread only.
     """
 
     def started(self, label: str, why: str) -> None: ...

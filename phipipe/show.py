@@ -38,7 +38,7 @@ class Lines:
         self._said: dict[str, float] = {}
 
     def _line(self, label: str, text: str) -> None:
-        print(f"  {label:{self._width}}  {text}", file=self._stream, flush=True)
+        self.note(f"{label:{self._width}}  {text}")
         self._said[label] = time.monotonic()
 
     def started(self, label: str, why: str) -> None:
@@ -55,7 +55,8 @@ class Lines:
         self._line(label, "failed")
 
     def note(self, line: str) -> None:
-        print(f"  {line}", file=self._stream, flush=True)
+        self._stream.write(f"  {line}\n")  # at once: notes come from any thread
+        self._stream.flush()
 
 
 class Live:

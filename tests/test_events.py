@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,20 @@ def test_as_json_nothing_else_is_said(run: Run, tmp_path: Path) -> None:  # noqa
 
 def test_an_error_without_a_hint_has_none() -> None:
     assert "hint" not in events.failure(PhipipeError("x"))
+
+
+def test_notes_from_several_threads_stay_lines(own_cache: Path) -> None:
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            time.sleep(0.0005)  # another thread's turn
+            return super().write(text)
+
+    stream = Slow()
+    with events.recorded(own_cache, "run", ["a"], Silent(), stream) as recorder:
+        threads = [threading.Thread(target=lambda: [recorder.note("x") for _ in range(10)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(of_kind(told, "note")) == 80
