@@ -37,6 +37,11 @@ def connect(where: str) -> Any:
     keys = cluster_worker.security(where)
     try:
         client = distributed.Client(where, security=keys, timeout=CONNECT_S, set_as_default=False)
+    except distributed.comm.CommClosedError:
+        message = f"who answers at `{where}` hangs up: TLS on one side only, or no scheduler"
+        raise ToolchainError(
+            message, hint="set DASK_DISTRIBUTED__COMM__… on both sides alike (see the README)"
+        ) from None
     except (OSError, TimeoutError) as error:
         raise ToolchainError(
             f"no scheduler answers at `{where}`: {type(error).__name__}", hint="dask scheduler --port 8786"

@@ -298,6 +298,19 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("certificates")
+def test_tls_on_one_side_only_is_named(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    machines.scheduler("tls")
+    monkeypatch.setattr(cluster, "CONNECT_S", 5.0)
+    with dask.config.set({"distributed.comm.require-encryption": False}):
+        found = made(tmp_path, machines.url, PHIPIPE_REMOTE=tmp_path.as_uri())
+    assert "hangs up" in found.message
+    assert "both sides" in str(found.hint)
+
+
+@pytest.mark.timeout(120)
 def test_another_version_of_dask_is_refused(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
