@@ -39,9 +39,8 @@ def connect(where: str) -> Any:
         client = distributed.Client(where, security=keys, timeout=CONNECT_S, set_as_default=False)
     except distributed.comm.CommClosedError:
         message = f"who answers at `{where}` hangs up: TLS on one side only, or no scheduler"
-        raise ToolchainError(
-            message, hint="set DASK_DISTRIBUTED__COMM__… on both sides alike (see the README)"
-        ) from None
+        hint = "set DASK_DISTRIBUTED__COMM__… on both sides alike (see the README)"
+        raise ToolchainError(message, hint=hint) from None
     except (OSError, TimeoutError) as error:
         raise ToolchainError(
             f"no scheduler answers at `{where}`: {type(error).__name__}", hint="dask scheduler --port 8786"
@@ -183,9 +182,9 @@ class Cluster(Bench):
         stored = Stored(
             key, record["digest"], self._store.root / "objects" / record["digest"], tuple(record["outputs"])
         )
-        return (
-            (self._shared.fetch(key, self._store, anew=True) or stored) if stored.size_bytes <= SMALL_BYTES else stored
-        )
+        if stored.size_bytes > SMALL_BYTES:
+            return stored
+        return self._shared.fetch(key, self._store, anew=True) or stored
 
     def _record_of(self, result: Result) -> Mapping[str, Any]:
         record = self._shared.record(result.key) if self._store.peek(result.key) is None else None
@@ -225,9 +224,7 @@ class Cluster(Bench):
         payload = json.dumps(about | {"step": cluster_worker.described(step)})
         self._heard[task] = on_progress
         try:
-            future = self._client.submit(
-                cluster_worker.work, payload, resources=wanted, retries=0, pure=False, key=task
-            )
+            future = self._client.submit(cluster_worker.work, payload, resources=wanted, retries=0, key=task)
             try:
                 return self._waited_for(future, step)
             finally:
