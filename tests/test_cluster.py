@@ -216,7 +216,7 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     deleting.join()
     assert done.error is None
     assert (done.results["both"].stored.path / "made.txt").read_text() == "bothfirstslow"
-    assert [line.partition(",")[0] for line in heard.lines] == ["damaged in the cache"]
+    assert heard.lines[-1].startswith("damaged in the cache, building again")  # the client may have missed it, too
     assert len(re.findall(" done$", machines.log("w0") + machines.log("w1"), re.M)) == 3  # each made once
     told = [report for label, *report in heard.reports if label == "slow"]
     assert 2 <= len(told) <= 5  # one a second, from the worker to the client
