@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from phipipe.settings import Settings
 
 LOCKS = Path(__file__).parent / "toolchains"
 STATE = "phipipe-toolchain.json"
+HEARTBEAT_S = 60.0  # an installation that compiles takes minutes, and shall not look like a hang
+LOCK_S = 3600  # uv waits that long for another that compiles the same package; its own 300 s are too few for llama.cpp
 # Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only, and the
 # registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
 EXCLUDED = ("torchvision",)
@@ -128,7 +131,7 @@ def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Inst
             else:
                 notify(f"installing toolchain `{name}` (once)")
             shutil.rmtree(path, ignore_errors=True)
-            _install(name, path)
+            _install(name, path, notify)
     except OSError as error:
         raise ToolchainError(
             f"toolchain `{name}` cannot be installed into `{path.parent}`: {error.strerror}",
@@ -163,11 +166,12 @@ def size_bytes(name: str, settings: Settings) -> int:
     return sum(p.stat().st_size for p in path_of(name, settings).rglob("*") if p.is_file())
 
 
-def _install(name: str, path: Path) -> None:
+def _install(name: str, path: Path, notify: Callable[[str], None]) -> None:
     import uv
 
     tool, environment = uv.find_uv_bin(), os.environ | uv_environment(os.environ)
     environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))  # llama.cpp is compiled here
+    environment.setdefault("UV_LOCK_TIMEOUT", str(LOCK_S))
     make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(path)]
     fill = [
         tool,
@@ -186,7 +190,7 @@ def _install(name: str, path: Path) -> None:
     try:
         excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
         for command in (make, fill):
-            _uv(name, command, environment)
+            _uv(name, command, environment, notify)
         state = {"packages": _listed(path)}
         (path / f"{STATE}.tmp").write_text(json.dumps(state, indent=1), "utf-8")
         (path / f"{STATE}.tmp").replace(path / STATE)
@@ -197,15 +201,33 @@ def _install(name: str, path: Path) -> None:
         excludes.unlink(missing_ok=True)
 
 
-def _uv(name: str, command: list[str], environment: Mapping[str, str]) -> None:
-    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        lines = [line.strip() for line in redact(done.stderr).splitlines() if line.strip()]
+def _uv(name: str, command: list[str], environment: Mapping[str, str], notify: Callable[[str], None]) -> None:
+    code, said = _run(command, environment, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"))
+    if code:
+        lines = [line.strip() for line in redact(said).splitlines() if line.strip()]
         remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
         raise ToolchainError(
             f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
             hint=f"{remedy}, then phipipe toolchain install {name}",
         )
+
+
+def _run(command: list[str], environment: Mapping[str, str], beat: Callable[[float], None]) -> tuple[int, str]:
+    """Exit code and stderr of ``command``; ``beat`` hears every ``HEARTBEAT_S`` how many seconds have passed."""
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        try:
+            while True:
+                try:
+                    said = process.communicate(timeout=HEARTBEAT_S)[1]
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    beat(time.monotonic() - start)
+        except BaseException:
+            process.kill()
+            raise
 
 
 def redact(text: str) -> str:

@@ -1,16 +1,42 @@
-"""Shared fixtures. No test sees the user's own cache; toolchains are installed once a session."""
+"""Shared fixtures. No test sees the user's own cache; toolchains are installed once a session.
+
+With ``-n`` files run side by side, each as a whole, since its fixtures build what all its tests look at; those that
+take minutes come first, so that none is left to run alone at the end.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from phipipe import hub, toolchain
 from phipipe.settings import Settings
 from phipipe.toolchain import Installed
+
+SLOW = ("targets", "family", "quickstart")
+WORKER_GIB = 6  # what a test's processes may take at once
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """As many as there are cores and memory for, if nobody says: ``-n auto``."""
+    return max(1, min(psutil.cpu_count() or 1, psutil.virtual_memory().total // (WORKER_GIB * 2**30)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # xdist would start with the files that have most tests
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +45,11 @@ def toolchains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     PHIPIPE_TEST_TOOLCHAINS names one to keep between sessions: compiling llama.cpp takes minutes.
     """
-    kept = os.environ.get("PHIPIPE_TEST_TOOLCHAINS")
-    return Path(kept).absolute() if kept else tmp_path_factory.mktemp("toolchains")
+    if kept := os.environ.get("PHIPIPE_TEST_TOOLCHAINS"):
+        return Path(kept).absolute()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one folder for all workers
+        return tmp_path_factory.getbasetemp().parent / "toolchains"
+    return tmp_path_factory.mktemp("toolchains")
 
 
 @pytest.fixture(autouse=True)

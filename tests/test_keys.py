@@ -102,7 +102,19 @@ def test_keys_of_released_versions_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, math.inf, {1: 2}, {None: 1}, {1, 2}, b"x", Path("x"), object(), "\ud800", "\ud83d\ude00", {"\udfff": 1}],
+    [
+        math.nan,
+        math.inf,
+        {1: 2},
+        {None: 1},
+        {1, 2},
+        b"x",
+        Path("x"),
+        pytest.param(object(), id="object"),
+        "\ud800",
+        "\ud83d\ude00",
+        {"\udfff": 1},
+    ],
     ids=repr,
 )
 def test_what_is_not_json_is_refused(value: Any) -> None:
