@@ -22,9 +22,9 @@ from phipipe import (
     remote,
     scoring,
     toolchain,
+    venue,
     vision,
 )
-from phipipe import plan as planner
 from phipipe.backends.base import Outside, Step, absent
 from phipipe.board import Entry
 from phipipe.device import Device
@@ -74,7 +74,7 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
         build=build,
         device=target,
         api=unit.api,
-        on_target=planner.on_target(target, unit, backend),
+        on_target=venue.on_target(target, unit.api, backend),
         source=checkpoint,
         steps=tuple(steps),
     )

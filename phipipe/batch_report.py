@@ -95,7 +95,8 @@ def table(done: Sequence[Done]) -> str:
     ways = ["<", "<", *(">" for _ in SHOWN), ">"]
     lines = ["  ".join(f"{text:{way}{n}}" for text, way, n in zip(row, ways, widths, strict=True)) for row in rows]
     counted = [f"{n} {state}" for state in STATES if (n := sum(d.state == state for d in done))]
-    return "\n".join([*(line.rstrip() for line in lines), "", f"{len(done)} builds: {', '.join(counted)}"])
+    total = f"{report.counted(len(done), 'build')}: {', '.join(counted)}"
+    return "\n".join([*(line.rstrip() for line in lines), "", total])
 
 
 def _row(done: Done) -> list[str]:

@@ -127,6 +127,8 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) 
 @AS_JSON
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
     """Check recipes: every problem with file, line and column. Touches neither models nor network."""
+    from phipipe.report import counted
+
     errors: list[PhipipeError] = []
     rows = []
     for path in recipes:
@@ -138,7 +140,7 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
         else:
             rows.append({"recipe": str(path), "ok": True, "builds": [b.name for b in builds]})
             if not as_json:
-                echo(f"{path}: valid, {len(builds)} build{'s' * (len(builds) != 1)}")
+                echo(f"{path}: valid, {counted(len(builds), 'build')}")
     if as_json:
         print_json(rows)
     if errors:

@@ -14,13 +14,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from phipipe import __version__, cluster_worker, errors
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, StoreError, TargetError, ToolchainError
 from phipipe.executor import Bench, Result, Results, Waiting
-from phipipe.plan import Plan
+from phipipe.report import counted
 from phipipe.settings import Settings
 from phipipe.store import Damaged, Store, Stored
 
@@ -91,16 +92,9 @@ def _gone(where: str) -> ToolchainError:
     return ToolchainError(f"the scheduler at `{where}` is gone", hint=AGAIN)
 
 
-def engine(url: str) -> Callable[..., Cluster]:
+def engine(url: str) -> Callable[[Store, Settings, Callable[[str], None], int | None], Cluster]:
     """What makes the ``Bench`` of a run on the cluster at ``url``; asks nothing yet."""
-    where = cluster_worker.address(url)
-
-    def made(
-        plans: Sequence[Plan], store: Store, settings: Settings, note: Callable[[str], None], threads: int | None
-    ) -> Cluster:
-        return Cluster(where, plans, store, settings, note, threads)
-
-    return made
+    return partial(Cluster, cluster_worker.address(url))
 
 
 class Cluster(Bench):
@@ -114,7 +108,6 @@ class Cluster(Bench):
     def __init__(
         self,
         where: str,
-        plans: Sequence[Plan],
         store: Store,
         settings: Settings,
         note: Callable[[str], None],
@@ -127,7 +120,6 @@ class Cluster(Bench):
                 hint="set PHIPIPE_REMOTE, here and for the workers",
             )
         self._shared, self._where = self._remote, where
-        self._devices = {id(step): plan.device for plan in plans for step in plan.steps if step.measurement}
         self._seen: set[str] = set()  # toolchains that some worker had
         self._there: set[str] = set()  # keys of results that are known to be shared
         self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -278,17 +270,12 @@ class Cluster(Bench):
         needs = {f"toolchain {step.toolchain}": 1.0}
         if step.memory_bytes:
             needs["memory_gib"] = round(step.memory_bytes / 2**30, 3)
-        device = self._devices.get(id(step))
-        if device is not None:
-            own = f"device {device.name}"
-            kinds = [f"machine {kind}" for kind in device.machines]
-            better = [label for label in (own, *kinds) if any(label in worker for worker in workers)]
-            needs |= {better[0]: 1.0} if better else {}
+        needs |= dict.fromkeys(step.machine, 1.0)
         if not any(all(worker.get(name, 0) >= value for name, value in needs.items()) for worker in workers):
             lacking = [n for n, value in needs.items() if not any(w.get(n, 0) >= value for w in workers)] or [*needs]
             words = " and ".join(f"{needs[n]:g} GiB of memory" if n == "memory_gib" else n for n in lacking)
             raise TargetError(
-                f"step `{step.name}` can run on none of {len(workers)} workers: it needs {words}",
+                f"step `{step.name}` can run on none of {counted(len(workers), 'worker')}: it needs {words}",
                 hint=f"start one that has it: phipipe worker --scheduler {cluster_worker.PREFIX}{self._where.partition('://')[2]}",
             )
         return needs

@@ -13,17 +13,21 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__, toolchain
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, StoreError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.remote_store import OWNER, Remote
 from phipipe.settings import Settings
 from phipipe.store import Store
+
+if TYPE_CHECKING:
+    from phipipe.device import Device
 
 PREFIX = "dask://"
 PROGRESS_S = 1.0
@@ -88,6 +92,7 @@ def imported() -> Any:
 
 
 _LOOKING = threading.Lock()  # a bench looks up one step at a time
+_TURNS, _GOING, _DUE = threading.Condition(), list[bool](), list[bool]()  # True: a measurement
 
 
 class Missing(PhipipeError):
@@ -121,7 +126,9 @@ def work(payload: str) -> str:
                 f"this phipipe is {told['phipipe']}, a worker's is {__version__}", hint="install the same version"
             )
         OWNER.set(told["task"])  # whoever did it before is lost: the scheduler does not give a task to two
-        return json.dumps(_work(Step(**told["step"]), told["inputs"], _teller(told["topic"], told["task"])))
+        step = Step(**told["step"])
+        with _turn(step.measurement):
+            return json.dumps(_work(step, told["inputs"], _teller(told["topic"], told["task"])))
     except PhipipeError as error:
         failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
         return json.dumps({"error": failure | ({"input": error.name} if isinstance(error, Missing) else {})})
@@ -138,6 +145,25 @@ def _teller(topic: str, task: str) -> Callable[[int, int, str], None]:
             imported().get_worker().log_event(topic, [task, done, total, unit])
 
     return tell
+
+
+@contextmanager
+def _turn(measurement: bool) -> Iterator[None]:
+    """While this lasts, a measurement has this worker for itself. What comes later waits for one that waits."""
+    with _TURNS:
+        if measurement:
+            _DUE.append(True)
+            _TURNS.wait_for(lambda: not _GOING)
+            _DUE.pop()
+        else:
+            _TURNS.wait_for(lambda: not (_DUE or any(_GOING)))
+        _GOING.append(measurement)
+    try:
+        yield
+    finally:
+        with _TURNS:
+            _GOING.remove(measurement)
+            _TURNS.notify_all()
 
 
 def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
@@ -189,9 +215,11 @@ def _input(name: str, key: str, store: Store, shared: Remote) -> Result:
 def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, float]:
     """What this machine advertises as a worker: memory, and labels for system, architecture, kinds, toolchains.
 
-    ``toolchains``: the only ones that it does steps of; none means all that exist for it.
+    ``devices``: what it is, names or a user's own files. ``toolchains``: the only ones that it does steps of; none
+    means all that exist for it.
 
     Raises:
+        TargetError: there is no such device, or this machine cannot be it.
         ToolchainError: there is no such toolchain.
     """
     import platform
@@ -199,13 +227,32 @@ def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, fl
     from phipipe import hardware
 
     labels = [f"system {platform.system().lower()}", *(f"machine {kind}" for kind in sorted(hardware.kinds()))]
-    labels += [f"device {name}" for name in devices]
+    labels += [f"device {_own(name).name}" for name in devices]
     if unknown := set(toolchains) - set(toolchain.names()):
         message = f"unknown toolchain `{min(unknown)}`"
         raise ToolchainError(message, hint=f"toolchains: {', '.join(toolchain.names())}")
     offered = toolchains or [name for name in toolchain.names() if toolchain.foreign(name) is None]
     labels += [f"toolchain {name}" for name in offered]
     return dict.fromkeys(labels, UNLIMITED) | {"memory_gib": round(hardware.memory_bytes() / 2**30, 2)}
+
+
+def _own(name: str) -> Device:
+    """The device ``name``, which this machine is said to be.
+
+    Raises:
+        TargetError: it cannot be.
+    """
+    from phipipe import device, hardware
+
+    found = device.load(name)
+    if found.architecture not in (None, hardware.architecture()):
+        raise TargetError(
+            f"this machine is no {found.title}: its processor is {hardware.architecture()}, not {found.architecture}",
+            hint="leave --device out: it serves all steps that are not bound to a device",
+        )
+    if (missing := hardware.lacks(found.units[0].api)) and len(found.units) == 1:
+        raise TargetError(f"this machine is no {found.title}: it has no {missing}", hint="leave --device out")
+    return found
 
 
 def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -213,6 +214,20 @@ def typed(error: Exception, folder: Path, needed_bytes: int | None = None) -> St
     with contextlib.suppress(OSError):
         parts.append(f"{shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free} bytes free")
     return StoreError(f"no room left in `{folder}`: {', '.join([*parts, reason])}", hint=hint)
+
+
+def probe(out: Path) -> None:
+    """Make the folder ``out`` if it is not there, and see that files can be made in it: before hours of work.
+
+    Raises:
+        StoreError: they cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise StoreError(f"cannot write to `{out}`: {error.strerror}", hint="choose another --out") from None
 
 
 def is_damage(error: StoreError) -> bool:

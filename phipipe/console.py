@@ -116,7 +116,7 @@ def planning_on(on: str | None) -> AbstractContextManager[None]:
         return nullcontext()
     from phipipe import cluster, hardware
 
-    return hardware.also(cluster.machines(on))
+    return hardware.there(cluster.machines(on))
 
 
 def note(line: str) -> None:

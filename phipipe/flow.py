@@ -34,7 +34,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
-from phipipe import batch_report, events
+from phipipe import batch_report, events, report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
 
 FLOW = "phipipe-batch"
@@ -121,7 +121,7 @@ def counted(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "done"
     states = ", ".join(f"{n} {state}" for state, n in summary["states"].items() if n)
-    return f"{len(summary['builds'])} builds: {states}"
+    return f"{report.counted(len(summary['builds']), 'build')}: {states}"
 
 
 def trouble(summary: Mapping[str, Any] | None) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
-_OTHERS: ContextVar[frozenset[str]] = ContextVar("_OTHERS", default=frozenset())
+_THERE: ContextVar[frozenset[str] | None] = ContextVar("_THERE", default=None)
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
 
 
@@ -49,21 +49,23 @@ def nvidia() -> str | None:
 
 
 def kinds() -> frozenset[str]:
-    """What a device file may name in ``machines``: architecture, "nvidia", "apple"; of this machine, and inside
-    ``also`` of others that steps may run on, with ``device NAME`` for what they are besides."""
+    """What a device file may name in ``machines``: architecture, "nvidia", "apple"; of this machine, or inside
+    ``there`` of those that steps run on, with ``device NAME`` for what they are besides."""
+    if (told := _THERE.get()) is not None:
+        return told
     apple = platform.system() == "Darwin" and architecture() == "arm64"
     own = {architecture(), *(["nvidia"] if nvidia() else []), *(["apple"] if apple else [])}
-    return frozenset(own) | _OTHERS.get()
+    return frozenset(own)
 
 
 @contextlib.contextmanager
-def also(others: frozenset[str]) -> Iterator[None]:
-    """While this lasts, plans are made for machines of kinds ``others`` too."""
-    token = _OTHERS.set(others)
+def there(found: frozenset[str]) -> Iterator[None]:
+    """While this lasts, plans are made for machines of kinds ``found`` instead of this one."""
+    token = _THERE.set(found)
     try:
         yield
     finally:
-        _OTHERS.reset(token)
+        _THERE.reset(token)
 
 
 def has(api: str) -> bool:

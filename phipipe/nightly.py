@@ -98,7 +98,7 @@ def batch(
 
     from phipipe import backends as known
     from phipipe import batch as batches
-    from phipipe import batch_report, events, hooks, selection, show
+    from phipipe import batch_report, events, hooks, report, selection, show
 
     started = datetime.datetime.now(datetime.UTC)
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
@@ -108,7 +108,7 @@ def batch(
     for warning in warnings:
         note(f"warning: {warning}")
     plans = [item.plan for item in items if item.plan]
-    note(f"{len(items)} builds, {len(items) - len(plans)} of them refused")
+    note(f"{report.counted(len(items), 'build')}, {len(items) - len(plans)} refused")
     named, stream = [item.name for item in items], sys.stderr if as_events else None
     with (
         show.many(plans, sys.stderr, silent=as_events) as inner,
@@ -179,13 +179,13 @@ def export(
 ) -> None:
     """Print files that have an engine of yours start `phipipe batch`: the options are those of `batch`."""
     from phipipe import backends as known
-    from phipipe import selection, timetable
+    from phipipe import report, selection, timetable
 
     if kind is None:
         raise click.UsageError(f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}")
     note(timetable.words(at))
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
-    note(f"{len(items)} builds today")
+    note(f"{report.counted(len(items), 'build')} today")
     found = shutil.which("phipipe")
     made = timetable.files(
         kind,
@@ -219,7 +219,7 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
     Runs here until it is stopped. A run that is due while the one before has not ended is left out.
     """
     from phipipe import backends as known
-    from phipipe import selection, timetable
+    from phipipe import report, selection, timetable
 
     note(timetable.words(at, zone=timetable.zone(timezone)))
     name = timetable.name(job)
@@ -241,7 +241,7 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
         folder=Path.cwd(),
     )
     place = flow.reach(work_pool)
-    note(f"{len(items)} builds today; `{flow.FLOW}/{timed.name}` at {place}")
+    note(f"{report.counted(len(items), 'build')} today; `{flow.FLOW}/{timed.name}` at {place}")
     if work_pool:
         flow.deploy(timed, work_pool)
         echo(f"start a worker where it shall run:  prefect worker start --pool {work_pool}")

@@ -18,13 +18,13 @@ from phipipe import (
     device,
     first_layers,
     fit,
-    hardware,
     hub,
     layerwise,
     reference,
     rules,
     scoring,
     toolchain,
+    venue,
     vision,
 )
 from phipipe.backends.base import Advice, Backend, Json, Step
@@ -105,7 +105,7 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         build=build,
         device=target,
         api=unit.api,
-        on_target=on_target(target, unit, backend),
+        on_target=venue.on_target(target, unit.api, backend),
         source=checkpoint,
         seeing=seeing,
         steps=(),
@@ -250,25 +250,6 @@ def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, n
     return "choose a smaller model, or a device with more memory (`phipipe devices`)"
 
 
-def measured_here(api: str, backend: Backend) -> bool:
-    """Whether an artifact for ``api`` is measured on such a unit of this very machine."""
-    return api in backend.HOST_APIS and hardware.has(api)
-
-
-def on_target(target: Device, unit: Unit, backend: Backend) -> str:
-    """Whether numbers taken on this machine are the device's own: "true"; "emulated"; or "false"."""
-    if measured_here(unit.api, backend) and hardware.kinds() & {*target.machines, f"device {target.name}"}:
-        return "true"
-    return "emulated" if unit.api in backend.EMULATED else "false"
-
-
-def _where(plan: Plan) -> tuple[str, str]:
-    """Toolchain and API that the artifact is evaluated with: on its unit if this machine has one, else on the CPU."""
-    backend = backends.load(plan.build.recipe.backend)
-    there = measured_here(plan.api, backend)
-    return (backend.ON_DEVICE[plan.api], plan.api) if there else (backend.TOOLCHAIN, "cpu")
-
-
 def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     text = hub.text_step(recipe.evaluate.text, plan.build.folder)
@@ -296,15 +277,18 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     if plan.api in backend.EMULATED:
         tried = next((step for step in made if step.tried), artifact)
         steps.append(_emulation(plan, tried, tried is evaluated, options, checks))
-    environment, api = _where(plan)
+    there = venue.measured_there(plan.device, plan.api, backend)
+    timed = artifact if there else evaluated
+    environment, api = venue.opened_with(backend, plan.api, there)
     served = scoring.served_bytes(evaluated, plan.checkpoint)
+    measure = scoring.measure_step(timed.name, recipe, environment, served, api)
     gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
     seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
         *(replace(step, after=checks) for step in seen),
         _evaluation(plan, evaluated, artifact, checks),
-        replace(scoring.measure_step(evaluated.name, recipe, environment, served, api), after=checks),
+        replace(measure, after=checks, machine=venue.machine(plan.device, api, plan.on_target)),
         _reference_step(recipe),
         Step(
             name="gates",
@@ -342,12 +326,15 @@ def _proof(plan: Plan, options: BaseModel) -> list[Step]:
 
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
-    environment, api = _where(plan)
+    backend = backends.load(plan.build.recipe.backend)
+    there = plan.api not in backend.EMULATED and venue.measured_there(plan.device, plan.api, backend)
+    environment, api = venue.opened_with(backend, plan.api, there)
     recipe, parameters = plan.build.recipe, plan.whole.parameters
     opened = scoring.opened_bytes(evaluated, recipe, plan.checkpoint)
     step = scoring.compare_step("evaluate", evaluated.name, recipe, environment, parameters, opened, api)
     shipped = {} if evaluated is artifact else {"shipped": artifact.name}
-    return replace(step, needs={**step.needs, **shipped}, after=checks)
+    machine = venue.machine(plan.device, api, plan.on_target) if step.measurement else ()
+    return replace(step, needs={**step.needs, **shipped}, after=checks, machine=machine)
 
 
 def _emulation(plan: Plan, artifact: Step, whole: bool, options: BaseModel, checks: tuple[str, ...]) -> Step:

@@ -33,6 +33,11 @@ class Row:
     reads_as: str
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 build``, ``2 builds``, ``1,000 builds``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def number(value: float, digits: int = 3) -> str:
     """``value`` with ``digits`` significant digits: ``0.0123``, ``1.14e-7``, ``12,300``."""
     if not math.isfinite(value):

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from phipipe import keys
+from phipipe import collect, keys
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.executor import Bench, Listener, Outcome, Result, Waiting, threads_per_worker
@@ -34,8 +34,8 @@ AWAY = 256  # steps that other machines may be asked for at a time
 STOP_S = 10.0  # how long running steps may take to end after Ctrl-C
 
 
-# plans, store, settings, note, threads per worker → where their steps are done
-Engine = Callable[[Sequence[Plan], Store, Settings, Callable[[str], None], int | None], Bench]
+# store, settings, note, threads per worker → where steps are done
+Engine = Callable[[Store, Settings, Callable[[str], None], int | None], Bench]
 
 
 @dataclass(kw_only=True)
@@ -96,6 +96,7 @@ def _node(step: Step, own: dict[str, str]) -> Node:
         "outside": {name: [str(o.folder), *o.files] for name, o in step.outside.items()},
         "toolchain": step.toolchain,
         "measurement": step.measurement,
+        "machine": list(step.machine),
         "needs": needs,
         "before": own if step.provenance else {},
     }
@@ -130,8 +131,11 @@ def attempt(
         fail_fast: after the first failure nothing more is started; what was not finished is ``Skipped``.
 
     Raises:
+        StoreError: ``out`` cannot be written.
         Interrupted: somebody asked us to stop (KeyboardInterrupt passes, too); all that had started is ended.
     """
+    if out is not None:
+        collect.probe(out)
     with store.session():
         run = _Run(plans, store, settings, listener, jobs or default_jobs(), fail_fast, engine)
         run.target = None if out is None else lambda name, digest: place(out, name, digest)
@@ -159,10 +163,7 @@ class _Run:
         self.target: Callable[[str, str], Path] | None = None  # build's name, package's digest → its folder
         self._nodes, self._names = graph(plans)
         share = threads_per_worker(jobs if len(plans) > 1 else 1)  # the steps of one build are nearly a chain
-        if engine is None:
-            self._bench = Bench(store, settings, listener.note, share)
-        else:
-            self._bench = engine(plans, store, settings, listener.note, share)
+        self._bench = (engine or Bench)(store, settings, listener.note, share)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._exports: deque[Callable[[], Callable[[], None]]] = deque()

@@ -18,6 +18,7 @@ from phipipe.changed import Changes
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.plan import Plan
 from phipipe.recipe import Build
+from phipipe.report import counted
 
 PATTERN = "*.yaml"
 LISTED = 8  # names that a message repeats
@@ -147,7 +148,8 @@ def _nothing(paths: Sequence[Path], found: Sequence[Path], every: Sequence[Item]
     places = ", ".join(f"`{path}`" for path in paths)
     if not found:
         return RecipeError(f"no recipes in {places}: no file there ends in .yaml", hint="name recipes, or their folder")
-    message = f"nothing is chosen by {wanted.words()} from {len(every)} builds of {len(found)} recipes in {places}"
+    there = f"{counted(len(every), 'build')} of {counted(len(found), 'recipe')} in {places}"
+    message = f"nothing is chosen by {wanted.words()} from {there}"
     kinds = {
         "names": {item.name for item in every},
         "tags": {tag for item in every if item.build for tag in item.build.recipe.tags},

@@ -210,7 +210,7 @@ def test_an_empty_selection_ends_with_2_and_says_what_was_looked_at(run: Run, tm
     write(tmp_path / "r", "a", "tags: [nightly]\n")
     code, out, err = run("r", "--tag", "weekly")
     assert (code, out) == (2, "")
-    assert "1 builds of 1 recipes in `r`" in err
+    assert "1 build of 1 recipe in `r`" in err
     assert "tags there: nightly" in err
     (tmp_path / "empty").mkdir()
     code, _, err = run("empty")

@@ -21,7 +21,7 @@ from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixtur
 
 from phipipe import cluster, cluster_worker, manifest
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError
 from phipipe.settings import Settings
 
 HERE = Path(__file__).parent
@@ -166,7 +166,7 @@ def test_what_no_worker_can_do_fails_at_once(
     start = time.monotonic()
     done = run(tmp_path, "client", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "out"))
     assert done.returncode == 3, done.stderr
-    assert "can run on none of 1 workers: it needs toolchain onnxruntime" in done.stderr
+    assert "can run on none of 1 worker: it needs toolchain onnxruntime" in done.stderr
     assert f"phipipe worker --scheduler {machines.url}" in done.stderr
     assert time.monotonic() - start < 60
 
@@ -271,19 +271,19 @@ def made(tmp_path: Path, url: str, **more: str) -> PhipipeError:
     from phipipe.store import Store
 
     with pytest.raises(PhipipeError) as wrong:
-        cluster.engine(url)([], Store(tmp_path / "cache"), settings(tmp_path, **more), print, None)
+        cluster.engine(url)(Store(tmp_path / "cache"), settings(tmp_path, **more), print, None)
     return wrong.value
 
 
 def test_numbers_are_a_devices_own_where_a_worker_is_one() -> None:
-    from phipipe import backends, device, hardware, plan
+    from phipipe import backends, device, hardware, venue
 
     mac, any_mac, backend = device.load("mac-16gb"), device.load("apple-silicon"), backends.load("mlx")
-    with hardware.also(frozenset({"apple", "arm64", "device mac-16gb"})):
-        assert plan.on_target(mac, mac.units[0], backend) == "true"
-        assert plan.on_target(any_mac, any_mac.units[0], backend) == "true"
-    with hardware.also(frozenset({"apple", "arm64"})):
-        assert plan.on_target(mac, mac.units[0], backend) == "false"
+    with hardware.there(frozenset({"apple", "arm64", "device mac-16gb"})):
+        assert venue.on_target(mac, mac.units[0].api, backend) == "true"
+        assert venue.on_target(any_mac, any_mac.units[0].api, backend) == "true"
+    with hardware.there(frozenset({"apple", "arm64"})):
+        assert venue.on_target(mac, mac.units[0].api, backend) == "false"
 
 
 def test_without_a_shared_store_there_is_no_cluster(tmp_path: Path) -> None:
@@ -371,5 +371,40 @@ def test_an_input_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytes
 def test_unknown_toolchains_are_refused() -> None:
     with pytest.raises(ToolchainError, match="nonesuch"):
         cluster_worker.resources((), ("nonesuch",))
-    assert "toolchain torch" in cluster_worker.resources(("my-laptop",), ())
-    assert "device my-laptop" in cluster_worker.resources(("my-laptop",), ())
+    assert "toolchain torch" in cluster_worker.resources((), ())
+
+
+def test_a_worker_is_a_device_only_if_it_can_be(tmp_path: Path) -> None:
+    from phipipe import hardware
+
+    other = {"x86_64": "cpu-arm64", "arm64": "cpu-x86_64"}[hardware.architecture()]
+    with pytest.raises(TargetError, match="its processor is"):
+        cluster_worker.resources((other,), ())
+    with pytest.raises(TargetError, match="did you mean `intel-npu`"):
+        cluster_worker.resources(("intel-nqu",), ())
+    own = tmp_path / "bench.yaml"
+    own.write_text("title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://example.org]\n", "utf-8")
+    assert "device bench" in cluster_worker.resources((str(own),), ())
+
+
+def test_a_measurement_has_its_worker_for_itself() -> None:
+    going: list[str] = []
+    seen: list[list[str]] = []
+
+    def step(name: str, measurement: bool, seconds: float) -> None:
+        with cluster_worker._turn(measurement):
+            going.append(name)
+            seen.append(sorted(going))
+            time.sleep(seconds)
+            going.remove(name)
+
+    planned = [("a", False, 0.3), ("b", False, 0.3), ("measure", True, 0.2), ("c", False, 0.1), ("d", False, 0.1)]
+    threads = [threading.Thread(target=step, args=one) for one in planned]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert seen == [["a"], ["a", "b"], ["measure"], ["c"], ["c", "d"]] or seen == [
+        ["a"], ["a", "b"], ["measure"], ["d"], ["c", "d"]
+    ]  # fmt: skip

@@ -70,7 +70,7 @@ LAYERS = (
         "qnn_pipeline",
         "qnn_graph",
     },
-    {"remote", "pin", "remote_store"},
+    {"remote", "pin", "remote_store", "venue"},
     {
         "hub",
         "evaluate",

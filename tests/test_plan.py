@@ -76,6 +76,56 @@ def test_numbers_of_this_machine_are_not_called_another_devices() -> None:
     assert planned("device=intel-cpu").on_target == "false"
 
 
+def scored(kinds: set[str], *sets: str) -> tuple[str, list[tuple[str, str | None, tuple[str, ...]]]]:
+    """What a plan for machines of ``kinds`` says its figures are, and of each step that takes them how and where."""
+    with hardware.there(frozenset(kinds)):
+        made = planned("quantize={}", *sets)
+    steps = {step.name: step for step in made.steps}
+    taken = [steps[name] for name in ("evaluate", "measure")]
+    return made.on_target, [(str(s.toolchain), s.params.get("api"), s.machine) for s in taken]
+
+
+def test_figures_of_the_machines_that_do_the_steps_count_not_those_of_the_one_that_plans() -> None:
+    assert scored({"x86_64"}) == (
+        "true",
+        [("onnxruntime", None, ()), ("onnxruntime", None, ("machine x86_64",))],
+    )
+    assert scored({"arm64"}) == ("false", [("onnxruntime", None, ())] * 2)
+    assert scored({"arm64"}, "device=cpu-arm64")[1][1] == ("onnxruntime", None, ("machine arm64",))
+
+
+def test_what_runs_on_a_gpu_goes_to_a_machine_that_has_one() -> None:
+    cuda = ("onnxruntime-cuda", "cuda", ("machine nvidia",))
+    assert scored({"x86_64", "nvidia"}, "device=nvidia-gpu") == ("true", [cuda, cuda])
+    assert scored({"x86_64"}, "device=nvidia-gpu") == ("false", [("onnxruntime", None, ())] * 2)
+    on, taken = scored({"arm64", "nvidia", "device jetson-orin-nano"}, "device=jetson-orin-nano", "unit=cuda")
+    assert (on, taken[1]) == ("true", ("onnxruntime-cuda", "cuda", ("device jetson-orin-nano",)))
+    assert scored({"x86_64", "nvidia"}, "device=rtx-8gb", "unit=cuda") == ("false", [cuda, cuda])
+
+
+def test_a_worker_that_is_the_device_turns_emulated_speed_into_its_own() -> None:
+    npu = ("device=intel-npu", "backend=openvino")
+    assert scored({"x86_64"}, *npu) == ("emulated", [("openvino", None, ())] * 2)
+    assert scored({"x86_64", "device intel-npu"}, *npu) == (
+        "true",
+        [("openvino", None, ()), ("openvino", "intel-npu", ("device intel-npu",))],
+    )
+    with hardware.there(frozenset({"arm64", "device snapdragon-x-npu"})):
+        steps = {s.name: s for s in planned("quantize={}", "device=snapdragon-x-npu", "backend=qnn").steps}
+    assert steps["measure"].params["api"] == "hexagon"
+    assert steps["measure"].needs["artifact"] == "compile"  # what ships, not the twin that the emulator loads
+    assert steps["evaluate"].needs["artifact"] != "compile"
+    assert "emulate" in steps
+
+
+def test_two_devices_are_measured_each_on_its_own() -> None:
+    with hardware.there(frozenset({"x86_64", "arm64"})):
+        made = [planned(f"device={name}") for name in ("cpu-x86_64", "cpu-arm64")]
+    _, names = graph(made)
+    assert names[0]["evaluate"] == names[1]["evaluate"]
+    assert names[0]["measure"] != names[1]["measure"]
+
+
 ROOT = QUICKSTART.parent
 NEEDS_CALIBRATION = ("backend=openvino", "quantize={awq: true}")
 

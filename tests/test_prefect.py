@@ -262,7 +262,7 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
         good, bad = (_first(server, server.deployment(job)) for job in ("good", "bad"))
         state = server.ended(good["id"], 90)
         assert state["type"] == "COMPLETED", log.read_text("utf-8")
-        assert state["message"] == "1 builds: 1 cached"
+        assert state["message"] == "1 build: 1 cached"
         assert good["expected_start_time"][17:19] == "00"
         assert good["auto_scheduled"]
         server.logged(good["id"], "package  cached")
@@ -272,7 +272,7 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
         assert row["KLD"] > 0
         state = server.ended(bad["id"], 120)
         assert state["type"] == "FAILED"
-        assert state["message"].startswith("exit code 7: 1 builds: 1 gated\nstrict: gate failed: `kld_mean` is 0.00")
+        assert state["message"].startswith("exit code 7: 1 build: 1 gated\nstrict: gate failed: `kld_mean` is 0.00")
         server.logged(bad["id"], "gates  failed (7): gate failed")
 
     def paused() -> bool:

@@ -145,7 +145,7 @@ def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None: 
     code, out, err = run(*words)
     assert code == 0
     assert "01:30" in err
-    assert "1 builds today" in err
+    assert "1 build today" in err
     assert "--device" in out
     assert run(*words, "--write", tmp_path)[0] == 0
     for path in timetable.FORMATS[kind]("nightly"):

@@ -64,6 +64,7 @@ class Step:
     folder: Path | None = None  # of a light step that can go on where it was cut short: it works here, and this is kept
     toolchain: str | None = None  # None: light enough to run in the parent process
     measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
+    machine: tuple[str, ...] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
     unquantized: Precision | None = None
     twin: bool = False  # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
     tried: bool = False  # run as the unit would run it, in place of the artifact, which this machine cannot load
