@@ -25,7 +25,7 @@ from phipipe.report import counted
 from phipipe.settings import Settings
 from phipipe.store import Damaged, Store, Stored
 
-CONNECT_S, LOOK_S = 20.0, 2.0
+LOOK_S = 2.0
 GRACE_S = 60.0  # that a worker who was lost has to come back
 LOST_WORKERS = 3  # a step may lose its worker this often before we think that it is the step
 AGAIN = "start it again, then run the same command: what had finished is kept"
@@ -35,17 +35,11 @@ SMALL_BYTES = 4 * 2**20  # results up to this size are brought here at once: fig
 def connect(where: str) -> Any:
     """Dask's client of the scheduler ``where``."""
     distributed = cluster_worker.imported()
-    keys = cluster_worker.security(where)
+    keys = cluster_worker.security(where, "client")
     try:
-        client = distributed.Client(where, security=keys, timeout=CONNECT_S, set_as_default=False)
-    except distributed.comm.CommClosedError:
-        message = f"who answers at `{where}` hangs up: TLS on one side only, or no scheduler"
-        hint = "set DASK_DISTRIBUTED__COMM__… on both sides alike (see the README)"
-        raise ToolchainError(message, hint=hint) from None
+        client = distributed.Client(where, security=keys, timeout=cluster_worker.CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError) as error:
-        raise ToolchainError(
-            f"no scheduler answers at `{where}`: {type(error).__name__}", hint="dask scheduler --port 8786"
-        ) from None
+        raise cluster_worker.unreachable(where, error) from None
     found = client.get_versions()["scheduler"]["packages"].get("distributed")
     if found != distributed.__version__:
         client.close()
@@ -76,7 +70,7 @@ def _offers(client: Any, where: str) -> list[dict[str, float]]:
     Raises:
         ToolchainError: the scheduler is gone.
     """
-    end = time.monotonic() + CONNECT_S
+    end = time.monotonic() + cluster_worker.CONNECT_S
     while (found := client.scheduler_info(n_workers=-1).get("workers")) is None:  # Dask tries to connect again
         if not _lives(client) or time.monotonic() > end:
             raise _gone(where)

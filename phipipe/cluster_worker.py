@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__, toolchain
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from phipipe.device import Device
 
 PREFIX = "dask://"
+CERTIFICATES = "(README: From a laptop to a cluster)"
+CONNECT_S = 20.0
 PROGRESS_S = 1.0
 UNLIMITED = 1_000_000.0  # of a resource that is a label
 
@@ -57,24 +60,47 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def security(where: str) -> Any:
-    """Dask's certificates for ``where``; None where nothing is encrypted.
+def security(where: str, role: str) -> Any:
+    """Dask's certificates for ``where``, as ``role`` ("client", "worker"); None where nothing is encrypted.
 
     Raises:
-        RecipeError: there are none.
+        RecipeError: there are none, or they are not where Dask's settings say.
         ToolchainError: Dask is not installed.
     """
     distributed = imported()
     if where.startswith("tcp://"):
         return None
     made = distributed.Security(require_encryption=True)
-    if not made.tls_ca_file:
-        raise RecipeError(
-            f"`{where}` is spoken to with TLS only, and no certificates are named",
-            hint="set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and …__CLIENT__CERT, …__WORKER__CERT, …__SCHEDULER__CERT "
-            "(https://distributed.dask.org/en/stable/tls.html)",
-        )
+    told = {"CA_FILE": made.tls_ca_file} | {
+        f"{role.upper()}__{kind}": getattr(made, f"tls_{role}_{kind.lower()}") for kind in ("CERT", "KEY")
+    }
+    for name, value in told.items():
+        setting = f"DASK_DISTRIBUTED__COMM__TLS__{name}"
+        if not value:
+            message = f"`{where}` is spoken to with TLS only, and {setting} is not set"
+            raise RecipeError(message, hint=f"it names a PEM file; so do the others {CERTIFICATES}")
+        if "\n" not in value and not Path(value).is_file():  # PEM itself will do, too
+            raise RecipeError(f"{setting} names `{value}`, and there is no such file", hint=f"set it {CERTIFICATES}")
+    try:
+        made.get_connection_args(role)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"TLS cannot use its certificates: {error}", hint=f"set others {CERTIFICATES}") from None
     return made
+
+
+def unreachable(where: str, error: BaseException) -> ToolchainError:
+    """Why nobody can be spoken to at ``where``."""
+    if isinstance(error, imported().comm.CommClosedError):
+        return ToolchainError(
+            f"who answers at `{where}` hangs up: TLS on one side only, certificates that do not belong together, or "
+            "no scheduler",
+            hint=f"set DASK_DISTRIBUTED__COMM__… on both sides alike {CERTIFICATES}",
+        )
+    reason = type(error).__name__
+    cause: BaseException | None = error
+    while cause:  # the first of all that has words
+        reason, cause = str(cause).partition("\n")[0] or reason, cause.__cause__ or cause.__context__
+    return ToolchainError(f"no scheduler answers at `{where}`: {reason}", hint="dask scheduler --port 8786")
 
 
 def imported() -> Any:
@@ -178,7 +204,7 @@ def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str
         if isinstance(found, Waiting):
             _say(f"{step.name} {found.key[:12]} starts")
             found = bench.make(found, inputs, on_progress)
-            _say(f"{step.name} {found.key[:12]} {'was shared by another' if found.cached else 'done'}")
+            _say(f"{step.name} {found.key[:12]} {'was there' if found.cached else 'done'}")
         else:
             shared.offer(found.stored, store)  # it may be gone from there
     if not shared.writes:
@@ -259,9 +285,13 @@ def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say
     """Work for the scheduler at ``url`` (``dask://HOST:PORT``) until it, or somebody, ends us.
 
     ``had``: ``resources``.
+
+    Raises:
+        RecipeError: nothing is shared, or certificates are missing.
+        ToolchainError: no scheduler answers.
     """
     where = address(url)
-    keys = security(where)
+    keys = security(where, "worker")
     _place(settings)
     options: dict[str, Any] = {"nthreads": jobs, "resources": dict(had), "memory_limit": 0, "dashboard": False}
     loopback = _is_loopback(where.partition("://")[2].rpartition(":")[0])
@@ -272,6 +302,15 @@ def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say
 async def _serve(where: str, settings: Settings, options: dict[str, Any], say: Callable[[str], None]) -> None:
     folder = settings.cache / "dask"
     folder.mkdir(parents=True, exist_ok=True)
+    keys = options.get("security")
+    try:  # a worker of Dask's would try for ever, and say nothing
+        comm = await imported().comm.connect(where, CONNECT_S, **(keys.get_connection_args("worker") if keys else {}))
+    except (OSError, TimeoutError) as error:
+        raise unreachable(where, error) from None
+    await comm.close()
+    offered = {**options["resources"]}
+    memory = f"{offered.pop('memory_gib'):g} GiB of memory"
     async with imported().Worker(where, local_directory=str(folder), **options) as worker:
-        say(f"working for {where} as {worker.address}: {', '.join(sorted(options['resources']))}")
+        say(f"working for {where} as {worker.address}: {', '.join([memory, *sorted(offered)])}")
         await worker.finished()
+    say(f"the scheduler at {where} has ended")

@@ -141,7 +141,9 @@ class Bench:
         record = self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
         key = keys.key_of(record)
         if stored := self._store.lookup(key):
-            return Result(step=step, key=key, stored=stored, cached=True)
+            if not (self._remote and self._remote.lacks(key, self._store)):
+                return Result(step=step, key=key, stored=stored, cached=True)
+            return Waiting(step=step, key=key, record=record, why="stored, not shared yet")
         if step.toolchain and step.toolchain not in self._checked:  # before the first real use: are all files there?
             self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._note)
             self._checked.add(step.toolchain)
@@ -157,6 +159,8 @@ class Bench:
         step, key = waiting.step, waiting.key
         with self._store.lock(key), downloads.in_use(step.folder):
             if stored := self._store.lookup(key):
+                if self._remote and self._remote.lacks(key, self._store):
+                    self._remote.offer(stored, self._store)
                 return Result(step=step, key=key, stored=stored, cached=True)
             with self._turn(key) as shared:
                 if shared:

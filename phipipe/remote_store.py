@@ -91,6 +91,8 @@ class Remote:
         self.reads = True
         self._failures = _failures()
         self._unfit: set[str] = set()  # paths there whose content was found wrong
+        self._shared: set[str] = set()  # keys of results that are there, as far as ``_notes`` says
+        self._notes: Path | None = None
         try:
             self._there = _open(url)
         except Exception as error:  # noqa: BLE001 (obstore raises many kinds for an address that it cannot use)
@@ -146,7 +148,9 @@ class Remote:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(entry, store.root / "remote", target)
             made = {name: record[name] for name in record if name not in ("key", "digest", "created", "outputs")}
-            return store.commit(key, scratch / "out", made)
+            stored = store.commit(key, scratch / "out", made)
+        self._remember(key, store)
+        return stored
 
     def _download(self, entry: keys.FileEntry, parts: Path, target: Path) -> None:
         """A file's content, from where an earlier run was cut short, hashed while it comes."""
@@ -196,12 +200,35 @@ class Remote:
                 self._upload(f"blobs/{output['sha256']}", stored.path / output["path"], int(output["size"]))
             sealed = keys.seal_record(store.record(stored.key))
             self._put(_action(stored.key), sealed, replace=_action(stored.key) in self._unfit)
+            self._remember(stored.key, store)
         except self._failures as error:
             self.writes = False
             self._note(
                 f"{self._name} does not take results ({told(error)}): from here on they stay on this machine; "
                 "PHIPIPE_REMOTE_MODE=read if that is as it should be"
             )
+
+    def lacks(self, key: str, store: Store) -> bool:
+        """Whether the result ``key`` of ``store`` is still to be shared: an upload was cut short, or it is older than
+        the sharing. Asks nobody: what was shared is remembered in ``store``."""
+        return self.reads and self.writes and key not in self._remembered(store)
+
+    def _remembered(self, store: Store) -> set[str]:
+        if self._notes is None:
+            self._notes = store.root / "remote" / f"{hashlib.sha256(self.url.encode()).hexdigest()[:16]}.shared"
+            with contextlib.suppress(OSError):
+                self._shared |= set(self._notes.read_text("ascii", errors="replace").split())
+        return self._shared
+
+    def _remember(self, key: str, store: Store) -> None:
+        if key in self._remembered(store):
+            return
+        self._shared.add(key)
+        assert self._notes is not None
+        with contextlib.suppress(OSError):  # it is offered once more, then
+            self._notes.parent.mkdir(parents=True, exist_ok=True)
+            with self._notes.open("a", encoding="ascii") as stream:
+                stream.write(f"{key}\n")
 
     @contextlib.contextmanager
     def turn(self, key: str, store: Store) -> Iterator[Stored | None]:
@@ -347,7 +374,7 @@ def _sweep(parts: Path) -> None:
     oldest = time.time() - 86400 * PARTS_DAYS
     for path in parts.glob("*"):
         with contextlib.suppress(OSError):
-            if path.suffix != ".lock" and path.stat().st_mtime < oldest:
+            if path.suffix not in (".lock", ".shared") and path.stat().st_mtime < oldest:
                 collect.remove(path)
 
 

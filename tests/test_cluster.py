@@ -291,7 +291,7 @@ def test_without_a_shared_store_there_is_no_cluster(tmp_path: Path) -> None:
 
 
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
+    monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
     found = made(tmp_path, "dask://127.0.0.1:1", PHIPIPE_REMOTE=tmp_path.as_uri())
     assert isinstance(found, ToolchainError)
     assert "no scheduler answers" in found.message
@@ -303,11 +303,40 @@ def test_tls_on_one_side_only_is_named(machines: Machines, tmp_path: Path, monke
     import dask
 
     machines.scheduler("tls")
-    monkeypatch.setattr(cluster, "CONNECT_S", 5.0)
+    monkeypatch.setattr(cluster_worker, "CONNECT_S", 5.0)
     with dask.config.set({"distributed.comm.require-encryption": False}):
         found = made(tmp_path, machines.url, PHIPIPE_REMOTE=tmp_path.as_uri())
     assert "hangs up" in found.message
     assert "both sides" in str(found.hint)
+
+
+def test_a_worker_without_a_scheduler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
+    had = cluster_worker.resources((), ())
+    with pytest.raises(ToolchainError, match=r"no scheduler answers at .tcp.*refused"):
+        cluster_worker.serve("dask://127.0.0.1:1", settings(tmp_path, PHIPIPE_REMOTE=tmp_path.as_uri()), 1, had, print)
+
+
+@pytest.mark.parametrize(
+    ("ca", "cert", "key", "words"),
+    [
+        (None, "a.pem", "a.pem", "CA_FILE is not set"),
+        ("a.pem", "a.pem", None, "WORKER__KEY is not set"),
+        ("a.pem", "gone.pem", "a.pem", "WORKER__CERT names `gone.pem`, and there is no such file"),
+        ("a.pem", "a.pem", "a.pem", "TLS cannot use its certificates"),
+    ],
+)
+def test_certificates_that_are_not_there_are_named(
+    ca: str | None, cert: str, key: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pem").write_text("no certificate", "utf-8")
+    tls = {"ca-file": ca, "worker.cert": cert, "worker.key": key}
+    settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
+    with dask.config.set(settings), pytest.raises(RecipeError, match=words):
+        cluster_worker.security("tls://farm:8786", "worker")
 
 
 @pytest.mark.timeout(120)

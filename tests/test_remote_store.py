@@ -99,6 +99,37 @@ def test_a_second_machine_builds_nothing(url: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "two" / "remote").glob("[0-9a-f]" * 64))
 
 
+def test_what_was_made_before_or_could_not_be_shared_is_shared_by_the_next_run(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PHIPIPE_REMOTE")
+    alone, _ = run(tmp_path / "one", chain(2))
+    monkeypatch.setenv("PHIPIPE_REMOTE", url)
+    upload = Remote._upload
+
+    def cut(self: Remote, name: str, path: Path, size: int) -> None:
+        if path.name == "own.txt":
+            raise OSError("the line is cut")
+        upload(self, name, path, size)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Remote, "_upload", cut)
+        _, (said,) = run(tmp_path / "one", chain(2))
+    assert "does not take results" in said
+    assert names(url, "actions") == []
+    shared, said = run(tmp_path / "one", chain(2))
+    assert (shared.all_cached, said) == (True, [])
+    assert len(names(url, "actions")) == 2
+    other, _ = run(tmp_path / "two", chain(2))
+    assert [r.shared for r in other.results.values()] == [True, True]
+    assert other.results["s1"].stored.digest == alone.results["s1"].stored.digest
+    assert log(tmp_path) == ["s0", "s1"]
+    monkeypatch.setattr(Remote, "offer", None)  # nobody asks again
+    for machine in ("one", "two"):
+        again, said = run(tmp_path / machine, chain(2))
+        assert (again.error, again.all_cached, said) == (None, True, [])
+
+
 @pytest.mark.parametrize("harm", ["poisoned", "longer", "cut", "empty", "gone", "record", "alien", "list"])
 def test_what_is_wrong_there_is_said_built_again_and_replaced(url: str, tmp_path: Path, harm: str) -> None:
     import obstore
