@@ -149,7 +149,14 @@ class Cluster(Bench):
             raise self._error(told["error"], inputs)
         self._there.add(told["key"])
         stored = self._described(told["key"])
-        return Result(step=step, key=told["key"], stored=stored, cached=told["cached"], usage=told["usage"])
+        return Result(
+            step=step,
+            key=told["key"],
+            stored=stored,
+            cached=told["cached"],
+            usage=told["usage"],
+            machine=told["machine"],
+        )
 
     def _bring(self, result: Result) -> None:
         """Have the content of ``result`` here."""

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import platform
 import sys
 import threading
 import time
@@ -209,7 +210,7 @@ def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str
             shared.offer(found.stored, store)  # it may be gone from there
     if not shared.writes:
         raise StoreError(f"a worker cannot share what it makes: `{shared.url}` does not take it", hint="see its log")
-    return {"key": found.key, "cached": found.cached, "usage": dict(found.usage)}
+    return {"key": found.key, "cached": found.cached, "usage": dict(found.usage), "machine": platform.node()}
 
 
 @cache
@@ -248,8 +249,6 @@ def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, fl
         TargetError: there is no such device, or this machine cannot be it.
         ToolchainError: there is no such toolchain.
     """
-    import platform
-
     from phipipe import hardware
 
     labels = [f"system {platform.system().lower()}", *(f"machine {kind}" for kind in sorted(hardware.kinds()))]

@@ -6,7 +6,7 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
 - ``step_started``: step, why
 - ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds, peak_anon_bytes,
-  peak_rss_bytes]
+  peak_rss_bytes, machine (who did it, if not this one)]
 - ``step_failed``: step, exit_code, message, [hint]
 - ``note``: text
 - ``build_finished``: build, ok, seconds, [package, exit_code, message, hint]
@@ -86,7 +86,8 @@ class Recorder:
 
     def finished(self, label: str, result: Result) -> None:
         told = {"cached": result.cached, "shared": result.shared, "key": result.key, "digest": result.stored.digest}
-        self.write("step_finished", step=label, **told, bytes=result.stored.size_bytes, **result.usage)
+        where = {"machine": result.machine} if result.machine else {}
+        self.write("step_finished", step=label, **told, bytes=result.stored.size_bytes, **result.usage, **where)
         self._inner.finished(label, result)
 
     def failed(self, label: str, error: PhipipeError) -> None:
@@ -269,7 +270,8 @@ def _finished(event: Mapping[str, Any]) -> str:
         return f"{event['step']}  cached  {event['key'][:12]}{origin}"
     peak = event.get("peak_rss_bytes", 0)
     memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
-    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}"
+    where = f", on {event['machine']}" if event.get("machine") else ""
+    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}{where}"
 
 
 def _built(event: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ class Result:
     cached: bool
     shared: bool = False  # cached on another machine: it came from the remote store
     usage: Mapping[str, float] = field(default_factory=dict)
+    machine: str | None = None  # who did it, if not this one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,38 +164,40 @@ def schedule() -> None:
 @click.option("--github-actions", "kind", flag_value="github-actions", help="A workflow.")
 @click.option("--airflow", "kind", flag_value="airflow", help="A DAG, for Airflow 3.")
 @_selection
+@_manner
 @click.option("--at", default="0 2 * * *", show_default=True, metavar="CRON", help="When: a cron expression.")
 @click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
-@click.option("--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="The batch's --out.")
 @click.option("--write", type=click.Path(path_type=Path), metavar="FOLDER", help="Write there instead of to stdout.")
 def export(
     paths: Sequence[Path],
     kind: str | None,
     at: str,
     job: str,
-    out: Path,
     write: Path | None,
-    **wanted: Any,
+    **given: Any,
 ) -> None:
     """Print files that have an engine of yours start `phipipe batch`: the options are those of `batch`."""
     from phipipe import backends as known
-    from phipipe import report, selection, timetable
+    from phipipe import report, selection, settings, timetable
 
     if kind is None:
         raise click.UsageError(f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}")
     note(timetable.words(at))
+    wanted = _wanted(given)
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
     note(f"{report.counted(len(items), 'build')} today")
     found = shutil.which("phipipe")
+    ours = [f"{name}={value}" for name, value in settings.given().items()]
+    ours = ["/usr/bin/env", *ours] if ours else []  # engines start with an empty environment
     made = timetable.files(
         kind,
         timetable.Job(
             name=timetable.name(job),
             at=at,
-            words=["batch", *map(str, paths), *_words(wanted), "--out", str(out), "--log-format", "json"],
-            program=[found] if found else [sys.executable, "-m", "phipipe"],
+            words=["batch", *map(str, paths), *_words(wanted), *_manner_words(given), "--log-format", "json"],
+            program=[*ours, *([found] if found else [sys.executable, "-m", "phipipe"])],
             folder=Path.cwd(),
-            out=out,
+            out=given["out"],
         ),
     )
     if write is None:
@@ -223,7 +225,7 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
 
     note(timetable.words(at, zone=timetable.zone(timezone)))
     name = timetable.name(job)
-    wanted = {key: given[key] for key in ("names", "tags", "devices", "backends", "changed_since")}
+    wanted = _wanted(given)
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
     os.environ.setdefault("DO_NOT_TRACK", "1")  # or Prefect tells its makers what is deployed
     try:
@@ -247,6 +249,11 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
         echo(f"start a worker where it shall run:  prefect worker start --pool {work_pool}")
     else:
         flow.watch(timed)
+
+
+def _wanted(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``_SELECTION`` among ``given``."""
+    return {key: given[key] for key in ("names", "tags", "devices", "backends", "changed_since")}
 
 
 def _manner_words(given: dict[str, Any]) -> list[str]:

@@ -78,6 +78,11 @@ class Settings:
         )
 
 
+def given(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the user has set of our own variables: none of them may hold a secret."""
+    return {name: value for name, value in sorted(environ.items()) if name.startswith("PHIPIPE_") and value}
+
+
 def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
     """Our environment without secrets and, ``offline``, with every hub client told to stay off the network."""
     kept = {n: v for n, v in os.environ.items() if n == "PWD" or not (SECRET.search(n) or PASSWORD_IN_URL.search(v))}

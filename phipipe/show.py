@@ -172,7 +172,8 @@ def ending(result: Result) -> str:
     usage = result.usage
     peak = usage.get("peak_rss_bytes", 0)
     memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
-    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{memory}"
+    where = f", on {result.machine}" if result.machine else ""
+    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{memory}{where}"
 
 
 def outcome(done: Outcome) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from remote_client import attempt, planned
 from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
 
-from phipipe import cluster, cluster_worker, manifest
+from phipipe import cluster, cluster_worker, manifest, show
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError
 from phipipe.settings import Settings
@@ -218,6 +219,8 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     assert (done.results["both"].stored.path / "made.txt").read_text() == "bothfirstslow"
     assert heard.lines[-1].startswith("damaged in the cache, building again")  # the client may have missed it, too
     assert len(re.findall(" done$", machines.log("w0") + machines.log("w1"), re.M)) == 3  # each made once
+    assert {result.machine for result in done.results.values()} == {platform.node()}
+    assert f", on {platform.node()}" in show.ending(done.results["both"])
     told = [report for label, *report in heard.reports if label == "slow"]
     assert 2 <= len(told) <= 5  # one a second, from the worker to the client
     assert told == sorted(told)

@@ -54,6 +54,8 @@ def test_a_workflow_is_valid_yaml_and_runs_the_batch() -> None:
     steps = told["jobs"]["batch"]["steps"]
     assert shlex.split(next(s["run"] for s in steps if "batch" in s.get("run", ""))) == ["phipipe", *WORDS]
     assert steps[-1]["with"]["path"] == "out"
+    (kept,) = [s["with"]["path"].split() for s in steps if "cache" in s.get("uses", "")]
+    assert kept == [".phipipe", "out"]  # without the latter there is nothing to compare with
     assert told["jobs"]["batch"]["env"]["HF_TOKEN"] == "${{ secrets.HF_TOKEN }}"
 
 
@@ -150,6 +152,25 @@ def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None: 
     assert run(*words, "--write", tmp_path)[0] == 0
     for path in timetable.FORMATS[kind]("nightly"):
         assert (tmp_path / path).read_text("utf-8").rstrip("\n") in out
+
+
+@pytest.mark.parametrize("kind", ["cron", "systemd", "airflow"])
+def test_engines_with_an_empty_environment_get_our_settings_and_all_options(
+    run: Run,  # noqa: F811
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("PHIPIPE_REMOTE", "s3://farm/results")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    words = ("--on", "dask://farm:8786", "--on-finish", "./tell", "--keep", "5", "--fail-fast", "--jobs", "2")
+    code, out, _ = run("schedule", "export", f"--{kind}", QUICKSTART, *words)
+    assert code == 0
+    line = next(line for line in out.splitlines() if "dask://farm:8786" in line)
+    assert "hush" not in out
+    found = [word.strip("'\",") for word in line.split()]
+    for word in (*words, "/usr/bin/env", "PHIPIPE_REMOTE=s3://farm/results", f"PHIPIPE_CACHE={tmp_path / 'cache'}"):
+        assert any(word in one for one in found), word
 
 
 def test_mistakes_of_export_end_with_2(run: Run) -> None:  # noqa: F811
