@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from phipipe import __version__, cluster_worker, errors
+from phipipe import __version__, cluster_worker, errors, progress
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, StoreError, TargetError, ToolchainError
 from phipipe.executor import Bench, Result, Results, Waiting
@@ -136,13 +136,12 @@ class Cluster(Bench):
             Damaged: an input is gone from the shared store.
             PhipipeError: the step's own failure, or its workers'.
         """
-        if self.here(waiting.step):
+        step, is_here = waiting.step, self.here(waiting.step)
+        with progress.listening(on_progress):
             for result in inputs.values():
-                self._bring(result)
+                (self._bring if is_here else self._share)(result)
+        if is_here:
             return super().make(waiting, inputs, on_progress)
-        step = waiting.step
-        for result in inputs.values():
-            self._share(result)
         keys = {name: result.key for name, result in inputs.items()}
         told = json.loads(self._done_by_worker(step, keys, on_progress))
         if "error" in told:

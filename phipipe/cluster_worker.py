@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, toolchain
+from phipipe import __version__, progress, toolchain
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError
 from phipipe.executor import Bench, Result, Waiting
@@ -198,7 +198,7 @@ def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str
     shared.again()
     with _LOOKING:
         bench.dismiss(keep={str(step.toolchain)})
-    with store.session():
+    with store.session(), progress.listening(on_progress):
         inputs = {name: _input(name, key, store, shared) for name, key in keys.items()}
         with _LOOKING:
             found = bench.look(step, inputs, {})

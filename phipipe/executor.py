@@ -158,7 +158,8 @@ class Bench:
             PhipipeError: the step's own failure.
         """
         step, key = waiting.step, waiting.key
-        with self._store.lock(key), downloads.in_use(step.folder):
+        sharing = progress.listening(on_progress)  # the step itself has ways of its own to be heard
+        with self._store.lock(key), downloads.in_use(step.folder), sharing:
             if stored := self._store.lookup(key):
                 if self._remote and self._remote.lacks(key, self._store):
                     self._remote.offer(stored, self._store)

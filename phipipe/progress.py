@@ -21,11 +21,12 @@ def listen(listener: Listener) -> None:
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Hand what this thread reports to ``listener`` for as long as the block lasts."""
+    before = getattr(_own, "listener", _listener)
     _own.listener = listener
     try:
         yield
     finally:
-        del _own.listener
+        _own.listener = before
 
 
 def report(done: int, total: int, unit: str) -> None:

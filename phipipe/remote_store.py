@@ -1,9 +1,10 @@
 """Results shared between machines: the records and files of the store, also in S3, GCS, Azure or a shared folder.
 
 ``actions/<key>.json`` is a result's record as the store has it, ``blobs/<sha256>`` a file's content, so that equal
-files lie there once; ``claims/<key>`` says that somebody is making that result. A record is written last and only
-where there is none. Nothing that is read is believed: a record carries its own digest, a file is named by its own,
-and what turns out wrong is said, built again, and replaced.
+files lie there once; of a large file there are pieces, ``blobs/<sha256>.0`` and so on, so that uploads and downloads
+which are cut short go on from the last one. ``claims/<key>`` says that somebody is making that result. A record is
+written last and only where there is none. Nothing that is read is believed: a record carries its own digest, a file
+is named by its own, and what turns out wrong is said, built again, and replaced.
 
 No machine's clock is compared with another's: a claim is taken over when it has not changed for ``STALE_S`` by the
 waiting machine's own clock.
@@ -19,6 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
@@ -26,12 +28,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from phipipe import collect, keys
+from phipipe import collect, keys, progress
 from phipipe.errors import RecipeError, StoreError, ToolchainError
 from phipipe.settings import SECRET, Settings
 from phipipe.store import Store, Stored
 
-CHUNK = 16 * 2**20  # bytes asked for at once: what a dying connection costs at most, and what an upload's part has
+PIECE = 16 * 2**20  # bytes of an object at most: what a dying connection costs. Another number is another layout
+UPLOADS = 4  # pieces that are sent side by side
+MIB = 2**20
 REQUEST_S, CONNECT_S, RETRIES = 60, 10, 3
 HEARTBEAT_S, STALE_S, POLL_S = 5.0, 30.0, 1.0
 PARTS_DAYS = 7  # unfinished downloads that nobody has gone on with for so long are removed
@@ -156,20 +160,22 @@ class Remote:
         """A file's content, from where an earlier run was cut short, hashed while it comes."""
         parts.mkdir(parents=True, exist_ok=True)
         _sweep(parts)
-        part, name = parts / entry.sha256, f"blobs/{entry.sha256}"
+        part, pieces = parts / entry.sha256, _pieces(entry.sha256, entry.size)
         with FileLock(parts / f"{entry.sha256}.lock"):
             digest = _hashed(part)
             at = part.stat().st_size if part.exists() else 0
             with part.open("ab") as stream:
-                while at < entry.size:
-                    piece = self._range(name, at, min(at + CHUNK, entry.size))
-                    with collect.guard(parts.parent, entry.size - at):
-                        stream.write(piece)
-                    digest.update(piece)
-                    at += len(piece)
+                for name, start, end in pieces:
+                    if start <= at < end:
+                        content = self._range(name, at - start, end - start)
+                        with collect.guard(parts.parent, entry.size - at):
+                            stream.write(content)
+                        digest.update(content)
+                        at += len(content)
+                        _say_how_far(at, entry.size)
             if at != entry.size or digest.hexdigest() != entry.sha256:
                 part.unlink()
-                self._unfit.add(name)
+                self._unfit.update(name for name, *_ in pieces)
                 raise _Unfit(f"`{entry.path}` has another content")
             part.replace(target)
 
@@ -197,7 +203,7 @@ class Remote:
             return
         try:
             for output in stored.outputs:
-                self._upload(f"blobs/{output['sha256']}", stored.path / output["path"], int(output["size"]))
+                self._upload(output["sha256"], stored.path / output["path"], int(output["size"]))
             sealed = keys.seal_record(store.record(stored.key))
             self._put(_action(stored.key), sealed, replace=_action(stored.key) in self._unfit)
             self._remember(stored.key, store)
@@ -310,13 +316,24 @@ class Remote:
             return False
         return True
 
-    def _upload(self, name: str, path: Path, size: int) -> None:
-        """A file, unless its content is there: then it is the same, whoever wrote it."""
-        import obstore
+    def _upload(self, sha256: str, path: Path, size: int) -> None:
+        """A file, or what is missing of it."""
+        pieces = _pieces(sha256, size)
+        if len(pieces) == 1:
+            self._upload_piece(path, *pieces[0])
+            return
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            for end in pool.map(lambda piece: self._upload_piece(path, *piece), pieces):
+                _say_how_far(end, size)
 
-        if name in self._unfit or self._size(name) != size:
-            obstore.put(self._there, name, path, chunk_size=CHUNK, max_concurrency=4)
+    def _upload_piece(self, path: Path, name: str, start: int, end: int) -> int:
+        """Bytes ``start`` to ``end`` of a file, unless they are there: then they are the same, whoever wrote them."""
+        if name in self._unfit or self._size(name) != end - start:
+            with path.open("rb") as stream:
+                stream.seek(start)
+                self._put(name, stream.read(end - start), replace=True)
             self._unfit.discard(name)
+        return end
 
     def _size(self, name: str) -> int:
         """In bytes; -1 if it is not there."""
@@ -356,6 +373,19 @@ def _beat(owner: str) -> bytes:
     return f"{owner} {uuid.uuid4().hex}".encode()
 
 
+def _pieces(sha256: str, size: int) -> list[tuple[str, int, int]]:
+    """The objects that hold a file's content, and at which byte each begins and ends."""
+    if size <= PIECE:
+        return [(f"blobs/{sha256}", 0, size)]
+    starts = range(0, size, PIECE)
+    return [(f"blobs/{sha256}.{i}", start, min(start + PIECE, size)) for i, start in enumerate(starts)]
+
+
+def _say_how_far(done: int, size: int) -> None:
+    if size > PIECE:
+        progress.report(done // MIB, size // MIB, "MiB")
+
+
 def _action(key: str) -> str:
     return f"actions/{key}.json"
 
@@ -364,7 +394,7 @@ def _hashed(path: Path) -> Any:
     """SHA-256 of what ``path`` holds so far."""
     digest = hashlib.sha256()
     with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-        while piece := stream.read(CHUNK):
+        while piece := stream.read(MIB):
             digest.update(piece)
     return digest
 

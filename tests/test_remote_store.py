@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_client import chain, run
+from remote_client import attempt, chain, run
 
 from phipipe import keys, remote_store
 from phipipe.errors import RecipeError, ToolchainError
@@ -107,10 +107,10 @@ def test_what_was_made_before_or_could_not_be_shared_is_shared_by_the_next_run(
     monkeypatch.setenv("PHIPIPE_REMOTE", url)
     upload = Remote._upload
 
-    def cut(self: Remote, name: str, path: Path, size: int) -> None:
+    def cut(self: Remote, sha256: str, path: Path, size: int) -> None:
         if path.name == "own.txt":
             raise OSError("the line is cut")
-        upload(self, name, path, size)
+        upload(self, sha256, path, size)
 
     with monkeypatch.context() as broken:
         broken.setattr(Remote, "_upload", cut)
@@ -165,6 +165,7 @@ def test_what_is_wrong_there_is_said_built_again_and_replaced(url: str, tmp_path
 
 
 def test_a_download_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_store, "PIECE", 3000)
     first, _ = run(tmp_path / "one", chain(1))
     big = first.results["s0"].stored.path / "same.bin"
     digest, content = keys.hash_file(big), big.read_bytes()
@@ -179,13 +180,52 @@ def test_a_download_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypat
         return take(self, name, start, end)
 
     monkeypatch.setattr(Remote, "_range", counted)
-    monkeypatch.setattr(remote_store, "CHUNK", 2000)
     second, said = run(tmp_path / "two", chain(1))
     assert (second.error, said) == (None, [])
     assert second.results["s0"].shared
-    pieces = [piece for piece in asked if piece[0] >= 20_000]
-    assert pieces == [(20_000, 22_000), (22_000, 23_000)]
-    assert min(start for start, _ in asked if start) == 20_000
+    assert sorted(piece for piece in asked if piece[1] >= 2000) == [(0, 2000), (2000, 3000)]  # of the last two pieces
+    assert len(names(url, "blobs")) == 8 + 1
+
+
+def test_an_upload_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_store, "PIECE", 3000)
+    monkeypatch.setattr(remote_store, "UPLOADS", 1)
+    monkeypatch.setattr(remote_store, "MIB", 1)
+    put, sent = Remote._put, list[str]()
+
+    def cut(self: Remote, name: str, content: bytes, *, replace: bool = False) -> bool:
+        if name.startswith("blobs/") and len(sent) == 5:
+            raise OSError("the line is cut")
+        sent.extend([name] if name.startswith("blobs/") else [])
+        return put(self, name, content, replace=replace)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Remote, "_put", cut)
+        _, (said,) = run(tmp_path / "one", chain(1))
+    assert "does not take results" in said
+    assert len(sent) == 5
+    monkeypatch.setattr(Remote, "_put", lambda *a, **k: (sent.append(a[1]), put(*a, **k))[1])
+    done, heard = attempt(tmp_path / "one", chain(1), None)
+    assert done.all_cached
+    assert len([name for name in sent if name.startswith("blobs/")]) == len(names(url, "blobs")) == 8 + 1
+    assert [report for _, *report in heard.reports][-1] == [23_000, 23_000, "MiB"]
+    other, said = run(tmp_path / "two", chain(1))
+    assert (other.results["s0"].shared, said) == (True, [])
+
+
+def test_a_piece_that_is_wrong_is_replaced(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    monkeypatch.setattr(remote_store, "PIECE", 3000)
+    first, _ = run(tmp_path / "one", chain(1))
+    digest = keys.hash_file(first.results["s0"].stored.path / "same.bin")
+    obstore.put(opened(url), f"blobs/{digest}.3", b"x" * 3000)
+    second, said = run(tmp_path / "two", chain(1))
+    assert second.error is None
+    assert ["is damaged" in line for line in said] == [True]
+    third, said = run(tmp_path / "three", chain(1))
+    assert (third.results["s0"].shared, said) == (True, [])
+    assert log(tmp_path) == ["s0", "s0"]
 
 
 def test_a_part_that_is_damaged_costs_one_build_and_nothing_more(url: str, tmp_path: Path) -> None:
