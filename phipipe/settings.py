@@ -86,8 +86,9 @@ def given(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
     """Our environment without secrets and, ``offline``, with every hub client told to stay off the network."""
     kept = {n: v for n, v in os.environ.items() if n == "PWD" or not (SECRET.search(n) or PASSWORD_IN_URL.search(v))}
-    if not keep_path:  # the toolchain decides what can be imported
-        kept = {name: value for name, value in kept.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    dropped = {"PYTHONDONTWRITEBYTECODE"}  # containers set it, and then torch compiles for 10 s in every worker
+    dropped |= set() if keep_path else {"PYTHONPATH", "PYTHONHOME"}  # the toolchain decides what can be imported
+    kept = {name: value for name, value in kept.items() if name not in dropped}
     kept |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
     return kept | (OFFLINE if offline else {})
 

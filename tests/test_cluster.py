@@ -58,7 +58,7 @@ class Machines:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 
-    def wait_for(self, name: str, words: str, seconds: float = 60) -> str:
+    def wait_for(self, name: str, words: str, seconds: float = 200) -> str:
         end = time.monotonic() + seconds
         while not (found := re.search(words, self.log(name))):
             assert time.monotonic() < end, self.log(name)

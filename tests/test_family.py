@@ -151,6 +151,7 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
 CASES = [(backend, *case) for backend in BUILDS for case in wanted(backend)]
 
 
+@pytest.mark.timeout(1800)  # the first of a backend's waits for its toolchain, and for all of its builds
 @pytest.mark.parametrize(("backend", "member", "kind", "window"), CASES, ids=lambda value: str(value))
 def test_what_the_table_promises_is_exact(
     found: Callable[[str], dict[str, Any]], backend: str, member: str, kind: str, window: str

@@ -62,6 +62,11 @@ def test_no_child_sees_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert "canary" not in str(child_environment(offline=True))
 
 
+def test_a_container_that_keeps_no_bytecode_does_not_slow_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in child_environment(offline=True)
+
+
 def test_offline_children_are_told_so_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert child_environment(offline=True)["HF_HUB_OFFLINE"] == "1"
