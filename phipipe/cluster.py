@@ -210,17 +210,21 @@ class Cluster(Bench):
     def _done_by_worker(
         self, step: Step, inputs: Mapping[str, str], on_progress: Callable[[int, int, str], None]
     ) -> str:
-        distributed = cluster_worker.imported()
-        task, wanted = f"{step.name}-{os.urandom(8).hex()}", self._placed(step)  # a task's name is what Dask shows
+        distributed, turn = cluster_worker.imported(), 0
+        task = f"{step.name}-{os.urandom(8).hex()}"  # Dask shows it, and claims are made in its name
         about = {"phipipe": __version__, "task": task, "topic": self._topic, "inputs": inputs}
         payload = json.dumps(about | {"step": cluster_worker.described(step)})
         self._heard[task] = on_progress
         try:
-            future = self._client.submit(cluster_worker.work, payload, resources=wanted, retries=0, key=task)
-            try:
-                return self._waited_for(future, step)
-            finally:
-                future.release()
+            while True:
+                wanted, turn = self._placed(step), turn + 1
+                key = f"{task}-{turn}"
+                future = self._client.submit(cluster_worker.work, payload, resources=wanted, retries=0, key=key)
+                try:
+                    if (told := self._waited_for(future, step, wanted)) is not None:
+                        return told
+                finally:
+                    future.release()
         except distributed.KilledWorker:
             raise StepKilled(
                 f"step `{step.name}`: {LOST_WORKERS + 1} workers were lost while they did it",
@@ -235,7 +239,8 @@ class Cluster(Bench):
         finally:
             del self._heard[task]
 
-    def _waited_for(self, future: Any, step: Step) -> str:
+    def _waited_for(self, future: Any, step: Step, wanted: Mapping[str, float]) -> str | None:
+        """What a worker answers; None: those that were asked are gone, and others would do."""
         while True:
             try:
                 return str(future.result(timeout=LOOK_S))
@@ -244,14 +249,20 @@ class Cluster(Bench):
                     raise errors.Interrupted("stopped") from None
                 if not _lives(self._client):
                     raise _gone(self._where) from None
-                self._placed(step)  # the last one that could may have gone
+                offers = _offers(self._client, self._where)
+                if not _fitting(wanted, offers) and self._placed(step) != wanted:
+                    return None
 
     def _placed(self, step: Step) -> dict[str, float]:
-        """``_wanted``; where a worker that was there before is gone, another is waited for, for a while."""
+        """``needs``; where a worker that was there before is gone, another is waited for, for a while.
+
+        Raises:
+            TargetError: nobody comes.
+        """
         end = time.monotonic() + GRACE_S
         while True:
             try:
-                wanted = self._wanted(step)
+                wanted = needs(step, _offers(self._client, self._where), self._where)
             except TargetError:
                 if step.toolchain not in self._seen or time.monotonic() > end or self._stopped:
                     raise
@@ -260,26 +271,35 @@ class Cluster(Bench):
                 self._seen.add(str(step.toolchain))
                 return wanted
 
-    def _wanted(self, step: Step) -> dict[str, float]:
-        """The resources that ``step`` needs.
-
-        Raises:
-            TargetError: no worker has them; says what is missing.
-        """
-        workers = _offers(self._client, self._where)
-        needs = {f"toolchain {step.toolchain}": 1.0}
-        if step.memory_bytes:
-            needs["memory_gib"] = round(step.memory_bytes / 2**30, 3)
-        needs |= dict.fromkeys(step.machine, 1.0)
-        if not any(all(worker.get(name, 0) >= value for name, value in needs.items()) for worker in workers):
-            lacking = [n for n, value in needs.items() if not any(w.get(n, 0) >= value for w in workers)] or [*needs]
-            words = " and ".join(f"{needs[n]:g} GiB of memory" if n == "memory_gib" else n for n in lacking)
-            raise TargetError(
-                f"step `{step.name}` can run on none of {counted(len(workers), 'worker')}: it needs {words}",
-                hint=f"start one that has it: phipipe worker --scheduler {cluster_worker.PREFIX}{self._where.partition('://')[2]}",
-            )
-        return needs
-
     def close(self) -> None:
         super().close()
         self._client.close()
+
+
+def _fitting(wanted: Mapping[str, float], offers: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """The workers that have all that is wanted."""
+    return [worker for worker in offers if all(worker.get(name, 0) >= value for name, value in wanted.items())]
+
+
+def needs(step: Step, offers: Sequence[Mapping[str, float]], where: str) -> dict[str, float]:
+    """The resources that ``step`` needs, of workers that offer ``offers`` at ``where``.
+
+    Of several kinds of machines that may measure, it is always the same one that does: figures of one board compare,
+    and the next run finds them.
+
+    Raises:
+        TargetError: no worker has them; says what is missing.
+    """
+    wanted = dict.fromkeys([f"toolchain {step.toolchain}", *step.machine], 1.0)
+    if step.memory_bytes:
+        wanted["memory_gib"] = round(step.memory_bytes / 2**30, 3)
+    fitting = _fitting(wanted, offers)
+    if not fitting:
+        lacking = [name for name, value in wanted.items() if not _fitting({name: value}, offers)] or [*wanted]
+        words = " and ".join(f"{wanted[n]:g} GiB of memory" if n == "memory_gib" else n for n in lacking)
+        raise TargetError(
+            f"step `{step.name}` can run on none of {counted(len(offers), 'worker')}: it needs {words}",
+            hint=f"start one that has it: phipipe worker --scheduler {cluster_worker.PREFIX}{where.partition('://')[2]}",
+        )
+    hosts = [label for worker in fitting for label in worker if label.startswith(cluster_worker.HOST)]
+    return wanted | ({min(hosts): 1.0} if step.measurement and hosts else {})

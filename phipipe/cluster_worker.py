@@ -20,10 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, progress, toolchain
+from phipipe import __version__, measure, progress, toolchain
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError
 from phipipe.executor import Bench, Result, Waiting
+from phipipe.keys import key_of
 from phipipe.remote_store import OWNER, Remote
 from phipipe.settings import Settings
 from phipipe.store import Store
@@ -35,6 +36,7 @@ PREFIX = "dask://"
 CERTIFICATES = "(README: From a laptop to a cluster)"
 CONNECT_S = 20.0
 PROGRESS_S = 1.0
+HOST = "host "  # labels of machines that count as the same for measurements
 UNLIMITED = 1_000_000.0  # of a resource that is a label
 
 
@@ -258,6 +260,7 @@ def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, fl
         raise ToolchainError(message, hint=f"toolchains: {', '.join(toolchain.names())}")
     offered = toolchains or [name for name in toolchain.names() if toolchain.foreign(name) is None]
     labels += [f"toolchain {name}" for name in offered]
+    labels.append(f"{HOST}{key_of(measure.host())[:12]}")
     return dict.fromkeys(labels, UNLIMITED) | {"memory_gib": round(hardware.memory_bytes() / 2**30, 2)}
 
 
@@ -309,7 +312,8 @@ async def _serve(where: str, settings: Settings, options: dict[str, Any], say: C
     await comm.close()
     offered = {**options["resources"]}
     memory = f"{offered.pop('memory_gib'):g} GiB of memory"
+    labels = sorted(label for label in offered if not label.startswith(HOST))
     async with imported().Worker(where, local_directory=str(folder), **options) as worker:
-        say(f"working for {where} as {worker.address}: {', '.join([memory, *sorted(offered)])}")
+        say(f"working for {where} as {worker.address}: {', '.join([memory, *labels])}")
         await worker.finished()
     say(f"the scheduler at {where} has ended")

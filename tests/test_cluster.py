@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,57 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     assert 2 <= len(told) <= 5  # one a second, from the worker to the client
     assert told == sorted(told)
     assert {(total, unit) for _, total, unit in told} == {(40, "tenths")}
+
+
+def measured(**more: Any) -> Step:
+    params = {"name": "m", "tenths": 30}
+    step = Step(name="m", runs="remote_client:rest", version=1, params=params, toolchain="torch", measurement=True)
+    return replace(step, **more)
+
+
+@pytest.mark.timeout(300)
+def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
+    machines.scheduler()
+    workers: dict[str, subprocess.Popen[bytes]] = {}
+    for name in ("alpha", "beta"):
+        words = ("other_machine", name, "worker", "--scheduler", machines.url, "--toolchain", "torch")
+        own = {"PHIPIPE_CACHE": str(tmp_path / name), "PHIPIPE_TOOLCHAIN": "current", "PHIPIPE_WORKER_PATH": str(HERE)}
+        workers[name] = machines.start(name, *words, **own)
+        machines.wait_for(name, "working for")
+    for turn in range(3):  # Dask alone would take now one, now the other
+        done, _ = attempt(tmp_path / f"client{turn}", planned(measured()), cluster.engine(machines.url))
+        assert done.error is None
+        assert done.results["m"].cached == (turn > 0)
+    (chosen,) = [name for name in workers if re.search(r"^m \w{12} done", machines.log(name), re.M)]
+    (other,) = {*workers} - {chosen}
+
+    def lose() -> None:
+        machines.wait_for(chosen, r"done\nm \w{12} starts")
+        end(workers[chosen].pid)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    again = measured(params={"name": "m", "tenths": 40})
+    done, _ = attempt(tmp_path / "client", planned(again), cluster.engine(machines.url))
+    losing.join()
+    assert done.error is None
+    assert re.search(r"m \w{12} done", machines.log(other))
+
+
+def test_what_a_step_needs_is_chosen_alike_every_time() -> None:
+    alike = {"toolchain torch": 1e6, "machine x86_64": 1e6, "memory_gib": 16.0}
+    offers: list[dict[str, float]] = [alike | {"host b": 1e6}, alike | {"host a": 1e6}, alike | {"host c": 1e6}]
+    offers[0]["device npu"] = 1e6
+    for order in (offers, offers[::-1]):
+        assert cluster.needs(measured(), order, "tcp://h:1") == {"toolchain torch": 1.0, "host a": 1.0}
+        bound = cluster.needs(measured(machine=("device npu",)), order, "tcp://h:1")
+        assert bound == {"toolchain torch": 1.0, "device npu": 1.0, "host b": 1.0}
+    assert "host a" not in cluster.needs(measured(measurement=False), offers, "tcp://h:1")
+    with pytest.raises(TargetError, match="none of 3 workers: it needs machine arm64 and 32 GiB of memory"):
+        cluster.needs(measured(machine=("machine arm64",), memory_bytes=32 * 2**30), offers, "tcp://h:1")
 
 
 @pytest.fixture
