@@ -245,6 +245,8 @@ class Cluster(Bench):
             try:
                 return str(future.result(timeout=LOOK_S))
             except TimeoutError:
+                if future.status == "error":  # the worker's own: a bug there
+                    raise
                 if self._stopped:
                     raise errors.Interrupted("stopped") from None
                 if not _lives(self._client):
