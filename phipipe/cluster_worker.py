@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PREFIX = "dask://"
 CERTIFICATES = "(README: From a laptop to a cluster)"
-CONNECT_S = 20.0
+CONNECT_S, RETRY_S = 20.0, 2.0
 PROGRESS_S = 1.0
 HOST = "host "  # labels of machines that count as the same for measurements
 UNLIMITED = 1_000_000.0  # of a resource that is a label
@@ -284,7 +284,7 @@ def _own(name: str) -> Device:
 
 
 def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say: Callable[[str], None]) -> None:
-    """Work for the scheduler at ``url`` (``dask://HOST:PORT``) until it, or somebody, ends us.
+    """Work for the scheduler at ``url`` (``dask://HOST:PORT``), and for those that follow it there, until we are ended.
 
     ``had``: ``resources``.
 
@@ -304,16 +304,25 @@ def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say
 async def _serve(where: str, settings: Settings, options: dict[str, Any], say: Callable[[str], None]) -> None:
     folder = settings.cache / "dask"
     folder.mkdir(parents=True, exist_ok=True)
-    keys = options.get("security")
-    try:  # a worker of Dask's would try for ever, and say nothing
-        comm = await imported().comm.connect(where, CONNECT_S, **(keys.get_connection_args("worker") if keys else {}))
-    except (OSError, TimeoutError) as error:
-        raise unreachable(where, error) from None
-    await comm.close()
     offered = {**options["resources"]}
     memory = f"{offered.pop('memory_gib'):g} GiB of memory"
     labels = sorted(label for label in offered if not label.startswith(HOST))
-    async with imported().Worker(where, local_directory=str(folder), **options) as worker:
-        say(f"working for {where} as {worker.address}: {', '.join([memory, *labels])}")
-        await worker.finished()
-    say(f"the scheduler at {where} has ended")
+    if (wrong := await _tried(where, options.get("security"))) is not None:
+        raise unreachable(where, wrong)
+    while True:
+        async with imported().Worker(where, local_directory=str(folder), **options) as worker:
+            say(f"working for {where} as {worker.address}: {', '.join([memory, *labels])}")
+            await worker.finished()
+        say(f"the scheduler at {where} is gone; working on as soon as it is back")
+        while await _tried(where, options.get("security")) is not None:
+            await asyncio.sleep(RETRY_S)
+
+
+async def _tried(where: str, keys: Any) -> Exception | None:
+    """What goes wrong when the scheduler is spoken to; None if nothing does. A worker of Dask's would not say it."""
+    try:
+        comm = await imported().comm.connect(where, CONNECT_S, **(keys.get_connection_args("worker") if keys else {}))
+    except (OSError, TimeoutError) as error:
+        return error
+    await comm.close()
+    return None

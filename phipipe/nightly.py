@@ -143,7 +143,7 @@ def batch(
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is.")
 @click.option("--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain.")
 def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:
-    """Do steps of `run --on` and `batch --on` here, until the scheduler ends.
+    """Do steps of `run --on` and `batch --on` here, until it is stopped; a scheduler may come and go.
 
     Results go through PHIPIPE_REMOTE, which all machines name alike.
     """
