@@ -217,14 +217,14 @@ def typed(error: Exception, folder: Path, needed_bytes: int | None = None) -> St
 
 
 def probe(out: Path) -> None:
-    """Make the folder ``out`` if it is not there, and see that files can be made in it: before hours of work.
+    """See that ``out``, a folder that need not be there yet, can be written: before hours of work. Leaves nothing.
 
     Raises:
-        StoreError: they cannot.
+        StoreError: it cannot.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise StoreError(f"cannot write to `{out}`: {error.strerror}", hint="choose another --out") from None

@@ -207,6 +207,18 @@ def test_builds_are_chosen_by_name_tag_device_and_backend(tmp_path: Path) -> Non
     assert chosen([tmp_path], devices=["cpu-*"], backends=["openvino"]) == ["c"]
 
 
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_built(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "r", "a")
+    (tmp_path / "file").write_text("mine", "utf-8")
+    for out in ("file", "file/deeper"):
+        code, said, err = run("r", "--out", out)
+        assert (code, said) == (9, "")
+        assert f"cannot write to `{out}`: " in err
+        assert "choose another --out" in err
+        assert "runs: " not in err
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+
+
 def test_an_empty_selection_ends_with_2_and_says_what_was_looked_at(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "r", "a", "tags: [nightly]\n")
     code, out, err = run("r", "--tag", "weekly")
