@@ -67,10 +67,11 @@ class Recorder:
     def write(self, event: str, **told: Any) -> None:
         """One event, to be seen at once."""
         whole = {"event": event, "time": now(), "run": self._run, **told}
-        line = json.dumps(whole, ensure_ascii=False)
+        line = json.dumps(whole, ensure_ascii=False) + "\n"
         with self._writing:  # notes come from any thread
             for stream in self._streams:
-                print(line, file=stream, flush=True)
+                stream.write(line)  # with its end, at once: the store speaks to the same stream
+                stream.flush()
             for sink in self._sinks:
                 sink(whole)
 

@@ -21,7 +21,7 @@ from phipipe.toolchain import Installed
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sharing)))
-SLOW = ("targets", "family", "quickstart")
+SLOW = ("targets", "family", "runtimes", "openvino", "litert", "vision_openvino", "vision_phi4", "qnn", "olive")
 WORKER_GIB = 6  # what a test's processes may take at once
 
 

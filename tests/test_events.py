@@ -53,6 +53,27 @@ def test_every_step_starts_and_ends_under_one_run(own_cache: Path) -> None:
     assert [event["time"] for event in found] == sorted(event["time"] for event in found)
 
 
+class Pieces(io.StringIO):
+    """Keeps what each single write had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
+def test_a_line_is_written_at_once(own_cache: Path) -> None:
+    stream = Pieces()
+    recorded(own_cache, stream=stream)
+    assert stream.pieces
+    for piece in stream.pieces:  # or another thread's line gets in between
+        assert piece.endswith("}\n")
+        json.loads(piece)
+
+
 def test_a_second_run_says_what_was_cached(own_cache: Path) -> None:
     first = recorded(own_cache, plan("a", step("x")))
     second = recorded(own_cache, plan("a", step("x")))
