@@ -200,13 +200,8 @@ def _kill(farm: Farm, client: Any, turn: int, killed: Counter[str]) -> Any:
         farm.worker()
         return client
     end(farm.scheduler)
-    for worker in farm.workers:  # they end with their scheduler
-        worker.wait()
-    farm.workers.clear()
     farm.schedule()
-    for _ in range(4):
-        farm.worker()
-    farm.wait_for(4)
+    farm.wait_for(4)  # workers come back by themselves
     end(client)  # it has ended, or is about to
     return _client(farm, turn)
 
