@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clock import DEADLINE_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -132,7 +133,7 @@ def test_a_name_is_never_a_path(name: str) -> None:
         device.load(name)
 
 
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(MINE)), st.integers(0, 6), st.text(max_size=4))
 def test_a_spoiled_file_is_a_device_or_a_clear_error(tmp_path: Path, at: int, drop: int, put: str) -> None:
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from clock import LOAD, within
 from test_worker import TESTS, Bench, alive, family, gone, posix, settings
 
 from phipipe import process
@@ -175,10 +176,8 @@ def test_a_python_that_does_not_start_says_its_last_words(tmp_path: Path) -> Non
 
 @posix
 def test_a_forked_child_that_holds_our_pipe_delays_no_ending(bench: Bench) -> None:
-    start = time.monotonic()
-    with pytest.raises(StepKilled, match="exit code 3"):
+    with within(5), pytest.raises(StepKilled, match="exit code 3"):
         bench("fork_and_die")
-    assert time.monotonic() - start < 5
     bench("count")
 
 
@@ -186,12 +185,11 @@ def test_a_forked_child_that_holds_our_pipe_delays_no_ending(bench: Bench) -> No
 @pytest.mark.parametrize("limit", ["PHIPIPE_STEP_TIMEOUT_S", "PHIPIPE_IDLE_TIMEOUT_S"])
 def test_a_family_that_ignores_sigterm_is_gone_within_5_seconds_of_its_limit(tmp_path: Path, limit: str) -> None:
     made = Bench(tmp_path, **{limit: "2"})
-    start = time.monotonic()
-    with pytest.raises(StepKilled, match=limit) as caught:
-        made("spawn", inputs={"pids": tmp_path / "pids.json"})
-    pids = family(tmp_path / "pids.json")
-    assert gone(pids, 0.5)
-    assert time.monotonic() - start < 2 + 2 + 5  # the limit itself, and up to 2 s in which they start
+    with within(2 + 2 + 5):  # the limit itself, and up to 2 s in which they start
+        with pytest.raises(StepKilled, match=limit) as caught:
+            made("spawn", inputs={"pids": tmp_path / "pids.json"})
+        pids = family(tmp_path / "pids.json")
+        assert gone(pids, 0.5)
     assert caught.value.exit_code == 6
     made.worker.close()
 
@@ -199,10 +197,8 @@ def test_a_family_that_ignores_sigterm_is_gone_within_5_seconds_of_its_limit(tmp
 @posix
 def test_a_step_that_holds_the_interpreter_is_ended_by_its_limit(tmp_path: Path) -> None:
     made = Bench(tmp_path, PHIPIPE_STEP_TIMEOUT_S="1")
-    start = time.monotonic()
-    with pytest.raises(StepKilled, match="PHIPIPE_STEP_TIMEOUT_S"):
+    with within(6), pytest.raises(StepKilled, match="PHIPIPE_STEP_TIMEOUT_S"):
         made("compute_a_huge_power")
-    assert time.monotonic() - start < 6
     made.worker.close()
 
 
@@ -246,11 +242,10 @@ def test_a_parent_that_is_asked_to_stop_is_gone_in_5_seconds_with_all_its_own(
 ) -> None:
     parent = start_parent(tmp_path / "run", step)
     pids = family(tmp_path / "run" / "pids.json")
-    start = time.monotonic()
-    parent.send_signal(number)
-    parent.wait(10)
-    assert gone(pids, 0.2)
-    assert time.monotonic() - start < 5
+    with within(5):
+        parent.send_signal(number)
+        parent.wait(20)
+        assert gone(pids, 0.2)
 
 
 @posix
@@ -266,12 +261,12 @@ def test_of_20_parents_that_are_killed_none_leaves_a_process_or_a_folder(tmp_pat
         for way, folder, pids in zip(ways, folders, families, strict=True):
             assert gone(pids), f"orphans of {way} in batch {batch}: {alive(pids)}"
             home = Path(json.loads((folder / "request-1" / "out" / "environment.json").read_text())["temp"])
-            end = time.monotonic() + 5
+            end = time.monotonic() + 5 * LOAD
             while home.exists() and time.monotonic() < end:
                 time.sleep(0.05)
             assert not home.exists()
         for parent in parents:
-            parent.wait(10)
+            parent.wait(20)
 
 
 @posix

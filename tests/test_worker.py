@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from clock import LOAD, within
 
 from phipipe.errors import GateFailed, PhipipeError, SourceError, StepFailed, StepKilled, StoreError, ToolchainError
 from phipipe.process import Outcome, Request, Worker
@@ -121,17 +122,15 @@ def test_a_limit_ends_the_step_within_seconds_and_names_itself(
     tmp_path: Path, limit: str, step: str, params: dict[str, Any]
 ) -> None:
     made = Bench(tmp_path, **{limit: "0.25" if "MEMORY" in limit else "1"})
-    start = time.monotonic()
-    with pytest.raises(StepKilled, match=limit):
+    with within(20), pytest.raises(StepKilled, match=limit):
         made(step, **params)
-    assert time.monotonic() - start < 20
     made("count")
     made.worker.close()
 
 
 def family(path: Path) -> list[int]:
     """Process ids that a step wrote down, as soon as they are there."""
-    for _ in range(200):
+    for _ in range(200 * LOAD):
         if path.is_file() and (found := json.loads(path.read_text() or "[]")):
             return [int(pid) for pid in found]
         time.sleep(0.05)
@@ -150,7 +149,7 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def gone(pids: list[int], seconds: float = 5) -> bool:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * LOAD
     while alive(pids) and time.monotonic() < end:
         time.sleep(0.05)
     return not alive(pids)
@@ -250,7 +249,6 @@ def test_peak_memory_is_the_steps_own(bench: Bench) -> None:
 def test_a_step_costs_little_beyond_its_work(bench: Bench) -> None:
     """No timed test: only that serving is by events, not by waiting out a polling interval."""
     bench("nothing")
-    start = time.perf_counter()
-    for _ in range(20):
-        bench("nothing")
-    assert (time.perf_counter() - start) / 20 < 0.5
+    with within(10):
+        for _ in range(20):
+            bench("nothing")
