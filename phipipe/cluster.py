@@ -26,6 +26,7 @@ from phipipe.settings import Settings
 from phipipe.store import Damaged, Store, Stored
 
 LOOK_S = 2.0
+ARRIVAL_S = 10.0  # in which workers find a scheduler that has just started again
 GRACE_S = 60.0  # that a worker who was lost has to come back
 LOST_WORKERS = 3  # a step may lose its worker this often before we think that it is the step
 AGAIN = "start it again, then run the same command: what had finished is kept"
@@ -50,15 +51,23 @@ def connect(where: str) -> Any:
     return client
 
 
-def machines(url: str) -> frozenset[str]:
+def machines(url: str, say: Callable[[str], None]) -> frozenset[str]:
     """Kinds of machines (``hardware.kinds``) that the workers of the scheduler at ``url`` are, and ``device NAME``.
+
+    Where there are none yet, they are waited for, for a while: what is planned without them is measured nowhere.
 
     Raises:
         RecipeError, ToolchainError: as ``Cluster``.
     """
-    client = connect(cluster_worker.address(url))
+    where = cluster_worker.address(url)
+    client, end = connect(where), time.monotonic() + ARRIVAL_S
     try:
-        labels = {label for offered in _offers(client, cluster_worker.address(url)) for label in offered}
+        if not (offers := _offers(client, where)):
+            say(f"the scheduler at {where} has no workers yet; waiting {ARRIVAL_S:g} s for the first")
+        while not offers and time.monotonic() < end:
+            time.sleep(0.1)
+            offers = _offers(client, where)
+        labels = {label for offered in offers for label in offered}
     finally:
         client.close()
     return frozenset(label.removeprefix("machine ") for label in labels if label.startswith(("machine ", "device ")))

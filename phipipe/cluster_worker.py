@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 PREFIX = "dask://"
 CERTIFICATES = "(README: From a laptop to a cluster)"
-CONNECT_S, RETRY_S = 20.0, 2.0
+CONNECT_S = 20.0
+RETRY_S, RETRIED_S = 2.0, 5.0  # between attempts to find the next scheduler, and for one: Dask's own get rarer
 PROGRESS_S = 1.0
 HOST = "host "  # labels of machines that count as the same for measurements
 UNLIMITED = 1_000_000.0  # of a resource that is a label
@@ -307,21 +308,21 @@ async def _serve(where: str, settings: Settings, options: dict[str, Any], say: C
     offered = {**options["resources"]}
     memory = f"{offered.pop('memory_gib'):g} GiB of memory"
     labels = sorted(label for label in offered if not label.startswith(HOST))
-    if (wrong := await _tried(where, options.get("security"))) is not None:
+    if (wrong := await _tried(where, options.get("security"), CONNECT_S)) is not None:
         raise unreachable(where, wrong)
     while True:
         async with imported().Worker(where, local_directory=str(folder), **options) as worker:
             say(f"working for {where} as {worker.address}: {', '.join([memory, *labels])}")
             await worker.finished()
         say(f"the scheduler at {where} is gone; working on as soon as it is back")
-        while await _tried(where, options.get("security")) is not None:
+        while await _tried(where, options.get("security"), RETRIED_S) is not None:
             await asyncio.sleep(RETRY_S)
 
 
-async def _tried(where: str, keys: Any) -> Exception | None:
+async def _tried(where: str, keys: Any, timeout_s: float) -> Exception | None:
     """What goes wrong when the scheduler is spoken to; None if nothing does. A worker of Dask's would not say it."""
     try:
-        comm = await imported().comm.connect(where, CONNECT_S, **(keys.get_connection_args("worker") if keys else {}))
+        comm = await imported().comm.connect(where, timeout_s, **(keys.get_connection_args("worker") if keys else {}))
     except (OSError, TimeoutError) as error:
         return error
     await comm.close()

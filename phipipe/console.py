@@ -116,7 +116,7 @@ def planning_on(on: str | None) -> AbstractContextManager[None]:
         return nullcontext()
     from phipipe import cluster, hardware
 
-    return hardware.there(cluster.machines(on))
+    return hardware.there(cluster.machines(on, note))
 
 
 def note(line: str) -> None:

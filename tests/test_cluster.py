@@ -311,10 +311,20 @@ def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     assert client.wait(120) == 4, machines.log("client")
     assert f"the scheduler at `tls://127.0.0.1:{machines.port}` is gone" in machines.log("client")
     machines.scheduler("tls")
-    machines.wait_for("w0", r"is gone; working on(.|\n)*working for tls://.* as tls://")  # by itself
-    done = run(tmp_path, "client", *words[1:])
+    done = run(tmp_path, "client", *words[1:])  # at once: the worker comes back by itself, and is waited for
     assert done.returncode == 0, done.stderr
     assert len(re.findall("^baseline .* done", machines.log("w0"), re.M)) == 1
+    assert re.search(r"is gone; working on(.|\n)*working for tls://.* as tls://", machines.log("w0"))
+
+
+@pytest.mark.integration
+def test_workers_that_are_not_there_yet_are_waited_for(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ARRIVAL_S", 0.3)
+    machines.scheduler()
+    said: list[str] = []
+    assert cluster.machines(machines.url, said.append) == frozenset()
+    address = machines.url.replace("dask", "tcp")
+    assert said == [f"the scheduler at {address} has no workers yet; waiting 0.3 s for the first"]
 
 
 def settings(tmp_path: Path, **more: str) -> Settings:
