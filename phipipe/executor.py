@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phipipe import downloads, keys, outside, progress, remote_store, toolchain
+from phipipe import downloads, hardware, keys, outside, progress, remote_store, toolchain
 from phipipe.backends.base import Json, Step
 from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
@@ -304,7 +304,10 @@ class Bench:
                 worker.close()
 
     def _start(self, name: str, own: bool) -> Worker:
-        limit = {} if own or self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
+        threads = None if own else self._threads
+        if threads is None and "OMP_NUM_THREADS" not in os.environ:
+            threads = threads_per_worker(1)
+        limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         return Worker(
             self._toolchain(name).python,
             name=name,
@@ -331,9 +334,12 @@ class Bench:
 
 
 def threads_per_worker(jobs: int) -> int | None:
-    """Threads that each of ``jobs`` workers may use, None for all. No more than cores: llama.cpp's threads spin."""
-    cores = os.cpu_count() or 1
-    return max(1, cores // jobs) if jobs > 1 else None
+    """Threads that each of ``jobs`` workers may use. No more than cores: llama.cpp's threads spin.
+
+    None for all that the machine has: runtimes count them in their own ways, and know of no container's share.
+    """
+    cores = hardware.cores()
+    return max(1, cores // jobs) if jobs > 1 or cores < (os.cpu_count() or 1) else None
 
 
 def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import platform
 import shutil
 import subprocess
@@ -11,7 +13,9 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMORY = ("memory.max", "memory/memory.limit_in_bytes")  # v2, v1
+_QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # v2, v1: microseconds of each period
 _THERE: ContextVar[frozenset[str] | None] = ContextVar("_THERE", default=None)
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
 
@@ -27,12 +31,32 @@ def memory_bytes() -> int:
     import psutil
 
     limits = [int(psutil.virtual_memory().total)]
-    for path in _CGROUP_LIMITS:
+    for name in _MEMORY:
         try:
-            limits.append(int(path.read_text("ascii")))
+            limits.append(int((_CGROUP / name).read_text("ascii")))
         except (OSError, ValueError):  # not Linux, another cgroup version, or "max"
             continue
     return min(limits)
+
+
+def cores() -> int:
+    """How many CPUs this process can keep busy: the machine's, or what affinity or a container (cgroup) grants of them.
+
+    More threads than that would spin in each other's way.
+    """
+    import psutil
+
+    try:
+        limits = [len(psutil.Process().cpu_affinity())]
+    except AttributeError:  # macOS has none
+        limits = [os.cpu_count() or 1]
+    for names in _QUOTA:
+        try:
+            quota, period = " ".join((_CGROUP / name).read_text("ascii") for name in names).split()
+            limits.append(math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # not Linux, another cgroup version, or "max"
+            continue
+    return min(limit for limit in limits if limit > 0)  # v1 says -1 for all
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import hardware
 from phipipe.errors import StepFailed
 from phipipe.litert_file import BUNDLE, MODEL, bundled, ends
 
@@ -166,7 +167,7 @@ def _load(folder: Path) -> Any:
     from ai_edge_litert.options import CpuOptions, Options
 
     options = Options(
-        hardware_accelerators=HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=os.cpu_count() or 1)
+        hardware_accelerators=HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=hardware.cores())
     )
     if (folder / MODEL).is_file():
         return CompiledModel.from_file(str(folder / MODEL), options=options)

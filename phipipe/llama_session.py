@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import hardware
 from phipipe.backends.base import absent
 from phipipe.errors import RecipeError, StepFailed
 
@@ -27,8 +28,8 @@ F32 = 0  # ggml's number
 
 
 def threads() -> int:
-    """How many threads to compute with: what the parent allows this process, else all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    """How many threads to compute with: what the parent allows this process, else all cores that it has."""
+    return int(os.environ.get("OMP_NUM_THREADS") or hardware.cores())
 
 
 def quantize(source: Path, target: Path, params: Params, importance: Path | None) -> None:

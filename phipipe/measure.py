@@ -7,14 +7,13 @@ after one warm-up; the prompt is the first tokens of the evaluation text, the sa
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, progress
+from phipipe import backends, hardware, progress
 from phipipe.backends.base import Inputs, Params, Runtime
 
 
@@ -74,8 +73,8 @@ def host() -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(_memory_bytes() / 2**30),
+        "cores": hardware.cores(),
+        "memory_gib": round(hardware.memory_bytes() / 2**30),
     }
 
 
@@ -86,12 +85,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def _memory_bytes() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def peak_bytes() -> int:

@@ -136,7 +136,7 @@ def _session(folder: Path, provider: str, name: str = MODEL) -> Any:
     import psutil
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = psutil.cpu_count(logical=False) or 1
+    options.intra_op_num_threads = min(hardware.cores(), psutil.cpu_count(logical=False) or 1)
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors; the exception carries the message anyway
     return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])

@@ -7,7 +7,6 @@ runs alone on the machine. A build that fails keeps nobody else's steps from run
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from phipipe import collect, keys
+from phipipe import collect, hardware, keys
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.executor import Bench, Listener, Outcome, Result, Waiting, threads_per_worker
@@ -107,7 +106,7 @@ def _node(step: Step, own: dict[str, str]) -> Node:
 
 def default_jobs() -> int:
     """Steps that run side by side unless the user says otherwise: two at least, so that imports overlap."""
-    cores, memory_gib = os.cpu_count() or 1, psutil.virtual_memory().total / 2**30
+    cores, memory_gib = hardware.cores(), hardware.memory_bytes() / 2**30
     return max(1, min(8, max(2, cores // 2), int(memory_gib // 4)))
 
 
@@ -172,7 +171,7 @@ class _Run:
         self._copying = 0
         self._threads: list[threading.Thread] = []
         self._elsewhere = engine is not None
-        self._memory_bytes = MEMORY_SHARE * psutil.virtual_memory().available
+        self._memory_bytes = MEMORY_SHARE * min(psutil.virtual_memory().available, hardware.memory_bytes())
         self._start = time.perf_counter()
         self._followers: defaultdict[str, list[Node]] = defaultdict(list)
         for node in self._nodes.values():

@@ -84,6 +84,7 @@ def htp(path: Path, soc: Mapping[str, Any], entries: Mapping[str, str], settings
     def session(entries: Mapping[str, str]) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = 1  # nothing runs on the CPU, but waiting threads would spin there
         options.add_provider_for_devices([_device()], chosen)
         for key, value in entries.items():
             options.add_session_config_entry(key, value)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from phipipe import hardware
 from phipipe.errors import ToolchainError
 from phipipe.settings import Settings
 
@@ -170,7 +171,7 @@ def _install(name: str, path: Path, notify: Callable[[str], None]) -> None:
     import uv
 
     tool, environment = uv.find_uv_bin(), os.environ | uv_environment(os.environ)
-    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))  # llama.cpp is compiled here
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(hardware.cores()))  # llama.cpp is compiled here
     environment.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")  # without its part for pictures, which we do not use
     environment.setdefault("UV_LOCK_TIMEOUT", str(LOCK_S))
     make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(path)]

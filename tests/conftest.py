@@ -11,23 +11,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from phipipe import hub, toolchain
+from phipipe import hardware, hub, toolchain
 from phipipe.settings import Settings
 from phipipe.toolchain import Installed
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:  # threads that spin would starve each other
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sharing)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // sharing)))
+    if hasattr(os, "sched_setaffinity"):  # Qualcomm's emulator has ten that do, whatever one says
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % sharing
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::sharing] or os.sched_getaffinity(0))
 SLOW = ("targets", "family", "runtimes", "openvino", "litert", "vision_openvino", "vision_phi4", "qnn", "olive")
 WORKER_GIB = 6  # what a test's processes may take at once
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """As many as there are cores and memory for, if nobody says: ``-n auto``."""
-    return max(1, min(psutil.cpu_count() or 1, psutil.virtual_memory().total // (WORKER_GIB * 2**30)))
+    return max(1, min(hardware.cores(), hardware.memory_bytes() // (WORKER_GIB * 2**30)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

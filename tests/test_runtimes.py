@@ -156,7 +156,7 @@ def test_an_npu_package_was_tried_through_the_npus_pipeline(said: str, shell: Sh
 @pytest.mark.parametrize(("precision", "limit"), [("int8", 1e-3), ("int4", 1e-2)])
 def test_a_qualcomm_package_was_decoded_on_the_emulator(said: str, shell: Shell, precision: str, limit: float) -> None:
     words = ("--set", "backend=qnn", "--set", "device=snapdragon-x-npu", "--set", f"precision={precision}")
-    words += ("--set", "quantize={}", "--set", "calibrate.tokens=4096", "--set", "evaluate.tokens=1024")
+    words += ("--set", "quantize={}", "--set", "calibrate.tokens=4096", "--set", "evaluate.tokens=512")
     words += ("--set", "measure={prompt_tokens: 64, new_tokens: 4, repetitions: 1}", "--out", f"qnn-{precision}")
     (build,) = shell.run(*words)
     folder = shell.folder / f"qnn-{precision}" / "quickstart"

@@ -288,8 +288,8 @@ def test_after_a_failure_nothing_more_is_started_if_that_is_wished(store: Store)
 
 def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def machine(cores: int, gib: int) -> int:
-        monkeypatch.setattr("os.cpu_count", lambda: cores)
-        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=gib * 2**30))
+        monkeypatch.setattr("phipipe.hardware.cores", lambda: cores)
+        monkeypatch.setattr("phipipe.hardware.memory_bytes", lambda: gib * 2**30)
         return schedule.default_jobs()
 
     assert [machine(1, 64), machine(2, 24), machine(16, 64), machine(64, 256), machine(16, 7)] == [2, 2, 8, 8, 1]
@@ -297,7 +297,10 @@ def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("phipipe.hardware.cores", lambda: 16)
     assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 4, 8, 32)] == [None, 8, 4, 2, 1]
+    monkeypatch.setattr("phipipe.hardware.cores", lambda: 4)  # a container's share, which runtimes do not see
+    assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 8)] == [4, 2, 1]
 
 
 def test_a_stopped_bench_starts_nothing(store: Store, torch_python: Path) -> None:

@@ -18,7 +18,8 @@ from phipipe.backends.base import Step
 
 TARGETS = ROOT / "recipes" / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
-FEWER = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096")  # the emulated NPU is slow
+# The emulated NPU is slow.
+FEWER = ("--set", "evaluate.window=256", "--set", "evaluate.tokens=256", "--set", "calibrate.tokens=4096")
 MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
 SHIPPED = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((ROOT / "recipes").glob("*-*.yaml"))}
 FROM_HUB = [name for name, told in SHIPPED.items() if "repo" in told["source"]]
