@@ -59,6 +59,19 @@ def cores() -> int:
     return min(limit for limit in limits if limit > 0)  # v1 says -1 for all
 
 
+def settle(count: int) -> None:
+    """Keep this thread, and those that it starts from now on, on the ``count`` CPUs that are least busy.
+
+    For libraries whose threads spin however few one asks for. Nothing is done where the system cannot (macOS, Windows).
+    """
+    import psutil
+
+    if not hasattr(os, "sched_setaffinity") or len(mine := os.sched_getaffinity(0)) <= count:
+        return
+    busy = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
+    os.sched_setaffinity(0, sorted(mine, key=lambda cpu: busy.get(cpu, 0.0))[:count])
+
+
 @cache
 def nvidia() -> str | None:
     """What ``nvidia-smi -L`` lists, a line per GPU; None where there is no GPU or no driver."""

@@ -9,10 +9,12 @@ single tokens, and their weights, which lie in one file beside them.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import hardware
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ def htp(path: Path, soc: Mapping[str, Any], entries: Mapping[str, str], settings
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+    if (share := os.environ.get("OMP_NUM_THREADS")) and emulated():
+        hardware.settle(int(share))  # ten threads of the emulator spin: beside another one it takes three times as long
     chosen = {"backend_path": _library(), "soc_model": str(soc["model"]), "htp_arch": str(soc["arch"])}
     chosen |= {"htp_graph_finalization_optimization_mode": "3", **settings}
 

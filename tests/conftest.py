@@ -20,9 +20,6 @@ from phipipe.toolchain import Installed
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // sharing)))
-    if hasattr(os, "sched_setaffinity"):  # Qualcomm's emulator has ten that do, whatever one says
-        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % sharing
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number::sharing] or os.sched_getaffinity(0))
 SLOW = ("targets", "family", "runtimes", "openvino", "litert", "vision_openvino", "vision_phi4", "qnn", "olive")
 WORKER_GIB = 6  # what a test's processes may take at once
 

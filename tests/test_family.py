@@ -148,7 +148,8 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
     return facts
 
 
-CASES = [(backend, *case) for backend in BUILDS for case in wanted(backend)]
+# llama.cpp last: beside these, another of pytest's workers compiles it.
+CASES = [(b, *case) for b in sorted(BUILDS, key="llamacpp".__eq__) for case in wanted(b)]
 
 
 @pytest.mark.timeout(1800)  # the first of a backend's waits for its toolchain, and for all of its builds

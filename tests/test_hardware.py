@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -55,3 +56,17 @@ def test_cores_are_those_that_we_may_run_on() -> None:
         assert hardware.cores() == 1
     finally:
         os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity to set")
+def test_a_thread_settles_on_its_share_and_others_go_where_they_were() -> None:
+    mine = os.sched_getaffinity(0)
+
+    def settled(count: int) -> int:
+        hardware.settle(count)
+        return len(os.sched_getaffinity(0))
+
+    for count in (1, len(mine), len(mine) + 1):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(settled, count).result() == min(count, len(mine))
+    assert os.sched_getaffinity(0) == mine

@@ -119,8 +119,15 @@ class Server:
     def ask(self, path: str, **body: Any) -> Any:
         data = json.dumps(body).encode() if body else None
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for left in reversed(range(30)):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:  # its database is locked: Prefect's own clients ask again, too
+                if error.code != 503 or not left:
+                    raise
+                time.sleep(1)
+        raise AssertionError
 
     def command(self, *words: str | Path) -> list[str]:
         return [self.python, "-m", *map(str, words)]
