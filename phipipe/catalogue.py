@@ -138,12 +138,9 @@ def collected(report: GcReport) -> Row:
 
 def doctor(settings: Settings) -> Row:
     """What this machine has, what is missing, and how to get it."""
-    import psutil
-
     from phipipe.measure import host
 
     disk = shutil.disk_usage(next(p for p in (settings.cache, *settings.cache.parents) if p.exists()))
-    free = psutil.virtual_memory().available
     lines = {row["toolchain"]: row["state"] for row in toolchains(settings)}
     missing = [name for name, state in lines.items() if state == "not installed"]
     partial = downloads.found(settings.cache)
@@ -151,7 +148,7 @@ def doctor(settings: Settings) -> Row:
         "phipipe": __version__,
         "python": sys.version.split()[0],
         "machine": host(),
-        "memory available": human(free),
+        "memory available": human(hardware.available_bytes()),
         "nvidia gpu": hardware.nvidia() or "none",
         "cache": str(settings.cache),
         "disk free for the cache": human(disk.free),

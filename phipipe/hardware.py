@@ -8,13 +8,13 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-_MEMORY = ("memory.max", "memory/memory.limit_in_bytes")  # v2, v1
+_MEMORY = (("memory.max",), ("memory/memory.limit_in_bytes",))  # v2, v1
 _QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # v2, v1: microseconds of each period
 _THERE: ContextVar[frozenset[str] | None] = ContextVar("_THERE", default=None)
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
@@ -30,13 +30,23 @@ def memory_bytes() -> int:
     """What processes can have in all: the machine's memory, or what a container (cgroup) grants of it."""
     import psutil
 
-    limits = [int(psutil.virtual_memory().total)]
-    for name in _MEMORY:
+    return min([int(psutil.virtual_memory().total), *(limit for (limit,) in _granted(_MEMORY))])
+
+
+def available_bytes() -> int:
+    """What of ``memory_bytes`` can be had now; a container's own use is not known."""
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), memory_bytes())
+
+
+def _granted(limits: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    """The numbers in each of ``limits`` that this machine has, a limit's in one file or in several."""
+    for names in limits:
         try:
-            limits.append(int((_CGROUP / name).read_text("ascii")))
+            yield [int(word) for name in names for word in (_CGROUP / name).read_text("ascii").split()]
         except (OSError, ValueError):  # not Linux, another cgroup version, or "max"
             continue
-    return min(limits)
 
 
 def cores() -> int:
@@ -50,13 +60,8 @@ def cores() -> int:
         limits = [len(psutil.Process().cpu_affinity())]
     except AttributeError:  # macOS has none
         limits = [os.cpu_count() or 1]
-    for names in _QUOTA:
-        try:
-            quota, period = " ".join((_CGROUP / name).read_text("ascii") for name in names).split()
-            limits.append(math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):  # not Linux, another cgroup version, or "max"
-            continue
-    return min(limit for limit in limits if limit > 0)  # v1 says -1 for all
+    limits += [math.ceil(quota / period) for quota, period in _granted(_QUOTA) if quota > 0]  # v1 says -1 for all
+    return min(limits)
 
 
 def settle(count: int) -> None:

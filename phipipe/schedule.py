@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from phipipe import collect, hardware, keys
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, Skipped, StepFailed
@@ -171,7 +169,7 @@ class _Run:
         self._copying = 0
         self._threads: list[threading.Thread] = []
         self._elsewhere = engine is not None
-        self._memory_bytes = MEMORY_SHARE * min(psutil.virtual_memory().available, hardware.memory_bytes())
+        self._memory_bytes = MEMORY_SHARE * hardware.available_bytes()
         self._start = time.perf_counter()
         self._followers: defaultdict[str, list[Node]] = defaultdict(list)
         for node in self._nodes.values():

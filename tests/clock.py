@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LOAD = 3 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 1  # beside other tests all takes longer
+SHARING = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # pytest's workers on this machine
+LOAD = 3 if SHARING > 1 else 1  # beside other tests all takes longer
 DEADLINE_MS = 2000 * LOAD  # for one example of hypothesis
 
 

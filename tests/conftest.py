@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clock import SHARING
 
 from phipipe import hardware, hub, toolchain
 from phipipe.settings import Settings
 from phipipe.toolchain import Installed
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
-if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:  # threads that spin would starve each other
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // sharing)))
+if SHARING > 1:  # threads that spin would starve each other
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
 SLOW = ("targets", "family", "runtimes", "openvino", "litert", "vision_openvino", "vision_phi4", "qnn", "olive")
 WORKER_GIB = 6  # what a test's processes may take at once
 

@@ -119,15 +119,15 @@ class Server:
     def ask(self, path: str, **body: Any) -> Any:
         data = json.dumps(body).encode() if body else None
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        for left in reversed(range(30)):
+        end = time.monotonic() + 30
+        while True:
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:  # its database is locked: Prefect's own clients ask again, too
-                if error.code != 503 or not left:
+                if error.code != 503 or time.monotonic() > end:
                     raise
-                time.sleep(1)
-        raise AssertionError
+            time.sleep(1)
 
     def command(self, *words: str | Path) -> list[str]:
         return [self.python, "-m", *map(str, words)]
