@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from phipipe.errors import RecipeError
+from phipipe.errors import Located, Place, RecipeError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -79,7 +79,10 @@ class Document:
         lines, found = re.split(_BREAK, self.text), sorted(set(problems))
         shown = [self._show(problem, lines) for problem in found[:MAX_PROBLEMS]]
         shown += ["… and more of the kind"] if len(found) > MAX_PROBLEMS else []
-        return RecipeError("\n".join(shown), hint=hint)
+        return RecipeError("\n".join(shown), hint=hint, problems=[self._located(problem) for problem in found])
+
+    def _located(self, problem: Problem) -> Located:
+        return Located(problem.message, Place(self.name, problem.line or None, problem.column or None))
 
     def _show(self, problem: Problem, lines: list[str]) -> str:
         if not problem.line:

@@ -15,19 +15,44 @@ PhipipeError (70)         a bug, if nothing narrower fits
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where in a file; line and column count from 1, None where the whole file is meant."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+
+class Located(NamedTuple):
+    """One of several things that are wrong, in words without place or picture."""
+
+    message: str
+    place: Place
+
 
 class PhipipeError(Exception):
     """A failure with a message for the user and, where there is one, the next command to try.
 
-    The message says what, with the user's own names in backticks; ``hint`` is what to do.
+    The message says what, with the user's own names in backticks; ``hint`` is what to do. ``problems`` are what
+    the message tells, one by one, where each has a place in a file of the user's.
     """
 
     exit_code = 70
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.problems = tuple(problems)
+
+    @property
+    def place(self) -> Place | None:
+        """Where the first problem is."""
+        return self.problems[0].place if self.problems else None
 
 
 class RecipeError(PhipipeError):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phipipe import family
+from phipipe import code_keys, family, json_files
 from phipipe.errors import SourceError
 
 # What a toolchain may see of a checkpoint. Everything else (code, pickles, pictures) stays outside.
@@ -37,25 +37,6 @@ ALLOWED = (
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-# Keys by which a config makes some tool of the field load code: transformers (auto_map, and
-# CVE-2026-4372's kernel and attention fields), mlx-lm (model_file), ONNX Runtime GenAI (custom_ops_library).
-CODE_KEYS = frozenset(
-    {
-        "custom_ops_library",
-        "custom_pipelines",
-        "custom_generate",
-        "model_file",
-        "trust_remote_code",
-        "_attn_implementation_internal",
-        "_experts_implementation_internal",
-        "attn_implementation_kernel",
-        "kernel_config",
-        "hub_kernels",
-        "remote_code",
-        "plugin_library",
-    }
-)
 
 # What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's, transformers' own.
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -234,7 +215,7 @@ def _longrope(rope: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _has(config: Mapping[str, Any], names: Iterable[str]) -> bool:
-    return any(key in names and value not in (None, {}, []) for _, key, value in _keys(config))
+    return any(key in names and value not in (None, {}, []) for _, key, value in json_files.walk(config))
 
 
 def _tokenizer(folder: Path) -> str:
@@ -250,13 +231,7 @@ def _tokenizer(folder: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SourceError(f"`{path.parent}` is no checkpoint: it has no `{path.name}`")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"`{path}` is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise SourceError(f"`{path}` holds no JSON object")
-    return value
+    return json_files.read_object(path)
 
 
 def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
@@ -268,9 +243,8 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
     code = sorted(p.name for p in folder.rglob("*.py"))
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else _optional_json(folder / name)
-        for where, key, value in _keys(settings):
-            if key in CODE_KEYS and value:
-                raise SourceError(f"`{folder / name}` asks to run code (`{where}`); phipipe never runs a model's code")
+        code_keys.refuse(folder / name, settings)
+        for _, key, _ in json_files.walk(settings):
             if key == "auto_map" and code:
                 raise SourceError(
                     f"`{folder / name}` asks to run code that lies beside it (`auto_map`, {', '.join(code[:3])}); "
@@ -281,18 +255,6 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return _json(path) if path.is_file() else {}
-
-
-def _keys(value: object, where: str = "") -> Iterator[tuple[str, str, object]]:
-    """(dotted path, key, value) for every key of a nested JSON value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            path = f"{where}.{key}" if where else str(key)
-            yield path, str(key), inner
-            yield from _keys(inner, path)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner, where)
 
 
 def weight_files(folder: Path) -> list[str]:

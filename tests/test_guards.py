@@ -24,6 +24,8 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 # A module may import from its own layer or from one below it.
 LAYERS = (
     {"errors", "hardware", "progress", "sockets"},
+    {"json_files"},
+    {"code_keys"},
     {"document", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads"},
     {"recipe", "family"},

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phipipe import family, hub, models
+from phipipe import code_keys, family, hub, models
 from phipipe.errors import SourceError
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
@@ -189,7 +189,7 @@ def test_auto_map_without_code_is_harmless(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-@pytest.mark.parametrize("key", sorted(models.CODE_KEYS))
+@pytest.mark.parametrize("key", sorted(code_keys.CODE_KEYS))
 def test_every_known_code_hook_is_refused_wherever_it_hides(checkpoint: Path, key: str, name: str) -> None:
     edit(checkpoint, name, nested=[{"deep": {key: "somewhere"}}])
     assert key in refusal(checkpoint)
