@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from phipipe import __version__
+from phipipe import streams
 from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
@@ -25,13 +25,15 @@ from phipipe.console import (
     complain,
     echo,
     engine_of,
+    misused,
     note,
     planning_on,
+    print_file,
     print_json,
     settings_of_user,
     store_of_user,
 )
-from phipipe.errors import Interrupted, PhipipeError
+from phipipe.errors import Interrupted, PhipipeError, StoreError
 
 if TYPE_CHECKING:
     from phipipe.settings import Settings
@@ -195,7 +197,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     target = out or Path(f"{planned.build.name}-measured.json")
     target.write_bytes(text.encode())
     if as_json:
-        click.echo(text, nl=False)
+        print_file(text)
     else:
         echo(f"{show.outcome(outcome)}\n\nreport   {target}\ncompare  phipipe compare {package} {target}")
 
@@ -213,7 +215,7 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     entries = comparison.of_paths(paths)
     page = comparison.write(entries, out, "Fidelity board")
     if as_json:
-        click.echo(board.dump(entries), nl=False)
+        print_file(board.dump(entries))
     else:
         _show_board(entries, page)
 
@@ -393,15 +395,24 @@ def _stop(signum: int, _frame: object) -> NoReturn:
     raise Interrupted("stopped by SIGTERM", exit_code=128 + signum)
 
 
-def _bug() -> int:
-    """A traceback reaches the user only as the path of a file."""
-    import tempfile
-    import traceback
+def _unexpected(error: Exception) -> int:
+    """What no command foresaw: the world's doing in a sentence, our own with a log. The exit code."""
+    from phipipe import uncaught
 
-    with tempfile.NamedTemporaryFile("w", prefix="phipipe-bug-", suffix=".log", delete=False, encoding="utf-8") as log:
-        log.write(f"phipipe {__version__}, Python {sys.version}\n\n{traceback.format_exc()}")
-    click.echo(f"error: this is a bug in phipipe, please report it with {log.name}", err=True)
-    return 70
+    if known := uncaught.explained(error):
+        complain(known)
+        return known.exit_code
+    note(f"error: this is a bug in phipipe, please report it with {uncaught.log(error)}")
+    return PhipipeError.exit_code
+
+
+def _checked(code: int) -> int:
+    """The exit code, after a look at whether standard output took everything."""
+    trouble = streams.trouble()
+    if trouble is None or code:
+        return code
+    complain(StoreError(f"standard output takes nothing more: {trouble.strerror}", hint="what was built is kept"))
+    return StoreError.exit_code
 
 
 from phipipe import nightly as nightly  # noqa: E402 (its commands come after those above)
@@ -412,6 +423,7 @@ def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
+    streams.prepare()
     code = 0
     try:
         ended = cli.main(standalone_mode=False)
@@ -420,13 +432,11 @@ def main() -> NoReturn:
         complain(error)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+        note("stopped; what was finished is kept, the same command goes on from there")
         code = 130
     except click.ClickException as error:
-        error.show()
+        misused(error)
         code = 2
-    except BrokenPipeError:  # the reader of our output went away (| head)
-        sys.stderr.close()
-    except Exception:  # noqa: BLE001 (the last resort, exit code 70)
-        code = _bug()
-    sys.exit(code)
+    except Exception as error:  # noqa: BLE001 (the last resort)
+        code = _unexpected(error)
+    sys.exit(_checked(code))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.console import AS_JSON, cli, command, echo, note, print_json, settings_of_user, store_of_user
+from phipipe.console import AS_JSON, cli, command, echo, note, print_file, print_json, settings_of_user, store_of_user
 
 if TYPE_CHECKING:
     from phipipe.events import Run
@@ -31,7 +30,7 @@ def schema(target: Path | None, check: Path | None) -> None:
     elif target is not None:
         target.write_text(text, "utf-8")
     else:
-        click.echo(text, nl=False)
+        print_file(text)
 
 
 @command("phipipe pin recipes/phi35-npu-int4.yaml")
@@ -173,7 +172,7 @@ def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
 
     for event in events.find(settings_of_user().cache, run_id).events:
         if step is None or str(event.get("step", "")).rpartition(": ")[2] == step or event.get("step") == step:
-            click.echo(json.dumps(event, ensure_ascii=False) if as_json else events.line(event))
+            print_json(event, indent=None) if as_json else echo(events.line(event))
 
 
 def _cells(row: Mapping[str, object]) -> dict[str, object]:
@@ -206,4 +205,4 @@ def completion(shell: str) -> None:
 
     made = get_completion_class(shell)
     assert made is not None  # the choices above
-    click.echo(made(cli, {}, "phipipe", "_PHIPIPE_COMPLETE").source())
+    echo(made(cli, {}, "phipipe", "_PHIPIPE_COMPLETE").source())

@@ -23,10 +23,11 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets"},
+    {"errors", "hardware", "progress", "sockets", "streams", "visible"},
     {"json_files"},
     {"code_keys"},
-    {"document", "keys", "settings", "transfer", "changed"},
+    {"user_paths"},
+    {"document", "keys", "settings", "transfer", "changed", "room"},
     {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
@@ -102,7 +103,7 @@ LAYERS = (
     {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
     {"batch"},
     {"batch_report"},
-    {"console"},
+    {"console", "uncaught"},
     {"flow"},
     {"upkeep", "nightly"},
     {"cli"},
