@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import json
 import secrets
 import shutil
@@ -204,6 +205,30 @@ def find(cache: Path, name: str) -> Run:
         words = f"{len(found)} runs begin with" if found else "there is no run"
         raise SourceError(f"{words} `{name}`", hint="phipipe runs ls")
     return found[0]
+
+
+def of_step(run: Run, step: str | None) -> list[Mapping[str, Any]]:
+    """The events of ``run`` that are about ``step``, by its name or with its build's; None: all.
+
+    Raises:
+        SourceError: the run had no such step.
+    """
+    if step is None:
+        return list(run.events)
+    known = {str(event["step"]): event for event in run.events if "step" in event}
+    short = {name.rpartition(": ")[2] for name in known}
+    if step not in known and step not in short:
+        close = difflib.get_close_matches(step[:200], [*short, *known], 1)
+        guess = f"; did you mean `{close[0]}`?" if close else ""
+        hint = f"steps: {', '.join(sorted(short))}" if short else f"phipipe runs show {run.id}"
+        raise SourceError(f"the run {run.id} has no step `{step}`{guess}", hint=hint)
+    return [event for event in run.events if step in _names(event)]
+
+
+def _names(event: Mapping[str, Any]) -> tuple[str, str]:
+    """A step's name with its build's, and alone."""
+    name = str(event.get("step", ""))
+    return name, name.rpartition(": ")[2]
 
 
 def _run(folder: Path) -> Run | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from phipipe import overlay, user_paths
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
 
@@ -257,6 +259,18 @@ class Build:
     locate: Callable[[Where, str], str] = field(default=lambda where, message: message, compare=False)
 
 
+def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
+    """Paths of the user's that ``recipe`` names, and where it does."""
+    learned = recipe.calibrate.text.file if recipe.calibrate.text else None
+    named: list[tuple[Where, str | None]] = [
+        (("source", "path"), recipe.source.path),
+        (("evaluate", "text", "file"), recipe.evaluate.text.file),
+        (("calibrate", "text", "file"), learned),
+        (("device",), recipe.device if recipe.device.endswith((".yaml", ".yml")) else None),
+    ]
+    return [(where, text) for where, text in named if text is not None]
+
+
 def problem_at(build: Build, where: Where, message: str, hint: str | None = None) -> TargetError:
     """A TargetError that points at the place in the recipe that ``message`` speaks of."""
     return TargetError(build.locate(where, message), hint=hint)
@@ -281,7 +295,7 @@ def load(
     """
     loading = _Loading(read(path), options)
     loading.override(sets)
-    return loading.builds(path.resolve().parent, only)
+    return loading.builds(user_paths.resolved(path).parent, only)
 
 
 class _Loading:
@@ -300,28 +314,25 @@ class _Loading:
     def override(self, sets: Sequence[str]) -> None:
         """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
         for text in sets:
-            dotted, equals, value = text.partition("=")
-            where = tuple(dotted.split("."))
-            if not equals or not all(where):
-                raise RecipeError(f"--set {text}: give it as KEY=VALUE, such as --set precision=int8")
+            where, value, shown = overlay.parts(text)
             try:
                 parsed = parse(value, "") if value.strip() else Document("", "", values={(): (1, 1)})
             except RecipeError as error:
                 words = error.message.splitlines()[0].partition(": ")[2]  # without the place in so short a text
-                raise RecipeError(f"--set {text}: {words}") from None
-            _put(self._data, where, parsed.data, text)
+                raise RecipeError(f"--set {shown}: {words}") from None
+            overlay.put(self._data, where, parsed.data, shown)
             if where[0] != "matrix":
-                self._overrides.append((where, parsed.data, text))
+                self._overrides.append((where, parsed.data, shown))
             for known in (self._document.keys, self._document.values, self._sets):
                 for old in [path for path in known if path[: len(where)] == where]:
                     del known[old]
-            self._sets |= {(*where, *inner): text for inner in parsed.values}
+            self._sets |= {(*where, *inner): shown for inner in parsed.values}
 
     def builds(self, folder: Path, only: Sequence[str] = ()) -> list[Build]:
         base = {key: value for key, value in self._data.items() if key != "matrix"}
         variants = self._variants(base) if "matrix" in self._data else [(base, str(base.get("name")), ())]
         if only and not self._problems:
-            wanted = _wanted(only, [name for _, name, _ in variants], str(base.get("name")))
+            wanted = overlay.wanted(only, [name for _, name, _ in variants], str(base.get("name")))
             variants = [variant for variant in variants if variant[1] in wanted]
         made = [self._build(*variant, folder) for variant in variants if not self._enough()]
         if self._problems:
@@ -358,7 +369,7 @@ class _Loading:
             names.setdefault(name, self._document.place(at)[0])
             merged = deepcopy(merged)
             for where, value, text in self._overrides:
-                _put(merged, where, value, text)
+                overlay.put(merged, where, value, text)
             made.append((merged, f"{base.get('name')}-{name}", at))
         return made
 
@@ -381,9 +392,17 @@ class _Loading:
             self._problem(("backend",), message, variant=variant)
         elif isinstance(backend, str) and isinstance(quantize := data.get("quantize", {}), dict):
             options = self._validate(self._options[backend], quantize, ("quantize",), variant)
+        if recipe is not None:
+            self._look_at_paths(recipe, folder, variant)
         if recipe is None or options is None:
             return None
         return Build(name, recipe, folder, options, lambda where, message: self._located(where, message, variant))
+
+    def _look_at_paths(self, recipe: Recipe, folder: Path, variant: Where) -> None:
+        """What no machine could have at a path is said where the path stands; that it is missing here is for later."""
+        for where, text in paths_of(recipe):
+            if odd := user_paths.oddity(folder / os.path.expanduser(text), text):  # noqa: PTH111 (never raises)
+                self._problem(where, f"`{shorten(text)}` {odd}", variant=variant)
 
     def _validate(self, model: type[BaseModel], data: Any, prefix: Where, variant: Where) -> Any:
         try:
@@ -431,40 +450,8 @@ class _Loading:
         return error.message
 
 
-def _put(data: dict[str, Any], where: tuple[str, ...], value: Any, text: str) -> None:
-    """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so."""
-    inner = data
-    for key in where[:-1]:
-        inner = inner.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
-    inner[where[-1]] = value
-
-
-def _wanted(only: Sequence[str], known: Sequence[str], recipe: str) -> set[str]:
-    """Names of the builds that ``only`` asks for; the recipe's own name may be left out."""
-    short = {name.removeprefix(f"{recipe}-"): name for name in known}
-    for name in only:
-        if name not in known and name not in short:
-            guess = near(name, [*short, *known])
-            raise RecipeError(f"--only {name}: no such variant{guess}", hint=f"variants: {', '.join(known)}")
-    return {short.get(name, name) for name in only}
-
-
 def _lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
     """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
     over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
     other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
-    return _merge({key: value for key, value in base.items() if not (other and key == "quantize")}, over)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
-    made = dict(base)
-    for key, value in over.items():
-        old = made.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and key != "text":
-            made[key] = _merge(old, value)
-        else:
-            made[key] = value
-    return made
+    return overlay.merge({key: value for key, value in base.items() if not (other and key == "quantize")}, over)

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from phipipe.console import AS_JSON, cli, command, echo, note, print_file, print_json, settings_of_user, store_of_user
+from phipipe.console import (
+    AS_JSON,
+    UserPath,
+    cli,
+    command,
+    echo,
+    note,
+    print_file,
+    print_json,
+    save,
+    settings_of_user,
+    store_of_user,
+)
+from phipipe.user_paths import Kind
 
 if TYPE_CHECKING:
     from phipipe.events import Run
 
+MAX_SCHEMA_BYTES = 16 * 2**20
+MAX_GIB = 2.0**30  # no disk of anybody's
+
+
+class _Gib(click.FloatRange):
+    """A size: not negative, and a number that a disk can have."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no size.", param, ctx)
+        return min(number, MAX_GIB)
+
+
+GIB = _Gib(min=0)
+
 
 @command("phipipe schema --write schemas/recipe.schema.json")
-@click.option("--write", "target", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
-@click.option("--check", type=click.Path(path_type=Path), help="Fail if this file is not up to date.")
+@click.option("--write", "target", type=UserPath(Kind.NEW_FILE), help="Write to this file instead of stdout.")
+@click.option("--check", type=UserPath(Kind.FILE, missing="schema"), help="Fail if this file is not up to date.")
 def schema(target: Path | None, check: Path | None) -> None:
     """Print the JSON schema of recipes, for editors' YAML language servers."""
     from phipipe import backends
@@ -25,16 +55,26 @@ def schema(target: Path | None, check: Path | None) -> None:
 
     text = schemas.dump({name: backends.load(name).Options for name in backends.names()})
     if check is not None:
-        if check.read_text("utf-8") != text:
+        if _content(check) != text.encode():
             raise RecipeError(f"`{check}` is out of date", hint=f"phipipe schema --write {check}")
     elif target is not None:
-        target.write_text(text, "utf-8")
+        save(target, text)
     else:
         print_file(text)
 
 
+def _content(path: Path) -> bytes:
+    from phipipe.errors import RecipeError
+
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_SCHEMA_BYTES)
+    except OSError as error:
+        raise RecipeError(f"cannot read `{path}`: {error.strerror}") from None
+
+
 @command("phipipe pin recipes/phi35-npu-int4.yaml")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=UserPath())
 @AS_JSON
 def pin(recipe: Path, as_json: bool) -> None:
     """Write the commits that branches are at into a recipe; its comments stay. What is pinned is left alone."""
@@ -119,7 +159,7 @@ def cache_verify() -> None:
 
 
 @cache.command("gc", epilog="Example:  phipipe cache gc --budget 20 --dry-run")
-@click.option("--budget", required=True, type=click.FloatRange(min=0), metavar="GIB", help="Size to shrink to, in GiB.")
+@click.option("--budget", required=True, type=GIB, metavar="GIB", help="Size to shrink to, in GiB.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
 @AS_JSON
 def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
@@ -170,9 +210,8 @@ def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
     from phipipe import events
 
-    for event in events.find(settings_of_user().cache, run_id).events:
-        if step is None or str(event.get("step", "")).rpartition(": ")[2] == step or event.get("step") == step:
-            print_json(event, indent=None) if as_json else echo(events.line(event))
+    for event in events.of_step(events.find(settings_of_user().cache, run_id), step):
+        print_json(event, indent=None) if as_json else echo(events.line(event))
 
 
 def _cells(row: Mapping[str, object]) -> dict[str, object]:

@@ -27,7 +27,7 @@ LAYERS = (
     {"json_files"},
     {"code_keys"},
     {"user_paths"},
-    {"document", "keys", "settings", "transfer", "changed", "room"},
+    {"document", "keys", "settings", "transfer", "changed", "room", "overlay"},
     {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
