@@ -8,6 +8,7 @@ do nothing (some network file systems), nobody can be known to be dead, and noth
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import os
 import re
@@ -55,11 +56,30 @@ class GcReport:
     kept_bytes: int
 
 
+@dataclass(frozen=True)
+class Usage:
+    """One row of ``cache ls``."""
+
+    key: str
+    runs: str
+    size_bytes: int
+    created: datetime.datetime
+    used: datetime.datetime
+
+
 def label(root: Path) -> None:
     """Tell backup programs and people what this folder is."""
     for name, text in (("CACHEDIR.TAG", TAG), ("README.txt", ABOUT)):
-        if size_of(root / name) != len(text):  # absent, or its writer was killed
+        if not is_plain(root / name) or size_of(root / name) != len(text):  # absent, or its writer was killed
+            remove(root / name)
             (root / name).write_bytes(text.encode())
+
+
+def is_plain(path: Path) -> bool:
+    """Whether this is a file itself: no folder, no link, no device."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode)
+    return False
 
 
 def choose(

@@ -152,10 +152,17 @@ def cache_ls(as_json: bool) -> None:
 @cache.command("verify", epilog="Example:  phipipe cache verify")
 def cache_verify() -> None:
     """Hash everything; put damage aside, to be built again when it is needed."""
-    findings = store_of_user()[1].verify()
+    from phipipe import outside
+    from phipipe.errors import StoreError
+
+    store = store_of_user()[1]
+    findings = [*store.verify(), *outside.verify(store.root)]
     for finding in findings:
         echo(str(finding))
-    echo(f"{len(findings)} damaged" if findings else "everything intact")
+    if findings:
+        hint = "run the same commands again: what is needed is built anew"
+        raise StoreError(f"{len(findings)} damaged in `{store.root}`, put aside", hint=hint)
+    echo("everything intact")
 
 
 @cache.command("gc", epilog="Example:  phipipe cache gc --budget 20 --dry-run")
