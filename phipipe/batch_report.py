@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, batch, board, board_html, collect, package, report
+from phipipe import __version__, batch, board, board_html, collect, package, report, room
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, Skipped
@@ -132,7 +132,7 @@ def write(done: Sequence[Done], out: Path, title: str, summary: Mapping[str, Any
     """
     pages, kept = boards(entries(done, out), out, title)
     texts = {"junit.xml": junit(done, str(summary["started"])), **pages, "batch.json": dump(summary)}
-    with collect.guard(out), collect.claim(out, ".report.") as aside:
+    with collect.guard(out, remedy=room.KEEP_OUT), collect.claim(out, ".report.") as aside:
         for name, text in texts.items():
             written, target = aside / Path(name).name, out / name
             target.parent.mkdir(exist_ok=True)

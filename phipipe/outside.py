@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
-import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from phipipe.errors import SourceError, StoreError
 
 Entries = dict[str, dict[str, Any]]
 FOLDER = "outside"
-MAX_BYTES = 64 * 2**20
 
 # A file written this shortly before it was hashed may change again within its timestamp's resolution:
 # such an entry is not trusted the next time (git's "racy" rule).
@@ -78,17 +75,12 @@ def _entry(path: Path, known: dict[str, Any] | None) -> dict[str, Any]:
 def _load(path: Path) -> Entries | None:
     """What ``path`` remembers; nothing if it is not there; None if it is not what was written."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES)
-        value = json.loads(raw)
-        known = value["files"]
-        if raw == keys.seal_record({"files": known}) and all(map(_is_entry, known.values())):
+        known = keys.open_sealed(collect.read_plain(path))["files"]
+        if all(map(_is_entry, known.values())):
             return dict(known)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, StoreError):
+    except (OSError, TypeError, KeyError, AttributeError, StoreError):
         return None
     return None
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from phipipe import collect, downloads, keys
+from phipipe import collect, downloads, keys, room
 from phipipe.collect import FULL as FULL
 from phipipe.collect import GcReport as GcReport
 from phipipe.collect import Usage as Usage
@@ -93,11 +93,8 @@ class Store:
             StoreError: there is none.
             Damaged: it was changed since it was written.
         """
-        path = self._action(key)
         try:
-            if path.lstat() and not collect.is_plain(path):
-                raise Damaged(f"the record {key[:12]} is no file", "")
-            raw = path.read_bytes()
+            raw = collect.read_plain(self._action(key))
         except FileNotFoundError:
             raise _Missing(f"nothing is stored under {key[:12]}") from None
         except OSError as error:
@@ -464,13 +461,13 @@ class Store:
         times = {str(output["path"]): int(output["mtime_ns"]) for output in stored.outputs}
         sizes = {str(output["path"]): int(output["size"]) for output in stored.outputs}
         if self._locks_work and target.parent.is_dir():  # a killed copy may have left the old one beside a good new one
-            with collect.guard(target.parent):
+            with collect.guard(target.parent, remedy=room.KEEP_OUT):
                 collect.sweep(target.parent, f".{target.name}.")
         if collect.is_copy(target, {path: (sizes[path], times[path]) for path in times}):
             return False
         collect.check_replaceable(target)
         source = self.consume(stored)
-        with collect.guard(target.parent, stored.size_bytes):
+        with collect.guard(target.parent, stored.size_bytes, remedy=room.KEEP_OUT):
             collect.export(source, times, target)
         return True
 
