@@ -240,7 +240,7 @@ def typed(error: Exception, folder: Path, needed_bytes: int | None = None, remed
     number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if number in FULL:
-        return room.error([room.Folder(folder, remedy)], reason=reason, needed_bytes=needed_bytes)
+        return room.error([room.blamed(error, room.Folder(folder, remedy))], reason=reason, needed_bytes=needed_bytes)
     other = "set PHIPIPE_CACHE to" if remedy == room.KEEP_CACHE else "choose another --out,"
     hint = (
         f"the disk fails: check it, or {other} another one"

@@ -62,9 +62,7 @@ def _temporary() -> Folder:
     try:
         return Folder(Path(tempfile.gettempdir()), KEEP_TEMPORARY)
     except OSError:  # none takes a file
-        return Folder(
-            Path(os.environ.get("TMPDIR") or os.environ.get("TEMP") or os.path.abspath(os.sep)), KEEP_TEMPORARY
-        )
+        return Folder(Path(os.environ.get("TMPDIR") or os.environ.get("TEMP") or os.sep), KEEP_TEMPORARY)
 
 
 def candidates(named: Path | None = None) -> list[Folder]:
@@ -75,6 +73,17 @@ def candidates(named: Path | None = None) -> list[Folder]:
         return found
     ours = [folder for folder in found if named.absolute().is_relative_to(folder.path)]
     return [max(ours, key=lambda folder: len(folder.path.parts), default=Folder(named.parent, KEEP_OUT))]
+
+
+def blamed(error: Exception, folder: Folder) -> Folder:
+    """Which folder had no room, where ``folder`` was being written to: the one that ``error`` names a file of."""
+    told = (getattr(error, "filename", None), getattr(error, "filename2", None))
+    names = [Path(name).absolute() for name in told if isinstance(name, str)]
+    if any(name.is_relative_to(folder.path.absolute()) for name in names):
+        return folder
+    if names:
+        return candidates(names[-1])[0]  # of a copy, where it goes
+    return _temporary() if not is_full([folder]) and is_full([_temporary()]) else folder
 
 
 def error(
