@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phipipe import metrics
-from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
+from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, gone, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
@@ -22,7 +22,6 @@ REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 VARIANT_KEYS = (
     "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate", "evaluate", "measure",
-    "package",
 )  # fmt: skip
 MAX_VARIANTS = 100
 BACKEND = "onnxruntime"  # where a recipe names none
@@ -174,14 +173,10 @@ class Measure(Model):
     repetitions: int = Field(5, ge=1, le=1000, description="Timed runs.")
 
 
-class Package(Model):
-    """What ships."""
-
-    format: Literal["directory"] = Field("directory", description="A folder.")
-
-
 class Recipe(Model):
     """One build: a model, a device, a backend, a precision."""
+
+    GONE: ClassVar[Mapping[str, str]] = {"package": "what ships is always a folder: take the key out"}
 
     name: str = Field(pattern=SLUG, description="Lower-case; names the package's folder.")
     source: Source = Field(description="The original model.")
@@ -204,7 +199,6 @@ class Recipe(Model):
     calibrate: Calibrate = Field(Calibrate(), description="Text that data-aware quantization learns from.")
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
-    package: Package = Field(Package(), description="What ships.")
     tags: list[str] = Field([], description="Words of yours, to select recipes by; they change no result.")
 
     @model_validator(mode="before")
@@ -215,6 +209,11 @@ class Recipe(Model):
         if isinstance(source, dict) and "repo" in source and isinstance(evaluate, dict) and "text" not in evaluate:
             return {**data, "evaluate": {**evaluate, "text": {"dataset": wikitext("test")}}}
         return data
+
+
+def recorded(data: Mapping[str, Any]) -> Recipe:
+    """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may be gone."""
+    return Recipe.model_validate({key: value for key, value in data.items() if key not in Recipe.GONE})
 
 
 def wikitext(split: str) -> dict[str, str]:
@@ -324,7 +323,9 @@ class _Loading:
             unknown = [key for key in entry if key not in VARIANT_KEYS]
             for key in unknown:
                 message = f"unknown key `{shorten(key)}` in a variant{near(key, VARIANT_KEYS)}"
-                if key in Recipe.model_fields:
+                if key in Recipe.GONE:
+                    message = gone(Recipe, key)
+                elif key in Recipe.model_fields:
                     message = f"`{key}` is the same for all variants; write it before the matrix"
                 self._problem((*at, key), message, key=True)
             name = self._variant_name(entry, merged, str(base.get("name")), at)

@@ -157,7 +157,6 @@ PARAMS: dict[str, Any] = {
             "gates": {"kld_mean": {"max": 0.05}, "top1": {"min": 0.85}},
         },
         "measure": {"prompt_tokens": 128, "new_tokens": 64, "repetitions": 5},
-        "package": {"format": "directory"},
     },
     "device": {"name": "cpu-x86_64", "title": "PC with an x86-64 CPU", "sources": ["https://vendor.example/x86_64"]},
     "backend": "onnxruntime",

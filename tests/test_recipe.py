@@ -489,3 +489,21 @@ def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> Non
         load(tmp_path, text, sets=sets)
     (build,) = load(tmp_path, text, sets=sets, only=["llamacpp-int4"])
     assert build.recipe.backend == "llamacpp"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["package: {format: directory}\n", "package: zip\n", "matrix: [{name: one, package: {format: directory}}]\n"],
+)
+def test_a_key_of_earlier_versions_is_told_from_a_slip(tmp_path: Path, written: str) -> None:
+    text = "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\nnmae: two\n" + written
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text)
+    assert "`package` is no key any more: what ships is always a folder" in caught.value.message
+    assert "r.yaml:6:" in caught.value.message
+
+
+def test_the_recipe_of_an_earlier_versions_package_is_still_read(tmp_path: Path) -> None:
+    (build,) = load(tmp_path, "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n")
+    kept = build.recipe.model_dump(mode="json", exclude_none=True)
+    assert recipe.recorded({**kept, "package": {"format": "directory"}}) == build.recipe

@@ -102,7 +102,6 @@ FULL: dict[str, Any] = BASE | {
         "gates": {"top1": {"min": 0.5}, "kld_mean": {"max": 0.1}},
     },
     "measure": {"prompt_tokens": 8, "new_tokens": 8, "repetitions": 1},
-    "package": {"format": "directory"},
     "tags": ["a"],
     "matrix": [
         {"name": "a"},
