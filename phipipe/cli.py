@@ -357,6 +357,8 @@ def _attempt(
         show.listener(plans, sys.stderr, silent=as_events) as inner,
         events.recorded(store.root, command, named, inner, stream) as recorder,
     ):
+        for plan in plans:
+            recorder.advised(plan.build.name, plan.warnings)
         outcomes = schedule.attempt(plans, store, settings, recorder, out, jobs, engine=engine_of(on))
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)

@@ -8,6 +8,7 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds, peak_anon_bytes,
   peak_rss_bytes, machine (who did it, if not this one)]
 - ``step_failed``: step, exit_code, message, [hint]
+- ``warning``: build, rule, level, message, hint (what to do; null where nothing can be done)
 - ``note``: text
 - ``build_finished``: build, ok, seconds, [package, exit_code, message, hint]
 - ``run_finished``: exit_code, seconds
@@ -24,7 +25,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,6 +33,7 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import __version__, tracing
+from phipipe.backends.base import Advice
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
 from phipipe.executor import Listener, Result
 from phipipe.tracing import Sink
@@ -98,6 +100,11 @@ class Recorder:
     def note(self, line: str) -> None:
         self.write("note", text=line)
         self._inner.note(line)
+
+    def advised(self, build: str, warnings: Iterable[Advice]) -> None:
+        """What the rules say of a build that is done all the same."""
+        for warning in warnings:
+            self.write("warning", build=build, **warning.as_json())
 
     def ended(self, build: str, error: PhipipeError | None, seconds: float = 0.0, package: Path | None = None) -> None:
         """A build is done, or has failed."""

@@ -126,7 +126,9 @@ def _refuse(build: Build, advice: Sequence[Advice]) -> None:
     """Raise if ``advice`` has an error."""
     errors = [a for a in advice if a.level == "error"]
     if errors:
-        raise problem_at(build, ("backend",), "; ".join(f"{a.message} [{a.rule}]" for a in errors), errors[0].hint)
+        hints = dict.fromkeys(a.hint for a in errors if a.hint)
+        message = "; ".join(f"{a.message} [{a.rule}]" for a in errors)
+        raise problem_at(build, ("backend",), message, "; ".join(hints) or None)
 
 
 def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
@@ -412,7 +414,7 @@ def _package_step(
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
-        "warnings": [a.message for a in plan.warnings],
+        "warnings": [a.sentence for a in plan.warnings],
     }
     if twin is not None:
         params["twin"] = twin.name

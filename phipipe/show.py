@@ -70,9 +70,8 @@ class Live:
         """Say what is being built."""
         for plan in plans:
             self._progress.console.print(heading(plan), style="bold", markup=False)
-            for warning in plan.warnings:
-                text = f"  warning: {warning.message} [{warning.rule}]"
-                self._progress.console.print(text, style="yellow", markup=False)
+            for line in _warnings(plan):
+                self._progress.console.print(f"  {line}", style="yellow", markup=False)
 
     def started(self, label: str, why: str) -> None:
         self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {why}", total=None)
@@ -119,8 +118,8 @@ def many(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iter
         return
     width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
     for plan in plans:
-        for warning in plan.warnings:
-            print(f"  {plan.build.name}: warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+        for line in _warnings(plan):
+            print(f"  {plan.build.name}: {line}", file=stream, flush=True)
     if not stream.isatty():
         yield Terse(width, stream)
         return
@@ -138,8 +137,8 @@ def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> 
     if not stream.isatty():
         for plan in plans:
             print(heading(plan), file=stream, flush=True)
-            for warning in plan.warnings:
-                print(f"  warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+            for line in _warnings(plan):
+                print(f"  {line}", file=stream, flush=True)
         yield Lines(width, stream)
         return
     with _live(width, stream) as live:
@@ -156,6 +155,10 @@ def _live(width: int, stream: TextIO) -> Iterator[Live]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Live(width, progress)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    return [line for warning in plan.warnings for line in warning.lines]
 
 
 def heading(plan: Plan) -> str:
@@ -213,6 +216,7 @@ def outcome_json(done: Outcome) -> dict[str, Any]:
         "package": None if done.package is None else str(done.package),
         "seconds": done.seconds,
         "on_target": done.plan.on_target,
+        "warnings": [a.as_json() for a in done.plan.warnings],
         "evaluation": metrics,
         "speed": speed,
         "steps": steps,
@@ -229,7 +233,7 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
         rows.append((step.name, state, _gib(step.output_bytes), _gib(step.memory_bytes), item.why))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [heading(planned)]
-    lines += [f"  warning: {a.message} [{a.rule}]" for a in planned.warnings]
+    lines += [f"  {line}" for line in _warnings(planned)]
     lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
     lines += [
         "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
@@ -255,7 +259,7 @@ def plan_json(planned: Plan, forecast: Sequence[Forecast]) -> dict[str, Any]:
         "api": planned.api,
         "on_target": planned.on_target,
         "fit": planned.fit and planned.fit.as_json(),
-        "warnings": [a.message for a in planned.warnings],
+        "warnings": [a.as_json() for a in planned.warnings],
         "fixups": dict(planned.fixups),
         "steps": [
             {

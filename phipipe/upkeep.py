@@ -188,6 +188,22 @@ def _run_row(run: Run) -> dict[str, object]:
     return {**told, "exit_code": run.exit_code, "seconds": seconds, "builds": list(run.builds)}
 
 
+@command("phipipe explain M20")
+@click.argument("name", metavar="ID", required=False)
+@AS_JSON
+def explain(name: str | None, as_json: bool) -> None:
+    """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without ID: all of them."""
+    from dataclasses import asdict
+
+    from phipipe import explain as explaining
+
+    if name is None:
+        print_json([asdict(e) for e in explaining.explanations().values()]) if as_json else echo(explaining.listing())
+        return
+    found = explaining.find(name)
+    print_json(asdict(found)) if as_json else echo(explaining.text(found))
+
+
 @command("phipipe doctor")
 @AS_JSON
 def doctor(as_json: bool) -> None:

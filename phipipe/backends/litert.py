@@ -237,6 +237,7 @@ RULES = (
         level="warning",
         when=lambda r, o, c: r.precision not in BITS and bool({"scheme", "group_size"} & o.model_fields_set),
         message="`quantize.scheme` and `quantize.group_size` change nothing: {recipe.precision} quantizes nothing",
+        hint="take them out, or choose int8 or int4",
     ),
 )
 
