@@ -36,6 +36,7 @@ from phipipe import __version__, tracing
 from phipipe.backends.base import Advice
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
 from phipipe.executor import Listener, Result
+from phipipe.report import peaks
 from phipipe.tracing import Sink
 
 VERSION = 1
@@ -262,12 +263,13 @@ def words(event: Mapping[str, Any]) -> str:
 def row(event: Mapping[str, Any]) -> dict[str, Any]:
     """How a step or a build ended, for a table."""
     state = "failed" if "exit_code" in event else "cached" if event.get("cached") else "done"
-    peak = event.get("peak_rss_bytes")
+    resident, anonymous = (event.get(f"peak_{kind}_bytes") for kind in ("rss", "anon"))
     return {
         "what": event.get("step") or event["build"],
         "state": state,
         "seconds": event.get("seconds"),
-        "peak_gib": None if peak is None else round(peak / 2**30, 2),
+        "peak_gib_anonymous": None if anonymous is None else round(anonymous / 2**30, 2),
+        "peak_gib_resident": None if resident is None else round(resident / 2**30, 2),
         "why": (event.get("message") or "").partition("\n")[0] or None,
     }
 
@@ -276,10 +278,8 @@ def _finished(event: Mapping[str, Any]) -> str:
     if event["cached"]:
         origin = "  from the shared store" if event.get("shared") else ""
         return f"{event['step']}  cached  {event['key'][:12]}{origin}"
-    peak = event.get("peak_rss_bytes", 0)
-    memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
     where = f", on {event['machine']}" if event.get("machine") else ""
-    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}{where}"
+    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{peaks(event)}{where}"
 
 
 def _built(event: Mapping[str, Any]) -> str:

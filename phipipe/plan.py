@@ -114,7 +114,9 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         fixups=fixups,
         fit=needed,
     )
-    whole = replace(plan, steps=tuple(_chain(plan, original, made, options)))
+    whole = replace(
+        plan, steps=tuple(replace(step, recipe=recipe.name) for step in _chain(plan, original, made, options))
+    )
     for name in () if elsewhere else whole.toolchains:
         if place := toolchain.foreign(name):
             message = f"toolchain `{name}`, which this build needs, exists for {place} only"

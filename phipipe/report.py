@@ -83,6 +83,13 @@ def size(gib: float) -> tuple[str, str]:
     return number(gib * 2**20), "KiB"
 
 
+def peaks(usage: Report) -> str:
+    """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the files it mapped."""
+    kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
+    said = [f"{usage[name] / 2**30:.2f} GiB {kind}" for kind, name in kinds if usage.get(name)]
+    return f", peak {', '.join(said)}" if said else ""
+
+
 def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[str, str]:
     """A figure as tables show it, and its unit: digits by its error or the metric, bytes by their size."""
     if metric.is_size and value > 0:

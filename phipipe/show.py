@@ -173,10 +173,8 @@ def ending(result: Result) -> str:
     if result.cached:
         return f"cached  {result.key[:12]}{'  from the shared store' if result.shared else ''}"
     usage = result.usage
-    peak = usage.get("peak_rss_bytes", 0)
-    memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
     where = f", on {result.machine}" if result.machine else ""
-    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{memory}{where}"
+    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{report.peaks(usage)}{where}"
 
 
 def outcome(done: Outcome) -> str:
@@ -226,7 +224,7 @@ def outcome_json(done: Outcome) -> dict[str, Any]:
 
 def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     """A table of steps: cached or not, why, and what they need."""
-    rows = [("step", "state", "disk", "memory", "why")]
+    rows = [("step", "state", "disk", "anonymous", "why")]
     for item in forecast:
         step = item.step
         state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
@@ -246,7 +244,7 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     disk = sum(item.step.output_bytes for item in todo)
     lines.append(
         f"  {len(todo)} of {len(forecast)} steps will run"
-        + (f", writing about {_gib(disk)}; highest memory about {_gib(planned.memory_bytes)}" if todo else "")
+        + (f", writing about {_gib(disk)}; peak about {_gib(planned.memory_bytes)} anonymous" if todo else "")
     )
     return "\n".join(lines)
 

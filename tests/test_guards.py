@@ -95,6 +95,7 @@ LAYERS = (
     {"scoring", "tracing"},
     {"plan"},
     {"worker", "process"},
+    {"why"},
     {"executor"},
     {"cluster_worker"},
     {"cluster"},

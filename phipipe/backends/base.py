@@ -71,6 +71,7 @@ class Step:
     provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
+    recipe: str = ""  # whose step it is; not in the key: it tells which earlier results are worth comparing with
     loaded_bytes: int = 0  # estimate of what its output takes when it is opened; 0: as much as in fp32
 
 
