@@ -225,6 +225,7 @@ def verify(package: Path, as_json: bool) -> None:
     """Check that a package is complete and unchanged: every file's size and SHA-256, and nothing added."""
     from phipipe import package as packages
     from phipipe.errors import SourceError
+    from phipipe.report import counted
 
     findings = packages.verify(package)
     if as_json:
@@ -232,7 +233,8 @@ def verify(package: Path, as_json: bool) -> None:
     if findings:
         for finding in findings if not as_json else ():
             echo(str(finding))
-        raise SourceError(f"`{package}` is not as it was packaged: {len(findings)} finding(s)", hint="build it again")
+        found = counted(len(findings), "finding")
+        raise SourceError(f"`{package}` is not as it was packaged: {found}", hint="build it again")
     if not as_json:
         echo(f"{package}: complete and unchanged")
 

@@ -435,7 +435,7 @@ def _package_step(
     return Step(
         name="package",
         runs="phipipe.package:package",
-        version=1,
+        version=2,
         needs=needs,
         params=params,
         provenance=True,

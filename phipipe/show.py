@@ -243,7 +243,7 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     todo = [item for item in forecast if not item.cached]
     disk = sum(item.step.output_bytes for item in todo)
     lines.append(
-        f"  {len(todo)} of {len(forecast)} steps will run"
+        f"  {len(todo)} of {report.counted(len(forecast), 'step')} will run"
         + (f", writing about {_gib(disk)}; peak about {_gib(planned.memory_bytes)} anonymous" if todo else "")
     )
     return "\n".join(lines)

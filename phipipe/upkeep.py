@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phipipe.console import AS_JSON, cli, command, echo, note, print_json, settings_of_user, store_of_user
+from phipipe.report import counted
 
 if TYPE_CHECKING:
     from phipipe.events import Run
@@ -79,7 +80,7 @@ def toolchain_install(names: Sequence[str], force: bool) -> None:
         if force:
             toolchains.remove(name, settings_of_user())
         installed = toolchains.ensure(name, settings_of_user(), note)
-        echo(f"{name}: {len(installed.packages)} packages")
+        echo(f"{name}: {counted(len(installed.packages), 'package')}")
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
