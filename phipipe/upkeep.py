@@ -22,6 +22,7 @@ from phipipe.console import (
     settings_of_user,
     store_of_user,
 )
+from phipipe.report import counted
 from phipipe.user_paths import Kind
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def toolchain_install(names: Sequence[str], force: bool) -> None:
         if force:
             toolchains.remove(name, settings_of_user())
         installed = toolchains.ensure(name, settings_of_user(), note)
-        echo(f"{name}: {len(installed.packages)} packages")
+        echo(f"{name}: {counted(len(installed.packages), 'package')}")
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
@@ -231,6 +232,22 @@ def _run_row(run: Run) -> dict[str, object]:
     seconds = None if run.seconds is None else round(run.seconds, 1)
     told = {"id": run.id, "command": run.command, "started": run.started, "state": run.state}
     return {**told, "exit_code": run.exit_code, "seconds": seconds, "builds": list(run.builds)}
+
+
+@command("phipipe explain M20")
+@click.argument("name", metavar="ID", required=False)
+@AS_JSON
+def explain(name: str | None, as_json: bool) -> None:
+    """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without ID: all of them."""
+    from dataclasses import asdict
+
+    from phipipe import explain as explaining
+
+    if name is None:
+        print_json([asdict(e) for e in explaining.explanations().values()]) if as_json else echo(explaining.listing())
+        return
+    found = explaining.find(name)
+    print_json(asdict(found)) if as_json else echo(explaining.text(found))
 
 
 @command("phipipe doctor")

@@ -23,7 +23,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets", "streams", "visible"},
+    {"errors", "hardware", "metrics", "progress", "sockets", "streams", "visible"},
     {"json_files"},
     {"code_keys"},
     {"user_paths"},
@@ -36,6 +36,7 @@ LAYERS = (
         "backends",
         "outside",
         "rules",
+        "group_rules",
         "onnx_graph",
         "onnx_links",
         "onnx_quantize",
@@ -95,12 +96,13 @@ LAYERS = (
     {"scoring", "tracing"},
     {"plan"},
     {"worker", "process"},
+    {"why"},
     {"executor"},
     {"cluster_worker"},
     {"cluster"},
     {"schedule"},
     {"preflight"},
-    {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
+    {"explain", "show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
     {"batch"},
     {"batch_report"},
     {"console", "uncaught"},
