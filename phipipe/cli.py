@@ -386,7 +386,8 @@ def _show_board(entries: Sequence[Any], page: Path) -> None:
     from phipipe import board, board_text
 
     echo(f"\n{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
-    echo(f"\n{board.answer(entries)}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
+    said = "\n".join(board.lines(board.answers(entries)))
+    echo(f"\n{said}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:
