@@ -21,12 +21,13 @@ from typing import Any, ClassVar, Literal
 
 from phipipe import __version__, card, picks, remedies
 from phipipe.errors import SourceError
+from phipipe.metrics import names
 from phipipe.picks import Answer, Candidate, Speed
 
 TYPE = "phipipe-board"
 FORMAT = 1
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
-SPEED = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib")
+SPEED = names("speed")
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
 
 
@@ -55,7 +56,7 @@ class Entry:
     window: int = 0
     skip: int = 0
     baseline_ppl: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)  # by the names of ``recipe.METRICS``
+    metrics: Mapping[str, float] = field(default_factory=dict)  # by the names of ``metrics.METRICS``
     stderr: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     profile: Mapping[str, Sequence[float]] = field(default_factory=dict)

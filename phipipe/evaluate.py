@@ -166,7 +166,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics by the names of ``recipe.METRICS``, and standard errors of those that are means."""
+    """Metrics by the names of ``metrics.METRICS``, and standard errors of those that are means."""
     import numpy as np
 
     flat = {name: values.ravel().astype(np.float64) for name, values in positions.items()}

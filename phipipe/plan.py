@@ -20,6 +20,7 @@ from phipipe import (
     fit,
     hub,
     layerwise,
+    metrics,
     reference,
     rules,
     scoring,
@@ -34,7 +35,7 @@ from phipipe.errors import TargetError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -134,7 +135,7 @@ def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
         message = f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for `{unit.api}`"
         raise problem_at(build, ("device",), message, "choose a CPU device, or the text model it was built on")
     for name in build.recipe.evaluate.gates:
-        if not seeing and name in IMAGE_METRICS:
+        if not seeing and name in metrics.names("pictures"):
             message = f"`{name}` is measured on models that see, and this is none"
             raise problem_at(build, ("evaluate", "gates", name), message, "take the gate out")
 

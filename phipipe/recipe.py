@@ -12,35 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from phipipe import metrics
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
-Metric = Literal[
-    "kld_mean", "kld_median", "kld_p99", "kld_max", "top1", "ppl", "ppl_ratio", "dp_rms", "size_gib",
-    "bits_per_weight", "load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib",
-    "image_kld_mean", "image_top1",
-]  # fmt: skip
-METRICS: Mapping[Metric, str] = {
-    "kld_mean": "KL divergence from the original, mean over positions, in nats",
-    "kld_median": "KL divergence from the original, median over positions, in nats",
-    "kld_p99": "KL divergence from the original that 1 position in 100 exceeds, in nats",
-    "kld_max": "KL divergence from the original at the worst position, in nats",
-    "top1": "share of positions where the likeliest next token is the original's, 0 to 1",
-    "ppl": "perplexity of the text",
-    "ppl_ratio": "perplexity over the original's",
-    "dp_rms": "root mean square change of the true token's probability, 0 to 1",
-    "size_gib": "all files that the runtime needs, in GiB",
-    "bits_per_weight": "bits in weight files over the original's number of parameters",
-    "load_s": "opening the model until its first token, in seconds",
-    "ttft_s": "time to the first token after the prompt, in seconds",
-    "prefill_tokens_per_s": "speed of reading the prompt, in tokens per second",
-    "decode_tokens_per_s": "speed of tokens after the first, in tokens per second",
-    "peak_memory_gib": "peak memory of the whole process, in GiB",
-    "image_kld_mean": "KL divergence from the original on questions about pictures, mean over positions, in nats",
-    "image_top1": "share of positions after pictures where the likeliest next token is the original's, 0 to 1",
-}
-IMAGE_METRICS = frozenset({"image_kld_mean", "image_top1"})  # of models that see
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
@@ -173,8 +149,8 @@ class Evaluate(Model):
         description="Positions at the start of each window that are read but not scored; half a window is what "
         "llama.cpp's perplexity tool skips.",
     )
-    gates: dict[Metric, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
-    tolerance: dict[Metric, Annotated[float, Field(ge=0)]] = Field(
+    gates: dict[metrics.Name, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
+    tolerance: dict[metrics.Name, Annotated[float, Field(ge=0)]] = Field(
         {},
         description="Metric → how much worse than the last batch's accepted package it may be, in the metric's unit; "
         "`phipipe batch` keeps that package as `latest` otherwise.",

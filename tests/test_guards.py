@@ -23,7 +23,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets"},
+    {"errors", "hardware", "metrics", "progress", "sockets"},
     {"json_files"},
     {"code_keys"},
     {"document", "keys", "settings", "transfer", "changed"},
