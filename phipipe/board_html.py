@@ -20,6 +20,7 @@ from phipipe import board, picks, report
 from phipipe.board import ZERO, Entry
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
 from phipipe.card import TEMPLATES
+from phipipe.metrics import METRICS
 from phipipe.picks import Answer
 
 if TYPE_CHECKING:
@@ -27,18 +28,20 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 # Light → dark. The series are told apart in all common kinds of colour blindness, and contrast with the
-# page by at least 3 to 1 in either theme; symbols and dashes say the same without colour.
+# page by at least 3 to 1 in either theme (tests compute both); symbols and dashes tell the precision.
 INK, MUTED, GRID, LINE, PAGE = "#1b1f24", "#57606a", "#d9dee4", "#8c959f", "#ffffff"
 SERIES = {
-    "#0069a8": "#5ab4f0",  # blue
-    "#b35900": "#f0a030",  # orange
-    "#0b7a5c": "#35c79a",  # green
-    "#a8327c": "#ee8fc4",  # pink
-    "#6a51c9": "#b3a1ff",  # violet
-    "#6b6b6b": "#bdbdbd",  # grey
+    "#005599": "#5599ee",  # blue
+    "#cc5511": "#ffbb00",  # orange
+    "#448877": "#66ddaa",  # green
+    "#991155": "#dd7799",  # pink
+    "#8844dd": "#ccbbff",  # violet
+    "#553300": "#eeff99",  # brown, and lime on the dark page
+    "#330000": "#dd4433",  # maroon, and red on the dark page
+    "#292929": "#727272",  # grey: backends that this phipipe does not know
 }
 DARK = {**SERIES, INK: "#e6edf3", MUTED: "#9da7b1", GRID: "#30363d", LINE: "#7d8590", PAGE: "#0d1117"}
-BACKENDS = ("onnxruntime", "torch", "llamacpp", "openvino", "mlx")  # each keeps its colour on every board
+BACKENDS = ("onnxruntime", "torch", "llamacpp", "openvino", "mlx", "litert", "qnn")  # each keeps its colour everywhere
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
 REPEATS = ("", "circle", "square", "diamond", "cross", "triangle-up")  # beside lines that colour and dash leave alike
@@ -198,9 +201,10 @@ def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
         ("size", "File size", "size_gib", factor, f"{unit}, all files that the runtime needs"),
     ):
         if bars := [e for e in done if metric in e.metrics]:
-            best = max(bars, key=lambda e: e.metrics[metric] * (1 if metric.endswith("per_s") else -1))
+            better = METRICS[metric].better
+            best = (max if better == "higher" else min)(bars, key=lambda e: e.metrics[metric])
             said = f"Bar chart of {axis}, {len(bars)} builds. Best: {best.name}."
-            caption = f"{axis[0].upper()}{axis[1:]}; {'higher' if metric.endswith('per_s') else 'lower'} is better."
+            caption = f"{axis[0].upper()}{axis[1:]}; {better} is better."
             if metric != "size_gib" and notes(bars):
                 caption += " Hatched: read with care; the table’s notes explain the signs."
             plots.append((name, heading, caption, said, _bars(bars, metric, scale)))

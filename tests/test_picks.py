@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_board import entry
 
 from phipipe import backends, board, picks, remedies, report
 from phipipe.device import load, names
 from phipipe.picks import Answer, Candidate, Speed
-from tests.test_board import entry
 
 LIMIT = report.KLD_FIT[1]
 HERE, ELSEWHERE = ("2 cores", 128), ("8 cores", 128)
@@ -203,8 +204,6 @@ def test_where_no_4_bit_file_is_fit_none_is_recommended_and_what_would_be_is_sai
 
 
 def test_a_board_says_its_answers_as_data() -> None:
-    import json
-
     raw = json.loads(board.dump(TRAINED))
     (told,) = raw["picks"]
     (answer,) = board.answers(TRAINED)
