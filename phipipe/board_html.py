@@ -202,8 +202,11 @@ def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
     ):
         if bars := [e for e in done if metric in e.metrics]:
             better = METRICS[metric].better
-            best = (max if better == "higher" else min)(bars, key=lambda e: e.metrics[metric])
-            said = f"Bar chart of {axis}, {len(bars)} builds. Best: {best.name}."
+            said = f"Bar chart of {axis}, {report.counted(len(bars), 'build')}."
+            alike = not board.elsewhere(bars) and {e.on_target for e in bars} == {"true"}
+            if metric == "size_gib" or (alike and len({e.device for e in bars}) == 1):  # else they do not compare
+                best = (max if better == "higher" else min)(bars, key=lambda e: e.metrics[metric])
+                said += f" Best: {best.name}."
             caption = f"{axis[0].upper()}{axis[1:]}; {better} is better."
             if metric != "size_gib" and notes(bars):
                 caption += " Hatched: read with care; the table’s notes explain the signs."

@@ -39,6 +39,13 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
     return "\n".join([*lines, *(part for note in said for part in textwrap.wrap(note, width, subsequent_indent="  "))])
 
 
+def advice(entries: Iterable[Entry]) -> list[str]:
+    """What to ship, for a terminal: a line for each device, and below it what else would come closer."""
+    found = answers(entries)
+    told = [[answer.line, *(f"  {change}." for change in answer.closer[1:])] for answer in found]
+    return [line for one in told for line in one] or lines(found)
+
+
 def _middle(text: str, width: int) -> str:
     """Names of builds differ at their ends."""
     half = (width - 1) // 2

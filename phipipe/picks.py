@@ -95,7 +95,7 @@ class Pick:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What to ship to one device."""
+    """What to ship to one device. ``line`` says it in one line, ``closer`` and ``cautions`` the rest."""
 
     device: str
     where: str  # the device in words
@@ -112,7 +112,7 @@ class Answer:
     def line(self) -> str:
         """The answer in one line."""
         if self.verdict != "ship":
-            return ". ".join([f"{self.where}: {self.reason}", *self.closer]) + "."
+            return ". ".join([f"{self.where}: {self.reason}", *self.closer[:1]]) + "."
         merged: dict[str, list[Pick]] = {}
         for pick in self.picks:
             merged.setdefault(pick.build, []).append(pick)
@@ -232,10 +232,11 @@ def _fast_pick(leaders: Sequence[Candidate]) -> Pick:
 
 def _clause(found: Sequence[Pick], *, alone: bool) -> str:
     equals = [name for pick in found for name in pick.equals]
+    like = report.counted(len(equals), "other") if len(equals) > 2 else " and ".join(equals)
     name = f"{found[0].build} (on {found[0].unit})" if found[0].unit else found[0].build
     aims = [pick.aim for pick in found]
     words = f"{name}, the best by {_listed(aims, 'and')}" if alone else f"{name} if {_listed(aims, 'or')} matters most"
-    return f"{words} (equally fast: {', '.join(equals)})" if equals else words
+    return f"{words} (equally fast as {like})" if equals else words
 
 
 def _listed(words: Sequence[str], last: str) -> str:
@@ -243,7 +244,7 @@ def _listed(words: Sequence[str], last: str) -> str:
 
 
 def _divergence(candidate: Candidate) -> str:
-    return f"mean KLD {'at least ' if candidate.bound else ''}{report.number(candidate.kld or 0.0)}"
+    return f"mean KLD of {'at least ' if candidate.bound else ''}{report.number(candidate.kld or 0.0)}"
 
 
 def _where(device: str, members: Sequence[Candidate]) -> str:
@@ -273,13 +274,13 @@ def _unfit(built: Sequence[Candidate]) -> str:
 def _closer(built: Sequence[Candidate]) -> tuple[str, ...]:
     """What in the recipes would come closer: by backend, the closest build's first."""
     ordered = sorted((c for c in built if c.sound), key=lambda c: (not c.known, c.closeness))
-    several = len({c.backend for c in ordered}) > 1
+    there = len({c.backend for c in ordered})
 
     def told(changes: Iterable[tuple[str, str]]) -> str:
         by: dict[str, list[str]] = {}
         for change, backend in dict.fromkeys(changes):
             by.setdefault(change, []).append(backend)
-        return "; ".join(f"{c} ({', '.join(backends)})" if several else c for c, backends in by.items())
+        return "; ".join(f"{c} ({', '.join(names)})" if len(names) < there else c for c, names in by.items())
 
     wider, finer = (
         told((getattr(c, kind), c.backend) for c in ordered if getattr(c, kind)) for kind in ("wider", "finer")

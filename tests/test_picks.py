@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_board import entry
 
-from phipipe import backends, board, picks, remedies, report
+from phipipe import backends, board, board_text, picks, remedies, report
 from phipipe.device import load, names
 from phipipe.picks import Answer, Candidate, Speed
 
@@ -136,12 +136,15 @@ def test_a_device_that_nothing_was_timed_on_has_no_fastest_build() -> None:
 def test_speeds_whose_spreads_overlap_are_equal_and_fidelity_then_size_decide() -> None:
     answer = only(build("near", 0.01, 2.0, 100), build("far", 0.03, 1.0, 104), build("slow", 0.001, 2.0, 50))
     assert chosen(answer)["answer speed"] == "near"
-    assert "near if answer speed matters most (equally fast: far)" in answer.line
+    assert "near if answer speed matters most (equally fast as far)" in answer.line
     answer = only(build("large", 0.01, 2.0, 104), build("small", 0.01, 1.0, 100))
     assert chosen(answer)["answer speed"] == "small"
     answer = only(build("near", 0.01, 2.0, 100), build("far", 0.03, 1.0, 120))
     assert chosen(answer)["answer speed"] == "far"
     assert "equally" not in answer.line
+    answer = only(*(build(f"b{i}", 0.01 + i / 1000, 2.0, 100) for i in range(4)))
+    assert "(equally fast as 3 others)" in answer.line
+    assert answer.picks[-1].equals == ("b1", "b2", "b3")
 
 
 def test_speeds_of_two_machines_never_decide() -> None:
@@ -192,12 +195,13 @@ def test_where_no_4_bit_file_is_fit_none_is_recommended_and_what_would_be_is_sai
     (answer,) = board.answers(TRAINED)
     assert (answer.verdict, answer.picks) == ("none fit", ())
     assert answer.reason == (
-        "none of these 4 builds is fit to ship: the closest, gguf, has a mean KLD 0.0730, beyond the limit of 0.072 "
+        "none of these 4 builds is fit to ship: the closest, gguf, has a mean KLD of 0.0730, beyond the limit of 0.072 "
         "(Q4_0, the coarsest usual 4-bit file)"
     )
-    assert answer.closer[0] == "Fit as a rule: `precision: int8` (llamacpp, openvino, torch, onnxruntime)"
+    assert answer.closer[0] == "Fit as a rule: `precision: int8`"
     assert "`quantize: {type: Q6_K}` (llamacpp)" in answer.closer[1]
     assert "`quantize: {mixed: layers}` (onnxruntime)" in answer.closer[1]
+    assert board_text.advice(TRAINED) == [answer.line, f"  {answer.closer[1]}."]
     (answer,) = board.answers([*TRAINED, entry("eight", 8.35, 3.6e-3, backend="openvino", precision="int8")])
     assert {pick.build for pick in answer.picks} == {"eight"}
     assert "Not fit" in " ".join(answer.cautions)
