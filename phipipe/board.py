@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from phipipe import __version__, card, picks, remedies
+from phipipe import __version__, card, json_files, picks, remedies
 from phipipe.errors import SourceError
 from phipipe.metrics import names
 from phipipe.picks import Answer, Candidate, Speed
@@ -181,7 +182,7 @@ def dump(entries: Iterable[Entry]) -> str:
     """The text of ``board.json``: the entries, and the answers that follow from them."""
     every = ranked(entries)
     board: dict[str, Any] = {"type": TYPE, "format": FORMAT, "phipipe": __version__}
-    board |= {"entries": [asdict(e) for e in every], "picks": [{**asdict(a), "line": a.line} for a in answers(every)]}
+    board |= {"entries": [asdict(e) for e in every], "picks": [asdict(a) for a in answers(every)]}
     return json.dumps(board, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -194,9 +195,9 @@ def load(text: str) -> list[Entry]:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        board = json.loads(text)
-    except (ValueError, RecursionError):
-        raise SourceError("this board is damaged: it is not valid JSON", hint=_HINT) from None
+        board = json_files.parse(text.encode("utf-8", "replace"), Path("board.json"))
+    except SourceError as error:
+        raise SourceError(f"this board is damaged: {error.message}", hint=_HINT) from None
     if not isinstance(board, dict) or board.get("type") != TYPE:
         raise SourceError(f"this is no board of phipipe: its `type` is not `{TYPE}`", hint=_HINT)
     version = board.get("format")

@@ -95,7 +95,7 @@ class Pick:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What to ship to one device. ``line`` says it in one line, ``closer`` and ``cautions`` the rest."""
+    """What to ship to one device."""
 
     device: str
     where: str  # the device in words
@@ -107,18 +107,7 @@ class Answer:
     cautions: tuple[str, ...] = ()  # sentences
     front: tuple[str, ...] = ()  # smallest first
     behind: Mapping[str, str] = field(default_factory=dict)  # build → the closest one on the front that is ahead of it
-
-    @property
-    def line(self) -> str:
-        """The answer in one line."""
-        if self.verdict != "ship":
-            return ". ".join([f"{self.where}: {self.reason}", *self.closer[:1]]) + "."
-        merged: dict[str, list[Pick]] = {}
-        for pick in self.picks:
-            merged.setdefault(pick.build, []).append(pick)
-        clauses = [_clause(found, alone=len(merged) == 1) for found in merged.values()]
-        clauses += [f"no pick by {aim}, since {why}" for aim, why in self.undecided.items()]
-        return f"{self.where}: ship {'; '.join(clauses)}."
+    line: str = ""  # the answer in one line
 
 
 # --- order
@@ -134,8 +123,11 @@ def ahead(a: Candidate, b: Candidate, fast: frozenset[str] = frozenset()) -> boo
 
 def front(members: Iterable[Candidate], fast: frozenset[str] = frozenset()) -> list[Candidate]:
     """Of one device's builds those that nothing is ahead of, smallest first."""
-    every = [c for c in members if c.sound and c.known]
-    return sorted((c for c in every if not any(ahead(a, c, fast) for a in every)), key=lambda c: c.smallness)
+    kept: list[Candidate] = []
+    for candidate in sorted((c for c in members if c.sound and c.known), key=lambda c: c.smallness):
+        if not any(ahead(a, candidate, fast) for a in kept):  # what is ahead of it is no larger, so came before
+            kept.append(candidate)
+    return kept
 
 
 def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
@@ -168,7 +160,7 @@ def answers(candidates: Iterable[Candidate]) -> tuple[Answer, ...]:
         if candidate.device or not candidate.failed:  # an older board does not say for which device a build failed
             groups.setdefault(candidate.device, []).append(candidate)
     untimed = {device: not any(c.speed for c in members) for device, members in groups.items()}
-    found = [_answer(device, members) for device, members in groups.items()]
+    found = [replace(a, line=_line(a)) for a in (_answer(device, members) for device, members in groups.items())]
     return tuple(sorted(found, key=lambda a: (untimed[a.device], a.device.casefold(), a.device)))
 
 
@@ -228,6 +220,17 @@ def _fast_pick(leaders: Sequence[Candidate]) -> Pick:
 
 
 # --- words
+
+
+def _line(answer: Answer) -> str:
+    if answer.verdict != "ship":
+        return ". ".join([f"{answer.where}: {answer.reason}", *answer.closer[:1]]) + "."
+    merged: dict[str, list[Pick]] = {}
+    for pick in answer.picks:
+        merged.setdefault(pick.build, []).append(pick)
+    clauses = [_clause(found, alone=len(merged) == 1) for found in merged.values()]
+    clauses += [f"no pick by {aim}, since {why}" for aim, why in answer.undecided.items()]
+    return f"{answer.where}: ship {'; '.join(clauses)}."
 
 
 def _clause(found: Sequence[Pick], *, alone: bool) -> str:
