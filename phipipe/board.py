@@ -197,7 +197,8 @@ def load(text: str) -> list[Entry]:
     try:
         board = json_files.parse(text.encode("utf-8", "replace"), Path("board.json"))
     except SourceError as error:
-        raise SourceError(f"this board is damaged: {error.message}", hint=_HINT) from None
+        why = error.message.partition(" is not valid JSON: ")[2]
+        raise SourceError(f"this is no board of phipipe: it is not valid JSON: {why}", hint=_HINT) from None
     if not isinstance(board, dict) or board.get("type") != TYPE:
         raise SourceError(f"this is no board of phipipe: its `type` is not `{TYPE}`", hint=_HINT)
     version = board.get("format")

@@ -75,6 +75,6 @@ def _advice(answer: Answer) -> str:
     say = card.inline
     said = [f"{pick.aim}: {card.code(pick.build)} ({say(pick.words)})" for pick in answer.picks]
     said += [f"{aim}: no pick, since {say(why)}" for aim, why in answer.undecided.items()]
-    if answer.reason:
+    if not answer.picks:
         said = [". ".join(say(part) for part in (answer.reason, *answer.closer))]
     return f"- **{say(answer.where)}** – {' '.join(['; '.join(said) + '.', *map(say, answer.cautions)])}"

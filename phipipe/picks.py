@@ -102,7 +102,7 @@ class Answer:
     verdict: Literal["ship", "none fit", "nothing built"]
     picks: tuple[Pick, ...] = ()
     undecided: Mapping[Aim, str] = field(default_factory=dict)  # aim → why there is no pick
-    reason: str = ""  # why there is nothing to ship
+    reason: str = ""  # why there is nothing to ship, or nothing to choose
     closer: tuple[str, ...] = ()  # then: what in the recipes would come closer
     cautions: tuple[str, ...] = ()  # sentences
     front: tuple[str, ...] = ()  # smallest first
@@ -186,7 +186,9 @@ def _answer(device: str, members: Sequence[Candidate]) -> Answer:
     of_aim, undecided = _choose([c for c in best if c.fit], leaders)
     units = {c.name: c.api for c in built if len({c.api for c in built}) > 1}
     chosen = tuple(replace(pick, unit=units.get(pick.build, "")) for pick in of_aim)
-    return replace(known, picks=chosen, undecided={**undecided, **({"answer speed": doubt} if doubt else {})})
+    undecided |= {"answer speed": doubt} if doubt else {}
+    reason = "" if len(fit) > 1 else "the only one that is fit" if len(built) > 1 else "the only build"
+    return replace(known, picks=chosen, undecided=undecided, reason=reason)
 
 
 def _choose(best: Sequence[Candidate], leaders: Sequence[Candidate]) -> tuple[list[Pick], dict[Aim, str]]:
@@ -225,6 +227,8 @@ def _fast_pick(leaders: Sequence[Candidate]) -> Pick:
 def _line(answer: Answer) -> str:
     if answer.verdict != "ship":
         return ". ".join([f"{answer.where}: {answer.reason}", *answer.closer[:1]]) + "."
+    if answer.reason:
+        return f"{answer.where}: ship {answer.picks[0].build}, {answer.reason}."
     merged: dict[str, list[Pick]] = {}
     for pick in answer.picks:
         merged.setdefault(pick.build, []).append(pick)

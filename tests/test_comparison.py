@@ -43,7 +43,7 @@ def test_boards_are_read_back_from_file_and_folder(made: Path) -> None:
     [
         ("nowhere", None, "does not exist"),
         ("empty/", None, "holds neither a package nor a board"),
-        ("board.json", b"{", "damaged"),
+        ("board.json", b"{", "not valid JSON"),
         ("board.json", b"\xff\xfe", "not UTF-8"),
         ("board.json", b"[]", "no board of phipipe"),
         ("package/manifest.json", b"{}", "manifest"),

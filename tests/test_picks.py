@@ -70,7 +70,8 @@ def test_every_device_gets_one_answer_and_every_pick_is_fit_and_on_its_own_front
         mine = {c.name for c in every if c.device == answer.device}
         fit = {name for name in mine if by_name[name].fit}
         assert {pick.build for pick in answer.picks} <= fit & set(answer.front)
-        assert bool(fit) == (answer.verdict == "ship") == bool(answer.picks) == (not answer.reason)
+        assert bool(fit) == (answer.verdict == "ship") == bool(answer.picks)
+        assert bool(answer.reason) == (len(fit) < 2)
         assert len({pick.aim for pick in answer.picks} | set(answer.undecided)) == (3 if fit else 0)
         assert set(answer.behind) | {*answer.behind.values(), *answer.front} <= mine
         assert len(answer.line.splitlines()) == 1
@@ -130,7 +131,10 @@ def test_a_device_that_nothing_was_timed_on_has_no_fastest_build() -> None:
     assert only(build("small", speed=9), build("x", size=0.5)).undecided == {
         "answer speed": "only small was timed on the device"
     }
-    assert chosen(only(build("alone", speed=9))) == dict.fromkeys(("size", "fidelity", "answer speed"), "alone")
+    alone = only(build("alone", speed=9))
+    assert chosen(alone) == dict.fromkeys(("size", "fidelity", "answer speed"), "alone")
+    assert alone.line == "a board, cpu: ship alone, the only build."
+    assert only(build("good"), build("bad", 0.5)).line == "a board, cpu: ship good, the only one that is fit."
 
 
 def test_speeds_whose_spreads_overlap_are_equal_and_fidelity_then_size_decide() -> None:
