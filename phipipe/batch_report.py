@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from phipipe import __version__, batch, board, board_html, collect, package, report, room
 from phipipe.batch import Done
 from phipipe.board import Entry
+from phipipe.board_columns import COLUMNS, build_words
 from phipipe.errors import PhipipeError, Skipped
 from phipipe.metrics import METRICS, Metric
 
@@ -209,8 +210,9 @@ def _entry(done: Done, out: Path) -> Entry | None:
         return next(iter(_read(out / done.item.name / done.version)), None)
     if done.error is None or done.item.build is None:
         return None  # of a recipe that cannot be read, neither runtime nor precision is known
-    made = done.item.build.recipe
-    return board.failed(done.item.name, made.backend, made.precision, done.error.message)
+    made, planned = done.item.build.recipe, done.item.plan
+    target = (planned.device.title, planned.api) if planned else ("", "")
+    return board.failed(done.item.name, made.backend, made.precision, done.error.message, *target)
 
 
 def _read(folder: Path) -> list[Entry]:
@@ -272,13 +274,11 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
             "page": f"{name}.html",
             "source": first.source,
             "text": f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}",
-            "answer": board.answer(members),
-            "rows": [(entry, board.build_words(entry), [c.text(entry) for c in board.COLUMNS]) for entry in ranked],
+            "answers": board.lines(board.answers(members)),
+            "rows": [(entry, build_words(entry), [c.text(entry) for c in COLUMNS]) for entry in ranked],
         }
         for name, members in groups.items()
         for first, ranked in [(members[0], board.ranked(members))]
     ]
-    lost = [(entry.name, board.build_words(entry), board.one_line(entry.error or "")) for entry in failed]
-    return environment.get_template("boards.html.j2").render(
-        title=title, tables=tables, columns=board.COLUMNS, failed=lost
-    )
+    lost = [(entry.name, build_words(entry), board.one_line(entry.error or "")) for entry in failed]
+    return environment.get_template("boards.html.j2").render(title=title, tables=tables, columns=COLUMNS, failed=lost)

@@ -2,8 +2,8 @@
 
 Pure functions over what finished packages' manifests hold; a build that failed has an entry too. Builds
 are ordered by fidelity per size, ``-log10(mean KL divergence) / bits per weight``: decimal digits in which
-the predictions agree with the original's, per bit spent on a weight. A build is on the Pareto front if no
-other one is at most as large and at most as far from the original (and better in one of the two).
+the predictions agree with the original's, per bit spent on a weight. What to ship to which device, and what is
+behind what there, ``picks`` decides.
 
 Fidelity compares across machines, speed does not: entries measured on another machine, or with a prompt of
 another length, than most are marked.
@@ -13,30 +13,23 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from phipipe import __version__, card, report
+from phipipe import __version__, card, json_files, picks, remedies
 from phipipe.errors import SourceError
-from phipipe.metrics import METRICS, names
+from phipipe.metrics import names
+from phipipe.picks import Answer, Candidate, Speed
 
 TYPE = "phipipe-board"
 FORMAT = 1
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
 SPEED = names("speed")
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
-ON_TARGET = ("false", "emulated", "true")
-MARKS = {
-    "†": "measured on another machine or with another prompt than most: speeds do not compare",
-    "~": "the device was emulated: what it computes is the device's, the speed is not",
-    "°": "not measured on the device: fidelity holds there, speed and memory do not",
-    "≥": "measured on the device against the likeliest tokens of each position, which travel with the package: a lower "
-    "bound",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +95,15 @@ class Entry:
 
 
 def from_manifest(manifest: Mapping[str, Any]) -> Entry:
-    """The entry of a finished package, by its manifest."""
+    """The entry of a finished package, by its manifest.
+
+    Raises:
+        SourceError: figures are missing without which a build cannot be compared.
+    """
     fidelity, speed, source, steps = (manifest[name] for name in ("fidelity", "speed", "source", "steps"))
     tools = {n: v for step in steps.values() for n, v in step["tools"].items() if card.MAIN_TOOLS.fullmatch(n)}
     baseline = fidelity["baseline"]
-    return Entry(
+    made = Entry(
         **{name: manifest[name] for name in ("name", "backend", "precision", "backend_title", "scheme", "api")},
         device=manifest["device"]["title"],
         on_target=manifest["on_target"],
@@ -128,6 +125,9 @@ def from_manifest(manifest: Mapping[str, Any]) -> Entry:
         tools=dict(sorted(tools.items())),
         keys={name: steps[name]["key"] for name in sorted(steps)},
     )
+    if complaint := _complaint(made):
+        raise SourceError(f"the manifest of `{one_line(made.name)}` {complaint}", hint="build the package again")
+    return made
 
 
 def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, speed: Mapping[str, Any]) -> Entry:
@@ -159,9 +159,10 @@ def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, 
     )
 
 
-def failed(name: str, backend: str, precision: str, message: str) -> Entry:
-    """The entry of a build that came to nothing."""
-    return Entry(name=name, backend=backend, precision=precision, error=message or "failed")
+def failed(name: str, backend: str, precision: str, message: str, device: str = "", api: str = "") -> Entry:
+    """The entry of a build that came to nothing; of its device at least the title may be known."""
+    told = message or "failed"
+    return Entry(name=name, backend=backend, precision=precision, error=told, device=device, api=api)
 
 
 def _text_words(recipe: Mapping[str, Any]) -> str:
@@ -178,8 +179,10 @@ def host_words(host: Mapping[str, Any]) -> str:
 
 
 def dump(entries: Iterable[Entry]) -> str:
-    """The text of ``board.json``."""
-    board = {"type": TYPE, "format": FORMAT, "phipipe": __version__, "entries": [asdict(e) for e in ranked(entries)]}
+    """The text of ``board.json``: the entries, and the answers that follow from them."""
+    every = ranked(entries)
+    board: dict[str, Any] = {"type": TYPE, "format": FORMAT, "phipipe": __version__}
+    board |= {"entries": [asdict(e) for e in every], "picks": [asdict(a) for a in answers(every)]}
     return json.dumps(board, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -192,9 +195,10 @@ def load(text: str) -> list[Entry]:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        board = json.loads(text)
-    except (ValueError, RecursionError):
-        raise SourceError("this board is damaged: it is not valid JSON", hint=_HINT) from None
+        board = json_files.parse(text.encode("utf-8", "replace"), Path("board.json"))
+    except SourceError as error:
+        why = error.message.partition(" is not valid JSON: ")[2]
+        raise SourceError(f"this is no board of phipipe: it is not valid JSON: {why}", hint=_HINT) from None
     if not isinstance(board, dict) or board.get("type") != TYPE:
         raise SourceError(f"this is no board of phipipe: its `type` is not `{TYPE}`", hint=_HINT)
     version = board.get("format")
@@ -229,6 +233,8 @@ def _complaint(entry: Entry) -> str | None:
         return f"has no `{missing[0]}`"
     if any(entry.metrics[name] <= 0 for name in REQUIRED[1:]):
         return "has no size"
+    if not all(math.isfinite(value) for value in (*entry.metrics.values(), *entry.stderr.values())):
+        return "has a figure that is no number"
     curves = (value for name in ("by_position", "quantiles") for value in entry.profile.get(name, ()))
     if min([*entry.metrics.values(), *entry.stderr.values(), *curves]) < 0:
         return "has a figure below zero"
@@ -238,7 +244,7 @@ def _complaint(entry: Entry) -> str | None:
     return None if all(len(ends) == 2 for ends in entry.spread.values()) else "has a spread that is no pair"
 
 
-# --- order, front, comparability
+# --- order, answers, comparability
 
 
 def done(entries: Iterable[Entry]) -> list[Entry]:
@@ -248,9 +254,7 @@ def done(entries: Iterable[Entry]) -> list[Entry]:
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
     """Most fidelity per size first, failed ones last; names are made distinct."""
-    ordered = sorted(
-        entries, key=lambda e: (1, 0.0, 0.0, e.name) if e.error is not None else (0, -e.score, e.size, e.name)
-    )
+    ordered = sorted(entries, key=lambda e: (*_worth(e), e.name, e.device, e.api, e.backend, e.precision, e.scheme))
     taken: set[str] = set()
     distinct = []
     for entry in ordered:
@@ -261,32 +265,53 @@ def ranked(entries: Iterable[Entry]) -> list[Entry]:
     return distinct
 
 
-def dominates(a: Entry, b: Entry) -> bool:
-    """Whether ``a`` is as small and as faithful as ``b``, and better in one of the two."""
-    return (a.size <= b.size and a.kld <= b.kld) and (a.size, a.kld) != (b.size, b.kld)
+def _worth(entry: Entry) -> tuple[int, float, float]:
+    return (1, 0.0, 0.0) if entry.error is not None else (0, -entry.score, entry.size)
 
 
-def front(entries: Iterable[Entry]) -> list[Entry]:
-    """The Pareto front, smallest first."""
-    kept: list[Entry] = []
-    for entry in sorted(done(entries), key=lambda e: (e.size, e.kld)):
-        last = kept[-1] if kept else entry  # the most faithful so far, and no larger
-        if not dominates(last, entry):
-            kept.append(entry)
-    return kept
+def answers(entries: Iterable[Entry]) -> tuple[Answer, ...]:
+    """What to ship to each device that was asked for; where builds share a name, by the names of ``ranked``."""
+    return picks.answers(candidates(ranked(entries)))
 
 
-def behind(entries: Iterable[Entry]) -> dict[str, str]:
-    """Every entry off the front → the most faithful one on it that dominates it, by name."""
-    every = done(entries)
-    best = front(every)
-    sizes = [entry.size for entry in best]
-    found = {}
-    for entry in every:
-        rival = best[bisect_right(sizes, entry.size) - 1]  # of those no larger, the last is the most faithful
-        if dominates(rival, entry):
-            found[entry.name] = best[bisect_left(sizes, rival.size)].name  # of equals, the first
-    return found
+def candidates(entries: Sequence[Entry]) -> list[Candidate]:
+    """``entries``, whose names are distinct, as decisions see them."""
+    there = {(e.device, e.backend, e.precision) for e in done(entries)}
+    return [_candidate(e, {p for d, b, p in there if (d, b) == (e.device, e.backend)}) for e in entries]
+
+
+def _candidate(entry: Entry, taken: Collection[str]) -> Candidate:
+    """What decisions need of ``entry``, whose device has builds of its backend in the precisions ``taken``."""
+    value = entry.metrics.get("decode_tokens_per_s", 0.0)
+    spread = entry.spread.get("decode_tokens_per_s", ())
+    return Candidate(
+        name=entry.name,
+        device=one_line(entry.device),
+        backend=one_line(entry.backend),
+        api=one_line(entry.api),
+        failed=entry.error is not None,
+        size=entry.metrics.get("size_gib"),
+        kld=entry.metrics.get("kld_mean"),
+        bound=entry.reference,
+        quantized=entry.precision.startswith("int"),
+        sound=entry.sound,
+        place=entry.on_target,
+        speed=Speed.of(value, spread, entry.conditions) if value > 0 and entry.on_target == "true" else None,
+        wider=remedies.wider(entry.backend, entry.api, entry.precision, taken),
+        finer=remedies.finer(entry.backend, entry.api, entry.precision, entry.scheme),
+    )
+
+
+def lines(found: Sequence[Answer]) -> list[str]:
+    """The board in a sentence for each device."""
+    return [answer.line for answer in found] or ["Nothing to ship: no build succeeded."]
+
+
+def standing(found: Iterable[Answer]) -> tuple[frozenset[str], dict[str, str]]:
+    """Names of those on their device's Pareto front; of others, who is ahead of them."""
+    every = list(found)
+    rivals = {name: rival for answer in every for name, rival in answer.behind.items()}
+    return frozenset(name for answer in every for name in answer.front), rivals
 
 
 def check_comparable(entries: Iterable[Entry]) -> None:
@@ -322,145 +347,6 @@ def elsewhere(entries: Iterable[Entry]) -> frozenset[str]:
     return frozenset(e.name for e in every if e.conditions != usual)
 
 
-def marks(entry: Entry, away: frozenset[str]) -> str:
-    """What must be known of its speed, as signs that ``MARKS`` explains."""
-    target = {"emulated": "~", "false": "°"}.get(entry.on_target, "")
-    return target + ("†" if entry.name in away else "")
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the board: ``value`` is what it sorts by, ``text`` what it shows."""
-
-    title: str
-    short: str  # its title where it is narrow
-    value: Callable[[Entry], float | None]
-    text: Callable[[Entry], str]
-    speed: bool  # its cells carry marks
-
-
-def _metric(name: str) -> Column:
-    metric = METRICS[name]
-
-    def value(entry: Entry) -> float | None:
-        return entry.metrics[name] * metric.factor if name in entry.metrics else None
-
-    def text(entry: Entry) -> str:
-        found = value(entry)
-        if found is None:
-            return "–"
-        if metric.is_size:
-            return " ".join(report.size(found)) if found > 0 else "0"
-        if name == "kld_mean":
-            return ("≥ " if entry.reference else "") + report.with_error(found, entry.stderr.get(name))
-        if metric.unit == "s":
-            return f"{report.number(found)} s" if found >= 1 else f"{report.number(1000 * found)} ms"
-        return report.number(found, metric.digits)
-
-    return Column(metric.column, metric.heading, value, text, metric.kind == "speed")
-
-
-COLUMNS = (
-    *map(_metric, ("size_gib", "bits_per_weight", "kld_mean")),
-    Column("on target", "target", lambda e: ON_TARGET.index(e.on_target), lambda e: e.on_target, speed=False),
-    *map(_metric, ("top1", "ppl_ratio", "decode_tokens_per_s", "ttft_s", "peak_memory_gib")),
-)
-
-
-def cell(column: Column, entry: Entry, away: frozenset[str]) -> str:
-    """What ``column`` shows of ``entry``, with its marks."""
-    shown = column.text(entry)
-    signs = marks(entry, away) if column.speed and column.value(entry) is not None else ""
-    return f"{shown} {signs}" if signs else shown
-
-
 def one_line(text: str) -> str:
     """Without line breaks and control characters: it may come from a tool that failed."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def build_words(entry: Entry) -> str:
-    return one_line(f"{entry.backend} {entry.scheme or entry.precision}")
-
-
-def notes(entries: Sequence[Entry]) -> list[str]:
-    """The explanations of those marks that occur."""
-    away = elsewhere(entries)
-    used = "".join(marks(e, away) + ("≥" if e.reference else "") for e in done(entries))
-    return [f"{sign} {meaning}" for sign, meaning in MARKS.items() if sign in used]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """What to ship to one kind of device; each choice with the words that justify it."""
-
-    where: str
-    choices: tuple[tuple[str, Entry, str], ...]  # reason, build, its figure
-    caution: str  # what the numbers are not; empty if they are the device's own
-
-
-def picks(entries: Iterable[Entry]) -> list[Pick]:
-    """Per device and API: the smallest within the 4-bit yardstick, the most faithful quantized, the fastest."""
-    every = ranked(entries)
-    groups: dict[tuple[str, str], list[Entry]] = {}
-    for entry in done(every):
-        groups.setdefault((entry.device, entry.api), []).append(entry)
-    found = [_pick(device, api, members) for (device, api), members in groups.items()]
-    return sorted(found, key=lambda pick: bool(pick.caution))  # stable: where numbers are the device's own, first
-
-
-def _pick(device: str, api: str, members: Sequence[Entry]) -> Pick:
-    away = elsewhere(members)
-    sound = [e for e in members if e.sound]
-    near = [e for e in sound if e.kld <= report.KLD_4_BIT[1]]
-    quantized = [e for e in sound if e.precision.startswith("int")]
-    # an emulator's speed says nothing; the build machine's at least orders the builds
-    timed = [
-        e for e in sound if "decode_tokens_per_s" in e.metrics and e.name not in away and e.on_target != "emulated"
-    ]
-    choices = []
-    if near:
-        best = min(near, key=lambda e: (e.size, e.kld))
-        shown = f"{' '.join(report.size(best.size))}, mean KLD {report.number(best.kld)}"
-        choices.append(("size", best, f"the smallest file within the 4-bit yardstick: {shown}"))
-    if quantized:
-        best = min(quantized, key=lambda e: (e.kld, e.size))
-        choices.append(("fidelity", best, f"the closest quantized build: mean KLD {report.number(best.kld)}"))
-    if timed:
-        best = max(timed, key=lambda e: e.metrics["decode_tokens_per_s"])
-        where = "" if best.on_target == "true" else " on the build machine, which is no such device"
-        shown = report.number(best.metrics["decode_tokens_per_s"])
-        choices.append(("answer speed", best, f"the fastest: {shown} tokens/s{where}"))
-    where = device if api in device.casefold() else f"{device}, {api}"
-    return Pick(where=where, choices=tuple(choices), caution=_caution(members, near))
-
-
-def _caution(members: Sequence[Entry], near: Sequence[Entry]) -> str:
-    kinds, said = {e.on_target for e in members}, []
-    some = "" if len(kinds) == 1 else "Some: "
-    if "emulated" in kinds:
-        said.append(f"{some}the device was emulated, so its speed and memory are unknown.")
-    if "false" in kinds:
-        said.append(f"{some}not measured on the device: speed and memory are the build machine's.")
-    if not near:
-        said.append(f"No sound build is within the 4-bit yardstick (mean KLD {report.KLD_4_BIT[1]:g}).")
-    if odd := [e.name for e in members if not e.sound]:
-        said.append(f"Not considered, since they read text or chats unlike the original: {', '.join(odd)}.")
-    return " ".join(sentence[0].upper() + sentence[1:] for sentence in said)
-
-
-def answer(entries: Iterable[Entry]) -> str:
-    """The board in one sentence."""
-    found = picks(entries)
-    if not found:
-        return "Nothing to ship: no build succeeded."
-    pick = found[0]
-    if not pick.choices:
-        return f"Nothing to ship to {pick.where}: no build is sound."
-    merged: dict[str, list[str]] = {}
-    for reason, entry, _ in pick.choices:
-        merged.setdefault(entry.name, []).append(reason)
-    if len(merged) == 1 and len(pick.choices) > 1:
-        return f"{pick.where}: ship {next(iter(merged))}: it leads in {' and '.join(r for r, _, _ in pick.choices)}."
-    clauses = [f"{name} if {' or '.join(reasons)} matters most" for name, reasons in merged.items()]
-    return f"{pick.where}: ship {'; '.join(clauses)}."

@@ -16,27 +16,32 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phipipe import board, report
-from phipipe.board import COLUMNS, ZERO, Entry
+from phipipe import board, picks, report
+from phipipe.board import ZERO, Entry
+from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
 from phipipe.card import TEMPLATES
+from phipipe.metrics import METRICS
+from phipipe.picks import Answer
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from markupsafe import Markup
 
 # Light → dark. The series are told apart in all common kinds of colour blindness, and contrast with the
-# page by at least 3 to 1 in either theme; symbols and dashes say the same without colour.
+# page by at least 3 to 1 in either theme (tests compute both); symbols and dashes tell the precision.
 INK, MUTED, GRID, LINE, PAGE = "#1b1f24", "#57606a", "#d9dee4", "#8c959f", "#ffffff"
 SERIES = {
-    "#0069a8": "#5ab4f0",  # blue
-    "#b35900": "#f0a030",  # orange
-    "#0b7a5c": "#35c79a",  # green
-    "#a8327c": "#ee8fc4",  # pink
-    "#6a51c9": "#b3a1ff",  # violet
-    "#6b6b6b": "#bdbdbd",  # grey
+    "#005599": "#5599ee",  # blue
+    "#cc5511": "#ffbb00",  # orange
+    "#448877": "#66ddaa",  # green
+    "#991155": "#dd7799",  # pink
+    "#8844dd": "#ccbbff",  # violet
+    "#553300": "#eeff99",  # brown, and lime on the dark page
+    "#330000": "#dd4433",  # maroon, and red on the dark page
+    "#292929": "#727272",  # grey: backends that this phipipe does not know
 }
 DARK = {**SERIES, INK: "#e6edf3", MUTED: "#9da7b1", GRID: "#30363d", LINE: "#7d8590", PAGE: "#0d1117"}
-BACKENDS = ("onnxruntime", "torch", "llamacpp", "openvino", "mlx")  # each keeps its colour on every board
+BACKENDS = ("onnxruntime", "torch", "llamacpp", "openvino", "mlx", "litert", "qnn")  # each keeps its colour everywhere
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
 REPEATS = ("", "circle", "square", "diamond", "cross", "triangle-up")  # beside lines that colour and dash leave alike
@@ -51,7 +56,7 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     from plotly.offline import get_plotlyjs
 
     every = board.ranked(entries)
-    done = board.done(every)
+    done, found = board.done(every), board.answers(every)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -62,13 +67,14 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     )
     return environment.get_template("board.html.j2").render(
         title=title,
-        answer=board.answer(every),
+        answers=board.lines(found),
         facts=_facts(done),
         columns=COLUMNS,
-        rows=_rows(every),
-        notes=board.notes(every),
-        picks=board.picks(every),
-        plots=_plots(done),
+        rows=_rows(every, found),
+        front=FRONT,
+        notes=notes(every),
+        picks=found,
+        plots=_plots(done, found),
         checks=[_checks(entry) for entry in done],
         provenance=[_provenance(entry) for entry in done],
         colours=embedded(DARK),
@@ -107,16 +113,16 @@ def _facts(done: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _rows(every: Sequence[Entry]) -> list[dict[str, Any]]:
-    away, best, rivals = board.elsewhere(every), {e.name for e in board.front(every)}, board.behind(every)
+def _rows(every: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any]]:
+    away, (best, rivals) = board.elsewhere(every), board.standing(found)
     return [
         {
             "entry": entry,
-            "build": board.build_words(entry),
+            "build": build_words(entry),
             "error": board.one_line(entry.error or ""),
             "cells": []
             if entry.error is not None
-            else [{"text": board.cell(c, entry, away), "value": c.value(entry)} for c in COLUMNS],
+            else [{"text": cell(c, entry, away), "value": c.value(entry)} for c in COLUMNS],
             "front": entry.name in best,
             "behind": rivals.get(entry.name, ""),
             "score": report.number(entry.score) if entry.error is None else "",
@@ -168,23 +174,24 @@ def _colour(entry: Entry) -> str:
 
 
 def _hover(entry: Entry, away: frozenset[str]) -> str:
-    figures = [f"{c.title}: {board.cell(c, entry, away)}" for c in COLUMNS if c.value(entry) is not None]
-    return "<br>".join([f"<b>{label(entry.name)}</b>", label(board.build_words(entry), 80), *map(label, figures)])
+    figures = [f"{c.title}: {cell(c, entry, away)}" for c in COLUMNS if c.value(entry) is not None]
+    return "<br>".join([f"<b>{label(entry.name)}</b>", label(build_words(entry), 80), *map(label, figures)])
 
 
-def _plots(done: Sequence[Entry]) -> list[dict[str, Any]]:
+def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any]]:
     """Every plot: its heading, what it shows in words, and its figure as JSON."""
     if not done:
         return []
     unit, factor = ("GiB", 1.0) if max(e.size for e in done) >= 1 else ("MiB", 1024.0)
-    names = ", ".join(e.name for e in board.front(done))
+    names = "; ".join(f"{answer.where}: {', '.join(answer.front)}" for answer in found if answer.front)
+    lines = "the line" if len({e.device for e in done}) == 1 else "its device’s line"
     plots = [
         (
             "front",
             "Size against fidelity",
-            "Left is smaller, down is closer to the original. No build lies left of and below the line.",
+            f"Left is smaller, down is closer to the original. No build lies left of and below {lines}.",
             f"Scatter plot of file size against mean KL divergence. On the Pareto front, smallest first: {names}.",
-            _scatter(done, unit, factor),
+            _scatter(done, found, unit, factor),
         )
     ]
     for name, heading, metric, scale, axis in (
@@ -194,10 +201,14 @@ def _plots(done: Sequence[Entry]) -> list[dict[str, Any]]:
         ("size", "File size", "size_gib", factor, f"{unit}, all files that the runtime needs"),
     ):
         if bars := [e for e in done if metric in e.metrics]:
-            best = max(bars, key=lambda e: e.metrics[metric] * (1 if metric.endswith("per_s") else -1))
-            said = f"Bar chart of {axis}, {len(bars)} builds. Best: {best.name}."
-            caption = f"{axis[0].upper()}{axis[1:]}; {'higher' if metric.endswith('per_s') else 'lower'} is better."
-            if metric != "size_gib" and board.notes(bars):
+            better = METRICS[metric].better
+            said = f"Bar chart of {axis}, {report.counted(len(bars), 'build')}."
+            alike = not board.elsewhere(bars) and {e.on_target for e in bars} == {"true"}
+            if metric == "size_gib" or (alike and len({e.device for e in bars}) == 1):  # else they do not compare
+                best = (max if better == "higher" else min)(bars, key=lambda e: e.metrics[metric])
+                said += f" Best: {best.name}."
+            caption = f"{axis[0].upper()}{axis[1:]}; {better} is better."
+            if metric != "size_gib" and notes(bars):
                 caption += " Hatched: read with care; the table’s notes explain the signs."
             plots.append((name, heading, caption, said, _bars(bars, metric, scale)))
     if any(e.profile.get("by_position") for e in done):
@@ -240,13 +251,24 @@ def _figure(height: int, **layout: Any) -> go.Figure:
     return figure
 
 
-def _scatter(done: Sequence[Entry], unit: str, factor: float) -> go.Figure:
+def _scatter(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: float) -> go.Figure:
     import plotly.graph_objects as go
 
-    figure, away, best = _figure(520, hovermode="closest"), board.elsewhere(done), board.front(done)
-    sizes, klds = [e.size * factor for e in best], [max(e.kld, ZERO) for e in best]
-    line = {"color": LINE, "width": 2, "shape": "hv"}
-    figure.add_scatter(x=sizes, y=klds, mode="lines", line=line, name="Pareto front", hoverinfo="skip")
+    figure, away, (best, _) = _figure(520, hovermode="closest"), board.elsewhere(done), board.standing(found)
+    candidates = board.candidates(done)
+    line: dict[str, Any] = {"color": LINE, "width": 2, "shape": "hv"}
+    for i, device in enumerate(sorted({(c.device, c.bound) for c in candidates})):
+        steps = picks.front(c for c in candidates if (c.device, c.bound) == device)
+        figure.add_scatter(
+            x=[(c.size or 0.0) * factor for c in steps],
+            y=[max(c.kld or 0.0, ZERO) for c in steps],
+            mode="lines",
+            line=line,
+            name="Pareto front",
+            legendgroup="front",
+            showlegend=i == 0,
+            hoverinfo="skip",
+        )
     for backend in sorted({e.backend for e in done}):
         mine = [e for e in done if e.backend == backend]
         figure.add_scatter(
@@ -258,7 +280,7 @@ def _scatter(done: Sequence[Entry], unit: str, factor: float) -> go.Figure:
             marker={
                 "color": _colour(mine[0]),
                 "symbol": [SYMBOLS.get(e.precision, "x") for e in mine],
-                "size": [13 if e in best else 10 for e in mine],
+                "size": [13 if e.name in best else 10 for e in mine],
                 "line": {"color": PAGE, "width": 1},
                 "opacity": 1,
             },
@@ -271,10 +293,10 @@ def _scatter(done: Sequence[Entry], unit: str, factor: float) -> go.Figure:
     for precision in dict.fromkeys(e.precision for e in sorted(done, key=lambda e: e.precision)):
         marker = {"symbol": SYMBOLS.get(precision, "x"), "color": MUTED, "size": 10}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=label(precision), marker=marker))
-    # the script places these: where they fit depends on the window's width
-    figure.update_layout(
-        meta={"labels": [[x, y, board.one_line(e.name)] for x, y, e in zip(sizes, klds, best, strict=True)]}
-    )
+    # the script places these: where they fit depends on the window's width. Left of and below all lines there is room
+    outer = picks.front(candidates)
+    labels = [[(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), board.one_line(c.name)] for c in outer]
+    figure.update_layout(meta={"labels": labels})
     every = [math.log10(e.size * factor) for e in done]
     width = max(max(every) - min(every), 0.3)
     ends = [min(every) - 0.3 * width, max(every) + 0.08 * width]  # labels of the front go left
@@ -306,7 +328,7 @@ def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 def _bars(done: Sequence[Entry], metric: str, factor: float) -> go.Figure:
     away = board.elsewhere(done)
-    signs = ["" if metric == "size_gib" else board.marks(e, away) for e in done]
+    signs = ["" if metric == "size_gib" else marks(e, away) for e in done]
     figure = _figure(70 + 27 * len(done), bargap=0.25, showlegend=False)
     values = [e.metrics[metric] * factor for e in done]
     spread = [

@@ -6,27 +6,15 @@ import textwrap
 from collections.abc import Callable, Iterable
 
 from phipipe import card
-from phipipe.board import (
-    COLUMNS,
-    Entry,
-    answer,
-    behind,
-    build_words,
-    cell,
-    done,
-    elsewhere,
-    front,
-    notes,
-    one_line,
-    picks,
-    ranked,
-)
+from phipipe.board import Entry, answers, done, elsewhere, lines, one_line, ranked, standing
+from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, notes
+from phipipe.picks import Answer
 
 
 def table(entries: Iterable[Entry], width: int = 100) -> str:
     """The board for a terminal, no line longer than ``width``: the last columns go first where it is narrow."""
     every = ranked(entries)
-    away, best, rivals = elsewhere(every), {e.name for e in front(every)}, behind(every)
+    away, (best, rivals) = elsewhere(every), standing(answers(every))
     heads = ["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]
 
     def measured(build: Callable[[Entry], str], longest: int) -> tuple[list[list[str]], list[int]]:
@@ -47,8 +35,15 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
         cells = [f"{text:{way}{n}}" for text, way, n in zip(row, ways, wide, strict=False)]
         lines.append(f"{sign} {'  '.join(cells)}"[:width].rstrip())
     said = [f"! {e.name}: {build_words(e)}, failed: {one_line(e.error or '')}" for e in every if e.error is not None]
-    said += ["* on the Pareto front: nothing smaller is as close to the original", *notes(every)]
+    said += [f"* {FRONT}", *notes(every)]
     return "\n".join([*lines, *(part for note in said for part in textwrap.wrap(note, width, subsequent_indent="  "))])
+
+
+def advice(entries: Iterable[Entry]) -> list[str]:
+    """What to ship, for a terminal: a line for each device, and below it what else would come closer."""
+    found = answers(entries)
+    told = [[answer.line, *(f"  {change}." for change in answer.closer[1:])] for answer in found]
+    return [line for one in told for line in one] or lines(found)
 
 
 def _middle(text: str, width: int) -> str:
@@ -60,16 +55,26 @@ def _middle(text: str, width: int) -> str:
 def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
     """The text of ``board.md``."""
     every, say = ranked(entries), card.inline
-    away, best, rivals = elsewhere(every), {e.name for e in front(every)}, behind(every)
-    lines = [f"# {say(title)}", "", say(answer(every)), ""]
-    lines += ["| build | " + " | ".join(["backend, scheme", *(c.title for c in COLUMNS), "Pareto front"]) + " |"]
-    lines += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
+    found = answers(every)
+    away, (best, rivals) = elsewhere(every), standing(found)
+    told = [f"# {say(title)}", "", *(f"{say(line)}  " for line in lines(found)), ""]
+    told += ["| build | " + " | ".join(["backend, scheme", *(c.title for c in COLUMNS), "Pareto front"]) + " |"]
+    told += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
     for e in every:
         cells = [cell(c, e, away) if e.error is None else "" for c in COLUMNS]
-        last = "★" if e.name in best else f"behind {rivals[e.name]}" if e.name in rivals else f"failed: {e.error}"
-        lines.append("| " + " | ".join(say(one_line(text)) for text in (e.name, build_words(e), *cells, last)) + " |")
-    lines += ["", "Most fidelity per size first: −log10(mean KLD) / bits per weight.", "", "## Which to ship", ""]
-    for pick in picks(every):
-        said = [f"{reason}: {card.code(e.name)} ({say(words)})" for reason, e, words in pick.choices]
-        lines.append(f"- **{say(pick.where)}** – {'; '.join([*said, say(pick.caution)] if pick.caution else said)}")
-    return "\n".join([*lines, "", *(f"{say(note)}  " for note in notes(every))]).rstrip() + "\n"
+        last = "★" if e.name in best else f"behind {rivals[e.name]}" if e.name in rivals else ""
+        cells.append(last if e.error is None else f"failed: {e.error}")
+        told.append("| " + " | ".join(say(one_line(text)) for text in (e.name, build_words(e), *cells)) + " |")
+    told += ["", "Most fidelity per size first: −log10(mean KLD) / bits per weight.  ", f"★ {FRONT}.", ""]
+    told += ["## Which to ship", "", *(_advice(answer) for answer in found)] if found else []
+    return "\n".join([*told, "", *(f"{say(note)}  " for note in notes(every))]).rstrip() + "\n"
+
+
+def _advice(answer: Answer) -> str:
+    """One device's item in the list of what to ship."""
+    say = card.inline
+    said = [f"{pick.aim}: {card.code(pick.build)} ({say(pick.words)})" for pick in answer.picks]
+    said += [f"{aim}: no pick, since {say(why)}" for aim, why in answer.undecided.items()]
+    if not answer.picks:
+        said = [". ".join(say(part) for part in (answer.reason, *answer.closer))]
+    return f"- **{say(answer.where)}** – {' '.join(['; '.join(said) + '.', *map(say, answer.cautions)])}"

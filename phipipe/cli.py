@@ -392,10 +392,11 @@ def _board_of(outcomes: list[Any], out: Path, quiet: bool) -> None:
 def _show_board(entries: Sequence[Any], page: Path) -> None:
     import shutil
 
-    from phipipe import board, board_text
+    from phipipe import board_text
 
     echo(f"\n{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
-    echo(f"\n{board.answer(entries)}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
+    said = "\n".join(board_text.advice(entries))
+    echo(f"\n{said}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:

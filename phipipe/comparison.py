@@ -20,9 +20,8 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
     for outcome in outcomes:
         build = outcome.plan.build
         if outcome.error is not None:
-            entries.append(
-                board.failed(build.name, build.recipe.backend, build.recipe.precision, outcome.error.message)
-            )
+            told, target = (build.name, build.recipe.backend, build.recipe.precision), outcome.plan.device.title
+            entries.append(board.failed(*told, outcome.error.message, target, outcome.plan.api))
         elif outcome.package is not None:
             entries.append(board.from_manifest(package.read_manifest(outcome.package)))
     return entries

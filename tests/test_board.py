@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
+from itertools import combinations
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import board, board_html, board_text
+from phipipe import backends, board, board_html, board_text
 from phipipe.board import Entry
 from phipipe.errors import SourceError
 
@@ -86,23 +88,6 @@ def nineteen() -> list[Entry]:
     return [*made, board.failed("onnxruntime-gptq", "onnxruntime", "int4", "`quantize` was ended:\n\x1b[31mmemory")]
 
 
-points = st.lists(st.tuples(st.sampled_from([1.0, 2.0, 3.0, 4.5]), st.sampled_from([0.0, 1e-8, 1e-3, 0.1])), max_size=9)
-
-
-@given(points)
-def test_the_front_is_what_nothing_dominates_and_everything_else_says_by_whom(drawn: list[tuple[float, float]]) -> None:
-    entries = [entry(f"b{i}", size=size, kld=kld) for i, (size, kld) in enumerate(drawn)]
-    by_name, best, rivals = {e.name: e for e in entries}, board.front(entries), board.behind(entries)
-    assert {e.name for e in best} | set(rivals) == set(by_name)
-    assert not {e.name for e in best} & set(rivals)
-    for member in best:
-        assert not any(board.dominates(other, member) for other in entries)
-    for name, rival in rivals.items():
-        assert board.dominates(by_name[rival], by_name[name])
-        assert by_name[rival] in best
-    assert [e.size for e in best] == sorted(e.size for e in best)
-
-
 def test_most_digits_of_agreement_per_bit_come_first_and_failures_last() -> None:
     entries = [
         board.failed("z", "torch", "fp16", "no"),
@@ -151,7 +136,9 @@ def changed(**new: Any) -> str:
         (changed(tokens="many"), "`entries.0.tokens`"),
         (changed(on_target="perhaps"), "`entries.0.on_target`"),
         (changed(unheard=1), "`entries.0.unheard`"),
-        (changed(metrics={"kld_mean": math.nan}), "`entries.0.metrics.kld_mean`"),
+        (changed(metrics={"kld_mean": math.nan}), "`NaN` is no number"),
+        (changed(metrics={"kld_mean": "0.1"}), "`entries.0.metrics.kld_mean`"),
+        (changed().replace('"window": 512', '"window": 512, "window": 512'), "stands there twice"),
         (changed(metrics={"kld_mean": 0.1}), "has no `size_gib`"),
         (changed(metrics={"kld_mean": 0.1, "size_gib": 0.0, "bits_per_weight": 4}), "has no size"),
         (changed(metrics={"kld_mean": -0.1, "size_gib": 1.0, "bits_per_weight": 4}), "below zero"),
@@ -214,34 +201,46 @@ def test_a_narrow_table_still_says_what_matters() -> None:
 
 def test_a_board_without_a_success_says_so() -> None:
     entries = [board.failed("x", "torch", "int4", "no memory")]
-    assert board.answer(entries) == "Nothing to ship: no build succeeded."
+    assert board.lines(board.answers(entries)) == ["Nothing to ship: no build succeeded."]
     for text in (board_text.table(entries), board_text.markdown(entries), board_html.render(entries)):
         assert "no memory" in text
     assert board.load(board.dump(entries)) == entries
     assert "Nothing" in board_html.render([])
 
 
-def test_which_to_ship_comes_from_the_figures() -> None:
-    cpu, *others = board.picks(nineteen())
+def test_which_to_ship_comes_from_the_figures_of_each_device() -> None:
+    cpu, *others = board.answers(nineteen())
     assert cpu.where == "CPU (x86-64)"
-    assert [(reason, e.name) for reason, e, _ in cpu.choices] == [
-        ("size", "torch-int4-8"),  # smaller ones are beyond the 4-bit yardstick
+    assert [(pick.aim, pick.build) for pick in cpu.picks] == [
+        ("size", "torch-int4-8"),
         ("fidelity", "llamacpp-int8-10"),  # fp16 is no quantized build
-        ("answer speed", "torch-int4-8"),
+        ("answer speed", "llamacpp-int4-11"),
     ]
-    assert not cpu.caution
-    cautions = {pick.where: pick.caution for pick in others}
+    assert cpu.picks[2].equals == ("onnxruntime-int4-4", "torch-int4-8", "onnxruntime-int4-5", "llamacpp-int4-12")
+    assert [[pick.aim for pick in answer.picks] for answer in others] == [["size", "fidelity"]] * 2
+    cautions = {answer.where: " ".join(answer.cautions) for answer in others}
     assert "emulated" in cautions["Intel NPU, intel-npu"]
     assert "not measured on the device" in cautions["Apple silicon, metal"].casefold()
-    assert board.answer(nineteen()).startswith("CPU (x86-64): ship torch-int4-8 if size or answer speed matters most; ")
 
 
-def test_an_emulator_has_no_fastest_build_and_an_unsound_build_is_never_shipped() -> None:
-    (pick,) = board.picks([entry(on_target="emulated")])
-    assert [reason for reason, *_ in pick.choices] == ["size", "fidelity"]
-    (pick,) = board.picks([entry("bad", 3, 1e-9, sanity={"tokenizer_equal": False}), entry("good")])
-    assert {e.name for _, e, _ in pick.choices} == {"good"}
-    assert "unlike the original: bad" in pick.caution
+def test_text_markdown_page_and_data_say_the_same_of_every_device() -> None:
+    entries = nineteen()
+    found = board.answers(entries)
+    assert len(found) == 3
+    page = Page(board_html.render(entries))
+    markdown = board_text.markdown(entries)
+    for answer, told in zip(found, json.loads(board.dump(entries))["picks"], strict=True):
+        assert answer.line in page.seen
+        assert answer.line in markdown
+        assert told["line"] == answer.line
+        for pick in answer.picks:
+            assert f"{pick.build}: {pick.words}" in page.seen
+            assert f"`{pick.build}` ({pick.words})" in markdown
+    best, rivals = board.standing(found)
+    starred = [row.split("|")[1].strip() for row in markdown.splitlines() if row.endswith("| ★ |")]
+    assert sorted(starred) == sorted(best)
+    assert all(f"| {name} |" in markdown and f"| behind {rival} |" in markdown for name, rival in rivals.items())
+    assert {line.split()[1] for line in board_text.table(entries, 160).splitlines() if line.startswith("* ")} >= best
 
 
 def test_markdown_holds_whatever_it_is_told() -> None:
@@ -297,16 +296,50 @@ def test_the_page_has_both_themes_and_colours_for_each(page: Page) -> None:
     assert used <= set(board_html.DARK) | set(board_html.DARK.values())  # none that the dark theme forgets
 
 
+# Linear RGB as people see it who lack one kind of cone (Machado, Oliveira and Fernandes 2009, severity 1).
+SIGHT = {
+    "usual": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protan": ((0.1523, 1.0526, -0.2049), (0.1145, 0.7863, 0.0992), (-0.0039, -0.0481, 1.0520)),
+    "deutan": ((0.3673, 0.8606, -0.2280), (0.2801, 0.6725, 0.0474), (-0.0118, 0.0429, 0.9689)),
+    "tritan": ((1.2555, -0.0767, -0.1788), (-0.0784, 0.9308, 0.1476), (0.0047, 0.6914, 0.3039)),
+}
+# Linear RGB → cones, and their cube roots → lightness and two colour axes: OKLab, in which distances are even.
+CONES = ((0.4122, 0.5363, 0.0514), (0.2119, 0.6807, 0.1074), (0.0883, 0.2817, 0.6300))
+OKLAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828, -0.8087))
+Vector = tuple[float, ...]
+
+
+def times(matrix: Sequence[Vector], vector: Vector) -> Vector:
+    return tuple(sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix)
+
+
+def linear(colour: str) -> Vector:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+
+
+def seen(colour: str, sight: str) -> Vector:
+    shown = tuple(min(max(c, 0.0), 1.0) for c in times(SIGHT[sight], linear(colour)))
+    return times(OKLAB, tuple(cone ** (1 / 3) for cone in times(CONES, shown)))
+
+
 @pytest.mark.parametrize("pages", [("#ffffff", 0), ("#0d1117", 1)])
 def test_plot_colours_stand_out_from_the_page(pages: tuple[str, int]) -> None:
     def light(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        return sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear(colour), strict=True))
 
     for colours in board_html.SERIES.items():
         low, high = sorted((light(pages[0]), light(colours[pages[1]])))
         assert (high + 0.05) / (low + 0.05) >= 3, colours
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("theme", [0, 1])
+def test_every_backend_has_a_colour_of_its_own_for_all_eyes(theme: int, sight: str) -> None:
+    assert set(board_html.BACKENDS) == set(backends.names())
+    assert len({board_html._colour(entry(backend=name)) for name in (*backends.names(), "another")}) == 8
+    for one, other in combinations(board_html.SERIES.items(), 2):  # 0.02 is what can just be told apart
+        assert math.dist(seen(one[theme], sight), seen(other[theme], sight)) > 0.08, (one, other)
 
 
 def test_the_page_can_be_read_without_eyes(page: Page) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_board import entry
+from test_board import entry, nineteen
 
 from phipipe import board, comparison
 from phipipe.errors import SourceError
@@ -43,7 +43,7 @@ def test_boards_are_read_back_from_file_and_folder(made: Path) -> None:
     [
         ("nowhere", None, "does not exist"),
         ("empty/", None, "holds neither a package nor a board"),
-        ("board.json", b"{", "damaged"),
+        ("board.json", b"{", "not valid JSON"),
         ("board.json", b"\xff\xfe", "not UTF-8"),
         ("board.json", b"[]", "no board of phipipe"),
         ("package/manifest.json", b"{}", "manifest"),
@@ -84,6 +84,16 @@ def test_the_command_prints_the_table_the_answer_and_where_the_page_is(made: Pat
     assert (tmp_path / "again" / "board.html").is_file()
     told = json.loads(compare(made, "--json", "--out", tmp_path / "again").stdout)
     assert {e["name"] for e in told["entries"]} == {"small", "close"}
+
+
+def test_the_command_answers_for_every_device(tmp_path: Path) -> None:
+    comparison.write(nineteen(), tmp_path / "board", "Nineteen")
+    said = compare(tmp_path / "board", "--out", tmp_path / "again").stdout.splitlines()
+    assert [line.partition(": ship ")[0] for line in said if ": ship " in line] == [
+        "CPU (x86-64)",
+        "Apple silicon, metal",
+        "Intel NPU, intel-npu",
+    ]
 
 
 def test_the_command_says_what_to_name_instead(tmp_path: Path) -> None:
