@@ -24,7 +24,7 @@ from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixtur
 
 from phipipe import cluster, cluster_worker, manifest, show
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError, decoded
 from phipipe.settings import Settings
 
 HERE = Path(__file__).parent
@@ -226,6 +226,36 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     assert 2 <= len(told) <= 5  # one a second, from the worker to the client
     assert told == sorted(told)
     assert {(total, unit) for _, total, unit in told} == {(40, "tenths")}
+
+
+@pytest.mark.timeout(100)
+def test_what_is_damaged_in_a_workers_cache_is_made_again(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_TOOLCHAIN": "current"}
+    for name, value in (shared | {"PHIPIPE_WORKER_PATH": str(HERE)}).items():
+        monkeypatch.setenv(name, value)
+    params: dict[str, Any] = {"name": "first", "tenths": 0}
+    first = Step(name="first", runs="remote_client:rest", version=1, params=params, toolchain="torch")
+    second = replace(first, name="second", needs={"first": "first"}, params=params | {"name": "second"})
+    done, _ = attempt(tmp_path / "w0", planned(first), None)
+    assert done.error is None
+    spoil(done.results["first"].stored.path / "made.txt")
+    machines.scheduler()
+    machines.worker("w0", "torch")
+    done, heard = attempt(tmp_path / "client", planned(first, second), cluster.engine(machines.url))
+    assert done.error is None
+    assert (done.results["second"].stored.path / "made.txt").read_text() == "secondfirst"
+    assert heard.lines[-1].startswith("damaged in the cache, building again")
+
+
+def spoil(path: Path) -> None:
+    """Turn one bit around, unseen by those that compare sizes and times."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def measured(**more: Any) -> Step:
@@ -458,7 +488,9 @@ def test_an_input_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytes
             json.dumps({"phipipe": __version__, "task": "t", "topic": "t", "step": step, "inputs": {"text": "ab" * 32}})
         )
     )
-    assert (told["error"]["kind"], told["error"]["input"]) == ("Missing", "text")
+    error = decoded(told["error"])
+    assert isinstance(error, cluster_worker.Missing)
+    assert error.name == "text"
 
 
 def test_unknown_toolchains_are_refused() -> None:
