@@ -24,6 +24,8 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import worker
+from phipipe.children import own_group
+from phipipe.children import python_command as python_command
 from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError, decoded
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
@@ -33,15 +35,6 @@ SAMPLE_S = 0.1
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 GRACE_S = 2.0  # between a polite end and a forced one
 KEPT_LOGS = 50
-# Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
-BOOTSTRAP = """
-import importlib.util, os, sys
-folder = sys.argv.pop()
-spec = importlib.util.spec_from_file_location(
-    "phipipe", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
-sys.modules["phipipe"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-"""
 NO_MEMORY = re.compile(
     r"not enough memory|bad[_ ]?alloc|failed to allocate|cannot allocate memory|out of memory", re.IGNORECASE
 )
@@ -81,11 +74,6 @@ class Outcome:
             "peak_rss_bytes": self.peak_rss_bytes,
             "peak_anon_bytes": self.peak_anon_bytes,
         }
-
-
-def python_command(python: Path, call: str, *arguments: str) -> list[str]:
-    """The command that runs ``call`` in ``python`` with phipipe, alone, importable."""
-    return [str(python), "-P", "-c", BOOTSTRAP + call, *arguments, str(Path(__file__).parent)]
 
 
 class Worker:
@@ -207,9 +195,6 @@ class Worker:
             self._process.stdin.flush()
 
     def _start(self, log: Path) -> None:
-        own_group: dict[str, Any] = {"start_new_session": True}
-        if sys.platform == "win32":
-            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         # What steps leave among the temporary files goes with the worker, however that ends.
         self._home = Path(tempfile.mkdtemp(prefix="phipipe-"))
         environment = child_environment(offline=True, keep_path=self._settings.use_current)
@@ -220,7 +205,7 @@ class Worker:
                 self._process = subprocess.Popen(
                     python_command(self._python.absolute(), "from phipipe.worker import main; main()"),
                     stdin=pipe, stdout=pipe, stderr=stderr, cwd=self._home, env=environment, encoding="utf-8",
-                    **own_group,
+                    **own_group(),
                 )  # fmt: skip
         except OSError as error:
             shutil.rmtree(self._home, ignore_errors=True)
@@ -232,7 +217,7 @@ class Worker:
                 Path(sys.executable), "from phipipe.worker import guard; guard()",
                 str(self._process.pid), str(self._home),
             ),
-            stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group,
+            stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group(),
         )  # fmt: skip
         self._ready, self._lines = False, queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()

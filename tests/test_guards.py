@@ -23,8 +23,8 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets"},
-    {"json_files"},
+    {"errors", "hardware", "progress", "sockets", "children"},
+    {"json_files", "launcher"},
     {"code_keys"},
     {"document", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads"},
