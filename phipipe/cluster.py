@@ -142,6 +142,9 @@ class Cluster(Bench):
     def here(self, step: Step) -> bool:
         return step.toolchain is None or bool(step.outside) or step.folder is not None
 
+    def lacks(self, step: Step) -> str | None:
+        return super().lacks(step) if self.here(step) else None
+
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
         if self.here(step):
             return super().look(step, inputs, before)

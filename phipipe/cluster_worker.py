@@ -159,6 +159,7 @@ def work(payload: str) -> str:
             )
         OWNER.set(told["task"])  # whoever did it before is lost: the scheduler does not give a task to two
         step = Step(**told["step"])
+        _prepare(step)
         with _turn(step.measurement):
             return json.dumps(_work(step, told["inputs"], _teller(told["topic"], told["task"])))
     except PhipipeError as error:
@@ -195,6 +196,14 @@ def _turn(measurement: bool) -> Iterator[None]:
         with _TURNS:
             _GOING.remove(measurement)
             _TURNS.notify_all()
+
+
+def _prepare(step: Step) -> None:
+    """Have the toolchain of ``step`` before its turn comes. Others go on meanwhile, but no measurement does."""
+    _, bench, _ = _place(Settings.read())
+    if name := bench.lacks(step):
+        with _turn(measurement=False):
+            bench.prepare(name)
 
 
 def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:

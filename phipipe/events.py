@@ -9,6 +9,8 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
   peak_rss_bytes, machine (who did it, if not this one)]
 - ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message, file, line, column),
   details]
+- ``toolchain_started``: toolchain (that is being installed)
+- ``toolchain_finished``: toolchain, seconds, [the error]
 - ``note``: text
 - ``build_finished``: build, ok, seconds, [package, or the error]
 - ``run_finished``: exit_code, seconds
@@ -95,6 +97,15 @@ class Recorder:
     def failed(self, label: str, error: PhipipeError) -> None:
         self.write("step_failed", step=label, **failure(error))
         self._inner.failed(label, error)
+
+    def installing(self, toolchain: str) -> None:
+        self.write("toolchain_started", toolchain=toolchain)
+        self._inner.installing(toolchain)
+
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
+        told = failure(error) if error else {}
+        self.write("toolchain_finished", toolchain=toolchain, seconds=round(seconds, 3), **told)
+        self._inner.installed(toolchain, seconds, error)
 
     def note(self, line: str) -> None:
         self.write("note", text=line)
@@ -245,6 +256,8 @@ def words(event: Mapping[str, Any]) -> str:
         "step_progress": lambda: f"{step}  {event['done']} of {event['total']} {event['unit']}",
         "step_finished": lambda: _finished(event),
         "step_failed": lambda: f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}",
+        "toolchain_started": lambda: f"installing toolchain `{event['toolchain']}`",
+        "toolchain_finished": lambda: _installed(event),
         "note": lambda: event["text"],
         "error": lambda: f"{event['message']}{_hint(event)}",
         "build_finished": lambda: _built(event),
@@ -274,6 +287,11 @@ def _finished(event: Mapping[str, Any]) -> str:
     memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
     where = f", on {event['machine']}" if event.get("machine") else ""
     return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}{where}"
+
+
+def _installed(event: Mapping[str, Any]) -> str:
+    ended = f"failed ({event['exit_code']})" if "exit_code" in event else "is ready"
+    return f"toolchain `{event['toolchain']}` {ended} after {event['seconds']:.1f} s"
 
 
 def _built(event: Mapping[str, Any]) -> str:

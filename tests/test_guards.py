@@ -95,6 +95,8 @@ LAYERS = (
     {"plan"},
     {"worker", "process"},
     {"executor"},
+    {"nodes"},
+    {"installs"},
     {"cluster_worker"},
     {"cluster"},
     {"schedule"},
