@@ -21,6 +21,7 @@ import pytest
 from clock import within
 from remote_client import attempt, planned
 from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
+from tiny_toolchain import Tiny, wait_until
 
 from phipipe import cluster, cluster_worker, manifest, show
 from phipipe.backends.base import Step
@@ -533,3 +534,39 @@ def test_a_measurement_has_its_worker_for_itself() -> None:
     assert seen == [["a"], ["a", "b"], ["measure"], ["c"], ["c", "d"]] or seen == [
         ["a"], ["a", "b"], ["measure"], ["d"], ["c", "d"]
     ]  # fmt: skip
+
+
+@pytest.mark.timeout(100)
+def test_while_a_worker_installs_a_toolchain_it_does_steps_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from phipipe import __version__, toolchain
+
+    tiny = Tiny(tmp_path / "tiny")
+    (tiny.locks / "empty.txt").write_text("", "utf-8")
+    monkeypatch.setattr(toolchain, "LOCKS", tiny.locks)
+    own = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_WORKER_PATH": str(HERE)}
+    for name, value in (tiny.variables | own).items():
+        monkeypatch.setenv(name, value)
+
+    def work(tool: str, measurement: bool = False) -> dict[str, Any]:
+        runs = "steps_cheap:count"
+        step = Step(name=tool, runs=runs, version=1, params={"name": tool}, toolchain=tool, measurement=measurement)
+        told = {"phipipe": __version__, "task": tool, "topic": "t", "step": cluster_worker.described(step)}
+        answer: dict[str, Any] = json.loads(cluster_worker.work(json.dumps(told | {"inputs": {}})))
+        return answer
+
+    done: list[dict[str, Any]] = []
+    waiting = threading.Thread(target=lambda: done.append(work("tiny", measurement=True)))
+    try:
+        waiting.start()
+        wait_until(lambda: tiny.builds() == 1, "the installation")
+        assert not work("empty")["cached"]
+        assert done == []
+        tiny.go_on()
+        waiting.join()
+        assert [answer["cached"] for answer in done] == [False]
+    finally:
+        tiny.go_on()
+        cluster_worker._place(Settings.read())[1].close()
+        cluster_worker._place.cache_clear()
