@@ -24,6 +24,7 @@ import psutil
 
 from phipipe import backends, batch, hub, schedule, selection
 from phipipe.backends.base import Step
+from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.selection import Wanted
 from phipipe.settings import Settings
@@ -80,7 +81,7 @@ def planning(folder: Path, count: int) -> None:
         items = selection.select([folder], Wanted(tags=["bench"]), backends.OptionsOf())
         batch.plan(items, store, settings, folder / "out")
         plans = [item.plan for item in items if item.plan]
-        nodes, _ = schedule.graph(plans)
+        nodes, _ = graph(plans)
     steps = sum(len(plan.steps) for plan in plans)
     print(f"  {len(plans)} plans, {steps} steps, {len(nodes)} of them distinct")
     for item in items[:1]:

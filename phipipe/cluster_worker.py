@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__, measure, progress, toolchain
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError, encoded
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.keys import key_of
 from phipipe.remote_store import OWNER, Remote
@@ -125,11 +125,13 @@ _LOOKING = threading.Lock()  # a bench looks up one step at a time
 _TURNS, _GOING, _DUE = threading.Condition(), list[bool](), list[bool]()  # True: a measurement
 
 
-class Missing(PhipipeError):
-    """An input is not in the shared store."""
+class Missing(StoreError):
+    """An input, which a step knows as ``name``, is not in the shared store."""
+
+    DETAILS = ("name",)
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        super().__init__(f"the input `{name}` is not in the shared store", hint="run the same command again")
         self.name = name
 
 
@@ -158,11 +160,11 @@ def work(payload: str) -> str:
             )
         OWNER.set(told["task"])  # whoever did it before is lost: the scheduler does not give a task to two
         step = Step(**told["step"])
+        _prepare(step)
         with _turn(step.measurement):
             return json.dumps(_work(step, told["inputs"], _teller(told["topic"], told["task"])))
     except PhipipeError as error:
-        failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        return json.dumps({"error": failure | ({"input": error.name} if isinstance(error, Missing) else {})})
+        return json.dumps({"error": encoded(error)})
 
 
 def _teller(topic: str, task: str) -> Callable[[int, int, str], None]:
@@ -195,6 +197,14 @@ def _turn(measurement: bool) -> Iterator[None]:
         with _TURNS:
             _GOING.remove(measurement)
             _TURNS.notify_all()
+
+
+def _prepare(step: Step) -> None:
+    """Have the toolchain of ``step`` before its turn comes. Others go on meanwhile, but no measurement does."""
+    _, bench, _ = _place(Settings.read())
+    if name := bench.lacks(step):
+        with _turn(measurement=False):
+            bench.prepare(name)
 
 
 def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def note(line: str) -> None:
         click.echo(visible(line), err=True)
 
 
-def _event(kind: str, **told: object) -> None:
+def _event(kind: str, /, **told: object) -> None:
     from phipipe.events import now
 
     click.echo(json_text({"event": kind, "time": now(), **told}, encoding=sys.stderr.encoding), err=True)

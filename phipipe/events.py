@@ -7,10 +7,13 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
 - ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds, peak_anon_bytes,
   peak_rss_bytes, machine (who did it, if not this one)]
-- ``step_failed``: step, exit_code, message, [hint]
+- ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message, file, line, column),
+  details]
+- ``toolchain_started``: toolchain (that is being installed)
+- ``toolchain_finished``: toolchain, seconds, [the error]
 - ``warning``: build, rule, level, message, hint (what to do; null where nothing can be done)
 - ``note``: text
-- ``build_finished``: build, ok, seconds, [package, exit_code, message, hint]
+- ``build_finished``: build, ok, seconds, [package, or the error]
 - ``run_finished``: exit_code, seconds
 
 A run's events lie in ``runs/ID/events.jsonl`` of the cache; the last ``KEPT`` runs are kept.
@@ -36,7 +39,7 @@ import psutil
 
 from phipipe import __version__, tracing
 from phipipe.backends.base import Advice
-from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
+from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError, encoded
 from phipipe.executor import Listener, Result
 from phipipe.report import peaks
 from phipipe.tracing import Sink
@@ -57,8 +60,8 @@ def now() -> str:
 
 def failure(error: PhipipeError) -> dict[str, Any]:
     """What events say of an error."""
-    told = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint}
-    return {name: value for name, value in told.items() if value is not None}
+    told = encoded(error)
+    return {"exit_code": told.pop("code")} | {name: value for name, value in told.items() if value}
 
 
 class Recorder:
@@ -101,6 +104,15 @@ class Recorder:
     def failed(self, label: str, error: PhipipeError) -> None:
         self.write("step_failed", step=label, **failure(error))
         self._inner.failed(label, error)
+
+    def installing(self, toolchain: str) -> None:
+        self.write("toolchain_started", toolchain=toolchain)
+        self._inner.installing(toolchain)
+
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
+        told = failure(error) if error else {}
+        self.write("toolchain_finished", toolchain=toolchain, seconds=round(seconds, 3), **told)
+        self._inner.installed(toolchain, seconds, error)
 
     def note(self, line: str) -> None:
         self.write("note", text=line)
@@ -295,6 +307,8 @@ def words(event: Mapping[str, Any]) -> str:
         "step_progress": lambda: f"{step}  {event['done']} of {event['total']} {event['unit']}",
         "step_finished": lambda: _finished(event),
         "step_failed": lambda: f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}",
+        "toolchain_started": lambda: f"installing toolchain `{event['toolchain']}`",
+        "toolchain_finished": lambda: _installed(event),
         "note": lambda: event["text"],
         "error": lambda: f"{event['message']}{_hint(event)}",
         "build_finished": lambda: _built(event),
@@ -323,6 +337,11 @@ def _finished(event: Mapping[str, Any]) -> str:
         return f"{event['step']}  cached  {event['key'][:12]}{origin}"
     where = f", on {event['machine']}" if event.get("machine") else ""
     return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{peaks(event)}{where}"
+
+
+def _installed(event: Mapping[str, Any]) -> str:
+    ended = f"failed ({event['exit_code']})" if "exit_code" in event else "is ready"
+    return f"toolchain `{event['toolchain']}` {ended} after {event['seconds']:.1f} s"
 
 
 def _built(event: Mapping[str, Any]) -> str:

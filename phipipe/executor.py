@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from phipipe import downloads, hardware, keys, outside, progress, remote_store, toolchain, why
 from phipipe.backends.base import Json, Step
-from phipipe.errors import Interrupted, PhipipeError, SourceError
+from phipipe.errors import Interrupted, PhipipeError, SourceError, ToolchainError
 from phipipe.measure import host
 from phipipe.plan import Plan
 from phipipe.process import Request, Worker
@@ -40,6 +40,8 @@ class Listener(Protocol):
     def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, label: str, result: Result) -> None: ...
     def failed(self, label: str, error: PhipipeError) -> None: ...
+    def installing(self, toolchain: str) -> None: ...
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None: ...
     def note(self, line: str) -> None: ...
 
 
@@ -102,8 +104,8 @@ Results = Mapping[str, Result]  # input name → what fills it
 class Bench:
     """Where steps are done: the store, the toolchains, the workers.
 
-    ``make`` may be called from several threads, everything else from one. ``threads`` is what each worker may
-    compute with, None for all cores; measurements always get all.
+    ``lacks``, ``prepare`` and ``make`` may be called from several threads, everything else from one. ``threads`` is
+    what each worker may compute with, None for all cores; measurements always get all.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Bench:
         self._busy: set[Worker] = set()
         self._toolchains: dict[str, Installed] = {}
         self._checked: set[str] = set()
+        self._preparing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one installs, others wait
         self._workers = threading.Lock()
         self._stopped = False
         self._remote = remote_store.connect(settings, note)
@@ -122,6 +125,21 @@ class Bench:
     def here(self, step: Step) -> bool:
         """Whether ``step`` is done on this machine."""
         return True
+
+    def lacks(self, step: Step) -> str | None:
+        """The toolchain that must be installed here (``prepare``) before ``look`` can tell the key of ``step``."""
+        name = step.toolchain
+        if name is not None and name not in self._toolchains and (found := toolchain.installed(name, self._settings)):
+            self._toolchains[name] = found
+        return None if name in self._toolchains else name
+
+    def prepare(self, name: str) -> None:
+        """Have toolchain ``name`` installed. This can take minutes; ``stop`` ends it.
+
+        Raises:
+            ToolchainError: it cannot be installed.
+        """
+        self._toolchain(name)
 
     def close(self) -> None:
         """No more steps will come."""
@@ -143,9 +161,6 @@ class Bench:
             if not (self._remote and self._remote.lacks(key, self._store)):
                 return Result(step=step, key=key, stored=stored, cached=True)
             return Waiting(step=step, key=key, record=record, why="stored, not shared yet")
-        if step.toolchain and step.toolchain not in self._checked:  # before the first real use: are all files there?
-            self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._note)
-            self._checked.add(step.toolchain)
         return Waiting(step=step, key=key, record=record, why=self._explain(step, record, key))
 
     def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
@@ -178,6 +193,7 @@ class Bench:
             out = step.folder or scratch / "out"
             request = Request(step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"])
             if step.toolchain:
+                self._check(step.toolchain, waiting.record["tools"])
                 usage = self._in_worker(step, request, scratch, on_progress)
             else:
                 usage = self._in_process(request, out, on_progress)
@@ -256,9 +272,22 @@ class Bench:
         return name is None or name in self._toolchains or toolchain.installed(name, self._settings) is not None
 
     def _toolchain(self, name: str) -> Installed:
-        if name not in self._toolchains:
-            self._toolchains[name] = toolchain.ensure(name, self._settings, self._note)
-        return self._toolchains[name]
+        with self._preparing[name]:
+            if name not in self._toolchains:
+                self._toolchains[name] = toolchain.ensure(name, self._settings, self._note, self._is_stopped)
+            return self._toolchains[name]
+
+    def _check(self, name: str, tools: Mapping[str, Json]) -> None:
+        """Before the first real use of toolchain ``name``: are all files there, and is it still what the key says?"""
+        with self._preparing[name]:
+            if name not in self._checked:
+                self._toolchains[name] = toolchain.check(name, self._settings, self._note, self._is_stopped)
+                self._checked.add(name)
+            if self._toolchains[name].packages != tools:
+                raise ToolchainError(f"toolchain `{name}` was replaced meanwhile", hint="run the same command again")
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
 
     def _in_process(
         self, request: Request, out: Path, on_progress: Callable[[int, int, str], None]

@@ -17,6 +17,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from phipipe.settings import installer_environment
 from phipipe.toolchain import EXCLUDED, LOCKS, names, uv_environment
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
@@ -30,7 +31,7 @@ def compile(name: str, output: Path) -> str:
     extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
     command = [uv.find_uv_bin(), "pip", "compile", "-", "--universal", "--python-version", "3.11", "--quiet"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    environment = os.environ | uv_environment(os.environ)
+    environment = installer_environment() | uv_environment(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "lock.txt"
         if output.is_file():

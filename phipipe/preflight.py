@@ -16,8 +16,8 @@ from phipipe import plan as planner
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
 from phipipe.executor import Bench, Result
+from phipipe.nodes import graph
 from phipipe.plan import Plan
-from phipipe.schedule import graph
 from phipipe.settings import Settings
 from phipipe.store import Store
 

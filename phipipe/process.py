@@ -23,8 +23,10 @@ from typing import Any, TextIO
 
 import psutil
 
-from phipipe import errors, room, worker
-from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, ToolchainError
+from phipipe import room, worker
+from phipipe.children import own_group
+from phipipe.children import python_command as python_command
+from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, ToolchainError, decoded
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
 
@@ -32,15 +34,6 @@ SAMPLE_S = 0.1
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 GRACE_S = 2.0  # between a polite end and a forced one
 KEPT_LOGS = 50
-# Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
-BOOTSTRAP = """
-import importlib.util, os, sys
-folder = sys.argv.pop()
-spec = importlib.util.spec_from_file_location(
-    "phipipe", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
-sys.modules["phipipe"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-"""
 NO_MEMORY = re.compile(
     r"not enough memory|bad[_ ]?alloc|failed to allocate|cannot allocate memory|out of memory", re.IGNORECASE
 )
@@ -80,11 +73,6 @@ class Outcome:
             "peak_rss_bytes": self.peak_rss_bytes,
             "peak_anon_bytes": self.peak_anon_bytes,
         }
-
-
-def python_command(python: Path, call: str, *arguments: str) -> list[str]:
-    """The command that runs ``call`` in ``python`` with phipipe, alone, importable."""
-    return [str(python), "-P", "-c", BOOTSTRAP + call, *arguments, str(Path(__file__).parent)]
 
 
 class Worker:
@@ -206,9 +194,6 @@ class Worker:
             self._process.stdin.flush()
 
     def _start(self, log: Path) -> None:
-        own_group: dict[str, Any] = {"start_new_session": True}
-        if sys.platform == "win32":
-            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         # What steps leave among the temporary files goes with the worker, however that ends.
         self._home = Path(tempfile.mkdtemp(prefix="phipipe-"))
         environment = child_environment(offline=True, keep_path=self._settings.use_current)
@@ -219,7 +204,7 @@ class Worker:
                 self._process = subprocess.Popen(
                     python_command(self._python.absolute(), "from phipipe.worker import main; main()"),
                     stdin=pipe, stdout=pipe, stderr=stderr, cwd=self._home, env=environment, encoding="utf-8",
-                    **own_group,
+                    **own_group(),
                 )  # fmt: skip
         except OSError as error:
             shutil.rmtree(self._home, ignore_errors=True)
@@ -231,7 +216,7 @@ class Worker:
                 Path(sys.executable), "from phipipe.worker import guard; guard()",
                 str(self._process.pid), str(self._home),
             ),
-            stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group,
+            stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group(),
         )  # fmt: skip
         self._ready, self._lines = False, queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
@@ -303,12 +288,8 @@ class Worker:
     def _failed(self, step: str, told: Mapping[str, Any], watch: _Watch, log: Path) -> PhipipeError:
         """The step's own failure, raised again here as what it is."""
         message = str(told["message"])
-        if told.get("phipipe"):
-            kind: type[PhipipeError] = getattr(errors, str(told["kind"]))
-            error = PhipipeError.__new__(kind)
-            PhipipeError.__init__(error, f"step `{step}`: {message}", hint=told.get("hint"))
-            error.exit_code = int(told["exit_code"])
-            return error
+        if "error" in told:
+            return decoded(told["error"], before=f"step `{step}`: ")
         # First: what a full disk makes libraries say is easily taken for a lack of memory.
         if (
             told.get("errno") in room.FULL

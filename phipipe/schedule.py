@@ -1,7 +1,7 @@
 """Order: the steps of one or many builds as one graph, independent ones side by side within a budget.
 
-Steps that builds share are one node, known by what they do and read, before anything is run. A measurement
-runs alone on the machine. A build that fails keeps nobody else's steps from running.
+A measurement runs alone on the machine. A toolchain is installed aside, while steps that do not need it go on. A build
+that fails keeps nobody else's steps from running.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import collect, hardware, keys
-from phipipe.backends.base import Step
+from phipipe import collect, hardware
 from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.executor import Bench, Listener, Outcome, Result, Waiting, threads_per_worker
+from phipipe.installs import Installs
+from phipipe.nodes import Node, graph
 from phipipe.plan import Plan
 from phipipe.settings import Settings
 from phipipe.store import Damaged, Store
@@ -33,73 +34,6 @@ STOP_S = 10.0  # how long running steps may take to end after Ctrl-C
 
 # store, settings, note, threads per worker → where steps are done
 Engine = Callable[[Store, Settings, Callable[[str], None], int | None], Bench]
-
-
-@dataclass(kw_only=True)
-class Node:
-    """A step of one build or of several. ``needs`` and ``after`` hold other nodes' identities."""
-
-    step: Step
-    identity: str
-    needs: dict[str, str]
-    after: set[str]
-    builds: set[int]
-    label: str = ""
-    before: dict[str, str] = field(default_factory=dict)  # step name → identity, for provenance
-    waiting: Waiting | None = None
-    result: Result | None = None
-    running: bool = False
-    damaged: int = 0
-
-
-def graph(plans: Sequence[Plan]) -> tuple[dict[str, Node], list[dict[str, str]]]:
-    """Every distinct step of ``plans`` by identity, in an order that works; and per plan, step name → identity."""
-    nodes: dict[str, Node] = {}
-    names: list[dict[str, str]] = []
-    for i, plan in enumerate(plans):
-        own: dict[str, str] = {}
-        names.append(own)
-        for step in plan.steps:
-            node = _node(step, own)
-            own[step.name] = node.identity
-            nodes.setdefault(node.identity, node).builds.add(i)
-    for node in nodes.values():
-        node.label = _label(node, plans)
-    return nodes, names
-
-
-def _label(node: Node, plans: Sequence[Plan]) -> str:
-    """The step's name, after the build that it belongs to, or the backend where several of its builds share it."""
-    if len(node.builds) == len(plans):
-        return node.step.name
-    if len(node.builds) == 1:
-        return f"{plans[min(node.builds)].build.name}: {node.step.name}"
-    backends = {plans[build].build.recipe.backend for build in node.builds}
-    return f"{backends.pop()}: {node.step.name}" if len(backends) == 1 else node.step.name
-
-
-def labels(plans: Sequence[Plan]) -> list[str]:
-    """What listeners will hear the steps called."""
-    return [node.label for node in graph(plans)[0].values()]
-
-
-def _node(step: Step, own: dict[str, str]) -> Node:
-    """``own`` has the identities of the plan's earlier steps by name."""
-    needs = {name: own[needed] for name, needed in step.needs.items()}
-    told = {
-        "runs": step.runs,
-        "version": step.version,
-        "params": dict(step.params),
-        "outside": {name: [str(o.folder), *o.files] for name, o in step.outside.items()},
-        "toolchain": step.toolchain,
-        "measurement": step.measurement,
-        "machine": list(step.machine),
-        "needs": needs,
-        "before": own if step.provenance else {},
-    }
-    after = set(own.values()) if step.provenance else {own[name] for name in step.after}
-    before = dict(own) if step.provenance else {}
-    return Node(step=step, identity=keys.key_of(told), needs=needs, after=after, builds=set(), before=before)
 
 
 def default_jobs() -> int:
@@ -158,7 +92,8 @@ class _Run:
     ) -> None:
         self._plans, self._store, self._listener, self._jobs, self._fail_fast = plans, store, listener, jobs, fail_fast
         self.target: Callable[[str, str], Path] | None = None  # build's name, package's digest → its folder
-        self._nodes, self._names = graph(plans)
+        made = graph(plans)
+        self._nodes, self._names = made.copy(), made.names
         share = threads_per_worker(jobs if len(plans) > 1 else 1)  # the steps of one build are nearly a chain
         self._bench = (engine or Bench)(store, settings, listener.note, share)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -181,6 +116,7 @@ class _Run:
         self._fresh = deque(node for node in self._nodes.values() if self._has_inputs(node))
         self._queue: dict[str, Node] = {}
         self._running: dict[str, Node] = {}
+        self._installs = Installs()
 
     def outcomes(self) -> list[Outcome]:
         try:
@@ -192,6 +128,8 @@ class _Run:
         except BaseException:
             self._stop()
             raise
+        if self._installs.going:  # nobody waits for it any more
+            self._stop()
         self._bench.close()
         for names, outcome in zip(self._names, self._outcomes, strict=True):
             done = {step.name: self._nodes[names[step.name]].result for step in outcome.plan.steps}
@@ -205,6 +143,9 @@ class _Run:
             node = self._fresh.popleft()
             if node.result is None and not node.running and node.waiting is None and self._is_due(node):
                 self._look(node)
+        if not any(node.step.measurement for node in self._here()):
+            for tool in self._installs.next(self._is_due):
+                self._install(tool)
         for measuring in (False, True):
             self._launch_some(measuring)
         while self._exports and self._copying < EXPORTS:
@@ -245,7 +186,13 @@ class _Run:
         return [node for node in self._running.values() if self._bench.here(node.step)]
 
     def _look(self, node: Node) -> None:
-        """Find ``node``'s stored result, or what it takes to make it."""
+        """Find ``node``'s stored result, or what it takes to make it. Its key counts what its toolchain has."""
+        if tool := self._bench.lacks(node.step):
+            if error := self._installs.failed.get(tool):
+                self._failed(node, error)
+            else:
+                self._installs.wait(tool, node)
+            return
         before = {name: self._result(identity) for name, identity in node.before.items()}
         try:
             found = self._bench.look(node.step, self._inputs(node), before)
@@ -257,6 +204,28 @@ class _Run:
             self._queue[node.identity] = node
         else:
             self._finished(node, found)
+
+    def _install(self, tool: str) -> None:
+        start = time.perf_counter()
+        self._listener.installing(tool)
+
+        def ended(error: PhipipeError | None) -> None:
+            self._listener.installed(tool, time.perf_counter() - start, error)
+            for node in self._installs.end(tool, error):
+                if error is None:
+                    self._fresh.append(node)
+                elif self._is_due(node):
+                    self._failed(node, error)
+
+        def work() -> Callable[[], None]:
+            try:
+                self._bench.prepare(tool)
+            except PhipipeError as failure:
+                reason = failure
+                return lambda: ended(reason)
+            return lambda: ended(None)
+
+        self._in_thread(work)
 
     def _result(self, identity: str) -> Result:
         result = self._nodes[identity].result
@@ -272,10 +241,10 @@ class _Run:
             return len(self._running) - len(here) < AWAY
         if not self._has_room():
             return False
+        if node.step.measurement:
+            return not here and not self._installs.going
         if not here:
             return True
-        if node.step.measurement:
-            return False
         needed = sum(n.step.memory_bytes for n in here) + node.step.memory_bytes
         return needed <= self._memory_bytes
 

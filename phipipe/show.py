@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from phipipe import report
 from phipipe.errors import PhipipeError
 from phipipe.executor import Forecast, Listener, Outcome, Result
+from phipipe.nodes import labels
 from phipipe.plan import Plan
-from phipipe.schedule import labels
 from phipipe.visible import one_line, visible
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Silent:
     def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, label: str, result: Result) -> None: ...
     def failed(self, label: str, error: PhipipeError) -> None: ...
+    def installing(self, toolchain: str) -> None: ...
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None: ...
     def note(self, line: str) -> None: ...
 
 
@@ -54,6 +56,12 @@ class Lines:
 
     def failed(self, label: str, error: PhipipeError) -> None:
         self._line(label, "failed")
+
+    def installing(self, toolchain: str) -> None:
+        """Whoever installs says so himself: it may be another process."""
+
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
+        self.note(ready(toolchain, seconds, error))
 
     def note(self, line: str) -> None:
         self._stream.write(f"  {visible(line)}\n")  # at once: notes come from any thread
@@ -96,6 +104,13 @@ class Live:
         if label in self._tasks:
             self._progress.remove_task(self._tasks.pop(label))
         self._progress.console.print(Text.assemble(f"  {label:{self._width}}  ", ("failed", "red")))
+
+    def installing(self, toolchain: str) -> None:
+        self._tasks[toolchain] = self._progress.add_task(f"  installing toolchain `{toolchain}`", total=None)
+
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
+        self._progress.remove_task(self._tasks.pop(toolchain))
+        self.note(ready(toolchain, seconds, error))
 
     def note(self, line: str) -> None:
         from rich.text import Text
@@ -167,6 +182,11 @@ def heading(plan: Plan) -> str:
     recipe = plan.build.recipe
     source = recipe.source.builtin or recipe.source.repo or Path(str(recipe.source.path)).name
     return f"{plan.build.name}: {source} → {recipe.precision} for {plan.device.title}, {recipe.backend}"
+
+
+def ready(toolchain: str, seconds: float, error: PhipipeError | None) -> str:
+    """How an installation ended, in one line."""
+    return f"toolchain `{toolchain}` {'is ready' if error is None else 'could not be installed'} ({seconds:.1f} s)"
 
 
 def ending(result: Result) -> str:

@@ -15,20 +15,17 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe import hardware, room
-from phipipe.errors import ToolchainError
-from phipipe.settings import Settings
+from phipipe import hardware, launcher, room
+from phipipe.errors import PhipipeError, ToolchainError
+from phipipe.settings import Settings, installer_environment
 
 LOCKS = Path(__file__).parent / "toolchains"
 STATE = "phipipe-toolchain.json"
-HEARTBEAT_S = 60.0  # an installation that compiles takes minutes, and shall not look like a hang
 LOCK_S = 3600  # uv waits that long for another that compiles the same package; its own 300 s are too few for llama.cpp
 # Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only, and the
 # registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
@@ -106,11 +103,14 @@ def foreign(name: str) -> str | None:
     return " and ".join(f"{system} on {machine}" for system, machine in places)
 
 
-def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Installed:
+def ensure(
+    name: str, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop = lambda: False
+) -> Installed:
     """The toolchain, installed first if it has to be. Of several processes one installs, the others wait.
 
     Raises:
         ToolchainError: it cannot be installed; nothing is left behind.
+        Interrupted: ``stop`` said so, meanwhile.
     """
     if found := installed(name, settings):
         return found
@@ -119,20 +119,15 @@ def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Inst
             f"toolchain `{name}` exists for {elsewhere} only; this is {platform.system()} on {platform.machine()}",
             hint="build there; the package runs on its device all the same",
         )
-    from filelock import FileLock
-
     path = path_of(name, settings)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with _turn(name, path, notify, stop):
             if found := installed(name, settings):
                 return found
-            if path.exists():
-                notify(f"toolchain `{name}` is incomplete, installing it again")
-            else:
-                notify(f"installing toolchain `{name}` (once)")
-            shutil.rmtree(path, ignore_errors=True)
-            _install(name, path, notify)
+            _clear(name, path, notify)
+            _install(name, path, notify, stop)
     except OSError as error:
         if error.errno in room.FULL:
             doing = f"toolchain `{name}` could not be installed"
@@ -147,9 +142,49 @@ def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Inst
     return found
 
 
-def check(name: str, settings: Settings, notify: Callable[[str], None]) -> Installed:
+@contextlib.contextmanager
+def _turn(name: str, path: Path, notify: Callable[[str], None], stop: launcher.Stop) -> Iterator[None]:
+    """While this lasts, nobody else installs or removes the toolchain, nor does what was left of somebody who did."""
+
+    def waits(seconds: float) -> None:
+        words = "still waiting" if seconds >= 1 else "waiting"
+        notify(f"{words} for another process to install toolchain `{name}` ({seconds:.0f} s)")
+
+    with launcher.alone(path.with_suffix(".lock"), waits, stop):
+        with launcher.alone(_busy(path), waits, stop):  # whoever was killed may not be gone yet
+            pass
+        yield
+
+
+def _busy(path: Path) -> Path:
+    """What is locked while some process works in the toolchain's folder ``path``."""
+    return path.with_suffix(".busy")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_suffix(".tmp")
+
+
+def _clear(name: str, path: Path, notify: Callable[[str], None]) -> None:
+    """Say what comes; remove what an installation that was cut off has left."""
+    launcher.end_strays("uv", path)
+    shutil.rmtree(_temporary(path), ignore_errors=True)
+    if not path.exists():
+        notify(f"installing toolchain `{name}` (once)")
+        return
+    notify(f"toolchain `{name}` is incomplete, installing it again")
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        raise ToolchainError(
+            f"what is left of toolchain `{name}` cannot be removed from `{path}`", hint="remove that folder yourself"
+        )
+
+
+def check(
+    name: str, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop = lambda: False
+) -> Installed:
     """Like ``ensure``, but looks for every single file first, and installs again where one is missing."""
-    found = ensure(name, settings, notify)
+    found = ensure(name, settings, notify, stop)
     if settings.use_current:
         return found
     missing = _missing(found.path)
@@ -157,12 +192,15 @@ def check(name: str, settings: Settings, notify: Callable[[str], None]) -> Insta
         return found
     notify(f"toolchain `{name}` has lost `{missing}`")
     (found.path / STATE).unlink(missing_ok=True)
-    return ensure(name, settings, notify)
+    return ensure(name, settings, notify, stop)
 
 
-def remove(name: str, settings: Settings) -> None:
-    """Remove the toolchain, whatever its state."""
-    shutil.rmtree(path_of(name, settings), ignore_errors=True)
+def remove(name: str, settings: Settings, notify: Callable[[str], None] = lambda line: None) -> None:
+    """Remove the toolchain, whatever its state, but not under the hands of whoever installs it."""
+    path = path_of(name, settings)
+    if path.exists():
+        with _turn(name, path, notify, lambda: False):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def size_bytes(name: str, settings: Settings) -> int:
@@ -170,78 +208,60 @@ def size_bytes(name: str, settings: Settings) -> int:
     return sum(p.stat().st_size for p in path_of(name, settings).rglob("*") if p.is_file())
 
 
-def _install(name: str, path: Path, notify: Callable[[str], None]) -> None:
+def _install(name: str, path: Path, notify: Callable[[str], None], stop: launcher.Stop) -> None:
     import uv
 
-    tool, environment = uv.find_uv_bin(), os.environ | uv_environment(os.environ)
-    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(hardware.cores()))  # llama.cpp is compiled here
-    environment.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")  # without its part for pictures, which we do not use
-    environment.setdefault("UV_LOCK_TIMEOUT", str(LOCK_S))
+    tool, environment, lock, excludes = (
+        uv.find_uv_bin(),
+        _environment(),
+        LOCKS / f"{name}.txt",
+        path.with_suffix(".excludes"),
+    )
     make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(path)]
-    fill = [
-        tool,
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        str(_python(path)),
-        "--requirements",
-        str(LOCKS / f"{name}.txt"),
-    ]
-    excludes = path.with_suffix(".excludes")
-    fill += ["--excludes", str(excludes)]
+    fill = [tool, "pip", "install", "--quiet", "--python", str(_python(path))]
+    fill += ["--requirements", str(lock), "--excludes", str(excludes)]
     if not any(environment.get(setting) for setting in INDEX_SETTINGS) and not _has_nvidia():
         fill += ["--torch-backend", "cpu"]
+    where = {"busy": _busy(path), "temporary": _temporary(path)}
+    job = launcher.Job(commands=(make, fill), environment=environment, remove=(path, excludes), **where)
     try:
         excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
-        for command in (make, fill):
-            _uv(name, command, environment, notify)
+        code, said = launcher.run(job, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"), stop)
+        if code:
+            raise _failed(name, code, said)
         state = {"packages": _listed(path)}
         (path / f"{STATE}.tmp").write_text(json.dumps(state, indent=1), "utf-8")
         (path / f"{STATE}.tmp").replace(path / STATE)
     except BaseException:  # Ctrl-C included: no half environment stays
+        launcher.end_strays(Path(tool).stem, path)
         shutil.rmtree(path, ignore_errors=True)
         raise
     finally:
         excludes.unlink(missing_ok=True)
+        shutil.rmtree(_temporary(path), ignore_errors=True)
 
 
-def _uv(name: str, command: list[str], environment: Mapping[str, str], notify: Callable[[str], None]) -> None:
-    code, said = _run(command, environment, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"))
-    if code:
-        if room.SAID.search(said):
-            last = next(line for line in reversed(redact(said).splitlines()) if room.SAID.search(line)).strip()
-            folders = room.of_installation(Settings.read())
-            raise room.error(folders, doing=f"toolchain `{name}` could not be installed", reason=last)
-        lines = [line.strip() for line in redact(said).splitlines() if line.strip()]
-        remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
-        raise ToolchainError(
-            f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
-            hint=f"{remedy}, then phipipe toolchain install {name}",
-        )
+def _environment() -> dict[str, str]:
+    """What uv gets."""
+    made = installer_environment()
+    made |= uv_environment(made)
+    made.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(hardware.cores()))  # llama.cpp is compiled here
+    made.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")  # without its part for pictures, which we do not use
+    made.setdefault("UV_LOCK_TIMEOUT", str(LOCK_S))
+    return made
 
 
-def _run(command: list[str], environment: Mapping[str, str], beat: Callable[[float], None]) -> tuple[int, str]:
-    """Exit code and stderr of ``command``; ``beat`` hears every ``HEARTBEAT_S`` how many seconds have passed."""
-    start = time.monotonic()
-    with subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
-        try:
-            while True:
-                try:
-                    said = process.communicate(timeout=HEARTBEAT_S)[1]
-                    return process.returncode, said
-                except subprocess.TimeoutExpired:
-                    beat(time.monotonic() - start)
-        except BaseException:
-            process.kill()
-            raise
+def _failed(name: str, code: int, said: str) -> PhipipeError:
+    if room.SAID.search(said):
+        last = next(line for line in reversed(redact(said).splitlines()) if room.SAID.search(line)).strip()
+        folders = room.of_installation(Settings.read())
+        return room.error(folders, doing=f"toolchain `{name}` could not be installed", reason=last)
+    lines = [line.strip() for line in redact(said).splitlines() if line.strip()] or [f"uv ended with code {code}"]
+    remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
+    return ToolchainError(
+        f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
+        hint=f"{remedy}, then phipipe toolchain install {name}",
+    )
 
 
 def redact(text: str) -> str:

@@ -117,7 +117,7 @@ def toolchain_install(names: Sequence[str], force: bool) -> None:
 
     for name in names:
         if force:
-            toolchains.remove(name, settings_of_user())
+            toolchains.remove(name, settings_of_user(), note)
         installed = toolchains.ensure(name, settings_of_user(), note)
         echo(f"{name}: {counted(len(installed.packages), 'package')}")
 

@@ -1,6 +1,6 @@
 """Child side: serves the steps of one run, one after another, in a toolchain's Python.
 
-started as  ``PYTHON -P -c <bootstrap>`` (``process.python_command``); only phipipe's own folder is added
+started as  ``PYTHON -P -c <bootstrap>`` (``children.python_command``); only phipipe's own folder is added
 reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
             {"runs": "module:function", "inputs": {name: path}, "params": {...}, "path": [import roots]}
 writes      FOLDER/out/            the step's files
@@ -27,18 +27,19 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from phipipe import errors, progress
-from phipipe.errors import PhipipeError, SourceError
+from phipipe import progress
+from phipipe.children import kill_tree as kill_tree
+from phipipe.children import tree as tree
+from phipipe.errors import PhipipeError, SourceError, encoded
 
 PROGRESS_EVERY_S = 0.2
 GUARD_S = 2.0  # a guard that lives has long been done by then
@@ -85,40 +86,6 @@ def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
         time.sleep(GUARD_S)
     kill_tree(os.getpid())
     os._exit(1)
-
-
-def tree(pid: int) -> list[Any]:
-    """psutil's view of process ``pid`` and all that descend from it; nothing without psutil."""
-    try:
-        import psutil
-    except ImportError:  # a toolchain of the user's own may lack it
-        return []
-    try:
-        root = psutil.Process(pid)
-        return [*root.children(recursive=True), root]
-    except psutil.Error:
-        return []
-
-
-def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
-    """Kill the process group of ``pid``, its descendants that left the group, and those ``seen`` before."""
-    members = [*tree(pid), *seen]
-    strays = [member for member in members if member.pid not in (pid, os.getpid())]
-    for stray in strays:  # before the group: we may be in it ourselves
-        _end(stray)
-    if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-    else:
-        for member in members:
-            _end(member)
-
-
-def _end(process: Any) -> None:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):  # gone meanwhile; psutil checks that the id was not used again
-        process.kill()
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -204,9 +171,7 @@ def _told(error: BaseException) -> dict[str, Any]:
     told: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
     told["traceback"] = "".join(traceback.format_exception(error))
     if isinstance(error, PhipipeError):
-        known = next(c.__name__ for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
-        told |= {"kind": known, "phipipe": True, "message": error.message, "hint": error.hint}
-        told["exit_code"] = error.exit_code
+        told["error"] = encoded(error)
     if isinstance(error, OSError):
         told["errno"] = error.errno
     if isinstance(error, subprocess.CalledProcessError):

@@ -23,12 +23,12 @@ from phipipe import (
     manifest,
     plan,
     preflight,
-    schedule,
     selection,
 )
 from phipipe import device as devices
 from phipipe.backends.base import Step
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, StepFailed, StepKilled, TargetError
+from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.recipe import Build
 from phipipe.selection import Wanted
@@ -494,7 +494,7 @@ def test_tolerances_and_tags_change_no_key(tmp_path: Path) -> None:
     items = selection.select([plain], Wanted(), backends.OptionsOf())
     items += selection.select([marked], Wanted(), backends.OptionsOf())
     items += selection.select([other], Wanted(), backends.OptionsOf())
-    _, names = schedule.graph([PREPARE(item.build) for item in items if item.build])
+    _, names = graph([PREPARE(item.build) for item in items if item.build])
     assert names[0] == names[1] != names[2]
 
 

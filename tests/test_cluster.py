@@ -21,10 +21,11 @@ import pytest
 from clock import within
 from remote_client import attempt, planned
 from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
+from tiny_toolchain import Tiny, wait_until
 
 from phipipe import cluster, cluster_worker, manifest, show
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError, decoded
 from phipipe.settings import Settings
 
 HERE = Path(__file__).parent
@@ -226,6 +227,36 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     assert 2 <= len(told) <= 5  # one a second, from the worker to the client
     assert told == sorted(told)
     assert {(total, unit) for _, total, unit in told} == {(40, "tenths")}
+
+
+@pytest.mark.timeout(100)
+def test_what_is_damaged_in_a_workers_cache_is_made_again(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_TOOLCHAIN": "current"}
+    for name, value in (shared | {"PHIPIPE_WORKER_PATH": str(HERE)}).items():
+        monkeypatch.setenv(name, value)
+    params: dict[str, Any] = {"name": "first", "tenths": 0}
+    first = Step(name="first", runs="remote_client:rest", version=1, params=params, toolchain="torch")
+    second = replace(first, name="second", needs={"first": "first"}, params=params | {"name": "second"})
+    done, _ = attempt(tmp_path / "w0", planned(first), None)
+    assert done.error is None
+    spoil(done.results["first"].stored.path / "made.txt")
+    machines.scheduler()
+    machines.worker("w0", "torch")
+    done, heard = attempt(tmp_path / "client", planned(first, second), cluster.engine(machines.url))
+    assert done.error is None
+    assert (done.results["second"].stored.path / "made.txt").read_text() == "secondfirst"
+    assert heard.lines[-1].startswith("damaged in the cache, building again")
+
+
+def spoil(path: Path) -> None:
+    """Turn one bit around, unseen by those that compare sizes and times."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def measured(**more: Any) -> Step:
@@ -458,7 +489,9 @@ def test_an_input_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytes
             json.dumps({"phipipe": __version__, "task": "t", "topic": "t", "step": step, "inputs": {"text": "ab" * 32}})
         )
     )
-    assert (told["error"]["kind"], told["error"]["input"]) == ("Missing", "text")
+    error = decoded(told["error"])
+    assert isinstance(error, cluster_worker.Missing)
+    assert error.name == "text"
 
 
 def test_unknown_toolchains_are_refused() -> None:
@@ -501,3 +534,39 @@ def test_a_measurement_has_its_worker_for_itself() -> None:
     assert seen == [["a"], ["a", "b"], ["measure"], ["c"], ["c", "d"]] or seen == [
         ["a"], ["a", "b"], ["measure"], ["d"], ["c", "d"]
     ]  # fmt: skip
+
+
+@pytest.mark.timeout(100)
+def test_while_a_worker_installs_a_toolchain_it_does_steps_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from phipipe import __version__, toolchain
+
+    tiny = Tiny(tmp_path / "tiny")
+    (tiny.locks / "empty.txt").write_text("", "utf-8")
+    monkeypatch.setattr(toolchain, "LOCKS", tiny.locks)
+    own = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_WORKER_PATH": str(HERE)}
+    for name, value in (tiny.variables | own).items():
+        monkeypatch.setenv(name, value)
+
+    def work(tool: str, measurement: bool = False) -> dict[str, Any]:
+        runs = "steps_cheap:count"
+        step = Step(name=tool, runs=runs, version=1, params={"name": tool}, toolchain=tool, measurement=measurement)
+        told = {"phipipe": __version__, "task": tool, "topic": "t", "step": cluster_worker.described(step)}
+        answer: dict[str, Any] = json.loads(cluster_worker.work(json.dumps(told | {"inputs": {}})))
+        return answer
+
+    done: list[dict[str, Any]] = []
+    waiting = threading.Thread(target=lambda: done.append(work("tiny", measurement=True)))
+    try:
+        waiting.start()
+        wait_until(lambda: tiny.builds() == 1, "the installation")
+        assert not work("empty")["cached"]
+        assert done == []
+        tiny.go_on()
+        waiting.join()
+        assert [answer["cached"] for answer in done] == [False]
+    finally:
+        tiny.go_on()
+        cluster_worker._place(Settings.read())[1].close()
+        cluster_worker._place.cache_clear()

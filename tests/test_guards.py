@@ -23,8 +23,8 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "metrics", "progress", "sockets", "streams", "visible"},
-    {"json_files"},
+    {"errors", "hardware", "metrics", "progress", "sockets", "streams", "visible", "children"},
+    {"json_files", "launcher"},
     {"code_keys"},
     {"user_paths"},
     {"document", "keys", "settings", "transfer", "changed", "room", "overlay"},
@@ -101,6 +101,8 @@ LAYERS = (
     {"worker", "process"},
     {"why"},
     {"executor"},
+    {"nodes"},
+    {"installs"},
     {"cluster_worker"},
     {"cluster"},
     {"schedule"},

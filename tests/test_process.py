@@ -12,16 +12,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 from clock import LOAD, within
+from hypothesis import example, given
+from hypothesis import strategies as st
 from test_worker import TESTS, Bench, alive, family, gone, posix, settings
 
 from phipipe import process
 from phipipe.errors import Interrupted, SourceError, StepFailed, StepKilled, ToolchainError
 from phipipe.process import Request, Worker
+from phipipe.settings import COMPUTING, OFFLINE, is_among
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc")
+LINUX = sys.platform == "linux"
+linux = pytest.mark.skipif(not LINUX, reason="Linux's /proc")
+FOR_PYTHON = {row for row in COMPUTING if row.startswith("PYTHON")} | {"GLIBC_TUNABLES", "MALLOC_*"}
 
 
 @pytest.fixture
@@ -328,6 +334,30 @@ def test_no_secret_is_in_the_environment_or_arguments_of_any_process_of_ours(
         bench("fail")
     assert "canary-2718" not in bench.logs()
     assert all(b"canary-2718" not in p.read_bytes() for p in bench.folder.rglob("*") if p.is_file())
+
+
+@given(names=st.lists(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True), min_size=40, max_size=200))
+@example(names=["PRIVATE_KEY_PEM", "JWT", "KUBECONFIG", "NPM_AUTH", "SLACK_WEBHOOK", "CUDA_API_KEY", "PYTEST_AUTH"])
+@example(names=["SSH_AUTH_SOCK", "UV_INDEX_ACME_PASSWORD", "HTTPS_PROXY", "DATABASE_URL", "PS1", "BASH_ENV"])
+@hypothesis.settings(max_examples=5, deadline=None)
+def test_no_variable_of_another_name_reaches_any_process_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    own = {"PYTHONPATH", "PYTHONHOME", *OFFLINE, *os.environ}
+    strange = [name for name in names if name not in own and not is_among(name, COMPUTING)]
+    known = {row.replace("*", "X_1618") for row in COMPUTING} - {"LD_PRELOAD", "LD_AUDIT", *FOR_PYTHON, *os.environ}
+    made = Bench(tmp_path_factory.mktemp("bench"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*strange, *known):
+            patch.setenv(name, "canary-2718" if name in strange else "1618")
+        patch.setenv("OMP_URL", "https://me:canary-2718@example.org")
+        made("environment")
+        told = json.loads((made.out / "environment.json").read_text("utf-8"))["env"]
+        children = [child.environ() for child in psutil.Process().children(recursive=True)] if LINUX else []
+    made.worker.close()
+    assert "canary-2718" not in f"{told} {children}"
+    assert not {*strange} & {*told}
+    assert {name for name in known if told.get(name) != "1618"} <= {"TMPDIR", "TEMP", "TMP", *OFFLINE}
 
 
 @pytest.mark.parametrize("how", ["C", "Python", "numpy", "shelve"])

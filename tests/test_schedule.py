@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_toolchain import Tiny, wait_until
 
-from phipipe import executor, schedule
+from phipipe import executor, nodes, schedule, toolchain
 from phipipe.backends.base import Outside, Step
-from phipipe.errors import Interrupted, PhipipeError, Skipped, StepFailed, StepKilled
+from phipipe.errors import Interrupted, PhipipeError, Skipped, StepFailed, StepKilled, ToolchainError
 from phipipe.executor import Result
+from phipipe.nodes import graph, labels
 from phipipe.plan import Plan
-from phipipe.schedule import attempt, graph
+from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -209,10 +211,10 @@ def test_an_interruption_keeps_what_was_finished(store: Store) -> None:
 def test_labels_name_the_build_where_steps_are_its_own() -> None:
     shared = step("source")
     plans = [plan("a", shared, step("x", "source")), plan("b", shared, step("x", "source", more=1))]
-    assert schedule.labels(plans) == ["source", "a: x", "b: x"]
-    assert schedule.labels(plans[:1]) == ["source", "x"]
+    assert labels(plans) == ["source", "a: x", "b: x"]
+    assert labels(plans[:1]) == ["source", "x"]
     both = [plan("a1", shared, step("x", "source")), plan("a2", shared, step("x", "source")), plan("b", shared)]
-    assert schedule.labels(both) == ["source", "a: x"]
+    assert labels(both) == ["source", "a: x"]
 
 
 def test_damage_is_made_again_by_whoever_made_it(store: Store, tmp_path: Path) -> None:
@@ -317,3 +319,153 @@ def test_outcomes_of_failed_builds_are_errors_of_ours(store: Store) -> None:
     (outcome,) = run(store, plan("a", step("x", fail=True)))
     assert isinstance(outcome.error, PhipipeError)
     assert json.dumps(outcome.load("x", "name.txt")) == "null"
+
+
+# Toolchains that have to be installed first
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
+    """A toolchain, `tiny`, whose installation takes until ``go_on``."""
+    made = Tiny(tmp_path / "tiny")
+    monkeypatch.setattr(toolchain, "LOCKS", made.locks)
+    for name, value in (made.variables | {"PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}).items():
+        monkeypatch.setenv(name, value)
+    yield made
+    made.go_on()
+    for process in made.processes():
+        process.kill()
+
+
+def heavy(name: str, *needs: str, runs: str = "count", **params: Any) -> Step:
+    """A step that runs in toolchain `tiny`."""
+    return replace(step(name, *needs, **params), toolchain="tiny", runs=f"steps_cheap:{runs}")
+
+
+class Told(Silent):
+    """Keeps what it hears, and does something when the step ``upon`` has ended."""
+
+    def __init__(self, upon: str = "", then: Callable[[], object] = lambda: None) -> None:
+        self.heard: list[str] = []
+        self.going = self.most = 0
+        self._upon, self._then = upon, then
+
+    def started(self, label: str, why: str) -> None:
+        self.heard.append(f"started {label}")
+        self.going += 1
+        self.most = max(self.most, self.going)
+
+    def finished(self, label: str, result: Result) -> None:
+        self.heard.append(f"finished {label}")
+        self.going -= not result.cached
+        if label == self._upon:
+            self._then()
+
+    def failed(self, label: str, error: PhipipeError) -> None:
+        self.heard.append(f"failed {label}")
+
+    def installing(self, toolchain: str) -> None:
+        self.heard.append(f"installing {toolchain}")
+
+    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
+        self.heard.append(f"{'lacks' if error else 'has'} {toolchain}")
+
+
+@pytest.mark.timeout(120)
+def test_while_a_toolchain_is_installed_steps_that_do_not_need_it_go_on(store: Store, tiny: Tiny) -> None:
+    told = Told("b: z", tiny.go_on)  # the installation would not end otherwise
+    first = plan("a", heavy("h"), step("x", "h"))
+    second = plan("b", step("x"), step("y", "x"), step("z", "y"), heavy("h", n=2))
+    done = run(store, first, second, jobs=1, listener=told)
+    assert [outcome.error for outcome in done] == [None, None]
+    assert told.heard[0] == "installing tiny"
+    assert told.heard.index("finished b: z") < told.heard.index("has tiny") < told.heard.index("started a: h")
+    assert told.heard.count("installing tiny") == told.heard.count("has tiny") == tiny.builds() == 1
+    again = Told()
+    assert all(outcome.all_cached for outcome in run(Store(store.root), first, second, listener=again))
+    assert "installing tiny" not in again.heard
+
+
+@pytest.mark.timeout(120)
+def test_a_toolchain_that_cannot_be_installed_fails_those_that_need_it_alone(store: Store, tiny: Tiny) -> None:
+    (tiny.folder / "fail").touch()
+    told = Told("b: x", tiny.go_on)
+    bad, good, late = plan("a", heavy("h")), plan("b", step("x", n=1)), plan("c", step("x", n=2), heavy("h", "x"))
+    done = run(store, bad, good, late, listener=told)
+    assert [type(outcome.error) for outcome in done] == [ToolchainError, type(None), ToolchainError]
+    assert sorted(line for line in told.heard if line.startswith("failed")) == ["failed a: h", "failed c: h"]
+    assert (told.heard.count("installing tiny"), tiny.builds()) == (1, 1)
+
+
+@pytest.mark.timeout(120)
+def test_a_measurement_waits_for_an_installation_to_end(store: Store, tiny: Tiny) -> None:
+    told = Told("x", tiny.go_on)
+    (outcome,) = run(store, plan("a", heavy("h"), step("m", alone=True), step("x")), listener=told)
+    assert outcome.error is None
+    assert told.heard.index("has tiny") < told.heard.index("started m")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_an_interruption_ends_an_installation_at_once(store: Store, tiny: Tiny, jobs: int) -> None:
+    def interrupt() -> None:
+        wait_until(lambda: tiny.builds() == 1, "the installation")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(store, plan("a", heavy("h"), step("x")), jobs=jobs, listener=Told("x", interrupt))
+    assert tiny.processes() == []
+    assert tiny.left_overs() == []
+
+
+@pytest.mark.timeout(120)
+def test_an_installation_that_nobody_waits_for_any_more_is_given_up(store: Store, tiny: Tiny) -> None:
+    plans = [plan("a", heavy("h")), plan("b", step("x", fail=True))]
+    done = attempt(plans, store, Settings.read(), Silent(), None, 2, fail_fast=True)
+    assert [type(outcome.error) for outcome in done] == [Skipped, StepFailed]
+    assert tiny.processes() == []
+    assert tiny.left_overs() == []
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_is_kept_as_long_as_steps_of_its_toolchain_are_to_come(store: Store, tiny: Tiny) -> None:
+    tiny.go_on()
+    steps = heavy("one"), step("between", "one"), heavy("two", "between")
+    (outcome,) = run(store, plan("a", *steps), jobs=1)
+    found = [outcome.load(name, "count.json") for name in ("one", "two")]
+    assert [calls for calls, _ in found] == [1, 2], "heavy imports happen once a run"
+    assert found[0][1] == found[1][1]
+
+
+class Elsewhere(executor.Bench):
+    """As if another machine did the steps."""
+
+    def here(self, step: Step) -> bool:
+        return False
+
+
+def test_other_machines_are_asked_for_so_many_steps_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "AWAY", 3)
+    told = Told()
+    made = plan("a", *(step(f"s{i}") for i in range(10)))
+    (outcome,) = attempt([made], store, Settings.read(), told, None, 1, engine=Elsewhere)
+    assert outcome.error is None
+    assert told.most == 3
+
+
+def test_a_graph_is_built_once_a_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    identify = nodes._node
+
+    def counted(one: Step, own: dict[str, str]) -> nodes.Node:
+        built.append(one.name)
+        return identify(one, own)
+
+    monkeypatch.setattr(nodes, "_node", counted)
+    plans = [plan("a", step("x"), step("y", "x")), plan("b", step("x"), step("z", "x"))]
+    assert labels(plans) == ["x", "a: y", "b: z"]
+    assert all(outcome.error is None for outcome in run(store, *plans))
+    assert all(outcome.all_cached for outcome in run(Store(store.root), *plans))
+    assert sorted(built) == ["x", "x", "y", "z"]
+    assert len(graph(plans[:1]).nodes) == 2
+    assert all(node.result is None for node in graph(plans).nodes.values()), "a run keeps what it finds to itself"

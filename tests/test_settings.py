@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from phipipe import settings
 from phipipe.errors import RecipeError
 from phipipe.settings import Settings, child_environment
 
@@ -62,6 +65,44 @@ def test_no_child_sees_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert "canary" not in str(child_environment(offline=True))
 
 
+@given(
+    st.sampled_from(sorted(settings.COMPUTING)),
+    st.sampled_from(["JWT", "AUTH", "TOKEN", "KEY", "PASSWORD", "WEBHOOK", "PRIVATE_KEY_PEM", "CLIENT_SECRET", "DSN"]),
+)
+def test_no_beginning_lets_a_secret_through(row: str, ending: str) -> None:
+    name = f"{row.partition('*')[0]}{ending}"
+    assert not settings.is_among(name, settings.COMPUTING)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("UV_INDEX_ACME_PASSWORD", "canary"),
+        ("UV_INDEX_URL", "https://me:canary@example.org/simple"),
+        ("PIP_EXTRA_INDEX_URL", "https://me:canary@example.org/simple"),
+        ("https_proxy", "http://me:canary@proxy:8080"),
+        ("NETRC", "/home/me/canary"),
+        ("CMAKE_ARGS", "-DCANARY=canary"),
+        ("CXX", "canary++"),
+    ],
+)
+def test_the_installer_gets_what_it_needs_and_nobody_else_does(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert settings.installer_environment()[name] == value
+    assert name not in child_environment(offline=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "UV_PUBLISH_TOKEN", "CARGO_REGISTRY_TOKEN", "AWS_SECRET_ACCESS_KEY", "JWT"]
+)
+def test_the_installer_gets_no_other_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("CMAKE_TOOLS", "https://me:canary@example.org")
+    assert "canary" not in str(settings.installer_environment())
+
+
 def test_a_container_that_keeps_no_bytecode_does_not_slow_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in child_environment(offline=True)
@@ -96,7 +137,7 @@ def test_import_roots_of_workers_are_absolute_and_may_be_several(
     assert found.worker_path == (tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["PATH", "TOKENIZERS_PARALLELISM", "KEYBOARD", "OMP_NUM_THREADS", "PWD"])
+@pytest.mark.parametrize("name", ["PATH", "TOKENIZERS_PARALLELISM", "LC_TIME", "OMP_NUM_THREADS", "PWD"])
 def test_what_is_no_secret_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "kept-1618")
     assert child_environment(offline=True)[name] == "kept-1618"

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -157,37 +156,6 @@ def test_a_file_that_was_cut_short_is_noticed_and_a_whole_toolchain_is_left_alon
     toolchain.check("tiny", home, said.append)
     assert said
     assert (site(first) / "iniconfig" / "__init__.py").read_bytes() == whole
-
-
-def test_an_installation_that_was_interrupted_leaves_nothing(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = toolchain._uv
-
-    def then_interrupt(name: str, command: list[str], *more: Any) -> None:
-        run(name, command, *more)
-        if "install" in command:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(toolchain, "_uv", then_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        toolchain.ensure("tiny", home, print)
-    assert not toolchain.path_of("tiny", home).exists()
-
-
-def test_a_long_installation_says_that_it_goes_on_and_waits_for_one_elsewhere(
-    home: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, waits = toolchain._uv, set()
-
-    def noted(name: str, command: list[str], environment: dict[str, str], notify: Any) -> None:
-        waits.add(environment.get("UV_LOCK_TIMEOUT"))
-        run(name, command, environment, notify)
-
-    said: list[str] = []
-    monkeypatch.setattr(toolchain, "HEARTBEAT_S", 0.01)
-    monkeypatch.setattr(toolchain, "_uv", noted)
-    toolchain.ensure("tiny", home, said.append)
-    assert "still installing toolchain `tiny` (0 s)" in said
-    assert waits == {"3600"}  # two that compile llama.cpp at once take longer than uv's own 300 s
 
 
 def test_a_toolchain_that_is_removed_is_gone(home: Settings) -> None:
