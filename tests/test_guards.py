@@ -25,11 +25,13 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 LAYERS = (
     {"errors", "hardware", "progress", "sockets"},
     {"json_files"},
-    {"code_keys"},
+    {"code_keys", "config_check", "remarks", "weights"},
     {"document", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads"},
     {"recipe", "family"},
-    {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
+    {"foreign", "layouts", "tokenizer_files"},
+    {"models"},
+    {"device", "fit", "store", "schema", "starter"},
     {"hub_client"},
     {
         "backends",
