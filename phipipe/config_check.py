@@ -25,7 +25,7 @@ class Bound(NamedTuple):
 
 
 _TOKEN = Bound(-1, 2**22, many=True)
-_SHARE, _COUNT, _LENGTH, _FACTORS = Bound(0, 1, False), Bound(1, 2**20), Bound(1, 2**27), Bound(0, 1e9, False, True)
+_SHARE, _COUNT, _LENGTH, _FACTORS = Bound(0, 1, False), Bound(1, 2**20), Bound(1, 2**27), Bound(1e-3, 1e5, False, True)
 NUMBERS: Mapping[str, Bound] = {
     "vocab_size": Bound(1, 2**22),
     "hidden_size": Bound(1, 2**16),
@@ -98,19 +98,23 @@ FLAGS = frozenset(
     ]
 )
 TEXTS = frozenset(
-    [
-        "_name_or_path",
-        "dtype",
-        "hidden_act",
-        "hidden_activation",
-        "model_type",
-        "quant_method",
-        "rope_type",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_version",
-    ]
+    ("_name_or_path", "model_type", "quant_method", "rope_type", "tokenizer_class", "transformers_version")
 )
+DTYPES = frozenset(
+    f"{place}{name}" for place in ("", "torch.") for name in ("float32", "float16", "bfloat16", "float64")
+)
+# transformers' own.
+ACTIVATIONS = frozenset(
+    (
+        *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
+        *("gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2"),
+        *("relu6", "sigmoid", "silu", "swish", "tanh", "xielu"),
+    )
+)
+CHOICES: Mapping[str, frozenset[str]] = {
+    "dtype": DTYPES | {"auto"},
+    "torch_dtype": DTYPES | {"auto"},
+}
 TABLES = frozenset(
     [
         "audio_config",
@@ -132,9 +136,11 @@ TABLES = frozenset(
         "vision_lora",
     ]
 )
+KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", "llama")
 NEEDED = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 MAX_NUMBER, MAX_TEXT, MAX_ENTRIES, MAX_BYTES = 10**18, 2**16, 2**17, 2**22
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
+_CLASS = re.compile(r"([\w.\-]+/[\w.\-]+--)?\.?[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -164,6 +170,9 @@ def check_model(path: Path, config: Mapping[str, Any]) -> None:
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     if config.get("head_dim") is None and config["hidden_size"] % heads:
         _odd(path, "hidden_size", f"({config['hidden_size']}) is no multiple of `num_attention_heads` ({heads})")
+    act = config.get("hidden_act")
+    if act is not None and act not in ACTIVATIONS and config["model_type"] in KNOWN:
+        _odd(path, "hidden_act", f"(`{json_files.shown(act)}`) is no activation that transformers has")
     if kv_heads is not None and heads % kv_heads:
         _odd(path, "num_attention_heads", f"({heads}) is no multiple of `num_key_value_heads` ({kv_heads})")
     types = config.get("layer_types")
@@ -243,17 +252,31 @@ def _check_key(path: Path, at: str, key: str, value: Any) -> None:
         _odd(path, at, "is neither true nor false")
     if key in TEXTS and (not isinstance(value, str) or not value.isprintable() or len(value) > 1000):
         _odd(path, at, "is no short text")
+    if key in CHOICES and (not isinstance(value, str) or value not in CHOICES[key]):
+        _odd(path, at, f"is none of {', '.join(sorted(CHOICES[key])[:5])} …")
+    if key == "auto_map":
+        _check_auto_map(path, at, value)
     if key in TABLES and not isinstance(value, dict):
         _odd(path, at, "is no table of settings")
     bound = NUMBERS.get(key)
     if bound is None:
         return
+    if value == []:
+        _odd(path, at, "is an empty list")
     for number in value if bound.many and isinstance(value, list) else [value]:
         kinds = (int,) if bound.whole else (int, float)
         if isinstance(number, bool) or not isinstance(number, kinds):
             _odd(path, at, "is no whole number" if bound.whole else "is no number")
         if not bound.low <= number <= bound.high:
             _odd(path, at, f"is {number}; between {bound.low:g} and {bound.high:g} makes sense")
+
+
+def _check_auto_map(path: Path, at: str, value: Any) -> None:
+    """Classes in modules, by name: "module.Class", or "owner/name--module.Class"; a tokenizer has two."""
+    for named in value.values() if isinstance(value, dict) else [value]:
+        for name in named if isinstance(named, list) else [named]:
+            if name is not None and (not isinstance(name, str) or not _CLASS.fullmatch(name)):
+                _odd(path, at, "names no class in a module")
 
 
 def _odd(path: Path, where: str, what: str) -> NoReturn:

@@ -22,6 +22,7 @@ MAX_DIGITS = 40  # of a whole number; 2**128 has 39
 # Text that never ends counts as text, or looking for each quote's partner would take the square of the length.
 _QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NESTING = re.compile(rb"[\[\]{}]")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; two make one
 _POINTER = b"version https://git-lfs.github.com/"
 MAX_SHOWN = 60  # characters of a stranger's text in a message
 
@@ -89,13 +90,18 @@ def parse(raw: bytes, path: Path) -> Any:
     try:
         if _depth(raw) > MAX_DEPTH:
             raise _Unfit(f"nested deeper than {MAX_DEPTH} levels")
-        return json.loads(
+        value = json.loads(
             raw.decode("utf-8"),
             parse_constant=_constant,
             parse_float=_float,
             parse_int=_int,
             object_pairs_hook=_once,
         )
+        if _HALF.search(raw):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError:
+        raise SourceError(f"`{path}` is not valid JSON: half of a character stands alone") from None
     except UnicodeDecodeError:
         raise SourceError(f"`{path}` is not valid JSON: it is not UTF-8") from None
     except ValueError as error:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from phipipe import json_files
 from phipipe.errors import SourceError
-from phipipe.weights import Tensor
+from phipipe.weights import INDEX, Choice, Tensor
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
@@ -167,22 +167,36 @@ def check(folder: Path, architecture: str, sizes: Sizes, tensors: Mapping[str, T
             f"`{folder / 'config.json'}` has {sizes.experts} experts in each of {sizes.layers} layers "
             f"(`num_local_experts`); the weights have {len(tensors)} tensors in all"
         )
-    wanted = _wanted(layout, sizes)
-    extra = [n for n in tensors if n not in wanted and not n.startswith(layout.others or "\0") and not _is_spare(n)]
-    missing = [n for n in wanted if n not in tensors and n != HEAD]
+    expected = wanted(layout, sizes)
+    extra = [n for n in tensors if n not in expected and not n.startswith(layout.others or "\0") and not _is_spare(n)]
+    missing = [n for n in expected if n not in tensors and n != HEAD]
     if missing or extra:
         _refuse_names(folder, architecture, missing, extra)
-    if HEAD not in tensors and HEAD in wanted:
+    if HEAD not in tensors and HEAD in expected:
         raise SourceError(
             f"`{folder}` has no head (`{HEAD}`), and its `config.json` does not tie one to the embedding",
             hint='take the whole checkpoint; or set `"tie_word_embeddings": true`, if the model was trained so',
         )
-    for name, shape in {**wanted, HEAD: (sizes.vocab, sizes.hidden)}.items():
+    for name, shape in {**expected, HEAD: (sizes.vocab, sizes.hidden)}.items():
         if name in tensors:
             _check_shape(folder, tensors[name], shape)
 
 
-def _wanted(layout: Layout, sizes: Sizes) -> dict[str, Shape]:
+def check_index(folder: Path, architecture: str, choice: Choice, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an index that leaves out what lies in the files it names: some tools would not find it.
+
+    Raises:
+        SourceError: names the tensor.
+    """
+    if not choice.places or architecture not in LAYOUTS:
+        return
+    for name, tensor in tensors.items():
+        if name not in choice.places and not _is_spare(name):
+            raise SourceError(f"`{folder / INDEX}` does not name `{name}`, which lies in `{tensor.file}`")
+
+
+def wanted(layout: Layout, sizes: Sizes) -> dict[str, Shape]:
+    """Names and shapes of all tensors that a model of these ``sizes`` has, but for what ``layout.others`` covers."""
     found = {EMBEDDING: (sizes.vocab, sizes.hidden), **dict(layout.ends(sizes))}
     layer = dict(layout.layer(sizes))
     found |= {f"model.layers.{i}.{name}": shape for i in range(sizes.layers) for name, shape in layer.items()}

@@ -164,10 +164,11 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     config_check.check_model(path, config)
     config, named = _with_architecture(path, config)
     tensors = weights.read(folder, choice, sizes)
+    layouts.check_index(folder, config["architectures"][0], choice, tensors)
     counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
     checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
     found += [*named, *_beside(folder, choice), *_check_head(checkpoint, tensors, here=sizes is None)]
-    layouts.check(folder, checkpoint.architecture, _sizes(checkpoint, tensors), tensors)
+    layouts.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
     found += tokenizer_files.check(folder, checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
         raise SourceError(f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}")
@@ -186,7 +187,7 @@ def _with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, An
             )
         return config | {"architectures": [of_type[kind]]}, [remarks.of("W06", of_type[kind])]
     layout = layouts.LAYOUTS.get(config["architectures"][0])
-    if layout and kind in of_type and kind != layout.model_type:
+    if layout and kind != layout.model_type:
         raise SourceError(
             f"`{path}` contradicts itself: {config['architectures'][0]} has the `model_type` `{layout.model_type}`, "
             f"not `{kind}`"
@@ -218,7 +219,7 @@ def _check_head(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, here: 
     return []
 
 
-def _sizes(checkpoint: Checkpoint, tensors: Iterable[str]) -> Sizes:
+def sizes_of(checkpoint: Checkpoint, tensors: Iterable[str] = ()) -> Sizes:
     """What the shapes of the model's tensors follow from."""
     config = checkpoint.config
     ranks = {name: (config.get(f"{name}_lora") or {}).get("r") for name in ("vision", "speech")}

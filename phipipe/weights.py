@@ -31,7 +31,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }
 # Bounds: the largest headers of the field have some 2,000 tensors and 300 kB, the largest indexes 100,000 and 9 MB.
 MAX_HEADER_BYTES = 8 * 2**20
-MAX_INDEX_BYTES = 32 * 2**20
+MAX_INDEX_BYTES = 12 * 2**20
 MAX_RANK, MAX_ELEMENTS, MAX_NAME = 8, 2**44, 300
 _SHARD = re.compile(r"model-(\d{1,6})-of-(\d{1,6})\.safetensors")
 _FILE = re.compile(r"[^/\\:\x00-\x1f]{1,200}\.safetensors")
@@ -200,7 +200,8 @@ def tensors(path: Path, size: int | None = None) -> list[Tensor]:
         raise SourceError(f"`{path}` has a corrupt safetensors header: {error.message}") from None
     if not isinstance(header, dict):
         raise SourceError(f"`{path}` has a corrupt safetensors header: it is no JSON object")
-    about = header.pop("__metadata__", None) or {}
+    about = header.pop("__metadata__", None)
+    about = {} if about is None else about
     if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
         raise SourceError(f"`{path}` has a corrupt safetensors header: `__metadata__` is no table of texts")
     start = 8 + len(raw)
