@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
-from phipipe import models, transfer
+from phipipe import models, transfer, weights
 from phipipe.errors import SourceError
 from phipipe.transfer import Published, Remote
 
@@ -104,7 +104,7 @@ def listing(repo: Repository) -> Listing:
     if info.sha != repo.revision:
         raise SourceError(f"asked for `{repo.name}` at {repo.revision}, the hub answers for {str(info.sha)[:40]}")
     names = [str(sibling.rfilename) for sibling in info.siblings or ()]
-    pickles = sorted(name for name in names if any(fnmatch.fnmatchcase(name, p) for p in models.PICKLES))
+    pickles = sorted(name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weights.PICKLES))
     files = [
         _published(repo, s.rfilename, s.size, s.blob_id, s.lfs) for s in info.siblings or () if is_allowed(s.rfilename)
     ]

@@ -19,8 +19,12 @@ from phipipe.errors import SourceError
 MAX_BYTES = 64 * 2**20  # the largest tokenizer.json of the field has about 35 MB
 MAX_DEPTH = 64
 MAX_DIGITS = 40  # of a whole number; 2**128 has 39
-_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Text that never ends counts as text, or looking for each quote's partner would take the square of the length.
+_QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NESTING = re.compile(rb"[\[\]{}]")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; two make one
+_POINTER = b"version https://git-lfs.github.com/"
+MAX_SHOWN = 60  # characters of a stranger's text in a message
 
 
 class _Unfit(ValueError):
@@ -55,7 +59,26 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
             raw = stream.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         raise SourceError(f"cannot read `{path}`: {getattr(error, 'strerror', None) or error}") from None
+    refuse_pointer(raw[:100], path)
     return raw[:max_bytes]
+
+
+def refuse_pointer(raw: bytes, path: Path) -> None:
+    """Refuse a file of which git left a pointer to its content alone; ``raw`` is how ``path`` starts.
+
+    Raises:
+        SourceError: it is one.
+    """
+    if raw.startswith(_POINTER):
+        raise SourceError(
+            f"`{path}` is a git-lfs pointer, not the file itself", hint=f"run `git lfs pull` in `{path.parent}`"
+        )
+
+
+def shown(text: str) -> str:
+    """A stranger's ``text`` for a message: short, and nothing in it that a terminal would act on."""
+    short = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    return short if short.isprintable() else ascii(short)[1:-1]
 
 
 def parse(raw: bytes, path: Path) -> Any:
@@ -67,13 +90,18 @@ def parse(raw: bytes, path: Path) -> Any:
     try:
         if _depth(raw) > MAX_DEPTH:
             raise _Unfit(f"nested deeper than {MAX_DEPTH} levels")
-        return json.loads(
+        value = json.loads(
             raw.decode("utf-8"),
             parse_constant=_constant,
             parse_float=_float,
             parse_int=_int,
             object_pairs_hook=_once,
         )
+        if _HALF.search(raw):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError:
+        raise SourceError(f"`{path}` is not valid JSON: half of a character stands alone") from None
     except UnicodeDecodeError:
         raise SourceError(f"`{path}` is not valid JSON: it is not UTF-8") from None
     except ValueError as error:

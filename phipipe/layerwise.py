@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import progress
+from phipipe.errors import SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,21 @@ def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
     elif checkpoint.model_type == "phimoe":
         whole = checkpoint.weight_bytes  # experts are merged
     return 4 * (layer + ends + states + scores) + whole + RUNTIME_BYTES
+
+
+def _check_finite(name: str, tensor: Any) -> None:
+    """Refuse a weight of the original that is no number: all that follows would be blamed on the conversion.
+
+    Raises:
+        SourceError: names the tensor.
+    """
+    import torch
+
+    if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor.detach()))):
+        what = "NaN" if bool(tensor.isnan().any()) else "infinite values"
+        raise SourceError(
+            f"the original has {what} in tensor `{name}`", hint="it was damaged before phipipe: save it anew"
+        )
 
 
 @dataclass
@@ -78,6 +94,10 @@ class Layerwise:
         with torch.inference_mode():
             head = self._model.get_output_embeddings()
             self._head = {name: tensor.float() for name, tensor in head.named_parameters(prefix="lm_head")}
+            for name, tensor in self._model.named_parameters():
+                if not any(tensor is inner for layer in self._layers for inner in layer.parameters()):
+                    _check_finite(name, tensor)
+        self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
 
     def embed(self, ids: Sequence[int]) -> Any:
         """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
@@ -137,6 +157,10 @@ class Layerwise:
 
         for i, layer in enumerate(self._layers):
             weights = self._widened(layer)
+            if i in self._unseen:
+                self._unseen.discard(i)
+                for name, tensor in weights.items():
+                    _check_finite(f"model.layers.{i}.{name}", tensor)
             for one in passes:
                 args, settings = one.calls[i]
                 made = functional_call(layer, weights, (one.hidden, *args), settings)

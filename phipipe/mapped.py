@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phipipe import models, progress
+from phipipe import models, progress, weights
 from phipipe.errors import StepFailed
 
 # safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
@@ -34,21 +34,16 @@ class Place:
 
     @property
     def size_bytes(self) -> int:
-        return math.prod(self.shape) * models.DTYPE_BYTES.get(self.dtype, 1)
+        return math.prod(self.shape) * weights.DTYPE_BITS[self.dtype] // 8
 
 
 def places(folder: Path) -> dict[str, Place]:
     """Tensor name → where it lies, for all weights of the checkpoint."""
-    found = {}
-    for name in models.weight_files(folder):
-        with (folder / name).open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        for tensor, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
-            start = 8 + length + entry["data_offsets"][0]
-            found[tensor] = Place(file=name, offset=start, dtype=entry["dtype"], shape=tuple(entry["shape"]))
-    return found
+    return {
+        tensor.name: Place(file=name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape)
+        for name in models.weight_files(folder)
+        for tensor in weights.tensors(folder / name)
+    }
 
 
 def write(

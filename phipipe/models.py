@@ -6,16 +6,26 @@ operator libraries) is refused here, before any toolchain sees the folder.
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import code_keys, family, json_files
+from phipipe import (
+    code_keys,
+    config_check,
+    family,
+    foreign,
+    json_files,
+    layouts,
+    remarks,
+    tokenizer_files,
+    weights,
+)
 from phipipe.errors import SourceError
+from phipipe.layouts import Sizes
+from phipipe.remarks import Remark
+from phipipe.weights import Choice, Tensor
 
 # What a toolchain may see of a checkpoint. Everything else (code, pickles, pictures) stays outside.
 ALLOWED = (
@@ -35,7 +45,7 @@ ALLOWED = (
     "LICENSE*",
     "NOTICE*",
 )
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 # What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's, transformers' own.
@@ -44,10 +54,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "audio": ("audio_config", "audio_processor", "audio_embd_layer", "speech_lora"),
 }
 
-# Bytes per element of safetensors dtypes (safetensors' own table).
-DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 LARGE_PARAMETERS = 10**9
-MAX_HEADER_BYTES = 100_000_000  # safetensors refuses larger headers too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,7 @@ class Checkpoint:
     parameters: int
     weight_bytes: int
     cut: bool = False  # its first layers alone, for a proof
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def large(self) -> bool:
@@ -99,6 +107,12 @@ class Checkpoint:
         return self.parameters - idle * self.layers * 3 * self.hidden_size * self.intermediate_size
 
     @property
+    def scaling(self) -> str:
+        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is none."""
+        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
+        return str(rope.get("rope_type") or rope.get("type") or "default")
+
+    @property
     def besides(self) -> str:
         """``parts`` for people."""
         return " and ".join(f"{part} parts" for part in self.parts) or "parts"
@@ -110,9 +124,22 @@ class Checkpoint:
 
 
 def files(folder: Path) -> list[str]:
-    """Names of the files of ``folder`` that a toolchain may see, sorted; sub-folders never count."""
+    """Names of the files of ``folder`` that a toolchain may see, sorted; sub-folders and weights of others never do."""
     found = {p.name for pattern in ALLOWED for p in folder.glob(pattern) if p.is_file()}
-    return sorted(found)
+    try:
+        ignored = weights.choose(folder).ignored
+    except SourceError:  # no model: `read` says why
+        ignored = ()
+    return sorted(found - set(ignored))
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files that make up the model.
+
+    Raises:
+        SourceError: see ``weights.choose``.
+    """
+    return list(weights.choose(folder).files)
 
 
 def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
@@ -121,24 +148,100 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     ``sizes`` has the whole sizes in bytes of weight files of which ``folder`` holds the header alone.
 
     Raises:
-        SourceError: it is no checkpoint, is incomplete or corrupt, or wants code to be run.
+        SourceError: it is no checkpoint, is incomplete, corrupt or quantized, its files do not belong together, or it
+            wants code to be run.
     """
     if not folder.is_dir():
         raise SourceError(f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`")
-    config = _json(folder / "config.json")
-    _refuse_code(folder, config)
-    weights = weight_files(folder)
-    tensors = [t for name in weights for t in _tensors(folder / name, (sizes or {}).get(name))]
-    counts = sum(count for _, count, _ in tensors), sum(size for _, _, size in tensors)
-    try:
-        checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
-    except KeyError as missing:
-        raise SourceError(f"`{folder / 'config.json'}` does not say {missing}") from None
-    except (TypeError, ValueError, IndexError, AttributeError) as wrong:
-        raise SourceError(f"`{folder / 'config.json'}` is malformed: {wrong}") from None
+    path = folder / "config.json"
+    if not path.is_file():
+        weights.choose(folder)  # which knows what other kinds of folders there are
+        raise SourceError(f"`{folder}` is no checkpoint: it has no `config.json`")
+    config = config_check.read(path)
+    found = [*_refuse_code(folder, config)]
+    foreign.refuse(path, config)
+    choice = weights.choose(folder)
+    config_check.check_model(path, config)
+    config, named = _with_architecture(path, config)
+    tensors = weights.read(folder, choice, sizes)
+    layouts.check_index(folder, config["architectures"][0], choice, tensors)
+    counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
+    checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
+    found += [*named, *_beside(folder, choice), *_check_head(checkpoint, tensors, here=sizes is None)]
+    layouts.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
+    found += tokenizer_files.check(folder, checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
         raise SourceError(f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}")
-    return checkpoint
+    return replace(checkpoint, remarks=tuple(found))
+
+
+def _with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[Remark]]:
+    """``config`` with the class that its type stands for, where it names none."""
+    of_type = {layout.model_type: name for name, layout in reversed(list(layouts.LAYOUTS.items()))}
+    kind = config["model_type"]
+    if config.get("architectures") is None:
+        if kind not in of_type:
+            raise SourceError(
+                f"`{path}` does not say which class of model it is of (`architectures`)",
+                hint='such as `"architectures": ["Phi3ForCausalLM"]`',
+            )
+        return config | {"architectures": [of_type[kind]]}, [remarks.of("W06", of_type[kind])]
+    layout = layouts.LAYOUTS.get(config["architectures"][0])
+    if layout and kind != layout.model_type:
+        raise SourceError(
+            f"`{path}` contradicts itself: {config['architectures'][0]} has the `model_type` `{layout.model_type}`, "
+            f"not `{kind}`"
+        )
+    return config, []
+
+
+def _beside(folder: Path, choice: Choice) -> list[Remark]:
+    """What lies beside the model and is not taken."""
+    pickles = sorted(p.name for pattern in weights.PICKLES for p in folder.glob(pattern) if p.is_file())
+    pickles = [name for name in pickles if name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
+    found = (("W01", choice.ignored), ("W03", pickles))
+    return [remarks.of(rule, *map(json_files.shown, names)) for rule, names in found if names]
+
+
+def _check_head(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, here: bool) -> list[Remark]:
+    """A head that is stored beside the embedding it is tied to; ``here``: the weights are, not their headers alone."""
+    head, table = tensors.get(layouts.HEAD), tensors.get(layouts.EMBEDDING)
+    if not checkpoint.tied or head is None or table is None:
+        return []
+    if not here:
+        return [remarks.of("W05", layouts.HEAD)]
+    if not weights.same_bytes(checkpoint.folder, table, head):
+        raise SourceError(
+            f"`{checkpoint.folder / 'config.json'}` ties the head to the embedding, and the weights have a head of "
+            f"their own that differs (`{layouts.HEAD}`)",
+            hint='set `"tie_word_embeddings": false`; or delete the stored head, if it is left over',
+        )
+    return []
+
+
+def sizes_of(checkpoint: Checkpoint, tensors: Iterable[str] = ()) -> Sizes:
+    """What the shapes of the model's tensors follow from."""
+    config = checkpoint.config
+    ranks = {name: (config.get(f"{name}_lora") or {}).get("r") for name in ("vision", "speech")}
+    adapted = checkpoint.architecture == "Phi4MMForCausalLM"
+    return Sizes(
+        vocab=checkpoint.vocab_size,
+        hidden=checkpoint.hidden_size,
+        inner=checkpoint.intermediate_size,
+        layers=checkpoint.layers,
+        spare_layers=config.get("num_nextn_predict_layers") or 0,
+        heads=checkpoint.heads,
+        kv_heads=checkpoint.kv_heads,
+        head=checkpoint.head_size,
+        experts=checkpoint.experts,
+        tied=checkpoint.tied,
+        attention_bias=bool(config.get("attention_bias")),
+        mlp_bias=bool(config.get("mlp_bias")),
+        head_bias=checkpoint.model_type == "phi" or bool(config.get("lm_head_bias")),
+        norms=bool(config.get("qk_layernorm")),
+        ranks=tuple((name, rank) for name, rank in ranks.items() if rank) if adapted else (),
+        merged=any(name.endswith(".mlp.experts.gate_up_proj") for name in tensors),
+    )
 
 
 def of_config(config: Mapping[str, Any], tokenizer: str = "other") -> Checkpoint:
@@ -222,92 +325,49 @@ def _tokenizer(folder: Path) -> str:
     """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
-    settings = _optional_json(folder / "tokenizer_config.json")
+    settings = _optional(folder / "tokenizer_config.json")
     if settings.get("tokenizer_class") == "GPT2Tokenizer":
         return "gpt2"
     return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SourceError(f"`{path.parent}` is no checkpoint: it has no `{path.name}`")
-    return json_files.read_object(path)
-
-
-def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_code(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
     """Refuse what would make a tool run code that came with the weights (promise S2).
 
     An ``auto_map`` alone is harmless and common (Phi-3.5-mini has one): without the code beside it,
-    and with ``trust_remote_code`` off, transformers uses its own class. With code it is refused.
+    and with ``trust_remote_code`` off, transformers uses its own class. With the code it points to it is refused.
     """
-    code = sorted(p.name for p in folder.rglob("*.py"))
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        settings = config if name == "config.json" else _optional_json(folder / name)
+    for name in SETTINGS:
+        settings = config if name == "config.json" else _optional(folder / name)
         code_keys.refuse(folder / name, settings)
-        for _, key, _ in json_files.walk(settings):
-            if key == "auto_map" and code:
+        for _, key, value in json_files.walk(settings):
+            code = _code(folder, value) if key == "auto_map" else []
+            if code:
                 raise SourceError(
                     f"`{folder / name}` asks to run code that lies beside it (`auto_map`, {', '.join(code[:3])}); "
                     "phipipe never runs a model's code",
                     hint="if transformers has this architecture built in (all dense Phi models), delete the *.py files",
                 )
+    idle = sorted(json_files.shown(p.name) for p in folder.glob("*.py") if p.is_file())
+    return [remarks.of("W02", *idle)] if idle else []
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
+def _code(folder: Path, value: object) -> list[str]:
+    """Files in ``folder`` that an ``auto_map`` points to: "module.Class"; "repository--module.Class" is elsewhere."""
+    told = [text for text in _texts(value) if "--" not in text]
+    found = {text.rpartition(".")[0].lstrip(".").replace(".", "/") + ".py" for text in told}
+    return sorted(json_files.shown(name) for name in found if (folder / name).is_file())
 
 
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files that make up the model, from the index where there is one."""
-    present = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = sorted(set(map(str, _json(index).get("weight_map", {}).values())))
-        missing = [name for name in named if name not in present]
-        if missing:
-            raise SourceError(f"`{folder}` is incomplete: its index names `{missing[0]}`, which is not there")
-        if named:
-            return named
-    if present:
-        return present
-    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-    if pickles:
-        raise SourceError(
-            f"`{folder}` holds its weights as pickles only (`{pickles[0]}`); loading those can run code",
-            hint="save the model again with safetensors",
-        )
-    raise SourceError(f"`{folder}` has no weights: no `*.safetensors` file")
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in inner for text in _texts(part)]
 
 
-def _tensors(path: Path, size: int | None = None) -> list[tuple[str, int, int]]:
-    """(name, elements, bytes) of every tensor; checks that the header fits the file's ``size`` to the byte."""
-    size = path.stat().st_size if size is None else size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
-            raise SourceError(f"`{path}` is not a safetensors file, or is cut short ({size} bytes)")
-        raw = stream.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = sorted((*map(int, t["data_offsets"]), name, t["dtype"], t["shape"]) for name, t in header.items())
-        return _checked(path, entries, size - 8 - length)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise SourceError(f"`{path}` has a corrupt safetensors header") from None
-
-
-def _checked(path: Path, entries: list[tuple[Any, ...]], data_bytes: int) -> list[tuple[str, int, int]]:
-    end, tensors = 0, []
-    for start, stop, name, dtype, shape in entries:
-        count = math.prod(shape)
-        if start != end or stop - start != count * DTYPE_BYTES.get(dtype, 1):
-            raise SourceError(f"`{path}` is corrupt: tensor `{name}` does not lie where its header says")
-        end = stop
-        tensors.append((str(name), count, stop - start))
-    if end != data_bytes:
-        raise SourceError(
-            f"`{path}` is cut short or padded: its header describes {end} bytes of weights, the file has {data_bytes}",
-            hint="download or copy it again",
-        )
-    return tensors
+def _optional(path: Path) -> dict[str, Any]:
+    """A settings file that need not be there."""
+    if not path.is_file():
+        return {}
+    return config_check.read(path) if path.name == "generation_config.json" else tokenizer_files.settings(path)

@@ -110,7 +110,7 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         source=checkpoint,
         seeing=seeing,
         steps=(),
-        warnings=tuple(a for a in advice if a.level == "warning"),
+        warnings=(*_remarks(original.checkpoint), *(a for a in advice if a.level == "warning")),
         fixups=fixups,
         fit=needed,
     )
@@ -131,6 +131,13 @@ def _refuse(build: Build, advice: Sequence[Advice]) -> None:
         hints = dict.fromkeys(a.hint for a in errors if a.hint)
         message = "; ".join(f"{a.message} [{a.rule}]" for a in errors)
         raise problem_at(build, ("backend",), message, "; ".join(hints) or None)
+
+
+def _remarks(checkpoint: Checkpoint) -> list[Advice]:
+    """What is odd in the checkpoint's folder."""
+    return [
+        Advice(level="warning", rule=found.rule, message=found.message, hint=found.hint) for found in checkpoint.remarks
+    ]
 
 
 def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:

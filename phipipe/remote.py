@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import hub_client, keys, models, progress, room, text_files, tokenizer_files, transfer
+from phipipe import hub_client, keys, models, progress, room, text_files, transfer, weights
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -62,7 +62,7 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
         view = _folder(repo) / "view"
         _complete_view(repo, found.files, view)
         try:
-            return _read(repo, found, view), found
+            return _read(repo, found, view)
         except SourceError:
             if hub_client.is_offline():
                 raise
@@ -70,12 +70,16 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
             if _is_weights(file):
                 (view / file.name).unlink(missing_ok=True)
         _complete_view(repo, found.files, view)
-        return _read(repo, found, view), found
+        return _read(repo, found, view)
 
 
-def _read(repo: Repository, found: Listing, view: Path) -> Checkpoint:
+def _read(repo: Repository, found: Listing, view: Path) -> tuple[Checkpoint, Listing]:
+    """The model, and of its listing the files that are part of it."""
     with _named(repo, view):
-        return models.read(view, {file.name: file.size for file in found.files})
+        checkpoint = models.read(view, {file.name: file.size for file in found.files})
+        ignored = weights.choose(view).ignored
+    kept = tuple(file for file in found.files if file.name not in ignored)
+    return checkpoint, dataclasses.replace(found, files=kept) if ignored else found
 
 
 def is_known(repo: Repository) -> bool:
@@ -153,7 +157,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
         text_files.check(out / _base(files[0].name), f"{repo}/{files[0].name}")
         return
     with _named(repo, out):
-        tokenizer_files.check(out, models.read(out).vocab_size)
+        models.read(out)
 
 
 def _folder(repo: Repository, file: str | None = None) -> Path:
@@ -199,7 +203,8 @@ def _named(repo: Repository, folder: Path) -> Iterator[None]:
         yield
     except SourceError as error:
         said = error.message.replace(f"{folder}{os.sep}", f"{repo}/").replace(str(folder), str(repo))
-        raise SourceError(said, hint=f"look at {_page(repo)}") from None
+        look = f"look at {_page(repo)}"
+        raise SourceError(said, hint=f"{error.hint}; {look}" if error.hint else look) from None
 
 
 def _page(repo: Repository) -> str:
@@ -269,7 +274,7 @@ def _is_head(path: Path) -> bool:
 def _head_bytes(raw: bytes) -> int:
     """How many bytes the header and its length take, as the first 8 bytes say; no more than a header may have."""
     length = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else 0
-    return 8 + int(length) if length <= models.MAX_HEADER_BYTES else 8
+    return 8 + int(length) if length <= weights.MAX_HEADER_BYTES else 8
 
 
 def _head(repo: Repository, file: Published) -> bytes:

@@ -169,6 +169,7 @@ MULTIMODAL: Mapping[str, frozenset[str]] = {
     name: frozenset(vision.KINDS[name].backends if name in vision.KINDS else ())
     for name in (*vision.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
 }
+ROTARY_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")  # their positions are scaled by LongRoPE alone
 KNOWN_TYPES = ("phi", "phi3", "phimoe")  # whose configs phipipe can bring back into the hub's spelling
 NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"
 
@@ -257,6 +258,21 @@ MODELS: tuple[Rule, ...] = (
         message="the checkpoint was saved again by transformers 5 (`rope_parameters` in config.json); "
         "other converters then lose its rotary factors without a word",
         hint="use the hub's original files",
+    ),
+    Rule(
+        id="M21",
+        level="error",
+        when=lambda r, o, c: c.model_type in ROTARY_TYPES and c.scaling != "default" and not c.longrope,
+        message="`rope_scaling` of type `{checkpoint.scaling}`: Phi models have LongRoPE, with its two lists of "
+        "factors, or none; no runtime scales them otherwise",
+        hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was trained with',
+    ),
+    Rule(
+        id="M22",
+        level="error",
+        when=lambda r, o, c: c.model_type not in ROTARY_TYPES and c.scaling == "dynamic",
+        message="`rope_scaling` of type `dynamic` follows the length of each text, which nothing built once can",
+        hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was trained with',
     ),
     Rule(
         id="M14",
@@ -409,6 +425,13 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
         reason="transformers 5 saved the checkpoint again and moved its rotary settings to `rope_parameters`, where "
         "other converters do not look",
         patch=_original_spelling,
+    ),
+    Fixup(
+        id="F9",
+        rule="W06",
+        when=lambda r, c: any(remark.rule == "W06" for remark in c.remarks),
+        reason="config.json names no class of model, by which converters choose; its `model_type` has one class alone",
+        patch=lambda c: {"architectures": [c.architecture]},
     ),
     Fixup(
         id="F8",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -51,13 +50,10 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
 
 def _places(path: Path) -> Iterator[tuple[str, tuple[Path, int, int, str, list[int]]]]:
     """Name, and file, offset, bytes, type and shape, of every tensor of a safetensors file: JSON, then the data."""
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        yield name, (path, 8 + size + start, end - start, entry["dtype"], entry["shape"])
+    from phipipe import weights
+
+    for tensor in weights.tensors(path):
+        yield tensor.name, (path, tensor.offset, tensor.size_bytes, tensor.dtype, list(tensor.shape))
 
 
 class DataFile:

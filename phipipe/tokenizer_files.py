@@ -7,17 +7,64 @@ with ``added_tokens.json``: where these disagree, every runtime gets a tokenizer
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from phipipe import json_files, remarks
 from phipipe.errors import SourceError
+from phipipe.remarks import Remark
 
 _HINT = "take all tokenizer files from one place, best the original repository"
+MAX_TOKENS, MAX_SETTINGS_BYTES = 2**22, 2**23
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
 
 
-def check(folder: Path, vocab_size: int) -> None:
+def settings(path: Path) -> dict[str, Any]:
+    """What ``tokenizer_config.json`` or ``special_tokens_map.json`` in ``path`` says, each key of its own kind.
+
+    Raises:
+        SourceError: names the file and the key.
+    """
+    found = json_files.read_object(path, MAX_SETTINGS_BYTES)
+    for key, kinds in _KINDS.items():
+        value = found.get(key)
+        if value is not None and (
+            not isinstance(value, kinds) or (value is True or value is False) is not (bool in kinds)
+        ):
+            raise SourceError(f"`{path}` is malformed: `{key}` is {_kind(value)}", hint=_HINT)
+    for key in _SPECIAL:
+        if isinstance(found.get(key), dict) and not isinstance(found[key].get("content"), str):
+            raise SourceError(f"`{path}` is malformed: `{key}` has no text", hint=_HINT)
+    name = found.get("tokenizer_class")
+    if name is not None and (not name.isprintable() or len(name) > 100):
+        raise SourceError(f"`{path}` is malformed: `tokenizer_class` is no name of a class", hint=_HINT)
+    if isinstance(found.get("chat_template"), list):
+        for entry in found["chat_template"]:
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("name", "template")):
+                raise SourceError(f"`{path}` is malformed: `chat_template` has one without name or text", hint=_HINT)
+    return found
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(_SPECIAL, (str, dict)),
+    **dict.fromkeys(("tokenizer_class", "processor_class", "padding_side", "truncation_side"), (str,)),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces"), (bool,)),
+    **dict.fromkeys(("legacy", "split_special_tokens", "use_default_system_prompt"), (bool,)),
+    "added_tokens_decoder": (dict,),
+    "additional_special_tokens": (list,),
+    "extra_special_tokens": (list, dict),
+    "chat_template": (str, list, dict),
+    "model_max_length": (int, float),
+}
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a table", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "of another kind")
+
+
+def check(folder: Path, vocab_size: int) -> list[Remark]:
     """Compare what the files in ``folder`` say about tokens and ids; ``vocab_size`` is that of the model.
 
     Raises:
@@ -25,44 +72,85 @@ def check(folder: Path, vocab_size: int) -> None:
     """
     ids: dict[str, tuple[int, str]] = {}
     added: dict[int, tuple[str, str]] = {}
-    try:
-        entries = list(_entries(folder))
-    except (KeyError, TypeError, AttributeError, ValueError) as wrong:
-        raise SourceError(f"the checkpoint's tokenizer files are damaged: {wrong!r}", hint=_HINT) from None
-    for file, token, number, is_added in entries:
+    beyond: set[str] = set()
+    padding = _padding(folder)
+    for file, token, number, is_added in _entries(folder):
         known, where = ids.setdefault(token, (number, file))
         if known != number:
             raise SourceError(
-                f"the tokenizer files disagree: `{token}` is token {known} in `{where}` and {number} in `{file}`",
+                f"the tokenizer files disagree: `{json_files.shown(token)}` is token {known} in `{where}` and {number} "
+                f"in `{file}`",
                 hint=_HINT,
             )
         other, where = added.setdefault(number, (token, file)) if is_added else (token, file)
         if other != token:
             raise SourceError(
-                f"the tokenizer files disagree: token {number} is `{other}` in `{where}` and `{token}` in `{file}`",
+                f"the tokenizer files disagree: token {number} is `{json_files.shown(other)}` in `{where}` and "
+                f"`{json_files.shown(token)}` in `{file}`",
                 hint=_HINT,
             )
-        if number >= vocab_size:
+        if number >= vocab_size and token == padding:
+            beyond.add(token)
+        elif number >= vocab_size:
             raise SourceError(
-                f"`{file}` has token {number} (`{token}`), but the model's vocabulary ends at {vocab_size - 1}: "
-                "the tokenizer belongs to another model",
+                f"`{file}` has token {number} (`{json_files.shown(token)}`), but the model's vocabulary ends at "
+                f"{vocab_size - 1}: the tokenizer belongs to another model",
                 hint=_HINT,
             )
+    return [remarks.of("W04", json_files.shown(token)) for token in beyond]
+
+
+def _padding(folder: Path) -> str | None:
+    """The token that batches are filled up with."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file() and (found := settings(folder / name).get("pad_token")):
+            return str(found["content"] if isinstance(found, dict) else found)
+    return None
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str, int, bool]]:
     """(file, token, id, whether it was added to the vocabulary proper) for all that the files say."""
-    whole = _json(folder / "tokenizer.json")
-    vocabulary = whole.get("model", {}).get("vocab", {})
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((e[0], i) for i, e in enumerate(vocabulary))
-    yield from (("tokenizer.json", token, number, False) for token, number in pairs)
-    yield from (("tokenizer.json", e["content"], e["id"], True) for e in whole.get("added_tokens", ()))
-    settings = _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    yield from (("tokenizer_config.json", e["content"], int(number), True) for number, e in settings.items())
-    more = _json(folder / "added_tokens.json")
-    yield from (("added_tokens.json", token, number, True) for token, number in more.items())
+    for file, token, number, is_added in _told(folder):
+        if not isinstance(token, str) or type(number) is not int or not 0 <= number < MAX_TOKENS:
+            raise _damaged(folder / file, "has a token without text or number")
+        yield file, token, number, is_added
 
 
-def _json(path: Path) -> Any:
+def _told(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
+    file = "tokenizer.json"
+    whole = _json(folder / file)
+    model = whole.get("model", {})
+    vocabulary = model.get("vocab", {}) if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from ((file, token, number, False) for token, number in vocabulary.items())
+    elif isinstance(vocabulary, list):
+        yield from ((file, e[0] if isinstance(e, list) and e else None, i, False) for i, e in enumerate(vocabulary))
+    else:
+        raise _damaged(folder / file, "has no vocabulary")
+    for entry in _list(folder / file, whole.get("added_tokens")):
+        yield file, entry.get("content"), entry.get("id"), True
+    file = "tokenizer_config.json"
+    for number, entry in (_json(folder / file).get("added_tokens_decoder") or {}).items():
+        known = isinstance(entry, dict) and number.isascii() and number.isdecimal() and len(number) < 10
+        yield file, entry.get("content") if known else None, int(number) if known else None, True
+    file = "added_tokens.json"
+    yield from ((file, token, number, True) for token, number in _json(folder / file).items())
+
+
+def _list(path: Path, value: Any) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise _damaged(path, "has `added_tokens` that are no list of tokens")
+    return value
+
+
+def _damaged(path: Path, what: str) -> SourceError:
+    return SourceError(f"the checkpoint's tokenizer files are damaged: `{path.name}` {what}", hint=_HINT)
+
+
+def _json(path: Path) -> dict[str, Any]:
     """What is in ``path``, an empty mapping where there is no such file."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return settings(path) if path.name == "tokenizer_config.json" else json_files.read_object(path)

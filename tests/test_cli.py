@@ -138,7 +138,13 @@ def change(folder: Path, **values: object) -> None:
         (lambda f: (f / "code.py").write_text("") or change(f, auto_map={"AutoModel": "code.X"}), 8, "auto_map"),
         (lambda f: change(f, architectures=["GPT2LMHeadModel"]), 3, "GPT2LMHeadModel"),
         (lambda f: change(f, architectures=["Phi3SmallForCausalLM"]), 3, "Phi-3-small"),
-        (lambda f: change(f, rope_parameters={"rope_theta": 1e4}, model_type="qwen3"), 3, "transformers 5"),
+        (
+            lambda f: change(
+                f, rope_parameters={"rope_theta": 1e4}, model_type="qwen3", architectures=["Qwen3ForCausalLM"]
+            ),
+            3,
+            "transformers 5",
+        ),
     ],
 )
 def test_an_unfit_checkpoint_is_refused(

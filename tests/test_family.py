@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -17,11 +18,15 @@ from typing import Any
 
 import pytest
 from family_checkpoints import LONG, MEMBERS, SHORT, slug
-from test_plan import planned
+from hostile_checkpoints import header, written
+from test_plan import QUICKSTART
 
-from phipipe import family, hub, models, support, vision
+from phipipe import backends, family, hub, layouts, models, recipe, support, vision
+from phipipe.backends.base import Step
 from phipipe.errors import TargetError
-from phipipe.plan import Plan
+from phipipe.hub import Original
+from phipipe.plan import Plan, prepare
+from phipipe.recipe import Source
 from phipipe.scoring import PARITY_KLD_MEAN
 
 HERE = Path(__file__).parent
@@ -67,7 +72,7 @@ BARE = {
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def plan_of(source: Path, backend: str, window: str) -> Plan:
+def plan_of(source: Path, backend: str, window: str, read: Callable[[Source, Path], Original] = hub.original) -> Plan:
     """The plan of a build with evaluation windows of that kind.
 
     Raises:
@@ -79,7 +84,26 @@ def plan_of(source: Path, backend: str, window: str) -> Plan:
     sets = [f"source={{path: {source.as_posix()}}}", f"device={device}", f"backend={backend}", f"quantize={options}"]
     sets += [f"precision={precision}", "calibrate.text={builtin: stories}", "evaluate.text={builtin: stories}"]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
-    return planned(*sets, "measure={prompt_tokens: 16, new_tokens: 16}")
+    sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
+    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    return prepare(build, read)
+
+
+def headers_of(member: family.Member, folder: Path) -> Original:
+    """The member at its full size: config, headers, and the embedded model's tokenizer; planning reads no more."""
+    shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder)
+    (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
+    shape = models.of_config(member.config, member.tokenizer)
+    if layout := layouts.LAYOUTS.get(shape.architecture):
+        shapes = layouts.wanted(layout, models.sizes_of(shape))
+    else:
+        shapes = {f"model.layers.{i}.mlp.down_proj.weight": (1,) for i in range(shape.layers)}
+    head = header({name: list(lengths) for name, lengths in shapes.items()})
+    raw = written(head)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
+    end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
+    checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
+    return Original(checkpoint, Step(name="source", runs="phipipe.hub:take", version=1))
 
 
 def job(root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False) -> dict[str, Any]:
@@ -190,14 +214,11 @@ def test_without_the_fix_up_it_fails_or_differs(
 
 @pytest.mark.parametrize("cell", [c for c in support.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}")
 def test_every_other_cell_is_refused_with_its_reason(cell: support.Cell, tmp_path: Path) -> None:
-    """Planning reads config and headers alone, so another model's weights will do."""
     for member in (m for m in family.MEMBERS if m.row == cell.row):
-        folder = tmp_path / slug(member.name)
-        shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder)
-        (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
-        assert family.of(models.read(folder).config) is member
+        made = headers_of(member, tmp_path / slug(member.name))
+        assert family.of(made.checkpoint.config) is member
         with pytest.raises(TargetError) as refused:
-            plan_of(folder, cell.backend, "short")
+            plan_of(tmp_path, cell.backend, "short", lambda source, base, made=made: made)
         assert f"[{next(iter(cell.errors))}]" in refused.value.message
         assert refused.value.hint
 

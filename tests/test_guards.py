@@ -25,12 +25,14 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 LAYERS = (
     {"errors", "hardware", "metrics", "progress", "sockets", "streams", "visible", "children"},
     {"json_files", "launcher"},
-    {"code_keys"},
+    {"code_keys", "config_check", "remarks", "weights"},
     {"user_paths"},
     {"document", "keys", "settings", "transfer", "changed", "room", "overlay"},
     {"collect", "downloads"},
     {"recipe", "family"},
-    {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
+    {"foreign", "layouts", "tokenizer_files"},
+    {"models"},
+    {"device", "fit", "store", "schema", "starter"},
     {"hub_client"},
     {
         "backends",

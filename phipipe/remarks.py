@@ -1,0 +1,70 @@
+"""What is odd in a checkpoint and yet no reason to refuse it: a plan repeats it as warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """``message`` is a format string over ``names``; ``why`` explains the rule for people."""
+
+    message: str
+    hint: str | None = None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remark:
+    """One thing that was found; ``rule`` is its id in ``KINDS``."""
+
+    rule: str
+    message: str
+    hint: str | None
+
+
+KINDS: Mapping[str, Kind] = {
+    "W01": Kind(
+        message="{names} beside the model: no part of it, so left out",
+        hint="delete what is not needed any more",
+        why="A folder may hold weights of an earlier save, or the same weights in another layout. Counted as "
+        "parameters, they would halve the bits per weight; read by a converter, they would be a second model.",
+    ),
+    "W02": Kind(
+        message="{names} beside the weights: code that nothing points to, and that is not taken",
+        why="phipipe never runs code that came with weights. Where no `auto_map` names it, no tool would either.",
+    ),
+    "W03": Kind(
+        message="{names} beside the weights: pickles, which are not read; the safetensors files are the model",
+        hint="if the pickles are newer, save the model again with safetensors",
+        why="Loading a pickle can run code. A fine-tune that was saved as one over the safetensors of its base model "
+        "would go unnoticed.",
+    ),
+    "W04": Kind(
+        message="the padding token {names} lies beyond the model's table of tokens; it is harmless while nothing pads",
+        hint="set `pad_token` to a token that the model has, such as its end-of-text token",
+        why="A token was added to the tokenizer, and the embedding was not made longer. Whoever feeds it reads beyond "
+        "the table.",
+    ),
+    "W05": Kind(
+        message="`config.json` ties the head to the embedding, and {names} is stored as well; whether they are the "
+        "same is known when the weights are here",
+        hint='if the source step refuses them: `"tie_word_embeddings": false`',
+        why="A tied head is the embedding. Tools differ in which of two they take; if they differ, so do the models.",
+    ),
+    "W06": Kind(
+        message="`config.json` has no `architectures`; its `model_type` stands for {names}",
+        why="Converters choose a class by `architectures`; for models whose type has one class alone it is filled in.",
+    ),
+}
+
+
+def of(rule: str, *names: str) -> Remark:
+    """The remark of the kind ``rule`` about ``names``."""
+    kind = KINDS[rule]
+    told = [f"`{name}`" for name in names[:3]]
+    words = ", ".join(told[:-1]) + (" and " if len(told) > 1 else "") + told[-1]
+    if len(names) > len(told):
+        words = f"{', '.join(told)} and {len(names) - len(told)} more"
+    return Remark(rule=rule, message=kind.message.format(names=words), hint=kind.hint)
