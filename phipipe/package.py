@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from phipipe import __version__, card, leaks, reference
+from phipipe import __version__, card, file_names, leaks, reference
 from phipipe import manifest as manifests
 from phipipe.backends.base import Inputs, Json, Params
 from phipipe.errors import StepFailed
@@ -73,7 +73,7 @@ def _copy(artifact: Path, out: Path) -> None:
             continue
         if not stat.S_ISREG(mode):
             raise StepFailed(f"the artifact's `{name}` is no plain file: packages hold neither links nor devices")
-        if reason := manifests.unsafe(name):
+        if reason := file_names.unsafe(name):
             raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
         if name.split("/")[0].casefold() in RESERVED:
             raise StepFailed(f"the artifact has a `{name}` of its own, where the package's must stand")
