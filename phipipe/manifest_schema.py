@@ -155,9 +155,7 @@ class Speed(_Part):
     """How fast it was, and where."""
 
     metrics: Figures
-    spread: Annotated[
-        dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)
-    ] = {}
+    spread: Annotated[dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)] = {}
     host: Annotated[dict[Key, Line | int | float | None], Field(max_length=50)] = {}
     prompt_tokens: Count = 0
     new_tokens: Count = 0

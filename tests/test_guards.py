@@ -23,9 +23,9 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets"},
+    {"errors", "file_names", "hardware", "progress", "sockets"},
     {"json_files"},
-    {"code_keys"},
+    {"code_keys", "gate_genai", "peek_gguf", "peek_litert", "peek_onnx", "peek_openvino"},
     {"document", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads"},
     {"recipe", "family"},
@@ -81,6 +81,8 @@ LAYERS = (
         "package",
         "card",
         "manifest",
+        "manifest_schema",
+        "gate",
         "leaks",
         "toolchain",
         "lock",
