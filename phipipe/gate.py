@@ -1,7 +1,7 @@
 """The gate for packages: nothing that a stranger made is opened by a runtime before it has passed here.
 
 Two lists say what a package may be: kinds of files, by the backend that made it (its ``FILES``), and what those files
-may ask for. Code, in whatever form, is none of it. Nothing here loads a library or runs anything; every read is bounded.
+may ask for. Code, in whatever form, is none of it. Nothing here loads a library or runs anything; reads are bounded.
 
 ``auto_map`` alone is harmless and common (Phi-3.5-mini has one): no code can lie beside it in a package, and every
 toolchain opens packages with ``trust_remote_code`` off and without a network. Where transformers would build the model

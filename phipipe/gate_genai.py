@@ -26,10 +26,9 @@ _PROVIDERS: Spec = {
     "dml": {"enable_graph_capture": "text"},
     "webgpu": {"enableGraphCapture": "text", "validationMode": "text", "multiRotaryCacheConcatOffset": "text"},
     "NvTensorRtRtx": {"enable_cuda_graph": "text", "multi_rotary_cache_concat_offset": "text"},
-    "qnn": {
-        name: "text"
-        for name in ("backend_type", "htp_performance_mode", "soc_model", "enable_htp_shared_memory_allocator")
-    },
+    "qnn": dict.fromkeys(
+        ("backend_type", "htp_performance_mode", "soc_model", "enable_htp_shared_memory_allocator"), "text"
+    ),
 }
 _SESSION: Spec = {
     "log_id": "text",

@@ -123,7 +123,7 @@ class _Reader:
         for number, first, last in self._fields(start, end):
             if number != 5:
                 continue
-            attribute = dict((n, (a, b)) for n, a, b in self._fields(first, last))
+            attribute = {n: (a, b) for n, a, b in self._fields(first, last)}
             name = self._text(*attribute[1]) if 1 in attribute else ""
             if name == "ep_cache_context" and (4 not in attribute or not self._allowed(self._text(*attribute[4]))):
                 self._found("reads a compiled graph that is no file of the package")

@@ -1,6 +1,6 @@
 """What an OpenVINO graph asks for beyond itself: operators of other libraries, bytes that its weights do not have.
 
-Read as a stream by expat, which keeps nothing; a document type, where entities and files of others come from, is refused.
+Read as a stream by expat, which keeps nothing. A document type, from which entities and other files come, is refused.
 """
 
 from __future__ import annotations
