@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from phipipe import (
     backends,
     board,
@@ -15,6 +17,7 @@ from phipipe import (
     hardware,
     hub,
     layerwise,
+    manifest_schema,
     models,
     outside,
     package,
@@ -46,7 +49,7 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
         SourceError: it is no package, was changed, or its original checkpoint cannot be had.
         StoreError: what the hub says of the original cannot be kept in the cache.
     """
-    manifest = _intact(folder)
+    manifest = package.open_(folder)
     recipe = _recipe(manifest, text, tokens)
     original = _original(manifest, store, source)
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
@@ -69,12 +72,12 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
         steps.append(replace(step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {}))
     build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)
     target = device.load(recipe.device, Path.cwd())
-    unit = next(u for u in target.units if u.api == manifest["api"])
+    api = _api_of(target, manifest)
     return Plan(
         build=build,
         device=target,
-        api=unit.api,
-        on_target=venue.on_target(target, unit.api, backend),
+        api=api,
+        on_target=venue.on_target(target, api, backend),
         source=checkpoint,
         steps=tuple(steps),
     )
@@ -89,8 +92,8 @@ def on_device(folder: Path) -> Plan:
         SourceError: it is no package, was changed, or has no reference data.
         TargetError: this machine cannot be the device, or no toolchain runs the package's unit.
     """
-    manifest = _intact(folder)
-    recipe, api = recorded(manifest["recipe"]), str(manifest["api"])
+    manifest = package.open_(folder)
+    recipe, api = _recipe(manifest, None, None), str(manifest["api"])
     backend, target = backends.load(recipe.backend), _device(manifest)
     if api not in backend.ON_DEVICE:
         raise TargetError(
@@ -139,18 +142,37 @@ def _device(manifest: dict[str, Any]) -> Device:
     """The package's device as the manifest describes it: a file of the user's does not travel."""
     told, precision = manifest["device"], manifest["precision"]
     units = [{"api": manifest["api"], "precisions": [precision]}]
-    return Device.model_validate({**told, "units": units})
+    try:
+        return Device.model_validate({**told, "units": units})
+    except ValidationError as error:
+        raise SourceError(f"the package's device is not one that this phipipe reads: {_first(error)}") from None
 
 
-def _intact(folder: Path) -> dict[str, Any]:
-    manifest = package.read_manifest(folder)
-    if findings := package.verify(folder):
-        raise SourceError(f"`{folder}` is not as it was packaged: {findings[0]}", hint=f"phipipe verify {folder}")
-    return manifest
+def _api_of(target: Device, manifest: dict[str, Any]) -> str:
+    """The unit that the package was made for, which ``target`` still has."""
+    api = str(manifest["api"])
+    if api not in {unit.api for unit in target.units}:
+        raise SourceError(
+            f"the package was made for the unit `{api}`, which `{target.name}` does not have",
+            hint="build it again for a unit of the device's",
+        )
+    return api
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, where, and in what way."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"`{manifest_schema.shown(where)}`: {manifest_schema.shown(first['msg'].removeprefix('Value error, '))}"
 
 
 def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> Recipe:
-    recipe = recorded(manifest["recipe"])
+    try:
+        recipe = recorded(manifest["recipe"])
+    except ValidationError as error:
+        raise SourceError(
+            f"the package's recipe is not one that this phipipe reads: {_first(error)}", hint="build it again"
+        ) from None
     changed: dict[str, Any] = {}
     if text is not None:
         changed["text"] = Text(file=str(text.absolute()))  # `~` in it is a name like any other
@@ -188,6 +210,10 @@ def _original(manifest: dict[str, Any], store: Store, given: Path | None) -> Ori
 def _at_hand(manifest: dict[str, Any], store: Store) -> Path | None:
     source = manifest["source"]
     if source["kind"] == "builtin":
+        if source["name"] not in hub.BUILTIN_MODELS:
+            raise SourceError(
+                f"phipipe has no model `{source['name']}` of its own, which the package names as its source"
+            )
         return hub.BUILTIN_MODELS[source["name"]]
     stored = store.root / "objects" / str(source["digest"])
     return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
@@ -227,10 +253,10 @@ def chat(
         The chat's exit code.
 
     Raises:
-        SourceError: it is no package.
+        SourceError: it is no package, was changed, or holds what phipipe never packages.
         ToolchainError: its toolchain cannot be installed.
     """
-    manifest = package.read_manifest(folder)
+    manifest = package.open_(folder)
     backend = str(manifest["backend"])
     installed = toolchain.ensure(backends.load(backend).TOOLCHAIN, settings, note)
     call = "import sys; from phipipe.chat import main; from pathlib import Path; "

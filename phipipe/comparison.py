@@ -43,14 +43,14 @@ def _of_path(path: Path) -> list[Entry]:
     if path.is_file():
         return _load(path)
     if (path / "manifest.json").is_file():
-        return [board.from_manifest(package.read_manifest(path))]
+        return [board.from_manifest(package.figures(path))]
     if (path / NAME).is_file():
         return _load(path / NAME)
     inside = sorted(p.parent for p in path.glob("*/manifest.json")) if path.is_dir() else []
     if not inside:
         kind = "holds neither a package nor a board" if path.is_dir() else "does not exist"
         raise SourceError(f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run")
-    return [board.from_manifest(package.read_manifest(folder)) for folder in inside]
+    return [board.from_manifest(package.figures(folder)) for folder in inside]
 
 
 def _load(path: Path) -> list[Entry]:

@@ -10,22 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from phipipe import keys
+from phipipe import file_names, json_files, keys
 from phipipe.errors import SourceError
 
 NAME = "manifest.json"
 SUMS = "SHA256SUMS"
 TYPE = "phipipe-package"
 FORMAT = 1
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 8 * 2**20  # the longest that phipipe has made has 0.2
+MAX_ADDED = 1000  # files that do not belong there, after which nobody wants to know of more
 THREADS = min(8, os.cpu_count() or 1)
 
 Manifest = dict[str, Any]
@@ -72,31 +73,17 @@ def seal(folder: Path, described: Mapping[str, Any]) -> None:
     (folder / NAME).write_bytes(dump(manifest | {"digest": digest(manifest)}).encode())
 
 
-def unsafe(path: str) -> str | None:
-    """Why ``path`` may not stand in a package, or None: it must be a plain relative path on every system."""
-    parts = path.split("/")
-    if not path.isprintable() or any(c in path for c in '\\:*?"<>|'):
-        return "it has characters that some systems do not allow"
-    if any(part in ("", ".", "..") for part in parts):
-        return "it is not a plain relative path"
-    if any(part != part.strip() or part.endswith(".") for part in parts):
-        return "some systems drop its trailing dots or spaces"
-    return None
-
-
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the package in ``folder``, itself intact; says nothing of the other files.
 
     Raises:
         SourceError: ``folder`` is no package, its manifest was changed, or a newer phipipe made it.
     """
-    text = _text(folder)
+    raw = _raw(folder)
     try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError):
-        raise SourceError(
-            f"`{folder / NAME}` is damaged: it is not valid JSON", hint="build the package again"
-        ) from None
+        manifest = json_files.parse(raw, folder / NAME)
+    except SourceError as error:
+        raise SourceError(f"{error.message}; the package is damaged", hint="build the package again") from None
     if not isinstance(manifest, dict) or manifest.get("type") != TYPE:
         raise SourceError(f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=_HINT)
     version = manifest.get("format")
@@ -105,15 +92,17 @@ def read_manifest(folder: Path) -> Manifest:
             f"`{folder}` was made by a newer phipipe: its format is {version}, this phipipe reads up to {FORMAT}",
             hint="install the newest phipipe",
         )
-    if problem := _problem(manifest, text):
+    if problem := _problem(manifest, raw):
         raise SourceError(f"`{folder / NAME}` is damaged: {problem}", hint="build the package again")
+    manifest["fidelity"].setdefault("profile", {})  # what the first packages did not have yet
+    manifest["fidelity"]["baseline"].setdefault("skip", 0)
     return manifest
 
 
 _HINT = "packages are folders that `phipipe run RECIPE` writes"
 
 
-def _text(folder: Path) -> str:
+def _raw(folder: Path) -> bytes:
     if not folder.is_dir():
         raise SourceError(f"no package at `{folder}`: there is no such folder", hint=_HINT)
     path = folder / NAME
@@ -121,42 +110,52 @@ def _text(folder: Path) -> str:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             raise SourceError(f"`{path}` is damaged: it is no plain file of a sensible size", hint=_HINT)
-        return path.read_bytes().decode("utf-8")
+        return json_files.read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise SourceError(f"`{folder}` is no phipipe package: it has no `{NAME}`", hint=_HINT) from None
-    except UnicodeDecodeError:
-        raise SourceError(f"`{path}` is damaged: it is not UTF-8", hint="build the package again") from None
     except OSError as error:
         raise SourceError(f"cannot read `{path}`: {error.strerror}") from None
 
 
-def _problem(manifest: Manifest, text: str) -> str | None:
+def _problem(manifest: Manifest, raw: bytes) -> str | None:
+    from phipipe import manifest_schema
+
     if manifest.get("format") != FORMAT or type(manifest["format"]) is not int:
         return "its format is unknown"
     try:
         if manifest.get("digest") != digest(manifest):
             return "its content does not match its own digest"
-        if dump(manifest) != text:  # spaces, doubled keys: nothing may hide in what parsers skip
+        if dump(manifest).encode() != raw:  # spaces, doubled keys: nothing may hide in what parsers skip
             return "it is not written as phipipe writes it"
     except (ValueError, RecursionError):
         return "it holds values that phipipe does not write"
-    return _bad_entries(manifest.get("files"))
+    return _bad_entries(manifest.get("files")) or manifest_schema.problem(manifest)
 
 
 def _bad_entries(entries: object) -> str | None:
+    from pydantic import ValidationError
+
+    from phipipe import manifest_schema
+
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         return "it lists no files"
+    if len(entries) > manifest_schema.MAX_FILES:
+        return f"it lists {len(entries)} files, and no package has more than {manifest_schema.MAX_FILES}"
     seen: set[str] = set()
     for entry in entries:
-        path, size, value = entry.get("path"), entry.get("size"), entry.get("sha256")
-        if not isinstance(path, str) or type(size) is not int or not re.fullmatch("[0-9a-f]{64}", str(value)):
+        path = entry.get("path")
+        if isinstance(path, str) and ((reason := file_names.unsafe(path)) or path == NAME):
+            return f"it lists `{manifest_schema.shown(path)}`: {reason or 'it cannot list itself'}"
+        try:
+            path = manifest_schema.File.model_validate(entry).path
+        except ValidationError:
             return "an entry of its file list is malformed"
-        if (reason := unsafe(path)) or path == NAME:
-            return f"it lists {path!a}: {reason or 'it cannot list itself'}"
-        if path.casefold() in seen:
+        if file_names.alike(path) in seen:
             return f"it lists `{path}` twice"
-        seen.add(path.casefold())
-    return None if SUMS.casefold() in seen else f"it does not list `{SUMS}`"
+        seen.add(file_names.alike(path))
+    if clash := sorted(seen & {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}):
+        return f"it lists `{manifest_schema.shown(clash[0])}` as a file and as a folder"
+    return None if file_names.alike(SUMS) in seen else f"it does not list `{SUMS}`"
 
 
 def verify(folder: Path) -> list[Finding]:
@@ -177,10 +176,13 @@ def verify(folder: Path) -> list[Finding]:
         return [Finding(NAME, error.message)]
     entries = {str(entry["path"]): entry for entry in manifest["files"]}
     folders = _folders(entries)
+    most = len(entries) + len(folders) + MAX_ADDED
     try:
-        present = dict(_walk(folder, known=folders))
+        present = dict(islice(_walk(folder, known=folders), most))
     except OSError as error:
         raise SourceError(f"cannot read `{error.filename}`: {error.strerror}") from None
+    if len(present) == most:
+        return [Finding(".", f"more than {MAX_ADDED} files were added: the package does not list them")]
     misfits = (
         (path, _misfit(status, path in folders, path in entries or path == NAME)) for path, status in present.items()
     )

@@ -1,7 +1,7 @@
 """The step that makes what ships: the artifact, its card, its licence, its recipe and its manifest.
 
 Same inputs, same bytes: no time, no host name, no path of the build machine enters a package. Light: it
-runs in the parent process. ``read_manifest`` and ``verify`` are offered here for everybody else.
+runs in the parent process. What reads packages comes in here: ``open_``, ``figures``, ``verify``, ``read_manifest``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from phipipe import __version__, card, leaks, reference
+from phipipe import __version__, card, file_names, gate, leaks, reference
 from phipipe import manifest as manifests
 from phipipe.backends.base import Inputs, Json, Params
-from phipipe.errors import StepFailed
-from phipipe.manifest import Finding, Manifest, read_manifest, verify
+from phipipe.errors import SourceError, StepFailed
+from phipipe.manifest import Finding, Manifest, read_manifest
 from phipipe.settings import Settings
 from phipipe.store import copy
 
-__all__ = ["Finding", "Manifest", "package", "read_manifest", "verify"]
+__all__ = ["Finding", "Manifest", "figures", "open_", "package", "read_manifest", "verify"]
 
 CARD, RECIPE = "README.md", "recipe.yaml"
 RESERVED = frozenset(name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER))
@@ -62,6 +62,49 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     _write(out / CARD, card.render(described, baseline, answers))
     _refuse_leaks(inputs, out, [*(a["text"] for a in answers), *(chat["text"] for chat in baseline["chats"])])
     manifests.seal(out, described)
+    try:
+        gate.pass_(out, read_manifest(out))
+    except SourceError as error:
+        raise StepFailed(f"no command of phipipe's would open this package: {error.message}") from None
+
+
+def verify(folder: Path) -> list[Finding]:
+    """Everything by which ``folder`` differs from what was packaged, or that phipipe never packages; often nothing.
+
+    Raises:
+        SourceError: there is no such folder, or a newer phipipe made the package.
+    """
+    changed = manifests.verify(folder)
+    if any(finding.path == manifests.NAME for finding in changed):
+        return changed
+    skip = [finding.path for finding in changed]
+    return sorted({*changed, *gate.findings(folder, read_manifest(folder), skip)})
+
+
+def open_(folder: Path) -> Manifest:
+    """The manifest of the package in ``folder``, every file of which is as it was packaged and has passed the gate.
+
+    What reads more of a package than its manifest calls this first, right before it does.
+
+    Raises:
+        SourceError: it is no package, was changed, or holds what phipipe never packages.
+    """
+    made = read_manifest(folder)
+    if changed := manifests.verify(folder):
+        raise SourceError(f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}")
+    gate.pass_(folder, made)
+    return made
+
+
+def figures(folder: Path) -> Manifest:
+    """The manifest of the package in ``folder``, for its figures alone: its files are not hashed.
+
+    Raises:
+        SourceError: it is no package, or it holds what phipipe never packages.
+    """
+    made = read_manifest(folder)
+    gate.pass_(folder, made)
+    return made
 
 
 def _copy(artifact: Path, out: Path) -> None:
@@ -73,7 +116,7 @@ def _copy(artifact: Path, out: Path) -> None:
             continue
         if not stat.S_ISREG(mode):
             raise StepFailed(f"the artifact's `{name}` is no plain file: packages hold neither links nor devices")
-        if reason := manifests.unsafe(name):
+        if reason := file_names.unsafe(name):
             raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
         if name.split("/")[0].casefold() in RESERVED:
             raise StepFailed(f"the artifact has a `{name}` of its own, where the package's must stand")

@@ -23,9 +23,10 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "metrics", "progress", "sockets", "streams", "visible", "children"},
+    {"errors", "file_names", "hardware", "metrics", "progress", "sockets", "streams", "visible", "children"},
     {"json_files", "launcher"},
     {"code_keys", "config_check", "remarks", "weights"},
+    {"gate_genai", "peek_gguf", "peek_litert", "peek_onnx", "peek_openvino"},
     {"user_paths"},
     {"document", "keys", "settings", "transfer", "changed", "room", "overlay"},
     {"collect", "downloads"},
@@ -85,6 +86,8 @@ LAYERS = (
         "package",
         "card",
         "manifest",
+        "manifest_schema",
+        "gate",
         "leaks",
         "toolchain",
         "lock",

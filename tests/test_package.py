@@ -176,6 +176,7 @@ PARAMS: dict[str, Any] = {
     "warnings": [],
     "steps": {
         "source": step("phipipe.hub:take", tools=False, files=["config.json"]),
+        "text": step("phipipe.hub:take", tools=False, files=["evaluation.txt"]),
         "convert": step("phipipe.backends.onnxruntime:convert", "source"),
         "quantize": step("phipipe.backends.onnxruntime:quantize", "convert", bits=4),
         "evaluate": step("phipipe.evaluate:compare", "quantize"),
@@ -292,9 +293,9 @@ def test_people_without_phipipe_can_check_the_sums(cooked: Path, tmp_path: Path)
 
 def test_an_artifact_in_folders_keeps_them(kitchen: Kitchen) -> None:
     (kitchen.artifact / "deep" / "er").mkdir(parents=True)
-    (kitchen.artifact / "deep" / "er" / "weights.bin").write_bytes(b"w")
+    (kitchen.artifact / "deep" / "er" / "model.onnx.data").write_bytes(b"w")
     out = kitchen.cook()
-    assert (out / "deep/er/weights.bin").read_bytes() == b"w"
+    assert (out / "deep/er/model.onnx.data").read_bytes() == b"w"
     assert package.verify(out) == []
 
 

@@ -178,6 +178,7 @@ class Backend(Protocol):
         str, str
     ]  # API → the toolchain in which ``open(artifact, api)`` runs it on a machine that has it
     TOKENS_ONLY: frozenset[str]  # of these, units whose runtime gives no logits: only speed is measured there
+    FILES: tuple[str, ...]  # what its packages hold besides what all have (``gate.COMMON``), as patterns of file names
     CACHE_BYTES: Mapping[str, int]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
 
     @property

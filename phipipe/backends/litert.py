@@ -34,6 +34,7 @@ TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 4)
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}
+FILES: tuple[str, ...] = ("config.json", "model.tflite", "model.litertlm")
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
     "int8": "int8 per row, dynamic or weight only",

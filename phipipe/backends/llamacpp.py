@@ -38,6 +38,7 @@ EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16, BF16", "int8": "Q8_0", "int4": "Q4_K_M and others"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
 MODEL, MODELFILE, IMATRIX = "model.gguf", "Modelfile", "imatrix.npz"
+FILES: tuple[str, ...] = (MODEL, MODELFILE)
 
 
 class Type(NamedTuple):

@@ -36,6 +36,7 @@ TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"metal"})
 EMULATED: Mapping[str, str] = {}
+FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
     "fp16": "float16, bfloat16",

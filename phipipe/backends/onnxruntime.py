@@ -74,6 +74,15 @@ _LOADED = 1.2  # × the file: onnxruntime packs the integers anew; measured at 4
 _GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
 LM_HEAD = "/lm_head/MatMul"
 CONFIG = "genai_config.json"
+FILES: tuple[str, ...] = (
+    CONFIG,
+    "processor_config.json",
+    "model.onnx",
+    "model.onnx.data",
+    "vision.onnx",
+    "vision.onnx.data",
+    "embedding.onnx",
+)
 # Everything else of ours is imported where it is used: `phipipe validate` loads this module for its Options.
 
 

@@ -41,6 +41,7 @@ TOKENS_ONLY: frozenset[str] = frozenset({"intel-npu"})
 CACHE_BYTES: Mapping[str, int] = {"cpu": 1, "intel-gpu": 2, "intel-npu": 2}  # the CPU plugin keeps 8 bits
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
+FILES: tuple[str, ...] = ("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin")
 _SCHEMES: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "int8": "int8 per row", "int4": "int4 in groups"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
     "cpu": _SCHEMES,

@@ -43,6 +43,7 @@ SOCS: Mapping[str, Mapping[str, int]] = {
     "8-elite": {"model": 69, "arch": 79},
 }
 CONFIG = "genai_config.json"
+FILES: tuple[str, ...] = (CONFIG, "static.json", "*.onnx", "*.data", "*.bin")
 PART_BYTES = 2**30  # of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes
 # Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens: emulated, a billion
 # parameters take two cores about 2 min for 64 tokens of a prompt, 30 s for one of an answer. Both ways gave the same

@@ -39,6 +39,7 @@ TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {}
+FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 _SCHEMES: Mapping[Precision, str] = {**_DTYPES, "int8": "auto-round, 8 bits", "int4": "auto-round, 4 bits"}

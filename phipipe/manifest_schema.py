@@ -1,0 +1,280 @@
+"""What a manifest must hold before anything believes it: kinds and bounds of every value that phipipe uses later.
+
+Unknown keys are left alone (a later phipipe may add some within a format), but no value anywhere in a manifest escapes
+the bounds on text and numbers. What came into format 1 later is optional here, and gets its default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from phipipe import backends, file_names
+from phipipe.recipe import COMMIT, REPO, SLUG
+
+MAX_FILES = 10_000
+MAX_TEXT = 100_000  # characters of one text
+MAX_LEVELS = 24
+MAX_NUMBER = 1e18
+SMALLEST = 1e-60  # below what 32-bit floats hold; nearer to zero, ratios of figures overflow
+# Control characters but line ends and tabs, halves of surrogate pairs, and signs that turn the direction of writing.
+_REFUSED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_TOO_DEEP = object()
+
+
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
+def _figure(number: float) -> float:
+    if 0 < number < SMALLEST:
+        raise ValueError("it is too small a number")
+    return number
+
+
+def _plain(name: str) -> str:
+    if re.search(r"[\\/]", name):
+        raise ValueError("it is no plain name")
+    return name
+
+
+Line = Annotated[str, Field(max_length=1000), AfterValidator(_line)]
+Key = Annotated[str, Field(max_length=200), AfterValidator(_line)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Figure = Annotated[float, Field(ge=0, le=MAX_NUMBER), AfterValidator(_figure)]
+Share = Annotated[float, Field(gt=1e-12, le=1e12)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Figures = Annotated[dict[Key, Figure], Field(max_length=200)]
+Curve = Annotated[list[Figure], Field(max_length=10_000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, extra="ignore")
+
+
+class File(_Part):
+    """A file by its content; the only part that never grew, and never will within a format."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[str, Field(max_length=file_names.MAX_PATH), AfterValidator(_line)]
+    size: Annotated[int, Field(ge=0, le=2**50)]
+    sha256: Digest
+
+
+Files = Annotated[list[File], Field(max_length=MAX_FILES)]
+
+
+class Source(_Part):
+    """Where the original is, and what it is."""
+
+    kind: Literal["hub", "builtin", "path"]
+    name: Line | None = None
+    repo: Annotated[str, Field(pattern=REPO, max_length=200)] | None = None
+    revision: Annotated[str, Field(pattern=COMMIT)] | None = None
+    license: Line | None = None
+    architecture: Line
+    parameters: Annotated[int, Field(ge=1, le=10**15)]
+    context_length: Annotated[int, Field(ge=1, le=2**31)]
+    digest: Digest
+    files: Files = []
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Source:
+        if self.kind == "hub" and not (self.repo and self.revision):
+            raise ValueError("it names no repository and revision")
+        if self.kind != "hub" and not self.name:
+            raise ValueError("it has no name")
+        if self.kind == "builtin" and not re.fullmatch(SLUG[1:-1], str(self.name)):
+            raise ValueError("its name is no model of phipipe's")
+        return self
+
+
+class Step(_Part):
+    """A step's record."""
+
+    key: Line
+    digest: Digest
+    tools: Annotated[dict[Key, Line], Field(max_length=2000)]
+    params: dict[Key, Any] = {}
+    inputs: dict[Key, Line] = {}
+    outputs: Files = []
+    runs: Line = ""
+    version: Count = 1
+
+
+class Baseline(_Part):
+    """On what the original was scored, and how well it did."""
+
+    tokens: Count
+    window: Count
+    skip: Count = 0
+    ppl: Figure
+    ppl_stderr: Figure = 0.0
+
+
+class _Required(_Part):
+    kld_mean: Figure
+    size_gib: Share
+    bits_per_weight: Share
+
+
+class Vision(_Part):
+    """What became of pictures; of a model without eyes, nothing."""
+
+    metrics: Figures = {}
+
+
+class Fidelity(_Part):
+    """How far the artifact is from the original."""
+
+    metrics: Figures
+    stderr: Figures
+    profile: Annotated[dict[Key, Curve], Field(max_length=20)] = {}
+    sanity: Annotated[dict[Key, bool | Figure | list[bool] | None], Field(max_length=50)]
+    baseline: Baseline
+    parity: dict[Key, Any] | None = None
+    vision: Vision = Vision()
+
+    @model_validator(mode="after")
+    def _has_what_boards_need(self) -> Fidelity:
+        _Required.model_validate(self.metrics)
+        if not isinstance(self.sanity.get("answers_ended", []), list):
+            raise ValueError("`answers_ended` is no list")
+        if any(isinstance(self.sanity.get(name), list) for name in ("greedy_agreement", "repetition")):
+            raise ValueError("a share is a list")
+        return self
+
+
+class Speed(_Part):
+    """How fast it was, and where."""
+
+    metrics: Figures
+    spread: Annotated[dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)] = {}
+    host: Annotated[dict[Key, Line | int | float | None], Field(max_length=50)] = {}
+    prompt_tokens: Count = 0
+    new_tokens: Count = 0
+
+
+class Device(_Part):
+    """The device, as far as it travels."""
+
+    name: Line = ""
+    title: Annotated[Line, Field(min_length=1)]
+    architecture: Line | None = None
+    sources: list[Line] = []
+
+
+class _Repository(_Part):
+    repo: Line
+
+
+class _Text(_Part):
+    builtin: Line | None = None
+    file: Annotated[Line, AfterValidator(_plain)] | None = None
+    dataset: _Repository | None = None
+
+
+class _Evaluate(_Part):
+    text: _Text = _Text()
+
+
+class Recipe(_Part):
+    """Of the recipe, what is read without being built again; ``again`` reads it whole."""
+
+    backend: Line
+    precision: Line
+    device: Annotated[Line, AfterValidator(_plain)] = ""
+    evaluate: _Evaluate = _Evaluate()
+
+
+class Manifest(_Part):
+    """``manifest.json``."""
+
+    name: Annotated[str, Field(pattern=SLUG)]
+    phipipe: Line
+    backend: Line
+    backend_title: Line
+    precision: Line
+    scheme: Line
+    api: Line
+    on_target: Literal["true", "emulated", "false"]
+    device: Device
+    recipe: Recipe
+    source: Source
+    fidelity: Fidelity
+    speed: Speed
+    chat_template: dict[Key, Any] | None = None
+    steps: Annotated[dict[Key, Step], Field(max_length=500)]
+    licence: dict[Key, Any] | None = None
+    fixups: dict[Key, Any] = {}
+    warnings: Annotated[list[Any], Field(max_length=1000)] = []
+    gates: Annotated[list[dict[Key, Any]], Field(max_length=200)] = []
+    twin: Line | None = None
+    emulation: dict[Key, Any] | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Manifest:
+        if (self.recipe.backend, self.recipe.precision) != (self.backend, self.precision):
+            raise ValueError("its recipe is for another backend or precision")
+        if missing := {"text", "source"} - set(self.steps):
+            raise ValueError(f"`steps` has no `{min(missing)}`")
+        return self
+
+
+def problem(manifest: Mapping[str, Any]) -> str | None:
+    """What in ``manifest`` is not as phipipe writes it, in words; None if nothing is."""
+    for where, value in _leaves(manifest):
+        if reason := _unfit(value):
+            return f"`{shown(where)}` {reason}"
+    try:
+        read = Manifest.model_validate(dict(manifest))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        return f"`{shown(where)}` is not as phipipe writes it" if where else f"it is not as phipipe writes it: {reason}"
+    if read.backend not in backends.names():
+        return f"it is for a backend `{shown(read.backend)}`, which this phipipe does not have"
+    return None
+
+
+def _leaves(value: object) -> Iterator[tuple[str, object]]:
+    """(dotted path, value) of every key and every value that holds no others, and of what is nested too deep."""
+    waiting: list[tuple[str, int, object]] = [("", 0, value)]
+    while waiting:
+        where, level, inner = waiting.pop()
+        if level > MAX_LEVELS:
+            yield where, _TOO_DEEP
+        elif isinstance(inner, Mapping):
+            for key, one in inner.items():
+                path = f"{where}.{key}" if where else str(key)
+                yield path, str(key)
+                waiting.append((path, level + 1, one))
+        elif isinstance(inner, list):
+            waiting += [(where, level + 1, one) for one in inner]
+        else:
+            yield where, inner
+
+
+def _unfit(value: object) -> str | None:
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            return f"is a text of more than {MAX_TEXT} characters"
+        return "holds characters that no text of phipipe's has" if _REFUSED.search(value) else None
+    if value is _TOO_DEEP:
+        return f"is nested deeper than {MAX_LEVELS} levels"
+    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        return "is too large a number"
+    return None
+
+
+def shown(text: str) -> str:
+    """A stranger's text as it may be printed: short, anything odd escaped."""
+    short = text if len(text) <= 120 else f"{text[:117]}..."
+    return short if short.isprintable() else ascii(short)[1:-1]
