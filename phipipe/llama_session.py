@@ -228,11 +228,16 @@ class Session:
             raise StepFailed(f"llama.cpp could not compute {len(tokens)} tokens (code {code})")
 
 
-class Vocabulary:
-    """The tokenizer and the chat template inside a GGUF."""
+def vocabulary(path: Path) -> LimitedTokenizer:
+    """The tokenizer and the chat template inside a GGUF, in a limited child."""
+    return limited.tokenizer("phipipe.llama_session:Vocabulary", path, ["llama_cpp", "llama_cpp.llama_chat_format"])
 
-    def __init__(self, path: Path) -> None:
-        self._model = _Model(path, vocab_only=True)
+
+class Vocabulary:
+    """For a limited child: the tokenizer and the chat template inside a GGUF."""
+
+    def __init__(self, path: str) -> None:
+        self._model = _Model(Path(path), vocab_only=True)
         self._llama = self._model.llama
 
     def encode(self, text: str) -> list[int]:

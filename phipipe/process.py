@@ -25,6 +25,7 @@ import psutil
 
 from phipipe import errors, worker
 from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError
+from phipipe.launch import python_command as python_command
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
 from phipipe.store import FULL
@@ -33,15 +34,6 @@ SAMPLE_S = 0.1
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 GRACE_S = 2.0  # between a polite end and a forced one
 KEPT_LOGS = 50
-# Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
-BOOTSTRAP = """
-import importlib.util, os, sys
-folder = sys.argv.pop()
-spec = importlib.util.spec_from_file_location(
-    "phipipe", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
-sys.modules["phipipe"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-"""
 NO_MEMORY = re.compile(
     r"not enough memory|bad[_ ]?alloc|failed to allocate|cannot allocate memory|out of memory", re.IGNORECASE
 )
@@ -81,11 +73,6 @@ class Outcome:
             "peak_rss_bytes": self.peak_rss_bytes,
             "peak_anon_bytes": self.peak_anon_bytes,
         }
-
-
-def python_command(python: Path, call: str, *arguments: str) -> list[str]:
-    """The command that runs ``call`` in ``python`` with phipipe, alone, importable."""
-    return [str(python), "-P", "-c", BOOTSTRAP + call, *arguments, str(Path(__file__).parent)]
 
 
 class Worker:
