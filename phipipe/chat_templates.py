@@ -30,9 +30,8 @@ class Template:
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat, ready for the answer."""
-        return self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._specials
-        )
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        return str(self._template.render(**self._specials | given))
 
 
 def check(folder: Path) -> None:

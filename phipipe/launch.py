@@ -1,4 +1,4 @@
-"""How a child of ours is started in any Python: phipipe is importable there, and nothing that is installed beside it."""
+"""How a child of ours is started in any Python: phipipe is importable there, and nothing installed beside it."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ class Raised(StepFailed):
 class Child:
     """A child that opens one object by ``opener`` ("module:function") and calls its methods within limits.
 
-    ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and ``what`` stand in messages.
-    ``bounds`` are those of opening; with ``trial`` it is a tokenizer, and tried on a text then.
+    ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and ``what`` stand in
+    messages. ``bounds`` are those of opening; with ``trial`` it is a tokenizer, and tried on a text then.
     """
 
     def __init__(

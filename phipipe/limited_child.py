@@ -1,8 +1,8 @@
 """Child side of ``limited``: does what strangers' files can make endless, and dies of it alone.
 
 reads   one request per line on stdin, as JSON
-        {"id", "call", "arguments", "cpu_s", "memory", "reply"}: limits in seconds of CPU, bytes above what the child had
-        before, and characters of the answer
+        {"id", "call", "arguments", "cpu_s", "memory", "reply"}: limits in seconds of CPU, bytes above what the child
+        had before, and characters of the answer
 says    one answer per line on stdout: {"id", "value"}, or {"id", "over" | "raised" | "missing", "message"}
 ends    when stdin does, and after anything that may have left it without memory
 dies    by SIGPROF when its CPU time is up: native code that holds the interpreter's lock hears of nothing else
@@ -13,6 +13,7 @@ Where the system cannot limit a process (Windows; memory on macOS), the parent l
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -41,11 +42,11 @@ class Server:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """What to say to ``request``; whatever is raised becomes an answer too."""
-        call: Callable[..., Any] = {"import": self.load, "open": self.open}.get(request["call"], self.invoke)
-        arguments = request["arguments"] if call != self.invoke else [request["call"], request["arguments"]]
+        calls: dict[str, Callable[..., Any]] = {"import": self.load, "open": self.open}
+        call = calls.get(request["call"]) or functools.partial(self.invoke, request["call"])
         try:
             with self._limits(request["cpu_s"], request["memory"]):
-                value = call(*arguments)
+                value = call(*request["arguments"])
             length = len(value) if isinstance(value, str | list) else 0
         except ImportError as error:
             return {"missing": error.name or "", "message": str(error)[:TOLD]}
@@ -75,7 +76,7 @@ class Server:
         self._base = _sizes()  # what it may take from now on is counted from here
         return self._opened.facts() if hasattr(self._opened, "facts") else {}
 
-    def invoke(self, name: str, arguments: Sequence[Any]) -> Any:
+    def invoke(self, name: str, *arguments: Any) -> Any:
         """Call a public method of what was opened."""
         if name.startswith("_"):
             raise AttributeError(name)

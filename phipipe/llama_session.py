@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware
+from phipipe import hardware, limited
 from phipipe.backends.base import absent
 from phipipe.errors import RecipeError, StepFailed
+from phipipe.limited import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np

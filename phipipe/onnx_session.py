@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware
+from phipipe import hardware, limited
 from phipipe.backends.base import absent
+from phipipe.limited import LimitedTokenizer
 from phipipe.onnx_graph import MODEL
 
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import limited
 from phipipe.backends.base import absent
 from phipipe.errors import StepFailed
+from phipipe.limited import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np

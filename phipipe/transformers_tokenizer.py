@@ -51,13 +51,17 @@ def config_of(folder: Path) -> Any:
     return AutoConfig.for_model(**told | changed) if changed else None
 
 
-def opened(folder: str) -> TransformersTokenizer:
-    """transformers' own tokenizer of ``folder``, for a limited child; nothing is downloaded, no code of it is run."""
+def load(folder: Path) -> Any:
+    """transformers' own tokenizer of ``folder``, in this process; nothing is downloaded, no code of it is run."""
     from transformers import AutoTokenizer
 
     settings = {"trust_remote_code": False, "local_files_only": True}
-    path = Path(folder)
-    return TransformersTokenizer(AutoTokenizer.from_pretrained(path, config=config_of(path), **settings))
+    return AutoTokenizer.from_pretrained(folder, config=config_of(folder), **settings)
+
+
+def opened(folder: str) -> TransformersTokenizer:
+    """``load``, for a limited child."""
+    return TransformersTokenizer(load(Path(folder)))
 
 
 def of_folder(folder: Path, whose: str = "package") -> LimitedTokenizer:

@@ -7,6 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+
+def _growing(start: str, step: str, rounds: int = 64, end: str = "ns.s|length") -> str:
+    """A value that every round makes anew of itself."""
+    loop = f"{{% for i in range({rounds}) %}}{{% set ns.s = {step} %}}{{% endfor %}}"
+    return f"{{% set ns = namespace(s={start}) %}}{loop}{{{{ {end} }}}}"
+
+
+def _nested(loops: int, times: int, inside: str = "") -> str:
+    """``inside``, ``times`` to the power of ``loops`` times."""
+    opened = "".join(f"{{% for v{i} in range({times}) %}}" for i in range(loops))
+    return opened + inside + "{% endfor %}" * loops
+
+
 # Each takes more than 2 s or 256 MiB, crashes, or counts beyond what a sandbox lets it: all are to be refused.
 ATTACKS: dict[str, str] = {
     "range": "{{ range(10000000000)|list|length }}",
@@ -30,18 +43,19 @@ ATTACKS: dict[str, str] = {
     "replace_blow": "{{ ('a'*100000).replace('a', 'b'*100000)|length }}",
     "replace_filter": "{{ ('a'*100000)|replace('a', 'b'*100000)|length }}",
     "join_blow": "{{ ('x'*100000).join('y'*100000)|length }}",
-    "doubling": "{% set ns = namespace(s='A') %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s|length }}",
-    "doubling_list": "{% set ns = namespace(s=[1]) %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s|length }}",
-    "squaring": "{% set ns = namespace(n=3) %}{% for i in range(64) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n % 7 }}",
-    "format_doubling": "{% set ns = namespace(s='A') %}{% for i in range(64) %}{% set ns.s = '%s%s' % (ns.s, ns.s) %}{% endfor %}{{ ns.s|length }}",
-    "tilde_doubling": "{% set ns = namespace(s='A') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s|length }}",
-    "nests": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "nests_deep": "{% for a in range(999) %}{% for b in range(999) %}{% for c in range(999) %}{% for d in range(999) %}{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
-    "output": "{% for a in range(99999) %}{% for b in range(9999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+    "doubling": _growing("'A'", "ns.s + ns.s"),
+    "doubling_list": _growing("[1]", "ns.s + ns.s"),
+    "squaring": _growing("3", "ns.s * ns.s", end="ns.s % 7"),
+    "format_doubling": _growing("'A'", "'%s%s' % (ns.s, ns.s)"),
+    "tilde_doubling": _growing("'A'", "ns.s ~ ns.s"),
+    "nests": _nested(2, 99999),
+    "nests_deep": _nested(4, 999),
+    "output": _nested(2, 99999, "x" * 16),
     "macro": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
     "macro_twin": "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
     "macro_tree": "{% macro m(n) %}{% if n < 60 %}{{ m(n + 1) }}{{ m(n + 1) }}{% endif %}{% endmacro %}{{ m(0) }}",
-    "macro_caller": "{% macro m() %}{{ caller() }}{% call m() %}x{% endcall %}{% endmacro %}{% call m() %}y{% endcall %}",
+    "macro_caller": "{% macro m() %}{{ caller() }}{% call m() %}x{% endcall %}{% endmacro %}"
+    "{% call m() %}y{% endcall %}",
     "loop_recursive": "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}",
     "sort": "{% for a in range(9999) %}{{ (range(99999)|sort(reverse=true))|length }}{% endfor %}",
     "batch": "{{ [1]|batch(1000000000, 0)|list|length }}",
@@ -51,10 +65,10 @@ ATTACKS: dict[str, str] = {
     "striptags": "{% for a in range(9999) %}{{ (a|string + '<b>'*99999)|striptags|length }}{% endfor %}",
     "split": "{% for a in range(9999) %}{{ ('a '*99999).split()|length }}{% endfor %}",
     "lipsum": "{{ lipsum(n=99999, min=9999, max=10000)|length }}",
-    "cycle": "{% set c = cycler(*range(99999)) %}{% for a in range(99999) %}{% for b in range(99999) %}{{ c.next() }}{% endfor %}{% endfor %}",
-    "tojson": "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s|tojson|length }}",
+    "cycle": "{% set c = cycler(*range(99999)) %}" + _nested(2, 99999, "{{ c.next() }}"),
+    "tojson": _growing("[1]", "[ns.s, ns.s]", 40, "ns.s|tojson|length"),
     "sum": "{{ range(99999)|map('string')|sum(start='')|length }}{{ ([[1]*9999]*99999)|sum(start=[])|length }}",
-    "map_macro": "{% set ns = namespace(n=0) %}{% for a in range(99999) %}{% for m in messages*99999 %}{% set ns.n = ns.n + 1 %}{% endfor %}{% endfor %}",
+    "counting": "{% set ns = namespace(n=0) %}" + _nested(3, 9999, "{% set ns.n = ns.n + 1 %}"),
 }
 # Ways to come later than at once, or only when something holds; ``%s`` is the attack.
 WRAPPERS: dict[str, str] = {

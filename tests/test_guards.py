@@ -23,11 +23,13 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets"},
-    {"json_files"},
+    {"errors", "hardware", "progress", "sockets", "launch"},
+    {"json_files", "worker"},
     {"code_keys"},
     {"document", "keys", "settings", "transfer", "changed"},
-    {"collect", "downloads"},
+    {"collect", "downloads", "limited_child"},
+    {"limited"},
+    {"chat_templates"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
     {"hub_client"},
@@ -93,7 +95,7 @@ LAYERS = (
     },
     {"scoring", "tracing"},
     {"plan"},
-    {"worker", "process"},
+    {"process"},
     {"executor"},
     {"cluster_worker"},
     {"cluster"},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+    from phipipe.transformers_tokenizer import TransformersTokenizer
 
 TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
