@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import hub_client, models, progress, text_files, tokenizer_files, transfer
+from phipipe import chat_templates, hub_client, models, progress, text_files, tokenizer_files, transfer
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -154,6 +154,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
         return
     with _named(repo, out):
         tokenizer_files.check(out, models.read(out).vocab_size)
+        chat_templates.check(out)
 
 
 def _folder(repo: Repository, file: str | None = None) -> Path:

@@ -24,7 +24,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 # A module may import from its own layer or from one below it.
 LAYERS = (
     {"errors", "hardware", "progress", "sockets", "launch"},
-    {"json_files", "worker"},
+    {"json_files", "worker", "chat_screen"},
     {"code_keys"},
     {"document", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads", "limited_child"},
@@ -96,7 +96,7 @@ LAYERS = (
     {"scoring", "tracing"},
     {"plan"},
     {"process"},
-    {"executor"},
+    {"executor", "chat_process"},
     {"cluster_worker"},
     {"cluster"},
     {"schedule"},
