@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from phipipe import (
     backends,
     board,
+    chat_process,
     device,
     hardware,
     hub,
@@ -36,7 +36,6 @@ from phipipe.executor import Outcome
 from phipipe.hub import Original
 from phipipe.hub_client import Repository
 from phipipe.plan import Plan
-from phipipe.process import child_environment, python_command
 from phipipe.recipe import Build, Recipe, Text, recorded
 from phipipe.settings import Settings
 from phipipe.store import Store
@@ -253,17 +252,16 @@ def chat(
         The chat's exit code.
 
     Raises:
-        SourceError: it is no package, was changed, or holds what phipipe never packages.
-        ToolchainError: its toolchain cannot be installed.
+        SourceError: it is no package, was changed, holds what phipipe never packages, or its template or tokenizer
+            takes more than it may.
+        ToolchainError: its toolchain cannot be installed, or is damaged.
+        StepFailed: its runtime refuses it.
+        StepKilled: its process was ended: memory, signal.
     """
     manifest = package.open_(folder)
     backend = str(manifest["backend"])
-    installed = toolchain.ensure(backends.load(backend).TOOLCHAIN, settings, note)
-    call = "import sys; from phipipe.chat import main; from pathlib import Path; "
-    call += f"sys.exit(main(Path({str(folder)!r}), {backend!r}, {prompt!r}, {tokens!r}, {system!r}))"
-    process = subprocess.Popen(python_command(installed.python, call), env=child_environment(offline=True))
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the chat itself decides what Ctrl-C means
-            continue
+    name = backends.load(backend).TOOLCHAIN
+    installed = toolchain.ensure(name, settings, note)
+    request: dict[str, Any] = {"folder": str(folder.absolute()), "backend": backend, "toolchain": name}
+    request |= {"prompt": prompt, "system": system, "tokens": tokens}
+    return chat_process.hold(installed.python, request, settings)

@@ -8,22 +8,32 @@ end it, ``/reset`` forgets what was said.
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
+import json
 import os
+import re
 import sys
-import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from phipipe import backends
+from phipipe import backends, chat_screen, worker
 from phipipe.backends.base import Runtime, Tokenizer
-from phipipe.errors import PhipipeError, StepFailed
+from phipipe.chat_screen import say, show, visible
+from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, ToolchainError
+from phipipe.limited import Raised
+from phipipe.limited_child import NO_MEMORY
 from phipipe.manifest import read_manifest
 
 OK, TOO_LONG, INTERRUPTED = 0, 2, 130
 INCOMPLETE = "\ufffd"  # what tokenizers give for the first bytes of a character
 KEEP_TOKENS = 8  # decoded again with every piece: what a token looks like depends on those before it
+MAX_LINE = 2**20  # characters of a prompt
+MAX_TOLD = 600  # characters of a library's own words
+COMMAND = re.compile(r"/[a-z]+", re.IGNORECASE)
+COMMANDS = "/reset forgets the conversation, /quit or Ctrl-D ends it, /help says this"
 
 
 def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str | None) -> int:
@@ -38,30 +48,32 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
 
     Returns:
         The exit code.
+
+    Raises:
+        PhipipeError: it cannot be opened, or cannot answer.
     """
+    if prompt is not None and not prompt.strip():
+        raise RecipeError("the prompt is empty", hint="phipipe chat PACKAGE --prompt 'Tell me a story.'")
     try:
         manifest = read_manifest(folder)
         module = backends.load(backend)
+        with refusing("the package cannot be opened", f"phipipe verify {folder}", module.TOOLCHAIN):
+            tokenizer = module.tokenizer(folder)  # before the weights: it is the first to be refused
+            runtime = module.open(folder)
         talk = Talk(
-            runtime=module.open(folder),
-            tokenizer=module.tokenizer(folder),
+            runtime=runtime,
+            tokenizer=tokenizer,
             context=int(manifest["source"]["context_length"]),
             limit=limit,
             system=system if manifest["chat_template"] else None,
             template=bool(manifest["chat_template"]),
         )
         try:
-            return talk.once(prompt) if prompt is not None else converse(talk, sys.stdin)
+            return talk.once(prompt) if prompt is not None else converse(talk, sys.stdin or io.StringIO())
         finally:
             talk.runtime.close()
-    except PhipipeError as error:
-        _say(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
-        return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
-        return OK
 
 
 @dataclass(kw_only=True)
@@ -81,7 +93,7 @@ class Talk:
         try:
             return OK if self.answer(prompt) else TOO_LONG
         except KeyboardInterrupt:
-            print(flush=True)
+            show("\n")
             return INTERRUPTED
 
     def answer(self, prompt: str) -> bool:
@@ -93,39 +105,54 @@ class Talk:
         ids = self._ids(asked)
         if len(ids) >= self.context:
             more = "; /reset forgets what was said" if self.messages else ""
-            _say(f"[that makes {len(ids)} tokens, and the model's context ends at {self.context}{more}]")
+            say(f"[that makes {len(ids)} tokens, and the model's context ends at {self.context}{more}]")
             return False
         said: list[str] = []
         made: list[int] = []
         try:
-            with _closing(self.runtime.generate(ids, min(self.limit, self.context - len(ids)))) as tokens:
+            with _closing(self._generated(ids)) as tokens:
                 for piece in pieces(self.tokenizer.decode, _noted(tokens, made)):
                     said.append(piece)
-                    print(visible(piece), end="", flush=True)
-            print(flush=True)
+                    show(visible(piece))
+            show("\n")
         finally:
             if self.template and said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
         self._explain_ending(ids, made)
         return True
 
+    def _generated(self, ids: Sequence[int]) -> Generator[int, None, None]:
+        with _closing(self.runtime.generate(ids, min(self.limit, self.context - len(ids)))) as tokens:
+            while True:
+                with refusing("the package's runtime cannot answer"):
+                    token = next(tokens, None)
+                if token is None:
+                    return
+                yield token
+
     def _ids(self, asked: Sequence[Mapping[str, str]]) -> list[int]:
-        if not self.template:
-            return self.tokenizer.encode(asked[-1]["content"])
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        try:
-            return self.tokenizer.encode(self.tokenizer.render([*system, *asked]))
-        except Exception as error:  # noqa: BLE001 (templates raise whatever they like, through any runtime)
-            raise StepFailed(f"the package's chat template refuses this conversation: {error}") from None
+        text = asked[-1]["content"]
+        if self.template:
+            system = [{"role": "system", "content": self.system}] if self.system else []
+            try:
+                text = self.tokenizer.render([*system, *asked])
+            except Raised as error:
+                hint = "leave --system out" if self.system else None
+                raise StepFailed(f"the package's chat template refuses this conversation: {error}", hint=hint) from None
+        with refusing("the package's tokenizer refuses this text"):
+            ids = self.tokenizer.encode(text)
+        if not ids:
+            raise StepFailed("the package's tokenizer makes no tokens of this text")
+        return ids
 
     def _explain_ending(self, prompt: Sequence[int], made: Sequence[int]) -> None:
         """Say so where it was not the model that ended the answer."""
         decode = self.tokenizer.decode
         ended = not made or _decoded(decode, made) == _decoded(decode, made[:-1])  # an end token shows nothing
         if len(prompt) + len(made) >= self.context:
-            _say(f"[the model's context of {self.context} tokens is full]")
+            say(f"[the model's context of {self.context} tokens is full]")
         elif len(made) >= self.limit and not ended:
-            _say(f"[cut after {self.limit} tokens; --tokens allows more]")
+            say(f"[cut after {self.limit} tokens; --tokens allows more]")
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -138,34 +165,55 @@ def converse(talk: Talk, stream: TextIO) -> int:
     if interactive:
         with contextlib.suppress(ImportError):  # line editing and history, where Python has it
             import readline  # noqa: F401
-        _say("/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer")
-    lines = _typed if interactive else stream.readline
+        say(f"{COMMANDS}, Ctrl-C stops an answer")
+    lines = _typed if interactive else functools.partial(_line, stream)
     interrupted = False
     while True:
         try:
             line = lines()
             if not line or line.strip() == "/quit":
                 return OK
-            if line.strip() == "/reset":
-                talk.reset()
-                _say("[forgotten]")
+            if COMMAND.fullmatch(line.strip()):
+                _obey(talk, line.strip())
             elif line.strip() and not talk.answer(line.rstrip("\r\n")) and not interactive:
                 return TOO_LONG
             interrupted = False
         except KeyboardInterrupt:
-            print(flush=True)
+            show("\n")
             if interrupted or not interactive:
                 return INTERRUPTED
             interrupted = True
-            _say("[stopped; Ctrl-C again ends the chat]")
+            say("[stopped; Ctrl-C again ends the chat]")
+
+
+def _obey(talk: Talk, command: str) -> None:
+    if command == "/reset":
+        talk.reset()
+        say("[forgotten]")
+    elif command == "/help":
+        say(COMMANDS)
+    else:
+        say(f"[there is no `{command}`: {COMMANDS}]")
+
+
+def _line(stream: TextIO) -> str:
+    """The next prompt; empty only at the end."""
+    try:
+        line = stream.readline(MAX_LINE)
+    except OSError as error:
+        raise RecipeError(f"the prompts cannot be read: {error.strerror}") from None
+    if len(line) == MAX_LINE:
+        raise RecipeError(f"a prompt has more than {MAX_LINE} characters")
+    return line
 
 
 def _typed() -> str:
     """A line as ``readline`` returns it: empty only at the end."""
     try:
-        return input("> ") + "\n"
+        with chat_screen.line_editing():
+            return input("> ") + "\n"
     except EOFError:
-        print(flush=True)
+        show("\n")
         return ""
 
 
@@ -198,11 +246,10 @@ def _decoded(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str 
         return decode(ids)
     except UnicodeDecodeError:
         return None
-
-
-def visible(text: str) -> str:
-    """``text`` without control characters: a model's answer must not command the terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    except Raised as error:
+        if error.kind == "UnicodeDecodeError":
+            return None
+        raise StepFailed(f"the package's tokenizer cannot decode an answer: {error}") from None
 
 
 def _noted(tokens: Iterable[int], made: list[int]) -> Iterator[int]:
@@ -221,5 +268,64 @@ def _closing(tokens: Iterator[int]) -> Iterator[Iterator[int]]:
             tokens.close()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def refusing(what: str, hint: str | None = None, toolchain: str | None = None) -> Iterator[None]:
+    """What a runtime or a library raises in this block, as a failure of ours; ``what`` begins its sentence.
+
+    Raises:
+        ToolchainError: a package is missing.
+        StepKilled: there is not enough memory.
+        StepFailed: anything else.
+    """
+    try:
+        yield
+    except Raised as error:
+        raise StepFailed(f"{what}: {error}", hint=hint) from None
+    except (PhipipeError, BrokenPipeError):
+        raise
+    except ImportError as error:
+        install = f"phipipe toolchain install {toolchain} --force" if toolchain else None
+        raise ToolchainError(f"the toolchain is damaged: {error}", hint=install) from None
+    except Exception as error:  # noqa: BLE001 (runtimes raise whatever they like)
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            raise StepKilled(f"{what}: there is not enough memory", hint="close other programs") from None
+        raise StepFailed(f"{what}: {type(error).__name__}: {error}", hint=hint) from None
+
+
+def serve() -> None:
+    """In a process of its own: the conversation of ARGV[1]/request.json; ARGV[1]/response.json says how it ended.
+
+    request   {"folder", "backend", "toolchain", "prompt", "system", "tokens"}: see ``main``
+    response  {"code"} or {"error": {"exit_code", "message", "hint"}}; without one, the process died
+    log.txt   what libraries and native code print: nothing of theirs reaches the terminal
+    """
+    home = Path(sys.argv[1])
+    chat_screen.enclose(home / "log.txt")
+    sys.addaudithook(worker.refuse)
+    sys.meta_path.insert(0, worker.NoTorchLoad())
+    worker.end_with_parent()
+    request = json.loads((home / "request.json").read_text("utf-8"))
+    aside = home / "response.tmp"
+    aside.write_text(json.dumps(_told(request)), "utf-8")
+    aside.replace(home / "response.json")
+    os._exit(0)  # runtimes have crashed when taken down: there is nothing left to do
+
+
+def _told(request: Mapping[str, Any]) -> dict[str, Any]:
+    """How the conversation ended."""
+    prompt, system = (None if text is None else _clean(text) for text in (request["prompt"], request["system"]))
+    try:
+        with refusing("the chat failed", f"phipipe verify {request['folder']}", request["toolchain"]):
+            return {"code": main(Path(request["folder"]), request["backend"], prompt, request["tokens"], system)}
+    except PhipipeError as error:
+        hint = visible(error.hint) if error.hint else None
+        told = " ".join(visible(error.message).split())
+        cut = told if len(told) <= MAX_TOLD else f"{told[:MAX_TOLD]} …"
+        return {"error": {"exit_code": error.exit_code, "message": cut, "hint": hint}}
+    except BrokenPipeError:  # the reader of our output went away (| head)
+        return {"code": OK}
+
+
+def _clean(text: str) -> str:
+    """``text`` from a command line that may not have been UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

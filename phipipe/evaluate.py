@@ -285,7 +285,7 @@ def _within(value: float, limits: Mapping[str, float]) -> bool:
 def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
     import numpy as np
 
-    ids = transformers_tokenizer.load(source)(text, add_special_tokens=False)["input_ids"]
+    ids = transformers_tokenizer.of_source(source).encode(text)
     window, wanted = int(params["window"]), int(params["tokens"])
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:
@@ -298,17 +298,15 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
 
 def _reference(source: Path, model: _Original) -> dict[str, Any]:
     """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy answers."""
-    tokenizer = transformers_tokenizer.load(source)
+    tokenizer = transformers_tokenizer.of_source(source)
     chats: list[dict[str, Any]] = []
-    for prompt in PROMPTS if tokenizer.chat_template else ():
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        chats.append({"prompt": prompt, "rendered": text, "ids": ids})
+    for prompt in PROMPTS if tokenizer.facts["chat_template"] else ():
+        text = tokenizer.render([{"role": "user", "content": prompt}])
+        chats.append({"prompt": prompt, "rendered": text, "ids": tokenizer.encode(text)})
     answers = model.generate([chat["ids"] for chat in chats], CONTINUATION_TOKENS)
     for chat, answer in zip(chats, answers, strict=True):
-        chat |= {"answer": answer, "text": tokenizer.decode(answer, skip_special_tokens=True)}
-    return {"parity_ids": tokenizer(PARITY_TEXT, add_special_tokens=False)["input_ids"], "chats": chats}
+        chat |= {"answer": answer, "text": tokenizer.decode(answer)}
+    return {"parity_ids": tokenizer.encode(PARITY_TEXT), "chats": chats}
 
 
 def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any]:

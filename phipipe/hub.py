@@ -12,7 +12,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import models, remote, text_files, user_paths
+from phipipe import chat_templates, models, remote, text_files, user_paths
 from phipipe.backends.base import Inputs, Outside, Params, Step
 from phipipe.errors import SourceError
 from phipipe.models import Checkpoint
@@ -122,9 +122,10 @@ def take(inputs: Inputs, out: Path, params: Params) -> None:
     with the one in the key, so a source that changes meanwhile is noticed.
 
     Raises:
-        SourceError: see ``models.read``.
+        SourceError: see ``models.read``; or its chat template takes more than it may.
     """
     for name in params["files"]:
         shutil.copyfile(inputs["files"] / name, out / name)
     if "config.json" in params["files"]:
         models.read(out)
+        chat_templates.check(out)

@@ -8,12 +8,13 @@ import io
 import json
 import mmap
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe.errors import StepFailed
+from phipipe.limited import LimitedTokenizer, Raised
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Json
@@ -23,6 +24,7 @@ BUNDLE = "model.litertlm"
 FLOAT_BITS = 32
 BITS = {"FLOAT32": FLOAT_BITS, "INT8": 8, "INT4": 4}
 EPOCH = "1970-01-01T00:00:00+00:00"
+Render = Callable[[Sequence[Mapping[str, str]]], str]
 MARK = "\N{SNOWMAN}"  # no chat template has one
 
 
@@ -177,61 +179,58 @@ def _llm_metadata(folder: Path, context_length: int) -> bytes:
 
     from phipipe import transformers_tokenizer
 
-    tokenizer = transformers_tokenizer.load(folder)
+    tokenizer = transformers_tokenizer.of_source(folder)
     metadata: Any = llm_metadata_pb2.LlmMetadata()
     metadata.max_num_tokens = context_length
     metadata.llm_model_type.generic_model.SetInParent()
     for token in ends(folder):
         metadata.stop_tokens.add().token_ids.ids.append(token)
-    template = tokenizer.chat_template
+    template = tokenizer.facts["chat_template"]
     if isinstance(template, str):
-        affixes = _affixes(tokenizer)
+        affixes = _affixes(tokenizer.render, tokenizer.facts["bos_token"] or "")
         for role, (before, after) in affixes.items():
             part = getattr(metadata.prompt_templates, role)
             part.prefix, part.suffix = before, after
         if not affixes:
             metadata.jinja_prompt_template = template
     if _begins_with_bos(tokenizer, template):
-        metadata.start_token.token_ids.ids.append(tokenizer.bos_token_id)
+        metadata.start_token.token_ids.ids.append(tokenizer.facts["bos_token_id"])
     return bytes(metadata.SerializeToString(deterministic=True))
 
 
-def _begins_with_bos(tokenizer: Any, template: object) -> bool:
+def _begins_with_bos(tokenizer: LimitedTokenizer, template: object) -> bool:
     """Whether prompts really begin with the token that the tokenizer declares: LiteRT-LM would put it there."""
-    if tokenizer.bos_token_id is None:
+    begin = tokenizer.facts["bos_token_id"]
+    if begin is None:
         return False
-    texts = [list(tokenizer("x")["input_ids"])]
+    texts = [tokenizer.encode("x", special=True)]
     if isinstance(template, str):
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-        texts.append(list(tokenizer(chat, add_special_tokens=False)["input_ids"]))
-    return any(ids[:1] == [tokenizer.bos_token_id] for ids in texts)
+        texts.append(tokenizer.encode(tokenizer.render([{"role": "user", "content": "x"}], ask=False)))
+    return any(ids[:1] == [begin] for ids in texts)
 
 
-def _asked(tokenizer: Any, *roles: str) -> str:
+def _asked(render: Render, bos: str, *roles: str) -> str:
     """A chat of ``roles``, each saying ``MARK``, ready for the answer; without the token that begins every text."""
     messages = [{"role": role, "content": MARK} for role in roles]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return text.removeprefix(tokenizer.bos_token or "")
+    return render(messages).removeprefix(bos)
 
 
-def _affixes(tokenizer: Any) -> dict[str, tuple[str, str]]:
+def _affixes(render: Render, bos: str) -> dict[str, tuple[str, str]]:
     """What the chat template puts before and after a message, by LiteRT-LM's names of roles; empty if it is not so.
 
     LiteRT-LM hands templates a list of parts where Phi's expect the text, and fails; with affixes it does not.
     What leads to the answer counts to the user's message: only the order of the pieces matters.
     """
-    from jinja2 import TemplateError
-
-    before, *rest = _asked(tokenizer, "user").split(MARK)
-    pieces = _asked(tokenizer, "user", "assistant", "user").split(MARK)
+    before, *rest = _asked(render, bos, "user").split(MARK)
+    pieces = _asked(render, bos, "user", "assistant", "user").split(MARK)
     if len(rest) != 1 or len(pieces) != 4 or pieces[::3] != [before, rest[0]] or pieces[1] != rest[0]:
         return {}
     if not pieces[2].endswith(before):
         return {}
     found = {"user": (before, rest[0]), "model": ("", pieces[2].removesuffix(before))}
     try:
-        parts = _asked(tokenizer, "system", "user").split(MARK)
-    except TemplateError:  # templates refuse roles that they do not know
+        parts = _asked(render, bos, "system", "user").split(MARK)
+    except Raised:  # templates refuse roles that they do not know
         return found
     if len(parts) == 3 and parts[2] == rest[0] and parts[1].endswith(before):
         found["system"] = (parts[0], parts[1].removesuffix(before))

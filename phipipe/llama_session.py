@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware
+from phipipe import hardware, limited
 from phipipe.backends.base import absent
 from phipipe.errors import RecipeError, StepFailed
+from phipipe.limited import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -228,11 +229,16 @@ class Session:
             raise StepFailed(f"llama.cpp could not compute {len(tokens)} tokens (code {code})")
 
 
-class Vocabulary:
-    """The tokenizer and the chat template inside a GGUF."""
+def vocabulary(path: Path) -> LimitedTokenizer:
+    """The tokenizer and the chat template inside a GGUF, in a limited child."""
+    return limited.tokenizer("phipipe.llama_session:Vocabulary", path, ["llama_cpp", "llama_cpp.llama_chat_format"])
 
-    def __init__(self, path: Path) -> None:
-        self._model = _Model(path, vocab_only=True)
+
+class Vocabulary:
+    """For a limited child: the tokenizer and the chat template inside a GGUF."""
+
+    def __init__(self, path: str) -> None:
+        self._model = _Model(Path(path), vocab_only=True)
         self._llama = self._model.llama
 
     def encode(self, text: str) -> list[int]:

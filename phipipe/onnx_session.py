@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware
+from phipipe import hardware, limited
 from phipipe.backends.base import absent
+from phipipe.limited import LimitedTokenizer
 from phipipe.onnx_graph import MODEL
 
 if TYPE_CHECKING:
@@ -167,13 +168,18 @@ def _embedded(session: Any, hidden: int, tokens: Sequence[int]) -> Any:
     return session.run(None, feeds)[0]
 
 
-class GenaiTokenizer:
-    """``Tokenizer`` as onnxruntime-genai reads it; it does not load the weights."""
+def tokenizer(folder: Path) -> LimitedTokenizer:
+    """The folder's tokenizer as onnxruntime-genai reads it, in a limited child."""
+    return limited.tokenizer("phipipe.onnx_session:GenaiTokenizer", folder, ["onnxruntime_genai"])
 
-    def __init__(self, folder: Path) -> None:
+
+class GenaiTokenizer:
+    """For a limited child: ``Tokenizer`` as onnxruntime-genai reads it; it does not load the weights."""
+
+    def __init__(self, folder: str) -> None:
         import onnxruntime_genai as genai
 
-        self._tokenizer = genai.Tokenizer(str(folder))
+        self._tokenizer = genai.Tokenizer(folder)
         self._tokenizer.update_options(add_special_tokens="false", skip_special_tokens="true")
 
     def encode(self, text: str) -> list[int]:

@@ -48,7 +48,7 @@ class Session(openvino_session.Session):
 
     def look(self, picture: Path, prompt: str) -> Floats:
         """Logits of every position of ``prompt`` with the picture in it, float32 [n, vocabulary]."""
-        tokenizer = openvino_session.GenaiTokenizer(self._folder)
+        tokenizer = openvino_session.tokenizer(self._folder)
         before, after = (tokenizer.encode(part) for part in prompt.split(vision.MARK))
         return self.seen(picture, before, after)
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import limited
 from phipipe.backends.base import absent
 from phipipe.errors import StepFailed
+from phipipe.limited import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -232,14 +234,19 @@ class Session:
         self._request = self._core = None
 
 
-class GenaiTokenizer:
-    """``Tokenizer`` as openvino-genai reads it; it does not load the weights."""
+def tokenizer(folder: Path) -> LimitedTokenizer:
+    """The folder's tokenizer as openvino-genai reads it, in a limited child."""
+    return limited.tokenizer("phipipe.openvino_session:GenaiTokenizer", folder, ["openvino", "openvino_genai"])
 
-    def __init__(self, folder: Path) -> None:
+
+class GenaiTokenizer:
+    """For a limited child: ``Tokenizer`` as openvino-genai reads it; it does not load the weights."""
+
+    def __init__(self, folder: str) -> None:
         quiet()
         import openvino_genai
 
-        self._tokenizer = openvino_genai.Tokenizer(str(folder))
+        self._tokenizer = openvino_genai.Tokenizer(folder)
 
     def encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import hub_client, keys, models, progress, room, text_files, transfer, weights
+from phipipe import chat_templates, hub_client, keys, models, progress, room, text_files, transfer, weights
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -158,6 +158,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
         return
     with _named(repo, out):
         models.read(out)
+        chat_templates.check(out)
 
 
 def _folder(repo: Repository, file: str | None = None) -> Path:

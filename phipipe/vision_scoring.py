@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from phipipe import backends, progress, transformers_tokenizer, vision
 from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
+from phipipe.limited import LimitedTokenizer
 from phipipe.reference import log_softmax, score
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
     from phipipe.layerwise import Layerwise
 
-    tokenizer = transformers_tokenizer.load(inputs["source"])
+    tokenizer = transformers_tokenizer.of_source(inputs["source"])
     kind = vision.KINDS[params.get("kind", vision.PHI3)]
     prompt = _prompt(tokenizer, kind.after_mark)
-    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in prompt.split(vision.MARK))
+    before, after = (tokenizer.encode(part) for part in prompt.split(vision.MARK))
     eyes = importlib.import_module(kind.tower)
     tower, seen = eyes.load(inputs["original"]), []
     pictures = vision.pictures(params)
@@ -68,19 +69,18 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     told: list[dict[str, Any]] = []
     for picture, logits, vectors, answer in zip(pictures, model.logits(prompts), seen, answers, strict=True):
         np.save(out / f"{picture.name}.npy", log_softmax(np.array(logits[-len(after) - 1 :])))
-        text = tokenizer.decode(answer, skip_special_tokens=True)
+        text = tokenizer.decode(answer)
         told.append({"name": picture.name, "vectors": len(vectors), "answer": answer, "text": text})
     report = {"prompt": prompt, "before": before, "after": after, "pictures": told}
     (out / "vision.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
 
-def _prompt(tokenizer: Any, after_mark: str) -> str:
+def _prompt(tokenizer: LimitedTokenizer, after_mark: str) -> str:
     """The question in the chat template, the picture first, as these models were trained."""
     said = f"{vision.MARK}{after_mark}{vision.QUESTION}"
-    if not tokenizer.chat_template:
+    if not tokenizer.facts["chat_template"]:
         return said
-    chat = [{"role": "user", "content": said}]
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    return tokenizer.render([{"role": "user", "content": said}])
 
 
 def compare(inputs: Inputs, out: Path, params: Params) -> None:

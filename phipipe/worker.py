@@ -42,6 +42,7 @@ from phipipe.children import tree as tree
 from phipipe.errors import PhipipeError, SourceError, encoded
 
 PROGRESS_EVERY_S = 0.2
+PARENT_S = 1.0
 GUARD_S = 2.0  # a guard that lives has long been done by then
 # Modules through which a process talks with children of its own; these pickles come from us.
 OWN_PICKLES = {"multiprocessing.connection", "multiprocessing.queues"}
@@ -86,6 +87,18 @@ def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
         time.sleep(GUARD_S)
     kill_tree(os.getpid())
     os._exit(1)
+
+
+def end_with_parent() -> None:
+    """From now on, end this process when the one that started it is gone; nothing on Windows."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_S)
+        os._exit(1)
+
+    if sys.platform != "win32":
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:

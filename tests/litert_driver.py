@@ -19,7 +19,7 @@ from typing import Any
 import litert_lm
 import numpy as np
 
-from phipipe import litert_file, models, rules
+from phipipe import chat_templates, litert_file, models, rules
 from phipipe.backends import litert as backend
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import PARITY_TEXT
@@ -229,15 +229,11 @@ def tokenizer(root: Path) -> dict[str, Any]:
 
 
 def templates(root: Path) -> dict[str, Any]:
-    """Affixes of chat templates, from tokenizers with other ones."""
-    from transformers import AutoTokenizer
-
+    """Affixes of chat templates."""
+    specials = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
     found: dict[str, Any] = {}
     for name, template in json.loads((root / "templates.json").read_text()).items():
-        own = AutoTokenizer.from_pretrained(root / "source")
-        own.chat_template = template
-        own.bos_token = "<s>"
-        found[name] = litert_file._affixes(own)
+        found[name] = litert_file._affixes(chat_templates.Renderer(template, specials=specials).render, "<s>")
     return found
 
 

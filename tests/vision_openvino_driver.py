@@ -17,7 +17,7 @@ QUESTIONS = ("What is it?", "Who?", vision.QUESTION)
 
 
 def main(package: Path, pictures: list[Path]) -> None:
-    runtime, tokenizer = backend.open(package), openvino_session.GenaiTokenizer(package)
+    runtime, tokenizer = backend.open(package), openvino_session.tokenizer(package)
     found: dict[str, float] = {}
     for picture in pictures:
         gaps = []

@@ -417,7 +417,7 @@ def tokenizer(artifact: Path) -> Tokenizer:
     """The vocabulary and chat template inside the GGUF."""
     from phipipe import llama_session
 
-    return llama_session.Vocabulary(artifact / MODEL)
+    return llama_session.vocabulary(artifact / MODEL)
 
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+    from phipipe.transformers_tokenizer import TransformersTokenizer
 
 TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
@@ -460,11 +461,20 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it."""
+    from phipipe import limited
+
+    imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
+    return limited.tokenizer("phipipe.backends.mlx:opened_tokenizer", artifact, imports)
+
+
+def opened_tokenizer(folder: str) -> TransformersTokenizer:
+    """mlx-lm's own, for a limited child."""
     from mlx_lm.utils import load_tokenizer
 
     from phipipe.transformers_tokenizer import TransformersTokenizer
 
-    return TransformersTokenizer(load_tokenizer(artifact, {"trust_remote_code": False, "local_files_only": True}))
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    return TransformersTokenizer(load_tokenizer(Path(folder), settings))
 
 
 if TYPE_CHECKING:

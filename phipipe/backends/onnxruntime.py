@@ -453,7 +453,7 @@ def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer that ships in the folder."""
     from phipipe import onnx_session
 
-    return onnx_session.GenaiTokenizer(artifact)
+    return onnx_session.tokenizer(artifact)
 
 
 if TYPE_CHECKING:

@@ -427,7 +427,7 @@ def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
     npu = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE", **shape}
     npu |= openvino_session.FAITHFUL  # left alone, one pipeline rounds activations to 8 bits and the other does not
     artifact = inputs["artifact"]
-    chosen = openvino_session.GenaiTokenizer(artifact)
+    chosen = openvino_session.tokenizer(artifact)
     prompt = chosen.encode(chosen.render([{"role": "user", "content": NPU_PROMPT}]))
     count = min(NPU_TOKENS, params["response_length"])
     if len(prompt) > params["prompt_length"]:
@@ -466,7 +466,7 @@ def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer graphs that ship in the folder, as openvino-genai reads them."""
     from phipipe import openvino_session
 
-    return openvino_session.GenaiTokenizer(artifact)
+    return openvino_session.tokenizer(artifact)
 
 
 if TYPE_CHECKING:

@@ -460,7 +460,7 @@ def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer that ships, as onnxruntime-genai reads it."""
     from phipipe import onnx_session
 
-    return onnx_session.GenaiTokenizer(artifact)
+    return onnx_session.tokenizer(artifact)
 
 
 if TYPE_CHECKING:
