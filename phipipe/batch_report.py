@@ -20,6 +20,7 @@ from phipipe import __version__, batch, board, board_html, collect, package, rep
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, Skipped
+from phipipe.visible import in_template
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -263,7 +264,7 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        lstrip_blocks=True, keep_trailing_newline=True, finalize=in_template,
     )  # fmt: skip
     tables = [
         {
