@@ -363,7 +363,7 @@ def test_verify_finds_every_damage_once_and_then_none(store: Store, root: Path) 
     collect.remove(lost.path)
     (root / "objects" / "rubbish").write_text("x")
     findings = Store(root).verify()
-    assert len(findings) == 4  # two trees (one is rubbish; the other takes its record along), a record, one without a tree
+    assert len(findings) == 4  # two trees (one is rubbish, one had a record), a record, a record without its tree
     assert Store(root).verify() == []
     assert [record["key"] for record in store.records()] == [key(1)]
     assert Store(root).consume(good) == good.path
