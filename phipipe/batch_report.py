@@ -22,6 +22,7 @@ from phipipe.board import Entry
 from phipipe.board_columns import COLUMNS, build_words
 from phipipe.errors import PhipipeError, Skipped
 from phipipe.metrics import METRICS, Metric
+from phipipe.visible import in_template
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -267,7 +268,7 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        lstrip_blocks=True, keep_trailing_newline=True, finalize=in_template,
     )  # fmt: skip
     tables = [
         {

@@ -22,6 +22,7 @@ from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, note
 from phipipe.card import TEMPLATES
 from phipipe.metrics import METRICS
 from phipipe.picks import Answer
+from phipipe.visible import in_template
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -61,6 +62,7 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         autoescape=True,
+        finalize=in_template,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

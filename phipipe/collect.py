@@ -385,7 +385,7 @@ def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
 
 def check_replaceable(target: Path) -> None:
     """Refuse to replace what phipipe did not write."""
-    if target.is_symlink() or target.is_file():
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
     if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
         raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")

@@ -76,6 +76,8 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
     }
     with collect.guard(folder, remedy=room.KEEP_OUT):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_bytes(text.encode())  # no newline translation
+        with collect.claim(folder, ".board.") as aside:  # whatever has the name now, is replaced and not written into
+            for name, text in texts.items():
+                (aside / name).write_bytes(text.encode())  # no newline translation
+                (aside / name).replace(folder / name)
     return folder / "board.html"

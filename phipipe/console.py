@@ -189,6 +189,8 @@ def save(path: Path, text: str) -> None:
         RecipeError: the system does not let us.
         StoreError: there is no room.
     """
+    if odd := problem(path, Kind.NEW_FILE):
+        raise RecipeError(f"cannot write `{shown(path)}`: it {odd}", hint="give another path")
     try:
         path.write_bytes(text.encode())
     except OSError as error:

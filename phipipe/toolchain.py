@@ -87,8 +87,8 @@ def installed(name: str, settings: Settings) -> Installed | None:
         return _current(name)
     path = path_of(name, settings)
     try:
-        packages = json.loads((path / STATE).read_text("utf-8"))["packages"]
-        if not _python(path).exists() or _listed(path) != packages:
+        packages = json.loads((path / STATE).read_text("utf-8"))["packages"] if (path / STATE).is_file() else None
+        if packages is None or not _python(path).exists() or _listed(path) != packages:
             return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

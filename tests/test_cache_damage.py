@@ -95,6 +95,11 @@ def device_instead(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def pipe_instead(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def loop_instead(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.name)
@@ -112,9 +117,10 @@ SPOILS: dict[str, Spoil] = {
     "other types": lambda path: path.write_bytes(b'{"event": [], "time": {}, "files": [1], "check": null}'),
 }
 if sys.platform != "win32":
-    SPOILS |= {"a device": device_instead, "a loop": loop_instead}
+    SPOILS |= {"a device": device_instead, "a loop": loop_instead, "a pipe": pipe_instead}
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_damage_to_any_file_of_the_cache_is_healed(shop: Workshop, spoil: Spoil) -> None:
     expected = shop.run()
@@ -137,7 +143,7 @@ def test_damage_to_any_file_of_the_cache_is_healed(shop: Workshop, spoil: Spoil)
     assert hostile_paths.outcome(["cache", "verify"])[0] == 0
 
 
-@pytest.mark.parametrize("at", range(0, 700, 7))
+@pytest.mark.parametrize("at", range(3, 700, 17))
 def test_no_flipped_bit_in_what_is_remembered_of_files_outside_is_believed(shop: Workshop, at: int) -> None:
     digest = outside.digest(shop.outside, shop.cache)
     raw = bytearray(shop.memory.read_bytes())
@@ -195,3 +201,13 @@ def test_a_result_that_is_gone_is_no_damage(shop: Workshop) -> None:
     for path in (shop.cache / "objects").iterdir():
         shutil.rmtree(path)
     assert shop.why()["first"] == "its stored result is gone"
+
+
+def test_a_step_that_a_run_did_not_have_is_said_with_those_it_had(shop: Workshop) -> None:
+    shop.run()
+    code, said = hostile_paths.outcome(["runs", "logs", "latest", "frist"])
+    assert code == 8
+    assert "did you mean `first`?" in said
+    assert "steps: first, second, third" in said
+    code, said = hostile_paths.outcome(["runs", "logs", "latest", "second"])
+    assert (code, said.count("\n")) == (0, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import hostile_paths
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import user_paths
+from phipipe import again, backends, board, collect, comparison, console, selection, timetable, user_paths
+from phipipe.errors import RecipeError, SourceError, StoreError
 from phipipe.user_paths import Kind
 
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
@@ -112,3 +115,62 @@ def test_what_is_wrong_with_an_option_names_the_option_and_the_path(
         (tmp_path / "nope").mkdir()
     found, told = hostile_paths.outcome(words)
     assert (found, said in told) == (code, True), told
+
+
+def test_too_few_tokens_for_a_window_are_the_options_fault_not_the_texts() -> None:
+    manifest = {"recipe": json.loads(json.dumps(yaml.safe_load(hostile_paths.RECIPE)))}
+    with pytest.raises(RecipeError, match=r"--tokens 256 is less than one window of 512 tokens") as caught:
+        again._recipe(manifest, None, 256)
+    assert caught.value.hint == "--tokens 512 or more"
+    assert again._recipe(manifest, None, 512).evaluate.tokens == 512
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.timeout(60)
+def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_written_into(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine", "utf-8")
+
+    def occupied(name: str) -> None:
+        for kind, make in {
+            "pipe": os.mkfifo,
+            "link": lambda path: path.symlink_to(tmp_path / "precious"),
+            "loop": lambda path: path.symlink_to(path.name),
+            "folder": lambda path: (path / "x").mkdir(parents=True),
+        }.items():
+            folder = tmp_path / f"{name}-{kind}"
+            folder.mkdir(exist_ok=True)
+            make(folder / name)
+
+    entries = [board.failed("x", "onnxruntime", "int4", "it failed")]
+    for name in ("board.html", "nightly.service", "board.json"):
+        occupied(name)
+    for kind in ("pipe", "link", "loop", "folder"):
+        with contextlib.suppress(StoreError):
+            comparison.write(entries, tmp_path / f"board.html-{kind}", "title")
+        with contextlib.suppress(StoreError):
+            timetable.write({"nightly.service": "text"}, tmp_path / f"nightly.service-{kind}")
+        with contextlib.suppress(SourceError):
+            comparison.of_paths([tmp_path / f"board.json-{kind}"])
+        if kind != "link":  # a link of the user's own is followed where a file is named outright
+            with pytest.raises(RecipeError):
+                console.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
+    assert (tmp_path / "precious").read_text("utf-8") == "mine"
+    with pytest.raises(StoreError, match="in the way"):
+        collect.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.timeout(60)
+def test_a_folder_of_recipes_may_hold_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "folder.yaml").mkdir(parents=True)
+    os.mkfifo(folder / "pipe.yaml")
+    for name, target in {"loop": "loop.yaml", "null": "/dev/null", "zero": "/dev/zero", "gone": "no/where"}.items():
+        (folder / f"{name}.yaml").symlink_to(target)
+    (folder / "\udcff.yaml").touch()
+    (folder / "good.yaml").write_text(hostile_paths.RECIPE, "utf-8")
+    code, said = hostile_paths.outcome(["schedule", "export", "--cron", str(folder), "--name", "tried"])
+    assert code == 0, said
+    items = selection.select([folder], selection.Wanted(), backends.OptionsOf())
+    assert {item.path.name for item in items if item.error is None} == {"good.yaml"}
+    assert len(items) == 8

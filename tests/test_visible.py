@@ -22,6 +22,7 @@ from phipipe.visible import json_again, json_text, one_line, visible
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 ANYTHING = st.text(st.characters(exclude_categories=()))
+VALUES = st.recursive(ANYTHING | st.none() | st.booleans() | st.integers(), st.lists, max_leaves=5)
 ACTING = "\x00\x07\x08\r\x1b\x7f\x85\x9b\u2028\u2029\u202a\u202e\u2066\u2069\ud800\udcff"
 EVIL = "x\x1b]0;owned\x07y\u202ez\x9b31m"
 
@@ -40,7 +41,7 @@ def test_what_can_be_seen_stays_as_it_is(text: str) -> None:
     assert visible(text) == text
 
 
-@given(st.recursive(ANYTHING | st.none() | st.booleans() | st.integers(), st.lists, max_leaves=5), st.sampled_from([None, "utf-8", "ascii", "cp1252"]))  # fmt: skip
+@given(VALUES, st.sampled_from([None, "utf-8", "ascii", "cp1252"]))
 def test_json_says_the_same_and_shows_nothing_that_acts(value: object, encoding: str | None) -> None:
     text = json_text(value, encoding=encoding)
     assert json.loads(text) == value
@@ -79,7 +80,7 @@ def test_a_config_a_recipe_and_an_argument_cannot_command_the_terminal(tmp_path:
     said += [hostile_paths.outcome(["validate", "--json", str(recipe)]), hostile_paths.outcome([EVIL])]
     said += [hostile_paths.outcome(["plan", QUICKSTART, f"--{EVIL}"]), hostile_paths.outcome(["devices", EVIL])]
     for code, text in said:
-        assert code not in (0, 70)
+        assert code in hostile_paths.DOCUMENTED
         assert not set(text) & set(ACTING)
 
 
@@ -91,7 +92,7 @@ def started(command: list[str], stdout: object = subprocess.PIPE, **environ: str
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1:strict", "utf-16"])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_an_output_that_cannot_encode_gets_signs_that_it_can(encoding: str) -> None:
     done = started(["plan", QUICKSTART], PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
@@ -140,7 +141,7 @@ def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(rest
 
 def test_a_file_never_takes_the_number_of_an_output_that_is_closed(tmp_path: Path) -> None:
     """Else what is printed would land in it: a lock, a record."""
-    code = "from phipipe import streams; streams.prepare(); import os; print(open(os.devnull).fileno(), file=open(FILE, 'w'))"
+    code = "from phipipe import streams; streams.prepare(); file = open(FILE, 'w'); file.write(str(file.fileno()))"
     command = [sys.executable, "-c", f"FILE = {str(tmp_path / 'number')!r}; {code}"]
     if sys.platform == "win32":
         pytest.skip("numbers are not inherited there")
