@@ -22,12 +22,12 @@ from phipipe import backends, preflight, recipe, remote_store, toolchain
 from phipipe import plan as planner
 from phipipe.errors import PhipipeError
 from phipipe.fit import gib
+from phipipe.store import Store
 
 if TYPE_CHECKING:
     from phipipe.plan import Plan
     from phipipe.recipe import Build
     from phipipe.settings import Settings
-    from phipipe.store import Store
 
 COMPILED = frozenset({"llamacpp"})  # toolchains whose main package comes as source code
 COMPILERS = ("c++", "g++", "clang++", "cl")
@@ -93,7 +93,11 @@ def index(limit_s: float = INDEX_S) -> Check:
     import uv
 
     name, advice = "package index", f"{toolchain.NETWORK} (`UV_*`, `PIP_*`, proxies); what is installed works without"
-    environment = os.environ | toolchain.uv_environment(os.environ) | {"UV_HTTP_TIMEOUT": str(int(limit_s))}
+    environment = (
+        os.environ
+        | toolchain.uv_environment(os.environ)
+        | {"UV_HTTP_TIMEOUT": str(int(limit_s)), "UV_HTTP_RETRIES": "0"}
+    )
     # Without a cache, or an answer of last week would count.
     command = [uv.find_uv_bin(), "pip", "compile", "-", "--no-deps", "--no-header", "--quiet", "--no-cache"]
     try:
@@ -109,8 +113,8 @@ def index(limit_s: float = INDEX_S) -> Check:
     if done.returncode == 0:
         return Check(name=name, ok=True, message="answers")
     lines = [line.strip(" ╰─▶×│├") for line in toolchain.redact(done.stderr).splitlines()]
-    said = next((line for line in reversed(lines) if line), "no reason given")
-    return Check(name=name, ok=False, message=f"cannot be used: {said}", hint=advice)
+    said = next((line for line in reversed(lines) if line), "no reason given").partition("cause: ")
+    return Check(name=name, ok=False, message=f"cannot be used: {said[2] or said[0]}", hint=advice)
 
 
 def disks(settings: Settings) -> Iterator[Check]:
@@ -164,7 +168,7 @@ def remote(settings: Settings, limit_s: float = REMOTE_S) -> Check:
     return Check(name=name, ok=False, message=said, hint=advice)
 
 
-def recipes(paths: Iterable[Path], settings: Settings, store: Store, found: Sequence[Check]) -> Iterator[Check]:
+def recipes(paths: Iterable[Path], settings: Settings, found: Sequence[Check]) -> Iterator[Check]:
     """Whether every build of the recipes could run here; ``found`` is what ``machine`` knows."""
     for path in paths:
         try:
@@ -173,12 +177,13 @@ def recipes(paths: Iterable[Path], settings: Settings, store: Store, found: Sequ
             yield _refused(path, path.stem, error)
             continue
         for build in builds:
-            yield from _build(path, build, settings, store, found)
+            yield from _build(path, build, settings, found)
 
 
-def _build(path: Path, build: Build, settings: Settings, store: Store, found: Sequence[Check]) -> Iterator[Check]:
+def _build(path: Path, build: Build, settings: Settings, found: Sequence[Check]) -> Iterator[Check]:
     try:
         plan = planner.prepare(build)
+        store = Store(settings.cache, notify=lambda line: None)
         refusal = preflight.refusal([plan], store, settings, None) if settings.preflight else None
     except PhipipeError as error:
         yield _refused(path, build.name, error)

@@ -214,9 +214,9 @@ def doctor(recipes: Sequence[Path], as_json: bool) -> None:
 
     from phipipe import catalogue, checks
 
-    settings, store = store_of_user()
+    settings = settings_of_user()
     rows, found = catalogue.doctor(settings), checks.machine(settings)
-    found += checks.recipes(recipes, settings, store, found)
+    found += checks.recipes(recipes, settings, found)
     if as_json:
         print_json(rows | {"checks": [asdict(check) for check in found]})
     else:

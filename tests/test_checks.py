@@ -18,7 +18,6 @@ from phipipe import checks
 from phipipe.checks import Check
 from phipipe.cli import cli
 from phipipe.settings import Settings
-from phipipe.store import Store
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="scripts with a #! line")
@@ -126,7 +125,7 @@ def asked(tmp_path: Path, sets: str, *, broken: str = "") -> list[Check]:
     path.write_text(f"name: mine\nsource: {{builtin: tiny-phi3}}\n{sets}", "utf-8")
     settings = Settings(cache=tmp_path / "cache", toolchains=tmp_path / "toolchains")
     told = [Check(name=broken, ok=False, message="no", hint="mend it")] if broken else []
-    return list(checks.recipes([path], settings, Store(settings.cache), told))
+    return list(checks.recipes([path], settings, told))
 
 
 @pytest.mark.parametrize(
@@ -174,3 +173,10 @@ def test_the_command_ends_with_1_only_for_a_recipe_that_could_not_run(
     assert asked.exit_code == 1
     assert "NO  quickstart" in asked.stdout
     assert "try: " in asked.stdout.partition("NO  quickstart")[2]
+
+
+def test_a_cache_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    (found,) = asked(tmp_path, "device: cpu-x86_64\nprecision: int4\n")
+    assert (found.ok, found.build) == (False, "mine")
+    assert found.hint
