@@ -261,11 +261,12 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
         has = planned.fit.memory_gib
         room = f", of {has:g} GiB" if has else ""
         lines.append(f"  on the device about {planned.fit.words()}{room}")
-    todo = [item for item in forecast if not item.cached]
-    disk = sum(item.step.output_bytes for item in todo)
+    todo = [item.step for item in forecast if not item.cached]
+    peak = max((step.memory_bytes for step in todo), default=0)
     lines.append(
         f"  {len(todo)} of {report.counted(len(forecast), 'step')} will run"
-        + (f", writing about {_gib(disk)}; peak about {_gib(planned.memory_bytes)} anonymous" if todo else "")
+        + (f", writing about {_gib(sum(step.output_bytes for step in todo))}" if todo else "")
+        + (f"; peak about {_gib(peak)} anonymous" if peak else "")
     )
     return "\n".join(lines)
 

@@ -250,14 +250,24 @@ def explain(name: str | None, as_json: bool) -> None:
     print_json(asdict(found)) if as_json else echo(explaining.text(found))
 
 
-@command("phipipe doctor")
+@command("phipipe doctor recipes/quickstart.yaml")
+@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
 @AS_JSON
-def doctor(as_json: bool) -> None:
-    """Tell what this machine has and what is missing: cache, toolchains, memory, accelerators."""
-    from phipipe import catalogue
+def doctor(recipes: Sequence[Path], as_json: bool) -> None:
+    """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit code 1 if not)."""
+    from dataclasses import asdict
 
-    rows = catalogue.doctor(settings_of_user())
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    from phipipe import catalogue, checks
+
+    settings = settings_of_user()
+    rows, found = catalogue.doctor(settings), checks.machine(settings)
+    found += checks.recipes(recipes, settings, found)
+    if as_json:
+        print_json(rows | {"checks": [asdict(check) for check in found]})
+    else:
+        echo(f"{catalogue.text(rows)}\nchecks\n{checks.text(found)}")
+    if not checks.fit_to_run(found):
+        raise click.exceptions.Exit(1)
 
 
 @command('eval "$(phipipe completion bash)"')

@@ -148,11 +148,11 @@ def _kind(step: str, record: Mapping[str, Json]) -> tuple[str, ...]:
 
 
 def _lineage(records: Sequence[Mapping[str, Json]]) -> dict[str, frozenset[str]]:
-    """Digest of a result → digests of the models that it was made of. Inputs may come after what they went into."""
+    """Digest of a result → digests of the models that it was made of. Records come newest first, mostly."""
     found: dict[str, frozenset[str]] = {}
-    for _ in range(len(records)):  # at most the longest chain; two or three times in practice
+    for _ in range(len(records)):  # at most the longest chain; twice in practice
         before = sum(map(len, found.values()))
-        for record in records:
+        for record in reversed(records):
             models = _models(str(record.get("step")), record, found)
             digest = str(record.get("digest"))
             found[digest] = found.get(digest, frozenset()) | models

@@ -53,7 +53,7 @@ def test_nobody_gives_advice_past_the_tables() -> None:
 
 
 def test_every_exit_code_is_explained() -> None:
-    codes = {str(kind.exit_code) for kind in kinds_of_errors()} | {"0", "143"}
+    codes = {str(kind.exit_code) for kind in kinds_of_errors()} | {"0", "1", "143"}
     assert codes == {name for name in IDS if name.isdigit()}
     assert errors.Interrupted(exit_code=143).exit_code == 143
 
