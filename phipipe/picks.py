@@ -135,7 +135,7 @@ def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
     timed = [(c, c.speed) for c in fit if c.speed]
     counted = Counter(speed.conditions for _, speed in timed).most_common()
     if not counted:
-        return [], "none that is fit was timed on the device"
+        return [], "none of them was timed on the device"
     if len(counted) > 1 and counted[0][1] == counted[1][1]:
         return [], "the speeds were taken on different machines or with different prompts"
     alike = [(c, speed) for c, speed in timed if speed.conditions == counted[0][0]]

@@ -127,7 +127,7 @@ def chosen(answer: Answer) -> dict[str, str]:
 def test_a_device_that_nothing_was_timed_on_has_no_fastest_build() -> None:
     answer = only(build("small", place="false"), build("exact", 0.0, 9.0, quantized=False, place="false"))
     assert chosen(answer) == {"size": "small", "fidelity": "small"}
-    assert answer.line.endswith("no pick by answer speed, since none that is fit was timed on the device.")
+    assert answer.line.endswith("no pick by answer speed, since none of them was timed on the device.")
     assert only(build("small", speed=9), build("x", size=0.5)).undecided == {
         "answer speed": "only small was timed on the device"
     }
