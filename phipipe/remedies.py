@@ -18,7 +18,7 @@ WIDTHS = ("int4", "int8", "fp16", "fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Finer:
-    """Options of ``quantize``, how a scheme tells of them, and the units and the word of a scheme that rule them out."""
+    """Options of ``quantize``, how a scheme tells of them, and what rules them out: units, or a word of the scheme."""
 
     options: Mapping[str, Json]
     told: str
