@@ -133,7 +133,9 @@ def test_a_device_that_nothing_was_timed_on_has_no_fastest_build() -> None:
     }
     alone = only(build("alone", speed=9))
     assert chosen(alone) == dict.fromkeys(("size", "fidelity", "answer speed"), "alone")
-    assert alone.line == "a board, cpu: ship alone, the only build that succeeded."
+    assert alone.line == "a board, cpu: ship alone, the only build."
+    lost = build("lost", failed=True)
+    assert only(build("made"), lost).line == "a board, cpu: ship made, the only one that succeeded."
     assert only(build("good"), build("bad", 0.5)).line == "a board, cpu: ship good, the only one that is fit."
 
 
