@@ -135,7 +135,7 @@ def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
     timed = [(c, c.speed) for c in fit if c.speed]
     counted = Counter(speed.conditions for _, speed in timed).most_common()
     if not counted:
-        return [], "none that is fit was timed on the device"
+        return [], "none of them was timed on the device"
     if len(counted) > 1 and counted[0][1] == counted[1][1]:
         return [], "the speeds were taken on different machines or with different prompts"
     alike = [(c, speed) for c, speed in timed if speed.conditions == counted[0][0]]
@@ -187,8 +187,10 @@ def _answer(device: str, members: Sequence[Candidate]) -> Answer:
     units = {c.name: c.api for c in built if len({c.api for c in built}) > 1}
     chosen = tuple(replace(pick, unit=units.get(pick.build, "")) for pick in of_aim)
     undecided |= {"answer speed": doubt} if doubt else {}
-    reason = "" if len(fit) > 1 else "the only one that is fit" if len(built) > 1 else "the only build"
-    return replace(known, picks=chosen, undecided=undecided, reason=reason)
+    alone = (
+        "the only build" if len(members) == 1 else f"the only one that {'is fit' if len(built) > 1 else 'succeeded'}"
+    )
+    return replace(known, picks=chosen, undecided=undecided, reason="" if len(fit) > 1 else alone)
 
 
 def _choose(best: Sequence[Candidate], leaders: Sequence[Candidate]) -> tuple[list[Pick], dict[Aim, str]]:

@@ -18,11 +18,12 @@ WIDTHS = ("int4", "int8", "fp16", "fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Finer:
-    """Options of ``quantize``, and how a scheme tells of them; not on units that insist on something else."""
+    """Options of ``quantize``, how a scheme tells of them, and what rules them out: units, or a word of the scheme."""
 
     options: Mapping[str, Json]
     told: str
     not_on: frozenset[str] = frozenset()
+    unless: str = "\0"
 
 
 FINER: Mapping[str, tuple[Finer, ...]] = {
@@ -30,7 +31,7 @@ FINER: Mapping[str, tuple[Finer, ...]] = {
         Finer(options={"imatrix": True}, told="importance matrix"),
         Finer(options={"type": "Q6_K"}, told="Q6_K"),
     ),
-    "litert": (Finer(options={"group_size": 32}, told="groups of 32"),),
+    "litert": (Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
     "mlx": (Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"), Finer(options={"bits": 6}, told="6-bit")),
     "onnxruntime": (Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
     "openvino": (
@@ -53,7 +54,8 @@ def wider(backend: str, api: str, precision: str, taken: Collection[str]) -> str
 def finer(backend: str, api: str, precision: str, scheme: str) -> str:
     """The first change of ``quantize`` that an int4 build with this ``scheme`` does not have yet."""
     rows = FINER.get(backend, ()) if precision == "int4" else ()
-    row = next((row for row in rows if api not in row.not_on and row.told not in scheme), None)
+    open_to = (row for row in rows if api not in row.not_on and row.told not in scheme and row.unless not in scheme)
+    row = next(open_to, None)
     return f"`quantize: {_flow(row.options)}`" if row else ""
 
 

@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from itertools import combinations
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phipipe import backends, board, board_html, board_text
@@ -113,6 +114,39 @@ def test_a_board_survives_its_file() -> None:
     again = board.load(board.dump(entries))
     assert again == board.ranked(entries)
     assert board.dump(again) == board.dump(reversed(entries))
+
+
+@st.composite
+def drawn_entries(draw: st.DrawFn) -> list[Entry]:
+    """Boards of any devices and backends, where some figures were not taken and some builds failed."""
+    made = []
+    for i in range(draw(st.integers(0, 6))):
+        device, backend = (
+            draw(st.sampled_from(["Mac", "Pi", "", "\x1b[31mNPU\n"])),
+            draw(st.sampled_from(["mlx", "new"])),
+        )
+        if draw(st.integers(0, 3)) == 0:
+            made.append(board.failed(f"b{i}", backend, "int4", "no memory", device))
+            continue
+        figures = {"kld_mean": draw(st.sampled_from([0.0, 0.01, 0.5])), "size_gib": 1.0 + i % 3, "bits_per_weight": 4.5}
+        if draw(st.booleans()):
+            figures["decode_tokens_per_s"] = draw(st.sampled_from([0.0, 1e-300, 5.0, 1e300]))
+        spread = draw(st.sampled_from([{}, {"decode_tokens_per_s": [0.0, 9.0]}, {"ttft_s": [9.0, 1.0]}]))
+        told = {"metrics": figures, "spread": spread, "device": device, "backend": backend, "stderr": {}}
+        told |= {"on_target": draw(st.sampled_from(["true", "emulated", "false"])), "reference": draw(st.booleans())}
+        made.append(entry(draw(st.sampled_from(["same", "b|`<\n"])), **told))
+    return made
+
+
+@settings(max_examples=40)
+@given(drawn_entries(), st.randoms(use_true_random=False))
+def test_any_board_has_its_answers_in_every_order_and_after_its_file(entries: list[Entry], dice: Random) -> None:
+    found = board.answers(entries)
+    assert board.answers(dice.sample(entries, len(entries))) == found
+    assert board.answers(board.load(board.dump(entries))) == found
+    assert all(line.isprintable() for line in board_text.advice(entries))
+    assert [line for line in board_text.markdown(entries).splitlines() if line.startswith("# ")] == ["# Fidelity board"]
+    assert board_text.table(entries)
 
 
 def changed(**new: Any) -> str:

@@ -127,13 +127,15 @@ def chosen(answer: Answer) -> dict[str, str]:
 def test_a_device_that_nothing_was_timed_on_has_no_fastest_build() -> None:
     answer = only(build("small", place="false"), build("exact", 0.0, 9.0, quantized=False, place="false"))
     assert chosen(answer) == {"size": "small", "fidelity": "small"}
-    assert answer.line.endswith("no pick by answer speed, since none that is fit was timed on the device.")
+    assert answer.line.endswith("no pick by answer speed, since none of them was timed on the device.")
     assert only(build("small", speed=9), build("x", size=0.5)).undecided == {
         "answer speed": "only small was timed on the device"
     }
     alone = only(build("alone", speed=9))
     assert chosen(alone) == dict.fromkeys(("size", "fidelity", "answer speed"), "alone")
     assert alone.line == "a board, cpu: ship alone, the only build."
+    lost = build("lost", failed=True)
+    assert only(build("made"), lost).line == "a board, cpu: ship made, the only one that succeeded."
     assert only(build("good"), build("bad", 0.5)).line == "a board, cpu: ship good, the only one that is fit."
 
 
@@ -243,4 +245,6 @@ def test_a_wider_precision_is_one_that_the_unit_has_and_the_board_has_not() -> N
     assert remedies.wider("openvino", "intel-npu", "int4", {"int4"}) == ""
     assert remedies.wider("onnxruntime", "directml", "int4", {"int4"}) == "`precision: fp16`"
     assert remedies.wider("of the future", "cpu", "int4", set()) == remedies.wider("torch", "cpu", "fp32", set()) == ""
+    assert remedies.finer("litert", "cpu", "int4", "int4 per row, weight only") == ""
+    assert remedies.finer("litert", "cpu", "int4", "int4 per row, dynamic") == "`quantize: {group_size: 32}`"
     assert remedies.finer("torch", "cpu", "int8", "") == remedies.finer("of the future", "cpu", "int4", "") == ""
