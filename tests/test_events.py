@@ -16,10 +16,10 @@ from test_cli import Run, run  # noqa: F401 (a fixture)
 from test_schedule import plan, step
 
 from phipipe import events, schedule
-from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed
+from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
 from phipipe.plan import Plan
 from phipipe.settings import Settings
-from phipipe.show import Silent
+from phipipe.show import Lines, Silent
 from phipipe.store import Store
 
 
@@ -205,3 +205,21 @@ def test_notes_from_several_threads_stay_lines(own_cache: Path) -> None:
             thread.join()
     told = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(of_kind(told, "note")) == 80
+
+
+def test_installations_are_events_and_lines(own_cache: Path) -> None:
+    stream, shown = io.StringIO(), io.StringIO()
+    with events.recorded(own_cache, "run", ["a"], Lines(8, shown), stream) as recorder:
+        recorder.installing("torch")
+        recorder.installed("torch", 12.34, None)
+        recorder.installed("mlx", 0.5, ToolchainError("no index answers", hint="check it"))
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    (began,), (fine, failed) = of_kind(told, "toolchain_started"), of_kind(told, "toolchain_finished")
+    assert events.words(began) == "installing toolchain `torch`"
+    assert events.words(fine) == "toolchain `torch` is ready after 12.3 s"
+    assert (failed["exit_code"], failed["kind"], failed["hint"]) == (4, "ToolchainError", "check it")
+    assert events.words(failed) == "toolchain `mlx` failed (4) after 0.5 s"
+    assert shown.getvalue().splitlines() == [
+        "  toolchain `torch` is ready (12.3 s)",
+        "  toolchain `mlx` could not be installed (0.5 s)",
+    ]
