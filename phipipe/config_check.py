@@ -97,9 +97,8 @@ FLAGS = frozenset(
         "use_sliding_window",
     ]
 )
-TEXTS = frozenset(
-    ("_name_or_path", "model_type", "quant_method", "rope_type", "tokenizer_class", "transformers_version")
-)
+_NAMES = "model_type", "quant_method", "rope_type", "tokenizer_class"
+TEXTS = frozenset((*_NAMES, "_name_or_path", "hidden_act", "hidden_activation", "transformers_version"))
 DTYPES = frozenset(
     f"{place}{name}" for place in ("", "torch.") for name in ("float32", "float16", "bfloat16", "float64")
 )

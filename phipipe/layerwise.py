@@ -55,7 +55,8 @@ def _check_finite(name: str, tensor: Any) -> None:
     if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor.detach()))):
         what = "NaN" if bool(tensor.isnan().any()) else "infinite values"
         raise SourceError(
-            f"the original has {what} in tensor `{name}`", hint="it was damaged before phipipe: save it anew"
+            f"the original has {what} in tensor `{name}`",
+            hint="the checkpoint was damaged before: take or save it again",
         )
 
 

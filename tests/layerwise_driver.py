@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, PhiConfig, PhimoeConfig
 
 from phipipe import layerwise
+from phipipe.errors import SourceError
 from phipipe.hub import BUILTIN_MODELS
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
@@ -106,9 +107,27 @@ def compared(folder: Path) -> dict[str, Any]:
     }
 
 
+def refusals(root: Path) -> dict[str, str]:
+    """What is said of weights of which one value is no number, by the tensor that has it."""
+    said = {}
+    for spoiled in ("model.layers.2.mlp.down_proj.weight", "model.embed_tokens.weight", "lm_head.weight"):
+
+        def change(name: str, tensor: torch.Tensor, spoiled: str = spoiled) -> torch.Tensor:
+            if name == spoiled:
+                tensor[3, 5] = float("nan") if "layers" in name else float("inf")
+            return tensor
+
+        try:
+            list(layerwise.Layerwise(stored(root / spoiled, change)).logits([[3, 4, 5]]))
+        except SourceError as error:
+            said[spoiled] = error.message
+    return said
+
+
 def main(root: Path) -> None:
     facts = {name: compared(made(root / name, config)) for name, config in ARCHITECTURES.items()}
     facts |= {name: compared(stored(root / name, change)) for name, change in STORED.items()}
+    facts["refusals"] = refusals(root)
     layerwise.TOGETHER = 100  # a window at a time
     facts["apart"] = compared(root / "bf16")
     (root / "facts.json").write_text(json.dumps(facts, indent=2))

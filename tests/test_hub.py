@@ -209,6 +209,36 @@ def no_hashes(served: Hub) -> None:
     served.answers = [(200, {}, json.dumps({"id": served.repo, "sha": served.commit, "siblings": [row]}).encode())]
 
 
+def stale_shards(served: Hub) -> None:
+    for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
+        served.files[name] = served.files[WEIGHTS]
+
+
+def adapter(served: Hub) -> None:
+    served.files["adapter_model.safetensors"] = served.files[WEIGHTS]
+
+
+def other_widths(served: Hub) -> None:
+    config = json.loads(served.files["config.json"]) | {"intermediate_size": 1024}
+    served.files["config.json"] = json.dumps(config).encode()
+
+
+def quantized(served: Hub) -> None:
+    config = json.loads(served.files["config.json"]) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    served.files["config.json"] = json.dumps(config).encode()
+
+
+def test_weights_that_are_not_the_models_are_not_even_brought(served: Hub, own_cache: Path) -> None:
+    plain = planned(source(served))
+    stale_shards(served)
+    served.commit = "e" * 40
+    found = planned(source(served))
+    assert {advice.rule for advice in found.warnings} == {"W01"}
+    assert found.checkpoint.parameters == plain.checkpoint.parameters
+    assert contents(made("source", found, own_cache).stored.path) == allowed()
+    assert served.sent("consolidated.safetensors") <= remote.HEAD_BYTES
+
+
 BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
     (lambda hub: None, {"repo": "nobody/nothing"}, "there is no model", "hf auth login"),
     (lambda hub: None, {"revision": "d" * 40}, "no revision", "write `main` there and run `phipipe pin RECIPE`"),
@@ -217,6 +247,9 @@ BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
     (wrong_hash, {}, "`tokenizer.json` is not what was published", "proxy"),
     (only_pickles, {}, r"pickles only \(`old.bin`\)", "safetensors"),
     (missing_shard, {}, "index names `model-00002-of-00002.safetensors`", "tree"),
+    (adapter, {}, "a LoRA adapter beside it", "merge_and_unload"),
+    (other_widths, {}, "2048 × 256", "tree"),
+    (quantized, {}, "AWQ, 4 bits", "16 bits"),
     (other_commit, {}, "answers for dddd", ""),
     (no_hashes, {}, "no usable size and hash", ""),
     (lambda hub: hub.answers.extend([(200, {}, b"<html>")] * 9), {}, "does not answer like a hub", "again"),

@@ -57,6 +57,14 @@ def test_one_layer_is_widened_at_a_time(facts: dict[str, Any], names: list[str],
     assert [facts[name]["layers_in_memory"] for name in names] == [layers] * len(names)
 
 
+@pytest.mark.integration
+def test_a_weight_that_is_no_number_is_the_originals_fault(facts: dict[str, Any]) -> None:
+    told = facts["refusals"]
+    assert len(told) == 3
+    for name, message in told.items():
+        assert message == f"the original has {'NaN' if 'layers' in name else 'infinite values'} in tensor `{name}`"
+
+
 def phi(**changes: Any) -> Any:
     """The shape of Phi-3.5-mini in 16 bits."""
     parameters = 3_821_079_552

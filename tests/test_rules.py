@@ -48,6 +48,11 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"config": {**HEARING, "embd_layer": {"image_embd_layer": {"crop_size": 448}}}},
     ),
     "M20": ({"backend": "openvino", "config": HEARING}, {"backend": "onnxruntime", "config": HEARING}),
+    "M21": ({"config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, {"config": {"rope_scaling": None}}),
+    "M22": (
+        {"config": {"rope_scaling": {"rope_type": "dynamic"}, "model_type": "llama"}},
+        {"config": {"rope_scaling": {"rope_type": "llama3"}, "model_type": "llama"}},
+    ),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
