@@ -27,7 +27,7 @@ LAYERS = (
     {"json_files", "worker", "chat_screen"},
     {"code_keys"},
     {"document", "keys", "settings", "transfer", "changed"},
-    {"collect", "downloads", "limited_child"},
+    {"collect", "downloads", "limited_child", "template_files"},
     {"limited"},
     {"chat_templates"},
     {"recipe", "family"},
