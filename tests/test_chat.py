@@ -397,11 +397,3 @@ def test_a_python_that_cannot_start_is_a_toolchain_that_is_damaged(tmp_path: Pat
     for python in (tmp_path / "nothing", tmp_path):
         with pytest.raises(ToolchainError, match="cannot be started"):
             chat_process.hold(python, {"toolchain": "x", "folder": "y"}, Settings.read())
-
-
-def reseal(folder: Path) -> None:
-    """Make ``folder`` a package again after a file was changed."""
-    described = manifest.read_manifest(folder)
-    for name in (manifest.SUMS, manifest.NAME):
-        (folder / name).unlink()
-    manifest.seal(folder, described)
