@@ -122,9 +122,12 @@ class Talk:
         return True
 
     def _generated(self, ids: Sequence[int]) -> Generator[int, None, None]:
-        with _closing(self.runtime.generate(ids, min(self.limit, self.context - len(ids)))) as tokens:
+        what = "the package's runtime cannot answer"
+        with refusing(what):
+            answer = self.runtime.generate(ids, min(self.limit, self.context - len(ids)))
+        with _closing(answer) as tokens:
             while True:
-                with refusing("the package's runtime cannot answer"):
+                with refusing(what):
                     token = next(tokens, None)
                 if token is None:
                     return

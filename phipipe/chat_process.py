@@ -22,6 +22,7 @@ SAMPLE_S = 0.2
 PRESSES, PRESSES_S = 3, 5.0  # of Ctrl-C, and how long they count: who does not listen is killed
 GIB = 2**30
 MORE_MEMORY = "close other programs, or use a machine with more memory"
+SERVE = "from phipipe.chat import serve; serve()"
 LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"
 KINDS: dict[int, type[PhipipeError]] = {
     kind.exit_code: kind
@@ -30,8 +31,10 @@ KINDS: dict[int, type[PhipipeError]] = {
 }
 
 
-def hold(python: Path, request: Mapping[str, Any], settings: Settings) -> int:
+def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str = SERVE) -> int:
     """Hold the conversation of ``request`` (see ``chat.serve``) in ``python``, on our own stdin, stdout and stderr.
+
+    ``call`` is what the process does.
 
     Returns:
         The chat's exit code.
@@ -45,9 +48,7 @@ def hold(python: Path, request: Mapping[str, Any], settings: Settings) -> int:
         environment = child_environment(offline=True, keep_path=settings.use_current)
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), name)
         try:
-            process = subprocess.Popen(
-                python_command(python, "from phipipe.chat import serve; serve()", name), cwd=home, env=environment
-            )
+            process = subprocess.Popen(python_command(python, call, name), cwd=home, env=environment)
         except OSError as error:
             raise ToolchainError(
                 f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}", hint=_repair(request)

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe import json_files, limited
+from phipipe import limited, template_files
 from phipipe.errors import SourceError
 
-MAX_BYTES = 2**20  # the longest of the field have 30 kB
-NAMED = "additional_chat_templates"
 CHATS: Sequence[Sequence[str]] = (
     ("user",),
     ("system", "user"),
@@ -42,7 +40,7 @@ def check(folder: Path) -> None:
     Raises:
         SourceError: one takes more than 2 s or 256 MiB, crashes, or does what templates may not.
     """
-    for name, text in of_folder(folder).items():
+    for name, text in template_files.read(folder).items():
         renderer = Renderer(text, whose="checkpoint")
         try:
             for chat in CHATS:
@@ -56,7 +54,7 @@ class Renderer:
 
     def __init__(self, text: str, *, whose: str = "package", specials: Mapping[str, str] | None = None) -> None:
         self._child = limited.Child(
-            "phipipe.chat_templates:Template", text, json.dumps(dict(specials or {})), imports=["jinja2.sandbox"],
+            "phipipe.chat_templates:Template", text, json.dumps(dict(specials or {})),
             whose=whose, what="chat template", bounds=limited.RENDER,
         )  # fmt: skip
 
@@ -79,44 +77,8 @@ def _try(renderer: Renderer, roles: Sequence[str], name: str) -> None:
     try:
         renderer.render([{"role": role, "content": f"Say {i}."} for i, role in enumerate(roles)])
     except limited.Raised as refusal:
-        if refusal.kind in ("SecurityError", "TemplateSyntaxError"):
+        if refusal.kind == "SecurityError":
             raise SourceError(f"the checkpoint's chat template `{name}` is refused: {refusal.message}") from None
-
-
-def of_folder(folder: Path) -> dict[str, str]:
-    """Every chat template in ``folder`` by its name; the one that is used where none is named is "default".
-
-    Raises:
-        SourceError: a file that should hold one is damaged or too large.
-    """
-    found: dict[str, str] = {}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if (folder / name).is_file():
-            found |= _told(json_files.read_object(folder / name).get("chat_template"))
-    if (folder / "chat_template.jinja").is_file():
-        found["default"] = _text(folder / "chat_template.jinja")
-    found |= {path.stem: _text(path) for path in sorted((folder / NAMED).glob("*.jinja"))}
-    for name, text in found.items():
-        if len(text) > MAX_BYTES:
-            raise SourceError(f"the chat template `{name}` has {len(text)} characters, at most {MAX_BYTES} make sense")
-    return found
-
-
-def _told(value: object) -> dict[str, str]:
-    if isinstance(value, str):
-        return {"default": value}
-    if isinstance(value, dict):
-        return {str(name): text for name, text in value.items() if isinstance(text, str)}
-    entries = value if isinstance(value, list) else []
-    named = [e for e in entries if isinstance(e, dict) and isinstance(e.get("template"), str)]
-    return {str(entry.get("name")): entry["template"] for entry in named}
-
-
-def _text(path: Path) -> str:
-    try:
-        return json_files.read_bytes(path, MAX_BYTES).decode("utf-8")
-    except UnicodeDecodeError:
-        raise SourceError(f"`{path}` is not UTF-8") from None
 
 
 def _environment() -> Any:

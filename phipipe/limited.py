@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from phipipe import template_files
 from phipipe.children import python_command
 from phipipe.errors import PhipipeError, SourceError, StepFailed, StepKilled, ToolchainError
 from phipipe.settings import child_environment
@@ -65,7 +66,8 @@ class Child:
     """A child that opens one object by ``opener`` ("module:function") and calls its methods within limits.
 
     ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and ``what`` stand in
-    messages. ``bounds`` are those of opening; with ``trial`` it is a tokenizer, and tried on a text then.
+    messages. ``bounds`` are those of opening; with ``templates``, by name, it is a tokenizer: these are compiled
+    before it is opened, since runtimes do so with parsers that take their time, and it is tried on a text then.
     """
 
     def __init__(
@@ -76,10 +78,10 @@ class Child:
         whose: str = "package",
         what: str = "tokenizer",
         bounds: Bounds = OPEN,
-        trial: bool = False,
+        templates: Mapping[str, str] | None = None,
     ) -> None:
-        self._opener, self._arguments, self._imports, self._trial = opener, arguments, tuple(imports), trial
-        self._whose, self._what, self._bounds = whose, what, bounds
+        self._opener, self._arguments, self._imports = opener, arguments, tuple(imports)
+        self._whose, self._what, self._bounds, self._templates = whose, what, bounds, templates
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -140,11 +142,23 @@ class Child:
         self._end = weakref.finalize(self, _finish, process)
         threading.Thread(target=_read, args=(process.stdout, self._lines), daemon=True).start()
         try:
-            self._ask("import", [self._imports, "torch" not in self._imports], IMPORT, "libraries")
-            self.facts = self._ask("open", [self._opener, self._arguments, self._trial], self._bounds, self._what)
+            self._ask("import", [[*self._imports, "jinja2.sandbox"], "torch" not in self._imports], IMPORT, "libraries")
+            tokenizer = self._templates is not None
+            for name, text in (self._templates or {}).items():
+                self._compile(name, text)
+            try:
+                self.facts = self._ask("open", [self._opener, self._arguments, tokenizer], self._bounds, self._what)
+            except Raised as error:
+                raise SourceError(f"the {self._whose}'s {self._what} cannot be used: {error}") from None
         except BaseException:
             self.close()
             raise
+
+    def _compile(self, name: str, text: str) -> None:
+        try:
+            self._ask("compile", [text], RENDER, "chat template")
+        except Raised as error:
+            raise SourceError(f"the {self._whose}'s chat template `{name}` is no valid one: {error}") from None
 
     def _ask(self, method: str, arguments: Sequence[Any], bounds: Bounds, what: str) -> Any:
         process = self._process
@@ -256,7 +270,8 @@ def tokenizer(opener: str, folder: Path, imports: Sequence[str], whose: str = "p
         StepFailed: its library refused it.
         ImportError: this Python lacks a library.
     """
-    return LimitedTokenizer(Child(opener, str(folder), imports=imports, whose=whose, trial=True))
+    templates = template_files.read(folder) if folder.is_dir() else {}
+    return LimitedTokenizer(Child(opener, str(folder), imports=imports, whose=whose, templates=templates))
 
 
 def ending(code: int) -> str:

@@ -42,7 +42,11 @@ class Server:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """What to say to ``request``; whatever is raised becomes an answer too."""
-        calls: dict[str, Callable[..., Any]] = {"import": self.load, "open": self.open}
+        calls: dict[str, Callable[..., Any]] = {
+            "import": self.load,
+            "compile": self.compile,
+            "open": self.open,
+        }
         call = calls.get(request["call"]) or functools.partial(self.invoke, request["call"])
         try:
             with self._limits(request["cpu_s"], request["memory"]):
@@ -51,13 +55,13 @@ class Server:
         except ImportError as error:
             return {"missing": error.name or "", "message": str(error)[:TOLD]}
         except (MemoryError, RecursionError, OverflowError) as error:
-            return {"over": type(error).__name__, "message": str(error)[:TOLD]}
+            return {"over": type(error).__name__, "message": str(error)[:TOLD], "peak": _sizes().get("VmHWM", 0)}
         except BaseException as error:  # noqa: BLE001 (templates and libraries raise whatever they like)
             over = {"over": "MemoryError"} if NO_MEMORY.search(str(error)[:TOLD]) else {}
             return {"raised": type(error).__name__, "message": str(error)[:TOLD], **over}
         return {"value": value} if length <= request["reply"] else {"over": "reply", "message": ""}
 
-    def load(self, wanted: Sequence[str], hide_torch: bool) -> None:
+    def load(self, wanted: Sequence[str], hide_torch: bool) -> dict[str, int]:
         """Import ``module:attribute``s: our own libraries, whose weight is nobody's fault."""
         if hide_torch:
             sys.modules[NEVER] = None  # type: ignore[assignment]
@@ -66,6 +70,11 @@ class Server:
             imported = importlib.import_module(module)
             if attribute:
                 getattr(imported, attribute)
+        return _sizes()
+
+    def compile(self, template: str) -> None:
+        """Compile a chat template, as transformers does."""
+        importlib.import_module("phipipe.chat_templates").Template(template)
 
     def open(self, opener: str, arguments: Sequence[str], trial: bool) -> Any:
         """Make the object that later calls go to, by ``module:function``; a tokenizer is tried on a text."""
@@ -126,11 +135,11 @@ def main() -> None:
 
 
 def _sizes() -> dict[str, int]:
-    """Bytes of this process's writable memory and address space; nothing where the system does not tell."""
+    """Bytes of writable memory, of address space, and the most that was in memory; nothing where it is not told."""
     found = {}
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text("ascii", errors="replace").splitlines():
             name, _, value = line.partition(":")
-            if name in ("VmData", "VmSize"):
+            if name in ("VmData", "VmSize", "VmHWM"):
                 found[name] = int(value.split()[0]) * 1024
     return found

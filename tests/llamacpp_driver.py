@@ -48,7 +48,7 @@ def digest(path: Path) -> str:
 
 def convert(source: Path, out: Path, kind: str, patch: dict[str, Any] | None = None) -> Path:
     out.mkdir(parents=True)
-    params = {"type": kind, "name": "tiny-phi3", "config_patch": patch or {}}
+    params = {"type": kind, "name": "tiny-phi3", "config_patch": patch or {}, "context": 512}
     llamacpp.convert({"source": source}, out, params)
     return out
 

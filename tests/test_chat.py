@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import backends, chat, manifest
+from phipipe import backends, chat, chat_process, manifest
 from phipipe.chat import Talk, converse, main, pieces, visible
+from phipipe.errors import PhipipeError, RecipeError, SourceError, StepFailed, StepKilled, ToolchainError
+from phipipe.limited import Raised
+from phipipe.settings import Settings
 
 END = 256
 
@@ -184,9 +190,9 @@ def test_a_base_model_continues_the_text_as_it_is() -> None:
 def test_a_template_that_refuses_is_a_typed_failure() -> None:
     class Refusing(Bytes):
         def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-            raise RuntimeError("no system messages")
+            raise Raised("no system messages", kind="TemplateError")
 
-    with pytest.raises(chat.StepFailed, match="no system messages"):
+    with pytest.raises(StepFailed, match="no system messages"):
         talk(Parrot("x"), tokenizer=Refusing()).answer("hi")
 
 
@@ -273,6 +279,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runtime = Parrot("hello")
 
     class Backend:
+        TOOLCHAIN = "parrot"
+
         @staticmethod
         def open(folder: Path) -> Parrot:
             return runtime
@@ -305,6 +313,87 @@ def test_main_closes_the_model_whatever_happens(folder: Path) -> None:
     assert backends.load("parrot").open(folder).closed  # type: ignore[attr-defined]
 
 
-def test_main_says_what_is_wrong_with_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(tmp_path / "nothing", "onnxruntime", "hi", 5, None) == 8
-    assert "error: no package at" in capsys.readouterr().err
+def test_main_says_what_is_wrong_with_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no package at"):
+        main(tmp_path / "nothing", "onnxruntime", "hi", 5, None)
+
+
+# -- endings --------------------------------------------------------------------------------------------------
+
+
+def test_help_and_unknown_commands_are_answered_and_not_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = Parrot("one")
+    assert converse(talk(runtime), io.StringIO("/help\n/hlep\n/usr/bin is what?\n/quit\n")) == 0
+    said = capsys.readouterr().err
+    assert all(command in said for command in ("/reset", "/quit", "/help", "there is no `/hlep`"))
+    assert runtime.prompts == [b"<user>/usr/bin is what?<assistant>"]
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\n"])
+def test_an_empty_prompt_is_refused(folder: Path, prompt: str) -> None:
+    with pytest.raises(RecipeError, match="the prompt is empty"):
+        main(folder, "parrot", prompt, 50, None)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (RuntimeError("[ONNXRuntimeError] : 1 : FAIL\x1b[2J"), StepFailed),
+        (ValueError("no"), StepFailed),
+        (KeyError("decoder"), StepFailed),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), StepFailed),
+        (MemoryError(), StepKilled),
+        (RuntimeError("std::bad_alloc"), StepKilled),
+        (ModuleNotFoundError("No module named 'x'", name="x"), ToolchainError),
+        (SourceError("refused"), SourceError),
+    ],
+    ids=repr,
+)
+def test_whatever_a_runtime_raises_is_one_of_our_failures(raised: Exception, kind: type[PhipipeError]) -> None:
+    class Broken(Parrot):
+        def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+            raise raised
+
+    with pytest.raises(kind):
+        talk(Broken()).answer("hi")
+
+
+def test_a_text_without_tokens_is_not_handed_to_the_runtime() -> None:
+    with pytest.raises(StepFailed, match="makes no tokens"):
+        talk(Parrot("x"), template=False).answer("")
+
+
+def test_a_line_without_end_is_refused() -> None:
+    with pytest.raises(RecipeError, match="a prompt has more than"):
+        converse(talk(Parrot("x")), io.StringIO("x" * (2 * chat.MAX_LINE)))
+
+
+ENDINGS = [
+    ("os.kill(os.getpid(), signal.SIGSEGV)", StepKilled, "crashed (SIGSEGV)"),
+    ("os.abort()", StepKilled, "crashed (SIGABRT)"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", StepKilled, "ran out of memory"),
+    ("print('terminate: std::bad_alloc', file=sys.stderr, flush=True); os.abort()", StepKilled, "ran out of memory"),
+    ("os.kill(os.getpid(), signal.SIGTERM)", StepKilled, "crashed (SIGTERM)"),
+    ("os._exit(77)", StepKilled, "exit code 77"),
+    ("raise RuntimeError('a bug')", StepKilled, "exit code 1"),
+    ("x = b'a' * (1 << 29); time.sleep(60)", StepKilled, "PHIPIPE_MEMORY_LIMIT_GIB=0.25"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("does", "kind", "words"), ENDINGS)
+def test_every_death_of_the_chat_is_a_sentence(
+    does: str, kind: type[PhipipeError], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    call = "import os, signal, sys, time; from pathlib import Path; from phipipe import chat_screen; "
+    call += f"chat_screen.enclose(Path(sys.argv[1]) / 'log.txt'); {does}"
+    settings = replace(Settings.read(), memory_limit_gib=0.25)
+    with pytest.raises(kind, match=re.escape(words)):
+        chat_process.hold(Path(sys.executable), {"toolchain": "x", "folder": str(tmp_path)}, settings, call)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_python_that_cannot_start_is_a_toolchain_that_is_damaged(tmp_path: Path) -> None:
+    for python in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(ToolchainError, match="cannot be started"):
+            chat_process.hold(python, {"toolchain": "x", "folder": "y"}, Settings.read())

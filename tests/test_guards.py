@@ -29,7 +29,7 @@ LAYERS = (
     {"gate_genai", "peek_gguf", "peek_litert", "peek_onnx", "peek_openvino"},
     {"user_paths"},
     {"document", "keys", "settings", "transfer", "changed", "room", "overlay"},
-    {"collect", "downloads", "limited_child"},
+    {"collect", "downloads", "limited_child", "template_files"},
     {"limited"},
     {"chat_templates"},
     {"recipe", "family"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,14 @@ import pytest
 from pydantic import ValidationError
 from shapes import phi3
 
-from phipipe import llama_gguf, llama_modelfile
+from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models
 from phipipe.backends import llamacpp
 from phipipe.errors import StepFailed
+from phipipe.launch import python_command
 from phipipe.models import Checkpoint
 from phipipe.toolchain import LOCKS
 
+TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 DRIVER = Path(__file__).parent / "llamacpp_driver.py"
 
 
@@ -244,6 +248,107 @@ def test_braces_in_a_template_are_text_in_go() -> None:
     assert '{{ "{{" }}{{ .Content }}}}' in llama_modelfile.go_template("", frame, "")
 
 
+PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+TOOLED = (  # Phi-4-mini's
+    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not "
+    "none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + "
+    "'<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def translated(template: str) -> llama_modelfile.Template:
+    renderer = chat_templates.Renderer(template)
+    try:
+        return llama_modelfile.translated(renderer.render, template)
+    finally:
+        renderer.close()
+
+
+def test_a_role_that_the_template_refuses_is_left_out_and_that_is_said() -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+    made = translated(strict)
+    assert made.go is not None
+    assert "system" not in made.go
+    assert '{{ if eq .Role "user" }}<|user|>{{ .Content }}<|end|>' in made.go
+    assert any("refuses system messages" in remark for remark in made.remarks)
+
+
+def test_a_template_that_refuses_every_chat_has_no_equal() -> None:
+    made = translated("{{ raise_exception('never') }}")
+    assert made.go is None
+    assert any("has no equal" in remark for remark in made.remarks)
+
+
+@pytest.mark.parametrize(
+    "dated", ["{{ strftime_now('%d %b %Y') }}", "{% set f = strftime_now %}{{ f('%Y-%m-%d') }}", "{# strftime_now #}"]
+)
+def test_no_day_is_baked_into_a_modelfile(dated: str) -> None:
+    made = translated(dated + PLAIN)
+    assert made.go is None
+    assert any("today's date" in remark for remark in made.remarks)
+
+
+def test_tools_are_kept_where_the_template_has_them() -> None:
+    made = translated(TOOLED)
+    assert made.go is not None
+    assert "{{ if $.Tools }}<|tool|>{{ $.Tools }}<|/tool|><|end|>{{ else }}<|end|>{{ end }}" in made.go
+    assert '{{ else if eq .Role "tool" }}<|tool|>{{ .Content }}<|end|>' in made.go
+    assert made.remarks == ()
+    assert "$.Tools" not in str(translated(PLAIN).go)
+
+
+def test_tools_that_cannot_be_kept_are_said() -> None:
+    made = translated("{% if tools %}{% for tool in tools %}{{ tool|tojson }}{% endfor %}{% endif %}" + PLAIN)
+    assert made.go is not None
+    assert any("tools" in remark for remark in made.remarks)
+
+
+@pytest.mark.parametrize(
+    ("asked", "facts", "served"),
+    [
+        (None, {}, 2048),
+        (1024, {}, 1024),
+        (None, {"context_length": 131072, "original_context_length": 131072}, 4096),
+        (8192, {"context_length": 131072, "original_context_length": 131072}, 8192),
+        (8192, {}, 2048),
+        (None, {"context_length": 8192, "original_context_length": 512, "longrope": True}, 512),
+    ],
+)
+def test_ollamas_context_is_the_recipes_and_never_beyond_the_models(
+    asked: int | None, facts: dict[str, Any], served: int
+) -> None:
+    (step, *_) = llamacpp.steps(recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {})
+    assert step.params["context"] == served
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stops"),
+    [
+        ([2240, 2247], 2240, {"<|endoftext|>", "<|end|>"}),
+        (None, [2240, 2247], {"<|endoftext|>", "<|end|>"}),
+        (2240, 2240, {"<|endoftext|>", "<|end|>"}),  # the template's own end
+        (None, None, {"<|endoftext|>", "<|end|>"}),
+    ],
+)
+@pytest.mark.integration
+def test_every_token_that_ends_an_answer_is_a_stop(
+    generation: Any, config: Any, stops: set[str], tmp_path: Path, torch_python: Path
+) -> None:
+    for name in models.files(TINY):
+        shutil.copyfile(TINY / name, tmp_path / name)
+    for name, ends in (("generation_config.json", generation), ("config.json", config)):
+        told = json.loads((tmp_path / name).read_text("utf-8"))
+        (tmp_path / name).write_text(json.dumps(told | {"eos_token_id": ends}), "utf-8")
+    call = "import sys; from pathlib import Path; from phipipe import llama_modelfile\n"
+    call += "print(llama_modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
+    done = subprocess.run(python_command(torch_python, call, str(tmp_path)), capture_output=True, text=True, check=True)
+    found = re.findall(r'PARAMETER stop "(.*)"', done.stdout)
+    assert set(found) == stops
+    assert len(found) == len(stops)
+    assert "PARAMETER num_ctx 512\n" in done.stdout
+
+
 @pytest.mark.integration
 class TestConversion:
     def test_it_equals_upstreams_converter_byte_for_byte(self, converted: dict[str, Any]) -> None:
@@ -270,6 +375,7 @@ class TestConversion:
         assert "FROM ./model.gguf\n" in text
         assert '{{ else if eq .Role "user" }}<|user|>\n{{ .Content }}<|end|>\n' in text
         assert text.count("PARAMETER stop") == 2
+        assert "PARAMETER num_ctx 512\n" in text
         assert 'PARAMETER stop "<|end|>"' in text
         assert converted["odd_template"] is None
 

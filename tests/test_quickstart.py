@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from phipipe import package
+from phipipe import hub, package
+from phipipe import manifest as manifests
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
@@ -244,6 +245,49 @@ def test_a_package_can_be_evaluated_again(shell: Shell, first: dict[str, Any]) -
 def test_a_package_answers(shell: Shell, first: dict[str, Any]) -> None:
     done = shell("chat", shell.folder / "packages" / "quickstart", "--prompt", "Tell me a story.")
     assert len(done.stdout.split()) > 10
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ range(10000000000)|list|length }}", "the package's chat template"),
+        ("{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}", "crash (SIGSEGV)"),
+        ("{{ 'A'*10000000000 }}", "the package's chat template"),
+        ("{{ " + "(" * 30_000, "calls itself without end"),
+        ("{{ " + "(" * 90_000, "at most 65536 make sense"),
+    ],
+    ids=("range", "macro", "text", "deep", "long"),
+)
+def test_a_packages_template_that_attacks_ends_in_one_sentence(
+    shell: Shell, first: dict[str, Any], tmp_path: Path, template: str, words: str
+) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(shell.folder / "packages" / "quickstart", folder)
+    unlock(folder)
+    described = manifests.read_manifest(folder)
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    for name in (manifests.SUMS, manifests.NAME):
+        (folder / name).unlink()
+    manifests.seal(folder, described)
+    said = shell("chat", folder, "--prompt", "Hi", expect=8)
+    assert said.stdout == ""
+    assert words in said.stderr
+    assert len(said.stderr.splitlines()) <= 2
+    assert "Traceback" not in said.stderr
+
+
+def test_a_checkpoints_template_that_attacks_ends_the_run_in_one_sentence(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], source, ignore=shutil.ignore_patterns("LICENSE", "README.md"))
+    settings = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    settings["chat_template"] = "{{ 'A'*10000000000 }}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    text = QUICKSTART.read_text("utf-8").replace("{builtin: tiny-phi3}", json.dumps({"path": str(source)}))
+    recipe.write_text(text, "utf-8")
+    said = shell("run", recipe, expect=8)
+    assert "the checkpoint's chat template takes more than 256 MiB of memory" in said.stderr
+    assert not (shell.folder / "packages" / "recipe").exists()
 
 
 def test_verify_names_what_changed(shell: Shell, first: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ HOST_APIS = frozenset({"cpu", "metal"})  # its wheel is compiled without CUDA, V
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16, BF16", "int8": "Q8_0", "int4": "Q4_K_M and others"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
+OLLAMA_CONTEXT = 4096
 MODEL, MODELFILE, IMATRIX = "model.gguf", "Modelfile", "imatrix.npz"
 FILES: tuple[str, ...] = (MODEL, MODELFILE)
 
@@ -172,9 +173,14 @@ def steps(
     convert_step = Step(
         name="convert",
         runs="phipipe.backends.llamacpp:convert",
-        version=1,
+        version=2,
         needs={"source": "source"},
-        params={"type": kind, "name": _model_name(recipe, checkpoint), "config_patch": dict(config_patch)},
+        params={
+            "type": kind,
+            "name": _model_name(recipe, checkpoint),
+            "config_patch": dict(config_patch),
+            "context": _served(recipe, checkpoint),
+        },
         toolchain="torch",
         unquantized="fp32" if kind == "F32" else "fp16",
         output_bytes=int(parameters * TYPES[kind].bits / 8),
@@ -208,6 +214,15 @@ def steps(
         memory_bytes=2**29 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
     )
     return [*made, quantize_step]
+
+
+def _served(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Tokens of context for Ollama: what the recipe asks for, within what the model was made and tested for.
+
+    Where the recipe says nothing it is Ollama's own 4096: it takes the memory for all of it at once.
+    """
+    longest = checkpoint.original_context_length if checkpoint.longrope else checkpoint.context_length
+    return min(recipe.context or OLLAMA_CONTEXT, longest if recipe.context is None else checkpoint.context_length)
 
 
 def _own_width(checkpoint: Checkpoint) -> str:
@@ -337,7 +352,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
         _convert(source, out / MODEL, params)
     llama_gguf.check_floats(out / MODEL, params["type"])
-    (out / MODELFILE).write_bytes(llama_modelfile.text(inputs["source"], MODEL).encode())
+    (out / MODELFILE).write_bytes(llama_modelfile.text(inputs["source"], MODEL, params["context"]).encode())
 
 
 def _convert(source: Path, target: Path, params: Params) -> None:

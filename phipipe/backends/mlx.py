@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.transformers_tokenizer import TransformersTokenizer
 
 TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
@@ -461,20 +460,9 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it."""
-    from phipipe import limited
+    from phipipe.transformers_tokenizer import of_mlx
 
-    imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
-    return limited.tokenizer("phipipe.backends.mlx:opened_tokenizer", artifact, imports)
-
-
-def opened_tokenizer(folder: str) -> TransformersTokenizer:
-    """mlx-lm's own, for a limited child."""
-    from mlx_lm.utils import load_tokenizer
-
-    from phipipe.transformers_tokenizer import TransformersTokenizer
-
-    settings = {"trust_remote_code": False, "local_files_only": True}
-    return TransformersTokenizer(load_tokenizer(Path(folder), settings))
+    return of_mlx(artifact)
 
 
 if TYPE_CHECKING:
