@@ -167,16 +167,10 @@ class Cluster(Bench):
         told = json.loads(self._done_by_worker(step, keys, on_progress))
         if "error" in told:
             raise self._error(told["error"], inputs)
-        self._there.add(told["key"])
-        stored = self._described(told["key"])
-        return Result(
-            step=step,
-            key=told["key"],
-            stored=stored,
-            cached=told["cached"],
-            usage=told["usage"],
-            machine=told["machine"],
-        )
+        key = told["key"]
+        self._there.add(key)
+        about = {name: told[name] for name in ("cached", "usage", "machine")}
+        return Result(step=step, key=key, stored=self._described(key), **about)
 
     def _bring(self, result: Result) -> None:
         """Have the content of ``result`` here."""

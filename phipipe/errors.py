@@ -44,7 +44,7 @@ class PhipipeError(Exception):
     """
 
     exit_code = 70
-    DETAILS: ClassVar[tuple[str, ...]] = ()  # a kind's own attributes, texts all: they cross borders with it
+    DETAILS: ClassVar[tuple[str, ...]] = ()  # a kind's own attributes, all of them texts: they cross borders with it
 
     def __init__(self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()) -> None:
         super().__init__(message)
@@ -114,10 +114,10 @@ def encoded(error: PhipipeError) -> dict[str, Any]:
     return {
         "kind": type(error).__name__,
         "code": error.exit_code,
-        "message": error.message,
-        "hint": error.hint,
+        "message": str(error.message),
+        "hint": None if error.hint is None else str(error.hint),
         "problems": [{"message": message, **place._asdict()} for message, place in error.problems],
-        "details": {name: getattr(error, name) for name in error.DETAILS},
+        "details": {name: str(getattr(error, name, "")) for name in error.DETAILS},
     }
 
 

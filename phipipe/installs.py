@@ -19,7 +19,13 @@ class Installs:
         self._waiting: dict[str, dict[str, Node]] = {}
 
     def wait(self, tool: str, node: Node) -> None:
-        """``node`` needs ``tool``."""
+        """``node`` needs ``tool``.
+
+        Raises:
+            PhipipeError: it could not be installed.
+        """
+        if tool in self.failed:
+            raise self.failed[tool]
         self._waiting.setdefault(tool, {})[node.identity] = node
 
     def next(self, is_due: Callable[[Node], bool]) -> Iterator[str]:

@@ -187,14 +187,11 @@ class _Run:
 
     def _look(self, node: Node) -> None:
         """Find ``node``'s stored result, or what it takes to make it. Its key counts what its toolchain has."""
-        if tool := self._bench.lacks(node.step):
-            if error := self._installs.failed.get(tool):
-                self._failed(node, error)
-            else:
-                self._installs.wait(tool, node)
-            return
         before = {name: self._result(identity) for name, identity in node.before.items()}
         try:
+            if tool := self._bench.lacks(node.step):
+                self._installs.wait(tool, node)
+                return
             found = self._bench.look(node.step, self._inputs(node), before)
         except PhipipeError as error:
             self._failed(node, error)

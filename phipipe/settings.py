@@ -70,10 +70,14 @@ INSTALLING = _rows(
 )
 # Of these the installer gets passwords, too: they are what it needs them for.
 WITH_PASSWORDS = re.compile(r"UV_(?!PUBLISH)|PIP_|\w+_PROXY$|KEYRING_|ARTIFACTS_KEYRING_|VSS_NUGET_", re.IGNORECASE)
-# A second fence for what a `*` lets through, and what is never repeated in a message.
+# Variables whose values are never repeated in a message, and a second fence, a wider one, for what a `*` lets through.
 SECRET = re.compile(
     r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY|JWT|PEM|AUTH|DSN|COOKIE)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
     r"|API_?KEY|ACCESS_KEY|PRIVATE_?KEY|WEBHOOK|^(AWS|AZURE)_",
+    re.IGNORECASE,
+)
+FENCE = re.compile(
+    rf"{SECRET.pattern}|BEARER|OAUTH|CREDS|(^|_)(PRIVATE|SIGNING|SESSION|SAS|PIN|SALT|LICENSE|CONN(ECTION)?)(_|$)",
     re.IGNORECASE,
 )
 REMOTES = ("s3://", "gs://", "az://", "abfs://", "file:///")
@@ -158,7 +162,7 @@ def is_among(name: str, table: Collection[str]) -> bool:
     """Whether ``table`` lets a variable called ``name`` through; none by its beginning alone that sounds secret."""
     if name in table:
         return True
-    sounds_secret = SECRET.search(name) and not WITH_PASSWORDS.match(name)
+    sounds_secret = FENCE.search(name) and not WITH_PASSWORDS.match(name)
     return not sounds_secret and any(fnmatchcase(name, row) for row in table if "*" in row)
 
 

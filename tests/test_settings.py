@@ -67,7 +67,9 @@ def test_no_child_sees_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @given(
     st.sampled_from(sorted(settings.COMPUTING)),
-    st.sampled_from(["JWT", "AUTH", "TOKEN", "KEY", "PASSWORD", "WEBHOOK", "PRIVATE_KEY_PEM", "CLIENT_SECRET", "DSN"]),
+    st.sampled_from(
+        ["JWT", "AUTH", "TOKEN", "KEY", "PASSWORD", "WEBHOOK", "PRIVATE_KEY_PEM", "CLIENT_SECRET", "DSN", "BEARER_1"]
+    ),
 )
 def test_no_beginning_lets_a_secret_through(row: str, ending: str) -> None:
     name = f"{row.partition('*')[0]}{ending}"
