@@ -32,12 +32,8 @@ def explained(error: BaseException) -> PhipipeError | None:
         return StepKilled("phipipe itself ran out of memory", hint="close other programs, or take a larger machine")
     if isinstance(error, RecursionError):
         return _with_log(error, SourceError("something that was read nests too deeply"))
-    if isinstance(error, UnicodeError):
-        return (
-            _with_log(error, SourceError(f"something that was read, or its name, is no text: {error.reason}"))
-            if (isinstance(error, UnicodeDecodeError | UnicodeEncodeError))
-            else None
-        )
+    if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+        return _with_log(error, SourceError(f"something that was read, or its name, is no text: {error.reason}"))
     return _refused(error) if isinstance(error, OSError) else None
 
 
