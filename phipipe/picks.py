@@ -142,7 +142,8 @@ def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
     if len(alike) == 1 and len(fit) > 1:
         return [], f"only {alike[0][0].name} was timed on the device"
     floor = max(speed.low for _, speed in alike)
-    return sorted((c for c, speed in alike if speed.high >= floor), key=lambda c: c.closeness), ""
+    equal = [c for c, speed in alike if speed.high >= floor]
+    return sorted(equal, key=lambda c: (c.bound, c.closeness)), ""  # a lower bound proves no closeness
 
 
 def _behind(built: Iterable[Candidate], best: Sequence[Candidate], fast: frozenset[str]) -> dict[str, str]:
@@ -187,10 +188,8 @@ def _answer(device: str, members: Sequence[Candidate]) -> Answer:
     units = {c.name: c.api for c in built if len({c.api for c in built}) > 1}
     chosen = tuple(replace(pick, unit=units.get(pick.build, "")) for pick in of_aim)
     undecided |= {"answer speed": doubt} if doubt else {}
-    alone = (
-        "the only build" if len(members) == 1 else f"the only one that {'is fit' if len(built) > 1 else 'succeeded'}"
-    )
-    return replace(known, picks=chosen, undecided=undecided, reason="" if len(fit) > 1 else alone)
+    reason = "" if len(fit) > 1 else _alone(members, built)
+    return replace(known, picks=chosen, undecided=undecided, reason=reason)
 
 
 def _choose(best: Sequence[Candidate], leaders: Sequence[Candidate]) -> tuple[list[Pick], dict[Aim, str]]:
@@ -218,8 +217,7 @@ def _fast_pick(leaders: Sequence[Candidate]) -> Pick:
     words = f"{report.number(speed.value)} tokens/s ({report.number(speed.low)} to {report.number(speed.high)})"
     if not equals:
         return Pick(aim="answer speed", build=first.name, words=f"the fastest on the device: {words}")
-    by = "closer to the original" if all(first.kld != c.kld for c in leaders[1:]) else "closer or smaller"
-    words = f"{words}; equally fast: {', '.join(equals)}, but this one is {by}"
+    words = f"{words}; equally fast: {', '.join(equals)}, so fidelity decides, then size"
     return Pick(aim="answer speed", build=first.name, words=words, equals=equals)
 
 
@@ -250,6 +248,11 @@ def _clause(found: Sequence[Pick], *, alone: bool) -> str:
 
 def _listed(words: Sequence[str], last: str) -> str:
     return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _alone(members: Sequence[Candidate], built: Sequence[Candidate]) -> str:
+    """Why there is nothing to choose."""
+    return "the only build" if len(members) == 1 else f"the only one that {'is fit' if len(built) > 1 else 'succeeded'}"
 
 
 def _divergence(candidate: Candidate) -> str:

@@ -91,7 +91,7 @@ def test_speed_decides_only_where_it_was_taken_there_and_nobodys_spread_reaches_
             floor = max(c.speed.low for c in alike if c.speed)
             reaching = {c.name for c in alike if c.speed and c.speed.high >= floor}
             assert reaching == {pick.build, *pick.equals}
-            assert pick.build == min((by_name[name] for name in reaching), key=lambda c: c.closeness).name
+            assert pick.build == min((by_name[name] for name in reaching), key=lambda c: (c.bound, c.closeness)).name
 
 
 @given(boards, st.randoms(use_true_random=False))
@@ -151,6 +151,11 @@ def test_speeds_whose_spreads_overlap_are_equal_and_fidelity_then_size_decide() 
     answer = only(*(build(f"b{i}", 0.01 + i / 1000, 2.0, 100) for i in range(4)))
     assert "(equally fast as 3 others)" in answer.line
     assert answer.picks[-1].equals == ("b1", "b2", "b3")
+
+
+def test_a_lower_bound_wins_no_tie_of_speed() -> None:
+    answer = only(build("bound", 0.001, 1.0, 100, bound=True), build("whole", 0.03, 1.0, 101))
+    assert chosen(answer)["answer speed"] == "whole"
 
 
 def test_speeds_of_two_machines_never_decide() -> None:
