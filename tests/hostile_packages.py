@@ -324,9 +324,7 @@ def _graphs() -> Iterator[Edit]:
     for name, data in graphs.items():
         yield Edit(f"onnx {name}", "onnxruntime", _put("model.onnx", data))
     for name, kind in {"outside": context, "embedded": inside}.items():
-        yield Edit(
-            f"qnn context {name}", "qnn", _put("model.onnx", onnx(node(b"EPContext", b"com.microsoft", **kind)))
-        )
+        yield Edit(f"qnn context {name}", "qnn", _put("model.onnx", onnx(node(b"EPContext", b"com.microsoft", **kind))))
     yield Edit("qnn layers", "qnn", _set("static.json", "layers", 10**9))
     yield Edit("qnn caches", "qnn", _set("static.json", "caches", {"x": 1}))
     layer = '<layer id="1" name="e" type="Evil" version="{}"/>'

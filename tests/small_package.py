@@ -69,7 +69,7 @@ def written(folder: Path, **changed: Any) -> Path:
     whole["speed"]["metrics"] = {"decode_tokens_per_s": 100.0}
     whole["fidelity"] |= {
         "stderr": {"kld_mean": 0.001},
-        "profile": {"by_position": [0.1], "quantiles": [0.1]},
+        "profile": {"by_position": [0.1], "quantiles": [0.1, 0.2]},
         "sanity": {"tokenizer_equal": True, "answers_ended": [True], "repetition": 0.0, "greedy_agreement": None},
         "parity": {"kld_mean": 1e-9},
     }
