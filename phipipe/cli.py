@@ -48,11 +48,13 @@ RECIPE = click.argument("recipe", type=UserPath())
 
 def _accepted(context: click.Context, parameter: click.Parameter, package: Path) -> Path:
     """What a batch accepted last, where ``package`` is the folder of all versions of a build."""
+    from phipipe import json_files
+
     latest = package / "latest"
     if not latest.is_file() or (package / "manifest.json").exists():
         return package
-    version = latest.read_text("utf-8").strip()
-    return package / version if version and Path(version).name == version else package
+    version = json_files.read_bytes(latest, 4096).decode("utf-8", "replace").strip()
+    return package / version if version.isprintable() and Path(version).name == version else package
 
 
 PACKAGE = click.argument("package", type=UserPath(Kind.FOLDER, SourceError), callback=_accepted)

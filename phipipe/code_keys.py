@@ -66,7 +66,7 @@ FILES = frozenset(
 
 
 def hooks(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What in ``settings`` would make some tool run code or read elsewhere, a phrase each, to follow the file's name."""
+    """What in ``settings`` would make some tool run code or read elsewhere, each a phrase to follow the file's name."""
     for where, key, value in json_files.walk(settings):
         if value is None or value is False:
             continue

@@ -175,7 +175,7 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
     elif own == "Modelfile":
         yield from _modelfile(path)
     elif suffix in checks:
-        yield from checks[suffix]()
+        yield from checks[suffix]() if files[name] else ["is empty"]
     elif suffix in ("", ".md", ".txt", ".yaml", ".jinja") and not own.startswith("merges"):
         json_files.read_bytes(path, MAX_TEXT_BYTES)
 

@@ -144,6 +144,8 @@ class Fidelity(_Part):
     @model_validator(mode="after")
     def _has_what_boards_need(self) -> Fidelity:
         _Required.model_validate(self.metrics)
+        if len(self.profile.get("quantiles", [])) == 1:
+            raise ValueError("one quantile is no curve")
         if not isinstance(self.sanity.get("answers_ended", []), list):
             raise ValueError("`answers_ended` is no list")
         if any(isinstance(self.sanity.get(name), list) for name in ("greedy_agreement", "repetition")):

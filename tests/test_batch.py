@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import small_package
 
 from phipipe import (
     backends,
@@ -75,26 +77,22 @@ def gates(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> N
 
 def package(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
     CALLS.append(f"package {params['name']}")
-    (out / "model.bin").write_bytes(b"x" * 100)
+    (out / "model.onnx.data").write_bytes(b"x" * 100)
     metrics = json.loads((inputs["metrics"] / "metrics.json").read_text())
     profile = {"by_position": [0.01] * 32, "quantiles": [0.01] * 101}
     text = (inputs["text"] / "content.txt").read_text()
-    told = ("name", "backend", "precision")
+    told = {name: params[name] for name in ("name", "backend", "precision")}
+    made = small_package.described()
+    of_source = {"name": params["source"], "digest": hashlib.sha256(params["source"].encode()).hexdigest()}
+    of_text = hashlib.sha256(text.encode()).hexdigest()
     described = {
-        "type": manifest.TYPE,
-        "format": manifest.FORMAT,
-        "phipipe": "0",
-        **{name: params[name] for name in told},
-        "backend_title": params["backend"],
-        "scheme": "some",
-        "api": "cpu",
-        "on_target": "true",
-        "device": {"title": "CPU"},
-        "recipe": {},
-        "source": {"name": params["source"], "digest": params["source"], "parameters": 10**9},
+        **made,
+        **told,
+        "recipe": {name: told[name] for name in ("backend", "precision")},
+        "source": {**made["source"], **of_source},
         "fidelity": {**metrics, "profile": profile, "baseline": {**BASELINE, "tokens": params["tokens"]}},
         "speed": json.loads((inputs["speed"] / "speed.json").read_text()),
-        "steps": {name: {"key": name, "digest": text, "tools": {}} for name in ("text", "source", "gates")},
+        "steps": {name: {"key": name, "digest": of_text, "tools": {}} for name in ("text", "source", "gates")},
     }
     manifest.seal(out, described)
 
@@ -439,9 +437,9 @@ def test_packages_lie_under_their_version_and_latest_names_one(run: Run, tmp_pat
     assert row["package"] == f"a/{version}"
     assert row["accepted"] == version
     assert not manifest.verify(Path("batch") / row["package"])
-    stamp = (Path("batch") / row["package"] / "model.bin").stat().st_ino
+    stamp = (Path("batch") / row["package"] / "model.onnx.data").stat().st_ino
     run("r")
-    assert (Path("batch") / row["package"] / "model.bin").stat().st_ino == stamp  # not written again
+    assert (Path("batch") / row["package"] / "model.onnx.data").stat().st_ino == stamp  # not written again
 
 
 def test_old_packages_go_but_never_the_accepted_one(run: Run, tmp_path: Path) -> None:
@@ -670,7 +668,7 @@ def test_what_killed_batches_left_goes(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "r", "a")
     half = tmp_path / "batch" / "a" / f".0123456789abcdef.{'0' * 32}"
     half.mkdir(parents=True)
-    (half / "model.bin").write_text("half of it")
+    (half / "model.onnx.data").write_text("half of it")
     mine = half.with_name(".mine")
     mine.mkdir()
     assert run("r")[0] == 0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import small_package
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -289,9 +290,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         def tokenizer(folder: Path) -> Bytes:
             return Bytes()
 
+    described = small_package.described(context_length=100)
+    manifest.seal(tmp_path, described)
     monkeypatch.setattr(backends, "load", lambda name: {"parrot": Backend}[name])
-    described = {"source": {"context_length": 100}, "chat_template": {"sha256": "0"}, "runtime": "parrot"}
-    manifest.seal(tmp_path, {"type": manifest.TYPE, "format": manifest.FORMAT, **described})
     return tmp_path
 
 
