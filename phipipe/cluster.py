@@ -17,9 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from phipipe import __version__, cluster_worker, errors, progress
+from phipipe import __version__, cluster_worker, progress
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, StoreError, TargetError, ToolchainError
+from phipipe.errors import (
+    Interrupted,
+    PhipipeError,
+    RecipeError,
+    StepKilled,
+    StoreError,
+    TargetError,
+    ToolchainError,
+    decoded,
+)
 from phipipe.executor import Bench, Result, Results, Waiting
 from phipipe.report import counted
 from phipipe.settings import Settings
@@ -200,14 +209,13 @@ class Cluster(Bench):
                     raise StoreError(f"{self._shared.url} takes no results", hint="check its permissions")
             self._there.add(result.key)
 
-    def _error(self, told: Mapping[str, Any], inputs: Results) -> PhipipeError:
-        if told["kind"] == "Missing":
-            lost = inputs[told["input"]]
+    def _error(self, told: object, inputs: Results) -> PhipipeError:
+        """What a worker says went wrong; what is lost or damaged there, whoever made it makes again."""
+        error = decoded(told)
+        if isinstance(error, cluster_worker.Missing) and (lost := inputs.get(error.name)):
             self._there.discard(lost.key)
             return Damaged(f"the result {lost.key[:12]} is gone from the shared store", lost.stored.digest)
-        kind = getattr(errors, told["kind"], StepFailed)
-        made: PhipipeError = kind(told["message"], hint=told["hint"])
-        return made
+        return error
 
     # Where
 
@@ -257,7 +265,7 @@ class Cluster(Bench):
                 if future.status == "error":  # the worker's own: a bug there
                     raise
                 if self._stopped:
-                    raise errors.Interrupted("stopped") from None
+                    raise Interrupted("stopped") from None
                 if not _lives(self._client):
                     raise _gone(self._where) from None
                 offers = _offers(self._client, self._where)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__, measure, progress, toolchain
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError
+from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError, encoded
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.keys import key_of
 from phipipe.remote_store import OWNER, Remote
@@ -125,11 +125,13 @@ _LOOKING = threading.Lock()  # a bench looks up one step at a time
 _TURNS, _GOING, _DUE = threading.Condition(), list[bool](), list[bool]()  # True: a measurement
 
 
-class Missing(PhipipeError):
-    """An input is not in the shared store."""
+class Missing(StoreError):
+    """An input, which a step knows as ``name``, is not in the shared store."""
+
+    DETAILS = ("name",)
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        super().__init__(f"the input `{name}` is not in the shared store", hint="run the same command again")
         self.name = name
 
 
@@ -160,8 +162,7 @@ def work(payload: str) -> str:
         with _turn(step.measurement):
             return json.dumps(_work(step, told["inputs"], _teller(told["topic"], told["task"])))
     except PhipipeError as error:
-        failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        return json.dumps({"error": failure | ({"input": error.name} if isinstance(error, Missing) else {})})
+        return json.dumps({"error": encoded(error)})
 
 
 def _teller(topic: str, task: str) -> Callable[[int, int, str], None]:

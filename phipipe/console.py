@@ -126,7 +126,7 @@ def note(line: str) -> None:
         click.echo(line, err=True)
 
 
-def _event(kind: str, **told: object) -> None:
+def _event(kind: str, /, **told: object) -> None:
     from phipipe.events import now
 
     click.echo(json.dumps({"event": kind, "time": now(), **told}, ensure_ascii=False), err=True)

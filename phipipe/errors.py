@@ -11,12 +11,14 @@ PhipipeError (70)         a bug, if nothing narrower fits
 ├── StoreError (9)        the cache cannot be written or read
 └── Interrupted (130/143) the user, or the system, asked us to stop
     └── Skipped           another build failed first, and the user wants no more started then
+
+``encoded`` and ``decoded`` carry them across the borders of processes and machines, and into JSON for users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 
 class Place(NamedTuple):
@@ -42,6 +44,7 @@ class PhipipeError(Exception):
     """
 
     exit_code = 70
+    DETAILS: ClassVar[tuple[str, ...]] = ()  # a kind's own attributes, texts all: they cross borders with it
 
     def __init__(self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()) -> None:
         super().__init__(message)
@@ -99,3 +102,75 @@ class Interrupted(PhipipeError):
 
 class Skipped(Interrupted):
     """A build of several that was not finished because another one failed; never a run's own exit code."""
+
+
+UNREADABLE = "a failure was reported in a form that makes no sense here"
+SAME_VERSION = "use the same phipipe on both sides"
+ENDINGS = (130, 143)  # the exit codes that one kind, ``Interrupted``, has
+
+
+def encoded(error: PhipipeError) -> dict[str, Any]:
+    """``error`` as JSON: kind, code, message, hint, problems (message, file, line, column), details."""
+    return {
+        "kind": type(error).__name__,
+        "code": error.exit_code,
+        "message": error.message,
+        "hint": error.hint,
+        "problems": [{"message": message, **place._asdict()} for message, place in error.problems],
+        "details": {name: getattr(error, name) for name in error.DETAILS},
+    }
+
+
+def decoded(told: object, *, before: str = "") -> PhipipeError:
+    """The error that ``encoded`` described; ``before`` comes before its message.
+
+    Who described it may be older or newer, or not in its right mind: a kind that is unknown here becomes the plain
+    one of its exit code, what makes no sense is left out, and nothing is ever raised.
+    """
+    told = told if isinstance(told, Mapping) else {}
+    code, message, hint = told.get("code"), told.get("message"), told.get("hint")
+    details = {name: value for name, value in _mapping(told.get("details")).items() if isinstance(value, str)}
+    kind = _kind(told.get("kind"), code, details)
+    error = kind.__new__(kind)
+    if not isinstance(message, str):
+        message, hint = UNREADABLE, SAME_VERSION
+    problems = [made for one in _list(told.get("problems")) if (made := _located(one))]
+    PhipipeError.__init__(error, before + message, hint=hint if isinstance(hint, str) else None, problems=problems)
+    for name in kind.DETAILS:
+        setattr(error, name, details[name])
+    if isinstance(error, Interrupted) and code in ENDINGS:
+        error.exit_code = code
+    return error
+
+
+def kinds(of: type[PhipipeError] = PhipipeError) -> Iterator[type[PhipipeError]]:
+    """``of`` and all that is derived from it, as far as it is imported; the plain ones first."""
+    level = [of]
+    while level:
+        yield from level
+        level = [narrower for kind in level for narrower in kind.__subclasses__()]
+
+
+def _kind(name: object, code: object, details: Mapping[str, str]) -> type[PhipipeError]:
+    """The kind called ``name`` if ``details`` are what it needs, or the plain one that ends with ``code``."""
+    usable = [kind for kind in kinds() if details.keys() >= set(kind.DETAILS)]
+    named = [kind for kind in usable if kind.__name__ == name]
+    alike = [kind for kind in usable if kind.exit_code == code or (kind is Interrupted and code in ENDINGS)]
+    return next(iter([kind for kind in named if kind in alike] or named or alike), StepFailed)
+
+
+def _located(told: object) -> Located | None:
+    told = _mapping(told)
+    message, file = told.get("message"), told.get("file")
+    if not isinstance(message, str) or not isinstance(file, str):
+        return None
+    line, column = (n if type(n := told.get(name)) is int else None for name in ("line", "column"))
+    return Located(message, Place(file, line, column))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()

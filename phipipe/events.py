@@ -7,9 +7,10 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
 - ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds, peak_anon_bytes,
   peak_rss_bytes, machine (who did it, if not this one)]
-- ``step_failed``: step, exit_code, message, [hint]
+- ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message, file, line, column),
+  details]
 - ``note``: text
-- ``build_finished``: build, ok, seconds, [package, exit_code, message, hint]
+- ``build_finished``: build, ok, seconds, [package, or the error]
 - ``run_finished``: exit_code, seconds
 
 A run's events lie in ``runs/ID/events.jsonl`` of the cache; the last ``KEPT`` runs are kept.
@@ -32,7 +33,7 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import __version__, tracing
-from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
+from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError, encoded
 from phipipe.executor import Listener, Result
 from phipipe.tracing import Sink
 
@@ -51,8 +52,8 @@ def now() -> str:
 
 def failure(error: PhipipeError) -> dict[str, Any]:
     """What events say of an error."""
-    told = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint}
-    return {name: value for name, value in told.items() if value is not None}
+    told = encoded(error)
+    return {"exit_code": told.pop("code")} | {name: value for name, value in told.items() if value}
 
 
 class Recorder:

@@ -23,8 +23,8 @@ from typing import Any, TextIO
 
 import psutil
 
-from phipipe import errors, worker
-from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError
+from phipipe import worker
+from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError, decoded
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
 from phipipe.store import FULL
@@ -300,12 +300,8 @@ class Worker:
     def _failed(self, step: str, told: Mapping[str, Any], watch: _Watch, log: Path) -> PhipipeError:
         """The step's own failure, raised again here as what it is."""
         message = str(told["message"])
-        if told.get("phipipe"):
-            kind: type[PhipipeError] = getattr(errors, str(told["kind"]))
-            error = PhipipeError.__new__(kind)
-            PhipipeError.__init__(error, f"step `{step}`: {message}", hint=told.get("hint"))
-            error.exit_code = int(told["exit_code"])
-            return error
+        if "error" in told:
+            return decoded(told["error"], before=f"step `{step}`: ")
         if told["kind"] == "MemoryError" or NO_MEMORY.search(message) or told.get("returncode") in (-9, 137):
             return StepKilled(
                 f"step `{step}` ran out of memory at {_gib(watch.peak_rss_bytes)}: {_last(message) or told['kind']}",

@@ -38,6 +38,8 @@ ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before
 class Damaged(StoreError):
     """A stored tree or record is not what was stored. It has been put aside; making it again is all that is needed."""
 
+    DETAILS = ("digest",)
+
     def __init__(self, message: str, digest: str) -> None:
         super().__init__(message, hint="run the same command again: it is built anew")
         self.digest = digest

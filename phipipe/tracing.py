@@ -57,7 +57,8 @@ class Spans:
         from opentelemetry.trace import Status, StatusCode
 
         left_out = ("event", "time", "run", "step")
-        told = {f"phipipe.{n}": v for n, v in event.items() if n not in left_out and v is not None}
+        simple = str, int, float  # what an attribute may be
+        told = {f"phipipe.{n}": v for n, v in event.items() if n not in left_out and isinstance(v, simple)}
         span.set_attributes(told)
         if event.get("exit_code"):
             span.set_status(Status(StatusCode.ERROR, str(event.get("message", f"exit code {event['exit_code']}"))))

@@ -37,8 +37,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from phipipe import errors, progress
-from phipipe.errors import PhipipeError, SourceError
+from phipipe import progress
+from phipipe.errors import PhipipeError, SourceError, encoded
 
 PROGRESS_EVERY_S = 0.2
 GUARD_S = 2.0  # a guard that lives has long been done by then
@@ -204,9 +204,7 @@ def _told(error: BaseException) -> dict[str, Any]:
     told: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
     told["traceback"] = "".join(traceback.format_exception(error))
     if isinstance(error, PhipipeError):
-        known = next(c.__name__ for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
-        told |= {"kind": known, "phipipe": True, "message": error.message, "hint": error.hint}
-        told["exit_code"] = error.exit_code
+        told["error"] = encoded(error)
     if isinstance(error, OSError):
         told["errno"] = error.errno
     if isinstance(error, subprocess.CalledProcessError):
