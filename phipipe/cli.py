@@ -1,4 +1,4 @@
-"""The command line: parse → call → print. Only this module, ``nightly``, ``upkeep`` and
+"""The command line: parse → call → print. Only this module, ``listings``, ``nightly``, ``upkeep``, ``answers`` and
 ``console`` print or exit.
 
 Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than click.
@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from phipipe import __version__
+from phipipe import __version__, answers
 from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
     ON,
-    Listing,
     cli,
     command,
     complain,
@@ -27,7 +26,6 @@ from phipipe.console import (
     engine_of,
     note,
     planning_on,
-    print_json,
     settings_of_user,
     store_of_user,
 )
@@ -77,16 +75,17 @@ def run(
     as_json: bool,
 ) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
+    from phipipe import plans as planner
     from phipipe import show
 
     settings, store = store_of_user()
     with planning_on(on):
-        plans = _plans(recipe, sets, only, elsewhere=on is not None)
+        plans = planner.planned(recipe, sets, only, elsewhere=on is not None)
     if on is None:  # elsewhere, each step looks for a machine that is large enough
         _preflight(plans, store, settings, out)
     outcomes = _attempt("run", plans, store, settings, out, jobs, as_events, on)
     if as_json:
-        print_json([show.outcome_json(outcome) for outcome in outcomes])
+        answers.give([show.outcome_json(outcome) for outcome in outcomes])
     for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
         echo(show.outcome(outcome))
     if len(outcomes) > 1:
@@ -103,22 +102,29 @@ def run(
 @RECIPE
 @SETS
 @ONLY
+@click.option("--strict", is_flag=True, help="Exit with code 3 if `run` would refuse, for want of memory or disk.")
 @AS_JSON
-def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) -> None:
+def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
+    from phipipe import plans as planner
     from phipipe import preflight, show
+    from phipipe.errors import TargetError
     from phipipe.executor import Bench
 
     settings, store = store_of_user()
-    plans = _plans(recipe, sets, only)
-    for planned in plans:
-        forecast = Bench(store, settings, note).foresee(planned)
-        if as_json:
-            print_json(show.plan_json(planned, forecast))
-        else:
-            echo(show.plan(planned, forecast))
-    if refusal := preflight.refusal(plans, store, settings, Path(PACKAGES)):
-        note(f"run would refuse: {refusal.message}\n  → {refusal.hint}")
+    plans = planner.planned(recipe, sets, only)
+    bench = Bench(store, settings, note)
+    forecasts = [(planned, bench.foresee(planned)) for planned in plans]
+    doubt = preflight.refusal(plans, store, settings, Path(PACKAGES))
+    refusal = doubt if settings.preflight else None
+    if as_json:
+        answers.give([show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts])
+    for planned, forecast in () if as_json else forecasts:
+        echo(show.plan(planned, forecast))
+    if refusal and strict:
+        raise TargetError(f"run would refuse: {refusal.message}", hint=refusal.hint)
+    if doubt:
+        note(f"{'run would refuse' if refusal else 'warning'}: {doubt.message}\n  → {doubt.hint}")
 
 
 @command("phipipe validate recipes/*.yaml")
@@ -127,26 +133,25 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) 
 @AS_JSON
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
     """Check recipes: every problem with file, line and column. Touches neither models nor network."""
+    from phipipe import plans, several, show
     from phipipe.report import counted
 
     errors: list[PhipipeError] = []
     rows = []
     for path in recipes:
         try:
-            builds = _load(path, sets)
+            builds = plans.checked(path, sets)
         except PhipipeError as error:
             errors.append(error)
-            rows.append({"recipe": str(path), "ok": False, "error": error.message})
+            rows.append(show.validated_json(path, [], error))
         else:
-            rows.append({"recipe": str(path), "ok": True, "builds": [b.name for b in builds]})
+            rows.append(show.validated_json(path, builds, None))
             if not as_json:
                 echo(f"{path}: valid, {counted(len(builds), 'build')}")
     if as_json:
-        print_json(rows)
+        answers.give(rows)
     if errors:
-        for other in errors[:-1]:
-            complain(other)
-        raise errors[-1]
+        raise several.as_one(errors)
 
 
 @command("phipipe eval packages/quickstart --tokens 8192")
@@ -167,7 +172,7 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
     if outcome.error:
         raise outcome.error
     if as_json:
-        print_json(show.outcome_json(outcome))
+        answers.give(show.outcome_json(outcome))
     else:
         echo(show.outcome(outcome))
 
@@ -195,7 +200,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     target = out or Path(f"{planned.build.name}-measured.json")
     target.write_bytes(text.encode())
     if as_json:
-        click.echo(text, nl=False)
+        answers.give_text(text)
     else:
         echo(f"{show.outcome(outcome)}\n\nreport   {target}\ncompare  phipipe compare {package} {target}")
 
@@ -213,7 +218,7 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     entries = comparison.of_paths(paths)
     page = comparison.write(entries, out, "Fidelity board")
     if as_json:
-        click.echo(board.dump(entries), nl=False)
+        answers.give_text(board.dump(entries))
     else:
         _show_board(entries, page)
 
@@ -223,12 +228,14 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
 @AS_JSON
 def verify(package: Path, as_json: bool) -> None:
     """Check that a package is complete and unchanged: every file's size and SHA-256, and nothing added."""
+    from phipipe import output
     from phipipe import package as packages
     from phipipe.errors import SourceError
 
     findings = packages.verify(package)
     if as_json:
-        print_json({"package": str(package), "ok": not findings, "findings": [str(f) for f in findings]})
+        told = [str(finding) for finding in findings]
+        answers.give(output.Verified(package=str(package), ok=not findings, findings=told))
     if findings:
         for finding in findings if not as_json else ():
             echo(str(finding))
@@ -263,69 +270,6 @@ def init(recipe: Path, device: str, precision: str, backend: str, source: str) -
 
     starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
     echo(f"wrote {recipe}\nnext: phipipe plan {recipe}")
-
-
-@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe devices show intel-npu")
-@AS_JSON
-@click.pass_context
-def devices(context: click.Context, as_json: bool) -> None:
-    """List target devices; `show NAME` for one."""
-    if context.invoked_subcommand is None:
-        from phipipe import catalogue
-
-        _show_rows(catalogue.devices(), as_json)
-
-
-@devices.command("show", epilog="Example:  phipipe devices show intel-npu")
-@click.argument("name")
-@AS_JSON
-def devices_show(name: str, as_json: bool) -> None:
-    """Show a device: units, precisions, memory, which backends fit, where to start, sources."""
-    from phipipe import catalogue
-
-    _show_rows(catalogue.device(name), as_json)
-
-
-@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe backends show onnxruntime")
-@AS_JSON
-@click.pass_context
-def backends(context: click.Context, as_json: bool) -> None:
-    """List backends; `show NAME` for one."""
-    if context.invoked_subcommand is None:
-        from phipipe import catalogue
-
-        _show_rows(catalogue.backends(), as_json)
-
-
-@backends.command("show", epilog="Example:  phipipe backends show onnxruntime")
-@click.argument("name")
-@AS_JSON
-def backends_show(name: str, as_json: bool) -> None:
-    """Show a backend: precisions per unit, and every `quantize:` option."""
-    from phipipe import catalogue
-
-    _show_rows(catalogue.backend(name), as_json)
-
-
-def _show_rows(rows: Any, as_json: bool) -> None:
-    from phipipe import catalogue
-
-    above = click.get_current_context().parent
-    asked = as_json or bool(above and above.params.get("as_json"))  # `devices --json NAME` as well
-    print_json(rows) if asked else echo(catalogue.text(rows))
-
-
-def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any]:
-    from phipipe import backends, recipe
-
-    return recipe.load(path, sets=sets, only=only, options=backends.OptionsOf())
-
-
-def _plans(path: Path, sets: Sequence[str], only: Sequence[str], elsewhere: bool = False) -> list[Any]:
-    """Plans of all builds; nothing starts before every one of them is known to be possible."""
-    from phipipe import plan as planner
-
-    return [planner.prepare(build, elsewhere=elsewhere) for build in _load(path, sets, only)]
 
 
 def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) -> None:
@@ -393,17 +337,19 @@ def _stop(signum: int, _frame: object) -> NoReturn:
     raise Interrupted("stopped by SIGTERM", exit_code=128 + signum)
 
 
-def _bug() -> int:
+def _bug() -> PhipipeError:
     """A traceback reaches the user only as the path of a file."""
     import tempfile
     import traceback
 
     with tempfile.NamedTemporaryFile("w", prefix="phipipe-bug-", suffix=".log", delete=False, encoding="utf-8") as log:
         log.write(f"phipipe {__version__}, Python {sys.version}\n\n{traceback.format_exc()}")
-    click.echo(f"error: this is a bug in phipipe, please report it with {log.name}", err=True)
-    return 70
+    bug = PhipipeError(f"this is a bug in phipipe, please report it with {log.name}")
+    click.echo(f"error: {bug.message}", err=True)
+    return bug
 
 
+from phipipe import listings as listings  # noqa: E402 (its commands come after those above)
 from phipipe import nightly as nightly  # noqa: E402 (its commands come after those above)
 from phipipe import upkeep as upkeep  # noqa: E402
 
@@ -412,21 +358,39 @@ def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
+    answers.begin(sys.argv[1:])
     code = 0
     try:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
-    except PhipipeError as error:
-        complain(error)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = 2
     except BrokenPipeError:  # the reader of our output went away (| head)
         sys.stderr.close()
-    except Exception:  # noqa: BLE001 (the last resort, exit code 70)
-        code = _bug()
+    except BaseException as error:  # noqa: BLE001 (every ending has an exit code and, with --json, a document)
+        code = _failed(error)
     sys.exit(code)
+
+
+def _failed(error: BaseException) -> int:
+    """Say what ``error`` is, to people and to programs; its exit code."""
+    from phipipe import output
+
+    if isinstance(error, PhipipeError):
+        complain(error)
+        told = output.error_of(error)
+    elif isinstance(error, click.Abort | KeyboardInterrupt):
+        stopped = Interrupted("stopped; what was finished is kept, the same command goes on from there")
+        click.echo(stopped.message, err=True)
+        told = output.error_of(stopped)
+    elif isinstance(error, click.ClickException):
+        error.show()
+        context = getattr(error, "ctx", None)
+        told = output.usage_error(error.format_message(), context and context.command_path)
+    elif isinstance(error, Exception):
+        told = output.error_of(_bug())
+    else:
+        raise error
+    try:
+        answers.fail(told)
+    except BrokenPipeError:
+        sys.stderr.close()
+    return told.code

@@ -136,10 +136,6 @@ def echo(text: str) -> None:
     click.echo(text)
 
 
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
 def complain(error: PhipipeError) -> None:
     if _events:
         from phipipe.events import failure

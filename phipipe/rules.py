@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from phipipe import models, vision
-from phipipe.backends.base import Advice, Json
+from phipipe.backends.base import Advice, Json, Unseen
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
@@ -46,19 +46,23 @@ class Fixup:
 
 
 def check(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()) -> list[Advice]:
-    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies."""
+    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies.
+
+    Of ``ANY_MODEL``, only rules apply that do not look at the model.
+    """
     facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
     facts |= {"uniform": UNIFORM[recipe.backend][1] if recipe.backend in UNIFORM else ""}
-    return [
-        Advice(
-            level=rule.level,
-            rule=rule.id,
-            message=rule.message.format(**facts),
-            hint=rule.hint.format(**facts) if rule.hint else None,
-        )
-        for rule in table or MODELS
-        if rule.when(recipe, options, checkpoint)
-    ]
+    return [advice for rule in table or MODELS if (advice := _applied(rule, facts))]
+
+
+def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
+    try:
+        if not rule.when(facts["recipe"], facts["options"], facts["checkpoint"]):
+            return None
+        hint = rule.hint.format(**facts) if rule.hint else None
+        return Advice(level=rule.level, rule=rule.id, message=rule.message.format(**facts), hint=hint)
+    except Unseen:
+        return None
 
 
 def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:

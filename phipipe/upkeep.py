@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from phipipe.console import AS_JSON, cli, command, echo, note, print_json, settings_of_user, store_of_user
+from phipipe import answers
+from phipipe.console import AS_JSON, cli, command, echo, note, settings_of_user, store_of_user
+from phipipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from phipipe.events import Run
+    from phipipe.output_lists import SchemaFile
 
 
 @command("phipipe schema --write schemas/recipe.schema.json")
+@click.argument("name", default="recipe", metavar="[NAME]")
 @click.option("--write", "target", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 @click.option("--check", type=click.Path(path_type=Path), help="Fail if this file is not up to date.")
-def schema(target: Path | None, check: Path | None) -> None:
-    """Print the JSON schema of recipes, for editors' YAML language servers."""
-    from phipipe import backends
-    from phipipe import schema as schemas
-    from phipipe.errors import RecipeError
+@click.option("--all", "every", is_flag=True, help="All schemas; --write and --check then name the folder `schemas`.")
+@AS_JSON
+def schema(name: str, target: Path | None, check: Path | None, every: bool, as_json: bool) -> None:
+    """Print a JSON schema: of recipes, for editors' YAML language servers, or of what a command prints with --json.
 
-    text = schemas.dump({name: backends.load(name).Options for name in backends.names()})
-    if check is not None:
-        if check.read_text("utf-8") != text:
-            raise RecipeError(f"`{check}` is out of date", hint=f"phipipe schema --write {check}")
-    elif target is not None:
-        target.write_text(text, "utf-8")
-    else:
-        click.echo(text, nl=False)
+    NAME is `recipe` (the default), or a command such as `plan` or `cache-ls`.
+    """
+    from phipipe import schemas
+
+    if target is None and check is None:
+        answers.give_text(schemas.bundle() if every else schemas.text(name))
+        return
+    files = schemas.files() if every else {Path(): schemas.text(name)}
+    rows = [_schema_file(path, text, target, check) for path, text in files.items()]
+    if as_json:
+        answers.give(rows)
+    if stale := [row.path for row in rows if not row.fresh]:
+        again = f"phipipe schema --all --write {check}" if every else f"phipipe schema {name} --write {check}"
+        raise RecipeError(f"{', '.join(f'`{path}`' for path in stale)}: out of date", hint=again)
+
+
+def _schema_file(inner: Path, text: str, target: Path | None, check: Path | None) -> SchemaFile:
+    """Write the schema ``text``, or compare it with what is there."""
+    from phipipe.output_lists import SchemaFile
+
+    path = (target or check or Path()) / inner
+    try:
+        if check is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8", newline="\n")
+        fresh = check is None or path.read_text("utf-8") == text
+    except FileNotFoundError:
+        fresh = False
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        words = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise RecipeError(f"cannot {'write' if check is None else 'read'} `{path}`: {words}") from None
+    return SchemaFile(path=str(path), fresh=fresh)
 
 
 @command("phipipe pin recipes/phi35-npu-int4.yaml")
@@ -39,13 +65,12 @@ def schema(target: Path | None, check: Path | None) -> None:
 @AS_JSON
 def pin(recipe: Path, as_json: bool) -> None:
     """Write the commits that branches are at into a recipe; its comments stay. What is pinned is left alone."""
-    import dataclasses
-
+    from phipipe import output
     from phipipe import pin as pins
 
     pinned = pins.pin(recipe)
     if as_json:
-        print_json([dataclasses.asdict(one) for one in pinned])
+        answers.give([output.Pinned(repo=one.repo, revision=one.revision, commit=one.commit) for one in pinned])
         return
     for one in pinned:
         echo(f"{recipe}: {one.repo} {one.revision} → {one.commit}")
@@ -62,37 +87,43 @@ def toolchain() -> None:
 @AS_JSON
 def toolchain_ls(as_json: bool) -> None:
     """List toolchains: installed or not, size, path."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
     rows = catalogue.toolchains(settings_of_user())
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    answers.give(rows) if as_json else echo(listing_text.toolchains(rows))
 
 
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
 @click.argument("names", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
-def toolchain_install(names: Sequence[str], force: bool) -> None:
+@AS_JSON
+def toolchain_install(names: Sequence[str], force: bool, as_json: bool) -> None:
     """Install toolchains now instead of on first use."""
+    from phipipe import catalogue
     from phipipe import toolchain as toolchains
 
     for name in names:
         if force:
             toolchains.remove(name, settings_of_user())
         installed = toolchains.ensure(name, settings_of_user(), note)
-        echo(f"{name}: {len(installed.packages)} packages")
+        if not as_json:
+            echo(f"{name}: {len(installed.packages)} packages")
+    if as_json:
+        answers.give([catalogue.toolchain_row(name, settings_of_user()) for name in names])
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
 @click.argument("name")
-def toolchain_path(name: str) -> None:
+@AS_JSON
+def toolchain_path(name: str, as_json: bool) -> None:
     """Print the Python of an installed toolchain."""
-    from phipipe import toolchain as toolchains
+    from phipipe import catalogue
     from phipipe.errors import ToolchainError
 
-    installed = toolchains.installed(name, settings_of_user())
-    if installed is None:
+    found = catalogue.toolchain_row(name, settings_of_user())
+    if not found.installed:
         raise ToolchainError(f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}")
-    echo(str(installed.python))
+    answers.give(found) if as_json else echo(str(found.python))
 
 
 @cli.group(epilog="Example:  phipipe cache gc --budget 20")
@@ -104,16 +135,23 @@ def cache() -> None:
 @AS_JSON
 def cache_ls(as_json: bool) -> None:
     """List stored results and unfinished downloads: step, size, age, last use."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
     rows = catalogue.stored(store_of_user()[1])
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    answers.give(rows) if as_json else echo(listing_text.stored(rows))
 
 
 @cache.command("verify", epilog="Example:  phipipe cache verify")
-def cache_verify() -> None:
+@AS_JSON
+def cache_verify(as_json: bool) -> None:
     """Hash everything; put damage aside, to be built again when it is needed."""
+
+    from phipipe import output_lists
+
     findings = store_of_user()[1].verify()
+    if as_json:
+        answers.give(output_lists.CacheVerified(ok=not findings, findings=[str(finding) for finding in findings]))
+        return
     for finding in findings:
         echo(str(finding))
     echo(f"{len(findings)} damaged" if findings else "everything intact")
@@ -125,11 +163,10 @@ def cache_verify() -> None:
 @AS_JSON
 def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
     """Remove what was unused for longest, unfinished downloads too; never what a running build needs."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
-    report = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run))
-    verb = "would free" if dry_run else "freed"
-    print_json(report) if as_json else echo(f"{verb} {report['freed']}, {report['kept']} kept")
+    done = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run), dry_run)
+    answers.give(done) if as_json else echo(listing_text.collected(done))
 
 
 @cli.group(epilog="Example:  phipipe runs logs latest")
@@ -141,10 +178,10 @@ def runs() -> None:
 @AS_JSON
 def runs_ls(as_json: bool) -> None:
     """List runs, the newest first."""
-    from phipipe import catalogue, events
+    from phipipe import events, listing_text, output_lists
 
-    rows = [_run_row(run) for run in events.runs(settings_of_user().cache)]
-    print_json(rows) if as_json else echo(catalogue.text([_cells(row) for row in rows]))
+    rows = [output_lists.Run(**_of_run(run)) for run in events.runs(settings_of_user().cache)]
+    answers.give(rows) if as_json else echo(listing_text.runs(rows))
 
 
 @runs.command("show", epilog="Example:  phipipe runs show latest")
@@ -152,15 +189,15 @@ def runs_ls(as_json: bool) -> None:
 @AS_JSON
 def runs_show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
-    from phipipe import catalogue, events
+    from phipipe import events, listing_text, output_lists
 
     run = events.find(settings_of_user().cache, run_id)
     if as_json:
-        print_json({**_run_row(run), "events": run.events})
+        answers.give(output_lists.RunDetails(**_of_run(run), events=[dict(event) for event in run.events]))
         return
     echo(f"{run.id}  {run.command}, {run.state}\n")
     ends = ("step_finished", "step_failed", "build_finished")
-    echo(catalogue.text([_cells(events.row(event)) for event in run.events if event["event"] in ends]))
+    echo(listing_text.table([listing_text.cells(events.row(e)) for e in run.events if e["event"] in ends]))
 
 
 @runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")
@@ -171,18 +208,19 @@ def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
     from phipipe import events
 
-    for event in events.find(settings_of_user().cache, run_id).events:
-        if step is None or str(event.get("step", "")).rpartition(": ")[2] == step or event.get("step") == step:
-            click.echo(json.dumps(event, ensure_ascii=False) if as_json else events.line(event))
+    found = [
+        event
+        for event in events.find(settings_of_user().cache, run_id).events
+        if step is None or str(event.get("step", "")).rpartition(": ")[2] == step or event.get("step") == step
+    ]
+    if as_json:
+        answers.give(found)
+    for event in () if as_json else found:
+        echo(events.line(event))
 
 
-def _cells(row: Mapping[str, object]) -> dict[str, object]:
-    """A row for people."""
-    words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()}
-    return {name: "–" if value is None else value for name, value in words.items()}
-
-
-def _run_row(run: Run) -> dict[str, object]:
+def _of_run(run: Run) -> dict[str, Any]:
+    """The fields of ``output_lists.Run``."""
     seconds = None if run.seconds is None else round(run.seconds, 1)
     told = {"id": run.id, "command": run.command, "started": run.started, "state": run.state}
     return {**told, "exit_code": run.exit_code, "seconds": seconds, "builds": list(run.builds)}
@@ -192,10 +230,10 @@ def _run_row(run: Run) -> dict[str, object]:
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Tell what this machine has and what is missing: cache, toolchains, memory, accelerators."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
-    rows = catalogue.doctor(settings_of_user())
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    found = catalogue.doctor(settings_of_user())
+    answers.give(found) if as_json else echo(listing_text.doctor(found))
 
 
 @command('eval "$(phipipe completion bash)"')

@@ -24,9 +24,9 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 # A module may import from its own layer or from one below it.
 LAYERS = (
     {"errors", "hardware", "progress", "sockets"},
-    {"json_files"},
+    {"json_files", "several", "output", "output_lists"},
     {"code_keys"},
-    {"document", "keys", "settings", "transfer", "changed"},
+    {"document", "variants", "keys", "settings", "transfer", "changed"},
     {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
@@ -92,7 +92,9 @@ LAYERS = (
         "reference",
     },
     {"scoring", "tracing"},
+    {"targets"},
     {"plan"},
+    {"plans"},
     {"worker", "process"},
     {"executor"},
     {"cluster_worker"},
@@ -100,11 +102,12 @@ LAYERS = (
     {"schedule"},
     {"preflight"},
     {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
+    {"schemas", "listing_text", "answers"},
     {"batch"},
     {"batch_report"},
     {"console"},
     {"flow"},
-    {"upkeep", "nightly"},
+    {"upkeep", "nightly", "listings"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe.backends.base import ANY_MODEL, Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
 
@@ -179,6 +179,8 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
         takes = "takes `symmetric` only" if recipe.precision == "int8" else "quantizes nothing"
         message = f"`quantize.{stray[0]}` is set, but {recipe.precision} {takes}"
         found.append(Advice(level="error", rule="V02", message=message, hint="remove it, or choose int4"))
+    if checkpoint is ANY_MODEL:
+        return found
     widths = {"hidden_size": checkpoint.hidden_size, "intermediate_size": checkpoint.intermediate_size}
     widths |= {"heads times head size": checkpoint.heads * checkpoint.head_size}
     layers = {"hidden_size": "attention and MLP input", "intermediate_size": "down projection"}

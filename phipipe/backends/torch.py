@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import models, torch_checkpoint
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
+from phipipe.backends.base import ANY_MODEL, Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
 
@@ -188,6 +188,8 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
     """The rules above, and T03: groups that do not divide a row."""
     assert isinstance(options, Options)
     found = check(recipe, options, checkpoint, RULES)
+    if checkpoint is ANY_MODEL:
+        return found
     size, widths = options.group_size, _widths(checkpoint)
     odd = next((name for name, width in widths.items() if size != -1 and width % size), None)
     if recipe.precision in BITS and odd:
