@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from phipipe import output
 from phipipe.output import Error, Failure
+from phipipe.visible import json_again, json_text
 
 _asked = False  # whether this command is to answer in JSON
 _given = False  # whether it has
@@ -25,17 +25,15 @@ def begin(words: Sequence[str]) -> None:
 
 def give(document: Any) -> None:
     """Print the command's document."""
-    give_text(json.dumps(output.plain(document), indent=2, ensure_ascii=False))
+    global _given
+    click.echo(json_text(output.plain(document), indent=2, encoding=sys.stdout.encoding))
+    _given = True
 
 
 def give_text(text: str) -> None:
-    """Print the command's document, which is JSON already."""
+    """Print the command's document, which is a JSON file's own text."""
     global _given
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:  # JSON can say everything in ASCII
-        text = json.dumps(json.loads(text), indent=2)
-    click.echo(text.rstrip("\n"))
+    click.echo(json_again(text), nl=False)
     _given = True
 
 

@@ -149,7 +149,7 @@ def stored(store: Store) -> list[output_lists.Stored]:
     """One row per stored result and per unfinished download, last used first."""
     rows = [
         (usage.used, output_lists.Stored(
-            key=usage.key, step=usage.runs.rpartition(".")[2], repository=None, size_bytes=usage.size_bytes,
+            key=usage.key, runs=usage.runs, repository=None, size_bytes=usage.size_bytes,
             created=output.iso(usage.created), used=output.iso(usage.used),
         ))
         for usage in store.usage()
@@ -157,7 +157,7 @@ def stored(store: Store) -> list[output_lists.Stored]:
     for part in downloads.found(store.root):
         used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
         row = output_lists.Stored(
-            key=None, step=None, repository=part.repository, size_bytes=part.size_bytes,
+            key=None, runs=None, repository=part.repository, size_bytes=part.size_bytes,
             created=output.iso(part.since), used=output.iso(used),
         )  # fmt: skip
         rows.append((used, row))

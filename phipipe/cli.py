@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from phipipe import __version__, answers
+from phipipe import answers, streams
 from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
@@ -24,12 +24,13 @@ from phipipe.console import (
     complain,
     echo,
     engine_of,
+    misused,
     note,
     planning_on,
     settings_of_user,
     store_of_user,
 )
-from phipipe.errors import Interrupted, PhipipeError
+from phipipe.errors import Interrupted, PhipipeError, StoreError
 
 if TYPE_CHECKING:
     from phipipe.settings import Settings
@@ -337,16 +338,25 @@ def _stop(signum: int, _frame: object) -> NoReturn:
     raise Interrupted("stopped by SIGTERM", exit_code=128 + signum)
 
 
-def _bug() -> PhipipeError:
-    """A traceback reaches the user only as the path of a file."""
-    import tempfile
-    import traceback
+def _unexpected(error: Exception) -> PhipipeError:
+    """What no command foresaw: the world's doing in a sentence, our own with a log."""
+    from phipipe import uncaught
 
-    with tempfile.NamedTemporaryFile("w", prefix="phipipe-bug-", suffix=".log", delete=False, encoding="utf-8") as log:
-        log.write(f"phipipe {__version__}, Python {sys.version}\n\n{traceback.format_exc()}")
-    bug = PhipipeError(f"this is a bug in phipipe, please report it with {log.name}")
-    click.echo(f"error: {bug.message}", err=True)
+    if known := uncaught.explained(error):
+        complain(known)
+        return known
+    bug = PhipipeError(f"this is a bug in phipipe, please report it with {uncaught.log(error)}")
+    note(f"error: {bug.message}")
     return bug
+
+
+def _checked(code: int) -> int:
+    """The exit code, after a look at whether standard output took everything."""
+    trouble = streams.trouble()
+    if trouble is None or code:
+        return code
+    complain(StoreError(f"standard output takes nothing more: {trouble.strerror}", hint="what was built is kept"))
+    return StoreError.exit_code
 
 
 from phipipe import listings as listings  # noqa: E402 (its commands come after those above)
@@ -358,16 +368,15 @@ def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
+    streams.prepare()
     answers.begin(sys.argv[1:])
     code = 0
     try:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
-    except BrokenPipeError:  # the reader of our output went away (| head)
-        sys.stderr.close()
     except BaseException as error:  # noqa: BLE001 (every ending has an exit code and, with --json, a document)
         code = _failed(error)
-    sys.exit(code)
+    sys.exit(_checked(code))
 
 
 def _failed(error: BaseException) -> int:
@@ -379,18 +388,15 @@ def _failed(error: BaseException) -> int:
         told = output.error_of(error)
     elif isinstance(error, click.Abort | KeyboardInterrupt):
         stopped = Interrupted("stopped; what was finished is kept, the same command goes on from there")
-        click.echo(stopped.message, err=True)
+        note(stopped.message)
         told = output.error_of(stopped)
     elif isinstance(error, click.ClickException):
-        error.show()
+        misused(error)
         context = getattr(error, "ctx", None)
         told = output.usage_error(error.format_message(), context and context.command_path)
     elif isinstance(error, Exception):
-        told = output.error_of(_bug())
+        told = output.error_of(_unexpected(error))
     else:
         raise error
-    try:
-        answers.fail(told)
-    except BrokenPipeError:
-        sys.stderr.close()
+    answers.fail(told)
     return told.code

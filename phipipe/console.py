@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import click
 
 from phipipe import __version__
 from phipipe.errors import PhipipeError
+from phipipe.visible import json_text, visible
 
 if TYPE_CHECKING:
     from phipipe.schedule import Engine
@@ -123,17 +125,18 @@ def note(line: str) -> None:
     if _events:
         _event("note", text=line)
     else:
-        click.echo(line, err=True)
+        click.echo(visible(line), err=True)
 
 
 def _event(kind: str, /, **told: object) -> None:
     from phipipe.events import now
 
-    click.echo(json.dumps({"event": kind, "time": now(), **told}, ensure_ascii=False), err=True)
+    click.echo(json_text({"event": kind, "time": now(), **told}, encoding=sys.stderr.encoding), err=True)
 
 
 def echo(text: str) -> None:
-    click.echo(text)
+    """Print lines for people."""
+    click.echo(visible(text))
 
 
 def complain(error: PhipipeError) -> None:
@@ -143,6 +146,13 @@ def complain(error: PhipipeError) -> None:
         _event("error", **failure(error))
         return
     color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
-    click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True, color=color)
+    click.echo(click.style("error: ", fg="red", bold=True) + visible(error.message), err=True, color=color)
     if error.hint:
-        click.echo(click.style("  try: ", fg="cyan") + error.hint, err=True, color=color)
+        click.echo(click.style("  try: ", fg="cyan") + visible(error.hint), err=True, color=color)
+
+
+def misused(error: click.ClickException) -> None:
+    """Say what click found wrong with the command line."""
+    said = io.StringIO()
+    error.show(said)
+    click.echo(visible(said.getvalue()), err=True, nl=False)

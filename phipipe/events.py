@@ -36,6 +36,7 @@ from phipipe import __version__, tracing
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError, encoded
 from phipipe.executor import Listener, Result
 from phipipe.tracing import Sink
+from phipipe.visible import json_text
 
 VERSION = 1
 PROGRESS_S = 5.0
@@ -68,10 +69,11 @@ class Recorder:
     def write(self, event: str, **told: Any) -> None:
         """One event, to be seen at once."""
         whole = {"event": event, "time": now(), "run": self._run, **told}
-        line = json.dumps(whole, ensure_ascii=False) + "\n"
         with self._writing:  # notes come from any thread
             for stream in self._streams:
-                stream.write(line)  # with its end, at once: the store speaks to the same stream
+                stream.write(
+                    f"{json_text(whole, encoding=stream.encoding)}\n"
+                )  # with its end, at once: the store speaks to the same stream
                 stream.flush()
             for sink in self._sinks:
                 sink(whole)

@@ -78,7 +78,7 @@ def stored(rows: Sequence[output_lists.Stored]) -> str:
         [
             {
                 "key": (row.key or "-")[:12],
-                "step": row.step or f"unfinished download of {row.repository}",
+                "step": _step(row.runs) or f"unfinished download of {row.repository}",
                 "size": human(row.size_bytes),
                 "created": _ago(row.created),
                 "used": _ago(row.used),
@@ -86,6 +86,10 @@ def stored(rows: Sequence[output_lists.Stored]) -> str:
             for row in rows
         ]
     )
+
+
+def _step(runs: str | None) -> str:
+    return (runs or "").rpartition(".")[2]
 
 
 def collected(row: output_lists.Collected) -> str:

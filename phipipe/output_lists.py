@@ -92,10 +92,10 @@ class Toolchain:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A stored result, or an unfinished download (``key`` and ``step`` are null, ``repository`` is not)."""
+    """A stored result, or an unfinished download (``key`` and ``runs`` are null, ``repository`` is not)."""
 
     key: str | None
-    step: str | None
+    runs: str | None
     repository: str | None
     size_bytes: int
     created: str

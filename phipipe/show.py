@@ -14,6 +14,7 @@ from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.plan import Plan
 from phipipe.recipe import Build
 from phipipe.schedule import labels
+from phipipe.visible import one_line, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -56,7 +57,7 @@ class Lines:
         self._line(label, "failed")
 
     def note(self, line: str) -> None:
-        self._stream.write(f"  {line}\n")  # at once: notes come from any thread
+        self._stream.write(f"  {visible(line)}\n")  # at once: notes come from any thread
         self._stream.flush()
 
 
@@ -70,13 +71,13 @@ class Live:
     def introduce(self, plans: Sequence[Plan]) -> None:
         """Say what is being built."""
         for plan in plans:
-            self._progress.console.print(heading(plan), style="bold", markup=False)
+            self._progress.console.print(visible(heading(plan)), style="bold", markup=False)
             for warning in plan.warnings:
-                text = f"  warning: {warning.message} [{warning.rule}]"
+                text = visible(f"  warning: {warning.message} [{warning.rule}]")
                 self._progress.console.print(text, style="yellow", markup=False)
 
     def started(self, label: str, why: str) -> None:
-        self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {why}", total=None)
+        self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {one_line(why)}", total=None)
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
         if label in self._tasks:
@@ -88,7 +89,7 @@ class Live:
         if label in self._tasks:
             self._progress.remove_task(self._tasks.pop(label))
         style = "dim" if result.cached else "green"
-        line = Text.assemble(f"  {label:{self._width}}  ", (ending(result), style))
+        line = Text.assemble(f"  {label:{self._width}}  ", (visible(ending(result)), style))
         self._progress.console.print(line)
 
     def failed(self, label: str, error: PhipipeError) -> None:
@@ -101,7 +102,7 @@ class Live:
     def note(self, line: str) -> None:
         from rich.text import Text
 
-        self._progress.console.print(Text(f"  {line}", "yellow"))
+        self._progress.console.print(Text(f"  {visible(line)}", "yellow"))
 
 
 class Terse(Lines):
@@ -121,7 +122,8 @@ def many(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iter
     width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
     for plan in plans:
         for warning in plan.warnings:
-            print(f"  {plan.build.name}: warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+            words = visible(f"{plan.build.name}: warning: {warning.message} [{warning.rule}]")
+            print(f"  {words}", file=stream, flush=True)
     if not stream.isatty():
         yield Terse(width, stream)
         return
@@ -138,9 +140,9 @@ def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> 
     width = max(len(label) for label in labels(plans))
     if not stream.isatty():
         for plan in plans:
-            print(heading(plan), file=stream, flush=True)
+            print(visible(heading(plan)), file=stream, flush=True)
             for warning in plan.warnings:
-                print(f"  warning: {warning.message} [{warning.rule}]", file=stream, flush=True)
+                print(visible(f"  warning: {warning.message} [{warning.rule}]"), file=stream, flush=True)
         yield Lines(width, stream)
         return
     with _live(width, stream) as live:

@@ -244,4 +244,4 @@ def completion(shell: str) -> None:
 
     made = get_completion_class(shell)
     assert made is not None  # the choices above
-    click.echo(made(cli, {}, "phipipe", "_PHIPIPE_COMPLETE").source())
+    echo(made(cli, {}, "phipipe", "_PHIPIPE_COMPLETE").source())

@@ -72,7 +72,7 @@ def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     assert newest.key.startswith("a" * 12)
     assert (oldest.key, oldest.repository, oldest.size_bytes) == (None, f"someone/tiny@{COMMIT}", 3 * 2**20)
     assert oldest.used.endswith("Z")
-    assert f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago  2 h ago" in listing_text.stored(rows)
+    assert f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago   2 h ago" in listing_text.stored(rows)
     assert f"someone/tiny@{COMMIT}, 3.0 MiB" in listing_text.doctor(catalogue.doctor(Settings.read()))
 
 

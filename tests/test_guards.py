@@ -23,10 +23,11 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets"},
+    {"errors", "hardware", "progress", "sockets", "streams", "visible"},
     {"json_files", "several", "output", "output_lists"},
     {"code_keys"},
-    {"document", "variants", "keys", "settings", "transfer", "changed"},
+    {"user_paths"},
+    {"document", "variants", "keys", "settings", "transfer", "changed", "room"},
     {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
@@ -105,7 +106,7 @@ LAYERS = (
     {"schemas", "listing_text", "answers"},
     {"batch"},
     {"batch_report"},
-    {"console"},
+    {"console", "uncaught"},
     {"flow"},
     {"upkeep", "nightly", "listings"},
     {"cli"},
