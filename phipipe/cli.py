@@ -259,18 +259,28 @@ def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> 
 
 @command("phipipe init my-recipe.yaml --device cpu-x86_64 --precision int4")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--device", default="cpu-x86_64", show_default=True)
-@click.option("--precision", default="int4", show_default=True, type=click.Choice(["int4", "int8", "fp16", "fp32"]))
-@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--device", default="cpu-x86_64", show_default=True, help="A device, or a device file of yours.")
 @click.option(
-    "--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/REPO@COMMIT."
+    "--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="Default: what suits the device."
 )
-def init(recipe: Path, device: str, precision: str, backend: str, source: str) -> None:
+@click.option("--backend", help="Default: what suits the device's first unit.")
+@click.option(
+    "--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/NAME[@REVISION]."
+)
+@AS_JSON
+def init(recipe: Path, device: str, precision: str | None, backend: str | None, source: str, as_json: bool) -> None:
     """Write a commented starter recipe that validates and plans."""
-    from phipipe import starter
+    from phipipe import output, starter
 
-    starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
-    echo(f"wrote {recipe}\nnext: phipipe plan {recipe}")
+    made = starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
+    for line in made.notes:
+        note(f"note: {line}")
+    if as_json:
+        words = {name: getattr(made, name) for name in ("name", "device", "unit", "backend", "precision", "pinned")}
+        answers.give(output.Started(recipe=str(recipe), **words, next=list(made.next)))
+    else:
+        echo(f"wrote {recipe}: {made.precision} with {made.backend} for {made.device}, {made.unit}")
+        echo("\n".join(f"{'next' if i == 0 else 'then'}: {command}" for i, command in enumerate(made.next)))
 
 
 def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) -> None:

@@ -363,7 +363,7 @@ class _Loading:
         made = [build for variant in variants if not self._enough() and (build := self._build(*variant, folder))]
         if not self._problems:
             return made, None
-        unpinned = any("never a branch" in problem.message for problem in self._problems)
+        unpinned = any(re.search("never a branch|no full commit", problem.message) for problem in self._problems)
         return made, self._document.error(self._problems, f"phipipe pin {self._document.name}" if unpinned else None)
 
     def _variants(self, base: dict[str, Any]) -> list[tuple[dict[str, Any], str, Where]]:

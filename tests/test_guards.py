@@ -30,7 +30,7 @@ LAYERS = (
     {"document", "variants", "keys", "settings", "transfer", "changed", "room"},
     {"collect", "downloads"},
     {"recipe", "family"},
-    {"device", "models", "fit", "tokenizer_files", "store", "schema", "starter"},
+    {"device", "models", "fit", "tokenizer_files", "store", "schema"},
     {"hub_client"},
     {
         "backends",
@@ -95,7 +95,7 @@ LAYERS = (
     {"scoring", "tracing"},
     {"targets"},
     {"plan"},
-    {"plans"},
+    {"plans", "starter"},
     {"worker", "process"},
     {"executor"},
     {"cluster_worker"},
