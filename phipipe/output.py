@@ -94,7 +94,7 @@ def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
 
 def usage_error(message: str, command: str | None) -> Error:
     """What the command line itself found wrong with the words of ``command``."""
-    hint = f"{command} --help" if command else None
+    hint = f"{command or 'phipipe'} --help"
     problem = Problem(message=message, hint=hint, code=2, file=None, line=None, column=None)
     return Error(code=2, kind="UsageError", message=message, hint=hint, place=None, problems=[problem])
 

@@ -16,7 +16,7 @@ def as_one(errors: Sequence[PhipipeError]) -> PhipipeError:
     Its class and exit code are those of the error with the highest exit code, as a batch ends: what comes later in a
     build counts as worse. ``parts`` are the errors themselves.
     """
-    parts = list({(type(error), error.message, error.hint): error for error in errors}.values())
+    parts = list({(type(error), error.message, error.hint, error.problems): error for error in errors}.values())
     if len(parts) == 1:
         return parts[0]
     hints = {error.hint for error in parts}
