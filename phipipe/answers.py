@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from phipipe import output
-from phipipe.output import Error, Failure
 from phipipe.visible import json_again, json_text
+
+if TYPE_CHECKING:
+    from phipipe.output import Error
 
 _asked = False  # whether this command is to answer in JSON
 _given = False  # whether it has
@@ -25,6 +26,8 @@ def begin(words: Sequence[str]) -> None:
 
 def give(document: Any) -> None:
     """Print the command's document."""
+    from phipipe import output
+
     global _given
     click.echo(json_text(output.plain(document), indent=2, encoding=sys.stdout.encoding))
     _given = True
@@ -40,4 +43,6 @@ def give_text(text: str) -> None:
 def fail(error: Error) -> None:
     """Print why the command failed, if JSON was asked for and nothing was printed yet."""
     if _asked and not _given:
+        from phipipe.output import Failure
+
         give(Failure(error=error))

@@ -134,24 +134,23 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, a
 @AS_JSON
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
     """Check recipes: every problem with file, line and column. Touches neither models nor network."""
-    from phipipe import plans, several, show
+    from phipipe import several, targets
     from phipipe.report import counted
 
-    errors: list[PhipipeError] = []
-    rows = []
+    found: list[tuple[Path, list[Any], PhipipeError | None]] = []
     for path in recipes:
         try:
-            builds = plans.checked(path, sets)
+            found.append((path, targets.checked(path, sets), None))
         except PhipipeError as error:
-            errors.append(error)
-            rows.append(show.validated_json(path, [], error))
-        else:
-            rows.append(show.validated_json(path, builds, None))
-            if not as_json:
-                echo(f"{path}: valid, {counted(len(builds), 'build')}")
+            found.append((path, [], error))
+    for path, builds, wrong in () if as_json else found:
+        if wrong is None:
+            echo(f"{path}: valid, {counted(len(builds), 'build')}")
     if as_json:
-        answers.give(rows)
-    if errors:
+        from phipipe import checked
+
+        answers.give([checked.told(*one) for one in found])
+    if errors := [wrong for _, _, wrong in found if wrong]:
         raise several.as_one(errors)
 
 

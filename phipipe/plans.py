@@ -1,4 +1,4 @@
-"""The builds and plans of a whole recipe file: what is wrong with any variant is said of all of them at once."""
+"""The plans of a whole recipe file: what is wrong with any variant is said of all of them at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from phipipe import plan as planner
 from phipipe.errors import PhipipeError
 from phipipe.hub import Original
 from phipipe.plan import Plan
-from phipipe.recipe import Build, Source
+from phipipe.recipe import Source
 
 
 class ReadOnce:
@@ -33,37 +33,22 @@ class ReadOnce:
         return found
 
 
-def checked(path: Path, sets: Sequence[str] = (), only: Sequence[str] = ()) -> list[Build]:
-    """The builds that the file ``path`` describes, after everything that can be known without a model.
-
-    Raises:
-        PhipipeError: all that is wrong, as one error (``several.as_one``): RecipeError, TargetError.
-    """
-    builds, error = recipe.gather(path, sets=sets, only=only, options=backends.OptionsOf())
-    _raise([*([error] if error else []), *targets.problems(builds)])
-    return builds
-
-
 def planned(path: Path, sets: Sequence[str] = (), only: Sequence[str] = (), *, elsewhere: bool = False) -> list[Plan]:
     """Plans of all builds of the file ``path``; nothing starts before every one of them is known to be possible.
 
     Raises:
-        PhipipeError: all that is wrong, as one error: as ``checked``; SourceError as ``plan.prepare``. Models are not
-            looked at as long as the file itself is wrong.
+        PhipipeError: all that is wrong, as one error: as ``targets.checked``; SourceError as ``plan.prepare``. Models
+            are not looked at as long as the file itself is wrong.
     """
     builds, error = recipe.gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if error:
-        _raise([error, *targets.problems(builds)])
+        raise several.as_one([error, *targets.problems(builds)])
     plans, errors, read = [], list[PhipipeError](), ReadOnce()
     for build in builds:
         try:
             plans.append(planner.prepare(build, read, elsewhere=elsewhere))
         except PhipipeError as failure:
             errors.append(failure)
-    _raise(errors)
-    return plans
-
-
-def _raise(errors: Sequence[PhipipeError]) -> None:
     if errors:
         raise several.as_one(errors)
+    return plans

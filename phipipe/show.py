@@ -12,7 +12,6 @@ from phipipe import output, report
 from phipipe.errors import PhipipeError
 from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.plan import Plan
-from phipipe.recipe import Build
 from phipipe.schedule import labels
 from phipipe.visible import one_line, visible
 
@@ -240,25 +239,6 @@ def _step(name: str, result: Result) -> output.DoneStep:
         peak_rss_bytes=None if rss is None else int(rss),
         peak_anon_bytes=None if anon is None else int(anon),
         machine=result.machine,
-    )
-
-
-def validated_json(path: Path, builds: Sequence[Build], error: PhipipeError | None) -> output.Validated:
-    """What `validate` found in one file."""
-    return output.Validated(
-        recipe=str(path),
-        ok=error is None,
-        builds=[
-            output.Build(
-                name=build.name,
-                device=build.recipe.device,
-                unit=build.recipe.unit,
-                backend=build.recipe.backend,
-                precision=build.recipe.precision,
-            )
-            for build in builds
-        ],
-        problems=output.problems_of(error, str(path)) if error else [],
     )
 
 

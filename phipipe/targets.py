@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -12,7 +13,7 @@ from phipipe.backends.base import ANY_MODEL, Advice, Unseen
 from phipipe.device import Device, Unit
 from phipipe.document import Where, near
 from phipipe.errors import PhipipeError
-from phipipe.recipe import Build, problem_at
+from phipipe.recipe import Build, gather, problem_at
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)
@@ -61,6 +62,18 @@ def problems(builds: Iterable[Build]) -> list[PhipipeError]:
         except PhipipeError as error:
             found.append(error)
     return found
+
+
+def checked(path: Path, sets: Sequence[str] = (), only: Sequence[str] = ()) -> list[Build]:
+    """The builds that the file ``path`` describes, after everything that can be known without a model.
+
+    Raises:
+        PhipipeError: all that is wrong, as one error (``several.as_one``): RecipeError, TargetError.
+    """
+    builds, error = gather(path, sets=sets, only=only, options=backends.OptionsOf())
+    if errors := [*([error] if error else []), *problems(builds)]:
+        raise several.as_one(errors)
+    return builds
 
 
 def refuse(build: Build, advice: Iterable[Advice]) -> None:

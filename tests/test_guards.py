@@ -95,7 +95,7 @@ LAYERS = (
     {"scoring", "tracing"},
     {"targets"},
     {"plan"},
-    {"plans", "starter"},
+    {"plans", "starter", "checked"},
     {"worker", "process"},
     {"executor"},
     {"cluster_worker"},

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from test_cli import Run, run  # noqa: F401 (a fixture)
 
-from phipipe import backends, device, hub, plan, plans, starter, transfer
+from phipipe import backends, device, hub, plan, plans, starter, targets, transfer
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
 ) -> None:
     path = tmp_path / "r.yaml"
     made = write(path, device=name)
-    plans.checked(path)
+    targets.checked(path)
     (planned,) = plans.planned(path)
     target = device.load(name)
     assert planned.api == target.units[0].api == made.unit
@@ -63,7 +63,7 @@ def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_ot
             works = any(precision in backends.able(backend, target, unit) for unit in target.units)
             if works:
                 write(path, device="core-ultra-2", backend=backend, precision=precision)
-                plans.checked(path)
+                targets.checked(path)
                 continue
             with pytest.raises(TargetError) as caught:
                 write(path, device="core-ultra-2", backend=backend, precision=precision)
@@ -259,5 +259,5 @@ def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -> None:
     write(tmp_path / "r.yaml")
-    (build,) = plans.checked(tmp_path / "r.yaml")
+    (build,) = targets.checked(tmp_path / "r.yaml")
     assert plan.prepare(build).build.name == "r"

@@ -66,10 +66,10 @@ def test_the_lines_of_the_variants_that_cannot_be_are_named_and_no_others(
     path = written(tmp_path, *told)
     wrong = {FIRST + i for i, one in enumerate(chosen) if not possible(*one)}
     if not wrong:
-        assert len(plans.checked(path)) == len(chosen)
+        assert len(targets.checked(path)) == len(chosen)
         return
     with refused() as caught:
-        plans.checked(path)
+        targets.checked(path)
     error = caught.value
     assert {problem.place.line for problem in error.problems} == wrong
     for problem in error.problems:
@@ -121,7 +121,7 @@ def test_the_key_that_decides_is_the_place(
 ) -> None:
     path = written(tmp_path, variant, head=head)
     with refused() as caught:
-        plans.checked(path, sets)
+        targets.checked(path, sets)
     assert caught.value.place is not None
     assert caught.value.place[1:] == place
     if sets:
@@ -148,7 +148,7 @@ def test_options_are_those_of_each_variants_own_backend(tmp_path: Path) -> None:
         "{name: c, backend: mlx, device: mac-8gb, quantize: {group_size: 33}}",
     )
     with refused(RecipeError) as caught:
-        plans.checked(path)
+        targets.checked(path)
     assert {problem.place.line for problem in caught.value.problems} == {FIRST, FIRST + 2}
 
 
@@ -157,7 +157,7 @@ def test_what_a_device_insists_on_is_said_of_every_option_at_once(tmp_path: Path
         tmp_path, "{device: intel-npu, backend: openvino, quantize: {symmetric: false, group_size: 64, ratio: 0.5}}"
     )
     with refused() as caught:
-        plans.checked(path)
+        targets.checked(path)
     assert len(caught.value.problems) == 3
 
 
@@ -171,7 +171,7 @@ def test_what_a_device_insists_on_is_said_of_every_option_at_once(tmp_path: Path
 def test_a_rule_that_needs_no_model_is_known_to_validate(tmp_path: Path, variant: str, rule: str) -> None:
     path = written(tmp_path, variant)
     with refused() as caught:
-        plans.checked(path)
+        targets.checked(path)
     assert f"[{rule}]" in caught.value.message
 
 
@@ -201,7 +201,7 @@ def test_a_device_file_that_is_wrong_is_said_at_its_own_place_and_one_that_is_mi
     (tmp_path / "bad.yaml").write_text("title: Mine\nunits: [{api: gpu, precisions: [int4]}]\n", "utf-8")
     path = written(tmp_path, "{name: a, device: ./bad.yaml}", "{name: b, device: ./gone.yaml}")
     with refused(RecipeError) as caught:
-        plans.checked(path)
+        targets.checked(path)
     places = {(Path(problem.place.file).name, problem.place.line) for problem in caught.value.problems}
     assert {("bad.yaml", 2), ("r.yaml", FIRST + 1)} <= places
 
@@ -218,13 +218,13 @@ def test_a_source_that_cannot_be_had_is_said_once_and_asked_for_once(tmp_path: P
 
 def test_validate_needs_no_source(tmp_path: Path) -> None:
     head = HEAD.replace("{builtin: tiny-phi3}", "{path: nowhere}")
-    assert [build.name for build in plans.checked(written(tmp_path, "{name: a}", head=head))] == ["x-a"]
+    assert [build.name for build in targets.checked(written(tmp_path, "{name: a}", head=head))] == ["x-a"]
 
 
 def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(tmp_path: Path) -> None:
     path = written(tmp_path, *(f"{{name: v{i}, device: no{i}}}" for i in range(100)))
     with refused() as caught:
-        plans.checked(path)
+        targets.checked(path)
     assert caught.value.message.count("unknown device") == 50
     assert "and 50 more" in caught.value.message
     assert len(caught.value.problems) == 100
