@@ -39,7 +39,7 @@ LENGTH = 10  # steps of a build, one after another
 
 def write(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
     """A step that takes no time."""
-    (out / "file.txt").write_text(str(params["n"]))
+    (out / "file.txt").write_text(str(params["n"]), "utf-8")
 
 
 @contextlib.contextmanager
@@ -67,7 +67,8 @@ def recipes(folder: Path, count: int) -> None:
         (folder / f"r{i:06d}.yaml").write_text(
             f"name: r{i:06d}\nsource: {{path: ./model-{i % SOURCES}}}\ndevice: cpu-x86_64\nbackend: {backend}\n"
             f"precision: {precision}\ntags: [bench]\nevaluate:\n  tokens: {4096 + 512 * more}\n"
-            "  gates: {kld_mean: {max: 0.5}}\n"
+            "  gates: {kld_mean: {max: 0.5}}\n",
+            "utf-8",
         )
 
 

@@ -128,7 +128,9 @@ def run(command: Sequence[str | Path]) -> float:
     """Wall seconds of ``command``; a failure ends the benchmark."""
     quiet = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "NNCF_CI": "1"}
     start = time.perf_counter()
-    done = subprocess.run([str(word) for word in command], env=quiet, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in command], env=quiet, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-3000:]}")
     return time.perf_counter() - start

@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 def sleep(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
     """Step: sleep, then write a small object."""
     time.sleep(params["seconds"])
-    (out / "name.txt").write_text(f"{params['name']} {sorted(inputs)}")
+    (out / "name.txt").write_text(f"{params['name']} {sorted(inputs)}", "utf-8")
 
 
 class Farm:

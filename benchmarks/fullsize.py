@@ -112,7 +112,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
     quiet = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "NNCF_CI": "1"}
     for command in commands:
         log, start = work / "log.txt", time.perf_counter()
-        with log.open("w") as stream:
+        with log.open("w", encoding="utf-8") as stream:
             process = subprocess.Popen([str(w) for w in command], env=quiet, stdout=stream, stderr=stream)
             cost = Cost()
             while process.poll() is None:
@@ -120,7 +120,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
                 time.sleep(0.1)
         cost.seconds = time.perf_counter() - start
         if process.returncode:
-            raise SystemExit(f"{' '.join(map(str, command))} failed:\n{log.read_text()[-3000:]}")
+            raise SystemExit(f"{' '.join(map(str, command))} failed:\n{log.read_text('utf-8', 'replace')[-3000:]}")
         total.add(cost)
     total.disk_bytes = size_of(work)
     return total
@@ -167,7 +167,7 @@ def main() -> None:
                 shutil.rmtree(scratch)
             rows[backend] = pair
             (work / "fullsize.json").write_text(
-                json.dumps({n: [asdict(c) for c in p] for n, p in rows.items()}, indent=2)
+                json.dumps({n: [asdict(c) for c in p] for n, p in rows.items()}, indent=2), "utf-8"
             )
         table(rows)
 

@@ -77,7 +77,7 @@ class Cost:
 def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Cost:
     """Run ``command`` to its end; a failure ends the benchmark."""
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
         process = psutil.Popen(
             [str(c) for c in command], stdout=out, stderr=subprocess.PIPE, env=dict(env or os.environ), cwd=cwd
         )
@@ -102,7 +102,7 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd
 def _peak(process: psutil.Process) -> int:
     status = Path(f"/proc/{process.pid}/status")
     if status.is_file():
-        for line in status.read_text().splitlines():
+        for line in status.read_text("ascii", "replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return int(process.memory_info().rss)
@@ -198,7 +198,7 @@ def olive(repetitions: int, work: Path, cached: Cost) -> list[tuple[str, str, st
         "cache_dir": "cache",
         "output_dir": "out",
     }
-    (work / "olive.json").write_text(json.dumps(config))
+    (work / "olive.json").write_text(json.dumps(config), "utf-8")
     quiet = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
     costs = [run((python, "-m", "olive", "run", "--config", "olive.json"), quiet, work) for _ in range(repetitions + 1)]
     again = median(costs[1:])

@@ -28,7 +28,7 @@ from phipipe import (
 from phipipe.backends.base import Outside, Step, absent
 from phipipe.board import Entry
 from phipipe.device import Device
-from phipipe.errors import SourceError, TargetError
+from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.executor import Outcome
 from phipipe.hub import Original
 from phipipe.hub_client import Repository
@@ -153,8 +153,14 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
     recipe = Recipe.model_validate(manifest["recipe"])
     changed: dict[str, Any] = {}
     if text is not None:
-        changed["text"] = Text(file=str(text))
+        changed["text"] = Text(file=str(text.absolute()))  # `~` in it is a name like any other
     if tokens is not None:
+        if tokens < recipe.evaluate.window:
+            raise RecipeError(
+                f"--tokens {tokens} is less than one window of {recipe.evaluate.window} tokens, by which this package "
+                "is scored",
+                hint=f"--tokens {recipe.evaluate.window} or more",
+            )
         changed["tokens"] = tokens
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from phipipe import collect, manifest, package, preflight, schedule
+from phipipe import collect, manifest, package, preflight, room, schedule
 from phipipe import plan as planner
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.executor import Listener, Outcome
@@ -160,7 +160,7 @@ def run(
         fail_fast=fail_fast, engine=engine,
     )  # fmt: skip
     found = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
-    with collect.guard(out):
+    with collect.guard(out, remedy=room.KEEP_OUT):
         out.mkdir(parents=True, exist_ok=True)
         locks_work = collect.locks_work(out / LOCK)
     with FileLock(out / LOCK):  # another batch may end at this moment: each compares with what the other accepted
@@ -172,7 +172,7 @@ def run(
 def _finish(item: Item, outcome: Outcome | None, out: Path, keep: int, note: Callable[[str], None]) -> Done:
     """``_accept``, whose own failures are the build's."""
     try:
-        with collect.guard(out):
+        with collect.guard(out, remedy=room.KEEP_OUT):
             return _accept(item, outcome, out, keep, note)
     except PhipipeError as error:
         return Done(item=item, outcome=outcome, error=error, metrics={}, before={})

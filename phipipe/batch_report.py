@@ -16,10 +16,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, batch, board, board_html, collect, output, package, report
+from phipipe import __version__, batch, board, board_html, collect, output, package, report, room
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, Skipped
+from phipipe.visible import in_template
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -133,7 +134,7 @@ def write(done: Sequence[Done], out: Path, title: str, summary: Mapping[str, Any
     """
     pages, kept = boards(entries(done, out), out, title)
     texts = {"junit.xml": junit(done, str(summary["started"])), **pages, "batch.json": dump(summary)}
-    with collect.guard(out), collect.claim(out, ".report.") as aside:
+    with collect.guard(out, remedy=room.KEEP_OUT), collect.claim(out, ".report.") as aside:
         for name, text in texts.items():
             written, target = aside / Path(name).name, out / name
             target.parent.mkdir(exist_ok=True)
@@ -264,7 +265,7 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        lstrip_blocks=True, keep_trailing_newline=True, finalize=in_template,
     )  # fmt: skip
     tables = [
         {

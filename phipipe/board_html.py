@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from phipipe import board, report
 from phipipe.board import COLUMNS, ZERO, Entry
 from phipipe.card import TEMPLATES
+from phipipe.visible import in_template
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,6 +57,7 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         autoescape=True,
+        finalize=in_template,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

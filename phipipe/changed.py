@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from phipipe.errors import RecipeError
+from phipipe.user_paths import resolved
 
 
 class Changes:
@@ -27,16 +28,16 @@ class Changes:
         Raises:
             RecipeError: there is no git, or no such commit.
         """
-        path = path.resolve()
+        path = resolved(path)
         folder = path if path.is_dir() else path.parent
         top = self._top(folder) if folder.is_dir() else None
         return top is not None and path in self._touched(top)
 
     def check(self, folder: Path) -> None:
         """Raise a RecipeError where ``folder`` is in no repository that knows the commit."""
-        top = self._top(folder.resolve())
+        top = self._top(resolved(folder))
         if top is None:
-            words = _run(folder.resolve(), "rev-parse", "--show-toplevel").stderr.decode(errors="replace").strip()
+            words = _run(resolved(folder), "rev-parse", "--show-toplevel").stderr.decode(errors="replace").strip()
             raise RecipeError(
                 f"--changed-since {self._ref}: git finds no repository that `{folder}` is in: {words}",
                 hint="leave the option out, or name recipes that git keeps",
@@ -62,7 +63,7 @@ class Changes:
 def _top(folder: Path) -> Path | None:
     """The root of the repository that ``folder`` is in."""
     found = _git(folder, "rev-parse", "--show-toplevel")
-    return None if found is None else Path(found.rstrip("\r\n")).resolve()
+    return None if found is None else resolved(Path(found.rstrip("\r\n")))
 
 
 def _git(folder: Path, *words: str) -> str | None:
@@ -74,6 +75,6 @@ def _git(folder: Path, *words: str) -> str | None:
 def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
-    except OSError as error:
-        message = f"--changed-since asks git, which cannot be run: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        message = f"--changed-since asks git, which cannot be run: {getattr(error, 'strerror', None) or error}"
         raise RecipeError(message, hint="install git") from None

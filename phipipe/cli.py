@@ -19,6 +19,7 @@ from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
     ON,
+    UserPath,
     cli,
     command,
     complain,
@@ -27,17 +28,19 @@ from phipipe.console import (
     misused,
     note,
     planning_on,
+    save,
     settings_of_user,
     store_of_user,
 )
-from phipipe.errors import Interrupted, PhipipeError, StoreError
+from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError
+from phipipe.user_paths import Kind
 
 if TYPE_CHECKING:
     from phipipe.settings import Settings
     from phipipe.store import Store
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
-RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+RECIPE = click.argument("recipe", type=UserPath())
 
 
 def _accepted(context: click.Context, parameter: click.Parameter, package: Path) -> Path:
@@ -49,7 +52,7 @@ def _accepted(context: click.Context, parameter: click.Parameter, package: Path)
     return package / version if version and Path(version).name == version else package
 
 
-PACKAGE = click.argument("package", type=click.Path(path_type=Path), callback=_accepted)
+PACKAGE = click.argument("package", type=UserPath(Kind.FOLDER, SourceError), callback=_accepted)
 SETS = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value, of all variants; repeatable."
 )
@@ -60,7 +63,7 @@ ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this var
 @RECIPE
 @SETS
 @ONLY
-@click.option("--out", default=PACKAGES, show_default=True, type=click.Path(path_type=Path), help="Where packages go.")
+@click.option("--out", default=PACKAGES, show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where packages go.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
 @ON
 @LOG_FORMAT
@@ -129,7 +132,7 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, a
 
 
 @command("phipipe validate recipes/*.yaml")
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, required=True, type=UserPath())
 @SETS
 @AS_JSON
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
@@ -156,10 +159,12 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
 
 @command("phipipe eval packages/quickstart --tokens 8192")
 @PACKAGE
-@click.option("--text", type=click.Path(path_type=Path), help="Another evaluation text (UTF-8).")
+@click.option("--text", type=UserPath(Kind.FILE, SourceError, "text"), help="Another evaluation text (UTF-8).")
 @click.option("--tokens", type=click.IntRange(min=256), help="How many tokens of it.")
 @click.option(
-    "--source", type=click.Path(path_type=Path), help="The original's folder; else from the cache, or its hub again."
+    "--source",
+    type=UserPath(Kind.FOLDER, SourceError, "folder"),
+    help="The original's folder; else from the cache, or its hub again.",
 )
 @AS_JSON
 def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool) -> None:
@@ -179,7 +184,7 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
 
 @command("phipipe measure packages/quickstart --out quickstart-measured.json")
 @PACKAGE
-@click.option("--out", type=click.Path(path_type=Path), help="The report; default NAME-measured.json, here.")
+@click.option("--out", type=UserPath(Kind.NEW_FILE), help="The report; default NAME-measured.json, here.")
 @AS_JSON
 def measure(package: Path, out: Path | None, as_json: bool) -> None:
     """Measure a package on the device it is for, which this machine must be: fidelity, speed, memory.
@@ -198,7 +203,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
         raise outcome.error
     text = board.dump([again.report(package, outcome)])
     target = out or Path(f"{planned.build.name}-measured.json")
-    target.write_bytes(text.encode())
+    save(target, text)
     if as_json:
         answers.give_text(text)
     else:
@@ -206,9 +211,9 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
 
 
 @command("phipipe compare packages/board-llamacpp-int4 packages/board-openvino-int4")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|PACKAGE...")
+@click.argument("paths", nargs=-1, required=True, type=UserPath(Kind.EITHER, SourceError), metavar="RUN|PACKAGE...")
 @click.option(
-    "--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Where the board goes."
+    "--out", default="comparison", show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where the board goes."
 )
 @AS_JSON
 def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
@@ -230,7 +235,6 @@ def verify(package: Path, as_json: bool) -> None:
     """Check that a package is complete and unchanged: every file's size and SHA-256, and nothing added."""
     from phipipe import output
     from phipipe import package as packages
-    from phipipe.errors import SourceError
 
     findings = packages.verify(package)
     if as_json:
@@ -257,7 +261,7 @@ def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> 
 
 
 @command("phipipe init my-recipe.yaml --device cpu-x86_64 --precision int4")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=UserPath())
 @click.option("--device", default="cpu-x86_64", show_default=True, help="A device, or a device file of yours.")
 @click.option(
     "--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="Default: what suits the device."
@@ -320,7 +324,6 @@ def _attempt(
 def _board_of(outcomes: list[Any], out: Path, quiet: bool) -> None:
     """The board of a matrix: beside the packages, in a folder named by the recipe."""
     from phipipe import comparison
-    from phipipe.errors import SourceError
 
     entries, name = comparison.of_outcomes(outcomes), outcomes[0].plan.build.recipe.name
     try:

@@ -28,6 +28,7 @@ from phipipe.keys import key_of
 from phipipe.remote_store import OWNER, Remote
 from phipipe.settings import Settings
 from phipipe.store import Store
+from phipipe.visible import visible
 
 if TYPE_CHECKING:
     from phipipe.device import Device
@@ -232,7 +233,7 @@ def _place(settings: Settings) -> tuple[Store, Bench, Remote]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def _input(name: str, key: str, store: Store, shared: Remote) -> Result:

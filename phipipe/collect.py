@@ -8,6 +8,7 @@ do nothing (some network file systems), nobody can be known to be dead, and noth
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import os
 import re
@@ -23,17 +24,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from phipipe import keys
+from phipipe import keys, room
 from phipipe.errors import StoreError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = room.FULL
 GATE_S = 600  # nobody holds the gate for long, unless stopped by a debugger or a dead network disk
-_MAKE_ROOM = "phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk"
 _HINTS = {
-    **dict.fromkeys(FULL, _MAKE_ROOM),
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n 4096)",
     errno.ENFILE: "too many files are open on this machine: close other programs",
-    errno.EIO: "the disk fails: check it, or set PHIPIPE_CACHE to another one",
 }
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A phipipe cache: everything here can be made again.\n"
 ABOUT = """This folder is phipipe's cache. Do not edit it; `phipipe cache ls|verify|gc` looks after it.
@@ -55,11 +53,30 @@ class GcReport:
     kept_bytes: int
 
 
+@dataclass(frozen=True)
+class Usage:
+    """One row of ``cache ls``."""
+
+    key: str
+    runs: str
+    size_bytes: int
+    created: datetime.datetime
+    used: datetime.datetime
+
+
 def label(root: Path) -> None:
     """Tell backup programs and people what this folder is."""
     for name, text in (("CACHEDIR.TAG", TAG), ("README.txt", ABOUT)):
-        if size_of(root / name) != len(text):  # absent, or its writer was killed
+        if not is_plain(root / name) or size_of(root / name) != len(text):  # absent, or its writer was killed
+            remove(root / name)
             (root / name).write_bytes(text.encode())
+
+
+def is_plain(path: Path) -> bool:
+    """Whether this is a file itself: no folder, no link, no device."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode)
+    return False
 
 
 def choose(
@@ -159,6 +176,13 @@ def remove(path: Path) -> None:
                 raise
 
 
+def read_plain(path: Path) -> bytes:
+    """The content of a file itself. What took its place (a folder, a link, a device) is as good as a failing disk."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EIO, "it is no plain file", str(path))
+    return path.read_bytes()
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; what is gone has none."""
     with contextlib.suppress(FileNotFoundError):
@@ -191,29 +215,39 @@ def _reflink(source: Path, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def guard(folder: Path, needed_bytes: int | None = None, only: Collection[int] | None = None) -> Iterator[None]:
-    """Turn an operating system's refusal (``only`` these error numbers) into a StoreError that says what to do."""
+def guard(
+    folder: Path,
+    needed_bytes: int | None = None,
+    only: Collection[int] | None = None,
+    remedy: str = room.KEEP_CACHE,
+) -> Iterator[None]:
+    """Turn an operating system's refusal (``only`` these error numbers) into a StoreError that says what to do.
+
+    ``remedy`` is what to do where ``folder``, which is not the cache, is full.
+    """
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter from locks on a file system without
         if only is not None and getattr(error, "errno", None) not in only:
             raise
-        raise typed(error, folder, needed_bytes) from error
+        raise typed(error, folder, needed_bytes, remedy) from error
 
 
-def typed(error: Exception, folder: Path, needed_bytes: int | None = None) -> StoreError:
+def typed(error: Exception, folder: Path, needed_bytes: int | None = None, remedy: str = room.KEEP_CACHE) -> StoreError:
     """``error`` in the user's terms: what was needed, what is free, what to do."""
     if isinstance(error, Timeout):
         return StoreError(f"another process has held `{error.lock_file}` for {GATE_S} s", hint="end that process")
     number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    hint = _HINTS.get(number or 0, "set PHIPIPE_CACHE to a folder that you can write")
-    if number not in FULL:
-        return StoreError(f"cannot use `{folder}`: {reason}", hint=hint)
-    parts = [] if needed_bytes is None else [f"{needed_bytes} bytes needed"]
-    with contextlib.suppress(OSError):
-        parts.append(f"{shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free} bytes free")
-    return StoreError(f"no room left in `{folder}`: {', '.join([*parts, reason])}", hint=hint)
+    if number in FULL:
+        return room.error([room.blamed(error, room.Folder(folder, remedy))], reason=reason, needed_bytes=needed_bytes)
+    other = "set PHIPIPE_CACHE to" if remedy == room.KEEP_CACHE else "choose another --out,"
+    hint = (
+        f"the disk fails: check it, or {other} another one"
+        if number == errno.EIO
+        else f"{other} a folder that you can write"
+    )
+    return StoreError(f"cannot use `{folder}`: {reason}", hint=_HINTS.get(number or 0, hint))
 
 
 def probe(out: Path) -> None:
@@ -351,7 +385,7 @@ def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
 
 def check_replaceable(target: Path) -> None:
     """Refuse to replace what phipipe did not write."""
-    if target.is_symlink() or target.is_file():
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
     if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
         raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import board, board_html, board_text, package
+from phipipe import board, board_html, board_text, collect, package, room
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.executor import Outcome
+from phipipe.json_files import read_bytes
 
 NAME = "board.json"
 
@@ -55,7 +56,7 @@ def _of_path(path: Path) -> list[Entry]:
 
 def _load(path: Path) -> list[Entry]:
     try:
-        return board.load(path.read_text("utf-8"))
+        return board.load(read_bytes(path).decode("utf-8"))
     except (PhipipeError, UnicodeDecodeError) as error:
         message = error.message if isinstance(error, PhipipeError) else "it is not UTF-8"
         raise SourceError(f"`{path}`: {message}", hint=getattr(error, "hint", None)) from None
@@ -66,6 +67,7 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
 
     Raises:
         SourceError: the entries were not measured on the same tokens of the same model.
+        StoreError: the folder cannot be written.
     """
     board.check_comparable(entries)
     texts = {
@@ -73,7 +75,10 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
         "board.md": board_text.markdown(entries, title),
         "board.html": board_html.render(entries, title),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_bytes(text.encode())  # no newline translation
+    with collect.guard(folder, remedy=room.KEEP_OUT):
+        folder.mkdir(parents=True, exist_ok=True)
+        with collect.claim(folder, ".board.") as aside:  # whatever has the name now, is replaced and not written into
+            for name, text in texts.items():
+                (aside / name).write_bytes(text.encode())  # no newline translation
+                (aside / name).replace(folder / name)
     return folder / "board.html"

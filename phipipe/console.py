@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from phipipe import __version__
-from phipipe.errors import PhipipeError
+from phipipe.errors import PhipipeError, RecipeError
+from phipipe.user_paths import Kind, problem, shown
 from phipipe.visible import json_text, visible
 
 if TYPE_CHECKING:
@@ -20,7 +22,38 @@ if TYPE_CHECKING:
     from phipipe.settings import Settings
     from phipipe.store import Store
 
+MAX_MISUSED = 4000  # characters: what a command line that was mistaken for another may repeat
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
+
+
+class UserPath(click.Path):
+    """A path on the command line: refused with ``error`` where it cannot be the ``kind`` that is meant.
+
+    One that is to be read and is missing is refused too where ``missing`` says what there is none of. Without a
+    ``kind``, who reads it looks at it (and says what else is wrong, as for several recipes).
+    """
+
+    def __init__(
+        self, kind: Kind | None = None, error: type[PhipipeError] = RecipeError, missing: str | None = None
+    ) -> None:
+        super().__init__(path_type=Path)
+        self._kind, self._error, self._missing = kind, error, missing
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path, name = Path(os.fsdecode(value)), _called(param)
+        if not str(value):
+            raise self._error(f"{name} is empty", hint="give a path")
+        if self._kind and (odd := problem(path, self._kind)):
+            raise self._error(f"{name}: `{shown(path)}` {odd}", hint="give another path")
+        if self._missing and not path.exists():
+            raise self._error(f"{name}: there is no {self._missing} at `{path}`", hint="check the path")
+        return path
+
+
+def _called(param: click.Parameter | None) -> str:
+    """What users know a parameter as."""
+    name = param.opts[0] if param else "the path"
+    return name if name.startswith("-") else name.upper()
 
 
 def _log_as(context: click.Context, parameter: click.Parameter, value: str) -> bool:
@@ -55,7 +88,7 @@ class Group(click.Group):
         except click.UsageError as error:
             import difflib
 
-            close = difflib.get_close_matches(args[0], self.commands, 1)
+            close = difflib.get_close_matches(args[0][:100], self.commands, 1)
             guess = f" Did you mean `{close[0]}`?" if close else ""
             raise click.UsageError(f"{error.message}{guess}", ctx) from None
 
@@ -139,6 +172,26 @@ def echo(text: str) -> None:
     click.echo(visible(text))
 
 
+def save(path: Path, text: str) -> None:
+    """Write ``text``, as it is, to the file that the user named.
+
+    Raises:
+        RecipeError: the system does not let us.
+        StoreError: there is no room.
+    """
+    if odd := problem(path, Kind.NEW_FILE):
+        raise RecipeError(f"cannot write `{shown(path)}`: it {odd}", hint="give another path")
+    try:
+        path.write_bytes(text.encode())
+    except OSError as error:
+        from phipipe import room
+
+        if error.errno in room.FULL:
+            full = [room.Folder(path.parent, room.KEEP_OUT)]
+            raise room.error(full, reason=str(error.strerror), needed_bytes=len(text)) from None
+        raise RecipeError(f"cannot write `{path}`: {error.strerror}", hint="give another path") from None
+
+
 def complain(error: PhipipeError) -> None:
     if _events:
         from phipipe.events import failure
@@ -155,4 +208,5 @@ def misused(error: click.ClickException) -> None:
     """Say what click found wrong with the command line."""
     said = io.StringIO()
     error.show(said)
-    click.echo(visible(said.getvalue()), err=True, nl=False)
+    text = visible(said.getvalue())
+    click.echo(text if len(text) <= MAX_MISUSED else f"{text[:MAX_MISUSED]}…\n", err=True, nl=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from phipipe import user_paths
 from phipipe.errors import Located, Place, RecipeError
 
 if TYPE_CHECKING:
@@ -100,10 +101,12 @@ def read(path: Path, kind: str = "recipe") -> Document:
     Raises:
         RecipeError: it is missing, no text, too large, or not the YAML described above.
     """
+    if odd := user_paths.oddity(path):
+        raise RecipeError(f"cannot read `{user_paths.shown(path)}` as a {kind}: it {odd}", hint=f"name a {kind}")
     try:
         if path.is_dir():
             raise RecipeError(f"`{path}` is a folder, not a {kind}", hint="name the .yaml file in it")
-        with path.open("rb") as stream:  # not stat(): a pipe or device has no size
+        with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         known = f"no {kind} at `{path}`" if isinstance(error, FileNotFoundError) else f"cannot read `{path}`"
@@ -112,6 +115,11 @@ def read(path: Path, kind: str = "recipe") -> Document:
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"{path}:1:1: the file is too large: a {kind} has at most {MAX_BYTES} bytes")
     return parse(_decoded(raw, path), str(path))
+
+
+def is_text(text: str) -> bool:
+    """Whether ``text`` has only characters that a recipe may have."""
+    return not re.search(_CONTROL, text)
 
 
 def _decoded(raw: bytes, path: Path) -> str:

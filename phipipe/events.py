@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import json
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,23 +176,38 @@ class Run:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The events in a run's folder; a last line that a killed process has not finished is left out."""
+    """The events in a run's folder; a last line that a killed process has not finished is left out, as is damage."""
     found = []
-    for line in (folder / FILE).read_text("utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict) and "event" in event:
-            found.append(event)
+    try:
+        path = folder / FILE
+        text = path.read_bytes().decode("utf-8", "replace") if stat.S_ISREG(path.lstat().st_mode) else ""
+    except OSError:
+        return []
+    for written in text.splitlines():
+        with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+            event = json.loads(written)
+            if isinstance(event, dict) and line(event) and _is_run(event):
+                found.append(event)
     return found
+
+
+def _is_run(event: Mapping[str, Any]) -> bool:
+    """Whether all that others look up in ``event`` is there and of its type; ``line`` has looked at the rest."""
+    if event["event"] in ("step_finished", "step_failed", "build_finished"):
+        row(event)
+    if event["event"] == "run_finished":
+        return type(event["exit_code"]) is int and isinstance(event["seconds"], int | float)
+    if event["event"] == "run_started":
+        texts = (event["command"], event["time"], *event["builds"])
+        return all(isinstance(text, str) for text in texts) and type(event["pid"]) is int
+    return True
 
 
 def runs(cache: Path) -> list[Run]:
     """All recorded runs, the newest first."""
     home = cache / "runs"
     folders = sorted(home.iterdir(), reverse=True) if home.is_dir() else []
-    return [run for folder in folders if (folder / FILE).is_file() and (run := _run(folder))]
+    return [run for folder in folders if (run := _run(folder))]
 
 
 def find(cache: Path, name: str) -> Run:
@@ -205,6 +222,30 @@ def find(cache: Path, name: str) -> Run:
         words = f"{len(found)} runs begin with" if found else "there is no run"
         raise SourceError(f"{words} `{name}`", hint="phipipe runs ls")
     return found[0]
+
+
+def of_step(run: Run, step: str | None) -> list[Mapping[str, Any]]:
+    """The events of ``run`` that are about ``step``, by its name or with its build's; None: all.
+
+    Raises:
+        SourceError: the run had no such step.
+    """
+    if step is None:
+        return list(run.events)
+    known = {str(event["step"]): event for event in run.events if "step" in event}
+    short = {name.rpartition(": ")[2] for name in known}
+    if step not in known and step not in short:
+        close = difflib.get_close_matches(step[:200], [*short, *known], 1)
+        guess = f"; did you mean `{close[0]}`?" if close else ""
+        hint = f"steps: {', '.join(sorted(short))}" if short else f"phipipe runs show {run.id}"
+        raise SourceError(f"the run {run.id} has no step `{step}`{guess}", hint=hint)
+    return [event for event in run.events if step in _names(event)]
+
+
+def _names(event: Mapping[str, Any]) -> tuple[str, str]:
+    """A step's name with its build's, and alone."""
+    name = str(event.get("step", ""))
+    return name, name.rpartition(": ")[2]
 
 
 def _run(folder: Path) -> Run | None:
@@ -228,7 +269,7 @@ def _run(folder: Path) -> Run | None:
 
 def _alive(first: Mapping[str, Any]) -> bool:
     """Whether the process that wrote ``run_started`` is still there; its number may have come to another."""
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return abs(psutil.Process(first["pid"]).create_time() - float(first["process_started"])) < 1
     return False
 

@@ -148,7 +148,7 @@ class Bench:
         if step.toolchain and step.toolchain not in self._checked:  # before the first real use: are all files there?
             self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._note)
             self._checked.add(step.toolchain)
-        return Waiting(step=step, key=key, record=record, why=self._explain(step.name, record))
+        return Waiting(step=step, key=key, record=record, why=self._explain(step.name, record, key))
 
     def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
         """Run the step, unless another process has meanwhile.
@@ -214,12 +214,14 @@ class Bench:
         key = keys.key_of(record)
         stored = self._store.peek(key)
         if stored is None:
-            return Forecast(step=step, key=key, cached=False, why=self._explain(step.name, record))
+            return Forecast(step=step, key=key, cached=False, why=self._explain(step.name, record, key))
         done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
         return Forecast(step=step, key=key, cached=True, why="")
 
-    def _explain(self, step: str, record: Mapping[str, Json]) -> str:
+    def _explain(self, step: str, record: Mapping[str, Json], key: str) -> str:
         """Why ``record`` has no result yet. The store's records are read once: they may be many."""
+        if self._store.was_damaged(key):
+            return "its stored result was damaged"
         if self._history is None:
             self._history = history(self._store)
         return explain(self._history, step, record)

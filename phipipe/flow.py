@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -83,7 +84,13 @@ def _started(words: Sequence[str], folder: str, answer: IO[str]) -> Iterator[sub
     """``phipipe WORDS`` as a process, that ends when the block does: Prefect cancels by raising in it."""
     command = [sys.executable, "-m", "phipipe", *words, "--log-format", "json", "--json"]
     with subprocess.Popen(
-        command, cwd=folder, stdout=answer, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+        command,
+        cwd=folder,
+        stdout=answer,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     ) as process:
         try:
             yield process

@@ -84,7 +84,9 @@ def nvidia() -> str | None:
     if tool is None:
         return None
     try:
-        answer = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(
+            [tool, "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
         return None
     return answer.stdout.strip() if answer.returncode == 0 and "GPU " in answer.stdout else None

@@ -23,9 +23,8 @@ def tell(hook: str, summary: Path, exit_code: int) -> str | None:
     if re.match(r"https?://", hook, re.IGNORECASE):
         return _post(hook, summary, exit_code)
     environment = os.environ | {"PHIPIPE_EXIT_CODE": str(exit_code)}
-    words = _split(hook)
     try:
-        done = subprocess.run([*words, str(summary)], env=environment, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run([*_split(hook), str(summary)], env=environment, timeout=TIMEOUT_S, check=False)
     except (OSError, ValueError, IndexError) as error:
         return f"the hook `{hook}` does not start: {getattr(error, 'strerror', None) or error}"
     except subprocess.TimeoutExpired:

@@ -12,7 +12,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import models, remote, text_files, tokenizer_files
+from phipipe import models, remote, text_files, tokenizer_files, user_paths
 from phipipe.backends.base import Inputs, Outside, Params, Step
 from phipipe.errors import SourceError
 from phipipe.models import Checkpoint
@@ -45,11 +45,7 @@ def original(source: Source, base: Path) -> Original:
         repo = remote.model_of(source)
         checkpoint, found = remote.checkpoint_of(repo)
         return Original(checkpoint, remote.source_step(repo, found), found.licence)
-    folder = (
-        BUILTIN_MODELS[source.builtin]
-        if source.builtin is not None
-        else (base / Path(str(source.path)).expanduser()).resolve()
-    )
+    folder = BUILTIN_MODELS[source.builtin] if source.builtin is not None else user_paths.inside(base, str(source.path))
     checkpoint = models.read(folder)
     return Original(checkpoint, _source_step(checkpoint))
 
@@ -94,7 +90,7 @@ def _text_path(text: Text, base: Path, purpose: str) -> Path:
         return remote.text_of(text.dataset)
     if text.builtin is not None:
         return BUILTIN_TEXTS[text.builtin] / f"{purpose}.txt"
-    path = (base / Path(str(text.file)).expanduser()).resolve()
+    path = user_paths.inside(base, str(text.file))
     where = "evaluate.text.file" if purpose == "evaluation" else "calibrate.text.file"
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"

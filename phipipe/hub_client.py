@@ -202,9 +202,9 @@ def refused(repo: Repository, status: int, headers: Mapping[str, str], file: str
 def _hub_cache() -> Path:
     """Where the hub's own client keeps its downloads."""
     if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(os.path.expandvars(folder)).expanduser()
+        return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111 (never raises)
     if home := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return Path(os.path.expanduser(os.path.expandvars(home))) / "hub"  # noqa: PTH111
     return Path(str(transfer.library().constants.HF_HUB_CACHE))
 
 

@@ -154,6 +154,21 @@ def seal_record(record: Mapping[str, Any]) -> bytes:
     return json.dumps({**rest, "check": check}, indent=1).encode()
 
 
+def open_sealed(raw: bytes) -> dict[str, Any]:
+    """What ``seal_record`` made ``raw`` of.
+
+    Raises:
+        StoreError: it was changed.
+    """
+    try:
+        value = json.loads(raw)
+        if isinstance(value, dict) and raw == seal_record(value):
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise StoreError("it is not what was written")
+
+
 def open_record(raw: bytes, key: str) -> dict[str, Any]:
     """The record in ``raw``, which must be the very bytes that were sealed for ``key``.
 

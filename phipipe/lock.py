@@ -39,7 +39,7 @@ def compile(name: str, output: Path) -> str:
         excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
         command += ["--output-file", str(draft), "--excludes", str(excludes)]
         subprocess.run(
-            command, input="\n".join(extras[name]), text=True, check=True, env=environment, stdout=subprocess.DEVNULL
+            command, input="\n".join(extras[name]).encode(), check=True, env=environment, stdout=subprocess.DEVNULL
         )
         lines = draft.read_text("utf-8").splitlines()
     gpu = name.endswith("-cuda")  # there torch does not bring them along: nothing does

@@ -16,6 +16,7 @@ from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
     ON,
+    UserPath,
     cli,
     command,
     complain,
@@ -27,6 +28,7 @@ from phipipe.console import (
     store_of_user,
 )
 from phipipe.errors import ToolchainError
+from phipipe.user_paths import Kind
 
 
 def _selection(function: Callable[..., None]) -> Callable[..., None]:
@@ -43,8 +45,9 @@ def _manner(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+RECIPES = UserPath(Kind.EITHER, missing="recipe or folder of recipes")
 _SELECTION = (
-    click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECIPE|FOLDER..."),
+    click.argument("paths", nargs=-1, required=True, type=RECIPES, metavar="RECIPE|FOLDER..."),
     click.option("--name", "names", multiple=True, metavar="GLOB", help="Only builds or recipes of this name."),
     click.option("--tag", "tags", multiple=True, metavar="GLOB", help="Only recipes with this tag."),
     click.option("--device", "devices", multiple=True, metavar="GLOB", help="Only builds for this device."),
@@ -57,7 +60,7 @@ _SELECTION = (
 
 _MANNER = (
     click.option(
-        "--out", default="batch", show_default=True, type=click.Path(path_type=Path), help="Where it all goes."
+        "--out", default="batch", show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where it all goes."
     ),
     click.option(
         "--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build."
@@ -167,7 +170,7 @@ def schedule() -> None:
 @_manner
 @click.option("--at", default="0 2 * * *", show_default=True, metavar="CRON", help="When: a cron expression.")
 @click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
-@click.option("--write", type=click.Path(path_type=Path), metavar="FOLDER", help="Write there instead of to stdout.")
+@click.option("--write", type=UserPath(Kind.NEW_FOLDER), metavar="FOLDER", help="Write there instead of to stdout.")
 @AS_JSON
 def export(
     paths: Sequence[Path],

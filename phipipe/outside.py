@@ -1,17 +1,24 @@
-"""Digests of files outside the store, remembered by size and time so that a cached run reads none of them."""
+"""Digests of files outside the store, remembered by size and time so that a cached run reads none of them.
+
+It is a memory and no more: what is not just as it was written is forgotten, and the files are hashed anew.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-from phipipe import keys
+from phipipe import collect, keys, user_paths
 from phipipe.backends.base import Outside
-from phipipe.errors import SourceError
+from phipipe.errors import SourceError, StoreError
+
+Entries = dict[str, dict[str, Any]]
+FOLDER = "outside"
 
 # A file written this shortly before it was hashed may change again within its timestamp's resolution:
 # such an entry is not trusted the next time (git's "racy" rule).
@@ -25,7 +32,7 @@ def digest(source: Outside, cache: Path) -> str:
         SourceError: a file is missing or cannot be read.
     """
     memory = _memory(source, cache)
-    known, seen = _load(memory), {}
+    known, seen = _load(memory) or {}, dict[str, dict[str, Any]]()
     for name in source.files:
         try:
             seen[name] = _entry(source.folder / name, known.get(name))
@@ -38,12 +45,23 @@ def digest(source: Outside, cache: Path) -> str:
 
 def forget(source: Outside, cache: Path) -> None:
     """Hash ``source`` anew the next time, whatever its sizes and times say."""
-    _memory(source, cache).unlink(missing_ok=True)
+    _remove(_memory(source, cache))
+
+
+def verify(cache: Path) -> list[str]:
+    """Forget what is damaged of what is remembered; one line per finding."""
+    home, findings = cache / FOLDER, []
+    with contextlib.suppress(OSError):
+        for path in sorted(home.iterdir()):
+            if path.suffix == ".json" and _load(path) is None:
+                findings.append(f"what is remembered of files outside the cache is damaged ({path.name[:12]})")
+                _remove(path)
+    return findings
 
 
 def _memory(source: Outside, cache: Path) -> Path:
-    name = hashlib.sha256(str(source.folder.resolve()).encode()).hexdigest()[:32]
-    return cache / "outside" / f"{name}.json"
+    name = hashlib.sha256(os.fsencode(user_paths.resolved(source.folder))).hexdigest()[:32]
+    return cache / FOLDER / f"{name}.json"
 
 
 def _entry(path: Path, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -54,16 +72,42 @@ def _entry(path: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     return stamp | {"sha256": keys.hash_file(path), "hashed_ns": time.time_ns()}
 
 
-def _load(path: Path) -> dict[str, dict[str, Any]]:
+def _load(path: Path) -> Entries | None:
+    """What ``path`` remembers; nothing if it is not there; None if it is not what was written."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):  # absent or damaged: it is only a memory, hash again
+        known = keys.open_sealed(collect.read_plain(path))["files"]
+        if all(map(_is_entry, known.values())):
+            return dict(known)
+    except FileNotFoundError:
         return {}
-    return value if isinstance(value, dict) else {}
+    except (OSError, TypeError, KeyError, AttributeError, StoreError):
+        return None
+    return None
 
 
-def _save(path: Path, value: dict[str, dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _is_entry(entry: Any) -> bool:
+    """Whether ``entry`` has all that ``_entry`` makes. A sum can be right over something that is none."""
+    numbers = ("size", "mtime_ns", "hashed_ns")
+    return (
+        isinstance(entry, dict)
+        and all(type(entry.get(name)) is int for name in numbers)
+        and isinstance(entry.get("sha256"), str)
+        and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
+    )
+
+
+def _save(path: Path, value: Entries) -> None:
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(value), "utf-8")
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(keys.seal_record({"files": value}))
+        if path.is_dir() and not path.is_symlink():
+            _remove(path)
+        aside.replace(path)
+    except (OSError, StoreError):  # a full disk, or names that JSON has no letters for: hashed again the next time
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        collect.remove(path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phipipe import backends, downloads, hardware
+from phipipe import backends, downloads, hardware, room
 from phipipe import plan as planner
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
@@ -141,7 +141,7 @@ def _too_little_disk(steps: Sequence[Step], here: Machine, cache: Path, out: Pat
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about {_gib(amount)}, and {_gib(free)} are "
                 f"free; step `{largest.name}` writes most, {_gib(largest.output_bytes)}",
-                hint=f"`phipipe cache gc --budget GIB`, or set PHIPIPE_CACHE to a folder on a larger disk; {OVERRIDE}",
+                hint=f"{room.KEEP_CACHE if where == cache else room.KEEP_OUT}; {OVERRIDE}",
             )
     return None
 

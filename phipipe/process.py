@@ -23,11 +23,10 @@ from typing import Any, TextIO
 
 import psutil
 
-from phipipe import worker
-from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, StoreError, ToolchainError, decoded
+from phipipe import room, worker
+from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, ToolchainError, decoded
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
-from phipipe.store import FULL
 
 SAMPLE_S = 0.1
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
@@ -295,6 +294,10 @@ class Worker:
                 f"step `{step}` was killed by SIGKILL at {peak}: most likely the system ran out of memory",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
+        if room.is_full(room.of_steps(self._settings)):  # a file mapped into memory: SIGBUS; or no room for an answer
+            return room.error(
+                room.of_steps(self._settings), doing=f"step `{step}`", reason=f"it died ({_ending(code)})"
+            )
         return StepKilled(f"step `{step}` died ({_ending(code)}, peak memory {peak})", hint=f"its log: {log}")
 
     def _failed(self, step: str, told: Mapping[str, Any], watch: _Watch, log: Path) -> PhipipeError:
@@ -302,6 +305,14 @@ class Worker:
         message = str(told["message"])
         if "error" in told:
             return decoded(told["error"], before=f"step `{step}`: ")
+        # First: what a full disk makes libraries say is easily taken for a lack of memory.
+        if (
+            told.get("errno") in room.FULL
+            or room.SAID.search(message)
+            or (NO_MEMORY.search(message) and room.is_full(room.of_steps(self._settings)))
+        ):
+            reason = _last(message) or str(told["kind"])
+            return room.error(room.of_steps(self._settings), doing=f"step `{step}`", reason=reason)
         if told["kind"] == "MemoryError" or NO_MEMORY.search(message) or told.get("returncode") in (-9, 137):
             return StepKilled(
                 f"step `{step}` ran out of memory at {_gib(watch.peak_rss_bytes)}: {_last(message) or told['kind']}",
@@ -309,11 +320,6 @@ class Worker:
             )
         if "import" in told and str(told["import"]).partition(".")[0] != "phipipe":
             return ToolchainError(f"toolchain `{self._name}` is damaged: {_last(message)}", hint=self._repair())
-        if told.get("errno") in FULL:
-            return StoreError(
-                f"step `{step}` found no room left on the disk",
-                hint="phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk",
-            )
         before = "".join(f"\n  | {line}" for line in _tail(log, before=str(told["traceback"]))[-3:])
         return StepFailed(f"step `{step}` failed: {told['kind']}: {_last(message)}{before}", hint=f"its log: {log}")
 

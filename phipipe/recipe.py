@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -12,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from phipipe import overlay, user_paths
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
-from phipipe.variants import BACKEND, VARIANT_KEYS, lay, put, wanted
+from phipipe.variants import BACKEND, VARIANT_KEYS, lay
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 Metric = Literal[
@@ -255,6 +257,18 @@ class Build:
     )
 
 
+def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
+    """Paths of the user's that ``recipe`` names, and where it does."""
+    learned = recipe.calibrate.text.file if recipe.calibrate.text else None
+    named: list[tuple[Where, str | None]] = [
+        (("source", "path"), recipe.source.path),
+        (("evaluate", "text", "file"), recipe.evaluate.text.file),
+        (("calibrate", "text", "file"), learned),
+        (("device",), recipe.device if recipe.device.endswith((".yaml", ".yml")) else None),
+    ]
+    return [(where, text) for where, text in named if text is not None]
+
+
 def problem_at(build: Build, where: Where, message: str, hint: str | None = None, *others: Where) -> TargetError:
     """A TargetError that points at the place in the recipe that ``message`` speaks of.
 
@@ -300,7 +314,7 @@ def gather(
     Raises:
         RecipeError: nothing in the file can be looked at.
     """
-    return of_document(read(path), path.resolve().parent, options=options, sets=sets, only=only)
+    return of_document(read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only)
 
 
 def of_document(
@@ -337,28 +351,25 @@ class _Loading:
     def override(self, sets: Sequence[str]) -> None:
         """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
         for text in sets:
-            dotted, equals, value = text.partition("=")
-            where = tuple(dotted.split("."))
-            if not equals or not all(where):
-                raise RecipeError(f"--set {text}: give it as KEY=VALUE, such as --set precision=int8")
+            where, value, shown = overlay.parts(text)
             try:
                 parsed = parse(value, "") if value.strip() else Document("", "", values={(): (1, 1)})
             except RecipeError as error:
                 words = error.message.splitlines()[0].partition(": ")[2]  # without the place in so short a text
-                raise RecipeError(f"--set {text}: {words}") from None
-            put(self._data, where, parsed.data, text)
+                raise RecipeError(f"--set {shown}: {words}") from None
+            overlay.put(self._data, where, parsed.data, shown)
             if where[0] != "matrix":
-                self._overrides.append((where, parsed.data, text))
+                self._overrides.append((where, parsed.data, shown))
             for known in (self._document.keys, self._document.values, self._sets):
                 for old in [path for path in known if path[: len(where)] == where]:
                     del known[old]
-            self._sets |= {(*where, *inner): text for inner in parsed.values}
+            self._sets |= {(*where, *inner): shown for inner in parsed.values}
 
     def builds(self, folder: Path, only: Sequence[str] = ()) -> tuple[list[Build], RecipeError | None]:
         base = {key: value for key, value in self._data.items() if key != "matrix"}
         variants = self._variants(base) if "matrix" in self._data else [(base, str(base.get("name")), ())]
         if only and not self._problems:
-            chosen = wanted(only, [name for _, name, _ in variants], str(base.get("name")))
+            chosen = overlay.wanted(only, [name for _, name, _ in variants], str(base.get("name")))
             variants = [variant for variant in variants if variant[1] in chosen]
         made = [build for variant in variants if not self._enough() and (build := self._build(*variant, folder))]
         if not self._problems:
@@ -395,7 +406,7 @@ class _Loading:
             names.setdefault(name, self._document.place(at)[0])
             merged = deepcopy(merged)
             for where, value, text in self._overrides:
-                put(merged, where, value, text)
+                overlay.put(merged, where, value, text)
             made.append((merged, f"{base.get('name')}-{name}", at))
         return made
 
@@ -418,9 +429,17 @@ class _Loading:
             self._problem(("backend",), message, variant=variant)
         elif isinstance(backend, str) and isinstance(quantize := data.get("quantize", {}), dict):
             options = self._validate(self._options[backend], quantize, ("quantize",), variant)
+        if recipe is not None:
+            self._look_at_paths(recipe, folder, variant)
         if recipe is None or options is None:
             return None
         return Build(name, recipe, folder, options, lambda places, message: self._located(places, message, variant))
+
+    def _look_at_paths(self, recipe: Recipe, folder: Path, variant: Where) -> None:
+        """What no machine could have at a path is said where the path stands; that it is missing here is for later."""
+        for where, text in paths_of(recipe):
+            if odd := user_paths.oddity(folder / os.path.expanduser(text), text):  # noqa: PTH111 (never raises)
+                self._problem(where, f"`{shorten(text)}` {odd}", variant=variant)
 
     def _validate(self, model: type[BaseModel], data: Any, prefix: Where, variant: Where) -> Any:
         try:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import hub_client, models, progress, text_files, tokenizer_files, transfer
+from phipipe import hub_client, keys, models, progress, room, text_files, tokenizer_files, transfer
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -218,16 +218,19 @@ def _listing(repo: Repository, file: str | None = None) -> Listing:
             raise SourceError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set", hint=hub_client.OFFLINE_HINT)
         return found  # not remembered: the hub client's cache need not have all files
     found = hub_client.single(repo, file) if file else hub_client.listing(repo)
-    _write(path, json.dumps(dataclasses.asdict(found), indent=1).encode())
+    _write(path, keys.seal_record(dataclasses.asdict(found)))
     return found
 
 
 def _remembered(path: Path) -> Listing | None:
     try:
-        told = json.loads(path.read_text("utf-8"))
+        raw = path.read_bytes() if path.is_file() else b""
+        told = json.loads(raw)
+        if "check" in told:  # listings of earlier versions have none
+            told = keys.open_sealed(raw)
         files = tuple(Published(**file) for file in told["files"])
         return Listing(files, tuple(told["pickles"]), told["licence"])
-    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is asked for again
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, StoreError):  # absent or damaged: asked for again
         return None
 
 
@@ -330,7 +333,7 @@ def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> in
     if needed > free:
         raise StoreError(
             f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has {free / MIB:.0f} MiB free",
-            hint="phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk",
+            hint=room.KEEP_CACHE,
         )
     return needed
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from phipipe.errors import StoreError
+from phipipe.settings import Settings
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAID = re.compile(  # by programs and libraries that pass on the system's words only
@@ -28,6 +29,7 @@ SMALL_BYTES = 2**20  # less than this free is full
 KEEP_CACHE = "phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk"
 KEEP_OUT = "make room there, or choose another --out"
 KEEP_TEMPORARY = f"make room there, or set {'TEMP' if os.name == 'nt' else 'TMPDIR'} to a folder on a larger disk"
+KEEP_UV = "uv cache clean, or set UV_CACHE_DIR to a folder on a larger disk"
 KEEP_TOOLCHAINS = "remove toolchains there that you do not need, or set PHIPIPE_TOOLCHAINS to a larger disk"
 
 
@@ -43,19 +45,45 @@ class _Free(NamedTuple):
     files: int | None  # that may still be made; None where the file system has no such limit, or does not say
 
 
-def candidates(named: Path | None = None, out: Path | None = None) -> list[Folder]:
-    """Folders that phipipe writes to, ``named`` (what an error names) first."""
-    from phipipe.settings import Settings
+def of_steps(settings: Settings) -> list[Folder]:
+    """Folders that steps write to."""
+    return [Folder(settings.cache, KEEP_CACHE), _temporary()]
 
+
+def of_installation(settings: Settings) -> list[Folder]:
+    """Folders that the installation of a toolchain writes to."""
+    from platformdirs import user_cache_path
+
+    own = os.environ.get("UV_CACHE_DIR") or user_cache_path("uv", appauthor=False)
+    return [Folder(settings.toolchains, KEEP_TOOLCHAINS), Folder(Path(own), KEEP_UV), _temporary()]
+
+
+def _temporary() -> Folder:
+    try:
+        return Folder(Path(tempfile.gettempdir()), KEEP_TEMPORARY)
+    except OSError:  # none takes a file
+        return Folder(Path(os.environ.get("TMPDIR") or os.environ.get("TEMP") or os.sep), KEEP_TEMPORARY)
+
+
+def candidates(named: Path | None = None) -> list[Folder]:
+    """Folders that phipipe writes to; or the one that an error ``named`` a file in."""
     settings = Settings.read()
-    cache, toolchains = Folder(settings.cache, KEEP_CACHE), Folder(settings.toolchains, KEEP_TOOLCHAINS)
-    temporary = Folder(Path(tempfile.gettempdir()), KEEP_TEMPORARY)
-    found = [cache, *([Folder(out, KEEP_OUT)] if out else []), toolchains, temporary]
+    found = [*of_steps(settings), Folder(settings.toolchains, KEEP_TOOLCHAINS)]
     if named is None:
         return found
     ours = [folder for folder in found if named.absolute().is_relative_to(folder.path)]
-    inner = max(ours, key=lambda folder: len(folder.path.parts), default=Folder(named.parent, KEEP_OUT))
-    return [inner]
+    return [max(ours, key=lambda folder: len(folder.path.parts), default=Folder(named.parent, KEEP_OUT))]
+
+
+def blamed(error: Exception, folder: Folder) -> Folder:
+    """Which folder had no room, where ``folder`` was being written to: the one that ``error`` names a file of."""
+    told = (getattr(error, "filename", None), getattr(error, "filename2", None))
+    names = [Path(name).absolute() for name in told if isinstance(name, str)]
+    if any(name.is_relative_to(folder.path.absolute()) for name in names):
+        return folder
+    if names:
+        return candidates(names[-1])[0]  # of a copy, where it goes
+    return _temporary() if not is_full([folder]) and is_full([_temporary()]) else folder
 
 
 def error(

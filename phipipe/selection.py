@@ -15,12 +15,15 @@ from pydantic import BaseModel
 
 from phipipe import recipe
 from phipipe.changed import Changes
+from phipipe.document import shorten
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.plan import Plan
 from phipipe.recipe import Build
 from phipipe.report import counted
+from phipipe.user_paths import inside, resolved
 
 PATTERN = "*.yaml"
+MAX_GLOB = 200  # characters; long ones take long to match
 LISTED = 8  # names that a message repeats
 
 
@@ -42,6 +45,9 @@ class Wanted:
             and _matches(self.devices, (made.device,))
             and _matches(self.backends, (made.backend,))
         )
+
+    def globs(self) -> list[str]:
+        return [*self.names, *self.tags, *self.devices, *self.backends]
 
     def words(self) -> str:
         """As on the command line."""
@@ -73,7 +79,7 @@ def files(paths: Sequence[Path]) -> list[Path]:
     found = [inner for path in paths for inner in (sorted(path.glob(PATTERN)) if path.is_dir() else [path])]
     once: dict[Path, Path] = {}
     for path in found:
-        once.setdefault(path.resolve(), path)
+        once.setdefault(resolved(path), path)
     return list(once.values())
 
 
@@ -86,11 +92,13 @@ def select(paths: Sequence[Path], wanted: Wanted, options: Mapping[str, type[Bas
     Raises:
         RecipeError: nothing is chosen; two builds have one name; git cannot answer.
     """
+    if long := [word for word in wanted.globs() if len(word) > MAX_GLOB]:
+        raise RecipeError(f"`{shorten(long[0])}` is no name to choose by: it has {len(long[0])} characters")
     found = files(paths)
     every = [item for path in found for item in _read(path, options)]
     devices = {_inside(i.build, i.build.recipe.device) for i in every if i.build and _is_file(i.build.recipe.device)}
-    named = {path.resolve() for path in paths}
-    every = [i for i in every if i.build or i.path.resolve() in named or i.path.resolve() not in devices]
+    named = {resolved(path) for path in paths}
+    every = [i for i in every if i.build or resolved(i.path) in named or resolved(i.path) not in devices]
     _refuse_twins(every)
     chosen = [item for item in every if item.build is None or wanted.takes(item.build)]
     if wanted.changed_since is not None:
@@ -112,7 +120,7 @@ def _is_file(device: str) -> bool:
 
 
 def _inside(build: Build, path: str) -> Path:
-    return (build.folder / Path(path).expanduser()).resolve()
+    return inside(build.folder, path)
 
 
 def _refuse_twins(items: Sequence[Item]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from phipipe import user_paths
 from phipipe.errors import RecipeError
 
 OFFLINE = dict.fromkeys(
@@ -103,12 +104,11 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
     text = environ.get(name)
     if not text:
         return None
-    try:
-        folder = Path(text).expanduser().absolute()
-    except RuntimeError:  # ~somebody, who does not exist
-        raise RecipeError(f"{name} is `{text}`: there is no such home folder", hint="give a folder's path") from None
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"{name} is `{text}`, which is a file", hint="give a folder's path; it may not exist yet")
+    folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 (Path's raises where there is no such user)
+    if odd := user_paths.problem(folder, user_paths.Kind.NEW_FOLDER, text):
+        raise RecipeError(
+            f"{name} is `{user_paths.shown(text)}`, which {odd}", hint="give a folder's path; it may not exist yet"
+        )
     return folder
 
 

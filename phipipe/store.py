@@ -25,9 +25,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from phipipe import collect, downloads, keys
+from phipipe import collect, downloads, keys, room
 from phipipe.collect import FULL as FULL
 from phipipe.collect import GcReport as GcReport
+from phipipe.collect import Usage as Usage
 from phipipe.collect import copy as copy
 from phipipe.errors import StepFailed, StoreError
 
@@ -57,17 +58,6 @@ class Stored:
     @property
     def size_bytes(self) -> int:
         return sum(int(output["size"]) for output in self.outputs)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """One row of ``cache ls``."""
-
-    key: str
-    runs: str
-    size_bytes: int
-    created: datetime.datetime
-    used: datetime.datetime
 
 
 class Store:
@@ -106,7 +96,7 @@ class Store:
             Damaged: it was changed since it was written.
         """
         try:
-            raw = self._action(key).read_bytes()
+            raw = collect.read_plain(self._action(key))
         except FileNotFoundError:
             raise _Missing(f"nothing is stored under {key[:12]}") from None
         except OSError as error:
@@ -344,15 +334,25 @@ class Store:
     def _quarantine(self, stored: Stored, seen: object, message: str) -> None:
         self._sound.discard(stored.digest)
         path = self._action(stored.key)
-        self._drop(path, collect.identity(path))
+        self._put_aside(path, collect.identity(path))  # kept as well: ``was_damaged``
         self._put_aside(stored.path, seen, message)
 
-    def _put_aside(self, path: Path, seen: object, message: str) -> None:
+    def was_damaged(self, key: str) -> bool:
+        """Of a result that is not to be had: whether there was one, which is damaged or was put aside."""
+        try:
+            return self._described(self.record(key)).path.is_dir()
+        except _Missing:
+            return any((self.root / "quarantine").glob(f"{key}.json-*"))
+        except Damaged:
+            return True
+
+    def _put_aside(self, path: Path, seen: object, message: str | None = None) -> None:
         """Move to quarantine what was ``seen`` to be damaged, and nothing that has replaced it since."""
         with collect.guard(self.root), self._gate():
             if seen is not None and collect.identity(path) == seen:
                 path.rename(self.root / "quarantine" / f"{path.name}-{uuid.uuid4().hex[:8]}")
-        self._notify(message)
+        if message:
+            self._notify(message)
 
     def _drop(self, record: Path, seen: object) -> None:
         with collect.guard(self.root), self._gate():
@@ -361,23 +361,26 @@ class Store:
 
     def verify(self) -> list[str]:
         """Hash every tree and every record; put damage aside. One line per finding."""
-        findings = []
+        findings, broken = [], set()
         for path in sorted((self.root / "objects").iterdir()):
             seen = collect.identity(path)
             if not self._is_intact(path, path.name) and path.exists():  # else collected meanwhile
                 findings.append(f"the stored tree {path.name[:12]} is damaged")
                 self._put_aside(path, seen, findings[-1])
+                broken.add(path.name)
         for path in sorted((self.root / "actions").iterdir()):
             seen = collect.identity(path)
             try:
-                missing = not self._described(self.record(path.stem)).path.is_dir()
+                stored = self._described(self.record(path.stem))
             except _Missing:
                 continue
             except Damaged as damage:
                 findings.append(damage.message)
                 self._put_aside(path, seen, damage.message)
                 continue
-            if missing:
+            if stored.digest in broken:
+                self._put_aside(path, seen)
+            elif not stored.path.is_dir():
                 findings.append(f"the result {path.stem[:12]} is gone")
                 self._drop(path, seen)
         return findings
@@ -460,13 +463,13 @@ class Store:
         times = {str(output["path"]): int(output["mtime_ns"]) for output in stored.outputs}
         sizes = {str(output["path"]): int(output["size"]) for output in stored.outputs}
         if self._locks_work and target.parent.is_dir():  # a killed copy may have left the old one beside a good new one
-            with collect.guard(target.parent):
+            with collect.guard(target.parent, remedy=room.KEEP_OUT):
                 collect.sweep(target.parent, f".{target.name}.")
         if collect.is_copy(target, {path: (sizes[path], times[path]) for path in times}):
             return False
         collect.check_replaceable(target)
         source = self.consume(stored)
-        with collect.guard(target.parent, stored.size_bytes):
+        with collect.guard(target.parent, stored.size_bytes, remedy=room.KEEP_OUT):
             collect.export(source, times, target)
         return True
 

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import user_paths
 from phipipe.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ def write(made: dict[str, str], folder: Path) -> list[Path]:
     targets = {folder / path: text for path, text in made.items()}
     try:
         for target in targets:
+            if odd := user_paths.problem(target, user_paths.Kind.NEW_FILE):
+                raise StoreError(f"`{target}` {odd}", hint="move it away, or choose another --job or --write")
             if target.exists() and MARK not in target.read_text("utf-8", "replace"):
                 raise StoreError(f"`{target}` was not {MARK}", hint="move it away, or choose another --job or --write")
         for target, text in targets.items():

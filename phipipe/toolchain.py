@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe import hardware
+from phipipe import hardware, room
 from phipipe.errors import ToolchainError
 from phipipe.settings import Settings
 
@@ -90,10 +90,10 @@ def installed(name: str, settings: Settings) -> Installed | None:
         return _current(name)
     path = path_of(name, settings)
     try:
-        packages = json.loads((path / STATE).read_text("utf-8"))["packages"]
-        if not _python(path).exists() or _listed(path) != packages:
+        packages = json.loads((path / STATE).read_text("utf-8"))["packages"] if (path / STATE).is_file() else None
+        if packages is None or not _python(path).exists() or _listed(path) != packages:
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return Installed(name=name, python=_python(path), packages=packages, path=path)
 
@@ -134,6 +134,9 @@ def ensure(name: str, settings: Settings, notify: Callable[[str], None]) -> Inst
             shutil.rmtree(path, ignore_errors=True)
             _install(name, path, notify)
     except OSError as error:
+        if error.errno in room.FULL:
+            doing = f"toolchain `{name}` could not be installed"
+            raise room.error(room.of_installation(settings), doing=doing, reason=str(error.strerror)) from error
         raise ToolchainError(
             f"toolchain `{name}` cannot be installed into `{path.parent}`: {error.strerror}",
             hint="set PHIPIPE_TOOLCHAINS or PHIPIPE_CACHE to a folder that you can write",
@@ -206,6 +209,10 @@ def _install(name: str, path: Path, notify: Callable[[str], None]) -> None:
 def _uv(name: str, command: list[str], environment: Mapping[str, str], notify: Callable[[str], None]) -> None:
     code, said = _run(command, environment, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"))
     if code:
+        if room.SAID.search(said):
+            last = next(line for line in reversed(redact(said).splitlines()) if room.SAID.search(line)).strip()
+            folders = room.of_installation(Settings.read())
+            raise room.error(folders, doing=f"toolchain `{name}` could not be installed", reason=last)
         lines = [line.strip() for line in redact(said).splitlines() if line.strip()]
         remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
         raise ToolchainError(
@@ -218,7 +225,12 @@ def _run(command: list[str], environment: Mapping[str, str], beat: Callable[[flo
     """Exit code and stderr of ``command``; ``beat`` hears every ``HEARTBEAT_S`` how many seconds have passed."""
     start = time.monotonic()
     with subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        command,
+        env=dict(environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         try:
             while True:

@@ -19,7 +19,7 @@ from phipipe.errors import PhipipeError, SourceError, StepKilled, StoreError
 
 _PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
 _PATHS |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EBUSY, errno.ETXTBSY}
-_PATHS |= {errno.ESPIPE, errno.EOPNOTSUPP}
+_PATHS |= {errno.ESPIPE, errno.EOPNOTSUPP, errno.E2BIG}
 _DISKS = {errno.EROFS, errno.EIO, errno.ESTALE, errno.EXDEV, errno.EMLINK}
 _FILES = {errno.EMFILE: "ulimit -n 4096", errno.ENFILE: "close other programs"}
 _NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.ENETUNREACH}
@@ -48,6 +48,10 @@ def _refused(error: OSError) -> PhipipeError | None:
     named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     what, number = f"`{named[0]}`" if named else "a file", error.errno
     reason = error.strerror or str(error)
+    if number == errno.ENOENT and "temporary directory" in reason:  # Python's own words
+        return StoreError("there is no folder for temporary files that takes one", hint=room.KEEP_TEMPORARY)
+    if number == errno.ENOENT and not named and not _is_here():
+        return SourceError("the current folder is gone", hint="change to another folder")
     if number in room.FULL:
         return room.error(room.candidates(Path(named[-1]) if named else None), reason=reason)
     if number in _FILES:
@@ -61,6 +65,12 @@ def _refused(error: OSError) -> PhipipeError | None:
     if number in _PATHS and named:
         return _with_log(error, SourceError(f"cannot use {what}: {reason}"))
     return None
+
+
+def _is_here() -> bool:
+    with contextlib.suppress(OSError):
+        return bool(Path.cwd())
+    return False
 
 
 def _with_log(error: BaseException, told: PhipipeError) -> PhipipeError:

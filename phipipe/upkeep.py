@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,18 +11,35 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phipipe import answers
-from phipipe.console import AS_JSON, cli, command, echo, note, settings_of_user, store_of_user
+from phipipe.console import AS_JSON, UserPath, cli, command, echo, note, save, settings_of_user, store_of_user
 from phipipe.errors import RecipeError
+from phipipe.user_paths import Kind, problem, shown
 
 if TYPE_CHECKING:
     from phipipe.events import Run
     from phipipe.output_lists import SchemaFile
 
+MAX_SCHEMA_BYTES = 16 * 2**20
+MAX_GIB = 2.0**30  # no disk of anybody's
+
+
+class _Gib(click.FloatRange):
+    """A size: not negative, and a number that a disk can have."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no size.", param, ctx)
+        return min(number, MAX_GIB)
+
+
+GIB = _Gib(min=0)
+
 
 @command("phipipe schema --write schemas/recipe.schema.json")
 @click.argument("name", default="recipe", metavar="[NAME]")
-@click.option("--write", "target", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
-@click.option("--check", type=click.Path(path_type=Path), help="Fail if this file is not up to date.")
+@click.option("--write", "target", type=UserPath(), help="Write to this file instead of stdout.")
+@click.option("--check", type=UserPath(), help="Fail if this file is not up to date.")
 @click.option("--all", "every", is_flag=True, help="All schemas; --write and --check then name the folder `schemas`.")
 @AS_JSON
 def schema(name: str, target: Path | None, check: Path | None, every: bool, as_json: bool) -> None:
@@ -47,21 +66,28 @@ def _schema_file(inner: Path, text: str, target: Path | None, check: Path | None
     from phipipe.output_lists import SchemaFile
 
     path = (target or check or Path()) / inner
-    try:
-        if check is None:
+    if check is not None:
+        return SchemaFile(path=str(path), fresh=_content(path) == text.encode())
+    if inner.name and not problem(path.parent, Kind.NEW_FOLDER):
+        with contextlib.suppress(OSError):  # `save` says why
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, "utf-8", newline="\n")
-        fresh = check is None or path.read_text("utf-8") == text
-    except FileNotFoundError:
-        fresh = False
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        words = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise RecipeError(f"cannot {'write' if check is None else 'read'} `{path}`: {words}") from None
-    return SchemaFile(path=str(path), fresh=fresh)
+    save(path, text)
+    return SchemaFile(path=str(path), fresh=True)
+
+
+def _content(path: Path) -> bytes:
+    if odd := problem(path, Kind.FILE):
+        raise RecipeError(f"cannot read `{shown(path)}`: it {odd}", hint="give another path")
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_SCHEMA_BYTES)
+    except OSError as error:
+        hint = "phipipe schema --write FILE"
+        raise RecipeError(f"cannot read `{path}`: {error.strerror}", hint=hint) from None
 
 
 @command("phipipe pin recipes/phi35-npu-int4.yaml")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=UserPath())
 @AS_JSON
 def pin(recipe: Path, as_json: bool) -> None:
     """Write the commits that branches are at into a recipe; its comments stay. What is pinned is left alone."""
@@ -145,20 +171,24 @@ def cache_ls(as_json: bool) -> None:
 @AS_JSON
 def cache_verify(as_json: bool) -> None:
     """Hash everything; put damage aside, to be built again when it is needed."""
+    from phipipe import output_lists, outside
+    from phipipe.errors import StoreError
 
-    from phipipe import output_lists
-
-    findings = store_of_user()[1].verify()
+    store = store_of_user()[1]
+    findings = [*store.verify(), *outside.verify(store.root)]
     if as_json:
         answers.give(output_lists.CacheVerified(ok=not findings, findings=[str(finding) for finding in findings]))
-        return
-    for finding in findings:
+    for finding in () if as_json else findings:
         echo(str(finding))
-    echo(f"{len(findings)} damaged" if findings else "everything intact")
+    if findings:
+        hint = "run the same commands again: what is needed is built anew"
+        raise StoreError(f"{len(findings)} damaged in `{store.root}`, put aside", hint=hint)
+    if not as_json:
+        echo("everything intact")
 
 
 @cache.command("gc", epilog="Example:  phipipe cache gc --budget 20 --dry-run")
-@click.option("--budget", required=True, type=click.FloatRange(min=0), metavar="GIB", help="Size to shrink to, in GiB.")
+@click.option("--budget", required=True, type=GIB, metavar="GIB", help="Size to shrink to, in GiB.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
 @AS_JSON
 def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
@@ -208,11 +238,7 @@ def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
     from phipipe import events
 
-    found = [
-        event
-        for event in events.find(settings_of_user().cache, run_id).events
-        if step is None or str(event.get("step", "")).rpartition(": ")[2] == step or event.get("step") == step
-    ]
+    found = events.of_step(events.find(settings_of_user().cache, run_id), step)
     if as_json:
         answers.give(found)
     for event in () if as_json else found:

@@ -17,6 +17,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(_escape, text)
 
 
+def in_template(value: object) -> object:
+    """``value`` as a template prints it (Jinja's ``finalize``): what is text is made visible, what is ours stays."""
+    return visible(value) if type(value) is str else value
+
+
 def one_line(text: str) -> str:
     """The same on one line: for a name, which has no business to begin another."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -341,11 +341,12 @@ def test_a_page_of_one_build_with_little_to_say(entries: list[Entry]) -> None:
 
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&lt;\" ' {{ 7*7 }}"
+ACTING = "\x1b]0;x\x07\x9b\u202e\u2066"
 
 
 def test_nothing_breaks_out_of_the_page() -> None:
     told: dict[str, Any] = dict.fromkeys(
-        ("scheme", "device", "source", "text", "backend", "backend_title", "precision"), NASTY
+        ("scheme", "device", "source", "text", "backend", "backend_title", "precision"), ACTING + NASTY
     )
     entries = [
         entry(NASTY, **told, host={"system": NASTY}, tools={NASTY: NASTY}, keys={NASTY: NASTY}),
@@ -359,6 +360,8 @@ def test_nothing_breaks_out_of_the_page() -> None:
     assert [tag for tag, _ in page.tags if tag in ("script", "img", "b")] == ["script"] * len(plain.scripts)
     assert not any(name.startswith("on") for _, found in page.tags for name in found)
     assert "alert(1)" in page.seen
+    written = page.seen + board_text.markdown(entries, ACTING) + "".join(str(found) for _, found in page.tags)
+    assert not set(ACTING) - set("]0;x") & set(written)
     assert "49" not in page.seen.split("{{ 7*7 }}")[0][-5:]
     for text in (
         str(trace.get(name))

@@ -27,7 +27,9 @@ LAYERS = (
     {"json_files", "several", "output", "output_lists"},
     {"code_keys"},
     {"user_paths"},
-    {"document", "variants", "keys", "settings", "transfer", "changed", "room"},
+    {"document", "keys", "settings", "transfer", "changed", "room"},
+    {"overlay"},
+    {"variants"},
     {"collect", "downloads"},
     {"recipe", "family"},
     {"device", "models", "fit", "tokenizer_files", "store", "schema"},
@@ -191,3 +193,51 @@ def test_functions_and_files_stay_small() -> None:
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60
     ]
     assert not long_functions
+
+
+OPENING = {"open", "fdopen", "read_text", "write_text", "TextIOWrapper", "NamedTemporaryFile", "TemporaryFile"}
+STARTING = {"run", "Popen", "check_output", "check_call", "call"}
+
+
+def nameless(call: ast.Call) -> str | None:
+    """The function of ``call`` if it opens text in whatever encoding the system has; that differs between systems."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    named = {keyword.arg for keyword in call.keywords}
+    words = {str(value.value) for value in ast.walk(call) if isinstance(value, ast.Constant)}
+    if name in STARTING and named & {"text", "universal_newlines"} and "encoding" not in named:
+        return name
+    if name == "TextIOWrapper" and len(call.args) > 1:
+        return None
+    if name not in OPENING or "encoding" in named or words & {"utf-8", "ascii"}:
+        return None
+    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    modes = {word for word in words if set(word) <= set("rwxab+t") and word}
+    if name in ("NamedTemporaryFile", "TemporaryFile"):
+        return name if any("b" not in mode for mode in modes) else None  # binary by default
+    if name in ("open", "fdopen") and ((owner == "os" and name == "open") or any("b" in mode for mode in modes)):
+        return None
+    runtimes = {"backend", "module", "Image", "Images", "genai.Images", "torch", "backends.load('torch')"}
+    opens_a_model = owner in runtimes or owner.startswith("backends.load")
+    return None if name == "open" and opens_a_model else name
+
+
+@pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda p: p.name)
+def test_every_text_is_opened_in_a_named_encoding(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    assert not [f"{found} in line {call.lineno}" for call in calls if (found := nameless(call))]
+
+
+def test_the_guard_of_encodings_knows_them() -> None:
+    bad = ["open(p)", "p.open('w')", "p.read_text()", "p.write_text(t)", "subprocess.run(c, text=True)", "os.fdopen(1)"]
+    bad += ["tempfile.NamedTemporaryFile('w')", "p.open()", "io.TextIOWrapper(b)"]
+    good = ["p.open('rb')", "open(p, 'r+b')", "p.read_text('utf-8')", "subprocess.run(c, text=True, encoding='utf-8')"]
+    good += ["tempfile.TemporaryFile()", "os.open(p, 0)", "p.write_text(t, encoding='utf-8')", "backend.open(folder)"]
+    calls = {text: ast.parse(text, mode="eval").body for text in (*bad, *good)}
+    assert [text for text, call in calls.items() if isinstance(call, ast.Call) and nameless(call)] == bad
+
+
+@pytest.mark.parametrize("name", ["cli", "nightly", "upkeep"])
+def test_commands_print_through_the_console_alone(name: str) -> None:
+    """There strangers' text becomes visible, and there it is made fit for the stream's encoding."""
+    text = (PACKAGE / f"{name}.py").read_text("utf-8")
+    assert not re.search(r"click\.(s?echo|secho)\(|(?<![\w.])print\(|sys\.std(out|err)\.write", text)
