@@ -34,7 +34,7 @@ from phipipe.hub import Original
 from phipipe.hub_client import Repository
 from phipipe.plan import Plan
 from phipipe.process import child_environment, python_command
-from phipipe.recipe import Build, Recipe, Text
+from phipipe.recipe import Build, Recipe, Text, recorded
 from phipipe.settings import Settings
 from phipipe.store import Store
 
@@ -90,7 +90,7 @@ def on_device(folder: Path) -> Plan:
         TargetError: this machine cannot be the device, or no toolchain runs the package's unit.
     """
     manifest = _intact(folder)
-    recipe, api = Recipe.model_validate(manifest["recipe"]), str(manifest["api"])
+    recipe, api = recorded(manifest["recipe"]), str(manifest["api"])
     backend, target = backends.load(recipe.backend), _device(manifest)
     if api not in backend.ON_DEVICE:
         raise TargetError(
@@ -150,7 +150,7 @@ def _intact(folder: Path) -> dict[str, Any]:
 
 
 def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> Recipe:
-    recipe = Recipe.model_validate(manifest["recipe"])
+    recipe = recorded(manifest["recipe"])
     changed: dict[str, Any] = {}
     if text is not None:
         changed["text"] = Text(file=str(text.absolute()))  # `~` in it is a name like any other

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from phipipe import collect, manifest, package, preflight, room, schedule
+from phipipe import collect, manifest, metrics, package, preflight, room, schedule
 from phipipe import plan as planner
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.executor import Listener, Outcome
@@ -34,9 +34,7 @@ DIGITS = 16  # of a digest, in a version
 VERSION = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``collect.claim`` names what is being written
 RESERVED = frozenset(("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards"))  # beside builds
-HIGHER_IS_BETTER = frozenset(("top1", "image_top1", "prefill_tokens_per_s", "decode_tokens_per_s"))
-SIZES = frozenset(("size_gib", "bits_per_weight"))
-SPEEDS = frozenset(("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib"))
+SIZES, SPEEDS = metrics.names("size"), metrics.names("speed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +258,7 @@ def regressions(
         if metric not in before:
             continue
         was, now = before[metric], after.get(metric)
-        loss = float("inf") if now is None else was - now if metric in HIGHER_IS_BETTER else now - was
+        loss = float("inf") if now is None else metrics.METRICS[metric].loss(was, now)
         if loss > limit:
             found.append(Regression(metric=metric, before=was, after=now, limit=limit))
     return tuple(found)

@@ -20,6 +20,7 @@ from phipipe import __version__, batch, board, board_html, collect, output, pack
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, Skipped
+from phipipe.metrics import METRICS, Metric
 from phipipe.visible import in_template
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ TYPE = "phipipe-batch"
 FORMAT = 1
 BOARDS = "boards"
 STATES = ("built", "cached", "gated", "failed", "refused", "skipped")
-SHOWN = (("size", "size_gib"), ("KLD", "kld_mean"), ("top-1", "top1"), ("tokens/s", "decode_tokens_per_s"))
+SHOWN = tuple(METRICS[name] for name in ("size_gib", "kld_mean", "top1", "decode_tokens_per_s"))
 NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2: the rest cannot be written
 
 
@@ -91,7 +92,7 @@ def seconds(done: Done) -> float:
 
 def table(done: Sequence[Done]) -> str:
     """One line per build with the change since the package accepted before, then what went wrong."""
-    heads = ["build", "state", *(title for title, _ in SHOWN), "time"]
+    heads = ["build", "state", *(metric.heading for metric in SHOWN), "time"]
     rows = [heads, *(_row(one) for one in done)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ways = ["<", "<", *(">" for _ in SHOWN), ">"]
@@ -103,19 +104,20 @@ def table(done: Sequence[Done]) -> str:
 
 def _row(done: Done) -> list[str]:
     took = seconds(done)
-    cells = [_cell(done, metric) for _, metric in SHOWN]
+    cells = [_cell(done, metric) for metric in SHOWN]
     return [done.item.name, done.state, *cells, f"{report.number(took)} s" if took else "–"]
 
 
-def _cell(done: Done, metric: str) -> str:
+def _cell(done: Done, metric: Metric) -> str:
     """The figure, and its change where the one before was taken alike."""
-    if metric not in done.metrics:
+    if metric.name not in done.metrics:
         return "–"
-    value = done.metrics[metric]
-    shown = " ".join(report.size(value)) if metric == "size_gib" and value > 0 else report.number(value, 3)
-    if metric not in done.compared:
+    value = done.metrics[metric.name]
+    words = report.shown(metric, value)
+    shown = " ".join(words) if metric.is_size else words[0]
+    if metric.name not in done.compared:
         return shown
-    was = done.before[metric]
+    was = done.before[metric.name]
     if was == value:
         return f"{shown} (=)"
     if was <= 0 or value >= 10 * was:

@@ -22,11 +22,12 @@ from typing import Any, ClassVar, Literal
 
 from phipipe import __version__, card, report
 from phipipe.errors import SourceError
+from phipipe.metrics import METRICS, names
 
 TYPE = "phipipe-board"
 FORMAT = 1
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
-SPEED = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib")
+SPEED = names("speed")
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
 ON_TARGET = ("false", "emulated", "true")
 MARKS = {
@@ -63,7 +64,7 @@ class Entry:
     window: int = 0
     skip: int = 0
     baseline_ppl: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)  # by the names of ``recipe.METRICS``
+    metrics: Mapping[str, float] = field(default_factory=dict)  # by the names of ``metrics.METRICS``
     stderr: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     profile: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -338,35 +339,31 @@ class Column:
     speed: bool  # its cells carry marks
 
 
-def _metric(title: str, name: str, short: str = "", *, factor: float = 1, speed: bool = False) -> Column:
+def _metric(name: str) -> Column:
+    metric = METRICS[name]
+
     def value(entry: Entry) -> float | None:
-        return entry.metrics[name] * factor if name in entry.metrics else None
+        return entry.metrics[name] * metric.factor if name in entry.metrics else None
 
     def text(entry: Entry) -> str:
         found = value(entry)
         if found is None:
             return "–"
-        if name.endswith("_gib"):
+        if metric.is_size:
             return " ".join(report.size(found)) if found > 0 else "0"
         if name == "kld_mean":
             return ("≥ " if entry.reference else "") + report.with_error(found, entry.stderr.get(name))
-        if name == "ttft_s":
+        if metric.unit == "s":
             return f"{report.number(found)} s" if found >= 1 else f"{report.number(1000 * found)} ms"
-        return report.number(found, 4 if name in ("top1", "ppl_ratio") else 3)
+        return report.number(found, metric.digits)
 
-    return Column(title, short or title, value, text, speed)
+    return Column(metric.column, metric.heading, value, text, metric.kind == "speed")
 
 
 COLUMNS = (
-    _metric("size", "size_gib"),
-    _metric("bits/weight", "bits_per_weight", "bits/w"),
-    _metric("KLD, nats", "kld_mean"),
+    *map(_metric, ("size_gib", "bits_per_weight", "kld_mean")),
     Column("on target", "target", lambda e: ON_TARGET.index(e.on_target), lambda e: e.on_target, speed=False),
-    _metric("top-1 %", "top1", factor=100),
-    _metric("ppl ratio", "ppl_ratio", "× ppl"),
-    _metric("tokens/s", "decode_tokens_per_s", speed=True),
-    _metric("TTFT", "ttft_s", speed=True),
-    _metric("peak memory", "peak_memory_gib", "memory", speed=True),
+    *map(_metric, ("top1", "ppl_ratio", "decode_tokens_per_s", "ttft_s", "peak_memory_gib")),
 )
 
 

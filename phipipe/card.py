@@ -143,6 +143,7 @@ def _environment() -> Environment:
         "block": block,
         "link": link,
         "number": report.number,
+        "counted": report.counted,
         "bounds": _bounds,
         "markdown": Safe,
         "title_of": _title,
@@ -187,13 +188,13 @@ def _samples(baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> l
 
 
 def _order(steps: Mapping[str, Any]) -> list[str]:
-    """Steps after what they read, else by name: the order in which they were run may differ from run to run."""
+    """Steps after what they read, else as the plan has them; what only takes files in reads what it leaves."""
     made, ordered = {step["digest"] for step in steps.values()}, list[str]()
     while len(ordered) < len(steps):
         there = {steps[name]["digest"] for name in ordered}
-        waiting = sorted(name for name in steps if name not in ordered)
-        ready = (n for n in waiting if not (set(steps[n]["inputs"].values()) & made) - there)
-        ordered.append(next(ready, waiting[0]))
+        waiting = [name for name in steps if name not in ordered]
+        needed = {name: set(steps[name]["inputs"].values()) & made - {steps[name]["digest"]} for name in waiting}
+        ordered.append(next((name for name in waiting if needed[name] <= there), waiting[0]))
     return ordered
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from phipipe import __version__, downloads, hardware, output, output_lists
@@ -174,7 +175,7 @@ def collected(report: GcReport, dry_run: bool) -> output_lists.Collected:
     )
 
 
-def doctor(settings: Settings) -> output_lists.Doctor:
+def doctor(settings: Settings, checks: Sequence[output_lists.Check] = ()) -> output_lists.Doctor:
     """What this machine has, what is missing, and how to get it."""
     from phipipe.measure import host
 
@@ -195,4 +196,5 @@ def doctor(settings: Settings) -> output_lists.Doctor:
         ],
         toolchains=rows,
         next=f"phipipe toolchain install {' '.join(missing)}" if missing else None,
+        checks=list(checks),
     )

@@ -235,6 +235,7 @@ def verify(package: Path, as_json: bool) -> None:
     """Check that a package is complete and unchanged: every file's size and SHA-256, and nothing added."""
     from phipipe import output
     from phipipe import package as packages
+    from phipipe.report import counted
 
     findings = packages.verify(package)
     if as_json:
@@ -243,7 +244,8 @@ def verify(package: Path, as_json: bool) -> None:
     if findings:
         for finding in findings if not as_json else ():
             echo(str(finding))
-        raise SourceError(f"`{package}` is not as it was packaged: {len(findings)} finding(s)", hint="build it again")
+        found = counted(len(findings), "finding")
+        raise SourceError(f"`{package}` is not as it was packaged: {found}", hint="build it again")
     if not as_json:
         echo(f"{package}: complete and unchanged")
 
@@ -315,6 +317,8 @@ def _attempt(
         show.listener(plans, sys.stderr, silent=as_events) as inner,
         events.recorded(store.root, command, named, inner, stream) as recorder,
     ):
+        for plan in plans:
+            recorder.advised(plan.build.name, plan.warnings)
         outcomes = schedule.attempt(plans, store, settings, recorder, out, jobs, engine=engine_of(on))
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)

@@ -147,6 +147,7 @@ def described(step: Step) -> dict[str, Any]:
         "toolchain": step.toolchain,
         "measurement": step.measurement,
         "memory_bytes": step.memory_bytes,
+        "recipe": step.recipe,
     }
 
 

@@ -363,7 +363,8 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
         where: Where = tuple(part for part in item["loc"] if part != "[key]")
         name = str(where[-1]) if where else ""
         if kind == "extra_forbidden":
-            yield where, f"unknown key `{shorten(name)}`{near(name, _fields(model, where[:-1]))}", True
+            unknown = f"unknown key `{shorten(name)}`{near(name, _fields(model, where[:-1]))}"
+            yield where, gone(model, name) if len(where) == 1 and gone(model, name) else unknown, True
         elif kind == "missing":
             yield where, f"`{name}` is missing", False
         elif kind == "literal_error":
@@ -376,6 +377,12 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
             yield where, _pattern(name, str(given), item["ctx"]["pattern"]), False
         else:
             yield where, _expected(kind, given, item.get("ctx", {}), str(item["msg"])), False
+
+
+def gone(model: type[BaseModel], name: str) -> str:
+    """What to say of a key that earlier versions knew (the model's ``GONE``: key → advice); else nothing."""
+    advice = getattr(model, "GONE", {}).get(name)
+    return f"`{name}` is no key any more: {advice}" if advice else ""
 
 
 def _choice(word: str, given: Any, expected: str) -> str:

@@ -30,6 +30,7 @@ from phipipe import backends, progress, reference, text_files, transformers_toke
 from phipipe.backends.base import Backend, Inputs, Params, Runtime
 from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.reference import log_softmax, score
+from phipipe.report import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +167,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics by the names of ``recipe.METRICS``, and standard errors of those that are means."""
+    """Metrics by the names of ``metrics.METRICS``, and standard errors of those that are means."""
     import numpy as np
 
     flat = {name: values.ravel().astype(np.float64) for name, values in positions.items()}
@@ -289,7 +290,7 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:
         raise SourceError(
-            f"the {purpose} text has {len(ids)} tokens, the recipe asks for {wanted}",
+            f"the {purpose} text has {counted(len(ids), 'token')}, the recipe asks for {wanted}",
             hint=f"lower `{purpose[:-3]}e.tokens` or give a longer text",
         )
     return np.asarray(ids[: count * window], np.int32).reshape(count, window)

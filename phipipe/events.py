@@ -9,6 +9,7 @@ Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are
   peak_rss_bytes, machine (who did it, if not this one)]
 - ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message, file, line, column),
   details]
+- ``warning``: build, rule, level, message, hint (what to do; null where nothing can be done)
 - ``note``: text
 - ``build_finished``: build, ok, seconds, [package, or the error]
 - ``run_finished``: exit_code, seconds
@@ -27,7 +28,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,8 +36,10 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import __version__, tracing
+from phipipe.backends.base import Advice
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError, encoded
 from phipipe.executor import Listener, Result
+from phipipe.report import peaks
 from phipipe.tracing import Sink
 from phipipe.visible import json_text
 
@@ -103,6 +106,11 @@ class Recorder:
     def note(self, line: str) -> None:
         self.write("note", text=line)
         self._inner.note(line)
+
+    def advised(self, build: str, warnings: Iterable[Advice]) -> None:
+        """What the rules say of a build that is done all the same."""
+        for warning in warnings:
+            self.write("warning", build=build, **warning.as_json())
 
     def ended(self, build: str, error: PhipipeError | None, seconds: float = 0.0, package: Path | None = None) -> None:
         """A build is done, or has failed."""
@@ -299,12 +307,13 @@ def words(event: Mapping[str, Any]) -> str:
 def row(event: Mapping[str, Any]) -> dict[str, Any]:
     """How a step or a build ended, for a table."""
     state = "failed" if "exit_code" in event else "cached" if event.get("cached") else "done"
-    peak = event.get("peak_rss_bytes")
+    resident, anonymous = (event.get(f"peak_{kind}_bytes") for kind in ("rss", "anon"))
     return {
         "what": event.get("step") or event["build"],
         "state": state,
         "seconds": event.get("seconds"),
-        "peak_gib": None if peak is None else round(peak / 2**30, 2),
+        "peak_gib_anonymous": None if anonymous is None else round(anonymous / 2**30, 2),
+        "peak_gib_resident": None if resident is None else round(resident / 2**30, 2),
         "why": (event.get("message") or "").partition("\n")[0] or None,
     }
 
@@ -313,10 +322,8 @@ def _finished(event: Mapping[str, Any]) -> str:
     if event["cached"]:
         origin = "  from the shared store" if event.get("shared") else ""
         return f"{event['step']}  cached  {event['key'][:12]}{origin}"
-    peak = event.get("peak_rss_bytes", 0)
-    memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
     where = f", on {event['machine']}" if event.get("machine") else ""
-    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{memory}{where}"
+    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{peaks(event)}{where}"
 
 
 def _built(event: Mapping[str, Any]) -> str:

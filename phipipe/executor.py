@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phipipe import downloads, hardware, keys, outside, progress, remote_store, toolchain
+from phipipe import downloads, hardware, keys, outside, progress, remote_store, toolchain, why
 from phipipe.backends.base import Json, Step
 from phipipe.errors import Interrupted, PhipipeError, SourceError
 from phipipe.measure import host
@@ -97,8 +97,6 @@ class Waiting:
 
 
 Results = Mapping[str, Result]  # input name → what fills it
-History = defaultdict[tuple[str, ...], list[dict[str, Json]]]  # step, function and runtime → what was recorded
-RECENT = 1000  # of the newest records, one is looked for that tells why a step runs
 
 
 class Bench:
@@ -119,7 +117,7 @@ class Bench:
         self._workers = threading.Lock()
         self._stopped = False
         self._remote = remote_store.connect(settings, note)
-        self._history: History | None = None
+        self._history: why.History | None = None
 
     def here(self, step: Step) -> bool:
         """Whether ``step`` is done on this machine."""
@@ -148,7 +146,7 @@ class Bench:
         if step.toolchain and step.toolchain not in self._checked:  # before the first real use: are all files there?
             self._toolchains[step.toolchain] = toolchain.check(step.toolchain, self._settings, self._note)
             self._checked.add(step.toolchain)
-        return Waiting(step=step, key=key, record=record, why=self._explain(step.name, record, key))
+        return Waiting(step=step, key=key, record=record, why=self._explain(step, record, key))
 
     def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
         """Run the step, unless another process has meanwhile.
@@ -184,7 +182,8 @@ class Bench:
             else:
                 usage = self._in_process(request, out, on_progress)
             self._check_copy(step, waiting.record, out)
-            stored = self._store.commit(key, out, {**waiting.record, "step": step.name, "usage": usage})
+            told = {"step": step.name, "recipe": step.recipe, "usage": usage}
+            stored = self._store.commit(key, out, {**waiting.record, **told})
         if self._remote:
             self._remote.offer(stored, self._store)
         return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
@@ -214,17 +213,17 @@ class Bench:
         key = keys.key_of(record)
         stored = self._store.peek(key)
         if stored is None:
-            return Forecast(step=step, key=key, cached=False, why=self._explain(step.name, record, key))
+            return Forecast(step=step, key=key, cached=False, why=self._explain(step, record, key))
         done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
         return Forecast(step=step, key=key, cached=True, why="")
 
-    def _explain(self, step: str, record: Mapping[str, Json], key: str) -> str:
+    def _explain(self, step: Step, record: Mapping[str, Json], key: str) -> str:
         """Why ``record`` has no result yet. The store's records are read once: they may be many."""
         if self._store.was_damaged(key):
             return "its stored result was damaged"
         if self._history is None:
-            self._history = history(self._store)
-        return explain(self._history, step, record)
+            self._history = why.history(self._store)
+        return why.explain(self._history, step.name, record, step.recipe)
 
     def _check_copy(self, step: Step, record: Mapping[str, Json], out: Path) -> None:
         """A step that only takes files in must have taken the very bytes that its key promises."""
@@ -348,63 +347,3 @@ def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:
     told = {name: record[name] for name in ("runs", "version", "params", "inputs", "tools", "digest")}
     files = [{name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]]  # no times
     return told | {"outputs": files, "key": key}
-
-
-def history(store: Store) -> History:
-    """What ``explain`` needs of the newest records in ``store``."""
-    found: History = defaultdict(list)
-    for record in store.records(newest=RECENT):
-        found[_kind(str(record.get("step")), record)].append(_comparable(record))
-    return found
-
-
-def _comparable(record: Mapping[str, Json]) -> dict[str, Json]:
-    """What two records of one kind may differ in; of a package's long provenance only whether it differs."""
-    made = {name: record[name] for name in ("version", "inputs", "params", "tools", "host") if name in record}
-    if "steps" in made["params"]:
-        made["params"] = {**made["params"], "steps": keys.key_of(made["params"]["steps"])[:12]}
-    return made
-
-
-def _kind(step: str, record: Mapping[str, Json]) -> tuple[str, ...]:
-    """Records of one kind are worth comparing: the same step, of the same runtime."""
-    return step, str(record["runs"]), str(record["params"].get("backend"))
-
-
-def explain(known: History, step: str, record: Mapping[str, Json]) -> str:
-    """Why ``record`` has no result yet: the difference from the nearest known record of a step of that name."""
-    own = _comparable(record)
-    found = [differences(other, own) for other in known.get(_kind(step, record), ())]
-    if not found:
-        return "first time"
-    nearest = min(found, key=len)
-    if not nearest:
-        return "its stored result is gone"
-    return "changed: " + ", ".join(nearest[:3]) + (" …" if len(nearest) > 3 else "")
-
-
-def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
-    """Human words for what differs between two records, most telling first."""
-    found = []
-    if old.get("version") != new.get("version"):
-        found.append("phipipe's own step")
-    found += [f"input {name}" for name in _changed(old, new, "inputs")]
-    found += [
-        f"{n} {_short(old['params'].get(n))} → {_short(new['params'].get(n))}" for n in _changed(old, new, "params")
-    ]
-    found += [
-        f"{n} {old['tools'].get(n, 'absent')} → {new['tools'].get(n, 'absent')}" for n in _changed(old, new, "tools")
-    ]
-    if old.get("host") != new.get("host"):
-        found.append("this machine")
-    return found
-
-
-def _changed(old: Mapping[str, Json], new: Mapping[str, Json], part: str) -> list[str]:
-    a, b = old.get(part, {}), new.get(part, {})
-    return [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:23] + "…"

@@ -37,6 +37,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from phipipe import batch_report, events, report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
+from phipipe.metrics import Metric
 
 FLOW = "phipipe-batch"
 GRACE_S = 20.0  # for a batch to end its steps; less than the 30 s after which Prefect kills a cancelled run's process
@@ -147,11 +148,15 @@ def table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "state": build["state"],
             "seconds": build["seconds"],
             "version": build["version"],
-            **{title: build["metrics"].get(metric) for title, metric in batch_report.SHOWN},
+            **{metric.heading: _shown(metric, build["metrics"]) for metric in batch_report.SHOWN},
             "error": build["error"] and build["error"]["message"],
         }
         for build in summary["builds"]
     ]
+
+
+def _shown(metric: Metric, values: Mapping[str, float]) -> float | None:
+    return values[metric.name] * metric.factor if metric.name in values else None
 
 
 def key(name: str | None) -> str:

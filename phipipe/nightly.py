@@ -117,6 +117,8 @@ def batch(
         show.many(plans, sys.stderr, silent=as_events) as inner,
         events.recorded(store.root, "batch", named, inner, stream) as recorder,
     ):
+        for plan in plans:
+            recorder.advised(plan.build.name, plan.warnings)
         done = batches.run(
             items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going, engine=engine_of(on)
         )

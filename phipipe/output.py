@@ -216,6 +216,7 @@ class Built:
     package: str | None
     seconds: float
     on_target: str
+    warnings: list[Advice]
     evaluation: dict[str, Any] | None
     speed: dict[str, Any] | None
     steps: list[DoneStep]

@@ -149,6 +149,19 @@ class Download:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """A finding about this machine, or about a build of a recipe; ``ok`` is null where nothing was asked."""
+
+    name: str
+    ok: bool | None
+    message: str
+    hint: str | None
+    recipe: str | None
+    build: str | None
+    free_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """This machine, and what is missing: ``next`` is the command for it."""
 
@@ -162,6 +175,7 @@ class Doctor:
     unfinished_downloads: list[Download]
     toolchains: list[Toolchain]
     next: str | None
+    checks: list[Check]
 
 
 @dataclass(frozen=True, kw_only=True)

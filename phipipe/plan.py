@@ -19,6 +19,7 @@ from phipipe import (
     fit,
     hub,
     layerwise,
+    metrics,
     reference,
     rules,
     scoring,
@@ -32,7 +33,7 @@ from phipipe.device import Device, Unit
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -110,7 +111,9 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         fixups=fixups,
         fit=needed,
     )
-    whole = replace(plan, steps=tuple(_chain(plan, original, made, options)))
+    whole = replace(
+        plan, steps=tuple(replace(step, recipe=recipe.name) for step in _chain(plan, original, made, options))
+    )
     for name in () if elsewhere else whole.toolchains:
         if place := toolchain.foreign(name):
             message = f"toolchain `{name}`, which this build needs, exists for {place} only"
@@ -125,7 +128,7 @@ def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
         message = f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for `{unit.api}`"
         raise problem_at(build, ("device",), message, "choose a CPU device, or the text model it was built on")
     for name in build.recipe.evaluate.gates:
-        if not seeing and name in IMAGE_METRICS:
+        if not seeing and name in metrics.names("pictures"):
             message = f"`{name}` is measured on models that see, and this is none"
             raise problem_at(build, ("evaluate", "gates", name), message, "take the gate out")
 
@@ -340,7 +343,7 @@ def _package_step(
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
-        "warnings": [a.message for a in plan.warnings],
+        "warnings": [a.sentence for a in plan.warnings],
     }
     if twin is not None:
         params["twin"] = twin.name
@@ -359,7 +362,7 @@ def _package_step(
     return Step(
         name="package",
         runs="phipipe.package:package",
-        version=1,
+        version=2,
         needs=needs,
         params=params,
         provenance=True,

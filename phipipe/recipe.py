@@ -9,41 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from phipipe import overlay, user_paths
-from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
+from phipipe import metrics, overlay, user_paths
+from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, gone, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
 from phipipe.variants import BACKEND, VARIANT_KEYS, lay
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
-Metric = Literal[
-    "kld_mean", "kld_median", "kld_p99", "kld_max", "top1", "ppl", "ppl_ratio", "dp_rms", "size_gib",
-    "bits_per_weight", "load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_memory_gib",
-    "image_kld_mean", "image_top1",
-]  # fmt: skip
-METRICS: Mapping[Metric, str] = {
-    "kld_mean": "KL divergence from the original, mean over positions, in nats",
-    "kld_median": "KL divergence from the original, median over positions, in nats",
-    "kld_p99": "KL divergence from the original that 1 position in 100 exceeds, in nats",
-    "kld_max": "KL divergence from the original at the worst position, in nats",
-    "top1": "share of positions where the likeliest next token is the original's, 0 to 1",
-    "ppl": "perplexity of the text",
-    "ppl_ratio": "perplexity over the original's",
-    "dp_rms": "root mean square change of the true token's probability, 0 to 1",
-    "size_gib": "all files that the runtime needs, in GiB",
-    "bits_per_weight": "bits in weight files over the original's number of parameters",
-    "load_s": "opening the model until its first token, in seconds",
-    "ttft_s": "time to the first token after the prompt, in seconds",
-    "prefill_tokens_per_s": "speed of reading the prompt, in tokens per second",
-    "decode_tokens_per_s": "speed of tokens after the first, in tokens per second",
-    "peak_memory_gib": "peak memory of the whole process, in GiB",
-    "image_kld_mean": "KL divergence from the original on questions about pictures, mean over positions, in nats",
-    "image_top1": "share of positions after pictures where the likeliest next token is the original's, 0 to 1",
-}
-IMAGE_METRICS = frozenset({"image_kld_mean", "image_top1"})  # of models that see
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
@@ -171,8 +146,8 @@ class Evaluate(Model):
         description="Positions at the start of each window that are read but not scored; half a window is what "
         "llama.cpp's perplexity tool skips.",
     )
-    gates: dict[Metric, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
-    tolerance: dict[Metric, Annotated[float, Field(ge=0)]] = Field(
+    gates: dict[metrics.Name, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
+    tolerance: dict[metrics.Name, Annotated[float, Field(ge=0)]] = Field(
         {},
         description="Metric → how much worse than the last batch's accepted package it may be, in the metric's unit; "
         "`phipipe batch` keeps that package as `latest` otherwise.",
@@ -196,14 +171,10 @@ class Measure(Model):
     repetitions: int = Field(5, ge=1, le=1000, description="Timed runs.")
 
 
-class Package(Model):
-    """What ships."""
-
-    format: Literal["directory"] = Field("directory", description="A folder.")
-
-
 class Recipe(Model):
     """One build: a model, a device, a backend, a precision."""
+
+    GONE: ClassVar[Mapping[str, str]] = {"package": "what ships is always a folder: take the key out"}
 
     name: str = Field(pattern=SLUG, description="Lower-case; names the package's folder.")
     source: Source = Field(description="The original model.")
@@ -226,7 +197,6 @@ class Recipe(Model):
     calibrate: Calibrate = Field(Calibrate(), description="Text that data-aware quantization learns from.")
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
-    package: Package = Field(Package(), description="What ships.")
     tags: list[str] = Field([], description="Words of yours, to select recipes by; they change no result.")
 
     @model_validator(mode="before")
@@ -237,6 +207,11 @@ class Recipe(Model):
         if isinstance(source, dict) and "repo" in source and isinstance(evaluate, dict) and "text" not in evaluate:
             return {**data, "evaluate": {**evaluate, "text": {"dataset": wikitext("test")}}}
         return data
+
+
+def recorded(data: Mapping[str, Any]) -> Recipe:
+    """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may be gone."""
+    return Recipe.model_validate({key: value for key, value in data.items() if key not in Recipe.GONE})
 
 
 def wikitext(split: str) -> dict[str, str]:
@@ -396,7 +371,9 @@ class _Loading:
             unknown = [key for key in entry if key not in VARIANT_KEYS]
             for key in unknown:
                 message = f"unknown key `{shorten(key)}` in a variant{near(key, VARIANT_KEYS)}"
-                if key in Recipe.model_fields:
+                if key in Recipe.GONE:
+                    message = gone(Recipe, key)
+                elif key in Recipe.model_fields:
                     message = f"`{key}` is the same for all variants; write it before the matrix"
                 self._problem((*at, key), message, key=True)
             name = self._variant_name(entry, merged, str(base.get("name")), at)

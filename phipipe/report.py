@@ -10,7 +10,9 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
+
+from phipipe.metrics import ROWS, Metric
 
 Report = Mapping[str, Any]
 
@@ -21,9 +23,9 @@ KLD_4_BIT = ("Q4_K_M", 0.031)
 SMALL = 1e-3  # below this, numbers are written with an exponent
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
-    """One measurement: ``metric`` is its name in recipes' gates, ``group`` is fidelity, pictures, size or speed."""
+    """One measurement: ``metric`` is its name in recipes' gates, ``group`` its kind."""
 
     group: str
     metric: str
@@ -81,38 +83,46 @@ def size(gib: float) -> tuple[str, str]:
     return number(gib * 2**20), "KiB"
 
 
+def peaks(usage: Report) -> str:
+    """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the files it mapped."""
+    kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
+    said = [f"{usage[name] / 2**30:.2f} GiB {kind}" for kind, name in kinds if usage.get(name)]
+    return f", peak {', '.join(said)}" if said else ""
+
+
+def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[str, str]:
+    """A figure as tables show it, and its unit: digits by its error or the metric, bytes by their size."""
+    if metric.is_size and value > 0:
+        return size(value)
+    value, error = value * metric.factor, stderr and stderr * metric.factor
+    return (with_error(value, error) if stderr else number(value, metric.digits)), metric.unit
+
+
 def fidelity_table(metrics: Report, speed: Report | None = None, baseline: Report | None = None) -> list[Row]:
-    """Rows for everything that was measured.
+    """Rows for everything that was measured, in the order of the table of metrics.
 
     Args:
         metrics: ``metrics.json``, or the manifest's ``fidelity``.
         speed: ``speed.json``, or the manifest's ``speed``.
         baseline: ``baseline.json``; its perplexity is shown beside the artifact's.
     """
-    values, errors = metrics["metrics"], metrics.get("stderr", {})
-    rows = [*_divergences(values, errors), *_agreement(values, errors, baseline), *_pictures(metrics), *_sizes(values)]
-    return rows + (_speeds(speed) if speed else [])
-
-
-def _divergences(values: Report, errors: Report) -> list[Row]:
+    seen: Report = metrics.get("vision") or {}
+    values = {**metrics["metrics"], **seen.get("metrics", {}), **(speed or {}).get("metrics", {})}
+    errors, spread = metrics.get("stderr", {}), (speed or {}).get("spread", {})
     words = {
-        "kld_mean": ("KL divergence, mean", yardstick(values.get("kld_mean", 0.0))),
-        "kld_median": ("KL divergence, median", "half of all positions are closer to the original"),
-        "kld_p99": ("KL divergence, 99 %", "1 position in 100 is further from the original"),
-        "kld_max": ("KL divergence, highest", "the worst single position"),
+        "yardstick": yardstick(values.get("kld_mean", 0.0)),
+        "original": _original(baseline),
+        "change": _change(values, errors),
+        "prompt": f"prompt of {counted(speed['prompt_tokens'], 'token')}" if _has_prompt(speed) else "prompt",
+        "pictures": _questions(seen) if seen else "",
     }
-    return [
-        Row(
-            group="fidelity",
-            metric=name,
-            title=title,
-            value=with_error(values[name], errors.get(name)),
-            unit="nats",
-            reads_as=reads_as,
-        )
-        for name, (title, reads_as) in words.items()
-        if name in values
-    ]
+    rows = []
+    for metric in ROWS:
+        if metric.name in values:
+            value, unit = shown(metric, values[metric.name], errors.get(metric.name))
+            told = metric.reads_as.format(**words) + _spread(metric, spread)
+            rows.append(Row(metric.kind, metric.name, metric.title, value, unit, told))
+    return rows
 
 
 def yardstick(kld_mean: float) -> str:
@@ -125,87 +135,33 @@ def yardstick(kld_mean: float) -> str:
     return f"further off than a usual 4-bit model ({four}: {high:g})"
 
 
-def _agreement(values: Report, errors: Report, baseline: Report | None) -> list[Row]:
-    rows = []
-    if "top1" in values:
-        shown = with_error(100 * values["top1"], 100 * errors.get("top1", 0.0))
-        kept = "how often the likeliest next token is the original's"
-        rows.append(("top1", "Same first choice", shown, "%", kept))
-    if "ppl" in values:
-        original = ""
-        if baseline is not None:
-            original = f"the original has {with_error(baseline['ppl'], baseline.get('ppl_stderr'))}"
-        rows.append(("ppl", "Perplexity", with_error(values["ppl"], errors.get("ppl")), "", original))
-    if "ppl_ratio" in values:
-        shown = with_error(values["ppl_ratio"], errors.get("ppl_ratio"))
-        rows.append(("ppl_ratio", "Perplexity / original's", shown, "", _change(values, errors)))
-    if "dp_rms" in values:
-        meaning = "typical change of the true token's probability"
-        rows.append(("dp_rms", "Δp, root mean square", number(100 * values["dp_rms"]), "% points", meaning))
-    return [
-        Row(group="fidelity", metric=metric, title=title, value=value, unit=unit, reads_as=reads_as)
-        for metric, title, value, unit, reads_as in rows
-    ]
-
-
-def _pictures(metrics: Report) -> list[Row]:
-    """Rows of a model that sees, from what ``vision_scoring.compare`` wrote; none for others."""
-    if "vision" not in metrics:
-        return []
-    values = metrics["vision"]["metrics"]
-    shown = {
-        "image_kld_mean": ("KL divergence after pictures, mean", number(values["image_kld_mean"]), "nats"),
-        "image_top1": ("Same first choice after pictures", number(100 * values["image_top1"]), "%"),
-    }
-    meaning = (
-        f"{metrics['vision']['positions']} positions of questions about {len(metrics['vision']['vectors'])} pictures"
-    )
-    return [
-        Row(group="pictures", metric=name, title=title, value=value, unit=unit, reads_as=meaning)
-        for name, (title, value, unit) in shown.items()
-    ]
+def _original(baseline: Report | None) -> str:
+    if baseline is None:
+        return ""
+    return f"the original has {with_error(baseline['ppl'], baseline.get('ppl_stderr'))}"
 
 
 def _change(values: Report, errors: Report) -> str:
-    change, error = values["ppl_ratio"] - 1, errors.get("ppl_ratio", 0.0)
+    change, error = values.get("ppl_ratio", 1.0) - 1, errors.get("ppl_ratio", 0.0)
     if abs(change) <= 2 * error:
         return "no change beyond twice the standard error"
     return f"predicts the text {number(100 * abs(change), 2)} % {'worse' if change > 0 else 'better'}"
 
 
-def _sizes(values: Report) -> list[Row]:
-    rows = []
-    if "size_gib" in values:
-        shown, unit = size(values["size_gib"])
-        rows.append(("size_gib", "Size", shown, unit, "all files that the runtime needs"))
-    if "bits_per_weight" in values:
-        meaning = "weight files / the original's parameters"
-        rows.append(("bits_per_weight", "Bits per weight", number(values["bits_per_weight"]), "bits", meaning))
-    return [
-        Row(group="size", metric=metric, title=title, value=value, unit=unit, reads_as=reads_as)
-        for metric, title, value, unit, reads_as in rows
-    ]
+def _has_prompt(speed: Report | None) -> TypeGuard[Report]:
+    return speed is not None and "prompt_tokens" in speed
 
 
-def _speeds(speed: Report) -> list[Row]:
-    values, spread = speed["metrics"], speed.get("spread", {})
-    prompt = f"prompt of {speed['prompt_tokens']} tokens" if "prompt_tokens" in speed else "prompt"
-    words = {
-        "decode_tokens_per_s": ("Answer speed", "tokens/s", "tokens after the first"),
-        "prefill_tokens_per_s": ("Prompt speed", "tokens/s", f"reading a {prompt}"),
-        "ttft_s": ("Time to first token", "s", f"after a {prompt}"),
-        "load_s": ("Load", "s", "opening the model, and one token"),
-        "peak_memory_gib": ("Peak memory", "", "whole process: runtime and interpreter included"),
-    }
-    rows = []
-    for name, (title, unit, meaning) in words.items():
-        if name not in values:
-            continue
-        shown, unit = size(values[name]) if name.endswith("_gib") else (number(values[name]), unit)
-        if name in spread:
-            meaning += f"; {number(spread[name][0])} to {number(spread[name][1])}"
-        rows.append(Row(group="speed", metric=name, title=title, value=shown, unit=unit, reads_as=meaning))
-    return rows
+def _questions(seen: Report) -> str:
+    return f"{counted(seen['positions'], 'position')} of questions about {counted(len(seen['vectors']), 'picture')}"
+
+
+def _spread(metric: Metric, spread: Report) -> str:
+    """Lowest and highest of the repetitions, in the unit of the figure."""
+    if metric.name not in spread:
+        return ""
+    low, high = (number(metric.factor * end) for end in spread[metric.name])
+    return f"; {low} to {high}"
 
 
 def plain_table(rows: Sequence[Row], width: int = 100) -> str:

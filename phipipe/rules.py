@@ -21,17 +21,21 @@ if TYPE_CHECKING:
     from phipipe.recipe import Recipe
 
     Condition = Callable[[Recipe, Any, Checkpoint], bool]
+    Words = Callable[[Recipe, Any, Checkpoint], Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint`` and ``uniform``."""
+    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint``, ``uniform`` and what
+    ``words`` works out. Why it is so, since when, and where it is discussed stands in ``assets/explanations.yaml``.
+    """
 
     id: str
     level: str  # "error" or "warning"
     when: Condition
     message: str
     hint: str | None = None
+    words: Words | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,13 @@ def check(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Seq
 
 
 def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
+    recipe, options, checkpoint = (facts[name] for name in ("recipe", "options", "checkpoint"))
     try:
-        if not rule.when(facts["recipe"], facts["options"], facts["checkpoint"]):
+        if not rule.when(recipe, options, checkpoint):
             return None
-        hint = rule.hint.format(**facts) if rule.hint else None
-        return Advice(level=rule.level, rule=rule.id, message=rule.message.format(**facts), hint=hint)
+        told = {**facts, **(rule.words(recipe, options, checkpoint) if rule.words else {})}
+        hint = rule.hint.format(**told) if rule.hint else None
+        return Advice(level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint)
     except Unseen:
         return None
 
@@ -206,6 +212,7 @@ MODELS: tuple[Rule, ...] = (
         when=lambda r, o, c: vision.is_square(c.architecture, r.backend),
         message="openvino-genai 2026.4 lays out pictures that are not square as if they were turned: pad them to "
         "squares before, as the program on the package's card does",
+        hint="prepare pictures as that program does, or choose `backend: onnxruntime`",
     ),
     Rule(
         id="M17",
@@ -227,6 +234,7 @@ MODELS: tuple[Rule, ...] = (
         when=lambda r, o, c: c.architecture == vision.PHI4 and r.backend in MULTIMODAL[vision.PHI4],
         message="what hears is left out, and the adapter that the original uses with pictures alone is merged in for "
         "good: it sees and reads, and answers on plain text differ a little from the original's",
+        hint="for text alone build Phi-4-mini, the language model in it",
     ),
     Rule(
         id="M06",
@@ -264,6 +272,7 @@ MODELS: tuple[Rule, ...] = (
         level="warning",
         when=lambda r, o, c: r.context is not None and r.context > c.context_length,
         message="`context: {recipe.context}` is more than the model's {checkpoint.context_length} tokens",
+        hint="set `context: {checkpoint.context_length}` or less",
     ),
     Rule(
         id="D02",
@@ -313,12 +322,14 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         level="warning",
         when=lambda r, o, c: r.precision in {"fp32", "fp16"} and bool(o.model_fields_set),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
+        hint="take `quantize` out, or choose int8 or int4",
     ),
     Rule(
         id="O15",
         level="warning",
         when=lambda r, o, c: r.precision == "int8" and o.mixed != "none",
         message="`quantize.mixed: {options.mixed}` keeps layers at 8 bits; at int8 all have 8 anyway",
+        hint="take `quantize.mixed` out",
     ),
     Rule(
         id="O16",
@@ -346,12 +357,14 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         when=lambda r, o, c: c.vocab_size in _widths(c),
         message="the vocabulary ({checkpoint.vocab_size}) is as wide as another layer's output; "
         "onnxruntime-genai takes that layer for the LM head and builds a wrong model",
+        hint="choose another backend, such as `openvino`",
     ),
     Rule(
         id="O19",
         level="error",
         when=lambda r, o, c: _rotary_pairs(c) % 8 != 0,
         message="onnxruntime's attention needs rotary dimensions in multiples of 16",
+        hint="choose another backend, such as `openvino`",
     ),
     Rule(
         id="O20",
@@ -365,6 +378,7 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: _asks_olive(r, o) and c.model_type != "phi3",
         message="`quantize.rotate` and `algorithm: gptq` work on phi3 models; `{checkpoint.architecture}` is another",
+        hint="take the option out of `quantize`",
     ),
     Rule(
         id="O22",
@@ -385,6 +399,7 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: _asks_olive(r, o) and "quantization_config" in c.config,
         message="the checkpoint is quantized already; start from the original model's files",
+        hint="name them in `source`, or take `rotate` and `algorithm` out of `quantize`",
     ),
     Rule(
         id="O25",

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from phipipe import device
-from phipipe.recipe import MAX_VARIANTS, METRICS, SLUG, Recipe
+from phipipe.metrics import ROWS
+from phipipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.variants import BACKEND, VARIANT_KEYS
 
 Schema = dict[str, Any]
@@ -63,7 +64,7 @@ def _sharpen(definitions: Schema) -> None:
     }
     gates = definitions["Evaluate"]["properties"]["gates"]
     del gates["propertyNames"]
-    gates["properties"] = {name: {"$ref": "#/$defs/Gate", "description": words} for name, words in METRICS.items()}
+    gates["properties"] = {row.name: {"$ref": "#/$defs/Gate", "description": row.meaning} for row in ROWS}
     gates["additionalProperties"] = False
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from phipipe import backends, board, output, output_lists, schema
+from phipipe import backends, board, explain, output, output_lists, schema
 from phipipe.document import near
 from phipipe.errors import RecipeError
 
@@ -57,6 +57,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "runs-ls": list[output_lists.Run],
     "runs-show": output_lists.RunDetails,
     "runs-logs": list[dict[str, Any]],
+    "explain": list[explain.Explanation] | explain.Explanation,
     "doctor": output_lists.Doctor,
 }
 

@@ -71,9 +71,8 @@ class Live:
         """Say what is being built."""
         for plan in plans:
             self._progress.console.print(visible(heading(plan)), style="bold", markup=False)
-            for warning in plan.warnings:
-                text = visible(f"  warning: {warning.message} [{warning.rule}]")
-                self._progress.console.print(text, style="yellow", markup=False)
+            for line in _warnings(plan):
+                self._progress.console.print(visible(f"  {line}"), style="yellow", markup=False)
 
     def started(self, label: str, why: str) -> None:
         self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {one_line(why)}", total=None)
@@ -120,9 +119,8 @@ def many(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iter
         return
     width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
     for plan in plans:
-        for warning in plan.warnings:
-            words = visible(f"{plan.build.name}: warning: {warning.message} [{warning.rule}]")
-            print(f"  {words}", file=stream, flush=True)
+        for line in _warnings(plan):
+            print(visible(f"  {plan.build.name}: {line}"), file=stream, flush=True)
     if not stream.isatty():
         yield Terse(width, stream)
         return
@@ -140,8 +138,8 @@ def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> 
     if not stream.isatty():
         for plan in plans:
             print(visible(heading(plan)), file=stream, flush=True)
-            for warning in plan.warnings:
-                print(visible(f"  warning: {warning.message} [{warning.rule}]"), file=stream, flush=True)
+            for line in _warnings(plan):
+                print(visible(f"  {line}"), file=stream, flush=True)
         yield Lines(width, stream)
         return
     with _live(width, stream) as live:
@@ -158,6 +156,10 @@ def _live(width: int, stream: TextIO) -> Iterator[Live]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Live(width, progress)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    return [line for warning in plan.warnings for line in warning.lines]
 
 
 def heading(plan: Plan) -> str:
@@ -177,10 +179,8 @@ def ending(result: Result) -> str:
     if result.cached:
         return f"cached  {result.key[:12]}{'  from the shared store' if result.shared else ''}"
     usage = result.usage
-    peak = usage.get("peak_rss_bytes", 0)
-    memory = f", {peak / 2**30:.2f} GiB peak" if peak else ""
     where = f", on {result.machine}" if result.machine else ""
-    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{memory}{where}"
+    return f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{report.peaks(usage)}{where}"
 
 
 def outcome(done: Outcome) -> str:
@@ -219,11 +219,16 @@ def outcome_json(done: Outcome) -> output.Built:
         package=None if done.package is None else str(done.package),
         seconds=round(done.seconds, 3),
         on_target=done.plan.on_target,
+        warnings=_advice(done.plan),
         evaluation=done.load("evaluate", "metrics.json"),
         speed=done.load("measure", "speed.json"),
         steps=[_step(name, result) for name, result in done.results.items()],
         error=None if error is None else output.error_of(error),
     )
+
+
+def _advice(plan: Plan) -> list[output.Advice]:
+    return [output.Advice(rule=a.rule, level=a.level, message=a.message, hint=a.hint) for a in plan.warnings]
 
 
 def _step(name: str, result: Result) -> output.DoneStep:
@@ -244,14 +249,14 @@ def _step(name: str, result: Result) -> output.DoneStep:
 
 def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     """A table of steps: cached or not, why, and what they need."""
-    rows = [("step", "state", "disk", "memory", "why")]
+    rows = [("step", "state", "disk", "anonymous", "why")]
     for item in forecast:
         step = item.step
         state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
         rows.append((step.name, state, _gib(step.output_bytes), _gib(step.memory_bytes), item.why))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [heading(planned)]
-    lines += [f"  warning: {a.message} [{a.rule}]" for a in planned.warnings]
+    lines += [f"  {line}" for line in _warnings(planned)]
     lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
     lines += [
         "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
@@ -260,11 +265,12 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
         has = planned.fit.memory_gib
         room = f", of {has:g} GiB" if has else ""
         lines.append(f"  on the device about {planned.fit.words()}{room}")
-    todo = [item for item in forecast if not item.cached]
-    disk = sum(item.step.output_bytes for item in todo)
+    todo = [item.step for item in forecast if not item.cached]
+    peak = max((step.memory_bytes for step in todo), default=0)
     lines.append(
-        f"  {len(todo)} of {len(forecast)} steps will run"
-        + (f", writing about {_gib(disk)}; highest memory about {_gib(planned.memory_bytes)}" if todo else "")
+        f"  {len(todo)} of {report.counted(len(forecast), 'step')} will run"
+        + (f", writing about {_gib(sum(step.output_bytes for step in todo))}" if todo else "")
+        + (f"; peak about {_gib(peak)} anonymous" if peak else "")
     )
     return "\n".join(lines)
 
@@ -282,7 +288,7 @@ def plan_json(planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError
         on_target=planned.on_target,
         memory_bytes=planned.memory_bytes,
         fit=None if fit is None else output.Fit(**fit.as_json()),
-        warnings=[output.Advice(rule=a.rule, level=a.level, message=a.message, hint=a.hint) for a in planned.warnings],
+        warnings=_advice(planned),
         fixups={
             name: output.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
             for name, fix in planned.fixups.items()

@@ -81,7 +81,8 @@ def refuse(build: Build, advice: Iterable[Advice]) -> None:
     errors = [a for a in advice if a.level == "error"]
     if errors:
         message = "; ".join(f"{a.message} [{a.rule}]" for a in errors)
-        raise problem_at(build, BACKEND, message, errors[0].hint, QUANTIZE, PRECISION, DEVICE)
+        hints = dict.fromkeys(a.hint for a in errors if a.hint)
+        raise problem_at(build, BACKEND, message, "; ".join(hints) or None, QUANTIZE, PRECISION, DEVICE)
 
 
 def _rules(build: Build, options: BaseModel) -> list[Advice]:

@@ -13,6 +13,7 @@ import click
 from phipipe import answers
 from phipipe.console import AS_JSON, UserPath, cli, command, echo, note, save, settings_of_user, store_of_user
 from phipipe.errors import RecipeError
+from phipipe.report import counted
 from phipipe.user_paths import Kind, problem, shown
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def toolchain_install(names: Sequence[str], force: bool, as_json: bool) -> None:
             toolchains.remove(name, settings_of_user())
         installed = toolchains.ensure(name, settings_of_user(), note)
         if not as_json:
-            echo(f"{name}: {len(installed.packages)} packages")
+            echo(f"{name}: {counted(len(installed.packages), 'package')}")
     if as_json:
         answers.give([catalogue.toolchain_row(name, settings_of_user()) for name in names])
 
@@ -252,14 +253,37 @@ def _of_run(run: Run) -> dict[str, Any]:
     return {**told, "exit_code": run.exit_code, "seconds": seconds, "builds": list(run.builds)}
 
 
-@command("phipipe doctor")
+@command("phipipe explain M20")
+@click.argument("name", metavar="ID", required=False)
 @AS_JSON
-def doctor(as_json: bool) -> None:
-    """Tell what this machine has and what is missing: cache, toolchains, memory, accelerators."""
-    from phipipe import catalogue, listing_text
+def explain(name: str | None, as_json: bool) -> None:
+    """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without ID: all of them."""
+    from phipipe import explain as explaining
 
-    found = catalogue.doctor(settings_of_user())
-    answers.give(found) if as_json else echo(listing_text.doctor(found))
+    if name is None:
+        every = list(explaining.explanations().values())
+        answers.give(every) if as_json else echo(explaining.listing())
+        return
+    found = explaining.find(name)
+    answers.give(found) if as_json else echo(explaining.text(found))
+
+
+@command("phipipe doctor recipes/quickstart.yaml")
+@click.argument("recipes", nargs=-1, type=UserPath())
+@AS_JSON
+def doctor(recipes: Sequence[Path], as_json: bool) -> None:
+    """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit code 1 if not)."""
+    from dataclasses import asdict
+
+    from phipipe import catalogue, checks, listing_text, output_lists
+
+    settings = settings_of_user()
+    found = list(checks.machine(settings))
+    found += checks.recipes(recipes, settings, found)
+    told = catalogue.doctor(settings, [output_lists.Check(**asdict(check)) for check in found])
+    answers.give(told) if as_json else echo(f"{listing_text.doctor(told)}\nchecks\n{checks.text(found)}")
+    if not checks.fit_to_run(found):
+        raise click.exceptions.Exit(1)
 
 
 @command('eval "$(phipipe completion bash)"')

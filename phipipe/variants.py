@@ -9,7 +9,6 @@ from phipipe import overlay
 
 VARIANT_KEYS = (
     "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate", "evaluate", "measure",
-    "package",
 )  # fmt: skip
 BACKEND = "onnxruntime"  # where a recipe names none
 

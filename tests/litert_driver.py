@@ -29,9 +29,9 @@ TINY = BUILTIN_MODELS["tiny-phi3"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("int8", {}),
     "int8-floats": ("int8", {"scheme": "weight_only"}),
-    "int4": ("int4", {}),
+    "int4": ("int4", {"group_size": -1}),
     "int4-floats": ("int4", {"scheme": "weight_only"}),
-    "int4-32": ("int4", {"group_size": 32}),
+    "int4-32": ("int4", {}),
     "int4-128": ("int4", {"group_size": 128}),
 }
 CHAT = [{"role": "user", "content": "Tell me a short story about a fox."}]

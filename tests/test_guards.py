@@ -23,7 +23,7 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "hardware", "progress", "sockets", "streams", "visible"},
+    {"errors", "hardware", "metrics", "progress", "sockets", "streams", "visible"},
     {"json_files", "several", "output", "output_lists"},
     {"code_keys"},
     {"user_paths"},
@@ -38,6 +38,7 @@ LAYERS = (
         "backends",
         "outside",
         "rules",
+        "group_rules",
         "onnx_graph",
         "onnx_links",
         "onnx_quantize",
@@ -99,11 +100,13 @@ LAYERS = (
     {"plan"},
     {"plans", "starter", "checked"},
     {"worker", "process"},
+    {"why"},
     {"executor"},
     {"cluster_worker"},
     {"cluster"},
     {"schedule"},
     {"preflight"},
+    {"checks", "explain"},
     {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
     {"schemas", "listing_text", "answers"},
     {"batch"},

@@ -95,6 +95,9 @@ def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
         ("int4", {"context_length": 511}, ["R04"]),
         ("int8", {"group_size": 32}, ["R07"]),
         ("int4", {"group_size": 32, "scheme": "weight_only"}, ["R07"]),
+        ("int4", {"group_size": -1}, ["R09"]),
+        ("int4", {"scheme": "weight_only"}, ["R09"]),
+        ("int8", {"group_size": -1}, []),
         ("fp32", {"scheme": "weight_only"}, ["R14"]),
         ("fp32", {"group_size": -1}, ["R14"]),
     ],
@@ -117,6 +120,27 @@ def test_models_that_were_never_exported_are_refused() -> None:
 def test_layers_that_groups_do_not_divide_are_refused() -> None:
     assert advice("int4", checkpoint(intermediate_size=8224), group_size=64) == [("R08", "error")]
     assert advice("int4", checkpoint(intermediate_size=8224), group_size=32) == []
+    assert advice("int4", checkpoint(intermediate_size=8200)) == [("R08", "error")]
+    assert advice("int4", checkpoint(intermediate_size=8200), group_size=-1) == [("R09", "warning")]
+    (refusal,) = litert.advise(recipe(), litert.Options(group_size=64), checkpoint(intermediate_size=8224))
+    assert "these work: 32, -1" in refusal.hint
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "group"),
+    [
+        ("int4", {}, 32),
+        ("int4", {"scheme": "weight_only"}, -1),
+        ("int4", {"group_size": -1}, -1),
+        ("int4", {"group_size": 128}, 128),
+        ("int8", {}, -1),
+    ],
+)
+def test_int4_is_in_groups_of_32_wherever_groups_run(precision: str, options: dict[str, Any], group: int) -> None:
+    chosen = litert.Options(**options)
+    steps = {step.name: step for step in litert.steps(recipe(precision), chosen, checkpoint(), {})}
+    assert steps["quantize"].params["group_size"] == group
+    assert ("groups of 32" in litert.scheme(recipe(precision), chosen)) == (group == 32)
 
 
 def test_the_cache_ends_where_the_model_would_differ() -> None:
@@ -168,6 +192,7 @@ def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     assert kld["fp32"] < kld["int8-floats"] < kld["int8"] < kld["int4-32"] < kld["int4"]
     size = {name: found["bytes"] for name, found in section(facts, "fidelity").items() if name != "fp32"}
     assert size["int4"] < 0.6 * size["int8"]
+    assert size["int4-32"] < 1.15 * size["int4"]
 
 
 @pytest.mark.integration
@@ -279,7 +304,7 @@ measure: {repetitions: 2}
 matrix:
   - {name: bundle}
   - {name: bare, quantize: {format: tflite}}
-  - {name: small, precision: int4, quantize: {group_size: 32}}
+  - {name: small, precision: int4}
 """
 
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -157,7 +158,6 @@ PARAMS: dict[str, Any] = {
             "gates": {"kld_mean": {"max": 0.05}, "top1": {"min": 0.85}},
         },
         "measure": {"prompt_tokens": 128, "new_tokens": 64, "repetitions": 5},
-        "package": {"format": "directory"},
     },
     "device": {"name": "cpu-x86_64", "title": "PC with an x86-64 CPU", "sources": ["https://vendor.example/x86_64"]},
     "backend": "onnxruntime",
@@ -834,10 +834,39 @@ def test_bad_news_is_in_the_card(kitchen: Kitchen) -> None:
 
 
 def test_speed_measured_elsewhere_is_never_called_the_devices(kitchen: Kitchen) -> None:
-    kitchen.params["on_target"] = "false"
-    text = kitchen.card()
-    assert "That is not PC with an x86-64 CPU" in text
-    assert "on the build machine, not on the device" in text
+    for on_target in ("true", "emulated", "false"):
+        kitchen.params["on_target"] = on_target
+        text = (kitchen.cook(on_target) / "README.md").read_text("utf-8")
+        headline, _, rest = text.partition("## Run it")
+        assert ("tokens/s" in headline) == (on_target == "true")
+        assert "tokens/s" in rest
+    assert "That is not PC with an x86-64 CPU" in rest
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_card_tells_the_steps_in_the_order_in_which_they_were_made(dice: random.Random) -> None:
+    """Each after all that it reads; where several may come next, as the plan has them."""
+    names = [f"{dice.choice('abxyz')}{i}" for i in range(dice.randint(1, 12))]
+    steps = {}
+    for i, name in enumerate(names):
+        before = dice.sample(names[:i], dice.randint(0, min(i, 3)))
+        inputs = {f"in{other}": digest_of(other) for other in before} or {"files": digest_of(name)}
+        steps[name] = {"digest": digest_of(name), "inputs": inputs}
+    assert card._order(steps) == names
+    shuffled = dice.sample(names, len(names))
+    ordered = card._order({name: steps[name] for name in shuffled})
+    assert sorted(ordered) == sorted(names)
+    made = {step["digest"] for step in steps.values()}
+    for i, name in enumerate(ordered):
+        reads = set(steps[name]["inputs"].values()) & made - {steps[name]["digest"]}
+        assert reads <= {steps[other]["digest"] for other in ordered[:i]}
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 gate passed"), (2, "2 gates passed")])
+def test_one_gate_is_not_called_gates(kitchen: Kitchen, count: int, said: str) -> None:
+    gate = {"metric": "kld_mean", "value": 0.01, "max": 0.05, "passed": True}
+    kitchen.json("gates", [gate] * count)
+    assert said in kitchen.card()
 
 
 ATTACKS = [

@@ -14,7 +14,6 @@ import pytest
 from phipipe import backends, device, hardware, hub, outside, plan, recipe
 from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
-from phipipe.executor import differences
 from phipipe.schedule import attempt, graph
 from phipipe.settings import Settings
 from phipipe.show import Silent
@@ -280,12 +279,6 @@ def test_a_flipped_bit_in_an_input_is_rebuilt_before_it_is_used(tmp_path: Path, 
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(StepFailed, match=r"5\.00e-01"):
         run(cheap(tmp_path, source, limits(0.2)), Store(store.root))
-
-
-def test_differences_name_what_changed() -> None:
-    old = {"version": 1, "inputs": {"a": "1"}, "params": {"block_size": 32}, "tools": {"torch": "2.12"}}
-    new = {"version": 2, "inputs": {"a": "2"}, "params": {"block_size": 64}, "tools": {"torch": "2.13"}}
-    assert differences(old, new) == ["phipipe's own step", "input a", "block_size 32 → 64", "torch 2.12 → 2.13"]
 
 
 def test_a_files_digest_is_remembered_by_size_and_time_but_never_when_racy(tmp_path: Path, folder: Path) -> None:

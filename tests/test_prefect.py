@@ -276,7 +276,7 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
         (artifact,) = server.ask("/artifacts/filter", artifacts={"key": {"any_": ["phipipe-good"]}}, limit=1)
         (row,) = json.loads(artifact["data"])
         assert (artifact["type"], row["build"], row["state"], row["error"]) == ("table", "one", "cached", None)
-        assert row["KLD"] > 0
+        assert row["KLD, nats"] > 0
         state = server.ended(bad["id"], 120)
         assert state["type"] == "FAILED"
         assert state["message"].startswith("exit code 7: 1 build: 1 gated\nstrict: gate failed: `kld_mean` is 0.00")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from phipipe import backends, document, recipe
 from phipipe.errors import PhipipeError, RecipeError
+from phipipe.metrics import METRICS
 
 GOOD = """\
 name: good
@@ -439,7 +440,7 @@ VALID = st.fixed_dictionaries(
             optional={
                 "window": st.integers(64, 8192),
                 "gates": st.dictionaries(
-                    st.sampled_from(list(recipe.METRICS)),
+                    st.sampled_from(list(METRICS)),
                     st.dictionaries(st.sampled_from(["min", "max"]), st.just(0.25), min_size=1),
                 ),
                 "text": st.sampled_from(
@@ -479,10 +480,6 @@ def test_set_is_the_same_as_an_edit(tmp_path: Path, data: dict[str, Any], other:
         assert load(tmp_path, dumped(data), sets=sets)[0].recipe == edited.recipe
 
 
-def test_metrics_are_described_one_by_one() -> None:
-    assert set(recipe.METRICS) == set(get_args(recipe.Metric))
-
-
 def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> None:
     text = "name: two\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
     text += "evaluate: {text: {builtin: stories}}\n"
@@ -492,3 +489,21 @@ def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> Non
         load(tmp_path, text, sets=sets)
     (build,) = load(tmp_path, text, sets=sets, only=["llamacpp-int4"])
     assert build.recipe.backend == "llamacpp"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["package: {format: directory}\n", "package: zip\n", "matrix: [{name: one, package: {format: directory}}]\n"],
+)
+def test_a_key_of_earlier_versions_is_told_from_a_slip(tmp_path: Path, written: str) -> None:
+    text = "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\nnmae: two\n" + written
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text)
+    assert "`package` is no key any more: what ships is always a folder" in caught.value.message
+    assert "r.yaml:6:" in caught.value.message
+
+
+def test_the_recipe_of_an_earlier_versions_package_is_still_read(tmp_path: Path) -> None:
+    (build,) = load(tmp_path, "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n")
+    kept = build.recipe.model_dump(mode="json", exclude_none=True)
+    assert recipe.recorded({**kept, "package": {"format": "directory"}}) == build.recipe

@@ -165,3 +165,15 @@ def test_markdown_tables_have_one_row_per_measurement() -> None:
     assert len(lines) == len(found) + 2
     assert {line.count("|") for line in lines} == {4}
     assert "| Same first choice (`top1`) | 93.1 ± 0.4 % |" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("usage", "said"),
+    [
+        ({"peak_rss_bytes": 2**29, "peak_anon_bytes": 2**28}, ", peak 0.25 GiB anonymous, 0.50 GiB resident"),
+        ({"peak_rss_bytes": 2**29}, ", peak 0.50 GiB resident"),
+        ({"seconds": 1.0}, ""),
+    ],
+)
+def test_a_peak_says_which_memory_it_is(usage: dict[str, float], said: str) -> None:
+    assert report.peaks(usage) == said

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from phipipe import backends, device, recipe, schema, starter
 from phipipe.errors import PhipipeError, RecipeError, TargetError
+from phipipe.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = backends.OptionsOf()
@@ -101,7 +102,6 @@ FULL: dict[str, Any] = BASE | {
         "gates": {"top1": {"min": 0.5}, "kld_mean": {"max": 0.1}},
     },
     "measure": {"prompt_tokens": 8, "new_tokens": 8, "repetitions": 1},
-    "package": {"format": "directory"},
     "tags": ["a"],
     "matrix": [
         {"name": "a"},
@@ -219,7 +219,7 @@ def test_editors_are_told_names_defaults_and_metrics() -> None:
     assert fields["backend"]["default"] == "onnxruntime"
     assert fields["device"]["anyOf"][0]["enum"] == list(device.names())
     assert made["$defs"]["Evaluate"]["properties"]["tokens"]["default"] == 4096
-    assert set(gates["properties"]) == set(recipe.METRICS)
+    assert set(gates["properties"]) == set(METRICS)
     assert all(definition.get("additionalProperties") is False for definition in made["$defs"].values())
     assert made["additionalProperties"] is False
 

@@ -71,17 +71,33 @@ class Step:
     provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
+    recipe: str = ""  # whose step it is; not in the key: it tells which earlier results are worth comparing with
     loaded_bytes: int = 0  # estimate of what its output takes when it is opened; 0: as much as in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Something a backend finds in a recipe: ``level`` is "error" or "warning"."""
+    """Something that a rule finds in a recipe: ``level`` is "error" or "warning", ``hint`` the remedy."""
 
     level: str
     rule: str
     message: str
     hint: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong and what to do, on one line."""
+        return f"{self.message} [{self.rule}]" + (f". What to do: {self.hint}" if self.hint else "")
+
+    @property
+    def lines(self) -> list[str]:
+        """The same for a terminal or a log."""
+        remedy = [f"  try: {self.hint}"] if self.hint else []
+        return [f"{self.level}: {self.message} [{self.rule}]", *remedy]
+
+    def as_json(self) -> dict[str, str | None]:
+        """The same for machines."""
+        return {"rule": self.rule, "level": self.level, "message": self.message, "hint": self.hint}
 
 
 class Unseen(Exception):

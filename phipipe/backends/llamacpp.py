@@ -296,6 +296,7 @@ RULES = (
         level="warning",
         when=lambda r, o, c: type_of(r, o) in FLOATS and bool(o.model_fields_set - {"type"}),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
+        hint="take `quantize` out, or choose int8 or int4",
     ),
     *WINDOWLESS,
     Rule(
@@ -304,6 +305,7 @@ RULES = (
         when=lambda r, o, c: c.longrope and (r.context is None or r.context > c.original_context_length),
         message="with a context above {checkpoint.original_context_length} tokens llama.cpp takes LongRoPE's long "
         "factors for every prompt (llama.cpp issue 24823): load the model with at most that",
+        hint="`context: {checkpoint.original_context_length}` says that to this build",
     ),
 )
 

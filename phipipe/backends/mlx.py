@@ -194,6 +194,7 @@ RULES = (
         level="warning",
         when=lambda r, o, c: r.precision.startswith("fp") and bool(o.model_fields_set - {"dtype"}),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
+        hint="take `quantize` out, or choose int8 or int4",
     ),
     *WINDOWLESS,
     Rule(
@@ -210,6 +211,7 @@ RULES = (
         when=lambda r, o, c: c.longrope and r.evaluate.window > c.original_context_length,
         message="mlx-lm knows one set of LongRoPE factors; since `evaluate.window` asks for them, the long ones are "
         "built in, so use the model with more than {checkpoint.original_context_length} tokens",
+        hint="for shorter prompts, lower `evaluate.window` to that: the short factors are then built in",
     ),
 )
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe.backends.base import ANY_MODEL, Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe import group_rules
+from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
 
@@ -153,6 +154,7 @@ RULES: tuple[Rule, ...] = (
         ),
         message="`quantize.prompt_length` and `response_length` together are longer than the model's context "
         "({checkpoint.context_length} tokens)",
+        hint="make one of the two shorter",
     ),
     Rule(
         id="M12",
@@ -162,6 +164,18 @@ RULES: tuple[Rule, ...] = (
         "openvino-genai keeps what it computed with the model's other rotary factors",
         hint="prompts that are longer from the start are right",
     ),
+    Rule(
+        id="V02",
+        level="error",
+        when=lambda r, o, c: bool(_stray(r, o)),
+        message="`quantize.{option}` is set, but {recipe.precision} {takes}",
+        hint="remove it, or choose int4",
+        words=lambda r, o, c: {
+            "option": _stray(r, o)[0],
+            "takes": "takes `symmetric` only" if r.precision == "int8" else "quantizes nothing",
+        },
+    ),
+    group_rules.rule("V13", ("int4",), (32, 64, 128, 256)),
 )
 
 
@@ -172,27 +186,8 @@ def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int 
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules above; V02: options of another precision; V13: groups that do not divide a row."""
-    assert isinstance(options, Options)
-    found = check(recipe, options, checkpoint, RULES)
-    if stray := _stray(recipe, options):
-        takes = "takes `symmetric` only" if recipe.precision == "int8" else "quantizes nothing"
-        message = f"`quantize.{stray[0]}` is set, but {recipe.precision} {takes}"
-        found.append(Advice(level="error", rule="V02", message=message, hint="remove it, or choose int4"))
-    if checkpoint is ANY_MODEL:
-        return found
-    widths = {"hidden_size": checkpoint.hidden_size, "intermediate_size": checkpoint.intermediate_size}
-    widths |= {"heads times head size": checkpoint.heads * checkpoint.head_size}
-    layers = {"hidden_size": "attention and MLP input", "intermediate_size": "down projection"}
-    size = options.group_size
-    odd = next((name for name, width in widths.items() if size != -1 and width % size), None)
-    if recipe.precision == "int4" and odd:
-        working = [str(g) for g in (32, 64, 128, 256) if not any(width % g for width in widths.values())]
-        layer = layers.get(odd, "attention output projection")
-        message = f"`quantize.group_size: {size}` does not divide the width of the {layer} ({odd}: {widths[odd]})"
-        hint = f"these work: {', '.join([*working, '-1'])} (-1 is a whole row)"
-        found.append(Advice(level="error", rule="V13", message=message, hint=hint))
-    return found
+    """The rules of this backend."""
+    return check(recipe, options, checkpoint, RULES)
 
 
 def scheme(recipe: Recipe, options: BaseModel) -> str:

@@ -95,6 +95,7 @@ RULES = (
         level="error",
         when=lambda r, o, c: o.context_length > c.context_length,
         message="`quantize.context_length: {options.context_length}` is beyond the model's {checkpoint.context_length}",
+        hint="set `quantize.context_length` to that or less",
     ),
     Rule(
         id="Q05",
@@ -117,6 +118,7 @@ RULES = (
         level="warning",
         when=lambda r, o, c: r.precision == "int8" and "keep_8bit" in o.model_fields_set,
         message="`quantize.keep_8bit` is set, but int8 keeps everything at 8 bits",
+        hint="take `quantize.keep_8bit` out",
     ),
     Rule(
         id="Q08",
@@ -157,6 +159,7 @@ RULES = (
         when=lambda r, o, c: c.parameters > EMULATED_PARAMETERS,
         message="a model of this size takes an emulated NPU hours: it is scored in fixed point on the CPU, and "
         "emulated for one prompt and two tokens",
+        hint="nothing is wrong; what the device itself does, only the device can tell",
     ),
 )
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import models, torch_checkpoint
-from phipipe.backends.base import ANY_MODEL, Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
+from phipipe import group_rules, models, torch_checkpoint
+from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
 
@@ -74,18 +74,13 @@ class Options(BaseModel):
     )
 
 
-def _widths(checkpoint: Checkpoint) -> dict[str, int]:
-    """Input widths of the decoder layers' linears."""
-    widths = {"hidden_size": checkpoint.hidden_size, "intermediate_size": checkpoint.intermediate_size}
-    return widths | {"heads times head size": checkpoint.heads * checkpoint.head_size}
-
-
 RULES: tuple[Rule, ...] = (
     Rule(
         id="T01",
         level="warning",
         when=lambda r, o, c: r.precision not in BITS and bool(o.model_fields_set),
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
+        hint="take `quantize` out, or choose int8 or int4",
     ),
     Rule(
         id="T02",
@@ -106,19 +101,25 @@ RULES: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: r.precision in BITS and c.model_type == "phimoe",
         message="`torch` quantizes dense models only; `{checkpoint.architecture}` is a mixture of experts",
+        hint="choose fp16 or fp32, or `backend: openvino`",
     ),
     Rule(
         id="T06",
         level="error",
-        when=lambda r, o, c: r.precision in BITS and math.gcd(*_widths(c).values(), c.kv_heads * c.head_size) % 32 != 0,
+        when=lambda r, o, c: (
+            r.precision in BITS and math.gcd(*group_rules.widths(c).values(), c.kv_heads * c.head_size) % 32 != 0
+        ),
         message="auto-round packs weights whose width and height are multiples of 32; this model has others",
+        hint="choose fp16 or fp32",
     ),
     Rule(
         id="T07",
         level="error",
         when=lambda r, o, c: r.precision in BITS and "quantization_config" in c.config,
         message="the checkpoint is quantized already; start from the original model's files",
+        hint="name them in `source`",
     ),
+    group_rules.rule("T03", BITS, (32, 64, 128)),
 )
 
 
@@ -185,19 +186,8 @@ def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int 
 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules above, and T03: groups that do not divide a row."""
-    assert isinstance(options, Options)
-    found = check(recipe, options, checkpoint, RULES)
-    if checkpoint is ANY_MODEL:
-        return found
-    size, widths = options.group_size, _widths(checkpoint)
-    odd = next((name for name, width in widths.items() if size != -1 and width % size), None)
-    if recipe.precision in BITS and odd:
-        working = [str(g) for g in (32, 64, 128) if not any(width % g for width in widths.values())]
-        message = f"`quantize.group_size: {size}` does not divide this model's {odd} ({widths[odd]})"
-        hint = f"these work: {', '.join([*working, '-1'])} (-1 is a whole row)"
-        found.append(Advice(level="error", rule="T03", message=message, hint=hint))
-    return found
+    """The rules of this backend."""
+    return check(recipe, options, checkpoint, RULES)
 
 
 def cast(inputs: Inputs, out: Path, params: Params) -> None:

@@ -1,0 +1,260 @@
+"""What is measured of a build: one table, read by gates, tolerances, tables, the board, the card and the schema.
+
+A row that does not say which way is better, or of which kind it is, is an error at import: nobody shall guess it
+from a name. ``reads_as`` may name words that ``report`` works out from the measurement (``WORDS``).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+Better = Literal["lower", "higher"]
+Kind = Literal["fidelity", "pictures", "size", "speed"]
+WORDS = frozenset({"yardstick", "original", "change", "prompt", "pictures"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        name: in recipes, manifests and reports.
+        title: in tables, in words.
+        column: at the head of a column; ``short`` where there is little room.
+        meaning: what it is and in which unit, in the recipes' schema.
+        reads_as: what it tells, beside its value.
+        unit: of the value as it is shown, which is ``factor`` times the one that is stored.
+        digits: significant ones, where no standard error decides.
+    """
+
+    name: str
+    title: str
+    column: str
+    short: str = ""
+    meaning: str
+    reads_as: str
+    better: Better
+    kind: Kind
+    unit: str = ""
+    factor: float = 1.0
+    digits: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse a row that is not finished, before anything is measured by it."""
+        if self.better not in get_args(Better):
+            raise ValueError(f"metric {self.name}: better is lower or higher, not {self.better!r}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"metric {self.name}: no such kind: {self.kind!r}")
+        if not all((self.name, self.title, self.column, self.meaning, self.reads_as)):
+            raise ValueError(f"metric {self.name}: name, title, column, meaning and reads_as are words")
+        unknown = {word for _, word, _, _ in string.Formatter().parse(self.reads_as) if word} - WORDS
+        if unknown or self.digits < 1 or not self.factor > 0:
+            raise ValueError(f"metric {self.name}: digits, factor or words cannot be: {sorted(unknown)}")
+
+    @property
+    def heading(self) -> str:
+        """The head of a narrow column."""
+        return self.short or self.column
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it counts bytes, which are shown in the unit that suits them."""
+        return self.name.endswith("_gib")
+
+    def loss(self, before: float, after: float) -> float:
+        """How much worse ``after`` is than ``before``, in the stored unit; below zero where it is better."""
+        return before - after if self.better == "higher" else after - before
+
+
+_KLD = "KL divergence from the original"
+ROWS = (
+    Metric(
+        name="kld_mean",
+        title="KL divergence, mean",
+        column="KLD, nats",
+        meaning=f"{_KLD}, mean over positions, in nats",
+        reads_as="{yardstick}",
+        better="lower",
+        kind="fidelity",
+        unit="nats",
+    ),
+    Metric(
+        name="kld_median",
+        title="KL divergence, median",
+        column="KLD median, nats",
+        meaning=f"{_KLD}, median over positions, in nats",
+        reads_as="half of all positions are closer to the original",
+        better="lower",
+        kind="fidelity",
+        unit="nats",
+    ),
+    Metric(
+        name="kld_p99",
+        title="KL divergence, 99 %",
+        column="KLD 99 %, nats",
+        meaning=f"{_KLD} that 1 position in 100 exceeds, in nats",
+        reads_as="1 position in 100 is further from the original",
+        better="lower",
+        kind="fidelity",
+        unit="nats",
+    ),
+    Metric(
+        name="kld_max",
+        title="KL divergence, highest",
+        column="KLD highest, nats",
+        meaning=f"{_KLD} at the worst position, in nats",
+        reads_as="the worst single position",
+        better="lower",
+        kind="fidelity",
+        unit="nats",
+    ),
+    Metric(
+        name="top1",
+        title="Same first choice",
+        column="top-1 %",
+        meaning="share of positions where the likeliest next token is the original's, 0 to 1",
+        reads_as="how often the likeliest next token is the original's",
+        better="higher",
+        kind="fidelity",
+        unit="%",
+        factor=100,
+        digits=4,
+    ),
+    Metric(
+        name="ppl",
+        title="Perplexity",
+        column="perplexity",
+        meaning="perplexity of the text",
+        reads_as="{original}",
+        better="lower",
+        kind="fidelity",
+    ),
+    Metric(
+        name="ppl_ratio",
+        title="Perplexity / original's",
+        column="ppl ratio",
+        short="× ppl",
+        meaning="perplexity over the original's",
+        reads_as="{change}",
+        better="lower",
+        kind="fidelity",
+        digits=4,
+    ),
+    Metric(
+        name="dp_rms",
+        title="Δp, root mean square",
+        column="Δp, % points",
+        meaning="root mean square change of the true token's probability, 0 to 1",
+        reads_as="typical change of the true token's probability",
+        better="lower",
+        kind="fidelity",
+        unit="% points",
+        factor=100,
+    ),
+    Metric(
+        name="image_kld_mean",
+        title="KL divergence after pictures, mean",
+        column="KLD of pictures, nats",
+        meaning=f"{_KLD} on questions about pictures, mean over positions, in nats",
+        reads_as="{pictures}",
+        better="lower",
+        kind="pictures",
+        unit="nats",
+    ),
+    Metric(
+        name="image_top1",
+        title="Same first choice after pictures",
+        column="top-1 of pictures, %",
+        meaning="share of positions after pictures where the likeliest next token is the original's, 0 to 1",
+        reads_as="{pictures}",
+        better="higher",
+        kind="pictures",
+        unit="%",
+        factor=100,
+    ),
+    Metric(
+        name="size_gib",
+        title="Size",
+        column="size",
+        meaning="all files that the runtime needs, in GiB",
+        reads_as="all files that the runtime needs",
+        better="lower",
+        kind="size",
+        unit="GiB",
+    ),
+    Metric(
+        name="bits_per_weight",
+        title="Bits per weight",
+        column="bits/weight",
+        short="bits/w",
+        meaning="bits in weight files over the original's number of parameters",
+        reads_as="weight files / the original's parameters",
+        better="lower",
+        kind="size",
+        unit="bits",
+    ),
+    Metric(
+        name="decode_tokens_per_s",
+        title="Answer speed",
+        column="tokens/s",
+        meaning="speed of tokens after the first, in tokens per second",
+        reads_as="tokens after the first",
+        better="higher",
+        kind="speed",
+        unit="tokens/s",
+    ),
+    Metric(
+        name="prefill_tokens_per_s",
+        title="Prompt speed",
+        column="prompt tokens/s",
+        meaning="speed of reading the prompt, in tokens per second",
+        reads_as="reading a {prompt}",
+        better="higher",
+        kind="speed",
+        unit="tokens/s",
+    ),
+    Metric(
+        name="ttft_s",
+        title="Time to first token",
+        column="TTFT",
+        meaning="time to the first token after the prompt, in seconds",
+        reads_as="after a {prompt}",
+        better="lower",
+        kind="speed",
+        unit="s",
+    ),
+    Metric(
+        name="load_s",
+        title="Load",
+        column="load",
+        meaning="opening the model until its first token, in seconds",
+        reads_as="opening the model, and one token",
+        better="lower",
+        kind="speed",
+        unit="s",
+    ),
+    Metric(
+        name="peak_memory_gib",
+        title="Peak memory",
+        column="peak memory",
+        short="memory",
+        meaning="peak memory of the whole process, in GiB",
+        reads_as="whole process: runtime and interpreter included",
+        better="lower",
+        kind="speed",
+        unit="GiB",
+    ),
+)
+METRICS: Mapping[str, Metric] = {row.name: row for row in ROWS}
+if TYPE_CHECKING:
+    Name = str  # a type checker cannot read a table
+else:
+    Name = Literal[tuple(METRICS)]
+
+
+def names(*kinds: Kind) -> frozenset[str]:
+    """Names of the metrics of these kinds."""
+    return frozenset(row.name for row in ROWS if row.kind in kinds)

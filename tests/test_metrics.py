@@ -1,0 +1,80 @@
+"""One table of metrics: whoever shows, compares or limits a figure reads it there."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from phipipe import batch, report
+from phipipe.metrics import METRICS, ROWS, WORDS, Metric, names
+
+ROW: dict[str, Any] = {
+    "name": "kld_min",
+    "title": "KL divergence, lowest",
+    "column": "lowest",
+    "meaning": "KL divergence at the best position, in nats",
+    "reads_as": "the best single position",
+    "better": "lower",
+    "kind": "fidelity",
+}
+
+
+def test_a_row_is_complete_or_refused() -> None:
+    assert Metric(**ROW).heading == "lowest"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"better": ""},
+        {"better": "more"},
+        {"kind": "other"},
+        {"title": ""},
+        {"meaning": ""},
+        {"reads_as": ""},
+        {"reads_as": "{nobody}"},
+        {"digits": 0},
+        {"factor": 0.0},
+    ],
+    ids=str,
+)
+def test_a_row_that_says_too_little_is_an_error_at_import(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="metric kld_min"):
+        Metric(**{**ROW, **change})
+
+
+def test_a_direction_has_no_default() -> None:
+    with pytest.raises(TypeError, match="better"):
+        Metric(**{key: value for key, value in ROW.items() if key != "better"})
+
+
+def test_no_metric_is_in_the_table_twice() -> None:
+    assert len(METRICS) == len(ROWS)
+    assert names("fidelity", "pictures", "size", "speed") == set(METRICS)
+
+
+@pytest.mark.parametrize("metric", ROWS, ids=lambda row: row.name)
+def test_a_loss_counts_in_the_direction_of_the_table(metric: Metric) -> None:
+    worse, better = (0.5, 0.75) if metric.better == "higher" else (0.75, 0.5)
+    assert metric.loss(better, worse) == 0.25
+    (found,) = batch.regressions({metric.name: better}, {metric.name: worse}, {metric.name: 0.2})
+    assert (found.before, found.after) == (better, worse)
+    assert not batch.regressions({metric.name: worse}, {metric.name: better}, {metric.name: 0.0})
+
+
+@pytest.mark.parametrize("metric", ROWS, ids=lambda row: row.name)
+def test_every_metric_that_was_measured_has_a_row_in_the_table(metric: Metric) -> None:
+    value = {metric.name: 0.5}
+    fidelity: dict[str, Any] = {"metrics": value if metric.kind in ("fidelity", "size") else {}}
+    if metric.kind == "pictures":
+        fidelity["vision"] = {"metrics": value, "positions": 3, "vectors": [0]}
+    speed = {"metrics": value} if metric.kind == "speed" else None
+    (row,) = report.fidelity_table(fidelity, speed)
+    assert (row.group, row.metric, row.title) == (metric.kind, metric.name, metric.title)
+    assert not re.search("[{}]", row.reads_as)
+
+
+def test_every_word_that_a_row_may_use_is_used() -> None:
+    assert {word for row in ROWS for word in re.findall(r"\{(\w+)\}", row.reads_as)} == WORDS
