@@ -136,7 +136,7 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
+class Warned:
     """A rule that applies: ``level`` is "error" or "warning"."""
 
     rule: str
@@ -181,7 +181,7 @@ class Planned:
     on_target: str
     memory_bytes: int
     fit: Fit | None
-    warnings: list[Advice]
+    warnings: list[Warned]
     fixups: dict[str, Fixup]
     steps: list[PlannedStep]
     refusal: Error | None
@@ -216,7 +216,7 @@ class Built:
     package: str | None
     seconds: float
     on_target: str
-    warnings: list[Advice]
+    warnings: list[Warned]
     evaluation: dict[str, Any] | None
     speed: dict[str, Any] | None
     steps: list[DoneStep]

@@ -227,8 +227,8 @@ def outcome_json(done: Outcome) -> output.Built:
     )
 
 
-def _advice(plan: Plan) -> list[output.Advice]:
-    return [output.Advice(rule=a.rule, level=a.level, message=a.message, hint=a.hint) for a in plan.warnings]
+def _advice(plan: Plan) -> list[output.Warned]:
+    return [output.Warned(rule=a.rule, level=a.level, message=a.message, hint=a.hint) for a in plan.warnings]
 
 
 def _step(name: str, result: Result) -> output.DoneStep:

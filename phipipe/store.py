@@ -294,7 +294,7 @@ class Store:
         with contextlib.ExitStack() as stack:
             with collect.guard(self.root, needed_bytes):
                 folder = stack.enter_context(collect.claim(self.root / "tmp"))
-            with collect.guard(self.root, needed_bytes, FULL):  # anything else is the caller's own affair
+            with collect.guard(self.root, needed_bytes, room.FULL):  # anything else is the caller's own affair
                 yield folder
 
     @contextlib.contextmanager
