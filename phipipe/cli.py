@@ -99,7 +99,8 @@ def run(
         note(f"{outcome.plan.build.name} failed:")
         complain(outcome.error)
     if failures:
-        raise click.exceptions.Exit(failures[0].error.exit_code) if len(outcomes) > 1 else failures[0].error
+        worst = max(failures, key=lambda outcome: outcome.error.exit_code).error
+        raise click.exceptions.Exit(worst.exit_code) if len(outcomes) > 1 else worst
 
 
 @command("phipipe plan recipes/quickstart.yaml --set precision=int8")
