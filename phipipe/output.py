@@ -339,14 +339,16 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {plain(str(key)): plain(inner) for key, inner in value.items()}
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
         return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, datetime.datetime):
         return iso(value)
-    return str(value) if isinstance(value, PurePath) else value
+    if isinstance(value, str | PurePath):  # half a surrogate pair stands for a byte of a name that is not UTF-8
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
 
 
 def iso(moment: datetime.datetime) -> str:

@@ -30,6 +30,7 @@ SHIPPED = Path(__file__).parent.parent / "recipes"  # phipipe's own, where it is
 PREFERRED = (BACKEND, "openvino", "qnn", "mlx", "llamacpp", "litert", "torch")  # of several that fit
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
+KEPT = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows: no folder can have such a name
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # {name}: {precision} for {title}. Change a line, then look at what it does:
@@ -98,6 +99,7 @@ def write(path: Path, *, device: str, precision: str | None, backend: str | None
     wanted = _source(source, folder)
     told = _within(wanted, _fitting(target, precision, backend))
     name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower())[:80].strip("-._") or "recipe"
+    name = f"{name[:73]}-recipe" if KEPT.fullmatch(name) else name
     shown = device if device in devices.names() else _seen_from(folder, device)
     head = {"name": name, "device": shown, "title": target.title}
     with _folder(path.parent):
@@ -198,8 +200,10 @@ def _source(text: str, folder: Path) -> _Source:
     if text.startswith("builtin:"):
         return _Source(said={"builtin": text.removeprefix("builtin:")})
     name, _, revision = text.partition("@")
+    if "@" in text and not revision and re.fullmatch(REPO[1:-1], name):
+        raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
     is_path = text.startswith((".", "~")) or _is_folder(text)
-    if is_path or not re.fullmatch(REPO[1:-1], name) or ("@" in text and not revision):
+    if is_path or not re.fullmatch(REPO[1:-1], name):
         note = None if _is_folder(text) else f"there is no folder `{text}` yet"
         return _Source(said={"path": _seen_from(folder, text)}, note=note if text else None)
     if re.fullmatch(COMMIT[1:-1], revision):

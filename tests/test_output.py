@@ -288,10 +288,18 @@ def test_nothing_is_added_to_a_document_that_was_printed(capsys: pytest.CaptureF
     assert capsys.readouterr().out == ""
 
 
+ODD = [Path("a"), "a\udcff", Path("\udc80")]
+
+
 @examples(max_examples=50)
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(Path("a")),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.sampled_from([Path("a"), "a\udcff", Path("\udc80")]),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
         max_leaves=12,
     )
@@ -299,6 +307,8 @@ def test_nothing_is_added_to_a_document_that_was_printed(capsys: pytest.CaptureF
 def test_whatever_is_printed_is_json(value: Any) -> None:
     text = json.dumps(output.plain(value), allow_nan=False)
     assert json.loads(text) == output.plain(value)
+    text.encode()
+    json.dumps(output.plain(value), ensure_ascii=False).encode()  # no halves of surrogate pairs
 
 
 @examples(max_examples=50)

@@ -72,7 +72,17 @@ def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_ot
 
 
 @pytest.mark.parametrize(
-    "name", ["a.yaml", "My Recipe.yaml", "-x-.yaml", "Größe.yaml", f"{'n' * 100}-.yaml", "012.yaml", 'it\'s "$x".yaml']
+    "name",
+    [
+        "a.yaml",
+        "My Recipe.yaml",
+        "-x-.yaml",
+        "Größe.yaml",
+        f"{'n' * 100}-.yaml",
+        "012.yaml",
+        "CON.yaml",
+        'it\'s "$x".yaml',
+    ],
 )
 @pytest.mark.parametrize("folder", [".", "new/er", "a b"])
 def test_the_printed_command_works_when_copied(
@@ -167,6 +177,7 @@ def test_a_device_file_is_written_as_seen_from_the_recipe(tmp_path: Path, monkey
         ({"device": "mine.yaml\nprecision: x"}, "characters that no recipe can hold"),
         ({"source": "a\x1b]0;x"}, "characters that no recipe can hold"),
         ({"source": "a\udcff"}, "characters that no recipe can hold"),
+        ({"source": "someone/tiny@"}, "names no revision"),
         ({"backend": "nope"}, "unknown backend `nope`"),
         ({"backend": "mlx"}, "`mlx` does not build anything for CPU (x86-64)"),
         ({"device": "intel-npu", "precision": "fp16"}, "no backend builds fp16 for Intel NPU"),
