@@ -6,8 +6,10 @@ remote store has one, too. What cannot be reached is a finding like any other.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from phipipe import backends, preflight, recipe, remote_store, toolchain
 from phipipe import plan as planner
+from phipipe.card import MAIN_TOOLS
 from phipipe.errors import PhipipeError
 from phipipe.fit import gib
 from phipipe.store import Store
@@ -113,8 +116,8 @@ def index(limit_s: float = INDEX_S) -> Check:
     if done.returncode == 0:
         return Check(name=name, ok=True, message="answers")
     lines = [line.strip(" ╰─▶×│├") for line in toolchain.redact(done.stderr).splitlines()]
-    said = next((line for line in reversed(lines) if line), "no reason given").partition("cause: ")
-    return Check(name=name, ok=False, message=f"cannot be used: {said[2] or said[0]}", hint=advice)
+    said = re.sub(r"^(cause|hint|error): ", "", next((line for line in reversed(lines) if line), "no reason given"))
+    return Check(name=name, ok=False, message=f"cannot be used: {said}", hint=advice)
 
 
 def disks(settings: Settings) -> Iterator[Check]:
@@ -191,7 +194,7 @@ def _build(path: Path, build: Build, settings: Settings, found: Sequence[Check])
     if refusal:
         yield _refused(path, build.name, refusal)
     missing = [name for name in plan.toolchains if toolchain.installed(name, settings) is None]
-    blocked = list(_blocked(path, plan, missing, found))
+    blocked = [*_blocked(path, plan, missing, found), *(_lacking(path, plan) if settings.use_current else ())]
     yield from blocked
     if refusal is None and not blocked:
         later = f"; first use installs the toolchain `{'`, `'.join(missing)}`" if missing else ""
@@ -211,6 +214,26 @@ def _blocked(path: Path, plan: Plan, missing: Sequence[str], found: Sequence[Che
                     name="recipe", ok=False, message=message, hint=broken[trouble].hint, recipe=str(path),
                     build=plan.build.name,
                 )  # fmt: skip
+
+
+def _lacking(path: Path, plan: Plan) -> Iterator[Check]:
+    """With PHIPIPE_TOOLCHAIN=current, toolchains whose main packages the running Python does not have."""
+    for name in plan.toolchains:
+        asked = re.findall(r"(?m)^([a-z0-9._-]+)==[^;\n]*$", (toolchain.LOCKS / f"{name}.txt").read_text("utf-8"))
+        main = {package for package in asked if MAIN_TOOLS.fullmatch(package)} - {*toolchain.EXCLUDED}
+        if lost := sorted(package for package in main if not _is_here(package)):
+            yield Check(
+                name="recipe", ok=False, message=f"this Python lacks {', '.join(f'`{n}`' for n in lost)}",
+                hint=f"pip install 'phipipe[{name}]', or unset PHIPIPE_TOOLCHAIN", recipe=str(path),
+                build=plan.build.name,
+            )  # fmt: skip
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _refused(path: Path, build: str, error: PhipipeError) -> Check:

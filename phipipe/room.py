@@ -26,6 +26,7 @@ SAID = re.compile(  # by programs and libraries that pass on the system's words 
     re.IGNORECASE,
 )
 SMALL_BYTES = 2**20  # less than this free is full
+PLENTY_BYTES, FEW_FILES = 64 * 2**20, 1000  # a disk with so much room, and so few files left, lacks files
 KEEP_CACHE = "phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk"
 KEEP_OUT = "make room there, or choose another --out"
 KEEP_TEMPORARY = f"make room there, or set {'TEMP' if os.name == 'nt' else 'TMPDIR'} to a folder on a larger disk"
@@ -93,11 +94,19 @@ def error(
     folder = fullest(folders) or folders[0]
     free = _free(folder.path)
     before = f"{doing}: " if doing else ""
-    if free and free.files == 0:
-        return StoreError(f"{before}no room for more files in `{folder.path}`: {reason}", hint=folder.remedy)
+    if free and _lacks_files(free, needed_bytes):
+        left = f"{free.files} more can be made there now"
+        return StoreError(f"{before}no room for more files in `{folder.path}`: {left}, {reason}", hint=folder.remedy)
     parts = [f"{needed_bytes} bytes needed"] if needed_bytes is not None else []
     parts += [f"{free.size} bytes free"] if free else []
     return StoreError(f"{before}no room left in `{folder.path}`: {', '.join([*parts, reason])}", hint=folder.remedy)
+
+
+def _lacks_files(free: _Free, needed_bytes: int | None) -> bool:
+    """Whether it was files that there was no room for. Some may have been removed again since."""
+    if free.files is None:
+        return False
+    return free.files == 0 or (free.files < FEW_FILES and free.size > max(PLENTY_BYTES, needed_bytes or 0))
 
 
 def fullest(folders: Sequence[Folder]) -> Folder | None:

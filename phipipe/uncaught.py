@@ -17,13 +17,21 @@ from pathlib import Path
 from phipipe import __version__
 from phipipe.errors import PhipipeError, SourceError, StepKilled, StoreError
 
-_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
-_PATHS |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EBUSY, errno.ETXTBSY}
-_PATHS |= {errno.ESPIPE, errno.EOPNOTSUPP, errno.E2BIG}
-_DISKS = {errno.EROFS, errno.EIO, errno.ESTALE, errno.EXDEV, errno.EMLINK}
+
+def _numbers(names: str) -> frozenset[int]:
+    """Numbers of errors by their names; no system has them all."""
+    return frozenset(getattr(errno, name) for name in names.split() if hasattr(errno, name))
+
+
+_PATHS = _numbers(
+    "ENAMETOOLONG ELOOP EACCES EPERM EISDIR ENOTDIR ENOENT EEXIST ENOTEMPTY ENXIO ENODEV EINVAL EBUSY ETXTBSY ESPIPE "
+    "EOPNOTSUPP E2BIG"
+)
+_DISKS = _numbers("EROFS EIO ESTALE EXDEV EMLINK")
+_NETWORK = _numbers(
+    "ECONNREFUSED ECONNRESET ECONNABORTED EPIPE ETIMEDOUT ENETUNREACH EHOSTUNREACH ENETDOWN EADDRINUSE EADDRNOTAVAIL"
+)
 _FILES = {errno.EMFILE: "ulimit -n 4096", errno.ENFILE: "close other programs"}
-_NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT, errno.ENETUNREACH}
-_NETWORK |= {errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
 
 def explained(error: BaseException) -> PhipipeError | None:
@@ -32,12 +40,8 @@ def explained(error: BaseException) -> PhipipeError | None:
         return StepKilled("phipipe itself ran out of memory", hint="close other programs, or take a larger machine")
     if isinstance(error, RecursionError):
         return _with_log(error, SourceError("something that was read nests too deeply"))
-    if isinstance(error, UnicodeError):
-        return (
-            _with_log(error, SourceError(f"something that was read, or its name, is no text: {error.reason}"))
-            if (isinstance(error, UnicodeDecodeError | UnicodeEncodeError))
-            else None
-        )
+    if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+        return _with_log(error, SourceError(f"something that was read, or its name, is no text: {error.reason}"))
     return _refused(error) if isinstance(error, OSError) else None
 
 

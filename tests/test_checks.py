@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -102,7 +103,8 @@ def test_a_shared_store_is_asked_with_a_limit_of_time(
     settings = Settings(cache=tmp_path, toolchains=tmp_path)
     assert checks.remote(settings).ok is None
     pytest.importorskip("obstore")
-    assert checks.remote(replace(settings, remote=f"file://{(tmp_path / 'shared').as_posix()}")).ok
+    assert checks.remote(replace(settings, remote=(tmp_path / "shared").as_uri())).ok
+    monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("AWS_ENDPOINT_URL", mute.removesuffix("/simple"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
@@ -153,6 +155,25 @@ def test_a_missing_toolchain_is_no_obstacle_where_it_can_be_installed(tmp_path: 
     assert "`llamacpp`" in found.message
     assert len(asked(tmp_path, sets, broken="package index")) == 2
     assert checks.fit_to_run(asked(tmp_path, sets.replace("llamacpp", "torch"), broken="C++ compiler"))
+
+
+def test_the_running_python_must_have_what_the_recipe_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n", "utf-8")
+    settings = Settings(cache=tmp_path / "cache", toolchains=tmp_path / "toolchains", use_current=True)
+
+    def version(package: str) -> str:
+        if package in absent:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    absent = {"onnxruntime-genai"}
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    (found,) = checks.recipes([path], settings, [])
+    assert (found.ok, found.message) == (False, "this Python lacks `onnxruntime-genai`")
+    assert "phipipe[onnxruntime]" in str(found.hint)
+    absent.clear()
+    assert checks.fit_to_run(checks.recipes([path], settings, []))
 
 
 def test_every_variant_is_asked_about(tmp_path: Path) -> None:

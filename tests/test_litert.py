@@ -192,7 +192,7 @@ def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     assert kld["fp32"] < kld["int8-floats"] < kld["int8"] < kld["int4-32"] < kld["int4"]
     size = {name: found["bytes"] for name, found in section(facts, "fidelity").items() if name != "fp32"}
     assert size["int4"] < 0.6 * size["int8"]
-    assert size["int4-32"] < 1.15 * size["int4"]
+    assert size["int4-32"] < 1.02 * size["int4"]
 
 
 @pytest.mark.integration
