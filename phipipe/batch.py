@@ -14,18 +14,16 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from phipipe import collect, hub, manifest, metrics, package, preflight, room, schedule
+from phipipe import collect, manifest, metrics, package, preflight, room, schedule
 from phipipe import plan as planner
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.executor import Listener, Outcome
-from phipipe.hub import Original
-from phipipe.recipe import Source
+from phipipe.plans import ReadOnce
 from phipipe.selection import Item
 from phipipe.settings import Settings
 from phipipe.store import Store
@@ -91,18 +89,13 @@ def plan(items: Sequence[Item], store: Store, settings: Settings, out: Path, *, 
         StoreError: the disk has no room for all of it.
     """
 
-    @cache
-    def read_once(source: Source, folder: Path | None) -> Original:
-        return hub.original(source, folder or Path())
-
+    read = ReadOnce()
     for item in items:
         if item.build is None:
             continue
         try:
             _check_place(item.name, out)
-            item.plan = planner.prepare(
-                item.build, lambda s, f: read_once(s, f if s.path is not None else None), elsewhere=elsewhere
-            )
+            item.plan = planner.prepare(item.build, read, elsewhere=elsewhere)
         except PhipipeError as error:
             item.error = error
     return [] if elsewhere else _preflight([item for item in items if item.plan], store, settings, out)

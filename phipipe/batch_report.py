@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, batch, board, board_html, collect, package, report, room
+from phipipe import __version__, batch, board, board_html, collect, output, package, report, room
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.board_columns import COLUMNS, build_words
@@ -57,10 +57,11 @@ def summary(done: Sequence[Done], out: Path, started: datetime.datetime, finishe
 
 def _build(done: Done, out: Path) -> dict[str, Any]:
     stored = _package_of(done)
-    error = done.error
+    error, made = done.error, done.item.build.recipe if done.item.build else None
     return {
         "name": done.item.name,
         "recipe": done.item.path.as_posix(),
+        **{key: getattr(made, key, None) for key in ("device", "backend", "precision")},
         "state": done.state,
         "seconds": round(seconds(done), 3),
         "digest": stored and stored.digest,
@@ -72,7 +73,7 @@ def _build(done: Done, out: Path) -> dict[str, Any]:
         "before": dict(sorted(done.before.items())),
         "compared": sorted(done.compared),
         "regressions": [vars(one) for one in done.regressions],
-        "error": error and {"exit_code": error.exit_code, "message": error.message, "hint": error.hint},
+        "error": error and {**output.plain(output.error_of(error)), "exit_code": error.exit_code},
     }
 
 

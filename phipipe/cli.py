@@ -1,4 +1,4 @@
-"""The command line: parse → call → print. Only this module, ``nightly``, ``upkeep`` and
+"""The command line: parse → call → print. Only this module, ``listings``, ``nightly``, ``upkeep``, ``answers`` and
 ``console`` print or exit.
 
 Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than click.
@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from phipipe import streams
+from phipipe import answers, streams
 from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
     ON,
-    Listing,
     UserPath,
     cli,
     command,
@@ -29,8 +28,6 @@ from phipipe.console import (
     misused,
     note,
     planning_on,
-    print_file,
-    print_json,
     save,
     settings_of_user,
     store_of_user,
@@ -84,16 +81,17 @@ def run(
     as_json: bool,
 ) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
+    from phipipe import plans as planner
     from phipipe import show
 
     settings, store = store_of_user()
     with planning_on(on):
-        plans = _plans(recipe, sets, only, elsewhere=on is not None)
+        plans = planner.planned(recipe, sets, only, elsewhere=on is not None)
     if on is None:  # elsewhere, each step looks for a machine that is large enough
         _preflight(plans, store, settings, out)
     outcomes = _attempt("run", plans, store, settings, out, jobs, as_events, on)
     if as_json:
-        print_json([show.outcome_json(outcome) for outcome in outcomes])
+        answers.give([show.outcome_json(outcome) for outcome in outcomes])
     for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
         echo(show.outcome(outcome))
     if len(outcomes) > 1:
@@ -103,29 +101,37 @@ def run(
         note(f"{outcome.plan.build.name} failed:")
         complain(outcome.error)
     if failures:
-        raise click.exceptions.Exit(failures[0].error.exit_code) if len(outcomes) > 1 else failures[0].error
+        worst = max(failures, key=lambda outcome: outcome.error.exit_code).error
+        raise click.exceptions.Exit(worst.exit_code) if len(outcomes) > 1 else worst
 
 
 @command("phipipe plan recipes/quickstart.yaml --set precision=int8")
 @RECIPE
 @SETS
 @ONLY
+@click.option("--strict", is_flag=True, help="Exit with code 3 if `run` would refuse, for want of memory or disk.")
 @AS_JSON
-def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) -> None:
+def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
+    from phipipe import plans as planner
     from phipipe import preflight, show
+    from phipipe.errors import TargetError
     from phipipe.executor import Bench
 
     settings, store = store_of_user()
-    plans = _plans(recipe, sets, only)
-    for planned in plans:
-        forecast = Bench(store, settings, note).foresee(planned)
-        if as_json:
-            print_json(show.plan_json(planned, forecast))
-        else:
-            echo(show.plan(planned, forecast))
-    if refusal := preflight.refusal(plans, store, settings, Path(PACKAGES)):
-        note(f"run would refuse: {refusal.message}\n  → {refusal.hint}")
+    plans = planner.planned(recipe, sets, only)
+    bench = Bench(store, settings, note)
+    forecasts = [(planned, bench.foresee(planned)) for planned in plans]
+    doubt = preflight.refusal(plans, store, settings, Path(PACKAGES))
+    refusal = doubt if settings.preflight else None
+    if as_json:
+        answers.give([show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts])
+    for planned, forecast in () if as_json else forecasts:
+        echo(show.plan(planned, forecast))
+    if refusal and strict:
+        raise TargetError(f"run would refuse: {refusal.message}", hint=refusal.hint)
+    if doubt:
+        note(f"{'run would refuse' if refusal else 'warning'}: {doubt.message}\n  → {doubt.hint}")
 
 
 @command("phipipe validate recipes/*.yaml")
@@ -134,26 +140,24 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], as_json: bool) 
 @AS_JSON
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
     """Check recipes: every problem with file, line and column. Touches neither models nor network."""
+    from phipipe import several, targets
     from phipipe.report import counted
 
-    errors: list[PhipipeError] = []
-    rows = []
+    found: list[tuple[Path, list[Any], PhipipeError | None]] = []
     for path in recipes:
         try:
-            builds = _load(path, sets)
+            found.append((path, targets.checked(path, sets), None))
         except PhipipeError as error:
-            errors.append(error)
-            rows.append({"recipe": str(path), "ok": False, "error": error.message})
-        else:
-            rows.append({"recipe": str(path), "ok": True, "builds": [b.name for b in builds]})
-            if not as_json:
-                echo(f"{path}: valid, {counted(len(builds), 'build')}")
+            found.append((path, [], error))
+    for path, builds, wrong in () if as_json else found:
+        if wrong is None:
+            echo(f"{path}: valid, {counted(len(builds), 'build')}")
     if as_json:
-        print_json(rows)
-    if errors:
-        for other in errors[:-1]:
-            complain(other)
-        raise errors[-1]
+        from phipipe import checked
+
+        answers.give([checked.told(*one) for one in found])
+    if errors := [wrong for _, _, wrong in found if wrong]:
+        raise several.as_one(errors)
 
 
 @command("phipipe eval packages/quickstart --tokens 8192")
@@ -176,7 +180,7 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
     if outcome.error:
         raise outcome.error
     if as_json:
-        print_json(show.outcome_json(outcome))
+        answers.give(show.outcome_json(outcome))
     else:
         echo(show.outcome(outcome))
 
@@ -204,7 +208,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     target = out or Path(f"{planned.build.name}-measured.json")
     save(target, text)
     if as_json:
-        print_file(text)
+        answers.give_text(text)
     else:
         echo(f"{show.outcome(outcome)}\n\nreport   {target}\ncompare  phipipe compare {package} {target}")
 
@@ -222,7 +226,7 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     entries = comparison.of_paths(paths)
     page = comparison.write(entries, out, "Fidelity board")
     if as_json:
-        print_file(board.dump(entries))
+        answers.give_text(board.dump(entries))
     else:
         _show_board(entries, page)
 
@@ -232,12 +236,14 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
 @AS_JSON
 def verify(package: Path, as_json: bool) -> None:
     """Check that a package is complete and unchanged: every file's size and SHA-256, and nothing added."""
+    from phipipe import output
     from phipipe import package as packages
     from phipipe.report import counted
 
     findings = packages.verify(package)
     if as_json:
-        print_json({"package": str(package), "ok": not findings, "findings": [str(f) for f in findings]})
+        told = [str(finding) for finding in findings]
+        answers.give(output.Verified(package=str(package), ok=not findings, findings=told))
     if findings:
         for finding in findings if not as_json else ():
             echo(str(finding))
@@ -260,82 +266,29 @@ def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> 
 
 
 @command("phipipe init my-recipe.yaml --device cpu-x86_64 --precision int4")
-@click.argument("recipe", type=UserPath(Kind.NEW_FILE))
-@click.option("--device", default="cpu-x86_64", show_default=True)
-@click.option("--precision", default="int4", show_default=True, type=click.Choice(["int4", "int8", "fp16", "fp32"]))
-@click.option("--backend", default="onnxruntime", show_default=True)
+@click.argument("recipe", type=UserPath())
+@click.option("--device", default="cpu-x86_64", show_default=True, help="A device, or a device file of yours.")
 @click.option(
-    "--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/REPO@COMMIT."
+    "--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="Default: what suits the device."
 )
-def init(recipe: Path, device: str, precision: str, backend: str, source: str) -> None:
+@click.option("--backend", help="Default: what suits the device's first unit.")
+@click.option(
+    "--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/NAME[@REVISION]."
+)
+@AS_JSON
+def init(recipe: Path, device: str, precision: str | None, backend: str | None, source: str, as_json: bool) -> None:
     """Write a commented starter recipe that validates and plans."""
-    from phipipe import starter
+    from phipipe import output, starter
 
-    starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
-    echo(f"wrote {recipe}\nnext: phipipe plan {recipe}")
-
-
-@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe devices show intel-npu")
-@AS_JSON
-@click.pass_context
-def devices(context: click.Context, as_json: bool) -> None:
-    """List target devices; `show NAME` for one."""
-    if context.invoked_subcommand is None:
-        from phipipe import catalogue
-
-        _show_rows(catalogue.devices(), as_json)
-
-
-@devices.command("show", epilog="Example:  phipipe devices show intel-npu")
-@click.argument("name")
-@AS_JSON
-def devices_show(name: str, as_json: bool) -> None:
-    """Show a device: units, precisions, memory, which backends fit, where to start, sources."""
-    from phipipe import catalogue
-
-    _show_rows(catalogue.device(name), as_json)
-
-
-@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe backends show onnxruntime")
-@AS_JSON
-@click.pass_context
-def backends(context: click.Context, as_json: bool) -> None:
-    """List backends; `show NAME` for one."""
-    if context.invoked_subcommand is None:
-        from phipipe import catalogue
-
-        _show_rows(catalogue.backends(), as_json)
-
-
-@backends.command("show", epilog="Example:  phipipe backends show onnxruntime")
-@click.argument("name")
-@AS_JSON
-def backends_show(name: str, as_json: bool) -> None:
-    """Show a backend: precisions per unit, and every `quantize:` option."""
-    from phipipe import catalogue
-
-    _show_rows(catalogue.backend(name), as_json)
-
-
-def _show_rows(rows: Any, as_json: bool) -> None:
-    from phipipe import catalogue
-
-    above = click.get_current_context().parent
-    asked = as_json or bool(above and above.params.get("as_json"))  # `devices --json NAME` as well
-    print_json(rows) if asked else echo(catalogue.text(rows))
-
-
-def _load(path: Path, sets: Sequence[str], only: Sequence[str] = ()) -> list[Any]:
-    from phipipe import backends, recipe
-
-    return recipe.load(path, sets=sets, only=only, options=backends.OptionsOf())
-
-
-def _plans(path: Path, sets: Sequence[str], only: Sequence[str], elsewhere: bool = False) -> list[Any]:
-    """Plans of all builds; nothing starts before every one of them is known to be possible."""
-    from phipipe import plan as planner
-
-    return [planner.prepare(build, elsewhere=elsewhere) for build in _load(path, sets, only)]
+    made = starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
+    for line in made.notes:
+        note(f"note: {line}")
+    if as_json:
+        words = {name: getattr(made, name) for name in ("name", "device", "unit", "backend", "precision", "pinned")}
+        answers.give(output.Started(recipe=str(recipe), **words, next=list(made.next)))
+    else:
+        echo(f"wrote {recipe}: {made.precision} with {made.backend} for {made.device}, {made.unit}")
+        echo("\n".join(f"{'next' if i == 0 else 'then'}: {command}" for i, command in enumerate(made.next)))
 
 
 def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) -> None:
@@ -405,15 +358,16 @@ def _stop(signum: int, _frame: object) -> NoReturn:
     raise Interrupted("stopped by SIGTERM", exit_code=128 + signum)
 
 
-def _unexpected(error: Exception) -> int:
-    """What no command foresaw: the world's doing in a sentence, our own with a log. The exit code."""
+def _unexpected(error: Exception) -> PhipipeError:
+    """What no command foresaw: the world's doing in a sentence, our own with a log."""
     from phipipe import uncaught
 
     if known := uncaught.explained(error):
         complain(known)
-        return known.exit_code
-    note(f"error: this is a bug in phipipe, please report it with {uncaught.log(error)}")
-    return PhipipeError.exit_code
+        return known
+    bug = PhipipeError(f"this is a bug in phipipe, please report it with {uncaught.log(error)}")
+    note(f"error: {bug.message}")
+    return bug
 
 
 def _checked(code: int) -> int:
@@ -425,6 +379,7 @@ def _checked(code: int) -> int:
     return StoreError.exit_code
 
 
+from phipipe import listings as listings  # noqa: E402 (its commands come after those above)
 from phipipe import nightly as nightly  # noqa: E402 (its commands come after those above)
 from phipipe import upkeep as upkeep  # noqa: E402
 
@@ -434,19 +389,34 @@ def main() -> NoReturn:
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
     streams.prepare()
+    answers.begin(sys.argv[1:])
     code = 0
     try:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
-    except PhipipeError as error:
-        complain(error)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        note("stopped; what was finished is kept, the same command goes on from there")
-        code = 130
-    except click.ClickException as error:
-        misused(error)
-        code = 2
-    except Exception as error:  # noqa: BLE001 (the last resort)
-        code = _unexpected(error)
+    except BaseException as error:  # noqa: BLE001 (every ending has an exit code and, with --json, a document)
+        code = _failed(error)
     sys.exit(_checked(code))
+
+
+def _failed(error: BaseException) -> int:
+    """Say what ``error`` is, to people and to programs; its exit code."""
+    from phipipe import output
+
+    if isinstance(error, PhipipeError):
+        complain(error)
+        told = output.error_of(error)
+    elif isinstance(error, click.Abort | KeyboardInterrupt):
+        stopped = Interrupted("stopped; what was finished is kept, the same command goes on from there")
+        note(stopped.message)
+        told = output.error_of(stopped)
+    elif isinstance(error, click.ClickException):
+        misused(error)
+        context = getattr(error, "ctx", None)
+        told = output.usage_error(error.format_message(), context and context.command_path)
+    elif isinstance(error, Exception):
+        told = output.error_of(_unexpected(error))
+    else:
+        raise error
+    answers.fail(told)
+    return told.code

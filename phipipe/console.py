@@ -15,7 +15,7 @@ import click
 from phipipe import __version__
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.user_paths import Kind, problem, shown
-from phipipe.visible import json_again, json_text, visible
+from phipipe.visible import json_text, visible
 
 if TYPE_CHECKING:
     from phipipe.schedule import Engine
@@ -170,16 +170,6 @@ def _event(kind: str, /, **told: object) -> None:
 def echo(text: str) -> None:
     """Print lines for people."""
     click.echo(visible(text))
-
-
-def print_json(value: object, indent: int | None = 2) -> None:
-    """Print data."""
-    click.echo(json_text(value, indent=indent, encoding=sys.stdout.encoding))
-
-
-def print_file(text: str) -> None:
-    """Print a JSON file's own text, to be kept as it is."""
-    click.echo(json_again(text), nl=False)
 
 
 def save(path: Path, text: str) -> None:

@@ -51,6 +51,7 @@ class PhipipeError(Exception):
         self.message = message
         self.hint = hint
         self.problems = tuple(problems)
+        self.parts: tuple[PhipipeError, ...] = ()  # what it was made of, where it stands for several (``several``)
 
     @property
     def place(self) -> Place | None:

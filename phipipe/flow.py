@@ -120,7 +120,7 @@ def _summary(text: str) -> dict[str, Any] | None:
     """What ``phipipe batch --json`` printed; None where it had nothing to say."""
     with contextlib.suppress(ValueError):
         found = json.loads(text)
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) and "builds" in found else None  # else it has failed before any
     return None
 
 

@@ -132,7 +132,8 @@ def commit_of(repo: Repository) -> str:
         SourceError: as ``listing``; or we are offline.
     """
     if is_offline():
-        raise SourceError(f"cannot ask which commit `{repo.name}` is at: HF_HUB_OFFLINE is set", hint=OFFLINE_HINT)
+        message = f"cannot ask which commit `{repo.name}` is at: HF_HUB_OFFLINE is set"
+        raise transfer.Unreachable(message, hint=OFFLINE_HINT)
     info = _asked(
         repo, lambda api: api.repo_info(repo.name, revision=repo.revision, repo_type=repo.kind, timeout=TIMEOUT_S)
     )

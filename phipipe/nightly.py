@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from phipipe import answers
 from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
@@ -23,7 +24,6 @@ from phipipe.console import (
     engine_of,
     note,
     planning_on,
-    print_json,
     settings_of_user,
     store_of_user,
 )
@@ -128,7 +128,7 @@ def batch(
     summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))
     batch_report.write(done, out, "Fidelity board", summary)
     if as_json:
-        print_json(summary)
+        answers.give_text(batch_report.dump(summary))
     else:
         echo(f"{batch_report.table(done)}\n\nboard    {out / 'board.html'}\nsummary  {out / 'batch.json'}")
     for one in done:
@@ -173,17 +173,19 @@ def schedule() -> None:
 @click.option("--at", default="0 2 * * *", show_default=True, metavar="CRON", help="When: a cron expression.")
 @click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
 @click.option("--write", type=UserPath(Kind.NEW_FOLDER), metavar="FOLDER", help="Write there instead of to stdout.")
+@AS_JSON
 def export(
     paths: Sequence[Path],
     kind: str | None,
     at: str,
     job: str,
     write: Path | None,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Print files that have an engine of yours start `phipipe batch`: the options are those of `batch`."""
     from phipipe import backends as known
-    from phipipe import report, selection, settings, timetable
+    from phipipe import output, report, selection, settings, timetable
 
     if kind is None:
         raise click.UsageError(f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}")
@@ -205,12 +207,16 @@ def export(
             out=given["out"],
         ),
     )
-    if write is None:
+    written = timetable.write(made, write) if write is not None else []
+    if as_json:
+        texts = zip(written or made, made.values(), strict=True)
+        files = [output.File(path=str(path), text=text) for path, text in texts]
+        answers.give(output.Exported(kind=kind, written=write is not None, builds=len(items), files=files))
+    elif write is None:
         for path, text in made.items():
             echo(f"# --- {path}\n{text}" if len(made) > 1 else text.rstrip("\n"))
-    else:
-        for target in timetable.write(made, write):
-            echo(f"wrote {target}")
+    for target in () if as_json else written:
+        echo(f"wrote {target}")
 
 
 @schedule.command("serve", epilog="Example:  phipipe schedule serve recipes --tag nightly --cron '0 2 * * *'")

@@ -6,7 +6,7 @@ network. Every "cannot" is said here, before a byte is converted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from phipipe import (
     backends,
-    device,
     first_layers,
     fit,
     hub,
@@ -24,14 +23,13 @@ from phipipe import (
     reference,
     rules,
     scoring,
+    targets,
     toolchain,
     venue,
     vision,
 )
-from phipipe.backends.base import Advice, Backend, Json, Step
+from phipipe.backends.base import Advice, Json, Step
 from phipipe.device import Device, Unit
-from phipipe.document import near
-from phipipe.errors import TargetError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
@@ -85,18 +83,17 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         TargetError: no such device or backend, or the combination is impossible; says what would work.
     """
     recipe = build.recipe
-    target, backend = _device(build), backends.load(recipe.backend)
-    unit = _unit(build, target, backend)
-    options = _options(build, target, unit)
+    backend = backends.load(recipe.backend)
+    target, unit, options = targets.of(build)
     original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
     general = rules.check(recipe, options, original.checkpoint)
-    _refuse(build, general)
+    targets.refuse(build, general)
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
     advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
     advice += [found for found in general if found not in advice]
-    _refuse(build, advice)
+    targets.refuse(build, advice)
     _check_eyes(build, seeing, unit)
     fixups = rules.fixups(recipe, checkpoint)
     made = backend.steps(recipe, options, checkpoint, _patch(fixups), unit)
@@ -120,17 +117,9 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
     for name in () if elsewhere else whole.toolchains:
         if place := toolchain.foreign(name):
             message = f"toolchain `{name}`, which this build needs, exists for {place} only"
-            raise problem_at(build, ("backend",), message, "build there; the package runs on its device all the same")
+            hint = "build there; the package runs on its device all the same"
+            raise problem_at(build, ("backend",), message, hint, ("device",))
     return whole
-
-
-def _refuse(build: Build, advice: Sequence[Advice]) -> None:
-    """Raise if ``advice`` has an error."""
-    errors = [a for a in advice if a.level == "error"]
-    if errors:
-        hints = dict.fromkeys(a.hint for a in errors if a.hint)
-        message = "; ".join(f"{a.message} [{a.rule}]" for a in errors)
-        raise problem_at(build, ("backend",), message, "; ".join(hints) or None)
 
 
 def _remarks(checkpoint: Checkpoint) -> list[Advice]:
@@ -154,68 +143,6 @@ def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
 def _patch(fixups: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
     """Keys of ``config.json`` and what the fix-ups set them to."""
     return {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
-
-
-def _device(build: Build) -> Device:
-    try:
-        return device.load(build.recipe.device, build.folder)
-    except TargetError as error:
-        raise problem_at(build, ("device",), error.message, error.hint) from None
-
-
-def _unit(build: Build, target: Device, backend: Backend) -> Unit:
-    """The first unit of the device that the backend serves at the recipe's precision."""
-    recipe = build.recipe
-    units = [unit for unit in target.units if recipe.unit in (None, unit.api)]
-    if not units:
-        known = [unit.api for unit in target.units]
-        message = f"{target.title} has no unit `{recipe.unit}`{near(str(recipe.unit), known)}"
-        raise problem_at(build, ("unit",), message, f"its units: {', '.join(known)}")
-    target = target.model_copy(update={"units": tuple(units)})
-    others = [f"`{name}`" for name in backends.serving(target, recipe.precision)]
-    precisions = [p for unit in units for p in backends.able(recipe.backend, target, unit)]
-    if not precisions:
-        where = f" ({recipe.unit})" if recipe.unit else ""
-        raise problem_at(
-            build,
-            ("backend",),
-            f"backend `{recipe.backend}` does not run on {target.title}{where}",
-            f"for {recipe.precision} there: {', '.join(others)}"
-            if others
-            else target.notes or "nothing is built for it",
-        )
-    for unit in units:
-        if recipe.precision in backends.able(recipe.backend, target, unit):
-            return unit
-    works = f"with `{recipe.backend}`: {', '.join(dict.fromkeys(precisions))}"
-    works += f"; {recipe.precision} with: {', '.join(others)}" if others else ""
-    raise problem_at(
-        build,
-        ("precision",),
-        f"`{recipe.backend}` cannot run {recipe.precision} on {target.title}",
-        f"what works {works}",
-    )
-
-
-def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
-    """The recipe's options, with the device's own values where the recipe leaves a choice."""
-    options = build.options
-    assert options is not None  # load() knows every backend that backends.load() accepts
-    for name, allowed in unit.constraints.get(build.recipe.precision, {}).items():
-        if name not in type(options).model_fields or getattr(options, name) in allowed:
-            continue
-        if name in options.model_fields_set:
-            raise problem_at(
-                build,
-                ("quantize", name),
-                f"{target.title} runs {build.recipe.precision} only with `{name}` = {' or '.join(map(str, allowed))}, "
-                f"not {getattr(options, name)}",
-                f"set `quantize.{name}: {str(allowed[0]).lower()}` or leave it out",
-            )
-        options = options.model_copy(update={name: allowed[0]})
-    known = type(options).model_fields.keys() - options.model_fields_set
-    usual = {name: v for name, v in unit.defaults.get(build.recipe.precision, {}).items() if name in known}
-    return options.model_copy(update=usual)
 
 
 def _with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> BaseModel:

@@ -16,16 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from phipipe import metrics, overlay, user_paths
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, gone, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
+from phipipe.variants import BACKEND, VARIANT_KEYS, lay
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
-VARIANT_KEYS = (
-    "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate", "evaluate", "measure",
-)  # fmt: skip
 MAX_VARIANTS = 100
-BACKEND = "onnxruntime"  # where a recipe names none
 
 
 # WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is the one that public
@@ -230,7 +227,9 @@ class Build:
     recipe: Recipe
     folder: Path
     options: BaseModel | None
-    locate: Callable[[Where, str], str] = field(default=lambda where, message: message, compare=False)
+    locate: Callable[[Sequence[Where], str], RecipeError] = field(
+        default=lambda places, message: RecipeError(message), compare=False
+    )
 
 
 def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
@@ -245,9 +244,14 @@ def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
     return [(where, text) for where, text in named if text is not None]
 
 
-def problem_at(build: Build, where: Where, message: str, hint: str | None = None) -> TargetError:
-    """A TargetError that points at the place in the recipe that ``message`` speaks of."""
-    return TargetError(build.locate(where, message), hint=hint)
+def problem_at(build: Build, where: Where, message: str, hint: str | None = None, *others: Where) -> TargetError:
+    """A TargetError that points at the place in the recipe that ``message`` speaks of.
+
+    Where ``others`` have a part in it as well, the one that decides is shown: what the command line says, else what
+    the variant says, else what is written at all.
+    """
+    found = build.locate((where, *others), message)
+    return TargetError(found.message, hint=hint, problems=found.problems)
 
 
 def load(
@@ -267,9 +271,43 @@ def load(
     Raises:
         RecipeError: everything that is wrong with the file, by line and column, or an unknown name in ``only``.
     """
-    loading = _Loading(read(path), options)
+    made, error = gather(path, options=options, sets=sets, only=only)
+    if error:
+        raise error
+    return made
+
+
+def gather(
+    path: Path,
+    *,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> tuple[list[Build], RecipeError | None]:
+    """As ``load``: what is wrong with the file, and the builds of the variants that are right all the same.
+
+    Raises:
+        RecipeError: nothing in the file can be looked at.
+    """
+    return of_document(read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only)
+
+
+def of_document(
+    document: Document,
+    folder: Path,
+    *,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> tuple[list[Build], RecipeError | None]:
+    """As ``gather``, of a text that was read already; relative paths in it count from ``folder``.
+
+    Raises:
+        RecipeError: nothing in the text can be looked at.
+    """
+    loading = _Loading(document, options)
     loading.override(sets)
-    return loading.builds(user_paths.resolved(path).parent, only)
+    return loading.builds(folder, only)
 
 
 class _Loading:
@@ -302,17 +340,17 @@ class _Loading:
                     del known[old]
             self._sets |= {(*where, *inner): shown for inner in parsed.values}
 
-    def builds(self, folder: Path, only: Sequence[str] = ()) -> list[Build]:
+    def builds(self, folder: Path, only: Sequence[str] = ()) -> tuple[list[Build], RecipeError | None]:
         base = {key: value for key, value in self._data.items() if key != "matrix"}
         variants = self._variants(base) if "matrix" in self._data else [(base, str(base.get("name")), ())]
         if only and not self._problems:
-            wanted = overlay.wanted(only, [name for _, name, _ in variants], str(base.get("name")))
-            variants = [variant for variant in variants if variant[1] in wanted]
-        made = [self._build(*variant, folder) for variant in variants if not self._enough()]
-        if self._problems:
-            unpinned = any("never a branch" in problem.message for problem in self._problems)
-            raise self._document.error(self._problems, f"phipipe pin {self._document.name}" if unpinned else None)
-        return [build for build in made if build is not None]
+            chosen = overlay.wanted(only, [name for _, name, _ in variants], str(base.get("name")))
+            variants = [variant for variant in variants if variant[1] in chosen]
+        made = [build for variant in variants if not self._enough() and (build := self._build(*variant, folder))]
+        if not self._problems:
+            return made, None
+        unpinned = any(re.search("never a branch|no full commit", problem.message) for problem in self._problems)
+        return made, self._document.error(self._problems, f"phipipe pin {self._document.name}" if unpinned else None)
 
     def _variants(self, base: dict[str, Any]) -> list[tuple[dict[str, Any], str, Where]]:
         """(merged data, build name, place) of every entry of the matrix."""
@@ -329,7 +367,7 @@ class _Loading:
             if not isinstance(entry, dict):
                 self._problem(at, "a matrix is a list of variants, each a mapping such as `{precision: int8}`")
                 continue
-            merged = _lay(base, entry)
+            merged = lay(base, entry)
             unknown = [key for key in entry if key not in VARIANT_KEYS]
             for key in unknown:
                 message = f"unknown key `{shorten(key)}` in a variant{near(key, VARIANT_KEYS)}"
@@ -372,7 +410,7 @@ class _Loading:
             self._look_at_paths(recipe, folder, variant)
         if recipe is None or options is None:
             return None
-        return Build(name, recipe, folder, options, lambda where, message: self._located(where, message, variant))
+        return Build(name, recipe, folder, options, lambda places, message: self._located(places, message, variant))
 
     def _look_at_paths(self, recipe: Recipe, folder: Path, variant: Where) -> None:
         """What no machine could have at a path is said where the path stands; that it is missing here is for later."""
@@ -418,16 +456,17 @@ class _Loading:
         """Whether some variant speaks of ``key``; all do of the place (), the variant as a whole."""
         return not key or any(key[0] in entry for entry in self._data["matrix"] if isinstance(entry, dict))
 
-    def _located(self, where: Where, message: str, variant: Where) -> str:
+    def _located(self, places: Sequence[Where], message: str, variant: Where) -> RecipeError:
         before, self._problems = self._problems, []
-        self._problem(where, message, variant=variant)
+        self._problem(self._decisive(places, variant), message, variant=variant)
         error = self._document.error(self._problems)
         self._problems = before
-        return error.message
+        return error
 
-
-def _lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
-    """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
-    over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
-    other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
-    return overlay.merge({key: value for key, value in base.items() if not (other and key == "quantize")}, over)
+    def _decisive(self, places: Sequence[Where], variant: Where) -> Where:
+        """The first of ``places`` that the command line speaks of, else the variant, else the file."""
+        values = self._document.values
+        said = [at for at in places if self._sets.get(at)]
+        said += [at for at in places if variant and ((*variant, *at) in values or (*variant, *at) in self._sets)]
+        said += [at for at in places if at in values]
+        return next(iter(said), places[0])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from phipipe import models, vision
-from phipipe.backends.base import Advice, Json
+from phipipe.backends.base import Advice, Json, Unseen
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
@@ -50,16 +50,25 @@ class Fixup:
 
 
 def check(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()) -> list[Advice]:
-    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies."""
+    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies.
+
+    Of ``ANY_MODEL``, only rules apply that do not look at the model.
+    """
     facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
     facts |= {"uniform": UNIFORM[recipe.backend][1] if recipe.backend in UNIFORM else ""}
-    found = []
-    for rule in table or MODELS:
-        if rule.when(recipe, options, checkpoint):
-            told = {**facts, **(rule.words(recipe, options, checkpoint) if rule.words else {})}
-            hint = rule.hint.format(**told) if rule.hint else None
-            found.append(Advice(level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint))
-    return found
+    return [advice for rule in table or MODELS if (advice := _applied(rule, facts))]
+
+
+def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
+    recipe, options, checkpoint = (facts[name] for name in ("recipe", "options", "checkpoint"))
+    try:
+        if not rule.when(recipe, options, checkpoint):
+            return None
+        told = {**facts, **(rule.words(recipe, options, checkpoint) if rule.words else {})}
+        hint = rule.hint.format(**told) if rule.hint else None
+        return Advice(level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint)
+    except Unseen:
+        return None
 
 
 def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from phipipe import device
 from phipipe.metrics import ROWS
-from phipipe.recipe import BACKEND, MAX_VARIANTS, SLUG, VARIANT_KEYS, Recipe
+from phipipe.recipe import MAX_VARIANTS, SLUG, Recipe
+from phipipe.variants import BACKEND, VARIANT_KEYS
 
 Schema = dict[str, Any]
 CHOICES = {"Source": ("repo", "path", "builtin"), "Text": ("builtin", "file", "dataset")}
@@ -38,7 +39,7 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     varied = [key for key in schema["required"] if key in VARIANT_KEYS and key != "name"]
     schema["required"] = [key for key in schema["required"] if key not in varied]
     schema["anyOf"] = [{"required": varied}, {"required": ["matrix"]}]
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_untitled(schema)}
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **untitled(schema)}
     return schema | {"title": "phipipe recipe"}
 
 
@@ -114,10 +115,10 @@ def _not_null(value: Schema) -> Schema:
     return {**rest, **kept[0]} if len(kept) == 1 else value
 
 
-def _untitled(value: Any) -> Any:
-    """Without pydantic's titles, which repeat the keys (a property that is called `title` stays)."""
+def untitled(value: Any) -> Any:
+    """A schema without pydantic's titles, which repeat the keys (a property that is called `title` stays)."""
     if isinstance(value, list):
-        return [_untitled(inner) for inner in value]
+        return [untitled(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    return {key: _untitled(inner) for key, inner in value.items() if key != "title" or not isinstance(inner, str)}
+    return {key: untitled(inner) for key, inner in value.items() if key != "title" or not isinstance(inner, str)}

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from phipipe import report
+from phipipe import output, report
 from phipipe.errors import PhipipeError
 from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.nodes import labels
@@ -180,8 +180,13 @@ def _warnings(plan: Plan) -> list[str]:
 def heading(plan: Plan) -> str:
     """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
     recipe = plan.build.recipe
-    source = recipe.source.builtin or recipe.source.repo or Path(str(recipe.source.path)).name
-    return f"{plan.build.name}: {source} → {recipe.precision} for {plan.device.title}, {recipe.backend}"
+    return f"{plan.build.name}: {source_words(plan)} → {recipe.precision} for {plan.device.title}, {recipe.backend}"
+
+
+def source_words(plan: Plan) -> str:
+    """What the original is called."""
+    source = plan.build.recipe.source
+    return source.builtin or source.repo or Path(str(source.path)).name
 
 
 def ready(toolchain: str, seconds: float, error: PhipipeError | None) -> str:
@@ -221,26 +226,45 @@ def outcome(done: Outcome) -> str:
     return "\n".join(lines)
 
 
-def outcome_json(done: Outcome) -> dict[str, Any]:
+def outcome_json(done: Outcome) -> output.Built:
     """The same for machines."""
-    steps = [
-        {"name": name, "key": r.key, "digest": r.stored.digest, "cached": r.cached, **r.usage}
-        for name, r in done.results.items()
-    ]
-    metrics, speed = done.load("evaluate", "metrics.json"), done.load("measure", "speed.json")
-    error = done.error
-    return {
-        "name": done.plan.build.name,
-        "ok": error is None,
-        "package": None if done.package is None else str(done.package),
-        "seconds": done.seconds,
-        "on_target": done.plan.on_target,
-        "warnings": [a.as_json() for a in done.plan.warnings],
-        "evaluation": metrics,
-        "speed": speed,
-        "steps": steps,
-        "error": error and {"exit_code": error.exit_code, "message": error.message, "hint": error.hint},
-    }
+    made, error = done.plan.build.recipe, done.error
+    return output.Built(
+        name=done.plan.build.name,
+        device=done.plan.device.name,
+        unit=done.plan.api,
+        backend=made.backend,
+        precision=made.precision,
+        ok=error is None,
+        package=None if done.package is None else str(done.package),
+        seconds=round(done.seconds, 3),
+        on_target=done.plan.on_target,
+        warnings=_advice(done.plan),
+        evaluation=done.load("evaluate", "metrics.json"),
+        speed=done.load("measure", "speed.json"),
+        steps=[_step(name, result) for name, result in done.results.items()],
+        error=None if error is None else output.error_of(error),
+    )
+
+
+def _advice(plan: Plan) -> list[output.Warned]:
+    return [output.Warned(rule=a.rule, level=a.level, message=a.message, hint=a.hint) for a in plan.warnings]
+
+
+def _step(name: str, result: Result) -> output.DoneStep:
+    seconds, rss, anon = (result.usage.get(n) for n in ("seconds", "peak_rss_bytes", "peak_anon_bytes"))
+    return output.DoneStep(
+        name=name,
+        key=result.key,
+        digest=result.stored.digest,
+        cached=result.cached,
+        shared=result.shared,
+        bytes=result.stored.size_bytes,
+        seconds=seconds,
+        peak_rss_bytes=None if rss is None else int(rss),
+        peak_anon_bytes=None if anon is None else int(anon),
+        machine=result.machine,
+    )
 
 
 def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
@@ -271,29 +295,39 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     return "\n".join(lines)
 
 
-def plan_json(planned: Plan, forecast: Sequence[Forecast]) -> dict[str, Any]:
-    """The same for machines."""
-    return {
-        "name": planned.build.name,
-        "device": planned.device.name,
-        "api": planned.api,
-        "on_target": planned.on_target,
-        "fit": planned.fit and planned.fit.as_json(),
-        "warnings": [a.as_json() for a in planned.warnings],
-        "fixups": dict(planned.fixups),
-        "steps": [
-            {
-                "name": f.step.name,
-                "runs": f.step.runs,
-                "key": f.key,
-                "cached": f.cached,
-                "why": f.why,
-                "output_bytes": f.step.output_bytes,
-                "memory_bytes": f.step.memory_bytes,
-            }
+def plan_json(planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError | None) -> output.Planned:
+    """The same for machines; ``refusal``: why `run` would refuse."""
+    made, fit = planned.build.recipe, planned.fit
+    return output.Planned(
+        name=planned.build.name,
+        device=planned.device.name,
+        unit=planned.api,
+        backend=made.backend,
+        precision=made.precision,
+        source=source_words(planned),
+        on_target=planned.on_target,
+        memory_bytes=planned.memory_bytes,
+        fit=None if fit is None else output.Fit(**fit.as_json()),
+        warnings=_advice(planned),
+        fixups={
+            name: output.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
+            for name, fix in planned.fixups.items()
+        },
+        steps=[
+            output.PlannedStep(
+                name=f.step.name,
+                runs=f.step.runs,
+                toolchain=f.step.toolchain,
+                key=f.key,
+                cached=f.cached,
+                why=f.why,
+                output_bytes=f.step.output_bytes,
+                memory_bytes=f.step.memory_bytes,
+            )
             for f in forecast
         ],
-    }
+        refusal=None if refusal is None else output.error_of(refusal),
+    )
 
 
 def _gib(size: int) -> str:

@@ -1,22 +1,39 @@
-"""The recipe that ``phipipe init`` writes: small, commented, valid."""
+"""The recipe that ``phipipe init`` writes: small, commented, for the device's first unit; it validates and plans."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from phipipe import device as targets
-from phipipe.document import complaints, parse, resolve
-from phipipe.errors import RecipeError
-from phipipe.recipe import Recipe
+from phipipe import backends, hub, hub_client, models, several, targets
+from phipipe import device as devices
+from phipipe import recipe as recipes
+from phipipe.document import complaints, parse, read, resolve
+from phipipe.errors import PhipipeError, RecipeError, TargetError
+from phipipe.hub_client import Repository
+from phipipe.recipe import COMMIT, REPO, Recipe
+from phipipe.transfer import Unreachable
+from phipipe.variants import BACKEND
 
 SCHEMA = "recipe.schema.json"
+SHIPPED = Path(__file__).parent.parent / "recipes"  # phipipe's own, where it is not installed from a wheel
+PREFERRED = (BACKEND, "openvino", "qnn", "mlx", "llamacpp", "litert", "torch")  # of several that fit
+PRECISIONS = ("int4", "int8", "fp16", "fp32")
+PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
+KEPT = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows: no folder can have such a name
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
-# {name}: {precision} for {device}. Change a line, then look at what it does:
+# {name}: {precision} for {title}. Change a line, then look at what it does:
 #   phipipe plan {file}
 #   phipipe run {file}
 # For completion in your editor: phipipe schema --write {schema_file}
@@ -25,9 +42,8 @@ source: {source}
 device: {device}          # phipipe devices
 backend: {backend}        # phipipe backends
 precision: {precision}            # int4, int8, fp16, fp32
-# quantize: {{}}             # phipipe backends {backend} lists the options and their defaults
-evaluate:
-  text: {{builtin: stories}}   # or {{file: my-text.txt}}: use text like that of your task
+{options}evaluate:
+  {text}
   tokens: 4096
   gates:                     # nothing is packaged outside of these limits
     kld_mean: {{max: 0.1}}
@@ -35,78 +51,267 @@ evaluate:
 """
 
 
-def starter(
-    name: str,
-    device: str,
-    precision: str,
-    backend: str,
-    source: str,
-    *,
-    file: str | None = None,
-    schema: str = SCHEMA,
-) -> str:
-    """The text of a starter recipe, which loads.
+@dataclass(frozen=True, kw_only=True)
+class Starter:
+    """What was written: for which unit, whether its source is pinned, what to know, and the commands that come next."""
+
+    name: str
+    device: str
+    unit: str
+    backend: str
+    precision: str
+    pinned: bool
+    notes: tuple[str, ...]
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is false."""
+
+    said: Mapping[str, str]
+    hub: bool = False
+    pinned: bool = True
+    note: str | None = None
+
+
+def write(path: Path, *, device: str, precision: str | None, backend: str | None, source: str) -> Starter:
+    """Write a starter recipe to ``path``, and its folder where there is none; an existing file stays as it is.
 
     Args:
-        name: the recipe's name; a slug.
-        source: ``builtin:NAME``, a folder, or ``OWNER/REPO@COMMIT``.
-        file: where the text will be written, for the commands in its header; ``NAME.yaml`` if not given.
-        schema: where the JSON schema lies, seen from that file.
+        device: a device, or a device file, relative to the working folder.
+        precision: None: what the device's own recipe has, or the smallest that fits.
+        backend: None: what the device's own recipe has, or one that fits its first unit.
+        source: ``builtin:NAME``, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of the hub, which is asked for
+            the commit.
 
     Raises:
-        RecipeError: a value is none that a recipe takes; names all such values.
-        TargetError: there is no such device.
+        RecipeError: the file is there already or cannot be written, or a value is none that a recipe takes.
+        TargetError: there is no such device, or nothing is built for it that way.
+        SourceError: the hub knows no such repository or revision.
     """
-    if not device.endswith((".yaml", ".yml")):
-        targets.load(device)
-    shown = " ".join((file or f"{name}.yaml").split())
-    text = TEMPLATE.format(
-        name=_scalar(name),
-        device=_scalar(device),
-        precision=_scalar(precision),
-        backend=_scalar(backend),
-        source=_source(source),
-        file=f"'{shown}'" if " " in shown else shown,
-        schema=schema,
-        schema_file=(Path(shown).parent / schema).as_posix(),
+    if not all(PRINTABLE.fullmatch(text) for text in (str(path), device, source)):
+        raise RecipeError("a name with characters that no recipe can hold", hint="use letters, digits, `-`, `_`")
+    if os.path.lexists(path):
+        raise RecipeError(f"`{path}` is there already", hint="choose another name")
+    folder = path.parent.resolve()
+    target = devices.load(device, Path())
+    wanted = _source(source, folder)
+    told = _within(wanted, _fitting(target, precision, backend))
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower())[:80].strip("-._") or "recipe"
+    name = f"{name[:73]}-recipe" if KEPT.fullmatch(name) else name
+    shown = device if device in devices.names() else _seen_from(folder, device)
+    head = {"name": name, "device": shown, "title": target.title}
+    with _folder(path.parent):
+        text, unit = _checked(_text(path, head, told, wanted), path, wanted)
+        _create(path, text)
+    commands = [f"phipipe {verb} {_word(path)}" for verb in (("plan",) if wanted.pinned else ("pin", "plan"))]
+    return Starter(
+        name=name,
+        device=shown,
+        unit=unit,
+        backend=told["backend"],
+        precision=told["precision"],
+        pinned=wanted.pinned,
+        notes=(wanted.note,) if wanted.note else (),
+        next=tuple(commands),
     )
+
+
+def _text(path: Path, head: Mapping[str, str], told: Mapping[str, Any], source: _Source) -> str:
+    shipped = path.parent / "../schemas" / SCHEMA  # the layout of phipipe's own repository, and of those like it
+    schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
+    lines = [f"{key}: {_flow(told[key])}" for key in ("context", "quantize") if key in told]
+    if "quantize" not in told:
+        lines.append(f"# quantize: {{}}             # phipipe backends {told['backend']} lists the options")
+    calibrate = dict(told.get("calibrate", {}))
+    if "path" in source.said:
+        calibrate["text"] = {"builtin": "stories"}  # what a folder's model learns from must be said
+    if calibrate:
+        lines.append(f"calibrate: {_flow(calibrate)}   # what options that look at data learn from")
+    mark = "" if source.pinned else f"   # not pinned yet: phipipe pin {_word(path)}"
+    yours = "{file: my-text.txt}: use text like that of your task"
+    usual = f"# text: WikiText-2 (test), unless you name {yours}"
+    return TEMPLATE.format(
+        schema=schema,
+        schema_file=_word(path.parent / schema),
+        file=_word(path),
+        title=head["title"],
+        name=_scalar(head["name"]),
+        device=_scalar(head["device"]),
+        backend=told["backend"],
+        precision=told["precision"],
+        source=_flow(source.said) + mark,
+        options="".join(f"{line}\n" for line in lines),
+        text=usual
+        if source.hub
+        else "text: {builtin: stories}   # or {file: my-text.txt}: use text like that of your task",
+    )
+
+
+# --- what fits
+
+
+def _fitting(target: devices.Device, precision: str | None, backend: str | None) -> dict[str, Any]:
+    """``backend`` and ``precision``, and the options of the device's own recipe where they are its own.
+
+    Raises:
+        TargetError: the device cannot do it.
+    """
+    asked = [backend] if backend is not None else PREFERRED
+    served = [{name: backends.able(name, target, unit) for name in asked} for unit in target.units]
+    own = _own_recipe(target)
+    for able in served:
+        if own and own["precision"] == (precision or own["precision"]) in able.get(own["backend"], ()):
+            return own
+        for wanted in (precision,) if precision else PRECISIONS:
+            if fits := [name for name in asked if wanted in able[name]]:
+                return {"backend": fits[0], "precision": wanted}
+    every = {name: {p for unit in target.units for p in backends.able(name, target, unit)} for name in PREFERRED}
+    there = [f"{name}: {', '.join(sorted(found, key=PRECISIONS.index))}" for name, found in every.items() if found]
+    who, what = f"`{backend}`" if backend else "no backend", precision or "anything"
+    verb = "does not build" if backend else "builds"
+    hint = f"what works: {'; '.join(there)}" if there else target.notes
+    raise TargetError(f"{who} {verb} {what} for {target.title}", hint=hint)
+
+
+def _within(source: _Source, told: dict[str, Any]) -> dict[str, Any]:
+    """``told`` with no more context than an embedded model has."""
+    embedded = hub.BUILTIN_MODELS.get(source.said.get("builtin", ""))
+    if embedded is None or "context" not in told:
+        return told
+    return {**told, "context": min(told["context"], models.read(embedded).context_length)}
+
+
+def _own_recipe(target: devices.Device) -> dict[str, Any]:
+    """What the device's own recipe says of the target; nothing where it is not at hand."""
+    with contextlib.suppress(RecipeError):
+        found = read(SHIPPED / f"{target.recipe}.yaml").data if target.recipe else {}
+        keys = ("backend", "precision", "context", "quantize", "calibrate")
+        return {"backend": BACKEND, **{key: found[key] for key in keys if key in found}} if found else {}
+    return {}
+
+
+# --- the source
+
+
+def _source(text: str, folder: Path) -> _Source:
+    """What ``text`` names, as a recipe in ``folder`` says it."""
+    if text.startswith("builtin:"):
+        return _Source(said={"builtin": text.removeprefix("builtin:")})
+    name, _, revision = text.partition("@")
+    if "@" in text and not revision and re.fullmatch(REPO[1:-1], name):
+        raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
+    is_path = text.startswith((".", "~")) or _is_folder(text)
+    if is_path or not re.fullmatch(REPO[1:-1], name):
+        note = None if _is_folder(text) else f"there is no folder `{text}` yet"
+        return _Source(said={"path": _seen_from(folder, text)}, note=note if text else None)
+    if re.fullmatch(COMMIT[1:-1], revision):
+        return _Source(said={"repo": name, "revision": revision}, hub=True)
+    revision = revision or "main"
     try:
-        Recipe.model_validate_json(json.dumps(parse(text, shown).data), strict=True)
+        commit = hub_client.commit_of(Repository("model", name, revision))
+    except Unreachable as error:
+        note = f"the commit of `{name}` is not known, so that the recipe is not pinned yet: {error.message}"
+        return _Source(said={"repo": name, "revision": revision}, hub=True, pinned=False, note=note)
+    return _Source(said={"repo": name, "revision": commit}, hub=True)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long; a NUL; nobody's home
+        return False
+
+
+def _seen_from(folder: Path, text: str) -> str:
+    """The path ``text``, which counts from the working folder, as one that counts from ``folder``."""
+    path = Path(text)
+    if not text or path.is_absolute() or text.startswith("~"):
+        return text
+    whole = Path.cwd() / path
+    whole = whole.resolve() if whole.name in ("", "..") else whole.parent.resolve() / whole.name
+    try:
+        found = Path(os.path.relpath(whole, folder)).as_posix()
+    except ValueError:  # on another drive
+        return str(whole)
+    return str(whole) if found.startswith("~") else found  # which would be somebody's home
+
+
+# --- the file
+
+
+def _checked(text: str, path: Path, source: _Source) -> tuple[str, str]:
+    """``text``, and the unit that its build is for.
+
+    Raises:
+        RecipeError, TargetError: it is no recipe that can be built.
+    """
+    stand_in = text if source.pinned else text.replace(_flow(source.said), _flow({**source.said, "revision": "0" * 40}))
+    document = parse(stand_in, str(path))
+    try:
+        Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, where))}: {message}" for where, message, _ in complaints(error, Recipe)]
         raise RecipeError("\n".join(found)) from None
-    return text
+    builds, wrong = recipes.of_document(document, path.parent.resolve(), options=backends.OptionsOf())
+    errors: Sequence[PhipipeError] = [*([wrong] if wrong else []), *targets.problems(builds)]
+    if errors:
+        whole = several.as_one(errors)  # of a file that nobody has seen: its places help nobody
+        words = [problem.message for problem in whole.problems] or [whole.message]
+        raise type(whole)("; ".join(words), hint=whole.hint)
+    return text, targets.of(builds[0]).unit.api
 
 
-def write(path: Path, *, device: str, precision: str, backend: str, source: str) -> None:
-    """Write a starter recipe to ``path``; an existing file stays as it is.
-
-    Raises:
-        RecipeError: the file is there already, its folder is not, or a value is none that a recipe takes.
-        TargetError: there is no such device.
-    """
-    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower())[:80].strip("-._") or "recipe"
-    shipped = path.parent / "../schemas" / SCHEMA  # the layout of phipipe's own repository, and of those like it
-    schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
-    text = starter(name, device, precision, backend, source, file=path.as_posix(), schema=schema)
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """``folder``, made if it is not there; and gone again if nothing comes into it."""
+    missing = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot write into `{folder}`: {getattr(error, 'strerror', error)}") from None
+    try:
+        yield
+    except BaseException:
+        for one in missing:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
+
+
+def _create(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as stream:
+            try:
+                stream.write(text)
+                stream.flush()
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
     except FileExistsError:
         raise RecipeError(f"`{path}` is there already", hint="choose another name") from None
-    except OSError as error:
-        raise RecipeError(f"cannot write `{path}`: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot write `{path}`: {getattr(error, 'strerror', error)}") from None
 
 
-def _source(text: str) -> str:
-    if text.startswith("builtin:"):
-        return f"{{builtin: {_scalar(text.removeprefix('builtin:'))}}}"
-    if repo := re.fullmatch(r"([\w.-]+/[\w.-]+)@(\S+)", text):
-        return f"{{repo: {_scalar(repo[1])}, revision: {_scalar(repo[2])}}}"
-    return f"{{path: {_scalar(text)}}}"
+def _word(path: Path) -> str:
+    """``path`` as a word of a command line that can be copied."""
+    text = f"./{path}" if str(path).startswith("-") else str(path)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+
+
+def _flow(value: Any) -> str:
+    """``value`` as YAML on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    return _scalar(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _scalar(text: str) -> str:
     """``text`` as YAML reads it back: plain where it can be, else in double quotes."""
     plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", text) and isinstance(resolve(text), str)
-    return text if plain else json.dumps(text)
+    plain = plain and text.lower() not in ("y", "n", "yes", "no", "on", "off")  # as older readers of YAML take them
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -26,7 +26,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from phipipe import collect, downloads, keys, room
-from phipipe.collect import FULL as FULL
 from phipipe.collect import GcReport as GcReport
 from phipipe.collect import Usage as Usage
 from phipipe.collect import copy as copy
@@ -295,7 +294,7 @@ class Store:
         with contextlib.ExitStack() as stack:
             with collect.guard(self.root, needed_bytes):
                 folder = stack.enter_context(collect.claim(self.root / "tmp"))
-            with collect.guard(self.root, needed_bytes, FULL):  # anything else is the caller's own affair
+            with collect.guard(self.root, needed_bytes, room.FULL):  # anything else is the caller's own affair
                 yield folder
 
     @contextlib.contextmanager
@@ -460,8 +459,7 @@ class Store:
             StoreError: ``target`` is a file, or a folder that phipipe did not write (no ``manifest.json``).
             Damaged: see ``consume``.
         """
-        times = {str(output["path"]): int(output["mtime_ns"]) for output in stored.outputs}
-        sizes = {str(output["path"]): int(output["size"]) for output in stored.outputs}
+        times, sizes = ({str(o["path"]): int(o[key]) for o in stored.outputs} for key in ("mtime_ns", "size"))
         if self._locks_work and target.parent.is_dir():  # a killed copy may have left the old one beside a good new one
             with collect.guard(target.parent, remedy=room.KEEP_OUT):
                 collect.sweep(target.parent, f".{target.name}.")

@@ -93,6 +93,10 @@ class Remote:
         return f"Remote({self.url!r})"  # never the token
 
 
+class Unreachable(SourceError):
+    """The other side could not be asked, so that nothing is known: later it may answer."""
+
+
 class Fault(Exception):
     """Something that may pass: try again, after ``wait_s`` if the server said so, at most ``attempts`` times."""
 
@@ -137,7 +141,7 @@ def patiently(
     """Call ``work`` until it raises no ``Fault``; failures count as long as ``position`` does not grow.
 
     Raises:
-        SourceError: it failed too often; says ``what``.
+        Unreachable: it failed too often; says ``what``.
         Interrupted: ``stopped`` was set while it waited.
     """
     failures, best = 0, position()
@@ -148,7 +152,7 @@ def patiently(
             failures = 1 if position() > best else failures + 1
             best = max(best, position())
             if failures >= min(PACE.attempts, fault.attempts):
-                raise SourceError(f"{what}: {fault}", hint=GO_ON) from None
+                raise Unreachable(f"{what}: {fault}", hint=GO_ON) from None
             pause = min(PACE.longest_s, PACE.first_s * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
             asked = 0.0 if fault.wait_s is None else min(fault.wait_s, PACE.asked_s)
             if (stopped or threading.Event()).wait(max(pause, asked)):

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from phipipe.console import (
-    AS_JSON,
-    UserPath,
-    cli,
-    command,
-    echo,
-    note,
-    print_file,
-    print_json,
-    save,
-    settings_of_user,
-    store_of_user,
-)
+from phipipe import answers
+from phipipe.console import AS_JSON, UserPath, cli, command, echo, note, save, settings_of_user, store_of_user
+from phipipe.errors import RecipeError
 from phipipe.report import counted
-from phipipe.user_paths import Kind
+from phipipe.user_paths import Kind, problem, shown
 
 if TYPE_CHECKING:
     from phipipe.events import Run
+    from phipipe.output_lists import SchemaFile
 
 MAX_SCHEMA_BYTES = 16 * 2**20
 MAX_GIB = 2.0**30  # no disk of anybody's
@@ -46,32 +38,53 @@ GIB = _Gib(min=0)
 
 
 @command("phipipe schema --write schemas/recipe.schema.json")
-@click.option("--write", "target", type=UserPath(Kind.NEW_FILE), help="Write to this file instead of stdout.")
-@click.option("--check", type=UserPath(Kind.FILE, missing="schema"), help="Fail if this file is not up to date.")
-def schema(target: Path | None, check: Path | None) -> None:
-    """Print the JSON schema of recipes, for editors' YAML language servers."""
-    from phipipe import backends
-    from phipipe import schema as schemas
-    from phipipe.errors import RecipeError
+@click.argument("name", default="recipe", metavar="[NAME]")
+@click.option("--write", "target", type=UserPath(), help="Write to this file instead of stdout.")
+@click.option("--check", type=UserPath(), help="Fail if this file is not up to date.")
+@click.option("--all", "every", is_flag=True, help="All schemas; --write and --check then name the folder `schemas`.")
+@AS_JSON
+def schema(name: str, target: Path | None, check: Path | None, every: bool, as_json: bool) -> None:
+    """Print a JSON schema: of recipes, for editors' YAML language servers, or of what a command prints with --json.
 
-    text = schemas.dump({name: backends.load(name).Options for name in backends.names()})
+    NAME is `recipe` (the default), or a command such as `plan` or `cache-ls`.
+    """
+    from phipipe import schemas
+
+    if target is None and check is None:
+        answers.give_text(schemas.bundle() if every else schemas.text(name))
+        return
+    files = schemas.files() if every else {Path(): schemas.text(name)}
+    rows = [_schema_file(path, text, target, check) for path, text in files.items()]
+    if as_json:
+        answers.give(rows)
+    if stale := [row.path for row in rows if not row.fresh]:
+        again = f"phipipe schema --all --write {check}" if every else f"phipipe schema {name} --write {check}"
+        raise RecipeError(f"{', '.join(f'`{path}`' for path in stale)}: out of date", hint=again)
+
+
+def _schema_file(inner: Path, text: str, target: Path | None, check: Path | None) -> SchemaFile:
+    """Write the schema ``text``, or compare it with what is there."""
+    from phipipe.output_lists import SchemaFile
+
+    path = (target or check or Path()) / inner
     if check is not None:
-        if _content(check) != text.encode():
-            raise RecipeError(f"`{check}` is out of date", hint=f"phipipe schema --write {check}")
-    elif target is not None:
-        save(target, text)
-    else:
-        print_file(text)
+        return SchemaFile(path=str(path), fresh=_content(path) == text.encode())
+    if inner.name and not problem(path.parent, Kind.NEW_FOLDER):
+        with contextlib.suppress(OSError):  # `save` says why
+            path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, text)
+    return SchemaFile(path=str(path), fresh=True)
 
 
 def _content(path: Path) -> bytes:
-    from phipipe.errors import RecipeError
-
+    if odd := problem(path, Kind.FILE):
+        raise RecipeError(f"cannot read `{shown(path)}`: it {odd}", hint="give another path")
     try:
         with path.open("rb") as stream:
             return stream.read(MAX_SCHEMA_BYTES)
     except OSError as error:
-        raise RecipeError(f"cannot read `{path}`: {error.strerror}") from None
+        hint = "phipipe schema --write FILE"
+        raise RecipeError(f"cannot read `{path}`: {error.strerror}", hint=hint) from None
 
 
 @command("phipipe pin recipes/phi35-npu-int4.yaml")
@@ -79,13 +92,12 @@ def _content(path: Path) -> bytes:
 @AS_JSON
 def pin(recipe: Path, as_json: bool) -> None:
     """Write the commits that branches are at into a recipe; its comments stay. What is pinned is left alone."""
-    import dataclasses
-
+    from phipipe import output
     from phipipe import pin as pins
 
     pinned = pins.pin(recipe)
     if as_json:
-        print_json([dataclasses.asdict(one) for one in pinned])
+        answers.give([output.Pinned(repo=one.repo, revision=one.revision, commit=one.commit) for one in pinned])
         return
     for one in pinned:
         echo(f"{recipe}: {one.repo} {one.revision} → {one.commit}")
@@ -102,37 +114,43 @@ def toolchain() -> None:
 @AS_JSON
 def toolchain_ls(as_json: bool) -> None:
     """List toolchains: installed or not, size, path."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
     rows = catalogue.toolchains(settings_of_user())
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    answers.give(rows) if as_json else echo(listing_text.toolchains(rows))
 
 
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
 @click.argument("names", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
-def toolchain_install(names: Sequence[str], force: bool) -> None:
+@AS_JSON
+def toolchain_install(names: Sequence[str], force: bool, as_json: bool) -> None:
     """Install toolchains now instead of on first use."""
+    from phipipe import catalogue
     from phipipe import toolchain as toolchains
 
     for name in names:
         if force:
             toolchains.remove(name, settings_of_user(), note)
         installed = toolchains.ensure(name, settings_of_user(), note)
-        echo(f"{name}: {counted(len(installed.packages), 'package')}")
+        if not as_json:
+            echo(f"{name}: {counted(len(installed.packages), 'package')}")
+    if as_json:
+        answers.give([catalogue.toolchain_row(name, settings_of_user()) for name in names])
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
 @click.argument("name")
-def toolchain_path(name: str) -> None:
+@AS_JSON
+def toolchain_path(name: str, as_json: bool) -> None:
     """Print the Python of an installed toolchain."""
-    from phipipe import toolchain as toolchains
+    from phipipe import catalogue
     from phipipe.errors import ToolchainError
 
-    installed = toolchains.installed(name, settings_of_user())
-    if installed is None:
+    found = catalogue.toolchain_row(name, settings_of_user())
+    if not found.installed:
         raise ToolchainError(f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}")
-    echo(str(installed.python))
+    answers.give(found) if as_json else echo(str(found.python))
 
 
 @cli.group(epilog="Example:  phipipe cache gc --budget 20")
@@ -144,26 +162,30 @@ def cache() -> None:
 @AS_JSON
 def cache_ls(as_json: bool) -> None:
     """List stored results and unfinished downloads: step, size, age, last use."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
     rows = catalogue.stored(store_of_user()[1])
-    print_json(rows) if as_json else echo(catalogue.text(rows))
+    answers.give(rows) if as_json else echo(listing_text.stored(rows))
 
 
 @cache.command("verify", epilog="Example:  phipipe cache verify")
-def cache_verify() -> None:
+@AS_JSON
+def cache_verify(as_json: bool) -> None:
     """Hash everything; put damage aside, to be built again when it is needed."""
-    from phipipe import outside
+    from phipipe import output_lists, outside
     from phipipe.errors import StoreError
 
     store = store_of_user()[1]
     findings = [*store.verify(), *outside.verify(store.root)]
-    for finding in findings:
+    if as_json:
+        answers.give(output_lists.CacheVerified(ok=not findings, findings=[str(finding) for finding in findings]))
+    for finding in () if as_json else findings:
         echo(str(finding))
     if findings:
         hint = "run the same commands again: what is needed is built anew"
         raise StoreError(f"{len(findings)} damaged in `{store.root}`, put aside", hint=hint)
-    echo("everything intact")
+    if not as_json:
+        echo("everything intact")
 
 
 @cache.command("gc", epilog="Example:  phipipe cache gc --budget 20 --dry-run")
@@ -172,11 +194,10 @@ def cache_verify() -> None:
 @AS_JSON
 def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
     """Remove what was unused for longest, unfinished downloads too; never what a running build needs."""
-    from phipipe import catalogue
+    from phipipe import catalogue, listing_text
 
-    report = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run))
-    verb = "would free" if dry_run else "freed"
-    print_json(report) if as_json else echo(f"{verb} {report['freed']}, {report['kept']} kept")
+    done = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run), dry_run)
+    answers.give(done) if as_json else echo(listing_text.collected(done))
 
 
 @cli.group(epilog="Example:  phipipe runs logs latest")
@@ -188,10 +209,10 @@ def runs() -> None:
 @AS_JSON
 def runs_ls(as_json: bool) -> None:
     """List runs, the newest first."""
-    from phipipe import catalogue, events
+    from phipipe import events, listing_text, output_lists
 
-    rows = [_run_row(run) for run in events.runs(settings_of_user().cache)]
-    print_json(rows) if as_json else echo(catalogue.text([_cells(row) for row in rows]))
+    rows = [output_lists.Run(**_of_run(run)) for run in events.runs(settings_of_user().cache)]
+    answers.give(rows) if as_json else echo(listing_text.runs(rows))
 
 
 @runs.command("show", epilog="Example:  phipipe runs show latest")
@@ -199,15 +220,15 @@ def runs_ls(as_json: bool) -> None:
 @AS_JSON
 def runs_show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
-    from phipipe import catalogue, events
+    from phipipe import events, listing_text, output_lists
 
     run = events.find(settings_of_user().cache, run_id)
     if as_json:
-        print_json({**_run_row(run), "events": run.events})
+        answers.give(output_lists.RunDetails(**_of_run(run), events=[dict(event) for event in run.events]))
         return
     echo(f"{run.id}  {run.command}, {run.state}\n")
     ends = ("step_finished", "step_failed", "build_finished")
-    echo(catalogue.text([_cells(events.row(event)) for event in run.events if event["event"] in ends]))
+    echo(listing_text.table([listing_text.cells(events.row(e)) for e in run.events if e["event"] in ends]))
 
 
 @runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")
@@ -218,17 +239,15 @@ def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
     from phipipe import events
 
-    for event in events.of_step(events.find(settings_of_user().cache, run_id), step):
-        print_json(event, indent=None) if as_json else echo(events.line(event))
+    found = events.of_step(events.find(settings_of_user().cache, run_id), step)
+    if as_json:
+        answers.give(found)
+    for event in () if as_json else found:
+        echo(events.line(event))
 
 
-def _cells(row: Mapping[str, object]) -> dict[str, object]:
-    """A row for people."""
-    words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()}
-    return {name: "–" if value is None else value for name, value in words.items()}
-
-
-def _run_row(run: Run) -> dict[str, object]:
+def _of_run(run: Run) -> dict[str, Any]:
+    """The fields of ``output_lists.Run``."""
     seconds = None if run.seconds is None else round(run.seconds, 1)
     told = {"id": run.id, "command": run.command, "started": run.started, "state": run.state}
     return {**told, "exit_code": run.exit_code, "seconds": seconds, "builds": list(run.builds)}
@@ -239,33 +258,30 @@ def _run_row(run: Run) -> dict[str, object]:
 @AS_JSON
 def explain(name: str | None, as_json: bool) -> None:
     """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without ID: all of them."""
-    from dataclasses import asdict
-
     from phipipe import explain as explaining
 
     if name is None:
-        print_json([asdict(e) for e in explaining.explanations().values()]) if as_json else echo(explaining.listing())
+        every = list(explaining.explanations().values())
+        answers.give(every) if as_json else echo(explaining.listing())
         return
     found = explaining.find(name)
-    print_json(asdict(found)) if as_json else echo(explaining.text(found))
+    answers.give(found) if as_json else echo(explaining.text(found))
 
 
 @command("phipipe doctor recipes/quickstart.yaml")
-@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, type=UserPath())
 @AS_JSON
 def doctor(recipes: Sequence[Path], as_json: bool) -> None:
     """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit code 1 if not)."""
     from dataclasses import asdict
 
-    from phipipe import catalogue, checks
+    from phipipe import catalogue, checks, listing_text, output_lists
 
     settings = settings_of_user()
-    rows, found = catalogue.doctor(settings), checks.machine(settings)
+    found = list(checks.machine(settings))
     found += checks.recipes(recipes, settings, found)
-    if as_json:
-        print_json(rows | {"checks": [asdict(check) for check in found]})
-    else:
-        echo(f"{catalogue.text(rows)}\nchecks\n{checks.text(found)}")
+    told = catalogue.doctor(settings, [output_lists.Check(**asdict(check)) for check in found])
+    answers.give(told) if as_json else echo(f"{listing_text.doctor(told)}\nchecks\n{checks.text(found)}")
     if not checks.fit_to_run(found):
         raise click.exceptions.Exit(1)
 

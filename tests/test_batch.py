@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import documents
 import pytest
 import small_package
 
@@ -347,6 +348,8 @@ def test_one_broken_recipe_keeps_nobody_from_building(run: Run, tmp_path: Path) 
         "b1": "refused", "b2": "failed", "b3": "gated", "broken": "refused",
     }  # fmt: skip
     rows = {row["name"]: row for row in summary()["builds"]}
+    documents.fits(["batch"], (Path("batch") / "batch.json").read_text("utf-8"))
+    assert [rows[name]["error"]["code"] for name in ("broken", "b1", "b2", "b3")] == [2, 3, 5, 7]
     assert [rows[name]["error"]["exit_code"] for name in ("broken", "b1", "b2", "b3")] == [2, 3, 5, 7]
     assert rows["b3"]["metrics"] == pytest.approx(USUAL)  # how bad it is, is worth knowing
     assert rows["b3"]["package"] is None
@@ -571,8 +574,8 @@ def test_junit_tells_ci_what_failed(run: Run, tmp_path: Path) -> None:
 def test_the_summary_is_also_printed(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "r", "a")
     _, out, _ = run("r", "--json", "--out", "elsewhere/deep")
-    assert json.loads(out) == summary(Path("elsewhere/deep"))
-    made = json.loads(out)
+    made = documents.fits(["batch"], out)
+    assert made == summary(Path("elsewhere/deep"))
     assert (made["type"], made["format"], made["exit_code"]) == ("phipipe-batch", 1, 0)
     assert made["started"] <= made["finished"]
 

@@ -68,7 +68,7 @@ def test_plan_shows_state_reason_disk_and_memory(run: Run) -> None:
     assert "first time" in out
     assert "MiB" in out
     code, text, _ = run("plan", QUICKSTART, "--json")
-    steps = {step["name"]: step for step in json.loads(text)["steps"]}
+    steps = {step["name"]: step for step in json.loads(text)[0]["steps"]}
     assert code == 0
     assert list(steps)[:4] == ["source", "text", "baseline", "convert"]
     assert steps["convert"]["memory_bytes"] > 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 from test_board import entry, nineteen
 
@@ -82,7 +82,7 @@ def test_the_command_prints_the_table_the_answer_and_where_the_page_is(made: Pat
     assert "ship small if size or answer speed matters most" in done.stdout
     assert "board.html" in done.stdout
     assert (tmp_path / "again" / "board.html").is_file()
-    told = json.loads(compare(made, "--json", "--out", tmp_path / "again").stdout)
+    told = documents.fits(["compare"], compare(made, "--json", "--out", tmp_path / "again").stdout)
     assert {e["name"] for e in told["entries"]} == {"small", "close"}
 
 

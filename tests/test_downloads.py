@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from phipipe import catalogue, downloads
+from phipipe import catalogue, downloads, listing_text
 from phipipe.settings import Settings
 from phipipe.store import Store
 
@@ -67,11 +67,13 @@ def test_what_only_a_plan_asked_is_no_download(store: Store) -> None:
 def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     put(store, "a", 10)
     part(store, size=3 * 2**20, age_s=7200)
-    newest, oldest = catalogue.stored(store)
-    assert newest["key"] == "a" * 12
-    assert oldest["step"] == f"unfinished download of someone/tiny@{COMMIT}"
-    assert (oldest["size"], oldest["created"], oldest["used"]) == ("3.0 MiB", "2 h ago", "2 h ago")
-    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in catalogue.text(catalogue.doctor(Settings.read()))
+    newest, oldest = rows = catalogue.stored(store)
+    assert newest.key is not None
+    assert newest.key.startswith("a" * 12)
+    assert (oldest.key, oldest.repository, oldest.size_bytes) == (None, f"someone/tiny@{COMMIT}", 3 * 2**20)
+    assert oldest.used.endswith("Z")
+    assert f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago   2 h ago" in listing_text.stored(rows)
+    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in listing_text.doctor(catalogue.doctor(Settings.read()))
 
 
 def test_they_are_collected_in_the_order_of_their_last_use(store: Store) -> None:

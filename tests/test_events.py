@@ -168,7 +168,7 @@ def test_runs_are_listed_shown_and_told(run: Run, own_cache: Path) -> None:  # n
     code, out, _ = run("runs", "show", "latest")
     assert "y cannot" in out
     code, out, _ = run("runs", "logs", "latest", "y", "--json")
-    assert {json.loads(line)["step"] for line in out.splitlines()} == {"y"}
+    assert {event["step"] for event in json.loads(out)} == {"y"}
     code, out, _ = run("runs", "ls", "--json")
     (row,) = json.loads(out)
     assert (row["state"], row["exit_code"], row["builds"]) == ("failed", StepFailed.exit_code, ["a"])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phipipe
-from phipipe import backends, errors, events, explain, plan, recipe, rules, show
+from phipipe import backends, errors, events, explain, output, plan, recipe, rules, show
 from phipipe.cli import cli
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.executor import Outcome
@@ -123,8 +123,8 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
         assert f"{advice.message} [O14]" in told
         assert advice.hint in told.partition("[O14]")[2]
     expected = {"rule": "O14", "level": "warning", "message": advice.message, "hint": advice.hint}
-    assert show.plan_json(made, [])["warnings"] == [expected]
-    assert show.outcome_json(Outcome(plan=made))["warnings"] == [expected]
+    assert output.plain(show.plan_json(made, [], None))["warnings"] == [expected]
+    assert output.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
     with events.recorded(tmp_path, "run", [made.build.name], show.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)
     (event,) = [e for e in events.find(tmp_path, "latest").events if e["event"] == "warning"]

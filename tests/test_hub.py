@@ -692,7 +692,7 @@ def test_plan_and_download_of_a_served_model_through_the_command_line(
     path = mine(f"{{repo: REPO, revision: {served.commit}}}")
     shown = cli("plan", path, "--json")
     assert shown.returncode == 0, shown.stderr
-    steps = {step["name"]: step for step in json.loads(shown.stdout)["steps"]}
+    steps = {step["name"]: step for step in json.loads(shown.stdout)[0]["steps"]}
     assert steps["source"]["output_bytes"] == sum(map(len, allowed().values()))
     assert "/api/agent-harnesses" not in {seen.path for seen in served.seen}
     served.faults[WEIGHTS] = [Fault("status", status=404)]

@@ -327,7 +327,7 @@ def test_one_at_a_time_and_a_cancelled_run_ends_its_batch(server: Server) -> Non
         assert server.ended(gone)["message"].startswith("exit code 2: ")
         elsewhere = server.due(job, parameters={"words": ["batch", "good"], "folder": "/not/here"})
         assert server.ended(elsewhere)["message"] == "exit code 2: no folder `/not/here` on this machine"
-    plan = json.loads(server.phipipe("plan", path, "--json").stdout)
+    (plan,) = json.loads(server.phipipe("plan", path, "--json").stdout)
     assert {"quantize", "evaluate"} <= {step["name"] for step in plan["steps"] if step["cached"]}  # nothing is lost
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 
 from phipipe import hub, package
@@ -38,6 +39,8 @@ class Shell:
             command, capture_output=True, text=True, cwd=self.folder, env=environment, timeout=timeout, check=False
         )
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        if "--json" in words:
+            documents.fits(words, done.stdout)
         return done
 
     def run(self, *words: str | Path, recipe: Path = QUICKSTART, expect: int = 0) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import console, hub, show
+from phipipe import answers, console, hub, show
 from phipipe.errors import PhipipeError
 from phipipe.visible import json_again, json_text, one_line, visible
 
@@ -55,8 +55,8 @@ def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str
     console.note(EVIL)
     console.complain(PhipipeError(EVIL, hint=EVIL))
     console.misused(click.UsageError(EVIL))
-    console.print_json({EVIL: [EVIL]})
-    console.print_file(json.dumps(EVIL, ensure_ascii=False))
+    answers.give({EVIL: [EVIL]})
+    answers.give_text(json.dumps(EVIL, ensure_ascii=False))
     show.Lines(10, sys.stderr).note(EVIL)
     show.Lines(10, sys.stderr).started("step", EVIL)
     out, err = capsys.readouterr()

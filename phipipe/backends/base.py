@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pydantic import BaseModel
 
@@ -98,6 +98,20 @@ class Advice:
     def as_json(self) -> dict[str, str | None]:
         """The same for machines."""
         return {"rule": self.rule, "level": self.level, "message": self.message, "hint": self.hint}
+
+
+class Unseen(Exception):
+    """Something of a checkpoint was asked for where no checkpoint was read."""
+
+
+class _AnyModel:
+    """In a checkpoint's place where none was read: what looks at it cannot be decided."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unseen(name)
+
+
+ANY_MODEL = cast("Checkpoint", _AnyModel())
 
 
 class Runtime(Protocol):
@@ -207,7 +221,10 @@ class Backend(Protocol):
         """Positions of the cache (prompt and answer) that the artifact fixes; None if it grows as it is used."""
 
     def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-        """What is impossible ("error") or unwise ("warning") here, before anything is run."""
+        """What is impossible ("error") or unwise ("warning") here, before anything is run.
+
+        Where ``checkpoint`` is ``ANY_MODEL``, what holds for every model.
+        """
 
     def open(self, artifact: Path, api: str = "cpu") -> Runtime:
         """Load an artifact (called inside the backend's toolchain).

@@ -1,0 +1,356 @@
+"""What commands print as JSON, by name: every document of ``--json``, field by field.
+
+The schemas in ``schemas/output`` are made from these classes. Sizes are bytes, times are ISO 8601 in UTC, names of
+devices, backends, units and precisions are those of recipes. Every field is always there; null says that there is
+no such thing. Names only ever join: those that are there keep their meaning.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import PurePath
+from typing import Any
+
+from phipipe import errors
+from phipipe.errors import PhipipeError
+
+# --- errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a file; line and column count from 1, null where the whole file is meant."""
+
+    file: str
+    line: int | None
+    column: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong, with its own hint and exit code; ``file`` is null where it is in no file."""
+
+    message: str
+    hint: str | None
+    code: int
+    file: str | None
+    line: int | None
+    column: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error:
+    """Why a command failed: ``code`` is the exit code, ``kind`` its name, ``hint`` the next thing to try."""
+
+    code: int
+    kind: str
+    message: str
+    hint: str | None
+    place: Place | None
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The document of a command that failed before it had anything else to say."""
+
+    error: Error
+
+
+def error_of(error: PhipipeError) -> Error:
+    """``error`` as data."""
+    place = error.place
+    return Error(
+        code=error.exit_code,
+        kind=type(error).__name__,
+        message=error.message,
+        hint=error.hint,
+        place=None if place is None else Place(file=place.file, line=place.line, column=place.column),
+        problems=problems_of(error),
+    )
+
+
+def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
+    """Everything that ``error`` says, one by one; ``file`` is where it is if the error does not know."""
+    if error.parts:
+        return [problem for part in error.parts for problem in problems_of(part, file)]
+    nowhere = errors.Place(file) if file else None
+    found: list[tuple[str, errors.Place | None]] = [*error.problems] or [(error.message, nowhere)]
+    return [
+        Problem(
+            message=message,
+            hint=error.hint,
+            code=error.exit_code,
+            file=place and place.file,
+            line=place and place.line,
+            column=place and place.column,
+        )
+        for message, place in found
+    ]
+
+
+def usage_error(message: str, command: str | None) -> Error:
+    """What the command line itself found wrong with the words of ``command``."""
+    hint = f"{command or 'phipipe'} --help"
+    problem = Problem(message=message, hint=hint, code=2, file=None, line=None, column=None)
+    return Error(code=2, kind="UsageError", message=message, hint=hint, place=None, problems=[problem])
+
+
+# --- recipes, plans, runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """One build of a recipe."""
+
+    name: str
+    device: str
+    unit: str | None
+    backend: str
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """A recipe file that was checked: one entry in ``problems`` for everything that is wrong."""
+
+    recipe: str
+    ok: bool
+    builds: list[Build]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a build takes on its device; ``memory_gib`` is what the device has, null if that varies."""
+
+    weight_bytes: int
+    context: int
+    cache_bytes: int
+    total_bytes: int
+    memory_gib: float | None
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """A rule that applies: ``level`` is "error" or "warning"."""
+
+    rule: str
+    level: str
+    message: str
+    hint: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixup:
+    """What is changed in a copy of ``config.json``, and why."""
+
+    rule: str
+    reason: str
+    patch: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """A step: ``key`` is null where an input is still to be made, bytes are estimates."""
+
+    name: str
+    runs: str
+    toolchain: str | None
+    key: str | None
+    cached: bool
+    why: str
+    output_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A build as planned. ``refusal``: why `run` would refuse the whole recipe on this machine."""
+
+    name: str
+    device: str
+    unit: str
+    backend: str
+    precision: str
+    source: str
+    on_target: str
+    memory_bytes: int
+    fit: Fit | None
+    warnings: list[Warned]
+    fixups: dict[str, Fixup]
+    steps: list[PlannedStep]
+    refusal: Error | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneStep:
+    """A step that was done, or had been: what it took is null where it came from the cache."""
+
+    name: str
+    key: str
+    digest: str
+    cached: bool
+    shared: bool
+    bytes: int
+    seconds: float | None
+    peak_rss_bytes: int | None
+    peak_anon_bytes: int | None
+    machine: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """How a build ended. ``evaluation`` and ``speed`` are as the package's manifest has them."""
+
+    name: str
+    device: str
+    unit: str
+    backend: str
+    precision: str
+    ok: bool
+    package: str | None
+    seconds: float
+    on_target: str
+    warnings: list[Warned]
+    evaluation: dict[str, Any] | None
+    speed: dict[str, Any] | None
+    steps: list[DoneStep]
+    error: Error | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A package that was checked."""
+
+    package: str
+    ok: bool
+    findings: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A recipe that `init` wrote; ``pinned`` is false where the hub could not be asked for its commit."""
+
+    recipe: str
+    name: str
+    device: str
+    unit: str
+    backend: str
+    precision: str
+    pinned: bool
+    next: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """A repository that was pinned: ``revision`` is what stood there."""
+
+    repo: str
+    revision: str
+    commit: str
+
+
+# --- batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """A metric that is worse than ``limit`` allows; ``after`` is null where it is not measured any more."""
+
+    metric: str
+    before: float
+    after: float | None
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchError(Error):
+    """As ``Error``; ``exit_code`` is the same as ``code``."""
+
+    exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBuild:
+    """What became of one build. ``device``, ``backend`` and ``precision`` are null where its recipe cannot be read."""
+
+    name: str
+    recipe: str
+    device: str | None
+    backend: str | None
+    precision: str | None
+    state: str
+    seconds: float
+    digest: str | None
+    version: str | None
+    package: str | None
+    accepted: str | None
+    size_bytes: int | None
+    metrics: dict[str, float]
+    before: dict[str, float]
+    compared: list[str]
+    regressions: list[Regression]
+    error: BatchError | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The content of ``batch.json``."""
+
+    type: str
+    format: int
+    version: str
+    started: str
+    finished: str
+    exit_code: int
+    states: dict[str, int]
+    recipes: list[str]
+    builds: list[BatchBuild]
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file's content; ``path`` is where it was written, or how it is called."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """Files that start a batch on time; ``written`` tells whether they were written to ``path``."""
+
+    kind: str
+    written: bool
+    builds: int
+    files: list[File]
+
+
+# --- as JSON
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can say it: documents become mappings, times ISO 8601, what is no number becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, datetime.datetime):
+        return iso(value)
+    if isinstance(value, str | PurePath):  # half a surrogate pair stands for a byte of a name that is not UTF-8
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
+
+
+def iso(moment: datetime.datetime) -> str:
+    """A time as documents have it."""
+    return moment.astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,186 @@
+"""What listing commands print as JSON, by name; as ``output``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device in the list."""
+
+    device: str
+    title: str
+    architecture: str | None
+    systems: list[str]
+    memory_gib: float | None
+    units: list[str]
+    recipe: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A unit of a device; ``backends`` are those that build for it: backend → precisions."""
+
+    unit: str
+    on: str | None
+    precisions: list[str]
+    constraints: dict[str, dict[str, Any]]
+    defaults: dict[str, dict[str, Any]]
+    backends: dict[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceDetails:
+    """A device. ``start`` is the command to start with."""
+
+    device: str
+    title: str
+    architecture: str | None
+    systems: list[str]
+    memory_gib: float | None
+    units: list[Unit]
+    recipe: str | None
+    start: str | None
+    notes: str | None
+    sources: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A backend in the list."""
+
+    backend: str
+    title: str
+    toolchain: str
+    precisions: list[str]
+    units: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An option of ``quantize:``; ``type`` is in words."""
+
+    default: Any
+    type: str
+    what: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendDetails:
+    """A backend: unit → precision → its own name for it, and its options."""
+
+    backend: str
+    title: str
+    toolchain: str
+    precisions: dict[str, dict[str, str]]
+    quantize: dict[str, Option]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """A toolchain; what is null is not known before it is installed. ``packages`` are counted."""
+
+    toolchain: str
+    installed: bool
+    packages: int | None
+    size_bytes: int | None
+    path: str | None
+    python: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A stored result, or an unfinished download (``key`` and ``runs`` are null, ``repository`` is not)."""
+
+    key: str | None
+    runs: str | None
+    repository: str | None
+    size_bytes: int
+    created: str
+    used: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheVerified:
+    """What ``cache verify`` found; damage was put aside."""
+
+    ok: bool
+    findings: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What a garbage collection removed, or with ``dry_run`` would have."""
+
+    dry_run: bool
+    removed: list[str]
+    freed_bytes: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recorded run: ``state`` is ok, failed, running or interrupted."""
+
+    id: str
+    command: str
+    started: str
+    state: str
+    exit_code: int | None
+    seconds: float | None
+    builds: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetails(Run):
+    """A recorded run with all its events."""
+
+    events: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A download that did not end."""
+
+    repository: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A finding about this machine, or about a build of a recipe; ``ok`` is null where nothing was asked."""
+
+    name: str
+    ok: bool | None
+    message: str
+    hint: str | None
+    recipe: str | None
+    build: str | None
+    free_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """This machine, and what is missing: ``next`` is the command for it."""
+
+    phipipe: str
+    python: str
+    machine: dict[str, Any]
+    memory_available_bytes: int
+    nvidia: str | None
+    cache: str
+    cache_free_bytes: int
+    unfinished_downloads: list[Download]
+    toolchains: list[Toolchain]
+    next: str | None
+    checks: list[Check]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaFile:
+    """A schema that was written, or compared; ``fresh`` tells whether the file has what it should have now."""
+
+    path: str
+    fresh: bool

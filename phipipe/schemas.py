@@ -1,0 +1,115 @@
+"""The JSON schemas that phipipe publishes: of recipes, and of what each command prints with ``--json``.
+
+They lie in ``schemas/``: ``recipe.schema.json``, and ``output/COMMAND.schema.json``, each complete in itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from phipipe import backends, board, explain, output, output_lists, schema
+from phipipe.document import near
+from phipipe.errors import RecipeError
+
+RECIPE = "recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """The content of ``board.json``."""
+
+    type: str
+    format: int
+    phipipe: str
+    entries: list[board.Entry]
+
+
+# Command → its document; each may print ``output.Failure`` instead.
+DOCUMENTS: Mapping[str, Any] = {
+    "run": list[output.Built],
+    "plan": list[output.Planned],
+    "validate": list[output.Validated],
+    "eval": output.Built,
+    "measure": Board,
+    "compare": Board,
+    "verify": output.Verified,
+    "init": output.Started,
+    "devices": list[output_lists.Device],
+    "devices-show": output_lists.DeviceDetails,
+    "backends": list[output_lists.Backend],
+    "backends-show": output_lists.BackendDetails,
+    "batch": output.Batch,
+    "schedule-export": output.Exported,
+    "schema": list[output_lists.SchemaFile],
+    "pin": list[output.Pinned],
+    "toolchain-ls": list[output_lists.Toolchain],
+    "toolchain-install": list[output_lists.Toolchain],
+    "toolchain-path": output_lists.Toolchain,
+    "cache-ls": list[output_lists.Stored],
+    "cache-verify": output_lists.CacheVerified,
+    "cache-gc": output_lists.Collected,
+    "runs-ls": list[output_lists.Run],
+    "runs-show": output_lists.RunDetails,
+    "runs-logs": list[dict[str, Any]],
+    "explain": list[explain.Explanation] | explain.Explanation,
+    "doctor": output_lists.Doctor,
+}
+
+
+def text(name: str) -> str:
+    """The schema ``name``: "recipe", or a command, as the text of its file.
+
+    Raises:
+        RecipeError: there is no such schema.
+    """
+    if name == RECIPE:
+        return schema.dump({name: backends.load(name).Options for name in backends.names()})
+    return _dump(of_command(name))
+
+
+def of_command(name: str) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of what the command ``name`` prints with ``--json``.
+
+    Raises:
+        RecipeError: there is no such command, or it prints no JSON.
+    """
+    command = "-".join(name.split())
+    if command not in DOCUMENTS:
+        known = (RECIPE, *DOCUMENTS)
+        raise RecipeError(f"there is no schema `{name}`{near(name, known)}", hint=f"schemas: {', '.join(known)}")
+    made = TypeAdapter(DOCUMENTS[command] | output.Failure).json_schema(mode="serialization")
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"phipipe {name} --json"}
+    return {**head, **_closed(schema.untitled(made))}
+
+
+def files() -> dict[Path, str]:
+    """Every schema, by its path in ``schemas/``."""
+    made = {Path(f"{RECIPE}.schema.json"): text(RECIPE)}
+    return made | {Path("output") / f"{name}.schema.json": text(name) for name in DOCUMENTS}
+
+
+def bundle() -> str:
+    """All schemas in one JSON document, by name."""
+    return _dump({name: json.loads(text(name)) for name in (RECIPE, *DOCUMENTS)})
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _closed(value: Any) -> Any:
+    """The schema with objects that have the fields listed, no other; and those without a list as they are."""
+    if isinstance(value, list):
+        return [_closed(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _closed(inner) for key, inner in value.items()}
+    if value.get("type") == "object" and isinstance(value.get("properties"), dict):
+        made["additionalProperties"] = False
+    return made
