@@ -16,7 +16,7 @@ import small_package
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import again, backends, cli, file_names, models, package
+from phipipe import again, backends, cli, file_names, gate, models, package
 from phipipe.errors import PhipipeError, SourceError, StepFailed
 from phipipe.store import Store
 
