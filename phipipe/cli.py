@@ -235,7 +235,10 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
 @PACKAGE
 @AS_JSON
 def verify(package: Path, as_json: bool) -> None:
-    """Check that a package is complete and unchanged: every file's size and SHA-256, and nothing added."""
+    """Check that a package is complete and unchanged, and that nothing in it runs or loads code.
+
+    Every file's size and SHA-256, nothing added; kinds of files, settings and headers that phipipe writes, no others.
+    """
     from phipipe import output
     from phipipe import package as packages
     from phipipe.report import counted
@@ -248,7 +251,7 @@ def verify(package: Path, as_json: bool) -> None:
         for finding in findings if not as_json else ():
             echo(str(finding))
         found = counted(len(findings), "finding")
-        raise SourceError(f"`{package}` is not as it was packaged: {found}", hint="build it again")
+        raise SourceError(f"`{package}` is not as phipipe packages it: {found}", hint="do not open it; build it again")
     if not as_json:
         echo(f"{package}: complete and unchanged")
 

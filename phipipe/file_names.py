@@ -29,6 +29,17 @@ def unfit(name: str) -> str | None:
     return None
 
 
+def folder(name: str) -> str:
+    """``name`` as it is.
+
+    Raises:
+        ValueError: some system can have no folder of this name.
+    """
+    if reason := unfit(name):
+        raise ValueError(f"no folder can have this name everywhere: {reason}")
+    return name
+
+
 def unsafe(path: str) -> str | None:
     """Why ``path`` is no plain relative path on every system, or None."""
     if len(path) > MAX_PATH:

@@ -122,7 +122,7 @@ def _content(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         yield from _by_kind(path, name, files, backend)
     except SourceError as error:
         yield error.message.removeprefix(f"`{path}` ")
-    except (ValueError, struct.error, IndexError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except (ValueError, struct.error, IndexError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         yield f"is malformed: {error}"
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
@@ -176,7 +176,10 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         yield from _modelfile(path)
     elif suffix in checks:
         yield from checks[suffix]() if files[name] else ["is empty"]
-    elif suffix in ("", ".md", ".txt", ".yaml", ".jinja") and not own.startswith("merges"):
+    elif own in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
+        if files[name] > json_files.MAX_BYTES:
+            yield f"is larger than {json_files.MAX_BYTES} bytes, as no tokenizer is"
+    elif suffix in ("", ".md", ".txt", ".yaml", ".jinja"):
         json_files.read_bytes(path, MAX_TEXT_BYTES)
 
 

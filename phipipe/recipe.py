@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from phipipe import metrics, overlay, user_paths
+from phipipe import file_names, metrics, overlay, user_paths
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, gone, near, parse, read, shorten
 from phipipe.errors import RecipeError, TargetError
 from phipipe.variants import BACKEND, VARIANT_KEYS, lay
@@ -176,7 +176,9 @@ class Recipe(Model):
 
     GONE: ClassVar[Mapping[str, str]] = {"package": "what ships is always a folder: take the key out"}
 
-    name: str = Field(pattern=SLUG, description="Lower-case; names the package's folder.")
+    name: Annotated[str, AfterValidator(file_names.folder)] = Field(
+        pattern=SLUG, description="Lower-case; names the package's folder."
+    )
     source: Source = Field(description="The original model.")
     device: str = Field(min_length=1, description="A target device (`phipipe devices`), or a device file of yours.")
     backend: str = Field(BACKEND, description="The runtime family (`phipipe backends`).")
@@ -392,6 +394,8 @@ class _Loading:
         if "name" in entry and not (isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)):
             message = "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first"
             self._problem((*at, "name"), message)
+        elif reason := file_names.unfit(f"{recipe}-{name}"):
+            self._problem(at, f"no folder can have the name `{shorten(str(name))}` everywhere: {reason}")
         elif len(f"{recipe}-{name}") > 80:
             self._problem(at, "the recipe's and the variant's name have more than 80 characters together")
         return str(name)

@@ -164,11 +164,12 @@ def tflite(custom: bytes | None = None, external: bool = False) -> bytes:
 
 def edits(canary: Path) -> Iterator[Edit]:
     """Everything that is tried; what runs or writes leaves something under ``canary``, a folder."""
+    canary.mkdir(parents=True, exist_ok=True)
     yield from _genai(canary)
     yield from _added()
     yield from _disguised(canary)
     yield from _graphs()
-    yield from _configs(canary)
+    yield from _configs()
     yield from _others()
 
 
@@ -346,8 +347,7 @@ def _graphs() -> Iterator[Edit]:
         yield Edit(f"openvino {name}", "openvino", _put("openvino_model.xml", data))
 
 
-def _configs(canary: Path) -> Iterator[Edit]:
-    (canary / "evil.py").parent.mkdir(parents=True, exist_ok=True)
+def _configs() -> Iterator[Edit]:
     code = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
     hooks: dict[str, object] = {
         "model_file": "evil.py",

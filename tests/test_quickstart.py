@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import documents
+import hostile_packages
 import pytest
 
 from phipipe import hub, package
@@ -299,3 +300,31 @@ def test_verify_names_what_changed(shell: Shell, first: dict[str, Any]) -> None:
     unlock(copy)
     (copy / "added.txt").write_text("x")
     assert "added.txt" in shell("verify", copy, expect=8).stdout
+
+
+OPTIONS = "genai model/decoder/session_options"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("hook", ["custom_ops_library", "enable_profiling"])
+def test_no_command_runs_a_hook_that_the_runtime_itself_would(
+    shell: Shell, first: dict[str, Any], ort_python: Path, tmp_path: Path, hook: str
+) -> None:
+    """The runtime alone leaves something behind (so the hook is a real one); phipipe's commands leave nothing."""
+    canary = tmp_path / "canary"
+    (edit,) = (edit for edit in hostile_packages.edits(canary) if edit.name == f"{OPTIONS}/{hook}")
+    folder = shutil.copytree(shell.folder / "packages" / "quickstart", tmp_path / "package")
+    edit.apply(folder)
+    source = tmp_path / "ops.c"
+    source.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) void f(void) {{ fclose(fopen("{canary}/ran", "w")); }}\n'
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libops.so", source], check=True)
+    hostile_packages.sealed(folder)
+    for words in (("chat", folder, "--prompt", "hi"), *((name, folder) for name in ("eval", "measure", "verify"))):
+        shell(*words, expect=8)
+    shell("compare", folder, expect=8)
+    assert not list(canary.iterdir())
+    alone = "import sys, os; os.chdir(sys.argv[1]); import onnxruntime_genai as g; g.Model('.')"
+    subprocess.run([ort_python, "-c", alone, folder], check=False, capture_output=True)
+    assert list(canary.iterdir())

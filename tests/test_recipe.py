@@ -70,6 +70,8 @@ def test_a_good_recipe_is_frozen_and_complete(tmp_path: Path) -> None:
         ("precision: int4", "precision: int3", "5:12", "one of int4, int8, fp16, fp32"),
         ("name: good", "name: Good", "1:7", "lower-case"),
         ("name: good", "name: 12", "1:7", "put it in quotes"),
+        ("name: good", "name: con", "1:7", "Windows keeps this name"),
+        ("name: good", "name: a..", "1:7", "trailing dots"),
         ("name: good", "names: good", "1:1", "did you mean `name`?"),
         ("tiny-phi3", "tiny-phi", "2:19", "did you mean `tiny-phi3`?"),
         ("{builtin: tiny-phi3}", "tiny-phi3", "2:9", "expected a mapping"),
