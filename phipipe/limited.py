@@ -142,7 +142,7 @@ class Child:
         self._end = weakref.finalize(self, _finish, process)
         threading.Thread(target=_read, args=(process.stdout, self._lines), daemon=True).start()
         try:
-            self._ask("import", [[*self._imports, "jinja2.sandbox"], "torch" not in self._imports], IMPORT, "libraries")
+            self._ask("import", [[*self._imports, "jinja2.sandbox"]], IMPORT, "libraries")
             tokenizer = self._templates is not None
             for name, text in (self._templates or {}).items():
                 self._compile(name, text)
@@ -168,9 +168,13 @@ class Child:
         request = {"id": number, "call": method, "arguments": arguments}
         request |= {"cpu_s": bounds.cpu_s, "memory": bounds.memory, "reply": bounds.reply}
         watch = _Watch(process.pid, bounds)
-        with contextlib.suppress(OSError):  # it has just died: _wait will see that
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
+        try:
+            with contextlib.suppress(OSError):  # it has just died: _wait will see that
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+        except BaseException:  # Ctrl-C: half a request may be on its way
+            self.close()
+            raise
         told = self._wait(number, watch)
         if isinstance(told, str):
             self.close()

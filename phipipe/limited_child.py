@@ -61,10 +61,9 @@ class Server:
             return {"raised": type(error).__name__, "message": str(error)[:TOLD], **over}
         return {"value": value} if length <= request["reply"] else {"over": "reply", "message": ""}
 
-    def load(self, wanted: Sequence[str], hide_torch: bool) -> dict[str, int]:
+    def load(self, wanted: Sequence[str]) -> dict[str, int]:
         """Import ``module:attribute``s: our own libraries, whose weight is nobody's fault."""
-        if hide_torch:
-            sys.modules[NEVER] = None  # type: ignore[assignment]
+        sys.modules[NEVER] = None  # type: ignore[assignment]
         for name in wanted:
             module, _, attribute = name.partition(":")
             imported = importlib.import_module(module)
