@@ -34,7 +34,7 @@ from phipipe.errors import TargetError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.recipe import IMAGE_METRICS, Build, Recipe, Source, Text, placed, problem_at, wikitext
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -87,7 +87,8 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
     target, backend = _device(build), backends.load(recipe.backend)
     unit = _unit(build, target, backend)
     options = _options(build, target, unit)
-    original = read(recipe.source, build.folder)
+    with placed(build, "source", "path"):
+        original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
     general = rules.check(recipe, options, original.checkpoint)
     _refuse(build, general)
@@ -252,7 +253,8 @@ def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, n
 
 def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
-    text = hub.text_step(recipe.evaluate.text, plan.build.folder)
+    with placed(plan.build, "evaluate", "text", "file"):
+        text = hub.text_step(recipe.evaluate.text, plan.build.folder)
     memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
     source = vision.cut_step(plan.seeing) if plan.seeing else original.step
     steps = scoring.fidelity_steps(recipe, source, text, memory_bytes=memory)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from phipipe import overlay, user_paths
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, near, parse, read, shorten
-from phipipe.errors import RecipeError, TargetError
+from phipipe.errors import RecipeError, SourceError, TargetError
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 Metric = Literal[
@@ -274,6 +275,17 @@ def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
 def problem_at(build: Build, where: Where, message: str, hint: str | None = None) -> TargetError:
     """A TargetError that points at the place in the recipe that ``message`` speaks of."""
     return TargetError(build.locate(where, message), hint=hint)
+
+
+@contextmanager
+def placed(build: Build, *where: str) -> Iterator[None]:
+    """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the recipe."""
+    try:
+        yield
+    except SourceError as error:
+        if where not in dict(paths_of(build.recipe)):
+            raise
+        raise SourceError(build.locate(where, error.message), hint=error.hint) from None
 
 
 def load(
