@@ -373,7 +373,9 @@ def _calibration_steps(build: Build) -> list[Step]:
         raise problem_at(
             build, ("calibrate",), message, "add `calibrate: {text: {file: PATH}}`, not the text evaluated on"
         )
-    if hub.same_text(recipe.evaluate.text, text, build.folder):
+    with placed(build, "calibrate", "text", "file"):
+        same = hub.same_text(recipe.evaluate.text, text, build.folder)
+    if same:
         message = "the calibration text is the evaluation text: the figures would flatter what was fitted to it"
         raise problem_at(build, ("calibrate", "text"), message, "give another text in `calibrate.text`")
     return [
