@@ -44,6 +44,7 @@ class PhipipeError(Exception):
     """
 
     exit_code = 70
+    parts: tuple[PhipipeError, ...] = ()  # what it was made of, where it stands for several (``several.as_one``)
     DETAILS: ClassVar[tuple[str, ...]] = ()  # a kind's own attributes, all of them texts: they cross borders with it
 
     def __init__(self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()) -> None:
@@ -51,7 +52,6 @@ class PhipipeError(Exception):
         self.message = message
         self.hint = hint
         self.problems = tuple(problems)
-        self.parts: tuple[PhipipeError, ...] = ()  # what it was made of, where it stands for several (``several``)
 
     @property
     def place(self) -> Place | None:

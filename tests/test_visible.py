@@ -98,7 +98,7 @@ def test_an_output_that_cannot_encode_gets_signs_that_it_can(encoding: str) -> N
     assert done.returncode == 0, done.stderr
     assert b"quickstart" in done.stdout.replace(b"\0", b"")
     told = started(["plan", QUICKSTART, "--json"], PYTHONIOENCODING=encoding).stdout
-    assert json.loads(told.decode(encoding.partition(":")[0]))["name"] == "quickstart"
+    assert json.loads(told.decode(encoding.partition(":")[0]))[0]["name"] == "quickstart"
 
 
 def test_a_locale_that_cannot_encode_is_no_bug() -> None:
