@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from phipipe import file_names, metrics, overlay, user_paths
 from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, gone, near, parse, read, shorten
-from phipipe.errors import RecipeError, SourceError, TargetError
+from phipipe.errors import RecipeError, TargetError
 from phipipe.variants import BACKEND, VARIANT_KEYS, lay
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
@@ -255,18 +254,6 @@ def problem_at(build: Build, where: Where, message: str, hint: str | None = None
     """
     found = build.locate((where, *others), message)
     return TargetError(found.message, hint=hint, problems=found.problems)
-
-
-@contextmanager
-def placed(build: Build, *where: str) -> Iterator[None]:
-    """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the recipe."""
-    try:
-        yield
-    except SourceError as error:
-        if where not in dict(paths_of(build.recipe)):
-            raise
-        found = build.locate((where,), error.message)
-        raise SourceError(found.message, hint=error.hint, problems=found.problems) from None
 
 
 def load(
