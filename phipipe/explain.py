@@ -15,11 +15,12 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter
 
-from phipipe import backends, document, rules
+from phipipe import __version__, backends, document, remarks, rules
 from phipipe.errors import RecipeError
 from phipipe.recipe import Model
 from phipipe.rules import Fixup, Rule
 
+SINCE = f"phipipe {__version__}"  # of what no version of a tool brought
 FILE = Path(__file__).with_name("assets") / "explanations.yaml"
 
 
@@ -83,6 +84,7 @@ def explanations() -> Mapping[str, Explanation]:
     found = {code: Explanation(id=code, kind="exit code", **row.model_dump()) for code, row in known.exits.items()}
     advised = {rule.id: rule for rule in every_rule()}
     found |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
+    found |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
     alone = {fix.id: tuple({fix.rule} - advised.keys()) for fix in rules.FIXUPS}
     return found | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS}
 
@@ -107,6 +109,11 @@ def _of_rule(rule: Rule, facts: Facts) -> Explanation:
     uniform = "; ".join(f"{name}: {words}" for name, (_, words) in rules.UNIFORM.items())
     do = _general(rule.hint or "", {"uniform": uniform})
     return Explanation(id=rule.id, kind=rule.level, what=_general(rule.message), do=do, **facts.model_dump())
+
+
+def _of_remark(name: str, kind: remarks.Kind) -> Explanation:
+    do = kind.hint or "nothing: it is said so that nobody wonders"
+    return Explanation(id=name, kind="warning", what=_general(kind.message), why=kind.why, do=do, since=SINCE)
 
 
 def _of_fixup(fix: Fixup, facts: Facts, also: tuple[str, ...]) -> Explanation:

@@ -57,6 +57,8 @@ def for_text(length: int) -> Bounds:
 class Raised(StepFailed):
     """What was called raised an exception of its own, within its limits; ``kind`` is the exception's class."""
 
+    DETAILS = ("kind",)
+
     def __init__(self, message: str, *, kind: str) -> None:
         super().__init__(message)
         self.kind = kind

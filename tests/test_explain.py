@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phipipe
-from phipipe import backends, errors, events, explain, output, plan, recipe, rules, show
+from phipipe import backends, errors, events, explain, output, plan, recipe, remarks, rules, show
 from phipipe.cli import cli
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.executor import Outcome
@@ -47,9 +47,14 @@ def test_every_rule_and_every_fixup_that_the_code_makes_is_explained() -> None:
     assert found <= {*IDS, *(also for one in explain.explanations().values() for also in one.also)}
 
 
+def test_every_remark_on_a_checkpoint_is_explained() -> None:
+    assert remarks.KINDS.keys() <= {*IDS}
+    assert all(explain.find(name).why == kind.why for name, kind in remarks.KINDS.items())
+
+
 def test_nobody_gives_advice_past_the_tables() -> None:
     advising = {p.name for p in PACKAGE.rglob("*.py") if re.search(r"\bAdvice\([^)]", p.read_text("utf-8"))}
-    assert advising == {"rules.py"}
+    assert advising == {"rules.py", "plan.py"}  # which repeats what ``remarks`` has a table of
 
 
 def test_every_exit_code_is_explained() -> None:

@@ -231,7 +231,7 @@ def nameless(call: ast.Call) -> str | None:
         return name if any("b" not in mode for mode in modes) else None  # binary by default
     if name in ("open", "fdopen") and ((owner == "os" and name == "open") or any("b" in mode for mode in modes)):
         return None
-    runtimes = {"backend", "module", "Image", "Images", "genai.Images", "torch", "backends.load('torch')"}
+    runtimes = {"archive", "backend", "module", "Image", "Images", "genai.Images", "torch", "backends.load('torch')"}
     opens_a_model = owner in runtimes or owner.startswith("backends.load")
     return None if name == "open" and opens_a_model else name
 
