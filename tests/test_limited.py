@@ -314,18 +314,14 @@ def test_an_ordinary_template_passes_even_if_it_knows_no_system_message(tmp_path
             },
         ),
         (
-            "padding",
+            "decoder",
             {
-                "strategy": {"Fixed": 10**9},
-                "direction": "Right",
-                "pad_to_multiple_of": None,
-                "pad_id": 0,
-                "pad_type_id": 0,
-                "pad_token": "<pad>",
+                "type": "Sequence",
+                "decoders": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "aa" * 50}] * 12,
             },
         ),
     ],
-    ids=("regex", "replace", "padding"),
+    ids=("regex", "replace", "decoder"),
 )
 def test_a_tokenizer_that_attacks_is_refused(part: str, value: Any, tmp_path: Path, torch_python: Path) -> None:
     folder = checkpoint(tmp_path / "source")
