@@ -336,6 +336,9 @@ def test_a_padding_token_beyond_the_table_is_a_warning_and_any_other_a_refusal(s
     added = {str(i): {"content": token} for i, token in enumerate([*hostile.ADDED])} | {"40": {"content": "<pad>"}}
     edit(small, "tokenizer_config.json", added_tokens_decoder=added, pad_token="<pad>")
     assert [found.rule for found in models.read(small).remarks] == ["W04"]
+    assert [advice.rule for advice in planned(small).warnings] == ["W04"]
+    with pytest.raises(TargetError, match="L15"):
+        planned(small, "llamacpp")
     edit(small, "tokenizer_config.json", pad_token="</s>")
     assert "vocabulary ends at 39" in refused(small).message
 
