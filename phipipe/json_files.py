@@ -23,6 +23,7 @@ MAX_DIGITS = 40  # of a whole number; 2**128 has 39
 _QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NESTING = re.compile(rb"[\[\]{}]")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; two make one
+POINTER_BYTES = 1024  # as git-lfs has it, a pointer is shorter
 _POINTER = b"version https://git-lfs.github.com/"
 MAX_SHOWN = 60  # characters of a stranger's text in a message
 

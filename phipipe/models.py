@@ -161,6 +161,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     found = [*_refuse_code(folder, config)]
     foreign.refuse(path, config)
     choice = weights.choose(folder)
+    _refuse_pointers(folder)
     config_check.check_model(path, config)
     config, named = _with_architecture(path, config)
     tensors = weights.read(folder, choice, sizes)
@@ -193,6 +194,14 @@ def _with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, An
             f"not `{kind}`"
         )
     return config, []
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuse what git-lfs did not bring: some tools would take the pointer for a file without content."""
+    for name in files(folder):
+        if (folder / name).stat().st_size < json_files.POINTER_BYTES:
+            with (folder / name).open("rb") as stream:
+                json_files.refuse_pointer(stream.read(json_files.POINTER_BYTES), folder / name)
 
 
 def _beside(folder: Path, choice: Choice) -> list[Remark]:

@@ -314,6 +314,13 @@ RULES = (
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
         hint="take `quantize` out, or choose int8 or int4",
     ),
+    Rule(
+        id="L15",
+        level="error",
+        when=lambda r, o, c: any(remark.rule == "W04" for remark in c.remarks),
+        message="llama.cpp's converter fails on a token that lies beyond the model's table, if only for padding",
+        hint="take the added token out of the tokenizer's files, and pad with one that the model has",
+    ),
     *WINDOWLESS,
     Rule(
         id="M10",
