@@ -44,7 +44,7 @@ class UserPath(click.Path):
         if not str(value):
             raise self._error(f"{name} is empty", hint="give a path")
         if self._kind and (odd := problem(path, self._kind)):
-            raise self._error(f"{name}: `{shown(path)}` {odd}", hint="give another path")
+            raise self._error(f"{name}: `{shown(path)}` {odd}", hint=f"choose another {name}")
         if self._missing and not path.exists():
             raise self._error(f"{name}: there is no {self._missing} at `{path}`", hint="check the path")
         return path

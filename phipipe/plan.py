@@ -34,6 +34,7 @@ from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.targets import placed
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -85,7 +86,8 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
     recipe = build.recipe
     backend = backends.load(recipe.backend)
     target, unit, options = targets.of(build)
-    original = read(recipe.source, build.folder)
+    with placed(build, "source", "path"):
+        original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
     general = rules.check(recipe, options, original.checkpoint)
     targets.refuse(build, general)
@@ -184,7 +186,8 @@ def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, n
 
 def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
-    text = hub.text_step(recipe.evaluate.text, plan.build.folder)
+    with placed(plan.build, "evaluate", "text", "file"):
+        text = hub.text_step(recipe.evaluate.text, plan.build.folder)
     memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
     source = vision.cut_step(plan.seeing) if plan.seeing else original.step
     steps = scoring.fidelity_steps(recipe, source, text, memory_bytes=memory)
@@ -303,7 +306,9 @@ def _calibration_steps(build: Build) -> list[Step]:
         raise problem_at(
             build, ("calibrate",), message, "add `calibrate: {text: {file: PATH}}`, not the text evaluated on"
         )
-    if hub.same_text(recipe.evaluate.text, text, build.folder):
+    with placed(build, "calibrate", "text", "file"):
+        same = hub.same_text(recipe.evaluate.text, text, build.folder)
+    if same:
         message = "the calibration text is the evaluation text: the figures would flatter what was fitted to it"
         raise problem_at(build, ("calibrate", "text"), message, "give another text in `calibrate.text`")
     return [

@@ -23,13 +23,16 @@ def check(path: Path, name: str, hint: str | None = None) -> None:
     Raises:
         SourceError: it is (nearly) empty, not UTF-8, or no Parquet file though called one.
     """
-    if is_table(path):
+    try:
         raw = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{name} cannot be read: {error.strerror}", hint=hint) from None
+    if is_table(path):
         if len(raw) < 2 * len(MAGIC) or raw[:4] != MAGIC or raw[-4:] != MAGIC:
             raise SourceError(f"{name} is no Parquet file, or is cut short", hint=hint)
         return
     try:
-        text = path.read_text("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SourceError(f"{name} is not UTF-8 (byte {error.start})", hint=hint) from None
     if len(text) < SMALLEST_BYTES:

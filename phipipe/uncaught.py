@@ -78,15 +78,15 @@ def _is_here() -> bool:
 
 
 def _with_log(error: BaseException, told: PhipipeError) -> PhipipeError:
-    return type(told)(told.message, hint=f"look at what you gave; details are in {log(error)}")
+    return type(told)(told.message, hint=f"look at what you gave; details are in {log(error, 'error')}")
 
 
-def log(error: BaseException) -> str:
+def log(error: BaseException, kind: str = "bug") -> str:
     """Where the traceback was written; a traceback reaches the user only as the path of a file."""
     said = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile(
-            "w", prefix="phipipe-bug-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+            "w", prefix=f"phipipe-{kind}-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
             file.write(f"phipipe {__version__}, Python {sys.version}\n\n{said}")
         return file.name

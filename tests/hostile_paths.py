@@ -82,12 +82,13 @@ def _special(folder: Path) -> dict[str, str]:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
             server.bind(str(folder / "socket"))
         made["a socket"] = str(folder / "socket")
-    if hasattr(os, "geteuid") and os.geteuid():
-        for name in ("closed", "closed-file"):
-            (folder / name).mkdir(exist_ok=True) if name == "closed" else (folder / name).touch()
-            (folder / name).chmod(0)
+    for name in ("closed", "closed-file"):
+        if not (folder / name).exists():
+            (folder / name).mkdir() if name == "closed" else (folder / name).touch()
+        (folder / name).chmod(0)
+        if not os.access(folder / name, os.R_OK):  # the superuser may
             made[f"unreadable, {name}"] = str(folder / name)
-        made["below what is unreadable"] = str(folder / "closed" / "x")
+            made[f"below what is unreadable, {name}"] = str(folder / name / "x")
     return made
 
 

@@ -211,10 +211,13 @@ def test_builds_are_chosen_by_name_tag_device_and_backend(tmp_path: Path) -> Non
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_built(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "r", "a")
     (tmp_path / "file").write_text("mine", "utf-8")
-    for out in ("file", "file/deeper"):
+    for out, expected, words in (
+        ("file", 2, "`file` is a file, and a folder is meant"),
+        ("file/deeper", 9, "cannot write to `file/deeper`: "),
+    ):
         code, said, err = run("r", "--out", out)
-        assert (code, said) == (9, "")
-        assert f"cannot write to `{out}`: " in err
+        assert (code, said) == (expected, "")
+        assert words in err
         assert "choose another --out" in err
         assert "runs: " not in err
     assert (tmp_path / "file").read_text("utf-8") == "mine"

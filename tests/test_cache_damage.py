@@ -211,3 +211,12 @@ def test_a_step_that_a_run_did_not_have_is_said_with_those_it_had(shop: Workshop
     assert "steps: first, second, third" in said
     code, said = hostile_paths.outcome(["runs", "logs", "latest", "second"])
     assert (code, said.count("\n")) == (0, 2)
+
+
+def test_what_an_earlier_version_remembered_is_forgotten_and_no_damage(shop: Workshop) -> None:
+    digest = outside.digest(shop.outside, shop.cache)
+    entries = json.loads(shop.memory.read_bytes())["files"]
+    shop.memory.write_text(json.dumps(entries), "utf-8")
+    assert outside.verify(shop.cache) == []
+    assert not list((shop.cache / "outside").iterdir())
+    assert outside.digest(shop.outside, shop.cache) == digest

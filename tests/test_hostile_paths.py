@@ -174,3 +174,17 @@ def test_a_folder_of_recipes_may_hold_anything(tmp_path: Path) -> None:
     items = selection.select([folder], selection.Wanted(), backends.OptionsOf())
     assert {item.path.name for item in items if item.error is None} == {"good.yaml"}
     assert len(items) == 8
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [("source: {path: nowhere}", "2:16"), ("evaluate: {text: {file: nowhere.txt}}", "6:25")],
+)
+def test_a_path_that_is_missing_is_said_where_it_stands(tmp_path: Path, told: str, place: str) -> None:
+    recipe, key = tmp_path / "r.yaml", told.partition(":")[0]
+    lines = [told if line.startswith(key) else line for line in hostile_paths.RECIPE.splitlines()]
+    recipe.write_text("\n".join(lines if told in lines else [*lines, told]), "utf-8")
+    code, said = hostile_paths.outcome(["plan", str(recipe)])
+    assert code == 8
+    assert f"{recipe}:{place}: " in said
+    assert "nowhere" in said

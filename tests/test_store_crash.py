@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -265,7 +266,7 @@ def test_every_flipped_bit_is_found_before_use_and_built_again(
             caught += 1
     assert caught >= 1
     assert notes
-    assert len(list((full / "quarantine").iterdir())) == 1
+    assert len(list((full / "quarantine").iterdir())) >= 1  # a tree's records go with it
     assert run(full) == digests
     check_visible(full, digests)
     store.gc(10**9)
@@ -478,7 +479,7 @@ def fill(folder: Path, options: str, digests: list[str]) -> bool:
     with mounted(folder, options):
         root = folder / "store"
         error = refusal(lambda: run(root))
-        assert error is None or "bytes free" in error.message
+        assert error is None or re.search("bytes free|no room for more files", error.message)
         check_visible(root, digests)
         subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=1000", folder], check=True)
         check_clean(root)
