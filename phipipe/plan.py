@@ -6,8 +6,7 @@ network. Every "cannot" is said here, before a byte is converted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,11 @@ from phipipe import (
 )
 from phipipe.backends.base import Advice, Json, Step
 from phipipe.device import Device, Unit
-from phipipe.errors import SourceError
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import Build, Recipe, Source, Text, paths_of, problem_at, wikitext
+from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.targets import placed
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -87,7 +86,7 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
     recipe = build.recipe
     backend = backends.load(recipe.backend)
     target, unit, options = targets.of(build)
-    with _placed(build, "source", "path"):
+    with placed(build, "source", "path"):
         original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
     general = rules.check(recipe, options, original.checkpoint)
@@ -123,18 +122,6 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
             hint = "build there; the package runs on its device all the same"
             raise problem_at(build, ("backend",), message, hint, ("device",))
     return whole
-
-
-@contextmanager
-def _placed(build: Build, *where: str) -> Iterator[None]:
-    """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the recipe."""
-    try:
-        yield
-    except SourceError as error:
-        if where not in dict(paths_of(build.recipe)):
-            raise
-        found = build.locate((where,), error.message)
-        raise SourceError(found.message, hint=error.hint, problems=found.problems) from None
 
 
 def _remarks(checkpoint: Checkpoint) -> list[Advice]:
@@ -206,7 +193,7 @@ def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, n
 
 def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
-    with _placed(plan.build, "evaluate", "text", "file"):
+    with placed(plan.build, "evaluate", "text", "file"):
         text = hub.text_step(recipe.evaluate.text, plan.build.folder)
     memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
     source = vision.cut_step(plan.seeing) if plan.seeing else original.step
@@ -326,7 +313,7 @@ def _calibration_steps(build: Build) -> list[Step]:
         raise problem_at(
             build, ("calibrate",), message, "add `calibrate: {text: {file: PATH}}`, not the text evaluated on"
         )
-    with _placed(build, "calibrate", "text", "file"):
+    with placed(build, "calibrate", "text", "file"):
         same = hub.same_text(recipe.evaluate.text, text, build.folder)
     if same:
         message = "the calibration text is the evaluation text: the figures would flatter what was fitted to it"

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from phipipe import backends, hub, hub_client, models, several, targets
+from phipipe import backends, hub, hub_client, models, several, targets, user_paths
 from phipipe import device as devices
 from phipipe import recipe as recipes
 from phipipe.document import complaints, parse, read, resolve
@@ -94,7 +94,9 @@ def write(path: Path, *, device: str, precision: str | None, backend: str | None
         raise RecipeError("a name with characters that no recipe can hold", hint="use letters, digits, `-`, `_`")
     if os.path.lexists(path):
         raise RecipeError(f"`{path}` is there already", hint="choose another name")
-    folder = path.parent.resolve()
+    if odd := user_paths.problem(path, user_paths.Kind.NEW_FILE):
+        raise RecipeError(f"cannot write `{user_paths.shown(path)}`: it {odd}", hint="choose another name")
+    folder = user_paths.resolved(path.parent)
     target = devices.load(device, Path())
     wanted = _source(source, folder)
     told = _within(wanted, _fitting(target, precision, backend))
@@ -230,7 +232,8 @@ def _seen_from(folder: Path, text: str) -> str:
     if not text or path.is_absolute() or text.startswith("~"):
         return text
     whole = Path.cwd() / path
-    whole = whole.resolve() if whole.name in ("", "..") else whole.parent.resolve() / whole.name
+    inner = whole.name not in ("", "..")  # what is itself a link stays one
+    whole = user_paths.resolved(whole.parent) / whole.name if inner else user_paths.resolved(whole)
     try:
         found = Path(os.path.relpath(whole, folder)).as_posix()
     except ValueError:  # on another drive
@@ -254,7 +257,7 @@ def _checked(text: str, path: Path, source: _Source) -> tuple[str, str]:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, where))}: {message}" for where, message, _ in complaints(error, Recipe)]
         raise RecipeError("\n".join(found)) from None
-    builds, wrong = recipes.of_document(document, path.parent.resolve(), options=backends.OptionsOf())
+    builds, wrong = recipes.of_document(document, user_paths.resolved(path.parent), options=backends.OptionsOf())
     errors: Sequence[PhipipeError] = [*([wrong] if wrong else []), *targets.problems(builds)]
     if errors:
         whole = several.as_one(errors)  # of a file that nobody has seen: its places help nobody

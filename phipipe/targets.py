@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,8 @@ from phipipe import backends, device, rules, several
 from phipipe.backends.base import ANY_MODEL, Advice, Unseen
 from phipipe.device import Device, Unit
 from phipipe.document import Where, near
-from phipipe.errors import PhipipeError
-from phipipe.recipe import Build, gather, problem_at
+from phipipe.errors import PhipipeError, SourceError
+from phipipe.recipe import Build, gather, paths_of, problem_at
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)
@@ -83,6 +84,18 @@ def refuse(build: Build, advice: Iterable[Advice]) -> None:
         message = "; ".join(f"{a.message} [{a.rule}]" for a in errors)
         hints = dict.fromkeys(a.hint for a in errors if a.hint)
         raise problem_at(build, BACKEND, message, "; ".join(hints) or None, QUANTIZE, PRECISION, DEVICE)
+
+
+@contextmanager
+def placed(build: Build, *where: str) -> Iterator[None]:
+    """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the recipe."""
+    try:
+        yield
+    except SourceError as error:
+        if where not in dict(paths_of(build.recipe)):
+            raise
+        found = build.locate((where,), error.message)
+        raise SourceError(found.message, hint=error.hint, problems=found.problems) from None
 
 
 def _rules(build: Build, options: BaseModel) -> list[Advice]:

@@ -83,8 +83,9 @@ def _content(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(MAX_SCHEMA_BYTES)
     except OSError as error:
-        hint = "phipipe schema --write FILE"
-        raise RecipeError(f"cannot read `{path}`: {error.strerror}", hint=hint) from None
+        missing = isinstance(error, FileNotFoundError)
+        words = f"there is no schema at `{path}`" if missing else f"cannot read `{path}`: {error.strerror}"
+        raise RecipeError(words, hint="phipipe schema --write FILE") from None
 
 
 @command("phipipe pin recipes/phi35-npu-int4.yaml")
