@@ -172,7 +172,8 @@ def test_no_manifest_whatever_is_a_bug(small: Path, command: Command, own_cache:
         if code == 8:
             refused += 1
             words = OPENING[number % 4]
-            assert command(words[0], str(small), *words[1:]) == 8, what
+            ended = command(words[0], str(small), *words[1:])
+            assert ended == 8 or (ended, words[0]) == (0, "compare"), what  # which hashes no file
             assert "bug" not in command.text, what  # type: ignore[attr-defined]
             assert not set(command.text) & set("\x1b\x07\0"), what  # type: ignore[attr-defined]
             assert time.monotonic() - before < 5, what

@@ -14,7 +14,7 @@ from clock import DEADLINE_MS, computed_within
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import backends, document, recipe
+from phipipe import backends, document, file_names, recipe
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.metrics import METRICS
 
@@ -426,9 +426,9 @@ def test_the_last_set_wins_also_over_every_variant(tmp_path: Path) -> None:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VALID = st.fixed_dictionaries(
     {
-        "name": st.from_regex(r"[a-z0-9][a-z0-9._-]{0,30}", fullmatch=True).filter(
-            lambda n: isinstance(document.resolve(n), str)
-        ),
+        "name": st.from_regex(r"[a-z0-9][a-z0-9._-]{0,30}", fullmatch=True)
+        .filter(lambda name: file_names.unfit(name) is None)
+        .filter(lambda n: isinstance(document.resolve(n), str)),
         "source": st.sampled_from([{"builtin": "tiny-phi3"}, {"path": "./a b"}, {"repo": "a/b", "revision": COMMIT}]),
         "device": st.sampled_from(["cpu-x86_64", "./mine.yaml"]),
         "precision": st.sampled_from(["int4", "int8", "fp16", "fp32"]),
