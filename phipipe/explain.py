@@ -85,7 +85,7 @@ def explanations() -> Mapping[str, Explanation]:
     advised = {rule.id: rule for rule in every_rule()}
     found |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
     found |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
-    alone = {fix.id: tuple({fix.rule} - advised.keys()) for fix in rules.FIXUPS}
+    alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in rules.FIXUPS}
     return found | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS}
 
 
