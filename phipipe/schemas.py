@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from phipipe import backends, board, explain, output, output_lists, schema
+from phipipe import backends, board, explain, output, output_lists, picks, schema
 from phipipe.document import near
 from phipipe.errors import RecipeError
 
@@ -28,6 +28,7 @@ class Board:
     format: int
     phipipe: str
     entries: list[board.Entry]
+    picks: list[picks.Answer]
 
 
 # Command → its document; each may print ``output.Failure`` instead.

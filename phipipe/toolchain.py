@@ -127,7 +127,7 @@ def ensure(
             if found := installed(name, settings):
                 return found
             _clear(name, path, notify)
-            _install(name, path, notify, stop)
+            _install(name, path, settings, notify, stop)
     except OSError as error:
         if error.errno in room.FULL:
             doing = f"toolchain `{name}` could not be installed"
@@ -208,7 +208,7 @@ def size_bytes(name: str, settings: Settings) -> int:
     return sum(p.stat().st_size for p in path_of(name, settings).rglob("*") if p.is_file())
 
 
-def _install(name: str, path: Path, notify: Callable[[str], None], stop: launcher.Stop) -> None:
+def _install(name: str, path: Path, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop) -> None:
     import uv
 
     tool, environment, lock, excludes = (
@@ -228,7 +228,7 @@ def _install(name: str, path: Path, notify: Callable[[str], None], stop: launche
         excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
         code, said = launcher.run(job, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"), stop)
         if code:
-            raise _failed(name, code, said)
+            raise _failed(name, settings, code, said)
         state = {"packages": _listed(path)}
         (path / f"{STATE}.tmp").write_text(json.dumps(state, indent=1), "utf-8")
         (path / f"{STATE}.tmp").replace(path / STATE)
@@ -251,11 +251,12 @@ def _environment() -> dict[str, str]:
     return made
 
 
-def _failed(name: str, code: int, said: str) -> PhipipeError:
+def _failed(name: str, settings: Settings, code: int, said: str) -> PhipipeError:
     if room.SAID.search(said):
         last = next(line for line in reversed(redact(said).splitlines()) if room.SAID.search(line)).strip()
-        folders = room.of_installation(Settings.read())
-        return room.error(folders, doing=f"toolchain `{name}` could not be installed", reason=last)
+        return room.error(
+            room.of_installation(settings), doing=f"toolchain `{name}` could not be installed", reason=last
+        )
     lines = [line.strip() for line in redact(said).splitlines() if line.strip()] or [f"uv ended with code {code}"]
     remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
     return ToolchainError(

@@ -67,7 +67,7 @@ def explain(past: History, step: str, record: Mapping[str, Json], recipe: str = 
     found = [
         differences(known.facts, own)
         for known in past.known.get(_kind(step, record), ())
-        if (recipe and known.recipe == recipe) or known.models & models
+        if (recipe and known.recipe == recipe) or known.models & models or known.facts == own
     ]
     if not found:
         return "first time"

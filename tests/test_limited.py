@@ -17,8 +17,8 @@ import pytest
 from hostile_templates import ATTACKS, DEEP, deep, variations
 
 from phipipe import chat_templates, hub, limited, models, template_files
+from phipipe.children import python_command
 from phipipe.errors import PhipipeError, SourceError, StepKilled, ToolchainError
-from phipipe.launch import python_command
 from phipipe.limited import MIB, RENDER, Bounds, Child, Raised
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]

@@ -18,8 +18,8 @@ from shapes import phi3
 
 from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models
 from phipipe.backends import llamacpp
+from phipipe.children import python_command
 from phipipe.errors import StepFailed
-from phipipe.launch import python_command
 from phipipe.models import Checkpoint
 from phipipe.toolchain import LOCKS
 
