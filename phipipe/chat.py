@@ -21,11 +21,12 @@ from typing import Any, TextIO
 
 from phipipe import backends, chat_screen, worker
 from phipipe.backends.base import Runtime, Tokenizer
-from phipipe.chat_screen import say, show, visible
-from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, ToolchainError
+from phipipe.chat_screen import say, show
+from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, ToolchainError, encoded
 from phipipe.limited import Raised
 from phipipe.limited_child import NO_MEMORY
 from phipipe.manifest import read_manifest
+from phipipe.visible import visible
 
 OK, TOO_LONG, INTERRUPTED = 0, 2, 130
 INCOMPLETE = "\ufffd"  # what tokenizers give for the first bytes of a character
@@ -299,7 +300,7 @@ def serve() -> None:
     """In a process of its own: the conversation of ARGV[1]/request.json; ARGV[1]/response.json says how it ended.
 
     request   {"folder", "backend", "toolchain", "prompt", "system", "tokens"}: see ``main``
-    response  {"code"} or {"error": {"exit_code", "message", "hint"}}; without one, the process died
+    response  {"code"} or {"error"} (``errors.encoded``); without one, the process died
     log.txt   what libraries and native code print: nothing of theirs reaches the terminal
     """
     home = Path(sys.argv[1])
@@ -321,10 +322,9 @@ def _told(request: Mapping[str, Any]) -> dict[str, Any]:
         with refusing("the chat failed", f"phipipe verify {request['folder']}", request["toolchain"]):
             return {"code": main(Path(request["folder"]), request["backend"], prompt, request["tokens"], system)}
     except PhipipeError as error:
-        hint = visible(error.hint) if error.hint else None
         told = " ".join(visible(error.message).split())
         cut = told if len(told) <= MAX_TOLD else f"{told[:MAX_TOLD]} …"
-        return {"error": {"exit_code": error.exit_code, "message": cut, "hint": hint}}
+        return {"error": encoded(error) | {"message": cut, "hint": visible(error.hint) if error.hint else None}}
     except BrokenPipeError:  # the reader of our output went away (| head)
         return {"code": OK}
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phipipe import errors, hardware, limited, worker
-from phipipe.children import python_command
-from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, ToolchainError
+import psutil
+
+from phipipe import hardware, limited
+from phipipe.children import kill_tree, python_command, tree
+from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
 from phipipe.process import NO_MEMORY, memory_of
 from phipipe.settings import Settings, child_environment
 
@@ -24,11 +26,6 @@ GIB = 2**30
 MORE_MEMORY = "close other programs, or use a machine with more memory"
 SERVE = "from phipipe.chat import serve; serve()"
 LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"
-KINDS: dict[int, type[PhipipeError]] = {
-    kind.exit_code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, PhipipeError) and kind.exit_code not in (70, 130)
-}
 
 
 def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str = SERVE) -> int:
@@ -89,9 +86,7 @@ class _Watch:
         """End what is left of it."""
         if self.process.returncode is not None:
             return
-        for member in worker.tree(self.process.pid):
-            with contextlib.suppress(Exception):  # it is gone meanwhile
-                member.kill()
+        kill_tree(self.process.pid)  # what it started; it is in our own group, since the terminal is its
         self.process.kill()
         self.process.wait()
 
@@ -103,8 +98,8 @@ class _Watch:
 
     def _memory(self) -> int:
         total = 0
-        for member in worker.tree(self.process.pid):
-            with contextlib.suppress(Exception):  # it is gone meanwhile
+        for member in tree(self.process.pid):
+            with contextlib.suppress(psutil.Error, OSError):  # it is gone meanwhile
                 total += memory_of(member)[1]
         return total
 
@@ -116,8 +111,7 @@ def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> i
         raise _died(home, code, verdict, request) from None
     if "error" not in told:
         return int(told["code"])
-    error = told["error"]
-    raise KINDS.get(error["exit_code"], StepFailed)(error["message"], hint=error["hint"])
+    raise decoded(told["error"])
 
 
 def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> PhipipeError:

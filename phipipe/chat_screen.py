@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from phipipe.errors import StoreError
+from phipipe.visible import visible
 
 
 @dataclass
@@ -44,11 +44,6 @@ def show(text: str) -> None:
         raise
     except OSError as error:
         raise StoreError(f"the answer cannot be written: {error.strerror}") from None
-
-
-def visible(text: str) -> str:
-    """``text`` without control characters: a model's answer must not command the terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def enclose(log: Path) -> None:

@@ -139,7 +139,7 @@ def test_long_answers_are_not_decoded_again_from_the_start() -> None:
 
 
 def test_a_model_cannot_command_the_terminal() -> None:
-    assert visible("a\x1b]0;evil\x07b\r\x9b31m\tc\n🙂") == "a]0;evilb31m\tc\n🙂"
+    assert visible("a\x1b]0;evil\x07b\r\x9b31m\tc\n🙂") == "a\\x1b]0;evil\\x07b\\x0d\\x9b31m\tc\n🙂"
 
 
 # -- one prompt -----------------------------------------------------------------------------------------------
