@@ -57,6 +57,12 @@ KINDS: Mapping[str, Kind] = {
         message="`config.json` has no `architectures`; its `model_type` stands for {names}",
         why="Converters choose a class by `architectures`; for models whose type has one class alone it is filled in.",
     ),
+    "W07": Kind(
+        message="end-of-text tokens beyond the model's table: {names}; no text ever ends there",
+        hint="set `eos_token_id` to what the tokenizer ends texts with",
+        why="The id is that of another model's tokenizer, often what transformers fills in where nothing is said. "
+        "The model cannot write such a token, so only other stop tokens, or the length, end an answer.",
+    ),
 }
 
 
