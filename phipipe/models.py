@@ -176,6 +176,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     found += [
         *named,
         *_endless(folder, config),
+        *_twice(config),
         *_beside(folder, choice),
         *_check_head(checkpoint, tensors, here=sizes is None),
     ]
@@ -244,6 +245,14 @@ def _endless(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
         ]
         found += [f"{number} of {name}" for number in beyond]
     return [remarks.of("W07", *found)] if found else []
+
+
+def _twice(config: Mapping[str, Any]) -> list[Remark]:
+    """Rotary settings of which an older value was left beside `rope_parameters`."""
+    new = config.get("rope_parameters") or {}
+    names = [name for name in ("rope_theta", "partial_rotary_factor") if new.get(name) and config.get(name)]
+    found = [f"{name}: {config[name]:g}" for name in names if config[name] != new[name]]
+    return [remarks.of("W08", *found)] if found and not config.get("rope_scaling") else []
 
 
 def _beside(folder: Path, choice: Choice) -> list[Remark]:
@@ -337,8 +346,8 @@ def _checkpoint(
         tied=bool(config.get("tie_word_embeddings", False)),
         longrope=scaling is not None,
         rope_scaling=scaling,
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        partial_rotary_factor=float(config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        partial_rotary_factor=float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0),
         experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),
         active_experts=int(config.get("num_experts_per_tok") or 0),
         parts=tuple(part for part, names in PARTS.items() if _has(config, names)),

@@ -313,8 +313,8 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         "correct it",
     ),
     "two bases": (
-        lambda f: edit(f, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
-        ["rope_parameters.rope_theta", "500000", "10000"],
+        lambda f: edit(f, rope_scaling={**CONFIG["rope_scaling"], "rope_theta": 5e5}),
+        ["rope_scaling.rope_theta", "500000", "10000"],
         "correct it",
     ),
     "scaling by layers": (
@@ -405,6 +405,14 @@ def test_what_is_ordinary_is_not_remarked(small: Path) -> None:
     hostile.base(small.parent / "blobs")
     weights.symlink_to(small.parent / "blobs" / WEIGHTS)
     assert planned(small).warnings == planned(small.parent / "blobs").warnings
+
+
+def test_of_two_rotary_bases_every_backend_gets_the_one_that_the_reference_reads(small: Path) -> None:
+    edit(small, rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    for backend in ("torch", "openvino"):
+        found = planned(small, backend)
+        assert "rope_theta: 10000" in next(a.message for a in found.warnings if a.rule == "W08")
+        assert found.checkpoint.rope_theta == 5e5, "which a fix-up hands on to other converters"
 
 
 def test_a_padding_token_beyond_the_table_is_a_warning_and_any_other_a_refusal(small: Path) -> None:
