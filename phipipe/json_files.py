@@ -42,7 +42,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """
     value = parse(read_bytes(path, max_bytes), path)
     if not isinstance(value, dict):
-        raise SourceError(f"`{path}` holds no JSON object")
+        raise SourceError(f"`{path}` holds no JSON object", hint=_HINT)
     return value
 
 

@@ -165,7 +165,8 @@ def check(folder: Path, architecture: str, sizes: Sizes, tensors: Mapping[str, T
     if not sizes.merged and sizes.experts * sizes.layers > len(tensors):
         raise SourceError(
             f"`{folder / 'config.json'}` has {sizes.experts} experts in each of {sizes.layers} layers "
-            f"(`num_local_experts`); the weights have {len(tensors)} tensors in all"
+            f"(`num_local_experts`); the weights have {len(tensors)} tensors in all",
+            hint=_OTHER_HINT,
         )
     expected = wanted(layout, sizes)
     extra = [n for n in tensors if n not in expected and not n.startswith(layout.others or "\0") and not _is_spare(n)]

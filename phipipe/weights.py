@@ -150,7 +150,7 @@ def _nameless(folder: Path, present: list[str]) -> SourceError:
                 f"`{folder}` holds its weights as {what} (`{json_files.shown(found[0])}`)",
                 hint=hint if kind is PICKLES else f"{hint}; or give the folder of the original, with its safetensors",
             )
-    return SourceError(f"`{folder}` has no weights: no `*.safetensors` file", hint=_AGAIN)
+    return SourceError(f"`{folder}` has no weights: no `*.safetensors` file", hint="give one that has them")
 
 
 def _places(path: Path) -> dict[str, str]:
@@ -276,7 +276,10 @@ def _is_count(value: Any) -> bool:
 
 def _check_name(path: Path, name: str) -> None:
     if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise SourceError(f"`{path}` is malformed: `{json_files.shown(name)}` is no name of a tensor")
+        raise SourceError(
+            f"`{path}` is malformed: `{json_files.shown(name)}` is no name of a tensor",
+            hint="save the model again, or take the original",
+        )
 
 
 def _odd(path: Path, name: str, what: str) -> NoReturn:
