@@ -138,6 +138,8 @@ TABLES = frozenset(
 KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", "llama")
 NEEDED = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 MAX_NUMBER, MAX_TEXT, MAX_ENTRIES, MAX_BYTES = 10**18, 2**16, 2**17, 2**22
+_SYNONYMS = {"su": "longrope", "yarn": "longrope"}  # as Phi-3 called it first
+_HINT = "correct it there, or take the file again from where the model comes from"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 _CLASS = re.compile(r"([\w.\-]+/[\w.\-]+--)?\.?[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -172,6 +174,9 @@ def check_model(path: Path, config: Mapping[str, Any]) -> None:
     act = config.get("hidden_act")
     if act is not None and act not in ACTIVATIONS and config["model_type"] in KNOWN:
         _odd(path, "hidden_act", f"(`{json_files.shown(act)}`) is no activation that transformers has")
+    padding = config.get("pad_token_id")
+    if type(padding) is int and padding >= config["vocab_size"]:  # transformers' embedding asserts it
+        _odd(path, "pad_token_id", f"is {padding}, and the model's tokens end at {config['vocab_size'] - 1}")
     if kv_heads is not None and heads % kv_heads:
         _odd(path, "num_attention_heads", f"({heads}) is no multiple of `num_key_value_heads` ({kv_heads})")
     types = config.get("layer_types")
@@ -198,9 +203,11 @@ def _check_names(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
-    """LongRoPE's lists have a factor for each pair of rotary dimensions."""
+    """Each is said once, and LongRoPE's lists have a factor for each pair of rotary dimensions."""
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.get(key) or {}
+        if config["model_type"] in KNOWN:
+            _check_agreement(path, config, key, rope)
         for name in ("rope_type", "type"):
             kind = rope.get(name)
             if kind is not None and (not isinstance(kind, str) or not _NAME.fullmatch(kind)):
@@ -215,6 +222,22 @@ def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
             if not isinstance(factors, list) or len(factors) != pairs:
                 told = len(factors) if isinstance(factors, list) else "no"
                 _odd(path, f"{key}.{name}", f"has {told} factors; heads of {size} have {pairs} rotary pairs")
+
+
+def _check_agreement(path: Path, config: Mapping[str, Any], key: str, rope: Mapping[str, Any]) -> None:
+    """Of two spellings of a setting some tools read the one, some the other."""
+    kinds = {_SYNONYMS.get(kind, kind) for kind in (rope.get("type"), rope.get("rope_type")) if isinstance(kind, str)}
+    if len(kinds) > 1:
+        told = " and ".join(f"`{json_files.shown(kind)}`" for kind in sorted(kinds))
+        _odd(path, key, f"is of two types, {told} (`type`, `rope_type`)")
+    # What stands in `rope_parameters` wins, and is handed on; in `rope_scaling` only transformers 5 finds it.
+    for name in ("rope_theta", "partial_rotary_factor") if key == "rope_scaling" else ():
+        one, other = config.get(name), rope.get(name)
+        if one is not None and other is not None and one != other:
+            _odd(path, f"{key}.{name}", f"is {other}, and `{name}` beside it is {one}")
+    for name, inner in rope.items():
+        if isinstance(inner, dict):
+            _odd(path, f"{key}.{name}", "is a table: no Phi or Llama has rotary settings of its own in some layers")
 
 
 def _check_all(path: Path, value: Any, where: str) -> None:
@@ -279,4 +302,4 @@ def _check_auto_map(path: Path, at: str, value: Any) -> None:
 
 
 def _odd(path: Path, where: str, what: str) -> NoReturn:
-    raise SourceError(f"`{path}` is malformed: `{json_files.shown(where)}` {what}")
+    raise SourceError(f"`{path}` is malformed: `{json_files.shown(where)}` {what}", hint=_HINT)

@@ -41,12 +41,13 @@ def refuse(path: Path, config: Mapping[str, Any]) -> None:
                 f"`{path}` is of no model that writes text: {json_files.shown(name)} has another head, or none",
                 hint="give a checkpoint of a causal language model (`…ForCausalLM`)",
             )
-    told = config.get("quantization_config") or config.get("quantization")
-    if told:
+    key = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
+    if key:
+        told = config[key]
         raise SourceError(
-            f"`{path}` is of a model that is quantized already ({_format(told)}); "
+            f"`{path}` is of a model that is quantized already (`{key}`: {_format(told)}); "
             "quantizing it again would lose more than the figures could tell",
-            hint=_original(config),
+            hint=f"{_original(config)}; if these are merged weights in 16 bits, remove the key",
         )
 
 

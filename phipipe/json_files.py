@@ -24,6 +24,8 @@ _QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NESTING = re.compile(rb"[\[\]{}]")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; two make one
 POINTER_BYTES = 1024  # as git-lfs has it, a pointer is shorter
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # what some editors begin UTF-8 and UTF-16 with
+_HINT = "correct it there, or take the file again from where it came from"
 _POINTER = b"version https://git-lfs.github.com/"
 MAX_SHOWN = 60  # characters of a stranger's text in a message
 
@@ -40,7 +42,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """
     value = parse(read_bytes(path, max_bytes), path)
     if not isinstance(value, dict):
-        raise SourceError(f"`{path}` holds no JSON object")
+        raise SourceError(f"`{path}` holds no JSON object", hint=_HINT)
     return value
 
 
@@ -88,6 +90,12 @@ def parse(raw: bytes, path: Path) -> Any:
     Raises:
         SourceError: it is not the JSON described above.
     """
+    if raw.startswith(_MARKS):
+        raise SourceError(
+            f"`{path}` is not valid JSON: it begins with a byte-order mark", hint="save it as UTF-8 without one"
+        )
+    if not raw.strip():
+        raise SourceError(f"`{path}` is not valid JSON: it is empty", hint=_HINT)
     try:
         if _depth(raw) > MAX_DEPTH:
             raise _Unfit(f"nested deeper than {MAX_DEPTH} levels")
@@ -102,11 +110,11 @@ def parse(raw: bytes, path: Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError:
-        raise SourceError(f"`{path}` is not valid JSON: half of a character stands alone") from None
+        raise SourceError(f"`{path}` is not valid JSON: half of a character stands alone", hint=_HINT) from None
     except UnicodeDecodeError:
-        raise SourceError(f"`{path}` is not valid JSON: it is not UTF-8") from None
+        raise SourceError(f"`{path}` is not valid JSON: it is not UTF-8", hint=_HINT) from None
     except ValueError as error:
-        raise SourceError(f"`{path}` is not valid JSON: {error}") from None
+        raise SourceError(f"`{path}` is not valid JSON: {error}", hint=_HINT) from None
 
 
 def walk(value: object, where: str = "") -> Iterator[tuple[str, str, object]]:

@@ -165,7 +165,8 @@ def check(folder: Path, architecture: str, sizes: Sizes, tensors: Mapping[str, T
     if not sizes.merged and sizes.experts * sizes.layers > len(tensors):
         raise SourceError(
             f"`{folder / 'config.json'}` has {sizes.experts} experts in each of {sizes.layers} layers "
-            f"(`num_local_experts`); the weights have {len(tensors)} tensors in all"
+            f"(`num_local_experts`); the weights have {len(tensors)} tensors in all",
+            hint=_OTHER_HINT,
         )
     expected = wanted(layout, sizes)
     extra = [n for n in tensors if n not in expected and not n.startswith(layout.others or "\0") and not _is_spare(n)]
@@ -192,7 +193,10 @@ def check_index(folder: Path, architecture: str, choice: Choice, tensors: Mappin
         return
     for name, tensor in tensors.items():
         if name not in choice.places and not _is_spare(name):
-            raise SourceError(f"`{folder / INDEX}` does not name `{name}`, which lies in `{tensor.file}`")
+            raise SourceError(
+                f"`{folder / INDEX}` does not name `{name}`, which lies in `{tensor.file}`",
+                hint="take the index and all its files from one save",
+            )
 
 
 def wanted(layout: Layout, sizes: Sizes) -> dict[str, Shape]:
@@ -236,12 +240,14 @@ def _check_layers(folder: Path, sizes: Sizes, tensors: Iterable[str]) -> None:
         name = next(t for t in tensors if (m := _LAYER.fullmatch(t)) and int(m[1]) == min(surplus))
         raise SourceError(
             f"the weights in `{folder}` have {len(numbers)} layers, `config.json` has {sizes.layers} "
-            f"(`num_hidden_layers`): `{name}` belongs to none of them"
+            f"(`num_hidden_layers`): `{name}` belongs to none of them",
+            hint=_OTHER_HINT,
         )
     if lacking := set(range(sizes.layers)) - numbers:
         raise SourceError(
             f"the weights in `{folder}` have {len(numbers)} layers, `config.json` has {sizes.layers} "
-            f"(`num_hidden_layers`): the tensors of layer {min(lacking)} are missing (`model.layers.{min(lacking)}.…`)"
+            f"(`num_hidden_layers`): the tensors of layer {min(lacking)} are missing (`model.layers.{min(lacking)}.…`)",
+            hint=_OTHER_HINT,
         )
 
 
@@ -257,7 +263,8 @@ def _check_shape(folder: Path, tensor: Tensor, shape: Shape) -> None:
     if tensor.shape != shape:
         raise SourceError(
             f"`{folder / tensor.file}` and `config.json` are of different models: `{tensor.name}` is "
-            f"{_words(tensor.shape)}, the config makes it {_words(shape)}"
+            f"{_words(tensor.shape)}, the config makes it {_words(shape)}",
+            hint=_OTHER_HINT,
         )
 
 
@@ -267,8 +274,21 @@ def _words(shape: Shape) -> str:
 
 _HINTS = (
     (
-        re.compile(r"lora_|base_layer|modules_to_save|^base_model\."),
+        re.compile(r"lora_|base_layer|modules_to_save"),
         "a LoRA adapter was not merged: merge it (peft's `merge_and_unload`) and save the whole model",
+    ),
+    (
+        re.compile(r"^(base_model\.model|module|_orig_mod|model|language_model|transformer)\.(model\.|lm_head\.)"),
+        "the model was saved from inside a wrapper: save it again without that (`unwrap_model`), or rename its tensors",
+    ),
+    (
+        re.compile(r"^(v_head|medusa\w*|eagle\w*|mtp\w*)\.|\.(eh_proj|enorm|hnorm)\."),
+        "a head was trained beside the model, which no runtime here takes: save the model without it",
+    ),
+    (re.compile(r"\.[kv]_scale$"), "they are scales of a quantized cache: give the original in 16 bits"),
+    (
+        re.compile(r"\bvision|\bimg_|\baudio"),
+        "the model has more than text: `architectures` must name the class that does",
     ),
     (re.compile(r"\.(q|k|v|gate|up)_proj\."), "they have Llama's layout: save the model again in its own"),
     (re.compile(r"\.(qweight|absmax|quant_\w+|scales|biases|qzeros)"), "it is quantized: give the original"),

@@ -6,8 +6,10 @@ operator libraries) is refused here, before any toolchain sees the folder.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 
 LARGE_PARAMETERS = 10**9
+# What trainers leave beside the weights: no pickle of these holds a model.
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states)\w*\.(bin|pth?|pkl)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     """
     if not folder.is_dir():
         raise SourceError(f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`")
+    _refuse_no_files(folder)
     path = folder / "config.json"
     if not path.is_file():
         weights.choose(folder)  # which knows what other kinds of folders there are
@@ -168,7 +173,13 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layouts.check_index(folder, config["architectures"][0], choice, tensors)
     counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
     checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
-    found += [*named, *_beside(folder, choice), *_check_head(checkpoint, tensors, here=sizes is None)]
+    found += [
+        *named,
+        *_endless(folder, config),
+        *_twice(config),
+        *_beside(folder, choice),
+        *_check_head(checkpoint, tensors, here=sizes is None),
+    ]
     layouts.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
     found += tokenizer_files.check(folder, checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
@@ -191,23 +202,63 @@ def _with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, An
     if layout and kind != layout.model_type:
         raise SourceError(
             f"`{path}` contradicts itself: {config['architectures'][0]} has the `model_type` `{layout.model_type}`, "
-            f"not `{kind}`"
+            f"not `{kind}`",
+            hint="take the file from where the weights come from",
         )
     return config, []
+
+
+def _refuse_no_files(folder: Path) -> None:
+    """Refuse what has the name of a model's file and is none: it would count as missing, and people see it there."""
+    for path in sorted(folder.iterdir()):
+        if not any(fnmatchcase(path.name, pattern) for pattern in ALLOWED[:-2]) or path.is_file():
+            continue
+        what, hint = "no plain file", "put the file itself there"
+        if path.is_dir():
+            what = "a folder, not a file"
+        elif path.is_symlink():
+            what, hint = "a link to nothing", "download the model again, or copy it with what its links lead to"
+        raise SourceError(f"`{path.parent / json_files.shown(path.name)}` is {what}", hint=hint)
 
 
 def _refuse_pointers(folder: Path) -> None:
     """Refuse what git-lfs did not bring: some tools would take the pointer for a file without content."""
     for name in files(folder):
-        if (folder / name).stat().st_size < json_files.POINTER_BYTES:
+        size = (folder / name).stat().st_size
+        if not size and name.endswith((".json", ".model")):
+            raise SourceError(f"`{folder / name}` is empty", hint="download or copy it again")
+        if size < json_files.POINTER_BYTES:
             with (folder / name).open("rb") as stream:
                 json_files.refuse_pointer(stream.read(json_files.POINTER_BYTES), folder / name)
+
+
+def _endless(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
+    """Tokens at which a text ends and that the model does not have."""
+    found = []
+    for name, told in (
+        ("generation_config.json", _optional(folder / "generation_config.json")),
+        ("config.json", config),
+    ):
+        ends = told.get("eos_token_id")
+        beyond = [
+            n for n in (ends if isinstance(ends, list) else [ends]) if n is not None and n >= config["vocab_size"]
+        ]
+        found += [f"{number} of {name}" for number in beyond]
+    return [remarks.of("W07", *found)] if found else []
+
+
+def _twice(config: Mapping[str, Any]) -> list[Remark]:
+    """Rotary settings of which an older value was left beside `rope_parameters`."""
+    new = config.get("rope_parameters") or {}
+    names = [name for name in ("rope_theta", "partial_rotary_factor") if new.get(name) and config.get(name)]
+    found = [f"{name}: {config[name]:g}" for name in names if config[name] != new[name]]
+    return [remarks.of("W08", *found)] if found and not config.get("rope_scaling") else []
 
 
 def _beside(folder: Path, choice: Choice) -> list[Remark]:
     """What lies beside the model and is not taken."""
     pickles = sorted(p.name for pattern in weights.PICKLES for p in folder.glob(pattern) if p.is_file())
-    pickles = [name for name in pickles if name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
+    pickles = [name for name in pickles if not _TRAINING.fullmatch(name)]
     found = (("W01", choice.ignored), ("W03", pickles))
     return [remarks.of(rule, *map(json_files.shown, names)) for rule, names in found if names]
 
@@ -295,8 +346,8 @@ def _checkpoint(
         tied=bool(config.get("tie_word_embeddings", False)),
         longrope=scaling is not None,
         rope_scaling=scaling,
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        partial_rotary_factor=float(config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        partial_rotary_factor=float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0),
         experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),
         active_experts=int(config.get("num_experts_per_tok") or 0),
         parts=tuple(part for part, names in PARTS.items() if _has(config, names)),

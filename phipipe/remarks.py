@@ -57,6 +57,18 @@ KINDS: Mapping[str, Kind] = {
         message="`config.json` has no `architectures`; its `model_type` stands for {names}",
         why="Converters choose a class by `architectures`; for models whose type has one class alone it is filled in.",
     ),
+    "W07": Kind(
+        message="end-of-text tokens beyond the model's table: {names}; no text ever ends there",
+        hint="set `eos_token_id` to what the tokenizer ends texts with",
+        why="The id is that of another model's tokenizer, often what transformers fills in where nothing is said. "
+        "The model cannot write such a token, so only other stop tokens, or the length, end an answer.",
+    ),
+    "W08": Kind(
+        message="`config.json` has {names} beside another value in `rope_parameters`, which is the one that counts",
+        hint="remove the one that is not meant",
+        why="transformers 5 reads `rope_parameters`, older releases the key beside it. The same weights are then two "
+        "models; what is built is what transformers 5 makes of them.",
+    ),
 }
 
 

@@ -119,8 +119,8 @@ def _entries(folder: Path) -> Iterator[tuple[str, str, int, bool]]:
 def _told(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
     file = "tokenizer.json"
     whole = _json(folder / file)
-    model = whole.get("model", {})
-    vocabulary = model.get("vocab", {}) if isinstance(model, dict) else None
+    model = whole.get("model", None if whole else {"vocab": {}})
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
         yield from ((file, token, number, False) for token, number in vocabulary.items())
     elif isinstance(vocabulary, list):

@@ -33,6 +33,8 @@ DTYPE_BITS: Mapping[str, int] = {
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_INDEX_BYTES = 12 * 2**20
 MAX_RANK, MAX_ELEMENTS, MAX_NAME = 8, 2**44, 300
+_AGAIN = "download or copy it again"
+_ONE_SAVE = "take the index and all its files from one save"
 _SHARD = re.compile(r"model-(\d{1,6})-of-(\d{1,6})\.safetensors")
 _FILE = re.compile(r"[^/\\:\x00-\x1f]{1,200}\.safetensors")
 
@@ -96,7 +98,7 @@ def _rest(present: Iterable[str], chosen: Iterable[str], indexes: Iterable[str])
 
 def _refuse_adapter(folder: Path, present: list[str]) -> None:
     """A LoRA adapter alone is no model; beside a model, nothing says whether it belongs in."""
-    parts = [name for name in present if name.startswith("adapter_model")]
+    parts = sorted(p.name for p in folder.glob("adapter_model*") if p.is_file())
     parts += [ADAPTER] if (folder / ADAPTER).is_file() else []
     if not parts:
         return
@@ -119,7 +121,7 @@ def _refuse_missing(folder: Path, named: Iterable[str], present: list[str]) -> N
         if name not in present:
             raise SourceError(
                 f"`{folder}` is incomplete: its index names `{name}`, which is not there",
-                hint=f"if `{WHOLE}` is the whole model, delete `{INDEX}`" if WHOLE in present else None,
+                hint=f"if `{WHOLE}` is the whole model, delete `{INDEX}`" if WHOLE in present else _AGAIN,
             )
 
 
@@ -148,7 +150,7 @@ def _nameless(folder: Path, present: list[str]) -> SourceError:
                 f"`{folder}` holds its weights as {what} (`{json_files.shown(found[0])}`)",
                 hint=hint if kind is PICKLES else f"{hint}; or give the folder of the original, with its safetensors",
             )
-    return SourceError(f"`{folder}` has no weights: no `*.safetensors` file")
+    return SourceError(f"`{folder}` has no weights: no `*.safetensors` file", hint="give one that has them")
 
 
 def _places(path: Path) -> dict[str, str]:
@@ -159,7 +161,9 @@ def _places(path: Path) -> dict[str, str]:
     for name, file in found.items():
         _check_name(path, name)
         if not isinstance(file, str) or not _FILE.fullmatch(file) or not file.isprintable():
-            raise SourceError(f"`{path}` is malformed: the file of `{name}` is no name of a safetensors file")
+            raise SourceError(
+                f"`{path}` is malformed: the file of `{name}` is no name of a safetensors file", hint=_ONE_SAVE
+            )
     return found
 
 
@@ -174,13 +178,17 @@ def read(folder: Path, choice: Choice, sizes: Mapping[str, int] | None = None) -
         for tensor in tensors(folder / file, (sizes or {}).get(file)):
             if tensor.name in found:
                 other = found[tensor.name].file
-                raise SourceError(f"tensor `{tensor.name}` lies in `{folder / other}` and in `{file}`")
+                raise SourceError(f"tensor `{tensor.name}` lies in `{folder / other}` and in `{file}`", hint=_ONE_SAVE)
             found[tensor.name] = tensor
     for name, file in choice.places.items():
         if name in found and found[name].file != file:
-            raise SourceError(f"`{folder / INDEX}` says that `{name}` lies in `{file}`; `{found[name].file}` has it")
+            raise SourceError(
+                f"`{folder / INDEX}` says that `{name}` lies in `{file}`; `{found[name].file}` has it", hint=_ONE_SAVE
+            )
         if name not in found:
-            raise SourceError(f"`{folder / INDEX}` says that `{name}` lies in `{file}`, which does not have it")
+            raise SourceError(
+                f"`{folder / INDEX}` says that `{name}` lies in `{file}`, which does not have it", hint=_ONE_SAVE
+            )
     if not any(tensor.elements for tensor in found.values()):
         raise SourceError(f"`{folder}` has no weights: its safetensors files hold no tensor")
     return found
@@ -197,7 +205,7 @@ def tensors(path: Path, size: int | None = None) -> list[Tensor]:
     try:
         header = json_files.parse(raw, path)
     except SourceError as error:
-        raise SourceError(f"`{path}` has a corrupt safetensors header: {error.message}") from None
+        raise SourceError(f"`{path}` has a corrupt safetensors header: {error.message}", hint=_AGAIN) from None
     if not isinstance(header, dict):
         raise SourceError(f"`{path}` has a corrupt safetensors header: it is no JSON object")
     about = header.pop("__metadata__", None)
@@ -218,7 +226,7 @@ def tensors(path: Path, size: int | None = None) -> list[Tensor]:
         raise SourceError(
             f"`{path}` is cut short or padded: its header describes {end - start} bytes of weights, the file has "
             f"{size - start}",
-            hint="download or copy it again",
+            hint=_AGAIN,
         )
     return found
 
@@ -229,14 +237,14 @@ def _header(path: Path, size: int) -> bytes:
         json_files.refuse_pointer(prefix + stream.peek(120)[:120] if size < 1024 else prefix, path)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= max(size - 8, 0):
-            raise SourceError(f"`{path}` is not a safetensors file, or is cut short ({size} bytes)")
+            raise SourceError(f"`{path}` is not a safetensors file, or is cut short ({size} bytes)", hint=_AGAIN)
         if length > MAX_HEADER_BYTES:
             raise SourceError(
                 f"`{path}` has a safetensors header of {length} bytes; at most {MAX_HEADER_BYTES} make sense"
             )
         raw = stream.read(length)
     if len(raw) != length:
-        raise SourceError(f"`{path}` is not a safetensors file, or is cut short ({size} bytes)")
+        raise SourceError(f"`{path}` is not a safetensors file, or is cut short ({size} bytes)", hint=_AGAIN)
     return raw
 
 
@@ -268,11 +276,14 @@ def _is_count(value: Any) -> bool:
 
 def _check_name(path: Path, name: str) -> None:
     if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise SourceError(f"`{path}` is malformed: `{json_files.shown(name)}` is no name of a tensor")
+        raise SourceError(
+            f"`{path}` is malformed: `{json_files.shown(name)}` is no name of a tensor",
+            hint="save the model again, or take the original",
+        )
 
 
 def _odd(path: Path, name: str, what: str) -> NoReturn:
-    raise SourceError(f"`{path}` is corrupt: tensor `{name}` {what}")
+    raise SourceError(f"`{path}` is corrupt: tensor `{name}` {what}", hint=_AGAIN)
 
 
 def same_bytes(folder: Path, one: Tensor, other: Tensor) -> bool:

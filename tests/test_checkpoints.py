@@ -236,6 +236,12 @@ def other_file(folder: Path, name: str, content: bytes = b"x") -> None:
     (folder / name).write_bytes(content)
 
 
+def instead(folder: Path, name: str) -> Path:
+    """The place of a file that is no longer there."""
+    (folder / name).unlink()
+    return folder / name
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9e\nsize 4972489328\n"
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
@@ -286,6 +292,57 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["does not name `model.embed_tokens.weight`"],
         "",
     ),
+    "an adapter's pickle": (lambda f: (f / "adapter_model.bin").write_bytes(b"x"), ["adapter_model.bin"], "merge_and"),
+    "a folder for a file": (lambda f: instead(f, "tokenizer.json").mkdir(), ["tokenizer.json` is a folder"], "file"),
+    "a folder for weights": (lambda f: instead(f, WEIGHTS).mkdir(), [f"{WEIGHTS}` is a folder"], "file"),
+    "a link to nothing": (lambda f: instead(f, WEIGHTS).symlink_to("blobs/9e"), ["a link to nothing"], "links lead to"),
+    "a link in a circle": (lambda f: instead(f, "config.json").symlink_to("config.json"), ["config.json"], "links"),
+    "an empty file": (lambda f: (f / "tokenizer.model").write_bytes(b""), ["tokenizer.model` is empty"], "copy it"),
+    "an empty config": (lambda f: (f / "config.json").write_bytes(b" "), ["config.json", "is empty"], "correct it"),
+    "a byte-order mark": (
+        lambda f: (f / "config.json").write_bytes(b"\xef\xbb\xbf" + (f / "config.json").read_bytes()),
+        ["config.json", "begins with a byte-order mark"],
+        "without one",
+    ),
+    "no vocabulary": (lambda f: edit(f, "tokenizer.json", model=hostile.GONE), ["tokenizer.json", "no vocab"], "place"),
+    "no words": (lambda f: edit(f, "tokenizer.json", model={"type": "BPE"}), ["tokenizer.json", "no vocab"], "place"),
+    "padding beyond": (lambda f: edit(f, pad_token_id=40), ["`pad_token_id` is 40", "end at 39"], "correct it"),
+    "two types of scaling": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "rope_type": "default", "factor": 2.0}),
+        ["`default` and `linear`"],
+        "correct it",
+    ),
+    "two bases": (
+        lambda f: edit(f, rope_scaling={**CONFIG["rope_scaling"], "rope_theta": 5e5}),
+        ["rope_scaling.rope_theta", "500000", "10000"],
+        "correct it",
+    ),
+    "scaling by layers": (
+        lambda f: edit(f, rope_parameters={"full_attention": {"rope_type": "default"}}),
+        ["rope_parameters.full_attention"],
+        "correct it",
+    ),
+    "a leftover of quantization": (
+        lambda f: edit(f, quantization_config={**BNB, "load_in_4bit": False}),
+        ["quantization_config", "bitsandbytes"],
+        "remove the key",
+    ),
+    **{
+        f"wrapped in {prefix}": (
+            lambda f, prefix=prefix: save(f, {f"{prefix}.{name}": shape for name, shape in single(f).items()}),
+            [f"`{prefix}.model.embed_tokens.weight`"],
+            "wrapper",
+        )
+        for prefix in ("module", "_orig_mod", "model", "base_model.model", "language_model")
+    },
+    **{
+        f"a head of its own: {name}": (
+            lambda f, name=name: save(f, {**single(f), name: [32]}),
+            [f"`{name}` belongs to no part"],
+            "head was trained",
+        )
+        for name in ("v_head.summary.weight", "medusa_head.0.0.linear.weight", "eagle.fc.weight")
+    },
 }  # fmt: skip
 
 
@@ -295,7 +352,8 @@ def test_files_that_do_not_belong_together_are_refused_by_name(small: Path, case
     change(small)
     error = refused(small)
     assert not [word for word in words if word not in error.message], error.message
-    assert hint in (error.hint or "")
+    assert error.hint, "what to do next"
+    assert hint in error.hint
 
 
 @pytest.mark.parametrize("weight_map", [None, [], "x", 3, {}, {"a": 3}, {"a": None}, {"a": "../w.safetensors"},
@@ -317,6 +375,11 @@ NOTED: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "code": (lambda f: (f / "train.py").write_text("raise SystemExit"), "W02", ["train.py"]),
     "a pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), "W03", ["pytorch_model.bin"]),
     "no class": (lambda f: edit(f, architectures=None), "W06", ["Phi3ForCausalLM"]),
+    "ends beyond": (
+        lambda f: edit(f, "generation_config.json", eos_token_id=[2, 32007]),
+        "W07",
+        ["32007", "generation"],
+    ),
 }
 
 
@@ -330,6 +393,26 @@ def test_what_lies_beside_the_model_is_left_out_and_said(small: Path, case: str)
     assert all(name in after.warnings[0].message for name in names)
     assert not set(names) & set(models.files(small)), "nor is it copied"
     assert after.checkpoint.parameters == before.checkpoint.parameters, "nor counted"
+
+
+def test_what_is_ordinary_is_not_remarked(small: Path) -> None:
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "scaler.pt"):
+        (small / name).write_bytes(b"x")
+    (small / "LICENSES").mkdir()
+    (small / "checkpoint-500").mkdir()
+    edit(small, quantization_config={}, rope_scaling={**CONFIG["rope_scaling"], "type": "su", "rope_type": "longrope"})
+    weights = instead(small, WEIGHTS)
+    hostile.base(small.parent / "blobs")
+    weights.symlink_to(small.parent / "blobs" / WEIGHTS)
+    assert planned(small).warnings == planned(small.parent / "blobs").warnings
+
+
+def test_of_two_rotary_bases_every_backend_gets_the_one_that_the_reference_reads(small: Path) -> None:
+    edit(small, rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    for backend in ("torch", "openvino"):
+        found = planned(small, backend)
+        assert "rope_theta: 10000" in next(a.message for a in found.warnings if a.rule == "W08")
+        assert found.checkpoint.rope_theta == 5e5, "which a fix-up hands on to other converters"
 
 
 def test_a_padding_token_beyond_the_table_is_a_warning_and_any_other_a_refusal(small: Path) -> None:
