@@ -189,6 +189,31 @@ def test_no_number_of_a_field_means_another_one_to_readers_of_32_bits(bases: dic
         assert found(bases["onnxruntime"], tmp_path / str(number), "model.onnx", onnx() + field(name, evil))
 
 
+@pytest.mark.parametrize(
+    ("key", "kind", "number"),
+    [
+        *((b"phi3.block_count", "<I", number) for number in (0, 2**31 - 1, 2**32 - 1)),
+        (b"llama.block_count", "<i", -1),
+        (b"phi3.context_length", "<I", 2**32 - 1),
+        (b"phi3.attention.head_count", "<I", 0),
+        (b"phi3.attention.layer_norm_rms_epsilon", "<f", float("nan")),
+        (b"phi3.attention.layer_norm_rms_epsilon", "<f", -1e-5),
+        (b"general.alignment", "<I", 0),
+        (b"split.count", "<H", 3),
+        (b"\x1b]0;X\x07", "<I", 1),
+    ],
+)
+def test_numbers_over_which_llama_cpp_ends_the_process_are_refused(
+    bases: dict[str, Path], tmp_path: Path, key: bytes, kind: str, number: float
+) -> None:
+    types = {"<I": 4, "<i": 5, "<H": 2, "<f": 6}
+    pair = hostile_packages.pair(key, types[kind], struct.pack(kind, number))
+    (said,) = found(bases["llamacpp"], tmp_path / "p", "model.gguf", hostile_packages.gguf(pairs=(pair,)))
+    assert said.isprintable()
+    usual = hostile_packages.pair(b"phi3.block_count", 4, struct.pack("<I", 32))
+    assert not found(bases["llamacpp"], tmp_path / "good", "model.gguf", hostile_packages.gguf(pairs=(usual,)))
+
+
 @pytest.mark.parametrize("name", ["LICENSE.vbs", "LICENSE.command", "NOTICE.hta", "LICENSE.desktop", "NOTICE.scr"])
 def test_a_licence_is_nothing_that_a_desktop_runs(bases: dict[str, Path], tmp_path: Path, name: str) -> None:
     assert found(bases["litert"], tmp_path / "p", name, b"x")
