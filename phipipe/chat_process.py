@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phipipe import errors, hardware, limited, worker
+from phipipe import errors, hardware, interrupts, limited, worker
 from phipipe.children import python_command
 from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, ToolchainError
 from phipipe.process import NO_MEMORY, memory_of
@@ -47,14 +47,17 @@ def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str
         (home / REQUEST).write_text(json.dumps(dict(request)), "utf-8")
         environment = child_environment(offline=True, keep_path=settings.use_current)
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), name)
+        interrupts.hold_back()  # what starts with them held back takes them when it is ready: see chat.serve
         try:
             process = subprocess.Popen(python_command(python, call, name), cwd=home, env=environment)
         except OSError as error:
+            interrupts.take()
             raise ToolchainError(
                 f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}", hint=_repair(request)
             ) from None
         watch = _Watch(process, settings)
         try:
+            interrupts.take()
             watch.wait()
         finally:
             watch.kill()
