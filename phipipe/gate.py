@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from phipipe import (
     backends,
     code_keys,
+    config_check,
     gate_genai,
     gate_reference,
     json_files,
@@ -64,6 +65,7 @@ COMMON = (
 REFERENCE = ("tokens.npy", "top.npz", "baseline.json")
 MAX_TEXT_BYTES = 2**20  # of a card, a licence, a recipe, a template
 MAX_CONFIG_BYTES = 2**25
+QUANTIZED = {"bits": 16, "group_size": 2**20}  # at most, in a config
 # What no data file is called, whatever pattern it fits: systems and tools run these by their names.
 _CODE = re.compile(
     r"\.(py[cdiowxz]?|so|dll|dylib|exe|com|bat|cmd|psm?1|sh|jse?|jar|class|wasm|lnk|pkl|pickle|pth?|ckpt|joblib|node|app"
@@ -193,7 +195,8 @@ def _beside(name: str, files: Files) -> Files:
 
 
 def _config(path: Path, backend: str) -> Iterator[str]:
-    settings = json_files.read_object(path, MAX_CONFIG_BYTES)
+    bounded = path.name in ("config.json", "generation_config.json")
+    settings = config_check.read(path) if bounded else json_files.read_object(path, MAX_CONFIG_BYTES)
     yield from code_keys.hooks(settings)
     if path.name != "config.json" or backend not in ("torch", "mlx"):
         return
@@ -202,6 +205,8 @@ def _config(path: Path, backend: str) -> Iterator[str]:
             yield f"names classes of a model's own code (`{where[:120]}`)"
         if key == "quant_method" and not (backend == "torch" and value == "auto-round"):
             yield f"is quantized in a way that phipipe never writes (`{where[:120]}`)"
+        if key in QUANTIZED and value is not None and (type(value) is not int or not -1 <= value <= QUANTIZED[key]):
+            yield f"is quantized in no possible way (`{where[:120]}`)"
 
 
 def _graph(path: Path, name: str, files: Files) -> list[str]:

@@ -172,6 +172,32 @@ def test_no_setting_of_transformers_opens_a_file_elsewhere(
         assert key in said
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**6),
+        ("hidden_size", 10**9),
+        ("vocab_size", 10**12),
+        ("num_attention_heads", 0),
+        ("head_dim", -1),
+        ("rope_theta", "x"),
+        ("quantization", "x"),
+        ("torch_dtype", "os.system"),
+        ("quantization", {"bits": 99}),
+        ("quantization", {"lm_head": {"group_size": 2**40}}),
+        ("text_config", {"num_hidden_layers": 10**6}),
+        ("note", "\x1b]0;X\x07"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_a_packages_config_has_the_bounds_of_a_checkpoints(
+    bases: dict[str, Path], tmp_path: Path, backend: str, key: str, value: object
+) -> None:
+    told = json.loads((bases[backend] / "config.json").read_text("utf-8"))
+    (said,) = found(bases[backend], tmp_path / "p", "config.json", text({**told, key: value}))
+    assert said.isprintable()
+
+
 @pytest.mark.parametrize("name", ["%s%s%n", "%99999999d", "x.%d.%d", "%", "%%", "%dd%"])
 def test_a_name_of_a_tensor_is_no_other_format_than_a_layers_number(
     bases: dict[str, Path], tmp_path: Path, name: str
