@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from phipipe import backends, chat_screen, worker
+from phipipe import backends, chat_screen, interrupts, worker
 from phipipe.backends.base import Runtime, Tokenizer
 from phipipe.chat_screen import say, show
 from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, ToolchainError, encoded
@@ -319,6 +319,7 @@ def _told(request: Mapping[str, Any]) -> dict[str, Any]:
     """How the conversation ended."""
     prompt, system = (None if text is None else _clean(text) for text in (request["prompt"], request["system"]))
     try:
+        interrupts.take()  # not before: in the middle of Python's own start they end in a traceback
         with refusing("the chat failed", f"phipipe verify {request['folder']}", request["toolchain"]):
             return {"code": main(Path(request["folder"]), request["backend"], prompt, request["tokens"], system)}
     except PhipipeError as error:
@@ -327,6 +328,8 @@ def _told(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": encoded(error) | {"message": cut, "hint": visible(error.hint) if error.hint else None}}
     except BrokenPipeError:  # the reader of our output went away (| head)
         return {"code": OK}
+    except KeyboardInterrupt:
+        return {"code": INTERRUPTED}
 
 
 def _clean(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from phipipe import hardware, limited
+from phipipe import hardware, interrupts, limited
 from phipipe.children import kill_tree, python_command, tree
 from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
 from phipipe.process import NO_MEMORY, memory_of
@@ -44,14 +44,17 @@ def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str
         (home / REQUEST).write_text(json.dumps(dict(request)), "utf-8")
         environment = child_environment(offline=True, keep_path=settings.use_current)
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), name)
+        interrupts.hold_back()  # what starts with them held back takes them when it is ready: see chat.serve
         try:
             process = subprocess.Popen(python_command(python, call, name), cwd=home, env=environment)
         except OSError as error:
+            interrupts.take()
             raise ToolchainError(
                 f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}", hint=_repair(request)
             ) from None
         watch = _Watch(process, settings)
         try:
+            interrupts.take()
             watch.wait()
         finally:
             watch.kill()

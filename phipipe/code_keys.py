@@ -61,7 +61,20 @@ WORDS: Mapping[str, re.Pattern[str]] = {
 }
 # Files that transformers opens in place of those beside the config.
 FILES = frozenset(
-    {"tokenizer_file", "vocab_file", "merges_file", "spm_file", "source_spm", "target_spm", "qformer_file"}
+    {
+        "configuration_files",
+        "fast_tokenizer_files",
+        "gguf_file",
+        "merges_file",
+        "qformer_file",
+        "source_spm",
+        "spm_file",
+        "target_spm",
+        "tekken_file",
+        "tokenizer_file",
+        "transformers_weights",
+        "vocab_file",
+    }
 )
 
 

@@ -31,7 +31,7 @@ def of_paths(paths: Sequence[Path]) -> list[Entry]:
     """Entries of packages, of boards (``board.json`` or a folder that holds one), and of folders full of packages.
 
     Raises:
-        SourceError: a path is none of these, or its content is damaged.
+        SourceError: a path is none of these, its content is damaged, or a package is not as it was packaged.
     """
     entries = [entry for path in paths for entry in _of_path(path)]
     # what was measured on its device takes the place of the build machine's figures of the same package
@@ -43,14 +43,14 @@ def _of_path(path: Path) -> list[Entry]:
     if path.is_file():
         return _load(path)
     if (path / "manifest.json").is_file():
-        return [board.from_manifest(package.figures(path))]
+        return [board.from_manifest(package.open_(path))]
     if (path / NAME).is_file():
         return _load(path / NAME)
     inside = sorted(p.parent for p in path.glob("*/manifest.json")) if path.is_dir() else []
     if not inside:
         kind = "holds neither a package nor a board" if path.is_dir() else "does not exist"
         raise SourceError(f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run")
-    return [board.from_manifest(package.figures(folder)) for folder in inside]
+    return [board.from_manifest(package.open_(folder)) for folder in inside]
 
 
 def _load(path: Path) -> list[Entry]:

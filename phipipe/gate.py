@@ -20,13 +20,17 @@ from pathlib import Path, PurePosixPath
 from phipipe import (
     backends,
     code_keys,
+    config_check,
     gate_genai,
+    gate_reference,
     json_files,
     peek_gguf,
     peek_litert,
+    peek_modelfile,
     peek_onnx,
     peek_openvino,
     reference,
+    weights,
 )
 from phipipe import manifest as manifests
 from phipipe.errors import SourceError
@@ -61,17 +65,16 @@ COMMON = (
 REFERENCE = ("tokens.npy", "top.npz", "baseline.json")
 MAX_TEXT_BYTES = 2**20  # of a card, a licence, a recipe, a template
 MAX_CONFIG_BYTES = 2**25
-MAX_HEADER_BYTES = 100_000_000  # of safetensors, as its own reader has it
+QUANTIZED = {"bits": 16, "group_size": 2**20}  # at most, in a config
 # What no data file is called, whatever pattern it fits: systems and tools run these by their names.
 _CODE = re.compile(
-    r"\.(py[cdiowxz]?|so|dll|dylib|exe|com|bat|cmd|ps1|sh|js|jar|class|wasm|lnk|pkl|pickle|pth?|ckpt|joblib|node|app)"
+    r"\.(py[cdiowxz]?|so|dll|dylib|exe|com|bat|cmd|psm?1|sh|jse?|jar|class|wasm|lnk|pkl|pickle|pth?|ckpt|joblib|node|app"
+    r"|vb[es]?|ws[fh]|hta|scr|pif|msi|reg|cpl|command|desktop|ipynb|url|webloc|workflow|tool)"
     r"(\.|$)",
     re.IGNORECASE,
 )
 _MACHO = (b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 _SAVED = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's older files begin
-_INSTRUCTION = re.compile(r"^\s*([A-Za-z]+)\b\s*(.*)$")
-_INSTRUCTIONS = frozenset({"FROM", "TEMPLATE", "PARAMETER", "SYSTEM", "LICENSE", "MESSAGE"})
 
 Files = Mapping[str, int]  # path in the package → size
 
@@ -162,8 +165,8 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         ".litertlm": lambda: peek_litert.problems(path),
         ".xml": lambda: _graph(path, name, files),
         ".safetensors": lambda: _safetensors(path),
-        ".npy": lambda: _array(path),
-        ".npz": lambda: _archive(path),
+        ".npy": lambda: gate_reference.tokens(path),
+        ".npz": lambda: gate_reference.likeliest(path),
     }
     if own in CONFIGS:
         yield from _config(path, backend)
@@ -171,7 +174,9 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         spec = {"g": gate_genai.CONFIG, "p": gate_genai.PROCESSOR, "s": gate_genai.STATIC}[own[0]]
         yield from gate_genai.problems(json_files.read_object(path, MAX_TEXT_BYTES), spec, _beside(name, files))
     elif own == "baseline.json":
-        json_files.read_object(path, MAX_CONFIG_BYTES)
+        yield from gate_reference.baseline(json_files.read_object(path, MAX_CONFIG_BYTES))
+    elif own.endswith(".safetensors.index.json"):
+        yield from _index(path, _beside(name, files))
     elif own == "Modelfile":
         yield from _modelfile(path)
     elif suffix in checks:
@@ -190,7 +195,8 @@ def _beside(name: str, files: Files) -> Files:
 
 
 def _config(path: Path, backend: str) -> Iterator[str]:
-    settings = json_files.read_object(path, MAX_CONFIG_BYTES)
+    bounded = path.name in ("config.json", "generation_config.json")
+    settings = config_check.read(path) if bounded else json_files.read_object(path, MAX_CONFIG_BYTES)
     yield from code_keys.hooks(settings)
     if path.name != "config.json" or backend not in ("torch", "mlx"):
         return
@@ -199,6 +205,8 @@ def _config(path: Path, backend: str) -> Iterator[str]:
             yield f"names classes of a model's own code (`{where[:120]}`)"
         if key == "quant_method" and not (backend == "torch" and value == "auto-round"):
             yield f"is quantized in a way that phipipe never writes (`{where[:120]}`)"
+        if key in QUANTIZED and value is not None and (type(value) is not int or not -1 <= value <= QUANTIZED[key]):
+            yield f"is quantized in no possible way (`{where[:120]}`)"
 
 
 def _graph(path: Path, name: str, files: Files) -> list[str]:
@@ -208,43 +216,18 @@ def _graph(path: Path, name: str, files: Files) -> list[str]:
 
 
 def _safetensors(path: Path) -> Iterator[str]:
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-        yield "is no safetensors file, or is cut short"
+    weights.tensors(path)
+    yield from ()
 
 
-def _numbers(start: bytes) -> Iterator[str]:
-    """numpy's header: an array of objects is a pickle."""
-    if re.search(rb"'descr': *'?[|=<>]?O", start):
-        yield "holds pickled objects, which can run code when they are loaded"
-
-
-def _array(path: Path) -> Iterator[str]:
-    with path.open("rb") as stream:
-        yield from _numbers(stream.read(256))
-
-
-def _archive(path: Path) -> Iterator[str]:
-    with zipfile.ZipFile(path) as archive:
-        entries: list[zipfile.ZipInfo] = archive.infolist()
-        if len(entries) > len(REFERENCE) * 4 or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-            yield "is packed in a way that phipipe never writes"
-            return
-        for entry in entries:
-            with archive.open(entry) as stream:
-                yield from _numbers(stream.read(256))
+def _index(path: Path, beside: Files) -> Iterator[str]:
+    """Which file each tensor lies in: transformers goes wherever it says."""
+    places = json_files.read_object(path, weights.MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(places, dict):
+        yield "has no `weight_map`, the table of tensors and their files"
+    elif not all(isinstance(place, str) and place in beside for place in places.values()):
+        yield "names a file that is not in the package (`weight_map`)"
 
 
 def _modelfile(path: Path) -> Iterator[str]:
-    """Ollama's recipe: it may name no other model, adapter or address than the file beside it."""
-    text = json_files.read_bytes(path, MAX_TEXT_BYTES).decode("utf-8")
-    for line in re.sub(r'"""[\s\S]*?"""', '""', text).splitlines():
-        found = _INSTRUCTION.match(line)
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        word, rest = (found[1].upper(), found[2].strip()) if found else ("", "")
-        if word not in _INSTRUCTIONS:
-            yield f"has a line that phipipe never writes (`{ascii(line[:60])[1:-1]}`)"
-        elif word == "FROM" and rest != "./model.gguf":
-            yield f"takes another model (`{ascii(rest[:60])[1:-1]}`)"
+    yield from peek_modelfile.problems(json_files.read_bytes(path, MAX_TEXT_BYTES).decode("utf-8"))

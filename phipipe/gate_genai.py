@@ -15,11 +15,13 @@ from phipipe import file_names
 
 MAX_COUNT = 2**31
 MAX_LIST = MAX_SMALL = 4096
-# What a value may be: a number, a number of layers or threads, true or false, a short text without a path, a file of
-# the package, one or several ids of tokens, a list of texts or of numbers.
-Kind = Literal["number", "small", "flag", "text", "file", "ids", "texts", "counts"]
+# What a value may be: a number, a number of layers or threads, true or false, a short text without a path, the name of
+# a tensor (``%d`` stands for a layer; the runtime hands it to ``snprintf``), a file of the package, one or several ids
+# of tokens, a list of texts or of numbers.
+Kind = Literal["number", "small", "flag", "text", "name", "file", "ids", "texts", "counts"]
 Spec = Mapping[str, Any]  # key → kind, or what may be inside; a list of one: a list of such; "*": any other key
-_TEXT = re.compile(r"[\w .:%|-]{0,200}", re.ASCII)
+_TEXT = re.compile(r"[\w .:|-]{0,200}", re.ASCII)
+_NAME = re.compile(r"[\w .:|-]{0,200}(%d[\w .:|-]{0,200})?", re.ASCII)
 
 _PROVIDERS: Spec = {
     "cuda": {"enable_cuda_graph": "text", "enable_skip_layer_norm_strict_mode": "text"},
@@ -40,7 +42,7 @@ _SESSION: Spec = {
     "enable_mem_pattern": "flag",
     "ep.cuda.fpa_intb_gemm": "text",
 }
-_NAMES: Spec = {"*": "text"}  # names of a graph's inputs and outputs
+_NAMES: Spec = {"*": "name"}  # names of a graph's inputs and outputs
 _SHAPE: Spec = {
     "hidden_size": "number",
     **dict.fromkeys(("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"), "small"),
@@ -164,6 +166,9 @@ def _unfit(value: object, kind: str, files: Mapping[str, int]) -> str | None:
         return None if known else "names a file that is not in the package"
     if kind == "text":
         return None if _is_text(value) else "has no plain text where one belongs"
+    if kind == "name":
+        known = isinstance(value, str) and bool(_NAME.fullmatch(value))
+        return None if known else "has no name of a tensor where one belongs"
     listed = value if isinstance(value, list) else [value]
     if len(listed) > MAX_LIST or not all(_is_text(one) if kind == "texts" else _is_number(one) for one in listed):
         return "has an impossible list"

@@ -1,7 +1,7 @@
 """The step that makes what ships: the artifact, its card, its licence, its recipe and its manifest.
 
 Same inputs, same bytes: no time, no host name, no path of the build machine enters a package. Light: it
-runs in the parent process. What reads packages comes in here: ``open_``, ``figures``, ``verify``, ``read_manifest``.
+runs in the parent process. What reads packages comes in here: ``open_``, ``verify``, ``read_manifest``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from phipipe.manifest import Finding, Manifest, read_manifest
 from phipipe.settings import Settings
 from phipipe.store import copy
 
-__all__ = ["Finding", "Manifest", "figures", "open_", "package", "read_manifest", "verify"]
+__all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 
 CARD, RECIPE = "README.md", "recipe.yaml"
 RESERVED = frozenset(name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER))
@@ -84,7 +84,7 @@ def verify(folder: Path) -> list[Finding]:
 def open_(folder: Path) -> Manifest:
     """The manifest of the package in ``folder``, every file of which is as it was packaged and has passed the gate.
 
-    What reads more of a package than its manifest calls this first, right before it does.
+    What reads a package calls this first, right before it does.
 
     Raises:
         SourceError: it is no package, was changed, or holds what phipipe never packages.
@@ -92,17 +92,6 @@ def open_(folder: Path) -> Manifest:
     made = read_manifest(folder)
     if changed := manifests.verify(folder):
         raise SourceError(f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}")
-    gate.pass_(folder, made)
-    return made
-
-
-def figures(folder: Path) -> Manifest:
-    """The manifest of the package in ``folder``, for its figures alone: its files are not hashed.
-
-    Raises:
-        SourceError: it is no package, or it holds what phipipe never packages.
-    """
-    made = read_manifest(folder)
     gate.pass_(folder, made)
     return made
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 MAX_PAIRS = 4096
@@ -17,6 +18,25 @@ MAX_ITEMS = 2**22  # of one array: the largest vocabularies have a quarter of a 
 MAX_DIMENSION = 2**40
 _TEXT, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes, by GGUF's types of values
+
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 10: "<Q", 11: "<q", 12: "<d"}
+# What settings may be, by their names without the architecture's: llama.cpp ends the process over some of the others.
+_BOUNDS: Mapping[bytes, tuple[float, float]] = {
+    b"block_count": (1, 4096),
+    b"context_length": (1, 2**31 - 1),
+    b"embedding_length": (1, 2**20),
+    b"feed_forward_length": (0, 2**24),
+    b"attention.head_count": (1, 4096),
+    b"attention.head_count_kv": (0, 4096),
+    b"attention.key_length": (1, 2**16),
+    b"attention.value_length": (1, 2**16),
+    b"attention.layer_norm_epsilon": (0, 1),
+    b"attention.layer_norm_rms_epsilon": (0, 1),
+    b"attention.sliding_window": (0, 2**31 - 1),
+    b"rope.dimension_count": (0, 2**16),
+    b"alignment": (1, 2**16),
+    b"count": (0, 1),  # of files that one model is split into
+}
 
 
 class _Reader:
@@ -40,6 +60,17 @@ class _Reader:
         start = self._at
         self.skip(length)
         return self._data[start : self._at]
+
+    def pair(self) -> None:
+        key, kind = self.text(MAX_KEY), self.take("<I")
+        if not key.decode("utf-8").isprintable():
+            raise ValueError("a setting whose name does not print")
+        least, most = _BOUNDS.get(key.partition(b".")[2], (0, 0))
+        if most and kind in _NUMBERS:
+            (number,) = struct.unpack_from(_NUMBERS[kind], self._data, self._at)
+            if not least <= number <= most:
+                raise ValueError(f"`{key.decode()}` is {number}, which no model has")
+        self.value(kind)
 
     def value(self, kind: int) -> None:
         if kind == _TEXT:
@@ -88,8 +119,7 @@ def problems(path: Path) -> list[str]:
         if tensors > MAX_TENSORS or pairs > MAX_PAIRS:
             return [f"promises {tensors} tensors and {pairs} settings, more than any model has"]
         for _ in range(pairs):
-            reader.text(MAX_KEY)
-            reader.value(reader.take("<I"))
+            reader.pair()
         for _ in range(tensors):
             reader.tensor()
     return []

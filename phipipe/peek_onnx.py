@@ -13,6 +13,7 @@ from phipipe import file_names
 
 MAX_FIELDS = 4_000_000
 MAX_LEVELS = 24
+MAX_NUMBER = 2**29  # of a field, as protocol buffers have it
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 CONTEXT = "EPContext"
 _NAME_BYTES = 4096
@@ -48,6 +49,8 @@ class _Reader:
                 raise ValueError(f"more than {MAX_FIELDS} fields")
             tag, at = self._varint(at, end)
             number, kind = tag >> 3, tag & 7
+            if not 0 < number < MAX_NUMBER:  # readers of 32 bits would take it for another one
+                raise ValueError("a field of no possible number")
             if kind == 0:
                 value, at = self._varint(at, end)
                 yield number, value, value

@@ -11,6 +11,12 @@ from phipipe import manifest
 DIGEST = "0" * 64
 
 
+def array(kind: str, shape: tuple[int, ...], data: bytes) -> bytes:
+    """A file of numpy's."""
+    told = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00v\x00" + told.ljust(117).encode() + b"\n" + data
+
+
 def described(*, backend: str = "onnxruntime", context_length: int = 2048, **changed: Any) -> dict[str, Any]:
     """A manifest but for its files and digest; ``changed`` replaces parts of it."""
     step = {"key": DIGEST, "digest": DIGEST, "tools": {}}
@@ -90,5 +96,5 @@ FILES = {
     "model.onnx.data": b"\0" * 64,
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}",
-    "reference/tokens.npy": b"\x93NUMPY",
+    "reference/tokens.npy": array("<i4", (1, 2), b"\0" * 8),
 }

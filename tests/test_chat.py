@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -392,6 +393,20 @@ def test_every_death_of_the_chat_is_a_sentence(
     with pytest.raises(kind, match=re.escape(words)):
         chat_process.hold(Path(sys.executable), {"toolchain": "x", "folder": str(tmp_path)}, settings, call)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_while_the_chats_python_starts_is_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It waits until the chat can take it: nothing is told of a damaged toolchain."""
+    early = "import os, signal; os.kill(os.getpid(), signal.SIGINT); "
+    request = {"folder": str(tmp_path), "backend": "onnxruntime", "toolchain": "x"}
+    request |= {"prompt": "hi", "system": None, "tokens": 1}
+    code = chat_process.hold(Path(sys.executable), request, Settings.read(), early + chat_process.SERVE)
+    assert code == 130
+    assert capfd.readouterr() == ("", "")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_python_that_cannot_start_is_a_toolchain_that_is_damaged(tmp_path: Path) -> None:

@@ -23,10 +23,21 @@ HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_buil
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
-    {"errors", "file_names", "hardware", "metrics", "progress", "sockets", "streams", "visible", "children"},
+    {
+        "errors",
+        "file_names",
+        "hardware",
+        "interrupts",
+        "metrics",
+        "progress",
+        "sockets",
+        "streams",
+        "visible",
+        "children",
+    },
     {"json_files", "launcher", "worker", "chat_screen", "several", "output", "output_lists"},
     {"code_keys", "config_check", "remarks", "weights"},
-    {"gate_genai", "peek_gguf", "peek_litert", "peek_onnx", "peek_openvino"},
+    {"gate_genai", "gate_reference", "peek_gguf", "peek_litert", "peek_modelfile", "peek_onnx", "peek_openvino"},
     {"user_paths"},
     {"document", "keys", "settings", "transfer", "changed", "room"},
     {"overlay"},
