@@ -23,6 +23,7 @@ MAX_DEPTH = 20
 MAX_NODES = 20_000
 MAX_DIGITS = 300  # of a number; longer ones are typing accidents, and slow to read
 MAX_PROBLEMS = 50  # that one message lists; nobody reads more, and each costs a search for a suggestion
+MAX_GUESSES = 4  # names that one "did you mean" has
 MAX_SHOWN = 60  # characters of a user's value that a message repeats
 MAX_LISTED = 6  # more choices than this are not listed in a message that has a suggestion
 
@@ -349,11 +350,14 @@ def shorten(text: str) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """``; did you mean `x`?`` where one of ``known`` is close to ``word``, else nothing."""
+    """``; did you mean `x`?`` where one of ``known`` is close to ``word``, or some begin with it; else nothing."""
     import difflib  # only where something is wrong
 
-    found = difflib.get_close_matches(word[:200], list(known), 1, 0.6)
-    return f"; did you mean `{found[0]}`?" if found else ""
+    known = list(known)
+    longer = [name for name in known if len(word) > 1 and name.startswith(word)]
+    found = longer if 0 < len(longer) <= MAX_GUESSES else difflib.get_close_matches(word[:200], known, 1, 0.6)
+    *others, last = (f"`{name}`" for name in found or [""])
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if found else ""
 
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Where, str, bool]]:

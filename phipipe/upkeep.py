@@ -27,6 +27,8 @@ MAX_GIB = 2.0**30  # no disk of anybody's
 class _Gib(click.FloatRange):
     """A size: not negative, and a number that a disk can have."""
 
+    name = "number of GiB"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
@@ -103,7 +105,8 @@ def pin(recipe: Path, as_json: bool) -> None:
     for one in pinned:
         echo(f"{recipe}: {one.repo} {one.revision} → {one.commit}")
     if not pinned:
-        echo(f"{recipe}: every repository is pinned already")
+        named = pins.names_any(recipe)
+        echo(f"{recipe}: {'every repository is pinned already' if named else 'it names no repository of a hub'}")
 
 
 @cli.group(epilog="Example:  phipipe toolchain install onnxruntime")
