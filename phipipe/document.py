@@ -110,8 +110,10 @@ def read(path: Path, kind: str = "recipe") -> Document:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        known = f"no {kind} at `{path}`" if isinstance(error, FileNotFoundError) else f"cannot read `{path}`"
-        more = near(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        missing = isinstance(error, FileNotFoundError)
+        known = f"no {kind} at `{path}`" if missing else f"cannot read `{path}`"
+        beside = path.parent.glob("*.yaml") if missing and path.parent.is_dir() else ()
+        more = near(path.name, [p.name for p in beside if near(path.stem, [p.stem])])  # not for `.yaml` alone
         raise RecipeError(f"{known}: {error.strerror}{more}") from None
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"{path}:1:1: the file is too large: a {kind} has at most {MAX_BYTES} bytes")

@@ -178,8 +178,9 @@ def cache_verify(as_json: bool) -> None:
     """Hash everything; put damage aside, to be built again when it is needed."""
     from phipipe import output_lists, outside
     from phipipe.errors import StoreError
+    from phipipe.store import Store
 
-    store = store_of_user()[1]
+    store = Store(settings_of_user().cache)  # which says nothing itself: the findings are the answer
     findings = [*store.verify(), *outside.verify(store.root)]
     if as_json:
         answers.give(output_lists.CacheVerified(ok=not findings, findings=[str(finding) for finding in findings]))

@@ -453,7 +453,7 @@ def test_a_text_comes_from_a_data_set(texts: Hub, own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "words"), [("nothing.txt", "has no file"), ("short.txt", "is too short"), ("latin.txt", "is not UTF-8")]
+    ("file", "words"), [("nothing.txt", "has no file"), ("short.txt", "is empty"), ("latin.txt", "is not UTF-8")]
 )
 def test_a_text_that_will_not_do_is_refused(texts: Hub, own_cache: Path, file: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
