@@ -177,11 +177,12 @@ def collected(report: GcReport, dry_run: bool) -> output_lists.Collected:
 
 def doctor(settings: Settings, checks: Sequence[output_lists.Check] = ()) -> output_lists.Doctor:
     """What this machine has, what is missing, and how to get it."""
+    from phipipe import toolchain
     from phipipe.measure import host
 
     disk = shutil.disk_usage(next(p for p in (settings.cache, *settings.cache.parents) if p.exists()))
     rows = toolchains(settings)
-    missing = [row.toolchain for row in rows if not row.installed]
+    missing = [row.toolchain for row in rows if not row.installed and toolchain.is_useful(row.toolchain)]
     return output_lists.Doctor(
         phipipe=__version__,
         python=sys.version.split()[0],

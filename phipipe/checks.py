@@ -139,6 +139,10 @@ def disks(settings: Settings) -> Iterator[Check]:
             message = f"{gib(free)} free at `{folder}`, where a toolchain alone takes up to {gib(ROOM)}"
             told = Check(name=told.name, ok=False, message=message, hint=hint, free_bytes=free)
         yield told
+    for name, (folder, variable) in places.items():
+        if not os.access(_existing(folder), os.W_OK):
+            message = f"`{folder}` cannot be written: you have no permission"
+            yield Check(name=name, ok=False, message=message, hint=f"set {variable} to a folder that you can write")
 
 
 def _existing(path: Path) -> Path:

@@ -19,6 +19,7 @@ from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
     ON,
+    Count,
     UserPath,
     cli,
     command,
@@ -54,7 +55,8 @@ def _accepted(context: click.Context, parameter: click.Parameter, package: Path)
     return package / version if version.isprintable() and Path(version).name == version else package
 
 
-PACKAGE = click.argument("package", type=UserPath(Kind.FOLDER, SourceError), callback=_accepted)
+_PACKAGE_PATH = UserPath(Kind.FOLDER, SourceError, hint="a package is a folder that `phipipe run RECIPE` writes")
+PACKAGE = click.argument("package", type=_PACKAGE_PATH, callback=_accepted)
 SETS = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value, of all variants; repeatable."
 )
@@ -66,7 +68,7 @@ ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this var
 @SETS
 @ONLY
 @click.option("--out", default=PACKAGES, show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where packages go.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory.")
+@click.option("--jobs", type=Count(min=1), help="Steps side by side; default from cores and memory.")
 @ON
 @LOG_FORMAT
 @AS_JSON
@@ -92,8 +94,8 @@ def run(
     outcomes = _attempt("run", plans, store, settings, out, jobs, as_events, on)
     if as_json:
         answers.give([show.outcome_json(outcome) for outcome in outcomes])
-    for outcome in outcomes if len(outcomes) == 1 and not as_json else ():
-        echo(show.outcome(outcome))
+    if len(outcomes) == 1 and not as_json and (words := show.outcome(outcomes[0])):
+        echo(words)
     if len(outcomes) > 1:
         _board_of(outcomes, out, quiet=as_json)
     failures = [outcome for outcome in outcomes if outcome.error]
@@ -163,7 +165,7 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
 @command("phipipe eval packages/quickstart --tokens 8192")
 @PACKAGE
 @click.option("--text", type=UserPath(Kind.FILE, SourceError, "text"), help="Another evaluation text (UTF-8).")
-@click.option("--tokens", type=click.IntRange(min=256), help="How many tokens of it.")
+@click.option("--tokens", type=Count(min=256), help="How many tokens of it.")
 @click.option(
     "--source",
     type=UserPath(Kind.FOLDER, SourceError, "folder"),
@@ -260,7 +262,7 @@ def verify(package: Path, as_json: bool) -> None:
 @PACKAGE
 @click.option("--prompt", help="Answer this and end; without it, an interactive chat.")
 @click.option("--system", help="A system message.")
-@click.option("--tokens", default=256, show_default=True, type=click.IntRange(min=1), help="Longest answer.")
+@click.option("--tokens", default=256, show_default=True, type=Count(min=1), help="Longest answer.")
 def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> None:
     """Talk to a package through its own runtime, greedily."""
     from phipipe import again
@@ -352,7 +354,7 @@ def _show_board(entries: Sequence[Any], page: Path) -> None:
 
     from phipipe import board_text
 
-    echo(f"\n{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
+    echo(f"{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
     said = "\n".join(board_text.advice(entries))
     echo(f"\n{said}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
 

@@ -94,7 +94,8 @@ def security(where: str, role: str) -> Any:
 
 
 def unreachable(where: str, error: BaseException) -> ToolchainError:
-    """Why nobody can be spoken to at ``where``."""
+    """Why nobody can be spoken to at ``where``, which is told as users write it."""
+    where = f"dask://{where.partition('://')[2]}"
     if isinstance(error, imported().comm.CommClosedError):
         return ToolchainError(
             f"who answers at `{where}` hangs up: TLS on one side only, certificates that do not belong together, or "

@@ -26,6 +26,12 @@ MAX_MISUSED = 4000  # characters: what a command line that was mistaken for anot
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 
 
+class Count(click.IntRange):
+    """A whole number, called so where it is none."""
+
+    name = "whole number"
+
+
 class UserPath(click.Path):
     """A path on the command line: refused with ``error`` where it cannot be the ``kind`` that is meant.
 
@@ -34,26 +40,30 @@ class UserPath(click.Path):
     """
 
     def __init__(
-        self, kind: Kind | None = None, error: type[PhipipeError] = RecipeError, missing: str | None = None
+        self,
+        kind: Kind | None = None,
+        error: type[PhipipeError] = RecipeError,
+        missing: str | None = None,
+        hint: str = "give another path",
     ) -> None:
         super().__init__(path_type=Path)
-        self._kind, self._error, self._missing = kind, error, missing
+        self._kind, self._error, self._missing, self._hint = kind, error, missing, hint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path, name = Path(os.fsdecode(value)), _called(param)
+        path, option = Path(os.fsdecode(value)), _option(param)
         if not str(value):
-            raise self._error(f"{name} is empty", hint="give a path")
+            raise self._error(f"{option or 'a path'} is empty", hint="give a path")
+        before = f"{option}: " if option else ""
         if self._kind and (odd := problem(path, self._kind)):
-            raise self._error(f"{name}: `{shown(path)}` {odd}", hint=f"choose another {name}")
+            raise self._error(f"{before}`{shown(path)}` {odd}", hint=self._hint)
         if self._missing and not path.exists():
-            raise self._error(f"{name}: there is no {self._missing} at `{path}`", hint="check the path")
+            raise self._error(f"{before}there is no {self._missing} at `{path}`", hint="check the path")
         return path
 
 
-def _called(param: click.Parameter | None) -> str:
-    """What users know a parameter as."""
-    name = param.opts[0] if param else "the path"
-    return name if name.startswith("-") else name.upper()
+def _option(param: click.Parameter | None) -> str | None:
+    """The option that a path is given to; None for an argument."""
+    return param.opts[0] if isinstance(param, click.Option) else None
 
 
 def _log_as(context: click.Context, parameter: click.Parameter, value: str) -> bool:

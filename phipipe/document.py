@@ -23,6 +23,7 @@ MAX_DEPTH = 20
 MAX_NODES = 20_000
 MAX_DIGITS = 300  # of a number; longer ones are typing accidents, and slow to read
 MAX_PROBLEMS = 50  # that one message lists; nobody reads more, and each costs a search for a suggestion
+MAX_GUESSES = 4  # names that one "did you mean" has
 MAX_SHOWN = 60  # characters of a user's value that a message repeats
 MAX_LISTED = 6  # more choices than this are not listed in a message that has a suggestion
 
@@ -109,8 +110,10 @@ def read(path: Path, kind: str = "recipe") -> Document:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        known = f"no {kind} at `{path}`" if isinstance(error, FileNotFoundError) else f"cannot read `{path}`"
-        more = near(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        missing = isinstance(error, FileNotFoundError)
+        known = f"no {kind} at `{path}`" if missing else f"cannot read `{path}`"
+        beside = path.parent.glob("*.yaml") if missing and path.parent.is_dir() else ()
+        more = near(path.name, [p.name for p in beside if near(path.stem, [p.stem])])  # not for `.yaml` alone
         raise RecipeError(f"{known}: {error.strerror}{more}") from None
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"{path}:1:1: the file is too large: a {kind} has at most {MAX_BYTES} bytes")
@@ -349,11 +352,14 @@ def shorten(text: str) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """``; did you mean `x`?`` where one of ``known`` is close to ``word``, else nothing."""
+    """``; did you mean `x`?`` where one of ``known`` is close to ``word``, or some begin with it; else nothing."""
     import difflib  # only where something is wrong
 
-    found = difflib.get_close_matches(word[:200], list(known), 1, 0.6)
-    return f"; did you mean `{found[0]}`?" if found else ""
+    known = list(known)
+    longer = [name for name in known if len(word) > 1 and name.startswith(word)]
+    found = longer if 0 < len(longer) <= MAX_GUESSES else difflib.get_close_matches(word[:200], known, 1, 0.6)
+    *others, last = (f"`{name}`" for name in found or [""])
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if found else ""
 
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Where, str, bool]]:

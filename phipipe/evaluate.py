@@ -273,7 +273,7 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     if failures:
         raise GateFailed(
             "gate failed: " + "; ".join(failures),
-            hint="nothing was packaged; change the gate in `evaluate.gates`, or quantize less (int8, a smaller group)",
+            hint="nothing was packaged; change `evaluate.gates`, or quantize less: more bits, smaller groups",
         )
     _write(out / "gates.json", verdicts)
 

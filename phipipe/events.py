@@ -320,11 +320,12 @@ def words(event: Mapping[str, Any]) -> str:
 def row(event: Mapping[str, Any]) -> dict[str, Any]:
     """How a step or a build ended, for a table."""
     state = "failed" if "exit_code" in event else "cached" if event.get("cached") else "done"
+    seconds = event.get("seconds")
     resident, anonymous = (event.get(f"peak_{kind}_bytes") for kind in ("rss", "anon"))
     return {
         "what": event.get("step") or event["build"],
         "state": state,
-        "seconds": event.get("seconds"),
+        "seconds": None if seconds is None else round(seconds, 2),
         "peak_gib_anonymous": None if anonymous is None else round(anonymous / 2**30, 2),
         "peak_gib_resident": None if resident is None else round(resident / 2**30, 2),
         "why": (event.get("message") or "").partition("\n")[0] or None,

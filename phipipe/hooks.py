@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -30,6 +31,17 @@ def tell(hook: str, summary: Path, exit_code: int) -> str | None:
     except subprocess.TimeoutExpired:
         return f"the hook `{hook}` was ended after {TIMEOUT_S:.0f} s"
     return f"the hook `{hook}` ended with exit code {done.returncode}" if done.returncode else None
+
+
+def doubt(hook: str) -> str | None:
+    """Why ``hook`` could not be told now; known before the work that it is to hear of."""
+    if re.match(r"https?://", hook, re.IGNORECASE):
+        return None
+    try:
+        (program, *_) = _split(hook)
+    except ValueError:
+        return f"the hook `{hook}` does not start: it is no command"
+    return None if shutil.which(program) else f"the hook `{hook}` will not start: there is no command `{program}`"
 
 
 def _split(command: str) -> list[str]:

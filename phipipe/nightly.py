@@ -16,6 +16,7 @@ from phipipe.console import (
     AS_JSON,
     LOG_FORMAT,
     ON,
+    Count,
     UserPath,
     cli,
     command,
@@ -62,13 +63,11 @@ _MANNER = (
     click.option(
         "--out", default="batch", show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where it all goes."
     ),
-    click.option(
-        "--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Packages kept of each build."
-    ),
+    click.option("--keep", default=3, show_default=True, type=Count(min=1), help="Packages kept of each build."),
     click.option(
         "--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default)."
     ),
-    click.option("--jobs", type=click.IntRange(min=1), help="Steps side by side; default from cores and memory."),
+    click.option("--jobs", type=Count(min=1), help="Steps side by side; default from cores and memory."),
     ON,
     click.option(
         "--on-finish", metavar="COMMAND|URL", help="Told at the end: gets batch.json's path, or batch.json by POST."
@@ -108,7 +107,7 @@ def batch(
     settings, store = store_of_user()
     with planning_on(on):
         warnings = batches.plan(items, store, settings, out, elsewhere=on is not None)
-    for warning in warnings:
+    for warning in [*warnings, *filter(None, [on_finish and hooks.doubt(on_finish)])]:
         note(f"warning: {warning}")
     plans = [item.plan for item in items if item.plan]
     note(f"{report.counted(len(items), 'build')}, {len(items) - len(plans)} refused")
@@ -144,7 +143,7 @@ def batch(
 
 @command("phipipe worker --scheduler dask://localhost:8786")
 @click.option("--scheduler", required=True, metavar="dask://HOST:PORT", help="Whose steps are done here.")
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Steps side by side.")
+@click.option("--jobs", default=1, show_default=True, type=Count(min=1), help="Steps side by side.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is.")
 @click.option("--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain.")
 def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:

@@ -54,19 +54,32 @@ def pin(path: Path) -> list[Pinned]:
     return pinned
 
 
-def _unpinned(data: Any, where: Where = ()) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+def names_any(path: Path) -> bool:
+    """Whether the recipe ``path`` names a repository of a hub.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
+    return any(_repositories(read(path).data))
+
+
+def _unpinned(data: Any) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
     """(place, kind, mapping) of every repository in a recipe's data that is at no commit."""
+    return (found for found in _repositories(data) if not re.fullmatch(COMMIT[1:-1], str(found[2].get("revision"))))
+
+
+def _repositories(data: Any, where: Where = ()) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+    """(place, kind, mapping) of every repository in a recipe's data."""
     if isinstance(data, list):
         for i, inner in enumerate(data):
-            yield from _unpinned(inner, (*where, i))
+            yield from _repositories(inner, (*where, i))
     elif isinstance(data, dict):
         kind = KINDS.get(str(where[-1])) if where else None
         if kind and re.fullmatch(REPO[1:-1], str(data.get("repo"))):
-            if not re.fullmatch(COMMIT[1:-1], str(data.get("revision"))):
-                yield where, kind, data
+            yield where, kind, data
             return
         for key, inner in data.items():
-            yield from _unpinned(inner, (*where, key))
+            yield from _repositories(inner, (*where, key))
 
 
 def _scalars(text: str) -> dict[tuple[int, int], tuple[int, int]]:

@@ -266,24 +266,31 @@ class Worker:
             return f"pip install 'phipipe[{self._name}]', or unset PHIPIPE_TOOLCHAIN"
         return f"phipipe toolchain install {self._name} --force"
 
+    def _absent(self, reason: str) -> str:
+        if self._settings.use_current:
+            return f"this Python has not what toolchain `{self._name}` needs (PHIPIPE_TOOLCHAIN is `current`): {reason}"
+        return f"toolchain `{self._name}` is damaged: {reason}"
+
     def _died(self, step: str, code: int | None, watch: _Watch, log: Path) -> PhipipeError:
         """Why there is no response."""
         peak = _gib(watch.peak_rss_bytes)
         if watch.verdict:
-            return StepKilled(f"step `{step}` was ended: {watch.verdict} (peak memory {peak})", hint=f"its log: {log}")
+            return StepKilled(
+                f"step `{step}` was ended: {watch.verdict} (peak {peak} resident)", hint=f"its log: {log}"
+            )
         if not self._ready and code is not None and code > 0:
             last = "".join(_tail(log)[-1:]).strip()
             return ToolchainError(f"toolchain `{self._name}` cannot be started: {last}", hint=self._repair())
         if code in (-9, 137):
             return StepKilled(
-                f"step `{step}` was killed by SIGKILL at {peak}: most likely the system ran out of memory",
+                f"step `{step}` was killed by SIGKILL at {peak} resident: most likely the system ran out of memory",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
         if room.is_full(room.of_steps(self._settings)):  # a file mapped into memory: SIGBUS; or no room for an answer
             return room.error(
                 room.of_steps(self._settings), doing=f"step `{step}`", reason=f"it died ({_ending(code)})"
             )
-        return StepKilled(f"step `{step}` died ({_ending(code)}, peak memory {peak})", hint=f"its log: {log}")
+        return StepKilled(f"step `{step}` died ({_ending(code)}, peak {peak} resident)", hint=f"its log: {log}")
 
     def _failed(self, step: str, told: Mapping[str, Any], watch: _Watch, log: Path) -> PhipipeError:
         """The step's own failure, raised again here as what it is."""
@@ -299,12 +306,13 @@ class Worker:
             reason = _last(message) or str(told["kind"])
             return room.error(room.of_steps(self._settings), doing=f"step `{step}`", reason=reason)
         if told["kind"] == "MemoryError" or NO_MEMORY.search(message) or told.get("returncode") in (-9, 137):
+            peak = _gib(watch.peak_rss_bytes)
             return StepKilled(
-                f"step `{step}` ran out of memory at {_gib(watch.peak_rss_bytes)}: {_last(message) or told['kind']}",
+                f"step `{step}` ran out of memory at {peak} resident: {_last(message) or told['kind']}",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
         if "import" in told and str(told["import"]).partition(".")[0] != "phipipe":
-            return ToolchainError(f"toolchain `{self._name}` is damaged: {_last(message)}", hint=self._repair())
+            return ToolchainError(self._absent(_last(message)), hint=self._repair())
         before = "".join(f"\n  | {line}" for line in _tail(log, before=str(told["traceback"]))[-3:])
         return StepFailed(f"step `{step}` failed: {told['kind']}: {_last(message)}{before}", hint=f"its log: {log}")
 

@@ -156,10 +156,11 @@ def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> 
             for line in _warnings(plan):
                 print(visible(f"  {line}"), file=stream, flush=True)
         yield Lines(width, stream)
-        return
-    with _live(width, stream) as live:
-        live.introduce(plans)
-        yield live
+    else:
+        with _live(width, stream) as live:
+            live.introduce(plans)
+            yield live
+    print(file=stream, flush=True)  # what follows is no progress
 
 
 @contextmanager
@@ -212,7 +213,7 @@ def outcome(done: Outcome) -> str:
     baseline = done.load("baseline", "baseline.json")
     if seen := done.load("vision-evaluate", "vision.json"):
         metrics = {**metrics, "vision": seen}
-    lines = ["", heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
+    lines = [heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(
             f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; fidelity holds there."

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from phipipe import backends, hub, hub_client, models, several, targets, user_paths
+from phipipe import backends, hub, hub_client, models, room, several, targets, user_paths
 from phipipe import device as devices
 from phipipe import recipe as recipes
 from phipipe.document import complaints, parse, read, resolve
@@ -206,7 +206,8 @@ def _source(text: str, folder: Path) -> _Source:
         raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
     is_path = text.startswith((".", "~")) or _is_folder(text)
     if is_path or not re.fullmatch(REPO[1:-1], name):
-        note = None if _is_folder(text) else f"there is no folder `{text}` yet"
+        odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
+        note = None if _is_folder(text) else f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
         return _Source(said={"path": _seen_from(folder, text)}, note=note if text else None)
     if re.fullmatch(COMMIT[1:-1], revision):
         return _Source(said={"repo": name, "revision": revision}, hub=True)
@@ -294,8 +295,14 @@ def _create(path: Path, text: str) -> None:
                 raise
     except FileExistsError:
         raise RecipeError(f"`{path}` is there already", hint="choose another name") from None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot write `{path}`: {getattr(error, 'strerror', error)}") from None
+    except OSError as error:
+        if error.errno in room.FULL:
+            raise room.error(
+                [room.Folder(path.parent, "make room there, or choose another folder")], reason=str(error.strerror)
+            ) from None
+        raise RecipeError(f"cannot write `{path}`: {error.strerror}", hint="choose another folder") from None
+    except ValueError as error:
+        raise RecipeError(f"cannot write `{path}`: {error}", hint="choose another name") from None
 
 
 def _word(path: Path) -> str:

@@ -36,7 +36,8 @@ def check(path: Path, name: str, hint: str | None = None) -> None:
     except UnicodeDecodeError as error:
         raise SourceError(f"{name} is not UTF-8 (byte {error.start})", hint=hint) from None
     if len(text) < SMALLEST_BYTES:
-        raise SourceError(f"{name} is empty", hint=hint)
+        words = f"is too short: at least {SMALLEST_BYTES} characters are needed" if text.strip() else "is empty"
+        raise SourceError(f"{name} {words}", hint=hint)
 
 
 def read(path: Path) -> str:

@@ -103,6 +103,11 @@ def foreign(name: str) -> str | None:
     return " and ".join(f"{system} on {machine}" for system, machine in places)
 
 
+def is_useful(name: str) -> bool:
+    """Whether toolchain ``name`` is of use here: it exists for this system, and what it computes on is there."""
+    return foreign(name) is None and (not name.endswith("-cuda") or _has_nvidia())
+
+
 def ensure(
     name: str, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop = lambda: False
 ) -> Installed:

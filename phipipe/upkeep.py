@@ -27,6 +27,8 @@ MAX_GIB = 2.0**30  # no disk of anybody's
 class _Gib(click.FloatRange):
     """A size: not negative, and a number that a disk can have."""
 
+    name = "number of GiB"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
@@ -103,7 +105,8 @@ def pin(recipe: Path, as_json: bool) -> None:
     for one in pinned:
         echo(f"{recipe}: {one.repo} {one.revision} → {one.commit}")
     if not pinned:
-        echo(f"{recipe}: every repository is pinned already")
+        named = pins.names_any(recipe)
+        echo(f"{recipe}: {'every repository is pinned already' if named else 'it names no repository of a hub'}")
 
 
 @cli.group(epilog="Example:  phipipe toolchain install onnxruntime")
@@ -175,8 +178,9 @@ def cache_verify(as_json: bool) -> None:
     """Hash everything; put damage aside, to be built again when it is needed."""
     from phipipe import output_lists, outside
     from phipipe.errors import StoreError
+    from phipipe.store import Store
 
-    store = store_of_user()[1]
+    store = Store(settings_of_user().cache)  # which says nothing itself: the findings are the answer
     findings = [*store.verify(), *outside.verify(store.root)]
     if as_json:
         answers.give(output_lists.CacheVerified(ok=not findings, findings=[str(finding) for finding in findings]))

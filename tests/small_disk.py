@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phipipe import collect, toolchain
+from phipipe import collect, starter, toolchain
 from phipipe.errors import PhipipeError
 from phipipe.process import Request, Worker
 from phipipe.settings import Settings
@@ -123,6 +123,11 @@ def report(disk: Path, spare: Path) -> None:
         (disk / "board.html").write_bytes(b"x" * 8 * MIB)
 
 
+def recipe(disk: Path, spare: Path) -> None:
+    (disk / "filler").write_bytes(b"x" * disk_free(disk))
+    starter.write(disk / "r.yaml", device="cpu-x86_64", precision=None, backend=None, source="builtin:tiny-phi3")
+
+
 CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "cache": (on_a_full_cache, "size=4m"),
     "native words": (native_words, "size=4m"),
@@ -133,6 +138,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "files": (files_of_the_cache, "size=4m,nr_inodes=60"),
     "toolchain": (installation, "size=1m"),
     "report": (report, "size=4m"),
+    "recipe": (recipe, "size=1m"),
 }
 
 

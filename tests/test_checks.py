@@ -121,6 +121,16 @@ def test_a_disk_says_its_room_and_what_makes_more(tmp_path: Path, monkeypatch: p
     assert all(check.ok is False and check.hint for check in checks.disks(settings))
 
 
+def test_a_folder_that_cannot_be_written_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != cache)  # as permissions look to who is not root
+    bad = [check for check in checks.disks(Settings(cache=cache, toolchains=tmp_path)) if not check.ok]
+    assert [check.name for check in bad] == ["cache"]
+    assert "cannot be written" in bad[0].message
+    assert "PHIPIPE_CACHE" in str(bad[0].hint)
+
+
 def asked(tmp_path: Path, sets: str, *, broken: str = "") -> list[Check]:
     """What doctor says of a recipe of the embedded model with ``sets``, where nothing is installed."""
     path = tmp_path / "mine.yaml"

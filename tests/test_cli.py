@@ -259,3 +259,45 @@ def test_completion_scripts_name_the_command(run: Run, shell: str) -> None:
 def test_the_module_runs_as_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "phipipe", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("phipipe, version ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("chat", "a.yaml"), 8, "error: `a.yaml` is a file, and a folder is meant\n  try: a package is a folder"),
+        (("verify", "a.yaml"), 8, "error: `a.yaml` is a file, and a folder is meant\n  try: a package is a folder"),
+        (("run", "a.yaml", "--out", "a.yaml"), 2, "--out: `a.yaml` is a file, and a folder is meant"),
+        (("eval", ""), 8, "error: a path is empty"),
+        (("cache", "gc", "--budget", "abc"), 2, "'abc' is not a valid number of GiB"),
+        (("run", "a.yaml", "--jobs", "two"), 2, "'two' is not a valid whole number"),
+        (("backends", "show", "onnx"), 3, "unknown backend `onnx`; did you mean `onnxruntime`?"),
+        (("devices", "show", "cpu"), 3, "did you mean `cpu-arm64` or `cpu-x86_64`?"),
+    ],
+)
+def test_a_slip_is_named_in_the_users_words(
+    run: Run, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    shutil.copy(QUICKSTART, tmp_path / "a.yaml")
+    found, out, err = run(*words)
+    assert (found, out) == (code, ""), err
+    assert said in err
+
+
+def test_a_recipe_of_the_embedded_model_has_nothing_to_pin(run: Run) -> None:
+    assert run("pin", QUICKSTART)[1].endswith("it names no repository of a hub\n")
+
+
+def test_a_metric_and_a_device_are_guessed_by_how_they_begin(run: Run) -> None:
+    words = ("validate", QUICKSTART, "--set", "device=cpu", "--set", "evaluate.gates={kld: {max: 1}}")
+    code, _, err = run(*words)
+    assert code == 2
+    assert "did you mean `kld_mean`, `kld_median`, `kld_p99` or `kld_max`?" in err
+    assert "did you mean `cpu-arm64` or `cpu-x86_64`?" in run(*words[:4])[2]
+
+
+def test_python_itself_lacks_what_a_toolchain_has(run: Run, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHIPIPE_TOOLCHAIN", "current")
+    code, out, err = run("run", QUICKSTART)
+    assert (code, out) == (4, "")
+    assert "this Python has not what toolchain `onnxruntime` needs" in err
+    assert "pip install 'phipipe[onnxruntime]'" in err

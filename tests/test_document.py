@@ -220,6 +220,8 @@ def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("a: 1\n")
     with pytest.raises(RecipeError, match=r"no recipe at `.*`: .*did you mean `quickstart\.yaml`\?"):
         document.read(tmp_path / "quikstart.yaml")
+    with pytest.raises(RecipeError, match=r"No such file or directory$"):
+        document.read(tmp_path / "mine.yaml")  # alike in `.yaml` alone
     with pytest.raises(RecipeError, match="is a folder, not a recipe"):
         document.read(tmp_path)
     with pytest.raises(RecipeError, match="no device file at"):

@@ -42,6 +42,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         ("temporary", "TMPDIR"),
         ("package", "--out"),
         ("report", "--out"),
+        ("recipe", "another folder"),
         ("files", "phipipe cache gc"),
         ("toolchain", "PHIPIPE_TOOLCHAINS"),
     ],

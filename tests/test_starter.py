@@ -272,3 +272,13 @@ def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -
     write(tmp_path / "r.yaml")
     (build,) = targets.checked(tmp_path / "r.yaml")
     assert plan.prepare(build).build.name == "r"
+
+
+def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert (
+        write(tmp_path / "a.yaml", source=str(tmp_path / "model.gguf"))
+        .notes[0]
+        .endswith("model.gguf` is a file, and a folder is meant")
+    )
+    assert "there is no folder" in write(tmp_path / "b.yaml", source=str(tmp_path / "nope")).notes[0]

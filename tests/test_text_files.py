@@ -77,3 +77,16 @@ def test_what_only_is_called_a_table_is_refused_before_any_toolchain(tmp_path: P
     with pytest.raises(SourceError, match="no Parquet file") as refused:
         text_files.check(path, "the text", hint="check it")
     assert refused.value.hint == "check it"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "is empty"), (" \n", "is empty"), ("hi\n", "is too short"), ("Once upon a time.", None)]
+)
+def test_a_short_text_is_not_called_empty(tmp_path: Path, text: str, words: str | None) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(text, "utf-8")
+    if words is None:
+        text_files.check(path, "it")
+    else:
+        with pytest.raises(SourceError, match=words):
+            text_files.check(path, "it")

@@ -245,3 +245,10 @@ def test_a_command_that_fails_is_said(summary: Path, hook: str, said: str) -> No
     assert said in str(hooks.tell(hook, summary, 0))
     failing = f'"{sys.executable}" -c "raise SystemExit(3)"'
     assert "exit code 3" in str(hooks.tell(failing, summary, 0))
+
+
+@pytest.mark.parametrize("hook", ["no-such-program", "no-such-program --with 'words'", "", "'open"])
+def test_a_command_that_cannot_start_is_known_before_the_batch(hook: str) -> None:
+    assert "start" in str(hooks.doubt(hook))
+    assert hooks.doubt(f'"{sys.executable}" -c pass') is None
+    assert hooks.doubt("https://ci.example/hook") is None

@@ -217,3 +217,12 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         toolchain.ensure("llamacpp", settings, print)
     assert "build-essential" in (caught.value.hint or "")
     assert not list(tmp_path.glob("toolchains/llamacpp-*/lib"))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_needs_a_gpu_is_of_use_where_one_is(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(toolchain, "_has_nvidia", lambda: there)
+    assert toolchain.is_useful("onnxruntime-cuda") is there
+    assert toolchain.is_useful("onnxruntime")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
+from phipipe.document import near
 from phipipe.errors import TargetError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def load(name: str) -> Backend:
         TargetError: there is no such backend.
     """
     if name not in names():
-        raise TargetError(f"unknown backend `{name}`", hint=f"backends: {', '.join(names())}")
+        raise TargetError(f"unknown backend `{name}`{near(name, names())}", hint=f"backends: {', '.join(names())}")
     module: Backend = importlib.import_module(f"{__name__}.{name}")
     return module
 
