@@ -44,7 +44,7 @@ class UserPath(click.Path):
         kind: Kind | None = None,
         error: type[PhipipeError] = RecipeError,
         missing: str | None = None,
-        hint: str = "give another path",
+        hint: str | None = None,
     ) -> None:
         super().__init__(path_type=Path)
         self._kind, self._error, self._missing, self._hint = kind, error, missing, hint
@@ -55,7 +55,8 @@ class UserPath(click.Path):
             raise self._error(f"{option or 'a path'} is empty", hint="give a path")
         before = f"{option}: " if option else ""
         if self._kind and (odd := problem(path, self._kind)):
-            raise self._error(f"{before}`{shown(path)}` {odd}", hint=self._hint)
+            another = f"choose another {option}" if option else "give another path"
+            raise self._error(f"{before}`{shown(path)}` {odd}", hint=self._hint or another)
         if self._missing and not path.exists():
             raise self._error(f"{before}there is no {self._missing} at `{path}`", hint="check the path")
         return path
