@@ -22,6 +22,7 @@ MAX_NUMBER = 1e18
 SMALLEST = 1e-60  # below what 32-bit floats hold; nearer to zero, ratios of figures overflow
 # Control characters but line ends and tabs, halves of surrogate pairs, and signs that turn the direction of writing.
 _REFUSED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+SAID = "fidelity.vision.answers."  # what models said: any characters; cards escape them, and nothing else shows them
 _TOO_DEEP = object()
 
 
@@ -232,7 +233,7 @@ class Manifest(_Part):
 def problem(manifest: Mapping[str, Any]) -> str | None:
     """What in ``manifest`` is not as phipipe writes it, in words; None if nothing is."""
     for where, value in _leaves(manifest):
-        if reason := _unfit(value):
+        if reason := _unfit(value, by_model=where.startswith(SAID)):
             return f"`{shown(where)}` {reason}"
     try:
         read = Manifest.model_validate(dict(manifest))
@@ -264,11 +265,12 @@ def _leaves(value: object) -> Iterator[tuple[str, object]]:
             yield where, inner
 
 
-def _unfit(value: object) -> str | None:
+def _unfit(value: object, by_model: bool) -> str | None:
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
             return f"is a text of more than {MAX_TEXT} characters"
-        return "holds characters that no text of phipipe's has" if _REFUSED.search(value) else None
+        odd = not by_model and _REFUSED.search(value)
+        return "holds characters that no text of phipipe's has" if odd else None
     if value is _TOO_DEEP:
         return f"is nested deeper than {MAX_LEVELS} levels"
     if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:

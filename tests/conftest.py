@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from phipipe import hardware, hub, toolchain
 from phipipe.settings import Settings
 from phipipe.toolchain import Installed
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's `&`, or nohup: children would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))

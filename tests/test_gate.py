@@ -16,7 +16,7 @@ import small_package
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import again, backends, cli, file_names, gate, models, package
+from phipipe import again, backends, cli, file_names, gate, manifest_schema, models, package
 from phipipe.errors import PhipipeError, SourceError, StepFailed
 from phipipe.store import Store
 
@@ -244,6 +244,15 @@ def test_a_manifest_of_the_first_phipipe_is_read(small: Path) -> None:
     hostile_packages.resealed(small, made)
     assert package.verify(small) == []
     assert package.open_(small)["fidelity"]["baseline"]["skip"] == 0
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_what_a_model_said_of_pictures_may_hold_any_character(said: str) -> None:
+    made = {**small_package.described(), "files": [], "digest": small_package.DIGEST}
+    made["fidelity"]["vision"] = {"metrics": {}, "answers": [{"name": "text", "text": said, "original": said}]}
+    assert manifest_schema.problem(made) is None
+    made["scheme"] = "\x1b]0;x\x07"
+    assert "scheme" in str(manifest_schema.problem(made))
 
 
 def test_thousands_of_added_files_are_one_finding(small: Path) -> None:

@@ -168,7 +168,7 @@ def good(shell: Shell) -> Path:
 
 def unlock(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755)
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def test_fidelity_orders_the_precisions(shell: Shell, first: dict[str, Any]) -> None:
