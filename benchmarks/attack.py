@@ -101,7 +101,8 @@ class Attack:
 
     def command(self, *words: str) -> int:
         """The exit code of one command line."""
-        return hostile_paths.outcome(words)[0]
+        with _silent():
+            return hostile_paths.outcome(words)[0]
 
     def package(self) -> Path:
         """A real package: the quickstart's."""
@@ -113,6 +114,22 @@ class Attack:
             if code:
                 sys.exit(f"the quickstart cannot be built:\n{said}")
         return made
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What processes of ours print (a chat with a package that is none the worse) goes nowhere."""
+    kept = [os.dup(number) for number in (1, 2)]
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+        for number in (*kept, nothing):
+            os.close(number)
 
 
 def of_package(folder: Path, out: Path) -> dict[str, list[str]]:
