@@ -16,8 +16,8 @@ from phipipe import (
     device,
     hardware,
     hub,
+    json_files,
     layerwise,
-    manifest_schema,
     models,
     outside,
     package,
@@ -162,7 +162,7 @@ def _first(error: ValidationError) -> str:
     """The first thing that is wrong, where, and in what way."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"`{manifest_schema.shown(where)}`: {manifest_schema.shown(first['msg'].removeprefix('Value error, '))}"
+    return f"`{json_files.shown(where)}`: {json_files.shown(first['msg'].removeprefix('Value error, '))}"
 
 
 def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> Recipe:

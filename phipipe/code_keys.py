@@ -84,9 +84,9 @@ def hooks(settings: Mapping[str, Any]) -> Iterator[str]:
         if value is None or value is False:
             continue
         if (key in CODE_KEYS and value) or (key in WORDS and not all(_is_word(key, text) for text in _texts(value))):
-            yield f"asks to run code (`{_shown(where)}`)"
+            yield f"asks to run code (`{json_files.shown(where)}`)"
         elif key in FILES and not all(_is_plain(text) for text in _texts(value)):
-            yield f"names a file that lies elsewhere (`{_shown(where)}`)"
+            yield f"names a file that lies elsewhere (`{json_files.shown(where)}`)"
 
 
 def refuse(path: Path, settings: Mapping[str, Any]) -> None:
@@ -114,8 +114,3 @@ def _is_word(key: str, text: object) -> bool:
 
 def _is_plain(text: object) -> bool:
     return isinstance(text, str) and not re.search(r"[\\/:]|^\.\.?$", text)
-
-
-def _shown(where: str) -> str:
-    short = where if len(where) <= 120 else f"{where[:117]}..."
-    return short if short.isprintable() else ascii(short)[1:-1]

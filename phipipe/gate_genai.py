@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from phipipe import file_names
+from phipipe import file_names, json_files
 
 MAX_COUNT = 2**31
 MAX_LIST = MAX_SMALL = 4096
@@ -125,22 +125,22 @@ def _inside(value: object, spec: Any, files: Mapping[str, int], where: str) -> I
         return
     if isinstance(spec, str):
         if reason := _unfit(value, spec, files):
-            yield f"{reason} (`{_shown(where)}`)"
+            yield f"{reason} (`{json_files.shown(where)}`)"
     elif isinstance(spec, list):
         if not isinstance(value, list) or len(value) > MAX_LIST:
-            yield f"has no list, or too long a one, where one belongs (`{_shown(where)}`)"
+            yield f"has no list, or too long a one, where one belongs (`{json_files.shown(where)}`)"
             return
         for inner in value:
             yield from _inside(inner, spec[0], files, where)
     elif not isinstance(value, dict):
-        yield f"has something else than settings (`{_shown(where) or '.'}`)"
+        yield f"has something else than settings (`{json_files.shown(where) or '.'}`)"
     else:
         for key, inner in value.items():
             path = f"{where}.{key}" if where else key
             if key in spec or "*" in spec:
                 yield from _inside(inner, spec.get(key, spec.get("*")), files, path)
             else:
-                yield f"{_asked(key)} (`{_shown(path)}`)"
+                yield f"{_asked(key)} (`{json_files.shown(path)}`)"
 
 
 _ASKED = (
@@ -181,8 +181,3 @@ def _is_number(value: object, most: float = MAX_COUNT) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(_TEXT.fullmatch(value))
-
-
-def _shown(where: str) -> str:
-    short = where if len(where) <= 120 else f"{where[:117]}..."
-    return short if short.isprintable() else ascii(short)[1:-1]

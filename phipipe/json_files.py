@@ -27,7 +27,7 @@ POINTER_BYTES = 1024  # as git-lfs has it, a pointer is shorter
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # what some editors begin UTF-8 and UTF-16 with
 _HINT = "correct it there, or take the file again from where it came from"
 _POINTER = b"version https://git-lfs.github.com/"
-MAX_SHOWN = 60  # characters of a stranger's text in a message
+MAX_SHOWN = 120  # characters of a stranger's text in a message
 
 
 class _Unfit(ValueError):

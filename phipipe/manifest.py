@@ -145,7 +145,7 @@ def _bad_entries(entries: object) -> str | None:
     for entry in entries:
         path = entry.get("path")
         if isinstance(path, str) and ((reason := file_names.unsafe(path)) or path == NAME):
-            return f"it lists `{manifest_schema.shown(path)}`: {reason or 'it cannot list itself'}"
+            return f"it lists `{json_files.shown(path)}`: {reason or 'it cannot list itself'}"
         try:
             path = manifest_schema.File.model_validate(entry).path
         except ValidationError:
@@ -154,7 +154,7 @@ def _bad_entries(entries: object) -> str | None:
             return f"it lists `{path}` twice"
         seen.add(file_names.alike(path))
     if clash := sorted(seen & {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}):
-        return f"it lists `{manifest_schema.shown(clash[0])}` as a file and as a folder"
+        return f"it lists `{json_files.shown(clash[0])}` as a file and as a folder"
     return None if file_names.alike(SUMS) in seen else f"it does not list `{SUMS}`"
 
 

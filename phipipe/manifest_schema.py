@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phipipe import backends, file_names
+from phipipe.json_files import shown
 from phipipe.recipe import COMMIT, REPO, SLUG
 
 MAX_FILES = 10_000
@@ -276,9 +277,3 @@ def _unfit(value: object, by_model: bool) -> str | None:
     if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
         return "is too large a number"
     return None
-
-
-def shown(text: str) -> str:
-    """A stranger's text as it may be printed: short, anything odd escaped."""
-    short = text if len(text) <= 120 else f"{text[:117]}..."
-    return short if short.isprintable() else ascii(short)[1:-1]

@@ -9,7 +9,7 @@ import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from phipipe import file_names
+from phipipe import file_names, json_files
 
 MAX_FIELDS = 4_000_000
 MAX_LEVELS = 24
@@ -111,12 +111,12 @@ class _Reader:
     def _external(self, start: int, end: int) -> None:
         key, value = self._pair(start, end)
         if key == "location" and not self._allowed(value):
-            self._found(f"reads weights from `{_shown(value)}`, which is no file of the package")
+            self._found(f"reads weights from `{json_files.shown(value)}`, which is no file of the package")
 
     def _node(self, places: Mapping[int, tuple[int, int]], start: int, end: int) -> None:
         kind, domain = (self._text(*places[number]) if number in places else "" for number in (4, 7))
         if domain not in DOMAINS:
-            self._found(f"has operators of another library (`{_shown(domain)}`)")
+            self._found(f"has operators of another library (`{json_files.shown(domain)}`)")
         if kind == CONTEXT and not self._contexts:
             self._found("holds a compiled graph (`EPContext`), which this backend never writes")
         elif kind == CONTEXT:
@@ -148,8 +148,3 @@ def problems(path: Path, name: str, files: Mapping[str, int], *, contexts: bool 
         reader = _Reader(data, allowed, contexts)
         reader.read("model", 0, len(data))
     return list(reader.problems)
-
-
-def _shown(text: str) -> str:
-    short = text if len(text) <= 100 else f"{text[:97]}..."
-    return short if short.isprintable() else ascii(short)[1:-1]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 from xml.parsers import expat
 
+from phipipe.json_files import shown
+
 MAX_BYTES = 2**28
 MAX_ELEMENTS = 10_000_000
 MAX_LEVELS = 64
@@ -41,7 +43,7 @@ class _Reader:
         if self._level == 1 and name != "net":
             raise ValueError("it is no OpenVINO graph")
         if self._level == 2 and name not in _PARTS:
-            self.problems.setdefault(f"has a part that phipipe never writes (`{_shown(name)}`)")
+            self.problems.setdefault(f"has a part that phipipe never writes (`{shown(name)}`)")
         if name == "layer":
             self._layer(attributes)
         elif name == "data" and self._kind == "Const":
@@ -56,7 +58,7 @@ class _Reader:
         if version == "extension" and self._tokenizing and kind in TOKENIZING:
             return
         if not _OPSET.fullmatch(version):
-            self.problems.setdefault(f"has operators of another library (`{_shown(kind)}` of `{_shown(version)}`)")
+            self.problems.setdefault(f"has operators of another library (`{shown(kind)}` of `{shown(version)}`)")
 
     def _constant(self, attributes: dict[str, str]) -> None:
         places = [attributes.get(name, "0") for name in ("offset", "size")]
@@ -88,8 +90,3 @@ def problems(path: Path, weights: int, *, tokenizing: bool) -> list[str]:
 
 def _no_document_type(*_: object) -> NoReturn:
     raise ValueError("it has a document type, which could name files or grow without end")
-
-
-def _shown(text: str) -> str:
-    short = text if len(text) <= 60 else f"{text[:57]}..."
-    return short if short.isprintable() else ascii(short)[1:-1]
