@@ -215,3 +215,8 @@ def test_no_header_whatever_makes_the_reader_crash(tmp_path_factory: pytest.Temp
     path.write_bytes(struct.pack("<Q", len(raw)) + raw)
     with contextlib.suppress(SourceError):  # any other exception fails the test
         assert weights.tensors(path) == []
+
+
+def test_a_key_of_quantization_that_holds_null_is_named_before_transformers_fails_on_it(checkpoint: Path) -> None:
+    edit(checkpoint, quantization_config=None)
+    assert "`quantization_config` with nothing in it" in refusal(checkpoint)
