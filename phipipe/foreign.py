@@ -41,7 +41,7 @@ def refuse(path: Path, config: Mapping[str, Any]) -> None:
                 f"`{path}` is of no model that writes text: {json_files.shown(name)} has another head, or none",
                 hint="give a checkpoint of a causal language model (`…ForCausalLM`)",
             )
-    if config.get("quantization_config", {}) is None:  # transformers takes the key for a format, and fails
+    if not config.get("quantization_config", True):  # converters and transformers take the key for a format, and fail
         raise SourceError(f"`{path}` has `quantization_config` with nothing in it", hint="remove the key")
     key = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
     if key:

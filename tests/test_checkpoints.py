@@ -400,7 +400,7 @@ def test_what_is_ordinary_is_not_remarked(small: Path) -> None:
         (small / name).write_bytes(b"x")
     (small / "LICENSES").mkdir()
     (small / "checkpoint-500").mkdir()
-    edit(small, quantization_config={}, rope_scaling={**CONFIG["rope_scaling"], "type": "su", "rope_type": "longrope"})
+    edit(small, rope_scaling={**CONFIG["rope_scaling"], "type": "su", "rope_type": "longrope"})
     weights = instead(small, WEIGHTS)
     hostile.base(small.parent / "blobs")
     weights.symlink_to(small.parent / "blobs" / WEIGHTS)

@@ -217,6 +217,9 @@ def test_no_header_whatever_makes_the_reader_crash(tmp_path_factory: pytest.Temp
         assert weights.tensors(path) == []
 
 
-def test_a_key_of_quantization_that_holds_null_is_named_before_transformers_fails_on_it(checkpoint: Path) -> None:
-    edit(checkpoint, quantization_config=None)
+@pytest.mark.parametrize("empty", [None, {}])
+def test_a_key_of_quantization_that_holds_nothing_is_named_before_tools_fail_on_it(
+    checkpoint: Path, empty: object
+) -> None:
+    edit(checkpoint, quantization_config=empty)
     assert "`quantization_config` with nothing in it" in refusal(checkpoint)
