@@ -1,12 +1,13 @@
-"""What strangers and accidents can do to phipipe: thousands of hostile inputs, and the count of those that got through.
+"""What strangers and accidents can do to phipipe: thousands of hostile inputs, and the count of
+those that got through.
 
     python benchmarks/attack.py [--most 600] [--kills 20] [--seed 0] [--only packages …]
 
-Packages whose files ask some runtime to run, read or write what it must not; resealed manifests, checkpoints, recipes,
-paths and values on the command line; chat templates; killed installations. The inputs are the tests' own
-(``tests/hostile_*.py``), as many as there are up to ``--most`` of a kind, and the commands the real ones, in this
-process. Nothing leaves a temporary folder but what toolchains are installed for ``chat`` and ``eval``. It ends with
-code 1 if anything got through.
+Packages whose files ask some runtime to run, read or write what it must not; resealed manifests,
+checkpoints, recipes, paths and values on the command line; chat templates; killed installations.
+The inputs are the tests' own (``tests/hostile_*.py``), as many as there are up to ``--most`` of a
+kind, and the commands the real ones, in this process. Nothing leaves a temporary folder but what
+toolchains are installed for ``chat`` and ``eval``. It ends with code 1 if anything got through.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ class Tally:
 
     def line(self) -> str:
         told = f"  ({self.note})" if self.note else ""
-        return f"{self.kind:38} {self.tried:6}   {self.bad:34} {len(self.through):5}   {self.seconds:6.0f} s{told}"
+        return (
+            f"{self.kind:38} {self.tried:6}   {self.bad:34} {len(self.through):5}   "
+            f"{self.seconds:6.0f} s{told}"
+        )
 
 
 class Attack:
@@ -193,7 +197,8 @@ def checkpoints(attack: Attack) -> Tally:
                 (folder / name).write_bytes(content)
         recipe = attack.home / "checkpoint.yaml"
         recipe.write_text(
-            f"name: tried\nsource: {{path: ./checkpoint}}\ndevice: cpu-x86_64\nbackend: {backends[number % 5]}\n"
+            f"name: tried\nsource: {{path: ./checkpoint}}\ndevice: cpu-x86_64\nbackend: "
+            f"{backends[number % 5]}\n"
             "precision: int8\nevaluate: {text: {builtin: stories}, tokens: 512}\n",
             "utf-8",
         )
@@ -207,7 +212,11 @@ def recipes(attack: Attack) -> Tally:
     recipe = attack.home / "mutated.yaml"
     for number in range(attack.most):
         recipe.write_bytes(_mutated(RECIPE, attack.chance))
-        _count(tally, f"mutation {number}", attack.command("plan" if number % 4 == 0 else "validate", str(recipe)))
+        _count(
+            tally,
+            f"mutation {number}",
+            attack.command("plan" if number % 4 == 0 else "validate", str(recipe)),
+        )
     return tally
 
 
@@ -224,7 +233,8 @@ def _mutated(text: str, chance: random.Random) -> bytes:
                 lines[at][chance.randrange(len(lines[at]) + 1) :],
                 f"{lines[at]}\n{lines[at]}",
                 " " * chance.randint(1, 5) + lines[at],
-                f"{chance.choice(('matrix', 'quantize', 'evaluate', 'source', 'device'))}: {chance.choice(ODD_VALUES)}",
+                f"{chance.choice(('matrix', 'quantize', 'evaluate', 'source', 'device'))}: "
+                f"{chance.choice(ODD_VALUES)}",
                 f"matrix:\n  - {{device: {chance.choice(ODD_VALUES[:8])}}}\n  - {{unit: npu}}",
             )
         )
@@ -278,25 +288,35 @@ def templates(attack: Attack) -> Tally:
 
 def installations(attack: Attack, kills: int) -> Tally:
     tally = Tally("installations killed (kill -9)", "processes, folders, failures left")
-    told: Mapping[str, Any] = tiny_toolchain.kills(attack.home / "tiny", kills, attack.chance.randrange(2**16))
+    told: Mapping[str, Any] = tiny_toolchain.kills(
+        attack.home / "tiny", kills, attack.chance.randrange(2**16)
+    )
     tally.tried = int(told["kills"])
-    tally.through = [f"{count} × {name}" for name, count in told.items() if name != "kills" and count]
+    tally.through = [
+        f"{count} × {name}" for name, count in told.items() if name != "kills" and count
+    ]
     return tally
 
 
 @contextlib.contextmanager
 def _home() -> Iterator[Path]:
-    """A folder of our own, which is the cache of all commands, too; toolchains stay where the user has them."""
+    """A folder of our own, which is the cache of all commands, too; toolchains stay where the user
+    has them."""
     from phipipe.settings import Settings
 
     toolchains = Settings.read().toolchains
     with tempfile.TemporaryDirectory(prefix="phipipe-attack-", ignore_cleanup_errors=True) as name:
-        os.environ |= {"PHIPIPE_CACHE": str(Path(name) / "cache"), "PHIPIPE_TOOLCHAINS": str(toolchains)}
+        os.environ |= {
+            "PHIPIPE_CACHE": str(Path(name) / "cache"),
+            "PHIPIPE_TOOLCHAINS": str(toolchains),
+        }
         yield Path(name)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--most", type=int, default=600, help="inputs of a kind")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -322,7 +342,10 @@ def main(words: Sequence[str] | None = None) -> int:
             print(tally.line(), flush=True)
             for line in tally.through[:20]:
                 print(f"    {line}", flush=True)
-    tried, through = sum(tally.tried for tally in tallies), sum(len(tally.through) for tally in tallies)
+    tried, through = (
+        sum(tally.tried for tally in tallies),
+        sum(len(tally.through) for tally in tallies),
+    )
     print(f"{'together':38} {tried:6}   {'got through':34} {through:5}")
     return 1 if through else 0
 

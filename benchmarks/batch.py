@@ -1,9 +1,10 @@
-"""How a batch scales: planning many recipes of few sources, looking up what is cached, running what is not.
+"""How a batch scales: planning many recipes of few sources, looking up what is cached, running what
+is not.
 
     python benchmarks/batch.py [--recipes 10000] [--steps 2000]
 
-Planning is the real thing, from YAML files to one graph; the steps that run do nothing but write a small file.
-Nothing leaves a temporary folder.
+Planning is the real thing, from YAML files to one graph; the steps that run do nothing but write a
+small file. Nothing leaves a temporary folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from phipipe.store import Store
 
 SOURCES = 50
 VARIANTS = [
-    (b, p, n) for b in ("onnxruntime", "openvino", "llamacpp", "torch") for p in ("int4", "int8") for n in (0, 1)
+    (b, p, n)
+    for b in ("onnxruntime", "openvino", "llamacpp", "torch")
+    for p in ("int4", "int8")
+    for n in (0, 1)
 ]
 LENGTH = 10  # steps of a build, one after another
 
@@ -49,7 +53,11 @@ def timed(what: str, per: int, unit: str) -> Iterator[None]:
     yield
     took = time.perf_counter() - start
     resident = psutil.Process().memory_info().rss / 2**20
-    print(f"{what:44} {took:7.2f} s  {1000 * took / per:6.2f} ms per {unit}  {resident:5.0f} MiB resident", flush=True)
+    print(
+        f"{what:44} {took:7.2f} s  {1000 * took / per:6.2f} ms per {unit}  {resident:5.0f} MiB "
+        f"resident",
+        flush=True,
+    )
 
 
 def recipes(folder: Path, count: int) -> None:
@@ -60,13 +68,17 @@ def recipes(folder: Path, count: int) -> None:
         model.mkdir()
         for path in embedded.iterdir():
             if path.suffix == ".safetensors":
-                os.link(shutil.copyfile(path, folder / "weights") if i == 0 else folder / "weights", model / path.name)
+                os.link(
+                    shutil.copyfile(path, folder / "weights") if i == 0 else folder / "weights",
+                    model / path.name,
+                )
             else:
                 shutil.copyfile(path, model / path.name)
     for i in range(count):
         backend, precision, more = VARIANTS[i // SOURCES % len(VARIANTS)]
         (folder / f"r{i:06d}.yaml").write_text(
-            f"name: r{i:06d}\nsource: {{path: ./model-{i % SOURCES}}}\ndevice: cpu-x86_64\nbackend: {backend}\n"
+            f"name: r{i:06d}\nsource: {{path: ./model-{i % SOURCES}}}\ndevice: "
+            f"cpu-x86_64\nbackend: {backend}\n"
             f"precision: {precision}\ntags: [bench]\nevaluate:\n  tokens: {4096 + 512 * more}\n"
             "  gates: {kld_mean: {max: 0.5}}\n",
             "utf-8",
@@ -75,7 +87,10 @@ def recipes(folder: Path, count: int) -> None:
 
 def planning(folder: Path, count: int) -> None:
     recipes(folder, count)
-    environment = {"PHIPIPE_CACHE": str(folder / "cache"), "PHIPIPE_PREFLIGHT": "off"}  # nothing will be written
+    environment = {
+        "PHIPIPE_CACHE": str(folder / "cache"),
+        "PHIPIPE_PREFLIGHT": "off",
+    }  # nothing will be written
     store, settings = Store(folder / "cache"), Settings.read(environment)
     with timed(f"planning {count} recipes of {SOURCES} sources", count, "recipe"):
         items = selection.select([folder], Wanted(tags=["bench"]), backends.OptionsOf())
@@ -96,7 +111,11 @@ def chains(count: int) -> list[Plan]:
         steps = [Step(name="s0", runs="batch:write", version=1, params={"n": 0})]
         for i in range(1, LENGTH):
             step = Step(
-                name=f"s{i}", runs="batch:write", version=1, needs={"x": f"s{i - 1}"}, params={"n": f"{build} {i}"}
+                name=f"s{i}",
+                runs="batch:write",
+                version=1,
+                needs={"x": f"s{i - 1}"},
+                params={"n": f"{build} {i}"},
             )
             steps.append(step)
         named: Any = SimpleNamespace(name=f"b{build}", recipe=SimpleNamespace(backend="none"))

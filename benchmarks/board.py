@@ -1,9 +1,11 @@
-"""The files of ``recipes/board.yaml``, made by phipipe and by the upstream command lines one after another.
+"""The files of ``recipes/board.yaml``, made by phipipe and by the upstream command lines one after
+another.
 
     python benchmarks/board.py [--jobs N]
 
-Evaluation is left out on both sides; ours includes conversion parity nowhere either. Toolchains are installed before
-any clock starts, phipipe starts from an empty cache. Read the ratio, not the seconds.
+Evaluation is left out on both sides; ours includes conversion parity nowhere either. Toolchains are
+installed before any clock starts, phipipe starts from an empty cache. Read the ratio, not the
+seconds.
 """
 
 from __future__ import annotations
@@ -54,10 +56,15 @@ def plans(extra: str = "") -> list[Plan]:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
         made = [plan.prepare(build) for build in recipe.load(path, options=backends.OptionsOf())]
-    return [replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING)) for p in made]
+    return [
+        replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))
+        for p in made
+    ]
 
 
-def ours(store: Store, settings: Settings, jobs: int | None, extra: str = "") -> tuple[float, dict[str, float], int]:
+def ours(
+    store: Store, settings: Settings, jobs: int | None, extra: str = ""
+) -> tuple[float, dict[str, float], int]:
     """(wall seconds, step seconds by backend, steps that ran)."""
     made, start = plans(extra), time.perf_counter()
     outcomes = schedule.attempt(made, store, settings, Silent(), None, jobs)
@@ -77,10 +84,37 @@ def ours(store: Store, settings: Settings, jobs: int | None, extra: str = "") ->
 def upstream(settings: Settings, work: Path) -> Commands:
     """Backend → its own tools' commands for the same files."""
     python = {name: toolchain.ensure(name, settings, print).python for name in backends.names()}
-    builder = (python["onnxruntime"], "-m", "onnxruntime_genai.models.builder", "-m", MODEL, "-i", MODEL, "-e", "cpu")
-    rounding = (python["torch"], "-m", "auto_round", "--model", MODEL, "--iters", "0", "--disable_opt_rtn")
+    builder = (
+        python["onnxruntime"],
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-m",
+        MODEL,
+        "-i",
+        MODEL,
+        "-e",
+        "cpu",
+    )
+    rounding = (
+        python["torch"],
+        "-m",
+        "auto_round",
+        "--model",
+        MODEL,
+        "--iters",
+        "0",
+        "--disable_opt_rtn",
+    )
     rounding = (*rounding, "--format", "auto_round")
-    exporter = (python["openvino"], "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", MODEL)
+    exporter = (
+        python["openvino"],
+        "-m",
+        "optimum.commands.optimum_cli",
+        "export",
+        "openvino",
+        "--model",
+        MODEL,
+    )
     exporter = (*exporter, "--task", "text-generation-with-past")
     mlx = (python["mlx"], "-m", "mlx_lm", "convert", "--hf-path", MODEL)
     to_gguf = (python["torch"], converter(work), MODEL)
@@ -93,16 +127,39 @@ def upstream(settings: Settings, work: Path) -> Commands:
             (*rounding, "--bits", "4", "--group_size", "32", "--output_dir", work / "ar4"),
         ],
         "onnxruntime": [
-            (*builder, "-p", precision, "-o", work / f"onnx-{precision}", "-c", work / "builder-cache")
+            (
+                *builder,
+                "-p",
+                precision,
+                "-o",
+                work / f"onnx-{precision}",
+                "-c",
+                work / "builder-cache",
+            )
             for precision in ("fp32", "int8", "int4")
         ],
         "llamacpp": [
-            *((*to_gguf, "--outtype", kind, "--outfile", work / f"{kind}.gguf") for kind in ("f32", "f16", "bf16")),
+            *(
+                (*to_gguf, "--outtype", kind, "--outfile", work / f"{kind}.gguf")
+                for kind in ("f32", "f16", "bf16")
+            ),
             *((*quantizer, work / f"{kind}.gguf", kind) for kind in ("Q8_0", "Q4_K_M")),
         ],
         "openvino": [
-            *((*exporter, "--weight-format", kind, work / f"ov-{kind}") for kind in ("fp32", "fp16", "int8")),
-            (*exporter, "--weight-format", "int4", "--group-size", "128", "--ratio", "1.0", work / "ov-int4"),
+            *(
+                (*exporter, "--weight-format", kind, work / f"ov-{kind}")
+                for kind in ("fp32", "fp16", "int8")
+            ),
+            (
+                *exporter,
+                "--weight-format",
+                "int4",
+                "--group-size",
+                "128",
+                "--ratio",
+                "1.0",
+                work / "ov-int4",
+            ),
         ],
         "mlx": [
             (*mlx, "--mlx-path", work / "mlx32", "--dtype", "float32"),
@@ -117,7 +174,16 @@ def converter(work: Path) -> Path:
     """llama.cpp's own script, from the source archive of the llama-cpp-python in the lock."""
     lines = (toolchain.LOCKS / "llamacpp.txt").read_text("utf-8").splitlines()
     package = next(line for line in lines if line.startswith("llama-cpp-python=="))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+    ]
     subprocess.run([*command, "--dest", str(work), package], check=True)
     (archive,) = work.glob("llama_cpp_python-*.tar.gz")
     subprocess.run(["tar", "-xzf", str(archive), "-C", str(work)], check=True)
@@ -129,7 +195,12 @@ def run(command: Sequence[str | Path]) -> float:
     quiet = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "NNCF_CI": "1"}
     start = time.perf_counter()
     done = subprocess.run(
-        [str(word) for word in command], env=quiet, capture_output=True, encoding="utf-8", errors="replace", check=False
+        [str(word) for word in command],
+        env=quiet,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-3000:]}")
@@ -149,7 +220,9 @@ def main() -> None:
         again, _, added = ours(store, settings, args.jobs, more)
         theirs = {name: sum(map(run, list_)) for name, list_ in commands.items()}
     host = measure.host()
-    machine = f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
+    machine = (
+        f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
+    )
     print(f"\n{machine}, Python {platform.python_version()}\n")
     print("| runtime | phipipe's steps | upstream's commands |\n|---|---:|---:|")
     for name, seconds in theirs.items():

@@ -1,10 +1,12 @@
-"""Random checkpoints with the real shapes of the Phi family, for measuring time and memory at full size.
+"""Random checkpoints with the real shapes of the Phi family, for measuring time and memory at full
+size.
 
     python benchmarks/checkpoint.py phi-3.5-mini FOLDER
 
-Weights are random bf16 numbers of a trained model's magnitude, in shards as on the hub; the tokenizer is the embedded
-model's (its vocabulary is smaller than the weights', whose other rows no text reaches). Nothing is learned here:
-fidelity figures on such a model only say that the arithmetic is right.
+Weights are random bf16 numbers of a trained model's magnitude, in shards as on the hub; the
+tokenizer is the embedded model's (its vocabulary is smaller than the weights', whose other rows no
+text reaches). Nothing is learned here: fidelity figures on such a model only say that the
+arithmetic is right.
 """
 
 from __future__ import annotations
@@ -72,12 +74,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def config(name: str) -> dict[str, Any]:
-    """The ``config.json`` of family member ``name``; LongRoPE's factors are a ramp, the real ones are learned."""
+    """The ``config.json`` of family member ``name``; LongRoPE's factors are a ramp, the real ones
+    are learned."""
     made = json.loads((TOKENIZER / "config.json").read_text("utf-8")) | SHAPES[name]
     if made["max_position_embeddings"] > made["original_max_position_embeddings"]:
-        rotary = made["hidden_size"] // made["num_attention_heads"] * made.get("partial_rotary_factor", 1)
+        rotary = (
+            made["hidden_size"]
+            // made["num_attention_heads"]
+            * made.get("partial_rotary_factor", 1)
+        )
         short = [round(1 + i / rotary, 4) for i in range(int(rotary) // 2)]
-        made["rope_scaling"] = {"type": "longrope", "short_factor": short, "long_factor": [16 * f for f in short]}
+        made["rope_scaling"] = {
+            "type": "longrope",
+            "short_factor": short,
+            "long_factor": [16 * f for f in short],
+        }
     return made
 
 
@@ -114,13 +125,15 @@ def shards(shape: dict[str, Any], limit: int = SHARD_BYTES) -> list[dict[str, tu
 
 
 def values(rng: np.random.Generator, count: int) -> npt.NDArray[np.uint16]:
-    """``count`` random bf16 numbers with magnitudes from 2^-7 to 2^-5 (0.018 on average), of both signs."""
+    """``count`` random bf16 numbers with magnitudes from 2^-7 to 2^-5 (0.018 on average), of both
+    signs."""
     raw = rng.integers(0, 2**64, (count + 3) // 4, dtype=np.uint64).view(np.uint16)[:count]
     return raw & 0x80FF | 0x3C00  # sign, lowest exponent bit and fraction stay random
 
 
 def write(folder: Path, shape: dict[str, Any], limit: int = SHARD_BYTES) -> int:
-    """Write a checkpoint with ``shape``, a ``config.json``, to the new ``folder``; returns the bytes of its weights."""
+    """Write a checkpoint with ``shape``, a ``config.json``, to the new ``folder``; returns the
+    bytes of its weights."""
     folder.mkdir(parents=True)
     for path in sorted(TOKENIZER.iterdir()):
         if path.suffix != ".safetensors":
@@ -128,7 +141,9 @@ def write(folder: Path, shape: dict[str, Any], limit: int = SHARD_BYTES) -> int:
     (folder / "config.json").write_text(json.dumps(shape, indent=2) + "\n", "utf-8")
     rng, files = np.random.default_rng(7), shards(shape, limit)
     names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
-    total = sum(_write_shard(folder / name, rng, shard) for name, shard in zip(names, files, strict=True))
+    total = sum(
+        _write_shard(folder / name, rng, shard) for name, shard in zip(names, files, strict=True)
+    )
     index = {name: file for file, shard in zip(names, files, strict=True) for name in shard}
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
     (folder / "model.safetensors.index.json").write_text(text + "\n", "utf-8")
@@ -149,20 +164,27 @@ def _write_shard(path: Path, rng: np.random.Generator, shard: dict[str, tuple[in
             count = math.prod(dims)
             for start in range(0, count, CHUNK):
                 part = values(rng, min(CHUNK, count - start))
-                stream.write((part & 0 | 0x3F80 if name.endswith("norm.weight") else part).tobytes())
+                stream.write(
+                    (part & 0 | 0x3F80 if name.endswith("norm.weight") else part).tobytes()
+                )
     return end
 
 
 def main() -> None:
     """Write one checkpoint, and say how long it took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=sorted(SHAPES))
     parser.add_argument("folder", type=Path)
     chosen = parser.parse_args()
     start = time.perf_counter()
     size = write(chosen.folder, config(chosen.name))
     seconds = time.perf_counter() - start
-    print(f"{chosen.name}: {size / 2**30:.2f} GiB in {seconds:.0f} s, {seconds / size * 1e9:.2f} s per GB")
+    print(
+        f"{chosen.name}: {size / 2**30:.2f} GiB in {seconds:.0f} s, {seconds / size * 1e9:.2f} "
+        f"s per GB"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/cluster.py [--workers 8] [--steps 200] [--seconds 2] [--kills 0]
 
-Prints, as JSON: how many of the sleeping steps' seconds the workers had side by side (efficiency), what a step costs
-beyond its own time with one worker, and with ``--kills``, whether processes that are killed all the time leave the same
-digests as an unbroken run. Steps sleep and write small objects.
+Prints, as JSON: how many of the sleeping steps' seconds the workers had side by side (efficiency),
+what a step costs beyond its own time with one worker, and with ``--kills``, whether processes that
+are killed all the time leave the same digests as an unbroken run. Steps sleep and write small
+objects.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Farm:
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         environment = {**self.environment, "PHIPIPE_CACHE": str(self.folder / name)}
         with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen([sys.executable, *words], stdout=log, stderr=log, env=environment)
+            return subprocess.Popen(
+                [sys.executable, *words], stdout=log, stderr=log, env=environment
+            )
 
     def _heard(self, name: str, words: str) -> str:
         path = self.folder / f"{name}.log"
@@ -93,7 +96,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
-    """So many steps, independent of each other, or in ``chains`` in which each needs the one before."""
+    """So many steps, independent of each other, or in ``chains`` in which each needs the one
+    before."""
     from phipipe.backends.base import Step
     from phipipe.plan import Plan
 
@@ -101,7 +105,16 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     for i in range(steps):
         needs = {"before": f"s{i - chains}"} if chains and i >= chains else {}
         params = {"name": f"{turn} {i}", "seconds": seconds}
-        made.append(Step(name=f"s{i}", runs="cluster:sleep", version=1, needs=needs, params=params, toolchain="torch"))
+        made.append(
+            Step(
+                name=f"s{i}",
+                runs="cluster:sleep",
+                version=1,
+                needs=needs,
+                params=params,
+                toolchain="torch",
+            )
+        )
     build: Any = SimpleNamespace(name="many", recipe=SimpleNamespace(backend="none"))
     return Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(made))  # type: ignore[arg-type]
 
@@ -114,7 +127,9 @@ def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) ->
     from phipipe.store import Store
 
     engine = cluster.engine(url) if url else None
-    (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), None, jobs, engine=engine)
+    (done,) = schedule.attempt(
+        [work], Store(cache), Settings.read(), Silent(), None, jobs, engine=engine
+    )
     if done.error:
         raise done.error
     return {name: result.stored.digest for name, result in done.results.items()}
@@ -157,9 +172,11 @@ SHAPE: dict[str, Any] = {"steps": 60, "seconds": 0.5, "chains": 6}  # of what is
 
 
 def kills(count: int) -> dict[str, Any]:
-    """Kill workers, schedulers and clients at random, start them again, until ``count`` are dead and the work is done.
+    """Kill workers, schedulers and clients at random, start them again, until ``count`` are dead
+    and the work is done.
 
-    Whenever a client has finished, another one starts with new work. Then the digests of unbroken runs on this machine.
+    Whenever a client has finished, another one starts with new work. Then the digests of unbroken
+    runs on this machine.
     """
     killed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -182,9 +199,14 @@ def kills(count: int) -> dict[str, Any]:
         finally:
             farm.close()
             end(client)
-        os.environ |= {name: farm.environment[name] for name in ("PHIPIPE_WORKER_PATH", "PHIPIPE_TOOLCHAIN")}
+        os.environ |= {
+            name: farm.environment[name] for name in ("PHIPIPE_WORKER_PATH", "PHIPIPE_TOOLCHAIN")
+        }
         os.environ.pop("PHIPIPE_REMOTE", None)
-        whole = [attempt(Path(folder) / f"calm{i}", plan(**SHAPE, turn=i), None, 8) for i in range(len(found))]
+        whole = [
+            attempt(Path(folder) / f"calm{i}", plan(**SHAPE, turn=i), None, 8)
+            for i in range(len(found))
+        ]
     return {"killed": killed, "clients_done": len(found), "same_digests": found == whole}
 
 
@@ -207,17 +229,22 @@ def _kill(farm: Farm, client: Any, turn: int, killed: Counter[str]) -> Any:
 
 
 def _client(farm: Farm, turn: int) -> subprocess.Popen[bytes]:
-    return farm.start(f"client{turn}", str(HERE / "cluster.py"), "--client", farm.url, "--turn", str(turn))
+    return farm.start(
+        f"client{turn}", str(HERE / "cluster.py"), "--client", farm.url, "--turn", str(turn)
+    )
 
 
 def _found(farm: Farm, turn: int) -> list[dict[str, str]]:
-    """The digests that the client of this ``turn`` wrote, none if it failed: then the same work is started again."""
+    """The digests that the client of this ``turn`` wrote, none if it failed: then the same work is
+    started again."""
     path = farm.folder / f"client{turn}" / "digests.json"
     return [json.loads(path.read_text("utf-8"))] if path.exists() else []
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=2.0)

@@ -1,10 +1,13 @@
-"""A family member at its real size through phipipe's int4 steps and through the bare upstream tools, one by one.
+"""A family member at its real size through phipipe's int4 steps and through the bare upstream
+tools, one by one.
 
-    python benchmarks/fullsize.py phi-3.5-mini [--work FOLDER] [--only onnxruntime llamacpp] [--no-bare]
+    python benchmarks/fullsize.py phi-3.5-mini [--work FOLDER] [--only onnxruntime llamacpp]
+    [--no-bare]
 
-The checkpoint is random (``checkpoint.py``) and not part of any time; neither are evaluation and toolchains. Memory is
-the peak of the whole process tree: anonymous (what a machine must have) and resident (with mapped files, which the
-system drops when memory is short). Upstream's results are removed at once. Read the ratios, not the seconds.
+The checkpoint is random (``checkpoint.py``) and not part of any time; neither are evaluation and
+toolchains. Memory is the peak of the whole process tree: anonymous (what a machine must have) and
+resident (with mapped files, which the system drops when memory is short). Upstream's results are
+removed at once. Read the ratios, not the seconds.
 """
 
 from __future__ import annotations
@@ -63,16 +66,25 @@ def size_of(folder: Path) -> int:
 
 def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     """phipipe's steps from the stored checkpoint to the int4 file."""
-    text = f"name: full\nsource: {{path: {source.as_posix()}}}\nbackend: {backend}\nprecision: int4\n"
+    text = (
+        f"name: full\nsource: {{path: {source.as_posix()}}}\nbackend: {backend}\nprecision: int4\n"
+    )
     path = source.parent / f"{backend}.yaml"
-    path.write_text(text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8")
+    path.write_text(
+        text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
+    )
     (build,) = recipe.load(path, options=backends.OptionsOf())
     made = plan.prepare(build)
     cost = Cost()
-    for wanted in (("source",), ("source", *MAKING)):  # the first alone: storing the checkpoint is not converting it
+    for wanted in (
+        ("source",),
+        ("source", *MAKING),
+    ):  # the first alone: storing the checkpoint is not converting it
         steps = tuple(replace(step, after=()) for step in made.steps if step.name in wanted)
         start = time.perf_counter()
-        (outcome,) = schedule.attempt([replace(made, steps=steps)], store, settings, Silent(), None, 1)
+        (outcome,) = schedule.attempt(
+            [replace(made, steps=steps)], store, settings, Silent(), None, 1
+        )
         cost.seconds = time.perf_counter() - start
         if outcome.error:
             raise SystemExit(f"{backend}: {outcome.error.message}")
@@ -81,23 +93,54 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
             anon, rss = (int(result.usage[f"peak_{kind}_bytes"]) for kind in ("anon", "rss"))
             cost.add(Cost(0.0, anon, rss, result.stored.size_bytes))
             print(
-                f"  {result.step.name}: {result.usage['seconds']:.0f} s, {anon / 2**30:.2f} GiB anonymous", flush=True
+                f"  {result.step.name}: {result.usage['seconds']:.0f} s, {anon / 2**30:.2f} GiB "
+                f"anonymous",
+                flush=True,
             )
     return cost
 
 
-def upstream(source: Path, work: Path, settings: Settings, backend: str) -> Sequence[Sequence[str | Path]]:
+def upstream(
+    source: Path, work: Path, settings: Settings, backend: str
+) -> Sequence[Sequence[str | Path]]:
     """The bare tools' commands for the same file, written to ``work``."""
     python = toolchain.ensure(backend, settings, print).python
     if backend == "onnxruntime":
-        build = (python, "-m", "onnxruntime_genai.models.builder", "-m", source, "-i", source, "-o", work / "onnx")
+        build = (
+            python,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-m",
+            source,
+            "-i",
+            source,
+            "-o",
+            work / "onnx",
+        )
         return [(*build, "-p", "int4", "-e", "cpu", "-c", work / "builder-cache")]
     if backend == "openvino":
-        export = (python, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", source)
+        export = (
+            python,
+            "-m",
+            "optimum.commands.optimum_cli",
+            "export",
+            "openvino",
+            "--model",
+            source,
+        )
         rounding = ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0")
         return [(*export, "--task", "text-generation-with-past", *rounding, work / "ov")]
     if backend == "mlx":
-        convert = (python, "-m", "mlx_lm", "convert", "--hf-path", source, "--mlx-path", work / "mlx")
+        convert = (
+            python,
+            "-m",
+            "mlx_lm",
+            "convert",
+            "--hf-path",
+            source,
+            "--mlx-path",
+            work / "mlx",
+        )
         return [(*convert, "-q", "--q-bits", "4", "--q-group-size", "64")]
     converter = (toolchain.ensure("torch", settings, print).python, board.converter(work), source)
     return [
@@ -113,14 +156,19 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
     for command in commands:
         log, start = work / "log.txt", time.perf_counter()
         with log.open("w", encoding="utf-8") as stream:
-            process = subprocess.Popen([str(w) for w in command], env=quiet, stdout=stream, stderr=stream)
+            process = subprocess.Popen(
+                [str(w) for w in command], env=quiet, stdout=stream, stderr=stream
+            )
             cost = Cost()
             while process.poll() is None:
                 cost.add(Cost(0.0, *_memory(process.pid)))
                 time.sleep(0.1)
         cost.seconds = time.perf_counter() - start
         if process.returncode:
-            raise SystemExit(f"{' '.join(map(str, command))} failed:\n{log.read_text('utf-8', 'replace')[-3000:]}")
+            raise SystemExit(
+                f"{' '.join(map(str, command))} "
+                f"failed:\n{log.read_text('utf-8', 'replace')[-3000:]}"
+            )
         total.add(cost)
     total.disk_bytes = size_of(work)
     return total
@@ -140,9 +188,13 @@ def _memory(pid: int) -> tuple[int, int]:
 
 def main() -> None:
     """Print one line per backend: ours, upstream's, the ratios; and the sum."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=sorted(checkpoint.SHAPES))
-    parser.add_argument("--work", type=Path, help="where the checkpoint is kept; a temporary folder without it")
+    parser.add_argument(
+        "--work", type=Path, help="where the checkpoint is kept; a temporary folder without it"
+    )
     parser.add_argument("--only", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--no-bare", action="store_true", help="leave upstream's tools out")
     chosen = parser.parse_args()
@@ -155,7 +207,10 @@ def main() -> None:
         for backend in chosen.only:
             toolchain.ensure(backend, settings, print)
         host = measure.host()
-        print(f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}\n")
+        print(
+            f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, "
+            f"{host['system']}\n"
+        )
         rows = {}
         for backend in chosen.only:
             print(f"{backend}, phipipe", flush=True)
@@ -174,7 +229,10 @@ def main() -> None:
 
 def table(rows: Mapping[str, Sequence[Cost]]) -> None:
     """Time, anonymous and resident peak, disk: ours / upstream's (ratio)."""
-    print("\n| runtime | time | peak memory, anonymous | resident | written |\n|---|---:|---:|---:|---:|")
+    print(
+        "\n| runtime | time | peak memory, anonymous | resident | written "
+        "|\n|---|---:|---:|---:|---:|"
+    )
     for name, costs in rows.items():
         cells = [
             _cell([cost.seconds for cost in costs], "s", 0),
@@ -182,7 +240,10 @@ def table(rows: Mapping[str, Sequence[Cost]]) -> None:
               for kind in ("peak_anon_bytes", "peak_rss_bytes", "disk_bytes")),
         ]  # fmt: skip
         print(f"| {name} | " + " | ".join(cells) + " |")
-    sums = [sum(costs[i].seconds for costs in rows.values()) for i in range(min(map(len, rows.values())))]
+    sums = [
+        sum(costs[i].seconds for costs in rows.values())
+        for i in range(min(map(len, rows.values())))
+    ]
     print(f"| all | {_cell(sums, 's', 0)} | | | |")
 
 

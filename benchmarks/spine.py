@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 PHIPIPE = (sys.executable, "-m", "phipipe")
-# olive-ai 0.13.0's ModelBuilder works with this onnxruntime-genai only, its evaluator with this pydantic.
+# olive-ai 0.13.0's ModelBuilder works with this onnxruntime-genai only, its evaluator with this
+# pydantic.
 OLIVE = (
     "olive-ai==0.13.0",
     "onnxruntime-genai==0.14.0",
@@ -74,12 +75,18 @@ class Cost:
     output: str
 
 
-def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Cost:
+def run(
+    command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Cost:
     """Run ``command`` to its end; a failure ends the benchmark."""
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
         process = psutil.Popen(
-            [str(c) for c in command], stdout=out, stderr=subprocess.PIPE, env=dict(env or os.environ), cwd=cwd
+            [str(c) for c in command],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=dict(env or os.environ),
+            cwd=cwd,
         )
         peak, cpu = 0, 0.0
         while process.poll() is None:
@@ -109,7 +116,8 @@ def _peak(process: psutil.Process) -> int:
 
 
 def cpu_of(command: Sequence[str], repetitions: int) -> float:
-    """Lowest CPU seconds of ``command``; of all children, read before and after, since each has then ended."""
+    """Lowest CPU seconds of ``command``; of all children, read before and after, since each has
+    then ended."""
     best = float("inf")
     for _ in range(repetitions):
         before = _children_cpu()
@@ -138,7 +146,14 @@ def startup(repetitions: int) -> list[tuple[str, str, str, str]]:
     for words in (("--help",), ("validate", str(RECIPE))):
         own = cpu_of((*PHIPIPE, *words), repetitions * 3)
         name = f"`phipipe {words[0]}`, CPU time"
-        rows.append((name, f"{own:.3f} s", f"`import pydantic` {base:.3f} s", f"{own / base:.1f} × (goal ≤ 3)"))
+        rows.append(
+            (
+                name,
+                f"{own:.3f} s",
+                f"`import pydantic` {base:.3f} s",
+                f"{own / base:.1f} × (goal ≤ 3)",
+            )
+        )
     return rows
 
 
@@ -147,7 +162,9 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
     cache, env = work / "cache", dict(os.environ)
     env["PHIPIPE_CACHE"] = str(cache)
     for name in ("torch", "onnxruntime"):
-        subprocess.run((*PHIPIPE, "toolchain", "install", name), check=True, env=env, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            (*PHIPIPE, "toolchain", "install", name), check=True, env=env, stdout=subprocess.DEVNULL
+        )
     python = toolchain.ensure("onnxruntime", Settings.read(env), print).python
     first, bare = [], []
     for i in range(repetitions):
@@ -156,10 +173,24 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
         command = (*PHIPIPE, "run", RECIPE, "--out", work / "out", "--json")
         steps = {s["name"]: s for s in json.loads(run(command, env).output)[0]["steps"]}
         first.append(steps["convert"]["seconds"] + steps["quantize"]["seconds"])
-        builder = [python, "-m", "onnxruntime_genai.models.builder", "-m", MODEL, "-i", MODEL, "-o", work / f"bare{i}"]
-        bare.append(run([*builder, "-p", "int4", "-e", "cpu", "-c", work / f"bare-cache{i}"]).wall_s)
+        builder = [
+            python,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-m",
+            MODEL,
+            "-i",
+            MODEL,
+            "-o",
+            work / f"bare{i}",
+        ]
+        bare.append(
+            run([*builder, "-p", "int4", "-e", "cpu", "-c", work / f"bare-cache{i}"]).wall_s
+        )
     ours, theirs = statistics.median(first), statistics.median(bare)
-    cached = median([run((*PHIPIPE, "run", RECIPE, "--out", work / "out"), env) for _ in range(repetitions)])
+    cached = median(
+        [run((*PHIPIPE, "run", RECIPE, "--out", work / "out"), env) for _ in range(repetitions)]
+    )
     rows = [
         (
             "first run: convert + quantize",
@@ -167,7 +198,12 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
             f"bare ORT GenAI builder {theirs:.1f} s",
             f"{ours / theirs:.2f} × (goal ≤ 1.15)",
         ),
-        ("second run, all cached", f"{cached.wall_s:.2f} s, {cached.peak_mib:.0f} MiB", "goal ≤ 1 s, ≤ 150 MiB", ""),
+        (
+            "second run, all cached",
+            f"{cached.wall_s:.2f} s, {cached.peak_mib:.0f} MiB",
+            "goal ≤ 1 s, ≤ 150 MiB",
+            "",
+        ),
     ]
     objects = {s: cache / "objects" / steps[s]["digest"] for s in ("quantize", "baseline")}
     env["PYTHONPATH"] = str(ROOT)
@@ -189,9 +225,15 @@ def olive(repetitions: int, work: Path, cached: Cost) -> list[tuple[str, str, st
     """The same build with Olive, repeated from Olive's own cache."""
     env = dict(os.environ) | toolchain.uv_environment(os.environ)
     venv = work / "olive"
-    subprocess.run((uv.find_uv_bin(), "venv", "-q", str(venv), "--python", sys.executable), check=True, env=env)
+    subprocess.run(
+        (uv.find_uv_bin(), "venv", "-q", str(venv), "--python", sys.executable), check=True, env=env
+    )
     python = venv / ("Scripts/python.exe" if platform.system() == "Windows" else "bin/python")
-    subprocess.run((uv.find_uv_bin(), "pip", "install", "-q", "--python", str(python), *OLIVE), check=True, env=env)
+    subprocess.run(
+        (uv.find_uv_bin(), "pip", "install", "-q", "--python", str(python), *OLIVE),
+        check=True,
+        env=env,
+    )
     config = {
         "input_model": {"type": "HfModel", "model_path": str(MODEL), "task": "text-generation"},
         "passes": {"build": {"type": "ModelBuilder", "precision": "int4"}},
@@ -200,7 +242,10 @@ def olive(repetitions: int, work: Path, cached: Cost) -> list[tuple[str, str, st
     }
     (work / "olive.json").write_text(json.dumps(config), "utf-8")
     quiet = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
-    costs = [run((python, "-m", "olive", "run", "--config", "olive.json"), quiet, work) for _ in range(repetitions + 1)]
+    costs = [
+        run((python, "-m", "olive", "run", "--config", "olive.json"), quiet, work)
+        for _ in range(repetitions + 1)
+    ]
     again = median(costs[1:])
     ratio = again.wall_s / cached.wall_s
     return [
@@ -225,7 +270,9 @@ def main() -> None:
         if not args.no_olive:
             rows += olive(args.repetitions, Path(folder), cached)
     host = measure.host()
-    machine = f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
+    machine = (
+        f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
+    )
     print(f"\n{machine}, Python {platform.python_version()}\n")
     print("| what | phipipe | beside it | ratio |\n|---|---|---|---|")
     for row in rows:

@@ -1,4 +1,5 @@
-"""What can be done with a finished package: evaluate it again, measure it on its device, talk to it."""
+"""What can be done with a finished package: evaluate it again, measure it on its device, talk to
+it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ from phipipe.settings import Settings
 from phipipe.store import Store
 
 
-def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, source: Path | None) -> Plan:
+def plan(
+    folder: Path, store: Store, *, text: Path | None, tokens: int | None, source: Path | None
+) -> Plan:
     """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
 
     Raises:
@@ -60,7 +63,10 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
     steps = scoring.fidelity_steps(recipe, source_step, text_step, memory)
     steps = [replace(original.step, name="original"), *steps] if seeing else steps
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
-    parameters, opened = original.checkpoint.parameters, 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
+    parameters, opened = (
+        original.checkpoint.parameters,
+        4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
+    )
     shipped = Step(name="artifact", runs="", version=1, toolchain=backend.TOOLCHAIN)
     for step in (
         *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
@@ -68,7 +74,11 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
         scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, opened),
     ):
         needs = {name: need for name, need in step.needs.items() if need != "artifact"}
-        steps.append(replace(step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {}))
+        steps.append(
+            replace(
+                step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {}
+            )
+        )
     build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)
     target = device.load(recipe.device, Path.cwd())
     api = _api_of(target, manifest)
@@ -83,9 +93,11 @@ def plan(folder: Path, store: Store, *, text: Path | None, tokens: int | None, s
 
 
 def on_device(folder: Path) -> Plan:
-    """The steps that measure the package in ``folder`` on this machine, which is the device: evaluate, measure.
+    """The steps that measure the package in ``folder`` on this machine, which is the device:
+    evaluate, measure.
 
-    Fidelity is scored against the reference data in the package: neither the original nor the network is needed.
+    Fidelity is scored against the reference data in the package: neither the original nor the
+    network is needed.
 
     Raises:
         SourceError: it is no package, was changed, or has no reference data.
@@ -109,7 +121,9 @@ def on_device(folder: Path) -> Plan:
     if missing := hardware.lacks(api):
         raise absent(missing, "phipipe")
     if not (folder / reference.FOLDER).is_dir():
-        raise SourceError(f"`{folder}` has no reference data: an older phipipe made it", hint="build it again")
+        raise SourceError(
+            f"`{folder}` has no reference data: an older phipipe made it", hint="build it again"
+        )
     names = [str(entry["path"]) for entry in manifest["files"]]
     kept = [name.partition("/")[2] for name in names if name.startswith(f"{reference.FOLDER}/")]
     shipped = {
@@ -120,7 +134,12 @@ def on_device(folder: Path) -> Plan:
     opened = 4 * parameters + scoring.RUNTIME_BYTES
     steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
     if api not in backend.TOKENS_ONLY:
-        steps.insert(0, scoring.compare_step("evaluate", "artifact", recipe, toolchain, parameters, opened, api))
+        steps.insert(
+            0,
+            scoring.compare_step(
+                "evaluate", "artifact", recipe, toolchain, parameters, opened, api
+            ),
+        )
     return Plan(
         build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
         device=target,
@@ -131,9 +150,12 @@ def on_device(folder: Path) -> Plan:
 
 
 def report(folder: Path, outcome: Outcome) -> Entry:
-    """What was measured on the device, as an entry of a board that takes the place of the build's own."""
+    """What was measured on the device, as an entry of a board that takes the place of the build's
+    own."""
     return board.measured(
-        package.read_manifest(folder), outcome.load("evaluate", "metrics.json"), outcome.load("measure", "speed.json")
+        package.read_manifest(folder),
+        outcome.load("evaluate", "metrics.json"),
+        outcome.load("measure", "speed.json"),
     )
 
 
@@ -144,7 +166,9 @@ def _device(manifest: dict[str, Any]) -> Device:
     try:
         return Device.model_validate({**told, "units": units})
     except ValidationError as error:
-        raise SourceError(f"the package's device is not one that this phipipe reads: {_first(error)}") from None
+        raise SourceError(
+            f"the package's device is not one that this phipipe reads: {_first(error)}"
+        ) from None
 
 
 def _api_of(target: Device, manifest: dict[str, Any]) -> str:
@@ -162,7 +186,10 @@ def _first(error: ValidationError) -> str:
     """The first thing that is wrong, where, and in what way."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"`{json_files.shown(where)}`: {json_files.shown(first['msg'].removeprefix('Value error, '))}"
+    return (
+        f"`{json_files.shown(where)}`: "
+        f"{json_files.shown(first['msg'].removeprefix('Value error, '))}"
+    )
 
 
 def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> Recipe:
@@ -170,7 +197,8 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
         recipe = recorded(manifest["recipe"])
     except ValidationError as error:
         raise SourceError(
-            f"the package's recipe is not one that this phipipe reads: {_first(error)}", hint="build it again"
+            f"the package's recipe is not one that this phipipe reads: {_first(error)}",
+            hint="build it again",
         ) from None
     changed: dict[str, Any] = {}
     if text is not None:
@@ -178,7 +206,8 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
     if tokens is not None:
         if tokens < recipe.evaluate.window:
             raise RecipeError(
-                f"--tokens {tokens} is less than one window of {recipe.evaluate.window} tokens, by which this package "
+                f"--tokens {tokens} is less than one window of {recipe.evaluate.window} tokens, "
+                f"by which this package "
                 "is scored",
                 hint=f"--tokens {recipe.evaluate.window} or more",
             )
@@ -187,10 +216,17 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
 
 
 def _original(manifest: dict[str, Any], store: Store, given: Path | None) -> Original:
-    """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub again."""
+    """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub
+    again."""
     source = manifest["source"]
-    repo = Repository("model", str(source["repo"]), str(source["revision"])) if source["kind"] == "hub" else None
-    if repo and given is None and remote.is_known(repo):  # the cache has it as it came, or brings it: no copy is made
+    repo = (
+        Repository("model", str(source["repo"]), str(source["revision"]))
+        if source["kind"] == "hub"
+        else None
+    )
+    if (
+        repo and given is None and remote.is_known(repo)
+    ):  # the cache has it as it came, or brings it: no copy is made
         return _from_hub(manifest, repo)
     folder = given or _at_hand(manifest, store)
     if folder is not None:
@@ -201,7 +237,8 @@ def _original(manifest: dict[str, Any], store: Store, given: Path | None) -> Ori
     if repo:
         return _from_hub(manifest, repo)
     raise SourceError(
-        f"the original checkpoint of this package (`{source['name']}`) is not in the cache any more",
+        f"the original checkpoint of this package (`{source['name']}`) is not in the cache any "
+        f"more",
         hint="give its folder: --source DIR",
     )
 
@@ -211,7 +248,8 @@ def _at_hand(manifest: dict[str, Any], store: Store) -> Path | None:
     if source["kind"] == "builtin":
         if source["name"] not in hub.BUILTIN_MODELS:
             raise SourceError(
-                f"phipipe has no model `{source['name']}` of its own, which the package names as its source"
+                f"phipipe has no model `{source['name']}` of its own, which the package names "
+                f"as its source"
             )
         return hub.BUILTIN_MODELS[source["name"]]
     stored = store.root / "objects" / str(source["digest"])
@@ -230,10 +268,14 @@ def _from_hub(manifest: dict[str, Any], repo: Repository) -> Original:
         step = remote.source_step(repo, found)
         made = manifest["steps"]
         if step.params != made.get("original", made["source"])["params"]:
-            raise SourceError(f"`{repo}` is published with other files than those this package was made from")
+            raise SourceError(
+                f"`{repo}` is published with other files than those this package was made from"
+            )
     except SourceError as error:
         here = "if you have the original, give its folder: --source DIR"
-        raise SourceError(error.message, hint=f"{error.hint}; {here}" if error.hint else here) from None
+        raise SourceError(
+            error.message, hint=f"{error.hint}; {here}" if error.hint else here
+        ) from None
     return Original(checkpoint, step, found.licence)
 
 
@@ -246,14 +288,15 @@ def chat(
     system: str | None,
     tokens: int,
 ) -> int:
-    """Talk to the package in ``folder`` inside its backend's toolchain, on our own stdin and stdout.
+    """Talk to the package in ``folder`` inside its backend's toolchain, on our own stdin and
+    stdout.
 
     Returns:
         The chat's exit code.
 
     Raises:
-        SourceError: it is no package, was changed, holds what phipipe never packages, or its template or tokenizer
-            takes more than it may.
+        SourceError: it is no package, was changed, holds what phipipe never packages, or its
+            template or tokenizer takes more than it may.
         ToolchainError: its toolchain cannot be installed, or is damaged.
         StepFailed: its runtime refuses it.
         StepKilled: its process was ended: memory, signal.
@@ -262,6 +305,10 @@ def chat(
     backend = str(manifest["backend"])
     name = backends.load(backend).TOOLCHAIN
     installed = toolchain.ensure(name, settings, note)
-    request: dict[str, Any] = {"folder": str(folder.absolute()), "backend": backend, "toolchain": name}
+    request: dict[str, Any] = {
+        "folder": str(folder.absolute()),
+        "backend": backend,
+        "toolchain": name,
+    }
     request |= {"prompt": prompt, "system": system, "tokens": tokens}
     return chat_process.hold(installed.python, request, settings)

@@ -18,7 +18,8 @@ _given = False  # whether it has
 
 
 def begin(words: Sequence[str]) -> None:
-    """A command line starts; ``words`` are its words. It may be too wrong for options to be read from it."""
+    """A command line starts; ``words`` are its words. It may be too wrong for options to be read
+    from it."""
     global _asked, _given
     before = words[: words.index("--")] if "--" in words else words
     _asked, _given = any(word.partition("=")[0] == "--json" for word in before), False

@@ -1,7 +1,8 @@
-"""What a batch leaves to read: a table, ``batch.json``, JUnit's XML for CI systems, the board over all artifacts.
+"""What a batch leaves to read: a table, ``batch.json``, JUnit's XML for CI systems, the board over
+all artifacts.
 
-``batch.json`` (``format`` 1) only ever grows: names that are there keep their meaning. Files appear whole or
-not at all; ``batch.json`` comes last, so that whoever finds it finds the others.
+``batch.json`` (``format`` 1) only ever grows: names that are there keep their meaning. Files appear
+whole or not at all; ``batch.json`` comes last, so that whoever finds it finds the others.
 """
 
 from __future__ import annotations
@@ -32,15 +33,22 @@ FORMAT = 1
 BOARDS = "boards"
 STATES = ("built", "cached", "gated", "failed", "refused", "skipped")
 SHOWN = tuple(METRICS[name] for name in ("size_gib", "kld_mean", "top1", "decode_tokens_per_s"))
-NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2: the rest cannot be written
+NOT_XML = re.compile(
+    "[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)  # XML 1.0, 2.2: the rest cannot be written
 
 
 def exit_code(done: Sequence[Done]) -> int:
-    """The highest of the builds' exit codes, 0 where all went well: what comes later in a build counts as worse."""
-    return max((d.error.exit_code for d in done if d.error and not isinstance(d.error, Skipped)), default=0)
+    """The highest of the builds' exit codes, 0 where all went well: what comes later in a build
+    counts as worse."""
+    return max(
+        (d.error.exit_code for d in done if d.error and not isinstance(d.error, Skipped)), default=0
+    )
 
 
-def summary(done: Sequence[Done], out: Path, started: datetime.datetime, finished: datetime.datetime) -> dict[str, Any]:
+def summary(
+    done: Sequence[Done], out: Path, started: datetime.datetime, finished: datetime.datetime
+) -> dict[str, Any]:
     """The content of ``batch.json``."""
     return {
         "type": TYPE,
@@ -69,7 +77,9 @@ def _build(done: Done, out: Path) -> dict[str, Any]:
         "package": f"{done.item.name}/{done.version}" if done.version else None,
         "accepted": batch.latest(out / done.item.name) if done.item.build else None,
         "size_bytes": stored and stored.size_bytes,
-        "metrics": {name: value for name, value in sorted(done.metrics.items()) if math.isfinite(value)},
+        "metrics": {
+            name: value for name, value in sorted(done.metrics.items()) if math.isfinite(value)
+        },
         "before": dict(sorted(done.before.items())),
         "compared": sorted(done.compared),
         "regressions": [vars(one) for one in done.regressions],
@@ -83,7 +93,8 @@ def _package_of(done: Done) -> Any:
 
 
 def seconds(done: Done) -> float:
-    """Time that the build's own and shared steps took in this batch; nothing for what was cached."""
+    """Time that the build's own and shared steps took in this batch; nothing for what was
+    cached."""
     results = done.outcome.results.values() if done.outcome else ()
     return sum(result.usage.get("seconds", 0.0) for result in results if not result.cached)
 
@@ -92,12 +103,16 @@ def seconds(done: Done) -> float:
 
 
 def table(done: Sequence[Done]) -> str:
-    """One line per build with the change since the package accepted before, then what went wrong."""
+    """One line per build with the change since the package accepted before, then what went
+    wrong."""
     heads = ["build", "state", *(metric.heading for metric in SHOWN), "time"]
     rows = [heads, *(_row(one) for one in done)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ways = ["<", "<", *(">" for _ in SHOWN), ">"]
-    lines = ["  ".join(f"{text:{way}{n}}" for text, way, n in zip(row, ways, widths, strict=True)) for row in rows]
+    lines = [
+        "  ".join(f"{text:{way}{n}}" for text, way, n in zip(row, ways, widths, strict=True))
+        for row in rows
+    ]
     counted = [f"{n} {state}" for state in STATES if (n := sum(d.state == state for d in done))]
     total = f"{report.counted(len(done), 'build')}: {', '.join(counted)}"
     return "\n".join([*(line.rstrip() for line in lines), "", total])
@@ -136,7 +151,11 @@ def write(done: Sequence[Done], out: Path, title: str, summary: Mapping[str, Any
         StoreError: the folder cannot be written.
     """
     pages, kept = boards(entries(done, out), out, title)
-    texts = {"junit.xml": junit(done, str(summary["started"])), **pages, "batch.json": dump(summary)}
+    texts = {
+        "junit.xml": junit(done, str(summary["started"])),
+        **pages,
+        "batch.json": dump(summary),
+    }
     with collect.guard(out, remedy=room.KEEP_OUT), collect.claim(out, ".report.") as aside:
         for name, text in texts.items():
             written, target = aside / Path(name).name, out / name
@@ -153,11 +172,15 @@ def dump(value: object) -> str:
 
 
 def junit(done: Sequence[Done], started: str) -> str:
-    """JUnit's XML: one test case for each build; a gate or regression is a failure, anything else an error."""
+    """JUnit's XML: one test case for each build; a gate or regression is a failure, anything else
+    an error."""
     from xml.etree import ElementTree
 
     kinds = [_kind(one) for one in done]
-    totals = {"tests": len(done), **{f"{k}s" if k != "skipped" else k: kinds.count(k) for k in _KINDS}}
+    totals = {
+        "tests": len(done),
+        **{f"{k}s" if k != "skipped" else k: kinds.count(k) for k in _KINDS},
+    }
     attributes = {"name": "phipipe batch", **{name: str(n) for name, n in totals.items()}}
     attributes["time"] = f"{sum(map(seconds, done)):.3f}"
     root = ElementTree.Element("testsuites", attributes)
@@ -165,25 +188,37 @@ def junit(done: Sequence[Done], started: str) -> str:
     for one, kind in zip(done, kinds, strict=True):
         _case(suite, one, kind)
     ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        + ElementTree.tostring(root, encoding="unicode")
+        + "\n"
+    )
 
 
 _KINDS = ("failure", "error", "skipped")
 
 
 def _kind(done: Done) -> str:
-    return {"gated": "failure", "failed": "error", "refused": "error", "skipped": "skipped"}.get(done.state, "")
+    return {"gated": "failure", "failed": "error", "refused": "error", "skipped": "skipped"}.get(
+        done.state, ""
+    )
 
 
 def _case(suite: Element, done: Done, kind: str) -> None:
     from xml.etree import ElementTree
 
-    named = {"classname": _xml(done.item.path.as_posix()), "name": _xml(done.item.name), "time": f"{seconds(done):.3f}"}
+    named = {
+        "classname": _xml(done.item.path.as_posix()),
+        "name": _xml(done.item.name),
+        "time": f"{seconds(done):.3f}",
+    }
     case = ElementTree.SubElement(suite, "testcase", named)
     if done.error is None:
         return
     first = done.error.message.splitlines()[0] if done.error.message else "failed"
-    told = {"message": _xml(first)} | ({} if kind == "skipped" else {"type": type(done.error).__name__})
+    told = {"message": _xml(first)} | (
+        {} if kind == "skipped" else {"type": type(done.error).__name__}
+    )
     said = ElementTree.SubElement(case, kind, told)
     hint = f"\ntry: {done.error.hint}" if done.error.hint else ""
     said.text = _xml(f"{done.error.message}{hint}\nexit code {done.error.exit_code}")
@@ -198,7 +233,8 @@ def _xml(text: str) -> str:
 
 
 def entries(done: Sequence[Done], out: Path) -> list[Entry]:
-    """Of every build of this batch, what it made or why not; of others in ``out``, what was accepted last."""
+    """Of every build of this batch, what it made or why not; of others in ``out``, what was
+    accepted last."""
     found = [entry for one in done if (entry := _entry(one, out))]
     taken = {one.item.name for one in done}
     for pointer in sorted(out.glob(f"*/{batch.LATEST}")):
@@ -227,12 +263,21 @@ def _read(folder: Path) -> list[Entry]:
 def boards(every: Sequence[Entry], out: Path, title: str) -> tuple[dict[str, str], set[str]]:
     """File name → text of what is to be written, and all names that then belong there.
 
-    One model and text are one board: ``board.html`` and ``board.json``. Several have one each in ``boards``, and
-    ``board.html`` leads to them. A page whose ``.json`` holds these very entries is left as it is.
+    One model and text are one board: ``board.html`` and ``board.json``. Several have one each in
+    ``boards``, and ``board.html`` leads to them. A page whose ``.json`` holds these very entries is
+    left as it is.
     """
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in board.done(every):
-        key = (entry.source, entry.text, entry.tokens, entry.window, entry.skip, entry.source_digest, entry.text_digest)
+        key = (
+            entry.source,
+            entry.text,
+            entry.tokens,
+            entry.window,
+            entry.skip,
+            entry.source_digest,
+            entry.text_digest,
+        )
         groups.setdefault(key, []).append(entry)
     if len(groups) <= 1:
         return _page(every, out, "board", title), set()
@@ -249,7 +294,8 @@ def boards(every: Sequence[Entry], out: Path, title: str) -> tuple[dict[str, str
 
 
 def _page(entries: Sequence[Entry], out: Path, name: str, title: str) -> dict[str, str]:
-    """A board's page and data, in the order in which they are written; nothing if they are there already."""
+    """A board's page and data, in the order in which they are written; nothing if they are there
+    already."""
     page, data, text = f"{name}.html", f"{name}.json", board.dump(entries)
     with contextlib.suppress(OSError):
         if (out / page).is_file() and (out / data).read_bytes() == text.encode():
@@ -277,10 +323,14 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
             "source": first.source,
             "text": f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}",
             "answers": board.lines(board.answers(members)),
-            "rows": [(entry, build_words(entry), [c.text(entry) for c in COLUMNS]) for entry in ranked],
+            "rows": [
+                (entry, build_words(entry), [c.text(entry) for c in COLUMNS]) for entry in ranked
+            ],
         }
         for name, members in groups.items()
         for first, ranked in [(members[0], board.ranked(members))]
     ]
     lost = [(entry.name, build_words(entry), board.one_line(entry.error or "")) for entry in failed]
-    return environment.get_template("boards.html.j2").render(title=title, tables=tables, columns=COLUMNS, failed=lost)
+    return environment.get_template("boards.html.j2").render(
+        title=title, tables=tables, columns=COLUMNS, failed=lost
+    )

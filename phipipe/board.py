@@ -1,12 +1,12 @@
 """The fidelity board: several builds of one model side by side, and which of them to ship.
 
-Pure functions over what finished packages' manifests hold; a build that failed has an entry too. Builds
-are ordered by fidelity per size, ``-log10(mean KL divergence) / bits per weight``: decimal digits in which
-the predictions agree with the original's, per bit spent on a weight. What to ship to which device, and what is
-behind what there, ``picks`` decides.
+Pure functions over what finished packages' manifests hold; a build that failed has an entry too.
+Builds are ordered by fidelity per size, ``-log10(mean KL divergence) / bits per weight``: decimal
+digits in which the predictions agree with the original's, per bit spent on a weight. What to ship
+to which device, and what is behind what there, ``picks`` decides.
 
-Fidelity compares across machines, speed does not: entries measured on another machine, or with a prompt of
-another length, than most are marked.
+Fidelity compares across machines, speed does not: entries measured on another machine, or with a
+prompt of another length, than most are marked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ class Entry:
     """One build: what it is, what was measured, and where the numbers come from."""
 
     # read by pydantic in ``load``: a board is data from outside
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }
 
     name: str
     backend: str
@@ -57,7 +61,9 @@ class Entry:
     window: int = 0
     skip: int = 0
     baseline_ppl: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)  # by the names of ``metrics.METRICS``
+    metrics: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by the names of ``metrics.METRICS``
     stderr: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     profile: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -67,7 +73,9 @@ class Entry:
     phipipe: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)  # step → key
-    measured: bool = False  # on the device, by `phipipe measure`: takes the place of the build's own entry
+    measured: bool = (
+        False  # on the device, by `phipipe measure`: takes the place of the build's own entry
+    )
     reference: bool = False  # scored by what the package carries: its divergence is a lower bound
 
     @property
@@ -91,7 +99,9 @@ class Entry:
     @property
     def sound(self) -> bool:
         """Whether it reads text and chats as the original does; nothing else is worth shipping."""
-        return all(self.sanity.get(name, True) for name in ("tokenizer_equal", "chat_template_equal"))
+        return all(
+            self.sanity.get(name, True) for name in ("tokenizer_equal", "chat_template_equal")
+        )
 
 
 def from_manifest(manifest: Mapping[str, Any]) -> Entry:
@@ -100,11 +110,21 @@ def from_manifest(manifest: Mapping[str, Any]) -> Entry:
     Raises:
         SourceError: figures are missing without which a build cannot be compared.
     """
-    fidelity, speed, source, steps = (manifest[name] for name in ("fidelity", "speed", "source", "steps"))
-    tools = {n: v for step in steps.values() for n, v in step["tools"].items() if card.MAIN_TOOLS.fullmatch(n)}
+    fidelity, speed, source, steps = (
+        manifest[name] for name in ("fidelity", "speed", "source", "steps")
+    )
+    tools = {
+        n: v
+        for step in steps.values()
+        for n, v in step["tools"].items()
+        if card.MAIN_TOOLS.fullmatch(n)
+    }
     baseline = fidelity["baseline"]
     made = Entry(
-        **{name: manifest[name] for name in ("name", "backend", "precision", "backend_title", "scheme", "api")},
+        **{
+            name: manifest[name]
+            for name in ("name", "backend", "precision", "backend_title", "scheme", "api")
+        },
         device=manifest["device"]["title"],
         on_target=manifest["on_target"],
         source=source.get("name") or source["repo"],
@@ -126,12 +146,17 @@ def from_manifest(manifest: Mapping[str, Any]) -> Entry:
         keys={name: steps[name]["key"] for name in sorted(steps)},
     )
     if complaint := _complaint(made):
-        raise SourceError(f"the manifest of `{one_line(made.name)}` {complaint}", hint="build the package again")
+        raise SourceError(
+            f"the manifest of `{one_line(made.name)}` {complaint}", hint="build the package again"
+        )
     return made
 
 
-def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, speed: Mapping[str, Any]) -> Entry:
-    """The entry of a package that was measured on its device, by the reference data that it carries.
+def measured(
+    manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, speed: Mapping[str, Any]
+) -> Entry:
+    """The entry of a package that was measured on its device, by the reference data that it
+    carries.
 
     Without an ``evaluation`` (a device that gives no logits) fidelity stays that of the build.
     """
@@ -148,7 +173,9 @@ def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, 
     )
     if evaluation is None:
         return entry
-    sizes = {name: built.metrics[name] for name in REQUIRED[1:]}  # of the artifact, without what lies beside it
+    sizes = {
+        name: built.metrics[name] for name in REQUIRED[1:]
+    }  # of the artifact, without what lies beside it
     return replace(
         entry,
         reference=True,
@@ -159,20 +186,30 @@ def measured(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None, 
     )
 
 
-def failed(name: str, backend: str, precision: str, message: str, device: str = "", api: str = "") -> Entry:
+def failed(
+    name: str, backend: str, precision: str, message: str, device: str = "", api: str = ""
+) -> Entry:
     """The entry of a build that came to nothing; of its device at least the title may be known."""
     told = message or "failed"
-    return Entry(name=name, backend=backend, precision=precision, error=told, device=device, api=api)
+    return Entry(
+        name=name, backend=backend, precision=precision, error=told, device=device, api=api
+    )
 
 
 def _text_words(recipe: Mapping[str, Any]) -> str:
     text = recipe.get("evaluate", {}).get("text", {})
-    return str(text.get("builtin") or text.get("dataset", {}).get("repo") or text.get("file") or "unnamed")
+    return str(
+        text.get("builtin") or text.get("dataset", {}).get("repo") or text.get("file") or "unnamed"
+    )
 
 
 def host_words(host: Mapping[str, Any]) -> str:
     """The machine in one line."""
-    cores = f"{host['cores']} cores of {host['processor']}" if host.get("cores") and host.get("processor") else ""
+    cores = (
+        f"{host['cores']} cores of {host['processor']}"
+        if host.get("cores") and host.get("processor")
+        else ""
+    )
     memory = f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else ""
     system = " ".join(str(host[name]) for name in ("system", "machine") if host.get(name))
     return ", ".join(part for part in (cores, memory, system) if part) or "an unrecorded machine"
@@ -198,27 +235,35 @@ def load(text: str) -> list[Entry]:
         board = json_files.parse(text.encode("utf-8", "replace"), Path("board.json"))
     except SourceError as error:
         why = error.message.partition(" is not valid JSON: ")[2]
-        raise SourceError(f"this is no board of phipipe: it is not valid JSON: {why}", hint=_HINT) from None
+        raise SourceError(
+            f"this is no board of phipipe: it is not valid JSON: {why}", hint=_HINT
+        ) from None
     if not isinstance(board, dict) or board.get("type") != TYPE:
         raise SourceError(f"this is no board of phipipe: its `type` is not `{TYPE}`", hint=_HINT)
     version = board.get("format")
     if type(version) is int and version > FORMAT:
         raise SourceError(
-            f"this board was made by a newer phipipe: its format is {version}, this phipipe reads up to {FORMAT}",
+            f"this board was made by a newer phipipe: its format is {version}, this phipipe "
+            f"reads up to {FORMAT}",
             hint="install the newest phipipe",
         )
     if type(version) is not int or version != FORMAT or not isinstance(board.get("entries"), list):
-        raise SourceError("this board is damaged: it has no known format, or no entries", hint=_HINT)
+        raise SourceError(
+            "this board is damaged: it has no known format, or no entries", hint=_HINT
+        )
     try:
         entries = TypeAdapter(list[Entry]).validate_json(json.dumps(board["entries"]))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise SourceError(
-            f"this board is damaged: `entries.{one_line(where)}` is not as phipipe writes it", hint=_HINT
+            f"this board is damaged: `entries.{one_line(where)}` is not as phipipe writes it",
+            hint=_HINT,
         ) from None
     for entry in entries:
         if complaint := _complaint(entry):
-            raise SourceError(f"this board is damaged: `{one_line(entry.name)}` {complaint}", hint=_HINT)
+            raise SourceError(
+                f"this board is damaged: `{one_line(entry.name)}` {complaint}", hint=_HINT
+            )
     return entries
 
 
@@ -235,13 +280,23 @@ def _complaint(entry: Entry) -> str | None:
         return "has no size"
     if not all(math.isfinite(value) for value in (*entry.metrics.values(), *entry.stderr.values())):
         return "has a figure that is no number"
-    curves = (value for name in ("by_position", "quantiles") for value in entry.profile.get(name, ()))
+    curves = (
+        value for name in ("by_position", "quantiles") for value in entry.profile.get(name, ())
+    )
     if min([*entry.metrics.values(), *entry.stderr.values(), *curves]) < 0:
         return "has a figure below zero"
     sanity = {name: isinstance(value, Sequence) for name, value in entry.sanity.items()}
-    if sanity.get("answers_ended") is False or sanity.get("greedy_agreement") or sanity.get("repetition"):
+    if (
+        sanity.get("answers_ended") is False
+        or sanity.get("greedy_agreement")
+        or sanity.get("repetition")
+    ):
         return "has sanity flags of another kind"
-    return None if all(len(ends) == 2 for ends in entry.spread.values()) else "has a spread that is no pair"
+    return (
+        None
+        if all(len(ends) == 2 for ends in entry.spread.values())
+        else "has a spread that is no pair"
+    )
 
 
 # --- order, answers, comparability
@@ -254,12 +309,17 @@ def done(entries: Iterable[Entry]) -> list[Entry]:
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
     """Most fidelity per size first, failed ones last; names are made distinct."""
-    ordered = sorted(entries, key=lambda e: (*_worth(e), e.name, e.device, e.api, e.backend, e.precision, e.scheme))
+    ordered = sorted(
+        entries,
+        key=lambda e: (*_worth(e), e.name, e.device, e.api, e.backend, e.precision, e.scheme),
+    )
     taken: set[str] = set()
     distinct = []
     for entry in ordered:
         plain = one_line(entry.name)
-        name = next(n for i in count(1) if (n := plain if i == 1 else f"{plain} ({i})") not in taken)
+        name = next(
+            n for i in count(1) if (n := plain if i == 1 else f"{plain} ({i})") not in taken
+        )
         taken.add(name)
         distinct.append(replace(entry, name=name))
     return distinct
@@ -270,18 +330,22 @@ def _worth(entry: Entry) -> tuple[int, float, float]:
 
 
 def answers(entries: Iterable[Entry]) -> tuple[Answer, ...]:
-    """What to ship to each device that was asked for; where builds share a name, by the names of ``ranked``."""
+    """What to ship to each device that was asked for; where builds share a name, by the names of
+    ``ranked``."""
     return picks.answers(candidates(ranked(entries)))
 
 
 def candidates(entries: Sequence[Entry]) -> list[Candidate]:
     """``entries``, whose names are distinct, as decisions see them."""
     there = {(e.device, e.backend, e.precision) for e in done(entries)}
-    return [_candidate(e, {p for d, b, p in there if (d, b) == (e.device, e.backend)}) for e in entries]
+    return [
+        _candidate(e, {p for d, b, p in there if (d, b) == (e.device, e.backend)}) for e in entries
+    ]
 
 
 def _candidate(entry: Entry, taken: Collection[str]) -> Candidate:
-    """What decisions need of ``entry``, whose device has builds of its backend in the precisions ``taken``."""
+    """What decisions need of ``entry``, whose device has builds of its backend in the precisions
+    ``taken``."""
     value = entry.metrics.get("decode_tokens_per_s", 0.0)
     spread = entry.spread.get("decode_tokens_per_s", ())
     return Candidate(
@@ -296,7 +360,9 @@ def _candidate(entry: Entry, taken: Collection[str]) -> Candidate:
         quantized=entry.precision.startswith("int"),
         sound=entry.sound,
         place=entry.on_target,
-        speed=Speed.of(value, spread, entry.conditions) if value > 0 and entry.on_target == "true" else None,
+        speed=Speed.of(value, spread, entry.conditions)
+        if value > 0 and entry.on_target == "true"
+        else None,
         wider=remedies.wider(entry.backend, entry.api, entry.precision, taken),
         finer=remedies.finer(entry.backend, entry.api, entry.precision, entry.scheme),
     )
@@ -323,7 +389,9 @@ def check_comparable(entries: Iterable[Entry]) -> None:
     aspects: dict[str, Callable[[Entry], str]] = {
         "source model": lambda e: f"{e.source} {e.source_digest[:12]}",
         "evaluation text": lambda e: f"{e.text} {e.text_digest[:12]}",
-        "number of tokens": lambda e: str(e.tokens),  # of the build: on a device its first ones are scored
+        "number of tokens": lambda e: str(
+            e.tokens
+        ),  # of the build: on a device its first ones are scored
         "window": lambda e: str(e.window),
         "skip": lambda e: str(e.skip),
     }
@@ -336,7 +404,9 @@ def check_comparable(entries: Iterable[Entry]) -> None:
         advice = "give both recipes the same `evaluate` section and build again"
         if what == "source model":
             advice = "compare only builds of the same checkpoint"
-        raise SourceError(f"these builds do not compare: their {what} differs: {a}, {b}", hint=advice)
+        raise SourceError(
+            f"these builds do not compare: their {what} differs: {a}, {b}", hint=advice
+        )
 
 
 def elsewhere(entries: Iterable[Entry]) -> frozenset[str]:

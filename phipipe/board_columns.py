@@ -10,12 +10,16 @@ from phipipe.board import Entry, done, elsewhere, one_line
 from phipipe.metrics import METRICS
 
 ON_TARGET = ("false", "emulated", "true")
-FRONT = "on its device's Pareto front: nothing smaller is as close to the original, or, of the fastest, none smaller is"
+FRONT = (
+    "on its device's Pareto front: nothing smaller is as close to the original, or, of the "
+    "fastest, none smaller is"
+)
 MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",
     "~": "the device was emulated: what it computes is the device's, the speed is not",
     "°": "not measured on the device: fidelity holds there, speed and memory do not",
-    "≥": "measured on the device against the likeliest tokens of each position, which travel with the package: a lower "
+    "≥": "measured on the device against the likeliest tokens of each position, which travel "
+    "with the package: a lower "
     "bound",
 }
 
@@ -50,9 +54,13 @@ def _metric(name: str) -> Column:
         if metric.is_size:
             return " ".join(report.size(found)) if found > 0 else "0"
         if name == "kld_mean":
-            return ("≥ " if entry.reference else "") + report.with_error(found, entry.stderr.get(name))
+            return ("≥ " if entry.reference else "") + report.with_error(
+                found, entry.stderr.get(name)
+            )
         if metric.unit == "s":
-            return f"{report.number(found)} s" if found >= 1 else f"{report.number(1000 * found)} ms"
+            return (
+                f"{report.number(found)} s" if found >= 1 else f"{report.number(1000 * found)} ms"
+            )
         return report.number(found, metric.digits)
 
     return Column(metric.column, metric.heading, value, text, metric.kind == "speed")
@@ -60,7 +68,13 @@ def _metric(name: str) -> Column:
 
 COLUMNS = (
     *map(_metric, ("size_gib", "bits_per_weight", "kld_mean")),
-    Column("on target", "target", lambda e: ON_TARGET.index(e.on_target), lambda e: e.on_target, speed=False),
+    Column(
+        "on target",
+        "target",
+        lambda e: ON_TARGET.index(e.on_target),
+        lambda e: e.on_target,
+        speed=False,
+    ),
     *map(_metric, ("top1", "ppl_ratio", "decode_tokens_per_s", "ttft_s", "peak_memory_gib")),
 )
 

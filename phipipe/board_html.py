@@ -1,10 +1,12 @@
-"""The fidelity board as a page: one file that opens without a network, with its plots and their library in it.
+"""The fidelity board as a page: one file that opens without a network, with its plots and their
+library in it.
 
-Everything that a user, a model or a tool wrote is text: the template escapes it, labels escape what plotly
-would read as markup, and JSON within the page cannot end its script. The page's own security policy forbids
-it to load anything.
+Everything that a user, a model or a tool wrote is text: the template escapes it, labels escape what
+plotly would read as markup, and JSON within the page cannot end its script. The page's own security
+policy forbids it to load anything.
 
-Figures are made once, in the light theme's colours; the page's script replaces each by the dark theme's.
+Figures are made once, in the light theme's colours; the page's script replaces each by the dark
+theme's.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from markupsafe import Markup
 
-# Light → dark. The series are told apart in all common kinds of colour blindness, and contrast with the
-# page by at least 3 to 1 in either theme (tests compute both); symbols and dashes tell the precision.
+# Light → dark. The series are told apart in all common kinds of colour blindness, and contrast with
+# the page by at least 3 to 1 in either theme (tests compute both); symbols and dashes tell the
+# precision.
 INK, MUTED, GRID, LINE, PAGE = "#1b1f24", "#57606a", "#d9dee4", "#8c959f", "#ffffff"
 SERIES = {
     "#005599": "#5599ee",  # blue
@@ -41,11 +44,33 @@ SERIES = {
     "#330000": "#dd4433",  # maroon, and red on the dark page
     "#292929": "#727272",  # grey: backends that this phipipe does not know
 }
-DARK = {**SERIES, INK: "#e6edf3", MUTED: "#9da7b1", GRID: "#30363d", LINE: "#7d8590", PAGE: "#0d1117"}
-BACKENDS = ("onnxruntime", "torch", "llamacpp", "openvino", "mlx", "litert", "qnn")  # each keeps its colour everywhere
+DARK = {
+    **SERIES,
+    INK: "#e6edf3",
+    MUTED: "#9da7b1",
+    GRID: "#30363d",
+    LINE: "#7d8590",
+    PAGE: "#0d1117",
+}
+BACKENDS = (
+    "onnxruntime",
+    "torch",
+    "llamacpp",
+    "openvino",
+    "mlx",
+    "litert",
+    "qnn",
+)  # each keeps its colour everywhere
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
-REPEATS = ("", "circle", "square", "diamond", "cross", "triangle-up")  # beside lines that colour and dash leave alike
+REPEATS = (
+    "",
+    "circle",
+    "square",
+    "diamond",
+    "cross",
+    "triangle-up",
+)  # beside lines that colour and dash leave alike
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
 LABEL = 34  # characters of a name that a plot shows
 
@@ -85,7 +110,8 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
 
 
 def embedded(value: object) -> Markup:
-    """JSON that can stand in a script element: nothing in it can end the element or start a comment."""
+    """JSON that can stand in a script element: nothing in it can end the element or start a
+    comment."""
     from markupsafe import Markup
 
     text = json.dumps(value, allow_nan=False, sort_keys=True)  # ASCII, so no odd line ends either
@@ -158,7 +184,8 @@ def _provenance(entry: Entry) -> dict[str, Any]:
             "Prompt": f"{entry.prompt_tokens} tokens",
             "Source": entry.source,
             "Source digest": entry.source_digest,
-            "Text": f"{entry.text}, {entry.tokens:,} tokens, window {entry.window:,}, first {entry.skip} unscored",
+            "Text": f"{entry.text}, {entry.tokens:,} tokens, window {entry.window:,}, first "
+            f"{entry.skip} unscored",
             "Text digest": entry.text_digest,
             "phipipe": entry.phipipe,
         },
@@ -177,7 +204,9 @@ def _colour(entry: Entry) -> str:
 
 def _hover(entry: Entry, away: frozenset[str]) -> str:
     figures = [f"{c.title}: {cell(c, entry, away)}" for c in COLUMNS if c.value(entry) is not None]
-    return "<br>".join([f"<b>{label(entry.name)}</b>", label(build_words(entry), 80), *map(label, figures)])
+    return "<br>".join(
+        [f"<b>{label(entry.name)}</b>", label(build_words(entry), 80), *map(label, figures)]
+    )
 
 
 def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -185,28 +214,46 @@ def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
     if not done:
         return []
     unit, factor = ("GiB", 1.0) if max(e.size for e in done) >= 1 else ("MiB", 1024.0)
-    names = "; ".join(f"{answer.where}: {', '.join(answer.front)}" for answer in found if answer.front)
+    names = "; ".join(
+        f"{answer.where}: {', '.join(answer.front)}" for answer in found if answer.front
+    )
     lines = "the line" if len({e.device for e in done}) == 1 else "its device’s line"
     plots = [
         (
             "front",
             "Size against fidelity",
-            f"Left is smaller, down is closer to the original. No build lies left of and below {lines}.",
-            f"Scatter plot of file size against mean KL divergence. On the Pareto front, smallest first: {names}.",
+            f"Left is smaller, down is closer to the original. No build lies left of and below "
+            f"{lines}.",
+            f"Scatter plot of file size against mean KL divergence. On the Pareto front, "
+            f"smallest first: {names}.",
             _scatter(done, found, unit, factor),
         )
     ]
     for name, heading, metric, scale, axis in (
-        ("decode", "Answer speed", "decode_tokens_per_s", 1.0, "tokens per second, after the first"),
+        (
+            "decode",
+            "Answer speed",
+            "decode_tokens_per_s",
+            1.0,
+            "tokens per second, after the first",
+        ),
         ("prefill", "Prompt speed", "prefill_tokens_per_s", 1.0, "prompt tokens per second"),
-        ("memory", "Peak memory", "peak_memory_gib", factor, f"{unit}, runtime and interpreter included"),
+        (
+            "memory",
+            "Peak memory",
+            "peak_memory_gib",
+            factor,
+            f"{unit}, runtime and interpreter included",
+        ),
         ("size", "File size", "size_gib", factor, f"{unit}, all files that the runtime needs"),
     ):
         if bars := [e for e in done if metric in e.metrics]:
             better = METRICS[metric].better
             said = f"Bar chart of {axis}, {report.counted(len(bars), 'build')}."
             alike = not board.elsewhere(bars) and {e.on_target for e in bars} == {"true"}
-            if metric == "size_gib" or (alike and len({e.device for e in bars}) == 1):  # else they do not compare
+            if metric == "size_gib" or (
+                alike and len({e.device for e in bars}) == 1
+            ):  # else they do not compare
                 best = (max if better == "higher" else min)(bars, key=lambda e: e.metrics[metric])
                 said += f" Best: {best.name}."
             caption = f"{axis[0].upper()}{axis[1:]}; {better} is better."
@@ -215,14 +262,30 @@ def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
             plots.append((name, heading, caption, said, _bars(bars, metric, scale)))
     if any(e.profile.get("by_position") for e in done):
         said = f"Lines of mean KL divergence along the window, one for each of {len(done)} builds."
-        caption = "Mean KL divergence by position in the window: does the build drift as the context grows?"
+        caption = (
+            "Mean KL divergence by position in the window: does the build drift as the "
+            "context grows?"
+        )
         plots.append(("position", "Divergence along the window", caption, said, _positions(done)))
     if any(e.profile.get("quantiles") for e in done):
-        said = f"Quantiles of KL divergence over all positions, one line for each of {len(done)} builds."
-        caption = "How far the worst positions are off: at 99 %, one position in a hundred is worse."
-        plots.append(("quantiles", "Distribution of the divergence", caption, said, _quantiles(done)))
+        said = (
+            f"Quantiles of KL divergence over all positions, one line for each of "
+            f"{len(done)} builds."
+        )
+        caption = (
+            "How far the worst positions are off: at 99 %, one position in a hundred is worse."
+        )
+        plots.append(
+            ("quantiles", "Distribution of the divergence", caption, said, _quantiles(done))
+        )
     return [
-        {"id": name, "heading": heading, "caption": caption, "said": said, "figure": embedded(_plain(figure))}
+        {
+            "id": name,
+            "heading": heading,
+            "caption": caption,
+            "said": said,
+            "figure": embedded(_plain(figure)),
+        }
         for name, heading, caption, said, figure in plots
     ]
 
@@ -247,7 +310,13 @@ def _figure(height: int, **layout: Any) -> go.Figure:
         hoverlabel={"align": "left"},
         **layout,
     )
-    axis = {"gridcolor": GRID, "linecolor": LINE, "zeroline": False, "tickfont": {"color": MUTED}, "title_standoff": 8}
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": LINE,
+        "zeroline": False,
+        "tickfont": {"color": MUTED},
+        "title_standoff": 8,
+    }
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis, automargin=True)
     return figure
@@ -256,7 +325,11 @@ def _figure(height: int, **layout: Any) -> go.Figure:
 def _scatter(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: float) -> go.Figure:
     import plotly.graph_objects as go
 
-    figure, away, (best, _) = _figure(520, hovermode="closest"), board.elsewhere(done), board.standing(found)
+    figure, away, (best, _) = (
+        _figure(520, hovermode="closest"),
+        board.elsewhere(done),
+        board.standing(found),
+    )
     candidates = board.candidates(done)
     line: dict[str, Any] = {"color": LINE, "width": 2, "shape": "hv"}
     for i, device in enumerate(sorted({(c.device, c.bound) for c in candidates})):
@@ -291,25 +364,38 @@ def _scatter(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: 
         )
         # colour means backend, shape means precision: a key for each
         line = {"color": _colour(mine[0]), "width": 9}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=label(backend), legendgroup=backend)
+        figure.add_scatter(
+            x=[None], y=[None], mode="lines", line=line, name=label(backend), legendgroup=backend
+        )
     for precision in dict.fromkeys(e.precision for e in sorted(done, key=lambda e: e.precision)):
         marker = {"symbol": SYMBOLS.get(precision, "x"), "color": MUTED, "size": 10}
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=label(precision), marker=marker))
-    # the script places these: where they fit depends on the window's width. Left of and below all lines there is room
+        figure.add_trace(
+            go.Scatter(x=[None], y=[None], mode="markers", name=label(precision), marker=marker)
+        )
+    # the script places these: where they fit depends on the window's width. Left of and below all
+    # lines there is room
     outer = picks.front(candidates)
-    labels = [[(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), board.one_line(c.name)] for c in outer]
+    labels = [
+        [(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), board.one_line(c.name)] for c in outer
+    ]
     figure.update_layout(meta={"labels": labels})
     every = [math.log10(e.size * factor) for e in done]
     width = max(max(every) - min(every), 0.3)
     ends = [min(every) - 0.3 * width, max(every) + 0.08 * width]  # labels of the front go left
-    figure.update_xaxes(type="log", title=f"size, {unit} (logarithmic)", range=ends, **_size_ticks(*ends))
-    figure.update_yaxes(type="log", title="mean KL divergence, nats", **_log_ticks([e.kld for e in done]))
+    figure.update_xaxes(
+        type="log", title=f"size, {unit} (logarithmic)", range=ends, **_size_ticks(*ends)
+    )
+    figure.update_yaxes(
+        type="log", title="mean KL divergence, nats", **_log_ticks([e.kld for e in done])
+    )
     return figure
 
 
 def _size_ticks(low: float, high: float) -> dict[str, Any]:
     """Round sizes between two powers of ten; plotly's own choice is bare digits such as 2 and 5."""
-    steps = [1.0, 1.5, 2, 3, 4, 5, 6, 8] if high - low < 1 else [1.0, 2, 5] if high - low < 2 else [1.0]
+    steps = (
+        [1.0, 1.5, 2, 3, 4, 5, 6, 8] if high - low < 1 else [1.0, 2, 5] if high - low < 2 else [1.0]
+    )
     found = [s * 10.0**n for n in range(math.floor(low), math.ceil(high) + 1) for s in steps]
     values = [v for v in found if low <= math.log10(v) <= high]
     return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
@@ -325,7 +411,11 @@ def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
     if min(values) <= ZERO:
         powers, names = [*powers, -12], [*names, "0 (≤ 10<sup>−12</sup>)"]
     pad = 0.06 * (high - low)
-    return {"tickvals": [10.0**n for n in powers], "ticktext": names, "range": [min(logs) - pad, max(logs) + pad]}
+    return {
+        "tickvals": [10.0**n for n in powers],
+        "ticktext": names,
+        "range": [min(logs) - pad, max(logs) + pad],
+    }
 
 
 def _bars(done: Sequence[Entry], metric: str, factor: float) -> go.Figure:
@@ -369,14 +459,20 @@ def _bars(done: Sequence[Entry], metric: str, factor: float) -> go.Figure:
         cliponaxis=False,
         hoverinfo="skip",
     )
-    figure.update_layout(xaxis2={"overlaying": "x", "range": [0, 1], "visible": False, "fixedrange": True})
+    figure.update_layout(
+        xaxis2={"overlaying": "x", "range": [0, 1], "visible": False, "fixedrange": True}
+    )
     figure.update_layout(margin={"l": 10, "r": 62, "b": 30})
     figure.update_xaxes(rangemode="tozero", nticks=6, selector={"overlaying": None})
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, tickfont={"color": INK})
+    figure.update_yaxes(
+        type="category", autorange="reversed", showgrid=False, tickfont={"color": INK}
+    )
     return figure
 
 
-def _lines(done: Sequence[Entry], curves: Sequence[tuple[Sequence[float], Sequence[float]]], suffix: str) -> go.Figure:
+def _lines(
+    done: Sequence[Entry], curves: Sequence[tuple[Sequence[float], Sequence[float]]], suffix: str
+) -> go.Figure:
     # the script makes room for the legend: its rows depend on the window's width
     figure = _figure(374 + 20 * len(done), hovermode="closest", meta={"legend": len(done)})
     figure.update_layout(legend={"entrywidth": 165, "entrywidthmode": "pixels"})
@@ -394,7 +490,11 @@ def _lines(done: Sequence[Entry], curves: Sequence[tuple[Sequence[float], Sequen
             mode="lines+markers" if mark else "lines",
             marker={"symbol": mark or "circle", "size": 7, "maxdisplayed": 9},
             name=label(entry.name, 26),
-            line={"color": _colour(entry), "dash": DASHES.get(entry.precision, "solid"), "width": 2},
+            line={
+                "color": _colour(entry),
+                "dash": DASHES.get(entry.precision, "solid"),
+                "width": 2,
+            },
             hovertext=words,
             hoverinfo="text",
         )
@@ -411,7 +511,8 @@ def _positions(done: Sequence[Entry]) -> go.Figure:
 
 
 def _middles(entry: Entry) -> list[float]:
-    """The middle of each stretch of ``evaluate.profile``: equal, but for the first ones' odd positions."""
+    """The middle of each stretch of ``evaluate.profile``: equal, but for the first ones' odd
+    positions."""
     count = len(entry.profile["by_position"])
     length, odd = divmod(max(entry.window - 1 - entry.skip, count), count)
     middles, start = [], float(entry.skip)

@@ -1,8 +1,8 @@
 """The model card: README.md with Hugging Face front matter, from what was measured.
 
 Nothing that a model, a checkpoint or a recipe says can change the card's structure: every value the
-template prints is escaped unless it is ``Safe``, text of models stands in code blocks whose fences it
-cannot close, and the front matter is dumped, not templated.
+template prints is escaped unless it is ``Safe``, text of models stands in code blocks whose fences
+it cannot close, and the front matter is dumped, not templated.
 """
 
 from __future__ import annotations
@@ -51,12 +51,15 @@ def inline(value: object) -> Safe:
         return value
     text = " ".join(_visible(str(value)).split())
     text = re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<|~$]|&(?=#?\w+;)", r"\\\g<0>", text)
-    text = re.sub(r"^(#+(?=\s|$)|>|[+-](?=[\s+-]|$))", r"\\\1", text)  # what only begins a block at a line's start
+    text = re.sub(
+        r"^(#+(?=\s|$)|>|[+-](?=[\s+-]|$))", r"\\\1", text
+    )  # what only begins a block at a line's start
     return Safe(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text))
 
 
 def code(value: object, cell: bool = False) -> Safe:
-    """``value`` as a code span; ``cell`` says that it stands in a table, where a bar needs a backslash."""
+    """``value`` as a code span; ``cell`` says that it stands in a table, where a bar needs a
+    backslash."""
     text = " ".join(_visible(str(value)).split()) or " "
     text = text.replace("|", "\\|") if cell else text
     fence = "`" * (_longest_run(text) + 1)
@@ -83,7 +86,8 @@ def _longest_run(text: str) -> int:
 
 
 def _visible(text: str) -> str:
-    """Control and direction characters spelled out: they could hide or reorder what a reader sees."""
+    """Control and direction characters spelled out: they could hide or reorder what a reader
+    sees."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c in "\n\t" or _harmless(c) else f"\\u{{{ord(c):x}}}" for c in text)
 
@@ -92,7 +96,9 @@ def _harmless(c: str) -> bool:
     return c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def render(manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> str:
+def render(
+    manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: list[Mapping[str, str]]
+) -> str:
     """The text of README.md.
 
     Args:
@@ -101,15 +107,21 @@ def render(manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: li
         answers: the artifact's answers, ``prompt`` and ``text`` each.
     """
     environment = _environment()
-    rows = report.fidelity_table(manifest["fidelity"], manifest["speed"], manifest["fidelity"]["baseline"])
+    rows = report.fidelity_table(
+        manifest["fidelity"], manifest["speed"], manifest["fidelity"]["baseline"]
+    )
     view = {
         **manifest,
         "what": PRECISION_WORDS.get(manifest["precision"], manifest["precision"]),
         "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
         "quality": Safe(report.markdown_table([row for row in rows if row.group == "fidelity"])),
         "pictures": Safe(report.markdown_table([row for row in rows if row.group == "pictures"])),
-        "speeds": Safe(report.markdown_table([row for row in rows if row.group in ("size", "speed")])),
-        "anchors": {name: report.number(value, 2) for name, value in (report.KLD_8_BIT, report.KLD_4_BIT)},
+        "speeds": Safe(
+            report.markdown_table([row for row in rows if row.group in ("size", "speed")])
+        ),
+        "anchors": {
+            name: report.number(value, 2) for name, value in (report.KLD_8_BIT, report.KLD_4_BIT)
+        },
         "samples": _samples(baseline, answers),
         "text": _text(manifest["recipe"]),
         "host": _host(manifest["speed"].get("host", {})),
@@ -166,11 +178,21 @@ def _front_matter(manifest: Mapping[str, Any]) -> str:
         facts |= {"license_name": "see-license-file", "license_link": licence["files"][0]}
     if source["kind"] == "hub":
         facts |= {"base_model": source["repo"]}
-        facts |= {"base_model_relation": "quantized"} if manifest["precision"].startswith("int") else {}
+        facts |= (
+            {"base_model_relation": "quantized"} if manifest["precision"].startswith("int") else {}
+        )
     facts |= {
         "library_name": manifest["backend"],
-        "pipeline_tag": "image-text-to-text" if "vision" in manifest["fidelity"] else "text-generation",
-        "tags": ["phipipe", manifest["backend"], manifest["precision"], manifest["device"]["name"], *chat],
+        "pipeline_tag": "image-text-to-text"
+        if "vision" in manifest["fidelity"]
+        else "text-generation",
+        "tags": [
+            "phipipe",
+            manifest["backend"],
+            manifest["precision"],
+            manifest["device"]["name"],
+            *chat,
+        ],
     }
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
 
@@ -188,12 +210,16 @@ def _samples(baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> l
 
 
 def _order(steps: Mapping[str, Any]) -> list[str]:
-    """Steps after what they read, else as the plan has them; what only takes files in reads what it leaves."""
+    """Steps after what they read, else as the plan has them; what only takes files in reads what it
+    leaves."""
     made, ordered = {step["digest"] for step in steps.values()}, list[str]()
     while len(ordered) < len(steps):
         there = {steps[name]["digest"] for name in ordered}
         waiting = [name for name in steps if name not in ordered]
-        needed = {name: set(steps[name]["inputs"].values()) & made - {steps[name]["digest"]} for name in waiting}
+        needed = {
+            name: set(steps[name]["inputs"].values()) & made - {steps[name]["digest"]}
+            for name in waiting
+        }
         ordered.append(next((name for name in waiting if needed[name] <= there), waiting[0]))
     return ordered
 
@@ -224,7 +250,9 @@ def _text(recipe: Mapping[str, Any]) -> str:
 
 def _host(host: Mapping[str, Any]) -> str:
     parts = [
-        f"{host['cores']} cores of {host['processor']}" if host.get("cores") and host.get("processor") else "",
+        f"{host['cores']} cores of {host['processor']}"
+        if host.get("cores") and host.get("processor")
+        else "",
         f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else "",
         " ".join(str(host[k]) for k in ("system", "machine") if host.get(k)),
     ]
@@ -232,7 +260,12 @@ def _host(host: Mapping[str, Any]) -> str:
 
 
 def _tools(steps: Mapping[str, Any]) -> list[str]:
-    found = {(n, v) for step in steps.values() for n, v in step["tools"].items() if MAIN_TOOLS.fullmatch(n)}
+    found = {
+        (n, v)
+        for step in steps.values()
+        for n, v in step["tools"].items()
+        if MAIN_TOOLS.fullmatch(n)
+    }
     return [f"{name} {version}" for name, version in sorted(found)]
 
 
@@ -246,7 +279,9 @@ def _limits(manifest: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[st
         lines.append("The runtime renders the chat template differently from the original.")
     ended = zip(sanity.get("answers_ended", []), baseline["chats"], strict=False)
     if endless := sum(not end and len(chat["answer"]) < CONTINUATION_TOKENS for end, chat in ended):
-        lines.append(f"{endless} of the sample answers below had not ended when the original's had.")
+        lines.append(
+            f"{endless} of the sample answers below had not ended when the original's had."
+        )
     if sanity.get("repetition", 0) > REPETITIVE:
         lines.append("It repeats itself in a sample answer.")
     return lines
@@ -262,13 +297,23 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
         return None
     versions = {n: v for step in manifest["steps"].values() for n, v in step["tools"].items()}
     length = min(SNIPPET_TOKENS, manifest["source"]["context_length"])
-    view = {"versions": versions, "chat": bool(manifest["chat_template"]), "max_length": length, "api": manifest["api"]}
+    view = {
+        "versions": versions,
+        "chat": bool(manifest["chat_template"]),
+        "max_length": length,
+        "api": manifest["api"],
+    }
     view |= {
         "sees": "vision" in manifest.get("fidelity", {}),
-        "square": vision.is_square(str(manifest["source"].get("architecture")), manifest["backend"]),
+        "square": vision.is_square(
+            str(manifest["source"].get("architecture")), manifest["backend"]
+        ),
         "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
     }
-    view |= {"options": manifest["recipe"].get("quantize", {}), "quantized": manifest["precision"] in ("int4", "int8")}
+    view |= {
+        "options": manifest["recipe"].get("quantize", {}),
+        "quantized": manifest["precision"] in ("int4", "int8"),
+    }
     return block(template.render(view), "python")
 
 
@@ -280,7 +325,10 @@ def _licence(licence: Mapping[str, Any]) -> dict[str, Safe]:
         said = f"The recipe states {inline(name)}, but the original" if name else "The original"
         return {
             "words": Safe(words),
-            "sentence": Safe(f"{said} came without a licence file, so there is none here. Ask its publisher first."),
+            "sentence": Safe(
+                f"{said} came without a licence file, so there is none here. Ask its publisher "
+                f"first."
+            ),
         }
     origin = "the recipe says" if licence["stated"] else "by its wording"
     named = "" if name in (None, "other") else f" It is {inline(name)}, {origin}."

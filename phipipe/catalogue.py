@@ -1,4 +1,5 @@
-"""Facts for the listing commands: devices, backends, toolchains, cache, this machine; as data (``output``)."""
+"""Facts for the listing commands: devices, backends, toolchains, cache, this machine; as data
+(``output``)."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def _start(target: targets.Device) -> str | None:
     """The command that gets somebody going for ``target``."""
     if target.recipe is not None:
         return f"phipipe run recipes/{target.recipe}.yaml --set device={target.name}"
-    built = any(registry.able(name, target, unit) for unit in target.units for name in registry.names())
+    built = any(
+        registry.able(name, target, unit) for unit in target.units for name in registry.names()
+    )
     return f"phipipe init my-recipe.yaml --device {target.name}" if built else None
 
 
@@ -77,7 +80,9 @@ def backends() -> list[output_lists.Backend]:
     rows = []
     for name in registry.names():
         module = registry.load(name)
-        precisions = sorted({p for table in module.PRECISIONS.values() for p in table}, key=PRECISIONS.index)
+        precisions = sorted(
+            {p for table in module.PRECISIONS.values() for p in table}, key=PRECISIONS.index
+        )
         rows.append(
             output_lists.Backend(
                 backend=name,
@@ -98,7 +103,8 @@ def backend(name: str) -> output_lists.BackendDetails:
         title=module.TITLE,
         toolchain=module.TOOLCHAIN,
         precisions={
-            api: {str(ours): own for ours, own in table.items()} for api, table in sorted(module.PRECISIONS.items())
+            api: {str(ours): own for ours, own in table.items()}
+            for api, table in sorted(module.PRECISIONS.items())
         },
         quantize={
             key: output_lists.Option(
@@ -115,9 +121,13 @@ def _type(annotation: Any) -> str:
     """An annotation as a recipe's author reads it: `true or false`, `16, 32 or 64`."""
     choices = [str(choice) for choice in get_args(annotation)]
     if get_origin(annotation) is Literal:
-        return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+        return (
+            " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+        )
     words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    return words.get(annotation, "list of text" if get_origin(annotation) in (list, tuple) else str(annotation))
+    return words.get(
+        annotation, "list of text" if get_origin(annotation) in (list, tuple) else str(annotation)
+    )
 
 
 def toolchains(settings: Settings) -> list[output_lists.Toolchain]:
@@ -180,9 +190,13 @@ def doctor(settings: Settings, checks: Sequence[output_lists.Check] = ()) -> out
     from phipipe import toolchain
     from phipipe.measure import host
 
-    disk = shutil.disk_usage(next(p for p in (settings.cache, *settings.cache.parents) if p.exists()))
+    disk = shutil.disk_usage(
+        next(p for p in (settings.cache, *settings.cache.parents) if p.exists())
+    )
     rows = toolchains(settings)
-    missing = [row.toolchain for row in rows if not row.installed and toolchain.is_useful(row.toolchain)]
+    missing = [
+        row.toolchain for row in rows if not row.installed and toolchain.is_useful(row.toolchain)
+    ]
     return output_lists.Doctor(
         phipipe=__version__,
         python=sys.version.split()[0],

@@ -1,4 +1,5 @@
-"""Which files changed since a commit, as git says: what it tracks and differs, and what it was not told of yet."""
+"""Which files changed since a commit, as git says: what it tracks and differs, and what it was not
+told of yet."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Changes:
         self._touched = cache(self._find)
 
     def has(self, path: Path) -> bool:
-        """Whether the file ``path``, or anything in the folder ``path``, changed; False outside of repositories.
+        """Whether the file ``path``, or anything in the folder ``path``, changed; False outside of
+        repositories.
 
         Raises:
             RecipeError: there is no git, or no such commit.
@@ -37,25 +39,39 @@ class Changes:
         """Raise a RecipeError where ``folder`` is in no repository that knows the commit."""
         top = self._top(resolved(folder))
         if top is None:
-            words = _run(resolved(folder), "rev-parse", "--show-toplevel").stderr.decode(errors="replace").strip()
+            words = (
+                _run(resolved(folder), "rev-parse", "--show-toplevel")
+                .stderr.decode(errors="replace")
+                .strip()
+            )
             raise RecipeError(
-                f"--changed-since {self._ref}: git finds no repository that `{folder}` is in: {words}",
+                f"--changed-since {self._ref}: git finds no repository that `{folder}` is in: "
+                f"{words}",
                 hint="leave the option out, or name recipes that git keeps",
             )
         self._touched(top)
 
     def _find(self, top: Path) -> frozenset[Path]:
         """Changed files of the repository, and the folders that they are in."""
-        commit = "" if self._ref.startswith("-") else _git(top, "rev-parse", "--verify", f"{self._ref}^{{commit}}")
+        commit = (
+            ""
+            if self._ref.startswith("-")
+            else _git(top, "rev-parse", "--verify", f"{self._ref}^{{commit}}")
+        )
         if not commit:
             raise RecipeError(
                 f"--changed-since {self._ref}: the repository `{top}` has no such commit",
                 hint="name a branch, a tag or a commit; in CI, fetch enough history (depth 0)",
             )
-        diff = _git(top, "diff", "--name-only", "--no-renames", "--no-ext-diff", "-z", commit.strip(), "--")
+        diff = _git(
+            top, "diff", "--name-only", "--no-renames", "--no-ext-diff", "-z", commit.strip(), "--"
+        )
         new = _git(top, "ls-files", "--others", "--exclude-standard", "-z")
         if diff is None or new is None:
-            raise RecipeError(f"git cannot say what changed in `{top}` since {self._ref}", hint="try `git diff` there")
+            raise RecipeError(
+                f"git cannot say what changed in `{top}` since {self._ref}",
+                hint="try `git diff` there",
+            )
         files = {top / name for name in (diff + new).split("\0") if name}
         return frozenset(files | {parent for path in files for parent in path.parents})
 
@@ -76,5 +92,8 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
     except (OSError, ValueError) as error:  # ValueError: a NUL character
-        message = f"--changed-since asks git, which cannot be run: {getattr(error, 'strerror', None) or error}"
+        message = (
+            f"--changed-since asks git, which cannot be run: "
+            f"{getattr(error, 'strerror', None) or error}"
+        )
         raise RecipeError(message, hint="install git") from None

@@ -1,8 +1,9 @@
-"""The conversation of ``phipipe chat PACKAGE``: runs inside the backend's toolchain, on the user's terminal.
+"""The conversation of ``phipipe chat PACKAGE``: runs inside the backend's toolchain, on the user's
+terminal.
 
-On a terminal it is interactive; with other input every line is a prompt of one conversation. Answers go to
-stdout, everything else to stderr. Ctrl-C stops the answer, a second one ends the chat; Ctrl-D or ``/quit``
-end it, ``/reset`` forgets what was said.
+On a terminal it is interactive; with other input every line is a prompt of one conversation.
+Answers go to stdout, everything else to stderr. Ctrl-C stops the answer, a second one ends the
+chat; Ctrl-D or ``/quit`` end it, ``/reset`` forgets what was said.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import Any, TextIO
 from phipipe import backends, chat_screen, interrupts, worker
 from phipipe.backends.base import Runtime, Tokenizer
 from phipipe.chat_screen import say, show
-from phipipe.errors import PhipipeError, RecipeError, StepFailed, StepKilled, ToolchainError, encoded
+from phipipe.errors import (
+    PhipipeError,
+    RecipeError,
+    StepFailed,
+    StepKilled,
+    ToolchainError,
+    encoded,
+)
 from phipipe.limited import Raised
 from phipipe.limited_child import NO_MEMORY
 from phipipe.manifest import read_manifest
@@ -30,7 +38,9 @@ from phipipe.visible import visible
 
 OK, TOO_LONG, INTERRUPTED = 0, 2, 130
 INCOMPLETE = "\ufffd"  # what tokenizers give for the first bytes of a character
-KEEP_TOKENS = 8  # decoded again with every piece: what a token looks like depends on those before it
+KEEP_TOKENS = (
+    8  # decoded again with every piece: what a token looks like depends on those before it
+)
 MAX_LINE = 2**20  # characters of a prompt
 MAX_TOLD = 600  # characters of a library's own words
 COMMAND = re.compile(r"/[a-z]+", re.IGNORECASE)
@@ -54,12 +64,16 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
         PhipipeError: it cannot be opened, or cannot answer.
     """
     if prompt is not None and not prompt.strip():
-        raise RecipeError("the prompt is empty", hint="phipipe chat PACKAGE --prompt 'Tell me a story.'")
+        raise RecipeError(
+            "the prompt is empty", hint="phipipe chat PACKAGE --prompt 'Tell me a story.'"
+        )
     try:
         manifest = read_manifest(folder)
         module = backends.load(backend)
         with refusing("the package cannot be opened", f"phipipe verify {folder}", module.TOOLCHAIN):
-            tokenizer = module.tokenizer(folder)  # before the weights: it is the first to be refused
+            tokenizer = module.tokenizer(
+                folder
+            )  # before the weights: it is the first to be refused
             runtime = module.open(folder)
         talk = Talk(
             runtime=runtime,
@@ -70,7 +84,11 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
             template=bool(manifest["chat_template"]),
         )
         try:
-            return talk.once(prompt) if prompt is not None else converse(talk, sys.stdin or io.StringIO())
+            return (
+                talk.once(prompt)
+                if prompt is not None
+                else converse(talk, sys.stdin or io.StringIO())
+            )
         finally:
             talk.runtime.close()
     except KeyboardInterrupt:
@@ -86,7 +104,9 @@ class Talk:
     context: int  # tokens
     limit: int
     system: str | None = None
-    template: bool = True  # without one, a prompt is text to be continued, and nothing is remembered
+    template: bool = (
+        True  # without one, a prompt is text to be continued, and nothing is remembered
+    )
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def once(self, prompt: str) -> int:
@@ -98,7 +118,8 @@ class Talk:
             return INTERRUPTED
 
     def answer(self, prompt: str) -> bool:
-        """Stream the answer to ``prompt`` and remember both; False if the context has no room for it.
+        """Stream the answer to ``prompt`` and remember both; False if the context has no room for
+        it.
 
         An answer that is interrupted is remembered as far as it came.
         """
@@ -106,7 +127,10 @@ class Talk:
         ids = self._ids(asked)
         if len(ids) >= self.context:
             more = "; /reset forgets what was said" if self.messages else ""
-            say(f"[that makes {len(ids)} tokens, and the model's context ends at {self.context}{more}]")
+            say(
+                f"[that makes {len(ids)} tokens, and the model's context ends at "
+                f"{self.context}{more}]"
+            )
             return False
         said: list[str] = []
         made: list[int] = []
@@ -142,7 +166,9 @@ class Talk:
                 text = self.tokenizer.render([*system, *asked])
             except Raised as error:
                 hint = "leave --system out" if self.system else None
-                raise StepFailed(f"the package's chat template refuses this conversation: {error}", hint=hint) from None
+                raise StepFailed(
+                    f"the package's chat template refuses this conversation: {error}", hint=hint
+                ) from None
         with refusing("the package's tokenizer refuses this text"):
             ids = self.tokenizer.encode(text)
         if not ids:
@@ -152,7 +178,9 @@ class Talk:
     def _explain_ending(self, prompt: Sequence[int], made: Sequence[int]) -> None:
         """Say so where it was not the model that ended the answer."""
         decode = self.tokenizer.decode
-        ended = not made or _decoded(decode, made) == _decoded(decode, made[:-1])  # an end token shows nothing
+        ended = not made or _decoded(decode, made) == _decoded(
+            decode, made[:-1]
+        )  # an end token shows nothing
         if len(prompt) + len(made) >= self.context:
             say(f"[the model's context of {self.context} tokens is full]")
         elif len(made) >= self.limit and not ended:
@@ -224,8 +252,9 @@ def _typed() -> str:
 def pieces(decode: Callable[[Sequence[int]], str], ids: Iterable[int]) -> Iterator[str]:
     """The text of ``ids`` as it grows, in complete characters only.
 
-    Together the pieces are ``decode(ids)``. What a token reads as depends on its neighbours (spaces, characters
-    of several tokens), so each piece is what one more token adds to the text of the last few.
+    Together the pieces are ``decode(ids)``. What a token reads as depends on its neighbours
+    (spaces, characters of several tokens), so each piece is what one more token adds to the text of
+    the last few.
     """
     held: list[int] = []
     shown = ""  # as much of the text of ``held`` as was yielded
@@ -237,7 +266,11 @@ def pieces(decode: Callable[[Sequence[int]], str], ids: Iterable[int]) -> Iterat
         if len(text) > len(shown):
             yield text[len(shown) :]
         shown = text
-        if len(held) > 2 * KEEP_TOKENS and (rest := _decoded(decode, held[-KEEP_TOKENS:])) and text.endswith(rest):
+        if (
+            len(held) > 2 * KEEP_TOKENS
+            and (rest := _decoded(decode, held[-KEEP_TOKENS:]))
+            and text.endswith(rest)
+        ):
             held, shown = held[-KEEP_TOKENS:], rest
     text = _decoded(decode, held)
     if text is not None and len(text) > len(shown):
@@ -274,7 +307,8 @@ def _closing(tokens: Iterator[int]) -> Iterator[Iterator[int]]:
 
 @contextlib.contextmanager
 def refusing(what: str, hint: str | None = None, toolchain: str | None = None) -> Iterator[None]:
-    """What a runtime or a library raises in this block, as a failure of ours; ``what`` begins its sentence.
+    """What a runtime or a library raises in this block, as a failure of ours; ``what`` begins its
+    sentence.
 
     Raises:
         ToolchainError: a package is missing.
@@ -292,12 +326,15 @@ def refusing(what: str, hint: str | None = None, toolchain: str | None = None) -
         raise ToolchainError(f"the toolchain is damaged: {error}", hint=install) from None
     except Exception as error:  # noqa: BLE001 (runtimes raise whatever they like)
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-            raise StepKilled(f"{what}: there is not enough memory", hint="close other programs") from None
+            raise StepKilled(
+                f"{what}: there is not enough memory", hint="close other programs"
+            ) from None
         raise StepFailed(f"{what}: {type(error).__name__}: {error}", hint=hint) from None
 
 
 def serve() -> None:
-    """In a process of its own: the conversation of ARGV[1]/request.json; ARGV[1]/response.json says how it ended.
+    """In a process of its own: the conversation of ARGV[1]/request.json; ARGV[1]/response.json says
+    how it ended.
 
     request   {"folder", "backend", "toolchain", "prompt", "system", "tokens"}: see ``main``
     response  {"code"} or {"error"} (``errors.encoded``); without one, the process died
@@ -317,15 +354,26 @@ def serve() -> None:
 
 def _told(request: Mapping[str, Any]) -> dict[str, Any]:
     """How the conversation ended."""
-    prompt, system = (None if text is None else _clean(text) for text in (request["prompt"], request["system"]))
+    prompt, system = (
+        None if text is None else _clean(text) for text in (request["prompt"], request["system"])
+    )
     try:
         interrupts.take()  # not before: in the middle of Python's own start they end in a traceback
-        with refusing("the chat failed", f"phipipe verify {request['folder']}", request["toolchain"]):
-            return {"code": main(Path(request["folder"]), request["backend"], prompt, request["tokens"], system)}
+        with refusing(
+            "the chat failed", f"phipipe verify {request['folder']}", request["toolchain"]
+        ):
+            return {
+                "code": main(
+                    Path(request["folder"]), request["backend"], prompt, request["tokens"], system
+                )
+            }
     except PhipipeError as error:
         told = " ".join(visible(error.message).split())
         cut = told if len(told) <= MAX_TOLD else f"{told[:MAX_TOLD]} …"
-        return {"error": encoded(error) | {"message": cut, "hint": visible(error.hint) if error.hint else None}}
+        return {
+            "error": encoded(error)
+            | {"message": cut, "hint": visible(error.hint) if error.hint else None}
+        }
     except BrokenPipeError:  # the reader of our output went away (| head)
         return {"code": OK}
     except KeyboardInterrupt:

@@ -1,4 +1,5 @@
-"""Parent side of ``phipipe chat``: starts the conversation's process, watches its memory, says how it ended."""
+"""Parent side of ``phipipe chat``: starts the conversation's process, watches its memory, says how
+it ended."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"
 
 
 def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str = SERVE) -> int:
-    """Hold the conversation of ``request`` (see ``chat.serve``) in ``python``, on our own stdin, stdout and stderr.
+    """Hold the conversation of ``request`` (see ``chat.serve``) in ``python``, on our own stdin,
+    stdout and stderr.
 
     ``call`` is what the process does.
 
@@ -37,20 +39,25 @@ def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str
         The chat's exit code.
 
     Raises:
-        PhipipeError: the one that the chat raised; StepKilled if it was ended, by us or by the system.
+        PhipipeError: the one that the chat raised; StepKilled if it was ended, by us or by the
+            system.
     """
     with tempfile.TemporaryDirectory(prefix="phipipe-chat-", ignore_cleanup_errors=True) as name:
         home = Path(name)
         (home / REQUEST).write_text(json.dumps(dict(request)), "utf-8")
         environment = child_environment(offline=True, keep_path=settings.use_current)
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), name)
-        interrupts.hold_back()  # what starts with them held back takes them when it is ready: see chat.serve
+        # what starts with them held back takes them when it is ready: see chat.serve
+        interrupts.hold_back()
         try:
-            process = subprocess.Popen(python_command(python, call, name), cwd=home, env=environment)
+            process = subprocess.Popen(
+                python_command(python, call, name), cwd=home, env=environment
+            )
         except OSError as error:
             interrupts.take()
             raise ToolchainError(
-                f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}", hint=_repair(request)
+                f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}",
+                hint=_repair(request),
             ) from None
         watch = _Watch(process, settings)
         try:
@@ -73,7 +80,10 @@ class _Watch:
     def wait(self) -> None:
         """Until it has ended, or has to."""
         limit, words = hardware.memory_bytes(), "this machine has"
-        if self.settings.memory_limit_gib is not None and self.settings.memory_limit_gib * GIB < limit:
+        if (
+            self.settings.memory_limit_gib is not None
+            and self.settings.memory_limit_gib * GIB < limit
+        ):
             limit = int(self.settings.memory_limit_gib * GIB)
             words = f"PHIPIPE_MEMORY_LIMIT_GIB={self.settings.memory_limit_gib:g}"
         while self.process.returncode is None and not self.verdict:
@@ -89,7 +99,9 @@ class _Watch:
         """End what is left of it."""
         if self.process.returncode is not None:
             return
-        kill_tree(self.process.pid)  # what it started; it is in our own group, since the terminal is its
+        kill_tree(
+            self.process.pid
+        )  # what it started; it is in our own group, since the terminal is its
         self.process.kill()
         self.process.wait()
 
@@ -127,13 +139,17 @@ def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> Ph
     log = home / LOG
     said = log.read_bytes()[-16384:].decode("utf-8", "replace") if log.is_file() else None
     if said is None and code > 0:
-        return ToolchainError(f"toolchain `{request['toolchain']}` cannot be started ({name})", hint=_repair(request))
+        return ToolchainError(
+            f"toolchain `{request['toolchain']}` cannot be started ({name})", hint=_repair(request)
+        )
     if name == "SIGKILL" or (said and NO_MEMORY.search(said)):
         return StepKilled(
             f"the chat was ended ({name}): most likely the system ran out of memory",
             hint=MORE_MEMORY,
         )
-    return StepKilled(f"the package's runtime crashed ({name})", hint=f"phipipe verify {request['folder']}")
+    return StepKilled(
+        f"the package's runtime crashed ({name})", hint=f"phipipe verify {request['folder']}"
+    )
 
 
 def _repair(request: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""The terminal of a chat: only what we write ourselves reaches it, and that holds no control characters."""
+"""The terminal of a chat: only what we write ourselves reaches it, and that holds no control
+characters."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from phipipe.visible import visible
 
 @dataclass
 class _Streams:
-    """Where we write; the process's own stdout and stderr, until these were given to libraries' output."""
+    """Where we write; the process's own stdout and stderr, until these were given to libraries'
+    output."""
 
     out: TextIO | None = None
     err: TextIO | None = None
@@ -47,7 +49,8 @@ def show(text: str) -> None:
 
 
 def enclose(log: Path) -> None:
-    """Send all that libraries and native code print to ``log``; what we say and show goes on as before."""
+    """Send all that libraries and native code print to ``log``; what we say and show goes on as
+    before."""
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # a stream that we were started without
         pass
     os.close(spare)

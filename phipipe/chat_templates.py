@@ -1,4 +1,5 @@
-"""Chat templates as transformers renders them, and the trial that a stranger's passes before anything else reads it."""
+"""Chat templates as transformers renders them, and the trial that a stranger's passes before
+anything else reads it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ class Template:
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat, ready for the answer."""
-        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        given = {
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         return str(self._template.render(**self._specials | given))
 
 
@@ -52,7 +58,9 @@ def check(folder: Path) -> None:
 class Renderer:
     """A template in a limited child of this Python."""
 
-    def __init__(self, text: str, *, whose: str = "package", specials: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, text: str, *, whose: str = "package", specials: Mapping[str, str] | None = None
+    ) -> None:
         self._child = limited.Child(
             "phipipe.chat_templates:Template", text, json.dumps(dict(specials or {})),
             whose=whose, what="chat template", bounds=limited.RENDER,
@@ -78,7 +86,9 @@ def _try(renderer: Renderer, roles: Sequence[str], name: str) -> None:
         renderer.render([{"role": role, "content": f"Say {i}."} for i, role in enumerate(roles)])
     except limited.Raised as refusal:
         if refusal.kind == "SecurityError":
-            raise SourceError(f"the checkpoint's chat template `{name}` is refused: {refusal.message}") from None
+            raise SourceError(
+                f"the checkpoint's chat template `{name}` is refused: {refusal.message}"
+            ) from None
 
 
 def _environment() -> Any:
@@ -109,7 +119,11 @@ def _generation() -> Any:
 
 
 def _to_json(value: object, **given: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **{k: v for k, v in given.items() if k in ("indent", "sort_keys")})
+    return json.dumps(
+        value,
+        ensure_ascii=False,
+        **{k: v for k, v in given.items() if k in ("indent", "sort_keys")},
+    )
 
 
 def _raise(message: str) -> None:

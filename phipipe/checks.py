@@ -1,7 +1,8 @@
-"""What `phipipe doctor` asks of this machine, and of recipes: would they run here, and if not, what to do.
+"""What `phipipe doctor` asks of this machine, and of recipes: would they run here, and if not, what
+to do.
 
-Every check is short: the package index is asked through uv, with the user's own settings and a limit of time; the
-remote store has one, too. What cannot be reached is a finding like any other.
+Every check is short: the package index is asked through uv, with the user's own settings and a
+limit of time; the remote store has one, too. What cannot be reached is a finding like any other.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ ROOM = 2 * 2**30  # bytes that the largest toolchain takes, about
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One finding. ``build`` is set where it is about a recipe; ``ok`` is None where nothing was asked."""
+    """One finding. ``build`` is set where it is about a recipe; ``ok`` is None where nothing was
+    asked."""
 
     name: str
     ok: bool | None
@@ -59,24 +61,44 @@ def machine(settings: Settings) -> list[Check]:
 
 def compiler() -> Check:
     """Whether C++ can be compiled, which some toolchains need while they are installed."""
-    name, needs = "C++ compiler", f"the toolchain {' and '.join(f'`{n}`' for n in sorted(COMPILED))} is compiled here"
+    name, needs = (
+        "C++ compiler",
+        f"the toolchain {' and '.join(f'`{n}`' for n in sorted(COMPILED))} is compiled here",
+    )
     chosen = shlex.split(os.environ.get("CXX", ""), posix=os.name != "nt")[:1]
     found = next(filter(None, map(shutil.which, chosen or COMPILERS)), None)
     if found is None and not chosen and platform.system() == "Windows":
         found = _visual_studio()
     if found is None:
         said = f"CXX is `{chosen[0]}`, which is not there" if chosen else "none was found"
-        return Check(name=name, ok=False, message=f"{said}; {needs}", hint=toolchain.COMPILER.partition(": ")[2])
+        return Check(
+            name=name,
+            ok=False,
+            message=f"{said}; {needs}",
+            hint=toolchain.COMPILER.partition(": ")[2],
+        )
     # On macOS the commands are there without the tools, and would open a window that asks for them.
     asked = ["xcode-select", "-p"] if platform.system() == "Darwin" else [found, "--version"]
-    if Path(found).stem.lower() != "cl" and not found.endswith("vswhere.exe") and not _answers(asked, COMPILER_S):
-        return Check(name=name, ok=False, message=f"`{found}` does not work; {needs}", hint=toolchain.COMPILER)
+    if (
+        Path(found).stem.lower() != "cl"
+        and not found.endswith("vswhere.exe")
+        and not _answers(asked, COMPILER_S)
+    ):
+        return Check(
+            name=name,
+            ok=False,
+            message=f"`{found}` does not work; {needs}",
+            hint=toolchain.COMPILER,
+        )
     return Check(name=name, ok=True, message=found)
 
 
 def _visual_studio() -> str | None:
     """Visual Studio's compiler is on no path; its installer's own tool knows of it."""
-    folder = Path(os.environ.get("PROGRAMFILES(X86)", "C:/Program Files (x86)")) / "Microsoft Visual Studio/Installer"
+    folder = (
+        Path(os.environ.get("PROGRAMFILES(X86)", "C:/Program Files (x86)"))
+        / "Microsoft Visual Studio/Installer"
+    )
     tool = folder / "vswhere.exe"
     part = "Microsoft.VisualStudio.Component.VC.Tools.x86.x64"
     asked = [str(tool), "-products", "*", "-requires", part, "-property", "installationPath"]
@@ -85,7 +107,9 @@ def _visual_studio() -> str | None:
 
 def _answers(command: Sequence[str], limit_s: float, said: bool = False) -> bool:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=limit_s, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, timeout=limit_s, check=False, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0 and (bool(done.stdout.strip()) or not said)
@@ -95,14 +119,26 @@ def index(limit_s: float = INDEX_S) -> Check:
     """Whether packages can be had from where uv is told to look."""
     import uv
 
-    name, advice = "package index", f"{toolchain.NETWORK} (`UV_*`, `PIP_*`, proxies); what is installed works without"
+    name, advice = (
+        "package index",
+        f"{toolchain.NETWORK} (`UV_*`, `PIP_*`, proxies); what is installed works without",
+    )
     environment = (
         os.environ
         | toolchain.uv_environment(os.environ)
         | {"UV_HTTP_TIMEOUT": str(int(limit_s)), "UV_HTTP_RETRIES": "0"}
     )
     # Without a cache, or an answer of last week would count.
-    command = [uv.find_uv_bin(), "pip", "compile", "-", "--no-deps", "--no-header", "--quiet", "--no-cache"]
+    command = [
+        uv.find_uv_bin(),
+        "pip",
+        "compile",
+        "-",
+        "--no-deps",
+        "--no-header",
+        "--quiet",
+        "--no-cache",
+    ]
     try:
         done = subprocess.run(
             command, input=PROBE, env=environment,
@@ -110,13 +146,24 @@ def index(limit_s: float = INDEX_S) -> Check:
             cwd=tempfile.gettempdir(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Check(name=name, ok=False, message=f"gave no answer within {limit_s:.0f} s", hint=advice)
+        return Check(
+            name=name, ok=False, message=f"gave no answer within {limit_s:.0f} s", hint=advice
+        )
     except OSError as error:
-        return Check(name=name, ok=False, message=f"uv cannot be run: {error.strerror}", hint="install phipipe again")
+        return Check(
+            name=name,
+            ok=False,
+            message=f"uv cannot be run: {error.strerror}",
+            hint="install phipipe again",
+        )
     if done.returncode == 0:
         return Check(name=name, ok=True, message="answers")
     lines = [line.strip(" ╰─▶×│├") for line in toolchain.redact(done.stderr).splitlines()]
-    said = re.sub(r"^(cause|hint|error): ", "", next((line for line in reversed(lines) if line), "no reason given"))
+    said = re.sub(
+        r"^(cause|hint|error): ",
+        "",
+        next((line for line in reversed(lines) if line), "no reason given"),
+    )
     return Check(name=name, ok=False, message=f"cannot be used: {said}", hint=advice)
 
 
@@ -133,16 +180,31 @@ def disks(settings: Settings) -> Iterator[Check]:
     for names in seen.values():
         folder, variable = places[names[0]]
         free = shutil.disk_usage(_existing(folder)).free
-        told = Check(name=f"disk of {', '.join(names)}", ok=True, message=f"{gib(free)} free", free_bytes=free)
+        told = Check(
+            name=f"disk of {', '.join(names)}",
+            ok=True,
+            message=f"{gib(free)} free",
+            free_bytes=free,
+        )
         if free < ROOM:
-            hint = f"`phipipe cache gc --budget GIB` makes room; or set {variable} to a folder on a larger disk"
-            message = f"{gib(free)} free at `{folder}`, where a toolchain alone takes up to {gib(ROOM)}"
+            hint = (
+                f"`phipipe cache gc --budget GIB` makes room; or set {variable} to a folder "
+                f"on a larger disk"
+            )
+            message = (
+                f"{gib(free)} free at `{folder}`, where a toolchain alone takes up to {gib(ROOM)}"
+            )
             told = Check(name=told.name, ok=False, message=message, hint=hint, free_bytes=free)
         yield told
     for name, (folder, variable) in places.items():
         if not os.access(_existing(folder), os.W_OK):
             message = f"`{folder}` cannot be written: you have no permission"
-            yield Check(name=name, ok=False, message=message, hint=f"set {variable} to a folder that you can write")
+            yield Check(
+                name=name,
+                ok=False,
+                message=message,
+                hint=f"set {variable} to a folder that you can write",
+            )
 
 
 def _existing(path: Path) -> Path:
@@ -151,7 +213,10 @@ def _existing(path: Path) -> Path:
 
 def remote(settings: Settings, limit_s: float = REMOTE_S) -> Check:
     """Whether the shared store answers, where there is one."""
-    name, advice = "remote store", "check PHIPIPE_REMOTE, credentials and network; without it, unset PHIPIPE_REMOTE"
+    name, advice = (
+        "remote store",
+        "check PHIPIPE_REMOTE, credentials and network; without it, unset PHIPIPE_REMOTE",
+    )
     if settings.remote is None:
         return Check(name=name, ok=None, message="PHIPIPE_REMOTE is not set")
     notes: list[str] = []
@@ -198,21 +263,33 @@ def _build(path: Path, build: Build, settings: Settings, found: Sequence[Check])
     if refusal:
         yield _refused(path, build.name, refusal)
     missing = [name for name in plan.toolchains if toolchain.installed(name, settings) is None]
-    blocked = [*_blocked(path, plan, missing, found), *(_lacking(path, plan) if settings.use_current else ())]
+    blocked = [
+        *_blocked(path, plan, missing, found),
+        *(_lacking(path, plan) if settings.use_current else ()),
+    ]
     yield from blocked
     if refusal is None and not blocked:
         later = f"; first use installs the toolchain `{'`, `'.join(missing)}`" if missing else ""
-        yield Check(name="recipe", ok=True, message=f"can run here{later}", recipe=str(path), build=build.name)
+        yield Check(
+            name="recipe",
+            ok=True,
+            message=f"can run here{later}",
+            recipe=str(path),
+            build=build.name,
+        )
 
 
-def _blocked(path: Path, plan: Plan, missing: Sequence[str], found: Sequence[Check]) -> Iterator[Check]:
+def _blocked(
+    path: Path, plan: Plan, missing: Sequence[str], found: Sequence[Check]
+) -> Iterator[Check]:
     """Missing toolchains that could not be installed now."""
     broken = {check.name: check for check in found if check.ok is False}
     for name in missing:
         for trouble in ("package index", *(("C++ compiler",) if name in COMPILED else ())):
             if trouble in broken:
                 message = (
-                    f"needs the toolchain `{name}`, which cannot be installed: {trouble}: {broken[trouble].message}"
+                    f"needs the toolchain `{name}`, which cannot be installed: {trouble}: "
+                    f"{broken[trouble].message}"
                 )
                 yield Check(
                     name="recipe", ok=False, message=message, hint=broken[trouble].hint, recipe=str(path),
@@ -221,13 +298,18 @@ def _blocked(path: Path, plan: Plan, missing: Sequence[str], found: Sequence[Che
 
 
 def _lacking(path: Path, plan: Plan) -> Iterator[Check]:
-    """With PHIPIPE_TOOLCHAIN=current, toolchains whose main packages the running Python does not have."""
+    """With PHIPIPE_TOOLCHAIN=current, toolchains whose main packages the running Python does not
+    have."""
     for name in plan.toolchains:
-        asked = re.findall(r"(?m)^([a-z0-9._-]+)==[^;\n]*$", (toolchain.LOCKS / f"{name}.txt").read_text("utf-8"))
-        main = {package for package in asked if MAIN_TOOLS.fullmatch(package)} - {*toolchain.EXCLUDED}
+        asked = re.findall(
+            r"(?m)^([a-z0-9._-]+)==[^;\n]*$", (toolchain.LOCKS / f"{name}.txt").read_text("utf-8")
+        )
+        main = {package for package in asked if MAIN_TOOLS.fullmatch(package)} - {
+            *toolchain.EXCLUDED
+        }
         if lost := sorted(package for package in main if not _is_here(package)):
             yield Check(
-                name="recipe", ok=False, message=f"this Python lacks {', '.join(f'`{n}`' for n in lost)}",
+                name="recipe", ok=False, message=f"this Python lacks " f"{', '.join(f'`{n}`' for n in lost)}",
                 hint=f"pip install 'phipipe[{name}]', or unset PHIPIPE_TOOLCHAIN", recipe=str(path),
                 build=plan.build.name,
             )  # fmt: skip
@@ -241,7 +323,14 @@ def _is_here(package: str) -> bool:
 
 
 def _refused(path: Path, build: str, error: PhipipeError) -> Check:
-    return Check(name="recipe", ok=False, message=error.message, hint=error.hint, recipe=str(path), build=build)
+    return Check(
+        name="recipe",
+        ok=False,
+        message=error.message,
+        hint=error.hint,
+        recipe=str(path),
+        build=build,
+    )
 
 
 def fit_to_run(found: Iterable[Check]) -> bool:
@@ -257,5 +346,9 @@ def text(found: Iterable[Check]) -> str:
     lines = []
     for sign, name, check in rows:
         lines.append(f"  {sign:2}  {name:{width}}  {check.message}")
-        lines += [f"  {'':2}  {'':{width}}    try: {check.hint}"] if check.ok is False and check.hint else []
+        lines += (
+            [f"  {'':2}  {'':{width}}    try: {check.hint}"]
+            if check.ok is False and check.hint
+            else []
+        )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""Processes that we start: in a Python that may be another's, in a group of their own, and ended as a whole.
+"""Processes that we start: in a Python that may be another's, in a group of their own, and ended as
+a whole.
 
 Toolchains import this: the standard library alone, and psutil where it is there.
 """
@@ -31,7 +32,8 @@ def python_command(python: Path, call: str, *arguments: str) -> list[str]:
 
 
 def own_group() -> dict[str, Any]:
-    """What makes ``Popen`` start a process that gets no Ctrl-C of ours, and can be ended with all that it starts."""
+    """What makes ``Popen`` start a process that gets no Ctrl-C of ours, and can be ended with all
+    that it starts."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
@@ -51,7 +53,8 @@ def tree(pid: int) -> list[Any]:
 
 
 def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
-    """Kill the process group of ``pid``, its descendants that left the group, and those ``seen`` before."""
+    """Kill the process group of ``pid``, its descendants that left the group, and those ``seen``
+    before."""
     members = [*tree(pid), *seen]
     strays = [member for member in members if member.pid not in (pid, os.getpid())]
     for stray in strays:  # before the group: we may be in it ourselves
@@ -67,5 +70,7 @@ def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
 def _end(process: Any) -> None:
     import psutil
 
-    with contextlib.suppress(psutil.Error):  # gone meanwhile; psutil checks that the id was not used again
+    with contextlib.suppress(
+        psutil.Error
+    ):  # gone meanwhile; psutil checks that the id was not used again
         process.kill()

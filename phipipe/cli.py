@@ -1,7 +1,8 @@
-"""The command line: parse → call → print. Only this module, ``listings``, ``nightly``, ``upkeep``, ``answers`` and
-``console`` print or exit.
+"""The command line: parse → call → print. Only this module, ``listings``, ``nightly``, ``upkeep``,
+``answers`` and ``console`` print or exit.
 
-Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than click.
+Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than
+click.
 """
 
 from __future__ import annotations
@@ -55,20 +56,36 @@ def _accepted(context: click.Context, parameter: click.Parameter, package: Path)
     return package / version if version.isprintable() and Path(version).name == version else package
 
 
-_PACKAGE_PATH = UserPath(Kind.FOLDER, SourceError, hint="a package is a folder that `phipipe run RECIPE` writes")
+_PACKAGE_PATH = UserPath(
+    Kind.FOLDER, SourceError, hint="a package is a folder that `phipipe run RECIPE` writes"
+)
 PACKAGE = click.argument("package", type=_PACKAGE_PATH, callback=_accepted)
 SETS = click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a recipe value, of all variants; repeatable."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe value, of all variants; repeatable.",
 )
-ONLY = click.option("--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable.")
+ONLY = click.option(
+    "--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable."
+)
 
 
 @command("phipipe run recipes/quickstart.yaml")
 @RECIPE
 @SETS
 @ONLY
-@click.option("--out", default=PACKAGES, show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where packages go.")
-@click.option("--jobs", type=Count(min=1), help="Steps side by side; default from cores and memory.")
+@click.option(
+    "--out",
+    default=PACKAGES,
+    show_default=True,
+    type=UserPath(Kind.NEW_FOLDER),
+    help="Where packages go.",
+)
+@click.option(
+    "--jobs", type=Count(min=1), help="Steps side by side; default from cores and memory."
+)
 @ON
 @LOG_FORMAT
 @AS_JSON
@@ -82,7 +99,8 @@ def run(
     as_events: bool,
     as_json: bool,
 ) -> None:
-    """Build, evaluate and package what a recipe describes. What is stored already is not done again."""
+    """Build, evaluate and package what a recipe describes. What is stored already is not done
+    again."""
     from phipipe import plans as planner
     from phipipe import show
 
@@ -111,9 +129,15 @@ def run(
 @RECIPE
 @SETS
 @ONLY
-@click.option("--strict", is_flag=True, help="Exit with code 3 if `run` would refuse, for want of memory or disk.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with code 3 if `run` would refuse, for want of memory or disk.",
+)
 @AS_JSON
-def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool) -> None:
+def plan(
+    recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool
+) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
     from phipipe import plans as planner
     from phipipe import preflight, show
@@ -127,7 +151,9 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, a
     doubt = preflight.refusal(plans, store, settings, Path(PACKAGES))
     refusal = doubt if settings.preflight else None
     if as_json:
-        answers.give([show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts])
+        answers.give(
+            [show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts]
+        )
     for planned, forecast in () if as_json else forecasts:
         echo(show.plan(planned, forecast))
     if refusal and strict:
@@ -141,7 +167,8 @@ def plan(recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, a
 @SETS
 @AS_JSON
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
-    """Check recipes: every problem with file, line and column. Touches neither models nor network."""
+    """Check recipes: every problem with file, line and column. Touches neither models nor
+    network."""
     from phipipe import several, targets
     from phipipe.report import counted
 
@@ -164,7 +191,9 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
 
 @command("phipipe eval packages/quickstart --tokens 8192")
 @PACKAGE
-@click.option("--text", type=UserPath(Kind.FILE, SourceError, "text"), help="Another evaluation text (UTF-8).")
+@click.option(
+    "--text", type=UserPath(Kind.FILE, SourceError, "text"), help="Another evaluation text (UTF-8)."
+)
 @click.option("--tokens", type=Count(min=256), help="How many tokens of it.")
 @click.option(
     "--source",
@@ -172,7 +201,9 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
     help="The original's folder; else from the cache, or its hub again.",
 )
 @AS_JSON
-def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool) -> None:
+def eval_(
+    package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool
+) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
     from phipipe import again, show
 
@@ -189,13 +220,16 @@ def eval_(package: Path, text: Path | None, tokens: int | None, source: Path | N
 
 @command("phipipe measure packages/quickstart --out quickstart-measured.json")
 @PACKAGE
-@click.option("--out", type=UserPath(Kind.NEW_FILE), help="The report; default NAME-measured.json, here.")
+@click.option(
+    "--out", type=UserPath(Kind.NEW_FILE), help="The report; default NAME-measured.json, here."
+)
 @AS_JSON
 def measure(package: Path, out: Path | None, as_json: bool) -> None:
-    """Measure a package on the device it is for, which this machine must be: fidelity, speed, memory.
+    """Measure a package on the device it is for, which this machine must be: fidelity, speed,
+    memory.
 
-    Needs neither the original model nor its cache. `phipipe compare` puts the report in place of the figures
-    that the build machine had emulated or could not take.
+    Needs neither the original model nor its cache. `phipipe compare` puts the report in place of
+    the figures that the build machine had emulated or could not take.
     """
     from phipipe import again, board, show
     from phipipe.measure import host
@@ -212,13 +246,26 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         answers.give_text(text)
     else:
-        echo(f"{show.outcome(outcome)}\n\nreport   {target}\ncompare  phipipe compare {package} {target}")
+        echo(
+            f"{show.outcome(outcome)}\n\nreport   {target}\ncompare  phipipe compare {package} "
+            f"{target}"
+        )
 
 
 @command("phipipe compare packages/board-llamacpp-int4 packages/board-openvino-int4")
-@click.argument("paths", nargs=-1, required=True, type=UserPath(Kind.EITHER, SourceError), metavar="RUN|PACKAGE...")
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    type=UserPath(Kind.EITHER, SourceError),
+    metavar="RUN|PACKAGE...",
+)
 @click.option(
-    "--out", default="comparison", show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where the board goes."
+    "--out",
+    default="comparison",
+    show_default=True,
+    type=UserPath(Kind.NEW_FOLDER),
+    help="Where the board goes.",
 )
 @AS_JSON
 def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
@@ -239,7 +286,8 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
 def verify(package: Path, as_json: bool) -> None:
     """Check that a package is complete and unchanged, and that nothing in it runs or loads code.
 
-    Every file's size and SHA-256, nothing added; kinds of files, settings and headers that phipipe writes, no others.
+    Every file's size and SHA-256, nothing added; kinds of files, settings and headers that phipipe
+    writes, no others.
     """
     from phipipe import output
     from phipipe import package as packages
@@ -253,7 +301,10 @@ def verify(package: Path, as_json: bool) -> None:
         for finding in findings if not as_json else ():
             echo(str(finding))
         found = counted(len(findings), "finding")
-        raise SourceError(f"`{package}` is not as phipipe packages it: {found}", hint="do not open it; build it again")
+        raise SourceError(
+            f"`{package}` is not as phipipe packages it: {found}",
+            hint="do not open it; build it again",
+        )
     if not as_json:
         echo(f"{package}: complete and unchanged")
 
@@ -267,21 +318,37 @@ def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> 
     """Talk to a package through its own runtime, greedily."""
     from phipipe import again
 
-    sys.exit(again.chat(package, settings_of_user(), note, prompt=prompt, system=system, tokens=tokens))
+    sys.exit(
+        again.chat(package, settings_of_user(), note, prompt=prompt, system=system, tokens=tokens)
+    )
 
 
 @command("phipipe init my-recipe.yaml --device cpu-x86_64 --precision int4")
 @click.argument("recipe", type=UserPath())
-@click.option("--device", default="cpu-x86_64", show_default=True, help="A device, or a device file of yours.")
 @click.option(
-    "--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), help="Default: what suits the device."
+    "--device", default="cpu-x86_64", show_default=True, help="A device, or a device file of yours."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["int4", "int8", "fp16", "fp32"]),
+    help="Default: what suits the device.",
 )
 @click.option("--backend", help="Default: what suits the device's first unit.")
 @click.option(
-    "--source", default="builtin:tiny-phi3", show_default=True, help="builtin:NAME, a folder, or OWNER/NAME[@REVISION]."
+    "--source",
+    default="builtin:tiny-phi3",
+    show_default=True,
+    help="builtin:NAME, a folder, or OWNER/NAME[@REVISION].",
 )
 @AS_JSON
-def init(recipe: Path, device: str, precision: str | None, backend: str | None, source: str, as_json: bool) -> None:
+def init(
+    recipe: Path,
+    device: str,
+    precision: str | None,
+    backend: str | None,
+    source: str,
+    as_json: bool,
+) -> None:
     """Write a commented starter recipe that validates and plans."""
     from phipipe import output, starter
 
@@ -289,11 +356,18 @@ def init(recipe: Path, device: str, precision: str | None, backend: str | None, 
     for line in made.notes:
         note(f"note: {line}")
     if as_json:
-        words = {name: getattr(made, name) for name in ("name", "device", "unit", "backend", "precision", "pinned")}
+        words = {
+            name: getattr(made, name)
+            for name in ("name", "device", "unit", "backend", "precision", "pinned")
+        }
         answers.give(output.Started(recipe=str(recipe), **words, next=list(made.next)))
     else:
         echo(f"wrote {recipe}: {made.precision} with {made.backend} for {made.device}, {made.unit}")
-        echo("\n".join(f"{'next' if i == 0 else 'then'}: {command}" for i, command in enumerate(made.next)))
+        echo(
+            "\n".join(
+                f"{'next' if i == 0 else 'then'}: {command}" for i, command in enumerate(made.next)
+            )
+        )
 
 
 def _preflight(plans: list[Any], store: Store, settings: Settings, out: Path) -> None:
@@ -327,7 +401,9 @@ def _attempt(
     ):
         for plan in plans:
             recorder.advised(plan.build.name, plan.warnings)
-        outcomes = schedule.attempt(plans, store, settings, recorder, out, jobs, engine=engine_of(on))
+        outcomes = schedule.attempt(
+            plans, store, settings, recorder, out, jobs, engine=engine_of(on)
+        )
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return outcomes
@@ -354,7 +430,9 @@ def _show_board(entries: Sequence[Any], page: Path) -> None:
 
     from phipipe import board_text
 
-    echo(f"{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}")
+    echo(
+        f"{board_text.table(entries, max(80, min(160, shutil.get_terminal_size((120, 24)).columns)))}"
+    )
     said = "\n".join(board_text.advice(entries))
     echo(f"\n{said}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
 
@@ -380,7 +458,11 @@ def _checked(code: int) -> int:
     trouble = streams.trouble()
     if trouble is None or code:
         return code
-    complain(StoreError(f"standard output takes nothing more: {trouble.strerror}", hint="what was built is kept"))
+    complain(
+        StoreError(
+            f"standard output takes nothing more: {trouble.strerror}", hint="what was built is kept"
+        )
+    )
     return StoreError.exit_code
 
 
@@ -412,7 +494,9 @@ def _failed(error: BaseException) -> int:
         complain(error)
         told = output.error_of(error)
     elif isinstance(error, click.Abort | KeyboardInterrupt):
-        stopped = Interrupted("stopped; what was finished is kept, the same command goes on from there")
+        stopped = Interrupted(
+            "stopped; what was finished is kept, the same command goes on from there"
+        )
         note(stopped.message)
         told = output.error_of(stopped)
     elif isinstance(error, click.ClickException):

@@ -1,9 +1,10 @@
 """Steps on other machines: the client's side of ``--on dask://HOST``.
 
-Dask carries strings alone: a step's description there, its key and digest back. Data goes through the shared store
-(``remote_store``), so a worker that is lost costs its step, and a scheduler that is lost costs nothing that had
-finished. A step that reads this machine's files, or needs no toolchain, is done here; all others where they can be:
-workers advertise toolchains, memory and what they are as Dask's resources.
+Dask carries strings alone: a step's description there, its key and digest back. Data goes through
+the shared store (``remote_store``), so a worker that is lost costs its step, and a scheduler that
+is lost costs nothing that had finished. A step that reads this machine's files, or needs no
+toolchain, is done here; all others where they can be: workers advertise toolchains, memory and what
+they are as Dask's resources.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def connect(where: str) -> Any:
     distributed = cluster_worker.imported()
     keys = cluster_worker.security(where, "client")
     try:
-        client = distributed.Client(where, security=keys, timeout=cluster_worker.CONNECT_S, set_as_default=False)
+        client = distributed.Client(
+            where, security=keys, timeout=cluster_worker.CONNECT_S, set_as_default=False
+        )
     except (OSError, TimeoutError) as error:
         raise cluster_worker.unreachable(where, error) from None
     found = client.get_versions()["scheduler"]["packages"].get("distributed")
@@ -61,9 +64,11 @@ def connect(where: str) -> Any:
 
 
 def machines(url: str, say: Callable[[str], None]) -> frozenset[str]:
-    """Kinds of machines (``hardware.kinds``) that the workers of the scheduler at ``url`` are, and ``device NAME``.
+    """Kinds of machines (``hardware.kinds``) that the workers of the scheduler at ``url`` are, and
+    ``device NAME``.
 
-    Where there are none yet, they are waited for, for a while: what is planned without them is measured nowhere.
+    Where there are none yet, they are waited for, for a while: what is planned without them is
+    measured nowhere.
 
     Raises:
         RecipeError, ToolchainError: as ``Cluster``.
@@ -72,14 +77,21 @@ def machines(url: str, say: Callable[[str], None]) -> frozenset[str]:
     client, end = connect(where), time.monotonic() + ARRIVAL_S
     try:
         if not (offers := _offers(client, where)):
-            say(f"the scheduler at {where} has no workers yet; waiting {ARRIVAL_S:g} s for the first")
+            say(
+                f"the scheduler at {where} has no workers yet; waiting {ARRIVAL_S:g} s for the "
+                f"first"
+            )
         while not offers and time.monotonic() < end:
             time.sleep(0.1)
             offers = _offers(client, where)
         labels = {label for offered in offers for label in offered}
     finally:
         client.close()
-    return frozenset(label.removeprefix("machine ") for label in labels if label.startswith(("machine ", "device ")))
+    return frozenset(
+        label.removeprefix("machine ")
+        for label in labels
+        if label.startswith(("machine ", "device "))
+    )
 
 
 def _offers(client: Any, where: str) -> list[dict[str, float]]:
@@ -89,7 +101,9 @@ def _offers(client: Any, where: str) -> list[dict[str, float]]:
         ToolchainError: the scheduler is gone.
     """
     end = time.monotonic() + cluster_worker.CONNECT_S
-    while (found := client.scheduler_info(n_workers=-1).get("workers")) is None:  # Dask tries to connect again
+    while (
+        found := client.scheduler_info(n_workers=-1).get("workers")
+    ) is None:  # Dask tries to connect again
         if not _lives(client) or time.monotonic() > end:
             raise _gone(where)
         time.sleep(0.1)
@@ -136,7 +150,9 @@ class Cluster(Bench):
         self._there: set[str] = set()  # keys of results that are known to be shared
         self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._client, self._topic = connect(where), f"phipipe-{os.urandom(8).hex()}"
-        self._heard: dict[str, Callable[[int, int, str], None]] = {}  # task → who wants to know how far it is
+        self._heard: dict[
+            str, Callable[[int, int, str], None]
+        ] = {}  # task → who wants to know how far it is
         self._client.subscribe_topic(self._topic, self._hear)
 
     def here(self, step: Step) -> bool:
@@ -150,7 +166,9 @@ class Cluster(Bench):
             return super().look(step, inputs, before)
         return Waiting(step=step, key="", record={}, why=f"on {self._where}")
 
-    def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
+    def make(
+        self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]
+    ) -> Result:
         """As ``Bench``; a step that can run nowhere fails at once.
 
         Raises:
@@ -174,20 +192,31 @@ class Cluster(Bench):
 
     def _bring(self, result: Result) -> None:
         """Have the content of ``result`` here."""
-        if self._store.peek(result.key) is None and self._shared.fetch(result.key, self._store, anew=True) is None:
-            raise Damaged(f"the result {result.key[:12]} is gone from the shared store", result.stored.digest)
+        if (
+            self._store.peek(result.key) is None
+            and self._shared.fetch(result.key, self._store, anew=True) is None
+        ):
+            raise Damaged(
+                f"the result {result.key[:12]} is gone from the shared store", result.stored.digest
+            )
 
     def _described(self, key: str) -> Stored:
-        """What a worker shared as ``key``: small things are brought here, of others this is a description."""
+        """What a worker shared as ``key``: small things are brought here, of others this is a
+        description."""
         found = self._store.lookup(key)
         record = None if found else self._shared.record(key)
         if found is None and record is None:
-            raise StoreError(f"a worker says that it made {key[:12]}, but {self._shared.url} does not have it")
+            raise StoreError(
+                f"a worker says that it made {key[:12]}, but {self._shared.url} does not have it"
+            )
         if record is None:
             assert found is not None
             return found
         stored = Stored(
-            key, record["digest"], self._store.root / "objects" / record["digest"], tuple(record["outputs"])
+            key,
+            record["digest"],
+            self._store.root / "objects" / record["digest"],
+            tuple(record["outputs"]),
         )
         if stored.size_bytes > SMALL_BYTES:
             return stored
@@ -198,20 +227,26 @@ class Cluster(Bench):
         return record or super()._record_of(result)
 
     def _share(self, result: Result) -> None:
-        """Have the content of ``result`` where workers find it; what they made themselves is there."""
+        """Have the content of ``result`` where workers find it; what they made themselves is
+        there."""
         with self._sharing[result.key]:
             if result.key not in self._there and (stored := self._store.peek(result.key)):
                 self._shared.offer(stored, self._store)
                 if not self._shared.writes:
-                    raise StoreError(f"{self._shared.url} takes no results", hint="check its permissions")
+                    raise StoreError(
+                        f"{self._shared.url} takes no results", hint="check its permissions"
+                    )
             self._there.add(result.key)
 
     def _error(self, told: object, inputs: Results) -> PhipipeError:
-        """What a worker says went wrong; what is lost or damaged there, whoever made it makes again."""
+        """What a worker says went wrong; what is lost or damaged there, whoever made it makes
+        again."""
         error = decoded(told)
         if isinstance(error, cluster_worker.Missing) and (lost := inputs.get(error.name)):
             self._there.discard(lost.key)
-            return Damaged(f"the result {lost.key[:12]} is gone from the shared store", lost.stored.digest)
+            return Damaged(
+                f"the result {lost.key[:12]} is gone from the shared store", lost.stored.digest
+            )
         return error
 
     # Where
@@ -225,7 +260,9 @@ class Cluster(Bench):
         self, step: Step, inputs: Mapping[str, str], on_progress: Callable[[int, int, str], None]
     ) -> str:
         distributed, turn = cluster_worker.imported(), 0
-        task = f"{step.name}-{os.urandom(8).hex()}"  # Dask shows it, and claims are made in its name
+        task = (
+            f"{step.name}-{os.urandom(8).hex()}"  # Dask shows it, and claims are made in its name
+        )
         about = {"phipipe": __version__, "task": task, "topic": self._topic, "inputs": inputs}
         payload = json.dumps(about | {"step": cluster_worker.described(step)})
         self._heard[task] = on_progress
@@ -233,7 +270,9 @@ class Cluster(Bench):
             while True:
                 wanted, turn = self._placed(step), turn + 1
                 key = f"{task}-{turn}"
-                future = self._client.submit(cluster_worker.work, payload, resources=wanted, retries=0, key=key)
+                future = self._client.submit(
+                    cluster_worker.work, payload, resources=wanted, retries=0, key=key
+                )
                 try:
                     if (told := self._waited_for(future, step, wanted)) is not None:
                         return told
@@ -270,7 +309,8 @@ class Cluster(Bench):
                     return None
 
     def _placed(self, step: Step) -> dict[str, float]:
-        """``needs``; where a worker that was there before is gone, another is waited for, for a while.
+        """``needs``; where a worker that was there before is gone, another is waited for, for a
+        while.
 
         Raises:
             TargetError: nobody comes.
@@ -292,16 +332,22 @@ class Cluster(Bench):
         self._client.close()
 
 
-def _fitting(wanted: Mapping[str, float], offers: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+def _fitting(
+    wanted: Mapping[str, float], offers: Sequence[Mapping[str, float]]
+) -> list[Mapping[str, float]]:
     """The workers that have all that is wanted."""
-    return [worker for worker in offers if all(worker.get(name, 0) >= value for name, value in wanted.items())]
+    return [
+        worker
+        for worker in offers
+        if all(worker.get(name, 0) >= value for name, value in wanted.items())
+    ]
 
 
 def needs(step: Step, offers: Sequence[Mapping[str, float]], where: str) -> dict[str, float]:
     """The resources that ``step`` needs, of workers that offer ``offers`` at ``where``.
 
-    Of several kinds of machines that may measure, it is always the same one that does: figures of one board compare,
-    and the next run finds them.
+    Of several kinds of machines that may measure, it is always the same one that does: figures of
+    one board compare, and the next run finds them.
 
     Raises:
         TargetError: no worker has them; says what is missing.
@@ -311,11 +357,19 @@ def needs(step: Step, offers: Sequence[Mapping[str, float]], where: str) -> dict
         wanted["memory_gib"] = round(step.memory_bytes / 2**30, 3)
     fitting = _fitting(wanted, offers)
     if not fitting:
-        lacking = [name for name, value in wanted.items() if not _fitting({name: value}, offers)] or [*wanted]
-        words = " and ".join(f"{wanted[n]:g} GiB of memory" if n == "memory_gib" else n for n in lacking)
-        raise TargetError(
-            f"step `{step.name}` can run on none of {counted(len(offers), 'worker')}: it needs {words}",
-            hint=f"start one that has it: phipipe worker --scheduler {cluster_worker.PREFIX}{where.partition('://')[2]}",
+        lacking = [
+            name for name, value in wanted.items() if not _fitting({name: value}, offers)
+        ] or [*wanted]
+        words = " and ".join(
+            f"{wanted[n]:g} GiB of memory" if n == "memory_gib" else n for n in lacking
         )
-    hosts = [label for worker in fitting for label in worker if label.startswith(cluster_worker.HOST)]
+        raise TargetError(
+            f"step `{step.name}` can run on none of {counted(len(offers), 'worker')}: it needs "
+            f"{words}",
+            hint=f"start one that has it: phipipe worker --scheduler "
+            f"{cluster_worker.PREFIX}{where.partition('://')[2]}",
+        )
+    hosts = [
+        label for worker in fitting for label in worker if label.startswith(cluster_worker.HOST)
+    ]
     return wanted | ({min(hosts): 1.0} if step.measurement and hosts else {})

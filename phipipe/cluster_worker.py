@@ -1,7 +1,8 @@
-"""Steps of other machines: a Dask worker that does them with its own toolchains, from and to the shared store.
+"""Steps of other machines: a Dask worker that does them with its own toolchains, from and to the
+shared store.
 
-A step comes as a string, its inputs as keys. The worker computes the step's key itself, so it counts what is really
-installed here, and a measurement's key names this machine.
+A step comes as a string, its inputs as keys. The worker computes the step's key itself, so it
+counts what is really installed here, and a measurement's key names this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__, measure, progress, toolchain
 from phipipe.backends.base import Step
-from phipipe.errors import PhipipeError, RecipeError, StoreError, TargetError, ToolchainError, encoded
+from phipipe.errors import (
+    PhipipeError,
+    RecipeError,
+    StoreError,
+    TargetError,
+    ToolchainError,
+    encoded,
+)
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.keys import key_of
 from phipipe.remote_store import OWNER, Remote
@@ -36,14 +44,18 @@ if TYPE_CHECKING:
 PREFIX = "dask://"
 CERTIFICATES = "(README: From a laptop to a cluster)"
 CONNECT_S = 20.0
-RETRY_S, RETRIED_S = 2.0, 5.0  # between attempts to find the next scheduler, and for one: Dask's own get rarer
+RETRY_S, RETRIED_S = (
+    2.0,
+    5.0,
+)  # between attempts to find the next scheduler, and for one: Dask's own get rarer
 PROGRESS_S = 1.0
 HOST = "host "  # labels of machines that count as the same for measurements
 UNLIMITED = 1_000_000.0  # of a resource that is a label
 
 
 def address(url: str) -> str:
-    """Dask's address of the scheduler at ``url`` (``dask://HOST:PORT``): TLS, except on this very machine.
+    """Dask's address of the scheduler at ``url`` (``dask://HOST:PORT``): TLS, except on this very
+    machine.
 
     There, too, where Dask's settings ask for it: behind ``localhost`` may be a tunnel.
 
@@ -66,7 +78,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def security(where: str, role: str) -> Any:
-    """Dask's certificates for ``where``, as ``role`` ("client", "worker"); None where nothing is encrypted.
+    """Dask's certificates for ``where``, as ``role`` ("client", "worker"); None where nothing is
+    encrypted.
 
     Raises:
         RecipeError: there are none, or they are not where Dask's settings say.
@@ -77,7 +90,8 @@ def security(where: str, role: str) -> Any:
         return None
     made = distributed.Security(require_encryption=True)
     told = {"CA_FILE": made.tls_ca_file} | {
-        f"{role.upper()}__{kind}": getattr(made, f"tls_{role}_{kind.lower()}") for kind in ("CERT", "KEY")
+        f"{role.upper()}__{kind}": getattr(made, f"tls_{role}_{kind.lower()}")
+        for kind in ("CERT", "KEY")
     }
     for name, value in told.items():
         setting = f"DASK_DISTRIBUTED__COMM__TLS__{name}"
@@ -85,11 +99,16 @@ def security(where: str, role: str) -> Any:
             message = f"`{where}` is spoken to with TLS only, and {setting} is not set"
             raise RecipeError(message, hint=f"it names a PEM file; so do the others {CERTIFICATES}")
         if "\n" not in value and not Path(value).is_file():  # PEM itself will do, too
-            raise RecipeError(f"{setting} names `{value}`, and there is no such file", hint=f"set it {CERTIFICATES}")
+            raise RecipeError(
+                f"{setting} names `{value}`, and there is no such file",
+                hint=f"set it {CERTIFICATES}",
+            )
     try:
         made.get_connection_args(role)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"TLS cannot use its certificates: {error}", hint=f"set others {CERTIFICATES}") from None
+        raise RecipeError(
+            f"TLS cannot use its certificates: {error}", hint=f"set others {CERTIFICATES}"
+        ) from None
     return made
 
 
@@ -98,15 +117,21 @@ def unreachable(where: str, error: BaseException) -> ToolchainError:
     where = f"dask://{where.partition('://')[2]}"
     if isinstance(error, imported().comm.CommClosedError):
         return ToolchainError(
-            f"who answers at `{where}` hangs up: TLS on one side only, certificates that do not belong together, or "
+            f"who answers at `{where}` hangs up: TLS on one side only, certificates that do not "
+            f"belong together, or "
             "no scheduler",
             hint=f"set DASK_DISTRIBUTED__COMM__… on both sides alike {CERTIFICATES}",
         )
     reason = type(error).__name__
     cause: BaseException | None = error
     while cause:  # the first of all that has words
-        reason, cause = str(cause).partition("\n")[0] or reason, cause.__cause__ or cause.__context__
-    return ToolchainError(f"no scheduler answers at `{where}`: {reason}", hint="dask scheduler --port 8786")
+        reason, cause = (
+            str(cause).partition("\n")[0] or reason,
+            cause.__cause__ or cause.__context__,
+        )
+    return ToolchainError(
+        f"no scheduler answers at `{where}`: {reason}", hint="dask scheduler --port 8786"
+    )
 
 
 def imported() -> Any:
@@ -133,7 +158,9 @@ class Missing(StoreError):
     DETAILS = ("name",)
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"the input `{name}` is not in the shared store", hint="run the same command again")
+        super().__init__(
+            f"the input `{name}` is not in the shared store", hint="run the same command again"
+        )
         self.name = name
 
 
@@ -153,14 +180,18 @@ def described(step: Step) -> dict[str, Any]:
 
 
 def work(payload: str) -> str:
-    """Do a step: JSON of task, topic, ``described``, inputs' keys → JSON of its key, or of its failure."""
+    """Do a step: JSON of task, topic, ``described``, inputs' keys → JSON of its key, or of its
+    failure."""
     told = json.loads(payload)
     try:
         if told["phipipe"] != __version__:
             raise ToolchainError(
-                f"this phipipe is {told['phipipe']}, a worker's is {__version__}", hint="install the same version"
+                f"this phipipe is {told['phipipe']}, a worker's is {__version__}",
+                hint="install the same version",
             )
-        OWNER.set(told["task"])  # whoever did it before is lost: the scheduler does not give a task to two
+        OWNER.set(
+            told["task"]
+        )  # whoever did it before is lost: the scheduler does not give a task to two
         step = Step(**told["step"])
         _prepare(step)
         with _turn(step.measurement):
@@ -184,7 +215,8 @@ def _teller(topic: str, task: str) -> Callable[[int, int, str], None]:
 
 @contextmanager
 def _turn(measurement: bool) -> Iterator[None]:
-    """While this lasts, a measurement has this worker for itself. What comes later waits for one that waits."""
+    """While this lasts, a measurement has this worker for itself. What comes later waits for one
+    that waits."""
     with _TURNS:
         if measurement:
             _DUE.append(True)
@@ -202,14 +234,17 @@ def _turn(measurement: bool) -> Iterator[None]:
 
 
 def _prepare(step: Step) -> None:
-    """Have the toolchain of ``step`` before its turn comes. Others go on meanwhile, but no measurement does."""
+    """Have the toolchain of ``step`` before its turn comes. Others go on meanwhile, but no
+    measurement does."""
     _, bench, _ = _place(Settings.read())
     if name := bench.lacks(step):
         with _turn(measurement=False):
             bench.prepare(name)
 
 
-def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+def _work(
+    step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str], None]
+) -> dict[str, Any]:
     store, bench, shared = _place(Settings.read())
     shared.again()
     with _LOOKING:
@@ -225,8 +260,16 @@ def _work(step: Step, keys: dict[str, str], on_progress: Callable[[int, int, str
         else:
             shared.offer(found.stored, store)  # it may be gone from there
     if not shared.writes:
-        raise StoreError(f"a worker cannot share what it makes: `{shared.url}` does not take it", hint="see its log")
-    return {"key": found.key, "cached": found.cached, "usage": dict(found.usage), "machine": platform.node()}
+        raise StoreError(
+            f"a worker cannot share what it makes: `{shared.url}` does not take it",
+            hint="see its log",
+        )
+    return {
+        "key": found.key,
+        "cached": found.cached,
+        "usage": dict(found.usage),
+        "machine": platform.node(),
+    }
 
 
 @cache
@@ -239,7 +282,9 @@ def _place(settings: Settings) -> tuple[Store, Bench, Remote]:
     store = Store(settings.cache, notify=_say)
     bench = Bench(store, settings, _say)
     if bench.shared is None:
-        raise RecipeError("a worker has no PHIPIPE_REMOTE", hint="set it as where the run was started")
+        raise RecipeError(
+            "a worker has no PHIPIPE_REMOTE", hint="set it as where the run was started"
+        )
     return store, bench, bench.shared
 
 
@@ -256,10 +301,11 @@ def _input(name: str, key: str, store: Store, shared: Remote) -> Result:
 
 
 def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, float]:
-    """What this machine advertises as a worker: memory, and labels for system, architecture, kinds, toolchains.
+    """What this machine advertises as a worker: memory, and labels for system, architecture, kinds,
+    toolchains.
 
-    ``devices``: what it is, names or a user's own files. ``toolchains``: the only ones that it does steps of; none
-    means all that exist for it.
+    ``devices``: what it is, names or a user's own files. ``toolchains``: the only ones that it does
+    steps of; none means all that exist for it.
 
     Raises:
         TargetError: there is no such device, or this machine cannot be it.
@@ -267,7 +313,10 @@ def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, fl
     """
     from phipipe import hardware
 
-    labels = [f"system {platform.system().lower()}", *(f"machine {kind}" for kind in sorted(hardware.kinds()))]
+    labels = [
+        f"system {platform.system().lower()}",
+        *(f"machine {kind}" for kind in sorted(hardware.kinds())),
+    ]
     labels += [f"device {_own(name).name}" for name in devices]
     if unknown := set(toolchains) - set(toolchain.names()):
         message = f"unknown toolchain `{min(unknown)}`"
@@ -275,7 +324,9 @@ def resources(devices: Sequence[str], toolchains: Sequence[str]) -> dict[str, fl
     offered = toolchains or [name for name in toolchain.names() if toolchain.foreign(name) is None]
     labels += [f"toolchain {name}" for name in offered]
     labels.append(f"{HOST}{key_of(measure.host())[:12]}")
-    return dict.fromkeys(labels, UNLIMITED) | {"memory_gib": round(hardware.memory_bytes() / 2**30, 2)}
+    return dict.fromkeys(labels, UNLIMITED) | {
+        "memory_gib": round(hardware.memory_bytes() / 2**30, 2)
+    }
 
 
 def _own(name: str) -> Device:
@@ -289,16 +340,22 @@ def _own(name: str) -> Device:
     found = device.load(name)
     if found.architecture not in (None, hardware.architecture()):
         raise TargetError(
-            f"this machine is no {found.title}: its processor is {hardware.architecture()}, not {found.architecture}",
+            f"this machine is no {found.title}: its processor is {hardware.architecture()}, not "
+            f"{found.architecture}",
             hint="leave --device out: it serves all steps that are not bound to a device",
         )
     if (missing := hardware.lacks(found.units[0].api)) and len(found.units) == 1:
-        raise TargetError(f"this machine is no {found.title}: it has no {missing}", hint="leave --device out")
+        raise TargetError(
+            f"this machine is no {found.title}: it has no {missing}", hint="leave --device out"
+        )
     return found
 
 
-def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say: Callable[[str], None]) -> None:
-    """Work for the scheduler at ``url`` (``dask://HOST:PORT``), and for those that follow it there, until we are ended.
+def serve(
+    url: str, settings: Settings, jobs: int, had: Mapping[str, float], say: Callable[[str], None]
+) -> None:
+    """Work for the scheduler at ``url`` (``dask://HOST:PORT``), and for those that follow it there,
+    until we are ended.
 
     ``had``: ``resources``.
 
@@ -309,13 +366,20 @@ def serve(url: str, settings: Settings, jobs: int, had: Mapping[str, float], say
     where = address(url)
     keys = security(where, "worker")
     _place(settings)
-    options: dict[str, Any] = {"nthreads": jobs, "resources": dict(had), "memory_limit": 0, "dashboard": False}
+    options: dict[str, Any] = {
+        "nthreads": jobs,
+        "resources": dict(had),
+        "memory_limit": 0,
+        "dashboard": False,
+    }
     loopback = _is_loopback(where.partition("://")[2].rpartition(":")[0])
     options |= ({"host": "127.0.0.1"} if loopback else {}) | ({"security": keys} if keys else {})
     asyncio.run(_serve(where, settings, options, say))
 
 
-async def _serve(where: str, settings: Settings, options: dict[str, Any], say: Callable[[str], None]) -> None:
+async def _serve(
+    where: str, settings: Settings, options: dict[str, Any], say: Callable[[str], None]
+) -> None:
     folder = settings.cache / "dask"
     folder.mkdir(parents=True, exist_ok=True)
     offered = {**options["resources"]}
@@ -333,9 +397,12 @@ async def _serve(where: str, settings: Settings, options: dict[str, Any], say: C
 
 
 async def _tried(where: str, keys: Any, timeout_s: float) -> Exception | None:
-    """What goes wrong when the scheduler is spoken to; None if nothing does. A worker of Dask's would not say it."""
+    """What goes wrong when the scheduler is spoken to; None if nothing does. A worker of Dask's
+    would not say it."""
     try:
-        comm = await imported().comm.connect(where, timeout_s, **(keys.get_connection_args("worker") if keys else {}))
+        comm = await imported().comm.connect(
+            where, timeout_s, **(keys.get_connection_args("worker") if keys else {})
+        )
     except (OSError, TimeoutError) as error:
         return error
     await comm.close()

@@ -1,4 +1,5 @@
-"""Settings by which a config file makes some tool of the field load code, or a file from elsewhere (promise S2)."""
+"""Settings by which a config file makes some tool of the field load code, or a file from elsewhere
+(promise S2)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any
 from phipipe import json_files
 from phipipe.errors import SourceError
 
-# transformers (auto_map, and CVE-2026-4372's kernel and attention fields), mlx-lm (model_file), ONNX Runtime GenAI
-# (custom_ops_library). None of them has a value that a model needs.
+# transformers (auto_map, and CVE-2026-4372's kernel and attention fields), mlx-lm (model_file),
+# ONNX Runtime GenAI (custom_ops_library). None of them has a value that a model needs.
 CODE_KEYS = frozenset(
     {
         "custom_ops_library",
@@ -33,9 +34,11 @@ CODE_KEYS = frozenset(
         "quantizer_cls",
     }
 )
-# transformers takes any other name for a kernel on the hub, which is code: ``owner/repository[@revision][:function]``.
+# transformers takes any other name for a kernel on the hub, which is code:
+# ``owner/repository[@revision][:function]``.
 _ATTENTION = r"(paged\|)?(eager|sdpa|flex_attention|flash_attention_[2-4])"
-_WORD = r"[A-Za-z_][A-Za-z0-9_-]*"  # the name of a class or module of the tool's own, not a path to another one
+# the name of a class or module of the tool's own, not a path to another one
+_WORD = r"[A-Za-z_][A-Za-z0-9_-]*"
 WORDS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("_attn_implementation", "attn_implementation"), re.compile(_ATTENTION)),
     **dict.fromkeys(
@@ -79,28 +82,35 @@ FILES = frozenset(
 
 
 def hooks(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What in ``settings`` would make some tool run code or read elsewhere, each a phrase to follow the file's name."""
+    """What in ``settings`` would make some tool run code or read elsewhere, each a phrase to follow
+    the file's name."""
     for where, key, value in json_files.walk(settings):
         if value is None or value is False:
             continue
-        if (key in CODE_KEYS and value) or (key in WORDS and not all(_is_word(key, text) for text in _texts(value))):
+        if (key in CODE_KEYS and value) or (
+            key in WORDS and not all(_is_word(key, text) for text in _texts(value))
+        ):
             yield f"asks to run code (`{json_files.shown(where)}`)"
         elif key in FILES and not all(_is_plain(text) for text in _texts(value)):
             yield f"names a file that lies elsewhere (`{json_files.shown(where)}`)"
 
 
 def refuse(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse ``settings``, the content of ``path``, if any key in it asks some tool to run code or to read elsewhere.
+    """Refuse ``settings``, the content of ``path``, if any key in it asks some tool to run code or
+    to read elsewhere.
 
     Raises:
         SourceError: names the key.
     """
     for phrase in hooks(settings):
-        raise SourceError(f"`{path}` {phrase}; phipipe never runs a model's code", hint="remove that key")
+        raise SourceError(
+            f"`{path}` {phrase}; phipipe never runs a model's code", hint="remove that key"
+        )
 
 
 def _texts(value: object) -> list[object]:
-    """The texts in ``value``, which may be one, or lists or maps of them (a model's parts have one each)."""
+    """The texts in ``value``, which may be one, or lists or maps of them (a model's parts have one
+    each)."""
     if isinstance(value, dict):
         return [text for inner in value.values() for text in _texts(inner)]
     if isinstance(value, list):
@@ -109,7 +119,11 @@ def _texts(value: object) -> list[object]:
 
 
 def _is_word(key: str, text: object) -> bool:
-    return isinstance(text, str) and len(text) <= 100 and (not text or bool(WORDS[key].fullmatch(text)))
+    return (
+        isinstance(text, str)
+        and len(text) <= 100
+        and (not text or bool(WORDS[key].fullmatch(text)))
+    )
 
 
 def _is_plain(text: object) -> bool:

@@ -1,8 +1,10 @@
-"""Files and folders handled with care: claimed, flushed, sealed, copied, swept; nothing here knows of records.
+"""Files and folders handled with care: claimed, flushed, sealed, copied, swept; nothing here knows
+of records.
 
-A folder in use is claimed: its owner holds the lock file beside it. Locks end with their process, however it
-ends, so a free lock means a dead owner; nothing here looks at process ids, which are used again. Where locks
-do nothing (some network file systems), nobody can be known to be dead, and nothing is swept.
+A folder in use is claimed: its owner holds the lock file beside it. Locks end with their process,
+however it ends, so a free lock means a dead owner; nothing here looks at process ids, which are
+used again. Where locks do nothing (some network file systems), nobody can be known to be dead, and
+nothing is swept.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ _HINTS = {
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n 4096)",
     errno.ENFILE: "too many files are open on this machine: close other programs",
 }
-TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A phipipe cache: everything here can be made again.\n"
+TAG = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# A phipipe cache: everything here can be "
+    "made again.\n"
+)
 ABOUT = """This folder is phipipe's cache. Do not edit it; `phipipe cache ls|verify|gc` looks after it.
 Deleting it is safe while no phipipe runs: everything in it is made again when it is needed.
 """
@@ -43,7 +48,8 @@ _DAY_S = 86400
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a collection removed, or in a dry run would; bytes of all files gone, and of objects left.
+    """What a collection removed, or in a dry run would; bytes of all files gone, and of objects
+    left.
 
     ``removed`` has digests of objects, and paths of unfinished downloads.
     """
@@ -67,7 +73,9 @@ class Usage:
 def label(root: Path) -> None:
     """Tell backup programs and people what this folder is."""
     for name, text in (("CACHEDIR.TAG", TAG), ("README.txt", ABOUT)):
-        if not is_plain(root / name) or size_of(root / name) != len(text):  # absent, or its writer was killed
+        if not is_plain(root / name) or size_of(root / name) != len(
+            text
+        ):  # absent, or its writer was killed
             remove(root / name)
             (root / name).write_bytes(text.encode())
 
@@ -82,7 +90,8 @@ def is_plain(path: Path) -> bool:
 def choose(
     sizes: Mapping[str, int], uses: Iterable[tuple[str, int]], pinned: Collection[str], budget: int
 ) -> tuple[str, ...]:
-    """Objects to remove: all that were never used, then the longest unused until the rest fits ``budget``.
+    """Objects to remove: all that were never used, then the longest unused until the rest fits
+    ``budget``.
 
     ``uses`` are digests and times, one for each record that names the object.
     """
@@ -148,7 +157,10 @@ def _lock_of(folder: Path) -> Path:
 
 def _is_old(lock_file: Path) -> bool:
     with contextlib.suppress(OSError):
-        return not lock_file.with_suffix("").exists() and time.time() - lock_file.stat().st_mtime > _DAY_S
+        return (
+            not lock_file.with_suffix("").exists()
+            and time.time() - lock_file.stat().st_mtime > _DAY_S
+        )
     return False
 
 
@@ -177,7 +189,8 @@ def remove(path: Path) -> None:
 
 
 def read_plain(path: Path) -> bytes:
-    """The content of a file itself. What took its place (a folder, a link, a device) is as good as a failing disk."""
+    """The content of a file itself. What took its place (a folder, a link, a device) is as good as
+    a failing disk."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EIO, "it is no plain file", str(path))
     return path.read_bytes()
@@ -221,26 +234,38 @@ def guard(
     only: Collection[int] | None = None,
     remedy: str = room.KEEP_CACHE,
 ) -> Iterator[None]:
-    """Turn an operating system's refusal (``only`` these error numbers) into a StoreError that says what to do.
+    """Turn an operating system's refusal (``only`` these error numbers) into a StoreError that says
+    what to do.
 
     ``remedy`` is what to do where ``folder``, which is not the cache, is full.
     """
     try:
         yield
-    except (OSError, NotImplementedError) as error:  # the latter from locks on a file system without
+    except (
+        OSError,
+        NotImplementedError,
+    ) as error:  # the latter from locks on a file system without
         if only is not None and getattr(error, "errno", None) not in only:
             raise
         raise typed(error, folder, needed_bytes, remedy) from error
 
 
-def typed(error: Exception, folder: Path, needed_bytes: int | None = None, remedy: str = room.KEEP_CACHE) -> StoreError:
+def typed(
+    error: Exception, folder: Path, needed_bytes: int | None = None, remedy: str = room.KEEP_CACHE
+) -> StoreError:
     """``error`` in the user's terms: what was needed, what is free, what to do."""
     if isinstance(error, Timeout):
-        return StoreError(f"another process has held `{error.lock_file}` for {GATE_S} s", hint="end that process")
+        return StoreError(
+            f"another process has held `{error.lock_file}` for {GATE_S} s", hint="end that process"
+        )
     number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if number in FULL:
-        return room.error([room.blamed(error, room.Folder(folder, remedy))], reason=reason, needed_bytes=needed_bytes)
+        return room.error(
+            [room.blamed(error, room.Folder(folder, remedy))],
+            reason=reason,
+            needed_bytes=needed_bytes,
+        )
     other = "set PHIPIPE_CACHE to" if remedy == room.KEEP_CACHE else "choose another --out,"
     hint = (
         f"the disk fails: check it, or {other} another one"
@@ -251,7 +276,8 @@ def typed(error: Exception, folder: Path, needed_bytes: int | None = None, remed
 
 
 def probe(out: Path) -> None:
-    """See that ``out``, a folder that need not be there yet, can be written: before hours of work. Leaves nothing.
+    """See that ``out``, a folder that need not be there yet, can be written: before hours of work.
+    Leaves nothing.
 
     Raises:
         StoreError: it cannot.
@@ -261,7 +287,9 @@ def probe(out: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise StoreError(f"cannot write to `{out}`: {error.strerror}", hint="choose another --out") from None
+        raise StoreError(
+            f"cannot write to `{out}`: {error.strerror}", hint="choose another --out"
+        ) from None
 
 
 def is_damage(error: StoreError) -> bool:
@@ -301,7 +329,8 @@ def write(path: Path, content: bytes) -> None:
 
 
 def separate(folder: Path) -> None:
-    """Give files with several hard links a life of their own: nobody may change a stored file by another name."""
+    """Give files with several hard links a life of their own: nobody may change a stored file by
+    another name."""
     for path, status in keys.walk(folder).items():
         if status.st_nlink > 1:
             own = folder / f"{path}.{uuid.uuid4().hex[:8]}"
@@ -330,10 +359,13 @@ def move_new(folder: Path, path: Path) -> bool:
 
 
 def flush_tree(folder: Path, paths: Collection[str]) -> None:
-    """Flush files and the folders they are in to the disk, so that a rename never shows what power loss takes."""
+    """Flush files and the folders they are in to the disk, so that a rename never shows what power
+    loss takes."""
     with ThreadPoolExecutor(4) as pool:  # the disk merges what is asked at once
         list(pool.map(lambda path: _flush_file(folder / path), paths))
-    for inner in sorted({folder / path for name in paths for path in Path(name).parents}, reverse=True):
+    for inner in sorted(
+        {folder / path for name in paths for path in Path(name).parents}, reverse=True
+    ):
         flush_folder(inner)
 
 
@@ -362,7 +394,8 @@ def _flush(descriptor: int) -> None:
 
 
 def swap(new: Path, target: Path, old: Path) -> None:
-    """Put ``new`` where ``target`` is and ``target`` to ``old``; if that fails, all is as before."""
+    """Put ``new`` where ``target`` is and ``target`` to ``old``; if that fails, all is as
+    before."""
     if target.exists():
         target.rename(old)
     try:
@@ -377,7 +410,9 @@ def swap(new: Path, target: Path, old: Path) -> None:
 def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
     """Whether ``target`` holds just these files, by name, size and time."""
     try:
-        found = {path: (status.st_size, status.st_mtime_ns) for path, status in keys.walk(target).items()}
+        found = {
+            path: (status.st_size, status.st_mtime_ns) for path, status in keys.walk(target).items()
+        }
     except (OSError, StoreError):
         return False
     return found == expected
@@ -386,9 +421,14 @@ def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
 def check_replaceable(target: Path) -> None:
     """Refuse to replace what phipipe did not write."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise StoreError(f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out")
+        raise StoreError(
+            f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out"
+        )
     if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
-        raise StoreError(f"`{target}` holds files that phipipe did not write", hint="empty it, or choose another --out")
+        raise StoreError(
+            f"`{target}` holds files that phipipe did not write",
+            hint="empty it, or choose another --out",
+        )
 
 
 def export(source: Path, times: Mapping[str, int], target: Path) -> None:

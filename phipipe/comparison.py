@@ -1,4 +1,5 @@
-"""Boards from runs and from finished packages: gathered, checked for comparability, written as three files."""
+"""Boards from runs and from finished packages: gathered, checked for comparability, written as
+three files."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
     for outcome in outcomes:
         build = outcome.plan.build
         if outcome.error is not None:
-            told, target = (build.name, build.recipe.backend, build.recipe.precision), outcome.plan.device.title
+            told, target = (
+                (build.name, build.recipe.backend, build.recipe.precision),
+                outcome.plan.device.title,
+            )
             entries.append(board.failed(*told, outcome.error.message, target, outcome.plan.api))
         elif outcome.package is not None:
             entries.append(board.from_manifest(package.read_manifest(outcome.package)))
@@ -28,13 +32,16 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
 
 
 def of_paths(paths: Sequence[Path]) -> list[Entry]:
-    """Entries of packages, of boards (``board.json`` or a folder that holds one), and of folders full of packages.
+    """Entries of packages, of boards (``board.json`` or a folder that holds one), and of folders
+    full of packages.
 
     Raises:
-        SourceError: a path is none of these, its content is damaged, or a package is not as it was packaged.
+        SourceError: a path is none of these, its content is damaged, or a package is not as it was
+            packaged.
     """
     entries = [entry for path in paths for entry in _of_path(path)]
-    # what was measured on its device takes the place of the build machine's figures of the same package
+    # what was measured on its device takes the place of the build machine's figures of the same
+    # package
     own = {(e.name, e.keys.get("gates")) for e in entries if e.measured}
     return [e for e in entries if e.measured or (e.name, e.keys.get("gates")) not in own]
 
@@ -49,7 +56,9 @@ def _of_path(path: Path) -> list[Entry]:
     inside = sorted(p.parent for p in path.glob("*/manifest.json")) if path.is_dir() else []
     if not inside:
         kind = "holds neither a package nor a board" if path.is_dir() else "does not exist"
-        raise SourceError(f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run")
+        raise SourceError(
+            f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run"
+        )
     return [board.from_manifest(package.open_(folder)) for folder in inside]
 
 
@@ -62,7 +71,8 @@ def _load(path: Path) -> list[Entry]:
 
 
 def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
-    """Write ``board.json``, ``board.md`` and ``board.html`` into ``folder``; returns the page's path.
+    """Write ``board.json``, ``board.md`` and ``board.html`` into ``folder``; returns the page's
+    path.
 
     Raises:
         SourceError: the entries were not measured on the same tokens of the same model.
@@ -76,7 +86,9 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
     }
     with collect.guard(folder, remedy=room.KEEP_OUT):
         folder.mkdir(parents=True, exist_ok=True)
-        with collect.claim(folder, ".board.") as aside:  # whatever has the name now, is replaced and not written into
+        with collect.claim(
+            folder, ".board."
+        ) as aside:  # whatever has the name now, is replaced and not written into
             for name, text in texts.items():
                 (aside / name).write_bytes(text.encode())  # no newline translation
                 (aside / name).replace(folder / name)

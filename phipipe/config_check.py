@@ -1,7 +1,9 @@
-"""What the small JSON files of a checkpoint may say: kinds and bounds of every key that some tool reads.
+"""What the small JSON files of a checkpoint may say: kinds and bounds of every key that some tool
+reads.
 
-The bounds are wide: the whole Phi family and the largest models of the field lie far inside. They keep out what no
-model has (no heads, a billion layers, a context of -1, text for a number), and what would reach a terminal raw.
+The bounds are wide: the whole Phi family and the largest models of the field lie far inside. They
+keep out what no model has (no heads, a billion layers, a context of -1, text for a number), and
+what would reach a terminal raw.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ class Bound(NamedTuple):
 
 
 _TOKEN = Bound(-1, 2**22, many=True)
-_SHARE, _COUNT, _LENGTH, _FACTORS = Bound(0, 1, False), Bound(1, 2**20), Bound(1, 2**27), Bound(1e-3, 1e5, False, True)
+_SHARE, _COUNT, _LENGTH, _FACTORS = (
+    Bound(0, 1, False),
+    Bound(1, 2**20),
+    Bound(1, 2**27),
+    Bound(1e-3, 1e5, False, True),
+)
 NUMBERS: Mapping[str, Bound] = {
     "vocab_size": Bound(1, 2**22),
     "hidden_size": Bound(1, 2**16),
@@ -98,15 +105,37 @@ FLAGS = frozenset(
     ]
 )
 _NAMES = "model_type", "quant_method", "rope_type", "tokenizer_class"
-TEXTS = frozenset((*_NAMES, "_name_or_path", "hidden_act", "hidden_activation", "transformers_version"))
+TEXTS = frozenset(
+    (*_NAMES, "_name_or_path", "hidden_act", "hidden_activation", "transformers_version")
+)
 DTYPES = frozenset(
-    f"{place}{name}" for place in ("", "torch.") for name in ("float32", "float16", "bfloat16", "float64")
+    f"{place}{name}"
+    for place in ("", "torch.")
+    for name in ("float32", "float16", "bfloat16", "float64")
 )
 # transformers' own.
 ACTIVATIONS = frozenset(
     (
-        *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
-        *("gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2"),
+        *(
+            "gelu",
+            "gelu_10",
+            "gelu_accurate",
+            "gelu_fast",
+            "gelu_new",
+            "gelu_python",
+            "gelu_python_tanh",
+        ),
+        *(
+            "gelu_pytorch_tanh",
+            "laplace",
+            "leaky_relu",
+            "linear",
+            "mish",
+            "prelu",
+            "quick_gelu",
+            "relu",
+            "relu2",
+        ),
         *("relu6", "sigmoid", "silu", "swish", "tanh", "xielu"),
     )
 )
@@ -136,13 +165,21 @@ TABLES = frozenset(
     ]
 )
 KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", "llama")
-NEEDED = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
+NEEDED = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 MAX_NUMBER, MAX_TEXT, MAX_ENTRIES, MAX_BYTES = 10**18, 2**16, 2**17, 2**22
 _SYNONYMS = {"su": "longrope", "yarn": "longrope"}  # as Phi-3 called it first
 _HINT = "correct it there, or take the file again from where the model comes from"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 _CLASS = re.compile(r"([\w.\-]+/[\w.\-]+--)?\.?[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -163,29 +200,54 @@ def check_model(path: Path, config: Mapping[str, Any]) -> None:
         SourceError: names the key.
     """
     _check_names(path, config)
-    for key in (*NEEDED, "intermediate_size" if "ff_intermediate_size" not in config else "ff_intermediate_size"):
+    for key in (
+        *NEEDED,
+        "intermediate_size" if "ff_intermediate_size" not in config else "ff_intermediate_size",
+    ):
         if key not in config:
             raise SourceError(f"`{path}` does not say '{key}'")
         if config[key] is None:
             _odd(path, key, "is null")
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     if config.get("head_dim") is None and config["hidden_size"] % heads:
-        _odd(path, "hidden_size", f"({config['hidden_size']}) is no multiple of `num_attention_heads` ({heads})")
+        _odd(
+            path,
+            "hidden_size",
+            f"({config['hidden_size']}) is no multiple of `num_attention_heads` ({heads})",
+        )
     act = config.get("hidden_act")
     if act is not None and act not in ACTIVATIONS and config["model_type"] in KNOWN:
-        _odd(path, "hidden_act", f"(`{json_files.shown(act)}`) is no activation that transformers has")
+        _odd(
+            path,
+            "hidden_act",
+            f"(`{json_files.shown(act)}`) is no activation that transformers has",
+        )
     padding = config.get("pad_token_id")
-    if type(padding) is int and padding >= config["vocab_size"]:  # transformers' embedding asserts it
-        _odd(path, "pad_token_id", f"is {padding}, and the model's tokens end at {config['vocab_size'] - 1}")
+    if (
+        type(padding) is int and padding >= config["vocab_size"]
+    ):  # transformers' embedding asserts it
+        _odd(
+            path,
+            "pad_token_id",
+            f"is {padding}, and the model's tokens end at {config['vocab_size'] - 1}",
+        )
     if kv_heads is not None and heads % kv_heads:
-        _odd(path, "num_attention_heads", f"({heads}) is no multiple of `num_key_value_heads` ({kv_heads})")
+        _odd(
+            path,
+            "num_attention_heads",
+            f"({heads}) is no multiple of `num_key_value_heads` ({kv_heads})",
+        )
     types = config.get("layer_types")
     if types is not None and (
         not isinstance(types, list)
         or len(types) != config["num_hidden_layers"]
         or not all(isinstance(kind, str) and _NAME.fullmatch(kind) for kind in types)
     ):
-        _odd(path, "layer_types", f"does not name a type for each of {config['num_hidden_layers']} layers")
+        _odd(
+            path,
+            "layer_types",
+            f"does not name a type for each of {config['num_hidden_layers']} layers",
+        )
     _check_rope(path, config)
 
 
@@ -193,7 +255,9 @@ def _check_names(path: Path, config: Mapping[str, Any]) -> None:
     """The names by which tools choose a model's class."""
     named = config.get("architectures")
     if named is not None and (
-        not isinstance(named, list) or not named or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in named)
+        not isinstance(named, list)
+        or not named
+        or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in named)
     ):
         _odd(path, "architectures", "is no list of names of classes")
     if "model_type" not in config:
@@ -221,23 +285,38 @@ def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
                 continue
             if not isinstance(factors, list) or len(factors) != pairs:
                 told = len(factors) if isinstance(factors, list) else "no"
-                _odd(path, f"{key}.{name}", f"has {told} factors; heads of {size} have {pairs} rotary pairs")
+                _odd(
+                    path,
+                    f"{key}.{name}",
+                    f"has {told} factors; heads of {size} have {pairs} rotary pairs",
+                )
 
 
-def _check_agreement(path: Path, config: Mapping[str, Any], key: str, rope: Mapping[str, Any]) -> None:
+def _check_agreement(
+    path: Path, config: Mapping[str, Any], key: str, rope: Mapping[str, Any]
+) -> None:
     """Of two spellings of a setting some tools read the one, some the other."""
-    kinds = {_SYNONYMS.get(kind, kind) for kind in (rope.get("type"), rope.get("rope_type")) if isinstance(kind, str)}
+    kinds = {
+        _SYNONYMS.get(kind, kind)
+        for kind in (rope.get("type"), rope.get("rope_type"))
+        if isinstance(kind, str)
+    }
     if len(kinds) > 1:
         told = " and ".join(f"`{json_files.shown(kind)}`" for kind in sorted(kinds))
         _odd(path, key, f"is of two types, {told} (`type`, `rope_type`)")
-    # What stands in `rope_parameters` wins, and is handed on; in `rope_scaling` only transformers 5 finds it.
+    # What stands in `rope_parameters` wins, and is handed on; in `rope_scaling` only transformers 5
+    # finds it.
     for name in ("rope_theta", "partial_rotary_factor") if key == "rope_scaling" else ():
         one, other = config.get(name), rope.get(name)
         if one is not None and other is not None and one != other:
             _odd(path, f"{key}.{name}", f"is {other}, and `{name}` beside it is {one}")
     for name, inner in rope.items():
         if isinstance(inner, dict):
-            _odd(path, f"{key}.{name}", "is a table: no Phi or Llama has rotary settings of its own in some layers")
+            _odd(
+                path,
+                f"{key}.{name}",
+                "is a table: no Phi or Llama has rotary settings of its own in some layers",
+            )
 
 
 def _check_all(path: Path, value: Any, where: str) -> None:
@@ -272,7 +351,9 @@ def _check_key(path: Path, at: str, key: str, value: Any) -> None:
         return
     if key in FLAGS and not isinstance(value, bool):
         _odd(path, at, "is neither true nor false")
-    if key in TEXTS and (not isinstance(value, str) or not value.isprintable() or len(value) > 1000):
+    if key in TEXTS and (
+        not isinstance(value, str) or not value.isprintable() or len(value) > 1000
+    ):
         _odd(path, at, "is no short text")
     if key in CHOICES and (not isinstance(value, str) or value not in CHOICES[key]):
         _odd(path, at, f"is none of {', '.join(sorted(CHOICES[key])[:5])} …")
@@ -294,7 +375,8 @@ def _check_key(path: Path, at: str, key: str, value: Any) -> None:
 
 
 def _check_auto_map(path: Path, at: str, value: Any) -> None:
-    """Classes in modules, by name: "module.Class", or "owner/name--module.Class"; a tokenizer has two."""
+    """Classes in modules, by name: "module.Class", or "owner/name--module.Class"; a tokenizer has
+    two."""
     for named in value.values() if isinstance(value, dict) else [value]:
         for name in named if isinstance(named, list) else [named]:
             if name is not None and (not isinstance(name, str) or not _CLASS.fullmatch(name)):

@@ -33,10 +33,12 @@ class Count(click.IntRange):
 
 
 class UserPath(click.Path):
-    """A path on the command line: refused with ``error`` where it cannot be the ``kind`` that is meant.
+    """A path on the command line: refused with ``error`` where it cannot be the ``kind`` that is
+    meant.
 
-    One that is to be read and is missing is refused too where ``missing`` says what there is none of. Without a
-    ``kind``, who reads it looks at it (and says what else is wrong, as for several recipes).
+    One that is to be read and is missing is refused too where ``missing`` says what there is none
+    of. Without a ``kind``, who reads it looks at it (and says what else is wrong, as for several
+    recipes).
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class UserPath(click.Path):
             another = f"choose another {option}" if option else "give another path"
             raise self._error(f"{before}`{shown(path)}` {odd}", hint=self._hint or another)
         if self._missing and not path.exists():
-            raise self._error(f"{before}there is no {self._missing} at `{path}`", hint="check the path")
+            raise self._error(
+                f"{before}there is no {self._missing} at `{path}`", hint="check the path"
+            )
         return path
 
 
@@ -105,7 +109,8 @@ class Group(click.Group):
 
 
 class Listing(Group):
-    """A group that lists without a word, and shows what is named: `devices`, `devices show NAME`, `devices NAME`."""
+    """A group that lists without a word, and shows what is named: `devices`, `devices show NAME`,
+    `devices NAME`."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -125,7 +130,9 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
     return register
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="phipipe")
 def cli() -> None:
     """One recipe in, one verified artifact out: small language models for edge devices."""
@@ -144,7 +151,9 @@ def store_of_user() -> tuple[Settings, Store]:
     return settings, Store(settings.cache, notify=note)
 
 
-ON = click.option("--on", metavar="dask://HOST:PORT", help="Have steps done by the workers of a Dask scheduler.")
+ON = click.option(
+    "--on", metavar="dask://HOST:PORT", help="Have steps done by the workers of a Dask scheduler."
+)
 
 
 def engine_of(on: str | None) -> Engine | None:
@@ -175,7 +184,9 @@ def note(line: str) -> None:
 def _event(kind: str, /, **told: object) -> None:
     from phipipe.events import now
 
-    click.echo(json_text({"event": kind, "time": now(), **told}, encoding=sys.stderr.encoding), err=True)
+    click.echo(
+        json_text({"event": kind, "time": now(), **told}, encoding=sys.stderr.encoding), err=True
+    )
 
 
 def echo(text: str) -> None:
@@ -200,7 +211,9 @@ def save(path: Path, text: str) -> None:
         if error.errno in room.FULL:
             full = [room.Folder(path.parent, room.KEEP_OUT)]
             raise room.error(full, reason=str(error.strerror), needed_bytes=len(text)) from None
-        raise RecipeError(f"cannot write `{path}`: {error.strerror}", hint="give another path") from None
+        raise RecipeError(
+            f"cannot write `{path}`: {error.strerror}", hint="give another path"
+        ) from None
 
 
 def complain(error: PhipipeError) -> None:
@@ -210,7 +223,9 @@ def complain(error: PhipipeError) -> None:
         _event("error", **failure(error))
         return
     color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
-    click.echo(click.style("error: ", fg="red", bold=True) + visible(error.message), err=True, color=color)
+    click.echo(
+        click.style("error: ", fg="red", bold=True) + visible(error.message), err=True, color=color
+    )
     if error.hint:
         click.echo(click.style("  try: ", fg="cyan") + visible(error.hint), err=True, color=color)
 

@@ -26,13 +26,21 @@ class Unit(Model):
     """One thing in a device that runs models, by the interface through which runtimes reach it."""
 
     api: Api = Field(description="The interface.")
-    on: str | None = Field(None, min_length=1, description="Which part of the device that is, in words.")
-    precisions: tuple[Precision, ...] = Field(min_length=1, description="Weights that it can compute with.")
+    on: str | None = Field(
+        None, min_length=1, description="Which part of the device that is, in words."
+    )
+    precisions: tuple[Precision, ...] = Field(
+        min_length=1, description="Weights that it can compute with."
+    )
     constraints: dict[Precision, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
-        {}, description="Quantization options it insists on: option → values it takes, the usual one first."
+        {},
+        description="Quantization options it insists on: option → values it takes, the usual "
+        "one first.",
     )
     defaults: dict[Precision, dict[str, str | int | bool]] = Field(
-        {}, description="Quantization options that suit it best: option → what a recipe gets that leaves the choice."
+        {},
+        description="Quantization options that suit it best: option → what a recipe gets that "
+        "leaves the choice.",
     )
 
     @model_validator(mode="after")
@@ -41,7 +49,9 @@ class Unit(Model):
             raise At("precisions", "a precision stands here twice")
         for key, table in (("constraints", self.constraints), ("defaults", self.defaults)):
             if idle := [name for name in table if name not in self.precisions]:
-                raise At(key, f"there are {key} for {idle[0]}, which is not among the unit's precisions")
+                raise At(
+                    key, f"there are {key} for {idle[0]}, which is not among the unit's precisions"
+                )
         return self
 
 
@@ -50,14 +60,26 @@ class Device(Model):
 
     name: str = Field(description="The file's name without `.yaml`.")
     title: str = Field(min_length=1, description="What people call it.")
-    memory_gib: float | None = Field(None, gt=0, description="Memory that a model can use; none if it varies.")
-    architecture: Literal["x86_64", "arm64"] | None = Field(None, description="Of its processor; none if it varies.")
-    systems: tuple[System, ...] = Field(
-        ("linux", "windows", "macos"), min_length=1, description="Operating systems that it comes with."
+    memory_gib: float | None = Field(
+        None, gt=0, description="Memory that a model can use; none if it varies."
     )
-    machines: tuple[Machine, ...] = Field((), description="Build machines that are such a device, or have one.")
-    recipe: str | None = Field(None, pattern=SLUG, description="The recipe of phipipe's to start from.")
-    units: tuple[Unit, ...] = Field(min_length=1, description="What runs models, the preferred one first.")
+    architecture: Literal["x86_64", "arm64"] | None = Field(
+        None, description="Of its processor; none if it varies."
+    )
+    systems: tuple[System, ...] = Field(
+        ("linux", "windows", "macos"),
+        min_length=1,
+        description="Operating systems that it comes with.",
+    )
+    machines: tuple[Machine, ...] = Field(
+        (), description="Build machines that are such a device, or have one."
+    )
+    recipe: str | None = Field(
+        None, pattern=SLUG, description="The recipe of phipipe's to start from."
+    )
+    units: tuple[Unit, ...] = Field(
+        min_length=1, description="What runs models, the preferred one first."
+    )
     sources: tuple[Annotated[str, Field(pattern="^https://")], ...] = Field(
         min_length=1, description="Public pages of the vendor that say so."
     )
@@ -82,7 +104,8 @@ def load(name: str, folder: Path | None = None) -> Device:
 
     Raises:
         TargetError: there is no such device.
-        RecipeError: the user's file is missing or malformed; names every problem by line and column.
+        RecipeError: the user's file is missing or malformed; names every problem by line and
+            column.
     """
     if name.endswith((".yaml", ".yml")):
         return _read((folder or Path()) / name)
@@ -107,7 +130,9 @@ def _read(path: Path) -> Device:
         message = "unknown key `name`: the file's own name is the device's"
         problems.append(Problem(*document.place(("name",), key=True), message))
     try:
-        device = Device.model_validate_json(json.dumps({**document.data, "name": path.stem}), strict=True)
+        device = Device.model_validate_json(
+            json.dumps({**document.data, "name": path.stem}), strict=True
+        )
     except ValidationError as error:
         found = complaints(error, Device)
         problems += [Problem(*document.place(where, key), message) for where, message, key in found]

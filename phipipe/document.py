@@ -1,7 +1,8 @@
-"""YAML as recipes need it: bounded, YAML 1.2's core schema, every value's line and column, plain words.
+"""YAML as recipes need it: bounded, YAML 1.2's core schema, every value's line and column, plain
+words.
 
-PyYAML gives the events; limits are checked on them, before anything is built. Aliases, tags and several
-documents are refused: a recipe reads top to bottom. ``no`` is text, ``012`` is twelve.
+PyYAML gives the events; limits are checked on them, before anything is built. Aliases, tags and
+several documents are refused: a recipe reads top to bottom. ``no`` is text, ``012`` is twelve.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MAX_BYTES = 2**20
 MAX_DEPTH = 20
 MAX_NODES = 20_000
 MAX_DIGITS = 300  # of a number; longer ones are typing accidents, and slow to read
-MAX_PROBLEMS = 50  # that one message lists; nobody reads more, and each costs a search for a suggestion
+MAX_PROBLEMS = (
+    50  # that one message lists; nobody reads more, and each costs a search for a suggestion
+)
 MAX_GUESSES = 4  # names that one "did you mean" has
 MAX_SHOWN = 60  # characters of a user's value that a message repeats
 MAX_LISTED = 6  # more choices than this are not listed in a message that has a suggestion
@@ -37,7 +40,8 @@ _BASED = r"0o[0-7]+|0x[0-9a-fA-F]+"
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 _SPECIAL = r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"
 _BREAK = "\r\n|[\n\r\x85\u2028\u2029]"  # what YAML's scanner counts as the end of a line
-# YAML's c-printable, turned round; escapes in quotes could otherwise carry NUL into paths, ESC to terminals.
+# YAML's c-printable, turned round; escapes in quotes could otherwise carry NUL into paths, ESC to
+# terminals.
 _CONTROL = "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -51,7 +55,8 @@ class Problem(NamedTuple):
 
 
 class At(ValueError):
-    """Raised by a model's validator: a rule is broken, and ``key`` is the value inside of it to look at."""
+    """Raised by a model's validator: a rule is broken, and ``key`` is the value inside of it to
+    look at."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -60,7 +65,8 @@ class At(ValueError):
 
 @dataclass
 class Document:
-    """A file's data and where each value stands: ``keys`` and ``values`` map paths to (line, column)."""
+    """A file's data and where each value stands: ``keys`` and ``values`` map paths to (line,
+    column)."""
 
     name: str
     text: str
@@ -81,10 +87,14 @@ class Document:
         lines, found = re.split(_BREAK, self.text), sorted(set(problems))
         shown = [self._show(problem, lines) for problem in found[:MAX_PROBLEMS]]
         shown += ["… and more of the kind"] if len(found) > MAX_PROBLEMS else []
-        return RecipeError("\n".join(shown), hint=hint, problems=[self._located(problem) for problem in found])
+        return RecipeError(
+            "\n".join(shown), hint=hint, problems=[self._located(problem) for problem in found]
+        )
 
     def _located(self, problem: Problem) -> Located:
-        return Located(problem.message, Place(self.name, problem.line or None, problem.column or None))
+        return Located(
+            problem.message, Place(self.name, problem.line or None, problem.column or None)
+        )
 
     def _show(self, problem: Problem, lines: list[str]) -> str:
         if not problem.line:
@@ -93,7 +103,11 @@ class Document:
         line = lines[problem.line - 1] if problem.line <= len(lines) else ""
         start = max(0, problem.column - 80)
         shown = "".join(c if c.isprintable() else " " for c in line[start : start + 110])
-        return f"{head}\n    {shown}\n    {' ' * (problem.column - 1 - start)}^" if shown.strip() else head
+        return (
+            f"{head}\n    {shown}\n    {' ' * (problem.column - 1 - start)}^"
+            if shown.strip()
+            else head
+        )
 
 
 def read(path: Path, kind: str = "recipe") -> Document:
@@ -103,20 +117,28 @@ def read(path: Path, kind: str = "recipe") -> Document:
         RecipeError: it is missing, no text, too large, or not the YAML described above.
     """
     if odd := user_paths.oddity(path):
-        raise RecipeError(f"cannot read `{user_paths.shown(path)}` as a {kind}: it {odd}", hint=f"name a {kind}")
+        raise RecipeError(
+            f"cannot read `{user_paths.shown(path)}` as a {kind}: it {odd}", hint=f"name a {kind}"
+        )
     try:
         if path.is_dir():
-            raise RecipeError(f"`{path}` is a folder, not a {kind}", hint="name the .yaml file in it")
+            raise RecipeError(
+                f"`{path}` is a folder, not a {kind}", hint="name the .yaml file in it"
+            )
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         known = f"no {kind} at `{path}`" if missing else f"cannot read `{path}`"
         beside = path.parent.glob("*.yaml") if missing and path.parent.is_dir() else ()
-        more = near(path.name, [p.name for p in beside if near(path.stem, [p.stem])])  # not for `.yaml` alone
+        more = near(
+            path.name, [p.name for p in beside if near(path.stem, [p.stem])]
+        )  # not for `.yaml` alone
         raise RecipeError(f"{known}: {error.strerror}{more}") from None
     if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{path}:1:1: the file is too large: a {kind} has at most {MAX_BYTES} bytes")
+        raise RecipeError(
+            f"{path}:1:1: the file is too large: a {kind} has at most {MAX_BYTES} bytes"
+        )
     return parse(_decoded(raw, path), str(path))
 
 
@@ -128,15 +150,22 @@ def is_text(text: str) -> bool:
 def _decoded(raw: bytes, path: Path) -> str:
     """The text of a file, which is UTF-8 without a byte order mark."""
     if raw.startswith(_UTF16):
-        raise RecipeError(f"{path}:1:1: this is not a text file in UTF-8, but in UTF-16; save it as UTF-8")
+        raise RecipeError(
+            f"{path}:1:1: this is not a text file in UTF-8, but in UTF-16; save it as UTF-8"
+        )
     if raw.startswith(b"\xef\xbb\xbf"):
-        raise RecipeError(f"{path}:1:1: the file begins with a byte order mark; save it as plain UTF-8, without BOM")
+        raise RecipeError(
+            f"{path}:1:1: the file begins with a byte order mark; save it as plain UTF-8, "
+            f"without BOM"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         before = re.split(_BREAK, raw[: error.start].decode("utf-8"))
         place = f"{path}:{len(before)}:{len(before[-1]) + 1}"
-        raise RecipeError(f"{place}: this is not a text file: byte 0x{raw[error.start]:02x} is not UTF-8") from None
+        raise RecipeError(
+            f"{place}: this is not a text file: byte 0x{raw[error.start]:02x} is not UTF-8"
+        ) from None
     return text
 
 
@@ -149,7 +178,9 @@ def parse(text: str, name: str) -> Document:
     import yaml
 
     document = Document(name, text)
-    if control := re.search(_CONTROL, text):  # PyYAML's two readers refuse it too, each with another position
+    if control := re.search(
+        _CONTROL, text
+    ):  # PyYAML's two readers refuse it too, each with another position
         before = re.split(_BREAK, text[: control.start()])
         message = f"this is not a text file: it holds the control character {control.group()!a}"
         raise document.error([Problem(len(before), len(before[-1]) + 1, message)])
@@ -178,23 +209,48 @@ def _plainly(error: Any, text: str) -> Problem:
         return Problem(start.line + 1, start.column + 1, "a quote that is never closed")
     lines += [""] * (line - len(lines))  # the scanner counts a line beyond the last
     here, rest = lines[line - 1], [lines[line - 1][column - 1 :], *lines[line:]]
-    above = next((i for i in range(line - 1, 0, -1) if lines[i - 1].strip() and lines[i - 1].lstrip()[0] != "#"), 0)
+    above = next(
+        (
+            i
+            for i in range(line - 1, 0, -1)
+            if lines[i - 1].strip() and lines[i - 1].lstrip()[0] != "#"
+        ),
+        0,
+    )
     if "\t" in here[: _indent(here)] or "'\\t'" in words:
-        return Problem(line, here.find("\t") + 1 or column, "a tab; YAML wants spaces for indentation")
-    if bare := start.line + 1 if start and "could not find expected ':'" in words else _bare(lines, above, words):
+        return Problem(
+            line, here.find("\t") + 1 or column, "a tab; YAML wants spaces for indentation"
+        )
+    if (
+        bare := start.line + 1
+        if start and "could not find expected ':'" in words
+        else _bare(lines, above, words)
+    ):
         key = lines[bare - 1].strip()
-        return Problem(bare, lines[bare - 1].find(key) + 1, f"a key without a colon: `{shorten(key)}`")
+        return Problem(
+            bare, lines[bare - 1].find(key) + 1, f"a key without a colon: `{shorten(key)}`"
+        )
     if not "".join(rest).strip():
         last = line if here.strip() else above or 1
-        return Problem(last, len(lines[last - 1]) or 1, "the file ends here, and a quote or bracket is not closed")
+        return Problem(
+            last,
+            len(lines[last - 1]) or 1,
+            "the file ends here, and a quote or bracket is not closed",
+        )
     if "mapping values are not allowed" in words or "expected" in words:
-        if above and _indent(lines[above - 1]) % 2 > _indent(here) % 2:  # an odd number of spaces is the likelier slip
+        if (
+            above and _indent(lines[above - 1]) % 2 > _indent(here) % 2
+        ):  # an odd number of spaces is the likelier slip
             line, above, column = above, line, _indent(lines[above - 1]) + 1
         both = f"here or on line {above}" if above else "here"
         message = f"wrong indentation, or a missing quote, comma or colon, {both} (YAML: {words})"
         return Problem(line, column, message)
     if "cannot start any token" in words:
-        return Problem(line, column, f"{here[column - 1 : column]} cannot begin a value; put the text in quotes")
+        return Problem(
+            line,
+            column,
+            f"{here[column - 1 : column]} cannot begin a value; put the text in quotes",
+        )
     return Problem(line, column, words)
 
 
@@ -203,7 +259,8 @@ def _indent(line: str) -> int:
 
 
 def _left_open(text: str, line: int, column: int) -> Problem | None:
-    """A quote or bracket opened above ``line``, where the parser gave up: it is what is wrong, not the end."""
+    """A quote or bracket opened above ``line``, where the parser gave up: it is what is wrong, not
+    the end."""
     import yaml
 
     brackets, quote = [], None
@@ -213,23 +270,36 @@ def _left_open(text: str, line: int, column: int) -> Problem | None:
                 break
             if isinstance(token, yaml.FlowMappingStartToken | yaml.FlowSequenceStartToken):
                 brackets.append(token)
-            elif isinstance(token, yaml.FlowMappingEndToken | yaml.FlowSequenceEndToken) and brackets:
+            elif (
+                isinstance(token, yaml.FlowMappingEndToken | yaml.FlowSequenceEndToken) and brackets
+            ):
                 brackets.pop()
-            elif isinstance(token, yaml.ScalarToken) and not token.plain and token.style in ("'", '"'):
+            elif (
+                isinstance(token, yaml.ScalarToken)
+                and not token.plain
+                and token.style in ("'", '"')
+            ):
                 quote = token
     except yaml.YAMLError:
         pass  # the error that is being explained; what came before it counts
     if quote and quote.start_mark.line < quote.end_mark.line and quote.end_mark.line + 1 >= line:
-        return Problem(quote.start_mark.line + 1, quote.start_mark.column + 1, "a quote that is never closed")
+        return Problem(
+            quote.start_mark.line + 1, quote.start_mark.column + 1, "a quote that is never closed"
+        )
     if brackets and brackets[-1].start_mark.line + 1 < line:
         mark = brackets[-1].start_mark
         sign = "{" if isinstance(brackets[-1], yaml.FlowMappingStartToken) else "["
-        return Problem(mark.line + 1, mark.column + 1, f"a `{sign}` that is never closed, or a `,` missing after it")
+        return Problem(
+            mark.line + 1,
+            mark.column + 1,
+            f"a `{sign}` that is never closed, or a `,` missing after it",
+        )
     return None
 
 
 def _bare(lines: list[str], above: int, words: str) -> int:
-    """The line ``above`` if it has text that swallowed the next key, since its own colon is missing; else 0."""
+    """The line ``above`` if it has text that swallowed the next key, since its own colon is
+    missing; else 0."""
     if not above or "mapping values are not allowed" not in words:
         return 0
     text = lines[above - 1].lstrip().removeprefix("- ")
@@ -237,7 +307,8 @@ def _bare(lines: list[str], above: int, words: str) -> int:
 
 
 class _Builder:
-    """Builds data from events; everything unwelcome stops it at once, except duplicate keys, which it gathers."""
+    """Builds data from events; everything unwelcome stops it at once, except duplicate keys, which
+    it gathers."""
 
     def __init__(self, document: Document, events: Iterator[Any]) -> None:
         self._document, self._events, self._nodes = document, events, 0
@@ -301,7 +372,11 @@ class _Builder:
             key, place = str(event.value), (event.start_mark.line + 1, event.start_mark.column + 1)
             if key in made:
                 first = self._document.keys[(*where, key)][0]
-                self.problems.append(Problem(*place, f"key `{shorten(key)}` stands here again; first on line {first}"))
+                self.problems.append(
+                    Problem(
+                        *place, f"key `{shorten(key)}` stands here again; first on line {first}"
+                    )
+                )
             self._document.keys.setdefault((*where, key), place)
             made[key] = self._build(next(self._events), (*where, key), depth + 1)
         return made
@@ -330,7 +405,9 @@ def resolve(text: str) -> Any:
         return None
     if text in _BOOL:
         return _BOOL[text]
-    if text[0] in "+-.0123456789" and any(re.fullmatch(p, text) for p in (_INT, _BASED, _FLOAT, _SPECIAL)):
+    if text[0] in "+-.0123456789" and any(
+        re.fullmatch(p, text) for p in (_INT, _BASED, _FLOAT, _SPECIAL)
+    ):
         return _number(text)
     return text
 
@@ -352,12 +429,17 @@ def shorten(text: str) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """``; did you mean `x`?`` where one of ``known`` is close to ``word``, or some begin with it; else nothing."""
+    """``; did you mean `x`?`` where one of ``known`` is close to ``word``, or some begin with it;
+    else nothing."""
     import difflib  # only where something is wrong
 
     known = list(known)
     longer = [name for name in known if len(word) > 1 and name.startswith(word)]
-    found = longer if 0 < len(longer) <= MAX_GUESSES else difflib.get_close_matches(word[:200], known, 1, 0.6)
+    found = (
+        longer
+        if 0 < len(longer) <= MAX_GUESSES
+        else difflib.get_close_matches(word[:200], known, 1, 0.6)
+    )
     *others, last = (f"`{name}`" for name in found or [""])
     return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if found else ""
 
@@ -370,12 +452,20 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
         name = str(where[-1]) if where else ""
         if kind == "extra_forbidden":
             unknown = f"unknown key `{shorten(name)}`{near(name, _fields(model, where[:-1]))}"
-            yield where, gone(model, name) if len(where) == 1 and gone(model, name) else unknown, True
+            yield (
+                where,
+                gone(model, name) if len(where) == 1 and gone(model, name) else unknown,
+                True,
+            )
         elif kind == "missing":
             yield where, f"`{name}` is missing", False
         elif kind == "literal_error":
             is_key = "[key]" in item["loc"]
-            yield where, _choice("metric" if is_key else "value", given, item["ctx"]["expected"]), is_key
+            yield (
+                where,
+                _choice("metric" if is_key else "value", given, item["ctx"]["expected"]),
+                is_key,
+            )
         elif kind == "value_error":
             cause = item["ctx"]["error"]
             yield (*where, cause.key) if isinstance(cause, At) else where, str(cause), False
@@ -386,7 +476,8 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
 
 
 def gone(model: type[BaseModel], name: str) -> str:
-    """What to say of a key that earlier versions knew (the model's ``GONE``: key → advice); else nothing."""
+    """What to say of a key that earlier versions knew (the model's ``GONE``: key → advice); else
+    nothing."""
     advice = getattr(model, "GONE", {}).get(name)
     return f"`{name}` is no key any more: {advice}" if advice else ""
 
@@ -416,7 +507,11 @@ def _expected(kind: str, given: Any, limits: dict[str, Any], otherwise: str) -> 
     }
     if kind in wanted:
         quoted = isinstance(given, str) and kind in ("int_type", "float_type", "bool_type")
-        advice = "; take the quotes away" if quoted and not isinstance(resolve(given), str) and given else ""
+        advice = (
+            "; take the quotes away"
+            if quoted and not isinstance(resolve(given), str) and given
+            else ""
+        )
         if kind == "string_type" and isinstance(given, bool | int | float):
             advice = "; put it in quotes"
         return f"expected {wanted[kind]}, got {show(given)}{advice}"
@@ -434,13 +529,22 @@ def _expected(kind: str, given: Any, limits: dict[str, Any], otherwise: str) -> 
 def _pattern(name: str, given: str, pattern: str) -> str:
     shown = shorten(given)
     if name == "revision" and re.fullmatch("[0-9a-fA-F]{4,}", given):
-        return f"`{shown}` is no full commit; a recipe pins one by all its 40 hexadecimal digits, in lower case"
+        return (
+            f"`{shown}` is no full commit; a recipe pins one by all its 40 hexadecimal "
+            f"digits, in lower case"
+        )
     if name == "revision":
-        return f"`{shown}` is no commit; a recipe pins one, never a branch or tag: write the commit's 40 hex digits"
+        return (
+            f"`{shown}` is no commit; a recipe pins one, never a branch or tag: write the "
+            f"commit's 40 hex digits"
+        )
     if name == "repo":
         return f"`{shown}` is no repository; it is written OWNER/NAME"
     if name == "name":
-        return f"`{shown}` will not do: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first; at most 80"
+        return (
+            f"`{shown}` will not do: lower-case letters, digits, `.`, `_`, `-`; a letter or "
+            f"digit first; at most 80"
+        )
     return f"`{shown}` does not match the pattern {pattern}"
 
 

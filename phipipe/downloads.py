@@ -1,7 +1,9 @@
-"""Downloads of which no result came yet: what a killed run leaves for the next, until room is needed.
+"""Downloads of which no result came yet: what a killed run leaves for the next, until room is
+needed.
 
-They lie below ``<cache>/hub``, as ``remote`` says, in ``parts/`` and ``whole/``. Whoever works on one holds a lock
-beside it. What the hub was asked (``listing.json``, ``view/``) is small, serves every later plan, and stays.
+They lie below ``<cache>/hub``, as ``remote`` says, in ``parts/`` and ``whole/``. Whoever works on
+one holds a lock beside it. What the hub was asked (``listing.json``, ``view/``) is small, serves
+every later plan, and stays.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ LOCKS = ("lock", "whole.lock")  # of who downloads, of who makes a result of it
 
 @dataclass(frozen=True)
 class Download:
-    """What there is of a repository: where, which, bytes so far, since when, and when it last grew (ns)."""
+    """What there is of a repository: where, which, bytes so far, since when, and when it last grew
+    (ns)."""
 
     folder: Path
     repository: str  # owner/name@commit
@@ -34,7 +37,9 @@ class Download:
 
 def found(root: Path) -> list[Download]:
     """All unfinished downloads in the cache ``root``."""
-    folders = {path.parent for name in FOLDERS for path in (root / "hub").rglob(name) if path.is_dir()}
+    folders = {
+        path.parent for name in FOLDERS for path in (root / "hub").rglob(name) if path.is_dir()
+    }
     made = (_describe(root, folder) for folder in sorted(folders))
     return [download for download in made if download is not None]
 
@@ -55,7 +60,9 @@ def _describe(root: Path, folder: Path) -> Download | None:
     with contextlib.suppress(FileNotFoundError):
         begun = min(begun, (folder / "listing.json").stat().st_mtime_ns)
     _, *names = folder.relative_to(root / "hub").parts
-    at = next((i for i, name in enumerate(names) if re.fullmatch("[0-9a-f]{40}", name)), len(names) - 1)
+    at = next(
+        (i for i, name in enumerate(names) if re.fullmatch("[0-9a-f]{40}", name)), len(names) - 1
+    )
     return Download(
         folder=folder,
         repository=f"{'/'.join(names[:at])}@{names[at]}",
@@ -66,12 +73,15 @@ def _describe(root: Path, folder: Path) -> Download | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for name in FOLDERS for path in sorted((folder / name).glob("*")) if path.is_file()]
+    return [
+        path for name in FOLDERS for path in sorted((folder / name).glob("*")) if path.is_file()
+    ]
 
 
 @contextlib.contextmanager
 def in_use(folder: Path | None) -> Iterator[None]:
-    """While this lasts, nobody collects what a step has put, or finds, in its own ``folder`` (None: it has none)."""
+    """While this lasts, nobody collects what a step has put, or finds, in its own ``folder`` (None:
+    it has none)."""
     if folder is None:
         yield
         return
@@ -82,13 +92,15 @@ def in_use(folder: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def idle(root: Path) -> Iterator[tuple[dict[str, Download], set[str]]]:
-    """All downloads by their path in ``root``, and the paths of those at work; the others cannot start meanwhile."""
+    """All downloads by their path in ``root``, and the paths of those at work; the others cannot
+    start meanwhile."""
     everything, busy = {d.folder.relative_to(root).as_posix(): d for d in found(root)}, set()
     with contextlib.ExitStack() as stack:
         for name, download in everything.items():
             try:
                 for lock in (download.folder / name for name in LOCKS):
-                    if lock.exists():  # a full disk has no room for new ones, and whoever makes one waits at another
+                    # a full disk has no room for new ones, and whoever makes one waits at another
+                    if lock.exists():
                         stack.enter_context(FileLock(lock, blocking=False))
             except Timeout:
                 busy.add(name)

@@ -5,14 +5,15 @@ PhipipeError (70)         a bug, if nothing narrower fits
 ├── TargetError (3)       the recipe is right, but the target cannot do it
 ├── ToolchainError (4)    a backend's environment is missing or damaged
 ├── StepFailed (5)        a step raised, or left something unfit behind
-├── StepKilled (6)        a step was ended, or is known to be too large for this machine: memory, signal, timeout
-├── GateFailed (7)        the artifact is worse than the recipe allows
+├── StepKilled (6)        a step was ended, or is known to be too large for this machine: memory,
+signal, timeout ├── GateFailed (7)        the artifact is worse than the recipe allows
 ├── SourceError (8)       the model or a text cannot be had, or is not safe to load
 ├── StoreError (9)        the cache cannot be written or read
 └── Interrupted (130/143) the user, or the system, asked us to stop
     └── Skipped           another build failed first, and the user wants no more started then
 
-``encoded`` and ``decoded`` carry them across the borders of processes and machines, and into JSON for users.
+``encoded`` and ``decoded`` carry them across the borders of processes and machines, and into JSON
+for users.
 """
 
 from __future__ import annotations
@@ -39,15 +40,22 @@ class Located(NamedTuple):
 class PhipipeError(Exception):
     """A failure with a message for the user and, where there is one, the next command to try.
 
-    The message says what, with the user's own names in backticks; ``hint`` is what to do. ``problems`` are what
-    the message tells, one by one, where each has a place in a file of the user's.
+    The message says what, with the user's own names in backticks; ``hint`` is what to do.
+    ``problems`` are what the message tells, one by one, where each has a place in a file of the
+    user's.
     """
 
     exit_code = 70
-    parts: tuple[PhipipeError, ...] = ()  # what it was made of, where it stands for several (``several.as_one``)
-    DETAILS: ClassVar[tuple[str, ...]] = ()  # a kind's own attributes, all of them texts: they cross borders with it
+    parts: tuple[
+        PhipipeError, ...
+    ] = ()  # what it was made of, where it stands for several (``several.as_one``)
+    DETAILS: ClassVar[
+        tuple[str, ...]
+    ] = ()  # a kind's own attributes, all of them texts: they cross borders with it
 
-    def __init__(self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -102,7 +110,8 @@ class Interrupted(PhipipeError):
 
 
 class Skipped(Interrupted):
-    """A build of several that was not finished because another one failed; never a run's own exit code."""
+    """A build of several that was not finished because another one failed; never a run's own exit
+    code."""
 
 
 UNREADABLE = "a failure was reported in a form that makes no sense here"
@@ -111,7 +120,8 @@ ENDINGS = (130, 143)  # the exit codes that one kind, ``Interrupted``, has
 
 
 def encoded(error: PhipipeError) -> dict[str, Any]:
-    """``error`` as JSON: kind, code, message, hint, problems (message, file, line, column), details."""
+    """``error`` as JSON: kind, code, message, hint, problems (message, file, line, column),
+    details."""
     return {
         "kind": type(error).__name__,
         "code": error.exit_code,
@@ -125,18 +135,25 @@ def encoded(error: PhipipeError) -> dict[str, Any]:
 def decoded(told: object, *, before: str = "") -> PhipipeError:
     """The error that ``encoded`` described; ``before`` comes before its message.
 
-    Who described it may be older or newer, or not in its right mind: a kind that is unknown here becomes the plain
-    one of its exit code, what makes no sense is left out, and nothing is ever raised.
+    Who described it may be older or newer, or not in its right mind: a kind that is unknown here
+    becomes the plain one of its exit code, what makes no sense is left out, and nothing is ever
+    raised.
     """
     told = told if isinstance(told, Mapping) else {}
     code, message, hint = told.get("code"), told.get("message"), told.get("hint")
-    details = {name: value for name, value in _mapping(told.get("details")).items() if isinstance(value, str)}
+    details = {
+        name: value
+        for name, value in _mapping(told.get("details")).items()
+        if isinstance(value, str)
+    }
     kind = _kind(told.get("kind"), code, details)
     error = kind.__new__(kind)
     if not isinstance(message, str):
         message, hint = UNREADABLE, SAME_VERSION
     problems = [made for one in _list(told.get("problems")) if (made := _located(one))]
-    PhipipeError.__init__(error, before + message, hint=hint if isinstance(hint, str) else None, problems=problems)
+    PhipipeError.__init__(
+        error, before + message, hint=hint if isinstance(hint, str) else None, problems=problems
+    )
     for name in kind.DETAILS:
         setattr(error, name, details[name])
     if isinstance(error, Interrupted) and code in ENDINGS:
@@ -153,10 +170,15 @@ def kinds(of: type[PhipipeError] = PhipipeError) -> Iterator[type[PhipipeError]]
 
 
 def _kind(name: object, code: object, details: Mapping[str, str]) -> type[PhipipeError]:
-    """The kind called ``name`` if ``details`` are what it needs, or the plain one that ends with ``code``."""
+    """The kind called ``name`` if ``details`` are what it needs, or the plain one that ends with
+    ``code``."""
     usable = [kind for kind in kinds() if details.keys() >= set(kind.DETAILS)]
     named = [kind for kind in usable if kind.__name__ == name]
-    alike = [kind for kind in usable if kind.exit_code == code or (kind is Interrupted and code in ENDINGS)]
+    alike = [
+        kind
+        for kind in usable
+        if kind.exit_code == code or (kind is Interrupted and code in ENDINGS)
+    ]
     return next(iter([kind for kind in named if kind in alike] or named or alike), StepFailed)
 
 

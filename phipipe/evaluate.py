@@ -1,10 +1,11 @@
 """Fidelity: how far an artifact's predictions lie from the original model's, on the same tokens.
 
-The baseline is the downloaded model in PyTorch, fp32. Its tokenizer makes the tokens; they are cut into
-windows, each scored from an empty context; every position but a window's last predicts a known token. With
-``skip``, a window's first positions are read but not scored: with half a window, and a text whose last
-window is full, the perplexity is that of llama.cpp's own tool (``llama-perplexity -c WINDOW``).
-Every runtime gets the same windows through ``Runtime.logits``, so numbers compare across runtimes.
+The baseline is the downloaded model in PyTorch, fp32. Its tokenizer makes the tokens; they are cut
+into windows, each scored from an empty context; every position but a window's last predicts a known
+token. With ``skip``, a window's first positions are read but not scored: with half a window, and a
+text whose last window is full, the perplexity is that of llama.cpp's own tool (``llama-perplexity
+-c WINDOW``). Every runtime gets the same windows through ``Runtime.logits``, so numbers compare
+across runtimes.
 
 Per position, with P the baseline's and Q the artifact's distribution over the vocabulary (natural
 logarithms, no temperature):
@@ -43,11 +44,13 @@ if TYPE_CHECKING:
 PROMPTS = ("Tell me a short story about a fox.", "Where is the key?", "What is 2 plus 3?")
 CONTINUATION_TOKENS = 96
 DECODED = 32  # tokens that an emulated artifact decodes one by one
-# The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong is nats off.
+# The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong
+# is nats off.
 DECODE_KLD = 1.0
 DECODE_KLD_MEAN: Mapping[str, float] = {"int8": 0.01, "int4": 0.1}
 
-# A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces, digits.
+# A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces,
+# digits.
 PARITY_TEXT = """Once, in Köln, a fox said: "It's 7:45 – we're late!"  Two  spaces.
 Καλημέρα, добрый день, こんにちは, 你好, مرحبا, नमस्ते 🙂👩‍🚀 e\u0301 ﬁ
 def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
@@ -58,8 +61,8 @@ def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: tokenize the text with the source's tokenizer, score it with the source model in fp32.
 
-    ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32 [windows, window],
-    ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
+    ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32
+    [windows, window], ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
 
     Raises:
         SourceError: the text has fewer tokens than one window.
@@ -94,7 +97,8 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _original(source: Path) -> _Original:
-    """The model that everything is compared with; only one that comes quantized is loaded as a whole."""
+    """The model that everything is compared with; only one that comes quantized is loaded as a
+    whole."""
     from phipipe.layerwise import Layerwise
 
     quantized = "quantization_config" in _read(source / "config.json")
@@ -123,7 +127,8 @@ class _Whole:
 def calibration(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the tokens that data-aware quantization learns from, the same for every backend.
 
-    ``inputs``: source, text. ``params``: tokens, window. Writes ``tokens.npy`` int32 [windows, window].
+    ``inputs``: source, text. ``params``: tokens, window. Writes ``tokens.npy`` int32 [windows,
+    window].
 
     Raises:
         SourceError: the text has too few tokens.
@@ -137,9 +142,10 @@ def calibration(inputs: Inputs, out: Path, params: Params) -> None:
 def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact on the baseline's tokens and compare.
 
-    ``inputs``: artifact; baseline, or the reference data of a package. ``params``: backend, parameters (of the
-    source model), and api, the unit to run on (default "cpu"). Writes ``metrics.json`` and ``positions.npz``
-    (float32 [windows, window - 1 - skip]: kld, nll, nll_baseline).
+    ``inputs``: artifact; baseline, or the reference data of a package. ``params``: backend,
+    parameters (of the source model), and api, the unit to run on (default "cpu"). Writes
+    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1 - skip]: kld, nll,
+    nll_baseline).
 
     Raises:
         StepFailed: the artifact yields NaN or another vocabulary.
@@ -201,7 +207,8 @@ def profile(kld: Floats) -> dict[str, list[float]]:
         kld: float32 [windows, positions].
 
     Returns:
-        ``by_position``: mean over windows and over each of at most 32 equal stretches of the window, from
+        ``by_position``: mean over windows and over each of at most 32 equal stretches of the
+            window, from
         its start; ``quantiles``: the 0, 1, … 100 % quantiles over all positions. In nats.
     """
     import numpy as np
@@ -214,19 +221,26 @@ def profile(kld: Floats) -> dict[str, list[float]]:
 
 
 def size(artifact: Path, parameters: int) -> dict[str, float]:
-    """``size_gib`` of all files but a package's reference data, ``bits_per_weight`` of those with weights or graph."""
+    """``size_gib`` of all files but a package's reference data, ``bits_per_weight`` of those with
+    weights or graph."""
     beside = artifact / reference.FOLDER
-    everything = {p: p.stat().st_size for p in artifact.rglob("*") if p.is_file() and p.parent != beside}
+    everything = {
+        p: p.stat().st_size for p in artifact.rglob("*") if p.is_file() and p.parent != beside
+    }
     text = {".json", ".jinja", ".txt", ".md", ".model", ""}
     weights = sum(n for p, n in everything.items() if p.suffix not in text)
-    return {"size_gib": sum(everything.values()) / 2**30, "bits_per_weight": 8 * weights / parameters}
+    return {
+        "size_gib": sum(everything.values()) / 2**30,
+        "bits_per_weight": 8 * weights / parameters,
+    }
 
 
 def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on it.
+    """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on
+    it.
 
-    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal; layers, where only
-    the model's first ones were compared.
+    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal;
+    layers, where only the model's first ones were compared.
 
     Raises:
         StepFailed: it does not, or its tokenizer gives other ids for some text.
@@ -234,16 +248,20 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
     report = _read(inputs["metrics"] / "metrics.json")
     if not report["sanity"]["tokenizer_equal"]:
         raise StepFailed(
-            "the packaged tokenizer gives other token ids than the original's on a text in several scripts and code",
-            hint="if the checkpoint has several tokenizer files (tokenizer.json, tokenizer.model), they disagree: "
+            "the packaged tokenizer gives other token ids than the original's on a text in "
+            "several scripts and code",
+            hint="if the checkpoint has several tokenizer files (tokenizer.json, "
+            "tokenizer.model), they disagree: "
             "take them again from the original repository",
         )
     measured = report["metrics"]["kld_mean"]
     if not measured <= params["kld_mean"]:
         raise StepFailed(
-            f"the conversion itself changed the model: mean KL divergence {measured:.2e} from the original before any "
+            f"the conversion itself changed the model: mean KL divergence {measured:.2e} from "
+            f"the original before any "
             f"quantization, where at most {params['kld_mean']:.0e} is rounding",
-            hint="the converter or the checkpoint (position encoding, say) is at fault, not the recipe",
+            hint="the converter or the checkpoint (position encoding, say) is at fault, not the "
+            "recipe",
         )
     part = {"layers": params["layers"]} if "layers" in params else {}
     _write(out / "parity.json", {"kld_mean": measured, "limit": params["kld_mean"], **part})
@@ -252,8 +270,8 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
 
-    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}}. A metric that was
-    not measured fails.
+    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}}.
+    A metric that was not measured fails.
 
     Raises:
         GateFailed: names every gate that failed, its limit and the value.
@@ -273,7 +291,8 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     if failures:
         raise GateFailed(
             "gate failed: " + "; ".join(failures),
-            hint="nothing was packaged; change `evaluate.gates`, or quantize less: more bits, smaller groups",
+            hint="nothing was packaged; change `evaluate.gates`, or quantize less: more bits, "
+            "smaller groups",
         )
     _write(out / "gates.json", verdicts)
 
@@ -297,7 +316,8 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
 
 
 def _reference(source: Path, model: _Original) -> dict[str, Any]:
-    """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy answers."""
+    """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy
+    answers."""
     tokenizer = transformers_tokenizer.of_source(source)
     chats: list[dict[str, Any]] = []
     for prompt in PROMPTS if tokenizer.facts["chat_template"] else ():
@@ -313,8 +333,13 @@ def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any
     """What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
     expected = _read(inputs["baseline"] / "baseline.json")
     tokenizer = backend.tokenizer(inputs["artifact"])
-    answers = [list(runtime.generate(chat["ids"], CONTINUATION_TOKENS)) for chat in expected["chats"]]
-    same = [_common_prefix(answer, chat["answer"]) for answer, chat in zip(answers, expected["chats"], strict=True)]
+    answers = [
+        list(runtime.generate(chat["ids"], CONTINUATION_TOKENS)) for chat in expected["chats"]
+    ]
+    same = [
+        _common_prefix(answer, chat["answer"])
+        for answer, chat in zip(answers, expected["chats"], strict=True)
+    ]
     longest = [max(1, len(chat["answer"])) for chat in expected["chats"]]
     rendered = [
         tokenizer.render([{"role": "user", "content": chat["prompt"]}]) == chat["rendered"]
@@ -323,7 +348,9 @@ def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any
     return {
         "sanity": {
             "tokenizer_equal": tokenizer.encode(PARITY_TEXT) == expected["parity_ids"]
-            and all(tokenizer.encode(chat["rendered"]) == chat["ids"] for chat in expected["chats"]),
+            and all(
+                tokenizer.encode(chat["rendered"]) == chat["ids"] for chat in expected["chats"]
+            ),
             "chat_template_equal": all(rendered),
             "greedy_agreement": sum(same) / sum(longest) if longest else None,
             "answers_ended": [len(answer) < CONTINUATION_TOKENS for answer in answers],
@@ -337,7 +364,9 @@ def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def _repetition(ids: Sequence[int], n: int = 4) -> float:
@@ -350,7 +379,9 @@ def _finite(logits: Floats, rows: int) -> Floats:
     import numpy as np
 
     if logits.shape[0] != rows or not np.isfinite(logits).all():
-        raise StepFailed("the model's logits are not finite numbers for every position: the artifact is broken")
+        raise StepFailed(
+            "the model's logits are not finite numbers for every position: the artifact is broken"
+        )
     return np.ascontiguousarray(logits, np.float32)
 
 
@@ -375,31 +406,41 @@ def _write(path: Path, value: object) -> None:
 
 
 def check_decode(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: an artifact that reads a prompt at once and then token by token predicts as the original does.
+    """Step: an artifact that reads a prompt at once and then token by token predicts as the
+    original does.
 
-    ``inputs``: artifact, baseline. ``params``: backend, precision, prompt_length, and decoded, how many one by one.
-    Writes ``emulation.json``.
+    ``inputs``: artifact, baseline. ``params``: backend, precision, prompt_length, and decoded, how
+    many one by one. Writes ``emulation.json``.
 
     Raises:
-        StepFailed: mean KL divergence of the positions decoded one by one is above ``DECODE_KLD_MEAN``, or of very
-            few positions above ``DECODE_KLD``.
+        StepFailed: mean KL divergence of the positions decoded one by one is above
+            ``DECODE_KLD_MEAN``, or of very few positions above ``DECODE_KLD``.
     """
     import numpy as np
 
     prompt, decoded = int(params["prompt_length"]), int(params.get("decoded", DECODED))
     tokens = np.load(inputs["baseline"] / "tokens.npy", allow_pickle=False)[0][: prompt + decoded]
-    logp = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r", allow_pickle=False)[0][: len(tokens)]
+    logp = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r", allow_pickle=False)[0][
+        : len(tokens)
+    ]
     if len(tokens) < prompt + decoded:
-        raise StepFailed(f"`evaluate.window` is too short to decode {decoded} tokens after a prompt of {prompt}")
+        raise StepFailed(
+            f"`evaluate.window` is too short to decode {decoded} tokens after a prompt of {prompt}"
+        )
     runtime: Any = backends.load(params["backend"]).open(inputs["artifact"])
     logits = runtime.decode(tokens.tolist(), prompt)
     runtime.close()
     divergence = score(logp, logits, tokens)["kld"]
-    found = {"prompt_kld_mean": float(divergence[:prompt].mean()), "decode_kld_mean": float(divergence[prompt:].mean())}
+    found = {
+        "prompt_kld_mean": float(divergence[:prompt].mean()),
+        "decode_kld_mean": float(divergence[prompt:].mean()),
+    }
     report = {"pipeline": runtime.pipeline, "prompt_tokens": prompt, "tokens": decoded, **found}
     (out / "emulation.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     limit = (
         DECODE_KLD_MEAN[params["precision"]] if decoded == DECODED else DECODE_KLD
     )  # of few tokens, one may stand out
     if not found["decode_kld_mean"] <= limit:
-        raise StepFailed(f"decoding token by token, mean KL divergence is {found['decode_kld_mean']:.2e}")
+        raise StepFailed(
+            f"decoding token by token, mean KL divergence is {found['decode_kld_mean']:.2e}"
+        )

@@ -1,14 +1,17 @@
-"""What happens in a run, as JSON objects, one per line: for programs that watch it, and kept for ``phipipe runs``.
+"""What happens in a run, as JSON objects, one per line: for programs that watch it, and kept for
+``phipipe runs``.
 
-Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are there where they are known:
+Every event has ``event``, ``time`` (UTC, ISO 8601) and ``run``; names in [] are there where they
+are known:
 
-- ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds since 1970)
+- ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds
+  since 1970)
 - ``step_started``: step, why
 - ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
-- ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds, peak_anon_bytes,
-  peak_rss_bytes, machine (who did it, if not this one)]
-- ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message, file, line, column),
-  details]
+- ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds,
+  peak_anon_bytes, peak_rss_bytes, machine (who did it, if not this one)]
+- ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message,
+  file, line, column), details]
 - ``toolchain_started``: toolchain (that is being installed)
 - ``toolchain_finished``: toolchain, seconds, [the error]
 - ``warning``: build, rule, level, message, hint (what to do; null where nothing can be done)
@@ -55,7 +58,11 @@ BUG = 70  # the exit code of an error that is none of ours
 
 def now() -> str:
     """The time of an event."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.datetime.now(datetime.UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def failure(error: PhipipeError) -> dict[str, Any]:
@@ -65,9 +72,12 @@ def failure(error: PhipipeError) -> dict[str, Any]:
 
 
 class Recorder:
-    """A listener that hands everything on to ``inner``, writes it to ``streams`` and gives it to ``sinks``."""
+    """A listener that hands everything on to ``inner``, writes it to ``streams`` and gives it to
+    ``sinks``."""
 
-    def __init__(self, run: str, inner: Listener, streams: Sequence[TextIO], sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self, run: str, inner: Listener, streams: Sequence[TextIO], sinks: Sequence[Sink] = ()
+    ) -> None:
         self._run, self._inner, self._streams, self._sinks = run, inner, streams, sinks
         self._said: dict[str, float] = {}
         self._writing = threading.Lock()
@@ -96,9 +106,21 @@ class Recorder:
         self._inner.progress(label, done, total, unit)
 
     def finished(self, label: str, result: Result) -> None:
-        told = {"cached": result.cached, "shared": result.shared, "key": result.key, "digest": result.stored.digest}
+        told = {
+            "cached": result.cached,
+            "shared": result.shared,
+            "key": result.key,
+            "digest": result.stored.digest,
+        }
         where = {"machine": result.machine} if result.machine else {}
-        self.write("step_finished", step=label, **told, bytes=result.stored.size_bytes, **result.usage, **where)
+        self.write(
+            "step_finished",
+            step=label,
+            **told,
+            bytes=result.stored.size_bytes,
+            **result.usage,
+            **where,
+        )
         self._inner.finished(label, result)
 
     def failed(self, label: str, error: PhipipeError) -> None:
@@ -123,7 +145,13 @@ class Recorder:
         for warning in warnings:
             self.write("warning", build=build, **warning.as_json())
 
-    def ended(self, build: str, error: PhipipeError | None, seconds: float = 0.0, package: Path | None = None) -> None:
+    def ended(
+        self,
+        build: str,
+        error: PhipipeError | None,
+        seconds: float = 0.0,
+        package: Path | None = None,
+    ) -> None:
         """A build is done, or has failed."""
         told: dict[str, Any] = {"build": build, "ok": error is None, "seconds": round(seconds, 3)}
         told |= {"package": str(package)} if package else {}
@@ -137,7 +165,8 @@ def recorded(
 ) -> Iterator[Recorder]:
     """Record a run of ``builds``; ``stream`` gets its events as they come, too.
 
-    What the block raises, or else the highest exit code that ``Recorder.ended`` was told of, is how the run ended.
+    What the block raises, or else the highest exit code that ``Recorder.ended`` was told of, is how
+    the run ended.
 
     Raises:
         StoreError: the cache takes no file.
@@ -150,7 +179,14 @@ def recorded(
         kept = stack.enter_context((folder / FILE).open("w", encoding="utf-8", newline="\n"))
         recorder = Recorder(folder.name, inner, [kept, *([stream] if stream else [])], sinks)
         who = {"pid": process.pid, "process_started": process.create_time()}
-        recorder.write("run_started", version=VERSION, phipipe=__version__, command=command, builds=list(builds), **who)
+        recorder.write(
+            "run_started",
+            version=VERSION,
+            phipipe=__version__,
+            command=command,
+            builds=list(builds),
+            **who,
+        )
         code = BUG
         try:
             yield recorder
@@ -162,7 +198,9 @@ def recorded(
             code = Interrupted.exit_code
             raise
         finally:
-            recorder.write("run_finished", exit_code=code, seconds=round(time.monotonic() - start, 3))
+            recorder.write(
+                "run_finished", exit_code=code, seconds=round(time.monotonic() - start, 3)
+            )
 
 
 def _new(cache: Path) -> Path:
@@ -174,7 +212,9 @@ def _new(cache: Path) -> Path:
         folder.mkdir(parents=True)
     except OSError as error:
         hint = "set PHIPIPE_CACHE to a folder that can be written to"
-        raise StoreError(f"no run can be recorded in `{home}`: {error.strerror}", hint=hint) from None
+        raise StoreError(
+            f"no run can be recorded in `{home}`: {error.strerror}", hint=hint
+        ) from None
     for old in sorted(home.iterdir())[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -182,7 +222,8 @@ def _new(cache: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recorded run. ``state``: ok, failed, running, interrupted; ``seconds`` is None until it has ended."""
+    """A recorded run. ``state``: ok, failed, running, interrupted; ``seconds`` is None until it has
+    ended."""
 
     id: str
     command: str
@@ -195,15 +236,22 @@ class Run:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The events in a run's folder; a last line that a killed process has not finished is left out, as is damage."""
+    """The events in a run's folder; a last line that a killed process has not finished is left out,
+    as is damage."""
     found = []
     try:
         path = folder / FILE
-        text = path.read_bytes().decode("utf-8", "replace") if stat.S_ISREG(path.lstat().st_mode) else ""
+        text = (
+            path.read_bytes().decode("utf-8", "replace")
+            if stat.S_ISREG(path.lstat().st_mode)
+            else ""
+        )
     except OSError:
         return []
     for written in text.splitlines():
-        with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        with contextlib.suppress(
+            KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError
+        ):
             event = json.loads(written)
             if isinstance(event, dict) and line(event) and _is_run(event):
                 found.append(event)
@@ -211,7 +259,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_run(event: Mapping[str, Any]) -> bool:
-    """Whether all that others look up in ``event`` is there and of its type; ``line`` has looked at the rest."""
+    """Whether all that others look up in ``event`` is there and of its type; ``line`` has looked at
+    the rest."""
     if event["event"] in ("step_finished", "step_failed", "build_finished"):
         row(event)
     if event["event"] == "run_finished":
@@ -273,7 +322,11 @@ def _run(folder: Path) -> Run | None:
         return None
     first, last = events[0], events[-1]
     code = last.get("exit_code") if last["event"] == "run_finished" else None
-    state = {None: "running" if _alive(first) else "interrupted", 0: "ok", Interrupted.exit_code: "interrupted"}
+    state = {
+        None: "running" if _alive(first) else "interrupted",
+        0: "ok",
+        Interrupted.exit_code: "interrupted",
+    }
     return Run(
         id=folder.name,
         command=first["command"],
@@ -287,7 +340,8 @@ def _run(folder: Path) -> Run | None:
 
 
 def _alive(first: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote ``run_started`` is still there; its number may have come to another."""
+    """Whether the process that wrote ``run_started`` is still there; its number may have come to
+    another."""
     with contextlib.suppress(psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return abs(psutil.Process(first["pid"]).create_time() - float(first["process_started"])) < 1
     return False
@@ -306,13 +360,17 @@ def words(event: Mapping[str, Any]) -> str:
         "step_started": lambda: f"{step}  runs: {event['why']}",
         "step_progress": lambda: f"{step}  {event['done']} of {event['total']} {event['unit']}",
         "step_finished": lambda: _finished(event),
-        "step_failed": lambda: f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}",
+        "step_failed": lambda: (
+            f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}"
+        ),
         "toolchain_started": lambda: f"installing toolchain `{event['toolchain']}`",
         "toolchain_finished": lambda: _installed(event),
         "note": lambda: event["text"],
         "error": lambda: f"{event['message']}{_hint(event)}",
         "build_finished": lambda: _built(event),
-        "run_finished": lambda: f"ended with exit code {event['exit_code']} after {event['seconds']:.1f} s",
+        "run_finished": lambda: (
+            f"ended with exit code {event['exit_code']} after {event['seconds']:.1f} s"
+        ),
     }
     return said[kind]() if kind in said else json.dumps(dict(event))
 
@@ -337,7 +395,10 @@ def _finished(event: Mapping[str, Any]) -> str:
         origin = "  from the shared store" if event.get("shared") else ""
         return f"{event['step']}  cached  {event['key'][:12]}{origin}"
     where = f", on {event['machine']}" if event.get("machine") else ""
-    return f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} s{peaks(event)}{where}"
+    return (
+        f"{event['step']}  done    {event['key'][:12]}  {event.get('seconds', 0):.1f} "
+        f"s{peaks(event)}{where}"
+    )
 
 
 def _installed(event: Mapping[str, Any]) -> str:

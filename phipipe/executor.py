@@ -1,7 +1,8 @@
-"""One step: stored already? else run and commit. Keys, caching and damage are decided here; order is ``schedule``'s.
+"""One step: stored already? else run and commit. Keys, caching and damage are decided here; order
+is ``schedule``'s.
 
-A step's key needs the digests of its inputs, so keys are found on the way. What a step is about to read is
-hashed first; damage is put aside, and whoever made it makes it again.
+A step's key needs the digests of its inputs, so keys are found on the way. What a step is about to
+read is hashed first; damage is put aside, and whoever made it makes it again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from phipipe.toolchain import Installed
 
 
 class Listener(Protocol):
-    """Who shows what happens. ``label`` names the step, and the build where it belongs to one of several.
+    """Who shows what happens. ``label`` names the step, and the build where it belongs to one of
+    several.
 
     Every method but ``note`` is called from the run's own thread only.
     """
@@ -104,19 +106,26 @@ Results = Mapping[str, Result]  # input name → what fills it
 class Bench:
     """Where steps are done: the store, the toolchains, the workers.
 
-    ``lacks``, ``prepare`` and ``make`` may be called from several threads, everything else from one. ``threads`` is
-    what each worker may compute with, None for all cores; measurements always get all.
+    ``lacks``, ``prepare`` and ``make`` may be called from several threads, everything else from
+    one. ``threads`` is what each worker may compute with, None for all cores; measurements always
+    get all.
     """
 
     def __init__(
-        self, store: Store, settings: Settings, note: Callable[[str], None], threads: int | None = None
+        self,
+        store: Store,
+        settings: Settings,
+        note: Callable[[str], None],
+        threads: int | None = None,
     ) -> None:
         self._store, self._settings, self._note, self._threads = store, settings, note, threads
         self._idle: dict[str, list[Worker]] = defaultdict(list)
         self._busy: set[Worker] = set()
         self._toolchains: dict[str, Installed] = {}
         self._checked: set[str] = set()
-        self._preparing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one installs, others wait
+        self._preparing: defaultdict[str, threading.Lock] = defaultdict(
+            threading.Lock
+        )  # one installs, others wait
         self._workers = threading.Lock()
         self._stopped = False
         self._remote = remote_store.connect(settings, note)
@@ -127,9 +136,14 @@ class Bench:
         return True
 
     def lacks(self, step: Step) -> str | None:
-        """The toolchain that must be installed here (``prepare``) before ``look`` can tell the key of ``step``."""
+        """The toolchain that must be installed here (``prepare``) before ``look`` can tell the key
+        of ``step``."""
         name = step.toolchain
-        if name is not None and name not in self._toolchains and (found := toolchain.installed(name, self._settings)):
+        if (
+            name is not None
+            and name not in self._toolchains
+            and (found := toolchain.installed(name, self._settings))
+        ):
             self._toolchains[name] = found
         return None if name in self._toolchains else name
 
@@ -154,7 +168,8 @@ class Bench:
         return self._store.record(result.key)
 
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
-        """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's provenance."""
+        """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's
+        provenance."""
         record = self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
         key = keys.key_of(record)
         if stored := self._store.lookup(key):
@@ -163,7 +178,9 @@ class Bench:
             return Waiting(step=step, key=key, record=record, why="stored, not shared yet")
         return Waiting(step=step, key=key, record=record, why=self._explain(step, record, key))
 
-    def make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
+    def make(
+        self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]
+    ) -> Result:
         """Run the step, unless another process has meanwhile.
 
         Raises:
@@ -185,13 +202,17 @@ class Bench:
     def _turn(self, key: str) -> AbstractContextManager[Stored | None]:
         return self._remote.turn(key, self._store) if self._remote else nullcontext()
 
-    def _make(self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]) -> Result:
+    def _make(
+        self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]
+    ) -> Result:
         step, key = waiting.step, waiting.key
         paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
         paths |= {name: source.folder for name, source in step.outside.items()}
         with self._store.scratch() as scratch:
             out = step.folder or scratch / "out"
-            request = Request(step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"])
+            request = Request(
+                step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"]
+            )
             if step.toolchain:
                 self._check(step.toolchain, waiting.record["tools"])
                 usage = self._in_worker(step, request, scratch, on_progress)
@@ -208,7 +229,9 @@ class Bench:
         """The stored result of ``step``, changing nothing; None if it must be made."""
         if not self._is_installed(step.toolchain):
             return None
-        key = keys.key_of(self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before))
+        key = keys.key_of(
+            self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
+        )
         stored = self._store.peek(key)
         return None if stored is None else Result(step=step, key=key, stored=stored, cached=True)
 
@@ -220,7 +243,9 @@ class Bench:
     def _foresee(self, step: Step, done: dict[str, Result]) -> Forecast:
         waits = [needed for needed in step.needs.values() if needed not in done]
         if waits:
-            return Forecast(step=step, key=None, cached=False, why=f"needs `{waits[0]}`, which will run")
+            return Forecast(
+                step=step, key=None, cached=False, why=f"needs `{waits[0]}`, which will run"
+            )
         if not self._is_installed(step.toolchain):
             why = f"toolchain `{step.toolchain}` is not installed yet"
             return Forecast(step=step, key=None, cached=False, why=why)
@@ -247,15 +272,22 @@ class Bench:
             (name, source), *_ = step.outside.items()
             if keys.tree_digest(keys.hash_tree(out)) != record["inputs"][name]:
                 outside.forget(source, self._store.root)
-                raise SourceError(f"`{source.folder}` changed while it was read", hint="run the same command again")
+                raise SourceError(
+                    f"`{source.folder}` changed while it was read",
+                    hint="run the same command again",
+                )
 
     def _record(self, step: Step, inputs: dict[str, str], before: Results) -> dict[str, Json]:
-        digests = {name: outside.digest(source, self._store.root) for name, source in step.outside.items()}
+        digests = {
+            name: outside.digest(source, self._store.root) for name, source in step.outside.items()
+        }
         params = dict(step.params)
         for source in step.outside.values():
             params["files"] = list(source.files)
         if step.provenance:
-            params["steps"] = {name: _provenance(self._record_of(r), r.key) for name, r in before.items()}
+            params["steps"] = {
+                name: _provenance(self._record_of(r), r.key) for name, r in before.items()
+            }
         record: dict[str, Json] = {
             "format": keys.FORMAT,
             "runs": step.runs,
@@ -269,22 +301,33 @@ class Bench:
         return record
 
     def _is_installed(self, name: str | None) -> bool:
-        return name is None or name in self._toolchains or toolchain.installed(name, self._settings) is not None
+        return (
+            name is None
+            or name in self._toolchains
+            or toolchain.installed(name, self._settings) is not None
+        )
 
     def _toolchain(self, name: str) -> Installed:
         with self._preparing[name]:
             if name not in self._toolchains:
-                self._toolchains[name] = toolchain.ensure(name, self._settings, self._note, self._is_stopped)
+                self._toolchains[name] = toolchain.ensure(
+                    name, self._settings, self._note, self._is_stopped
+                )
             return self._toolchains[name]
 
     def _check(self, name: str, tools: Mapping[str, Json]) -> None:
-        """Before the first real use of toolchain ``name``: are all files there, and is it still what the key says?"""
+        """Before the first real use of toolchain ``name``: are all files there, and is it still
+        what the key says?"""
         with self._preparing[name]:
             if name not in self._checked:
-                self._toolchains[name] = toolchain.check(name, self._settings, self._note, self._is_stopped)
+                self._toolchains[name] = toolchain.check(
+                    name, self._settings, self._note, self._is_stopped
+                )
                 self._checked.add(name)
             if self._toolchains[name].packages != tools:
-                raise ToolchainError(f"toolchain `{name}` was replaced meanwhile", hint="run the same command again")
+                raise ToolchainError(
+                    f"toolchain `{name}` was replaced meanwhile", hint="run the same command again"
+                )
 
     def _is_stopped(self) -> bool:
         return self._stopped
@@ -307,18 +350,25 @@ class Bench:
         return {"seconds": time.perf_counter() - start}
 
     def _in_worker(
-        self, step: Step, request: Request, scratch: Path, on_progress: Callable[[int, int, str], None]
+        self,
+        step: Step,
+        request: Request,
+        scratch: Path,
+        on_progress: Callable[[int, int, str], None],
     ) -> dict[str, float]:
         with self._worker(str(step.toolchain), own=step.measurement) as worker:
             return worker.run(request, scratch, on_progress=on_progress).usage()
 
     @contextmanager
     def _worker(self, name: str, own: bool) -> Iterator[Worker]:
-        """A worker of toolchain ``name``, imports and all; a measurement's ``own``, so that memory is its own."""
+        """A worker of toolchain ``name``, imports and all; a measurement's ``own``, so that memory
+        is its own."""
         with self._workers:
             if self._stopped:
                 raise Interrupted("stopped")
-            worker = self._idle[name].pop() if self._idle[name] and not own else self._start(name, own)
+            worker = (
+                self._idle[name].pop() if self._idle[name] and not own else self._start(name, own)
+            )
             self._busy.add(worker)
         try:
             yield worker
@@ -349,13 +399,18 @@ class Bench:
     def dismiss(self, keep: set[str]) -> None:
         """Let idle workers go, but those of the toolchains in ``keep``."""
         with self._workers:
-            gone = [worker for name in self._idle if name not in keep for worker in self._idle[name]]
-            self._idle = defaultdict(list, {name: ws for name, ws in self._idle.items() if name in keep})
+            gone = [
+                worker for name in self._idle if name not in keep for worker in self._idle[name]
+            ]
+            self._idle = defaultdict(
+                list, {name: ws for name, ws in self._idle.items() if name in keep}
+            )
         for worker in gone:
             worker.close()
 
     def stop(self, force: bool = False) -> None:
-        """Make every running step end soon with ``Interrupted``; with ``force`` at once. No new one starts."""
+        """Make every running step end soon with ``Interrupted``; with ``force`` at once. No new one
+        starts."""
         with self._workers:
             self._stopped = True
             busy = list(self._busy)
@@ -366,13 +421,18 @@ class Bench:
 def threads_per_worker(jobs: int) -> int | None:
     """Threads that each of ``jobs`` workers may use. No more than cores: llama.cpp's threads spin.
 
-    None for all that the machine has: runtimes count them in their own ways, and know of no container's share.
+    None for all that the machine has: runtimes count them in their own ways, and know of no
+    container's share.
     """
     cores = hardware.cores()
     return max(1, cores // jobs) if jobs > 1 or cores < (os.cpu_count() or 1) else None
 
 
 def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:
-    told = {name: record[name] for name in ("runs", "version", "params", "inputs", "tools", "digest")}
-    files = [{name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]]  # no times
+    told = {
+        name: record[name] for name in ("runs", "version", "params", "inputs", "tools", "digest")
+    }
+    files = [
+        {name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]
+    ]  # no times
     return told | {"outputs": files, "key": key}

@@ -1,7 +1,9 @@
-"""What stands behind a rule, a fix-up or an exit code: why, since when, where it is discussed, what to do.
+"""What stands behind a rule, a fix-up or an exit code: why, since when, where it is discussed, what
+to do.
 
-What a rule says and advises comes from its row in the tables of rules; the rest from ``assets/explanations.yaml``,
-one entry for each id. A new rule needs an entry there, and a test says so.
+What a rule says and advises comes from its row in the tables of rules; the rest from
+``assets/explanations.yaml``, one entry for each id. A new rule needs an entry there, and a test
+says so.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Table(Model):
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """``kind`` is "error" or "warning" (of a rule), "fix-up" or "exit code"; ``also`` are ids that lead here, too."""
+    """``kind`` is "error" or "warning" (of a rule), "fix-up" or "exit code"; ``also`` are ids that
+    lead here, too."""
 
     id: str
     kind: str
@@ -81,12 +84,17 @@ def every_rule() -> Iterator[Rule]:
 def explanations() -> Mapping[str, Explanation]:
     """All of them by id: exit codes, rules, fix-ups."""
     known = table()
-    found = {code: Explanation(id=code, kind="exit code", **row.model_dump()) for code, row in known.exits.items()}
+    found = {
+        code: Explanation(id=code, kind="exit code", **row.model_dump())
+        for code, row in known.exits.items()
+    }
     advised = {rule.id: rule for rule in every_rule()}
     found |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
     found |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
     alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in rules.FIXUPS}
-    return found | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS}
+    return found | {
+        fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS
+    }
 
 
 def find(name: str) -> Explanation:
@@ -102,27 +110,40 @@ def find(name: str) -> Explanation:
         return known[wanted]
     same = [one for one in known if one[:1] == wanted[:1]]
     guess = document.near(wanted, known) or (f"; there are {', '.join(same)}" if same else "")
-    raise RecipeError(f"nothing is called `{document.shorten(name)}`{guess}", hint="`phipipe explain` lists everything")
+    raise RecipeError(
+        f"nothing is called `{document.shorten(name)}`{guess}",
+        hint="`phipipe explain` lists everything",
+    )
 
 
 def _of_rule(rule: Rule, facts: Facts) -> Explanation:
     uniform = "; ".join(f"{name}: {words}" for name, (_, words) in rules.UNIFORM.items())
     do = _general(rule.hint or "", {"uniform": uniform})
-    return Explanation(id=rule.id, kind=rule.level, what=_general(rule.message), do=do, **facts.model_dump())
+    return Explanation(
+        id=rule.id, kind=rule.level, what=_general(rule.message), do=do, **facts.model_dump()
+    )
 
 
 def _of_remark(name: str, kind: remarks.Kind) -> Explanation:
     do = kind.hint or "nothing: it is said so that nobody wonders"
-    return Explanation(id=name, kind="warning", what=_general(kind.message), why=kind.why, do=do, since=SINCE)
+    return Explanation(
+        id=name, kind="warning", what=_general(kind.message), why=kind.why, do=do, since=SINCE
+    )
 
 
 def _of_fixup(fix: Fixup, facts: Facts, also: tuple[str, ...]) -> Explanation:
-    do = "nothing: it is made in a staged copy and recorded in the package's manifest; the source is never changed"
-    return Explanation(id=fix.id, kind="fix-up", what=fix.reason, do=do, also=also, **facts.model_dump())
+    do = (
+        "nothing: it is made in a staged copy and recorded in the package's manifest; the "
+        "source is never changed"
+    )
+    return Explanation(
+        id=fix.id, kind="fix-up", what=fix.reason, do=do, also=also, **facts.model_dump()
+    )
 
 
 def _general(text: str, words: Mapping[str, str] | None = None) -> str:
-    """A rule's words where no build is at hand: ``{checkpoint.sliding_window}`` becomes SLIDING_WINDOW."""
+    """A rule's words where no build is at hand: ``{checkpoint.sliding_window}`` becomes
+    SLIDING_WINDOW."""
     said = []
     for before, name, _, _ in string.Formatter().parse(text):
         said.append(before)
@@ -135,7 +156,13 @@ def text(one: Explanation) -> str:
     """An explanation for people."""
     import textwrap
 
-    parts = {"what": one.what, "why": one.why, "since": one.since, "upstream": ", ".join(one.upstream), "do": one.do}
+    parts = {
+        "what": one.what,
+        "why": one.why,
+        "since": one.since,
+        "upstream": ", ".join(one.upstream),
+        "do": one.do,
+    }
     if one.also:
         parts["also"] = ", ".join(one.also)
     lines = [f"{one.id}  {one.kind}"]
@@ -143,7 +170,11 @@ def text(one: Explanation) -> str:
         if words:
             start = f"  {head:10}"
             lines += textwrap.wrap(
-                words, 100, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False
+                words,
+                100,
+                initial_indent=start,
+                subsequent_indent=" " * len(start),
+                break_long_words=False,
             )
     return "\n".join(lines)
 
@@ -153,5 +184,6 @@ def listing() -> str:
     import textwrap
 
     return "\n".join(
-        f"{one.id:5}{one.kind:11}{textwrap.shorten(one.what, 96, placeholder=' …')}" for one in explanations().values()
+        f"{one.id:5}{one.kind:11}{textwrap.shorten(one.what, 96, placeholder=' …')}"
+        for one in explanations().values()
     )

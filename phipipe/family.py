@@ -1,8 +1,9 @@
 """The Phi family as data: what the ``config.json`` of every published member says of its shape.
 
-Nothing here decides what works where; rules do, on the shape alone, so that fine-tunes are treated like their
-originals. Shapes are those of the configs on the hub, of microsoft/olive-recipes and of each runtime's own tests.
-LongRoPE's lists of factors have the members' lengths, but stand-ins for values: no decision depends on them.
+Nothing here decides what works where; rules do, on the shape alone, so that fine-tunes are treated
+like their originals. Shapes are those of the configs on the hub, of microsoft/olive-recipes and of
+each runtime's own tests. LongRoPE's lists of factors have the members' lengths, but stand-ins for
+values: no decision depends on them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Repositories of one shape. ``marks`` are the keys of ``config`` that tell it from others of its architecture."""
+    """Repositories of one shape. ``marks`` are the keys of ``config`` that tell it from others of
+    its architecture."""
 
     name: str
     repos: tuple[str, ...]
     config: Config
     marks: tuple[str, ...] = ()
-    tokenizer: str  # "sentencepiece", "gpt2" (byte-level BPE in tokenizer.json) or "code" (a class of its own)
-    native: bool = True  # transformers has the architecture built in; the others exist as code on the hub alone
+    # "sentencepiece", "gpt2" (byte-level BPE in tokenizer.json) or "code" (a class of its own)
+    tokenizer: str
+    # transformers has the architecture built in; the others exist as code on the hub alone
+    native: bool = True
     row: str  # members that every runtime treats alike share a row of the support table
 
 
 def of(config: Config) -> Member | None:
-    """The first member that ``config`` has the architecture and the marks of; None for other models."""
+    """The first member that ``config`` has the architecture and the marks of; None for other
+    models."""
     architecture = (config.get("architectures") or [None])[0]
     for member in MEMBERS:
         same = all(config.get(key) == member.config.get(key) for key in member.marks)
@@ -38,13 +43,17 @@ def of(config: Config) -> Member | None:
 
 
 def is_native(architecture: str) -> bool:
-    """False for members that exist as remote code only, whose layout of files nothing here can read."""
+    """False for members that exist as remote code only, whose layout of files nothing here can
+    read."""
     return all(m.native for m in MEMBERS if m.config["architectures"][0] == architecture)
 
 
 def parameters(config: Config) -> int:
-    """How many parameters a model of ``config`` has: phi, phi3 and phimoe exactly, others as if they were phi3."""
-    hidden, layers, inner = (int(config[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    """How many parameters a model of ``config`` has: phi, phi3 and phimoe exactly, others as if
+    they were phi3."""
+    hidden, layers, inner = (
+        int(config[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
+    )
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     size = int(config.get("head_dim") or hidden // heads)
@@ -52,14 +61,23 @@ def parameters(config: Config) -> int:
     kind, table = config["model_type"], int(config["vocab_size"]) * hidden
     total = table * (1 if config.get("tie_word_embeddings") else 2)
     if kind == "phi":  # biases everywhere, one norm per layer
-        layer = joined * (hidden + 1) + hidden * (queries + 1) + inner * (2 * hidden + 1) + 3 * hidden
+        layer = (
+            joined * (hidden + 1) + hidden * (queries + 1) + inner * (2 * hidden + 1) + 3 * hidden
+        )
         return total + layers * layer + 2 * hidden + int(config["vocab_size"])
     layer = hidden * (joined + queries) + 2 * hidden
     if kind != "phimoe":
         return total + layers * (layer + 3 * hidden * inner) + hidden
-    layer += 2 * hidden + (joined + hidden if config.get("attention_bias") else 0)  # norms with biases
+    layer += 2 * hidden + (
+        joined + hidden if config.get("attention_bias") else 0
+    )  # norms with biases
     layer += int(config["num_local_experts"]) * (hidden + 3 * hidden * inner)
-    return total + layers * layer + 2 * hidden + (int(config["vocab_size"]) if config.get("lm_head_bias") else 0)
+    return (
+        total
+        + layers * layer
+        + 2 * hidden
+        + (int(config["vocab_size"]) if config.get("lm_head_bias") else 0)
+    )
 
 
 def _phi(hidden: int, layers: int, rotary: float) -> dict[str, Any]:
@@ -101,7 +119,12 @@ _MINI: Config = {
     "attention_bias": False,
     "tie_word_embeddings": False,
 }
-_WIDE: Config = {"hidden_size": 5120, "intermediate_size": 17920, "num_hidden_layers": 40, "num_attention_heads": 40}
+_WIDE: Config = {
+    "hidden_size": 5120,
+    "intermediate_size": 17920,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
 _MEDIUM: Config = {**_MINI, **_WIDE, "num_key_value_heads": 10}
 
 
@@ -264,7 +287,11 @@ MEMBERS: tuple[Member, ...] = (
         name="Phi-3-small",
         repos=("microsoft/Phi-3-small-8k-instruct", "microsoft/Phi-3-small-128k-instruct"),
         config=_remote(
-            {key: value for key, value in _MINI.items() if key not in ("intermediate_size", "sliding_window")},
+            {
+                key: value
+                for key, value in _MINI.items()
+                if key not in ("intermediate_size", "sliding_window")
+            },
             "Phi3SmallForCausalLM",
             "phi3small",
             vocab_size=100352,
@@ -316,7 +343,10 @@ MEMBERS: tuple[Member, ...] = (
             _PHI4_MINI,
             "Phi4MMForCausalLM",
             "phi4mm",
-            embd_layer={"image_embd_layer": {"crop_size": 448}, "audio_embd_layer": {"compression_rate": 8}},
+            embd_layer={
+                "image_embd_layer": {"crop_size": 448},
+                "audio_embd_layer": {"compression_rate": 8},
+            },
             vision_lora={"r": 256, "lora_alpha": 512},
             speech_lora={"r": 320, "lora_alpha": 640},
         ),
@@ -327,7 +357,9 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         name="Phi-4-reasoning-vision",
         repos=("microsoft/Phi-4-reasoning-vision-15B",),
-        config=_remote(_REASONING, "Phi4ForCausalLMV", "phi4-siglip", vision_config={"model_type": "siglip2"}),
+        config=_remote(
+            _REASONING, "Phi4ForCausalLMV", "phi4-siglip", vision_config={"model_type": "siglip2"}
+        ),
         tokenizer=_BPE,
         native=False,
         row="Phi-4-reasoning-vision",

@@ -1,4 +1,5 @@
-"""Names that are a file or a folder on every system: none that Windows keeps for devices, cuts short or refuses."""
+"""Names that are a file or a folder on every system: none that Windows keeps for devices, cuts
+short or refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ MAX_DEPTH = 32  # names in it
 _REFUSED = '\\/:*?"<>|'
 _NUMBERS = "0123456789\u00b9\u00b2\u00b3"
 _DEVICES = frozenset(
-    {"con", "prn", "aux", "nul", "conin$", "conout$", "clock$", *(f"{k}{n}" for k in ("com", "lpt") for n in _NUMBERS)}
+    {
+        "con",
+        "prn",
+        "aux",
+        "nul",
+        "conin$",
+        "conout$",
+        "clock$",
+        *(f"{k}{n}" for k in ("com", "lpt") for n in _NUMBERS),
+    }
 )
 
 
@@ -51,5 +61,6 @@ def unsafe(path: str) -> str | None:
 
 
 def alike(path: str) -> str:
-    """What two paths have in common that some system takes for one: case and composition of letters do not count."""
+    """What two paths have in common that some system takes for one: case and composition of letters
+    do not count."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

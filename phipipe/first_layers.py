@@ -1,9 +1,10 @@
 """The first layers of a checkpoint, as a checkpoint: what a large model's conversion is proved on.
 
-An unquantized copy of a large model is more than many machines can hold, and scoring it takes longer than all else.
-Its first layers with its embedding and head go through the same converter, and hold everything that converters get
-wrong: attention, positions, norms, tied weights, the tokenizer. What only the others could show (a layer mixed up with
-another) shows in the divergence of the quantized whole.
+An unquantized copy of a large model is more than many machines can hold, and scoring it takes
+longer than all else. Its first layers with its embedding and head go through the same converter,
+and hold everything that converters get wrong: attention, positions, norms, tied weights, the
+tokenizer. What only the others could show (a layer mixed up with another) shows in the divergence
+of the quantized whole.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 def of(checkpoint: Checkpoint, layers: int = LAYERS) -> Checkpoint:
     """What ``cut`` makes of ``checkpoint``; parameters and bytes are estimates."""
     embeddings = checkpoint.vocab_size * checkpoint.hidden_size * (1 if checkpoint.tied else 2)
-    share = (embeddings + (checkpoint.parameters - embeddings) * layers / checkpoint.layers) / checkpoint.parameters
+    share = (
+        embeddings + (checkpoint.parameters - embeddings) * layers / checkpoint.layers
+    ) / checkpoint.parameters
     parameters = int(checkpoint.parameters * share)
     weight_bytes = round(parameters * checkpoint.weight_bytes / checkpoint.parameters)
-    return replace(checkpoint, layers=layers, cut=True, parameters=parameters, weight_bytes=weight_bytes)
+    return replace(
+        checkpoint, layers=layers, cut=True, parameters=parameters, weight_bytes=weight_bytes
+    )
 
 
 def step(checkpoint: Checkpoint, layers: int = LAYERS) -> Step:
@@ -45,10 +50,15 @@ def step(checkpoint: Checkpoint, layers: int = LAYERS) -> Step:
 
 
 def cut(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step (light): ``inputs["source"]`` with its first ``params["layers"]`` layers alone, bytes as they are."""
+    """Step (light): ``inputs["source"]`` with its first ``params["layers"]`` layers alone, bytes as
+    they are."""
     source, layers = inputs["source"], int(params["layers"])
     places = mapped.places(source)
-    mapped.write(out / WEIGHTS, source, {name: place for name, place in places.items() if _layer(name) < layers})
+    mapped.write(
+        out / WEIGHTS,
+        source,
+        {name: place for name, place in places.items() if _layer(name) < layers},
+    )
     for name in models.files(source):
         if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
             shutil.copyfile(source / name, out / name)

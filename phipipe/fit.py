@@ -1,7 +1,8 @@
-"""Whether a model fits into a device's memory: weights, cache and runtime, with the arithmetic shown.
+"""Whether a model fits into a device's memory: weights, cache and runtime, with the arithmetic
+shown.
 
-A device that is refused could not work; one that is not refused may still be tight, since what a graph needs
-while it computes depends on its runtime.
+A device that is refused could not work; one that is not refused may still be tight, since what a
+graph needs while it computes depends on its runtime.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any
 
 from phipipe.models import Checkpoint
 
-CONTEXT = 4096  # tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
-# What a runtime takes besides weights and cache: its code, activations, the logits of a prompt. On the embedded
-# model (3 to 6 MiB of weights) whole processes peaked at 74 MiB (llama.cpp) to 124 MiB (OpenVINO).
+# tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
+CONTEXT = 4096
+# What a runtime takes besides weights and cache: its code, activations, the logits of a prompt. On
+# the embedded model (3 to 6 MiB of weights) whole processes peaked at 74 MiB (llama.cpp) to 124 MiB
+# (OpenVINO).
 RUNTIME_BYTES = 2**27
 GIB = 2**30
 
@@ -46,7 +49,9 @@ class Fit:
 
     def words(self) -> str:
         """The sum, for people."""
-        parts = f"weights {gib(self.weight_bytes)} + cache {gib(self.cache_bytes)} ({self.cache_words})"
+        parts = (
+            f"weights {gib(self.weight_bytes)} + cache {gib(self.cache_bytes)} ({self.cache_words})"
+        )
         return f"{gib(self.total_bytes)} = {parts} + runtime {gib(RUNTIME_BYTES)}"
 
     def as_json(self) -> dict[str, Any]:
@@ -56,15 +61,21 @@ class Fit:
 
 
 def reckon(
-    checkpoint: Checkpoint, weight_bytes: int, context: int, value_bytes: int, memory_gib: float | None = None
+    checkpoint: Checkpoint,
+    weight_bytes: int,
+    context: int,
+    value_bytes: int,
+    memory_gib: float | None = None,
 ) -> Fit:
-    """``context`` positions of keys and values in every layer, ``value_bytes`` bytes each, beside the weights."""
+    """``context`` positions of keys and values in every layer, ``value_bytes`` bytes each, beside
+    the weights."""
     layers, heads, size = checkpoint.layers, checkpoint.kv_heads, checkpoint.head_size
     return Fit(
         weight_bytes=weight_bytes,
         context=context,
         cache_bytes=2 * layers * heads * size * context * value_bytes,
-        cache_words=f"{context:,} tokens × {layers} layers × 2 × {heads} heads × {size} × {value_bytes} B",
+        cache_words=f"{context:,} tokens × {layers} layers × 2 × {heads} heads × {size} × "
+        f"{value_bytes} B",
         memory_gib=memory_gib,
     )
 

@@ -1,9 +1,10 @@
 """A batch as a flow of Prefect 3: what its server starts on time, shows live, and can cancel.
 
-The flow starts ``phipipe batch`` as a process of its own, so that it can be ended like any other: what is finished
-is stored, and the next run goes on from there. Of one schedule one run is on its way at most: a run that is due
-while the one before has not ended is cancelled by the server, as a timer of systemd would skip it. A queue would
-only make the machine do again what the next run does anyway.
+The flow starts ``phipipe batch`` as a process of its own, so that it can be ended like any other:
+what is finished is stored, and the next run goes on from there. Of one schedule one run is on its
+way at most: a run that is due while the one before has not ended is cancelled by the server, as a
+timer of systemd would skip it. A queue would only make the machine do again what the next run does
+anyway.
 
 Only imported where Prefect is installed.
 """
@@ -40,13 +41,19 @@ from phipipe.errors import RecipeError, SourceError, ToolchainError
 from phipipe.metrics import Metric
 
 FLOW = "phipipe-batch"
-GRACE_S = 20.0  # for a batch to end its steps; less than the 30 s after which Prefect kills a cancelled run's process
-START = "prefect server start, then PREFECT_API_URL=http://127.0.0.1:4200/api phipipe schedule serve ..."
+# for a batch to end its steps; less than the 30 s after which Prefect kills a cancelled run's
+# process
+GRACE_S = 20.0
+START = (
+    "prefect server start, then PREFECT_API_URL=http://127.0.0.1:4200/api phipipe schedule "
+    "serve ..."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """A batch and when it runs: ``words`` are those after ``phipipe``; ``folder`` is where it starts."""
+    """A batch and when it runs: ``words`` are those after ``phipipe``; ``folder`` is where it
+    starts."""
 
     name: str
     cron: str
@@ -58,13 +65,21 @@ class Timed:
 # --- the flow
 
 
-@flow(name=FLOW, description="Builds many recipes as one, and compares with what was accepted before.")
+@flow(
+    name=FLOW, description="Builds many recipes as one, and compares with what was accepted before."
+)
 def batch(words: list[str], folder: str) -> State[Any]:
-    """Run ``phipipe WORDS`` in ``folder``; a line in the log for every event, a table for what became of the builds."""
+    """Run ``phipipe WORDS`` in ``folder``; a line in the log for every event, a table for what
+    became of the builds."""
     if not Path(folder).is_dir():
-        return Failed(message=f"exit code {RecipeError.exit_code}: no folder `{folder}` on this machine")
+        return Failed(
+            message=f"exit code {RecipeError.exit_code}: no folder `{folder}` on this machine"
+        )
     logger, said = get_run_logger(), ""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer, _started(words, folder, answer) as process:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as answer,
+        _started(words, folder, answer) as process,
+    ):
         assert process.stderr is not None  # a pipe
         for line in process.stderr:
             level, text = told(line)
@@ -82,7 +97,8 @@ def batch(words: list[str], folder: str) -> State[Any]:
 
 @contextlib.contextmanager
 def _started(words: Sequence[str], folder: str, answer: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    """``phipipe WORDS`` as a process, that ends when the block does: Prefect cancels by raising in it."""
+    """``phipipe WORDS`` as a process, that ends when the block does: Prefect cancels by raising in
+    it."""
     command = [sys.executable, "-m", "phipipe", *words, "--log-format", "json", "--json"]
     with subprocess.Popen(
         command,
@@ -120,7 +136,9 @@ def _summary(text: str) -> dict[str, Any] | None:
     """What ``phipipe batch --json`` printed; None where it had nothing to say."""
     with contextlib.suppress(ValueError):
         found = json.loads(text)
-        return found if isinstance(found, dict) and "builds" in found else None  # else it has failed before any
+        return (
+            found if isinstance(found, dict) and "builds" in found else None
+        )  # else it has failed before any
     return None
 
 
@@ -136,7 +154,11 @@ def trouble(summary: Mapping[str, Any] | None) -> str:
     """How many builds came to what, and why those failed that did."""
     if summary is None:
         return ""
-    errors = [f"{build['name']}: {build['error']['message']}" for build in summary["builds"] if build["error"]]
+    errors = [
+        f"{build['name']}: {build['error']['message']}"
+        for build in summary["builds"]
+        if build["error"]
+    ]
     return "\n".join([counted(summary), *errors])
 
 
@@ -160,7 +182,8 @@ def _shown(metric: Metric, values: Mapping[str, float]) -> float | None:
 
 
 def key(name: str | None) -> str:
-    """Under which the tables of one schedule lie: Prefect takes small letters, digits and dashes."""
+    """Under which the tables of one schedule lie: Prefect takes small letters, digits and
+    dashes."""
     return "-".join(("phipipe", *re.findall("[a-z0-9]+", (name or "batch").lower())))
 
 
@@ -168,7 +191,8 @@ def key(name: str | None) -> str:
 
 
 def reach(pool: str | None = None) -> str:
-    """The address of Prefect's API, after asking it whether it is one that we can talk to, and has that work pool.
+    """The address of Prefect's API, after asking it whether it is one that we can talk to, and has
+    that work pool.
 
     Raises:
         SourceError: no server is named, or none answers there.
@@ -185,18 +209,25 @@ def reach(pool: str | None = None) -> str:
             version = str(client.api_version())
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise SourceError(f"no Prefect server answers at `{place}`: {reason}", hint=START) from None
+            raise SourceError(
+                f"no Prefect server answers at `{place}`: {reason}", hint=START
+            ) from None
         if version.partition(".")[0] != prefect_version.partition(".")[0]:
             message = (
-                f"the server at `{place}` is Prefect {version}, here is {prefect_version}: the first number must agree"
+                f"the server at `{place}` is Prefect {version}, here is "
+                f"{prefect_version}: the first number must agree"
             )
-            raise ToolchainError(message, hint=f"pip install 'prefect=={version}', or start a server of this version")
+            raise ToolchainError(
+                message, hint=f"pip install 'prefect=={version}', or start a server of this version"
+            )
         if pool is not None:
             try:
                 client.read_work_pool(pool)
             except ObjectNotFound:
                 hint = f"prefect work-pool create {pool} --type process"
-                raise RecipeError(f"the server at `{place}` has no work pool `{pool}`", hint=hint) from None
+                raise RecipeError(
+                    f"the server at `{place}` has no work pool `{pool}`", hint=hint
+                ) from None
     return place
 
 
@@ -205,7 +236,9 @@ def _deployment(timed: Timed, pool: str | None) -> Any:
         timed.name,
         schedule=Cron(timed.cron, timezone=timed.timezone),
         parameters={"words": list(timed.words), "folder": str(timed.folder)},
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
         entrypoint_type=EntrypointType.MODULE_PATH,
         **({"work_pool_name": pool} if pool else {}),
     )
@@ -220,7 +253,9 @@ def deploy(timed: Timed, pool: str) -> None:
     try:
         _deployment(timed, pool).apply()
     except (httpx.HTTPError, RuntimeError) as error:
-        raise SourceError(f"the Prefect server did not take `{timed.name}`: {error}", hint=START) from None
+        raise SourceError(
+            f"the Prefect server did not take `{timed.name}`: {error}", hint=START
+        ) from None
 
 
 def watch(timed: Timed) -> None:

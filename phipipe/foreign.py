@@ -1,4 +1,5 @@
-"""Checkpoints that no build can start from, whatever the backend: quantized ones, and models of another purpose."""
+"""Checkpoints that no build can start from, whatever the backend: quantized ones, and models of
+another purpose."""
 
 from __future__ import annotations
 
@@ -38,11 +39,16 @@ def refuse(path: Path, config: Mapping[str, Any]) -> None:
     for name in named if isinstance(named, list) else ():
         if isinstance(name, str) and _OTHER.fullmatch(name):
             raise SourceError(
-                f"`{path}` is of no model that writes text: {json_files.shown(name)} has another head, or none",
+                f"`{path}` is of no model that writes text: {json_files.shown(name)} has "
+                f"another head, or none",
                 hint="give a checkpoint of a causal language model (`…ForCausalLM`)",
             )
-    if not config.get("quantization_config", True):  # converters and transformers take the key for a format, and fail
-        raise SourceError(f"`{path}` has `quantization_config` with nothing in it", hint="remove the key")
+    if not config.get(
+        "quantization_config", True
+    ):  # converters and transformers take the key for a format, and fail
+        raise SourceError(
+            f"`{path}` has `quantization_config` with nothing in it", hint="remove the key"
+        )
     key = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
     if key:
         told = config[key]
@@ -59,7 +65,9 @@ def _format(told: Mapping[str, Any]) -> str:
         name = _NAMES.get(kind, json_files.shown(kind))
     else:
         name = "MLX" if "group_size" in told else "in an unnamed format"
-    bits = told.get("bits") or (4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else None)
+    bits = told.get("bits") or (
+        4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else None
+    )
     return f"{name}, {bits} bits" if isinstance(bits, int) and 0 < bits < 65 else name
 
 
@@ -70,5 +78,8 @@ def _original(config: Mapping[str, Any]) -> str:
     except (TypeError, IndexError):
         member = None
     if member:
-        return f"start from the original in 16 bits, such as {' or '.join(f'`{repo}`' for repo in member.repos[:2])}"
+        return (
+            f"start from the original in 16 bits, such as "
+            f"{' or '.join(f'`{repo}`' for repo in member.repos[:2])}"
+        )
     return "start from the original in 16 bits, which the model's page names"

@@ -1,11 +1,13 @@
-"""The gate for packages: nothing that a stranger made is opened by a runtime before it has passed here.
+"""The gate for packages: nothing that a stranger made is opened by a runtime before it has passed
+here.
 
-Two lists say what a package may be: kinds of files, by the backend that made it (its ``FILES``), and what those files
-may ask for. Code, in whatever form, is none of it. Nothing here loads a library or runs anything; reads are bounded.
+Two lists say what a package may be: kinds of files, by the backend that made it (its ``FILES``),
+and what those files may ask for. Code, in whatever form, is none of it. Nothing here loads a
+library or runs anything; reads are bounded.
 
-``auto_map`` alone is harmless and common (Phi-3.5-mini has one): no code can lie beside it in a package, and every
-toolchain opens packages with ``trust_remote_code`` off and without a network. Where transformers would build the model
-itself by it, phipipe never ships one, and it is refused.
+``auto_map`` alone is harmless and common (Phi-3.5-mini has one): no code can lie beside it in a
+package, and every toolchain opens packages with ``trust_remote_code`` off and without a network.
+Where transformers would build the model itself by it, phipipe never ships one, and it is refused.
 """
 
 from __future__ import annotations
@@ -73,14 +75,21 @@ _CODE = re.compile(
     r"(\.|$)",
     re.IGNORECASE,
 )
-_MACHO = (b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+_MACHO = (
+    b"\xfe\xed\xfa\xce",
+    b"\xfe\xed\xfa\xcf",
+    b"\xce\xfa\xed\xfe",
+    b"\xcf\xfa\xed\xfe",
+    b"\xca\xfe\xba\xbe",
+)
 _SAVED = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's older files begin
 
 Files = Mapping[str, int]  # path in the package → size
 
 
 def pass_(folder: Path, manifest: Manifest) -> None:
-    """Let the package in ``folder`` pass, whose files are what ``manifest`` says; files that are missing do not count.
+    """Let the package in ``folder`` pass, whose files are what ``manifest`` says; files that are
+    missing do not count.
 
     Raises:
         SourceError: it holds, or asks for, what phipipe never packages.
@@ -88,12 +97,14 @@ def pass_(folder: Path, manifest: Manifest) -> None:
     for finding in findings(folder, manifest):
         raise SourceError(
             f"`{folder}` is not safe to open: `{finding.path}` {finding.message}",
-            hint=f"phipipe never writes such a package; phipipe verify {folder} names everything in it",
+            hint=f"phipipe never writes such a package; phipipe verify {folder} names "
+            f"everything in it",
         )
 
 
 def findings(folder: Path, manifest: Manifest, skip: Iterable[str] = ()) -> Iterator[Finding]:
-    """Everything in the package that phipipe never packages; of files in ``skip`` only names count."""
+    """Everything in the package that phipipe never packages; of files in ``skip`` only names
+    count."""
     backend = str(manifest["backend"])
     files = {str(entry["path"]): int(entry["size"]) for entry in manifest["files"]}
     patterns = (*COMMON, *backends.load(backend).FILES)
@@ -102,7 +113,9 @@ def findings(folder: Path, manifest: Manifest, skip: Iterable[str] = ()) -> Iter
         if not _is_known(name, patterns):
             yield Finding(name, f"is no file that `{backend}` packages have")
         elif name not in skipped and _is_plain(folder / name):
-            yield from (Finding(name, phrase) for phrase in _content(folder / name, name, files, backend))
+            yield from (
+                Finding(name, phrase) for phrase in _content(folder / name, name, files, backend)
+            )
 
 
 def _is_known(name: str, patterns: Iterable[str]) -> bool:
@@ -125,7 +138,14 @@ def _content(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         yield from _by_kind(path, name, files, backend)
     except SourceError as error:
         yield error.message.removeprefix(f"`{path}` ")
-    except (ValueError, struct.error, IndexError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        struct.error,
+        IndexError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
         yield f"is malformed: {error}"
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
@@ -143,7 +163,9 @@ def _magic(path: Path) -> Iterator[str]:
         yield "is a script"
     elif start.startswith(b"PK\x03\x04") and path.suffix != ".npz":
         yield "is an archive"
-    elif start.startswith(_SAVED) or (re.match(rb"\x80[\x02-\x05][\x95\x8a}\](cXK.]", start) and last == b"."):
+    elif start.startswith(_SAVED) or (
+        re.match(rb"\x80[\x02-\x05][\x95\x8a}\](cXK.]", start) and last == b"."
+    ):
         yield "is a pickle, which can run code when it is loaded"
 
 
@@ -172,7 +194,9 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         yield from _config(path, backend)
     elif own in ("genai_config.json", "processor_config.json", "static.json"):
         spec = {"g": gate_genai.CONFIG, "p": gate_genai.PROCESSOR, "s": gate_genai.STATIC}[own[0]]
-        yield from gate_genai.problems(json_files.read_object(path, MAX_TEXT_BYTES), spec, _beside(name, files))
+        yield from gate_genai.problems(
+            json_files.read_object(path, MAX_TEXT_BYTES), spec, _beside(name, files)
+        )
     elif own == "baseline.json":
         yield from gate_reference.baseline(json_files.read_object(path, MAX_CONFIG_BYTES))
     elif own.endswith(".safetensors.index.json"):
@@ -191,12 +215,18 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
 def _beside(name: str, files: Files) -> Files:
     """The files in the folder of ``name``, by their own names."""
     folder = PurePosixPath(name).parent
-    return {PurePosixPath(other).name: size for other, size in files.items() if PurePosixPath(other).parent == folder}
+    return {
+        PurePosixPath(other).name: size
+        for other, size in files.items()
+        if PurePosixPath(other).parent == folder
+    }
 
 
 def _config(path: Path, backend: str) -> Iterator[str]:
     bounded = path.name in ("config.json", "generation_config.json")
-    settings = config_check.read(path) if bounded else json_files.read_object(path, MAX_CONFIG_BYTES)
+    settings = (
+        config_check.read(path) if bounded else json_files.read_object(path, MAX_CONFIG_BYTES)
+    )
     yield from code_keys.hooks(settings)
     if path.name != "config.json" or backend not in ("torch", "mlx"):
         return
@@ -205,7 +235,11 @@ def _config(path: Path, backend: str) -> Iterator[str]:
             yield f"names classes of a model's own code (`{where[:120]}`)"
         if key == "quant_method" and not (backend == "torch" and value == "auto-round"):
             yield f"is quantized in a way that phipipe never writes (`{where[:120]}`)"
-        if key in QUANTIZED and value is not None and (type(value) is not int or not -1 <= value <= QUANTIZED[key]):
+        if (
+            key in QUANTIZED
+            and value is not None
+            and (type(value) is not int or not -1 <= value <= QUANTIZED[key])
+        ):
             yield f"is quantized in no possible way (`{where[:120]}`)"
 
 

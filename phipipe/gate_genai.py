@@ -1,8 +1,10 @@
-"""What ONNX Runtime GenAI may be told by a package: the keys that its builder and phipipe write, with bounds.
+"""What ONNX Runtime GenAI may be told by a package: the keys that its builder and phipipe write,
+with bounds.
 
-Everything else in ``genai_config.json`` is refused: that runtime takes unknown session settings as they are, and
-some of them load libraries, write files or read elsewhere (``custom_ops_library``, ``enable_profiling``,
-``session.…``, ``ep.context_file_path``, a provider's ``backend_path``). So are keys of its newer releases.
+Everything else in ``genai_config.json`` is refused: that runtime takes unknown session settings as
+they are, and some of them load libraries, write files or read elsewhere (``custom_ops_library``,
+``enable_profiling``, ``session.…``, ``ep.context_file_path``, a provider's ``backend_path``). So
+are keys of its newer releases.
 """
 
 from __future__ import annotations
@@ -15,21 +17,28 @@ from phipipe import file_names, json_files
 
 MAX_COUNT = 2**31
 MAX_LIST = MAX_SMALL = 4096
-# What a value may be: a number, a number of layers or threads, true or false, a short text without a path, the name of
-# a tensor (``%d`` stands for a layer; the runtime hands it to ``snprintf``), a file of the package, one or several ids
-# of tokens, a list of texts or of numbers.
+# What a value may be: a number, a number of layers or threads, true or false, a short text without
+# a path, the name of a tensor (``%d`` stands for a layer; the runtime hands it to ``snprintf``), a
+# file of the package, one or several ids of tokens, a list of texts or of numbers.
 Kind = Literal["number", "small", "flag", "text", "name", "file", "ids", "texts", "counts"]
-Spec = Mapping[str, Any]  # key → kind, or what may be inside; a list of one: a list of such; "*": any other key
+Spec = Mapping[
+    str, Any
+]  # key → kind, or what may be inside; a list of one: a list of such; "*": any other key
 _TEXT = re.compile(r"[\w .:|-]{0,200}", re.ASCII)
 _NAME = re.compile(r"[\w .:|-]{0,200}(%d[\w .:|-]{0,200})?", re.ASCII)
 
 _PROVIDERS: Spec = {
     "cuda": {"enable_cuda_graph": "text", "enable_skip_layer_norm_strict_mode": "text"},
     "dml": {"enable_graph_capture": "text"},
-    "webgpu": {"enableGraphCapture": "text", "validationMode": "text", "multiRotaryCacheConcatOffset": "text"},
+    "webgpu": {
+        "enableGraphCapture": "text",
+        "validationMode": "text",
+        "multiRotaryCacheConcatOffset": "text",
+    },
     "NvTensorRtRtx": {"enable_cuda_graph": "text", "multi_rotary_cache_concat_offset": "text"},
     "qnn": dict.fromkeys(
-        ("backend_type", "htp_performance_mode", "soc_model", "enable_htp_shared_memory_allocator"), "text"
+        ("backend_type", "htp_performance_mode", "soc_model", "enable_htp_shared_memory_allocator"),
+        "text",
     ),
 }
 _SESSION: Spec = {
@@ -45,7 +54,9 @@ _SESSION: Spec = {
 _NAMES: Spec = {"*": "name"}  # names of a graph's inputs and outputs
 _SHAPE: Spec = {
     "hidden_size": "number",
-    **dict.fromkeys(("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"), "small"),
+    **dict.fromkeys(
+        ("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"), "small"
+    ),
 }
 _STAGE: Spec = {
     "filename": "file",
@@ -55,7 +66,12 @@ _STAGE: Spec = {
     **dict.fromkeys(("run_on_prompt", "run_on_token_gen", "is_lm_head"), "flag"),
     "reset_session_idx": "number",
 }
-_GRAPH: Spec = {"filename": "file", "session_options": _SESSION, "inputs": _NAMES, "outputs": _NAMES}
+_GRAPH: Spec = {
+    "filename": "file",
+    "session_options": _SESSION,
+    "inputs": _NAMES,
+    "outputs": _NAMES,
+}
 _WINDOW: Spec = {
     "window_size": "number",
     "pad_value": "number",
@@ -97,7 +113,11 @@ PROCESSOR: Spec = {
                     "name": "text",
                     "domain": "text",
                     "type": "text",
-                    "attrs": {"color_space": "text", "num_crops": "number", "num_img_tokens": "number"},
+                    "attrs": {
+                        "color_space": "text",
+                        "num_crops": "number",
+                        "num_img_tokens": "number",
+                    },
                 }
             }
         ],
@@ -116,7 +136,8 @@ STATIC: Spec = {
 
 
 def problems(settings: Mapping[str, Any], spec: Spec, files: Mapping[str, int]) -> Iterator[str]:
-    """Phrases, to follow the file's name, on what in ``settings`` is not in ``spec``; ``files`` are the package's."""
+    """Phrases, to follow the file's name, on what in ``settings`` is not in ``spec``; ``files`` are
+    the package's."""
     yield from _inside(settings, spec, files, "")
 
 
@@ -144,19 +165,33 @@ def _inside(value: object, spec: Any, files: Mapping[str, int], where: str) -> I
 
 
 _ASKED = (
-    (re.compile(r"custom_ops|librar|backend_path|plugin|\.so\b|\.dll\b", re.IGNORECASE), "asks to load a library"),
-    (re.compile(r"profil|dump|trace|log_path|cache_(dir|path|prefix)", re.IGNORECASE), "asks to write a file"),
-    (re.compile(r"path|file|folder|dir$|adapter", re.IGNORECASE), "names a file that lies elsewhere"),
+    (
+        re.compile(r"custom_ops|librar|backend_path|plugin|\.so\b|\.dll\b", re.IGNORECASE),
+        "asks to load a library",
+    ),
+    (
+        re.compile(r"profil|dump|trace|log_path|cache_(dir|path|prefix)", re.IGNORECASE),
+        "asks to write a file",
+    ),
+    (
+        re.compile(r"path|file|folder|dir$|adapter", re.IGNORECASE),
+        "names a file that lies elsewhere",
+    ),
 )
 
 
 def _asked(key: str) -> str:
-    return next((words for pattern, words in _ASKED if pattern.search(key)), "has a setting that phipipe never writes")
+    return next(
+        (words for pattern, words in _ASKED if pattern.search(key)),
+        "has a setting that phipipe never writes",
+    )
 
 
 def _unfit(value: object, kind: str, files: Mapping[str, int]) -> str | None:
     if kind == "number":
-        return None if _is_number(value) else "has no number, or an impossible one, where one belongs"
+        return (
+            None if _is_number(value) else "has no number, or an impossible one, where one belongs"
+        )
     if kind == "small":
         return None if _is_number(value, MAX_SMALL) else "has an impossible number"
     if kind == "flag":
@@ -170,7 +205,9 @@ def _unfit(value: object, kind: str, files: Mapping[str, int]) -> str | None:
         known = isinstance(value, str) and bool(_NAME.fullmatch(value))
         return None if known else "has no name of a tensor where one belongs"
     listed = value if isinstance(value, list) else [value]
-    if len(listed) > MAX_LIST or not all(_is_text(one) if kind == "texts" else _is_number(one) for one in listed):
+    if len(listed) > MAX_LIST or not all(
+        _is_text(one) if kind == "texts" else _is_number(one) for one in listed
+    ):
         return "has an impossible list"
     return None
 

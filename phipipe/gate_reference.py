@@ -1,7 +1,8 @@
-"""What a package is measured against, as phipipe writes it: arrays whose sizes fit, ids below the vocabulary.
+"""What a package is measured against, as phipipe writes it: arrays whose sizes fit, ids below the
+vocabulary.
 
-``numpy`` takes more than that: arrays of objects, which are pickles, and shapes that take all memory. A runtime may
-do anything with an id that it has no token for.
+``numpy`` takes more than that: arrays of objects, which are pickles, and shapes that take all
+memory. A runtime may do anything with an id that it has no token for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '<([if]4)', 'fortran_order': False, 'shape': "
     rb"\(((?:[1-9]\d{0,7},? ?){0,3})\), \} *\n"
 )
-_ARRAYS = {"vocabulary": ("i4", 0), "ids": ("i4", 3), "logp": ("f4", 3), "rest": ("f4", 2), "true": ("f4", 2)}
+_ARRAYS = {
+    "vocabulary": ("i4", 0),
+    "ids": ("i4", 3),
+    "logp": ("f4", 3),
+    "rest": ("f4", 2),
+    "true": ("f4", 2),
+}
 
 
 def tokens(path: Path) -> Iterator[str]:
@@ -38,7 +45,8 @@ def tokens(path: Path) -> Iterator[str]:
 
 
 def likeliest(path: Path) -> Iterator[str]:
-    """Phrases, to follow the file's name, on what is odd in ``top.npz``, or does not fit ``tokens.npy`` beside it."""
+    """Phrases, to follow the file's name, on what is odd in ``top.npz``, or does not fit
+    ``tokens.npy`` beside it."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
@@ -62,7 +70,9 @@ def likeliest(path: Path) -> Iterator[str]:
     yield from _fit(path, shapes, most)
 
 
-def _fit(path: Path, shapes: Mapping[str, tuple[int, ...]], most: Mapping[str, int]) -> Iterator[str]:
+def _fit(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], most: Mapping[str, int]
+) -> Iterator[str]:
     beside, rows = path.with_name("tokens.npy"), shapes["rest"]
     if shapes["ids"] != shapes["logp"] or shapes["ids"][:2] != rows or shapes["true"] != rows:
         yield "has arrays that do not fit each other"
@@ -81,10 +91,16 @@ def _fit(path: Path, shapes: Mapping[str, tuple[int, ...]], most: Mapping[str, i
 
 
 def _shape(stream: BinaryIO | Any, size: int, kind: str, rank: int) -> tuple[int, ...] | None:
-    """The shape of the array in ``stream``, of ``size`` bytes with its header; None if it is not of this kind."""
+    """The shape of the array in ``stream``, of ``size`` bytes with its header; None if it is not of
+    this kind."""
     found = _HEADER.fullmatch(stream.read(_START))
     shape = tuple(int(number) for number in re.findall(rb"\d+", found[2])) if found else ()
-    if found is None or found[1].decode() != kind or len(shape) != rank or math.prod(shape) * 4 + _START != size:
+    if (
+        found is None
+        or found[1].decode() != kind
+        or len(shape) != rank
+        or math.prod(shape) * 4 + _START != size
+    ):
         return None
     return shape
 
@@ -102,19 +118,33 @@ def baseline(told: Mapping[str, Any]) -> Iterator[str]:
     skip, chats = told.get("skip"), told.get("chats")
     if not _is_id(skip) or not _are_ids(told.get("parity_ids")):
         yield "has no `skip` or no `parity_ids` as phipipe writes them"
-    if not isinstance(chats, list) or len(chats) > MAX_CHATS or not all(_is_chat(chat) for chat in chats):
+    if (
+        not isinstance(chats, list)
+        or len(chats) > MAX_CHATS
+        or not all(_is_chat(chat) for chat in chats)
+    ):
         yield "has no `chats` as phipipe writes them"
 
 
 def _is_chat(chat: object) -> bool:
-    if not isinstance(chat, dict) or not _are_ids(chat.get("ids")) or not _are_ids(chat.get("answer")):
+    if (
+        not isinstance(chat, dict)
+        or not _are_ids(chat.get("ids"))
+        or not _are_ids(chat.get("answer"))
+    ):
         return False
     texts = (chat.get(name) for name in ("prompt", "rendered", "text"))
-    return bool(chat["ids"]) and all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts)
+    return bool(chat["ids"]) and all(
+        isinstance(text, str) and len(text) <= MAX_TEXT for text in texts
+    )
 
 
 def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_IDS and all(_is_id(number) for number in value)
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_IDS
+        and all(_is_id(number) for number in value)
+    )
 
 
 def _is_id(value: object) -> bool:

@@ -1,4 +1,5 @@
-"""The rule that groups of weights must divide a model's rows, for the backends that would otherwise fall back."""
+"""The rule that groups of weights must divide a model's rows, for the backends that would otherwise
+fall back."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ LAYERS = {
 
 
 def rule(name: str, precisions: Collection[str], sizes: Sequence[int]) -> Rule:
-    """``name``'s rule: at ``precisions``, ``group_size`` divides every row; the hint picks from ``sizes``."""
+    """``name``'s rule: at ``precisions``, ``group_size`` divides every row; the hint picks from
+    ``sizes``."""
     return Rule(
         id=name,
         level="error",
         when=lambda r, o, c: r.precision in precisions and _odd(o.group_size, c) is not None,
-        message="`quantize.group_size: {options.group_size}` does not divide the width of the {layer} ({width})",
+        message="`quantize.group_size: {options.group_size}` does not divide the width of the "
+        "{layer} ({width})",
         hint="these work: {working} (-1 is a whole row)",
         words=lambda r, o, c: _words(o, c, sizes),
     )
@@ -32,15 +35,23 @@ def rule(name: str, precisions: Collection[str], sizes: Sequence[int]) -> Rule:
 def widths(checkpoint: Checkpoint) -> dict[str, int]:
     """Input widths of the decoder layers' linears."""
     across = checkpoint.heads * checkpoint.head_size
-    return dict(zip(LAYERS, (checkpoint.hidden_size, checkpoint.intermediate_size, across), strict=True))
+    return dict(
+        zip(LAYERS, (checkpoint.hidden_size, checkpoint.intermediate_size, across), strict=True)
+    )
 
 
 def _odd(size: int, checkpoint: Checkpoint) -> str | None:
     """The first width that groups of ``size`` do not divide; -1 is a whole row."""
-    return next((name for name, width in widths(checkpoint).items() if size != -1 and width % size), None)
+    return next(
+        (name for name, width in widths(checkpoint).items() if size != -1 and width % size), None
+    )
 
 
 def _words(options: Any, checkpoint: Checkpoint, sizes: Sequence[int]) -> dict[str, object]:
     known, odd = widths(checkpoint), str(_odd(options.group_size, checkpoint))
     working = [str(size) for size in sizes if not any(width % size for width in known.values())]
-    return {"layer": LAYERS[odd], "width": f"{odd}: {known[odd]}", "working": ", ".join([*working, "-1"])}
+    return {
+        "layer": LAYERS[odd],
+        "width": f"{odd}: {known[odd]}",
+        "working": ", ".join([*working, "-1"]),
+    }

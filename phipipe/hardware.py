@@ -1,4 +1,5 @@
-"""What this machine is and has, as far as it can be told in milliseconds and without heavy imports."""
+"""What this machine is and has, as far as it can be told in milliseconds and without heavy
+imports."""
 
 from __future__ import annotations
 
@@ -15,19 +16,24 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMORY = (("memory.max",), ("memory/memory.limit_in_bytes",))  # v2, v1
-_QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # v2, v1: microseconds of each period
+_QUOTA = (
+    ("cpu.max",),
+    ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+)  # v2, v1: microseconds of each period
 _THERE: ContextVar[frozenset[str] | None] = ContextVar("_THERE", default=None)
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
 
 
 def architecture() -> str:
-    """The processor's architecture by the name that device files use: x86_64, arm64, else what the system says."""
+    """The processor's architecture by the name that device files use: x86_64, arm64, else what the
+    system says."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def memory_bytes() -> int:
-    """What processes can have in all: the machine's memory, or what a container (cgroup) grants of it."""
+    """What processes can have in all: the machine's memory, or what a container (cgroup) grants of
+    it."""
     import psutil
 
     return min([int(psutil.virtual_memory().total), *(limit for (limit,) in _granted(_MEMORY))])
@@ -41,16 +47,20 @@ def available_bytes() -> int:
 
 
 def _granted(limits: Sequence[Sequence[str]]) -> Iterator[list[int]]:
-    """The numbers in each of ``limits`` that this machine has, a limit's in one file or in several."""
+    """The numbers in each of ``limits`` that this machine has, a limit's in one file or in
+    several."""
     for names in limits:
         try:
-            yield [int(word) for name in names for word in (_CGROUP / name).read_text("ascii").split()]
+            yield [
+                int(word) for name in names for word in (_CGROUP / name).read_text("ascii").split()
+            ]
         except (OSError, ValueError):  # not Linux, another cgroup version, or "max"
             continue
 
 
 def cores() -> int:
-    """How many CPUs this process can keep busy: the machine's, or what affinity or a container (cgroup) grants of them.
+    """How many CPUs this process can keep busy: the machine's, or what affinity or a container
+    (cgroup) grants of them.
 
     More threads than that would spin in each other's way.
     """
@@ -60,14 +70,18 @@ def cores() -> int:
         limits = [len(psutil.Process().cpu_affinity())]
     except AttributeError:  # macOS has none
         limits = [os.cpu_count() or 1]
-    limits += [math.ceil(quota / period) for quota, period in _granted(_QUOTA) if quota > 0]  # v1 says -1 for all
+    limits += [
+        math.ceil(quota / period) for quota, period in _granted(_QUOTA) if quota > 0
+    ]  # v1 says -1 for all
     return min(limits)
 
 
 def settle(count: int) -> None:
-    """Keep this thread, and those that it starts from now on, on the ``count`` CPUs that are least busy.
+    """Keep this thread, and those that it starts from now on, on the ``count`` CPUs that are least
+    busy.
 
-    For libraries whose threads spin however few one asks for. Nothing is done where the system cannot (macOS, Windows).
+    For libraries whose threads spin however few one asks for. Nothing is done where the system
+    cannot (macOS, Windows).
     """
     import psutil
 
@@ -85,7 +99,12 @@ def nvidia() -> str | None:
         return None
     try:
         answer = subprocess.run(
-            [tool, "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False
+            [tool, "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
         return None
@@ -93,8 +112,9 @@ def nvidia() -> str | None:
 
 
 def kinds() -> frozenset[str]:
-    """What a device file may name in ``machines``: architecture, "nvidia", "apple"; of this machine, or inside
-    ``there`` of those that steps run on, with ``device NAME`` for what they are besides."""
+    """What a device file may name in ``machines``: architecture, "nvidia", "apple"; of this
+    machine, or inside ``there`` of those that steps run on, with ``device NAME`` for what they are
+    besides."""
     if (told := _THERE.get()) is not None:
         return told
     apple = platform.system() == "Darwin" and architecture() == "arm64"
@@ -113,11 +133,13 @@ def there(found: frozenset[str]) -> Iterator[None]:
 
 
 def has(api: str) -> bool:
-    """Whether this machine surely has a unit with ``api``: the CPU, CUDA, Metal. Others only a runtime can tell."""
+    """Whether this machine surely has a unit with ``api``: the CPU, CUDA, Metal. Others only a
+    runtime can tell."""
     return TOLD.get(api) in kinds() or api == "cpu"
 
 
 def lacks(api: str) -> str | None:
-    """In words what is missing for ``api``, if this machine surely has no such unit; None if it may have one."""
+    """In words what is missing for ``api``, if this machine surely has no such unit; None if it may
+    have one."""
     words = {"cuda": "NVIDIA GPU", "metal": "Apple GPU"}
     return words[api] if api in TOLD and not has(api) else None

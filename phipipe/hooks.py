@@ -16,16 +16,20 @@ _QUOTED = re.compile(r'"([^"]*)"|(\S+)')
 
 
 def tell(hook: str, summary: Path, exit_code: int) -> str | None:
-    """Start the command ``hook`` with the path of ``summary`` (``batch.json``), or send that file to the URL ``hook``.
+    """Start the command ``hook`` with the path of ``summary`` (``batch.json``), or send that file
+    to the URL ``hook``.
 
-    A command finds the exit code in ``PHIPIPE_EXIT_CODE``; a URL gets a POST, JSON, with it in ``X-Phipipe-Exit-Code``.
-    Returns what went wrong, without what a URL may carry as a secret: the batch is done all the same.
+    A command finds the exit code in ``PHIPIPE_EXIT_CODE``; a URL gets a POST, JSON, with it in
+    ``X-Phipipe-Exit-Code``. Returns what went wrong, without what a URL may carry as a secret: the
+    batch is done all the same.
     """
     if re.match(r"https?://", hook, re.IGNORECASE):
         return _post(hook, summary, exit_code)
     environment = os.environ | {"PHIPIPE_EXIT_CODE": str(exit_code)}
     try:
-        done = subprocess.run([*_split(hook), str(summary)], env=environment, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            [*_split(hook), str(summary)], env=environment, timeout=TIMEOUT_S, check=False
+        )
     except (OSError, ValueError, IndexError) as error:
         return f"the hook `{hook}` does not start: {getattr(error, 'strerror', None) or error}"
     except subprocess.TimeoutExpired:
@@ -41,7 +45,11 @@ def doubt(hook: str) -> str | None:
         (program, *_) = _split(hook)
     except ValueError:
         return f"the hook `{hook}` does not start: it is no command"
-    return None if shutil.which(program) else f"the hook `{hook}` will not start: there is no command `{program}`"
+    return (
+        None
+        if shutil.which(program)
+        else f"the hook `{hook}` will not start: there is no command `{program}`"
+    )
 
 
 def _split(command: str) -> list[str]:
@@ -52,7 +60,9 @@ def _split(command: str) -> list[str]:
 
 
 def _post(url: str, summary: Path, exit_code: int) -> str | None:
-    host = re.sub(r"^(https?://)(?:[^/@]*@)?([^/?#]*).*$", r"\1\2", url, flags=re.IGNORECASE | re.DOTALL)
+    host = re.sub(
+        r"^(https?://)(?:[^/@]*@)?([^/?#]*).*$", r"\1\2", url, flags=re.IGNORECASE | re.DOTALL
+    )
     headers = {"Content-Type": "application/json", "X-Phipipe-Exit-Code": str(exit_code)}
     try:
         request = urllib.request.Request(url, summary.read_bytes(), headers, method="POST")
@@ -61,4 +71,7 @@ def _post(url: str, summary: Path, exit_code: int) -> str | None:
     except urllib.error.HTTPError as error:
         return f"the hook at {host} answered {error.code}"
     except (OSError, ValueError) as error:
-        return f"the hook at {host} cannot be reached: {getattr(error, 'reason', None) or type(error).__name__}"
+        return (
+            f"the hook at {host} cannot be reached: "
+            f"{getattr(error, 'reason', None) or type(error).__name__}"
+        )

@@ -1,7 +1,8 @@
-"""How a model and a text enter the store: from the package itself, a folder of the user's, or a hub (``remote``).
+"""How a model and a text enter the store: from the package itself, a folder of the user's, or a hub
+(``remote``).
 
-Only the files that a toolchain may see are taken (``models.ALLOWED``), by copy. The source itself is
-never changed, and what was copied must hash to what was read when the key was made.
+Only the files that a toolchain may see are taken (``models.ALLOWED``), by copy. The source itself
+is never changed, and what was copied must hash to what was read when the key was made.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 ASSETS = Path(str(package_files("phipipe"))) / "assets"
 BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
-BUILTIN_TEXTS = {"stories": ASSETS / "stories"}  # each a folder with ``evaluation.txt`` and ``calibration.txt``
+BUILTIN_TEXTS = {
+    "stories": ASSETS / "stories"
+}  # each a folder with ``evaluation.txt`` and ``calibration.txt``
 
 
 @dataclass(frozen=True)
 class Original:
-    """A recipe's source: its shape, the step that takes it into the store, and its licence if its hub names one."""
+    """A recipe's source: its shape, the step that takes it into the store, and its licence if its
+    hub names one."""
 
     checkpoint: Checkpoint
     step: Step
@@ -45,7 +49,11 @@ def original(source: Source, base: Path) -> Original:
         repo = remote.model_of(source)
         checkpoint, found = remote.checkpoint_of(repo)
         return Original(checkpoint, remote.source_step(repo, found), found.licence)
-    folder = BUILTIN_MODELS[source.builtin] if source.builtin is not None else user_paths.inside(base, str(source.path))
+    folder = (
+        BUILTIN_MODELS[source.builtin]
+        if source.builtin is not None
+        else user_paths.inside(base, str(source.path))
+    )
     checkpoint = models.read(folder)
     return Original(checkpoint, _source_step(checkpoint))
 
@@ -75,7 +83,8 @@ def text_step(text: Text, base: Path, purpose: str = "evaluation") -> Step:
     """The step that takes the text for ``purpose`` ("evaluation" or "calibration") into the store.
 
     Raises:
-        SourceError: the file is missing, a folder, (nearly) empty or not UTF-8; or the hub does not give it.
+        SourceError: the file is missing, a folder, (nearly) empty or not UTF-8; or the hub does not
+            give it.
     """
     name = "text" if purpose == "evaluation" else f"{purpose}-text"
     if text.dataset is not None:
@@ -100,7 +109,8 @@ def _text_path(text: Text, base: Path, purpose: str) -> Path:
 
 
 def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
-    """Whether one of the two texts contains the other, but for white space: then quantization saw the exam.
+    """Whether one of the two texts contains the other, but for white space: then quantization saw
+    the exam.
 
     Tables are compared as files: what reads them is in a toolchain.
 
@@ -116,7 +126,8 @@ def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
 
 
 def take(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: copy the files as they are. ``inputs["files"]`` is a folder, ``params["files"]`` the names in it.
+    """Step: copy the files as they are. ``inputs["files"]`` is a folder, ``params["files"]`` the
+    names in it.
 
     The executor adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
     with the one in the key, so a source that changes meanwhile is noticed.

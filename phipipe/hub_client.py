@@ -1,8 +1,8 @@
 """What a repository on the Hugging Face hub holds at a commit, asked with the hub's own client.
 
-The environment decides as everywhere with the hub: HF_ENDPOINT, HF_TOKEN or `hf auth login`, HF_HUB_OFFLINE,
-HF_HOME and HF_HUB_CACHE. A token goes to the endpoint alone, and only over TLS (or to this machine); it appears in no
-message.
+The environment decides as everywhere with the hub: HF_ENDPOINT, HF_TOKEN or `hf auth login`,
+HF_HUB_OFFLINE, HF_HOME and HF_HUB_CACHE. A token goes to the endpoint alone, and only over TLS (or
+to this machine); it appears in no message.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Repository:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files that phipipe takes, the pickles that it does not, and the licence that the model card names."""
+    """The files that phipipe takes, the pickles that it does not, and the licence that the model
+    card names."""
 
     files: tuple[Published, ...]
     pickles: tuple[str, ...] = ()
@@ -73,7 +74,9 @@ def endpoint() -> str:
     url = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise SourceError("HF_ENDPOINT is no address of a hub", hint="such as https://hub.example, or unset it")
+        raise SourceError(
+            "HF_ENDPOINT is no address of a hub", hint="such as https://hub.example, or unset it"
+        )
     return url
 
 
@@ -86,7 +89,8 @@ def token() -> str | None:
 
 
 def is_allowed(name: str) -> bool:
-    """Whether a checkpoint's file ``name`` is taken; never code, pickles, libraries, or what lies in a folder."""
+    """Whether a checkpoint's file ``name`` is taken; never code, pickles, libraries, or what lies
+    in a folder."""
     plain = not re.search(r"[/\\:\x00-\x1f]", name)  # on some system these lead elsewhere
     return plain and any(fnmatch.fnmatchcase(name, pattern) for pattern in models.ALLOWED)
 
@@ -99,17 +103,27 @@ def listing(repo: Repository) -> Listing:
     """
     info = _asked(
         repo,
-        lambda api: api.repo_info(repo.name, revision=repo.revision, files_metadata=True, timeout=TIMEOUT_S),
+        lambda api: api.repo_info(
+            repo.name, revision=repo.revision, files_metadata=True, timeout=TIMEOUT_S
+        ),
     )
     if info.sha != repo.revision:
-        raise SourceError(f"asked for `{repo.name}` at {repo.revision}, the hub answers for {str(info.sha)[:40]}")
+        raise SourceError(
+            f"asked for `{repo.name}` at {repo.revision}, the hub answers for {str(info.sha)[:40]}"
+        )
     names = [str(sibling.rfilename) for sibling in info.siblings or ()]
-    pickles = sorted(name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weights.PICKLES))
+    pickles = sorted(
+        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weights.PICKLES)
+    )
     files = [
-        _published(repo, s.rfilename, s.size, s.blob_id, s.lfs) for s in info.siblings or () if is_allowed(s.rfilename)
+        _published(repo, s.rfilename, s.size, s.blob_id, s.lfs)
+        for s in info.siblings or ()
+        if is_allowed(s.rfilename)
     ]
     licence = getattr(info.card_data, "license", None)
-    return Listing(tuple(sorted(files)), tuple(pickles), licence if isinstance(licence, str) else None)
+    return Listing(
+        tuple(sorted(files)), tuple(pickles), licence if isinstance(licence, str) else None
+    )
 
 
 def single(repo: Repository, file: str) -> Listing:
@@ -118,7 +132,12 @@ def single(repo: Repository, file: str) -> Listing:
     Raises:
         SourceError: as ``listing``, or there is no such file.
     """
-    found = _asked(repo, lambda api: api.get_paths_info(repo.name, [file], revision=repo.revision, repo_type=repo.kind))
+    found = _asked(
+        repo,
+        lambda api: api.get_paths_info(
+            repo.name, [file], revision=repo.revision, repo_type=repo.kind
+        ),
+    )
     for entry in found:
         if getattr(entry, "blob_id", None) and entry.path == file:
             return Listing((_published(repo, file, entry.size, entry.blob_id, entry.lfs),))
@@ -135,7 +154,10 @@ def commit_of(repo: Repository) -> str:
         message = f"cannot ask which commit `{repo.name}` is at: HF_HUB_OFFLINE is set"
         raise transfer.Unreachable(message, hint=OFFLINE_HINT)
     info = _asked(
-        repo, lambda api: api.repo_info(repo.name, revision=repo.revision, repo_type=repo.kind, timeout=TIMEOUT_S)
+        repo,
+        lambda api: api.repo_info(
+            repo.name, revision=repo.revision, repo_type=repo.kind, timeout=TIMEOUT_S
+        ),
     )
     if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):
         raise SourceError(f"the hub names no commit for `{repo.name}` at `{repo.revision}`")
@@ -145,7 +167,11 @@ def commit_of(repo: Repository) -> str:
 def _published(repo: Repository, name: str, size: object, blob: object, lfs: Any) -> Published:
     algorithm, digest, size = ("sha256", lfs.sha256, lfs.size) if lfs else ("git-sha1", blob, size)
     length = {"sha256": 64, "git-sha1": 40}[algorithm]
-    if not isinstance(size, int) or size < 0 or not re.fullmatch(f"[0-9a-f]{{{length}}}", str(digest)):
+    if (
+        not isinstance(size, int)
+        or size < 0
+        or not re.fullmatch(f"[0-9a-f]{{{length}}}", str(digest))
+    ):
         raise SourceError(f"the hub publishes no usable size and hash for `{name}` of `{repo}`")
     return Published(name, size, algorithm, str(digest))
 
@@ -165,36 +191,66 @@ def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
             raise SourceError(f"`{repo.name}` is no name that a repository can have") from None
         except library.errors.HfHubHTTPError as error:
             status, headers = int(error.response.status_code), error.response.headers
-            raise transfer.status_error(status, headers, lambda: refused(repo, status, headers)) from None
+            raise transfer.status_error(
+                status, headers, lambda: refused(repo, status, headers)
+            ) from None
         except http.TransportError as error:
             raise transfer.Fault(str(transfer.fault_of(error)), attempts=ASKS) from None
-        except (ValueError, TypeError, KeyError, AttributeError):  # a web page, or some other service
-            raise transfer.Fault(f"{urlsplit(endpoint()).netloc} does not answer like a hub", attempts=2) from None
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ):  # a web page, or some other service
+            raise transfer.Fault(
+                f"{urlsplit(endpoint()).netloc} does not answer like a hub", attempts=2
+            ) from None
 
     return transfer.patiently(once, f"cannot ask the hub about `{repo.name}`")
 
 
-def refused(repo: Repository, status: int, headers: Mapping[str, str], file: str = "") -> SourceError:
+def refused(
+    repo: Repository, status: int, headers: Mapping[str, str], file: str = ""
+) -> SourceError:
     """What the hub's refusal means, and what to do about it."""
     code = {name.lower(): value for name, value in headers.items()}.get("x-error-code", "")
     known = token() is not None
     if code == "GatedRepo":
-        who = "the account of your token has not accepted its licence" if known else "its licence has to be accepted"
+        who = (
+            "the account of your token has not accepted its licence"
+            if known
+            else "its licence has to be accepted"
+        )
         then = "with that account" if known else f"then {LOGIN}"
-        return SourceError(f"`{repo.name}` is gated: {who}", hint=f"accept it on {repo.page}, {then}")
+        return SourceError(
+            f"`{repo.name}` is gated: {who}", hint=f"accept it on {repo.page}, {then}"
+        )
     if status == 401 and known:
         hint = f"{LOGIN} to a new one; public models need none"
         return SourceError("the hub refuses your token: revoked, expired or mistyped", hint=hint)
     if code == "RevisionNotFound":
-        hint = "check `revision`, or write `main` there and run `phipipe pin RECIPE`: it takes today's commit"
+        hint = (
+            "check `revision`, or write `main` there and run `phipipe pin RECIPE`: it takes "
+            "today's commit"
+        )
         return SourceError(f"`{repo.name}` has no revision `{repo.revision}`", hint=hint)
     if code == "EntryNotFound" or (status == 404 and file and not code):
-        return SourceError(f"`{repo}` has no file `{file}`", hint=f"look at {repo.page}/tree/{repo.revision}")
+        return SourceError(
+            f"`{repo}` has no file `{file}`", hint=f"look at {repo.page}/tree/{repo.revision}"
+        )
     if status in (401, 404) or code == "RepoNotFound":
-        hint = "check the name; if it is private: " + ("your token's account may not read it" if known else LOGIN)
-        return SourceError(f"there is no {repo.kind} `{repo.name}` on the hub, or it is private", hint=hint)
+        hint = "check the name; if it is private: " + (
+            "your token's account may not read it" if known else LOGIN
+        )
+        return SourceError(
+            f"there is no {repo.kind} `{repo.name}` on the hub, or it is private", hint=hint
+        )
     if status == 403:
-        hint = f"give the token the right to read it, or accept its terms on {repo.page}" if known else LOGIN
+        hint = (
+            f"give the token the right to read it, or accept its terms on {repo.page}"
+            if known
+            else LOGIN
+        )
         return SourceError(f"the hub does not let you read `{repo.name}`", hint=hint)
     return SourceError(f"the hub answers {status} for `{repo.name}`", hint=f"look at {repo.page}")
 
@@ -217,15 +273,22 @@ def cached(repo: Repository, file: str) -> Path | None:
 
 
 def cached_listing(repo: Repository, file: str | None = None) -> Listing | None:
-    """What the hub client's own cache has of ``repo`` (of its one ``file``), None where it cannot vouch for it.
+    """What the hub client's own cache has of ``repo`` (of its one ``file``), None where it cannot
+    vouch for it.
 
-    Its blobs are named by the hash that the hub published. Where links are not possible it keeps plain copies, without
-    hashes: then the hub has to be asked once.
+    Its blobs are named by the hash that the hub published. Where links are not possible it keeps
+    plain copies, without hashes: then the hub has to be asked once.
     """
-    snapshot = _hub_cache() / f"{repo.kind}s--{repo.name.replace('/', '--')}" / "snapshots" / repo.revision
+    snapshot = (
+        _hub_cache() / f"{repo.kind}s--{repo.name.replace('/', '--')}" / "snapshots" / repo.revision
+    )
     if not snapshot.is_dir():
         return None
-    names = [file] if file else sorted(path.name for path in snapshot.iterdir() if is_allowed(path.name))
+    names = (
+        [file]
+        if file
+        else sorted(path.name for path in snapshot.iterdir() if is_allowed(path.name))
+    )
     files = []
     for name in names:
         blob = (snapshot / name).resolve()

@@ -11,7 +11,8 @@ AT_ONCE = 2  # one may compile for minutes; more than two only wait for the netw
 
 
 class Installs:
-    """Used from the run's own thread alone. ``going`` are installed now; ``failed`` could not be."""
+    """Used from the run's own thread alone. ``going`` are installed now; ``failed`` could not
+    be."""
 
     def __init__(self) -> None:
         self.going: set[str] = set()
@@ -29,7 +30,8 @@ class Installs:
         self._waiting.setdefault(tool, {})[node.identity] = node
 
     def next(self, is_due: Callable[[Node], bool]) -> Iterator[str]:
-        """Toolchains to be installed now, each of which is then ``going``; not those that nobody needs any more."""
+        """Toolchains to be installed now, each of which is then ``going``; not those that nobody
+        needs any more."""
         for tool in [tool for tool in self._waiting if tool not in self.going]:
             if not any(map(is_due, self._waiting[tool].values())):
                 del self._waiting[tool]

@@ -1,6 +1,8 @@
-"""Ctrl-C held back, so that a process that has just been started gets it when it can do something about it.
+"""Ctrl-C held back, so that a process that has just been started gets it when it can do something
+about it.
 
-A process inherits this from the one that starts it. Windows has no such thing: there, Ctrl-C comes at once.
+A process inherits this from the one that starts it. Windows has no such thing: there, Ctrl-C comes
+at once.
 """
 
 from __future__ import annotations

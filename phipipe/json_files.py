@@ -1,7 +1,8 @@
-"""JSON that strangers wrote: read within bounds, by RFC 8259 to the letter, or refused in one sentence.
+"""JSON that strangers wrote: read within bounds, by RFC 8259 to the letter, or refused in one
+sentence.
 
-Python's own reader takes ``NaN`` and ``Infinity``, keeps the last of doubled keys, makes ``inf`` of 1e400 and numbers
-of any length: what comes out of here has none of that.
+Python's own reader takes ``NaN`` and ``Infinity``, keeps the last of doubled keys, makes ``inf`` of
+1e400 and numbers of any length: what comes out of here has none of that.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from phipipe.errors import SourceError
 MAX_BYTES = 64 * 2**20  # the largest tokenizer.json of the field has about 35 MB
 MAX_DEPTH = 64
 MAX_DIGITS = 40  # of a whole number; 2**128 has 39
-# Text that never ends counts as text, or looking for each quote's partner would take the square of the length.
+# Text that never ends counts as text, or looking for each quote's partner would take the square of
+# the length.
 _QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NESTING = re.compile(rb"[\[\]{}]")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; two make one
 POINTER_BYTES = 1024  # as git-lfs has it, a pointer is shorter
-_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # what some editors begin UTF-8 and UTF-16 with
+_MARKS = (
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xfe\xff",
+)  # what some editors begin UTF-8 and UTF-16 with
 _HINT = "correct it there, or take the file again from where it came from"
 _POINTER = b"version https://git-lfs.github.com/"
 MAX_SHOWN = 120  # characters of a stranger's text in a message
@@ -57,29 +63,36 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise SourceError(f"`{path}` is no plain file")
         if status.st_size > max_bytes:
-            raise SourceError(f"`{path}` is too large: {status.st_size} bytes, at most {max_bytes} make sense")
+            raise SourceError(
+                f"`{path}` is too large: {status.st_size} bytes, at most {max_bytes} make sense"
+            )
         with path.open("rb") as stream:
             raw = stream.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        raise SourceError(f"cannot read `{path}`: {getattr(error, 'strerror', None) or error}") from None
+        raise SourceError(
+            f"cannot read `{path}`: {getattr(error, 'strerror', None) or error}"
+        ) from None
     refuse_pointer(raw[:100], path)
     return raw[:max_bytes]
 
 
 def refuse_pointer(raw: bytes, path: Path) -> None:
-    """Refuse a file of which git left a pointer to its content alone; ``raw`` is how ``path`` starts.
+    """Refuse a file of which git left a pointer to its content alone; ``raw`` is how ``path``
+    starts.
 
     Raises:
         SourceError: it is one.
     """
     if raw.startswith(_POINTER):
         raise SourceError(
-            f"`{path}` is a git-lfs pointer, not the file itself", hint=f"run `git lfs pull` in `{path.parent}`"
+            f"`{path}` is a git-lfs pointer, not the file itself",
+            hint=f"run `git lfs pull` in `{path.parent}`",
         )
 
 
 def shown(text: str) -> str:
-    """A stranger's ``text`` for a message: short, and nothing in it that a terminal would act on."""
+    """A stranger's ``text`` for a message: short, and nothing in it that a terminal would act
+    on."""
     short = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
     return short if short.isprintable() else ascii(short)[1:-1]
 
@@ -92,7 +105,8 @@ def parse(raw: bytes, path: Path) -> Any:
     """
     if raw.startswith(_MARKS):
         raise SourceError(
-            f"`{path}` is not valid JSON: it begins with a byte-order mark", hint="save it as UTF-8 without one"
+            f"`{path}` is not valid JSON: it begins with a byte-order mark",
+            hint="save it as UTF-8 without one",
         )
     if not raw.strip():
         raise SourceError(f"`{path}` is not valid JSON: it is empty", hint=_HINT)
@@ -110,7 +124,9 @@ def parse(raw: bytes, path: Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError:
-        raise SourceError(f"`{path}` is not valid JSON: half of a character stands alone", hint=_HINT) from None
+        raise SourceError(
+            f"`{path}` is not valid JSON: half of a character stands alone", hint=_HINT
+        ) from None
     except UnicodeDecodeError:
         raise SourceError(f"`{path}` is not valid JSON: it is not UTF-8", hint=_HINT) from None
     except ValueError as error:

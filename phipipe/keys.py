@@ -1,8 +1,10 @@
-"""What decides a step's bytes, as one digest: canonical JSON, file digests, tree digests, step keys.
+"""What decides a step's bytes, as one digest: canonical JSON, file digests, tree digests, step
+keys.
 
-Two records have the same key exactly when they mean the same to every step. The order of a mapping's keys means
-nothing; the order of a list, and every code point of a text, means something. 1 and 1.0 are one number (YAML and
-JSON writers turn one into the other), as are 0.0 and -0.0; True and 1 are not.
+Two records have the same key exactly when they mean the same to every step. The order of a
+mapping's keys means nothing; the order of a list, and every code point of a text, means something.
+1 and 1.0 are one number (YAML and JSON writers turn one into the other), as are 0.0 and -0.0; True
+and 1 are not.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any
 from phipipe.errors import StoreError
 
 FORMAT = 1
-"""Part of every key: raise it when the meaning of records changes, and old ones are ignored, never misread."""
+"""Part of every key: raise it when the meaning of records changes, and old ones are ignored, never
+misread."""
 
 _CHUNK = 2 * 2**20
 _THREADS = min(8, os.cpu_count() or 1)
@@ -39,13 +42,19 @@ class FileEntry:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON bytes that are the same for the same meaning: sorted keys, no spaces, whole floats as integers.
+    """JSON bytes that are the same for the same meaning: sorted keys, no spaces, whole floats as
+    integers.
 
     Raises:
-        StoreError: the value is not JSON (NaN, a key that is no string, half a surrogate pair, some object).
+        StoreError: the value is not JSON (NaN, a key that is no string, half a surrogate pair, some
+            object).
     """
-    try:  # not ensure_ascii: two halves of a surrogate pair would be written just as the character they resemble
-        return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+    # not ensure_ascii: two halves of a surrogate pair would be written just as the character they
+    # resemble
+    try:
+        return json.dumps(
+            _plain(value), separators=(",", ":"), sort_keys=True, ensure_ascii=False
+        ).encode()
     except (ValueError, RecursionError) as error:
         raise StoreError(f"a key cannot be made of this value: {error}") from None
 
@@ -55,7 +64,9 @@ def _plain(value: Any) -> Any:
     if kind in _SCALARS:
         return value
     if kind is dict and all(type(key) is str for key in value):
-        return {key: inner if type(inner) in _SCALARS else _plain(inner) for key, inner in value.items()}
+        return {
+            key: inner if type(inner) in _SCALARS else _plain(inner) for key, inner in value.items()
+        }
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float) and math.isfinite(value):
@@ -68,12 +79,14 @@ def _plain(value: Any) -> Any:
 
 
 def key_of(record: Mapping[str, Any]) -> str:
-    """A step's key: SHA-256 in hex over its canonical record, apart from every other kind of digest."""
+    """A step's key: SHA-256 in hex over its canonical record, apart from every other kind of
+    digest."""
     return hashlib.sha256(b"phipipe step\0" + canonical(record)).hexdigest()
 
 
 def tree_digest(entries: Iterable[FileEntry]) -> str:
-    """SHA-256 in hex over a tree's names (in Unicode's NFC) and contents, whatever order they come in.
+    """SHA-256 in hex over a tree's names (in Unicode's NFC) and contents, whatever order they come
+    in.
 
     Raises:
         StoreError: a name is absolute, leaves the tree, or clashes with another on some system.
@@ -84,12 +97,18 @@ def tree_digest(entries: Iterable[FileEntry]) -> str:
 
 
 def _check_names(names: list[str]) -> None:
-    """A tree must mean the same everywhere: also where case or Unicode form do not tell names apart."""
+    """A tree must mean the same everywhere: also where case or Unicode form do not tell names
+    apart."""
     seen: set[str] = set()
     folders: set[str] = set()
     for name in names:
         parts = name.split("/")
-        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
+        if (
+            "\\" in name
+            or "\0" in name
+            or any(part in ("", ".", "..") for part in parts)
+            or ":" in parts[0]
+        ):
             raise StoreError(f"`{name}` is no plain relative path")
         folded = unicodedata.normalize("NFC", name.casefold())
         if folded in seen:
@@ -114,7 +133,8 @@ def walk(folder: Path) -> dict[str, os.stat_result]:
     """POSIX path → status of every file below ``folder``, sorted by path.
 
     Raises:
-        StoreError: there is a link, a device, an empty folder: something that a tree of files cannot hold.
+        StoreError: there is a link, a device, an empty folder: something that a tree of files
+            cannot hold.
     """
     found: dict[str, os.stat_result] = {}
     waiting = [""]
@@ -131,7 +151,9 @@ def walk(folder: Path) -> dict[str, os.stat_result]:
             elif stat.S_ISREG(status.st_mode):
                 found[path] = status
             else:
-                raise StoreError(f"`{path}` is neither a plain file nor a folder: a step may not leave that")
+                raise StoreError(
+                    f"`{path}` is neither a plain file nor a folder: a step may not leave that"
+                )
     return dict(sorted(found.items()))
 
 
@@ -144,11 +166,15 @@ def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
     found = walk(folder)
     with ThreadPoolExecutor(threads or _THREADS) as pool:
         sums = pool.map(lambda path: hash_file(folder / path), found)
-        return [FileEntry(path, found[path].st_size, digest) for path, digest in zip(found, sums, strict=True)]
+        return [
+            FileEntry(path, found[path].st_size, digest)
+            for path, digest in zip(found, sums, strict=True)
+        ]
 
 
 def seal_record(record: Mapping[str, Any]) -> bytes:
-    """The bytes to store ``record`` as: JSON with a digest of itself, so that no flipped bit goes unseen."""
+    """The bytes to store ``record`` as: JSON with a digest of itself, so that no flipped bit goes
+    unseen."""
     rest = {name: value for name, value in record.items() if name != "check"}
     check = hashlib.sha256(b"phipipe record\0" + canonical(rest)).hexdigest()
     return json.dumps({**rest, "check": check}, indent=1).encode()
@@ -173,12 +199,17 @@ def open_record(raw: bytes, key: str) -> dict[str, Any]:
     """The record in ``raw``, which must be the very bytes that were sealed for ``key``.
 
     Raises:
-        StoreError: it is damaged: changed, another key's, or its digest is not that of the files it lists.
+        StoreError: it is damaged: changed, another key's, or its digest is not that of the files it
+            lists.
     """
     try:
         record = json.loads(raw)
         entries = [FileEntry(o["path"], o["size"], o["sha256"]) for o in record["outputs"]]
-        if raw == seal_record(record) and record["key"] == key and record["digest"] == tree_digest(entries):
+        if (
+            raw == seal_record(record)
+            and record["key"] == key
+            and record["digest"] == tree_digest(entries)
+        ):
             return dict(record)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass

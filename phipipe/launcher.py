@@ -1,9 +1,11 @@
-"""Programs that work on a folder for minutes, alone, and never longer than we live: how ``uv`` is run.
+"""Programs that work on a folder for minutes, alone, and never longer than we live: how ``uv`` is
+run.
 
-``run`` starts a launcher, a process in a session of its own, which starts the programs, each in one of its own too. The
-launcher's stdin is a pipe whose other end is ours. When that ends, we want no more or are dead, be it by ``kill -9``:
-then the launcher ends the program with all that it started, and removes what is half made. Until it is gone it keeps a
-lock, so whoever comes next knows when nobody is in the folder any more.
+``run`` starts a launcher, a process in a session of its own, which starts the programs, each in one
+of its own too. The launcher's stdin is a pipe whose other end is ours. When that ends, we want no
+more or are dead, be it by ``kill -9``: then the launcher ends the program with all that it started,
+and removes what is half made. Until it is gone it keeps a lock, so whoever comes next knows when
+nobody is in the folder any more.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ LOOK_S = 0.1
 HEARTBEAT_S = 60.0  # what takes minutes shall not look like a hang
 GRACE_S = 10.0  # that a launcher has to end its program and remove what it made
 SAID_BYTES = 65536  # of what a program says, the last ones are kept
-OWN_PATH = ("PYTHONPATH", "PYTHONHOME")  # for the launcher, which imports what we import; not for its programs
+OWN_PATH = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+)  # for the launcher, which imports what we import; not for its programs
 
 Beat = Callable[[float], None]  # hears, now and then, how many seconds have passed
 Stop = Callable[[], bool]  # whether somebody wants the end
@@ -40,8 +45,8 @@ Stop = Callable[[], bool]  # whether somebody wants the end
 class Job:
     """Programs to run one after another, until one fails.
 
-    ``busy`` is locked while they run; ``remove`` goes if we end before they do; ``temporary`` is a folder for what they
-    need meanwhile, and always goes; ``environment`` is all that they get.
+    ``busy`` is locked while they run; ``remove`` goes if we end before they do; ``temporary`` is a
+    folder for what they need meanwhile, and always goes; ``environment`` is all that they get.
     """
 
     commands: Sequence[Sequence[str]]
@@ -55,17 +60,32 @@ def run(job: Job, beat: Beat, stop: Stop) -> tuple[int, str]:
     """Exit code of the last program that ran, and the last of what all of them said on stderr.
 
     Raises:
-        Interrupted: ``stop`` said so. Then, and after any other exception, nothing of ``job`` runs any more.
+        Interrupted: ``stop`` said so. Then, and after any other exception, nothing of ``job`` runs
+            any more.
     """
-    paths = {"busy": str(job.busy), "remove": [str(p) for p in job.remove], "temporary": str(job.temporary)}
+    paths = {
+        "busy": str(job.busy),
+        "remove": [str(p) for p in job.remove],
+        "temporary": str(job.temporary),
+    }
     told = json.dumps({"commands": [[*command] for command in job.commands], **paths})
-    command = python_command(Path(sys.executable), "from phipipe.launcher import launch; launch()", told)
-    environment = {**job.environment, **{name: os.environ[name] for name in OWN_PATH if name in os.environ}}
+    command = python_command(
+        Path(sys.executable), "from phipipe.launcher import launch; launch()", told
+    )
+    environment = {
+        **job.environment,
+        **{name: os.environ[name] for name in OWN_PATH if name in os.environ},
+    }
     theirs, ours = os.pipe()
     with tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(
-                command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=said, env=environment, **own_group()
+                command,
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=environment,
+                **own_group(),
             )
         except BaseException:
             os.close(ours)
@@ -106,7 +126,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def alone(lock: Path, waits: Beat, stop: Stop) -> Iterator[None]:
-    """While this lasts, nobody else has ``lock``. ``waits`` hears at once if it has to be waited for, then each minute.
+    """While this lasts, nobody else has ``lock``. ``waits`` hears at once if it has to be waited
+    for, then each minute.
 
     Raises:
         Interrupted: ``stop`` said so.
@@ -133,7 +154,8 @@ def alone(lock: Path, waits: Beat, stop: Stop) -> Iterator[None]:
 
 
 def strays(program: str, folder: Path) -> Iterator[Any]:
-    """Processes of ``program`` that were told to work on ``folder``, and whose launcher was killed, too."""
+    """Processes of ``program`` that were told to work on ``folder``, and whose launcher was killed,
+    too."""
     import psutil
 
     for process in psutil.process_iter(["cmdline"]):
@@ -184,7 +206,11 @@ class _Launched:
         for command in commands:
             with self._changing:
                 process = self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, **own_group()
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=environment,
+                    **own_group(),
                 )
             code = process.wait()
             with self._changing:  # never to be had again if it was ``listen`` that ended it
@@ -205,5 +231,7 @@ class _Launched:
                 kill_tree(self._process.pid)
                 self._process.wait()
             for path in (*self._remove, self._home):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                    missing_ok=True
+                )
             os._exit(1)

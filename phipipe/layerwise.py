@@ -1,8 +1,10 @@
-"""A model in fp32 of which one decoder layer at a time is in memory: all texts go through a layer before the next.
+"""A model in fp32 of which one decoder layer at a time is in memory: all texts go through a layer
+before the next.
 
-transformers maps a checkpoint's weights as they are stored, and so they stay in its files; each layer is widened into
-the same memory when its turn comes. The arithmetic, operation by operation, is that of the whole model in fp32. (Where
-transformers merges what the files hold apart, as experts, the merged weights lie in memory in 16 bits.)
+transformers maps a checkpoint's weights as they are stored, and so they stay in its files; each
+layer is widened into the same memory when its turn comes. The arithmetic, operation by operation,
+is that of the whole model in fp32. (Where transformers merges what the files hold apart, as
+experts, the merged weights lie in memory in 16 bits.)
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 
     from phipipe.models import Checkpoint
 
-TOGETHER = 2**16  # tokens that go through the layers at once: their hidden states take 4 bytes a value
+TOGETHER = (
+    2**16
+)  # tokens that go through the layers at once: their hidden states take 4 bytes a value
 
 
-# An interpreter with torch and transformers. With it, `memory_bytes` was 11 % above the largest RssAnon of 20 samples a
-# second (Linux, 2 windows of 512 tokens, shape of Phi-3.5-mini: 1.43 GB).
+# An interpreter with torch and transformers. With it, `memory_bytes` was 11 % above the largest
+# RssAnon of 20 samples a second (Linux, 2 windows of 512 tokens, shape of Phi-3.5-mini: 1.43 GB).
 RUNTIME_BYTES = 2**29
 
 
@@ -35,7 +39,9 @@ def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
     ends = checkpoint.vocab_size * checkpoint.hidden_size
     layer = (checkpoint.parameters - ends * (1 if checkpoint.tied else 2)) // checkpoint.layers
     states = min(tokens, max(TOGETHER, window)) * checkpoint.hidden_size
-    scores = 3 * window * checkpoint.vocab_size  # a window's logits, and what its softmax makes of them
+    scores = (
+        3 * window * checkpoint.vocab_size
+    )  # a window's logits, and what its softmax makes of them
     whole = 0
     if checkpoint.weight_bytes not in (2 * checkpoint.parameters, 4 * checkpoint.parameters):
         whole = 4 * checkpoint.parameters  # of several dtypes, or quantized: nothing is mapped
@@ -45,7 +51,8 @@ def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
 
 
 def _check_finite(name: str, tensor: Any) -> None:
-    """Refuse a weight of the original that is no number: all that follows would be blamed on the conversion.
+    """Refuse a weight of the original that is no number: all that follows would be blamed on the
+    conversion.
 
     Raises:
         SourceError: names the tensor.
@@ -62,7 +69,8 @@ def _check_finite(name: str, tensor: Any) -> None:
 
 @dataclass
 class _Pass:
-    """One text on its way: ``hidden`` [1, tokens, hidden size], and what the model hands each layer beside it."""
+    """One text on its way: ``hidden`` [1, tokens, hidden size], and what the model hands each layer
+    beside it."""
 
     hidden: Any
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -80,10 +88,18 @@ class Layerwise:
 
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = torch_checkpoint.dtypes(folder)
-        dtype = stored.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32  # cast, nothing is mapped
-        settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+        dtype = (
+            stored.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+        )  # cast, nothing is mapped
+        settings: dict[str, Any] = {
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "use_safetensors": True,
+        }
         settings["config"] = transformers_tokenizer.config_of(folder)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **settings).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, **settings
+        ).eval()
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)
         self._room: dict[Any, Any] = {}
@@ -94,9 +110,13 @@ class Layerwise:
                 module.float()
         with torch.inference_mode():
             head = self._model.get_output_embeddings()
-            self._head = {name: tensor.float() for name, tensor in head.named_parameters(prefix="lm_head")}
+            self._head = {
+                name: tensor.float() for name, tensor in head.named_parameters(prefix="lm_head")
+            }
             for name, tensor in self._model.named_parameters():
-                if not any(tensor is inner for layer in self._layers for inner in layer.parameters()):
+                if not any(
+                    tensor is inner for layer in self._layers for inner in layer.parameters()
+                ):
                     _check_finite(name, tensor)
         self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
 
@@ -108,8 +128,8 @@ class Layerwise:
             return self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)).float()
 
     def logits(self, windows: Sequence[Sequence[int] | Any]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of every position of each window (ids, or vectors as of ``embed``), float32 [len(window), vocabulary],
-        in order."""
+        """Logits of every position of each window (ids, or vectors as of ``embed``), float32
+        [len(window), vocabulary], in order."""
         import torch
 
         group = max(1, TOGETHER // max(map(len, windows)))
@@ -123,8 +143,8 @@ class Layerwise:
                 yield made[0].numpy()
 
     def generate(self, prompts: Sequence[Sequence[int] | Any], limit: int) -> list[list[int]]:
-        """To each prompt (ids, or vectors as of ``embed``) at most ``limit`` token ids, chosen greedily; an end-of-text
-        token is the last."""
+        """To each prompt (ids, or vectors as of ``embed``) at most ``limit`` token ids, chosen
+        greedily; an end-of-text token is the last."""
         import torch
 
         pending: list[Sequence[int] | Any] = list(prompts)
@@ -146,7 +166,8 @@ class Layerwise:
         return answers
 
     def _enter(self, text: Sequence[int] | Any, cache: Any = None, cached: bool = False) -> _Pass:
-        """What reaches the layers: the model is run without them, and what it would have called them with is kept."""
+        """What reaches the layers: the model is run without them, and what it would have called
+        them with is kept."""
         hidden = (self.embed(text) if isinstance(text, Sequence) else text)[None]
         with self._without_layers() as calls:
             done = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=cached)
@@ -181,7 +202,8 @@ class Layerwise:
         return made
 
     def _leave(self, one: _Pass) -> Any:
-        """Logits [1, tokens, vocabulary] of a pass that is through: the model is run without its layers."""
+        """Logits [1, tokens, vocabulary] of a pass that is through: the model is run without its
+        layers."""
         from torch.func import functional_call
 
         with self._without_layers():
@@ -190,7 +212,8 @@ class Layerwise:
 
     @contextlib.contextmanager
     def _without_layers(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-        """The model without its layers; yields, call by call, what each was called with beside the hidden states."""
+        """The model without its layers; yields, call by call, what each was called with beside the
+        hidden states."""
         import torch
 
         calls = []

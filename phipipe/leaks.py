@@ -1,7 +1,7 @@
 """Paths of the build machine in what ships: found before anybody else finds them.
 
-Converters and tokenizers like to write down where they ran. Every file is searched as bytes, so graphs
-count too; files larger than ``MAX_BYTES`` hold weights only.
+Converters and tokenizers like to write down where they ran. Every file is searched as bytes, so
+graphs count too; files larger than ``MAX_BYTES`` hold weights only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ MAX_BYTES = 64 * 2**20
 SEP = rb"[\\/]+"
 REST = rb"[^\s\"'`<>|\x00-\x1f\x7f]*"  # as much of the path as is worth showing
 
-# Places that belong to a user or a run on some system, with at least one name below them. Not inside a
-# longer word, so that https://example.org/home/x is none.
+# Places that belong to a user or a run on some system, with at least one name below them. Not
+# inside a longer word, so that https://example.org/home/x is none.
 COMMON = (
     rb"/home",
     rb"/Users",
@@ -28,7 +28,8 @@ COMMON = (
     rb"[A-Za-z]:[\\/]+Users",
 )
 
-# One of these (or the last part of a folder of ours) is in everything that the pattern finds, and found much sooner.
+# One of these (or the last part of a folder of ours) is in everything that the pattern finds, and
+# found much sooner.
 NEEDED = (b"/home", b"/Users", b"/root", b"/tmp", b"/var", b"Users")
 
 
@@ -47,13 +48,17 @@ def find(folder: Path, own: Sequence[Path], quoted: Iterable[bytes] = ()) -> lis
     Args:
         folder: what will ship.
         own: folders of this machine; never allowed.
-        quoted: texts that are not ours: the source's own files, the model's answers. What they say of
-            other machines is no leak of this build.
+        quoted: texts that are not ours: the source's own files, the model's answers. What they say
+            of other machines is no leak of this build.
     """
     needed = [*NEEDED, *(_parts(path)[-1] for path in own if len(path.parts) > 2)]
     hits = list(_hits(folder, _pattern(own), needed))
     excused = [text for text in quoted if text] if any(not mine for _, mine in hits) else []
-    return [leak for leak, mine in hits if mine or not any(leak.path.encode() in text for text in excused)]
+    return [
+        leak
+        for leak, mine in hits
+        if mine or not any(leak.path.encode() in text for text in excused)
+    ]
 
 
 def _pattern(own: Sequence[Path]) -> re.Pattern[bytes]:
@@ -61,7 +66,15 @@ def _pattern(own: Sequence[Path]) -> re.Pattern[bytes]:
     common = rb"|".join(place + SEP + rb"[\w.-]" + REST for place in COMMON)
     if not mine:
         return re.compile(rb"(?<![\w.])(?:" + common + rb")")
-    return re.compile(rb"(?<![\w.])(?:(?P<own>(?:" + rb"|".join(mine) + rb")(?!\w)" + REST + rb")|" + common + rb")")
+    return re.compile(
+        rb"(?<![\w.])(?:(?P<own>(?:"
+        + rb"|".join(mine)
+        + rb")(?!\w)"
+        + REST
+        + rb")|"
+        + common
+        + rb")"
+    )
 
 
 def _parts(path: Path) -> list[bytes]:
@@ -69,7 +82,9 @@ def _parts(path: Path) -> list[bytes]:
     return [path.anchor.strip("\\/").encode(), *(part.encode() for part in path.parts[1:])]
 
 
-def _hits(folder: Path, pattern: re.Pattern[bytes], needed: Sequence[bytes]) -> Iterator[tuple[Leak, bool]]:
+def _hits(
+    folder: Path, pattern: re.Pattern[bytes], needed: Sequence[bytes]
+) -> Iterator[tuple[Leak, bool]]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.stat().st_size > MAX_BYTES:
             continue

@@ -1,9 +1,10 @@
-"""Strangers' chat templates and tokenizers, in a child that is limited: none takes more than it should, none hangs.
+"""Strangers' chat templates and tokenizers, in a child that is limited: none takes more than it
+should, none hangs.
 
-A template is a program, a tokenizer a pile of patterns and replacements: ten characters of either can ask for all
-memory, or for ever. Whatever library reads them, it does so in a child (``limited_child``) with limits of CPU time
-and memory on every call; how such a child ended is told in one sentence. It starts with the first call and serves
-until nobody has the object any more.
+A template is a program, a tokenizer a pile of patterns and replacements: ten characters of either
+can ask for all memory, or for ever. Whatever library reads them, it does so in a child
+(``limited_child``) with limits of CPU time and memory on every call; how such a child ended is told
+in one sentence. It starts with the first call and serves until nobody has the object any more.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ from phipipe.settings import child_environment
 
 MIB = 2**20
 SAMPLE_S = 0.05
-WALL_FACTOR, WALL_S = 15, 60.0  # a busy machine's seconds for one of CPU, and what is allowed on top
+WALL_FACTOR, WALL_S = (
+    15,
+    60.0,
+)  # a busy machine's seconds for one of CPU, and what is allowed on top
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
 CRASHES = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What one call may take: CPU time, memory above what the child had before, characters of the answer."""
+    """What one call may take: CPU time, memory above what the child had before, characters of the
+    answer."""
 
     cpu_s: float
     memory: int
@@ -51,11 +56,14 @@ OPEN = Bounds(cpu_s=20, memory=1024 * MIB)
 
 def for_text(length: int) -> Bounds:
     """For a text of ``length`` characters or tokens: slow tokenizers do 50,000 a second."""
-    return Bounds(cpu_s=20 + length / 20_000, memory=1024 * MIB + 512 * length, reply=MIB + 256 * length)
+    return Bounds(
+        cpu_s=20 + length / 20_000, memory=1024 * MIB + 512 * length, reply=MIB + 256 * length
+    )
 
 
 class Raised(StepFailed):
-    """What was called raised an exception of its own, within its limits; ``kind`` is the exception's class."""
+    """What was called raised an exception of its own, within its limits; ``kind`` is the
+    exception's class."""
 
     DETAILS = ("kind",)
 
@@ -65,11 +73,13 @@ class Raised(StepFailed):
 
 
 class Child:
-    """A child that opens one object by ``opener`` ("module:function") and calls its methods within limits.
+    """A child that opens one object by ``opener`` ("module:function") and calls its methods within
+    limits.
 
-    ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and ``what`` stand in
-    messages. ``bounds`` are those of opening; with ``templates``, by name, it is a tokenizer: these are compiled
-    before it is opened, since runtimes do so with parsers that take their time, and it is tried on a text then.
+    ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and
+    ``what`` stand in messages. ``bounds`` are those of opening; with ``templates``, by name, it is
+    a tokenizer: these are compiled before it is opened, since runtimes do so with parsers that take
+    their time, and it is tried on a text then.
     """
 
     def __init__(
@@ -134,12 +144,14 @@ class Child:
         self.close()
         try:
             process = subprocess.Popen(
-                python_command(Path(sys.executable), "from phipipe.limited_child import main; main()"),
+                python_command(Path(sys.executable), "from phipipe.limited_child import main; " "main()"),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii",
                 env=child_environment(offline=True, keep_path=True) | ONE_THREAD,
             )  # fmt: skip
         except OSError as error:
-            raise ToolchainError(f"`{sys.executable}` cannot be started: {error.strerror}") from None
+            raise ToolchainError(
+                f"`{sys.executable}` cannot be started: {error.strerror}"
+            ) from None
         self._process, self._lines = process, queue.SimpleQueue()
         self._end = weakref.finalize(self, _finish, process)
         threading.Thread(target=_read, args=(process.stdout, self._lines), daemon=True).start()
@@ -149,9 +161,13 @@ class Child:
             for name, text in (self._templates or {}).items():
                 self._compile(name, text)
             try:
-                self.facts = self._ask("open", [self._opener, self._arguments, tokenizer], self._bounds, self._what)
+                self.facts = self._ask(
+                    "open", [self._opener, self._arguments, tokenizer], self._bounds, self._what
+                )
             except Raised as error:
-                raise SourceError(f"the {self._whose}'s {self._what} cannot be used: {error}") from None
+                raise SourceError(
+                    f"the {self._whose}'s {self._what} cannot be used: {error}"
+                ) from None
         except BaseException:
             self.close()
             raise
@@ -160,7 +176,9 @@ class Child:
         try:
             self._ask("compile", [text], RENDER, "chat template")
         except Raised as error:
-            raise SourceError(f"the {self._whose}'s chat template `{name}` is no valid one: {error}") from None
+            raise SourceError(
+                f"the {self._whose}'s chat template `{name}` is no valid one: {error}"
+            ) from None
 
     def _ask(self, method: str, arguments: Sequence[Any], bounds: Bounds, what: str) -> Any:
         process = self._process
@@ -227,7 +245,8 @@ class Child:
             return self._over(what, f"makes the program that reads it crash ({name})")
         if name == "SIGKILL":
             return StepKilled(
-                f"reading the {self._whose}'s {what} was killed by SIGKILL: most likely the system ran out of memory",
+                f"reading the {self._whose}'s {what} was killed by SIGKILL: most likely the "
+                f"system ran out of memory",
                 hint="close other programs",
             )
         if name.startswith("SIG"):
@@ -236,7 +255,8 @@ class Child:
 
 
 class LimitedTokenizer:
-    """``Tokenizer`` over one that lives in a limited child; see ``transformers_tokenizer`` for what ``facts`` holds."""
+    """``Tokenizer`` over one that lives in a limited child; see ``transformers_tokenizer`` for what
+    ``facts`` holds."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -244,21 +264,27 @@ class LimitedTokenizer:
         self.facts = child.facts
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of ``text``; with ``special``, those that the tokenizer adds to a text too (transformers' only)."""
+        """Ids of ``text``; with ``special``, those that the tokenizer adds to a text too
+        (transformers' only)."""
         more = [True] if special else []
-        found: list[int] = self._child.call("encode", text, *more, bounds=for_text(len(text)), what="tokenizer")
+        found: list[int] = self._child.call(
+            "encode", text, *more, bounds=for_text(len(text)), what="tokenizer"
+        )
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, without special tokens."""
-        return str(self._child.call("decode", list(ids), bounds=for_text(len(ids)), what="tokenizer"))
+        return str(
+            self._child.call("decode", list(ids), bounds=for_text(len(ids)), what="tokenizer")
+        )
 
     def token(self, number: int) -> str:
         """What stands in the vocabulary as ``number`` (transformers' only)."""
         return str(self._child.call("token", number, bounds=for_text(1), what="tokenizer"))
 
     def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
-        """A chat in the template; ready for the answer with ``ask`` (without it, transformers' only)."""
+        """A chat in the template; ready for the answer with ``ask`` (without it, transformers'
+        only)."""
         more = [] if ask else [False]
         chat = [dict(message) for message in messages]
         return str(self._child.call("render", chat, *more, bounds=RENDER, what="chat template"))
@@ -268,7 +294,9 @@ class LimitedTokenizer:
         self._child.close()
 
 
-def tokenizer(opener: str, folder: Path, imports: Sequence[str], whose: str = "package") -> LimitedTokenizer:
+def tokenizer(
+    opener: str, folder: Path, imports: Sequence[str], whose: str = "package"
+) -> LimitedTokenizer:
     """The tokenizer that ``opener`` ("module:function") makes of ``folder``, in a limited child.
 
     Raises:
@@ -277,7 +305,9 @@ def tokenizer(opener: str, folder: Path, imports: Sequence[str], whose: str = "p
         ImportError: this Python lacks a library.
     """
     templates = template_files.read(folder) if folder.is_dir() else {}
-    return LimitedTokenizer(Child(opener, str(folder), imports=imports, whose=whose, templates=templates))
+    return LimitedTokenizer(
+        Child(opener, str(folder), imports=imports, whose=whose, templates=templates)
+    )
 
 
 def ending(code: int) -> str:

@@ -1,11 +1,12 @@
 """Child side of ``limited``: does what strangers' files can make endless, and dies of it alone.
 
 reads   one request per line on stdin, as JSON
-        {"id", "call", "arguments", "cpu_s", "memory", "reply"}: limits in seconds of CPU, bytes above what the child
-        had before, and characters of the answer
-says    one answer per line on stdout: {"id", "value"}, or {"id", "over" | "raised" | "missing", "message"}
-ends    when stdin does, and after anything that may have left it without memory
-dies    by SIGPROF when its CPU time is up: native code that holds the interpreter's lock hears of nothing else
+        {"id", "call", "arguments", "cpu_s", "memory", "reply"}: limits in seconds of CPU, bytes
+        above what the child had before, and characters of the answer
+says    one answer per line on stdout: {"id", "value"}, or {"id", "over" | "raised" | "missing",
+"message"} ends    when stdin does, and after anything that may have left it without memory
+dies    by SIGPROF when its CPU time is up: native code that holds the interpreter's lock hears of
+nothing else
 
 Where the system cannot limit a process (Windows; memory on macOS), the parent looks on and kills.
 """
@@ -55,7 +56,11 @@ class Server:
         except ImportError as error:
             return {"missing": error.name or "", "message": str(error)[:TOLD]}
         except (MemoryError, RecursionError, OverflowError) as error:
-            return {"over": type(error).__name__, "message": str(error)[:TOLD], "peak": _sizes().get("VmHWM", 0)}
+            return {
+                "over": type(error).__name__,
+                "message": str(error)[:TOLD],
+                "peak": _sizes().get("VmHWM", 0),
+            }
         except BaseException as error:  # noqa: BLE001 (templates and libraries raise whatever they like)
             over = {"over": "MemoryError"} if NO_MEMORY.search(str(error)[:TOLD]) else {}
             return {"raised": type(error).__name__, "message": str(error)[:TOLD], **over}
@@ -76,7 +81,8 @@ class Server:
         importlib.import_module("phipipe.chat_templates").Template(template)
 
     def open(self, opener: str, arguments: Sequence[str], trial: bool) -> Any:
-        """Make the object that later calls go to, by ``module:function``; a tokenizer is tried on a text."""
+        """Make the object that later calls go to, by ``module:function``; a tokenizer is tried on a
+        text."""
         module, _, function = opener.partition(":")
         self._opened = getattr(importlib.import_module(module), function)(*arguments)
         if trial:
@@ -99,8 +105,13 @@ class Server:
         import resource
 
         base, before = self._base or _sizes(), {}
-        for name, kind, room in (("VmData", resource.RLIMIT_DATA, memory), ("VmSize", resource.RLIMIT_AS, 4 * memory)):
-            if name in base:  # address space is reserved more than it is used: by each thread's heap
+        for name, kind, room in (
+            ("VmData", resource.RLIMIT_DATA, memory),
+            ("VmSize", resource.RLIMIT_AS, 4 * memory),
+        ):
+            if (
+                name in base
+            ):  # address space is reserved more than it is used: by each thread's heap
                 before[kind] = resource.getrlimit(kind)
                 wanted, most = base[name] + room, before[kind][1]
                 resource.setrlimit(kind, (wanted if most < 0 else min(wanted, most), most))
@@ -134,7 +145,8 @@ def main() -> None:
 
 
 def _sizes() -> dict[str, int]:
-    """Bytes of writable memory, of address space, and the most that was in memory; nothing where it is not told."""
+    """Bytes of writable memory, of address space, and the most that was in memory; nothing where it
+    is not told."""
     found = {}
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text("ascii", errors="replace").splitlines():

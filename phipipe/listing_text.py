@@ -13,7 +13,9 @@ Row = Mapping[str, Any]
 
 def devices(rows: Sequence[output_lists.Device]) -> str:
     """The list of devices."""
-    return table([{"device": row.device, "units": " ".join(row.units), "title": row.title} for row in rows])
+    return table(
+        [{"device": row.device, "units": " ".join(row.units), "title": row.title} for row in rows]
+    )
 
 
 def device(row: output_lists.DeviceDetails) -> str:
@@ -23,7 +25,10 @@ def device(row: output_lists.DeviceDetails) -> str:
         for backend, precisions in unit.backends.items():
             words = " ".join((unit.unit, *precisions))
             builds[backend] = f"{builds[backend]}; {words}" if backend in builds else words
-    units = {u.unit: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions) for u in row.units}
+    units = {
+        u.unit: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions)
+        for u in row.units
+    }
     told = {
         "device": row.device,
         "title": row.title,
@@ -43,8 +48,12 @@ def device(row: output_lists.DeviceDetails) -> str:
 
 def backends(rows: Sequence[output_lists.Backend]) -> str:
     """The list of backends."""
-    cells = [(row.backend, " ".join(row.precisions), " ".join(row.units), row.title) for row in rows]
-    return table([dict(zip(("backend", "precisions", "units", "title"), row, strict=True)) for row in cells])
+    cells = [
+        (row.backend, " ".join(row.precisions), " ".join(row.units), row.title) for row in rows
+    ]
+    return table(
+        [dict(zip(("backend", "precisions", "units", "title"), row, strict=True)) for row in cells]
+    )
 
 
 def backend(row: output_lists.BackendDetails) -> str:
@@ -53,7 +62,12 @@ def backend(row: output_lists.BackendDetails) -> str:
         name: {"default": option.default, "type": option.type, "what": option.what}
         for name, option in row.quantize.items()
     }
-    told = {"backend": row.backend, "title": row.title, "toolchain": row.toolchain, "precisions": row.precisions}
+    told = {
+        "backend": row.backend,
+        "title": row.title,
+        "toolchain": row.toolchain,
+        "precisions": row.precisions,
+    }
     return outline({**told, "quantize": options or "nothing to set"})
 
 
@@ -106,7 +120,9 @@ def runs(rows: Sequence[output_lists.Run]) -> str:
 
 def cells(row: Row) -> dict[str, Any]:
     """A row of data as people read it."""
-    words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()}
+    words = {
+        name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()
+    }
     return {name: "–" if value is None else value for name, value in words.items()}
 
 
@@ -139,7 +155,9 @@ def table(rows: Sequence[Row]) -> str:
     columns = list(rows[0])
     lines = [columns, *([str(row[c]) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def outline(row: Row) -> str:
@@ -173,7 +191,9 @@ def human(size: int) -> str:
 
 
 def _ago(moment: str) -> str:
-    seconds = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)).total_seconds()
+    seconds = (
+        datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
+    ).total_seconds()
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"

@@ -13,7 +13,9 @@ from phipipe.console import AS_JSON, Listing, cli, echo
 T = TypeVar("T")
 
 
-@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe devices show intel-npu")
+@cli.group(
+    cls=Listing, invoke_without_command=True, epilog="Example:  phipipe devices show intel-npu"
+)
 @AS_JSON
 @click.pass_context
 def devices(context: click.Context, as_json: bool) -> None:
@@ -34,7 +36,9 @@ def devices_show(name: str, as_json: bool) -> None:
     _show(catalogue.device(name), as_json, listing_text.device)
 
 
-@cli.group(cls=Listing, invoke_without_command=True, epilog="Example:  phipipe backends show onnxruntime")
+@cli.group(
+    cls=Listing, invoke_without_command=True, epilog="Example:  phipipe backends show onnxruntime"
+)
 @AS_JSON
 @click.pass_context
 def backends(context: click.Context, as_json: bool) -> None:

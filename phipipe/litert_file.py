@@ -1,4 +1,5 @@
-"""LiteRT's files: the matrices of a ``.tflite``, read back and checked; the LiteRT-LM bundle around one."""
+"""LiteRT's files: the matrices of a ``.tflite``, read back and checked; the LiteRT-LM bundle around
+one."""
 
 from __future__ import annotations
 
@@ -50,8 +51,14 @@ def read(path: Path) -> list[Weight]:
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    kinds = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
-    operators = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+    kinds = {
+        number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)
+    }
+    operators = {
+        number: name
+        for name, number in vars(schema.BuiltinOperator).items()
+        if isinstance(number, int)
+    }
     model: Any = tfl_flatbuffer_utils.read_model(str(path))
     found = []
     for graph in model.subgraphs:
@@ -60,10 +67,18 @@ def read(path: Path) -> list[Weight]:
             reader = operators[max(code.builtinCode, code.deprecatedBuiltinCode)]
             for index in operator.inputs:
                 tensor = graph.tensors[index] if index >= 0 else None
-                if tensor is None or tensor.shape is None or sum(length > 1 for length in tensor.shape) < 2:
+                if (
+                    tensor is None
+                    or tensor.shape is None
+                    or sum(length > 1 for length in tensor.shape) < 2
+                ):
                     continue
                 if _is_stored(model.buffers[tensor.buffer]):
-                    found.append(_weight(f"{graph.name.decode()}:{tensor.name.decode()}", tensor, kinds, reader))
+                    found.append(
+                        _weight(
+                            f"{graph.name.decode()}:{tensor.name.decode()}", tensor, kinds, reader
+                        )
+                    )
     if not found:
         raise StepFailed(f"`{path.name}` holds no weights")
     return found
@@ -71,7 +86,9 @@ def read(path: Path) -> list[Weight]:
 
 def _is_stored(buffer: Any) -> bool:
     """Whether the buffer has content; above 2 GB it lies behind the flatbuffer, at an offset."""
-    return bool(buffer.offset and buffer.offset > 1) or (buffer.data is not None and len(buffer.data) > 0)
+    return bool(buffer.offset and buffer.offset > 1) or (
+        buffer.data is not None and len(buffer.data) > 0
+    )
 
 
 def _weight(name: str, tensor: Any, kinds: Mapping[int, str], reader: str) -> Weight:
@@ -95,31 +112,42 @@ def _weight(name: str, tensor: Any, kinds: Mapping[int, str], reader: str) -> We
 
 
 def verify(before: Sequence[Weight], after: Sequence[Weight], params: Mapping[str, Json]) -> None:
-    """``after`` holds the matrices of ``before``, stored as ``params`` (``bits``, ``group_size``, ``scheme``) ask.
+    """``after`` holds the matrices of ``before``, stored as ``params`` (``bits``, ``group_size``,
+    ``scheme``) ask.
 
     Raises:
         StepFailed: names the first that is not as it should be.
     """
     shapes = [{weight.name: weight.shape for weight in found} for found in (before, after)]
     if shapes[0] != shapes[1]:
-        changed = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+        changed = sorted(
+            name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)
+        )
         raise StepFailed(f"the quantizer lost or changed `{changed[0]}`")
     for weight in after:
         bits = BITS.get(weight.kind)
         if (bits, weight.group) != (params["bits"], params["group_size"]):
             asked = f"{params['bits']} bits and {_words(params['group_size'])}"
             raise StepFailed(
-                f"`{weight.name}` was asked for in {asked}, and is stored as {weight.kind} with {_words(weight.group)}"
+                f"`{weight.name}` was asked for in {asked}, and is stored as {weight.kind} with "
+                f"{_words(weight.group)}"
             )
         if not weight.symmetric:
-            raise StepFailed(f"`{weight.name}` is stored with zero points; LiteRT's weights are symmetric")
+            raise StepFailed(
+                f"`{weight.name}` is stored with zero points; LiteRT's weights are symmetric"
+            )
         if weight.dequantized != (params["scheme"] == "weight_only"):
             asked = params["scheme"]
-            raise StepFailed(f"`{weight.name}` is read by {weight.reader}, which is not how `{asked}` weights are used")
+            raise StepFailed(
+                f"`{weight.name}` is read by {weight.reader}, which is not how `{asked}` "
+                f"weights are used"
+            )
 
 
 def _words(group: int) -> str:
-    return {0: "no scale", -1: "one scale a row", -2: "scales of another kind"}.get(group, f"groups of {group}")
+    return {0: "no scale", -1: "one scale a row", -2: "scales of another kind"}.get(
+        group, f"groups of {group}"
+    )
 
 
 def verify_floats(weights: Sequence[Weight]) -> None:
@@ -134,7 +162,8 @@ def verify_floats(weights: Sequence[Weight]) -> None:
 
 
 def write_bundle(folder: Path, target: Path, context_length: int) -> None:
-    """The LiteRT-LM bundle of ``folder``'s model, tokenizer and chat template; its bytes depend on these alone.
+    """The LiteRT-LM bundle of ``folder``'s model, tokenizer and chat template; its bytes depend on
+    these alone.
 
     Raises:
         StepFailed: there is no tokenizer, or the bundle does not hold the model's very bytes.
@@ -149,14 +178,22 @@ def write_bundle(folder: Path, target: Path, context_length: int) -> None:
     metadata.write_bytes(_llm_metadata(folder, context_length))
     try:
         made.add_llm_metadata(str(metadata))
-        if (folder / "tokenizer.json").is_file():  # `tokenizer.model` does not know the tokens added to it
+        if (
+            folder / "tokenizer.json"
+        ).is_file():  # `tokenizer.model` does not know the tokens added to it
             made.add_hf_tokenizer(str(folder / "tokenizer.json"))
         elif (folder / "tokenizer.model").is_file():
             made.add_sentencepiece_tokenizer(str(folder / "tokenizer.model"))
         else:
-            raise StepFailed("LiteRT-LM needs `tokenizer.json` or `tokenizer.model`, and the checkpoint has neither")
+            raise StepFailed(
+                "LiteRT-LM needs `tokenizer.json` or `tokenizer.model`, and the checkpoint has "
+                "neither"
+            )
         made.add_tflite_model(str(folder / MODEL), builder.TfLiteModelType.PREFILL_DECODE)
-        entries = [builder.Metadata(key=key, value=value, dtype=builder.DType.STRING) for key, value in fixed.items()]
+        entries = [
+            builder.Metadata(key=key, value=value, dtype=builder.DType.STRING)
+            for key, value in fixed.items()
+        ]
         # The builder would write a random identity and the time of day.
         builder.populate_system_metadata = lambda _: entries
         with target.open("wb") as stream:
@@ -174,7 +211,8 @@ def _sha256(path: Path) -> str:
 
 
 def _llm_metadata(folder: Path, context_length: int) -> bytes:
-    """Begin and end of text, the chat template and the length of the cache, as LiteRT-LM reads them."""
+    """Begin and end of text, the chat template and the length of the cache, as LiteRT-LM reads
+    them."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
     from phipipe import transformers_tokenizer
@@ -199,31 +237,42 @@ def _llm_metadata(folder: Path, context_length: int) -> bytes:
 
 
 def _begins_with_bos(tokenizer: LimitedTokenizer, template: object) -> bool:
-    """Whether prompts really begin with the token that the tokenizer declares: LiteRT-LM would put it there."""
+    """Whether prompts really begin with the token that the tokenizer declares: LiteRT-LM would put
+    it there."""
     begin = tokenizer.facts["bos_token_id"]
     if begin is None:
         return False
     texts = [tokenizer.encode("x", special=True)]
     if isinstance(template, str):
-        texts.append(tokenizer.encode(tokenizer.render([{"role": "user", "content": "x"}], ask=False)))
+        texts.append(
+            tokenizer.encode(tokenizer.render([{"role": "user", "content": "x"}], ask=False))
+        )
     return any(ids[:1] == [begin] for ids in texts)
 
 
 def _asked(render: Render, bos: str, *roles: str) -> str:
-    """A chat of ``roles``, each saying ``MARK``, ready for the answer; without the token that begins every text."""
+    """A chat of ``roles``, each saying ``MARK``, ready for the answer; without the token that
+    begins every text."""
     messages = [{"role": role, "content": MARK} for role in roles]
     return render(messages).removeprefix(bos)
 
 
 def _affixes(render: Render, bos: str) -> dict[str, tuple[str, str]]:
-    """What the chat template puts before and after a message, by LiteRT-LM's names of roles; empty if it is not so.
+    """What the chat template puts before and after a message, by LiteRT-LM's names of roles; empty
+    if it is not so.
 
-    LiteRT-LM hands templates a list of parts where Phi's expect the text, and fails; with affixes it does not.
-    What leads to the answer counts to the user's message: only the order of the pieces matters.
+    LiteRT-LM hands templates a list of parts where Phi's expect the text, and fails; with affixes
+    it does not. What leads to the answer counts to the user's message: only the order of the pieces
+    matters.
     """
     before, *rest = _asked(render, bos, "user").split(MARK)
     pieces = _asked(render, bos, "user", "assistant", "user").split(MARK)
-    if len(rest) != 1 or len(pieces) != 4 or pieces[::3] != [before, rest[0]] or pieces[1] != rest[0]:
+    if (
+        len(rest) != 1
+        or len(pieces) != 4
+        or pieces[::3] != [before, rest[0]]
+        or pieces[1] != rest[0]
+    ):
         return {}
     if not pieces[2].endswith(before):
         return {}
@@ -238,10 +287,13 @@ def _affixes(render: Render, bos: str) -> dict[str, tuple[str, str]]:
 
 
 def ends(folder: Path) -> tuple[int, ...]:
-    """Ids that end a text: of ``generation_config.json`` where it names any, else of ``config.json``."""
+    """Ids that end a text: of ``generation_config.json`` where it names any, else of
+    ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         found = (
-            json.loads((folder / name).read_text("utf-8")).get("eos_token_id") if (folder / name).is_file() else None
+            json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            if (folder / name).is_file()
+            else None
         )
         if found is not None:
             return tuple(sorted(found)) if isinstance(found, list) else (int(found),)
@@ -250,7 +302,8 @@ def ends(folder: Path) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def bundled(path: Path) -> Iterator[memoryview]:
-    """The ``.tflite`` inside a LiteRT-LM bundle, as a view of the mapped file; valid within the context."""
+    """The ``.tflite`` inside a LiteRT-LM bundle, as a view of the mapped file; valid within the
+    context."""
     begin, end = _section(path)
     with (
         path.open("rb") as stream,

@@ -28,7 +28,9 @@ def tensors(path: Path) -> Sequence[Tensor]:
     import gguf
 
     reader = gguf.GGUFReader(path)
-    return [Tensor(t.name, t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in reader.tensors]
+    return [
+        Tensor(t.name, t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in reader.tensors
+    ]
 
 
 def linears(path: Path) -> Sequence[Tensor]:
@@ -50,10 +52,11 @@ def check_floats(path: Path, kind: str) -> None:
 
 
 def check_quantized(path: Path, kind: str, params: Params) -> None:
-    """Layers are stored in ``kind`` or in what the options name; nothing was left at 16 bits unasked.
+    """Layers are stored in ``kind`` or in what the options name; nothing was left at 16 bits
+    unasked.
 
-    llama.cpp's mixed types keep some layers in others; ``kind`` must then still be the one of most weights
-    that it did not raise.
+    llama.cpp's mixed types keep some layers in others; ``kind`` must then still be the one of most
+    weights that it did not raise.
 
     Raises:
         StepFailed: something else was written.
@@ -62,7 +65,9 @@ def check_quantized(path: Path, kind: str, params: Params) -> None:
     asked = _asked(found, params)
     for name, wanted in asked.items():
         if found[name].type != wanted:
-            raise StepFailed(f"`{name}` was asked for in {wanted}, and llama.cpp stored {found[name].type}")
+            raise StepFailed(
+                f"`{name}` was asked for in {wanted}, and llama.cpp stored {found[name].type}"
+            )
     left = [t for t in found.values() if t.type in FLOATS and t.name not in asked]
     if left:
         raise StepFailed(f"llama.cpp left `{left[0].name}` in {left[0].type}")
@@ -70,7 +75,9 @@ def check_quantized(path: Path, kind: str, params: Params) -> None:
     strays = [t for t in layers if t.type != kind] if params["pure"] else []
     if strays or (layers and not any(t.type == kind for t in layers)):
         stray = (strays or layers)[0]
-        raise StepFailed(f"asked for {params['type']}, but `{stray.name}` is stored in {stray.type}")
+        raise StepFailed(
+            f"asked for {params['type']}, but `{stray.name}` is stored in {stray.type}"
+        )
 
 
 def _asked(found: dict[str, Tensor], params: Params) -> dict[str, str]:

@@ -17,9 +17,9 @@ FILE = "imatrix.npz"
 def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: mean square of every linear's inputs over the calibration tokens, as ``imatrix.npz``.
 
-    ``inputs``: source, calibration. Keys are GGUF's tensor names, values float32 [inputs of that linear].
-    The same sums that llama.cpp's own tool takes (tools/imatrix: sum of squares / number of tokens), but
-    from fp32 activations of the original.
+    ``inputs``: source, calibration. Keys are GGUF's tensor names, values float32 [inputs of that
+    linear]. The same sums that llama.cpp's own tool takes (tools/imatrix: sum of squares / number
+    of tokens), but from fp32 activations of the original.
 
     Raises:
         StepFailed: a linear has no name in GGUF, or some input never was non-zero.
@@ -28,8 +28,15 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    settings |= {"config": transformers_tokenizer.config_of(inputs["source"]), "dtype": torch.float32}
+    settings: dict[str, Any] = {
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
+    settings |= {
+        "config": transformers_tokenizer.config_of(inputs["source"]),
+        "dtype": torch.float32,
+    }
     model = AutoModelForCausalLM.from_pretrained(inputs["source"], **settings).eval()
     windows = np.load(inputs["calibration"] / "tokens.npy")
     sums: dict[str, Any] = {}
@@ -45,10 +52,20 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     for hook in hooks:
         hook.remove()
     rename = _names(model.config.model_type, model.config.num_hidden_layers)
-    vectors = {f"{rename(name)}.weight": (total / windows.size).numpy() for name, total in sums.items()}
-    dead = [name for name, values in vectors.items() if not np.isfinite(values).all() or not values.any()]
+    vectors = {
+        f"{rename(name)}.weight": (total / windows.size).numpy() for name, total in sums.items()
+    }
+    dead = [
+        name
+        for name, values in vectors.items()
+        if not np.isfinite(values).all() or not values.any()
+    ]
     if dead or not vectors:
-        raise StepFailed(f"the calibration text drives nothing in `{dead[0]}`" if dead else "the model has no linears")
+        raise StepFailed(
+            f"the calibration text drives nothing in `{dead[0]}`"
+            if dead
+            else "the model has no linears"
+        )
     np.savez(out / FILE, **{name: values.astype(np.float32) for name, values in vectors.items()})
 
 

@@ -1,9 +1,10 @@
 """An Ollama ``Modelfile`` that keeps the source's chat template.
 
-Ollama's templates are Go's, not Jinja's. The source's template is rendered with marks for contents, read
-back as the text before and after each role's content, and written as a Go template; it is kept only if,
-carried out here, it gives the very text of the original on longer chats. A role that the template refuses is left
-out, and so is a template that tells the day: what is written here must be as true tomorrow.
+Ollama's templates are Go's, not Jinja's. The source's template is rendered with marks for contents,
+read back as the text before and after each role's content, and written as a Go template; it is kept
+only if, carried out here, it gives the very text of the original on longer chats. A role that the
+template refuses is left out, and so is a template that tells the day: what is written here must be
+as true tomorrow.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CHATS: Sequence[Sequence[str]] = (
 
 
 class Template(NamedTuple):
-    """What a Modelfile says of the source's chat template: comments, Go's text if there is one, what ends an answer."""
+    """What a Modelfile says of the source's chat template: comments, Go's text if there is one,
+    what ends an answer."""
 
     remarks: tuple[str, ...] = ()
     go: str | None = None
@@ -39,11 +41,20 @@ class Template(NamedTuple):
 
 
 def text(source: Path, model: str, context: int) -> str:
-    """The Modelfile for the GGUF file ``model`` beside it; reads the checkpoint ``source``'s tokenizer."""
+    """The Modelfile for the GGUF file ``model`` beside it; reads the checkpoint ``source``'s
+    tokenizer."""
     tokenizer = transformers_tokenizer.of_source(source)
     told = tokenizer.facts["chat_template"]
-    template = translated(tokenizer.render, told if isinstance(told, str) else json.dumps(told)) if told else Template()
-    lines = ["# ollama create NAME -f Modelfile", f"FROM ./{model}", *(f"# {remark}" for remark in template.remarks)]
+    template = (
+        translated(tokenizer.render, told if isinstance(told, str) else json.dumps(told))
+        if told
+        else Template()
+    )
+    lines = [
+        "# ollama create NAME -f Modelfile",
+        f"FROM ./{model}",
+        *(f"# {remark}" for remark in template.remarks),
+    ]
     lines += [f"TEMPLATE {quoted(template.go)}"] if template.go else []
     lines += [f"PARAMETER num_ctx {context}"]
     lines += [f"PARAMETER stop {quoted(stop)}" for stop in _stops(source, tokenizer, template.end)]
@@ -54,12 +65,18 @@ def translated(render: Render, told: str) -> Template:
     """The chat template ``told``, which ``render`` carries out, for Ollama."""
     if CLOCK in told:
         return Template(
-            ("The source's chat template tells today's date, which Ollama's cannot: Ollama picks one by the GGUF's.",)
+            (
+                "The source's chat template tells today's date, which Ollama's cannot: Ollama "
+                "picks one by the GGUF's.",
+            )
         )
     found = frames(render)
     if found is None:
         return Template(
-            ("The source's chat template has no equal in Ollama's language; Ollama picks one by the GGUF's.",)
+            (
+                "The source's chat template has no equal in Ollama's language; Ollama picks one "
+                "by the GGUF's.",
+            )
         )
     remarks, head, frame = [], *found[:2]
     if "system" not in frame:
@@ -67,30 +84,42 @@ def translated(render: Render, told: str) -> Template:
     tools = tool_frame(render, found) if "tools" in told else None
     if "tools" in told and tools is None:
         remarks.append(
-            "The source's chat template knows tools in a way that Ollama's language does not: none are told."
+            "The source's chat template knows tools in a way that Ollama's language does not: "
+            "none are told."
         )
-    return Template(tuple(remarks), go_template(head, frame, found[2], tools), frame["assistant"][1].strip())
+    return Template(
+        tuple(remarks), go_template(head, frame, found[2], tools), frame["assistant"][1].strip()
+    )
 
 
 def frames(render: Render) -> Found | None:
-    """(text before all, role → frame, text that asks for the answer), or None if that is not how it renders.
+    """(text before all, role → frame, text that asks for the answer), or None if that is not how it
+    renders.
 
     A role that the template refuses has no frame; only "system" and "tool" may be such.
     """
     bare = _marked(render, ("user",))
     twice = _marked(render, ("user", "assistant", "user"))
     whole = _marked(render, ("system", "user"))
-    if bare is None or twice is None or (whole is None and _rendered(render, ("system", "user")) is not None):
+    if (
+        bare is None
+        or twice is None
+        or (whole is None and _rendered(render, ("system", "user")) is not None)
+    ):
         return None
-    # A content's frame ends where the next one's beginning starts; the user's beginning is known from the repeat.
+    # A content's frame ends where the next one's beginning starts; the user's beginning is known
+    # from the repeat.
     opening = _common_end(bare[0], twice[2])
     ask = bare[1]
     cuts = (_candidate(bare, twice, whole, opening, ask[:i], ask[i:]) for i in range(len(ask) + 1))
     chats = [chat for chat in CHATS if whole is not None or "system" not in chat]
     wanted = [_rendered(render, chat) for chat in chats]
     fits = [c for c in cuts if c and [_carried_out(c, chat) for chat in chats] == wanted]
-    # Several cuts give the same text for these chats; a user's turn most likely ends as an assistant's does.
-    best = next((c for c in fits if c[1]["user"][1] == c[1]["assistant"][1]), fits[0] if fits else None)
+    # Several cuts give the same text for these chats; a user's turn most likely ends as an
+    # assistant's does.
+    best = next(
+        (c for c in fits if c[1]["user"][1] == c[1]["assistant"][1]), fits[0] if fits else None
+    )
     return best and _with_tool_role(render, best)
 
 
@@ -107,7 +136,8 @@ def _with_tool_role(render: Render, found: Found) -> Found:
 
 
 def tool_frame(render: Render, found: Found) -> tuple[str, str] | None:
-    """Text between a system message's content and the tools that it carries, and after these; None without such."""
+    """Text between a system message's content and the tools that it carries, and after these; None
+    without such."""
     if "system" not in found[1]:
         return None
     system, user = _messages(("system", "user"))
@@ -172,7 +202,8 @@ def _common_end(a: str, b: str) -> str:
     length = 0
     while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
         length += 1
-    # The repeat also ends the answer before: what belongs to the user's turn starts at a special token.
+    # The repeat also ends the answer before: what belongs to the user's turn starts at a special
+    # token.
     common = a[len(a) - length :]
     start = common.rfind("<|")
     return common[start:] if start >= 0 else common
@@ -180,7 +211,9 @@ def _common_end(a: str, b: str) -> str:
 
 def _carried_out(candidate: Found, chat: Sequence[str]) -> str:
     head, frame, ask = candidate
-    body = "".join(f"{frame[m['role']][0]}{m['content']}{frame[m['role']][1]}" for m in _messages(chat))
+    body = "".join(
+        f"{frame[m['role']][0]}{m['content']}{frame[m['role']][1]}" for m in _messages(chat)
+    )
     return head + body + ask
 
 
@@ -191,8 +224,13 @@ def go_template(head: str, frame: Frames, ask: str, tools: tuple[str, str] | Non
         before, after = map(_go, frame[role])
         if role == "system" and tools:
             between, behind = map(_go, tools)
-            after = f"{{{{ if $.Tools }}}}{between}{{{{ $.Tools }}}}{behind}{{{{ else }}}}{after}{{{{ end }}}}"
-        cases += f'{{{{ {"else " * bool(i)}if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
+            after = (
+                f"{{{{ if $.Tools }}}}{between}{{{{ $.Tools }}}}{behind}{{{{ else "
+                f"}}}}{after}{{{{ end }}}}"
+            )
+        cases += (
+            f'{{{{ {"else " * bool(i)}if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
+        )
     return f"{_go(head)}{{{{ range .Messages }}}}{cases}{{{{ end }}}}{{{{ end }}}}{_go(ask)}"
 
 
@@ -206,12 +244,19 @@ def quoted(value: str) -> str:
 
 
 def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
-    """Texts of the tokens that end an answer: by both configs, by the tokenizer, and ``end``, by the template."""
+    """Texts of the tokens that end an answer: by both configs, by the tokenizer, and ``end``, by
+    the template."""
     ids: list[Any] = []
     for name in ("generation_config.json", "config.json"):
-        found = json_files.read_object(source / name).get("eos_token_id") if (source / name).is_file() else None
+        found = (
+            json_files.read_object(source / name).get("eos_token_id")
+            if (source / name).is_file()
+            else None
+        )
         ids += found if isinstance(found, list) else [found]
     ids.append(tokenizer.facts["eos_token_id"])
     if end and len(last := tokenizer.encode(end)) == 1:
         ids += last
-    return [tokenizer.token(number) for number in dict.fromkeys(i for i in ids if isinstance(i, int))]
+    return [
+        tokenizer.token(number) for number in dict.fromkeys(i for i in ids if isinstance(i, int))
+    ]

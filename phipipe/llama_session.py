@@ -29,7 +29,8 @@ F32 = 0  # ggml's number
 
 
 def threads() -> int:
-    """How many threads to compute with: what the parent allows this process, else all cores that it has."""
+    """How many threads to compute with: what the parent allows this process, else all cores that it
+    has."""
     return int(os.environ.get("OMP_NUM_THREADS") or hardware.cores())
 
 
@@ -44,7 +45,11 @@ def quantize(source: Path, target: Path, params: Params, importance: Path | None
     """
     import llama_cpp
 
-    kinds = {name: kind for name, kind in vars(llama_cpp).items() if name.startswith(("GGML_TYPE_", "LLAMA_FTYPE_"))}
+    kinds = {
+        name: kind
+        for name, kind in vars(llama_cpp).items()
+        if name.startswith(("GGML_TYPE_", "LLAMA_FTYPE_"))
+    }
     asked = llama_cpp.llama_model_quantize_default_params()
     asked.ftype = kinds[f"LLAMA_FTYPE_MOSTLY_{params['type']}"]
     asked.nthread = threads()
@@ -53,18 +58,27 @@ def quantize(source: Path, target: Path, params: Params, importance: Path | None
         asked.output_tensor_type = kinds[f"GGML_TYPE_{params['output_type']}"]
     if params["embedding_type"]:
         asked.token_embedding_type = kinds[f"GGML_TYPE_{params['embedding_type']}"]
-    overrides = [(pattern.encode(), kinds[f"GGML_TYPE_{kind}"]) for pattern, kind in params["tensors"]]
+    overrides = [
+        (pattern.encode(), kinds[f"GGML_TYPE_{kind}"]) for pattern, kind in params["tensors"]
+    ]
     _check_patterns(source, params)
     kept: list[Any] = []  # llama.cpp reads these arrays until it returns
     if overrides:
-        kept.append((llama_cpp.llama_model_tensor_override * (len(overrides) + 1))(*overrides, (None, 0)))
+        kept.append(
+            (llama_cpp.llama_model_tensor_override * (len(overrides) + 1))(*overrides, (None, 0))
+        )
         asked.tt_overrides = kept[-1]
     if importance is not None:
         kept.append(_importance(source, importance, kept))
         asked.imatrix = kept[-1]
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(asked))
+    code = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(target).encode(), ctypes.byref(asked)
+    )
     if code:
-        raise StepFailed(f"llama.cpp could not quantize to {params['type']} (code {code}); its words are in the log")
+        raise StepFailed(
+            f"llama.cpp could not quantize to {params['type']} (code {code}); its words are in "
+            f"the log"
+        )
 
 
 def _check_patterns(source: Path, params: Params) -> None:
@@ -77,11 +91,15 @@ def _check_patterns(source: Path, params: Params) -> None:
     for pattern, _ in params["tensors"]:
         if not any(re.search(pattern, name) for name in names):
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-            raise RecipeError(f"`quantize.tensors: {pattern}` is found in no tensor's name", hint=f"one is `{near[0]}`")
+            raise RecipeError(
+                f"`quantize.tensors: {pattern}` is found in no tensor's name",
+                hint=f"one is `{near[0]}`",
+            )
 
 
 def _importance(source: Path, path: Path, kept: list[Any]) -> Any:
-    """The array of ``llama_model_imatrix_data`` that llama.cpp wants, ended by an entry without a name.
+    """The array of ``llama_model_imatrix_data`` that llama.cpp wants, ended by an entry without a
+    name.
 
     Raises:
         StepFailed: a tensor has no vector; llama.cpp would quantize it without a word.
@@ -104,7 +122,8 @@ def _importance(source: Path, path: Path, kept: list[Any]) -> Any:
 
 
 class _Model:
-    """A loaded GGUF; ``vocab_only`` leaves the weights on disk, ``gpu`` puts every layer on the GPU."""
+    """A loaded GGUF; ``vocab_only`` leaves the weights on disk, ``gpu`` puts every layer on the
+    GPU."""
 
     def __init__(self, path: Path, vocab_only: bool = False, gpu: bool = False) -> None:
         import llama_cpp
@@ -139,9 +158,11 @@ def _silent() -> Any:
 
 
 class Session:
-    """Runtime over a GGUF. Logits are computed in fp32, keys and values too: what is measured is the stored weights.
+    """Runtime over a GGUF. Logits are computed in fp32, keys and values too: what is measured is
+    the stored weights.
 
-    llama.cpp's flash attention would round queries to 16 bits; text is generated with it, as llama.cpp does.
+    llama.cpp's flash attention would round queries to 16 bits; text is generated with it, as
+    llama.cpp does.
     """
 
     def __init__(self, path: Path, gpu: bool = False) -> None:
@@ -151,8 +172,12 @@ class Session:
         trained = int(self._llama.llama_model_n_ctx_train(self._model.model))
         architecture = self._model.meta("general.architecture")
         original = self._model.meta(f"{architecture}.rope.scaling.original_context_length")
-        # F3: with a context beyond the original one llama.cpp takes LongRoPE's long factors for every prompt.
-        self._trained, self._original = trained, min(trained, int(original)) if original else trained
+        # F3: with a context beyond the original one llama.cpp takes LongRoPE's long factors for
+        # every prompt.
+        self._trained, self._original = (
+            trained,
+            min(trained, int(original)) if original else trained,
+        )
         self._context: Any = None
         self._size, self._exact = 0, True
 
@@ -165,7 +190,9 @@ class Session:
             part = tokens[start : start + BATCH]
             self._decode(part, start, every=True)
             pointer = self._llama.llama_get_logits(self._context)
-            rows[start : start + len(part)] = np.ctypeslib.as_array(pointer, (len(part), self._vocabulary))
+            rows[start : start + len(part)] = np.ctypeslib.as_array(
+                pointer, (len(part), self._vocabulary)
+            )
         return rows
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
@@ -189,16 +216,20 @@ class Session:
         self._model.close()
 
     def _fresh(self, needed: int, exact: bool) -> None:
-        """An empty context of at least ``needed`` tokens; a longer one than the original only where it must be."""
+        """An empty context of at least ``needed`` tokens; a longer one than the original only where
+        it must be."""
         if needed > self._trained:
-            raise StepFailed(f"{needed} tokens do not fit into the model's context of {self._trained}")
+            raise StepFailed(
+                f"{needed} tokens do not fit into the model's context of {self._trained}"
+            )
         longest = self._original if needed <= self._original else self._trained
         if needed <= self._size <= longest and exact == self._exact:
             self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
             return
         self._drop()
         params = self._llama.llama_context_default_params()
-        # llama.cpp pads the context to multiples of 256; beyond the original length the wrong factors would follow
+        # llama.cpp pads the context to multiples of 256; beyond the original length the wrong
+        # factors would follow
         params.n_ctx = min(longest, max(needed, min(CONTEXT, longest)))
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads()
@@ -207,7 +238,9 @@ class Session:
             params.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = self._llama.llama_init_from_model(self._model.model, params)
         if not self._context:
-            raise StepFailed(f"llama.cpp cannot make a context of {params.n_ctx} tokens: not enough memory")
+            raise StepFailed(
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens: not enough memory"
+            )
         self._size, self._exact = int(params.n_ctx), exact
 
     def _drop(self) -> None:
@@ -231,7 +264,9 @@ class Session:
 
 def vocabulary(path: Path) -> LimitedTokenizer:
     """The tokenizer and the chat template inside a GGUF, in a limited child."""
-    return limited.tokenizer("phipipe.llama_session:Vocabulary", path, ["llama_cpp", "llama_cpp.llama_chat_format"])
+    return limited.tokenizer(
+        "phipipe.llama_session:Vocabulary", path, ["llama_cpp", "llama_cpp.llama_chat_format"]
+    )
 
 
 class Vocabulary:
@@ -246,7 +281,9 @@ class Vocabulary:
         room = len(data) + 16
         buffer = (ctypes.c_int32 * room)()
         # (add special tokens: no, read special tokens in the text: yes)
-        count = self._llama.llama_tokenize(self._model.vocab, data, len(data), buffer, room, False, True)
+        count = self._llama.llama_tokenize(
+            self._model.vocab, data, len(data), buffer, room, False, True
+        )
         if count < 0:
             raise StepFailed("llama.cpp could not tokenize a text")
         return list(buffer[:count])
@@ -256,7 +293,9 @@ class Vocabulary:
         tokens = (ctypes.c_int32 * len(shown))(*shown)
         room = 64 * len(shown) + 64
         buffer = ctypes.create_string_buffer(room)
-        count = self._llama.llama_detokenize(self._model.vocab, tokens, len(shown), buffer, room, False, False)
+        count = self._llama.llama_detokenize(
+            self._model.vocab, tokens, len(shown), buffer, room, False, False
+        )
         return buffer.raw[: max(count, 0)].decode("utf-8", "replace")
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -265,7 +304,9 @@ class Vocabulary:
         template = self._model.meta("tokenizer.chat_template")
         if template is None:
             raise StepFailed("the GGUF has no chat template")
-        formatter = Jinja2ChatFormatter(template, eos_token=self._text("eos"), bos_token=self._text("bos"))
+        formatter = Jinja2ChatFormatter(
+            template, eos_token=self._text("eos"), bos_token=self._text("bos")
+        )
         return str(formatter(messages=[dict(m) for m in messages]).prompt)
 
     def _text(self, name: str) -> str:

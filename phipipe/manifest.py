@@ -1,8 +1,9 @@
-"""The list that makes a package a closed world: what is in it, and whether it still is exactly that.
+"""The list that makes a package a closed world: what is in it, and whether it still is exactly
+that.
 
-``manifest.json`` names every other file with its size and SHA-256; its own ``digest`` covers the rest of
-itself. ``SHA256SUMS`` says the same for people without phipipe. Whoever rewrites all three consistently is
-not found out: that takes a signature, which lies apart from the payload.
+``manifest.json`` names every other file with its size and SHA-256; its own ``digest`` covers the
+rest of itself. ``SHA256SUMS`` says the same for people without phipipe. Whoever rewrites all three
+consistently is not found out: that takes a signature, which lies apart from the payload.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def digest(manifest: Mapping[str, Any]) -> str:
 
 def sums(entries: Iterable[Mapping[str, Any]]) -> str:
     """The text of ``SHA256SUMS``, for ``sha256sum -c``."""
-    return "".join(f"{e['sha256']}  {e['path']}\n" for e in entries if e["path"] not in (NAME, SUMS))
+    return "".join(
+        f"{e['sha256']}  {e['path']}\n" for e in entries if e["path"] not in (NAME, SUMS)
+    )
 
 
 def seal(folder: Path, described: Mapping[str, Any]) -> None:
@@ -83,17 +86,24 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = json_files.parse(raw, folder / NAME)
     except SourceError as error:
-        raise SourceError(f"{error.message}; the package is damaged", hint="build the package again") from None
+        raise SourceError(
+            f"{error.message}; the package is damaged", hint="build the package again"
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("type") != TYPE:
-        raise SourceError(f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=_HINT)
+        raise SourceError(
+            f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=_HINT
+        )
     version = manifest.get("format")
     if type(version) is int and version > FORMAT:
         raise _Newer(
-            f"`{folder}` was made by a newer phipipe: its format is {version}, this phipipe reads up to {FORMAT}",
+            f"`{folder}` was made by a newer phipipe: its format is {version}, this phipipe "
+            f"reads up to {FORMAT}",
             hint="install the newest phipipe",
         )
     if problem := _problem(manifest, raw):
-        raise SourceError(f"`{folder / NAME}` is damaged: {problem}", hint="build the package again")
+        raise SourceError(
+            f"`{folder / NAME}` is damaged: {problem}", hint="build the package again"
+        )
     manifest["fidelity"].setdefault("profile", {})  # what the first packages did not have yet
     manifest["fidelity"]["baseline"].setdefault("skip", 0)
     return manifest
@@ -109,10 +119,14 @@ def _raw(folder: Path) -> bytes:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            raise SourceError(f"`{path}` is damaged: it is no plain file of a sensible size", hint=_HINT)
+            raise SourceError(
+                f"`{path}` is damaged: it is no plain file of a sensible size", hint=_HINT
+            )
         return json_files.read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
-        raise SourceError(f"`{folder}` is no phipipe package: it has no `{NAME}`", hint=_HINT) from None
+        raise SourceError(
+            f"`{folder}` is no phipipe package: it has no `{NAME}`", hint=_HINT
+        ) from None
     except OSError as error:
         raise SourceError(f"cannot read `{path}`: {error.strerror}") from None
 
@@ -125,7 +139,9 @@ def _problem(manifest: Manifest, raw: bytes) -> str | None:
     try:
         if manifest.get("digest") != digest(manifest):
             return "its content does not match its own digest"
-        if dump(manifest).encode() != raw:  # spaces, doubled keys: nothing may hide in what parsers skip
+        if (
+            dump(manifest).encode() != raw
+        ):  # spaces, doubled keys: nothing may hide in what parsers skip
             return "it is not written as phipipe writes it"
     except (ValueError, RecursionError):
         return "it holds values that phipipe does not write"
@@ -140,7 +156,10 @@ def _bad_entries(entries: object) -> str | None:
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         return "it lists no files"
     if len(entries) > manifest_schema.MAX_FILES:
-        return f"it lists {len(entries)} files, and no package has more than {manifest_schema.MAX_FILES}"
+        return (
+            f"it lists {len(entries)} files, and no package has more than "
+            f"{manifest_schema.MAX_FILES}"
+        )
     seen: set[str] = set()
     for entry in entries:
         path = entry.get("path")
@@ -153,7 +172,9 @@ def _bad_entries(entries: object) -> str | None:
         if file_names.alike(path) in seen:
             return f"it lists `{path}` twice"
         seen.add(file_names.alike(path))
-    if clash := sorted(seen & {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}):
+    if clash := sorted(
+        seen & {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}
+    ):
         return f"it lists `{json_files.shown(clash[0])}` as a file and as a folder"
     return None if file_names.alike(SUMS) in seen else f"it does not list `{SUMS}`"
 
@@ -182,16 +203,22 @@ def verify(folder: Path) -> list[Finding]:
     except OSError as error:
         raise SourceError(f"cannot read `{error.filename}`: {error.strerror}") from None
     if len(present) == most:
-        return [Finding(".", f"more than {MAX_ADDED} files were added: the package does not list them")]
+        return [
+            Finding(".", f"more than {MAX_ADDED} files were added: the package does not list them")
+        ]
     misfits = (
-        (path, _misfit(status, path in folders, path in entries or path == NAME)) for path, status in present.items()
+        (path, _misfit(status, path in folders, path in entries or path == NAME))
+        for path, status in present.items()
     )
     findings = [Finding(_shown(path), message) for path, message in misfits if message]
     findings += [Finding(path, "is missing") for path in entries if path not in present]
     regular = [entries[p] for p, s in present.items() if p in entries and stat.S_ISREG(s.st_mode)]
     with ThreadPoolExecutor(THREADS) as pool:
         findings += [f for f in pool.map(lambda entry: _changed(folder, entry), regular) if f]
-    if not any(f.path == SUMS for f in findings) and (folder / SUMS).read_bytes() != sums(manifest["files"]).encode():
+    if (
+        not any(f.path == SUMS for f in findings)
+        and (folder / SUMS).read_bytes() != sums(manifest["files"]).encode()
+    ):
         findings.append(Finding(SUMS, f"does not say what `{NAME}` says"))
     return sorted(findings)
 
@@ -201,8 +228,11 @@ def _folders(paths: Iterable[str]) -> frozenset[str]:
     return frozenset("/".join(p.split("/")[:i]) for p in paths for i in range(1, p.count("/") + 1))
 
 
-def _walk(folder: Path, known: frozenset[str] | None = None) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative path and own status of everything below ``folder``; does not enter folders outside ``known``."""
+def _walk(
+    folder: Path, known: frozenset[str] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Relative path and own status of everything below ``folder``; does not enter folders outside
+    ``known``."""
     waiting = [""]
     while waiting:
         parent = waiting.pop()
@@ -238,7 +268,9 @@ def _changed(folder: Path, entry: Mapping[str, Any]) -> Finding | None:
     try:
         size = path.stat().st_size
         if size != entry["size"]:
-            return Finding(entry["path"], f"was changed: it has {size} bytes instead of {entry['size']}")
+            return Finding(
+                entry["path"], f"was changed: it has {size} bytes instead of {entry['size']}"
+            )
         if keys.hash_file(path) != entry["sha256"]:
             return Finding(entry["path"], "was changed: same size, other content")
     except OSError as error:

@@ -1,7 +1,9 @@
-"""What a manifest must hold before anything believes it: kinds and bounds of every value that phipipe uses later.
+"""What a manifest must hold before anything believes it: kinds and bounds of every value that
+phipipe uses later.
 
-Unknown keys are left alone (a later phipipe may add some within a format), but no value anywhere in a manifest escapes
-the bounds on text and numbers. What came into format 1 later is optional here, and gets its default.
+Unknown keys are left alone (a later phipipe may add some within a format), but no value anywhere in
+a manifest escapes the bounds on text and numbers. What came into format 1 later is optional here,
+and gets its default.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ MAX_TEXT = 100_000  # characters of one text
 MAX_LEVELS = 24
 MAX_NUMBER = 1e18
 SMALLEST = 1e-60  # below what 32-bit floats hold; nearer to zero, ratios of figures overflow
-# Control characters but line ends and tabs, halves of surrogate pairs, and signs that turn the direction of writing.
+# Control characters but line ends and tabs, halves of surrogate pairs, and signs that turn the
+# direction of writing.
 _REFUSED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-SAID = "fidelity.vision.answers."  # what models said: any characters; cards escape them, and nothing else shows them
+# what models said: any characters; cards escape them, and nothing else shows them
+SAID = "fidelity.vision.answers."
 _TOO_DEEP = object()
 
 
@@ -150,7 +154,9 @@ class Fidelity(_Part):
             raise ValueError("one quantile is no curve")
         if not isinstance(self.sanity.get("answers_ended", []), list):
             raise ValueError("`answers_ended` is no list")
-        if any(isinstance(self.sanity.get(name), list) for name in ("greedy_agreement", "repetition")):
+        if any(
+            isinstance(self.sanity.get(name), list) for name in ("greedy_agreement", "repetition")
+        ):
             raise ValueError("a share is a list")
         return self
 
@@ -159,7 +165,9 @@ class Speed(_Part):
     """How fast it was, and where."""
 
     metrics: Figures
-    spread: Annotated[dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)] = {}
+    spread: Annotated[
+        dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)
+    ] = {}
     host: Annotated[dict[Key, Line | int | float | None], Field(max_length=50)] = {}
     prompt_tokens: Count = 0
     new_tokens: Count = 0
@@ -242,14 +250,19 @@ def problem(manifest: Mapping[str, Any]) -> str | None:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
-        return f"`{shown(where)}` is not as phipipe writes it" if where else f"it is not as phipipe writes it: {reason}"
+        return (
+            f"`{shown(where)}` is not as phipipe writes it"
+            if where
+            else f"it is not as phipipe writes it: {reason}"
+        )
     if read.backend not in backends.names():
         return f"it is for a backend `{shown(read.backend)}`, which this phipipe does not have"
     return None
 
 
 def _leaves(value: object) -> Iterator[tuple[str, object]]:
-    """(dotted path, value) of every key and every value that holds no others, and of what is nested too deep."""
+    """(dotted path, value) of every key and every value that holds no others, and of what is nested
+    too deep."""
     waiting: list[tuple[str, int, object]] = [("", 0, value)]
     while waiting:
         where, level, inner = waiting.pop()

@@ -1,4 +1,5 @@
-"""PyTorch models whose weights stay in the checkpoint's files: opening one takes no memory, whatever its size.
+"""PyTorch models whose weights stay in the checkpoint's files: opening one takes no memory,
+whatever its size.
 
 Called inside toolchains that have torch and transformers.
 """
@@ -25,7 +26,8 @@ _CHUNK = 2**24  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a tensor's bytes lie: ``file`` of a checkpoint, ``offset`` in bytes, safetensors ``dtype``, ``shape``."""
+    """Where a tensor's bytes lie: ``file`` of a checkpoint, ``offset`` in bytes, safetensors
+    ``dtype``, ``shape``."""
 
     file: str
     offset: int
@@ -47,9 +49,13 @@ def places(folder: Path) -> dict[str, Place]:
 
 
 def write(
-    path: Path, source: Path, kept: Mapping[str, Place], made: Mapping[str, Callable[[], bytes]] | None = None
+    path: Path,
+    source: Path,
+    kept: Mapping[str, Place],
+    made: Mapping[str, Callable[[], bytes]] | None = None,
 ) -> None:
-    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that order.
+    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that
+    order.
 
     ``made`` gives the bytes of those that are not as they were, of the same dtype and shape.
     """
@@ -74,7 +80,8 @@ def write(
 
 
 class Checkpoint:
-    """The tensors of a checkpoint, mapped: read when they are used, dropped by the system when memory is short."""
+    """The tensors of a checkpoint, mapped: read when they are used, dropped by the system when
+    memory is short."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -83,7 +90,9 @@ class Checkpoint:
         self._bytes: dict[str, Any] = {}
         for name in sorted({place.file for place in self.places.values()}):
             with (folder / name).open("rb") as stream:
-                view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory it could write to
+                view = mmap.mmap(
+                    stream.fileno(), 0, access=mmap.ACCESS_COPY
+                )  # torch wants memory it could write to
             self._bytes[name] = torch.frombuffer(view, dtype=torch.uint8)
 
     def tensor(self, name: str) -> Any:
@@ -92,7 +101,9 @@ class Checkpoint:
 
         place = self.places[name]
         if place.dtype not in DTYPES:
-            raise StepFailed(f"`{name}` has the dtype {place.dtype}; weights are read as {', '.join(DTYPES)}")
+            raise StepFailed(
+                f"`{name}` has the dtype {place.dtype}; weights are read as {', '.join(DTYPES)}"
+            )
         dtype: torch.dtype = getattr(torch, DTYPES[place.dtype])
         raw = self._bytes[place.file][place.offset : place.offset + place.size_bytes]
         return self._aligned(raw, dtype).reshape(place.shape)
@@ -111,7 +122,8 @@ class Checkpoint:
         return None
 
     def model(self) -> Any:
-        """transformers' model for this checkpoint; its weights are views of the files, in their own dtypes.
+        """transformers' model for this checkpoint; its weights are views of the files, in their own
+        dtypes.
 
         Buffers that are not in the files (rotary frequencies) are computed as usual.
 
@@ -120,7 +132,9 @@ class Checkpoint:
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            self.folder, trust_remote_code=False, local_files_only=True
+        )
         with _meta_parameters():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         state = {name: self.tensor(name) for name in self.places}
@@ -129,9 +143,15 @@ class Checkpoint:
         except RuntimeError as error:
             raise StepFailed(f"the checkpoint does not fit its config: {error}") from None
         model.tie_weights()
-        missing = sorted(name for name, weight in model.named_parameters() if weight.device.type == "meta")
+        missing = sorted(
+            name for name, weight in model.named_parameters() if weight.device.type == "meta"
+        )
         if missing or loaded.unexpected_keys:
-            odd = f"`{missing[0]}` is missing" if missing else f"`{loaded.unexpected_keys[0]}` is unknown to it"
+            odd = (
+                f"`{missing[0]}` is missing"
+                if missing
+                else f"`{loaded.unexpected_keys[0]}` is unknown to it"
+            )
             raise StepFailed(f"the weights are not those of a {type(model).__name__}: {odd}")
         for weight in model.parameters():
             weight.requires_grad_(False)

@@ -1,7 +1,8 @@
 """Speed and memory of an artifact, through ``Runtime`` only, on the machine that runs this.
 
-Runs in a fresh process, so that memory is the runtime's own. Every figure is a median over repetitions
-after one warm-up; the prompt is the first tokens of the evaluation text, the same for every runtime.
+Runs in a fresh process, so that memory is the runtime's own. Every figure is a median over
+repetitions after one warm-up; the prompt is the first tokens of the evaluation text, the same for
+every runtime.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from phipipe.backends.base import Inputs, Params, Runtime
 def measure(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: time ``inputs["artifact"]`` and write ``speed.json``.
 
-    ``params``: backend, prompt_tokens, new_tokens, repetitions, and api, the unit to run on (default "cpu"). Figures:
+    ``params``: backend, prompt_tokens, new_tokens, repetitions, and api, the unit to run on
+    (default "cpu"). Figures:
 
-    - ``load_s``: opening the artifact and answering one token with one (files may be in the page cache)
+    - ``load_s``: opening the artifact and answering one token with one (files may be in the page
+      cache)
     - ``ttft_s``: time to first token after a prompt of ``prompt_tokens``
     - ``prefill_tokens_per_s``: prompt_tokens / ttft_s
     - ``decode_tokens_per_s``: tokens after the first / time after the first
@@ -45,7 +48,9 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
             progress.report(i + 1, int(params["repetitions"]), "repetitions")
     runtime.close()
     metrics = {name: statistics.median(s[name] for s in samples) for name in samples[0]}
-    spread = {name: [min(s[name] for s in samples), max(s[name] for s in samples)] for name in samples[0]}
+    spread = {
+        name: [min(s[name] for s in samples), max(s[name] for s in samples)] for name in samples[0]
+    }
     metrics |= {"load_s": load_s, "peak_memory_gib": peak_bytes() / 2**30}
     report = {
         "metrics": metrics,
@@ -88,7 +93,8 @@ def _processor() -> str:
 
 
 def peak_bytes() -> int:
-    """Peak resident bytes of this process: VmHWM on Linux, peak working set on Windows, else the present size.
+    """Peak resident bytes of this process: VmHWM on Linux, peak working set on Windows, else the
+    present size.
 
     Never ``ru_maxrss``: on Linux a child inherits its parent's across exec.
     """

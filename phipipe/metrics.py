@@ -1,7 +1,9 @@
-"""What is measured of a build: one table, read by gates, tolerances, tables, the board, the card and the schema.
+"""What is measured of a build: one table, read by gates, tolerances, tables, the board, the card
+and the schema.
 
-A row that does not say which way is better, or of which kind it is, is an error at import: nobody shall guess it
-from a name. ``reads_as`` may name words that ``report`` works out from the measurement (``WORDS``).
+A row that does not say which way is better, or of which kind it is, is an error at import: nobody
+shall guess it from a name. ``reads_as`` may name words that ``report`` works out from the
+measurement (``WORDS``).
 """
 
 from __future__ import annotations
@@ -49,10 +51,16 @@ class Metric:
         if self.kind not in get_args(Kind):
             raise ValueError(f"metric {self.name}: no such kind: {self.kind!r}")
         if not all((self.name, self.title, self.column, self.meaning, self.reads_as)):
-            raise ValueError(f"metric {self.name}: name, title, column, meaning and reads_as are words")
-        unknown = {word for _, word, _, _ in string.Formatter().parse(self.reads_as) if word} - WORDS
+            raise ValueError(
+                f"metric {self.name}: name, title, column, meaning and reads_as are words"
+            )
+        unknown = {
+            word for _, word, _, _ in string.Formatter().parse(self.reads_as) if word
+        } - WORDS
         if unknown or self.digits < 1 or not self.factor > 0:
-            raise ValueError(f"metric {self.name}: digits, factor or words cannot be: {sorted(unknown)}")
+            raise ValueError(
+                f"metric {self.name}: digits, factor or words cannot be: {sorted(unknown)}"
+            )
 
     @property
     def heading(self) -> str:
@@ -65,7 +73,8 @@ class Metric:
         return self.name.endswith("_gib")
 
     def loss(self, before: float, after: float) -> float:
-        """How much worse ``after`` is than ``before``, in the stored unit; below zero where it is better."""
+        """How much worse ``after`` is than ``before``, in the stored unit; below zero where it is
+        better."""
         return before - after if self.better == "higher" else after - before
 
 
@@ -168,7 +177,8 @@ ROWS = (
         name="image_top1",
         title="Same first choice after pictures",
         column="top-1 of pictures, %",
-        meaning="share of positions after pictures where the likeliest next token is the original's, 0 to 1",
+        meaning="share of positions after pictures where the likeliest next token is the "
+        "original's, 0 to 1",
         reads_as="{pictures}",
         better="higher",
         kind="pictures",

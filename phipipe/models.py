@@ -1,4 +1,5 @@
-"""What a checkpoint is: read from its ``config.json``, its safetensors headers and the names of its files alone.
+"""What a checkpoint is: read from its ``config.json``, its safetensors headers and the names of its
+files alone.
 
 Nothing here loads a weight or runs code. What could run code later (pickles, ``auto_map``, custom
 operator libraries) is refused here, before any toolchain sees the folder.
@@ -50,24 +51,35 @@ ALLOWED = (
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-# What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's, transformers' own.
+# What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's,
+# transformers' own.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "vision": ("vision_config", "img_processor", "image_embd_layer", "vision_lora", "mm_vision_tower"),
+    "vision": (
+        "vision_config",
+        "img_processor",
+        "image_embd_layer",
+        "vision_lora",
+        "mm_vision_tower",
+    ),
     "audio": ("audio_config", "audio_processor", "audio_embd_layer", "speech_lora"),
 }
 
 LARGE_PARAMETERS = 10**9
 # What trainers leave beside the weights: no pickle of these holds a model.
-_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states)\w*\.(bin|pth?|pkl)")
+_TRAINING = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states)\w*\.(bin|pth?|pkl)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint's shape. Lengths are in tokens; ``parameters`` and ``weight_bytes`` come from the headers.
+    """A checkpoint's shape. Lengths are in tokens; ``parameters`` and ``weight_bytes`` come from
+    the headers.
 
-    ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope", "short_factor",
-    "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer`` says which of its files llama.cpp's
-    converter can read: "sentencepiece" (``tokenizer.model``), "gpt2" (byte-level BPE) or "other".
+    ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
+    "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
+    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
+    "gpt2" (byte-level BPE) or "other".
     """
 
     folder: Path
@@ -106,13 +118,15 @@ class Checkpoint:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that a token passes through: of the experts, only those that are chosen for it."""
+        """Parameters that a token passes through: of the experts, only those that are chosen for
+        it."""
         idle = max(self.experts - self.active_experts, 0)
         return self.parameters - idle * self.layers * 3 * self.hidden_size * self.intermediate_size
 
     @property
     def scaling(self) -> str:
-        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is none."""
+        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
+        none."""
         rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
         return str(rope.get("rope_type") or rope.get("type") or "default")
 
@@ -123,12 +137,14 @@ class Checkpoint:
 
     @property
     def cuts(self) -> bool:
-        """Whether the sliding window is shorter than the context; LongRoPE models carry one that never cuts."""
+        """Whether the sliding window is shorter than the context; LongRoPE models carry one that
+        never cuts."""
         return self.sliding_window is not None and 0 < self.sliding_window < self.context_length
 
 
 def files(folder: Path) -> list[str]:
-    """Names of the files of ``folder`` that a toolchain may see, sorted; sub-folders and weights of others never do."""
+    """Names of the files of ``folder`` that a toolchain may see, sorted; sub-folders and weights of
+    others never do."""
     found = {p.name for pattern in ALLOWED for p in folder.glob(pattern) if p.is_file()}
     try:
         ignored = weights.choose(folder).ignored
@@ -149,14 +165,17 @@ def weight_files(folder: Path) -> list[str]:
 def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     """Read and vet the checkpoint in ``folder``.
 
-    ``sizes`` has the whole sizes in bytes of weight files of which ``folder`` holds the header alone.
+    ``sizes`` has the whole sizes in bytes of weight files of which ``folder`` holds the header
+    alone.
 
     Raises:
-        SourceError: it is no checkpoint, is incomplete, corrupt or quantized, its files do not belong together, or it
-            wants code to be run.
+        SourceError: it is no checkpoint, is incomplete, corrupt or quantized, its files do not
+            belong together, or it wants code to be run.
     """
     if not folder.is_dir():
-        raise SourceError(f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`")
+        raise SourceError(
+            f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`"
+        )
     _refuse_no_files(folder)
     path = folder / "config.json"
     if not path.is_file():
@@ -183,7 +202,9 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layouts.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
     found += tokenizer_files.check(folder, checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
-        raise SourceError(f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}")
+        raise SourceError(
+            f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
+        )
     return replace(checkpoint, remarks=tuple(found))
 
 
@@ -201,7 +222,8 @@ def _with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, An
     layout = layouts.LAYOUTS.get(config["architectures"][0])
     if layout and kind != layout.model_type:
         raise SourceError(
-            f"`{path}` contradicts itself: {config['architectures'][0]} has the `model_type` `{layout.model_type}`, "
+            f"`{path}` contradicts itself: {config['architectures'][0]} has the `model_type` "
+            f"`{layout.model_type}`, "
             f"not `{kind}`",
             hint="take the file from where the weights come from",
         )
@@ -209,7 +231,8 @@ def _with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, An
 
 
 def _refuse_no_files(folder: Path) -> None:
-    """Refuse what has the name of a model's file and is none: it would count as missing, and people see it there."""
+    """Refuse what has the name of a model's file and is none: it would count as missing, and people
+    see it there."""
     for path in sorted(folder.iterdir()):
         if not any(fnmatchcase(path.name, pattern) for pattern in ALLOWED[:-2]) or path.is_file():
             continue
@@ -217,12 +240,16 @@ def _refuse_no_files(folder: Path) -> None:
         if path.is_dir():
             what = "a folder, not a file"
         elif path.is_symlink():
-            what, hint = "a link to nothing", "download the model again, or copy it with what its links lead to"
+            what, hint = (
+                "a link to nothing",
+                "download the model again, or copy it with what its links lead to",
+            )
         raise SourceError(f"`{path.parent / json_files.shown(path.name)}` is {what}", hint=hint)
 
 
 def _refuse_pointers(folder: Path) -> None:
-    """Refuse what git-lfs did not bring: some tools would take the pointer for a file without content."""
+    """Refuse what git-lfs did not bring: some tools would take the pointer for a file without
+    content."""
     for name in files(folder):
         size = (folder / name).stat().st_size
         if not size and name.endswith((".json", ".model")):
@@ -241,7 +268,9 @@ def _endless(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
     ):
         ends = told.get("eos_token_id")
         beyond = [
-            n for n in (ends if isinstance(ends, list) else [ends]) if n is not None and n >= config["vocab_size"]
+            n
+            for n in (ends if isinstance(ends, list) else [ends])
+            if n is not None and n >= config["vocab_size"]
         ]
         found += [f"{number} of {name}" for number in beyond]
     return [remarks.of("W07", *found)] if found else []
@@ -250,21 +279,30 @@ def _endless(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
 def _twice(config: Mapping[str, Any]) -> list[Remark]:
     """Rotary settings of which an older value was left beside `rope_parameters`."""
     new = config.get("rope_parameters") or {}
-    names = [name for name in ("rope_theta", "partial_rotary_factor") if new.get(name) and config.get(name)]
+    names = [
+        name
+        for name in ("rope_theta", "partial_rotary_factor")
+        if new.get(name) and config.get(name)
+    ]
     found = [f"{name}: {config[name]:g}" for name in names if config[name] != new[name]]
     return [remarks.of("W08", *found)] if found and not config.get("rope_scaling") else []
 
 
 def _beside(folder: Path, choice: Choice) -> list[Remark]:
     """What lies beside the model and is not taken."""
-    pickles = sorted(p.name for pattern in weights.PICKLES for p in folder.glob(pattern) if p.is_file())
+    pickles = sorted(
+        p.name for pattern in weights.PICKLES for p in folder.glob(pattern) if p.is_file()
+    )
     pickles = [name for name in pickles if not _TRAINING.fullmatch(name)]
     found = (("W01", choice.ignored), ("W03", pickles))
     return [remarks.of(rule, *map(json_files.shown, names)) for rule, names in found if names]
 
 
-def _check_head(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, here: bool) -> list[Remark]:
-    """A head that is stored beside the embedding it is tied to; ``here``: the weights are, not their headers alone."""
+def _check_head(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, here: bool
+) -> list[Remark]:
+    """A head that is stored beside the embedding it is tied to; ``here``: the weights are, not
+    their headers alone."""
     head, table = tensors.get(layouts.HEAD), tensors.get(layouts.EMBEDDING)
     if not checkpoint.tied or head is None or table is None:
         return []
@@ -272,9 +310,11 @@ def _check_head(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, here: 
         return [remarks.of("W05", layouts.HEAD)]
     if not weights.same_bytes(checkpoint.folder, table, head):
         raise SourceError(
-            f"`{checkpoint.folder / 'config.json'}` ties the head to the embedding, and the weights have a head of "
+            f"`{checkpoint.folder / 'config.json'}` ties the head to the embedding, and the "
+            f"weights have a head of "
             f"their own that differs (`{layouts.HEAD}`)",
-            hint='set `"tie_word_embeddings": false`; or delete the stored head, if it is left over',
+            hint='set `"tie_word_embeddings": false`; or delete the stored head, if it is left '
+            "over",
         )
     return []
 
@@ -305,7 +345,8 @@ def sizes_of(checkpoint: Checkpoint, tensors: Iterable[str] = ()) -> Sizes:
 
 
 def of_config(config: Mapping[str, Any], tokenizer: str = "other") -> Checkpoint:
-    """The shape that ``config`` alone describes, its parameters counted by formula and stored in 16 bits.
+    """The shape that ``config`` alone describes, its parameters counted by formula and stored in 16
+    bits.
 
     Raises:
         KeyError: a needed key is missing.
@@ -316,7 +357,9 @@ def of_config(config: Mapping[str, Any], tokenizer: str = "other") -> Checkpoint
 
 
 def _inner(config: Mapping[str, Any]) -> int:
-    return int(config["ff_intermediate_size" if "ff_intermediate_size" in config else "intermediate_size"])
+    return int(
+        config["ff_intermediate_size" if "ff_intermediate_size" in config else "intermediate_size"]
+    )
 
 
 def _checkpoint(
@@ -324,7 +367,9 @@ def _checkpoint(
 ) -> Checkpoint:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     context = int(config["max_position_embeddings"])
-    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    original = config.get("original_max_position_embeddings") or rope.get(
+        "original_max_position_embeddings"
+    )
     heads = int(config["num_attention_heads"])
     window = config.get("sliding_window")
     scaling = _longrope(rope)
@@ -347,7 +392,9 @@ def _checkpoint(
         longrope=scaling is not None,
         rope_scaling=scaling,
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        partial_rotary_factor=float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0),
+        partial_rotary_factor=float(
+            rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+        ),
         experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),
         active_experts=int(config.get("num_experts_per_tok") or 0),
         parts=tuple(part for part, names in PARTS.items() if _has(config, names)),
@@ -359,9 +406,11 @@ def _checkpoint(
 
 
 def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What to replace in ``config`` for tools that know LongRoPE by its present name only; often nothing.
+    """What to replace in ``config`` for tools that know LongRoPE by its present name only; often
+    nothing.
 
-    transformers 5 itself refuses "su" (the original context is not handed on), mlx-lm reads "yarn" as no scaling.
+    transformers 5 itself refuses "su" (the original context is not handed on), mlx-lm reads "yarn"
+    as no scaling.
     """
     rope = config.get("rope_scaling") or {}
     scaling = _longrope(rope)
@@ -369,16 +418,25 @@ def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _longrope(rope: Mapping[str, Any]) -> dict[str, Any] | None:
-    """LongRoPE as it is spelled today; "su" and, with its lists of factors, "yarn" are what Phi-3 called it first."""
+    """LongRoPE as it is spelled today; "su" and, with its lists of factors, "yarn" are what Phi-3
+    called it first."""
     kind = str(rope.get("rope_type") or rope.get("type") or "")
     if kind not in {"longrope", "su", "yarn"} or not {"short_factor", "long_factor"} <= set(rope):
         return None
-    known = ("short_factor", "long_factor", "short_mscale", "long_mscale", "original_max_position_embeddings")
+    known = (
+        "short_factor",
+        "long_factor",
+        "short_mscale",
+        "long_mscale",
+        "original_max_position_embeddings",
+    )
     return {"type": "longrope", **{key: rope[key] for key in known if key in rope}}
 
 
 def _has(config: Mapping[str, Any], names: Iterable[str]) -> bool:
-    return any(key in names and value not in (None, {}, []) for _, key, value in json_files.walk(config))
+    return any(
+        key in names and value not in (None, {}, []) for _, key, value in json_files.walk(config)
+    )
 
 
 def _tokenizer(folder: Path) -> str:
@@ -395,7 +453,8 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
     """Refuse what would make a tool run code that came with the weights (promise S2).
 
     An ``auto_map`` alone is harmless and common (Phi-3.5-mini has one): without the code beside it,
-    and with ``trust_remote_code`` off, transformers uses its own class. With the code it points to it is refused.
+    and with ``trust_remote_code`` off, transformers uses its own class. With the code it points to
+    it is refused.
     """
     for name in SETTINGS:
         settings = config if name == "config.json" else _optional(folder / name)
@@ -404,16 +463,19 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
             code = _code(folder, value) if key == "auto_map" else []
             if code:
                 raise SourceError(
-                    f"`{folder / name}` asks to run code that lies beside it (`auto_map`, {', '.join(code[:3])}); "
+                    f"`{folder / name}` asks to run code that lies beside it (`auto_map`, "
+                    f"{', '.join(code[:3])}); "
                     "phipipe never runs a model's code",
-                    hint="if transformers has this architecture built in (all dense Phi models), delete the *.py files",
+                    hint="if transformers has this architecture built in (all dense Phi "
+                    "models), delete the *.py files",
                 )
     idle = sorted(json_files.shown(p.name) for p in folder.glob("*.py") if p.is_file())
     return [remarks.of("W02", *idle)] if idle else []
 
 
 def _code(folder: Path, value: object) -> list[str]:
-    """Files in ``folder`` that an ``auto_map`` points to: "module.Class"; "repository--module.Class" is elsewhere."""
+    """Files in ``folder`` that an ``auto_map`` points to: "module.Class";
+    "repository--module.Class" is elsewhere."""
     told = [text for text in _texts(value) if "--" not in text]
     found = {text.rpartition(".")[0].lstrip(".").replace(".", "/") + ".py" for text in told}
     return sorted(json_files.shown(name) for name in found if (folder / name).is_file())
@@ -430,4 +492,8 @@ def _optional(path: Path) -> dict[str, Any]:
     """A settings file that need not be there."""
     if not path.is_file():
         return {}
-    return config_check.read(path) if path.name == "generation_config.json" else tokenizer_files.settings(path)
+    return (
+        config_check.read(path)
+        if path.name == "generation_config.json"
+        else tokenizer_files.settings(path)
+    )

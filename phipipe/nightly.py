@@ -49,28 +49,62 @@ def _manner(function: Callable[..., None]) -> Callable[..., None]:
 RECIPES = UserPath(Kind.EITHER, missing="recipe or folder of recipes")
 _SELECTION = (
     click.argument("paths", nargs=-1, required=True, type=RECIPES, metavar="RECIPE|FOLDER..."),
-    click.option("--name", "names", multiple=True, metavar="GLOB", help="Only builds or recipes of this name."),
-    click.option("--tag", "tags", multiple=True, metavar="GLOB", help="Only recipes with this tag."),
-    click.option("--device", "devices", multiple=True, metavar="GLOB", help="Only builds for this device."),
-    click.option("--backend", "backends", multiple=True, metavar="GLOB", help="Only builds with this backend."),
     click.option(
-        "--changed-since", metavar="GIT_REF", help="Only recipes that changed since then, or local files they name."
+        "--name",
+        "names",
+        multiple=True,
+        metavar="GLOB",
+        help="Only builds or recipes of this name.",
+    ),
+    click.option(
+        "--tag", "tags", multiple=True, metavar="GLOB", help="Only recipes with this tag."
+    ),
+    click.option(
+        "--device", "devices", multiple=True, metavar="GLOB", help="Only builds for this device."
+    ),
+    click.option(
+        "--backend",
+        "backends",
+        multiple=True,
+        metavar="GLOB",
+        help="Only builds with this backend.",
+    ),
+    click.option(
+        "--changed-since",
+        metavar="GIT_REF",
+        help="Only recipes that changed since then, or local files they name.",
     ),
 )
 
 
 _MANNER = (
     click.option(
-        "--out", default="batch", show_default=True, type=UserPath(Kind.NEW_FOLDER), help="Where it all goes."
+        "--out",
+        default="batch",
+        show_default=True,
+        type=UserPath(Kind.NEW_FOLDER),
+        help="Where it all goes.",
     ),
-    click.option("--keep", default=3, show_default=True, type=Count(min=1), help="Packages kept of each build."),
     click.option(
-        "--keep-going/--fail-fast", default=True, help="After a failure, go on with other builds (the default)."
+        "--keep",
+        default=3,
+        show_default=True,
+        type=Count(min=1),
+        help="Packages kept of each build.",
     ),
-    click.option("--jobs", type=Count(min=1), help="Steps side by side; default from cores and memory."),
+    click.option(
+        "--keep-going/--fail-fast",
+        default=True,
+        help="After a failure, go on with other builds (the default).",
+    ),
+    click.option(
+        "--jobs", type=Count(min=1), help="Steps side by side; default from cores and memory."
+    ),
     ON,
     click.option(
-        "--on-finish", metavar="COMMAND|URL", help="Told at the end: gets batch.json's path, or batch.json by POST."
+        "--on-finish",
+        metavar="COMMAND|URL",
+        help="Told at the end: gets batch.json's path, or batch.json by POST.",
     ),
 )
 
@@ -92,7 +126,8 @@ def batch(
     as_json: bool,
     **wanted: Any,
 ) -> None:
-    """Build many recipes as one, and compare with what was accepted before. Run it again to go on after anything.
+    """Build many recipes as one, and compare with what was accepted before. Run it again to go on
+    after anything.
 
     Each of --name, --tag, --device and --backend may be repeated: one must match.
     """
@@ -119,17 +154,30 @@ def batch(
         for plan in plans:
             recorder.advised(plan.build.name, plan.warnings)
         done = batches.run(
-            items, store, settings, recorder, out, jobs=jobs, keep=keep, fail_fast=not keep_going, engine=engine_of(on)
+            items,
+            store,
+            settings,
+            recorder,
+            out,
+            jobs=jobs,
+            keep=keep,
+            fail_fast=not keep_going,
+            engine=engine_of(on),
         )
         for one in done:
-            seconds, package = (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
+            seconds, package = (
+                (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
+            )
             recorder.ended(one.item.name, one.error, seconds, package)
     summary = batch_report.summary(done, out, started, datetime.datetime.now(datetime.UTC))
     batch_report.write(done, out, "Fidelity board", summary)
     if as_json:
         answers.give_text(batch_report.dump(summary))
     else:
-        echo(f"{batch_report.table(done)}\n\nboard    {out / 'board.html'}\nsummary  {out / 'batch.json'}")
+        echo(
+            f"{batch_report.table(done)}\n\nboard    {out / 'board.html'}\nsummary  "
+            f"{out / 'batch.json'}"
+        )
     for one in done:
         if one.error:
             note(f"{one.item.name} {one.state}:")
@@ -142,12 +190,19 @@ def batch(
 
 
 @command("phipipe worker --scheduler dask://localhost:8786")
-@click.option("--scheduler", required=True, metavar="dask://HOST:PORT", help="Whose steps are done here.")
+@click.option(
+    "--scheduler", required=True, metavar="dask://HOST:PORT", help="Whose steps are done here."
+)
 @click.option("--jobs", default=1, show_default=True, type=Count(min=1), help="Steps side by side.")
-@click.option("--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is.")
-@click.option("--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain.")
+@click.option(
+    "--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is."
+)
+@click.option(
+    "--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain."
+)
 def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:
-    """Do steps of `run --on` and `batch --on` here, until it is stopped; a scheduler may come and go.
+    """Do steps of `run --on` and `batch --on` here, until it is stopped; a scheduler may come and
+    go.
 
     Results go through PHIPIPE_REMOTE, which all machines name alike.
     """
@@ -157,21 +212,32 @@ def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequen
     cluster_worker.serve(scheduler, settings_of_user(), jobs, had, note)
 
 
-@cli.group(epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'")
+@cli.group(
+    epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'"
+)
 def schedule() -> None:
     """Batches on a timetable."""
 
 
-@schedule.command("export", epilog="Example:  phipipe schedule export --cron recipes --at '0 2 * * *' --write .")
+@schedule.command(
+    "export", epilog="Example:  phipipe schedule export --cron recipes --at '0 2 * * *' --write ."
+)
 @click.option("--cron", "kind", flag_value="cron", help="A line for crontab.")
 @click.option("--systemd", "kind", flag_value="systemd", help="A service and a timer.")
 @click.option("--github-actions", "kind", flag_value="github-actions", help="A workflow.")
 @click.option("--airflow", "kind", flag_value="airflow", help="A DAG, for Airflow 3.")
 @_selection
 @_manner
-@click.option("--at", default="0 2 * * *", show_default=True, metavar="CRON", help="When: a cron expression.")
+@click.option(
+    "--at", default="0 2 * * *", show_default=True, metavar="CRON", help="When: a cron expression."
+)
 @click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
-@click.option("--write", type=UserPath(Kind.NEW_FOLDER), metavar="FOLDER", help="Write there instead of to stdout.")
+@click.option(
+    "--write",
+    type=UserPath(Kind.NEW_FOLDER),
+    metavar="FOLDER",
+    help="Write there instead of to stdout.",
+)
 @AS_JSON
 def export(
     paths: Sequence[Path],
@@ -182,12 +248,15 @@ def export(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Print files that have an engine of yours start `phipipe batch`: the options are those of `batch`."""
+    """Print files that have an engine of yours start `phipipe batch`: the options are those of
+    `batch`."""
     from phipipe import backends as known
     from phipipe import output, report, selection, settings, timetable
 
     if kind is None:
-        raise click.UsageError(f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}")
+        raise click.UsageError(
+            f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}"
+        )
     note(timetable.words(at))
     wanted = _wanted(given)
     items = selection.select(paths, selection.Wanted(**wanted), known.OptionsOf())
@@ -200,7 +269,14 @@ def export(
         timetable.Job(
             name=timetable.name(job),
             at=at,
-            words=["batch", *map(str, paths), *_words(wanted), *_manner_words(given), "--log-format", "json"],
+            words=[
+                "batch",
+                *map(str, paths),
+                *_words(wanted),
+                *_manner_words(given),
+                "--log-format",
+                "json",
+            ],
             program=[*ours, *([found] if found else [sys.executable, "-m", "phipipe"])],
             folder=Path.cwd(),
             out=given["out"],
@@ -210,7 +286,9 @@ def export(
     if as_json:
         texts = zip(written or made, made.values(), strict=True)
         files = [output.File(path=str(path), text=text) for path, text in texts]
-        answers.give(output.Exported(kind=kind, written=write is not None, builds=len(items), files=files))
+        answers.give(
+            output.Exported(kind=kind, written=write is not None, builds=len(items), files=files)
+        )
     elif write is None:
         for path, text in made.items():
             echo(f"# --- {path}\n{text}" if len(made) > 1 else text.rstrip("\n"))
@@ -218,14 +296,30 @@ def export(
         echo(f"wrote {target}")
 
 
-@schedule.command("serve", epilog="Example:  phipipe schedule serve recipes --tag nightly --cron '0 2 * * *'")
+@schedule.command(
+    "serve", epilog="Example:  phipipe schedule serve recipes --tag nightly --cron '0 2 * * *'"
+)
 @_selection
 @_manner
-@click.option("--cron", "--at", "at", default="0 2 * * *", show_default=True, help="When: a cron expression.")
-@click.option("--timezone", default="UTC", show_default=True, metavar="ZONE", help="Whose clock: Europe/Berlin, say.")
+@click.option(
+    "--cron", "--at", "at", default="0 2 * * *", show_default=True, help="When: a cron expression."
+)
+@click.option(
+    "--timezone",
+    default="UTC",
+    show_default=True,
+    metavar="ZONE",
+    help="Whose clock: Europe/Berlin, say.",
+)
 @click.option("--job", default="nightly", show_default=True, help="What the schedule is called.")
-@click.option("--work-pool", metavar="POOL", help="Leave it to the workers of this pool instead of running it here.")
-def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: str | None, **given: Any) -> None:
+@click.option(
+    "--work-pool",
+    metavar="POOL",
+    help="Leave it to the workers of this pool instead of running it here.",
+)
+def serve(
+    paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: str | None, **given: Any
+) -> None:
     """Have a Prefect server start `phipipe batch` on time: the options are those of `batch`.
 
     Runs here until it is stopped. A run that is due while the one before has not ended is left out.
@@ -244,7 +338,9 @@ def serve(paths: Sequence[Path], at: str, timezone: str, job: str, work_pool: st
         if (error.name or "").partition(".")[0] not in ("prefect", "httpx"):
             raise
         hint = "pip install 'phipipe[prefect]'"
-        raise ToolchainError("`phipipe schedule serve` needs Prefect, which is not installed", hint=hint) from None
+        raise ToolchainError(
+            "`phipipe schedule serve` needs Prefect, which is not installed", hint=hint
+        ) from None
     timed = flow.Timed(
         name=name,
         cron=at,
@@ -268,13 +364,26 @@ def _wanted(given: dict[str, Any]) -> dict[str, Any]:
 
 def _manner_words(given: dict[str, Any]) -> list[str]:
     """The options that say how, as they were given."""
-    options = {"out": "--out", "keep": "--keep", "jobs": "--jobs", "on": "--on", "on_finish": "--on-finish"}
-    made = [word for key, option in options.items() if given[key] is not None for word in (option, str(given[key]))]
+    options = {
+        "out": "--out",
+        "keep": "--keep",
+        "jobs": "--jobs",
+        "on": "--on",
+        "on_finish": "--on-finish",
+    }
+    made = [
+        word
+        for key, option in options.items()
+        if given[key] is not None
+        for word in (option, str(given[key]))
+    ]
     return made if given["keep_going"] else [*made, "--fail-fast"]
 
 
 def _words(wanted: dict[str, Any]) -> list[str]:
     """The options that choose as they were given."""
     told = {"names": "--name", "tags": "--tag", "devices": "--device", "backends": "--backend"}
-    made = [word for key, option in told.items() for value in wanted[key] for word in (option, value)]
+    made = [
+        word for key, option in told.items() for value in wanted[key] for word in (option, value)
+    ]
     return made + (["--changed-since", wanted["changed_since"]] if wanted["changed_since"] else [])

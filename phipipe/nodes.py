@@ -1,4 +1,5 @@
-"""The steps of one or many plans as one graph: what builds share is one node, known by what it does and reads."""
+"""The steps of one or many plans as one graph: what builds share is one node, known by what it does
+and reads."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Node:
 
 
 class Graph(NamedTuple):
-    """Every distinct step of some plans by identity, in an order that works; and per plan, step name → identity."""
+    """Every distinct step of some plans by identity, in an order that works; and per plan, step
+    name → identity."""
 
     nodes: Mapping[str, Node]
     names: Sequence[Mapping[str, str]]
@@ -47,7 +49,8 @@ _last: tuple[tuple[Plan, ...], Graph] = ((), Graph({}, []))
 
 
 def graph(plans: Sequence[Plan]) -> Graph:
-    """The graph of ``plans``, to be looked at only. Several parts of a run ask for it in turn; it is built once."""
+    """The graph of ``plans``, to be looked at only. Several parts of a run ask for it in turn; it
+    is built once."""
     global _last
     known, made = _last
     if len(known) != len(plans) or any(a is not b for a, b in zip(known, plans, strict=True)):
@@ -72,7 +75,8 @@ def _graph(plans: Sequence[Plan]) -> Graph:
 
 
 def _label(node: Node, plans: Sequence[Plan]) -> str:
-    """The step's name, after the build that it belongs to, or the backend where several of its builds share it."""
+    """The step's name, after the build that it belongs to, or the backend where several of its
+    builds share it."""
     if len(node.builds) == len(plans):
         return node.step.name
     if len(node.builds) == 1:
@@ -102,4 +106,6 @@ def _node(step: Step, own: dict[str, str]) -> Node:
     }
     after = set(own.values()) if step.provenance else {own[name] for name in step.after}
     before = dict(own) if step.provenance else {}
-    return Node(step=step, identity=keys.key_of(told), needs=needs, after=after, builds=set(), before=before)
+    return Node(
+        step=step, identity=keys.key_of(told), needs=needs, after=after, builds=set(), before=before
+    )

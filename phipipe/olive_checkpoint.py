@@ -1,8 +1,9 @@
-"""Checkpoints that Olive's passes make: rewritten over the source's own files, checked, and packed weights read.
+"""Checkpoints that Olive's passes make: rewritten over the source's own files, checked, and packed
+weights read.
 
-Olive's layout of a rounded linear [n, k]: ``qweight`` uint8 [n, k × bits / 8], packed from the lowest bits up;
-``scales`` [n, k / group size]; ``qzeros`` uint8 [n, groups, packed], if asymmetric. These are the bytes that ONNX
-Runtime's ``MatMulNBits`` reads.
+Olive's layout of a rounded linear [n, k]: ``qweight`` uint8 [n, k × bits / 8], packed from the
+lowest bits up; ``scales`` [n, k / group size]; ``qzeros`` uint8 [n, groups, packed], if asymmetric.
+These are the bytes that ONNX Runtime's ``MatMulNBits`` reads.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ JOINED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A rounded weight [n, k]: ``weight`` uint8 [n, k × bits / 8], ``scales`` float32 [n, groups], ``zeros`` packed."""
+    """A rounded weight [n, k]: ``weight`` uint8 [n, k × bits / 8], ``scales`` float32 [n, groups],
+    ``zeros`` packed."""
 
     bits: int
     group_size: int
@@ -61,7 +63,11 @@ class Packed:
 
         levels = _unpacked(self.weight, self.bits).reshape(*self.scales.shape, -1)
         middle = np.full(self.scales.shape, 2 ** (self.bits - 1))
-        zeros = middle if self.zeros is None else _unpacked(self.zeros, self.bits)[:, : self.scales.shape[1]]
+        zeros = (
+            middle
+            if self.zeros is None
+            else _unpacked(self.zeros, self.bits)[:, : self.scales.shape[1]]
+        )
         made: Any = (levels - zeros[..., None]).astype(np.float32) * self.scales[..., None]
         dense: npt.NDArray[np.float32] = made.reshape(len(self.scales), -1)
         return dense
@@ -89,7 +95,9 @@ class Rounded:
 
     def __init__(self, folder: Path) -> None:
         self._where = {name: path for path in shards(folder) for name in _names(path)}
-        self._settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+        self._settings = json.loads((folder / "config.json").read_text("utf-8"))[
+            "quantization_config"
+        ]
 
     def __contains__(self, linear: str) -> bool:
         return f"{linear}.qweight" in self._where
@@ -101,7 +109,11 @@ class Rounded:
 
     def packed(self, linear: str) -> Packed:
         """The integers and scales of ``linear``, "model.layers.0.mlp.down_proj"."""
-        found = {part: self._read(f"{linear}.{part}") for part in PARTS if f"{linear}.{part}" in self._where}
+        found = {
+            part: self._read(f"{linear}.{part}")
+            for part in PARTS
+            if f"{linear}.{part}" in self._where
+        }
         return Packed(
             bits=self.bits(linear),
             group_size=self._settings["group_size"],
@@ -122,7 +134,8 @@ class Rounded:
 
 
 def places(rounded: Rounded, sizes: Mapping[str, int]) -> dict[str, Place]:
-    """Node → where its weight lies, for the nodes of an ONNX decoder; ``sizes`` are their numbers of outputs.
+    """Node → where its weight lies, for the nodes of an ONNX decoder; ``sizes`` are their numbers
+    of outputs.
 
     Raises:
         StepFailed: the checkpoint has no rounded weight for a node.
@@ -131,7 +144,9 @@ def places(rounded: Rounded, sizes: Mapping[str, int]) -> dict[str, Place]:
 
 
 def _place(node: str, rounded: Rounded, sizes: Mapping[str, int]) -> Place:
-    linear = node.strip("/").removesuffix("/MatMul").replace("/attn/", "/self_attn/").replace("/", ".")
+    linear = (
+        node.strip("/").removesuffix("/MatMul").replace("/attn/", "/self_attn/").replace("/", ".")
+    )
     size = sizes[node]
     if linear in rounded:
         return Place(linear=linear, start=0, stop=size)
@@ -152,7 +167,8 @@ def _names(path: Path) -> list[str]:
 
 
 def write_rotated(source: Path, made: Path, out: Path) -> None:
-    """The files of ``source`` with the weights of ``made``; an LM head of its own beside the embedding."""
+    """The files of ``source`` with the weights of ``made``; an LM head of its own beside the
+    embedding."""
     where = where_are(shards(made))
     tied = f"{HEAD}.weight" not in where_are(shards(source))
 
@@ -167,7 +183,8 @@ def write_rotated(source: Path, made: Path, out: Path) -> None:
 
 
 def verify_rotated(source: Path, folder: Path) -> None:
-    """Every tensor is there in fp32, norms are fused away, linears rotated, the embedding's rows of equal length.
+    """Every tensor is there in fp32, norms are fused away, linears rotated, the embedding's rows of
+    equal length.
 
     That the whole model computes the same is for the parity check behind the conversion to prove.
 
@@ -183,8 +200,14 @@ def verify_rotated(source: Path, folder: Path) -> None:
         raise StepFailed(f"the rotated checkpoint and its source differ in `{odd}`")
     for name, tensor in (pair for path in shards(source) for pair in tensors(path)):
         rotated = read(present[name], name)
-        if rotated.dtype != torch.float32 or rotated.shape != tensor.shape or not rotated.isfinite().all():
-            raise StepFailed(f"`{name}` is {rotated.dtype} {tuple(rotated.shape)} after rotation, or not finite")
+        if (
+            rotated.dtype != torch.float32
+            or rotated.shape != tensor.shape
+            or not rotated.isfinite().all()
+        ):
+            raise StepFailed(
+                f"`{name}` is {rotated.dtype} {tuple(rotated.shape)} after rotation, or not finite"
+            )
         if tensor.dim() == 1:
             if name.endswith("norm.weight") and not rotated.eq(1).all():
                 raise StepFailed(f"`{name}` was not fused into the linears behind it")
@@ -193,7 +216,9 @@ def verify_rotated(source: Path, folder: Path) -> None:
         if name == EMBEDDING:
             lengths = [value.double().norm(dim=1) for value in (tensor, rotated)]
             if not torch.allclose(*lengths, rtol=1e-4, atol=1e-6):
-                raise StepFailed(f"`{name}` was not rotated but distorted: its rows changed in length")
+                raise StepFailed(
+                    f"`{name}` was not rotated but distorted: its rows changed in length"
+                )
 
 
 def write_packed(source: Path, made: Path, out: Path) -> None:
@@ -215,7 +240,8 @@ def write_packed(source: Path, made: Path, out: Path) -> None:
 
 
 def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[str, int]) -> None:
-    """Every linear, the LM head included, is packed as asked: ``raised`` names those with other bits than usual.
+    """Every linear, the LM head included, is packed as asked: ``raised`` names those with other
+    bits than usual.
 
     Every other tensor is the source's own.
 
@@ -247,8 +273,11 @@ def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[st
         raise StepFailed(f"unexpected tensor `{min(present)}`")
 
 
-def _check_packed(linear: str, shape: tuple[int, int], bits: int, present: dict[str, Path], params: Params) -> None:
-    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and check them."""
+def _check_packed(
+    linear: str, shape: tuple[int, int], bits: int, present: dict[str, Path], params: Params
+) -> None:
+    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and
+    check them."""
     import torch
 
     rows, width = shape
@@ -256,7 +285,11 @@ def _check_packed(linear: str, shape: tuple[int, int], bits: int, present: dict[
     expected = {
         "qweight": (torch.uint8, (rows, width * bits // 8)),
         "scales": (torch.float32, (rows, groups)),
-    } | ({} if params["symmetric"] else {"qzeros": (torch.uint8, (rows, math.ceil(groups * bits / 8)))})
+    } | (
+        {}
+        if params["symmetric"]
+        else {"qzeros": (torch.uint8, (rows, math.ceil(groups * bits / 8)))}
+    )
     for part, wanted in expected.items():
         name = f"{linear}.{part}"
         if name not in present:

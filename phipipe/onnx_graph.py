@@ -1,9 +1,10 @@
-"""ONNX decoder graphs on disk: what they hold, making their weights smaller, and proving that it was done.
+"""ONNX decoder graphs on disk: what they hold, making their weights smaller, and proving that it
+was done.
 
-A model is a folder with ``model.onnx`` (nodes) and ``model.onnx.data`` (every initializer, external, in one
-file). Quantization streams: one slice of one weight is in memory at a time, whatever the model's size, and each
-slice goes through onnxruntime's own ``MatMulNBitsQuantizer``. A weight [K, N] is quantized in blocks along K,
-column by column, so slicing along N changes no byte.
+A model is a folder with ``model.onnx`` (nodes) and ``model.onnx.data`` (every initializer,
+external, in one file). Quantization streams: one slice of one weight is in memory at a time,
+whatever the model's size, and each slice goes through onnxruntime's own ``MatMulNBitsQuantizer``. A
+weight [K, N] is quantized in blocks along K, column by column, so slicing along N changes no byte.
 """
 
 from __future__ import annotations
@@ -18,12 +19,24 @@ from phipipe.errors import StepFailed
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-QUANTIZED = frozenset({"MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "QMoE", "MatMulInteger"})
+QUANTIZED = frozenset(
+    {"MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "QMoE", "MatMulInteger"}
+)
 FLOATS: Mapping[int, str] = {1: "fp32", 10: "fp16"}  # by ONNX data type
 # Tables that are computed from the config, not learned: no part of the weights' size.
 TABLES = ("cos_cache", "sin_cache")
 
-_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 10: 2, 16: 2, 21: 0.5, 22: 0.5}  # per element of an ONNX data type
+_BYTES = {
+    1: 4,
+    2: 1,
+    3: 1,
+    6: 4,
+    7: 8,
+    10: 2,
+    16: 2,
+    21: 0.5,
+    22: 0.5,
+}  # per element of an ONNX data type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +89,24 @@ def linears(model: Any) -> list[Linear]:
     for node in model.graph.node:
         kind, shape = shapes.get(node.input[1], (0, ())) if node.op_type == "MatMul" else (0, ())
         if kind in FLOATS and len(shape) == 2:
-            linear = Linear(name=node.name, weight=node.input[1], k=shape[0], n=shape[1], dtype=FLOATS[kind])
+            linear = Linear(
+                name=node.name, weight=node.input[1], k=shape[0], n=shape[1], dtype=FLOATS[kind]
+            )
             found.append(linear)
     return found
 
 
 def is_tied(model: Any) -> bool:
     """Whether the token embedding reads the LM head's matrix (through a transpose)."""
-    return any(n.op_type == "Transpose" and n.name.startswith("/model/embed_tokens/") for n in model.graph.node)
+    return any(
+        n.op_type == "Transpose" and n.name.startswith("/model/embed_tokens/")
+        for n in model.graph.node
+    )
 
 
 def check_files(folder: Path, model: Any) -> None:
-    """Every initializer lies whole inside ``model.onnx.data``, a plain file that nothing else links to.
+    """Every initializer lies whole inside ``model.onnx.data``, a plain file that nothing else links
+    to.
 
     Raises:
         StepFailed: names what is missing.
@@ -116,8 +135,11 @@ def attributes(node: Any) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def verify(folder: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme], embedding: Scheme | None) -> None:
-    """Prove that ``folder`` holds what was asked: each of ``wanted`` as ``schemes`` says, or else in fp32.
+def verify(
+    folder: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme], embedding: Scheme | None
+) -> None:
+    """Prove that ``folder`` holds what was asked: each of ``wanted`` as ``schemes`` says, or else
+    in fp32.
 
     Raises:
         StepFailed: names the node that differs, and how.
@@ -132,10 +154,16 @@ def verify(folder: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme]
         name = f"{linear.name}_Q{scheme.bits}" if scheme else linear.name
         expected.add(name)
         if name not in nodes:
-            raise StepFailed(f"`{linear.name}` is not in the graph {f'at {scheme.bits} bits' if scheme else 'in fp32'}")
+            raise StepFailed(
+                f"`{linear.name}` is not in the graph "
+                f"{f'at {scheme.bits} bits' if scheme else 'in fp32'}"
+            )
         problem = _difference(nodes[name], tensors, linear, scheme)
         if problem:
-            raise StepFailed(f"`{name}` {problem}", hint="this is a bug in phipipe or in this version of onnxruntime")
+            raise StepFailed(
+                f"`{name}` {problem}",
+                hint="this is a bug in phipipe or in this version of onnxruntime",
+            )
     rest = [node for node in model.graph.node if node.name not in expected]
     left = [node.name for node in rest if node.op_type == "MatMul" and node.input[1] in tensors]
     if left:
@@ -143,10 +171,16 @@ def verify(folder: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme]
     _check_embedding([node for node in rest if node.op_type in QUANTIZED], embedding)
 
 
-def _difference(node: Any, tensors: Mapping[str, Any], linear: Linear, scheme: Scheme | None) -> str | None:
-    """What is wrong with ``node``, which should compute ``linear`` as ``scheme`` says; None if nothing is."""
+def _difference(
+    node: Any, tensors: Mapping[str, Any], linear: Linear, scheme: Scheme | None
+) -> str | None:
+    """What is wrong with ``node``, which should compute ``linear`` as ``scheme`` says; None if
+    nothing is."""
     if scheme is None:
-        kept = node.op_type == "MatMul" and tuple(tensors[node.input[1]].dims) == (linear.k, linear.n)
+        kept = node.op_type == "MatMul" and tuple(tensors[node.input[1]].dims) == (
+            linear.k,
+            linear.n,
+        )
         return None if kept else f"is `{node.op_type}`, but was excluded from quantization"
     asked = {
         "bits": scheme.bits,
@@ -161,16 +195,24 @@ def _difference(node: Any, tensors: Mapping[str, Any], linear: Linear, scheme: S
             return f"has {name} {found.get(name)}, asked was {value}"
     stored = [name for name in node.input[1:] if name]
     if len(stored) != (2 if scheme.symmetric else 3) or node.op_type != "MatMulNBits":
-        return f"has {'' if len(stored) > 2 else 'no '}zero points, asked was symmetric: {scheme.symmetric}"
+        return (
+            f"has {'' if len(stored) > 2 else 'no '}zero points, asked was symmetric: "
+            f"{scheme.symmetric}"
+        )
     return _wrong_tensor(stored, tensors, linear, scheme)
 
 
-def _wrong_tensor(stored: Sequence[str], tensors: Mapping[str, Any], linear: Linear, scheme: Scheme) -> str | None:
-    """What is wrong with the packed weight, the scales or the zero points: all are named after ``linear.weight``."""
+def _wrong_tensor(
+    stored: Sequence[str], tensors: Mapping[str, Any], linear: Linear, scheme: Scheme
+) -> str | None:
+    """What is wrong with the packed weight, the scales or the zero points: all are named after
+    ``linear.weight``."""
     blocks = -(-linear.k // scheme.block_size)
     packed = (linear.n, blocks, scheme.block_size * scheme.bits // 8)
     for name, shape in zip(
-        stored, (packed, (linear.n, blocks), (linear.n, -(-blocks * scheme.bits // 8))), strict=False
+        stored,
+        (packed, (linear.n, blocks), (linear.n, -(-blocks * scheme.bits // 8))),
+        strict=False,
     ):
         if not name.startswith(f"{linear.weight}_"):
             return f"reads `{name}`, another node's weight"
@@ -195,8 +237,9 @@ def _check_embedding(nodes: Sequence[Any], embedding: Scheme | None) -> None:
 def describe(folder: Path) -> dict[str, Any]:
     """What the weights of ``folder`` take.
 
-    Returns ``parameters``, ``weight_bytes`` (all initializers but rotary tables), ``bits_per_weight``
-    (8 × weight_bytes / parameters), ``size_bytes`` (both files) and ``linears`` (bits → how many).
+    Returns ``parameters``, ``weight_bytes`` (all initializers but rotary tables),
+    ``bits_per_weight`` (8 × weight_bytes / parameters), ``size_bytes`` (both files) and ``linears``
+    (bits → how many).
     """
     model = load(folder)
     shapes = {t.name: t for t in model.graph.initializer}

@@ -1,7 +1,8 @@
 """Rounding the weights of an ONNX decoder graph to few bits, one slice of one weight at a time.
 
-Every slice goes through onnxruntime's own ``MatMulNBitsQuantizer``. It rounds a weight [K, N] in blocks along K,
-column by column, so slicing along N changes no byte, and memory does not grow with the model.
+Every slice goes through onnxruntime's own ``MatMulNBitsQuantizer``. It rounds a weight [K, N] in
+blocks along K, column by column, so slicing along N changes no byte, and memory does not grow with
+the model.
 """
 
 from __future__ import annotations
@@ -46,15 +47,19 @@ def quantize(
 ) -> None:
     """Write the graph of ``source`` to ``out`` with the linears named in ``schemes`` quantized.
 
-    Those named in ``rounded`` too get the integers and scales from there, all others are rounded here.
-    ``checkpoint`` has the weights that ``source`` links to.
+    Those named in ``rounded`` too get the integers and scales from there, all others are rounded
+    here. ``checkpoint`` has the weights that ``source`` links to.
 
-    An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is set;
-    an untied one is quantized by it. Everything else is copied.
+    An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is
+    set; an untied one is quantized by it. Everything else is copied.
     """
     model = load(source)
     stored = Weights(source, checkpoint)
-    weights = {node.input[1]: (node, schemes[node.name]) for node in model.graph.node if node.name in schemes}
+    weights = {
+        node.input[1]: (node, schemes[node.name])
+        for node in model.graph.node
+        if node.name in schemes
+    }
     lookup = next(node for node in model.graph.node if node.name == EMBEDDING)
     transpose = next((node for node in model.graph.node if node.output[0] == lookup.input[0]), None)
     if embedding and transpose is None:
@@ -82,7 +87,8 @@ def quantize(
 
 
 def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
-    """Turn ``Transpose → Gather`` over the head's fp32 weight into a gather from its quantized form."""
+    """Turn ``Transpose → Gather`` over the head's fp32 weight into a gather from its quantized
+    form."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -97,7 +103,9 @@ def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
         value=numpy_helper.from_array(np.array([rows, row_bytes], dtype=np.int64), shape),
     )
     base = gather.name.removesuffix("/Gather")
-    reshape = helper.make_node("Reshape", [head.input[1], shape], [f"{base}/Reshape/output_0"], f"{base}/Reshape")
+    reshape = helper.make_node(
+        "Reshape", [head.input[1], shape], [f"{base}/Reshape/output_0"], f"{base}/Reshape"
+    )
     lookup = helper.make_node(
         "GatherBlockQuantized",
         [reshape.output[0], gather.input[1], *head.input[2:]],
@@ -124,7 +132,9 @@ def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
 def _quantized(name: str, weight: Matrix, node: Any, scheme: Scheme) -> list[Any]:
     """The tensors that replace ``weight``; ``node`` becomes the one that reads them."""
     axis = 1 if node.op_type == "MatMul" else 0  # the axis whose slices do not know each other
-    step = max(2, _SLICE // weight.shape[1 - axis] // 2 * 2)  # even: 4-bit values are packed in pairs
+    step = max(
+        2, _SLICE // weight.shape[1 - axis] // 2 * 2
+    )  # even: 4-bit values are packed in pairs
     made: Any = None
     joined: list[Any] = []
     parts: list[list[bytes]] = []
@@ -142,7 +152,8 @@ def _quantized(name: str, weight: Matrix, node: Any, scheme: Scheme) -> list[Any
 
 
 def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed) -> list[Any]:
-    """Like ``_quantized``, but integers and scales are those of ``packed``; scales take the graph's width.
+    """Like ``_quantized``, but integers and scales are those of ``packed``; scales take the graph's
+    width.
 
     Raises:
         StepFailed: they are of another shape, or not ``weight``'s.
@@ -150,7 +161,9 @@ def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed
     from onnx import helper
 
     _check_same(name, weight, packed)
-    made, joined, _ = _run(node, name, weight.part(0, 2, 1), scheme)  # for names, types and attributes
+    made, joined, _ = _run(
+        node, name, weight.part(0, 2, 1), scheme
+    )  # for names, types and attributes
     for attribute in made.attribute:
         if attribute.name == "N":
             attribute.i = weight.shape[1]
@@ -158,7 +171,9 @@ def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed
     for tensor, value in zip(joined, values, strict=False):
         tensor.dims[0] = weight.shape[1]
         if value is None or math.prod(tensor.dims) != value.size:
-            raise StepFailed(f"the rounded weight for `{node.name}` does not have the shape {list(tensor.dims)}")
+            raise StepFailed(
+                f"the rounded weight for `{node.name}` does not have the shape {list(tensor.dims)}"
+            )
         kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)  # uint8, or the graph's width
         tensor.raw_data = value.astype(kind).tobytes()
     node.CopyFrom(made)
@@ -166,7 +181,8 @@ def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed
 
 
 def _check_same(name: str, weight: Matrix, packed: Packed) -> None:
-    """Rounding moves a weight by a tenth of its size or so; another matrix of the same shape is farther off."""
+    """Rounding moves a weight by a tenth of its size or so; another matrix of the same shape is
+    farther off."""
     import numpy as np
 
     off = size = 0.0
@@ -203,12 +219,15 @@ def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[
         raise StepFailed(f"onnxruntime did not quantize `{node.name}`")
     made = NodeProto()
     made.CopyFrom(graph.node[0])
-    tensors = [TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in graph.initializer]
+    tensors = [
+        TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in graph.initializer
+    ]
     return made, tensors, [t.raw_data for t in graph.initializer]
 
 
 def _one_node(node: Any, name: str, weight: Floats) -> Any:
-    """A model of ``node`` alone; built in place, since onnx's helpers copy the weight at every level."""
+    """A model of ``node`` alone; built in place, since onnx's helpers copy the weight at every
+    level."""
     from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
     model = ModelProto(ir_version=10, opset_import=[helper.make_opsetid("", 21)])
@@ -226,13 +245,16 @@ def _algorithm(ort: Any, node: Any, scheme: Scheme) -> Any:
     """None is "default"; the other two take their bits per node, and know nothing of embeddings."""
     if scheme.algorithm in {"default", "gptq"} or node.op_type != "MatMul":
         return None
-    kind = {"rtn": ort.RTNWeightOnlyQuantConfig, "k_quant": ort.KQuantWeightOnlyQuantConfig}[scheme.algorithm]
+    kind = {"rtn": ort.RTNWeightOnlyQuantConfig, "k_quant": ort.KQuantWeightOnlyQuantConfig}[
+        scheme.algorithm
+    ]
     return kind(customized_weight_config={node.name: {"bits": scheme.bits}})
 
 
 @contextlib.contextmanager
 def quantizer_module() -> Iterator[Any]:
-    """onnxruntime's module, kept from printing progress bars and from reconfiguring the root logger."""
+    """onnxruntime's module, kept from printing progress bars and from reconfiguring the root
+    logger."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -245,7 +267,8 @@ def quantizer_module() -> Iterator[Any]:
 
 
 def _append(stream: BinaryIO, tensor: Any, chunks: Iterable[bytes]) -> Any:
-    """Write ``chunks``, the bytes of ``tensor``, to ``stream``; returns the initializer that points there."""
+    """Write ``chunks``, the bytes of ``tensor``, to ``stream``; returns the initializer that points
+    there."""
     from onnx import TensorProto
 
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))

@@ -41,22 +41,34 @@ class Session:
             self._model = None
             self._session = _session(self._folder, self._provider)
             if "embedding" in self._config:
-                self._embedding = _session(self._folder, self._provider, self._config["embedding"]["filename"])
+                self._embedding = _session(
+                    self._folder, self._provider, self._config["embedding"]["filename"]
+                )
         feeds = _feeds(self._session, self._config["decoder"], tokens)
         if self._embedding is not None:
-            feeds |= {"inputs_embeds": _embedded(self._embedding, self._config["decoder"]["hidden_size"], tokens)}
-        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0].astype("float32", copy=False)
+            feeds |= {
+                "inputs_embeds": _embedded(
+                    self._embedding, self._config["decoder"]["hidden_size"], tokens
+                )
+            }
+        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0].astype(
+            "float32", copy=False
+        )
         return output
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         ends = self._config["eos_token_id"]
         ends = set(ends) if isinstance(ends, list) else {ends}
-        if self._provider == PROVIDERS["cpu"] and self._config["decoder"]["session_options"]["provider_options"]:
+        if (
+            self._provider == PROVIDERS["cpu"]
+            and self._config["decoder"]["session_options"]["provider_options"]
+        ):
             return self._by_logits(prompt, limit, ends)
         return self._by_genai(prompt, limit, ends)
 
     def _by_logits(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
-        """A GPU's graph on the CPU: onnxruntime-genai would ask for the GPU, and cannot decode fp16 caches here."""
+        """A GPU's graph on the CPU: onnxruntime-genai would ask for the GPU, and cannot decode fp16
+        caches here."""
         tokens = list(prompt)
         for _ in range(min(limit, self._config["context_length"] - len(tokens))):
             tokens.append(int(self.logits(tokens)[-1].argmax()))
@@ -70,16 +82,20 @@ class Session:
         yield from _greedy(generator, room, ends)
 
     def look(self, picture: Path, prompt: str) -> npt.NDArray[np.float32]:
-        """Logits of every position of ``prompt`` with the picture in it, float32 [n, vocabulary]."""
+        """Logits of every position of ``prompt`` with the picture in it, float32 [n,
+        vocabulary]."""
         inputs, count = self._inputs(picture, prompt)
         generator, _ = self._generator(count, 1)
         generator.set_inputs(inputs)
         generator.generate_next_token()
-        output: npt.NDArray[np.float32] = generator.get_output("logits")[0].astype("float32", copy=False)
+        output: npt.NDArray[np.float32] = generator.get_output("logits")[0].astype(
+            "float32", copy=False
+        )
         return output
 
     def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:
-        """At most ``limit`` token ids of the answer to ``prompt`` with the picture in it, chosen greedily."""
+        """At most ``limit`` token ids of the answer to ``prompt`` with the picture in it, chosen
+        greedily."""
         inputs, count = self._inputs(picture, prompt)
         generator, room = self._generator(count, limit)
         generator.set_inputs(inputs)
@@ -108,7 +124,9 @@ class Session:
 
         params = genai.GeneratorParams(self._loaded())
         longest = min(length + limit, self._config["context_length"])
-        params.set_search_options(do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=longest)
+        params.set_search_options(
+            do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=longest
+        )
         return genai.Generator(self._model, params), longest - length
 
     def close(self) -> None:
@@ -156,15 +174,21 @@ def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> d
     }
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     wanted = [entry for entry in session.get_inputs() if entry.name != "inputs_embeds"]
-    return {e.name: known[e.name] if e.name in known else np.zeros(cache, kinds[e.type]) for e in wanted}
+    return {
+        e.name: known[e.name] if e.name in known else np.zeros(cache, kinds[e.type]) for e in wanted
+    }
 
 
 def _embedded(session: Any, hidden: int, tokens: Sequence[int]) -> Any:
-    """What the decoder of a model that sees is given for ``tokens``, [1, n, hidden]; there are no pictures."""
+    """What the decoder of a model that sees is given for ``tokens``, [1, n, hidden]; there are no
+    pictures."""
     import numpy as np
 
     kind = np.float16 if session.get_inputs()[1].type == "tensor(float16)" else np.float32
-    feeds = {"input_ids": np.array([tokens], np.int64), "image_features": np.zeros((0, hidden), kind)}
+    feeds = {
+        "input_ids": np.array([tokens], np.int64),
+        "image_features": np.zeros((0, hidden), kind),
+    }
     return session.run(None, feeds)[0]
 
 
@@ -174,7 +198,8 @@ def tokenizer(folder: Path) -> LimitedTokenizer:
 
 
 class GenaiTokenizer:
-    """For a limited child: ``Tokenizer`` as onnxruntime-genai reads it; it does not load the weights."""
+    """For a limited child: ``Tokenizer`` as onnxruntime-genai reads it; it does not load the
+    weights."""
 
     def __init__(self, folder: str) -> None:
         import onnxruntime_genai as genai
@@ -186,7 +211,9 @@ class GenaiTokenizer:
         return [int(token) for token in self._tokenizer.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids))).removeprefix(" ")  # SentencePiece's mark of a first word
+        return str(self._tokenizer.decode(list(ids))).removeprefix(
+            " "
+        )  # SentencePiece's mark of a first word
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         chat = json.dumps([dict(message) for message in messages])

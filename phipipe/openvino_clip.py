@@ -1,6 +1,7 @@
 """Pictures for Phi-3-vision as openvino-genai 2026.4 prepares them (visual_language/phi3_vision).
 
-Of those that are not square it takes height for width (``vision.Kind.square``); nothing does so here.
+Of those that are not square it takes height for width (``vision.Kind.square``); nothing does so
+here.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ def seen(
     row_end: Floats,
     between: Floats,
 ) -> Floats:
-    """What the projection is given for ``image`` [height, width, 3], float32 [vectors, 4 · width]."""
+    """What the projection is given for ``image`` [height, width, 3], float32 [vectors, 4 ·
+    width]."""
     crops, (high, wide) = prepare(image, settings)
     return laid_out(eyes([crops])[0], high, wide, row_end, between)
 
 
-def prepare(image: npt.NDArray[np.uint8], settings: Mapping[str, Any]) -> tuple[Floats, tuple[int, int]]:
-    """An image as the pipeline crops it: float32 [1 + n, 3, 336, 336], and how many crops it is high and wide.
+def prepare(
+    image: npt.NDArray[np.uint8], settings: Mapping[str, Any]
+) -> tuple[Floats, tuple[int, int]]:
+    """An image as the pipeline crops it: float32 [1 + n, 3, 336, 336], and how many crops it is
+    high and wide.
 
     ``settings``: ``preprocessor_config.json``.
     """
@@ -53,19 +58,26 @@ def prepare(image: npt.NDArray[np.uint8], settings: Mapping[str, Any]) -> tuple[
     across, down = _cubic(resized.shape[1]), _cubic(resized.shape[0])
     whole = np.einsum("ih,hwc,jw->ijc", down, resized, across, optimize=True)
     high, wide = resized.shape[0] // CROP, resized.shape[1] // CROP
-    grid = resized.reshape(high, CROP, wide, CROP, 3).transpose(0, 2, 1, 3, 4).reshape(-1, CROP, CROP, 3)
+    grid = (
+        resized.reshape(high, CROP, wide, CROP, 3)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(-1, CROP, CROP, 3)
+    )
     crops = np.concatenate([whole[None], grid]) / np.float32(255)
     crops = (crops - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
     return np.ascontiguousarray(crops.transpose(0, 3, 1, 2), np.float32), (high, wide)
 
 
 def _linear(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Bilinear, as the pipeline does it: corners are not quite aligned, and fractions are cut off."""
+    """Bilinear, as the pipeline does it: corners are not quite aligned, and fractions are cut
+    off."""
     import numpy as np
 
     made = image.astype(np.float32)
     for axis, length in ((1, width), (0, height)):
-        place = np.arange(length, dtype=np.float32) * (np.float32(image.shape[axis] - 1) / np.float32(length))
+        place = np.arange(length, dtype=np.float32) * (
+            np.float32(image.shape[axis] - 1) / np.float32(length)
+        )
         left = place.astype(np.int64)
         share = (place - left).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         low, high = np.take(made, left, axis), np.take(made, left + 1, axis)
@@ -89,7 +101,8 @@ def _cubic(length: int) -> Floats:
 
 
 def laid_out(patches: Floats, high: int, wide: int, row_end: Floats, between: Floats) -> Floats:
-    """Patches of all crops [1 + n, 576, w] in the order of the rows they form, joined by fours: [vectors, 4 · w]."""
+    """Patches of all crops [1 + n, 576, w] in the order of the rows they form, joined by fours:
+    [vectors, 4 · w]."""
     import numpy as np
 
     count, _, width = patches.shape
@@ -101,4 +114,6 @@ def laid_out(patches: Floats, high: int, wide: int, row_end: Floats, between: Fl
         ends = np.broadcast_to(row_end, (found.shape[0], 1, len(row_end)))
         return np.concatenate([found, ends], 1).reshape(-1, len(row_end))
 
-    return np.concatenate([rows(grid.reshape(high * SIDE, wide * SIDE, -1)), between[None], rows(joined[0])])
+    return np.concatenate(
+        [rows(grid.reshape(high * SIDE, wide * SIDE, -1)), between[None], rows(joined[0])]
+    )

@@ -11,7 +11,8 @@ _LARGE_BYTES = 2**16
 
 
 def compress(model: Any, params: Mapping[str, Any], calibration: Path | None) -> Any:
-    """``model`` as NNCF leaves it, for the ``params`` of step ``quantize``; ``calibration``: the windows of tokens.
+    """``model`` as NNCF leaves it, for the ``params`` of step ``quantize``; ``calibration``: the
+    windows of tokens.
 
     Every argument that matters is explicit, since NNCF's defaults depend on one another.
     """
@@ -54,10 +55,13 @@ def _dataset(calibration: Path) -> tuple[Any, int]:
 
 
 def _described(model: Any) -> Any:
-    """What optimum does after compressing: quantized models leave the cache's precision to the runtime."""
+    """What optimum does after compressing: quantized models leave the cache's precision to the
+    runtime."""
     import nncf
 
-    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    options = (
+        model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    )
     if "KV_CACHE_PRECISION" in options:
         options.pop("KV_CACHE_PRECISION")
         model.set_rt_info(options, "runtime_options")
@@ -67,7 +71,8 @@ def _described(model: Any) -> Any:
 
 @contextlib.contextmanager
 def lean(folder: Path) -> Iterator[None]:
-    """Have NNCF read bf16 weights as fp16, and keep the large constants that it makes in a nameless file in ``folder``.
+    """Have NNCF read bf16 weights as fp16, and keep the large constants that it makes in a nameless
+    file in ``folder``.
 
     Memory would hold the whole result otherwise. A graph made inside is of use inside only.
     """
@@ -91,10 +96,14 @@ def lean(folder: Path) -> Iterator[None]:
         stream.flush()
         mapped.append(np.memmap(stream, values.dtype, "r+", start, values.shape))
         shape, kind = constant.get_output_shape(0), constant.get_element_type()
-        return openvino.opset13.constant(openvino.Tensor(mapped[-1], shape, kind), name=name, shared_memory=True)
+        return openvino.opset13.constant(
+            openvino.Tensor(mapped[-1], shape, kind), name=name, shared_memory=True
+        )
 
     def as_fp16(constant: Any) -> Any:
-        return _fp16(constant) if constant.get_element_type() == openvino.Type.bf16 else read(constant)
+        return (
+            _fp16(constant) if constant.get_element_type() == openvino.Type.bf16 else read(constant)
+        )
 
     with (
         tempfile.TemporaryFile(dir=folder) as stream,
@@ -106,7 +115,8 @@ def lean(folder: Path) -> Iterator[None]:
 
 
 def _fp16(constant: Any) -> Any:
-    """The values of a bf16 constant as an fp16 tensor, rounded as ``openvino_graph.to_fp16`` rounds them."""
+    """The values of a bf16 constant as an fp16 tensor, rounded as ``openvino_graph.to_fp16`` rounds
+    them."""
     import numpy as np
     import openvino
     import torch

@@ -1,7 +1,9 @@
-"""A folder of OpenVINO that sees: its graphs one by one, for logits, and openvino-genai's pipeline, as programs use it.
+"""A folder of OpenVINO that sees: its graphs one by one, for logits, and openvino-genai's pipeline,
+as programs use it.
 
-The pipeline prepares pictures by itself and gives no logits. ``openvino_clip`` and ``openvino_siglip`` do the same
-here, and tests hold the pipeline's answers against the logits that come of it.
+The pipeline prepares pictures by itself and gives no logits. ``openvino_clip`` and
+``openvino_siglip`` do the same here, and tests hold the pipeline's answers against the logits that
+come of it.
 """
 
 from __future__ import annotations
@@ -47,13 +49,15 @@ class Session(openvino_session.Session):
         return made
 
     def look(self, picture: Path, prompt: str) -> Floats:
-        """Logits of every position of ``prompt`` with the picture in it, float32 [n, vocabulary]."""
+        """Logits of every position of ``prompt`` with the picture in it, float32 [n,
+        vocabulary]."""
         tokenizer = openvino_session.tokenizer(self._folder)
         before, after = (tokenizer.encode(part) for part in prompt.split(vision.MARK))
         return self.seen(picture, before, after)
 
     def seen(self, picture: Path, before: Sequence[int], after: Sequence[int]) -> Floats:
-        """Logits of every position of tokens ``before`` and ``after`` a picture, and of the picture's, [n, vocab]."""
+        """Logits of every position of tokens ``before`` and ``after`` a picture, and of the
+        picture's, [n, vocab]."""
         import numpy as np
 
         self._request.reset_state()
@@ -70,7 +74,11 @@ class Session(openvino_session.Session):
         eyes = self._compiled(self._folder / openvino_session.EYES).infer
         way = openvino_siglip if self._config["model_type"] == "phi4mm" else openvino_clip
         joined = way.seen(pixels(picture), settings, eyes, row_end, between)
-        made: Floats = self._compiled(self._folder / openvino_session.PROJECTION).infer([joined[None]])[0].copy()
+        made: Floats = (
+            self._compiled(self._folder / openvino_session.PROJECTION)
+            .infer([joined[None]])[0]
+            .copy()
+        )
         return made
 
     def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:

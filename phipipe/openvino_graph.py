@@ -1,4 +1,5 @@
-"""The two files of an OpenVINO graph, edited where they lie: the XML as text, the weights tensor by tensor."""
+"""The two files of an OpenVINO graph, edited where they lie: the XML as text, the weights tensor by
+tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _CONSTANT = re.compile(r'<data element_type="bf16"[^>]*? offset="(\d+)" size="(\
 
 
 def number_nodes(path: Path) -> None:
-    """Give automatic names ("Constant_25028") the order in which they appear, and the graph a name without a count."""
+    """Give automatic names ("Constant_25028") the order in which they appear, and the graph a name
+    without a count."""
     order: dict[str, str] = {}
 
     def renamed(name: re.Match[str]) -> str:
@@ -27,15 +29,18 @@ def number_nodes(path: Path) -> None:
 
 
 def to_fp16(path: Path) -> None:
-    """Round the bf16 constants of the graph ``path`` to fp16, in place: both take two bytes, so that nothing moves.
+    """Round the bf16 constants of the graph ``path`` to fp16, in place: both take two bytes, so
+    that nothing moves.
 
-    Magnitudes from 2^-17 to 65,504 are exact, smaller ones off by at most 2^-25, larger ones become infinite: as they
-    do when a model is loaded in fp16.
+    Magnitudes from 2^-17 to 65,504 are exact, smaller ones off by at most 2^-25, larger ones become
+    infinite: as they do when a model is loaded in fp16.
     """
     import torch
 
     text = path.read_text("utf-8")
-    places = {(int(found[1]), int(found[2])) for found in _CONSTANT.finditer(text)}  # equal constants share a place
+    places = {
+        (int(found[1]), int(found[2])) for found in _CONSTANT.finditer(text)
+    }  # equal constants share a place
     with path.with_suffix(".bin").open("r+b") as stream:
         for offset, size in sorted(places):
             for start in range(offset, offset + size, _CHUNK_BYTES):
@@ -44,13 +49,16 @@ def to_fp16(path: Path) -> None:
                 halves = torch.frombuffer(raw, dtype=torch.bfloat16).to(torch.float16)
                 stream.seek(start)
                 stream.write(halves.numpy().data)
-    text = text.replace('element_type="bf16"', 'element_type="f16"').replace('precision="BF16"', 'precision="FP16"')
+    text = text.replace('element_type="bf16"', 'element_type="f16"').replace(
+        'precision="BF16"', 'precision="FP16"'
+    )
     path.write_text(text, "utf-8", newline="\n")
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute in one thread: in a trace of tiny operations, a second one doubles the time by waiting."""
+    """Have torch compute in one thread: in a trace of tiny operations, a second one doubles the
+    time by waiting."""
     import torch
 
     threads = torch.get_num_threads()

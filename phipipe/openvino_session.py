@@ -26,7 +26,8 @@ MODEL = "openvino_model.xml"
 LANGUAGE, EMBEDDING = "openvino_language_model.xml", "openvino_text_embeddings_model.xml"
 EYES, PROJECTION = "openvino_vision_embeddings_model.xml", "openvino_vision_projection_model.xml"
 EMBEDS = "inputs_embeds"
-# Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored weights cost.
+# Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored
+# weights cost.
 FAITHFUL = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -39,7 +40,8 @@ PASSED = ("Convert", "Reshape", "Transpose")  # between a constant and the node 
 
 
 def quiet() -> None:
-    """Keep OpenVINO's telemetry out: it writes into the home folder and looks for the network, both at import."""
+    """Keep OpenVINO's telemetry out: it writes into the home folder and looks for the network, both
+    at import."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
@@ -53,7 +55,8 @@ def read(folder: Path) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A stored matrix, by the node that reads it first. ``group`` is 0 for floats; a row's length is ``width``."""
+    """A stored matrix, by the node that reads it first. ``group`` is 0 for floats; a row's length
+    is ``width``."""
 
     name: str
     constant: str
@@ -98,7 +101,9 @@ def _weight(reader: Any, node: Any) -> Weight | None:
         embedding=reader.get_type_name() == "Gather",
         kind=node.get_element_type().get_type_name(),
         size=math.prod(shape),
-        width=shape[-1] if scale is None or len(scale.get_output_shape(0)) < 3 else shape[-1] * shape[-2],
+        width=shape[-1]
+        if scale is None or len(scale.get_output_shape(0)) < 3
+        else shape[-1] * shape[-2],
         group=0 if scale is None else math.prod(shape) // math.prod(scale.get_output_shape(0)),
         zero_point=zero is not None,
     )
@@ -116,9 +121,13 @@ def verify(before: Sequence[Weight], after: Sequence[Weight], params: Mapping[st
     Raises:
         StepFailed: names the first that is not as it should be.
     """
-    shapes = [{weight.name: (weight.size, weight.width) for weight in found} for found in (before, after)]
+    shapes = [
+        {weight.name: (weight.size, weight.width) for weight in found} for found in (before, after)
+    ]
     if shapes[0] != shapes[1]:
-        changed = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+        changed = sorted(
+            name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)
+        )
         raise StepFailed(f"NNCF changed what `{changed[0]}` reads")
     kind = ("i" if params["symmetric"] else "u") + str(params["bits"])
     if params["bits"] == 8:
@@ -135,7 +144,9 @@ def verify(before: Sequence[Weight], after: Sequence[Weight], params: Mapping[st
     share = sum(weight.size for weight in ranked if weight.kind == kind) / total
     largest = max(weight.size for weight in ranked) / total
     if not 0 < share <= params["ratio"] or share + largest < params["ratio"] - 1e-9:
-        raise StepFailed(f"NNCF gave 4 bits to {share:.1%} of the weights, not {params['ratio']:.1%}")
+        raise StepFailed(
+            f"NNCF gave 4 bits to {share:.1%} of the weights, not {params['ratio']:.1%}"
+        )
 
 
 def verify_unquantized(found: Sequence[Weight], kind: str) -> None:
@@ -151,20 +162,25 @@ def verify_unquantized(found: Sequence[Weight], kind: str) -> None:
 
 
 def ratio_defining(found: Sequence[Weight], all_layers: bool) -> list[Weight]:
-    """The matrices that ``ratio`` counts: NNCF leaves out embeddings and the LM head, unless told otherwise."""
+    """The matrices that ``ratio`` counts: NNCF leaves out embeddings and the LM head, unless told
+    otherwise."""
     return [weight for weight in found if all_layers or not (weight.embedding or weight.head)]
 
 
 def _check(weight: Weight, kinds: set[str], group_size: int) -> None:
     if weight.kind not in kinds:
-        raise StepFailed(f"`{weight.name}` is stored as {weight.kind}, not {' or '.join(sorted(kinds))}")
+        raise StepFailed(
+            f"`{weight.name}` is stored as {weight.kind}, not {' or '.join(sorted(kinds))}"
+        )
     if weight.kind not in BITS:
         return
     group = weight.width if group_size == -1 or BITS[weight.kind] == 8 else group_size
     if weight.group != group:
         raise StepFailed(f"`{weight.name}` has a scale per {weight.group} weights, not {group}")
     if weight.zero_point != weight.kind.startswith("u"):
-        raise StepFailed(f"`{weight.name}` has {'a' if weight.zero_point else 'no'} zero point for {weight.kind}")
+        raise StepFailed(
+            f"`{weight.name}` has {'a' if weight.zero_point else 'no'} zero point for {weight.kind}"
+        )
 
 
 def feeds(tokens: Sequence[int] | npt.NDArray[Any], before: int = 0) -> dict[str, Any]:
@@ -181,7 +197,8 @@ def feeds(tokens: Sequence[int] | npt.NDArray[Any], before: int = 0) -> dict[str
 
 
 class Session:
-    """``Runtime`` over a folder: on the CPU in fp32 arithmetic, with "intel-gpu" on the GPU as it computes by default.
+    """``Runtime`` over a folder: on the CPU in fp32 arithmetic, with "intel-gpu" on the GPU as it
+    computes by default.
 
     Raises:
         TargetError: OpenVINO sees no GPU.
@@ -227,7 +244,9 @@ class Session:
         import numpy as np
 
         self._request.infer(dict(inputs))
-        made: npt.NDArray[np.float32] = np.array(self._request.get_tensor("logits").data[0], np.float32)
+        made: npt.NDArray[np.float32] = np.array(
+            self._request.get_tensor("logits").data[0], np.float32
+        )
         return made
 
     def close(self) -> None:
@@ -236,11 +255,14 @@ class Session:
 
 def tokenizer(folder: Path) -> LimitedTokenizer:
     """The folder's tokenizer as openvino-genai reads it, in a limited child."""
-    return limited.tokenizer("phipipe.openvino_session:GenaiTokenizer", folder, ["openvino", "openvino_genai"])
+    return limited.tokenizer(
+        "phipipe.openvino_session:GenaiTokenizer", folder, ["openvino", "openvino_genai"]
+    )
 
 
 class GenaiTokenizer:
-    """For a limited child: ``Tokenizer`` as openvino-genai reads it; it does not load the weights."""
+    """For a limited child: ``Tokenizer`` as openvino-genai reads it; it does not load the
+    weights."""
 
     def __init__(self, folder: str) -> None:
         quiet()
@@ -261,7 +283,8 @@ class GenaiTokenizer:
 
 
 class Pipeline:
-    """``Runtime`` over openvino-genai's pipeline, as programs use it: the way to an NPU, which yields tokens only."""
+    """``Runtime`` over openvino-genai's pipeline, as programs use it: the way to an NPU, which
+    yields tokens only."""
 
     def __init__(self, folder: Path, device: str, settings: Mapping[str, Any]) -> None:
         quiet()
@@ -292,7 +315,8 @@ def greedy(config: Any, limit: int) -> Any:
 
 
 def streamed(call: Callable[[Any], object]) -> Iterator[int]:
-    """The tokens of ``call``, a pipeline's, which is given a streamer: it runs in a thread and hands each one over."""
+    """The tokens of ``call``, a pipeline's, which is given a streamer: it runs in a thread and
+    hands each one over."""
     import openvino_genai
 
     ready: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -323,8 +347,12 @@ def streamed(call: Callable[[Any], object]) -> Iterator[int]:
 
 
 def furthest(folder: Path, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """How much less likely than the likeliest, in nats, the worst token of a greedy ``answer`` is by fp32 logits."""
+    """How much less likely than the likeliest, in nats, the worst token of a greedy ``answer`` is
+    by fp32 logits."""
     session = Session(folder)
     rows = session.logits([*prompt, *answer])[len(prompt) - 1 : -1]
     session.close()
-    return max((float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)), default=0.0)
+    return max(
+        (float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)),
+        default=0.0,
+    )

@@ -50,7 +50,9 @@ def _joined(crops: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return crops.transpose(0, 2, 1, 3, 4).reshape(high * side, wide * side, last)
 
 
-def prepare(image: npt.NDArray[np.uint8], settings: Mapping[str, Any]) -> tuple[Floats, Masks, tuple[int, int]]:
+def prepare(
+    image: npt.NDArray[np.uint8], settings: Mapping[str, Any]
+) -> tuple[Floats, Masks, tuple[int, int]]:
     """Crops float32 [1 + h · w, 3, 448, 448], which of their patches are picture, and (h, w).
 
     ``settings``: ``preprocessor_config.json``.
@@ -60,7 +62,10 @@ def prepare(image: npt.NDArray[np.uint8], settings: Mapping[str, Any]) -> tuple[
     height, width = image.shape[:2]
     high, wide = vision.grid(width, height, settings["dynamic_hd"], CROP)
     # the pipeline's arithmetic is in 32 bits
-    scales = np.float32(wide * CROP) / np.float32(width), np.float32(high * CROP) / np.float32(height)
+    scales = (
+        np.float32(wide * CROP) / np.float32(width),
+        np.float32(high * CROP) / np.float32(height),
+    )
     if scales[0] < scales[1]:
         size = (int(np.float32(height) * scales[0]), wide * CROP)
     else:
@@ -74,9 +79,21 @@ def prepare(image: npt.NDArray[np.uint8], settings: Mapping[str, Any]) -> tuple[
     mask = np.ones((high * PATCHES, wide * PATCHES), np.bool_)
     mask[mask.shape[0] - below // PATCH :] = False
     mask[:, mask.shape[1] - right // PATCH :] = False
-    crops = padded.reshape(3, high, CROP, wide, CROP).transpose(1, 3, 0, 2, 4).reshape(-1, 3, CROP, CROP)
-    masks = mask.reshape(high, PATCHES, wide, PATCHES).transpose(0, 2, 1, 3).reshape(-1, PATCHES, PATCHES)
-    return np.concatenate([whole, crops]), np.concatenate([np.ones_like(masks[:1]), masks]), (high, wide)
+    crops = (
+        padded.reshape(3, high, CROP, wide, CROP)
+        .transpose(1, 3, 0, 2, 4)
+        .reshape(-1, 3, CROP, CROP)
+    )
+    masks = (
+        mask.reshape(high, PATCHES, wide, PATCHES)
+        .transpose(0, 2, 1, 3)
+        .reshape(-1, PATCHES, PATCHES)
+    )
+    return (
+        np.concatenate([whole, crops]),
+        np.concatenate([np.ones_like(masks[:1]), masks]),
+        (high, wide),
+    )
 
 
 def _resized(image: Floats, size: tuple[int, int], mode: str) -> Floats:
@@ -106,6 +123,10 @@ def positions(masks: Masks) -> npt.NDArray[np.int64]:
 
     steps = np.arange(PATCHES)[None]
     high, wide = masks[:, :, 0].sum(1)[:, None], masks[:, 0].sum(1)[:, None]
-    rows, columns = (np.minimum(steps * PATCHES // np.maximum(count, 1), PATCHES - 1) for count in (high, wide))
-    places: npt.NDArray[np.int64] = ((rows[:, :, None] * PATCHES + columns[:, None]) * masks).reshape(len(masks), -1)
+    rows, columns = (
+        np.minimum(steps * PATCHES // np.maximum(count, 1), PATCHES - 1) for count in (high, wide)
+    )
+    places: npt.NDArray[np.int64] = (
+        (rows[:, :, None] * PATCHES + columns[:, None]) * masks
+    ).reshape(len(masks), -1)
     return places

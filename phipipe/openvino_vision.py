@@ -1,8 +1,9 @@
-"""Eyes for a folder of OpenVINO: the graphs that openvino-genai's ``VLMPipeline`` reads for ``phi3_v`` and ``phi4mm``.
+"""Eyes for a folder of OpenVINO: the graphs that openvino-genai's ``VLMPipeline`` reads for
+``phi3_v`` and ``phi4mm``.
 
-The finished language model is cut in two at its embedding, the tower is converted in two parts; the vectors
-between and after rows lie in ``config.json``. optimum-intel makes the same folder only with an old transformers and the
-model's own code.
+The finished language model is cut in two at its embedding, the tower is converted in two parts; the
+vectors between and after rows lie in ``config.json``. optimum-intel makes the same folder only with
+an old transformers and the model's own code.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-EQUAL, EQUAL_ROUNDED = 1e-3, 0.2  # the graphs may differ from PyTorch by this share of the largest value
+EQUAL, EQUAL_ROUNDED = (
+    1e-3,
+    0.2,
+)  # the graphs may differ from PyTorch by this share of the largest value
 WIDTH = 1024  # of the eyes of Phi-3-vision: openvino-genai has the shapes of no others
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A graph to be: what computes it, and for each of its inputs the name, an example, and a shape with -1 for any."""
+    """A graph to be: what computes it, and for each of its inputs the name, an example, and a shape
+    with -1 for any."""
 
     file: str
     module: Any
@@ -32,12 +37,14 @@ class Part:
 
 
 def eyes(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the language model ``inputs["model"]`` and the eyes of the checkpoint ``inputs["original"]`` in one folder.
+    """Step: the language model ``inputs["model"]`` and the eyes of the checkpoint
+    ``inputs["original"]`` in one folder.
 
     ``params``: bits (8, or None for the width of the language model) of the eyes' matrices.
 
     Raises:
-        StepFailed: the checkpoint's vision part is of another kind, or a converted graph computes something else.
+        StepFailed: the checkpoint's vision part is of another kind, or a converted graph computes
+            something else.
     """
     openvino_session.quiet()
     model, original = inputs["model"], inputs["original"]
@@ -56,7 +63,8 @@ def eyes(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]:
-    """The tower, crops to patches and joined patches to vectors of the language model, the settings of pictures."""
+    """The tower, crops to patches and joined patches to vectors of the language model, the settings
+    of pictures."""
     import torch
 
     from phipipe import vision_tower
@@ -76,7 +84,9 @@ def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
         "image_std": vision_tower.DEVIATION,
     }
     seen = Part(
-        file=openvino_session.EYES, module=tower.clip, inputs=(("pixel_values", crops, [-1, *crops.shape[1:]]),)
+        file=openvino_session.EYES,
+        module=tower.clip,
+        inputs=(("pixel_values", crops, [-1, *crops.shape[1:]]),),
     )
     return tower, (seen, _projection(tower, joined)), settings
 
@@ -115,11 +125,17 @@ def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
 
 def _projection(tower: Any, example: Any) -> Part:
     shape = [-1, -1, example.shape[2]]
-    return Part(file=openvino_session.PROJECTION, module=tower.img_projection, inputs=(("input", example, shape),))
+    return Part(
+        file=openvino_session.PROJECTION,
+        module=tower.img_projection,
+        inputs=(("input", example, shape),),
+    )
 
 
 def _stored_wide(model: Path) -> bool:
-    return all(weight.kind == "f32" for weight in openvino_session.weights(openvino_session.read(model)))
+    return all(
+        weight.kind == "f32" for weight in openvino_session.weights(openvino_session.read(model))
+    )
 
 
 def _cut_at_embedding(model: Path, out: Path) -> None:
@@ -135,7 +151,9 @@ def _cut_at_embedding(model: Path, out: Path) -> None:
     for reader in lookup.output(0).get_target_inputs():
         reader.replace_source_output(vectors.output(0))
     for reader in ids.output(0).get_target_inputs():
-        if reader.get_node().get_type_name() == "ShapeOf":  # of which only the first two dimensions are read
+        if (
+            reader.get_node().get_type_name() == "ShapeOf"
+        ):  # of which only the first two dimensions are read
             reader.replace_source_output(vectors.output(0))
     whole.add_parameters([vectors])
     whole.remove_parameter(ids)
@@ -160,13 +178,17 @@ def _lookup(model: Any) -> tuple[Any, Any]:
     found = []
     for reader in ids.output(0).get_target_inputs():
         if reader.get_node().get_type_name() == "Convert":
-            found += [next_one.get_node() for next_one in reader.get_node().output(0).get_target_inputs()]
+            found += [
+                next_one.get_node() for next_one in reader.get_node().output(0).get_target_inputs()
+            ]
         elif reader.get_node().get_type_name() != "ShapeOf":
             found.append(reader.get_node())
     if len(found) != 1 or found[0].get_type_name() != "Gather":
         raise StepFailed("the graph reads token ids elsewhere than in its embedding")
     if found[0].get_output_element_type(0) != openvino.Type.f32:
-        raise StepFailed(f"the graph's embedding gives {found[0].get_output_element_type(0)}, not f32")
+        raise StepFailed(
+            f"the graph's embedding gives {found[0].get_output_element_type(0)}, not f32"
+        )
     return ids, found[0]
 
 
@@ -194,7 +216,11 @@ def _convert(part: Part, out: Path, bits: int | None, wide: bool) -> None:
     openvino.save_model(model, str(out / part.file), compress_to_fp16=not bits and not wide)
     compiled = openvino.Core().compile_model(str(out / part.file), "CPU", openvino_session.FAITHFUL)
     found = compiled([example.numpy() for example in examples])[0]
-    worst = float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else np.inf
+    worst = (
+        float(np.abs(found - expected).max() / np.abs(expected).max())
+        if found.shape == expected.shape
+        else np.inf
+    )
     if not worst <= (EQUAL_ROUNDED if bits else EQUAL if wide else 10 * EQUAL):
         raise StepFailed(f"`{part.file}` differs from PyTorch by {worst:.1e} of its largest value")
 

@@ -1,8 +1,9 @@
 """What commands print as JSON, by name: every document of ``--json``, field by field.
 
-The schemas in ``schemas/output`` are made from these classes. Sizes are bytes, times are ISO 8601 in UTC, names of
-devices, backends, units and precisions are those of recipes. Every field is always there; null says that there is
-no such thing. Names only ever join: those that are there keep their meaning.
+The schemas in ``schemas/output`` are made from these classes. Sizes are bytes, times are ISO 8601
+in UTC, names of devices, backends, units and precisions are those of recipes. Every field is always
+there; null says that there is no such thing. Names only ever join: those that are there keep their
+meaning.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong, with its own hint and exit code; ``file`` is null where it is in no file."""
+    """One thing that is wrong, with its own hint and exit code; ``file`` is null where it is in no
+    file."""
 
     message: str
     hint: str | None
@@ -43,7 +45,8 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """Why a command failed: ``code`` is the exit code, ``kind`` its name, ``hint`` the next thing to try."""
+    """Why a command failed: ``code`` is the exit code, ``kind`` its name, ``hint`` the next thing
+    to try."""
 
     code: int
     kind: str
@@ -68,13 +71,16 @@ def error_of(error: PhipipeError) -> Error:
         kind=type(error).__name__,
         message=error.message,
         hint=error.hint,
-        place=None if place is None else Place(file=place.file, line=place.line, column=place.column),
+        place=None
+        if place is None
+        else Place(file=place.file, line=place.line, column=place.column),
         problems=problems_of(error),
     )
 
 
 def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
-    """Everything that ``error`` says, one by one; ``file`` is where it is if the error does not know."""
+    """Everything that ``error`` says, one by one; ``file`` is where it is if the error does not
+    know."""
     if error.parts:
         return [problem for part in error.parts for problem in problems_of(part, file)]
     nowhere = errors.Place(file) if file else None
@@ -96,7 +102,9 @@ def usage_error(message: str, command: str | None) -> Error:
     """What the command line itself found wrong with the words of ``command``."""
     hint = f"{command or 'phipipe'} --help"
     problem = Problem(message=message, hint=hint, code=2, file=None, line=None, column=None)
-    return Error(code=2, kind="UsageError", message=message, hint=hint, place=None, problems=[problem])
+    return Error(
+        code=2, kind="UsageError", message=message, hint=hint, place=None, problems=[problem]
+    )
 
 
 # --- recipes, plans, runs
@@ -125,7 +133,8 @@ class Validated:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a build takes on its device; ``memory_gib`` is what the device has, null if that varies."""
+    """What a build takes on its device; ``memory_gib`` is what the device has, null if that
+    varies."""
 
     weight_bytes: int
     context: int
@@ -234,7 +243,8 @@ class Verified:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A recipe that `init` wrote; ``pinned`` is false where the hub could not be asked for its commit."""
+    """A recipe that `init` wrote; ``pinned`` is false where the hub could not be asked for its
+    commit."""
 
     recipe: str
     name: str
@@ -260,7 +270,8 @@ class Pinned:
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
-    """A metric that is worse than ``limit`` allows; ``after`` is null where it is not measured any more."""
+    """A metric that is worse than ``limit`` allows; ``after`` is null where it is not measured any
+    more."""
 
     metric: str
     before: float
@@ -277,7 +288,8 @@ class BatchError(Error):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchBuild:
-    """What became of one build. ``device``, ``backend`` and ``precision`` are null where its recipe cannot be read."""
+    """What became of one build. ``device``, ``backend`` and ``precision`` are null where its recipe
+    cannot be read."""
 
     name: str
     recipe: str
@@ -335,7 +347,8 @@ class Exported:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can say it: documents become mappings, times ISO 8601, what is no number becomes null."""
+    """``value`` as JSON can say it: documents become mappings, times ISO 8601, what is no number
+    becomes null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -346,7 +359,9 @@ def plain(value: Any) -> Any:
         return None
     if isinstance(value, datetime.datetime):
         return iso(value)
-    if isinstance(value, str | PurePath):  # half a surrogate pair stands for a byte of a name that is not UTF-8
+    if isinstance(
+        value, str | PurePath
+    ):  # half a surrogate pair stands for a byte of a name that is not UTF-8
         return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
     return value
 

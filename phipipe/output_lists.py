@@ -92,7 +92,8 @@ class Toolchain:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A stored result, or an unfinished download (``key`` and ``runs`` are null, ``repository`` is not)."""
+    """A stored result, or an unfinished download (``key`` and ``runs`` are null, ``repository`` is
+    not)."""
 
     key: str | None
     runs: str | None
@@ -150,7 +151,8 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A finding about this machine, or about a build of a recipe; ``ok`` is null where nothing was asked."""
+    """A finding about this machine, or about a build of a recipe; ``ok`` is null where nothing was
+    asked."""
 
     name: str
     ok: bool | None
@@ -180,7 +182,8 @@ class Doctor:
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaFile:
-    """A schema that was written, or compared; ``fresh`` tells whether the file has what it should have now."""
+    """A schema that was written, or compared; ``fresh`` tells whether the file has what it should
+    have now."""
 
     path: str
     fresh: bool

@@ -1,6 +1,8 @@
-"""Digests of files outside the store, remembered by size and time so that a cached run reads none of them.
+"""Digests of files outside the store, remembered by size and time so that a cached run reads none
+of them.
 
-It is a memory and no more: what is not just as it was written is forgotten, and the files are hashed anew.
+It is a memory and no more: what is not just as it was written is forgotten, and the files are
+hashed anew.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from phipipe.errors import SourceError, StoreError
 Entries = dict[str, dict[str, Any]]
 FOLDER = "outside"
 
-# A file written this shortly before it was hashed may change again within its timestamp's resolution:
-# such an entry is not trusted the next time (git's "racy" rule).
+# A file written this shortly before it was hashed may change again within its timestamp's
+# resolution: such an entry is not trusted the next time (git's "racy" rule).
 RACY_NS = 2_000_000_000
 
 
@@ -41,7 +43,9 @@ def digest(source: Outside, cache: Path) -> str:
             raise SourceError(f"cannot read `{source.folder / name}`: {error.strerror}") from None
     if seen != {name: known.get(name) for name in seen}:
         _save(memory, known | seen)
-    return keys.tree_digest([keys.FileEntry(name, int(e["size"]), str(e["sha256"])) for name, e in seen.items()])
+    return keys.tree_digest(
+        [keys.FileEntry(name, int(e["size"]), str(e["sha256"])) for name, e in seen.items()]
+    )
 
 
 def forget(source: Outside, cache: Path) -> None:
@@ -56,7 +60,10 @@ def verify(cache: Path) -> list[str]:
         for path in sorted(home.iterdir()):
             if path.suffix == ".json" and _load(path) is None:
                 if not _is_earlier(path):
-                    findings.append(f"what is remembered of files outside the cache is damaged ({path.name[:12]})")
+                    findings.append(
+                        f"what is remembered of files outside the cache is damaged "
+                        f"({path.name[:12]})"
+                    )
                 _remove(path)
     return findings
 
@@ -69,7 +76,11 @@ def _memory(source: Outside, cache: Path) -> Path:
 def _entry(path: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     status = path.stat()
     stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    if known and all(known.get(k) == v for k, v in stamp.items()) and known["hashed_ns"] - stamp["mtime_ns"] > RACY_NS:
+    if (
+        known
+        and all(known.get(k) == v for k, v in stamp.items())
+        and known["hashed_ns"] - stamp["mtime_ns"] > RACY_NS
+    ):
         return known
     return stamp | {"sha256": keys.hash_file(path), "hashed_ns": time.time_ns()}
 
@@ -97,7 +108,8 @@ def _is_earlier(path: Path) -> bool:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether ``entry`` has all that ``_entry`` makes. A sum can be right over something that is none."""
+    """Whether ``entry`` has all that ``_entry`` makes. A sum can be right over something that is
+    none."""
     numbers = ("size", "mtime_ns", "hashed_ns")
     return (
         isinstance(entry, dict)
@@ -115,7 +127,10 @@ def _save(path: Path, value: Entries) -> None:
         if path.is_dir() and not path.is_symlink():
             _remove(path)
         aside.replace(path)
-    except (OSError, StoreError):  # a full disk, or names that JSON has no letters for: hashed again the next time
+    except (
+        OSError,
+        StoreError,
+    ):  # a full disk, or names that JSON has no letters for: hashed again the next time
         _remove(aside)
 
 

@@ -1,4 +1,5 @@
-"""Values laid over a recipe's own: by the command line (``--set``), by a variant, by a choice of variants."""
+"""Values laid over a recipe's own: by the command line (``--set``), by a variant, by a choice of
+variants."""
 
 from __future__ import annotations
 
@@ -54,5 +55,8 @@ def wanted(only: Sequence[str], known: Sequence[str], recipe: str) -> set[str]:
     for name in only:
         if name not in known and name not in short:
             guess = near(name, [*short, *known])
-            raise RecipeError(f"--only {shorten(name)}: no such variant{guess}", hint=f"variants: {', '.join(known)}")
+            raise RecipeError(
+                f"--only {shorten(name)}: no such variant{guess}",
+                hint=f"variants: {', '.join(known)}",
+            )
     return {short.get(name, name) for name in only}

@@ -1,7 +1,8 @@
 """The step that makes what ships: the artifact, its card, its licence, its recipe and its manifest.
 
-Same inputs, same bytes: no time, no host name, no path of the build machine enters a package. Light: it
-runs in the parent process. What reads packages comes in here: ``open_``, ``verify``, ``read_manifest``.
+Same inputs, same bytes: no time, no host name, no path of the build machine enters a package.
+Light: it runs in the parent process. What reads packages comes in here: ``open_``, ``verify``,
+``read_manifest``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from phipipe.store import copy
 __all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 
 CARD, RECIPE = "README.md", "recipe.yaml"
-RESERVED = frozenset(name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER))
+RESERVED = frozenset(
+    name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER)
+)
 LICENCES = ("LICENSE*", "NOTICE*")
 RECIPE_ORDER = (
     "name", "source", "device", "unit", "backend", "precision", "context", "quantize", "evaluate", "measure", "package",
@@ -43,33 +46,45 @@ KNOWN_LICENCES = {
 def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
-    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was a conversion;
-    vision and original of a model that sees.
-    ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of all
-    steps before.
+    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was
+    a conversion; vision and original of a model that sees.
+    ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of
+    all steps before.
 
     Raises:
-        StepFailed: the artifact holds something that cannot ship, its chat template is not the source's,
-            or a path of this machine would leave it.
+        StepFailed: the artifact holds something that cannot ship, its chat template is not the
+            source's, or a path of this machine would leave it.
     """
     _copy(inputs["artifact"], out)
-    shutil.copytree(inputs["reference"], out / reference.FOLDER, copy_function=lambda a, b: copy(Path(a), Path(b)))
+    shutil.copytree(
+        inputs["reference"],
+        out / reference.FOLDER,
+        copy_function=lambda a, b: copy(Path(a), Path(b)),
+    )
     licence = _licence(inputs["source"], out, params["source"].get("license"))
     _write(out / RECIPE, recipe_text(params))
-    baseline, metrics = _json(inputs["baseline"] / "baseline.json"), _json(inputs["metrics"] / "metrics.json")
+    baseline, metrics = (
+        _json(inputs["baseline"] / "baseline.json"),
+        _json(inputs["metrics"] / "metrics.json"),
+    )
     answers = metrics.get("answers", [])
     described = _describe(inputs, params, baseline, metrics) | {"licence": licence}
     _write(out / CARD, card.render(described, baseline, answers))
-    _refuse_leaks(inputs, out, [*(a["text"] for a in answers), *(chat["text"] for chat in baseline["chats"])])
+    _refuse_leaks(
+        inputs, out, [*(a["text"] for a in answers), *(chat["text"] for chat in baseline["chats"])]
+    )
     manifests.seal(out, described)
     try:
         gate.pass_(out, read_manifest(out))
     except SourceError as error:
-        raise StepFailed(f"no command of phipipe's would open this package: {error.message}") from None
+        raise StepFailed(
+            f"no command of phipipe's would open this package: {error.message}"
+        ) from None
 
 
 def verify(folder: Path) -> list[Finding]:
-    """Everything by which ``folder`` differs from what was packaged, or that phipipe never packages; often nothing.
+    """Everything by which ``folder`` differs from what was packaged, or that phipipe never
+    packages; often nothing.
 
     Raises:
         SourceError: there is no such folder, or a newer phipipe made the package.
@@ -82,7 +97,8 @@ def verify(folder: Path) -> list[Finding]:
 
 
 def open_(folder: Path) -> Manifest:
-    """The manifest of the package in ``folder``, every file of which is as it was packaged and has passed the gate.
+    """The manifest of the package in ``folder``, every file of which is as it was packaged and has
+    passed the gate.
 
     What reads a package calls this first, right before it does.
 
@@ -91,7 +107,9 @@ def open_(folder: Path) -> Manifest:
     """
     made = read_manifest(folder)
     if changed := manifests.verify(folder):
-        raise SourceError(f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}")
+        raise SourceError(
+            f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}"
+        )
     gate.pass_(folder, made)
     return made
 
@@ -104,11 +122,15 @@ def _copy(artifact: Path, out: Path) -> None:
         if stat.S_ISDIR(mode):
             continue
         if not stat.S_ISREG(mode):
-            raise StepFailed(f"the artifact's `{name}` is no plain file: packages hold neither links nor devices")
+            raise StepFailed(
+                f"the artifact's `{name}` is no plain file: packages hold neither links nor devices"
+            )
         if reason := file_names.unsafe(name):
             raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
         if name.split("/")[0].casefold() in RESERVED:
-            raise StepFailed(f"the artifact has a `{name}` of its own, where the package's must stand")
+            raise StepFailed(
+                f"the artifact has a `{name}` of its own, where the package's must stand"
+            )
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # on a file system that ignores case
@@ -119,8 +141,11 @@ def _copy(artifact: Path, out: Path) -> None:
 
 
 def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
-    """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence, if known."""
-    found = sorted({path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()})
+    """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence,
+    if known."""
+    found = sorted(
+        {path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()}
+    )
     for path in found:
         target = out / path.name
         if not target.exists():
@@ -128,21 +153,33 @@ def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
         elif target.read_bytes() != path.read_bytes():
             raise StepFailed(f"the artifact's `{path.name}` is not the source's")
     texts = [path for path in found if path.name.upper().startswith("LICENSE")]
-    recognised = _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
+    recognised = (
+        _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
+    )
     known = stated or recognised or ("other" if texts else None)
     return {"id": known, "stated": stated is not None, "files": [path.name for path in found]}
 
 
 def _recognised(text: str) -> str | None:
     words = " ".join(text.casefold().split())
-    return next((name for name, said in KNOWN_LICENCES.items() if all(phrase in words for phrase in said)), None)
+    return next(
+        (name for name, said in KNOWN_LICENCES.items() if all(phrase in words for phrase in said)),
+        None,
+    )
 
 
 def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> dict[str, Json]:
     """The manifest but for licence, files and digest."""
-    steps, recipe = {name: _provenance(step) for name, step in params["steps"].items()}, portable(params)
-    fidelity = {name: metrics[name] for name in ("metrics", "stderr", "positions", "profile", "sanity")}
-    fidelity["baseline"] = {name: baseline[name] for name in ("tokens", "window", "skip", "ppl", "ppl_stderr")}
+    steps, recipe = (
+        {name: _provenance(step) for name, step in params["steps"].items()},
+        portable(params),
+    )
+    fidelity = {
+        name: metrics[name] for name in ("metrics", "stderr", "positions", "profile", "sanity")
+    }
+    fidelity["baseline"] = {
+        name: baseline[name] for name in ("tokens", "window", "skip", "ppl", "ppl_stderr")
+    }
     if "parity" in inputs:
         fidelity["parity"] = _json(inputs["parity"] / "parity.json")
     if "vision" in inputs:
@@ -167,14 +204,19 @@ def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> 
         "speed": _json(inputs["speed"] / "speed.json"),
         "gates": _json(inputs["gates"] / "gates.json"),
         "twin": params.get("twin"),
-        "emulation": _json(next(inputs["emulation"].glob("*.json"))) if "emulation" in inputs else None,
+        "emulation": _json(next(inputs["emulation"].glob("*.json")))
+        if "emulation" in inputs
+        else None,
         "steps": steps,
     }
 
 
 def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
-    """A step's record without what differs from run to run: of its outputs, names and content count."""
-    outputs = [{name: output[name] for name in ("path", "size", "sha256")} for output in step["outputs"]]
+    """A step's record without what differs from run to run: of its outputs, names and content
+    count."""
+    outputs = [
+        {name: output[name] for name in ("path", "size", "sha256")} for output in step["outputs"]
+    ]
     names = ("key", "runs", "version", "params", "inputs", "tools", "digest")
     return {**{name: step[name] for name in names}, "outputs": outputs}
 
@@ -182,26 +224,32 @@ def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
 def _same_template(inputs: Inputs, metrics: Json) -> dict[str, Json] | None:
     """The chat template's hash; a package whose template is not the source's is not made.
 
-    A changed template changes what the model is told, unseen. Formats that keep the template inside a
-    binary file are compared by what they render, in ``evaluate``.
+    A changed template changes what the model is told, unseen. Formats that keep the template inside
+    a binary file are compared by what they render, in ``evaluate``.
     """
     wanted, found = template_of(inputs["source"]), template_of(inputs["artifact"])
     if wanted is None and found is None:
         return None
     if found is not None and found != wanted:
         raise StepFailed(
-            "the artifact's chat template is not the source's" + ("" if wanted else ", which has none"),
+            "the artifact's chat template is not the source's"
+            + ("" if wanted else ", which has none"),
             hint="the converter changed it; do not ship this",
         )
     if found is None and not metrics["sanity"]["chat_template_equal"]:
         raise StepFailed("the artifact lost the source's chat template")
     assert wanted is not None
     compared = "text" if found is not None else "rendering"
-    return {"sha256": hashlib.sha256(wanted.encode()).hexdigest(), "equals_source": True, "compared": compared}
+    return {
+        "sha256": hashlib.sha256(wanted.encode()).hexdigest(),
+        "equals_source": True,
+        "compared": compared,
+    }
 
 
 def template_of(folder: Path) -> str | None:
-    """The chat template in ``folder``, where transformers would look for it; named ones as canonical JSON."""
+    """The chat template in ``folder``, where transformers would look for it; named ones as
+    canonical JSON."""
     plain = folder / "chat_template.jinja"
     if plain.is_file():
         return plain.read_text("utf-8")
@@ -210,7 +258,11 @@ def template_of(folder: Path) -> str | None:
         found = settings.get("chat_template") if isinstance(settings, dict) else None
         if isinstance(found, list):
             named = {entry["name"]: entry["template"] for entry in found}
-            return str(named["default"]) if set(named) == {"default"} else json.dumps(named, sort_keys=True)
+            return (
+                str(named["default"])
+                if set(named) == {"default"}
+                else json.dumps(named, sort_keys=True)
+            )
         if found:
             return str(found)
     return None
@@ -238,7 +290,10 @@ def recipe_text(params: Params) -> str:
     import yaml
 
     recipe = portable(params)
-    lines = ["# The recipe of this package, every default written out.", f"#   phipipe run {RECIPE}"]
+    lines = [
+        "# The recipe of this package, every default written out.",
+        f"#   phipipe run {RECIPE}",
+    ]
     if "path" in recipe["source"]:
         lines.append("# The checkpoint does not travel with it: add --set 'source={path: FOLDER}'.")
     if "file" in recipe.get("evaluate", {}).get("text", {}):
@@ -248,7 +303,8 @@ def recipe_text(params: Params) -> str:
 
 
 def _dumper() -> Any:
-    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in YAML 1.2."""
+    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in
+    YAML 1.2."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -264,21 +320,35 @@ def _dumper() -> Any:
 
 def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:
     settings = Settings.read()
-    own = [Path.home(), Path(tempfile.gettempdir()), settings.cache, settings.toolchains, out.parent]
+    own = [
+        Path.home(),
+        Path(tempfile.gettempdir()),
+        settings.cache,
+        settings.toolchains,
+        out.parent,
+    ]
     own += [folder.parent for folder in inputs.values()]
-    quoted = (text.encode("utf-8", "surrogatepass") for text in chain(answers, _texts(inputs["source"])))
+    quoted = (
+        text.encode("utf-8", "surrogatepass") for text in chain(answers, _texts(inputs["source"]))
+    )
     found = leaks.find(out, own, quoted)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise StepFailed(
-            f"`{found[0].file}`, line {found[0].line}, holds a path of the build machine: `{found[0].path}`{more}",
-            hint="if it is in the checkpoint's own files, remove it there; else report a bug in phipipe",
+            f"`{found[0].file}`, line {found[0].line}, holds a path of the build machine: "
+            f"`{found[0].path}`{more}",
+            hint="if it is in the checkpoint's own files, remove it there; else report a bug in "
+            "phipipe",
         )
 
 
 def _texts(source: Path) -> Iterator[str]:
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.stat().st_size <= leaks.MAX_BYTES:
+        if (
+            path.is_file()
+            and path.suffix != ".safetensors"
+            and path.stat().st_size <= leaks.MAX_BYTES
+        ):
             yield path.read_text("utf-8", errors="replace")
 
 

@@ -17,10 +17,34 @@ MAX_TEXT = 2**20  # bytes of one text: a chat template has some thousand
 MAX_ITEMS = 2**22  # of one array: the largest vocabularies have a quarter of a million
 MAX_DIMENSION = 2**40
 _TEXT, _ARRAY = 8, 9
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes, by GGUF's types of values
+_SIZES = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # bytes, by GGUF's types of values
 
-_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 10: "<Q", 11: "<q", 12: "<d"}
-# What settings may be, by their names without the architecture's: llama.cpp ends the process over some of the others.
+_NUMBERS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+# What settings may be, by their names without the architecture's: llama.cpp ends the process over
+# some of the others.
 _BOUNDS: Mapping[bytes, tuple[float, float]] = {
     b"block_count": (1, 4096),
     b"context_length": (1, 2**31 - 1),
@@ -93,7 +117,9 @@ class _Reader:
     def tensor(self) -> None:
         self.text(MAX_KEY)
         dimensions = self.take("<I")
-        if dimensions > 4 or any(not 0 < self.take("<Q") <= MAX_DIMENSION for _ in range(dimensions)):
+        if dimensions > 4 or any(
+            not 0 < self.take("<Q") <= MAX_DIMENSION for _ in range(dimensions)
+        ):
             raise ValueError("a tensor of an impossible shape")
         self.take("<I")
         if self.take("<Q") > len(self._data):

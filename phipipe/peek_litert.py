@@ -1,4 +1,5 @@
-"""What LiteRT's files ask for beyond themselves: operators of other libraries, weights in other files.
+"""What LiteRT's files ask for beyond themselves: operators of other libraries, weights in other
+files.
 
 Flatbuffers, of which only the tables that name operators are read, from the mapped file.
 """
@@ -67,7 +68,8 @@ class _Buffer:
 
 
 def problems(path: Path) -> list[str]:
-    """Phrases, to follow the file's name, on what the model or bundle ``path`` asks for that a package must not."""
+    """Phrases, to follow the file's name, on what the model or bundle ``path`` asks for that a
+    package must not."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:8] != MAGIC:
             return list(_model(_Buffer(data, 0, len(data))))
@@ -102,7 +104,10 @@ def _model(buffer: _Buffer) -> Iterator[str]:
     model = buffer.root()
     for operator in buffer.tables(buffer.field(model, 1), MAX_OPERATORS):
         old, name, new = (buffer.field(operator, index) for index in (0, 1, 3))
-        code = max(0 if old is None else buffer.number("<b", old), 0 if new is None else buffer.number("<i", new))
+        code = max(
+            0 if old is None else buffer.number("<b", old),
+            0 if new is None else buffer.number("<i", new),
+        )
         if code == _CUSTOM or name is not None:
             shown = "without a name" if name is None else ascii(buffer.text(name))[1:-1]
             yield f"has operators of another library (`{shown}`)"

@@ -1,7 +1,9 @@
-"""What an Ollama ``Modelfile`` asks for: it may name no other model, adapter or address than the file beside it.
+"""What an Ollama ``Modelfile`` asks for: it may name no other model, adapter or address than the
+file beside it.
 
-Read as Ollama reads it: characters that do not print do not count, a comment ends with its line, and a text between
-quotes ends with the first line that ends in such quotes. Who reads it otherwise takes instructions for texts.
+Read as Ollama reads it: characters that do not print do not count, a comment ends with its line,
+and a text between quotes ends with the first line that ends in such quotes. Who reads it otherwise
+takes instructions for texts.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def problems(text: str) -> Iterator[str]:
         found = _LINE.fullmatch(line)
         word, value = (found[1].upper(), found[2]) if found else ("", "")
         named = _NAMED.fullmatch(value) if word in ("PARAMETER", "MESSAGE") else None
-        odd = word in ("PARAMETER", "MESSAGE") and (not named or (word == "PARAMETER" and named[1] not in _PARAMETERS))
+        odd = word in ("PARAMETER", "MESSAGE") and (
+            not named or (word == "PARAMETER" and named[1] not in _PARAMETERS)
+        )
         if word not in _INSTRUCTIONS or odd:
             yield f"has a line that phipipe never writes (`{ascii(line[:60])[1:-1]}`)"
         elif word == "FROM" and value.strip(" \t") != "./model.gguf":

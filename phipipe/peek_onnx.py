@@ -1,6 +1,8 @@
-"""What an ONNX file asks for beyond itself: files with weights, operators of other libraries, compiled contexts.
+"""What an ONNX file asks for beyond itself: files with weights, operators of other libraries,
+compiled contexts.
 
-Protocol buffers, read field by field from the mapped file; weights are stepped over. Nothing of it is kept.
+Protocol buffers, read field by field from the mapped file; weights are stepped over. Nothing of it
+is kept.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class _Reader:
         self.problems: dict[str, None] = {}
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(number, first byte, byte after the last) of each field; of numbers, both are the value."""
+        """(number, first byte, byte after the last) of each field; of numbers, both are the
+        value."""
         at = start
         while at < end:
             self._left -= 1
@@ -100,7 +103,11 @@ class _Reader:
         self.problems.setdefault(phrase)
 
     def _pair(self, start: int, end: int) -> tuple[str, str]:
-        found = {number: self._text(*place) for number, *place in self._fields(start, end) if number in (1, 2)}
+        found = {
+            number: self._text(*place)
+            for number, *place in self._fields(start, end)
+            if number in (1, 2)
+        }
         return found.get(1, ""), found.get(2, "")
 
     def _property(self, start: int, end: int) -> None:
@@ -111,10 +118,14 @@ class _Reader:
     def _external(self, start: int, end: int) -> None:
         key, value = self._pair(start, end)
         if key == "location" and not self._allowed(value):
-            self._found(f"reads weights from `{json_files.shown(value)}`, which is no file of the package")
+            self._found(
+                f"reads weights from `{json_files.shown(value)}`, which is no file of the package"
+            )
 
     def _node(self, places: Mapping[int, tuple[int, int]], start: int, end: int) -> None:
-        kind, domain = (self._text(*places[number]) if number in places else "" for number in (4, 7))
+        kind, domain = (
+            self._text(*places[number]) if number in places else "" for number in (4, 7)
+        )
         if domain not in DOMAINS:
             self._found(f"has operators of another library (`{json_files.shown(domain)}`)")
         if kind == CONTEXT and not self._contexts:
@@ -128,16 +139,22 @@ class _Reader:
                 continue
             attribute = {n: (a, b) for n, a, b in self._fields(first, last)}
             name = self._text(*attribute[1]) if 1 in attribute else ""
-            if name == "ep_cache_context" and (4 not in attribute or not self._allowed(self._text(*attribute[4]))):
+            if name == "ep_cache_context" and (
+                4 not in attribute or not self._allowed(self._text(*attribute[4]))
+            ):
                 self._found("reads a compiled graph that is no file of the package")
             if name == "embed_mode" and attribute.get(3, (0, 0))[0]:
                 self._found("holds a compiled graph itself, which phipipe never writes")
 
 
-def problems(path: Path, name: str, files: Mapping[str, int], *, contexts: bool = False) -> list[str]:
-    """Phrases, to follow the file's name, on what the ONNX file ``path`` asks for that a package must not.
+def problems(
+    path: Path, name: str, files: Mapping[str, int], *, contexts: bool = False
+) -> list[str]:
+    """Phrases, to follow the file's name, on what the ONNX file ``path`` asks for that a package
+    must not.
 
-    ``name`` is its path in the package, ``files`` what the package holds. ``contexts``: graphs may be compiled ones.
+    ``name`` is its path in the package, ``files`` what the package holds. ``contexts``: graphs may
+    be compiled ones.
     """
     folder = PurePosixPath(name).parent
 

@@ -1,6 +1,8 @@
-"""What an OpenVINO graph asks for beyond itself: operators of other libraries, bytes that its weights do not have.
+"""What an OpenVINO graph asks for beyond itself: operators of other libraries, bytes that its
+weights do not have.
 
-Read as a stream by expat, which keeps nothing. A document type, from which entities and other files come, is refused.
+Read as a stream by expat, which keeps nothing. A document type, from which entities and other files
+come, is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +35,13 @@ TOKENIZING = frozenset(
 
 class _Reader:
     def __init__(self, weights: int, tokenizing: bool) -> None:
-        self._weights, self._tokenizing, self._level, self._count, self._kind = weights, tokenizing, 0, 0, ""
+        self._weights, self._tokenizing, self._level, self._count, self._kind = (
+            weights,
+            tokenizing,
+            0,
+            0,
+            "",
+        )
         self.problems: dict[str, None] = {}
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
@@ -58,18 +66,25 @@ class _Reader:
         if version == "extension" and self._tokenizing and kind in TOKENIZING:
             return
         if not _OPSET.fullmatch(version):
-            self.problems.setdefault(f"has operators of another library (`{shown(kind)}` of `{shown(version)}`)")
+            self.problems.setdefault(
+                f"has operators of another library (`{shown(kind)}` of `{shown(version)}`)"
+            )
 
     def _constant(self, attributes: dict[str, str]) -> None:
         places = [attributes.get(name, "0") for name in ("offset", "size")]
-        if not all(re.fullmatch(r"\d{1,18}", place) for place in places) or sum(map(int, places)) > self._weights:
+        if (
+            not all(re.fullmatch(r"\d{1,18}", place) for place in places)
+            or sum(map(int, places)) > self._weights
+        ):
             self.problems.setdefault("reads beyond the end of its weights")
 
 
 def problems(path: Path, weights: int, *, tokenizing: bool) -> list[str]:
-    """Phrases, to follow the file's name, on what the graph ``path`` asks for that a package must not.
+    """Phrases, to follow the file's name, on what the graph ``path`` asks for that a package must
+    not.
 
-    ``weights`` is the size of the file with its weights. ``tokenizing``: it may use the library for tokenizers.
+    ``weights`` is the size of the file with its weights. ``tokenizing``: it may use the library for
+    tokenizers.
     """
     if path.stat().st_size > MAX_BYTES:
         return [f"is larger than {MAX_BYTES} bytes, as no graph is"]

@@ -1,15 +1,16 @@
 """Which build to ship to which device, and why: pure decisions over a few figures of each build.
 
-Per device, never across devices: the smallest file, the closest quantized one and the fastest one of those that are
-fit to ship. Fit is a build that reads text and chats as the original does, and whose mean KL divergence is at most
-``report.KLD_FIT``, that of the coarsest 4-bit file in common use. Where none is fit the answer says so, and what
-would come closer.
+Per device, never across devices: the smallest file, the closest quantized one and the fastest one
+of those that are fit to ship. Fit is a build that reads text and chats as the original does, and
+whose mean KL divergence is at most ``report.KLD_FIT``, that of the coarsest 4-bit file in common
+use. Where none is fit the answer says so, and what would come closer.
 
-A speed counts only if it was taken on the device. Speeds whose spreads overlap are equal: then fidelity decides, then
-size. A build is behind another of its device if that one is at most as large and at most as far from the original,
-better in one of the two, and, where the build is among the fastest, among them as well. That order is transitive, so
-what is behind something is behind something on the front. A divergence that was scored against a package's reference
-data is a lower bound: it never puts a build ahead of one whose divergence is known whole.
+A speed counts only if it was taken on the device. Speeds whose spreads overlap are equal: then
+fidelity decides, then size. A build is behind another of its device if that one is at most as large
+and at most as far from the original, better in one of the two, and, where the build is among the
+fastest, among them as well. That order is transitive, so what is behind something is behind
+something on the front. A divergence that was scored against a package's reference data is a lower
+bound: it never puts a build ahead of one whose divergence is known whole.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from phipipe import report
 
 Aim = Literal["size", "fidelity", "answer speed"]
 Place = Literal["true", "emulated", "false"]
-ONCE = 0.1  # a speed that was taken once stands for a tenth less to a tenth more, as repetitions differ
+# a speed that was taken once stands for a tenth less to a tenth more, as repetitions differ
+ONCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Answer tokens per second: the median, the ends of its spread, and what speeds must share to compare."""
+    """Answer tokens per second: the median, the ends of its spread, and what speeds must share to
+    compare."""
 
     value: float
     low: float
@@ -39,7 +42,9 @@ class Speed:
     def of(cls, value: float, spread: Sequence[float], conditions: tuple[str, int]) -> Speed:
         """With the spread of its repetitions, or a wide one where it was taken once."""
         ends = [end for end in spread if end != value] or [(1 - ONCE) * value, (1 + ONCE) * value]
-        return cls(value=value, low=min(*ends, value), high=max(*ends, value), conditions=conditions)
+        return cls(
+            value=value, low=min(*ends, value), high=max(*ends, value), conditions=conditions
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,8 @@ class Candidate:
 
     @property
     def closeness(self) -> tuple[float, float, str]:
-        """The closest first, of equals the smallest; total, so that the order of builds changes nothing."""
+        """The closest first, of equals the smallest; total, so that the order of builds changes
+        nothing."""
         return self.kld or 0.0, self.size or 0.0, self.name
 
     @property
@@ -84,7 +90,8 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """The build to ship if ``aim`` matters most, the figure that says so, and the builds that are as fast."""
+    """The build to ship if ``aim`` matters most, the figure that says so, and the builds that are
+    as fast."""
 
     aim: Aim
     build: str
@@ -106,7 +113,9 @@ class Answer:
     closer: tuple[str, ...] = ()  # then: what in the recipes would come closer
     cautions: tuple[str, ...] = ()  # sentences
     front: tuple[str, ...] = ()  # smallest first
-    behind: Mapping[str, str] = field(default_factory=dict)  # build → the closest one on the front that is ahead of it
+    behind: Mapping[str, str] = field(
+        default_factory=dict
+    )  # build → the closest one on the front that is ahead of it
     line: str = ""  # the answer in one line
 
 
@@ -114,8 +123,13 @@ class Answer:
 
 
 def ahead(a: Candidate, b: Candidate, fast: frozenset[str] = frozenset()) -> bool:
-    """Whether ``a`` makes ``b`` pointless on their device, ``fast`` being the names of its fastest builds."""
-    if not (a.sound and a.known and b.known) or (a.bound and not b.bound) or (b.name in fast and a.name not in fast):
+    """Whether ``a`` makes ``b`` pointless on their device, ``fast`` being the names of its fastest
+    builds."""
+    if (
+        not (a.sound and a.known and b.known)
+        or (a.bound and not b.bound)
+        or (b.name in fast and a.name not in fast)
+    ):
         return False
     (size, kld, _), (other_size, other_kld, _) = a.smallness, b.smallness
     return size <= other_size and kld <= other_kld and (size, kld) != (other_size, other_kld)
@@ -125,13 +139,16 @@ def front(members: Iterable[Candidate], fast: frozenset[str] = frozenset()) -> l
     """Of one device's builds those that nothing is ahead of, smallest first."""
     kept: list[Candidate] = []
     for candidate in sorted((c for c in members if c.sound and c.known), key=lambda c: c.smallness):
-        if not any(ahead(a, candidate, fast) for a in kept):  # what is ahead of it is no larger, so came before
+        if not any(
+            ahead(a, candidate, fast) for a in kept
+        ):  # what is ahead of it is no larger, so came before
             kept.append(candidate)
     return kept
 
 
 def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
-    """Of ``fit`` those that none is clearly faster than, the closest first; or none, and why they are not known."""
+    """Of ``fit`` those that none is clearly faster than, the closest first; or none, and why they
+    are not known."""
     timed = [(c, c.speed) for c in fit if c.speed]
     counted = Counter(speed.conditions for _, speed in timed).most_common()
     if not counted:
@@ -143,25 +160,39 @@ def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
         return [], f"only {alike[0][0].name} was timed on the device"
     floor = max(speed.low for _, speed in alike)
     equal = [c for c, speed in alike if speed.high >= floor]
-    return sorted(equal, key=lambda c: (c.bound, c.closeness)), ""  # a lower bound proves no closeness
+    return sorted(
+        equal, key=lambda c: (c.bound, c.closeness)
+    ), ""  # a lower bound proves no closeness
 
 
-def _behind(built: Iterable[Candidate], best: Sequence[Candidate], fast: frozenset[str]) -> dict[str, str]:
+def _behind(
+    built: Iterable[Candidate], best: Sequence[Candidate], fast: frozenset[str]
+) -> dict[str, str]:
     found = {c.name: [b for b in best if ahead(b, c, fast)] for c in built}
-    return {name: min(rivals, key=lambda c: c.closeness).name for name, rivals in found.items() if rivals}
+    return {
+        name: min(rivals, key=lambda c: c.closeness).name
+        for name, rivals in found.items()
+        if rivals
+    }
 
 
 # --- decisions
 
 
 def answers(candidates: Iterable[Candidate]) -> tuple[Answer, ...]:
-    """One answer for each device that somebody asked for; those whose own speeds are known come first."""
+    """One answer for each device that somebody asked for; those whose own speeds are known come
+    first."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda c: c.name):
-        if candidate.device or not candidate.failed:  # an older board does not say for which device a build failed
+        if (
+            candidate.device or not candidate.failed
+        ):  # an older board does not say for which device a build failed
             groups.setdefault(candidate.device, []).append(candidate)
     untimed = {device: not any(c.speed for c in members) for device, members in groups.items()}
-    found = [replace(a, line=_line(a)) for a in (_answer(device, members) for device, members in groups.items())]
+    found = [
+        replace(a, line=_line(a))
+        for a in (_answer(device, members) for device, members in groups.items())
+    ]
     return tuple(sorted(found, key=lambda a: (untimed[a.device], a.device.casefold(), a.device)))
 
 
@@ -192,18 +223,25 @@ def _answer(device: str, members: Sequence[Candidate]) -> Answer:
     return replace(known, picks=chosen, undecided=undecided, reason=reason)
 
 
-def _choose(best: Sequence[Candidate], leaders: Sequence[Candidate]) -> tuple[list[Pick], dict[Aim, str]]:
+def _choose(
+    best: Sequence[Candidate], leaders: Sequence[Candidate]
+) -> tuple[list[Pick], dict[Aim, str]]:
     """Picks among ``best``, the fit builds on the front, and what cannot be decided."""
     undecided: dict[Aim, str] = {}
     smallest = min(best, key=lambda c: c.smallness)
-    words = f"the smallest that is fit: {' '.join(report.size(smallest.size or 0.0))}, {_divergence(smallest)}"
+    words = (
+        f"the smallest that is fit: {' '.join(report.size(smallest.size or 0.0))}, "
+        f"{_divergence(smallest)}"
+    )
     chosen = [Pick(aim="size", build=smallest.name, words=words)]
     among = [c for c in best if c.quantized] or best
     closest = min(among, key=lambda c: (c.kld, c.bound, c.closeness))
     if closest.bound and not all(c.bound for c in among):
         undecided["fidelity"] = "a lower bound of a divergence does not compare with a whole one"
     else:
-        words = f"the closest{' quantized' if closest.quantized else ''} build: {_divergence(closest)}"
+        words = (
+            f"the closest{' quantized' if closest.quantized else ''} build: {_divergence(closest)}"
+        )
         chosen.append(Pick(aim="fidelity", build=closest.name, words=words))
     if leaders:
         chosen.append(_fast_pick(leaders))
@@ -214,9 +252,14 @@ def _fast_pick(leaders: Sequence[Candidate]) -> Pick:
     first, equals = leaders[0], tuple(c.name for c in leaders[1:])
     speed = first.speed
     assert speed is not None  # leaders were timed
-    words = f"{report.number(speed.value)} tokens/s ({report.number(speed.low)} to {report.number(speed.high)})"
+    words = (
+        f"{report.number(speed.value)} tokens/s ({report.number(speed.low)} to "
+        f"{report.number(speed.high)})"
+    )
     if not equals:
-        return Pick(aim="answer speed", build=first.name, words=f"the fastest on the device: {words}")
+        return Pick(
+            aim="answer speed", build=first.name, words=f"the fastest on the device: {words}"
+        )
     words = f"{words}; equally fast: {', '.join(equals)}, so fidelity decides, then size"
     return Pick(aim="answer speed", build=first.name, words=words, equals=equals)
 
@@ -242,7 +285,11 @@ def _clause(found: Sequence[Pick], *, alone: bool) -> str:
     like = report.counted(len(equals), "other") if len(equals) > 2 else " and ".join(equals)
     name = f"{found[0].build} (on {found[0].unit})" if found[0].unit else found[0].build
     aims = [pick.aim for pick in found]
-    words = f"{name}, the best by {_listed(aims, 'and')}" if alone else f"{name} if {_listed(aims, 'or')} matters most"
+    words = (
+        f"{name}, the best by {_listed(aims, 'and')}"
+        if alone
+        else f"{name} if {_listed(aims, 'or')} matters most"
+    )
     return f"{words} (equally fast as {like})" if equals else words
 
 
@@ -252,11 +299,17 @@ def _listed(words: Sequence[str], last: str) -> str:
 
 def _alone(members: Sequence[Candidate], built: Sequence[Candidate]) -> str:
     """Why there is nothing to choose."""
-    return "the only build" if len(members) == 1 else f"the only one that {'is fit' if len(built) > 1 else 'succeeded'}"
+    return (
+        "the only build"
+        if len(members) == 1
+        else f"the only one that {'is fit' if len(built) > 1 else 'succeeded'}"
+    )
 
 
 def _divergence(candidate: Candidate) -> str:
-    return f"mean KLD of {'at least ' if candidate.bound else ''}{report.number(candidate.kld or 0.0)}"
+    return (
+        f"mean KLD of {'at least ' if candidate.bound else ''}{report.number(candidate.kld or 0.0)}"
+    )
 
 
 def _where(device: str, members: Sequence[Candidate]) -> str:
@@ -271,7 +324,11 @@ def _where(device: str, members: Sequence[Candidate]) -> str:
 def _unfit(built: Sequence[Candidate]) -> str:
     """Why nothing of what was built is fit."""
     sound, alone = [c for c in built if c.sound], len(built) == 1
-    what = f"{built[0].name} is not fit to ship" if alone else f"none of these {len(built)} builds is fit to ship"
+    what = (
+        f"{built[0].name} is not fit to ship"
+        if alone
+        else f"none of these {len(built)} builds is fit to ship"
+    )
     if not sound:
         return f"{what}: {'it reads' if alone else 'they read'} text or chats unlike the original"
     known = [c for c in sound if c.known]
@@ -292,12 +349,18 @@ def _closer(built: Sequence[Candidate]) -> tuple[str, ...]:
         by: dict[str, list[str]] = {}
         for change, backend in dict.fromkeys(changes):
             by.setdefault(change, []).append(backend)
-        return "; ".join(f"{c} ({', '.join(names)})" if len(names) < there else c for c, names in by.items())
+        return "; ".join(
+            f"{c} ({', '.join(names)})" if len(names) < there else c for c, names in by.items()
+        )
 
     wider, finer = (
-        told((getattr(c, kind), c.backend) for c in ordered if getattr(c, kind)) for kind in ("wider", "finer")
+        told((getattr(c, kind), c.backend) for c in ordered if getattr(c, kind))
+        for kind in ("wider", "finer")
     )
-    said = (f"Fit as a rule: {wider}" if wider else "", f"Closer at the same precision: {finer}" if finer else "")
+    said = (
+        f"Fit as a rule: {wider}" if wider else "",
+        f"Closer at the same precision: {finer}" if finer else "",
+    )
     return tuple(part for part in said if part)
 
 
@@ -313,9 +376,14 @@ def _cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[s
     if "false" in places:
         said.append(f"{some}Not measured on the device, so its speed and memory are unknown.")
     if fit and far:
-        said.append(f"Not fit, since their mean KLD is beyond {report.KLD_FIT[1]:g} or unknown: {', '.join(far)}.")
+        said.append(
+            f"Not fit, since their mean KLD is beyond {report.KLD_FIT[1]:g} or unknown: "
+            f"{', '.join(far)}."
+        )
     if odd:
-        said.append(f"Not considered, since they read text or chats unlike the original: {', '.join(odd)}.")
+        said.append(
+            f"Not considered, since they read text or chats unlike the original: {', '.join(odd)}."
+        )
     if failed:
         said.append(f"Not built: {', '.join(failed)}.")
     return tuple(said)

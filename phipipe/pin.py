@@ -1,4 +1,5 @@
-"""Writes commits into a recipe file: what a branch is at now, and nothing else of the text is touched."""
+"""Writes commits into a recipe file: what a branch is at now, and nothing else of the text is
+touched."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ KINDS = {"source": "model", "dataset": "dataset"}  # the keys whose mapping name
 
 @dataclass(frozen=True)
 class Pinned:
-    """What was written for one repository; ``revision`` is what stood there, "main" if nothing did."""
+    """What was written for one repository; ``revision`` is what stood there, "main" if nothing
+    did."""
 
     repo: str
     revision: str
@@ -30,7 +32,8 @@ class Pinned:
 
 
 def pin(path: Path) -> list[Pinned]:
-    """Resolve every branch, tag or missing revision in the recipe ``path`` and write the commits into it.
+    """Resolve every branch, tag or missing revision in the recipe ``path`` and write the commits
+    into it.
 
     Comments, order and spacing stay. What is pinned already is left alone.
 
@@ -65,7 +68,11 @@ def names_any(path: Path) -> bool:
 
 def _unpinned(data: Any) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
     """(place, kind, mapping) of every repository in a recipe's data that is at no commit."""
-    return (found for found in _repositories(data) if not re.fullmatch(COMMIT[1:-1], str(found[2].get("revision"))))
+    return (
+        found
+        for found in _repositories(data)
+        if not re.fullmatch(COMMIT[1:-1], str(found[2].get("revision")))
+    )
 
 
 def _repositories(data: Any, where: Where = ()) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
@@ -86,12 +93,22 @@ def _scalars(text: str) -> dict[tuple[int, int], tuple[int, int]]:
     """(line, column) of every scalar → where it begins and ends in ``text``."""
     import yaml
 
-    tokens = (token for token in yaml.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken))
-    return {(t.start_mark.line + 1, t.start_mark.column + 1): (t.start_mark.index, t.end_mark.index) for t in tokens}
+    tokens = (
+        token
+        for token in yaml.scan(text, Loader=yaml.SafeLoader)
+        if isinstance(token, yaml.ScalarToken)
+    )
+    return {
+        (t.start_mark.line + 1, t.start_mark.column + 1): (t.start_mark.index, t.end_mark.index)
+        for t in tokens
+    }
 
 
 def _slot(
-    document: Document, scalars: dict[tuple[int, int], tuple[int, int]], where: Where, told: dict[str, Any]
+    document: Document,
+    scalars: dict[tuple[int, int], tuple[int, int]],
+    where: Where,
+    told: dict[str, Any],
 ) -> tuple[int, int, str]:
     """Where the commit goes in the text, and the revision that stands there."""
     text = document.text
@@ -107,13 +124,17 @@ def _slot(
     return end, end, ""
 
 
-def _is_flow(document: Document, scalars: dict[tuple[int, int], tuple[int, int]], where: Where) -> bool:
+def _is_flow(
+    document: Document, scalars: dict[tuple[int, int], tuple[int, int]], where: Where
+) -> bool:
     """Whether the mapping stands in braces: then it does not begin with its first key."""
     return document.values[where] not in scalars
 
 
 def _text(document: Document, where: Where, told: dict[str, Any], commit: str) -> str:
-    value = commit if isinstance(resolve(commit), str) else f'"{commit}"'  # 40 digits would be a number
+    value = (
+        commit if isinstance(resolve(commit), str) else f'"{commit}"'
+    )  # 40 digits would be a number
     if told.get("revision") is not None:
         return value
     if "revision" in told:
@@ -130,7 +151,9 @@ def _inner(data: Any, where: Where) -> Any:
     return data
 
 
-def _rewrite(path: Path, document: Document, edits: list[tuple[int, int, str]], wanted: Any) -> None:
+def _rewrite(
+    path: Path, document: Document, edits: list[tuple[int, int, str]], wanted: Any
+) -> None:
     text = document.text
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
@@ -140,7 +163,8 @@ def _rewrite(path: Path, document: Document, edits: list[tuple[int, int, str]], 
         same = False
     if not same:
         raise RecipeError(
-            f"cannot edit `{path}` without changing more", hint=f"write it by hand: {edits[0][2].strip()}"
+            f"cannot edit `{path}` without changing more",
+            hint=f"write it by hand: {edits[0][2].strip()}",
         )
     target = path.resolve()
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -1,7 +1,8 @@
-"""Recipe × device × backend → steps. Decides what is possible, in what order, with which parameters.
+"""Recipe × device × backend → steps. Decides what is possible, in what order, with which
+parameters.
 
-``prepare`` reads the checkpoint's config and headers, which may be on a hub; the rest touches neither disk nor
-network. Every "cannot" is said here, before a byte is converted.
+``prepare`` reads the checkpoint's config and headers, which may be on a hub; the rest touches
+neither disk nor network. Every "cannot" is said here, before a byte is converted.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Plan:
     on_target: str  # "true": measured on such a device; "emulated"; "false"
     steps: tuple[Step, ...]
     source: Checkpoint | None = None  # None where a package is measured without its original
-    seeing: Checkpoint | None = None  # the original with its eyes, where ``source`` is its language model
+    seeing: Checkpoint | None = (
+        None  # the original with its eyes, where ``source`` is its language model
+    )
     warnings: tuple[Advice, ...] = ()
     fixups: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     fit: Fit | None = None  # what it takes on the device; None where nothing is built
@@ -75,13 +78,19 @@ class Plan:
         return max(step.memory_bytes for step in self.steps)
 
 
-def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.original, *, elsewhere: bool = False) -> Plan:
-    """Read what the recipe's source is, and plan. Many builds of few sources share what one ``read`` has found.
-    ``elsewhere``: its steps may run on other machines, whose toolchains count.
+def prepare(
+    build: Build,
+    read: Callable[[Source, Path], Original] = hub.original,
+    *,
+    elsewhere: bool = False,
+) -> Plan:
+    """Read what the recipe's source is, and plan. Many builds of few sources share what one
+    ``read`` has found. ``elsewhere``: its steps may run on other machines, whose toolchains count.
 
     Raises:
         SourceError: the checkpoint or the text is missing or unfit.
-        TargetError: no such device or backend, or the combination is impossible; says what would work.
+        TargetError: no such device or backend, or the combination is impossible; says what would
+            work.
     """
     recipe = build.recipe
     backend = backends.load(recipe.backend)
@@ -93,7 +102,10 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
     targets.refuse(build, general)
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
-    advice = [*rules.check(recipe, options, checkpoint), *backend.advise(recipe, options, checkpoint)]
+    advice = [
+        *rules.check(recipe, options, checkpoint),
+        *backend.advise(recipe, options, checkpoint),
+    ]
     advice += [found for found in general if found not in advice]
     targets.refuse(build, advice)
     _check_eyes(build, seeing, unit)
@@ -114,7 +126,10 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
         fit=needed,
     )
     whole = replace(
-        plan, steps=tuple(replace(step, recipe=recipe.name) for step in _chain(plan, original, made, options))
+        plan,
+        steps=tuple(
+            replace(step, recipe=recipe.name) for step in _chain(plan, original, made, options)
+        ),
     )
     for name in () if elsewhere else whole.toolchains:
         if place := toolchain.foreign(name):
@@ -127,15 +142,21 @@ def prepare(build: Build, read: Callable[[Source, Path], Original] = hub.origina
 def _remarks(checkpoint: Checkpoint) -> list[Advice]:
     """What is odd in the checkpoint's folder."""
     return [
-        Advice(level="warning", rule=found.rule, message=found.message, hint=found.hint) for found in checkpoint.remarks
+        Advice(level="warning", rule=found.rule, message=found.message, hint=found.hint)
+        for found in checkpoint.remarks
     ]
 
 
 def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
     """Refuse a unit that eyes are not built for, and gates on pictures where there are none."""
     if seeing and unit.api not in vision.APIS:
-        message = f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for `{unit.api}`"
-        raise problem_at(build, ("device",), message, "choose a CPU device, or the text model it was built on")
+        message = (
+            f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for "
+            f"`{unit.api}`"
+        )
+        raise problem_at(
+            build, ("device",), message, "choose a CPU device, or the text model it was built on"
+        )
     for name in build.recipe.evaluate.gates:
         if not seeing and name in metrics.names("pictures"):
             message = f"`{name}` is measured on models that see, and this is none"
@@ -148,14 +169,25 @@ def _patch(fixups: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
 
 
 def _with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> BaseModel:
-    """``options`` with the recipe's context as the length of a cache that is fixed and was left open."""
-    if recipe.context is None or "context_length" not in type(options).model_fields.keys() - options.model_fields_set:
+    """``options`` with the recipe's context as the length of a cache that is fixed and was left
+    open."""
+    if (
+        recipe.context is None
+        or "context_length" not in type(options).model_fields.keys() - options.model_fields_set
+    ):
         return options
-    return options.model_copy(update={"context_length": min(recipe.context, checkpoint.context_length)})
+    return options.model_copy(
+        update={"context_length": min(recipe.context, checkpoint.context_length)}
+    )
 
 
 def _fit(
-    build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, options: BaseModel, weight_bytes: int
+    build: Build,
+    target: Device,
+    unit: Unit,
+    checkpoint: Checkpoint,
+    options: BaseModel,
+    weight_bytes: int,
 ) -> Fit:
     """What the build takes on the device.
 
@@ -166,12 +198,22 @@ def _fit(
     fixed = backend.context_length(options, checkpoint, unit.api)
     asked = min(recipe.context or fixed or fit.CONTEXT, checkpoint.context_length)
     if fixed is not None and asked > fixed:
-        message = f"`context: {asked}` is beyond the {fixed} tokens that `quantize` gives the artifact's cache"
-        raise problem_at(build, ("context",), message, f"lengthen it in `quantize`, or set `context: {fixed}`")
-    needed = fit.reckon(checkpoint, weight_bytes, fixed or asked, backend.CACHE_BYTES[unit.api], target.memory_gib)
+        message = (
+            f"`context: {asked}` is beyond the {fixed} tokens that `quantize` gives the "
+            f"artifact's cache"
+        )
+        raise problem_at(
+            build, ("context",), message, f"lengthen it in `quantize`, or set `context: {fixed}`"
+        )
+    needed = fit.reckon(
+        checkpoint, weight_bytes, fixed or asked, backend.CACHE_BYTES[unit.api], target.memory_gib
+    )
     if not needed.fits:
         at = ("context",) if recipe.context and needed.longest else ("device",)
-        message = f"{target.title} has {target.memory_gib:g} GiB for a model, and this one needs {needed.words()}"
+        message = (
+            f"{target.title} has {target.memory_gib:g} GiB for a model, and this one "
+            f"needs {needed.words()}"
+        )
         raise problem_at(build, at, message, _smaller(build, target, unit, checkpoint, needed))
     return needed
 
@@ -182,12 +224,17 @@ def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, n
         return f"`context: {needed.longest // 256 * 256}` fits"
     backend = backends.load(build.recipe.backend)
     able = [p for p in ("int8", "int4") if p in backends.able(build.recipe.backend, target, unit)]
-    for precision in able[able.index(build.recipe.precision) + 1 :] if build.recipe.precision in able else able:
+    for precision in (
+        able[able.index(build.recipe.precision) + 1 :] if build.recipe.precision in able else able
+    ):
         recipe = build.recipe.model_copy(update={"precision": precision})
         (*_, artifact) = backend.steps(recipe, backend.Options(), checkpoint, {}, unit)
         smaller = replace(needed, weight_bytes=artifact.output_bytes)
         if smaller.longest >= 256:
-            return f"`precision: {precision}` fits with `context: {min(smaller.longest // 256 * 256, needed.context)}`"
+            return (
+                f"`precision: {precision}` fits with `context: "
+                f"{min(smaller.longest // 256 * 256, needed.context)}`"
+            )
     return "choose a smaller model, or a device with more memory (`phipipe devices`)"
 
 
@@ -224,7 +271,9 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
     environment, api = venue.opened_with(backend, plan.api, there)
     served = scoring.served_bytes(evaluated, plan.checkpoint)
     measure = scoring.measure_step(timed.name, recipe, environment, served, api)
-    gates = {name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()}
+    gates = {
+        name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
+    }
     seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
@@ -236,10 +285,16 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
             name="gates",
             runs="phipipe.evaluate:check_gates",
             version=1,
-            needs={"metrics": "evaluate", "speed": "measure", **({"vision": seen[-1].name} if seen else {})},
+            needs={
+                "metrics": "evaluate",
+                "speed": "measure",
+                **({"vision": seen[-1].name} if seen else {}),
+            },
             params={"gates": gates},
         ),
-        _package_step(plan, original, artifact, None if evaluated is artifact else evaluated, options, checks),
+        _package_step(
+            plan, original, artifact, None if evaluated is artifact else evaluated, options, checks
+        ),
     ]
 
 
@@ -269,18 +324,25 @@ def _proof(plan: Plan, options: BaseModel) -> list[Step]:
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
     backend = backends.load(plan.build.recipe.backend)
-    there = plan.api not in backend.EMULATED and venue.measured_there(plan.device, plan.api, backend)
+    there = plan.api not in backend.EMULATED and venue.measured_there(
+        plan.device, plan.api, backend
+    )
     environment, api = venue.opened_with(backend, plan.api, there)
     recipe, parameters = plan.build.recipe, plan.whole.parameters
     opened = scoring.opened_bytes(evaluated, recipe, plan.checkpoint)
-    step = scoring.compare_step("evaluate", evaluated.name, recipe, environment, parameters, opened, api)
+    step = scoring.compare_step(
+        "evaluate", evaluated.name, recipe, environment, parameters, opened, api
+    )
     shipped = {} if evaluated is artifact else {"shipped": artifact.name}
     machine = venue.machine(plan.device, api, plan.on_target) if step.measurement else ()
     return replace(step, needs={**step.needs, **shipped}, after=checks, machine=machine)
 
 
-def _emulation(plan: Plan, artifact: Step, whole: bool, options: BaseModel, checks: tuple[str, ...]) -> Step:
-    """Run the artifact as its unit would, on this machine; unless ``whole``, for very few tokens."""
+def _emulation(
+    plan: Plan, artifact: Step, whole: bool, options: BaseModel, checks: tuple[str, ...]
+) -> Step:
+    """Run the artifact as its unit would, on this machine; unless ``whole``, for very few
+    tokens."""
     backend_name = plan.build.recipe.backend
     backend = backends.load(backend_name)
     return Step(
@@ -309,15 +371,25 @@ def _calibration_steps(build: Build) -> list[Step]:
     recipe = build.recipe
     text = recipe.calibrate.text or _usual_calibration(recipe)
     if text is None:
-        message = "these `quantize` options learn from a calibration text, and the recipe names none"
+        message = (
+            "these `quantize` options learn from a calibration text, and the recipe names none"
+        )
         raise problem_at(
-            build, ("calibrate",), message, "add `calibrate: {text: {file: PATH}}`, not the text evaluated on"
+            build,
+            ("calibrate",),
+            message,
+            "add `calibrate: {text: {file: PATH}}`, not the text evaluated on",
         )
     with placed(build, "calibrate", "text", "file"):
         same = hub.same_text(recipe.evaluate.text, text, build.folder)
     if same:
-        message = "the calibration text is the evaluation text: the figures would flatter what was fitted to it"
-        raise problem_at(build, ("calibrate", "text"), message, "give another text in `calibrate.text`")
+        message = (
+            "the calibration text is the evaluation text: the figures would flatter what "
+            "was fitted to it"
+        )
+        raise problem_at(
+            build, ("calibrate", "text"), message, "give another text in `calibrate.text`"
+        )
     return [
         hub.text_step(text, build.folder, "calibration"),
         Step(
@@ -332,21 +404,31 @@ def _calibration_steps(build: Build) -> list[Step]:
 
 
 def _usual_calibration(recipe: Recipe) -> Text | None:
-    """What quantization learns from where the recipe does not say: never what the recipe is evaluated on by default."""
+    """What quantization learns from where the recipe does not say: never what the recipe is
+    evaluated on by default."""
     if recipe.source.builtin:
         return Text(builtin="stories")
     return Text.model_validate({"dataset": wikitext("train")}) if recipe.source.repo else None
 
 
 def _package_step(
-    plan: Plan, original: Original, artifact: Step, twin: Step | None, options: BaseModel, checks: tuple[str, ...]
+    plan: Plan,
+    original: Original,
+    artifact: Step,
+    twin: Step | None,
+    options: BaseModel,
+    checks: tuple[str, ...],
 ) -> Step:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     params: dict[str, Any] = {
         "name": plan.build.name,
         "recipe": _neutral(recipe)
         | {"name": plan.build.name, "quantize": options.model_dump(mode="json", exclude_none=True)},
-        "device": {"name": plan.device.name, "title": plan.device.title, "sources": list(plan.device.sources)}
+        "device": {
+            "name": plan.device.name,
+            "title": plan.device.title,
+            "sources": list(plan.device.sources),
+        }
         | ({"architecture": plan.device.architecture} if plan.device.architecture else {}),
         "backend": recipe.backend,
         "backend_title": backend.TITLE,
@@ -383,10 +465,17 @@ def _package_step(
 
 
 def _neutral(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what changes no result: this machine's folders, tags, what a batch tolerates."""
-    made = recipe.model_dump(mode="json", exclude_none=True, exclude={"tags": True, "evaluate": {"tolerance"}})
+    """The recipe without what changes no result: this machine's folders, tags, what a batch
+    tolerates."""
+    made = recipe.model_dump(
+        mode="json", exclude_none=True, exclude={"tags": True, "evaluate": {"tolerance"}}
+    )
     learned = made.get("calibrate", {}).get("text", {})
-    for inner, key in ((made["source"], "path"), (made["evaluate"]["text"], "file"), (learned, "file")):
+    for inner, key in (
+        (made["source"], "path"),
+        (made["evaluate"]["text"], "file"),
+        (learned, "file"),
+    ):
         if key in inner:
             inner[key] = Path(inner[key]).name
     return made

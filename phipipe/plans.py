@@ -1,4 +1,5 @@
-"""The plans of a whole recipe file: what is wrong with any variant is said of all of them at once."""
+"""The plans of a whole recipe file: what is wrong with any variant is said of all of them at
+once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from phipipe.recipe import Source
 
 
 class ReadOnce:
-    """Reads each source once for any number of builds; one that cannot be had is not asked for again."""
+    """Reads each source once for any number of builds; one that cannot be had is not asked for
+    again."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[Source, Path | None], Original | PhipipeError] = {}
@@ -33,12 +35,15 @@ class ReadOnce:
         return found
 
 
-def planned(path: Path, sets: Sequence[str] = (), only: Sequence[str] = (), *, elsewhere: bool = False) -> list[Plan]:
-    """Plans of all builds of the file ``path``; nothing starts before every one of them is known to be possible.
+def planned(
+    path: Path, sets: Sequence[str] = (), only: Sequence[str] = (), *, elsewhere: bool = False
+) -> list[Plan]:
+    """Plans of all builds of the file ``path``; nothing starts before every one of them is known to
+    be possible.
 
     Raises:
-        PhipipeError: all that is wrong, as one error: as ``targets.checked``; SourceError as ``plan.prepare``. Models
-            are not looked at as long as the file itself is wrong.
+        PhipipeError: all that is wrong, as one error: as ``targets.checked``; SourceError as
+            ``plan.prepare``. Models are not looked at as long as the file itself is wrong.
     """
     builds, error = recipe.gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if error:

@@ -1,7 +1,9 @@
-"""Whether this machine can do what is planned: memory of each step, disk for all of them, before the first byte.
+"""Whether this machine can do what is planned: memory of each step, disk for all of them, before
+the first byte.
 
-Estimates stand in the steps (``memory_bytes``, ``output_bytes``), next to where they were measured. Memory is what a
-step must have for itself; files it maps are read again when the system needs their room.
+Estimates stand in the steps (``memory_bytes``, ``output_bytes``), next to where they were measured.
+Memory is what a step must have for itself; files it maps are read again when the system needs their
+room.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ OVERRIDE = "PHIPIPE_PREFLIGHT=off tries it all the same"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is for a run, in bytes: memory as a whole; free disk for the cache, and for packages."""
+    """What there is for a run, in bytes: memory as a whole; free disk for the cache, and for
+    packages."""
 
     memory_bytes: int
     cache_free_bytes: int
@@ -52,8 +55,11 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def refusal(plans: Sequence[Plan], store: Store, settings: Settings, out: Path | None) -> PhipipeError | None:
-    """Why the steps of ``plans`` that are not cached cannot all be done here; None if nothing is known against it."""
+def refusal(
+    plans: Sequence[Plan], store: Store, settings: Settings, out: Path | None
+) -> PhipipeError | None:
+    """Why the steps of ``plans`` that are not cached cannot all be done here; None if nothing is
+    known against it."""
     here = machine(store, settings, out)
     bench = Bench(store, settings, lambda line: None)
     nodes, names = graph(plans)
@@ -67,7 +73,8 @@ def refusal(plans: Sequence[Plan], store: Store, settings: Settings, out: Path |
 
 
 def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[int, StepKilled]:
-    """By its place in ``plans``, why one cannot be built here: a step that is not cached takes too much memory."""
+    """By its place in ``plans``, why one cannot be built here: a step that is not cached takes too
+    much memory."""
     here, bench = machine(store, settings, None), Bench(store, settings, lambda line: None)
     found = {}
     for i, plan in enumerate(plans):
@@ -79,8 +86,11 @@ def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[i
     return found
 
 
-def too_little_disk(plans: Sequence[Plan], store: Store, settings: Settings, out: Path) -> StoreError | None:
-    """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not asked."""
+def too_little_disk(
+    plans: Sequence[Plan], store: Store, settings: Settings, out: Path
+) -> StoreError | None:
+    """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not
+    asked."""
     here = machine(store, settings, out)
     nodes, _ = graph(plans)
     if not _too_little_disk([node.step for node in nodes.values()], here, store.root, out):
@@ -104,21 +114,33 @@ def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> S
     if step.memory_bytes <= here.memory_bytes:
         return None
     message = (
-        f"`{plan.build.name}` does not fit this machine: step `{step.name}` takes about {_gib(step.memory_bytes)} "
+        f"`{plan.build.name}` does not fit this machine: step `{step.name}` takes about "
+        f"{_gib(step.memory_bytes)} "
         f"of memory, and there are {_gib(here.memory_bytes)}"
     )
-    others = [f"`backend: {name}` ({_gib(size)})" for name, size in _others(plan) if size <= here.memory_bytes]
-    fits = f"what fits: {', '.join(others)}" if others else "a smaller model, or a machine with more memory"
+    others = [
+        f"`backend: {name}` ({_gib(size)})"
+        for name, size in _others(plan)
+        if size <= here.memory_bytes
+    ]
+    fits = (
+        f"what fits: {', '.join(others)}"
+        if others
+        else "a smaller model, or a machine with more memory"
+    )
     return StepKilled(message, hint=f"{fits}; {OVERRIDE}")
 
 
 def _others(plan: Plan) -> list[tuple[str, int]]:
-    """Other backends for the same device and precision, with the memory that building with them takes at most."""
+    """Other backends for the same device and precision, with the memory that building with them
+    takes at most."""
     found = []
     for name in backends.serving(plan.device, plan.build.recipe.precision):
         if name == plan.build.recipe.backend:
             continue
-        recipe = plan.build.recipe.model_copy(update={"backend": name, "quantize": {}, "unit": None})
+        recipe = plan.build.recipe.model_copy(
+            update={"backend": name, "quantize": {}, "unit": None}
+        )
         build = replace(plan.build, recipe=recipe, options=backends.load(name).Options())
         try:
             found.append((name, planner.prepare(build).memory_bytes))
@@ -127,7 +149,9 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
     return sorted(found, key=lambda item: item[1])
 
 
-def _too_little_disk(steps: Sequence[Step], here: Machine, cache: Path, out: Path | None) -> StoreError | None:
+def _too_little_disk(
+    steps: Sequence[Step], here: Machine, cache: Path, out: Path | None
+) -> StoreError | None:
     needed = sum(max(0, step.output_bytes - _partial(step)) for step in steps)
     packages = sum(step.output_bytes for step in steps if step.name == "package") if out else 0
     if here.out_free_bytes is None:
@@ -139,7 +163,8 @@ def _too_little_disk(steps: Sequence[Step], here: Machine, cache: Path, out: Pat
         if amount > free:
             largest = max(steps, key=lambda step: step.output_bytes)
             return StoreError(
-                f"too little room on the disk of `{where}`: the run writes about {_gib(amount)}, and {_gib(free)} are "
+                f"too little room on the disk of `{where}`: the run writes about "
+                f"{_gib(amount)}, and {_gib(free)} are "
                 f"free; step `{largest.name}` writes most, {_gib(largest.output_bytes)}",
                 hint=f"{room.KEEP_CACHE if where == cache else room.KEEP_OUT}; {OVERRIDE}",
             )

@@ -1,4 +1,5 @@
-"""Parent side of a worker: start it, watch its memory and time, and say plainly how a step ended."""
+"""Parent side of a worker: start it, watch its memory and time, and say plainly how a step
+ended."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ import psutil
 from phipipe import room, worker
 from phipipe.children import own_group
 from phipipe.children import python_command as python_command
-from phipipe.errors import Interrupted, PhipipeError, StepFailed, StepKilled, ToolchainError, decoded
+from phipipe.errors import (
+    Interrupted,
+    PhipipeError,
+    StepFailed,
+    StepKilled,
+    ToolchainError,
+    decoded,
+)
 from phipipe.settings import Settings
 from phipipe.settings import child_environment as child_environment  # belongs to python_command
 
@@ -35,7 +43,8 @@ MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 GRACE_S = 2.0  # between a polite end and a forced one
 KEPT_LOGS = 50
 NO_MEMORY = re.compile(
-    r"not enough memory|bad[_ ]?alloc|failed to allocate|cannot allocate memory|out of memory", re.IGNORECASE
+    r"not enough memory|bad[_ ]?alloc|failed to allocate|cannot allocate memory|out of memory",
+    re.IGNORECASE,
 )
 MORE_MEMORY = "close other programs, or build on a machine with more memory"
 
@@ -54,11 +63,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a step took. Peaks are of the worker and its children; seconds include starting the worker.
+    """What a step took. Peaks are of the worker and its children; seconds include starting the
+    worker.
 
-    ``peak_rss_bytes`` comes from the kernel and is exact for the worker itself; ``peak_anon_bytes`` (memory that
-    no file backs) is sampled, so a spike shorter than ``SAMPLE_S`` can be missed. Where the system does not
-    tell the two apart, they are the same. ``log`` lies in the request's folder.
+    ``peak_rss_bytes`` comes from the kernel and is exact for the worker itself; ``peak_anon_bytes``
+    (memory that no file backs) is sampled, so a spike shorter than ``SAMPLE_S`` can be missed.
+    Where the system does not tell the two apart, they are the same. ``log`` lies in the request's
+    folder.
     """
 
     seconds: float
@@ -82,7 +93,13 @@ class Worker:
     """
 
     def __init__(
-        self, python: Path, *, name: str, log_folder: Path, settings: Settings, env: Mapping[str, str] | None = None
+        self,
+        python: Path,
+        *,
+        name: str,
+        log_folder: Path,
+        settings: Settings,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._python, self._name, self._logs, self._settings = python, name, log_folder, settings
         self._env = dict(env or {})
@@ -96,7 +113,9 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property
@@ -104,17 +123,21 @@ class Worker:
         """The child's process id, None while there is none."""
         return self._process.pid if self._process else None
 
-    def run(self, request: Request, folder: Path, on_progress: OnProgress = lambda *report: None) -> Outcome:
+    def run(
+        self, request: Request, folder: Path, on_progress: OnProgress = lambda *report: None
+    ) -> Outcome:
         """Run one step; its files are in ``folder/out`` afterwards.
 
-        ``folder`` exists, and belongs to this request alone. After a failure the log is kept in the log folder.
+        ``folder`` exists, and belongs to this request alone. After a failure the log is kept in the
+        log folder.
 
         Raises:
             PhipipeError: the one that the step raised.
             Interrupted: ``stop`` was called.
             StepFailed: the step raised something else; names the log.
             StepKilled: the worker was ended: a signal, no memory, a timeout.
-            ToolchainError: the toolchain's Python cannot be started, or a package of it cannot be imported.
+            ToolchainError: the toolchain's Python cannot be started, or a package of it cannot be
+                imported.
         """
         start, folder = time.monotonic(), folder.absolute()
         content = {
@@ -147,7 +170,8 @@ class Worker:
         )
 
     def stop(self, force: bool = False) -> None:
-        """From another thread: make the running step end with ``Interrupted`` soon; with ``force`` kill it at once."""
+        """From another thread: make the running step end with ``Interrupted`` soon; with ``force``
+        kill it at once."""
         self._stopping.set()
         process = self._process
         if force and process is not None and process.returncode is None:
@@ -202,7 +226,7 @@ class Worker:
         try:
             with log.open("ab") as stderr:
                 self._process = subprocess.Popen(
-                    python_command(self._python.absolute(), "from phipipe.worker import main; main()"),
+                    python_command(self._python.absolute(), "from phipipe.worker import main; " "main()"),
                     stdin=pipe, stdout=pipe, stderr=stderr, cwd=self._home, env=environment, encoding="utf-8",
                     **own_group(),
                 )  # fmt: skip
@@ -219,7 +243,9 @@ class Worker:
             stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group(),
         )  # fmt: skip
         self._ready, self._lines = False, queue.SimpleQueue()
-        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+        threading.Thread(
+            target=_read, args=(self._process.stdout, self._lines), daemon=True
+        ).start()
 
     def _wait(self, watch: _Watch) -> int | None:
         """Until the step is done (None) or the worker is gone (its exit code)."""
@@ -268,7 +294,10 @@ class Worker:
 
     def _absent(self, reason: str) -> str:
         if self._settings.use_current:
-            return f"this Python has not what toolchain `{self._name}` needs (PHIPIPE_TOOLCHAIN is `current`): {reason}"
+            return (
+                f"this Python has not what toolchain `{self._name}` needs (PHIPIPE_TOOLCHAIN "
+                f"is `current`): {reason}"
+            )
         return f"toolchain `{self._name}` is damaged: {reason}"
 
     def _died(self, step: str, code: int | None, watch: _Watch, log: Path) -> PhipipeError:
@@ -276,21 +305,31 @@ class Worker:
         peak = _gib(watch.peak_rss_bytes)
         if watch.verdict:
             return StepKilled(
-                f"step `{step}` was ended: {watch.verdict} (peak {peak} resident)", hint=f"its log: {log}"
+                f"step `{step}` was ended: {watch.verdict} (peak {peak} resident)",
+                hint=f"its log: {log}",
             )
         if not self._ready and code is not None and code > 0:
             last = "".join(_tail(log)[-1:]).strip()
-            return ToolchainError(f"toolchain `{self._name}` cannot be started: {last}", hint=self._repair())
+            return ToolchainError(
+                f"toolchain `{self._name}` cannot be started: {last}", hint=self._repair()
+            )
         if code in (-9, 137):
             return StepKilled(
-                f"step `{step}` was killed by SIGKILL at {peak} resident: most likely the system ran out of memory",
+                f"step `{step}` was killed by SIGKILL at {peak} resident: most likely the "
+                f"system ran out of memory",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
-        if room.is_full(room.of_steps(self._settings)):  # a file mapped into memory: SIGBUS; or no room for an answer
+        if room.is_full(
+            room.of_steps(self._settings)
+        ):  # a file mapped into memory: SIGBUS; or no room for an answer
             return room.error(
-                room.of_steps(self._settings), doing=f"step `{step}`", reason=f"it died ({_ending(code)})"
+                room.of_steps(self._settings),
+                doing=f"step `{step}`",
+                reason=f"it died ({_ending(code)})",
             )
-        return StepKilled(f"step `{step}` died ({_ending(code)}, peak {peak} resident)", hint=f"its log: {log}")
+        return StepKilled(
+            f"step `{step}` died ({_ending(code)}, peak {peak} resident)", hint=f"its log: {log}"
+        )
 
     def _failed(self, step: str, told: Mapping[str, Any], watch: _Watch, log: Path) -> PhipipeError:
         """The step's own failure, raised again here as what it is."""
@@ -305,16 +344,24 @@ class Worker:
         ):
             reason = _last(message) or str(told["kind"])
             return room.error(room.of_steps(self._settings), doing=f"step `{step}`", reason=reason)
-        if told["kind"] == "MemoryError" or NO_MEMORY.search(message) or told.get("returncode") in (-9, 137):
+        if (
+            told["kind"] == "MemoryError"
+            or NO_MEMORY.search(message)
+            or told.get("returncode") in (-9, 137)
+        ):
             peak = _gib(watch.peak_rss_bytes)
             return StepKilled(
-                f"step `{step}` ran out of memory at {peak} resident: {_last(message) or told['kind']}",
+                f"step `{step}` ran out of memory at {peak} resident: "
+                f"{_last(message) or told['kind']}",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
         if "import" in told and str(told["import"]).partition(".")[0] != "phipipe":
             return ToolchainError(self._absent(_last(message)), hint=self._repair())
         before = "".join(f"\n  | {line}" for line in _tail(log, before=str(told["traceback"]))[-3:])
-        return StepFailed(f"step `{step}` failed: {told['kind']}: {_last(message)}{before}", hint=f"its log: {log}")
+        return StepFailed(
+            f"step `{step}` failed: {told['kind']}: {_last(message)}{before}",
+            hint=f"its log: {log}",
+        )
 
 
 class _Watch:
@@ -341,13 +388,20 @@ class _Watch:
             with contextlib.suppress(psutil.Error, OSError):
                 resident, anonymous = memory_of(member)
                 times = member.cpu_times()
-                rss, anon, cpu_s = rss + resident, anon + anonymous, cpu_s + times.user + times.system
+                rss, anon, cpu_s = (
+                    rss + resident,
+                    anon + anonymous,
+                    cpu_s + times.user + times.system,
+                )
         self.count(rss, anon)
         self.report()
         self._judge(anon, cpu_s)
 
     def count(self, rss: int, anon: int) -> None:
-        self.peak_rss_bytes, self.peak_anon_bytes = max(self.peak_rss_bytes, rss), max(self.peak_anon_bytes, anon)
+        self.peak_rss_bytes, self.peak_anon_bytes = (
+            max(self.peak_rss_bytes, rss),
+            max(self.peak_anon_bytes, anon),
+        )
 
     def report(self) -> None:
         """Hand on the step's progress, if there is news."""
@@ -360,7 +414,9 @@ class _Watch:
     def _judge(self, anon: int, cpu_s: float) -> None:
         now, limits = time.monotonic(), self._settings
         seen = (_size(self._folder / "log.txt"), self._progress)
-        worked = abs(cpu_s - self._cpu_s) > 0.05 * max(now - self._active, 1.0)  # less is a poll, or a heartbeat
+        worked = abs(cpu_s - self._cpu_s) > 0.05 * max(
+            now - self._active, 1.0
+        )  # less is a poll, or a heartbeat
         if seen != self._seen or worked:
             self._seen, self._cpu_s, self._active = seen, cpu_s, now
         if limits.memory_limit_gib is not None and anon > limits.memory_limit_gib * 2**30:
@@ -372,7 +428,8 @@ class _Watch:
 
 
 def memory_of(process: psutil.Process) -> tuple[int, int]:
-    """(resident, anonymous and shared) bytes; the two are one where the system does not tell them apart."""
+    """(resident, anonymous and shared) bytes; the two are one where the system does not tell them
+    apart."""
     if sys.platform == "linux":
         fields = worker.status(process.pid)
         return fields["VmRSS"], fields["RssAnon"] + fields["RssShmem"]
@@ -388,7 +445,8 @@ def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
 
 
 def _has_exited(process: subprocess.Popen[str]) -> bool:
-    """Whether it has ended; it is left unreaped where that can be, so that nobody else gets its id yet."""
+    """Whether it has ended; it is left unreaped where that can be, so that nobody else gets its id
+    yet."""
     if process.returncode is None and sys.platform != "win32" and hasattr(os, "waitid"):
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     return process.poll() is not None

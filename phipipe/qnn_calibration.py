@@ -1,4 +1,5 @@
-"""What calibration text does to static graphs: the range of every value, with one stage in memory at a time."""
+"""What calibration text does to static graphs: the range of every value, with one stage in memory
+at a time."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ Scale = tuple[float, int]  # scale, zero point
 class Reading:
     """Windows of text on their way through the stages of the float graphs in ``folder``.
 
-    ``windows`` is [n, tokens]. Between two stages only what passes from one to the next is kept, in float32: as many
-    numbers as there are tokens times the model's width. A stage's caches live as long as its window is read.
+    ``windows`` is [n, tokens]. Between two stages only what passes from one to the next is kept, in
+    float32: as many numbers as there are tokens times the model's width. A stage's caches live as
+    long as its window is read.
 
     Raises:
         StepFailed: the windows are too short to reach both graphs.
@@ -44,17 +46,24 @@ class Reading:
         embedding = static_session.cpu(folder / static_session.EMBEDDING)
         self._border: list[list[dict[str, Any]]] = []
         for window in windows:
-            values = [{"input_ids": window[None, i : i + n]} for i, n in zip(starts, self._lengths, strict=True)]
+            values = [
+                {"input_ids": window[None, i : i + n]}
+                for i, n in zip(starts, self._lengths, strict=True)
+            ]
             for value in values:
                 static_session.apply(embedding, value)
             self._border.append(values)
 
     def through(self, stage: str) -> dict[str, dict[str, Extent]]:
-        """Read everything with the next ``stage``: by length ("prompt", "token") and value, what was seen."""
+        """Read everything with the next ``stage``: by length ("prompt", "token") and value, what
+        was seen."""
         from phipipe import static_session
 
         layers = static_session.stages(self.facts)[stage]
-        paths = {kind: self.folder / static_session.name_of(stage, kind) for kind in static_session.LENGTHS}
+        paths = {
+            kind: self.folder / static_session.name_of(stage, kind)
+            for kind in static_session.LENGTHS
+        }
         sessions = {kind: _watched(path) for kind, path in paths.items()}
         (border, *_) = [output.name for output in sessions["token"].get_outputs()]
         seen: dict[str, dict[str, Extent]] = {kind: {} for kind in paths}
@@ -71,7 +80,8 @@ class Reading:
 
 
 def _watched(path: Path) -> Any:
-    """A session of the graph that also gives the lowest ("low name") and highest number of every float value."""
+    """A session of the graph that also gives the lowest ("low name") and highest number of every
+    float value."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -83,7 +93,9 @@ def _watched(path: Path) -> Any:
     for name in [v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT]:
         for kind, word in (("ReduceMin", "low"), ("ReduceMax", "high")):
             graph.node.append(helper.make_node(kind, [name], [f"{word} {name}"], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(f"{word} {name}", TensorProto.FLOAT, []))
+            graph.output.append(
+                helper.make_tensor_value_info(f"{word} {name}", TensorProto.FLOAT, [])
+            )
     return static_session.cpu(model.SerializeToString(), path.parent, plain=True)
 
 
@@ -96,10 +108,13 @@ def _widen(seen: dict[str, Extent], values: Mapping[str, Any]) -> None:
 
 
 def cache_scales(seen: Mapping[str, Mapping[str, Extent]], layers: range) -> dict[str, Scale]:
-    """Scale and zero point of the keys and values of ``layers`` ("key_0" …), 8 bits over what calibration has seen."""
+    """Scale and zero point of the keys and values of ``layers`` ("key_0" …), 8 bits over what
+    calibration has seen."""
     scales = {}
     for name in (f"{kind}_{i}" for i in layers for kind in ("key", "value")):
-        extents = [found[f"{when}_{name}"] for found in seen.values() for when in ("past", "present")]
+        extents = [
+            found[f"{when}_{name}"] for found in seen.values() for when in ("past", "present")
+        ]
         low, high = min(x for x, _ in extents), max(x for _, x in extents)
         scale = max(high - low, 1e-6) / 255
         scales[name] = (scale, max(0, min(255, round(-low / scale))))

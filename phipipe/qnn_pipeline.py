@@ -1,4 +1,5 @@
-"""How ONNX Runtime GenAI runs static graphs: its ``decoder-pipeline``, one graph for prompts, one for single tokens."""
+"""How ONNX Runtime GenAI runs static graphs: its ``decoder-pipeline``, one graph for prompts, one
+for single tokens."""
 
 from __future__ import annotations
 
@@ -9,23 +10,44 @@ from phipipe.static_session import EMBEDDING, name_of, stages
 
 
 def config(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """ONNX Runtime GenAI's ``decoder-pipeline``: embedding on the CPU, decoder and head per phase on the NPU.
+    """ONNX Runtime GenAI's ``decoder-pipeline``: embedding on the CPU, decoder and head per phase
+    on the NPU.
 
-    Caches slide: the runtime drops the oldest positions and appends what a graph made. Keys are those of GenAI 0.18.
+    Caches slide: the runtime drops the oldest positions and appends what a graph made. Keys are
+    those of GenAI 0.18.
     """
     npu = {}
     if soc := facts["soc"]:
-        settings = {"backend_type": "htp", "htp_performance_mode": "burst", "soc_model": str(soc["model"])}
-        settings |= {"enable_htp_shared_memory_allocator": "1"}  # GenAI slides the caches only where these lie there
+        settings = {
+            "backend_type": "htp",
+            "htp_performance_mode": "burst",
+            "soc_model": str(soc["model"]),
+        }
+        settings |= {
+            "enable_htp_shared_memory_allocator": "1"
+        }  # GenAI slides the caches only where these lie there
         npu = {"session_options": {"provider_options": [{"qnn": settings}]}}
     pipeline: list[dict[str, Any]] = [
-        {"embedding": {"filename": EMBEDDING, "inputs": ["input_ids"], "outputs": ["inputs_embeds"]}}
+        {
+            "embedding": {
+                "filename": EMBEDDING,
+                "inputs": ["input_ids"],
+                "outputs": ["inputs_embeds"],
+            }
+        }
     ]
     for name, layers in stages(facts).items():
         reads, makes = _border(layers, facts["layers"])
         for kind, other in (("prompt", "token_gen"), ("token", "prompt")):
-            stage = {"filename": name_of(name, kind), "inputs": reads, "outputs": makes, f"run_on_{other}": False}
-            pipeline.append({f"{name}_{kind}": stage | npu | ({} if layers else {"is_lm_head": True})})
+            stage = {
+                "filename": name_of(name, kind),
+                "inputs": reads,
+                "outputs": makes,
+                f"run_on_{other}": False,
+            }
+            pipeline.append(
+                {f"{name}_{kind}": stage | npu | ({} if layers else {"is_lm_head": True})}
+            )
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "head_size": facts["head_size"],
@@ -55,10 +77,22 @@ def config(facts: Mapping[str, Any]) -> dict[str, Any]:
         },
         "pipeline": pipeline,
     }
-    model = {"type": "decoder-pipeline", "bos_token_id": facts["begin"], "eos_token_id": facts["ends"]}
+    model = {
+        "type": "decoder-pipeline",
+        "bos_token_id": facts["begin"],
+        "eos_token_id": facts["ends"],
+    }
     model |= {"pad_token_id": facts["pad"] if facts["pad"] is not None else facts["ends"][0]}
-    model |= {"vocab_size": facts["vocabulary"], "context_length": facts["context_length"], "decoder": decoder}
-    search = {"max_length": facts["context_length"], "do_sample": False, "past_present_share_buffer": False}
+    model |= {
+        "vocab_size": facts["vocabulary"],
+        "context_length": facts["context_length"],
+        "decoder": decoder,
+    }
+    search = {
+        "max_length": facts["context_length"],
+        "do_sample": False,
+        "past_present_share_buffer": False,
+    }
     return {"model": model, "search": search}
 
 

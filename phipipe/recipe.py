@@ -1,4 +1,5 @@
-"""What the user writes: frozen models, and ``load``, which reports every problem at once with its place."""
+"""What the user writes: frozen models, and ``load``, which reports every problem at once with its
+place."""
 
 from __future__ import annotations
 
@@ -14,7 +15,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phipipe import file_names, metrics, overlay, user_paths
-from phipipe.document import MAX_PROBLEMS, At, Document, Problem, Where, complaints, gone, near, parse, read, shorten
+from phipipe.document import (
+    MAX_PROBLEMS,
+    At,
+    Document,
+    Problem,
+    Where,
+    complaints,
+    gone,
+    near,
+    parse,
+    read,
+    shorten,
+)
 from phipipe.errors import RecipeError, TargetError
 from phipipe.variants import BACKEND, VARIANT_KEYS, lay
 
@@ -25,8 +38,9 @@ SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 MAX_VARIANTS = 100
 
 
-# WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is the one that public
-# projects pin (evaluation scripts, the `datasets` library's own records of checksums).
+# WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is
+# the one that public projects pin (evaluation scripts, the `datasets` library's own records of
+# checksums).
 WIKITEXT = {"repo": "Salesforce/wikitext", "revision": "b08601e04326c79dfdd32d625aee71d232d685c3"}
 WIKITEXT_FILE = "wikitext-2-raw-v1/{}-00000-of-00001.parquet"
 
@@ -38,7 +52,8 @@ class Model(BaseModel):
 
 
 class Sparse(Model):
-    """Keys are optional, but one that is written has a value: `path:` alone is a line that was not finished."""
+    """Keys are optional, but one that is written has a value: `path:` alone is a line that was not
+    finished."""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,11 +68,14 @@ def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
     given = [name for name in names if getattr(value, name) is not None]
     if len(given) != 1:
         said = " and ".join(f"`{name}`" for name in given) or "none"
-        raise ValueError(f"give exactly one of {', '.join(f'`{n}`' for n in names)}; there is {said}")
+        raise ValueError(
+            f"give exactly one of {', '.join(f'`{n}`' for n in names)}; there is {said}"
+        )
 
 
 class Dataset(Model):
-    """A text file, or a Parquet file with a column ``text``, in a data set on the Hugging Face hub, pinned."""
+    """A text file, or a Parquet file with a column ``text``, in a data set on the Hugging Face hub,
+    pinned."""
 
     repo: str = Field(pattern=REPO, description="OWNER/NAME of the data set.")
     revision: str = Field(pattern=COMMIT, description="The 40-hex commit; never a branch.")
@@ -66,23 +84,34 @@ class Dataset(Model):
     @model_validator(mode="after")
     def _inside(self) -> Dataset:
         if "\\" in self.file or any(part in ("", ".", "..") for part in self.file.split("/")):
-            raise At("file", f"`{shorten(self.file)}` is no path inside a data set, such as `data/test.txt`")
+            raise At(
+                "file",
+                f"`{shorten(self.file)}` is no path inside a data set, such as `data/test.txt`",
+            )
         return self
 
 
 class Source(Sparse):
-    """The original model: one of a hub repository at a commit, a local folder, or an embedded model."""
+    """The original model: one of a hub repository at a commit, a local folder, or an embedded
+    model."""
 
     repo: str | None = Field(None, pattern=REPO, description="OWNER/NAME on the Hugging Face hub.")
-    revision: str | None = Field(None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch.")
-    path: str | None = Field(None, min_length=1, description="A local checkpoint; relative to the recipe's folder.")
+    revision: str | None = Field(
+        None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch."
+    )
+    path: str | None = Field(
+        None, min_length=1, description="A local checkpoint; relative to the recipe's folder."
+    )
     builtin: Literal["tiny-phi3"] | None = Field(None, description="A model that phipipe carries.")
 
     @model_validator(mode="after")
     def _one(self) -> Source:
         _exactly_one(self, ("repo", "path", "builtin"))
         if self.repo is not None and self.revision is None:
-            raise ValueError("`revision` is missing: a recipe pins the 40-hex commit to build from, never a branch")
+            raise ValueError(
+                "`revision` is missing: a recipe pins the 40-hex commit to build from, never a "
+                "branch"
+            )
         if self.repo is None and self.revision is not None:
             raise At("revision", "`revision` is the commit of a `repo`, and there is none")
         return self
@@ -92,7 +121,9 @@ class Text(Sparse):
     """A text: one of these."""
 
     builtin: Literal["stories"] | None = Field(None, description="A text that phipipe carries.")
-    file: str | None = Field(None, min_length=1, description="UTF-8 or Parquet; relative to the recipe's folder.")
+    file: str | None = Field(
+        None, min_length=1, description="UTF-8 or Parquet; relative to the recipe's folder."
+    )
     dataset: Dataset | None = Field(None, description="A file on the hub.")
 
     @model_validator(mode="after")
@@ -104,8 +135,12 @@ class Text(Sparse):
 class Calibrate(Sparse):
     """What data-aware quantization learns from (`phipipe backends NAME` says which options do)."""
 
-    text: Text | None = Field(None, description="Never the evaluation text. Embedded models have one of their own.")
-    tokens: int = Field(16_384, ge=256, le=10_000_000, description="How many tokens of the text are used.")
+    text: Text | None = Field(
+        None, description="Never the evaluation text. Embedded models have one of their own."
+    )
+    tokens: int = Field(
+        16_384, ge=256, le=10_000_000, description="How many tokens of the text are used."
+    )
     window: int = Field(512, ge=64, le=8192, description="Tokens per sample.")
 
     @model_validator(mode="after")
@@ -136,20 +171,29 @@ class Evaluate(Model):
 
     text: Text = Field(
         Text(builtin="stories"),
-        description="The evaluation text; without it WikiText-2's test split for a model of the hub, else the stories.",
+        description="The evaluation text; without it WikiText-2's test split for a model of the "
+        "hub, else the stories.",
     )
-    tokens: int = Field(4096, ge=256, le=10_000_000, description="How many tokens of the text are used.")
-    window: int = Field(512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context.")
+    tokens: int = Field(
+        4096, ge=256, le=10_000_000, description="How many tokens of the text are used."
+    )
+    window: int = Field(
+        512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context."
+    )
     skip: int = Field(
         0,
         ge=0,
-        description="Positions at the start of each window that are read but not scored; half a window is what "
+        description="Positions at the start of each window that are read but not scored; half a "
+        "window is what "
         "llama.cpp's perplexity tool skips.",
     )
-    gates: dict[metrics.Name, Gate] = Field({}, description="Metric → limits. Nothing is packaged outside of them.")
+    gates: dict[metrics.Name, Gate] = Field(
+        {}, description="Metric → limits. Nothing is packaged outside of them."
+    )
     tolerance: dict[metrics.Name, Annotated[float, Field(ge=0)]] = Field(
         {},
-        description="Metric → how much worse than the last batch's accepted package it may be, in the metric's unit; "
+        description="Metric → how much worse than the last batch's accepted package it may be, "
+        "in the metric's unit; "
         "`phipipe batch` keeps that package as `latest` otherwise.",
     )
 
@@ -159,7 +203,11 @@ class Evaluate(Model):
             at = "window" if "window" in self.model_fields_set else "tokens"
             raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
         if self.skip > self.window - 2:
-            raise At("skip", f"`skip` ({self.skip}) leaves nothing of a `window` of {self.window} tokens to score")
+            raise At(
+                "skip",
+                f"`skip` ({self.skip}) leaves nothing of a `window` of {self.window} tokens to "
+                f"score",
+            )
         return self
 
 
@@ -174,46 +222,70 @@ class Measure(Model):
 class Recipe(Model):
     """One build: a model, a device, a backend, a precision."""
 
-    GONE: ClassVar[Mapping[str, str]] = {"package": "what ships is always a folder: take the key out"}
+    GONE: ClassVar[Mapping[str, str]] = {
+        "package": "what ships is always a folder: take the key out"
+    }
 
     name: Annotated[str, AfterValidator(file_names.folder)] = Field(
         pattern=SLUG, description="Lower-case; names the package's folder."
     )
     source: Source = Field(description="The original model.")
-    device: str = Field(min_length=1, description="A target device (`phipipe devices`), or a device file of yours.")
+    device: str = Field(
+        min_length=1, description="A target device (`phipipe devices`), or a device file of yours."
+    )
     backend: str = Field(BACKEND, description="The runtime family (`phipipe backends`).")
     precision: Precision = Field(description="Of the weights.")
     unit: str | None = Field(
         None,
         min_length=1,
-        description="Which unit of the device (`phipipe devices NAME`); without it the first that the backend serves.",
+        description="Which unit of the device (`phipipe devices NAME`); without it the first "
+        "that the backend serves.",
     )
     context: int | None = Field(
         None,
         ge=64,
         le=1_048_576,
-        description="Tokens of prompt and answer together that must fit into the device's memory; without it 4096, "
+        description="Tokens of prompt and answer together that must fit into the device's "
+        "memory; without it 4096, "
         "or what the model can where that is less.",
     )
-    quantize: dict[str, Any] = Field({}, description="The backend's own options (`phipipe backends NAME`).")
-    calibrate: Calibrate = Field(Calibrate(), description="Text that data-aware quantization learns from.")
+    quantize: dict[str, Any] = Field(
+        {}, description="The backend's own options (`phipipe backends NAME`)."
+    )
+    calibrate: Calibrate = Field(
+        Calibrate(), description="Text that data-aware quantization learns from."
+    )
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
-    tags: list[str] = Field([], description="Words of yours, to select recipes by; they change no result.")
+    tags: list[str] = Field(
+        [], description="Words of yours, to select recipes by; they change no result."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _usual_text(cls, data: Any) -> Any:
         """Models of the hub are judged on the field's usual text."""
-        source, evaluate = (data.get(key, {}) for key in ("source", "evaluate")) if isinstance(data, dict) else ({}, {})
-        if isinstance(source, dict) and "repo" in source and isinstance(evaluate, dict) and "text" not in evaluate:
+        source, evaluate = (
+            (data.get(key, {}) for key in ("source", "evaluate"))
+            if isinstance(data, dict)
+            else ({}, {})
+        )
+        if (
+            isinstance(source, dict)
+            and "repo" in source
+            and isinstance(evaluate, dict)
+            and "text" not in evaluate
+        ):
             return {**data, "evaluate": {**evaluate, "text": {"dataset": wikitext("test")}}}
         return data
 
 
 def recorded(data: Mapping[str, Any]) -> Recipe:
-    """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may be gone."""
-    return Recipe.model_validate({key: value for key, value in data.items() if key not in Recipe.GONE})
+    """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may
+    be gone."""
+    return Recipe.model_validate(
+        {key: value for key, value in data.items() if key not in Recipe.GONE}
+    )
 
 
 def wikitext(split: str) -> dict[str, str]:
@@ -246,11 +318,13 @@ def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
     return [(where, text) for where, text in named if text is not None]
 
 
-def problem_at(build: Build, where: Where, message: str, hint: str | None = None, *others: Where) -> TargetError:
+def problem_at(
+    build: Build, where: Where, message: str, hint: str | None = None, *others: Where
+) -> TargetError:
     """A TargetError that points at the place in the recipe that ``message`` speaks of.
 
-    Where ``others`` have a part in it as well, the one that decides is shown: what the command line says, else what
-    the variant says, else what is written at all.
+    Where ``others`` have a part in it as well, the one that decides is shown: what the command line
+    says, else what the variant says, else what is written at all.
     """
     found = build.locate((where, *others), message)
     return TargetError(found.message, hint=hint, problems=found.problems)
@@ -267,11 +341,13 @@ def load(
 
     Args:
         options: backend name → the model of its ``quantize:`` section.
-        sets: ``dotted.key=value`` overrides, the value in YAML; they win over every variant of a matrix, too.
+        sets: ``dotted.key=value`` overrides, the value in YAML; they win over every variant of a
+            matrix, too.
         only: names of the variants wanted, all if empty; nothing is asked of the others.
 
     Raises:
-        RecipeError: everything that is wrong with the file, by line and column, or an unknown name in ``only``.
+        RecipeError: everything that is wrong with the file, by line and column, or an unknown name
+            in ``only``.
     """
     made, error = gather(path, options=options, sets=sets, only=only)
     if error:
@@ -286,12 +362,15 @@ def gather(
     sets: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> tuple[list[Build], RecipeError | None]:
-    """As ``load``: what is wrong with the file, and the builds of the variants that are right all the same.
+    """As ``load``: what is wrong with the file, and the builds of the variants that are right all
+    the same.
 
     Raises:
         RecipeError: nothing in the file can be looked at.
     """
-    return of_document(read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only)
+    return of_document(
+        read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only
+    )
 
 
 def of_document(
@@ -330,9 +409,13 @@ class _Loading:
         for text in sets:
             where, value, shown = overlay.parts(text)
             try:
-                parsed = parse(value, "") if value.strip() else Document("", "", values={(): (1, 1)})
+                parsed = (
+                    parse(value, "") if value.strip() else Document("", "", values={(): (1, 1)})
+                )
             except RecipeError as error:
-                words = error.message.splitlines()[0].partition(": ")[2]  # without the place in so short a text
+                words = error.message.splitlines()[0].partition(": ")[
+                    2
+                ]  # without the place in so short a text
                 raise RecipeError(f"--set {shown}: {words}") from None
             overlay.put(self._data, where, parsed.data, shown)
             if where[0] != "matrix":
@@ -342,23 +425,39 @@ class _Loading:
                     del known[old]
             self._sets |= {(*where, *inner): shown for inner in parsed.values}
 
-    def builds(self, folder: Path, only: Sequence[str] = ()) -> tuple[list[Build], RecipeError | None]:
+    def builds(
+        self, folder: Path, only: Sequence[str] = ()
+    ) -> tuple[list[Build], RecipeError | None]:
         base = {key: value for key, value in self._data.items() if key != "matrix"}
-        variants = self._variants(base) if "matrix" in self._data else [(base, str(base.get("name")), ())]
+        variants = (
+            self._variants(base) if "matrix" in self._data else [(base, str(base.get("name")), ())]
+        )
         if only and not self._problems:
             chosen = overlay.wanted(only, [name for _, name, _ in variants], str(base.get("name")))
             variants = [variant for variant in variants if variant[1] in chosen]
-        made = [build for variant in variants if not self._enough() and (build := self._build(*variant, folder))]
+        made = [
+            build
+            for variant in variants
+            if not self._enough() and (build := self._build(*variant, folder))
+        ]
         if not self._problems:
             return made, None
-        unpinned = any(re.search("never a branch|no full commit", problem.message) for problem in self._problems)
-        return made, self._document.error(self._problems, f"phipipe pin {self._document.name}" if unpinned else None)
+        unpinned = any(
+            re.search("never a branch|no full commit", problem.message)
+            for problem in self._problems
+        )
+        return made, self._document.error(
+            self._problems, f"phipipe pin {self._document.name}" if unpinned else None
+        )
 
     def _variants(self, base: dict[str, Any]) -> list[tuple[dict[str, Any], str, Where]]:
         """(merged data, build name, place) of every entry of the matrix."""
         matrix = self._data["matrix"]
         if not isinstance(matrix, list) or not matrix:
-            self._problem(("matrix",), "a matrix is a list of variants, each a mapping such as `{precision: int8}`")
+            self._problem(
+                ("matrix",),
+                "a matrix is a list of variants, each a mapping such as `{precision: int8}`",
+            )
             return []
         if len(matrix) > MAX_VARIANTS:
             self._problem(("matrix", MAX_VARIANTS), f"a matrix has at most {MAX_VARIANTS} variants")
@@ -367,7 +466,9 @@ class _Loading:
         for i, entry in enumerate(matrix[:MAX_VARIANTS]):
             at: Where = ("matrix", i)
             if not isinstance(entry, dict):
-                self._problem(at, "a matrix is a list of variants, each a mapping such as `{precision: int8}`")
+                self._problem(
+                    at, "a matrix is a list of variants, each a mapping such as `{precision: int8}`"
+                )
                 continue
             merged = lay(base, entry)
             unknown = [key for key in entry if key not in VARIANT_KEYS]
@@ -380,7 +481,10 @@ class _Loading:
                 self._problem((*at, key), message, key=True)
             name = self._variant_name(entry, merged, str(base.get("name")), at)
             if (first := names.get(name)) and not unknown:
-                message = f"a second variant `{shorten(name)}`, as on line {first}; give it a `name:` of its own"
+                message = (
+                    f"a second variant `{shorten(name)}`, as on line {first}; give it a "
+                    f"`name:` of its own"
+                )
                 self._problem(at, message)
             names.setdefault(name, self._document.place(at)[0])
             merged = deepcopy(merged)
@@ -389,15 +493,24 @@ class _Loading:
             made.append((merged, f"{base.get('name')}-{name}", at))
         return made
 
-    def _variant_name(self, entry: dict[str, Any], merged: dict[str, Any], recipe: str, at: Where) -> str:
+    def _variant_name(
+        self, entry: dict[str, Any], merged: dict[str, Any], recipe: str, at: Where
+    ) -> str:
         name = entry.get("name", f"{merged.get('backend', BACKEND)}-{merged.get('precision')}")
         if "name" in entry and not (isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)):
-            message = "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first"
+            message = (
+                "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a "
+                "letter or digit first"
+            )
             self._problem((*at, "name"), message)
         elif reason := file_names.unfit(f"{recipe}-{name}"):
-            self._problem(at, f"no folder can have the name `{shorten(str(name))}` everywhere: {reason}")
+            self._problem(
+                at, f"no folder can have the name `{shorten(str(name))}` everywhere: {reason}"
+            )
         elif len(f"{recipe}-{name}") > 80:
-            self._problem(at, "the recipe's and the variant's name have more than 80 characters together")
+            self._problem(
+                at, "the recipe's and the variant's name have more than 80 characters together"
+            )
         return str(name)
 
     def _build(self, data: dict[str, Any], name: str, variant: Where, folder: Path) -> Build | None:
@@ -406,7 +519,10 @@ class _Loading:
         backend = data.get("backend", BACKEND)
         if isinstance(backend, str) and backend not in self._options:
             known = ", ".join(self._options)
-            message = f"unknown backend `{shorten(backend)}`{near(backend, self._options) or f'; there are {known}'}"
+            message = (
+                f"unknown backend "
+                f"`{shorten(backend)}`{near(backend, self._options) or f'; there are {known}'}"
+            )
             self._problem(("backend",), message, variant=variant)
         elif isinstance(backend, str) and isinstance(quantize := data.get("quantize", {}), dict):
             options = self._validate(self._options[backend], quantize, ("quantize",), variant)
@@ -414,10 +530,17 @@ class _Loading:
             self._look_at_paths(recipe, folder, variant)
         if recipe is None or options is None:
             return None
-        return Build(name, recipe, folder, options, lambda places, message: self._located(places, message, variant))
+        return Build(
+            name,
+            recipe,
+            folder,
+            options,
+            lambda places, message: self._located(places, message, variant),
+        )
 
     def _look_at_paths(self, recipe: Recipe, folder: Path, variant: Where) -> None:
-        """What no machine could have at a path is said where the path stands; that it is missing here is for later."""
+        """What no machine could have at a path is said where the path stands; that it is missing
+        here is for later."""
         for where, text in paths_of(recipe):
             if odd := user_paths.oddity(folder / os.path.expanduser(text), text):  # noqa: PTH111 (never raises)
                 self._problem(where, f"`{shorten(text)}` {odd}", variant=variant)
@@ -437,7 +560,8 @@ class _Loading:
         return len(self._problems) > 4 * MAX_PROBLEMS  # some are the same, said by several variants
 
     def _problem(self, where: Where, message: str, key: bool = False, variant: Where = ()) -> None:
-        """Note ``message`` at the nearest place that exists: in the variant, on the command line, in the file."""
+        """Note ``message`` at the nearest place that exists: in the variant, on the command line,
+        in the file."""
         # What no variant says is missing from the recipe, once; what others say, from this variant.
         if where == ("name",):  # the recipe's own; a variant has another key of that name
             variant = ()
@@ -447,18 +571,25 @@ class _Loading:
                 self._problems.append(Problem(0, 0, f"--set {text}: {message}"))
                 return
         for i in range(len(where), -1, -1):
-            for at in ((*variant, *where[:i]), where[:i]) if variant and (i or own) else (where[:i],):
+            for at in (
+                ((*variant, *where[:i]), where[:i]) if variant and (i or own) else (where[:i],)
+            ):
                 if text := self._sets.get(at):  # a matrix of the command line's
                     self._problems.append(Problem(0, 0, f"--set {text}: {message}"))
                     return
                 if at in self._document.values and (at or not own):
-                    self._problems.append(Problem(*self._document.place(at, key and i == len(where)), message))
+                    self._problems.append(
+                        Problem(*self._document.place(at, key and i == len(where)), message)
+                    )
                     return
         self._problems.append(Problem(1, 1, message))
 
     def _varies(self, key: Where) -> bool:
-        """Whether some variant speaks of ``key``; all do of the place (), the variant as a whole."""
-        return not key or any(key[0] in entry for entry in self._data["matrix"] if isinstance(entry, dict))
+        """Whether some variant speaks of ``key``; all do of the place (), the variant as a
+        whole."""
+        return not key or any(
+            key[0] in entry for entry in self._data["matrix"] if isinstance(entry, dict)
+        )
 
     def _located(self, places: Sequence[Where], message: str, variant: Where) -> RecipeError:
         before, self._problems = self._problems, []
@@ -468,9 +599,14 @@ class _Loading:
         return error
 
     def _decisive(self, places: Sequence[Where], variant: Where) -> Where:
-        """The first of ``places`` that the command line speaks of, else the variant, else the file."""
+        """The first of ``places`` that the command line speaks of, else the variant, else the
+        file."""
         values = self._document.values
         said = [at for at in places if self._sets.get(at)]
-        said += [at for at in places if variant and ((*variant, *at) in values or (*variant, *at) in self._sets)]
+        said += [
+            at
+            for at in places
+            if variant and ((*variant, *at) in values or (*variant, *at) in self._sets)
+        ]
         said += [at for at in places if at in values]
         return next(iter(said), places[0])

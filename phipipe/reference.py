@@ -1,8 +1,10 @@
-"""What artifacts are scored against: the baseline's log-probabilities of every token, or of the likeliest few.
+"""What artifacts are scored against: the baseline's log-probabilities of every token, or of the
+likeliest few.
 
-All of them take 4 bytes × vocabulary for each position: too much to travel. A package carries the ``TOP`` likeliest
-of each position and the mass of the rest, by which it is measured on its device. All other tokens count as
-one there, so the divergence is a lower bound of the full one (data processing inequality; Cover & Thomas, 2.8).
+All of them take 4 bytes × vocabulary for each position: too much to travel. A package carries the
+``TOP`` likeliest of each position and the mass of the rest, by which it is measured on its device.
+All other tokens count as one there, so the divergence is a lower bound of the full one (data
+processing inequality; Cover & Thomas, 2.8).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int32]
-    Scores = Callable[[int, Floats, Ints], dict[str, Floats]]  # window, its logits, its tokens → ``score``
+    Scores = Callable[
+        [int, Floats, Ints], dict[str, Floats]
+    ]  # window, its logits, its tokens → ``score``
 
 TOP = 64
 TOKENS = 16_384  # at most; with 64 log-probabilities and ids each, 8 MiB
@@ -29,11 +33,13 @@ FOLDER = "reference"
 
 
 def keep(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: what of ``inputs["baseline"]`` travels with a package: its first windows, their likeliest tokens.
+    """Step: what of ``inputs["baseline"]`` travels with a package: its first windows, their
+    likeliest tokens.
 
-    ``params``: top, tokens (at most). Writes ``tokens.npy`` int32 [windows, window], ``baseline.json`` and ``top.npz``:
-    ids int32 and logp float32 [windows, window - 1, top], rest (log mass of all others) and true (the next token's
-    log-probability) float32 [windows, window - 1], vocabulary.
+    ``params``: top, tokens (at most). Writes ``tokens.npy`` int32 [windows, window],
+    ``baseline.json`` and ``top.npz``: ids int32 and logp float32 [windows, window - 1, top], rest
+    (log mass of all others) and true (the next token's log-probability) float32 [windows, window -
+    1], vocabulary.
     """
     import numpy as np
 
@@ -41,7 +47,10 @@ def keep(inputs: Inputs, out: Path, params: Params) -> None:
     tokens = np.load(baseline / "tokens.npy", allow_pickle=False)
     tokens = tokens[: max(1, int(params["tokens"]) // tokens.shape[1])]
     logprobs = np.load(baseline / "logprobs.npy", mmap_mode="r", allow_pickle=False)
-    rows = [_top(np.array(logprobs[i, :-1]), window[1:], int(params["top"])) for i, window in enumerate(tokens)]
+    rows = [
+        _top(np.array(logprobs[i, :-1]), window[1:], int(params["top"]))
+        for i, window in enumerate(tokens)
+    ]
     np.save(out / "tokens.npy", tokens)
     stacked: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     np.savez(out / "top.npz", vocabulary=np.int32(logprobs.shape[-1]), **stacked)
@@ -49,7 +58,8 @@ def keep(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _top(logp: Floats, targets: Ints, count: int) -> dict[str, Any]:
-    """The ``count`` likeliest of each row of ``logp`` [n, vocabulary], likeliest first; ``logp`` is overwritten."""
+    """The ``count`` likeliest of each row of ``logp`` [n, vocabulary], likeliest first; ``logp`` is
+    overwritten."""
     import numpy as np
 
     rows = np.arange(len(logp))
@@ -74,7 +84,8 @@ def _rest(logp: Floats, ids: Ints) -> Floats:
 
 
 def scores_of(folder: Path) -> Scores:
-    """How to score a window's logits against what lies in ``folder``: a baseline, or what ``keep`` kept of one."""
+    """How to score a window's logits against what lies in ``folder``: a baseline, or what ``keep``
+    kept of one."""
     import numpy as np
 
     if (folder / "logprobs.npy").is_file():
@@ -110,7 +121,8 @@ def score(logp: Floats, logits: Floats, tokens: Ints) -> dict[str, Floats]:
     np.subtract(p, q, out=q)
     q *= np.exp(p)
     return {
-        # numpy sums pairwise: float32 keeps 1e-7 even over 200,000 entries; below zero is rounding alone
+        # numpy sums pairwise: float32 keeps 1e-7 even over 200,000 entries; below zero is rounding
+        # alone
         "kld": np.maximum(q.sum(-1), 0),
         "top1": top1.astype(np.float32),
         "nll": -logq_true,
@@ -153,4 +165,6 @@ def _score_top(stored: dict[str, Any], i: int, logits: Floats, tokens: Ints) -> 
 
 def _check_vocabulary(logits: Floats, vocabulary: int) -> None:
     if logits.shape[1] < vocabulary:
-        raise StepFailed(f"the artifact predicts {logits.shape[1]} tokens, the source model {vocabulary}")
+        raise StepFailed(
+            f"the artifact predicts {logits.shape[1]} tokens, the source model {vocabulary}"
+        )

@@ -28,45 +28,59 @@ KINDS: Mapping[str, Kind] = {
     "W01": Kind(
         message="{names} beside the model: no part of it, so left out",
         hint="delete what is not needed any more",
-        why="A folder may hold weights of an earlier save, or the same weights in another layout. Counted as "
-        "parameters, they would halve the bits per weight; read by a converter, they would be a second model.",
+        why="A folder may hold weights of an earlier save, or the same weights in another "
+        "layout. Counted as "
+        "parameters, they would halve the bits per weight; read by a converter, they would be a "
+        "second model.",
     ),
     "W02": Kind(
         message="{names} beside the weights: code that nothing points to, and that is not taken",
-        why="phipipe never runs code that came with weights. Where no `auto_map` names it, no tool would either.",
+        why="phipipe never runs code that came with weights. Where no `auto_map` names it, no "
+        "tool would either.",
     ),
     "W03": Kind(
-        message="{names} beside the weights: pickles, which are not read; the safetensors files are the model",
+        message="{names} beside the weights: pickles, which are not read; the safetensors files "
+        "are the model",
         hint="if the pickles are newer, save the model again with safetensors",
-        why="Loading a pickle can run code. A fine-tune that was saved as one over the safetensors of its base model "
+        why="Loading a pickle can run code. A fine-tune that was saved as one over the "
+        "safetensors of its base model "
         "would go unnoticed.",
     ),
     "W04": Kind(
-        message="the padding token {names} lies beyond the model's table of tokens; it is harmless while nothing pads",
+        message="the padding token {names} lies beyond the model's table of tokens; it is "
+        "harmless while nothing pads",
         hint="set `pad_token` to a token that the model has, such as its end-of-text token",
-        why="A token was added to the tokenizer, and the embedding was not made longer. Whoever feeds it reads beyond "
+        why="A token was added to the tokenizer, and the embedding was not made longer. Whoever "
+        "feeds it reads beyond "
         "the table.",
     ),
     "W05": Kind(
-        message="`config.json` ties the head to the embedding, and {names} is stored as well; whether they are the "
+        message="`config.json` ties the head to the embedding, and {names} is stored as well; "
+        "whether they are the "
         "same is known when the weights are here",
         hint='if the source step refuses them: `"tie_word_embeddings": false`',
-        why="A tied head is the embedding. Tools differ in which of two they take; if they differ, so do the models.",
+        why="A tied head is the embedding. Tools differ in which of two they take; if they "
+        "differ, so do the models.",
     ),
     "W06": Kind(
         message="`config.json` has no `architectures`; its `model_type` stands for {names}",
-        why="Converters choose a class by `architectures`; for models whose type has one class alone it is filled in.",
+        why="Converters choose a class by `architectures`; for models whose type has one class "
+        "alone it is filled in.",
     ),
     "W07": Kind(
         message="end-of-text tokens beyond the model's table: {names}; no text ever ends there",
         hint="set `eos_token_id` to what the tokenizer ends texts with",
-        why="The id is that of another model's tokenizer, often what transformers fills in where nothing is said. "
-        "The model cannot write such a token, so only other stop tokens, or the length, end an answer.",
+        why="The id is that of another model's tokenizer, often what transformers fills in "
+        "where nothing is said. "
+        "The model cannot write such a token, so only other stop tokens, or the length, end an "
+        "answer.",
     ),
     "W08": Kind(
-        message="`config.json` has {names} beside another value in `rope_parameters`, which is the one that counts",
+        message="`config.json` has {names} beside another value in `rope_parameters`, which is "
+        "the one that counts",
         hint="remove the one that is not meant",
-        why="transformers 5 reads `rope_parameters`, older releases the key beside it. The same weights are then two "
+        why="transformers 5 reads `rope_parameters`, older releases the key beside it. The same "
+        "weights are then two "
         "models; what is built is what transformers 5 makes of them.",
     ),
 }

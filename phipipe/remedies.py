@@ -1,7 +1,8 @@
 """What in a recipe would bring a build closer to the original: a table, one row a backend.
 
-A wider precision spends more bits on every weight. ``FINER`` options stay at int4: they keep the layers that suffer
-most at 8 bits, or learn from a text. Each goes with the words by which a build's scheme says that it has it already.
+A wider precision spends more bits on every weight. ``FINER`` options stay at int4: they keep the
+layers that suffer most at 8 bits, or learn from a text. Each goes with the words by which a build's
+scheme says that it has it already.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ WIDTHS = ("int4", "int8", "fp16", "fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Finer:
-    """Options of ``quantize``, how a scheme tells of them, and what rules them out: units, or a word of the scheme."""
+    """Options of ``quantize``, how a scheme tells of them, and what rules them out: units, or a
+    word of the scheme."""
 
     options: Mapping[str, Json]
     told: str
@@ -32,7 +34,10 @@ FINER: Mapping[str, tuple[Finer, ...]] = {
         Finer(options={"type": "Q6_K"}, told="Q6_K"),
     ),
     "litert": (Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
-    "mlx": (Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"), Finer(options={"bits": 6}, told="6-bit")),
+    "mlx": (
+        Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"),
+        Finer(options={"bits": 6}, told="6-bit"),
+    ),
     "onnxruntime": (Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
     "openvino": (
         Finer(options={"awq": True, "scale_estimation": True}, told="scale estimation"),
@@ -44,7 +49,8 @@ FINER: Mapping[str, tuple[Finer, ...]] = {
 
 
 def wider(backend: str, api: str, precision: str, taken: Collection[str]) -> str:
-    """The next wider precision that the backend has for the unit, as a recipe says it, if it is not among ``taken``."""
+    """The next wider precision that the backend has for the unit, as a recipe says it, if it is not
+    among ``taken``."""
     able = _able(backend, api)
     beyond = WIDTHS[WIDTHS.index(precision) + 1 :] if precision in WIDTHS else ()
     found = next((p for p in beyond if p in able and p not in taken), None)
@@ -52,9 +58,14 @@ def wider(backend: str, api: str, precision: str, taken: Collection[str]) -> str
 
 
 def finer(backend: str, api: str, precision: str, scheme: str) -> str:
-    """The first change of ``quantize`` that an int4 build with this ``scheme`` does not have yet."""
+    """The first change of ``quantize`` that an int4 build with this ``scheme`` does not have
+    yet."""
     rows = FINER.get(backend, ()) if precision == "int4" else ()
-    open_to = (row for row in rows if api not in row.not_on and row.told not in scheme and row.unless not in scheme)
+    open_to = (
+        row
+        for row in rows
+        if api not in row.not_on and row.told not in scheme and row.unless not in scheme
+    )
     row = next(open_to, None)
     return f"`quantize: {_flow(row.options)}`" if row else ""
 
@@ -68,5 +79,8 @@ def _able(backend: str, api: str) -> frozenset[str]:
 
 def _flow(options: Mapping[str, Json]) -> str:
     """As YAML in one line."""
-    said = (f"{name}: {v if isinstance(v, str) else json.dumps(v).replace(chr(34), '')}" for name, v in options.items())
+    said = (
+        f"{name}: {v if isinstance(v, str) else json.dumps(v).replace(chr(34), '')}"
+        for name, v in options.items()
+    )
     return f"{{{', '.join(said)}}}"

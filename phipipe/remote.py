@@ -1,9 +1,10 @@
 """How a model and a text come from a hub: what planning needs at once, the weights as a step.
 
-``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes), ``view/`` (small files
-whole, of each safetensors file its header alone, all that a plan reads), ``parts/`` (downloads on their way, which a
-killed run leaves for the next, or for `cache gc`: ``downloads``) and ``whole/`` (all files, until the store takes
-them). A commit never changes, so what was asked once is never asked again.
+``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes),
+``view/`` (small files whole, of each safetensors file its header alone, all that a plan reads),
+``parts/`` (downloads on their way, which a killed run leaves for the next, or for `cache gc`:
+``downloads``) and ``whole/`` (all files, until the store takes them). A commit never changes, so
+what was asked once is never asked again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import chat_templates, hub_client, keys, models, progress, room, text_files, transfer, weights
+from phipipe import (
+    chat_templates,
+    hub_client,
+    keys,
+    models,
+    progress,
+    room,
+    text_files,
+    transfer,
+    weights,
+)
 from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -49,14 +60,16 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
     """The model's shape and files, without its weights: a few requests the first time, then none.
 
     Raises:
-        SourceError: it cannot be had, is no checkpoint, or wants code to be run; see ``models.read``.
+        SourceError: it cannot be had, is no checkpoint, or wants code to be run; see
+            ``models.read``.
         StoreError: the cache cannot be written.
     """
     with _writing(_folder(repo)):
         found = _listing(repo)
         if found.pickles and not any(file.name.endswith(".safetensors") for file in found.files):
             raise SourceError(
-                f"`{repo}` holds its weights as pickles only (`{found.pickles[0]}`); loading those can run code",
+                f"`{repo}` holds its weights as pickles only (`{found.pickles[0]}`); loading "
+                f"those can run code",
                 hint="take a repository with safetensors files",
             )
         view = _folder(repo) / "view"
@@ -88,7 +101,8 @@ def is_known(repo: Repository) -> bool:
 
 
 def text_of(dataset: Dataset) -> Path:
-    """The data set's file, downloaded and verified: for those who have to look into it before any step.
+    """The data set's file, downloaded and verified: for those who have to look into it before any
+    step.
 
     Raises:
         SourceError: it cannot be had.
@@ -102,7 +116,8 @@ def text_of(dataset: Dataset) -> Path:
 
 
 def source_step(repo: Repository, found: Listing) -> Step:
-    """The step that downloads the model's files; its key says which repository, commit and hashes, and nothing else."""
+    """The step that downloads the model's files; its key says which repository, commit and hashes,
+    and nothing else."""
     return _step("source", repo, found, _folder(repo))
 
 
@@ -131,13 +146,15 @@ def _step(name: str, repo: Repository, found: Listing, folder: Path) -> Step:
 
 
 def fetch(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: put the published files into ``out``: from the cache, from the hub client's cache, or over the network.
+    """Step: put the published files into ``out``: from the cache, from the hub client's cache, or
+    over the network.
 
-    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files are there, and these
-    stay in ``out`` until they are stored.
+    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files
+    are there, and these stay in ``out`` until they are stored.
 
     Raises:
-        SourceError: a file cannot be had, or is not what was published; the checkpoint's files disagree.
+        SourceError: a file cannot be had, or is not what was published; the checkpoint's files
+            disagree.
         StoreError: there is no room, or the disk fails.
     """
     repo = Repository(params["kind"], params["repo"], params["revision"])
@@ -191,7 +208,9 @@ def _is_weights(file: Published) -> bool:
 @contextlib.contextmanager
 def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
-    from phipipe import collect  # toolchains, which import this module too, need not have what it needs
+    from phipipe import (
+        collect,
+    )  # toolchains, which import this module too, need not have what it needs
 
     with collect.guard(folder, needed_bytes):
         yield
@@ -203,7 +222,9 @@ def _named(repo: Repository, folder: Path) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        said = error.message.replace(f"{folder}{os.sep}", f"{repo}/").replace(str(folder), str(repo))
+        said = error.message.replace(f"{folder}{os.sep}", f"{repo}/").replace(
+            str(folder), str(repo)
+        )
         look = f"look at {_page(repo)}"
         raise SourceError(said, hint=f"{error.hint}; {look}" if error.hint else look) from None
 
@@ -221,7 +242,10 @@ def _listing(repo: Repository, file: str | None = None) -> Listing:
         found = hub_client.cached_listing(repo, file)
         if found is None:
             what = f"`{repo}`" if file is None else f"`{file}` of `{repo}`"
-            raise SourceError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set", hint=hub_client.OFFLINE_HINT)
+            raise SourceError(
+                f"{what} is not in the cache, and HF_HUB_OFFLINE is set",
+                hint=hub_client.OFFLINE_HINT,
+            )
         return found  # not remembered: the hub client's cache need not have all files
     found = hub_client.single(repo, file) if file else hub_client.listing(repo)
     _write(path, keys.seal_record(dataclasses.asdict(found)))
@@ -236,7 +260,14 @@ def _remembered(path: Path) -> Listing | None:
             told = keys.open_sealed(raw)
         files = tuple(Published(**file) for file in told["files"])
         return Listing(files, tuple(told["pickles"]), told["licence"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, StoreError):  # absent or damaged: asked for again
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        StoreError,
+    ):  # absent or damaged: asked for again
         return None
 
 
@@ -256,7 +287,9 @@ def _complete_view(repo: Repository, files: Sequence[Published], view: Path) -> 
         if _is_weights(file):
             if not _is_head(target):
                 _write(target, _head(repo, file))
-        elif not file.matches(target) and not _copy(hub_client.cached(repo, file.name), target, file):
+        elif not file.matches(target) and not _copy(
+            hub_client.cached(repo, file.name), target, file
+        ):
             whole.append(file)
     if whole:
         with _alone(view.parent):
@@ -273,7 +306,8 @@ def _is_head(path: Path) -> bool:
 
 
 def _head_bytes(raw: bytes) -> int:
-    """How many bytes the header and its length take, as the first 8 bytes say; no more than a header may have."""
+    """How many bytes the header and its length take, as the first 8 bytes say; no more than a
+    header may have."""
     length = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else 0
     return 8 + int(length) if length <= weights.MAX_HEADER_BYTES else 8
 
@@ -307,7 +341,9 @@ def _at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bool
     if not _is_weights(file) and _copy(folder / "view" / _base(file.name), target, file):
         return True
     part = _part(folder / "parts", file)
-    if part.exists() and not hub_client.is_offline():  # on its way: its hash is checked as it is completed
+    if (
+        part.exists() and not hub_client.is_offline()
+    ):  # on its way: its hash is checked as it is completed
         return False
     if part.exists() and file.matches(part):
         shutil.move(part, target)
@@ -316,7 +352,8 @@ def _at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bool
 
 
 def _copy(source: Path | None, target: Path, file: Published) -> bool:
-    """Copy ``source`` to ``target``, hashing what is copied; False, and no ``target``, if it is not ``file``."""
+    """Copy ``source`` to ``target``, hashing what is copied; False, and no ``target``, if it is not
+    ``file``."""
     if source is None or not source.is_file() or source.stat().st_size != file.size:
         return False
     found = file.hash()
@@ -338,7 +375,8 @@ def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> in
     free = shutil.disk_usage(parts).free
     if needed > free:
         raise StoreError(
-            f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has {free / MIB:.0f} MiB free",
+            f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has "
+            f"{free / MIB:.0f} MiB free",
             hint=room.KEEP_CACHE,
         )
     return needed
@@ -353,7 +391,9 @@ def _download(repo: Repository, files: Sequence[Published], parts: Path) -> None
     if not files:
         return
     _need_network(repo, files[0])
-    transfer.fetch_all([(repo.remote(file.name), file, _part(parts, file)) for file in files], _reporter(files))
+    transfer.fetch_all(
+        [(repo.remote(file.name), file, _part(parts, file)) for file in files], _reporter(files)
+    )
 
 
 def _reporter(files: Sequence[Published]) -> Callable[[int], None]:

@@ -1,13 +1,15 @@
-"""Results shared between machines: the records and files of the store, also in S3, GCS, Azure or a shared folder.
+"""Results shared between machines: the records and files of the store, also in S3, GCS, Azure or a
+shared folder.
 
-``actions/<key>.json`` is a result's record as the store has it, ``blobs/<sha256>`` a file's content, so that equal
-files lie there once; of a large file there are pieces, ``blobs/<sha256>.0`` and so on, so that uploads and downloads
-which are cut short go on from the last one. ``claims/<key>`` says that somebody is making that result. A record is
-written last and only where there is none. Nothing that is read is believed: a record carries its own digest, a file
-is named by its own, and what turns out wrong is said, built again, and replaced.
+``actions/<key>.json`` is a result's record as the store has it, ``blobs/<sha256>`` a file's
+content, so that equal files lie there once; of a large file there are pieces, ``blobs/<sha256>.0``
+and so on, so that uploads and downloads which are cut short go on from the last one.
+``claims/<key>`` says that somebody is making that result. A record is written last and only where
+there is none. Nothing that is read is believed: a record carries its own digest, a file is named by
+its own, and what turns out wrong is said, built again, and replaced.
 
-No machine's clock is compared with another's: a claim is taken over when it has not changed for ``STALE_S`` by the
-waiting machine's own clock.
+No machine's clock is compared with another's: a claim is taken over when it has not changed for
+``STALE_S`` by the waiting machine's own clock.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from phipipe.errors import RecipeError, StoreError, ToolchainError
 from phipipe.settings import SECRET, Settings
 from phipipe.store import Store, Stored
 
-PIECE = 16 * 2**20  # bytes of an object at most: what a dying connection costs. Another number is another layout
+PIECE = (
+    16 * 2**20
+)  # bytes of an object at most: what a dying connection costs. Another number is another layout
 UPLOADS = 4  # pieces that are sent side by side
 MIB = 2**20
 REQUEST_S, CONNECT_S, RETRIES = 60, 10, 3
@@ -41,7 +45,8 @@ HEARTBEAT_S, STALE_S, POLL_S = 5.0, 30.0, 1.0
 PARTS_DAYS = 7  # unfinished downloads that nobody has gone on with for so long are removed
 
 
-# Who makes what is made in this thread, where somebody sees to it that one machine at a time does so in that name.
+# Who makes what is made in this thread, where somebody sees to it that one machine at a time does
+# so in that name.
 OWNER: ContextVar[str | None] = ContextVar("OWNER", default=None)
 
 
@@ -62,19 +67,27 @@ def connect(settings: Settings, note: Callable[[str], None]) -> Remote | None:
         import obstore  # noqa: F401
     except ImportError:
         raise ToolchainError(
-            "PHIPIPE_REMOTE needs obstore, which is not installed", hint="pip install 'phipipe[remote]', or unset it"
+            "PHIPIPE_REMOTE needs obstore, which is not installed",
+            hint="pip install 'phipipe[remote]', or unset it",
         ) from None
     return Remote(settings.remote, note, writes=settings.remote_writes)
 
 
 def _open(url: str) -> Any:
-    """obstore's store for ``url``; credentials come from the environment, as each provider's own tools read them."""
+    """obstore's store for ``url``; credentials come from the environment, as each provider's own
+    tools read them."""
     from obstore import store
 
     if url.startswith("file://"):
         return store.LocalStore.from_url(url, mkdir=True)
-    options: dict[str, Any] = {"timeout": timedelta(seconds=REQUEST_S), "connect_timeout": timedelta(seconds=CONNECT_S)}
-    named = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"))
+    options: dict[str, Any] = {
+        "timeout": timedelta(seconds=REQUEST_S),
+        "connect_timeout": timedelta(seconds=CONNECT_S),
+    }
+    named = (
+        os.environ.get(name, "")
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+    )
     endpoint = next(filter(None, named), "")
     if endpoint.startswith("http://"):
         options["allow_http"] = True
@@ -85,7 +98,8 @@ def _open(url: str) -> Any:
 
 
 class Remote:
-    """The shared store at ``url``. After its first failure to answer it is left alone, and ``note`` is told.
+    """The shared store at ``url``. After its first failure to answer it is left alone, and ``note``
+    is told.
 
     Methods may be called from several threads.
     """
@@ -109,7 +123,8 @@ class Remote:
     def fetch(self, key: str, store: Store, *, anew: bool = False) -> Stored | None:
         """The result ``key``, brought into ``store``; None if it is not there, or not right.
 
-        What was found wrong before is asked for again with ``anew`` only: it may have been replaced.
+        What was found wrong before is asked for again with ``anew`` only: it may have been
+        replaced.
         """
         if not self.reads or (_action(key) in self._unfit and not anew):
             return None
@@ -141,7 +156,9 @@ class Remote:
             return None
         try:
             record = keys.open_record(raw, key)
-            entries = [keys.FileEntry(o["path"], int(o["size"]), o["sha256"]) for o in record["outputs"]]
+            entries = [
+                keys.FileEntry(o["path"], int(o["size"]), o["sha256"]) for o in record["outputs"]
+            ]
             if keys.tree_digest(entries) != record["digest"]:
                 raise _Unfit("its list of files is not its own")
         except (StoreError, KeyError, TypeError, ValueError):
@@ -151,7 +168,11 @@ class Remote:
                 target = scratch / "out" / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(entry, store.root / "remote", target)
-            made = {name: record[name] for name in record if name not in ("key", "digest", "created", "outputs")}
+            made = {
+                name: record[name]
+                for name in record
+                if name not in ("key", "digest", "created", "outputs")
+            }
             stored = store.commit(key, scratch / "out", made)
         self._remember(key, store)
         return stored
@@ -188,7 +209,9 @@ class Remote:
         except (NotFoundError, FileNotFoundError):
             raise _Unfit(f"`{name[:18]}` is gone") from None
         except GenericError as error:
-            if self._size(name) < end:  # a range beyond the end is an error of its own with every provider
+            if (
+                self._size(name) < end
+            ):  # a range beyond the end is an error of its own with every provider
                 self._unfit.add(name)
                 raise _Unfit(f"`{name[:18]}` is cut short") from None
             raise error
@@ -198,7 +221,8 @@ class Remote:
         return found
 
     def offer(self, stored: Stored, store: Store) -> None:
-        """Share ``stored``, whose record comes last, unless there is one. That it cannot be is said, no failure."""
+        """Share ``stored``, whose record comes last, unless there is one. That it cannot be is
+        said, no failure."""
         if not (self.reads and self.writes):
             return
         try:
@@ -210,18 +234,23 @@ class Remote:
         except self._failures as error:
             self.writes = False
             self._note(
-                f"{self._name} does not take results ({told(error)}): from here on they stay on this machine; "
+                f"{self._name} does not take results ({told(error)}): from here on they stay on "
+                f"this machine; "
                 "PHIPIPE_REMOTE_MODE=read if that is as it should be"
             )
 
     def lacks(self, key: str, store: Store) -> bool:
-        """Whether the result ``key`` of ``store`` is still to be shared: an upload was cut short, or it is older than
-        the sharing. Asks nobody: what was shared is remembered in ``store``."""
+        """Whether the result ``key`` of ``store`` is still to be shared: an upload was cut short,
+        or it is older than the sharing. Asks nobody: what was shared is remembered in ``store``."""
         return self.reads and self.writes and key not in self._remembered(store)
 
     def _remembered(self, store: Store) -> set[str]:
         if self._notes is None:
-            self._notes = store.root / "remote" / f"{hashlib.sha256(self.url.encode()).hexdigest()[:16]}.shared"
+            self._notes = (
+                store.root
+                / "remote"
+                / f"{hashlib.sha256(self.url.encode()).hexdigest()[:16]}.shared"
+            )
             with contextlib.suppress(OSError):
                 self._shared |= set(self._notes.read_text("ascii", errors="replace").split())
         return self._shared
@@ -238,7 +267,8 @@ class Remote:
 
     @contextlib.contextmanager
     def turn(self, key: str, store: Store) -> Iterator[Stored | None]:
-        """The result ``key`` if there is one; or None, and while this lasts others wait for us to make it."""
+        """The result ``key`` if there is one; or None, and while this lasts others wait for us to
+        make it."""
         while True:
             found = self.fetch(key, store)
             if found is not None or not (self.reads and self.writes):
@@ -251,7 +281,8 @@ class Remote:
             yield self.fetch(key, store)  # whoever held it before may have ended just now
 
     def _claim(self, key: str) -> contextlib.AbstractContextManager[None] | None:
-        """A claim on ``key``; None when another's has ended, or was given up, and one must look again."""
+        """A claim on ``key``; None when another's has ended, or was given up, and one must look
+        again."""
         name = f"claims/{key}"
         try:
             owner = OWNER.get() or uuid.uuid4().hex
@@ -281,7 +312,9 @@ class Remote:
 
         def beat() -> None:
             while not ended.wait(HEARTBEAT_S):
-                with contextlib.suppress(*self._failures):  # others take over, and build it once more
+                with contextlib.suppress(
+                    *self._failures
+                ):  # others take over, and build it once more
                     self._put(name, _beat(owner), replace=True)
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -327,7 +360,8 @@ class Remote:
                 _say_how_far(end, size)
 
     def _upload_piece(self, path: Path, name: str, start: int, end: int) -> int:
-        """Bytes ``start`` to ``end`` of a file, unless they are there: then they are the same, whoever wrote them."""
+        """Bytes ``start`` to ``end`` of a file, unless they are there: then they are the same,
+        whoever wrote them."""
         if name in self._unfit or self._size(name) != end - start:
             with path.open("rb") as stream:
                 stream.seek(start)
@@ -378,7 +412,9 @@ def _pieces(sha256: str, size: int) -> list[tuple[str, int, int]]:
     if size <= PIECE:
         return [(f"blobs/{sha256}", 0, size)]
     starts = range(0, size, PIECE)
-    return [(f"blobs/{sha256}.{i}", start, min(start + PIECE, size)) for i, start in enumerate(starts)]
+    return [
+        (f"blobs/{sha256}.{i}", start, min(start + PIECE, size)) for i, start in enumerate(starts)
+    ]
 
 
 def _say_how_far(done: int, size: int) -> None:
@@ -422,5 +458,8 @@ def told(error: Exception) -> str:
     for name, value in os.environ.items():
         if value and SECRET.search(name):
             text = text.replace(value, "***")
-    causes = re.findall(r"(?:client error|tcp connect error|dns error|[Cc]onnection refused|timed out)[^,:()]*", text)
+    causes = re.findall(
+        r"(?:client error|tcp connect error|dns error|[Cc]onnection refused|timed out)[^,:()]*",
+        text,
+    )
     return causes[-1].strip() if causes else (text[:200] or kind)

@@ -1,7 +1,7 @@
 """Measurements as text: one place that decides digits, units and the words a number reads as.
 
-Pure functions over what ``evaluate`` and ``measure`` wrote. A value with a standard error shows as many
-digits as the error allows; small divergences are written as 1.14e-7.
+Pure functions over what ``evaluate`` and ``measure`` wrote. A value with a standard error shows as
+many digits as the error allows; small divergences are written as 1.14e-7.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from phipipe.metrics import ROWS, Metric
 
 Report = Mapping[str, Any]
 
-# Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual yardstick.
-# Another model, another text: an orientation, never a limit.
+# Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual
+# yardstick. Another model, another text: an orientation, never a limit.
 KLD_8_BIT = ("Q8_0", 0.0014)
 KLD_4_BIT = ("Q4_K_M", 0.031)
-# The coarsest 4-bit file in common use, of the same table (llama.cpp, tools/perplexity/README.md, LLaMA 3 8b): what
-# predicts worse than that is not what people mean by a 4-bit model, and the board recommends no such file.
+# The coarsest 4-bit file in common use, of the same table (llama.cpp, tools/perplexity/README.md,
+# LLaMA 3 8b): what predicts worse than that is not what people mean by a 4-bit model, and the board
+# recommends no such file.
 KLD_FIT = ("Q4_0", 0.072)
 SMALL = 1e-3  # below this, numbers are written with an exponent
 
@@ -57,11 +58,14 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def with_error(value: float, stderr: float | None) -> str:
-    """``0.00203 ± 0.00005``: the error with one digit (two, if it begins with 1 or 2), the value cut to match."""
+    """``0.00203 ± 0.00005``: the error with one digit (two, if it begins with 1 or 2), the value
+    cut to match."""
     if not stderr or not math.isfinite(stderr) or not math.isfinite(value):
         return number(value)
     digits = 2 if {f"{stderr:.{n}e}"[0] for n in (0, 1)} & {"1", "2"} else 1
-    last = _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1  # power of ten of the last digit shown
+    last = (
+        _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1
+    )  # power of ten of the last digit shown
     largest = max(abs(value), stderr)
     if largest < SMALL:
         exponent = _exponent(round(largest, -last))
@@ -87,21 +91,25 @@ def size(gib: float) -> tuple[str, str]:
 
 
 def peaks(usage: Report) -> str:
-    """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the files it mapped."""
+    """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the
+    files it mapped."""
     kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
     said = [f"{usage[name] / 2**30:.2f} GiB {kind}" for kind, name in kinds if usage.get(name)]
     return f", peak {', '.join(said)}" if said else ""
 
 
 def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[str, str]:
-    """A figure as tables show it, and its unit: digits by its error or the metric, bytes by their size."""
+    """A figure as tables show it, and its unit: digits by its error or the metric, bytes by their
+    size."""
     if metric.is_size and value > 0:
         return size(value)
     value, error = value * metric.factor, stderr and stderr * metric.factor
     return (with_error(value, error) if stderr else number(value, metric.digits)), metric.unit
 
 
-def fidelity_table(metrics: Report, speed: Report | None = None, baseline: Report | None = None) -> list[Row]:
+def fidelity_table(
+    metrics: Report, speed: Report | None = None, baseline: Report | None = None
+) -> list[Row]:
     """Rows for everything that was measured, in the order of the table of metrics.
 
     Args:
@@ -116,7 +124,9 @@ def fidelity_table(metrics: Report, speed: Report | None = None, baseline: Repor
         "yardstick": yardstick(values.get("kld_mean", 0.0)),
         "original": _original(baseline),
         "change": _change(values, errors),
-        "prompt": f"prompt of {counted(speed['prompt_tokens'], 'token')}" if _has_prompt(speed) else "prompt",
+        "prompt": f"prompt of {counted(speed['prompt_tokens'], 'token')}"
+        if _has_prompt(speed)
+        else "prompt",
         "pictures": _questions(seen) if seen else "",
     }
     rows = []
@@ -148,7 +158,9 @@ def _change(values: Report, errors: Report) -> str:
     change, error = values.get("ppl_ratio", 1.0) - 1, errors.get("ppl_ratio", 0.0)
     if abs(change) <= 2 * error:
         return "no change beyond twice the standard error"
-    return f"predicts the text {number(100 * abs(change), 2)} % {'worse' if change > 0 else 'better'}"
+    return (
+        f"predicts the text {number(100 * abs(change), 2)} % {'worse' if change > 0 else 'better'}"
+    )
 
 
 def _has_prompt(speed: Report | None) -> TypeGuard[Report]:
@@ -156,7 +168,10 @@ def _has_prompt(speed: Report | None) -> TypeGuard[Report]:
 
 
 def _questions(seen: Report) -> str:
-    return f"{counted(seen['positions'], 'position')} of questions about {counted(len(seen['vectors']), 'picture')}"
+    return (
+        f"{counted(seen['positions'], 'position')} of questions about "
+        f"{counted(len(seen['vectors']), 'picture')}"
+    )
 
 
 def _spread(metric: Metric, spread: Report) -> str:
@@ -183,5 +198,8 @@ def plain_table(rows: Sequence[Row], width: int = 100) -> str:
 def markdown_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, with the names that gates use."""
     lines = ["| | value | reads as |", "|---|---:|---|"]
-    lines += [f"| {r.title} (`{r.metric}`) | {f'{r.value} {r.unit}'.rstrip()} | {r.reads_as} |" for r in rows]
+    lines += [
+        f"| {r.title} (`{r.metric}`) | {f'{r.value} {r.unit}'.rstrip()} | {r.reads_as} |"
+        for r in rows
+    ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """A full disk in words: which folder it is that has no room, and what to do about that one.
 
-Who fails says only that there was no room somewhere. So the folders that something may have been written to are asked
-how much is free, bytes and files.
+Who fails says only that there was no room somewhere. So the folders that something may have been
+written to are asked how much is free, bytes and files.
 """
 
 from __future__ import annotations
@@ -26,12 +26,20 @@ SAID = re.compile(  # by programs and libraries that pass on the system's words 
     re.IGNORECASE,
 )
 SMALL_BYTES = 2**20  # less than this free is full
-PLENTY_BYTES, FEW_FILES = 64 * 2**20, 1000  # a disk with so much room, and so few files left, lacks files
+PLENTY_BYTES, FEW_FILES = (
+    64 * 2**20,
+    1000,
+)  # a disk with so much room, and so few files left, lacks files
 KEEP_CACHE = "phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk"
 KEEP_OUT = "make room there, or choose another --out"
-KEEP_TEMPORARY = f"make room there, or set {'TEMP' if os.name == 'nt' else 'TMPDIR'} to a folder on a larger disk"
+KEEP_TEMPORARY = (
+    f"make room there, or set {'TEMP' if os.name == 'nt' else 'TMPDIR'} to a "
+    f"folder on a larger disk"
+)
 KEEP_UV = "uv cache clean, or set UV_CACHE_DIR to a folder on a larger disk"
-KEEP_TOOLCHAINS = "remove toolchains there that you do not need, or set PHIPIPE_TOOLCHAINS to a larger disk"
+KEEP_TOOLCHAINS = (
+    "remove toolchains there that you do not need, or set PHIPIPE_TOOLCHAINS to a larger disk"
+)
 
 
 class Folder(NamedTuple):
@@ -43,7 +51,9 @@ class Folder(NamedTuple):
 
 class _Free(NamedTuple):
     size: int  # bytes
-    files: int | None  # that may still be made; None where the file system has no such limit, or does not say
+    files: (
+        int | None
+    )  # that may still be made; None where the file system has no such limit, or does not say
 
 
 def of_steps(settings: Settings) -> list[Folder]:
@@ -63,7 +73,9 @@ def _temporary() -> Folder:
     try:
         return Folder(Path(tempfile.gettempdir()), KEEP_TEMPORARY)
     except OSError:  # none takes a file
-        return Folder(Path(os.environ.get("TMPDIR") or os.environ.get("TEMP") or os.sep), KEEP_TEMPORARY)
+        return Folder(
+            Path(os.environ.get("TMPDIR") or os.environ.get("TEMP") or os.sep), KEEP_TEMPORARY
+        )
 
 
 def candidates(named: Path | None = None) -> list[Folder]:
@@ -73,11 +85,14 @@ def candidates(named: Path | None = None) -> list[Folder]:
     if named is None:
         return found
     ours = [folder for folder in found if named.absolute().is_relative_to(folder.path)]
-    return [max(ours, key=lambda folder: len(folder.path.parts), default=Folder(named.parent, KEEP_OUT))]
+    return [
+        max(ours, key=lambda folder: len(folder.path.parts), default=Folder(named.parent, KEEP_OUT))
+    ]
 
 
 def blamed(error: Exception, folder: Folder) -> Folder:
-    """Which folder had no room, where ``folder`` was being written to: the one that ``error`` names a file of."""
+    """Which folder had no room, where ``folder`` was being written to: the one that ``error`` names
+    a file of."""
     told = (getattr(error, "filename", None), getattr(error, "filename2", None))
     names = [Path(name).absolute() for name in told if isinstance(name, str)]
     if any(name.is_relative_to(folder.path.absolute()) for name in names):
@@ -88,7 +103,11 @@ def blamed(error: Exception, folder: Folder) -> Folder:
 
 
 def error(
-    folders: Sequence[Folder], *, reason: str, needed_bytes: int | None = None, doing: str | None = None
+    folders: Sequence[Folder],
+    *,
+    reason: str,
+    needed_bytes: int | None = None,
+    doing: str | None = None,
 ) -> StoreError:
     """What to tell where one of ``folders`` took no more; ``doing`` begins the sentence."""
     folder = fullest(folders) or folders[0]
@@ -96,21 +115,30 @@ def error(
     before = f"{doing}: " if doing else ""
     if free and _lacks_files(free, needed_bytes):
         left = f"{free.files} more can be made there now"
-        return StoreError(f"{before}no room for more files in `{folder.path}`: {left}, {reason}", hint=folder.remedy)
+        return StoreError(
+            f"{before}no room for more files in `{folder.path}`: {left}, {reason}",
+            hint=folder.remedy,
+        )
     parts = [f"{needed_bytes} bytes needed"] if needed_bytes is not None else []
     parts += [f"{free.size} bytes free"] if free else []
-    return StoreError(f"{before}no room left in `{folder.path}`: {', '.join([*parts, reason])}", hint=folder.remedy)
+    return StoreError(
+        f"{before}no room left in `{folder.path}`: {', '.join([*parts, reason])}",
+        hint=folder.remedy,
+    )
 
 
 def _lacks_files(free: _Free, needed_bytes: int | None) -> bool:
     """Whether it was files that there was no room for. Some may have been removed again since."""
     if free.files is None:
         return False
-    return free.files == 0 or (free.files < FEW_FILES and free.size > max(PLENTY_BYTES, needed_bytes or 0))
+    return free.files == 0 or (
+        free.files < FEW_FILES and free.size > max(PLENTY_BYTES, needed_bytes or 0)
+    )
 
 
 def fullest(folders: Sequence[Folder]) -> Folder | None:
-    """The folder with the least room: none for files at all, or the fewest bytes. None if none can be asked."""
+    """The folder with the least room: none for files at all, or the fewest bytes. None if none can
+    be asked."""
     asked = [(free, folder) for folder in folders if (free := _free(folder.path))]
     return min(asked, key=lambda row: (row[0].files != 0, row[0].size), default=(None, None))[1]
 

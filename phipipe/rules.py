@@ -1,8 +1,9 @@
 """What cannot work, or works badly, as data: one row per rule, read top to bottom.
 
-The rules' numbers are those of the support matrix the project was started from; a message says what is
-wrong in the user's own names, a hint what to do. Conditions see the recipe, the backend's options and the
-checkpoint's shape, nothing else: no disk, no network. The device's side is decided in ``plan``.
+The rules' numbers are those of the support matrix the project was started from; a message says what
+is wrong in the user's own names, a hint what to do. Conditions see the recipe, the backend's
+options and the checkpoint's shape, nothing else: no disk, no network. The device's side is decided
+in ``plan``.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint``, ``uniform`` and what
-    ``words`` works out. Why it is so, since when, and where it is discussed stands in ``assets/explanations.yaml``.
+    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint``,
+    ``uniform`` and what ``words`` works out. Why it is so, since when, and where it is discussed
+    stands in ``assets/explanations.yaml``.
     """
 
     id: str
@@ -40,7 +42,8 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Fixup:
-    """A change to the staged copy's ``config.json``, made without asking and recorded in the manifest."""
+    """A change to the staged copy's ``config.json``, made without asking and recorded in the
+    manifest."""
 
     id: str
     rule: str
@@ -49,8 +52,11 @@ class Fixup:
     patch: Callable[[Checkpoint], Mapping[str, Json]]
 
 
-def check(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()) -> list[Advice]:
-    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that applies.
+def check(
+    recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()
+) -> list[Advice]:
+    """Advice of every rule of ``table`` (default: the rules that hold for all backends) that
+    applies.
 
     Of ``ANY_MODEL``, only rules apply that do not look at the model.
     """
@@ -66,13 +72,16 @@ def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
             return None
         told = {**facts, **(rule.words(recipe, options, checkpoint) if rule.words else {})}
         hint = rule.hint.format(**told) if rule.hint else None
-        return Advice(level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint)
+        return Advice(
+            level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint
+        )
     except Unseen:
         return None
 
 
 def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:
-    """Fix-ups that the checkpoint needs on the recipe's backend: id → ``rule``, ``reason`` and ``patch``."""
+    """Fix-ups that the checkpoint needs on the recipe's backend: id → ``rule``, ``reason`` and
+    ``patch``."""
     return {
         fix.id: {"rule": fix.rule, "reason": fix.reason, "patch": dict(fix.patch(checkpoint))}
         for fix in FIXUPS
@@ -81,17 +90,25 @@ def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]
 
 
 def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
-    """Phi-4-mini and its reasoning variants: tied, o200k vocabulary (nothing in the config names the family)."""
+    """Phi-4-mini and its reasoning variants: tied, o200k vocabulary (nothing in the config names
+    the family)."""
     return checkpoint.model_type == "phi3" and checkpoint.tied and checkpoint.vocab_size == 200064
 
 
-# By backend: whether int4 options give all layers the same width, and what keeps the sensitive ones wider.
+# By backend: whether int4 options give all layers the same width, and what keeps the sensitive ones
+# wider.
 _WIDER = frozenset({None, "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K"})
 UNIFORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "onnxruntime": (lambda o: bool(o.mixed == "none"), "set `quantize.mixed: layers`"),
     "openvino": (lambda o: bool(o.ratio == 1), "set `quantize.ratio: 0.8`, or `precision: int8`"),
-    "llamacpp": (lambda o: o.pure or (o.type not in _WIDER and not o.tensors), "set `quantize.type: Q4_K_M`"),
-    "mlx": (lambda o: bool(o.mixed == "none" and (o.bits or 4) <= 4), "set `quantize.mixed: mixed_4_6`"),
+    "llamacpp": (
+        lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
+        "set `quantize.type: Q4_K_M`",
+    ),
+    "mlx": (
+        lambda o: bool(o.mixed == "none" and (o.bits or 4) <= 4),
+        "set `quantize.mixed: mixed_4_6`",
+    ),
     "qnn": (lambda o: not o.keep_8bit, "leave `quantize.keep_8bit` as it is by default"),
     "torch": (lambda o: True, "set `precision: int8`"),
     "litert": (lambda o: True, "set `precision: int8`"),
@@ -99,7 +116,11 @@ UNIFORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _is_uniform(recipe: Recipe, options: Any) -> bool:
-    return recipe.precision == "int4" and recipe.backend in UNIFORM and UNIFORM[recipe.backend][0](options)
+    return (
+        recipe.precision == "int4"
+        and recipe.backend in UNIFORM
+        and UNIFORM[recipe.backend][0](options)
+    )
 
 
 def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
@@ -128,7 +149,8 @@ def _rotary_pairs(checkpoint: Checkpoint) -> int:
 
 
 def _widths(checkpoint: Checkpoint) -> set[int]:
-    """Output widths of a layer's linears, as the checkpoint stores them (q, k, v and gate, up are joined)."""
+    """Output widths of a layer's linears, as the checkpoint stores them (q, k, v and gate, up are
+    joined)."""
     if checkpoint.model_type == "phi":
         return {checkpoint.hidden_size, checkpoint.intermediate_size}
     joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_size
@@ -136,7 +158,8 @@ def _widths(checkpoint: Checkpoint) -> set[int]:
 
 
 def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
-    """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is left over."""
+    """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is
+    left over."""
     inputs = {
         checkpoint.hidden_size,
         checkpoint.intermediate_size,
@@ -147,12 +170,17 @@ def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
 
 def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
     """Whether some weight's rows are not a whole number of blocks."""
-    widths = (checkpoint.hidden_size, checkpoint.intermediate_size, checkpoint.heads * checkpoint.head_size)
+    widths = (
+        checkpoint.hidden_size,
+        checkpoint.intermediate_size,
+        checkpoint.heads * checkpoint.head_size,
+    )
     return any(width % block_size for width in widths)
 
 
 def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
-    """Whether pictures are laid out as ``vision_tower`` does it; what the config leaves out is as published."""
+    """Whether pictures are laid out as ``vision_tower`` does it; what the config leaves out is as
+    published."""
     told = {**(config.get("img_processor") or {}), **(config.get("embd_layer") or {})}
     usual = {"name": "clip_vision_model", "hd_transform_order": "sub_glb", "use_hd_transform": True}
     usual |= {"with_learnable_separator": True, "projection_cls": "mlp"}
@@ -160,17 +188,27 @@ def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
 
 
 def _is_phi4_vision(config: Mapping[str, Any]) -> bool:
-    """Whether pictures are laid out as ``vision_siglip`` does it; what the config leaves out is as published."""
+    """Whether pictures are laid out as ``vision_siglip`` does it; what the config leaves out is as
+    published."""
     told = (config.get("embd_layer") or {}).get("image_embd_layer") or {}
-    usual = {"crop_size": 448, "hd_transform_order": "sub_glb", "use_hd_transform": True, "projection_cls": "mlp"}
+    usual = {
+        "crop_size": 448,
+        "hd_transform_order": "sub_glb",
+        "use_hd_transform": True,
+        "projection_cls": "mlp",
+    }
     usual |= {"with_learnable_separator": True, "image_token_compression_cls": "avg_pool_2d"}
     adapter = config.get("vision_lora") or {}
-    return {"r", "lora_alpha"} <= set(adapter) and all(told.get(key, value) == value for key, value in usual.items())
+    return {"r", "lora_alpha"} <= set(adapter) and all(
+        told.get(key, value) == value for key, value in usual.items()
+    )
 
 
 def _asks_olive(recipe: Recipe, options: Any) -> bool:
     """Whether one of Olive's passes is to run."""
-    return recipe.precision in {"int8", "int4"} and (bool(options.rotate) or options.algorithm == "gptq")
+    return recipe.precision in {"int8", "int4"} and (
+        bool(options.rotate) or options.algorithm == "gptq"
+    )
 
 
 # Architectures with parts besides text → backends that convert them, or their eyes at least.
@@ -178,9 +216,22 @@ MULTIMODAL: Mapping[str, frozenset[str]] = {
     name: frozenset(vision.KINDS[name].backends if name in vision.KINDS else ())
     for name in (*vision.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
 }
-ROTARY_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")  # their positions are scaled by LongRoPE alone
-KNOWN_TYPES = ("phi", "phi3", "phimoe")  # whose configs phipipe can bring back into the hub's spelling
-NATIVE = "phipipe never runs a model's own code, and no library of its toolchains has this architecture built in"
+ROTARY_TYPES = (
+    "phi",
+    "phi3",
+    "phimoe",
+    "phi3_v",
+    "phi4mm",
+)  # their positions are scaled by LongRoPE alone
+KNOWN_TYPES = (
+    "phi",
+    "phi3",
+    "phimoe",
+)  # whose configs phipipe can bring back into the hub's spelling
+NATIVE = (
+    "phipipe never runs a model's own code, and no library of its toolchains has this "
+    "architecture built in"
+)
 
 MODELS: tuple[Rule, ...] = (
     Rule(
@@ -201,17 +252,22 @@ MODELS: tuple[Rule, ...] = (
         id="M03",
         level="error",
         when=lambda r, o, c: (
-            (bool(c.parts) or c.architecture in MULTIMODAL) and r.backend not in MULTIMODAL.get(c.architecture, ())
+            (bool(c.parts) or c.architecture in MULTIMODAL)
+            and r.backend not in MULTIMODAL.get(c.architecture, ())
         ),
-        message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds have no place for them",
-        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; Phi-4-multimodal as Microsoft "
-        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, Phi-4-reasoning)",
+        message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds "
+        "have no place for them",
+        hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; "
+        "Phi-4-multimodal as Microsoft "
+        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, "
+        "Phi-4-reasoning)",
     ),
     Rule(
         id="M18",
         level="warning",
         when=lambda r, o, c: vision.is_square(c.architecture, r.backend),
-        message="openvino-genai 2026.4 lays out pictures that are not square as if they were turned: pad them to "
+        message="openvino-genai 2026.4 lays out pictures that are not square as if they were "
+        "turned: pad them to "
         "squares before, as the program on the package's card does",
         hint="prepare pictures as that program does, or choose `backend: onnxruntime`",
     ),
@@ -226,14 +282,16 @@ MODELS: tuple[Rule, ...] = (
         id="M19",
         level="error",
         when=lambda r, o, c: c.architecture == vision.PHI4 and not _is_phi4_vision(c.config),
-        message="its vision part is not arranged as Phi-4-multimodal's (SigLIP, crops before the whole)",
+        message="its vision part is not arranged as Phi-4-multimodal's (SigLIP, crops before "
+        "the whole)",
         hint="use Phi-4-multimodal as published, or a fine-tune of it",
     ),
     Rule(
         id="M20",
         level="warning",
         when=lambda r, o, c: c.architecture == vision.PHI4 and r.backend in MULTIMODAL[vision.PHI4],
-        message="what hears is left out, and the adapter that the original uses with pictures alone is merged in for "
+        message="what hears is left out, and the adapter that the original uses with pictures "
+        "alone is merged in for "
         "good: it sees and reads, and answers on plain text differ a little from the original's",
         hint="for text alone build Phi-4-mini, the language model in it",
     ),
@@ -241,7 +299,8 @@ MODELS: tuple[Rule, ...] = (
         id="M06",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and c.head_size != c.hidden_size // c.heads,
-        message="the heads of this mixture of experts (of {checkpoint.head_size}) are not hidden size / heads wide; no "
+        message="the heads of this mixture of experts (of {checkpoint.head_size}) are not "
+        "hidden size / heads wide; no "
         "runtime computes that correctly",
         hint="use Phi-mini-MoE, or Phi-4-mini, which is as small",
     ),
@@ -249,14 +308,16 @@ MODELS: tuple[Rule, ...] = (
         id="M04",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and r.backend == "onnxruntime",
-        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their LongRoPE)",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their "
+        "LongRoPE)",
         hint="`backend: openvino` computes it exactly; or use a dense Phi model",
     ),
     Rule(
         id="M05",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and r.backend in {"llamacpp", "mlx"},
-        message="`{recipe.backend}` routes tokens by a plain softmax where Phi's mixtures of experts were trained with "
+        message="`{recipe.backend}` routes tokens by a plain softmax where Phi's mixtures of "
+        "experts were trained with "
         "SparseMixer: outputs differ from the original's at every precision",
         hint="`backend: openvino` computes it exactly",
     ),
@@ -264,37 +325,46 @@ MODELS: tuple[Rule, ...] = (
         id="M07",
         level="error",
         when=lambda r, o, c: r.backend != "torch" and c.resaved and c.model_type not in KNOWN_TYPES,
-        message="the checkpoint was saved again by transformers 5 (`rope_parameters` in config.json); "
+        message="the checkpoint was saved again by transformers 5 (`rope_parameters` in "
+        "config.json); "
         "other converters then lose its rotary factors without a word",
         hint="use the hub's original files",
     ),
     Rule(
         id="M21",
         level="error",
-        when=lambda r, o, c: c.model_type in ROTARY_TYPES and c.scaling != "default" and not c.longrope,
-        message="`rope_scaling` of type `{checkpoint.scaling}`: Phi models have LongRoPE, with its two lists of "
+        when=lambda r, o, c: (
+            c.model_type in ROTARY_TYPES and c.scaling != "default" and not c.longrope
+        ),
+        message="`rope_scaling` of type `{checkpoint.scaling}`: Phi models have LongRoPE, with "
+        "its two lists of "
         "factors, or none; no runtime scales them otherwise",
-        hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was trained with',
+        hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was '
+        "trained with",
     ),
     Rule(
         id="M22",
         level="error",
         when=lambda r, o, c: c.model_type not in ROTARY_TYPES and c.scaling == "dynamic",
-        message="`rope_scaling` of type `dynamic` follows the length of each text, which nothing built once can",
-        hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was trained with',
+        message="`rope_scaling` of type `dynamic` follows the length of each text, which "
+        "nothing built once can",
+        hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was '
+        "trained with",
     ),
     Rule(
         id="M14",
         level="warning",
         when=lambda r, o, c: r.context is not None and r.context > c.context_length,
-        message="`context: {recipe.context}` is more than the model's {checkpoint.context_length} tokens",
+        message="`context: {recipe.context}` is more than the model's "
+        "{checkpoint.context_length} tokens",
         hint="set `context: {checkpoint.context_length}` or less",
     ),
     Rule(
         id="D02",
         level="warning",
         when=lambda r, o, c: _is_phi4_mini(c) and _is_uniform(r, o),
-        message="Phi-4-mini degenerates when all its layers have 4 bits (onnxruntime-genai issue 1450)",
+        message="Phi-4-mini degenerates when all its layers have 4 bits (onnxruntime-genai "
+        "issue 1450)",
         hint="keep down projections and LM head wider: {uniform}",
     ),
 )
@@ -305,7 +375,8 @@ WINDOWLESS: tuple[Rule, ...] = (
         id="M09",
         level="error",
         when=lambda r, o, c: c.cuts and r.evaluate.window > (c.sliding_window or 0),
-        message="`{recipe.backend}` ignores the model's sliding window of {checkpoint.sliding_window} tokens: windows "
+        message="`{recipe.backend}` ignores the model's sliding window of "
+        "{checkpoint.sliding_window} tokens: windows "
         "of {recipe.evaluate.window} tokens would differ from the original",
         hint="set `evaluate.window` to that or less; `onnxruntime` and `openvino` have the window",
     ),
@@ -319,9 +390,22 @@ WINDOWLESS: tuple[Rule, ...] = (
     ),
 )
 
-# Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have rules above.
+# Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have
+# rules above.
 _PHI = ("Phi", "Phi3", "PhiMoE", "Phi3Small", "Phi3V", "Phi4MM", "Phi4Flash")
-_OTHERS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "Nemotron", "Olmo")
+_OTHERS = (
+    "Llama",
+    "Mistral",
+    "Qwen2",
+    "Qwen3",
+    "Gemma",
+    "Gemma2",
+    "Gemma3",
+    "SmolLM3",
+    "Granite",
+    "Nemotron",
+    "Olmo",
+)
 _NEWER = ("InternLM2", "Ernie4_5", "GptOss", "HunYuanDenseV1", "Lfm2")
 TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in (*_PHI, *_OTHERS, *_NEWER))
 
@@ -344,7 +428,8 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         id="O15",
         level="warning",
         when=lambda r, o, c: r.precision == "int8" and o.mixed != "none",
-        message="`quantize.mixed: {options.mixed}` keeps layers at 8 bits; at int8 all have 8 anyway",
+        message="`quantize.mixed: {options.mixed}` keeps layers at 8 bits; at int8 all have 8 "
+        "anyway",
         hint="take `quantize.mixed` out",
     ),
     Rule(
@@ -363,7 +448,8 @@ ONNXRUNTIME: tuple[Rule, ...] = (
             and not o.symmetric
             and _odd_blocks(c, o.block_size)
         ),
-        message="`{options.algorithm}` with zero points needs an even number of blocks in every row of a weight; "
+        message="`{options.algorithm}` with zero points needs an even number of blocks in every "
+        "row of a weight; "
         "with `block_size: {options.block_size}` this model has odd ones",
         hint="choose a smaller `quantize.block_size`, or `algorithm: default`",
     ),
@@ -386,14 +472,17 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         id="O20",
         level="error",
         when=lambda r, o, c: c.architecture not in TEXT_MODELS,
-        message="onnxruntime-genai's builder does not know `{checkpoint.architecture}` as a text model",
-        hint="it knows the dense Phi models and, among others, Llama, Mistral, Qwen, Gemma and SmolLM",
+        message="onnxruntime-genai's builder does not know `{checkpoint.architecture}` as a "
+        "text model",
+        hint="it knows the dense Phi models and, among others, Llama, Mistral, Qwen, Gemma and "
+        "SmolLM",
     ),
     Rule(
         id="O21",
         level="error",
         when=lambda r, o, c: _asks_olive(r, o) and c.model_type != "phi3",
-        message="`quantize.rotate` and `algorithm: gptq` work on phi3 models; `{checkpoint.architecture}` is another",
+        message="`quantize.rotate` and `algorithm: gptq` work on phi3 models; "
+        "`{checkpoint.architecture}` is another",
         hint="take the option out of `quantize`",
     ),
     Rule(
@@ -406,8 +495,11 @@ ONNXRUNTIME: tuple[Rule, ...] = (
     Rule(
         id="O23",
         level="error",
-        when=lambda r, o, c: r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size),
-        message="`gptq` needs blocks that divide the rows of every weight; `block_size: {options.block_size}` does not",
+        when=lambda r, o, c: (
+            r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size)
+        ),
+        message="`gptq` needs blocks that divide the rows of every weight; `block_size: "
+        "{options.block_size}` does not",
         hint="choose a smaller `quantize.block_size`",
     ),
     Rule(
@@ -421,7 +513,8 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         id="O25",
         level="warning",
         when=lambda r, o, c: r.precision in {"int8", "int4"} and bool(o.rotate) and c.tied,
-        message="rotation parts the embedding from the LM head: the artifact holds both, the embedding in full width",
+        message="rotation parts the embedding from the LM head: the artifact holds both, the "
+        "embedding in full width",
         hint="`quantize.embeddings: quantized` makes it smaller",
     ),
 )
@@ -431,7 +524,8 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
         id="F7",
         rule="M07",
         when=lambda r, c: r.backend != "torch" and c.resaved and c.model_type in KNOWN_TYPES,
-        reason="transformers 5 saved the checkpoint again and moved its rotary settings to `rope_parameters`, where "
+        reason="transformers 5 saved the checkpoint again and moved its rotary settings to "
+        "`rope_parameters`, where "
         "other converters do not look",
         patch=_original_spelling,
     ),
@@ -439,40 +533,52 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
         id="F9",
         rule="W06",
         when=lambda r, c: any(remark.rule == "W06" for remark in c.remarks),
-        reason="config.json names no class of model, by which converters choose; its `model_type` has one class alone",
+        reason="config.json names no class of model, by which converters choose; its "
+        "`model_type` has one class alone",
         patch=lambda c: {"architectures": [c.architecture]},
     ),
     Fixup(
         id="F8",
         rule="M13",
         when=lambda r, c: bool(models.respelled(c.config)),
-        reason="LongRoPE under the name that Phi-3 first gave it, which transformers 5 and mlx-lm do not know any more",
+        reason="LongRoPE under the name that Phi-3 first gave it, which transformers 5 and "
+        "mlx-lm do not know any more",
         patch=lambda c: models.respelled(c.config),
     ),
     Fixup(
         id="F1",
         rule="M08",
         when=lambda r, c: (
-            r.backend == "onnxruntime" and c.model_type == "phi3" and c.cuts and not c.config.get("layer_types")
+            r.backend == "onnxruntime"
+            and c.model_type == "phi3"
+            and c.cuts
+            and not c.config.get("layer_types")
         ),
-        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that config.json lists",
+        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
+        "config.json lists",
         patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
     ),
     Fixup(
         id="F2",
         rule="M11",
         when=lambda r, c: (
-            r.backend == "mlx" and c.rope_scaling is not None and r.evaluate.window <= c.original_context_length
+            r.backend == "mlx"
+            and c.rope_scaling is not None
+            and r.evaluate.window <= c.original_context_length
         ),
-        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in their place it is exact "
+        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in "
+        "their place it is exact "
         "up to the original context length",
         patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
     ),
     Fixup(
         id="F3",
         rule="R06",
-        when=lambda r, c: r.backend == "litert" and c.model_type == "phi3" and c.sliding_window is not None,
-        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never longer than it",
+        when=lambda r, c: (
+            r.backend == "litert" and c.model_type == "phi3" and c.sliding_window is not None
+        ),
+        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never "
+        "longer than it",
         patch=lambda c: {"sliding_window": None},
     ),
 )

@@ -1,7 +1,8 @@
-"""Order: the steps of one or many builds as one graph, independent ones side by side within a budget.
+"""Order: the steps of one or many builds as one graph, independent ones side by side within a
+budget.
 
-A measurement runs alone on the machine. A toolchain is installed aside, while steps that do not need it go on. A build
-that fails keeps nobody else's steps from running.
+A measurement runs alone on the machine. A toolchain is installed aside, while steps that do not
+need it go on. A build that fails keeps nobody else's steps from running.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Engine = Callable[[Store, Settings, Callable[[str], None], int | None], Bench]
 
 
 def default_jobs() -> int:
-    """Steps that run side by side unless the user says otherwise: two at least, so that imports overlap."""
+    """Steps that run side by side unless the user says otherwise: two at least, so that imports
+    overlap."""
     cores, memory_gib = hardware.cores(), hardware.memory_bytes() / 2**30
     return max(1, min(8, max(2, cores // 2), int(memory_gib // 4)))
 
@@ -59,11 +61,13 @@ def attempt(
     Args:
         place: ``out``, a build's name and the digest of its package → the package's folder.
         engine: makes the ``Bench`` that steps are done on; None for one on this machine.
-        fail_fast: after the first failure nothing more is started; what was not finished is ``Skipped``.
+        fail_fast: after the first failure nothing more is started; what was not finished is
+            ``Skipped``.
 
     Raises:
         StoreError: ``out`` cannot be written.
-        Interrupted: somebody asked us to stop (KeyboardInterrupt passes, too); all that had started is ended.
+        Interrupted: somebody asked us to stop (KeyboardInterrupt passes, too); all that had started
+            is ended.
     """
     if out is not None:
         collect.probe(out)
@@ -76,8 +80,8 @@ def attempt(
 class _Run:
     """Work per event grows with what the event touches, never with the number of plans.
 
-    ``_fresh`` are steps whose inputs have just come, still to be looked up; ``_queue`` those that wait to be
-    made; ``_todo`` all that are still needed and have no result.
+    ``_fresh`` are steps whose inputs have just come, still to be looked up; ``_queue`` those that
+    wait to be made; ``_todo`` all that are still needed and have no result.
     """
 
     def __init__(
@@ -90,16 +94,28 @@ class _Run:
         fail_fast: bool = False,
         engine: Engine | None = None,
     ) -> None:
-        self._plans, self._store, self._listener, self._jobs, self._fail_fast = plans, store, listener, jobs, fail_fast
-        self.target: Callable[[str, str], Path] | None = None  # build's name, package's digest → its folder
+        self._plans, self._store, self._listener, self._jobs, self._fail_fast = (
+            plans,
+            store,
+            listener,
+            jobs,
+            fail_fast,
+        )
+        self.target: Callable[[str, str], Path] | None = (
+            None  # build's name, package's digest → its folder
+        )
         made = graph(plans)
         self._nodes, self._names = made.copy(), made.names
-        share = threads_per_worker(jobs if len(plans) > 1 else 1)  # the steps of one build are nearly a chain
+        share = threads_per_worker(
+            jobs if len(plans) > 1 else 1
+        )  # the steps of one build are nearly a chain
         self._bench = (engine or Bench)(store, settings, listener.note, share)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._exports: deque[Callable[[], Callable[[], None]]] = deque()
-        self._exporting: set[int] = set()  # builds whose packages are on their way out, or wait for it
+        self._exporting: set[int] = (
+            set()
+        )  # builds whose packages are on their way out, or wait for it
         self._damaged: Counter[int] = Counter()  # build → how often its package was found damaged
         self._copying = 0
         self._threads: list[threading.Thread] = []
@@ -110,7 +126,9 @@ class _Run:
         for node in self._nodes.values():
             for identity in {*node.needs.values(), *node.after}:
                 self._followers[identity].append(node)
-        self._left = [len(set(names.values())) for names in self._names]  # steps without a result, per build
+        self._left = [
+            len(set(names.values())) for names in self._names
+        ]  # steps without a result, per build
         self._todo: dict[str, Node] = dict(self._nodes)
         self._tools = Counter(tool for node in self._nodes.values() if (tool := _shared_tool(node)))
         self._fresh = deque(node for node in self._nodes.values() if self._has_inputs(node))
@@ -134,14 +152,21 @@ class _Run:
         for names, outcome in zip(self._names, self._outcomes, strict=True):
             done = {step.name: self._nodes[names[step.name]].result for step in outcome.plan.steps}
             steps = {step.name: step for step in outcome.plan.steps}
-            outcome.results = {name: replace(r, step=steps[name]) for name, r in done.items() if r is not None}
+            outcome.results = {
+                name: replace(r, step=steps[name]) for name, r in done.items() if r is not None
+            }
         return self._outcomes
 
     def _advance(self) -> bool:
         """Start whatever can be; say whether there is anything left to wait for."""
         while self._fresh:  # cached ones open others
             node = self._fresh.popleft()
-            if node.result is None and not node.running and node.waiting is None and self._is_due(node):
+            if (
+                node.result is None
+                and not node.running
+                and node.waiting is None
+                and self._is_due(node)
+            ):
                 self._look(node)
         if not any(node.step.measurement for node in self._here()):
             for tool in self._installs.next(self._is_due):
@@ -151,7 +176,9 @@ class _Run:
         while self._exports and self._copying < EXPORTS:
             self._copying += 1
             self._in_thread(self._exports.popleft())
-        self._bench.dismiss(keep={*self._tools, *(str(node.step.toolchain) for node in self._running.values())})
+        self._bench.dismiss(
+            keep={*self._tools, *(str(node.step.toolchain) for node in self._running.values())}
+        )
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         return bool(self._todo or self._running or self._exporting)
 
@@ -167,7 +194,9 @@ class _Run:
     def _launch_some(self, measuring: bool) -> None:
         """Launch what waits, fits and is a measurement or not."""
         free = self._has_room() or self._elsewhere
-        for node in [n for n in self._queue.values() if n.step.measurement == measuring] if free else ():
+        for node in (
+            [n for n in self._queue.values() if n.step.measurement == measuring] if free else ()
+        ):
             if not self._is_due(node):  # an input was found damaged, or nobody wants it any more
                 node.waiting = None
                 del self._queue[node.identity]
@@ -186,7 +215,8 @@ class _Run:
         return [node for node in self._running.values() if self._bench.here(node.step)]
 
     def _look(self, node: Node) -> None:
-        """Find ``node``'s stored result, or what it takes to make it. Its key counts what its toolchain has."""
+        """Find ``node``'s stored result, or what it takes to make it. Its key counts what its
+        toolchain has."""
         before = {name: self._result(identity) for name, identity in node.before.items()}
         try:
             if tool := self._bench.lacks(node.step):
@@ -294,7 +324,9 @@ class _Run:
         node.result = result
         self._settle(node)
         self._listener.finished(node.label, result)
-        self._fresh.extend(follower for follower in self._followers[node.identity] if self._has_inputs(follower))
+        self._fresh.extend(
+            follower for follower in self._followers[node.identity] if self._has_inputs(follower)
+        )
         for build in node.builds:
             self._left[build] -= 1
             if not self._left[build]:
@@ -323,16 +355,22 @@ class _Run:
         if self._fail_fast and not isinstance(error, Skipped):
             for other, unfinished in enumerate(self._left):
                 if unfinished:
-                    self._fail(other, Skipped(f"not built: `{outcome.plan.build.name}` failed before"))
+                    self._fail(
+                        other, Skipped(f"not built: `{outcome.plan.build.name}` failed before")
+                    )
 
     def _forget(self, node: Node, damage: Damaged) -> None:
-        """``damage`` was put aside: whoever made it makes it again, then ``node`` has another turn."""
+        """``damage`` was put aside: whoever made it makes it again, then ``node`` has another
+        turn."""
         self._ended(node)
         self._put_back(damage)
         node.damaged += 1
         if node.damaged >= REBUILDS:
             hint = "check the disk; then phipipe cache verify"
-            self._failed(node, StepFailed(f"step `{node.step.name}`: its inputs keep getting damaged", hint=hint))
+            self._failed(
+                node,
+                StepFailed(f"step `{node.step.name}`: its inputs keep getting damaged", hint=hint),
+            )
         self._fresh.append(node)
 
     def _put_back(self, damage: Damaged) -> None:
@@ -400,7 +438,9 @@ class _Run:
             try:
                 self._bench.stop(force)
                 for thread in self._threads:
-                    if thread.is_alive():  # the signal may have come while one was being started; the bench refuses it
+                    if (
+                        thread.is_alive()
+                    ):  # the signal may have come while one was being started; the bench refuses it
                         thread.join(max(0.0, end - time.monotonic()))
                 self._bench.close()
                 return

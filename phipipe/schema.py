@@ -1,7 +1,7 @@
 """The JSON schema of recipes: for editors' YAML language servers, generated from the models.
 
-It says whatever JSON schema can. What needs two values compared (``window`` ≤ ``tokens``, ``min`` ≤ ``max``,
-names of variants, a variant merged with the rest) is left to ``recipe.load``.
+It says whatever JSON schema can. What needs two values compared (``window`` ≤ ``tokens``, ``min`` ≤
+``max``, names of variants, a variant merged with the rest) is left to ``recipe.load``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ CHOICES = {"Source": ("repo", "path", "builtin"), "Text": ("builtin", "file", "d
 
 
 def build(options: Mapping[str, type[BaseModel]]) -> Schema:
-    """JSON schema (draft 2020-12) of a recipe file; ``options`` are the backends' ``quantize:`` models."""
+    """JSON schema (draft 2020-12) of a recipe file; ``options`` are the backends' ``quantize:``
+    models."""
     schema: Schema = Recipe.model_json_schema()
     definitions: Schema = schema["$defs"]
     fields: Schema = schema["properties"]
     _sharpen(definitions)
     fields["backend"]["enum"] = sorted(options)
     fields["device"]["anyOf"] = [{"enum": list(device.names())}, {"pattern": r"\.ya?ml$"}]
-    fields["quantize"] = {"type": "object", "default": {}, "description": fields["quantize"]["description"]}
+    fields["quantize"] = {
+        "type": "object",
+        "default": {},
+        "description": fields["quantize"]["description"],
+    }
     for name, model in sorted(options.items()):
         made = model.model_json_schema()
         definitions |= made.pop("$defs", {})
@@ -56,7 +61,9 @@ def _sharpen(definitions: Schema) -> None:
     definitions["Gate"]["anyOf"] = [{"required": ["min"]}, {"required": ["max"]}]
     for name in (*CHOICES, "Gate"):
         properties = definitions[name]["properties"]
-        definitions[name]["properties"] = {key: _not_null(value) for key, value in properties.items()}
+        definitions[name]["properties"] = {
+            key: _not_null(value) for key, value in properties.items()
+        }
     # A path inside a data set: no `..`, `.` or empty part, no backslash.
     definitions["Dataset"]["properties"]["file"] |= {
         "pattern": r"^[^/\\]+(/[^/\\]+)*$",
@@ -64,15 +71,20 @@ def _sharpen(definitions: Schema) -> None:
     }
     gates = definitions["Evaluate"]["properties"]["gates"]
     del gates["propertyNames"]
-    gates["properties"] = {row.name: {"$ref": "#/$defs/Gate", "description": row.meaning} for row in ROWS}
+    gates["properties"] = {
+        row.name: {"$ref": "#/$defs/Gate", "description": row.meaning} for row in ROWS
+    }
     gates["additionalProperties"] = False
 
 
 def _matrix(fields: Schema, backends: list[str]) -> Schema:
-    """Variants; a variant's ``quantize`` is that of its own backend, or of the recipe's (``_rule``)."""
+    """Variants; a variant's ``quantize`` is that of its own backend, or of the recipe's
+    (``_rule``)."""
     description = "Its name, if `BACKEND-PRECISION` will not do; the package is called RECIPE-NAME."
     name = {"type": "string", "pattern": SLUG, "description": description}
-    variant = {key: {k: v for k, v in fields[key].items() if k != "default"} for key in VARIANT_KEYS}
+    variant = {
+        key: {k: v for k, v in fields[key].items() if k != "default"} for key in VARIANT_KEYS
+    }
     own = [
         {
             "if": {"properties": {"backend": {"const": backend}}, "required": ["backend"]},
@@ -96,7 +108,8 @@ def _matrix(fields: Schema, backends: list[str]) -> Schema:
 
 
 def _rule(backend: str) -> Schema:
-    """Where the recipe's backend is ``backend``, its options, in the recipe and in variants that name no other."""
+    """Where the recipe's backend is ``backend``, its options, in the recipe and in variants that
+    name no other."""
     chosen: Schema = {"properties": {"backend": {"const": backend}}}
     if backend != BACKEND:
         chosen["required"] = ["backend"]
@@ -116,9 +129,14 @@ def _not_null(value: Schema) -> Schema:
 
 
 def untitled(value: Any) -> Any:
-    """A schema without pydantic's titles, which repeat the keys (a property that is called `title` stays)."""
+    """A schema without pydantic's titles, which repeat the keys (a property that is called `title`
+    stays)."""
     if isinstance(value, list):
         return [untitled(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    return {key: untitled(inner) for key, inner in value.items() if key != "title" or not isinstance(inner, str)}
+    return {
+        key: untitled(inner)
+        for key, inner in value.items()
+        if key != "title" or not isinstance(inner, str)
+    }

@@ -1,6 +1,8 @@
-"""The JSON schemas that phipipe publishes: of recipes, and of what each command prints with ``--json``.
+"""The JSON schemas that phipipe publishes: of recipes, and of what each command prints with
+``--json``.
 
-They lie in ``schemas/``: ``recipe.schema.json``, and ``output/COMMAND.schema.json``, each complete in itself.
+They lie in ``schemas/``: ``recipe.schema.json``, and ``output/COMMAND.schema.json``, each complete
+in itself.
 """
 
 from __future__ import annotations
@@ -83,9 +85,14 @@ def of_command(name: str) -> dict[str, Any]:
     command = "-".join(name.split())
     if command not in DOCUMENTS:
         known = (RECIPE, *DOCUMENTS)
-        raise RecipeError(f"there is no schema `{name}`{near(name, known)}", hint=f"schemas: {', '.join(known)}")
+        raise RecipeError(
+            f"there is no schema `{name}`{near(name, known)}", hint=f"schemas: {', '.join(known)}"
+        )
     made = TypeAdapter(DOCUMENTS[command] | output.Failure).json_schema(mode="serialization")
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"phipipe {name} --json"}
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"phipipe {name} --json",
+    }
     return {**head, **_closed(schema.untitled(made))}
 
 
@@ -105,7 +112,8 @@ def _dump(value: Any) -> str:
 
 
 def _closed(value: Any) -> Any:
-    """The schema with objects that have the fields listed, no other; and those without a list as they are."""
+    """The schema with objects that have the fields listed, no other; and those without a list as
+    they are."""
     if isinstance(value, list):
         return [_closed(inner) for inner in value]
     if not isinstance(value, dict):

@@ -1,4 +1,5 @@
-"""The steps that score: the baseline, an artifact against it, its speed, and a conversion's parity."""
+"""The steps that score: the baseline, an artifact against it, its speed, and a conversion's
+parity."""
 
 from __future__ import annotations
 
@@ -19,8 +20,13 @@ RUNTIME_BYTES = 2**29
 
 
 def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
-    """The steps that every evaluation starts with: source, text, and the baseline's scores on it."""
-    windows = {"tokens": recipe.evaluate.tokens, "window": recipe.evaluate.window, "skip": recipe.evaluate.skip}
+    """The steps that every evaluation starts with: source, text, and the baseline's scores on
+    it."""
+    windows = {
+        "tokens": recipe.evaluate.tokens,
+        "window": recipe.evaluate.window,
+        "skip": recipe.evaluate.skip,
+    }
     baseline = Step(
         name="baseline",
         runs="phipipe.evaluate:baseline",
@@ -34,20 +40,30 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
 
 
 def opened_bytes(artifact: Step, recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """Memory for an evaluation of ``artifact``: its weights, and a window's logits with what is computed of them."""
+    """Memory for an evaluation of ``artifact``: its weights, and a window's logits with what is
+    computed of them."""
     scores = 3 * 4 * recipe.evaluate.window * checkpoint.vocab_size
     return (artifact.loaded_bytes or 4 * checkpoint.parameters) + scores + RUNTIME_BYTES
 
 
 def served_bytes(artifact: Step, checkpoint: Checkpoint) -> int:
     """Memory while ``artifact`` answers: runtimes that generate hold its files about once."""
-    return (artifact.output_bytes if artifact.loaded_bytes else 4 * checkpoint.parameters) + RUNTIME_BYTES
+    return (
+        artifact.output_bytes if artifact.loaded_bytes else 4 * checkpoint.parameters
+    ) + RUNTIME_BYTES
 
 
 def compare_step(
-    name: str, artifact: str, recipe: Recipe, toolchain: str, parameters: int, memory_bytes: int, api: str = "cpu"
+    name: str,
+    artifact: str,
+    recipe: Recipe,
+    toolchain: str,
+    parameters: int,
+    memory_bytes: int,
+    api: str = "cpu",
 ) -> Step:
-    """Score the output of step ``artifact`` on the baseline's tokens, on the unit ``api`` of this machine."""
+    """Score the output of step ``artifact`` on the baseline's tokens, on the unit ``api`` of this
+    machine."""
     return Step(
         name=name,
         runs="phipipe.evaluate:compare",
@@ -61,7 +77,9 @@ def compare_step(
     )
 
 
-def measure_step(artifact: str, recipe: Recipe, toolchain: str, memory_bytes: int, api: str = "cpu") -> Step:
+def measure_step(
+    artifact: str, recipe: Recipe, toolchain: str, memory_bytes: int, api: str = "cpu"
+) -> Step:
     """Time the output of step ``artifact`` on the unit ``api`` of this machine."""
     return Step(
         name="measure",
@@ -79,12 +97,17 @@ def _on(api: str) -> dict[str, str]:
     return {} if api == "cpu" else {"api": api}
 
 
-def parity_steps(convert: Step, recipe: Recipe, toolchain: str, checkpoint: Checkpoint) -> list[Step]:
-    """Compare an unquantized conversion with the baseline, and stop where it differs by more than rounding."""
+def parity_steps(
+    convert: Step, recipe: Recipe, toolchain: str, checkpoint: Checkpoint
+) -> list[Step]:
+    """Compare an unquantized conversion with the baseline, and stop where it differs by more than
+    rounding."""
     assert convert.unquantized is not None
     memory_bytes = opened_bytes(convert, recipe, checkpoint)
     return [
-        compare_step("parity", convert.name, recipe, toolchain, checkpoint.parameters, memory_bytes),
+        compare_step(
+            "parity", convert.name, recipe, toolchain, checkpoint.parameters, memory_bytes
+        ),
         Step(
             name="check-parity",
             runs="phipipe.evaluate:check_parity",
@@ -95,11 +118,14 @@ def parity_steps(convert: Step, recipe: Recipe, toolchain: str, checkpoint: Chec
     ]
 
 
-def slice_steps(checkpoint: Checkpoint, made: Sequence[Step], recipe: Recipe, toolchain: str) -> list[Step]:
-    """Parity of the first layers of a large ``checkpoint``; ``made`` are a backend's steps for these layers.
+def slice_steps(
+    checkpoint: Checkpoint, made: Sequence[Step], recipe: Recipe, toolchain: str
+) -> list[Step]:
+    """Parity of the first layers of a large ``checkpoint``; ``made`` are a backend's steps for
+    these layers.
 
-    Of them those are taken that the unquantized one needs. All get names of their own: the whole model goes
-    through steps of the same names.
+    Of them those are taken that the unquantized one needs. All get names of their own: the whole
+    model goes through steps of the same names.
     """
     cut = first_layers.step(checkpoint)
     small = first_layers.of(checkpoint)
@@ -107,15 +133,22 @@ def slice_steps(checkpoint: Checkpoint, made: Sequence[Step], recipe: Recipe, to
     earlier = {step.name: step for step in made}
     wanted = [convert.name]
     for name in wanted:
-        wanted += [need for need in earlier[name].needs.values() if need in earlier and need not in wanted]
-    names = {"source": cut.name, "baseline": "slice-baseline"} | {name: f"slice-{name}" for name in wanted}
+        wanted += [
+            need for need in earlier[name].needs.values() if need in earlier and need not in wanted
+        ]
+    names = {"source": cut.name, "baseline": "slice-baseline"} | {
+        name: f"slice-{name}" for name in wanted
+    }
     window = min(recipe.evaluate.tokens, recipe.evaluate.window)
     (*_, baseline) = fidelity_steps(recipe, cut, cut, layerwise.memory_bytes(small, window, window))
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in made if step.name in wanted]
     compare, check = parity_steps(convert, recipe, toolchain, small)
-    renamed = [replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names)) for step in chain]
+    renamed = [
+        replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names))
+        for step in chain
+    ]
     check = replace(check, params={**check.params, "layers": small.layers})
     return [cut, *renamed, replace(compare, needs=_renamed(compare, names)), check]
 

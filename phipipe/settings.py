@@ -1,4 +1,5 @@
-"""The environment: the one place where ``PHIPIPE_*`` variables are read, and what of it our children get."""
+"""The environment: the one place where ``PHIPIPE_*`` variables are read, and what of it our
+children get."""
 
 from __future__ import annotations
 
@@ -30,47 +31,68 @@ def _rows(**groups: str) -> frozenset[str]:
     return frozenset(row for words in groups.values() for row in words.split())
 
 
-# What a child may know of our environment: these names alone, `*` for any end. Who computes gets the first table, who
-# installs (uv, and the compilers that it starts) both. A variable of any other name may be a secret.
+# What a child may know of our environment: these names alone, `*` for any end. Who computes gets
+# the first table, who installs (uv, and the compilers that it starts) both. A variable of any other
+# name may be a secret.
 COMPUTING = _rows(
     person="HOME USER LOGNAME SHELL PATH PWD LANG LANGUAGE LC_* LOCPATH TZ TZDIR SOURCE_DATE_EPOCH",
     terminal="TERM TERMINFO COLORTERM COLUMNS LINES NO_COLOR FORCE_COLOR CLICOLOR INPUTRC",
-    folders="TMPDIR TEMP TMP XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_STATE_HOME XDG_RUNTIME_DIR "
+    folders="TMPDIR TEMP TMP XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_STATE_HOME "
+    "XDG_RUNTIME_DIR "
     "XDG_CONFIG_DIRS XDG_DATA_DIRS",
-    windows="SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT OS APPDATA LOCALAPPDATA PROGRAMDATA ALLUSERSPROFILE PUBLIC "
-    "PROGRAMFILES PROGRAMFILES(*) PROGRAMW6432 COMMONPROGRAMFILES COMMONPROGRAMFILES(*) COMMONPROGRAMW6432 "
-    "USERPROFILE USERNAME USERDOMAIN HOMEDRIVE HOMEPATH COMPUTERNAME NUMBER_OF_PROCESSORS PROCESSOR_*",
-    loader="LD_LIBRARY_PATH LD_PRELOAD LD_AUDIT LD_BIND_NOW DYLD_* NIX_LD NIX_LD_LIBRARY_PATH GLIBC_TUNABLES MALLOC_* "
+    windows="SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT OS APPDATA LOCALAPPDATA PROGRAMDATA "
+    "ALLUSERSPROFILE PUBLIC "
+    "PROGRAMFILES PROGRAMFILES(*) PROGRAMW6432 COMMONPROGRAMFILES COMMONPROGRAMFILES(*) "
+    "COMMONPROGRAMW6432 "
+    "USERPROFILE USERNAME USERDOMAIN HOMEDRIVE HOMEPATH COMPUTERNAME NUMBER_OF_PROCESSORS "
+    "PROCESSOR_*",
+    loader="LD_LIBRARY_PATH LD_PRELOAD LD_AUDIT LD_BIND_NOW DYLD_* NIX_LD NIX_LD_LIBRARY_PATH "
+    "GLIBC_TUNABLES MALLOC_* "
     "OBJC_DISABLE_INITIALIZE_FORK_SAFETY",
-    python="PYTHONHASHSEED PYTHONWARNINGS PYTHONFAULTHANDLER PYTHONMALLOC PYTHONTRACEMALLOC PYTHONPYCACHEPREFIX "
-    "PYTHONSAFEPATH PYTHONNOUSERSITE PYTHONUSERBASE PYTHONDEVMODE PYTHONOPTIMIZE VIRTUAL_ENV CONDA_PREFIX",
-    threads="OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* NVPL_* GOTO_NUM_THREADS BLIS_* VECLIB_* NUMEXPR_* TBB_* DNNL_* "
+    python="PYTHONHASHSEED PYTHONWARNINGS PYTHONFAULTHANDLER PYTHONMALLOC PYTHONTRACEMALLOC "
+    "PYTHONPYCACHEPREFIX "
+    "PYTHONSAFEPATH PYTHONNOUSERSITE PYTHONUSERBASE PYTHONDEVMODE PYTHONOPTIMIZE VIRTUAL_ENV "
+    "CONDA_PREFIX",
+    threads="OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* NVPL_* GOTO_NUM_THREADS BLIS_* VECLIB_* "
+    "NUMEXPR_* TBB_* DNNL_* "
     "ONEDNN_* ATEN_* NPY_* NUMBA_* RAYON_* TOKIO_WORKER_THREADS TOKENIZERS_PARALLELISM",
-    processors="CUDA_* CUDNN_* CUBLAS_* NVIDIA_* NCCL_* HIP_* HSA_* ROCM_* ROCR_* GPU_DEVICE_ORDINAL ZE_* ZES_* SYCL_* "
+    processors="CUDA_* CUDNN_* CUBLAS_* NVIDIA_* NCCL_* HIP_* HSA_* ROCM_* ROCR_* "
+    "GPU_DEVICE_ORDINAL ZE_* ZES_* SYCL_* "
     "ONEAPI_* IGC_* VK_* OCL_* METAL_* MTL_* ADSP_* HEXAGON_*",
-    runtimes="ORT_* ONNX_* OV_* OPENVINO_* NNCF_* MLX_* QNN_* LITERT_* TFLITE_* XNNPACK_* TF_* XLA_* JAX_* OLIVE_* "
+    runtimes="ORT_* ONNX_* OV_* OPENVINO_* NNCF_* MLX_* QNN_* LITERT_* TFLITE_* XNNPACK_* TF_* "
+    "XLA_* JAX_* OLIVE_* "
     "TORCH_* TORCHDYNAMO_* TORCHINDUCTOR_* PYTORCH_* TRITON_* GGML_* LLAMA_* TRANSFORMERS_*",
-    caches="HF_HOME HF_HUB_CACHE HF_ASSETS_CACHE HF_MODULES_CACHE HF_XET_CACHE HF_DATASETS_CACHE HUGGINGFACE_HUB_CACHE",
+    caches="HF_HOME HF_HUB_CACHE HF_ASSETS_CACHE HF_MODULES_CACHE HF_XET_CACHE "
+    "HF_DATASETS_CACHE HUGGINGFACE_HUB_CACHE",
     ours="PHIPIPE_*",
     tests="PYTEST_* COVERAGE_* COV_CORE_*",
 )
 INSTALLING = _rows(
-    indexes="UV_* PIP_* NETRC KEYRING_* PYTHON_KEYRING_BACKEND ARTIFACTS_KEYRING_* VSS_NUGET_* CLOUDSDK_CONFIG "
+    indexes="UV_* PIP_* NETRC KEYRING_* PYTHON_KEYRING_BACKEND ARTIFACTS_KEYRING_* VSS_NUGET_* "
+    "CLOUDSDK_CONFIG "
     "GOOGLE_APPLICATION_CREDENTIALS DBUS_SESSION_BUS_ADDRESS",
     network="HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
     "SSL_CERT_FILE SSL_CERT_DIR SSL_CLIENT_CERT REQUESTS_CA_BUNDLE CURL_CA_BUNDLE",
-    tools="CC CXX CPP FC LD AR AS NM RANLIB STRIP OBJCOPY MAKE MAKEFLAGS GNUMAKEFLAGS VERBOSE NINJA NINJA_STATUS "
-    "CMAKE CMAKE_* FORCE_CMAKE SKBUILD_* SETUPTOOLS_* DISTUTILS_* MESON* CCACHE_* SCCACHE_* PKG_CONFIG PKG_CONFIG_*",
-    flags="CFLAGS CXXFLAGS CPPFLAGS FFLAGS LDFLAGS LIBS ARCHFLAGS CPATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH LIBRARY_PATH",
+    tools="CC CXX CPP FC LD AR AS NM RANLIB STRIP OBJCOPY MAKE MAKEFLAGS GNUMAKEFLAGS VERBOSE "
+    "NINJA NINJA_STATUS "
+    "CMAKE CMAKE_* FORCE_CMAKE SKBUILD_* SETUPTOOLS_* DISTUTILS_* MESON* CCACHE_* SCCACHE_* "
+    "PKG_CONFIG PKG_CONFIG_*",
+    flags="CFLAGS CXXFLAGS CPPFLAGS FFLAGS LDFLAGS LIBS ARCHFLAGS CPATH C_INCLUDE_PATH "
+    "CPLUS_INCLUDE_PATH LIBRARY_PATH",
     more="CUDACXX CUDAHOSTCXX NVCC_* VULKAN_SDK RUSTFLAGS RUSTUP_* RUSTC* CARGO_*",
     mac="SDKROOT DEVELOPER_DIR MACOSX_DEPLOYMENT_TARGET HOMEBREW_PREFIX CONDA_BUILD_SYSROOT",
-    visual_studio="INCLUDE LIB LIBPATH EXTERNAL_INCLUDE VSINSTALLDIR VCINSTALLDIR VCTOOLS* VCIDEINSTALLDIR "
-    "VS*COMNTOOLS VSCMD_* VISUALSTUDIOVERSION WINDOWSSDK* WINDOWSLIBPATH UCRTVERSION UNIVERSALCRTSDKDIR DEVENVDIR "
+    visual_studio="INCLUDE LIB LIBPATH EXTERNAL_INCLUDE VSINSTALLDIR VCINSTALLDIR VCTOOLS* "
+    "VCIDEINSTALLDIR "
+    "VS*COMNTOOLS VSCMD_* VISUALSTUDIOVERSION WINDOWSSDK* WINDOWSLIBPATH UCRTVERSION "
+    "UNIVERSALCRTSDKDIR DEVENVDIR "
     "FRAMEWORK* MSSDK PLATFORM",
 )
 # Of these the installer gets passwords, too: they are what it needs them for.
-WITH_PASSWORDS = re.compile(r"UV_(?!PUBLISH)|PIP_|\w+_PROXY$|KEYRING_|ARTIFACTS_KEYRING_|VSS_NUGET_", re.IGNORECASE)
-# Variables whose values are never repeated in a message, and a second fence, a wider one, for what a `*` lets through.
+WITH_PASSWORDS = re.compile(
+    r"UV_(?!PUBLISH)|PIP_|\w+_PROXY$|KEYRING_|ARTIFACTS_KEYRING_|VSS_NUGET_", re.IGNORECASE
+)
+# Variables whose values are never repeated in a message, and a second fence, a wider one, for what
+# a `*` lets through.
 SECRET = re.compile(
     r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY|JWT|PEM|AUTH|DSN|COOKIE)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
     r"|API_?KEY|ACCESS_KEY|PRIVATE_?KEY|WEBHOOK|^(AWS|AZURE)_",
@@ -93,11 +115,17 @@ class Settings:
     use_current: bool = False  # PHIPIPE_TOOLCHAIN=current: no environments of our own
     step_timeout_s: float | None = None
     idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
-    memory_limit_gib: float | None = None  # of a step's whole process tree, files mapped into memory not counted
-    preflight: bool = True  # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
+    memory_limit_gib: float | None = (
+        None  # of a step's whole process tree, files mapped into memory not counted
+    )
+    preflight: bool = (
+        True  # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
+    )
     remote: str | None = None  # PHIPIPE_REMOTE: where results are shared with other machines
     remote_writes: bool = True  # PHIPIPE_REMOTE_MODE=read: take from there, give nothing
-    worker_path: tuple[Path, ...] = ()  # further import roots of workers (tests keep their steps there)
+    worker_path: tuple[
+        Path, ...
+    ] = ()  # further import roots of workers (tests keep their steps there)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -109,13 +137,19 @@ class Settings:
         cache = _folder(environ, "PHIPIPE_CACHE") or _default()
         choice = environ.get("PHIPIPE_TOOLCHAIN", "")
         if choice not in ("", "current"):
-            raise RecipeError(f"PHIPIPE_TOOLCHAIN is `{choice}`", hint="set it to `current`, or not at all")
+            raise RecipeError(
+                f"PHIPIPE_TOOLCHAIN is `{choice}`", hint="set it to `current`, or not at all"
+            )
         preflight = environ.get("PHIPIPE_PREFLIGHT", "")
         if preflight not in ("", "on", "off"):
-            raise RecipeError(f"PHIPIPE_PREFLIGHT is `{preflight}`", hint="set it to `off`, or not at all")
+            raise RecipeError(
+                f"PHIPIPE_PREFLIGHT is `{preflight}`", hint="set it to `off`, or not at all"
+            )
         mode = environ.get("PHIPIPE_REMOTE_MODE", "")
         if mode not in ("", "read", "write"):
-            raise RecipeError(f"PHIPIPE_REMOTE_MODE is `{mode}`", hint="set it to `read`, `write`, or not at all")
+            raise RecipeError(
+                f"PHIPIPE_REMOTE_MODE is `{mode}`", hint="set it to `read`, `write`, or not at all"
+            )
         roots = environ.get("PHIPIPE_WORKER_PATH", "").split(os.pathsep)
         return cls(
             cache=cache,
@@ -133,23 +167,39 @@ class Settings:
 
 def given(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What the user has set of our own variables: none of them may hold a secret."""
-    return {name: value for name, value in sorted(environ.items()) if name.startswith("PHIPIPE_") and value}
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name.startswith("PHIPIPE_") and value
+    }
 
 
 def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
-    """What a process that computes gets of our environment; ``offline``, it keeps every hub client off the network.
+    """What a process that computes gets of our environment; ``offline``, it keeps every hub client
+    off the network.
 
     ``keep_path``: it imports what we import.
     """
-    kept = {n: v for n, v in os.environ.items() if is_among(n, COMPUTING) and not PASSWORD_IN_URL.search(v)}
+    kept = {
+        n: v
+        for n, v in os.environ.items()
+        if is_among(n, COMPUTING) and not PASSWORD_IN_URL.search(v)
+    }
     if keep_path:  # else the toolchain decides what can be imported
-        kept |= {name: os.environ[name] for name in ("PYTHONPATH", "PYTHONHOME") if name in os.environ}
-    kept |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+        kept |= {
+            name: os.environ[name] for name in ("PYTHONPATH", "PYTHONHOME") if name in os.environ
+        }
+    kept |= {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+    }
     return kept | (OFFLINE if offline else {})
 
 
 def installer_environment() -> dict[str, str]:
-    """What ``uv`` gets of our environment: indexes and their passwords, proxies, compilers, and no other secrets."""
+    """What ``uv`` gets of our environment: indexes and their passwords, proxies, compilers, and no
+    other secrets."""
     both = COMPUTING | INSTALLING
     return {
         n: v
@@ -159,7 +209,8 @@ def installer_environment() -> dict[str, str]:
 
 
 def is_among(name: str, table: Collection[str]) -> bool:
-    """Whether ``table`` lets a variable called ``name`` through; none by its beginning alone that sounds secret."""
+    """Whether ``table`` lets a variable called ``name`` through; none by its beginning alone that
+    sounds secret."""
     if name in table:
         return True
     sounds_secret = FENCE.search(name) and not WITH_PASSWORDS.match(name)
@@ -179,7 +230,8 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
     folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 (Path's raises where there is no such user)
     if odd := user_paths.problem(folder, user_paths.Kind.NEW_FOLDER, text):
         raise RecipeError(
-            f"{name} is `{user_paths.shown(text)}`, which {odd}", hint="give a folder's path; it may not exist yet"
+            f"{name} is `{user_paths.shown(text)}`, which {odd}",
+            hint="give a folder's path; it may not exist yet",
         )
     return folder
 
@@ -190,11 +242,13 @@ def _remote(environ: Mapping[str, str]) -> str | None:
         return None
     if PASSWORD_IN_URL.search(url):
         raise RecipeError(
-            "PHIPIPE_REMOTE holds credentials", hint="give them as the provider's own variables (AWS_ACCESS_KEY_ID …)"
+            "PHIPIPE_REMOTE holds credentials",
+            hint="give them as the provider's own variables (AWS_ACCESS_KEY_ID …)",
         )
     if not url.startswith(REMOTES):
         raise RecipeError(
-            f"PHIPIPE_REMOTE is `{url}`", hint=f"give an address that starts with {', '.join(REMOTES)}, or unset it"
+            f"PHIPIPE_REMOTE is `{url}`",
+            hint=f"give an address that starts with {', '.join(REMOTES)}, or unset it",
         )
     return url.rstrip("/")
 

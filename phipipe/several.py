@@ -13,10 +13,14 @@ MOST = 50  # failures that one message tells; nobody reads more
 def as_one(errors: Sequence[PhipipeError]) -> PhipipeError:
     """One error that says all of ``errors``, each once and with its own hint.
 
-    Its class and exit code are those of the error with the highest exit code, as a batch ends: what comes later in a
-    build counts as worse. ``parts`` are the errors themselves.
+    Its class and exit code are those of the error with the highest exit code, as a batch ends: what
+    comes later in a build counts as worse. ``parts`` are the errors themselves.
     """
-    parts = list({(type(error), error.message, error.hint, error.problems): error for error in errors}.values())
+    parts = list(
+        {
+            (type(error), error.message, error.hint, error.problems): error for error in errors
+        }.values()
+    )
     if len(parts) == 1:
         return parts[0]
     hints = {error.hint for error in parts}
@@ -24,7 +28,9 @@ def as_one(errors: Sequence[PhipipeError]) -> PhipipeError:
     shown += [f"… and {len(parts) - MOST} more"] if len(parts) > MOST else []
     worst = max(parts, key=lambda error: error.exit_code)
     # what no constructor of its own stands in the way of
-    kind: type[PhipipeError] = next(k for k in map(_any, type(worst).__mro__) if k.__init__ is PhipipeError.__init__)
+    kind: type[PhipipeError] = next(
+        k for k in map(_any, type(worst).__mro__) if k.__init__ is PhipipeError.__init__
+    )
     made = kind(
         "\n".join(shown),
         hint=hints.pop() if len(hints) == 1 else None,

@@ -83,7 +83,9 @@ class Live:
                 self._progress.console.print(visible(f"  {line}"), style="yellow", markup=False)
 
     def started(self, label: str, why: str) -> None:
-        self._tasks[label] = self._progress.add_task(f"  {label:{self._width}}  {one_line(why)}", total=None)
+        self._tasks[label] = self._progress.add_task(
+            f"  {label:{self._width}}  {one_line(why)}", total=None
+        )
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
         if label in self._tasks:
@@ -106,7 +108,9 @@ class Live:
         self._progress.console.print(Text.assemble(f"  {label:{self._width}}  ", ("failed", "red")))
 
     def installing(self, toolchain: str) -> None:
-        self._tasks[toolchain] = self._progress.add_task(f"  installing toolchain `{toolchain}`", total=None)
+        self._tasks[toolchain] = self._progress.add_task(
+            f"  installing toolchain `{toolchain}`", total=None
+        )
 
     def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
         self._progress.remove_task(self._tasks.pop(toolchain))
@@ -169,7 +173,12 @@ def _live(width: int, stream: TextIO) -> Iterator[Live]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=stream, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(24),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Live(width, progress)
 
@@ -181,7 +190,10 @@ def _warnings(plan: Plan) -> list[str]:
 def heading(plan: Plan) -> str:
     """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
     recipe = plan.build.recipe
-    return f"{plan.build.name}: {source_words(plan)} → {recipe.precision} for {plan.device.title}, {recipe.backend}"
+    return (
+        f"{plan.build.name}: {source_words(plan)} → {recipe.precision} for "
+        f"{plan.device.title}, {recipe.backend}"
+    )
 
 
 def source_words(plan: Plan) -> str:
@@ -192,7 +204,10 @@ def source_words(plan: Plan) -> str:
 
 def ready(toolchain: str, seconds: float, error: PhipipeError | None) -> str:
     """How an installation ended, in one line."""
-    return f"toolchain `{toolchain}` {'is ready' if error is None else 'could not be installed'} ({seconds:.1f} s)"
+    return (
+        f"toolchain `{toolchain}` "
+        f"{'is ready' if error is None else 'could not be installed'} ({seconds:.1f} s)"
+    )
 
 
 def ending(result: Result) -> str:
@@ -213,10 +228,14 @@ def outcome(done: Outcome) -> str:
     baseline = done.load("baseline", "baseline.json")
     if seen := done.load("vision-evaluate", "vision.json"):
         metrics = {**metrics, "vision": seen}
-    lines = [heading(done.plan), report.plain_table(report.fidelity_table(metrics, speed, baseline))]
+    lines = [
+        heading(done.plan),
+        report.plain_table(report.fidelity_table(metrics, speed, baseline)),
+    ]
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(
-            f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; fidelity holds there."
+            f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; "
+            f"fidelity holds there."
         )
     if done.all_cached:
         lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
@@ -249,11 +268,16 @@ def outcome_json(done: Outcome) -> output.Built:
 
 
 def _advice(plan: Plan) -> list[output.Warned]:
-    return [output.Warned(rule=a.rule, level=a.level, message=a.message, hint=a.hint) for a in plan.warnings]
+    return [
+        output.Warned(rule=a.rule, level=a.level, message=a.message, hint=a.hint)
+        for a in plan.warnings
+    ]
 
 
 def _step(name: str, result: Result) -> output.DoneStep:
-    seconds, rss, anon = (result.usage.get(n) for n in ("seconds", "peak_rss_bytes", "peak_anon_bytes"))
+    seconds, rss, anon = (
+        result.usage.get(n) for n in ("seconds", "peak_rss_bytes", "peak_anon_bytes")
+    )
     return output.DoneStep(
         name=name,
         key=result.key,
@@ -280,7 +304,9 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     lines += [f"  {line}" for line in _warnings(planned)]
     lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
     lines += [
-        "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
+        "  "
+        + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip()
+        for row in rows
     ]
     if planned.fit is not None:
         has = planned.fit.memory_gib
@@ -296,7 +322,9 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     return "\n".join(lines)
 
 
-def plan_json(planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError | None) -> output.Planned:
+def plan_json(
+    planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError | None
+) -> output.Planned:
     """The same for machines; ``refusal``: why `run` would refuse."""
     made, fit = planned.build.recipe, planned.fit
     return output.Planned(

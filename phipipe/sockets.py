@@ -15,8 +15,8 @@ NEAR_S = 0.002  # a round trip so short that 128 KiB under way carry 66 MB/s on 
 def bound_unread(response: Any, most_bytes: int) -> None:
     """Let no more than ``most_bytes`` of the HTTP ``response`` wait unread, where the link is near.
 
-    On a fast and near link they would become megabytes. A far one needs those under way for its throughput, and there
-    few of them wait: we read faster than they come.
+    On a fast and near link they would become megabytes. A far one needs those under way for its
+    throughput, and there few of them wait: we read faster than they come.
     """
     stream = response.extensions.get("network_stream")
     link = stream.get_extra_info("socket") if stream is not None else None
@@ -27,7 +27,8 @@ def bound_unread(response: Any, most_bytes: int) -> None:
 
 
 def _is_near(link: socket.socket) -> bool:
-    """Whether a round trip takes ``NEAR_S`` at most. Only Linux tells; elsewhere this very machine alone is near."""
+    """Whether a round trip takes ``NEAR_S`` at most. Only Linux tells; elsewhere this very machine
+    alone is near."""
     if sys.platform == "linux":
         told = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
         round_trip_us: int = struct.unpack_from("=I", told, 68)[0]  # linux/tcp.h: tcpi_rtt

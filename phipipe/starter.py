@@ -1,4 +1,5 @@
-"""The recipe that ``phipipe init`` writes: small, commented, for the device's first unit; it validates and plans."""
+"""The recipe that ``phipipe init`` writes: small, commented, for the device's first unit; it
+validates and plans."""
 
 from __future__ import annotations
 
@@ -26,11 +27,23 @@ from phipipe.transfer import Unreachable
 from phipipe.variants import BACKEND
 
 SCHEMA = "recipe.schema.json"
-SHIPPED = Path(__file__).parent.parent / "recipes"  # phipipe's own, where it is not installed from a wheel
-PREFERRED = (BACKEND, "openvino", "qnn", "mlx", "llamacpp", "litert", "torch")  # of several that fit
+SHIPPED = (
+    Path(__file__).parent.parent / "recipes"
+)  # phipipe's own, where it is not installed from a wheel
+PREFERRED = (
+    BACKEND,
+    "openvino",
+    "qnn",
+    "mlx",
+    "llamacpp",
+    "litert",
+    "torch",
+)  # of several that fit
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
-KEPT = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # by Windows: no folder can have such a name
+KEPT = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
+)  # by Windows: no folder can have such a name
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # {name}: {precision} for {title}. Change a line, then look at what it does:
@@ -53,7 +66,8 @@ precision: {precision}            # int4, int8, fp16, fp32
 
 @dataclass(frozen=True, kw_only=True)
 class Starter:
-    """What was written: for which unit, whether its source is pinned, what to know, and the commands that come next."""
+    """What was written: for which unit, whether its source is pinned, what to know, and the
+    commands that come next."""
 
     name: str
     device: str
@@ -67,7 +81,8 @@ class Starter:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is false."""
+    """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is
+    false."""
 
     said: Mapping[str, str]
     hub: bool = False
@@ -75,27 +90,35 @@ class _Source:
     note: str | None = None
 
 
-def write(path: Path, *, device: str, precision: str | None, backend: str | None, source: str) -> Starter:
-    """Write a starter recipe to ``path``, and its folder where there is none; an existing file stays as it is.
+def write(
+    path: Path, *, device: str, precision: str | None, backend: str | None, source: str
+) -> Starter:
+    """Write a starter recipe to ``path``, and its folder where there is none; an existing file
+    stays as it is.
 
     Args:
         device: a device, or a device file, relative to the working folder.
         precision: None: what the device's own recipe has, or the smallest that fits.
         backend: None: what the device's own recipe has, or one that fits its first unit.
-        source: ``builtin:NAME``, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of the hub, which is asked for
-            the commit.
+        source: ``builtin:NAME``, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of the hub,
+            which is asked for the commit.
 
     Raises:
-        RecipeError: the file is there already or cannot be written, or a value is none that a recipe takes.
+        RecipeError: the file is there already or cannot be written, or a value is none that a
+            recipe takes.
         TargetError: there is no such device, or nothing is built for it that way.
         SourceError: the hub knows no such repository or revision.
     """
     if not all(PRINTABLE.fullmatch(text) for text in (str(path), device, source)):
-        raise RecipeError("a name with characters that no recipe can hold", hint="use letters, digits, `-`, `_`")
+        raise RecipeError(
+            "a name with characters that no recipe can hold", hint="use letters, digits, `-`, `_`"
+        )
     if os.path.lexists(path):
         raise RecipeError(f"`{path}` is there already", hint="choose another name")
     if odd := user_paths.problem(path, user_paths.Kind.NEW_FILE):
-        raise RecipeError(f"cannot write `{user_paths.shown(path)}`: it {odd}", hint="choose another name")
+        raise RecipeError(
+            f"cannot write `{user_paths.shown(path)}`: it {odd}", hint="choose another name"
+        )
     folder = user_paths.resolved(path.parent)
     target = devices.load(device, Path())
     wanted = _source(source, folder)
@@ -107,7 +130,10 @@ def write(path: Path, *, device: str, precision: str | None, backend: str | None
     with _folder(path.parent):
         text, unit = _checked(_text(path, head, told, wanted), path, wanted)
         _create(path, text)
-    commands = [f"phipipe {verb} {_word(path)}" for verb in (("plan",) if wanted.pinned else ("pin", "plan"))]
+    commands = [
+        f"phipipe {verb} {_word(path)}"
+        for verb in (("plan",) if wanted.pinned else ("pin", "plan"))
+    ]
     return Starter(
         name=name,
         device=shown,
@@ -121,11 +147,15 @@ def write(path: Path, *, device: str, precision: str | None, backend: str | None
 
 
 def _text(path: Path, head: Mapping[str, str], told: Mapping[str, Any], source: _Source) -> str:
-    shipped = path.parent / "../schemas" / SCHEMA  # the layout of phipipe's own repository, and of those like it
+    shipped = (
+        path.parent / "../schemas" / SCHEMA
+    )  # the layout of phipipe's own repository, and of those like it
     schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
     lines = [f"{key}: {_flow(told[key])}" for key in ("context", "quantize") if key in told]
     if "quantize" not in told:
-        lines.append(f"# quantize: {{}}             # phipipe backends {told['backend']} lists the options")
+        lines.append(
+            f"# quantize: {{}}             # phipipe backends {told['backend']} lists the options"
+        )
     calibrate = dict(told.get("calibrate", {}))
     if "path" in source.said:
         calibrate["text"] = {"builtin": "stories"}  # what a folder's model learns from must be said
@@ -155,7 +185,8 @@ def _text(path: Path, head: Mapping[str, str], told: Mapping[str, Any], source: 
 
 
 def _fitting(target: devices.Device, precision: str | None, backend: str | None) -> dict[str, Any]:
-    """``backend`` and ``precision``, and the options of the device's own recipe where they are its own.
+    """``backend`` and ``precision``, and the options of the device's own recipe where they are its
+    own.
 
     Raises:
         TargetError: the device cannot do it.
@@ -164,13 +195,22 @@ def _fitting(target: devices.Device, precision: str | None, backend: str | None)
     served = [{name: backends.able(name, target, unit) for name in asked} for unit in target.units]
     own = _own_recipe(target)
     for able in served:
-        if own and own["precision"] == (precision or own["precision"]) in able.get(own["backend"], ()):
+        if own and own["precision"] == (precision or own["precision"]) in able.get(
+            own["backend"], ()
+        ):
             return own
         for wanted in (precision,) if precision else PRECISIONS:
             if fits := [name for name in asked if wanted in able[name]]:
                 return {"backend": fits[0], "precision": wanted}
-    every = {name: {p for unit in target.units for p in backends.able(name, target, unit)} for name in PREFERRED}
-    there = [f"{name}: {', '.join(sorted(found, key=PRECISIONS.index))}" for name, found in every.items() if found]
+    every = {
+        name: {p for unit in target.units for p in backends.able(name, target, unit)}
+        for name in PREFERRED
+    }
+    there = [
+        f"{name}: {', '.join(sorted(found, key=PRECISIONS.index))}"
+        for name, found in every.items()
+        if found
+    ]
     who, what = f"`{backend}`" if backend else "no backend", precision or "anything"
     verb = "does not build" if backend else "builds"
     hint = f"what works: {'; '.join(there)}" if there else target.notes
@@ -190,7 +230,11 @@ def _own_recipe(target: devices.Device) -> dict[str, Any]:
     with contextlib.suppress(RecipeError):
         found = read(SHIPPED / f"{target.recipe}.yaml").data if target.recipe else {}
         keys = ("backend", "precision", "context", "quantize", "calibrate")
-        return {"backend": BACKEND, **{key: found[key] for key in keys if key in found}} if found else {}
+        return (
+            {"backend": BACKEND, **{key: found[key] for key in keys if key in found}}
+            if found
+            else {}
+        )
     return {}
 
 
@@ -207,7 +251,13 @@ def _source(text: str, folder: Path) -> _Source:
     is_path = text.startswith((".", "~")) or _is_folder(text)
     if is_path or not re.fullmatch(REPO[1:-1], name):
         odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
-        note = None if _is_folder(text) else f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
+        note = (
+            None
+            if _is_folder(text)
+            else f"`{text}` {odd}"
+            if odd
+            else f"there is no folder `{text}` yet"
+        )
         return _Source(said={"path": _seen_from(folder, text)}, note=note if text else None)
     if re.fullmatch(COMMIT[1:-1], revision):
         return _Source(said={"repo": name, "revision": revision}, hub=True)
@@ -215,7 +265,10 @@ def _source(text: str, folder: Path) -> _Source:
     try:
         commit = hub_client.commit_of(Repository("model", name, revision))
     except Unreachable as error:
-        note = f"the commit of `{name}` is not known, so that the recipe is not pinned yet: {error.message}"
+        note = (
+            f"the commit of `{name}` is not known, so that the recipe is not pinned yet: "
+            f"{error.message}"
+        )
         return _Source(said={"repo": name, "revision": revision}, hub=True, pinned=False, note=note)
     return _Source(said={"repo": name, "revision": commit}, hub=True)
 
@@ -228,7 +281,8 @@ def _is_folder(text: str) -> bool:
 
 
 def _seen_from(folder: Path, text: str) -> str:
-    """The path ``text``, which counts from the working folder, as one that counts from ``folder``."""
+    """The path ``text``, which counts from the working folder, as one that counts from
+    ``folder``."""
     path = Path(text)
     if not text or path.is_absolute() or text.startswith("~"):
         return text
@@ -251,14 +305,23 @@ def _checked(text: str, path: Path, source: _Source) -> tuple[str, str]:
     Raises:
         RecipeError, TargetError: it is no recipe that can be built.
     """
-    stand_in = text if source.pinned else text.replace(_flow(source.said), _flow({**source.said, "revision": "0" * 40}))
+    stand_in = (
+        text
+        if source.pinned
+        else text.replace(_flow(source.said), _flow({**source.said, "revision": "0" * 40}))
+    )
     document = parse(stand_in, str(path))
     try:
         Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, where))}: {message}" for where, message, _ in complaints(error, Recipe)]
+        found = [
+            f"{'.'.join(map(str, where))}: {message}"
+            for where, message, _ in complaints(error, Recipe)
+        ]
         raise RecipeError("\n".join(found)) from None
-    builds, wrong = recipes.of_document(document, user_paths.resolved(path.parent), options=backends.OptionsOf())
+    builds, wrong = recipes.of_document(
+        document, user_paths.resolved(path.parent), options=backends.OptionsOf()
+    )
     errors: Sequence[PhipipeError] = [*([wrong] if wrong else []), *targets.problems(builds)]
     if errors:
         whole = several.as_one(errors)  # of a file that nobody has seen: its places help nobody
@@ -274,7 +337,9 @@ def _folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot write into `{folder}`: {getattr(error, 'strerror', error)}") from None
+        raise RecipeError(
+            f"cannot write into `{folder}`: {getattr(error, 'strerror', error)}"
+        ) from None
     try:
         yield
     except BaseException:
@@ -298,9 +363,12 @@ def _create(path: Path, text: str) -> None:
     except OSError as error:
         if error.errno in room.FULL:
             raise room.error(
-                [room.Folder(path.parent, "make room there, or choose another folder")], reason=str(error.strerror)
+                [room.Folder(path.parent, "make room there, or choose another folder")],
+                reason=str(error.strerror),
             ) from None
-        raise RecipeError(f"cannot write `{path}`: {error.strerror}", hint="choose another folder") from None
+        raise RecipeError(
+            f"cannot write `{path}`: {error.strerror}", hint="choose another folder"
+        ) from None
     except ValueError as error:
         raise RecipeError(f"cannot write `{path}`: {error}", hint="choose another name") from None
 
@@ -322,6 +390,15 @@ def _flow(value: Any) -> str:
 
 def _scalar(text: str) -> str:
     """``text`` as YAML reads it back: plain where it can be, else in double quotes."""
-    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", text) and isinstance(resolve(text), str)
-    plain = plain and text.lower() not in ("y", "n", "yes", "no", "on", "off")  # as older readers of YAML take them
+    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", text) and isinstance(
+        resolve(text), str
+    )
+    plain = plain and text.lower() not in (
+        "y",
+        "n",
+        "yes",
+        "no",
+        "on",
+        "off",
+    )  # as older readers of YAML take them
     return text if plain else json.dumps(text, ensure_ascii=False)

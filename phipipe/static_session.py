@@ -1,9 +1,10 @@
 """Running static graphs: prompts in chunks, answers token by token, over a cache that slides.
 
-The folder says in ``static.json`` how long its graphs are, into how many parts the layers are split, how its caches are
-stored, and for what processor they were compiled. Graphs that were not compiled run on the CPU, others on Qualcomm's
-HTP or, without one, its emulator. A stage is one part of the layers, or the LM head: a graph for prompts, one for
-single tokens, and their weights, which lie in one file beside them.
+The folder says in ``static.json`` how long its graphs are, into how many parts the layers are
+split, how its caches are stored, and for what processor they were compiled. Graphs that were not
+compiled run on the CPU, others on Qualcomm's HTP or, without one, its emulator. A stage is one part
+of the layers, or the LM head: a graph for prompts, one for single tokens, and their weights, which
+lie in one file beside them.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ LENGTHS = ("prompt", "token")
 
 
 def stages(facts: Mapping[str, Any]) -> dict[str, range]:
-    """Names of what runs after the embedding, in that order, and the layers of each: "decoder_0" …, then "head"."""
+    """Names of what runs after the embedding, in that order, and the layers of each: "decoder_0" …,
+    then "head"."""
     from phipipe.static_graph import ranges_of
 
-    parts = {f"decoder_{i}": layers for i, layers in enumerate(ranges_of(facts["layers"], facts["parts"]))}
+    parts = {
+        f"decoder_{i}": layers
+        for i, layers in enumerate(ranges_of(facts["layers"], facts["parts"]))
+    }
     return parts | {"head": range(0)}
 
 
@@ -45,50 +50,68 @@ def data_of(stage: str) -> str:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """What ``static.json`` says: prompt_length, context_length, caches, layers, parts, ends, soc (or None)."""
+    """What ``static.json`` says: prompt_length, context_length, caches, layers, parts, ends, soc
+    (or None)."""
     found: dict[str, Any] = json.loads((folder / FACTS).read_text("utf-8"))
     return found
 
 
 def cpu(model: Path | bytes, folder: Path | None = None, *, plain: bool = False) -> Any:
-    """A session of onnxruntime on this CPU; it maps the weights, so that they take no memory of their own.
+    """A session of onnxruntime on this CPU; it maps the weights, so that they take no memory of
+    their own.
 
-    ``model`` is a file, or a serialized graph whose data files lie in ``folder``. ``plain``: every value is computed
-    as the graph says, with nothing fused.
+    ``model`` is a file, or a serialized graph whose data files lie in ``folder``. ``plain``: every
+    value is computed as the graph says, with nothing fused.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; the exception carries the message anyway
-    options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights would be copies
+    options.add_session_config_entry(
+        "session.disable_prepacking", "1"
+    )  # packed weights would be copies
     if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def htp(path: Path, soc: Mapping[str, Any], entries: Mapping[str, str], settings: Mapping[str, str]) -> Any:
+def htp(
+    path: Path, soc: Mapping[str, Any], entries: Mapping[str, str], settings: Mapping[str, str]
+) -> Any:
     """A session on Qualcomm's HTP (emulated where there is none), with no node on the CPU.
 
-    ``soc``: model and arch, Qualcomm's numbers. ``entries`` are session entries, ``settings`` provider options.
+    ``soc``: model and arch, Qualcomm's numbers. ``entries`` are session entries, ``settings``
+    provider options.
 
     Raises:
-        StepFailed: the graph cannot be placed there whole, or cannot be loaded; with onnxruntime's words.
+        StepFailed: the graph cannot be placed there whole, or cannot be loaded; with onnxruntime's
+            words.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     if (share := os.environ.get("OMP_NUM_THREADS")) and emulated():
-        hardware.settle(int(share))  # ten threads of the emulator spin: beside another one it takes three times as long
-    chosen = {"backend_path": _library(), "soc_model": str(soc["model"]), "htp_arch": str(soc["arch"])}
+        hardware.settle(
+            int(share)
+        )  # ten threads of the emulator spin: beside another one it takes three times as long
+    chosen = {
+        "backend_path": _library(),
+        "soc_model": str(soc["model"]),
+        "htp_arch": str(soc["arch"]),
+    }
     chosen |= {"htp_graph_finalization_optimization_mode": "3", **settings}
 
     def session(entries: Mapping[str, str]) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = 1  # nothing runs on the CPU, but waiting threads would spin there
+        options.intra_op_num_threads = (
+            1  # nothing runs on the CPU, but waiting threads would spin there
+        )
         options.add_provider_for_devices([_device()], chosen)
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
@@ -96,12 +119,22 @@ def htp(path: Path, soc: Mapping[str, Any], entries: Mapping[str, str], settings
 
     try:
         return session({"session.disable_cpu_ep_fallback": "1", **entries})
-    except (errors.Fail, errors.InvalidGraph, errors.EPFail, errors.NotImplemented, errors.RuntimeException) as error:
+    except (
+        errors.Fail,
+        errors.InvalidGraph,
+        errors.EPFail,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:
         if "fallback to CPU EP" not in str(error):
             raise StepFailed(f"`{path.name}` does not run on the HTP: {error}") from None
-    parts = session({"session.record_ep_graph_assignment_info": "1"}).get_provider_graph_assignment_info()
+    parts = session(
+        {"session.record_ep_graph_assignment_info": "1"}
+    ).get_provider_graph_assignment_info()
     kinds = {node.op_type for part in parts if part.ep_name != "QNN" for node in part.get_nodes()}
-    loose = ", ".join(sorted(kinds - {"QuantizeLinear", "DequantizeLinear"}))  # those at the border stay there anyway
+    loose = ", ".join(
+        sorted(kinds - {"QuantizeLinear", "DequantizeLinear"})
+    )  # those at the border stay there anyway
     raise StepFailed(f"`{path.name}` falls apart into several partitions; not on the NPU: {loose}")
 
 
@@ -117,7 +150,9 @@ def _device() -> Any:
     import onnxruntime_qnn
 
     def found() -> Any:
-        return next((device for device in onnxruntime.get_ep_devices() if device.ep_name == "QNN"), None)
+        return next(
+            (device for device in onnxruntime.get_ep_devices() if device.ep_name == "QNN"), None
+        )
 
     if found() is None:
         onnxruntime.register_execution_provider_library("QNN", onnxruntime_qnn.get_library_path())
@@ -130,7 +165,8 @@ def emulated() -> bool:
 
 
 class Caches:
-    """Keys and values of ``layers``, ``context`` positions each, newest last; and which positions hold a token."""
+    """Keys and values of ``layers``, ``context`` positions each, newest last; and which positions
+    hold a token."""
 
     def __init__(self, facts: Mapping[str, Any], layers: range) -> None:
         import numpy as np
@@ -143,7 +179,8 @@ class Caches:
         self.position = 0
 
     def feeds(self, count: int, length: int) -> dict[str, Any]:
-        """Inputs for ``count`` new tokens in a graph of ``length``: what is left of the caches when they slide."""
+        """Inputs for ``count`` new tokens in a graph of ``length``: what is left of the caches when
+        they slide."""
         import numpy as np
 
         new = np.zeros((1, length), np.int32)
@@ -159,12 +196,15 @@ class Caches:
         return feeds
 
     def take(self, values: Mapping[str, Any]) -> None:
-        """Append the new positions: ``values`` has what graphs were fed (``past_…``) and have made (``present_…``)."""
+        """Append the new positions: ``values`` has what graphs were fed (``past_…``) and have made
+        (``present_…``)."""
         import numpy as np
 
         for i in self.keys:
             self.keys[i] = np.concatenate([values[f"past_key_{i}"], values[f"present_key_{i}"]], -1)
-            self.values[i] = np.concatenate([values[f"past_value_{i}"], values[f"present_value_{i}"]], -2)
+            self.values[i] = np.concatenate(
+                [values[f"past_value_{i}"], values[f"present_value_{i}"]], -2
+            )
 
 
 def apply(session: Any, values: dict[str, Any]) -> None:
@@ -182,9 +222,12 @@ class Session:
         if self.facts["soc"] and self.facts["shared"] and emulated():
             raise StepFailed(
                 "the emulator cannot load graphs that share their weights",
-                hint="run this package on the device; its fidelity was measured on the same graphs compiled apart",
+                hint="run this package on the device; its fidelity was measured on the same "
+                "graphs compiled apart",
             )
-        self.pipeline = "Qualcomm's HTP emulator" if self.facts["soc"] and emulated() else "this machine"
+        self.pipeline = (
+            "Qualcomm's HTP emulator" if self.facts["soc"] and emulated() else "this machine"
+        )
         self._folder = folder
         self._embedding = cpu(folder / EMBEDDING)
         self._sessions: dict[str, Any] = {}
@@ -199,7 +242,9 @@ class Session:
         import numpy as np
 
         caches, step = self._caches(), self.facts["prompt_length"]
-        return np.concatenate([self.run(caches, tokens[i : i + step]) for i in range(0, len(tokens), step)])
+        return np.concatenate(
+            [self.run(caches, tokens[i : i + step]) for i in range(0, len(tokens), step)]
+        )
 
     def decode(self, tokens: Sequence[int], prompt: int) -> npt.NDArray[np.float32]:
         """Logits of ``tokens``, the first ``prompt`` of them in chunks, the others one by one."""
@@ -213,7 +258,9 @@ class Session:
         caches, step = self._caches(), self.facts["prompt_length"]
         for i in range(0, len(prompt), step):
             logits = self.run(caches, prompt[i : i + step])
-        taken = -(-len(prompt) // step) * step  # the last chunk's empty places count: they are in the caches, too
+        taken = (
+            -(-len(prompt) // step) * step
+        )  # the last chunk's empty places count: they are in the caches, too
         for _ in range(min(limit, self.facts["context_length"] - taken)):
             token = int(logits[-1].argmax())
             yield token

@@ -1,4 +1,5 @@
-"""Weights that are never all in memory: read from a checkpoint when asked for, written once beside several graphs."""
+"""Weights that are never all in memory: read from a checkpoint when asked for, written once beside
+several graphs."""
 
 from __future__ import annotations
 
@@ -15,15 +16,21 @@ ALIGNMENT = 4096  # bytes; a page, so that onnxruntime maps a constant instead o
 
 
 class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
-    """The tensors of the checkpoint in ``folder`` by name, each converted to float32 when it is asked for.
+    """The tensors of the checkpoint in ``folder`` by name, each converted to float32 when it is
+    asked for.
 
-    A tied LM head is there under its own name. The last tensor is kept: joined linears are asked for part by part.
+    A tied LM head is there under its own name. The last tensor is kept: joined linears are asked
+    for part by part.
     """
 
     def __init__(self, folder: Path) -> None:
         from phipipe import models
 
-        self._places = {name: place for file in models.weight_files(folder) for name, place in _places(folder / file)}
+        self._places = {
+            name: place
+            for file in models.weight_files(folder)
+            for name, place in _places(folder / file)
+        }
         self._places.setdefault("lm_head.weight", self._places["model.embed_tokens.weight"])
         self._last: tuple[str, Any] = ("", None)
 
@@ -32,7 +39,9 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
 
         if self._last[0] != name:
             path, offset, count, kind, shape = self._places[name]
-            raw = np.fromfile(path, np.uint8, count, offset=offset)  # a mapping would stay, and count as memory
+            raw = np.fromfile(
+                path, np.uint8, count, offset=offset
+            )  # a mapping would stay, and count as memory
             if kind == "BF16":
                 value = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             else:
@@ -49,17 +58,22 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
 
 
 def _places(path: Path) -> Iterator[tuple[str, tuple[Path, int, int, str, list[int]]]]:
-    """Name, and file, offset, bytes, type and shape, of every tensor of a safetensors file: JSON, then the data."""
+    """Name, and file, offset, bytes, type and shape, of every tensor of a safetensors file: JSON,
+    then the data."""
     from phipipe import weights
 
     for tensor in weights.tensors(path):
-        yield tensor.name, (path, tensor.offset, tensor.size_bytes, tensor.dtype, list(tensor.shape))
+        yield (
+            tensor.name,
+            (path, tensor.offset, tensor.size_bytes, tensor.dtype, list(tensor.shape)),
+        )
 
 
 class DataFile:
     """A file of constants ("external data" in ONNX's terms) that several graphs beside it refer to.
 
-    A protobuf cannot exceed 2 GB, and graphs of different lengths have the same weights: each is written once.
+    A protobuf cannot exceed 2 GB, and graphs of different lengths have the same weights: each is
+    written once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,10 +81,14 @@ class DataFile:
         self._stream = path.open("wb")
         self._tensors: dict[str, Any] = {}
 
-    def place(self, name: str, make: Callable[[], npt.NDArray[Any]], kind: int | None = None) -> Any:
-        """The ``onnx.TensorProto`` of the constant ``name``, whose value ``make`` gives when it is not yet here.
+    def place(
+        self, name: str, make: Callable[[], npt.NDArray[Any]], kind: int | None = None
+    ) -> Any:
+        """The ``onnx.TensorProto`` of the constant ``name``, whose value ``make`` gives when it is
+        not yet here.
 
-        ``kind`` is the ONNX type where it is not the array's: INT4 packs the int8 values of ``make`` in pairs.
+        ``kind`` is the ONNX type where it is not the array's: INT4 packs the int8 values of
+        ``make`` in pairs.
         """
         import numpy as np
         from onnx import TensorProto, helper
@@ -81,7 +99,9 @@ class DataFile:
         kind = helper.np_dtype_to_tensor_dtype(value.dtype) if kind is None else kind
         stored = pairs(value) if kind == TensorProto.INT4 else np.ascontiguousarray(value)
         self._stream.write(b"\0" * (-self._stream.tell() % ALIGNMENT))
-        tensor = TensorProto(name=name, data_type=kind, dims=value.shape, data_location=TensorProto.EXTERNAL)
+        tensor = TensorProto(
+            name=name, data_type=kind, dims=value.shape, data_location=TensorProto.EXTERNAL
+        )
         facts = {"location": self._name, "offset": self._stream.tell(), "length": stored.nbytes}
         for key, fact in facts.items():
             tensor.external_data.add(key=key, value=str(fact))
@@ -93,13 +113,17 @@ class DataFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stream.close()
 
 
 def pairs(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Numbers of 4 bits, two to a byte, the first in the lower half; an odd one out is paired with 0."""
+    """Numbers of 4 bits, two to a byte, the first in the lower half; an odd one out is paired with
+    0."""
     import numpy as np
 
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8) & np.uint8(15)

@@ -1,11 +1,13 @@
-"""Results by content: ``objects/<digest>/`` are trees of read-only files, ``actions/<key>.json`` say what made them.
+"""Results by content: ``objects/<digest>/`` are trees of read-only files, ``actions/<key>.json``
+say what made them.
 
-What is visible is complete: a tree is built aside, flushed, renamed into place, and only then is its record
-written. So whoever is killed leaves nothing visible but whole trees. Locks save work; that what is read is right
-never depends on them, but on digests: a record carries its own, a tree is named by its own.
+What is visible is complete: a tree is built aside, flushed, renamed into place, and only then is
+its record written. So whoever is killed leaves nothing visible but whole trees. Locks save work;
+that what is read is right never depends on them, but on digests: a record carries its own, a tree
+is named by its own.
 
-The gate (one lock for the store) makes "pin, and see whether it is there" one act with respect to collections. It
-is held for renames and small writes, never while content is read.
+The gate (one lock for the store) makes "pin, and see whether it is there" one act with respect to
+collections. It is held for renames and small writes, never while content is read.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before
 
 
 class Damaged(StoreError):
-    """A stored tree or record is not what was stored. It has been put aside; making it again is all that is needed."""
+    """A stored tree or record is not what was stored. It has been put aside; making it again is all
+    that is needed."""
 
     DETAILS = ("digest",)
 
@@ -70,7 +73,9 @@ class Store:
         self.root, self._notify = root, notify
         self._sessions: list[Path] = []
         self._sound: set[str] = set()  # digests whose content this instance has hashed
-        self._hashing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one thread hashes, others wait
+        self._hashing: defaultdict[str, threading.Lock] = defaultdict(
+            threading.Lock
+        )  # one thread hashes, others wait
         with collect.guard(root):
             for name in FOLDERS:
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -124,7 +129,8 @@ class Store:
             return None
 
     def lookup(self, key: str) -> Stored | None:
-        """The result stored under ``key``: pinned, its files' sizes and times as recorded, else hashed again.
+        """The result stored under ``key``: pinned, its files' sizes and times as recorded, else
+        hashed again.
 
         Damage is put aside, said, and None returned.
         """
@@ -145,11 +151,15 @@ class Store:
         tree = collect.identity(stored.path)
         current = self._as_it_is(stored)
         if current is None:
-            self._quarantine(stored, tree, f"the result {key[:12]} is damaged in the cache, building it again")
+            self._quarantine(
+                stored, tree, f"the result {key[:12]} is damaged in the cache, building it again"
+            )
             return None
         if current is not stored:
             self._heal(record, current)
-        with contextlib.suppress(OSError):  # removed meanwhile, or another user's: only the order of gc depends on it
+        with contextlib.suppress(
+            OSError
+        ):  # removed meanwhile, or another user's: only the order of gc depends on it
             os.utime(path, ns=(time.time_ns(),) * 2)
         return current
 
@@ -179,7 +189,8 @@ class Store:
         return Stored(record["key"], record["digest"], path, tuple(record["outputs"]))
 
     def _as_it_is(self, stored: Stored) -> Stored | None:
-        """``stored`` if sizes and times are as recorded; with today's times if only these differ; None if damaged."""
+        """``stored`` if sizes and times are as recorded; with today's times if only these differ;
+        None if damaged."""
         try:
             with collect.guard(self.root):
                 found = keys.walk(stored.path)
@@ -187,15 +198,22 @@ class Store:
             if collect.is_damage(error):
                 return None
             raise
-        if {path: status.st_size for path, status in found.items()} != {o["path"]: o["size"] for o in stored.outputs}:
+        if {path: status.st_size for path, status in found.items()} != {
+            o["path"]: o["size"] for o in stored.outputs
+        }:
             return None
         outputs = tuple({**o, "mtime_ns": found[o["path"]].st_mtime_ns} for o in stored.outputs)
         if outputs == stored.outputs:
             return stored
-        return replace(stored, outputs=outputs) if self._is_intact(stored.path, stored.digest) else None
+        return (
+            replace(stored, outputs=outputs)
+            if self._is_intact(stored.path, stored.digest)
+            else None
+        )
 
     def _is_intact(self, path: Path, digest: str) -> bool:
-        """Hash all of ``path``. That we cannot look (too many open files, say) is an error, not damage."""
+        """Hash all of ``path``. That we cannot look (too many open files, say) is an error, not
+        damage."""
         try:
             with collect.guard(self.root):
                 intact = keys.tree_digest(keys.hash_tree(path)) == digest
@@ -220,9 +238,15 @@ class Store:
         """
         with collect.guard(self.root):
             needed = sum(status.st_size for status in keys.walk(folder).values())
-        with collect.guard(self.root, needed), self._pinning(), collect.claim(self.root / "tmp") as aside:
+        with (
+            collect.guard(self.root, needed),
+            self._pinning(),
+            collect.claim(self.root / "tmp") as aside,
+        ):
             collect.separate(folder)
-            times = collect.times(folder)  # before hashing: what changes meanwhile, differs from its record
+            times = collect.times(
+                folder
+            )  # before hashing: what changes meanwhile, differs from its record
             entries = keys.hash_tree(folder)
             if not entries:
                 raise StepFailed("a step left no files")
@@ -230,7 +254,9 @@ class Store:
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             added = {"key": key, "digest": keys.tree_digest(entries), "created": created}
             whole = {"format": keys.FORMAT, **record, **added, "outputs": _outputs(entries, times)}
-            collect.write(aside / "record", keys.seal_record(whole))  # all that takes room comes before the renames
+            collect.write(
+                aside / "record", keys.seal_record(whole)
+            )  # all that takes room comes before the renames
             actual = self._publish(folder, whole["digest"], times)
             if actual != times:
                 whole["outputs"] = _outputs(entries, actual)
@@ -240,7 +266,8 @@ class Store:
         return self._described(whole)
 
     def _publish(self, folder: Path, digest: str, times: dict[str, int]) -> dict[str, int]:
-        """Move ``folder`` to its place, unless the same content is there; the files' times as they then are."""
+        """Move ``folder`` to its place, unless the same content is there; the files' times as they
+        then are."""
         path = self.root / "objects" / digest
         for _ in range(ATTEMPTS):
             with self._gate():
@@ -250,22 +277,33 @@ class Store:
                 collect.flush_folder(path.parent)
                 return times
             seen = collect.identity(path)
-            with contextlib.suppress(OSError, StoreError):  # changed under our eyes: not intact either
+            with contextlib.suppress(
+                OSError, StoreError
+            ):  # changed under our eyes: not intact either
                 times = collect.times(path)
             if self._is_intact(path, digest):
                 collect.remove(folder)
                 return times
             self._put_aside(path, seen, f"the stored tree {digest[:12]} was damaged, replacing it")
-        raise StoreError(f"the stored tree {digest[:12]} keeps being damaged", hint="check the disk")
+        raise StoreError(
+            f"the stored tree {digest[:12]} keeps being damaged", hint="check the disk"
+        )
 
     def _enter(self, written: Path, key: str) -> None:
         written.replace(self._action(key))
         collect.flush_folder(self.root / "actions")
 
     def _heal(self, record: Mapping[str, Any], current: Stored) -> None:
-        """Remember the times that files have now, whose content was just found right; else they are hashed again."""
-        with contextlib.suppress(StoreError), collect.guard(self.root), collect.claim(self.root / "tmp") as aside:
-            collect.write(aside / "record", keys.seal_record({**record, "outputs": list(current.outputs)}))
+        """Remember the times that files have now, whose content was just found right; else they are
+        hashed again."""
+        with (
+            contextlib.suppress(StoreError),
+            collect.guard(self.root),
+            collect.claim(self.root / "tmp") as aside,
+        ):
+            collect.write(
+                aside / "record", keys.seal_record({**record, "outputs": list(current.outputs)})
+            )
             self._enter(aside / "record", current.key)
 
     # Working space, locks, sessions
@@ -289,17 +327,21 @@ class Store:
     def scratch(self, needed_bytes: int | None = None) -> Iterator[Path]:
         """An empty folder on the store's file system, removed at the end whatever happens.
 
-        ``needed_bytes`` is what the caller expects to write, for the message if the disk becomes full.
+        ``needed_bytes`` is what the caller expects to write, for the message if the disk becomes
+        full.
         """
         with contextlib.ExitStack() as stack:
             with collect.guard(self.root, needed_bytes):
                 folder = stack.enter_context(collect.claim(self.root / "tmp"))
-            with collect.guard(self.root, needed_bytes, room.FULL):  # anything else is the caller's own affair
+            with collect.guard(
+                self.root, needed_bytes, room.FULL
+            ):  # anything else is the caller's own affair
                 yield folder
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """While this lasts, everything looked up or committed is safe from collection; so it is until we die."""
+        """While this lasts, everything looked up or committed is safe from collection; so it is
+        until we die."""
         with contextlib.ExitStack() as stack:
             with collect.guard(self.root):
                 folder = stack.enter_context(collect.claim(self.root / "pins"))
@@ -311,7 +353,8 @@ class Store:
 
     @contextlib.contextmanager
     def _pinning(self) -> Iterator[None]:
-        """A session, if there is none: between its tree and its record a result must not be collected."""
+        """A session, if there is none: between its tree and its record a result must not be
+        collected."""
         with contextlib.nullcontext() if self._sessions else self.session():
             yield
 
@@ -337,7 +380,8 @@ class Store:
         self._put_aside(stored.path, seen, message)
 
     def was_damaged(self, key: str) -> bool:
-        """Of a result that is not to be had: whether there was one, which is damaged or was put aside."""
+        """Of a result that is not to be had: whether there was one, which is damaged or was put
+        aside."""
         try:
             return self._described(self.record(key)).path.is_dir()
         except _Missing:
@@ -346,7 +390,8 @@ class Store:
             return True
 
     def _put_aside(self, path: Path, seen: object, message: str | None = None) -> None:
-        """Move to quarantine what was ``seen`` to be damaged, and nothing that has replaced it since."""
+        """Move to quarantine what was ``seen`` to be damaged, and nothing that has replaced it
+        since."""
         with collect.guard(self.root), self._gate():
             if seen is not None and collect.identity(path) == seen:
                 path.rename(self.root / "quarantine" / f"{path.name}-{uuid.uuid4().hex[:8]}")
@@ -391,7 +436,9 @@ class Store:
         rows = []
         for record in self.records():
             with contextlib.suppress(FileNotFoundError):  # dropped meanwhile
-                used = datetime.datetime.fromtimestamp(self._action(record["key"]).stat().st_mtime, datetime.UTC)
+                used = datetime.datetime.fromtimestamp(
+                    self._action(record["key"]).stat().st_mtime, datetime.UTC
+                )
                 created = datetime.datetime.fromisoformat(record["created"])
                 size = sum(output["size"] for output in record["outputs"])
                 rows.append(Usage(record["key"], str(record.get("runs", "")), size, created, used))
@@ -400,28 +447,38 @@ class Store:
     def gc(self, budget_bytes: int, dry_run: bool = False) -> GcReport:
         """Remove objects, those unused for longest first, until ``budget_bytes`` hold the rest.
 
-        Unfinished downloads are objects here. What running builds need stays. Quarantine, and records and objects
-        without their counterpart, go in any case. A dry run reports the same and removes nothing.
+        Unfinished downloads are objects here. What running builds need stays. Quarantine, and
+        records and objects without their counterpart, go in any case. A dry run reports the same
+        and removes nothing.
         """
         quarantine = self.root / "quarantine"
         with collect.guard(self.root), self._gate(), downloads.idle(self.root) as (partial, busy):
             sizes = {path.name: collect.size_of(path) for path in (self.root / "objects").iterdir()}
             sizes |= {name: download.size_bytes for name, download in partial.items()}
             records = self._last_uses()
-            uses = [*records.values(), *((name, download.used_ns) for name, download in partial.items())]
+            uses = [
+                *records.values(),
+                *((name, download.used_ns) for name, download in partial.items()),
+            ]
             pinned = self._pinned() | (busy if self._locks_work else set(partial))
             removed = collect.choose(sizes, uses, pinned, budget_bytes)
             kept = sizes.keys() - set(removed)
             dropped = [path for path, (digest, _) in records.items() if digest not in kept]
             trash = list(quarantine.iterdir())
-            freed = sum(sizes[digest] for digest in removed) + sum(map(collect.size_of, [*dropped, *trash]))
+            freed = sum(sizes[digest] for digest in removed) + sum(
+                map(collect.size_of, [*dropped, *trash])
+            )
             if not dry_run:
                 for path in dropped:  # first, so that no record ever points nowhere
                     path.unlink(missing_ok=True)
                 for name in partial.keys() & set(removed):
                     downloads.remove(partial[name])
-                for digest in set(removed) - partial.keys():  # renamed, so that nobody sees half a tree
-                    trash.append(quarantine / f"{digest}-{uuid.uuid4().hex[:8]}")  # no new folder: the disk is full
+                for digest in (
+                    set(removed) - partial.keys()
+                ):  # renamed, so that nobody sees half a tree
+                    trash.append(
+                        quarantine / f"{digest}-{uuid.uuid4().hex[:8]}"
+                    )  # no new folder: the disk is full
                     (self.root / "objects" / digest).rename(trash[-1])
         if not dry_run:
             with collect.guard(self.root):
@@ -439,7 +496,8 @@ class Store:
         return pinned
 
     def _last_uses(self) -> dict[Path, tuple[str, int]]:
-        """Path of each record → digest of its object ("": the record is damaged), time of its last use."""
+        """Path of each record → digest of its object ("": the record is damaged), time of its last
+        use."""
         found = {}
         for path in (self.root / "actions").iterdir():
             digest = ""
@@ -453,14 +511,20 @@ class Store:
     # Leaving the store
 
     def materialise(self, stored: Stored, target: Path) -> bool:
-        """Make ``target`` a copy of ``stored``; False if it is one already, by names, sizes and times.
+        """Make ``target`` a copy of ``stored``; False if it is one already, by names, sizes and
+        times.
 
         Raises:
-            StoreError: ``target`` is a file, or a folder that phipipe did not write (no ``manifest.json``).
+            StoreError: ``target`` is a file, or a folder that phipipe did not write (no
+                ``manifest.json``).
             Damaged: see ``consume``.
         """
-        times, sizes = ({str(o["path"]): int(o[key]) for o in stored.outputs} for key in ("mtime_ns", "size"))
-        if self._locks_work and target.parent.is_dir():  # a killed copy may have left the old one beside a good new one
+        times, sizes = (
+            {str(o["path"]): int(o[key]) for o in stored.outputs} for key in ("mtime_ns", "size")
+        )
+        if (
+            self._locks_work and target.parent.is_dir()
+        ):  # a killed copy may have left the old one beside a good new one
             with collect.guard(target.parent, remedy=room.KEEP_OUT):
                 collect.sweep(target.parent, f".{target.name}.")
         if collect.is_copy(target, {path: (sizes[path], times[path]) for path in times}):
@@ -477,4 +541,7 @@ class _Missing(StoreError):
 
 
 def _outputs(entries: Iterable[keys.FileEntry], times: Mapping[str, int]) -> list[dict[str, Any]]:
-    return [{"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]} for e in entries]
+    return [
+        {"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]}
+        for e in entries
+    ]

@@ -1,7 +1,8 @@
-"""Standard output and error as every command can rely on them: they take all text, and their failing stops no work.
+"""Standard output and error as every command can rely on them: they take all text, and their
+failing stops no work.
 
-A stream that is closed, whose reader has gone (``| head``) or whose disk is full swallows the rest: what was built
-stays built, and its exit code too. What went wrong is asked for at the end.
+A stream that is closed, whose reader has gone (``| head``) or whose disk is full swallows the rest:
+what was built stays built, and its exit code too. What went wrong is asked for at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class _Sturdy(io.RawIOBase):
                 written = self._inner.write(data)
                 if written is not None:
                     return written
-                select.select([], [self._inner], [])  # a pipe that never blocks is full: Node's, for one
+                select.select(
+                    [], [self._inner], []
+                )  # a pipe that never blocks is full: Node's, for one
             except OSError as error:
                 self.trouble = error
         return size
@@ -64,21 +67,27 @@ def prepare() -> None:
 
 
 def trouble() -> OSError | None:
-    """Why standard output has not taken everything; None where it has, or where its reader did not want more."""
+    """Why standard output has not taken everything; None where it has, or where its reader did not
+    want more."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     inner = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     found = inner.trouble if isinstance(inner, _Sturdy) else None
-    return None if found is None or found.errno in (errno.EPIPE, errno.EINVAL) else found  # EINVAL: Windows' EPIPE
+    return (
+        None if found is None or found.errno in (errno.EPIPE, errno.EINVAL) else found
+    )  # EINVAL: Windows' EPIPE
 
 
 def _open_what_is_closed() -> None:
-    """With ``>&-`` the next file that is opened would become the standard output, and get what is printed."""
+    """With ``>&-`` the next file that is opened would become the standard output, and get what is
+    printed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free: this one
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # takes the lowest number that is free: this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere: TextIO = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (for good)
@@ -98,7 +107,9 @@ def _mended(stream: TextIO, line_buffering: bool) -> TextIO:
         stream.flush()
     _replaced.append(stream)
     buffer = io.BufferedWriter(_Sturdy(raw))
-    return io.TextIOWrapper(buffer, encoding, errors, line_buffering=line_buffering, write_through=line_buffering)
+    return io.TextIOWrapper(
+        buffer, encoding, errors, line_buffering=line_buffering, write_through=line_buffering
+    )
 
 
 def _raw_of(stream: TextIO) -> io.RawIOBase | None:

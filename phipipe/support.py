@@ -2,8 +2,9 @@
 
     python -m phipipe.support --write README.md | --check README.md
 
-Devices with the same units are one row. A cell holds the bits that can be built: 4, 8 (integers), 16, 32 (floats).
-Family members are judged by the rules that ``plan`` applies, with each backend's default options.
+Devices with the same units are one row. A cell holds the bits that can be built: 4, 8 (integers),
+16, 32 (floats). Family members are judged by the rules that ``plan`` applies, with each backend's
+default options.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from phipipe.backends.base import Advice, Json
 from phipipe.device import Device
 from phipipe.recipe import Recipe, Source
 
-BEGIN, END = "<!-- support: begin (python -m phipipe.support --write README.md) -->", "<!-- support: end -->"
+BEGIN, END = (
+    "<!-- support: begin (python -m phipipe.support --write README.md) -->",
+    "<!-- support: end -->",
+)
 FAMILY_BEGIN, FAMILY_END = "<!-- family: begin (see above) -->", "<!-- family: end -->"
 BITS = {"int4": "4", "int8": "8", "fp16": "16", "fp32": "32"}
 
@@ -33,7 +37,10 @@ def markdown() -> str:
     for members in _groups():
         for i, unit in enumerate(members[0].units):
             first = ", ".join(f"`{d.name}`" for d in members) if i == 0 else ""
-            cells = [" ".join(BITS[p] for p in BITS if p in backends.able(name, members[0], unit)) for name in names]
+            cells = [
+                " ".join(BITS[p] for p in BITS if p in backends.able(name, members[0], unit))
+                for name in names
+            ]
             lines.append(f"| {first} | {unit.api} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -45,12 +52,15 @@ def _groups() -> list[list[Device]]:
         target = device.load(name)
         kind = (target.systems, tuple((unit.api, unit.precisions) for unit in target.units))
         found.setdefault(kind, []).append(target)
-    return [sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in found.values()]
+    return [
+        sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in found.values()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What the rules say of a row of the family on one backend: id → words, for each kind of verdict."""
+    """What the rules say of a row of the family on one backend: id → words, for each kind of
+    verdict."""
 
     row: str
     backend: str
@@ -64,12 +74,15 @@ class Cell:
 
     def words(self) -> str:
         """ "✓", "✓ F1 M15", or what it is refused for: "– M03"."""
-        return " ".join(["✓", *self.fixups, *self.limits] if self.works else ["–", *list(self.errors)[:1]])
+        return " ".join(
+            ["✓", *self.fixups, *self.limits] if self.works else ["–", *list(self.errors)[:1]]
+        )
 
 
 @cache
 def cells() -> tuple[Cell, ...]:
-    """Every row of the family × every backend. What holds for one member of a row is said of the row."""
+    """Every row of the family × every backend. What holds for one member of a row is said of the
+    row."""
     rows = dict.fromkeys(member.row for member in family.MEMBERS)
     return tuple(_cell(row, name) for row in rows for name in backends.names())
 
@@ -78,7 +91,9 @@ def _cell(row: str, name: str) -> Cell:
     backend = backends.load(name)
     served = {precision for table in backend.PRECISIONS.values() for precision in table}
     precision = "fp32" if "fp32" in served else "int8"
-    recipe = Recipe(name="table", source=Source(path="."), device="any", backend=name, precision=precision)
+    recipe = Recipe(
+        name="table", source=Source(path="."), device="any", backend=name, precision=precision
+    )
     options, found = backend.Options(), list[Advice]()
     fixups: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
@@ -94,19 +109,28 @@ def _cell(row: str, name: str) -> Cell:
         backend=name,
         errors={a.rule: a.message for a in found if a.level == "error"},
         fixups={fix: str(told["reason"]) for fix, told in sorted(fixups.items())},
-        limits={a.rule: a.message for a in found if a.level == "warning" and a.rule.startswith("M")},
+        limits={
+            a.rule: a.message for a in found if a.level == "warning" and a.rule.startswith("M")
+        },
     )
 
 
 def family_markdown() -> str:
     """The family's table and what its marks mean, without its markers."""
     names = backends.names()
-    lines = ["| models | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + "---|" * len(names)]
+    lines = [
+        "| models | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
     for row in dict.fromkeys(cell.row for cell in cells()):
-        lines.append(f"| {row} | " + " | ".join(cell.words() for cell in cells() if cell.row == row) + " |")
+        lines.append(
+            f"| {row} | " + " | ".join(cell.words() for cell in cells() if cell.row == row) + " |"
+        )
     legend: dict[str, str] = {}
     for cell in cells():
-        shown = {**cell.fixups, **cell.limits} if cell.works else dict(list(cell.errors.items())[:1])
+        shown = (
+            {**cell.fixups, **cell.limits} if cell.works else dict(list(cell.errors.items())[:1])
+        )
         legend |= {mark: words for mark, words in shown.items() if mark not in legend}
     return "\n".join([*lines, "", *(f"- **{mark}** {legend[mark]}" for mark in sorted(legend))])
 
@@ -117,7 +141,10 @@ def placed(text: str) -> str:
     Raises:
         ValueError: some markers are not there.
     """
-    for first, last, table in ((BEGIN, END, markdown()), (FAMILY_BEGIN, FAMILY_END, family_markdown())):
+    for first, last, table in (
+        (BEGIN, END, markdown()),
+        (FAMILY_BEGIN, FAMILY_END, family_markdown()),
+    ):
         before, begin, rest = text.partition(first)
         _, end, after = rest.partition(last)
         if not begin or not end:
@@ -128,7 +155,9 @@ def placed(text: str) -> str:
 
 def main() -> int:
     """Write the table into a file, or say whether it is up to date (exit code 1 if not)."""
-    parser = argparse.ArgumentParser(description="What works: devices, models, backends, precisions.")
+    parser = argparse.ArgumentParser(
+        description="What works: devices, models, backends, precisions."
+    )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", type=Path, metavar="FILE")
     action.add_argument("--check", type=Path, metavar="FILE")

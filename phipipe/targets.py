@@ -1,4 +1,5 @@
-"""Recipe × device × backend: whether the device can run it at all. Everything that needs no model to be known."""
+"""Recipe × device × backend: whether the device can run it at all. Everything that needs no model
+to be known."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ QUANTIZE: Where = ("quantize",)
 
 
 class Target(NamedTuple):
-    """What a build is for. ``options`` are the recipe's, with the device's own values where they leave a choice."""
+    """What a build is for. ``options`` are the recipe's, with the device's own values where they
+    leave a choice."""
 
     device: Device
     unit: Unit
@@ -35,8 +37,8 @@ def of(build: Build) -> Target:
     """The device, the unit and the options of ``build``.
 
     Raises:
-        TargetError: no such device or unit, or none that the backend serves at this precision with these options; says
-            what would work. Several things that are wrong are one error.
+        TargetError: no such device or unit, or none that the backend serves at this precision with
+            these options; says what would work. Several things that are wrong are one error.
         RecipeError: a device file of the user's is missing or malformed.
     """
     target = _device(build)
@@ -66,10 +68,12 @@ def problems(builds: Iterable[Build]) -> list[PhipipeError]:
 
 
 def checked(path: Path, sets: Sequence[str] = (), only: Sequence[str] = ()) -> list[Build]:
-    """The builds that the file ``path`` describes, after everything that can be known without a model.
+    """The builds that the file ``path`` describes, after everything that can be known without a
+    model.
 
     Raises:
-        PhipipeError: all that is wrong, as one error (``several.as_one``): RecipeError, TargetError.
+        PhipipeError: all that is wrong, as one error (``several.as_one``): RecipeError,
+            TargetError.
     """
     builds, error = gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if errors := [*([error] if error else []), *problems(builds)]:
@@ -83,12 +87,15 @@ def refuse(build: Build, advice: Iterable[Advice]) -> None:
     if errors:
         message = "; ".join(f"{a.message} [{a.rule}]" for a in errors)
         hints = dict.fromkeys(a.hint for a in errors if a.hint)
-        raise problem_at(build, BACKEND, message, "; ".join(hints) or None, QUANTIZE, PRECISION, DEVICE)
+        raise problem_at(
+            build, BACKEND, message, "; ".join(hints) or None, QUANTIZE, PRECISION, DEVICE
+        )
 
 
 @contextmanager
 def placed(build: Build, *where: str) -> Iterator[None]:
-    """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the recipe."""
+    """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the
+    recipe."""
     try:
         yield
     except SourceError as error:
@@ -153,7 +160,9 @@ def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
             continue
         if name in options.model_fields_set:
             choice = " or ".join(str(value).lower() for value in allowed)
-            message = f"{target.title} runs {build.recipe.precision} only with `{name}` = {choice}, "
+            message = (
+                f"{target.title} runs {build.recipe.precision} only with `{name}` = {choice}, "
+            )
             message += f"not {str(getattr(options, name)).lower()}"
             hint = f"set `quantize.{name}: {str(allowed[0]).lower()}` or leave it out"
             wrong.append(problem_at(build, ("quantize", name), message, hint))
@@ -161,5 +170,9 @@ def _options(build: Build, target: Device, unit: Unit) -> BaseModel:
     if wrong:
         raise several.as_one(wrong)
     known = type(options).model_fields.keys() - options.model_fields_set
-    usual = {name: v for name, v in unit.defaults.get(build.recipe.precision, {}).items() if name in known}
+    usual = {
+        name: v
+        for name, v in unit.defaults.get(build.recipe.precision, {}).items()
+        if name in known
+    }
     return options.model_copy(update=usual)

@@ -7,12 +7,15 @@ from pathlib import Path
 from phipipe import json_files
 from phipipe.errors import SourceError
 
-MAX_LENGTH = 2**16  # characters; the longest of the field have 30,000, and parsers take time by the square
+MAX_LENGTH = (
+    2**16
+)  # characters; the longest of the field have 30,000, and parsers take time by the square
 NAMED = "additional_chat_templates"
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Every chat template in ``folder`` by its name; the one that is used where none is named is "default".
+    """Every chat template in ``folder`` by its name; the one that is used where none is named is
+    "default".
 
     Raises:
         SourceError: a file that should hold one is damaged or too large.
@@ -26,7 +29,10 @@ def read(folder: Path) -> dict[str, str]:
     found |= {path.stem: _text(path) for path in sorted((folder / NAMED).glob("*.jinja"))}
     for name, text in found.items():
         if len(text) > MAX_LENGTH:
-            raise SourceError(f"the chat template `{name}` has {len(text)} characters, at most {MAX_LENGTH} make sense")
+            raise SourceError(
+                f"the chat template `{name}` has {len(text)} characters, at most {MAX_LENGTH} "
+                f"make sense"
+            )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Texts to evaluate on and to learn from: UTF-8, or the column ``text`` of a Parquet file, as data sets have it."""
+"""Texts to evaluate on and to learn from: UTF-8, or the column ``text`` of a Parquet file, as data
+sets have it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ def is_table(path: Path) -> bool:
 
 
 def check(path: Path, name: str, hint: str | None = None) -> None:
-    """Refuse a text that nothing can be measured on, as far as that shows without a toolchain; ``name`` is what the
-    user calls it.
+    """Refuse a text that nothing can be measured on, as far as that shows without a toolchain;
+    ``name`` is what the user calls it.
 
     Raises:
         SourceError: it is (nearly) empty, not UTF-8, or no Parquet file though called one.
@@ -36,7 +37,11 @@ def check(path: Path, name: str, hint: str | None = None) -> None:
     except UnicodeDecodeError as error:
         raise SourceError(f"{name} is not UTF-8 (byte {error.start})", hint=hint) from None
     if len(text) < SMALLEST_BYTES:
-        words = f"is too short: at least {SMALLEST_BYTES} characters are needed" if text.strip() else "is empty"
+        words = (
+            f"is too short: at least {SMALLEST_BYTES} characters are needed"
+            if text.strip()
+            else "is empty"
+        )
         raise SourceError(f"{name} {words}", hint=hint)
 
 
@@ -57,7 +62,9 @@ def read(path: Path) -> str:
         table = parquet.ParquetFile(path)
         names = table.schema_arrow.names
         if COLUMN not in names:
-            raise SourceError(f"`{path.name}` has no column `{COLUMN}`; its columns: {', '.join(names)}")
+            raise SourceError(
+                f"`{path.name}` has no column `{COLUMN}`; its columns: {', '.join(names)}"
+            )
         rows = table.read(columns=[COLUMN]).column(COLUMN).to_pylist()
     except (arrow.ArrowException, OSError) as error:
         raise SourceError(f"`{path.name}` cannot be read as Parquet: {error}") from None

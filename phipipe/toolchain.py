@@ -1,7 +1,8 @@
-"""The isolated environment of a backend: made by uv from a lock, on first use, beside all the others.
+"""The isolated environment of a backend: made by uv from a lock, on first use, beside all the
+others.
 
-A toolchain's folder is named by its lock and Python; a state file, written last, says what is in it. That
-list (name → version) is the fingerprint in keys and provenance.
+A toolchain's folder is named by its lock and Python; a state file, written last, says what is in
+it. That list (name → version) is the fingerprint in keys and provenance.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from phipipe.settings import Settings, installer_environment
 
 LOCKS = Path(__file__).parent / "toolchains"
 STATE = "phipipe-toolchain.json"
-LOCK_S = 3600  # uv waits that long for another that compiles the same package; its own 300 s are too few for llama.cpp
-# Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only, and the
-# registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
+# uv waits that long for another that compiles the same package; its own 300 s are too few for
+# llama.cpp
+LOCK_S = 3600
+# Never installed, although a package asks for it: optimum-intel uses torchvision for pictures only,
+# and the registry's build for CUDA breaks `import transformers` beside a torch for CPUs.
 EXCLUDED = ("torchvision",)
-# Toolchains whose main package has builds for some systems only: (system, machine) as ``platform`` names them.
+# Toolchains whose main package has builds for some systems only: (system, machine) as ``platform``
+# names them.
 WINDOWS, LINUX = ("Windows", "AMD64"), ("Linux", "x86_64")
 ONLY: Mapping[str, tuple[tuple[str, str], ...]] = {
     "qnn": (WINDOWS, ("Windows", "ARM64"), LINUX),
@@ -39,7 +43,8 @@ ONLY: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 NETWORK = "check the network and package index settings"
 COMPILER = (
-    "this package is compiled here: install a C and C++ compiler (Debian, Ubuntu: build-essential; Fedora: gcc-c++; "
+    "this package is compiled here: install a C and C++ compiler (Debian, Ubuntu: "
+    "build-essential; Fedora: gcc-c++; "
     "macOS: xcode-select --install; Windows: Visual Studio Build Tools with C++)"
 )
 # Any of these says that the user decides where packages come from, torch included.
@@ -76,18 +81,25 @@ def path_of(name: str, settings: Settings) -> Path:
     """
     lock = LOCKS / f"{name}.txt"
     if name not in names():
-        raise ToolchainError(f"unknown toolchain `{name}`", hint=f"toolchains: {', '.join(names())}")
+        raise ToolchainError(
+            f"unknown toolchain `{name}`", hint=f"toolchains: {', '.join(names())}"
+        )
     told = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     return settings.toolchains / f"{name}-{told}-py{sys.version_info.major}{sys.version_info.minor}"
 
 
 def installed(name: str, settings: Settings) -> Installed | None:
-    """The toolchain if it is there, by a look that takes milliseconds: state, interpreter, package folders."""
+    """The toolchain if it is there, by a look that takes milliseconds: state, interpreter, package
+    folders."""
     if settings.use_current:
         return _current(name)
     path = path_of(name, settings)
     try:
-        packages = json.loads((path / STATE).read_text("utf-8"))["packages"] if (path / STATE).is_file() else None
+        packages = (
+            json.loads((path / STATE).read_text("utf-8"))["packages"]
+            if (path / STATE).is_file()
+            else None
+        )
         if packages is None or not _python(path).exists() or _listed(path) != packages:
             return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -104,14 +116,19 @@ def foreign(name: str) -> str | None:
 
 
 def is_useful(name: str) -> bool:
-    """Whether toolchain ``name`` is of use here: it exists for this system, and what it computes on is there."""
+    """Whether toolchain ``name`` is of use here: it exists for this system, and what it computes on
+    is there."""
     return foreign(name) is None and (not name.endswith("-cuda") or _has_nvidia())
 
 
 def ensure(
-    name: str, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop = lambda: False
+    name: str,
+    settings: Settings,
+    notify: Callable[[str], None],
+    stop: launcher.Stop = lambda: False,
 ) -> Installed:
-    """The toolchain, installed first if it has to be. Of several processes one installs, the others wait.
+    """The toolchain, installed first if it has to be. Of several processes one installs, the others
+    wait.
 
     Raises:
         ToolchainError: it cannot be installed; nothing is left behind.
@@ -121,7 +138,8 @@ def ensure(
         return found
     if elsewhere := foreign(name):
         raise ToolchainError(
-            f"toolchain `{name}` exists for {elsewhere} only; this is {platform.system()} on {platform.machine()}",
+            f"toolchain `{name}` exists for {elsewhere} only; this is {platform.system()} on "
+            f"{platform.machine()}",
             hint="build there; the package runs on its device all the same",
         )
     path = path_of(name, settings)
@@ -136,20 +154,27 @@ def ensure(
     except OSError as error:
         if error.errno in room.FULL:
             doing = f"toolchain `{name}` could not be installed"
-            raise room.error(room.of_installation(settings), doing=doing, reason=str(error.strerror)) from error
+            raise room.error(
+                room.of_installation(settings), doing=doing, reason=str(error.strerror)
+            ) from error
         raise ToolchainError(
             f"toolchain `{name}` cannot be installed into `{path.parent}`: {error.strerror}",
             hint="set PHIPIPE_TOOLCHAINS or PHIPIPE_CACHE to a folder that you can write",
         ) from error
     found = installed(name, settings)
     if found is None:
-        raise ToolchainError(f"toolchain `{name}` is not what was installed", hint="run the same command again")
+        raise ToolchainError(
+            f"toolchain `{name}` is not what was installed", hint="run the same command again"
+        )
     return found
 
 
 @contextlib.contextmanager
-def _turn(name: str, path: Path, notify: Callable[[str], None], stop: launcher.Stop) -> Iterator[None]:
-    """While this lasts, nobody else installs or removes the toolchain, nor does what was left of somebody who did."""
+def _turn(
+    name: str, path: Path, notify: Callable[[str], None], stop: launcher.Stop
+) -> Iterator[None]:
+    """While this lasts, nobody else installs or removes the toolchain, nor does what was left of
+    somebody who did."""
 
     def waits(seconds: float) -> None:
         words = "still waiting" if seconds >= 1 else "waiting"
@@ -181,14 +206,19 @@ def _clear(name: str, path: Path, notify: Callable[[str], None]) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         raise ToolchainError(
-            f"what is left of toolchain `{name}` cannot be removed from `{path}`", hint="remove that folder yourself"
+            f"what is left of toolchain `{name}` cannot be removed from `{path}`",
+            hint="remove that folder yourself",
         )
 
 
 def check(
-    name: str, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop = lambda: False
+    name: str,
+    settings: Settings,
+    notify: Callable[[str], None],
+    stop: launcher.Stop = lambda: False,
 ) -> Installed:
-    """Like ``ensure``, but looks for every single file first, and installs again where one is missing."""
+    """Like ``ensure``, but looks for every single file first, and installs again where one is
+    missing."""
     found = ensure(name, settings, notify, stop)
     if settings.use_current:
         return found
@@ -200,7 +230,9 @@ def check(
     return ensure(name, settings, notify, stop)
 
 
-def remove(name: str, settings: Settings, notify: Callable[[str], None] = lambda line: None) -> None:
+def remove(
+    name: str, settings: Settings, notify: Callable[[str], None] = lambda line: None
+) -> None:
     """Remove the toolchain, whatever its state, but not under the hands of whoever installs it."""
     path = path_of(name, settings)
     if path.exists():
@@ -209,11 +241,14 @@ def remove(name: str, settings: Settings, notify: Callable[[str], None] = lambda
 
 
 def size_bytes(name: str, settings: Settings) -> int:
-    """Bytes that its files take (uv links them to its own cache where it can, so the disk may hold fewer)."""
+    """Bytes that its files take (uv links them to its own cache where it can, so the disk may hold
+    fewer)."""
     return sum(p.stat().st_size for p in path_of(name, settings).rglob("*") if p.is_file())
 
 
-def _install(name: str, path: Path, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop) -> None:
+def _install(
+    name: str, path: Path, settings: Settings, notify: Callable[[str], None], stop: launcher.Stop
+) -> None:
     import uv
 
     tool, environment, lock, excludes = (
@@ -228,10 +263,14 @@ def _install(name: str, path: Path, settings: Settings, notify: Callable[[str], 
     if not any(environment.get(setting) for setting in INDEX_SETTINGS) and not _has_nvidia():
         fill += ["--torch-backend", "cpu"]
     where = {"busy": _busy(path), "temporary": _temporary(path)}
-    job = launcher.Job(commands=(make, fill), environment=environment, remove=(path, excludes), **where)
+    job = launcher.Job(
+        commands=(make, fill), environment=environment, remove=(path, excludes), **where
+    )
     try:
         excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
-        code, said = launcher.run(job, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"), stop)
+        code, said = launcher.run(
+            job, lambda s: notify(f"still installing toolchain `{name}` ({s:.0f} s)"), stop
+        )
         if code:
             raise _failed(name, settings, code, said)
         state = {"packages": _listed(path)}
@@ -250,19 +289,29 @@ def _environment() -> dict[str, str]:
     """What uv gets."""
     made = installer_environment()
     made |= uv_environment(made)
-    made.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(hardware.cores()))  # llama.cpp is compiled here
-    made.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")  # without its part for pictures, which we do not use
+    made.setdefault(
+        "CMAKE_BUILD_PARALLEL_LEVEL", str(hardware.cores())
+    )  # llama.cpp is compiled here
+    made.setdefault(
+        "CMAKE_ARGS", "-DLLAVA_BUILD=OFF"
+    )  # without its part for pictures, which we do not use
     made.setdefault("UV_LOCK_TIMEOUT", str(LOCK_S))
     return made
 
 
 def _failed(name: str, settings: Settings, code: int, said: str) -> PhipipeError:
     if room.SAID.search(said):
-        last = next(line for line in reversed(redact(said).splitlines()) if room.SAID.search(line)).strip()
+        last = next(
+            line for line in reversed(redact(said).splitlines()) if room.SAID.search(line)
+        ).strip()
         return room.error(
-            room.of_installation(settings), doing=f"toolchain `{name}` could not be installed", reason=last
+            room.of_installation(settings),
+            doing=f"toolchain `{name}` could not be installed",
+            reason=last,
         )
-    lines = [line.strip() for line in redact(said).splitlines() if line.strip()] or [f"uv ended with code {code}"]
+    lines = [line.strip() for line in redact(said).splitlines() if line.strip()] or [
+        f"uv ended with code {code}"
+    ]
     remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
     return ToolchainError(
         f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
@@ -283,7 +332,9 @@ def uv_environment(environ: Mapping[str, str]) -> dict[str, str]:
         "PIP_EXTRA_INDEX_URL": "UV_INDEX",
         "PIP_CERT": "SSL_CERT_FILE",
     }
-    made = {uv: environ[pip] for pip, uv in pairs.items() if environ.get(pip) and not environ.get(uv)}
+    made = {
+        uv: environ[pip] for pip, uv in pairs.items() if environ.get(pip) and not environ.get(uv)
+    }
     if "UV_FIND_LINKS" in made:  # pip separates by spaces, uv by commas
         made["UV_FIND_LINKS"] = ",".join(made["UV_FIND_LINKS"].split())
     return made
@@ -294,13 +345,19 @@ def _has_nvidia() -> bool:
 
 
 def _python(path: Path) -> Path:
-    return path / "Scripts" / "python.exe" if platform.system() == "Windows" else path / "bin" / "python"
+    return (
+        path / "Scripts" / "python.exe"
+        if platform.system() == "Windows"
+        else path / "bin" / "python"
+    )
 
 
 def _site(path: Path) -> Path:
     if platform.system() == "Windows":
         return path / "Lib" / "site-packages"
-    return path / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    return (
+        path / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    )
 
 
 def _listed(path: Path) -> dict[str, str]:
@@ -314,7 +371,8 @@ def _listed(path: Path) -> dict[str, str]:
 
 
 def _missing(path: Path) -> str | None:
-    """The first file that some package's RECORD names and that is not there with its size; None if all are."""
+    """The first file that some package's RECORD names and that is not there with its size; None if
+    all are."""
     site = _site(path)
     for record in sorted(folder / "RECORD" for folder in site.glob("*.dist-info")):
         if not record.is_file():
@@ -338,7 +396,12 @@ def _current(name: str) -> Installed:
     packages = {}
     for distribution in importlib.metadata.distributions():
         with contextlib.suppress(KeyError, TypeError):
-            packages[str(distribution.metadata["Name"]).lower().replace("_", "-")] = distribution.version
+            packages[str(distribution.metadata["Name"]).lower().replace("_", "-")] = (
+                distribution.version
+            )
     return Installed(
-        name=name, python=Path(sys.executable), packages=dict(sorted(packages.items())), path=Path(sys.prefix)
+        name=name,
+        python=Path(sys.executable),
+        packages=dict(sorted(packages.items())),
+        path=Path(sys.prefix),
     )

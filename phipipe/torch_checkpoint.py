@@ -1,4 +1,5 @@
-"""Checkpoints of safetensors: read one tensor at a time, rewritten file by file, and what auto-round packed checked."""
+"""Checkpoints of safetensors: read one tensor at a time, rewritten file by file, and what
+auto-round packed checked."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from typing import Any
 from phipipe.backends.base import Json, Params
 from phipipe.errors import StepFailed
 
-LINEAR = re.compile(r"model\.layers\.\d+\..+\.weight")  # of these, the two-dimensional ones; norms have one dimension
+LINEAR = re.compile(
+    r"model\.layers\.\d+\..+\.weight"
+)  # of these, the two-dimensional ones; norms have one dimension
 PARTS = ("qweight", "qzeros", "scales", "g_idx")  # the last with zero points only
 INDEX = "model.safetensors.index.json"
 Change = Callable[[str, Any], dict[str, Any]]  # a tensor's name and value → what takes its place
@@ -21,8 +24,9 @@ Change = Callable[[str, Any], dict[str, Any]]  # a tensor's name and value → w
 def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json]) -> None:
     """Copy the checkpoint file by file, each tensor replaced by what ``change`` makes of it.
 
-    Shards are read and written one at a time; the layout of the source's config and tokenizer is kept, since other
-    tools misread what transformers 5 writes. ``settings`` replace top-level keys of the config.
+    Shards are read and written one at a time; the layout of the source's config and tokenizer is
+    kept, since other tools misread what transformers 5 writes. ``settings`` replace top-level keys
+    of the config.
     """
     from safetensors.torch import save_file
 
@@ -31,7 +35,11 @@ def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json
     where: dict[str, str] = {}
     total = 0
     for path in shards(source):
-        made = {key: value for name, tensor in tensors(path) for key, value in change(name, tensor).items()}
+        made = {
+            key: value
+            for name, tensor in tensors(path)
+            for key, value in change(name, tensor).items()
+        }
         save_file(made, out / path.name, metadata={"format": "pt"})
         where |= dict.fromkeys(made, path.name)
         total += sum(tensor.nbytes for tensor in made.values())
@@ -39,7 +47,10 @@ def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json
         if not name.endswith(".safetensors"):
             shutil.copyfile(source / name, out / name)
     if (source / INDEX).is_file():
-        _write(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+        _write(
+            out / INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
+        )
     config = json.loads((source / "config.json").read_text("utf-8")) | dict(settings)
     config.pop("auto_map", None)
     _write(out / "config.json", config)
@@ -49,7 +60,10 @@ def shards(folder: Path) -> list[Path]:
     """The safetensors files that make up the checkpoint: those its index names, if it has one."""
     index = folder / INDEX
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        return [
+            folder / name
+            for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        ]
     return sorted(folder.glob("*.safetensors"))
 
 
@@ -91,18 +105,27 @@ def _write(path: Path, value: Json) -> None:
 
 
 def verify(source: Path, folder: Path, params: Params) -> None:
-    """Every linear of the decoder layers is packed as asked, every other tensor is the source's own.
+    """Every linear of the decoder layers is packed as asked, every other tensor is the source's
+    own.
 
     Raises:
         StepFailed: names the first tensor that is not as it should be.
     """
     settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
-    wanted = {"bits": params["bits"], "group_size": params["group_size"], "sym": params["symmetric"]}
+    wanted = {
+        "bits": params["bits"],
+        "group_size": params["group_size"],
+        "sym": params["symmetric"],
+    }
     wanted |= {"quant_method": "auto-round", "data_type": "int"}
     if wrong := [key for key, value in wanted.items() if settings.get(key) != value]:
-        raise StepFailed(f"auto-round wrote `{wrong[0]}: {settings.get(wrong[0])}`, not {wanted[wrong[0]]}")
+        raise StepFailed(
+            f"auto-round wrote `{wrong[0]}: {settings.get(wrong[0])}`, not {wanted[wrong[0]]}"
+        )
     if extra := [key for key in ("extra_config", "regex_config") if settings.get(key)]:
-        raise StepFailed(f"auto-round made exceptions that were not asked for: {settings[extra[0]]}")
+        raise StepFailed(
+            f"auto-round made exceptions that were not asked for: {settings[extra[0]]}"
+        )
     present = where_are(shards(folder))
     packed = 0
     for name, tensor in (pair for path in shards(source) for pair in tensors(path)):
@@ -112,11 +135,16 @@ def verify(source: Path, folder: Path, params: Params) -> None:
         elif name not in present or not read(present.pop(name), name).equal(tensor):
             raise StepFailed(f"`{name}` is not the source's own")
     if not packed or present:
-        raise StepFailed(f"unexpected tensor `{min(present)}`" if present else "no linear was quantized")
+        raise StepFailed(
+            f"unexpected tensor `{min(present)}`" if present else "no linear was quantized"
+        )
 
 
-def _check_packed(linear: str, shape: Sequence[int], present: dict[str, Path], params: Params) -> None:
-    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and check them."""
+def _check_packed(
+    linear: str, shape: Sequence[int], present: dict[str, Path], params: Params
+) -> None:
+    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and
+    check them."""
     import torch
 
     rows, width, bits = shape[0], shape[1], params["bits"]

@@ -1,7 +1,8 @@
 """A run as OpenTelemetry spans: one for the run, below it one for each step that was not cached.
 
-On where ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) is set; everything else, too, is as
-OpenTelemetry's own variables say: headers, timeouts, ``OTEL_SERVICE_NAME``. Attributes are named as in ``events``.
+On where ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) is set;
+everything else, too, is as OpenTelemetry's own variables say: headers, timeouts,
+``OTEL_SERVICE_NAME``. Attributes are named as in ``events``.
 """
 
 from __future__ import annotations
@@ -58,15 +59,25 @@ class Spans:
 
         left_out = ("event", "time", "run", "step")
         simple = str, int, float  # what an attribute may be
-        told = {f"phipipe.{n}": v for n, v in event.items() if n not in left_out and isinstance(v, simple)}
+        told = {
+            f"phipipe.{n}": v
+            for n, v in event.items()
+            if n not in left_out and isinstance(v, simple)
+        }
         span.set_attributes(told)
         if event.get("exit_code"):
-            span.set_status(Status(StatusCode.ERROR, str(event.get("message", f"exit code {event['exit_code']}"))))
+            span.set_status(
+                Status(
+                    StatusCode.ERROR, str(event.get("message", f"exit code {event['exit_code']}"))
+                )
+            )
         span.end()
 
 
 @contextlib.contextmanager
-def spans(note: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> Iterator[list[Sink]]:
+def spans(
+    note: Callable[[str], None], environ: Mapping[str, str] = os.environ
+) -> Iterator[list[Sink]]:
     """The sink that the environment asks for, if any; at the end what it holds is sent.
 
     ``note`` is told where spans could not be delivered: a run does not fail for that.
@@ -85,7 +96,9 @@ def spans(note: Callable[[str], None], environ: Mapping[str, str] = os.environ) 
     except ImportError:
         asked = next(name for name in SWITCHES if environ.get(name))
         hint = f"pip install 'phipipe[otel]', or unset {asked}"
-        raise ToolchainError(f"{asked} asks for spans, and OpenTelemetry is not installed", hint=hint) from None
+        raise ToolchainError(
+            f"{asked} asks for spans, and OpenTelemetry is not installed", hint=hint
+        ) from None
     resource = Resource.create({SERVICE_NAME: environ.get("OTEL_SERVICE_NAME") or SERVICE})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

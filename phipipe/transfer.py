@@ -1,8 +1,10 @@
-"""Files over HTTP that arrive whole or not at all: resumed by Range, hashed while they stream, tried again with pauses.
+"""Files over HTTP that arrive whole or not at all: resumed by Range, hashed while they stream,
+tried again with pauses.
 
-What was received lies in a partial file, written as it comes: whoever is killed loses what was on its way, 1 MiB at
-most, or where that is more, what the link carries in one round trip. The hash that the publisher names is the only
-judge of a file; ranges, sizes and types only find faults earlier.
+What was received lies in a partial file, written as it comes: whoever is killed loses what was on
+its way, 1 MiB at most, or where that is more, what the link carries in one round trip. The hash
+that the publisher names is the only judge of a file; ranges, sizes and types only find faults
+earlier.
 """
 
 from __future__ import annotations
@@ -40,10 +42,12 @@ GO_ON = "run the same command again: it goes on where this one stopped"
 
 @dataclass(frozen=True)
 class Pace:
-    """How patient a transfer is. ``attempts`` counts failures in a row without one new byte; times in seconds."""
+    """How patient a transfer is. ``attempts`` counts failures in a row without one new byte; times
+    in seconds."""
 
     attempts: int = 8
-    first_s: float = 0.5  # doubled after each failure, and shortened at random: many clients must not come back at once
+    # doubled after each failure, and shortened at random: many clients must not come back at once
+    first_s: float = 0.5
     longest_s: float = 30.0
     stall_s: float = 30.0  # without a byte
     asked_s: float = 300.0  # the longest that a server may make us wait (Retry-After)
@@ -54,7 +58,8 @@ PACE = Pace()
 
 @dataclass(frozen=True, order=True)
 class Published:
-    """A file as its publisher describes it; ``algorithm`` is "sha256" or "git-sha1", ``size`` in bytes."""
+    """A file as its publisher describes it; ``algorithm`` is "sha256" or "git-sha1", ``size`` in
+    bytes."""
 
     name: str
     size: int
@@ -83,7 +88,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Remote:
-    """Where a file is had. ``token`` goes to this URL's own host alone; ``refuse`` words a final answer."""
+    """Where a file is had. ``token`` goes to this URL's own host alone; ``refuse`` words a final
+    answer."""
 
     url: str
     refuse: Callable[[int, Mapping[str, str]], SourceError]
@@ -98,7 +104,8 @@ class Unreachable(SourceError):
 
 
 class Fault(Exception):
-    """Something that may pass: try again, after ``wait_s`` if the server said so, at most ``attempts`` times."""
+    """Something that may pass: try again, after ``wait_s`` if the server said so, at most
+    ``attempts`` times."""
 
     def __init__(self, message: str, wait_s: float | None = None, attempts: int = 1000) -> None:
         super().__init__(message)
@@ -114,12 +121,14 @@ def library() -> Any:
 
 
 def http() -> Any:
-    """The HTTP library that huggingface_hub brings: httpx, or its successor of the same interface."""
+    """The HTTP library that huggingface_hub brings: httpx, or its successor of the same
+    interface."""
     return importlib.import_module(type(library().get_session()).__module__.partition(".")[0])
 
 
 def client(connections: int = 1) -> Any:
-    """A pool for so many connections. Redirects are followed here, not there: they decide who gets a token."""
+    """A pool for so many connections. Redirects are followed here, not there: they decide who gets
+    a token."""
     limits = http().Timeout(PACE.stall_s, connect=min(PACE.stall_s, 15.0), pool=None)
     unread = TWICE_BYTES // connections - 2 * READ_BYTES
     hooks = {"response": [lambda response: sockets.bound_unread(response, unread)]}
@@ -138,7 +147,8 @@ def patiently(
     position: Callable[[], int] = lambda: 0,
     stopped: threading.Event | None = None,
 ) -> T:
-    """Call ``work`` until it raises no ``Fault``; failures count as long as ``position`` does not grow.
+    """Call ``work`` until it raises no ``Fault``; failures count as long as ``position`` does not
+    grow.
 
     Raises:
         Unreachable: it failed too often; says ``what``.
@@ -153,7 +163,9 @@ def patiently(
             best = max(best, position())
             if failures >= min(PACE.attempts, fault.attempts):
                 raise Unreachable(f"{what}: {fault}", hint=GO_ON) from None
-            pause = min(PACE.longest_s, PACE.first_s * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+            pause = min(PACE.longest_s, PACE.first_s * 2 ** (failures - 1)) * random.uniform(
+                0.5, 1.0
+            )
             asked = 0.0 if fault.wait_s is None else min(fault.wait_s, PACE.asked_s)
             if (stopped or threading.Event()).wait(max(pause, asked)):
                 raise Interrupted("stopped") from None
@@ -170,7 +182,8 @@ def fault_of(error: Exception) -> Fault:
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise SourceError(
                 f"the server's certificate is not trusted: {cause.verify_message}",
-                hint="if a proxy of your own re-signs traffic, set SSL_CERT_FILE to its certificates",
+                hint="if a proxy of your own re-signs traffic, set SSL_CERT_FILE to its "
+                "certificates",
             ) from None
         cause = cause.__cause__ or cause.__context__
     if "Timeout" in type(error).__name__:
@@ -186,8 +199,11 @@ def _to(error: Any) -> str:
     return ""
 
 
-def status_error(status: int, headers: Mapping[str, str], refuse: Callable[[], SourceError]) -> Exception:
-    """What an answer other than success means: a ``Fault`` where it may pass, else ``refuse``'s error."""
+def status_error(
+    status: int, headers: Mapping[str, str], refuse: Callable[[], SourceError]
+) -> Exception:
+    """What an answer other than success means: a ``Fault`` where it may pass, else ``refuse``'s
+    error."""
     if status in (408, 416, 425, 429) or status >= 500:
         wait_s = _retry_after(headers.get("retry-after"))
         words = f" ({phrase})" if (phrase := responses.get(status)) else ""
@@ -251,12 +267,15 @@ def fetch(
     on_bytes: Callable[[int], None] = lambda count: None,
     stopped: threading.Event | None = None,
 ) -> None:
-    """Complete the partial file ``path``, whose content then is ``file``'s to the bit. ``pool`` is a ``client()``.
+    """Complete the partial file ``path``, whose content then is ``file``'s to the bit. ``pool`` is
+    a ``client()``.
 
-    ``on_bytes`` is told how many bytes came, and what was found in the partial; a negative number takes back.
+    ``on_bytes`` is told how many bytes came, and what was found in the partial; a negative number
+    takes back.
 
     Raises:
-        SourceError: the server refuses, fails too often, or twice sends what does not hash to what was published.
+        SourceError: the server refuses, fails too often, or twice sends what does not hash to what
+            was published.
         Interrupted: ``stopped`` was set.
         OSError: the partial file cannot be written; what it has stays.
     """
@@ -279,12 +298,17 @@ def fetch(
     path.unlink()
     raise SourceError(
         f"`{file.name}` is not what was published: it came twice with another {file.algorithm}",
-        hint="a proxy or mirror on the way may change files; try without it (HF_ENDPOINT, HTTPS_PROXY)",
+        hint="a proxy or mirror on the way may change files; try without it (HF_ENDPOINT, "
+        "HTTPS_PROXY)",
     )
 
 
 def _attempt(
-    pool: Any, remote: Remote, part: _Part, on_bytes: Callable[[int], None], stopped: threading.Event | None
+    pool: Any,
+    remote: Remote,
+    part: _Part,
+    on_bytes: Callable[[int], None],
+    stopped: threading.Event | None,
 ) -> None:
     """One request for what is still missing.
 
@@ -312,7 +336,8 @@ def _attempt(
 
 
 def head(pool: Any, remote: Remote, file: Published, count: int) -> bytes:
-    """The first ``count`` bytes of ``file`` (all of it where it is shorter). Nothing vouches for them.
+    """The first ``count`` bytes of ``file`` (all of it where it is shorter). Nothing vouches for
+    them.
 
     Raises:
         SourceError: as ``fetch``.
@@ -345,7 +370,9 @@ def _opened(pool: Any, remote: Remote, wanted: str | None) -> Iterator[Any]:
         headers["Range"] = wanted
     try:
         for _ in range(REDIRECTS + 1):
-            own = remote.token is not None and _origin(url) == _origin(remote.url) and is_private(url)
+            own = (
+                remote.token is not None and _origin(url) == _origin(remote.url) and is_private(url)
+            )
             asked = {**headers, "Authorization": f"Bearer {remote.token}"} if own else headers
             response = pool.send(pool.build_request("GET", url, headers=asked), stream=True)
             with contextlib.closing(response):
@@ -354,7 +381,9 @@ def _opened(pool: Any, remote: Remote, wanted: str | None) -> Iterator[Any]:
                     return
             url = _redirected(url, response.headers.get("location", ""))
             if is_private(remote.url) and not is_private(url):
-                raise SourceError("the server redirects to where anybody can read and change what is sent")
+                raise SourceError(
+                    "the server redirects to where anybody can read and change what is sent"
+                )
     except http().TransportError as error:
         raise fault_of(error) from None
     raise Fault(f"more than {REDIRECTS} redirects", attempts=2)
@@ -381,8 +410,11 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
 
 
-def _begin(response: Any, remote: Remote, file: Published, offset: int, count: int | None = None) -> int:
-    """Check what is to come against what was asked for; how many bytes to skip where the range was ignored.
+def _begin(
+    response: Any, remote: Remote, file: Published, offset: int, count: int | None = None
+) -> int:
+    """Check what is to come against what was asked for; how many bytes to skip where the range was
+    ignored.
 
     Raises:
         Fault, SourceError: this is not the file.
@@ -390,9 +422,12 @@ def _begin(response: Any, remote: Remote, file: Published, offset: int, count: i
     status, headers = int(response.status_code), response.headers
     if status not in (200, 206):
         raise status_error(status, headers, lambda: remote.refuse(status, headers))
-    if headers.get("content-type", "").startswith("text/html") and not file.name.endswith((".html", ".htm")):
+    if headers.get("content-type", "").startswith("text/html") and not file.name.endswith(
+        (".html", ".htm")
+    ):
         raise SourceError(
-            f"instead of `{file.name}` came a web page: some proxy or login page answers for the server",
+            f"instead of `{file.name}` came a web page: some proxy or login page answers for "
+            f"the server",
             hint=f"log in to your network, or set HTTPS_PROXY; then {GO_ON}",
         )
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -405,7 +440,9 @@ def _begin(response: Any, remote: Remote, file: Published, offset: int, count: i
         start, end, total = int(found[1]), int(found[2]) + 1, found[3]
     if start not in (0, offset) or total not in (str(file.size), "*"):
         raise Fault(
-            f"bytes {start}-{end - 1} of {total} come, asked for those from {offset} of {file.size}", attempts=3
+            f"bytes {start}-{end - 1} of {total} come, asked for those from {offset} of "
+            f"{file.size}",
+            attempts=3,
         )
     length = headers.get("content-length")
     wanted = file.size - start if status == 200 or count is None else count
@@ -414,8 +451,11 @@ def _begin(response: Any, remote: Remote, file: Published, offset: int, count: i
     return offset - start
 
 
-def fetch_all(jobs: Sequence[tuple[Remote, Published, Path]], on_progress: Callable[[int], None]) -> None:
-    """``fetch`` several files at once. ``on_progress`` hears from this thread, and often, how many bytes are there.
+def fetch_all(
+    jobs: Sequence[tuple[Remote, Published, Path]], on_progress: Callable[[int], None]
+) -> None:
+    """``fetch`` several files at once. ``on_progress`` hears from this thread, and often, how many
+    bytes are there.
 
     An exception that it raises ends everything; partial files stay.
 
@@ -447,7 +487,9 @@ def fetch_all(jobs: Sequence[tuple[Remote, Published, Path]], on_progress: Calla
 
     connections = max(1, min(len(jobs), CONNECTIONS))
     with client(connections) as pool:
-        threads = [threading.Thread(target=work, args=(pool,), daemon=True) for _ in range(connections)]
+        threads = [
+            threading.Thread(target=work, args=(pool,), daemon=True) for _ in range(connections)
+        ]
         try:
             for thread in threads:
                 thread.start()
@@ -458,7 +500,9 @@ def fetch_all(jobs: Sequence[tuple[Remote, Published, Path]], on_progress: Calla
                 thread.join(1.0)  # one that waits for a silent server ends by its own timeout
 
 
-def _await(count: int, endings: queue.SimpleQueue[BaseException | None], told: Callable[[], None]) -> None:
+def _await(
+    count: int, endings: queue.SimpleQueue[BaseException | None], told: Callable[[], None]
+) -> None:
     while count:
         with contextlib.suppress(queue.Empty):
             ending = endings.get(timeout=0.2)

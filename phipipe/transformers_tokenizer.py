@@ -1,6 +1,8 @@
-"""What transformers reads in a folder: its config, and the tokenizer for every runtime that takes it from there.
+"""What transformers reads in a folder: its config, and the tokenizer for every runtime that takes
+it from there.
 
-Tokenizers live in limited children (``limited``); only what works for such a child uses transformers' own here.
+Tokenizers live in limited children (``limited``); only what works for such a child uses
+transformers' own here.
 """
 
 from __future__ import annotations
@@ -38,12 +40,18 @@ class TransformersTokenizer:
         return str(self._tokenizer.convert_ids_to_tokens(number))
 
     def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
-        """A chat in the folder's template, ready for the answer unless it is not to ``ask`` for one."""
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+        """A chat in the folder's template, ready for the answer unless it is not to ``ask`` for
+        one."""
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=ask
+            )
+        )
 
 
 def config_of(folder: Path) -> Any:
-    """The folder's config where transformers would misread it; None, its own default, everywhere else."""
+    """The folder's config where transformers would misread it; None, its own default, everywhere
+    else."""
     from transformers import AutoConfig
 
     told = json.loads((folder / "config.json").read_text("utf-8"))
@@ -52,7 +60,8 @@ def config_of(folder: Path) -> Any:
 
 
 def load(folder: Path) -> Any:
-    """transformers' own tokenizer of ``folder``, in this process; nothing is downloaded, no code of it is run."""
+    """transformers' own tokenizer of ``folder``, in this process; nothing is downloaded, no code of
+    it is run."""
     from transformers import AutoTokenizer
 
     settings = {"trust_remote_code": False, "local_files_only": True}
@@ -79,7 +88,9 @@ def opened_by_mlx(folder: str) -> TransformersTokenizer:
     """mlx-lm's own, for a limited child."""
     from mlx_lm.utils import load_tokenizer
 
-    return TransformersTokenizer(load_tokenizer(Path(folder), {"trust_remote_code": False, "local_files_only": True}))
+    return TransformersTokenizer(
+        load_tokenizer(Path(folder), {"trust_remote_code": False, "local_files_only": True})
+    )
 
 
 def of_mlx(folder: Path) -> LimitedTokenizer:

@@ -1,7 +1,8 @@
-"""What reached the top although no border foresaw it: a sentence where the world is at fault, a log where we are.
+"""What reached the top although no border foresaw it: a sentence where the world is at fault, a log
+where we are.
 
-Borders explain better, since they know what was being done; this is for what a disk, a network or a stranger's file
-does where none is.
+Borders explain better, since they know what was being done; this is for what a disk, a network or a
+stranger's file does where none is.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ def _numbers(names: str) -> frozenset[int]:
 
 
 _PATHS = _numbers(
-    "ENAMETOOLONG ELOOP EACCES EPERM EISDIR ENOTDIR ENOENT EEXIST ENOTEMPTY ENXIO ENODEV EINVAL EBUSY ETXTBSY ESPIPE "
+    "ENAMETOOLONG ELOOP EACCES EPERM EISDIR ENOTDIR ENOENT EEXIST ENOTEMPTY ENXIO ENODEV EINVAL "
+    "EBUSY ETXTBSY ESPIPE "
     "EOPNOTSUPP E2BIG"
 )
 _DISKS = _numbers("EROFS EIO ESTALE EXDEV EMLINK")
 _NETWORK = _numbers(
-    "ECONNREFUSED ECONNRESET ECONNABORTED EPIPE ETIMEDOUT ENETUNREACH EHOSTUNREACH ENETDOWN EADDRINUSE EADDRNOTAVAIL"
+    "ECONNREFUSED ECONNRESET ECONNABORTED EPIPE ETIMEDOUT ENETUNREACH EHOSTUNREACH ENETDOWN "
+    "EADDRINUSE EADDRNOTAVAIL"
 )
 _FILES = {errno.EMFILE: "ulimit -n 4096", errno.ENFILE: "close other programs"}
 
@@ -37,11 +40,16 @@ _FILES = {errno.EMFILE: "ulimit -n 4096", errno.ENFILE: "close other programs"}
 def explained(error: BaseException) -> PhipipeError | None:
     """``error`` in the user's terms; None for a bug."""
     if isinstance(error, MemoryError):
-        return StepKilled("phipipe itself ran out of memory", hint="close other programs, or take a larger machine")
+        return StepKilled(
+            "phipipe itself ran out of memory",
+            hint="close other programs, or take a larger machine",
+        )
     if isinstance(error, RecursionError):
         return _with_log(error, SourceError("something that was read nests too deeply"))
     if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
-        return _with_log(error, SourceError(f"something that was read, or its name, is no text: {error.reason}"))
+        return _with_log(
+            error, SourceError(f"something that was read, or its name, is no text: {error.reason}")
+        )
     return _refused(error) if isinstance(error, OSError) else None
 
 
@@ -49,11 +57,17 @@ def _refused(error: OSError) -> PhipipeError | None:
     """The system's refusal, by what it is about."""
     from phipipe import room
 
-    named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    named = [
+        os.fsdecode(name)
+        for name in (error.filename, error.filename2)
+        if isinstance(name, str | bytes)
+    ]
     what, number = f"`{named[0]}`" if named else "a file", error.errno
     reason = error.strerror or str(error)
     if number == errno.ENOENT and "temporary directory" in reason:  # Python's own words
-        return StoreError("there is no folder for temporary files that takes one", hint=room.KEEP_TEMPORARY)
+        return StoreError(
+            "there is no folder for temporary files that takes one", hint=room.KEEP_TEMPORARY
+        )
     if number == errno.ENOENT and not named and not _is_here():
         return SourceError("the current folder is gone", hint="change to another folder")
     if number in room.FULL:
@@ -61,11 +75,17 @@ def _refused(error: OSError) -> PhipipeError | None:
     if number in _FILES:
         return StoreError(f"too many files are open: {reason}", hint=_FILES[number])
     if number in (errno.ENOMEM, errno.EAGAIN):
-        return StepKilled(f"the system has no memory or no processes left: {reason}", hint="close other programs")
+        return StepKilled(
+            f"the system has no memory or no processes left: {reason}", hint="close other programs"
+        )
     if number in _DISKS:
-        return StoreError(f"cannot use {what}: {reason}", hint="check the disk, or take another one")
+        return StoreError(
+            f"cannot use {what}: {reason}", hint="check the disk, or take another one"
+        )
     if number in _NETWORK or isinstance(error, ConnectionError | TimeoutError):
-        return SourceError(f"the network, or another process, does not answer: {reason}", hint="try again")
+        return SourceError(
+            f"the network, or another process, does not answer: {reason}", hint="try again"
+        )
     if number in _PATHS and named:
         return _with_log(error, SourceError(f"cannot use {what}: {reason}"))
     return None
@@ -78,7 +98,9 @@ def _is_here() -> bool:
 
 
 def _with_log(error: BaseException, told: PhipipeError) -> PhipipeError:
-    return type(told)(told.message, hint=f"look at what you gave; details are in {log(error, 'error')}")
+    return type(told)(
+        told.message, hint=f"look at what you gave; details are in {log(error, 'error')}"
+    )
 
 
 def log(error: BaseException, kind: str = "bug") -> str:
@@ -86,7 +108,12 @@ def log(error: BaseException, kind: str = "bug") -> str:
     said = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile(
-            "w", prefix=f"phipipe-{kind}-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+            "w",
+            prefix=f"phipipe-{kind}-",
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
         ) as file:
             file.write(f"phipipe {__version__}, Python {sys.version}\n\n{said}")
         return file.name

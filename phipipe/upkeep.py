@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phipipe import answers
-from phipipe.console import AS_JSON, UserPath, cli, command, echo, note, save, settings_of_user, store_of_user
+from phipipe.console import (
+    AS_JSON,
+    UserPath,
+    cli,
+    command,
+    echo,
+    note,
+    save,
+    settings_of_user,
+    store_of_user,
+)
 from phipipe.errors import RecipeError
 from phipipe.report import counted
 from phipipe.user_paths import Kind, problem, shown
@@ -43,10 +53,16 @@ GIB = _Gib(min=0)
 @click.argument("name", default="recipe", metavar="[NAME]")
 @click.option("--write", "target", type=UserPath(), help="Write to this file instead of stdout.")
 @click.option("--check", type=UserPath(), help="Fail if this file is not up to date.")
-@click.option("--all", "every", is_flag=True, help="All schemas; --write and --check then name the folder `schemas`.")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="All schemas; --write and --check then name the folder `schemas`.",
+)
 @AS_JSON
 def schema(name: str, target: Path | None, check: Path | None, every: bool, as_json: bool) -> None:
-    """Print a JSON schema: of recipes, for editors' YAML language servers, or of what a command prints with --json.
+    """Print a JSON schema: of recipes, for editors' YAML language servers, or of what a command
+    prints with --json.
 
     NAME is `recipe` (the default), or a command such as `plan` or `cache-ls`.
     """
@@ -60,7 +76,11 @@ def schema(name: str, target: Path | None, check: Path | None, every: bool, as_j
     if as_json:
         answers.give(rows)
     if stale := [row.path for row in rows if not row.fresh]:
-        again = f"phipipe schema --all --write {check}" if every else f"phipipe schema {name} --write {check}"
+        again = (
+            f"phipipe schema --all --write {check}"
+            if every
+            else f"phipipe schema {name} --write {check}"
+        )
         raise RecipeError(f"{', '.join(f'`{path}`' for path in stale)}: out of date", hint=again)
 
 
@@ -86,7 +106,11 @@ def _content(path: Path) -> bytes:
             return stream.read(MAX_SCHEMA_BYTES)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
-        words = f"there is no schema at `{path}`" if missing else f"cannot read `{path}`: {error.strerror}"
+        words = (
+            f"there is no schema at `{path}`"
+            if missing
+            else f"cannot read `{path}`: {error.strerror}"
+        )
         raise RecipeError(words, hint="phipipe schema --write FILE") from None
 
 
@@ -94,19 +118,27 @@ def _content(path: Path) -> bytes:
 @click.argument("recipe", type=UserPath())
 @AS_JSON
 def pin(recipe: Path, as_json: bool) -> None:
-    """Write the commits that branches are at into a recipe; its comments stay. What is pinned is left alone."""
+    """Write the commits that branches are at into a recipe; its comments stay. What is pinned is
+    left alone."""
     from phipipe import output
     from phipipe import pin as pins
 
     pinned = pins.pin(recipe)
     if as_json:
-        answers.give([output.Pinned(repo=one.repo, revision=one.revision, commit=one.commit) for one in pinned])
+        answers.give(
+            [
+                output.Pinned(repo=one.repo, revision=one.revision, commit=one.commit)
+                for one in pinned
+            ]
+        )
         return
     for one in pinned:
         echo(f"{recipe}: {one.repo} {one.revision} → {one.commit}")
     if not pinned:
         named = pins.names_any(recipe)
-        echo(f"{recipe}: {'every repository is pinned already' if named else 'it names no repository of a hub'}")
+        echo(
+            f"{recipe}: {'every repository is pinned already' if named else 'it names no repository of a hub'}"
+        )
 
 
 @cli.group(epilog="Example:  phipipe toolchain install onnxruntime")
@@ -153,7 +185,9 @@ def toolchain_path(name: str, as_json: bool) -> None:
 
     found = catalogue.toolchain_row(name, settings_of_user())
     if not found.installed:
-        raise ToolchainError(f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}")
+        raise ToolchainError(
+            f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}"
+        )
     answers.give(found) if as_json else echo(str(found.python))
 
 
@@ -180,10 +214,16 @@ def cache_verify(as_json: bool) -> None:
     from phipipe.errors import StoreError
     from phipipe.store import Store
 
-    store = Store(settings_of_user().cache)  # which says nothing itself: the findings are the answer
+    store = Store(
+        settings_of_user().cache
+    )  # which says nothing itself: the findings are the answer
     findings = [*store.verify(), *outside.verify(store.root)]
     if as_json:
-        answers.give(output_lists.CacheVerified(ok=not findings, findings=[str(finding) for finding in findings]))
+        answers.give(
+            output_lists.CacheVerified(
+                ok=not findings, findings=[str(finding) for finding in findings]
+            )
+        )
     for finding in () if as_json else findings:
         echo(str(finding))
     if findings:
@@ -198,7 +238,8 @@ def cache_verify(as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
 @AS_JSON
 def cache_gc(budget: float, dry_run: bool, as_json: bool) -> None:
-    """Remove what was unused for longest, unfinished downloads too; never what a running build needs."""
+    """Remove what was unused for longest, unfinished downloads too; never what a running build
+    needs."""
     from phipipe import catalogue, listing_text
 
     done = catalogue.collected(store_of_user()[1].gc(int(budget * 2**30), dry_run=dry_run), dry_run)
@@ -229,11 +270,17 @@ def runs_show(run_id: str, as_json: bool) -> None:
 
     run = events.find(settings_of_user().cache, run_id)
     if as_json:
-        answers.give(output_lists.RunDetails(**_of_run(run), events=[dict(event) for event in run.events]))
+        answers.give(
+            output_lists.RunDetails(**_of_run(run), events=[dict(event) for event in run.events])
+        )
         return
     echo(f"{run.id}  {run.command}, {run.state}\n")
     ends = ("step_finished", "step_failed", "build_finished")
-    echo(listing_text.table([listing_text.cells(events.row(e)) for e in run.events if e["event"] in ends]))
+    echo(
+        listing_text.table(
+            [listing_text.cells(events.row(e)) for e in run.events if e["event"] in ends]
+        )
+    )
 
 
 @runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")
@@ -262,7 +309,8 @@ def _of_run(run: Run) -> dict[str, Any]:
 @click.argument("name", metavar="ID", required=False)
 @AS_JSON
 def explain(name: str | None, as_json: bool) -> None:
-    """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without ID: all of them."""
+    """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without
+    ID: all of them."""
     from phipipe import explain as explaining
 
     if name is None:
@@ -277,7 +325,8 @@ def explain(name: str | None, as_json: bool) -> None:
 @click.argument("recipes", nargs=-1, type=UserPath())
 @AS_JSON
 def doctor(recipes: Sequence[Path], as_json: bool) -> None:
-    """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit code 1 if not)."""
+    """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit
+    code 1 if not)."""
     from dataclasses import asdict
 
     from phipipe import catalogue, checks, listing_text, output_lists
@@ -286,7 +335,9 @@ def doctor(recipes: Sequence[Path], as_json: bool) -> None:
     found = list(checks.machine(settings))
     found += checks.recipes(recipes, settings, found)
     told = catalogue.doctor(settings, [output_lists.Check(**asdict(check)) for check in found])
-    answers.give(told) if as_json else echo(f"{listing_text.doctor(told)}\nchecks\n{checks.text(found)}")
+    answers.give(told) if as_json else echo(
+        f"{listing_text.doctor(told)}\nchecks\n{checks.text(found)}"
+    )
     if not checks.fit_to_run(found):
         raise click.exceptions.Exit(1)
 

@@ -1,7 +1,9 @@
-"""Paths that a user gives, looked at before anything is opened: one place for the whole command line and for recipes.
+"""Paths that a user gives, looked at before anything is opened: one place for the whole command
+line and for recipes.
 
-What is no plain file or folder can hang whoever opens it (a pipe, a device, a file of /proc), and what the system
-refuses to look at fails in as many ways as there are callers. Nothing here opens, reads or changes anything.
+What is no plain file or folder can hang whoever opens it (a pipe, a device, a file of /proc), and
+what the system refuses to look at fails in as many ways as there are callers. Nothing here opens,
+reads or changes anything.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ _FOLDERS = (Kind.FOLDER, Kind.NEW_FOLDER)
 
 
 def inside(base: Path, text: str) -> Path:
-    """The path ``text``, as a recipe in the folder ``base`` names it, without links. Never fails."""
+    """The path ``text``, as a recipe in the folder ``base`` names it, without links. Never
+    fails."""
     return resolved(base / os.path.expanduser(text))  # noqa: PTH111 (Path's raises where there is no such user)
 
 
 def resolved(path: Path) -> Path:
-    """``path`` absolute and without links, as far as they lead anywhere. Never fails, unlike ``Path.resolve``."""
+    """``path`` absolute and without links, as far as they lead anywhere. Never fails, unlike
+    ``Path.resolve``."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError):
@@ -54,9 +58,11 @@ def shown(path: Path | str) -> str:
 
 
 def oddity(path: Path, given: str | None = None) -> str | None:
-    """Why nothing can be at ``path`` that anybody could mean, in words that follow its name; else None.
+    """Why nothing can be at ``path`` that anybody could mean, in words that follow its name; else
+    None.
 
-    That it is missing is no oddity. ``given`` is the user's own text where ``~`` in it stands for a home folder.
+    That it is missing is no oddity. ``given`` is the user's own text where ``~`` in it stands for a
+    home folder.
     """
     text = str(path)
     if given is not None and given.startswith("~") and os.path.expanduser(given) == given:  # noqa: PTH111
@@ -79,7 +85,8 @@ def oddity(path: Path, given: str | None = None) -> str | None:
 
 
 def problem(path: Path, kind: Kind, given: str | None = None) -> str | None:
-    """Why ``path`` cannot be the ``kind`` that is meant, in words that follow its name; None where it can.
+    """Why ``path`` cannot be the ``kind`` that is meant, in words that follow its name; None where
+    it can.
 
     A path that is to be read and is missing is left to who knows what to say of that.
     """
@@ -124,12 +131,19 @@ def _refusal(error: OSError) -> str | None:
 
 
 def _unusual(path: Path, mode: int) -> str | None:
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
     if kind := kinds.get(stat.S_IFMT(mode)):
         return f"is {kind}, no file or folder"
     if os.name != "nt":
         place = str(resolved(path))
-        if any(_below(place, root) for root in _SYSTEM) and not any(_below(place, root) for root in _NO_SYSTEM):
+        if any(_below(place, root) for root in _SYSTEM) and not any(
+            _below(place, root) for root in _NO_SYSTEM
+        ):
             return "is a part of the running system, no file or folder of yours"
     return None
 

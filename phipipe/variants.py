@@ -17,4 +17,6 @@ def lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
     """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
     over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
     other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
-    return overlay.merge({key: value for key, value in base.items() if not (other and key == "quantize")}, over)
+    return overlay.merge(
+        {key: value for key, value in base.items() if not (other and key == "quantize")}, over
+    )

@@ -1,4 +1,5 @@
-"""Where an artifact's figures are taken: on the device, on a machine like it, emulated, or anywhere."""
+"""Where an artifact's figures are taken: on the device, on a machine like it, emulated, or
+anywhere."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ from phipipe.device import Device
 def measured_there(target: Device, api: str, backend: Backend) -> bool:
     """Whether an artifact for ``target``'s unit ``api`` is measured on such a unit.
 
-    A machine that surely has one will do; and where steps go to other machines, one that says it *is* the device.
+    A machine that surely has one will do; and where steps go to other machines, one that says it
+    *is* the device.
     """
     told = f"device {target.name}" in hardware.kinds() and api in backend.ON_DEVICE
     return told or (api in backend.HOST_APIS and hardware.has(api))
 
 
 def on_target(target: Device, api: str, backend: Backend) -> str:
-    """Whether numbers taken where steps run are the device's own: "true"; "emulated"; or "false"."""
+    """Whether numbers taken where steps run are the device's own: "true"; "emulated"; or
+    "false"."""
     is_one = hardware.kinds() & {*target.machines, f"device {target.name}"}
     if is_one and measured_there(target, api, backend):
         return "true"
@@ -25,13 +28,14 @@ def on_target(target: Device, api: str, backend: Backend) -> str:
 
 
 def opened_with(backend: Backend, api: str, there: bool) -> tuple[str, str]:
-    """Toolchain and API that an artifact for ``api`` is opened with: its own unit if it is ``there``, else the CPU."""
+    """Toolchain and API that an artifact for ``api`` is opened with: its own unit if it is
+    ``there``, else the CPU."""
     return (backend.ON_DEVICE[api], api) if there else (backend.TOOLCHAIN, "cpu")
 
 
 def machine(target: Device, api: str, on_target: str) -> tuple[str, ...]:
-    """What a machine must be (``Step.machine``) for figures taken on its ``api`` to be ``target``'s own as far as
-    ``on_target`` says so: otherwise any that has such a unit."""
+    """What a machine must be (``Step.machine``) for figures taken on its ``api`` to be ``target``'s
+    own as far as ``on_target`` says so: otherwise any that has such a unit."""
     kinds, own = hardware.kinds(), f"device {target.name}"
     if on_target == "true" and own in kinds:
         return (own,)

@@ -1,24 +1,43 @@
-"""Text for a terminal: what strangers wrote (names, configs, answers) can neither command it nor deceive its reader."""
+"""Text for a terminal: what strangers wrote (names, configs, answers) can neither command it nor
+deceive its reader."""
 
 from __future__ import annotations
 
 import json
 import re
 
-# Control characters but line feed and tab (C0, DEL, C1), separators that end a line for some programs, what changes the
-# direction of the text around it, and halves of surrogate pairs (names that are not UTF-8).
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # json escapes the others
-PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "≤": "<=", "≥": ">=", "×": "x", "·": "-", "‑": "-", "”": '"'}
+# Control characters but line feed and tab (C0, DEL, C1), separators that end a line for some
+# programs, what changes the direction of the text around it, and halves of surrogate pairs (names
+# that are not UTF-8).
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_IN_JSON = re.compile(
+    "[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # json escapes the others
+PLAIN = {
+    "→": "->",
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "≤": "<=",
+    "≥": ">=",
+    "×": "x",
+    "·": "-",
+    "‑": "-",
+    "”": '"',
+}
 
 
 def visible(text: str) -> str:
-    """``text`` with escapes such as ``\\x1b`` in place of characters that act instead of being seen."""
+    """``text`` with escapes such as ``\\x1b`` in place of characters that act instead of being
+    seen."""
     return _UNSEEN.sub(_escape, text)
 
 
 def in_template(value: object) -> object:
-    """``value`` as a template prints it (Jinja's ``finalize``): what is text is made visible, what is ours stays."""
+    """``value`` as a template prints it (Jinja's ``finalize``): what is text is made visible, what
+    is ours stays."""
     return visible(value) if type(value) is str else value
 
 
@@ -47,7 +66,9 @@ def in_plain_signs(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     failed = error.object[error.start : error.end]
-    told = "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in failed)
+    told = "".join(
+        PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in failed
+    )
     return told, error.end
 
 

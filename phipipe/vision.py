@@ -1,7 +1,8 @@
-"""Models that see: what of them is a plain language model, the pictures they are shown, and what must come of it.
+"""Models that see: what of them is a plain language model, the pictures they are shown, and what
+must come of it.
 
-The language model goes through a backend's steps like any other, so that everything which holds for text (parity,
-fidelity, gates) holds here; the backend's own last step puts the eyes beside it.
+The language model goes through a backend's steps like any other, so that everything which holds for
+text (parity, fidelity, gates) holds here; the backend's own last step puts the eyes beside it.
 """
 
 from __future__ import annotations
@@ -69,15 +70,24 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-# One wider than high and one higher than wide: every step of their preparation (turning, resizing, padding) is taken.
-PICTURES = (Picture(name="wide", width=420, height=260), Picture(name="tall", width=200, height=320))
-SQUARES = (Picture(name="large", width=420, height=420), Picture(name="small", width=200, height=200))
+# One wider than high and one higher than wide: every step of their preparation (turning, resizing,
+# padding) is taken.
+PICTURES = (
+    Picture(name="wide", width=420, height=260),
+    Picture(name="tall", width=200, height=320),
+)
+SQUARES = (
+    Picture(name="large", width=420, height=420),
+    Picture(name="small", width=200, height=200),
+)
 # Of 2 × 2 and 1 × 2 crops of 448 pixels, neither of which they fill.
 LARGER = (Picture(name="wide", width=700, height=500), Picture(name="tall", width=430, height=600))
 # Scored is what a model makes of the words after a picture; they name what is on it.
 QUESTION = (
-    "On a ground that goes from dark green to pink there are a red disc on the left, a blue box on the right, and "
-    "black stripes at the bottom. Which of these shapes is the largest, and what colour does it have?"
+    "On a ground that goes from dark green to pink there are a red disc on the left, a blue box "
+    "on the right, and "
+    "black stripes at the bottom. Which of these shapes is the largest, and what colour does it "
+    "have?"
 )
 MARK = "<|image_1|>"  # where the picture stands in the text
 
@@ -86,12 +96,14 @@ MARK = "<|image_1|>"  # where the picture stands in the text
 class Kind:
     """A family of models that see.
 
-    ``backends``: backend → the step (``module:function``) that puts the eyes beside its own artifact. ``cut``: the
-    step that leaves the language model, which has ``architecture`` and ``model_type`` by itself, from tensors whose
-    names do not start with any of ``others``; ``keys`` of the config speak of these. ``tower``: the module with the
-    eyes in PyTorch (``load``, ``see``). ``share``: how much of the parameters that are not the language model's are
-    the eyes'. ``crops``: the most that a picture is cut into. ``pictures``: those that builds are scored on; a backend
-    in ``square`` sees square ones alone as they are. ``after_mark``: what stands between a picture and its question.
+    ``backends``: backend → the step (``module:function``) that puts the eyes beside its own
+    artifact. ``cut``: the step that leaves the language model, which has ``architecture`` and
+    ``model_type`` by itself, from tensors whose names do not start with any of ``others``; ``keys``
+    of the config speak of these. ``tower``: the module with the eyes in PyTorch (``load``,
+    ``see``). ``share``: how much of the parameters that are not the language model's are the eyes'.
+    ``crops``: the most that a picture is cut into. ``pictures``: those that builds are scored on; a
+    backend in ``square`` sees square ones alone as they are. ``after_mark``: what stands between a
+    picture and its question.
     """
 
     backends: Mapping[str, str]
@@ -111,7 +123,10 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     PHI3: Kind(
-        backends={"onnxruntime": "phipipe.onnx_vision:vision", "openvino": "phipipe.openvino_vision:eyes"},
+        backends={
+            "onnxruntime": "phipipe.onnx_vision:vision",
+            "openvino": "phipipe.openvino_vision:eyes",
+        },
         cut="phipipe.vision:cut",
         others=("model.vision_embed_tokens.",),
         keys=("img_processor", "embd_layer", "auto_map"),
@@ -128,7 +143,14 @@ KINDS: Mapping[str, Kind] = {
         cut="phipipe.vision_lora:cut",
         cut_toolchain="torch",
         others=("model.embed_tokens_extend.",),
-        keys=("img_processor", "audio_processor", "embd_layer", "vision_lora", "speech_lora", "auto_map"),
+        keys=(
+            "img_processor",
+            "audio_processor",
+            "embd_layer",
+            "vision_lora",
+            "speech_lora",
+            "auto_map",
+        ),
         tower="phipipe.vision_siglip",
         share=0.27,  # 0.46 G of 1.73 G in the original: the rest hears, or is low-rank
         crops=36,
@@ -163,7 +185,9 @@ def is_square(architecture: str, backend: str) -> bool:
 
 
 def _eyes_parameters(original: Checkpoint) -> int:
-    return round(KINDS[original.architecture].share * (original.parameters - language(original).parameters))
+    return round(
+        KINDS[original.architecture].share * (original.parameters - language(original).parameters)
+    )
 
 
 def eyes_step(original: Checkpoint, artifact: Step, recipe: Recipe) -> Step:
@@ -198,13 +222,18 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
             needs={"original": "original", "source": "source"},
             params={"crops": crops, **shown},
             toolchain="torch",
-            memory_bytes=room + layerwise.memory_bytes(language(original), len(kind.pictures) * 3000, 3000),
+            memory_bytes=room
+            + layerwise.memory_bytes(language(original), len(kind.pictures) * 3000, 3000),
         ),
         Step(
             name="vision-evaluate",
             runs="phipipe.vision_scoring:compare",
             version=1,
-            needs={"artifact": artifact.name, "baseline": "vision-baseline", "pictures": "pictures"},
+            needs={
+                "artifact": artifact.name,
+                "baseline": "vision-baseline",
+                "pictures": "pictures",
+            },
             params={"backend": recipe.backend},
             toolchain=artifact.toolchain,
             memory_bytes=room + artifact.output_bytes + 2**30,
@@ -213,7 +242,8 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
 
 
 def cut_step(checkpoint: Checkpoint) -> Step:
-    """The step that leaves the language model of ``checkpoint``, under the name that all others know it by."""
+    """The step that leaves the language model of ``checkpoint``, under the name that all others
+    know it by."""
     kind, made = KINDS[checkpoint.architecture], language(checkpoint)
     return Step(
         name="source",
@@ -231,11 +261,16 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
     original = inputs["original"]
     places = mapped.places(original)
     others = cut_files(original, out).others
-    mapped.write(out / WEIGHTS, original, {name: p for name, p in places.items() if not name.startswith(others)})
+    mapped.write(
+        out / WEIGHTS,
+        original,
+        {name: p for name, p in places.items() if not name.startswith(others)},
+    )
 
 
 def cut_files(original: Path, out: Path) -> Kind:
-    """What belongs to the language model of the checkpoint ``original``, but for weights; returns its kind."""
+    """What belongs to the language model of the checkpoint ``original``, but for weights; returns
+    its kind."""
     for name in models.files(original):
         if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
             shutil.copyfile(original / name, out / name)
@@ -245,7 +280,8 @@ def cut_files(original: Path, out: Path) -> Kind:
 
 
 def grid(width: int, height: int, most: int, side: int) -> tuple[int, int]:
-    """How many crops of ``side`` pixels, high and wide, Phi-4-multimodal cuts a picture of so many pixels into.
+    """How many crops of ``side`` pixels, high and wide, Phi-4-multimodal cuts a picture of so many
+    pixels into.
 
     As many as it covers; if that were more than ``most``, the grid that is nearest to its shape.
     """

@@ -1,8 +1,9 @@
-"""The language model of Phi-4-multimodal: Phi-4-mini, with the low-rank adapter that goes with pictures merged in.
+"""The language model of Phi-4-multimodal: Phi-4-mini, with the low-rank adapter that goes with
+pictures merged in.
 
-The original switches adapters by what a prompt holds: one for pictures, one for speech, none for text alone. A runtime
-has one set of weights; it gets the one for pictures, which the original uses wherever there is a picture (Microsoft
-2025, arXiv:2503.01743, section 2.1).
+The original switches adapters by what a prompt holds: one for pictures, one for speech, none for
+text alone. A runtime has one set of weights; it gets the one for pictures, which the original uses
+wherever there is a picture (Microsoft 2025, arXiv:2503.01743, section 2.1).
 """
 
 from __future__ import annotations
@@ -57,10 +58,16 @@ def _merged(checkpoint: mapped.Checkpoint, name: str, rank: int, alpha: float) -
     try:
         down, up = (checkpoint.tensor(f"{stem}.lora_{which}.vision.weight") for which in "AB")
     except KeyError as missing:
-        raise StepFailed(f"the checkpoint has no {missing}: the adapter for pictures is incomplete") from None
+        raise StepFailed(
+            f"the checkpoint has no {missing}: the adapter for pictures is incomplete"
+        ) from None
     if down.shape != (rank, base.shape[1]) or up.shape != (base.shape[0], rank):
-        raise StepFailed(f"`{stem}.lora_A` and `lora_B` do not make a change of rank {rank} of `{name}`")
-    return _bytes(torch.addmm(base.float(), up.float(), down.float(), alpha=alpha / rank).to(base.dtype))
+        raise StepFailed(
+            f"`{stem}.lora_A` and `lora_B` do not make a change of rank {rank} of `{name}`"
+        )
+    return _bytes(
+        torch.addmm(base.float(), up.float(), down.float(), alpha=alpha / rank).to(base.dtype)
+    )
 
 
 def _bytes(tensor: Any) -> bytes:

@@ -1,8 +1,9 @@
 """What a model makes of pictures, beside what the original makes of them.
 
-A picture stands in a question; scored is every position from the picture's last vector to the question's end, by the
-same divergence as text, and then the greedy answers are compared. The original reads the pictures through a
-preparation of our own, in PyTorch, the artifact through the one that its runtime ships: differences of both count.
+A picture stands in a question; scored is every position from the picture's last vector to the
+question's end, by the same divergence as text, and then the greedy answers are compared. The
+original reads the pictures through a preparation of our own, in PyTorch, the artifact through the
+one that its runtime ships: differences of both count.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ class Seeing(Protocol):
     """What ``Backend.open`` gives for an artifact with eyes, besides ``Runtime``."""
 
     def look(self, picture: Path, prompt: str) -> Floats:
-        """Logits of every position of ``prompt``, in which ``vision.MARK`` stands for the picture, float32 [n, v]."""
+        """Logits of every position of ``prompt``, in which ``vision.MARK`` stands for the picture,
+        float32 [n, v]."""
 
     def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:
-        """At most ``limit`` token ids of the answer, chosen greedily; ends after an end-of-text token."""
+        """At most ``limit`` token ids of the answer, chosen greedily; ends after an end-of-text
+        token."""
 
 
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what the original makes of the pictures.
 
-    ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per picture; square
-    (false) and kind, as ``vision.pictures`` has them. Writes
-    ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and ``vision.json``.
+    ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per
+    picture; square (false) and kind, as ``vision.pictures`` has them. Writes
+    ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and
+    ``vision.json``.
     """
     import numpy as np
     import torch
@@ -67,7 +71,9 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = model.generate(prompts, ANSWER_TOKENS)
     told: list[dict[str, Any]] = []
-    for picture, logits, vectors, answer in zip(pictures, model.logits(prompts), seen, answers, strict=True):
+    for picture, logits, vectors, answer in zip(
+        pictures, model.logits(prompts), seen, answers, strict=True
+    ):
         np.save(out / f"{picture.name}.npy", log_softmax(np.array(logits[-len(after) - 1 :])))
         text = tokenizer.decode(answer)
         told.append({"name": picture.name, "vectors": len(vectors), "answer": answer, "text": text})
@@ -86,11 +92,12 @@ def _prompt(tokenizer: LimitedTokenizer, after_mark: str) -> str:
 def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what an artifact makes of the pictures, against ``baseline``.
 
-    ``inputs``: artifact, baseline, pictures. ``params``: backend. Writes ``vision.json``: metrics (image_kld_mean in
-    nats, image_top1), positions, vectors per picture, and the answers.
+    ``inputs``: artifact, baseline, pictures. ``params``: backend. Writes ``vision.json``: metrics
+    (image_kld_mean in nats, image_top1), positions, vectors per picture, and the answers.
 
     Raises:
-        StepFailed: the runtime makes another number of vectors of a picture, or logits that are no numbers.
+        StepFailed: the runtime makes another number of vectors of a picture, or logits that are no
+            numbers.
     """
     import numpy as np
 
@@ -106,7 +113,8 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         expected = len(told["before"]) + picture["vectors"] + len(after)
         if len(logits) != expected or not np.isfinite(logits).all():
             raise StepFailed(
-                f"the runtime makes {len(logits)} positions of `{file.name}` and its question, not {expected}"
+                f"the runtime makes {len(logits)} positions of `{file.name}` and its question, "
+                f"not {expected}"
             )
         row = score(
             np.load(inputs["baseline"] / f"{picture['name']}.npy"),
@@ -116,13 +124,24 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         parts.append(row)
         answer = list(runtime.describe(file, prompt, ANSWER_TOKENS))
         agreed.append(_agreement(answer, picture["answer"]))
-        answers.append({"picture": picture["name"], "text": tokenizer.decode(answer), "original": picture["text"]})
+        answers.append(
+            {
+                "picture": picture["name"],
+                "text": tokenizer.decode(answer),
+                "original": picture["text"],
+            }
+        )
         progress.report(i + 1, len(told["pictures"]), "pictures")
     runtime.close()
-    divergence, top1 = (np.concatenate([row[name] for row in parts]).astype(np.float64) for name in ("kld", "top1"))
+    divergence, top1 = (
+        np.concatenate([row[name] for row in parts]).astype(np.float64) for name in ("kld", "top1")
+    )
     report = {
         "metrics": {"image_kld_mean": float(divergence.mean()), "image_top1": float(top1.mean())},
-        "kld_by_picture": {p["name"]: float(row["kld"].mean()) for p, row in zip(told["pictures"], parts, strict=True)},
+        "kld_by_picture": {
+            p["name"]: float(row["kld"].mean())
+            for p, row in zip(told["pictures"], parts, strict=True)
+        },
         "positions": len(divergence),
         "vectors": {p["name"]: p["vectors"] for p in told["pictures"]},
         "greedy_agreement": math.fsum(agreed) / len(agreed),
@@ -134,5 +153,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
 
 def _agreement(found: Sequence[int], expected: Sequence[int]) -> float:
     """Share of the original's answer that comes out the same, from its start."""
-    same = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found)
+    )
     return min(same, len(expected)) / len(expected)

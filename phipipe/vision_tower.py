@@ -1,10 +1,12 @@
-"""The eyes of Phi-3-vision and Phi-3.5-vision in PyTorch: pictures, cut into crops, to vectors between the text's.
+"""The eyes of Phi-3-vision and Phi-3.5-vision in PyTorch: pictures, cut into crops, to vectors
+between the text's.
 
-Written from the architecture's description (the models' own code is never run): CLIP's vision transformer (Radford et
-al. 2021, arXiv:2103.00020), whose last but one layer is read, on every crop of a picture and on the picture as a whole;
-2 × 2 patches are joined, a learned vector ends every row, another stands between crops and whole ("sub_glb"); two
-linear layers lead into the language model's space (Abdin et al. 2024, arXiv:2404.14219, section 6). There are no loops
-over pictures and no branches on their sizes, so that one traced graph serves all of them.
+Written from the architecture's description (the models' own code is never run): CLIP's vision
+transformer (Radford et al. 2021, arXiv:2103.00020), whose last but one layer is read, on every crop
+of a picture and on the picture as a whole; 2 × 2 patches are joined, a learned vector ends every
+row, another stands between crops and whole ("sub_glb"); two linear layers lead into the language
+model's space (Abdin et al. 2024, arXiv:2404.14219, section 6). There are no loops over pictures and
+no branches on their sizes, so that one traced graph serves all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class _Layer(nn.Module):  # type: ignore[misc]
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(width, EPSILON)
-        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("q", "k", "v", "out")})
+        self.self_attn = nn.ModuleDict(
+            {f"{name}_proj": nn.Linear(width, width) for name in ("q", "k", "v", "out")}
+        )
         self.layer_norm2 = nn.LayerNorm(width, EPSILON)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
 
@@ -45,16 +49,21 @@ class _Layer(nn.Module):  # type: ignore[misc]
         normed = self.layer_norm1(hidden)
         count, length, width = hidden.shape
         split = (count, length, width // HEAD, HEAD)
-        query, key, value = (self.self_attn[f"{name}_proj"](normed).view(split).transpose(1, 2) for name in "qkv")
+        query, key, value = (
+            self.self_attn[f"{name}_proj"](normed).view(split).transpose(1, 2) for name in "qkv"
+        )
         weights = (query * HEAD**-0.5 @ key.transpose(2, 3)).softmax(-1)
         mixed = (weights @ value).transpose(1, 2).reshape(count, length, width)
         hidden = hidden + self.self_attn["out_proj"](mixed)
         raised = self.mlp["fc1"](self.layer_norm2(hidden))
-        return hidden + self.mlp["fc2"](raised * torch.sigmoid(1.702 * raised))  # CLIP's "quick GELU"
+        return hidden + self.mlp["fc2"](
+            raised * torch.sigmoid(1.702 * raised)
+        )  # CLIP's "quick GELU"
 
 
 class Clip(nn.Module):  # type: ignore[misc]
-    """Crops [n, 3, 336, 336] to what the last but one layer says of their patches [n, 576, width]."""
+    """Crops [n, 3, 336, 336] to what the last but one layer says of their patches [n, 576,
+    width]."""
 
     def __init__(self, width: int, inner: int, layers: int) -> None:
         super().__init__()
@@ -75,11 +84,12 @@ class Clip(nn.Module):  # type: ignore[misc]
 
 
 class Tower(nn.Module):  # type: ignore[misc]
-    """``pixel_values`` float32 [n, 1 + crops, 3, 336, 336] and ``image_sizes`` int64 [n, 2] to [vectors, hidden].
+    """``pixel_values`` float32 [n, 1 + crops, 3, 336, 336] and ``image_sizes`` int64 [n, 2] to
+    [vectors, hidden].
 
-    Of every picture the first crop is the whole, scaled down; the others follow row by row, padded with any to a
-    common number. ``image_sizes`` has height and width in pixels, multiples of 336. A picture of h × w crops gives
-    12 h (12 w + 1) + 1 + 12 · 13 vectors.
+    Of every picture the first crop is the whole, scaled down; the others follow row by row, padded
+    with any to a common number. ``image_sizes`` has height and width in pixels, multiples of 336. A
+    picture of h × w crops gives 12 h (12 w + 1) + 1 + 12 · 13 vectors.
     """
 
     def __init__(self, width: int, inner: int, layers: int, hidden: int) -> None:
@@ -87,7 +97,9 @@ class Tower(nn.Module):  # type: ignore[misc]
         self.clip = Clip(width, inner, layers)
         self.row_end = nn.Parameter(torch.empty(4 * width))
         self.between = nn.Parameter(torch.empty(4 * width))
-        self.img_projection = nn.Sequential(nn.Linear(4 * width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.img_projection = nn.Sequential(
+            nn.Linear(4 * width, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
 
     def features(self, crops: Tensor) -> Tensor:
         """Crops [n, 3, 336, 336] to joined patches [n, 144, 4 · width]."""
@@ -101,7 +113,9 @@ class Tower(nn.Module):  # type: ignore[misc]
         found = self.features(pixel_values.flatten(0, 1)).flatten(0, 1)
         rows = torch.cat([found, self.row_end[None], self.between[None]])
         end, between = found.shape[0], found.shape[0] + 1
-        first = torch.arange(count)[:, None, None] * (crops * SIDE * SIDE)  # of each picture's vectors
+        first = torch.arange(count)[:, None, None] * (
+            crops * SIDE * SIDE
+        )  # of each picture's vectors
         high, wide = ((image_sizes[:, i] // CROP * SIDE)[:, None, None] for i in (0, 1))
         row = torch.arange((crops - 1) * SIDE)[None, :, None]
         column = torch.arange((crops - 1) * SIDE + 1)[None, None, :]
@@ -112,13 +126,21 @@ class Tower(nn.Module):  # type: ignore[misc]
         whole = torch.where(column == SIDE, end, first + row * SIDE + column).flatten(1)
         middle = torch.zeros_like(whole[:, :1]) + between
         order = torch.cat([parts, middle, whole], 1)
-        kept = torch.cat([used, torch.ones_like(middle, dtype=torch.bool), torch.ones_like(whole, dtype=torch.bool)], 1)
+        kept = torch.cat(
+            [
+                used,
+                torch.ones_like(middle, dtype=torch.bool),
+                torch.ones_like(whole, dtype=torch.bool),
+            ],
+            1,
+        )
         projected: Tensor = self.img_projection(rows[order[kept]][None])[0]
         return projected
 
 
 def _inside(row: Tensor, column: Tensor, wide: Tensor) -> Tensor:
-    """Index among a picture's vectors of the one at ``row``, ``column`` of all crops, ``wide`` vectors a row."""
+    """Index among a picture's vectors of the one at ``row``, ``column`` of all crops, ``wide``
+    vectors a row."""
     crop = 1 + row // SIDE * (wide // SIDE) + column // SIDE
     return crop * (SIDE * SIDE) + row % SIDE * SIDE + column % SIDE
 
@@ -131,14 +153,21 @@ def load(source: Path) -> Tower:
     """
     checkpoint = mapped.Checkpoint(source)
     clip = "img_processor.vision_model."
-    names = {name.removeprefix(PREFIX): name for name in checkpoint.places if name.startswith(PREFIX)}
+    names = {
+        name.removeprefix(PREFIX): name for name in checkpoint.places if name.startswith(PREFIX)
+    }
     depth = len({m[1] for n in names if (m := re.search(r"encoder\.layers\.(\d+)\.", n))})
     try:
         inner, width = checkpoint.places[names[f"{clip}encoder.layers.0.mlp.fc1.weight"]].shape
         hidden = checkpoint.places[names["img_projection.2.weight"]].shape[0]
         tower = Tower(width, inner, depth - 1, hidden)  # the last layer is never read
-        own = {name: checkpoint.tensor(names[_theirs(name, clip)]) for name, _ in tower.named_parameters()}
-        tower.load_state_dict({n: value.float().reshape(tower.get_parameter(n).shape) for n, value in own.items()})
+        own = {
+            name: checkpoint.tensor(names[_theirs(name, clip)])
+            for name, _ in tower.named_parameters()
+        }
+        tower.load_state_dict(
+            {n: value.float().reshape(tower.get_parameter(n).shape) for n, value in own.items()}
+        )
     except (KeyError, RuntimeError) as error:
         raise StepFailed(f"the checkpoint's vision part is not Phi-3-vision's: {error}") from None
     tower.eval()
@@ -165,10 +194,12 @@ def see(tower: Tower, picture: Picture, crops: int) -> Tensor:
 
 
 def prepare(picture: Picture, crops: int) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as the tower takes it: float32 [1 + n, 3, 336, 336], and (height, width) of its crops in pixels.
+    """A picture as the tower takes it: float32 [1 + n, 3, 336, 336], and (height, width) of its
+    crops in pixels.
 
-    As Phi-3-vision was trained: wide side down, as large as at most ``crops`` crops allow, resized (bilinear, with
-    antialiasing), padded evenly with white to whole crops; before them the whole, squeezed into one (bicubic).
+    As Phi-3-vision was trained: wide side down, as large as at most ``crops`` crops allow, resized
+    (bilinear, with antialiasing), padded evenly with white to whole crops; before them the whole,
+    squeezed into one (bicubic).
     """
     raw = torch.frombuffer(bytearray(picture.pixels()), dtype=torch.uint8)
     image = raw.view(picture.height, picture.width, 3).permute(2, 0, 1).float()[None]
@@ -180,7 +211,9 @@ def prepare(picture: Picture, crops: int) -> tuple[Tensor, tuple[int, int]]:
         scale += 1
     wide = scale * CROP
     high = int(wide / ratio)
-    image = functional.interpolate(image, (high, wide), mode="bilinear", antialias=True, align_corners=False)
+    image = functional.interpolate(
+        image, (high, wide), mode="bilinear", antialias=True, align_corners=False
+    )
     image = image.round().clamp(0, 255)
     rest = -high % CROP
     image = functional.pad(image, (0, 0, rest // 2, rest - rest // 2), value=255.0)

@@ -1,7 +1,8 @@
-"""Why a step runs: what differs from the nearest result that the same recipe, or the same model, has had before.
+"""Why a step runs: what differs from the nearest result that the same recipe, or the same model,
+has had before.
 
-Every difference is one leaf of the two records, named by its path, with both values. Values are cut around the place
-where they part, so that two that differ never look alike.
+Every difference is one leaf of the two records, named by its path, with both values. Values are cut
+around the place where they part, so that two that differ never look alike.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What the newest records of a store tell: by kind of step, and which models each result was made of."""
+    """What the newest records of a store tell: by kind of step, and which models each result was
+    made of."""
 
     known: Mapping[tuple[str, ...], Sequence[Known]]
     models: Mapping[str, frozenset[str]]
@@ -55,14 +57,17 @@ def history(store: Store) -> History:
     for record in records:
         step = str(record.get("step"))
         told = Known(
-            facts=_comparable(record), recipe=str(record.get("recipe", "")), models=_models(step, record, models)
+            facts=_comparable(record),
+            recipe=str(record.get("recipe", "")),
+            models=_models(step, record, models),
         )
         known[_kind(step, record)].append(told)
     return History(known=known, models=models)
 
 
 def explain(past: History, step: str, record: Mapping[str, Json], recipe: str = "") -> str:
-    """Why ``record`` has no result yet: what differs from the nearest one of the same recipe or model."""
+    """Why ``record`` has no result yet: what differs from the nearest one of the same recipe or
+    model."""
     models, own = past.models_of(step, record), _comparable(record)
     found = [
         differences(known.facts, own)
@@ -82,15 +87,22 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
     """What differs between two records, most telling first."""
     found = ["phipipe's own step"] if old.get("version") != new.get("version") else []
     names = sorted({*old.get("inputs", {}), *new.get("inputs", {})})
-    found += [f"input {name}" for name in names if old.get("inputs", {}).get(name) != new.get("inputs", {}).get(name)]
+    found += [
+        f"input {name}"
+        for name in names
+        if old.get("inputs", {}).get(name) != new.get("inputs", {}).get(name)
+    ]
     for part, prefix in (("params", "params"), ("tools", ""), ("host", "host")):
         for path, before, after in leaves(old.get(part, {}), new.get(part, {}), prefix):
-            found.append("an earlier step" if path == "params.steps" else f"{path} {shown(before, after)}")
+            found.append(
+                "an earlier step" if path == "params.steps" else f"{path} {shown(before, after)}"
+            )
     return found
 
 
 def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, old, new) of every leaf in which two values differ; what is on one side only is ``ABSENT`` in words."""
+    """(path, old, new) of every leaf in which two values differ; what is on one side only is
+    ``ABSENT`` in words."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}):
             yield from leaves(old.get(name, _MISSING), new.get(name, _MISSING), _inside(path, name))
@@ -106,7 +118,9 @@ def shown(old: Any, new: Any) -> str:
     a, b = _text(old), _text(new)
     if a == b:  # the text "true" and the truth, say
         a, b = _json(old), _json(new)
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    at = next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
     start = max(0, at - BEFORE) if max(len(a), len(b)) > WIDTH else 0
     return " → ".join(_cut(text, start) for text in (a, b))
 
@@ -117,7 +131,12 @@ def _cut(text: str, start: int) -> str:
 
 
 def _text(value: Any) -> str:
-    plain = isinstance(value, str) and value.isprintable() and value.strip() == value and value not in ("", ABSENT)
+    plain = (
+        isinstance(value, str)
+        and value.isprintable()
+        and value.strip() == value
+        and value not in ("", ABSENT)
+    )
     return str(value) if plain else _json(value)
 
 
@@ -135,8 +154,13 @@ def _inside(path: str, name: str) -> str:
 
 
 def _comparable(record: Mapping[str, Json]) -> dict[str, Json]:
-    """What two records of one kind may differ in; of a package's long provenance only whether it differs."""
-    made = {name: record[name] for name in ("version", "inputs", "params", "tools", "host") if name in record}
+    """What two records of one kind may differ in; of a package's long provenance only whether it
+    differs."""
+    made = {
+        name: record[name]
+        for name in ("version", "inputs", "params", "tools", "host")
+        if name in record
+    }
     if "steps" in made["params"]:
         made["params"] = {**made["params"], "steps": keys.key_of(made["params"]["steps"])}
     return made
@@ -148,7 +172,8 @@ def _kind(step: str, record: Mapping[str, Json]) -> tuple[str, ...]:
 
 
 def _lineage(records: Sequence[Mapping[str, Json]]) -> dict[str, frozenset[str]]:
-    """Digest of a result → digests of the models that it was made of. Records come newest first, mostly."""
+    """Digest of a result → digests of the models that it was made of. Records come newest first,
+    mostly."""
     found: dict[str, frozenset[str]] = {}
     for _ in range(len(records)):  # at most the longest chain; twice in practice
         before = sum(map(len, found.values()))
@@ -161,7 +186,9 @@ def _lineage(records: Sequence[Mapping[str, Json]]) -> dict[str, frozenset[str]]
     return found
 
 
-def _models(step: str, record: Mapping[str, Json], known: Mapping[str, frozenset[str]]) -> frozenset[str]:
+def _models(
+    step: str, record: Mapping[str, Json], known: Mapping[str, frozenset[str]]
+) -> frozenset[str]:
     inputs: Mapping[str, str] = record["inputs"]
     found = {inputs[name] for name in SOURCES & inputs.keys()}
     if step in SOURCES and record.get("digest"):

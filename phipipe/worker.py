@@ -1,8 +1,9 @@
 """Child side: serves the steps of one run, one after another, in a toolchain's Python.
 
-started as  ``PYTHON -P -c <bootstrap>`` (``children.python_command``); only phipipe's own folder is added
-reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
-            {"runs": "module:function", "inputs": {name: path}, "params": {...}, "path": [import roots]}
+started as  ``PYTHON -P -c <bootstrap>`` (``children.python_command``); only phipipe's own folder is
+added reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
+            {"runs": "module:function", "inputs": {name: path}, "params": {...}, "path": [import
+            roots]}
 writes      FOLDER/out/            the step's files
             FOLDER/log.txt         all that the step prints, native code included
             FOLDER/progress.json   now and then
@@ -10,8 +11,9 @@ writes      FOLDER/out/            the step's files
 says        on stdout: "ready", then "done" for each finished request
 ends        when stdin does: the parent is done, or dead. Whatever still runs then is killed.
 
-Standard library and phipipe's lightest modules only: this runs among packages that are not ours; psutil is
-used where it is there. Steps can fork (``multiprocessing`` too), but a child that *spawns* anew cannot import phipipe.
+Standard library and phipipe's lightest modules only: this runs among packages that are not ours;
+psutil is used where it is there. Steps can fork (``multiprocessing`` too), but a child that
+*spawns* anew cannot import phipipe.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def main() -> None:
     control = os.fdopen(os.dup(1), "w", encoding="ascii")
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)  # a step that asks for input gets none, instead of our requests
+        os.dup2(
+            nothing.fileno(), 0
+        )  # a step that asks for input gets none, instead of our requests
     _print_to(Path(os.devnull))
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines, requests), daemon=True).start()
@@ -70,10 +74,12 @@ def main() -> None:
 
 
 def guard() -> None:
-    """In a process of its own: when stdin ends, the parent is dead. Kills the tree of ARGV[1], removes folder ARGV[2].
+    """In a process of its own: when stdin ends, the parent is dead. Kills the tree of ARGV[1],
+    removes folder ARGV[2].
 
-    The worker's own thread does the same, but never gets its turn while native code holds the interpreter's
-    lock. PR_SET_PDEATHSIG would be no help: it fires when the parent's *thread* ends, and reaches no grandchild.
+    The worker's own thread does the same, but never gets its turn while native code holds the
+    interpreter's lock. PR_SET_PDEATHSIG would be no help: it fires when the parent's *thread* ends,
+    and reaches no grandchild.
     """
     sys.stdin.buffer.read()
     kill_tree(int(sys.argv[1]))
@@ -83,7 +89,9 @@ def guard() -> None:
 def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
     for line in lines:
         requests.put(line)
-    if not tree(os.getpid()):  # no psutil here: the guard has it, and must find our children before they lose us
+    if not tree(
+        os.getpid()
+    ):  # no psutil here: the guard has it, and must find our children before they lose us
         time.sleep(GUARD_S)
     kill_tree(os.getpid())
     os._exit(1)
@@ -102,7 +110,8 @@ def end_with_parent() -> None:
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: no pickle is ever loaded (promise S1), and no step but download leaves this machine (S8)."""
+    """Audit hook: no pickle is ever loaded (promise S1), and no step but download leaves this
+    machine (S8)."""
     if event == "pickle.find_class":
         if sys._getframe(1).f_globals.get("__name__") not in OWN_PICKLES:
             refuse_pickle(f"`{arguments[0]}.{arguments[1]}`")
@@ -111,17 +120,22 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if isinstance(address, tuple) and isinstance(address[0], str | bytes | bytearray):
             host = address[0] if isinstance(address[0], str) else os.fsdecode(bytes(address[0]))
             if not _is_local(host):
-                raise PermissionError(f"refused to connect to {host}: only the download step uses the network")
+                raise PermissionError(
+                    f"refused to connect to {host}: only the download step uses the network"
+                )
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = os.fsdecode(arguments[0] or "")
         if not _is_local(host):
-            raise PermissionError(f"refused to look up {host}: only the download step uses the network")
+            raise PermissionError(
+                f"refused to look up {host}: only the download step uses the network"
+            )
 
 
 def refuse_pickle(what: str) -> None:
     """Raise: pickles can run code."""
     raise SourceError(
-        f"refused to unpickle {what}: a pickle can run any code", hint="use a checkpoint in safetensors format"
+        f"refused to unpickle {what}: a pickle can run any code",
+        hint="use a checkpoint in safetensors format",
     )
 
 
@@ -133,9 +147,12 @@ def _is_local(host: str) -> bool:
 
 
 class NoTorchLoad:
-    """Import hook: ``torch.load`` refuses. With ``weights_only`` it has an unpickler that no audit hook sees."""
+    """Import hook: ``torch.load`` refuses. With ``weights_only`` it has an unpickler that no audit
+    hook sees."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name != "torch.serialization":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -222,7 +239,8 @@ def _flush() -> None:
 
 
 def _free_memory() -> None:
-    """Give back what the last step no longer needs, so that it is not counted against the next one."""
+    """Give back what the last step no longer needs, so that it is not counted against the next
+    one."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
@@ -240,26 +258,34 @@ class _Progress:
         if now - self._last >= PROGRESS_EVERY_S or done >= total:
             self._last = now
             aside = self._path.with_suffix(".tmp")
-            with contextlib.suppress(PermissionError):  # Windows, while the parent reads: the next report will do
+            with contextlib.suppress(
+                PermissionError
+            ):  # Windows, while the parent reads: the next report will do
                 aside.write_text(json.dumps([done, total, unit]), "utf-8")
                 aside.replace(self._path)
 
 
 def _reset_peak() -> None:
     """Start the kernel's high-water mark anew for this step (Linux ≥ 4.0: proc(5), clear_refs)."""
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak then covers the steps before too
+    with contextlib.suppress(
+        OSError
+    ):  # not Linux, or not allowed: the peak then covers the steps before too
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def _memory() -> dict[str, int]:
     """Peak resident bytes of this process, and its anonymous bytes now.
 
-    VmHWM on Linux, never ``ru_maxrss``, which a child inherits there across exec. On Windows the peak working
-    set and on macOS ``ru_maxrss`` (its own there, but nothing resets it): of all this worker's steps.
+    VmHWM on Linux, never ``ru_maxrss``, which a child inherits there across exec. On Windows the
+    peak working set and on macOS ``ru_maxrss`` (its own there, but nothing resets it): of all this
+    worker's steps.
     """
     with contextlib.suppress(OSError):
         fields = status(os.getpid())
-        return {"peak_rss_bytes": fields["VmHWM"], "peak_anon_bytes": fields["RssAnon"] + fields["RssShmem"]}
+        return {
+            "peak_rss_bytes": fields["VmHWM"],
+            "peak_anon_bytes": fields["RssAnon"] + fields["RssShmem"],
+        }
     with contextlib.suppress(ImportError):
         import psutil
 

@@ -1,7 +1,7 @@
 """Limits of time that also hold where tests share their machine.
 
-Speed itself is measured in ``benchmarks/``. Here a limit tells what ends from what hangs, and a cost that grows with
-the input from one that grows with its square.
+Speed itself is measured in ``benchmarks/``. Here a limit tells what ends from what hangs, and a
+cost that grows with the input from one that grows with its square.
 """
 
 from __future__ import annotations

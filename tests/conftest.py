@@ -1,7 +1,7 @@
 """Shared fixtures. No test sees the user's own cache; toolchains are installed once a session.
 
-With ``-n`` files run side by side, each as a whole, since its fixtures build what all its tests look at; those that
-take minutes come first, so that none is left to run alone at the end.
+With ``-n`` files run side by side, each as a whole, since its fixtures build what all its tests
+look at; those that take minutes come first, so that none is left to run alone at the end.
 """
 
 from __future__ import annotations
@@ -19,12 +19,24 @@ from phipipe import hardware, hub, toolchain
 from phipipe.settings import Settings
 from phipipe.toolchain import Installed
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's `&`, or nohup: children would ignore Ctrl-C too
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a script's `&`, or nohup: children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
-SLOW = ("targets", "family", "runtimes", "openvino", "litert", "vision_openvino", "vision_phi4", "qnn", "olive")
+SLOW = (
+    "targets",
+    "family",
+    "runtimes",
+    "openvino",
+    "litert",
+    "vision_openvino",
+    "vision_phi4",
+    "qnn",
+    "olive",
+)
 WORKER_GIB = 6  # what a test's processes may take at once
 
 
@@ -47,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def toolchains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that every test's toolchains lie in (their content is immutable, so one serves all).
+    """The folder that every test's toolchains lie in (their content is immutable, so one serves
+    all).
 
     PHIPIPE_TEST_TOOLCHAINS names one to keep between sessions: compiling llama.cpp takes minutes.
     """
@@ -68,7 +81,9 @@ def own_cache(tmp_path: Path, toolchains: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def _install(name: str, toolchains: Path) -> Installed:
-    settings = Settings.read({**os.environ, "PHIPIPE_CACHE": str(toolchains), "PHIPIPE_TOOLCHAINS": str(toolchains)})
+    settings = Settings.read(
+        {**os.environ, "PHIPIPE_CACHE": str(toolchains), "PHIPIPE_TOOLCHAINS": str(toolchains)}
+    )
     return toolchain.ensure(name, settings, print)
 
 

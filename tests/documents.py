@@ -23,12 +23,16 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def fits(words: Sequence[object], out: str) -> Any:
-    """The one document in ``out``, after a look at whether it is what ``phipipe WORDS`` promises."""
+    """The one document in ``out``, after a look at whether it is what ``phipipe WORDS``
+    promises."""
     plain = [str(word) for word in words if str(word) != "--json"]
     name = plain[0]
     if name in GROUPS and len(plain) > 1:  # `devices NAME` is short for `devices show NAME`
         name = f"{name}-{'show' if name in ('devices', 'backends') else plain[1]}"
     document = json.loads(out, parse_constant=lambda word: f"{word} is no JSON")
-    found = [f"{'/'.join(map(str, error.path))}: {error.message}" for error in validator(name).iter_errors(document)]
+    found = [
+        f"{'/'.join(map(str, error.path))}: {error.message}"
+        for error in validator(name).iter_errors(document)
+    ]
     assert not found, found[:3]
     return document

@@ -1,11 +1,14 @@
-"""Small checkpoints of every family member: its config's fields, shrunk; random weights; the right kind of tokenizer.
+"""Small checkpoints of every family member: its config's fields, shrunk; random weights; the right
+kind of tokenizer.
 
-Runs in the torch toolchain: ``python family_checkpoints.py ROOT`` leaves, for each member, ROOT/SLUG/source in the
-layout of the hub's originals (never the one that transformers 5 saves), ROOT/SLUG/resaved in the one it does save,
-ROOT/SLUG/{short,long}.npy: logits of transformers in fp32 on the first 96 and on all 400 tokens, and
-ROOT/SLUG/told.json: those tokens, how many to answer with, and the ids that packaged tokenizers must give.
+Runs in the torch toolchain: ``python family_checkpoints.py ROOT`` leaves, for each member,
+ROOT/SLUG/source in the layout of the hub's originals (never the one that transformers 5 saves),
+ROOT/SLUG/resaved in the one it does save, ROOT/SLUG/{short,long}.npy: logits of transformers in
+fp32 on the first 96 and on all 400 tokens, and ROOT/SLUG/told.json: those tokens, how many to
+answer with, and the ids that packaged tokenizers must give.
 
-Lengths: 256 tokens instead of 4096 before LongRoPE switches factors, windows of 255 instead of 2047.
+Lengths: 256 tokens instead of 4096 before LongRoPE switches factors, windows of 255 instead of
+2047.
 """
 
 from __future__ import annotations
@@ -23,19 +26,34 @@ from phipipe.evaluate import PARITY_TEXT
 
 ORIGINAL, WINDOW, SHORT, LONG, ANSWER = 256, 255, 96, 400, 8
 SEED = 20
-# Sizes that no two of a model's linears share with its vocabulary: ORT's builder knows the LM head by its width.
+# Sizes that no two of a model's linears share with its vocabulary: ORT's builder knows the LM head
+# by its width.
 SIZES: Mapping[str, dict[str, int]] = {
     "Phi-1.5": {"hidden_size": 128, "num_attention_heads": 2},
     "Phi-2": {"hidden_size": 160, "num_attention_heads": 2},  # heads of 80, as in the original
-    "Phi-3-mini-4k": {"hidden_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2},  # heads of 96
+    "Phi-3-mini-4k": {
+        "hidden_size": 192,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },  # heads of 96
     "Phi-3.5-mini": {"hidden_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2},
     "Phi-3-medium-4k": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1},
     "Phi-3-medium-128k": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1},
     "Phi-4": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1},
     "Phi-4-reasoning": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1},
     "Phi-4-mini": {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1},
-    "Phi-3.5-MoE": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1, "num_local_experts": 4},
-    "Phi-mini-MoE": {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1, "num_local_experts": 4},
+    "Phi-3.5-MoE": {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "num_local_experts": 4,
+    },
+    "Phi-mini-MoE": {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "num_local_experts": 4,
+    },
 }
 MEMBERS = tuple(m for m in family.MEMBERS if m.name in SIZES)
 # Regular expressions that cut text before byte-level BPE: cl100k's (Phi-4), o200k's (Phi-4-mini).
@@ -49,10 +67,20 @@ O200K = (
 )
 PATTERNS = {"Phi-4": CL100K, "Phi-4-reasoning": CL100K, "Phi-4-mini": O200K}
 PIECES = 1000  # of byte-level BPE
-ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|system|>", "<|user|>", "<|assistant|>")
+ADDED = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_sep|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+)
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + "
-    "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + "
+    "message['content'] + "
+    "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ "
+    "'<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 
 
@@ -62,13 +90,25 @@ def slug(name: str) -> str:
 
 
 def shrunk(member: family.Member) -> dict[str, Any]:
-    """The member's ``config.json``, small: two layers, short contexts, rotary factors that make a difference."""
-    config = {**member.config, **SIZES[member.name], "num_hidden_layers": 2, "torch_dtype": "bfloat16"}
+    """The member's ``config.json``, small: two layers, short contexts, rotary factors that make a
+    difference."""
+    config = {
+        **member.config,
+        **SIZES[member.name],
+        "num_hidden_layers": 2,
+        "torch_dtype": "bfloat16",
+    }
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     config["intermediate_size"] = 4 * hidden if config["model_type"] == "phi" else 416
-    config["vocab_size"] = tokenizer.PIECES + 64 if member.tokenizer == "sentencepiece" else PIECES + 24
+    config["vocab_size"] = (
+        tokenizer.PIECES + 64 if member.tokenizer == "sentencepiece" else PIECES + 24
+    )
     if member.tokenizer == "sentencepiece":
-        config |= {"bos_token_id": 1, "eos_token_id": tokenizer.END_OF_TEXT, "pad_token_id": tokenizer.END_OF_TEXT}
+        config |= {
+            "bos_token_id": 1,
+            "eos_token_id": tokenizer.END_OF_TEXT,
+            "pad_token_id": tokenizer.END_OF_TEXT,
+        }
     else:
         config |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), PIECES)
     if config.get("rope_scaling"):
@@ -79,11 +119,17 @@ def shrunk(member: family.Member) -> dict[str, Any]:
         if config["model_type"] == "phimoe":
             scaling |= {"short_mscale": 1.243163121016122, "long_mscale": 1.243163121016122}
             scaling["original_max_position_embeddings"] = ORIGINAL
-        config |= {"rope_scaling": scaling, "max_position_embeddings": 32 * ORIGINAL, "sliding_window": 64 * ORIGINAL}
+        config |= {
+            "rope_scaling": scaling,
+            "max_position_embeddings": 32 * ORIGINAL,
+            "sliding_window": 64 * ORIGINAL,
+        }
         config["original_max_position_embeddings"] = ORIGINAL
     elif config.get("sliding_window"):
         config |= {"sliding_window": WINDOW}
-        config |= dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), 512)
+        config |= dict.fromkeys(
+            ("max_position_embeddings", "original_max_position_embeddings"), 512
+        )
     return config
 
 
@@ -93,7 +139,9 @@ def make(member: family.Member, folder: Path) -> None:
     config = shrunk(member)
     tokenizer.write_json(folder / "config.json", config)
     ends = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
-    tokenizer.write_json(folder / "generation_config.json", {**ends, "pad_token_id": config["pad_token_id"]})
+    tokenizer.write_json(
+        folder / "generation_config.json", {**ends, "pad_token_id": config["pad_token_id"]}
+    )
     if member.tokenizer == "sentencepiece":
         tokenizer.make(_lines(), folder)
     else:
@@ -109,7 +157,8 @@ def _lines() -> list[str]:
 
 
 def _byte_level(member: family.Member, folder: Path) -> None:
-    """vocab.json, merges.txt and tokenizer.json as Phi-2 and Phi-4 have them, learned from the stories."""
+    """vocab.json, merges.txt and tokenizer.json as Phi-2 and Phi-4 have them, learned from the
+    stories."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
@@ -125,21 +174,32 @@ def _byte_level(member: family.Member, folder: Path) -> None:
     made.model.save(str(folder))
     made.add_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED])
     made.save(str(folder / "tokenizer.json"))
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    flags = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     settings = {
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(PIECES + i): {"content": token, **flags} for i, token in enumerate(ADDED)},
+        "added_tokens_decoder": {
+            str(PIECES + i): {"content": token, **flags} for i, token in enumerate(ADDED)
+        },
         **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), ADDED[0]),
         "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 16384,
-        "tokenizer_class": "CodeGenTokenizer" if member.config["model_type"] == "phi" else "GPT2Tokenizer",
+        "tokenizer_class": "CodeGenTokenizer"
+        if member.config["model_type"] == "phi"
+        else "GPT2Tokenizer",
     }
     tokenizer.write_json(folder / "tokenizer_config.json", settings)
 
 
 def _weights(config: Mapping[str, Any], folder: Path) -> None:
-    """Random, spread so that attention and logits are far from even; as bf16 under the names of the hub's originals."""
+    """Random, spread so that attention and logits are far from even; as bf16 under the names of the
+    hub's originals."""
     import torch
     from safetensors.torch import save_file
 
@@ -170,11 +230,22 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 "self_attn.qkv_proj.weight": (hidden + 2 * width, hidden),
                 "mlp.down_proj.weight": (hidden, inner),
             }
-            layer |= {"self_attn.o_proj.weight": (hidden, hidden), "mlp.gate_up_proj.weight": (2 * inner, hidden)}
+            layer |= {
+                "self_attn.o_proj.weight": (hidden, hidden),
+                "mlp.gate_up_proj.weight": (2 * inner, hidden),
+            }
         else:
             output = "dense" if kind == "phi" else "o_proj"
-            for name, rows in (("q_proj", hidden), ("k_proj", width), ("v_proj", width), (output, hidden)):
-                layer |= {f"self_attn.{name}.weight": (rows, hidden), f"self_attn.{name}.bias": (rows,)}
+            for name, rows in (
+                ("q_proj", hidden),
+                ("k_proj", width),
+                ("v_proj", width),
+                (output, hidden),
+            ):
+                layer |= {
+                    f"self_attn.{name}.weight": (rows, hidden),
+                    f"self_attn.{name}.bias": (rows,),
+                }
             layer["input_layernorm.bias"] = (hidden,)
         if kind == "phi":
             layer |= {"mlp.fc1.weight": (inner, hidden), "mlp.fc1.bias": (inner,)}
@@ -224,11 +295,16 @@ def main(root: Path) -> None:
         told = {"ids": ids, "parity": parity, "answers": ANSWER}
         parts = zip(whole, layers.logits(prompts), strict=True)
         told["layerwise"] = [float(np.abs(logits - part).max()) for logits, part in parts]
-        told["answered"] = [[list(runtime.generate(p, ANSWER)) for p in prompts], layers.generate(prompts, ANSWER)]
+        told["answered"] = [
+            [list(runtime.generate(p, ANSWER)) for p in prompts],
+            layers.generate(prompts, ANSWER),
+        ]
         (folder / "told.json").write_text(json.dumps(told))
         runtime.close()
         config = transformers_tokenizer.config_of(folder / "source")
-        model = AutoModelForCausalLM.from_pretrained(folder / "source", config=config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder / "source", config=config, dtype=torch.bfloat16
+        )
         model.save_pretrained(folder / "resaved")
         known.save_pretrained(folder / "resaved")
 

@@ -1,9 +1,10 @@
 """Runs in a backend's toolchain: ``python family_driver.py ROOT BACKEND convert|measure``.
 
-ROOT/BACKEND.jobs.json lists what the planner made of each member: its window ("short" or "long"), the steps up to the
-unquantized conversion, and the folder to convert. Artifacts go to ROOT/artifacts; ``measure`` leaves
-ROOT/BACKEND.measure.json, by job: mean KL divergence from transformers; how much less likely than the likeliest, in
-nats, each token of a greedy answer is by the runtime's own logits without a cache; equal token ids; or the error.
+ROOT/BACKEND.jobs.json lists what the planner made of each member: its window ("short" or "long"),
+the steps up to the unquantized conversion, and the folder to convert. Artifacts go to
+ROOT/artifacts; ``measure`` leaves ROOT/BACKEND.measure.json, by job: mean KL divergence from
+transformers; how much less likely than the likeliest, in nats, each token of a greedy answer is by
+the runtime's own logits without a cache; equal token ids; or the error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from phipipe.reference import log_softmax
 
 def kld(expected: Any, actual: Any) -> float:
     """Mean over positions, in nats, as ``evaluate`` has it."""
-    p, q = (log_softmax(np.asarray(logits, np.float32)).astype(np.float64) for logits in (expected, actual))
+    p, q = (
+        log_softmax(np.asarray(logits, np.float32)).astype(np.float64)
+        for logits in (expected, actual)
+    )
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 

@@ -1,7 +1,7 @@
 """A small checkpoint, and some hundred ways in which one place of it is not what it should be.
 
-``base`` writes the checkpoint; ``mutations`` yields what to change: file name → new content, None to delete it. Needs
-nothing but Python.
+``base`` writes the checkpoint; ``mutations`` yields what to change: file name → new content, None
+to delete it. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ CONFIG: dict[str, Any] = {
     "partial_rotary_factor": 1.0,
     "resid_pdrop": 0.0,
     "rms_norm_eps": 1e-05,
-    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * (HEAD // 2), "long_factor": [2.0] * (HEAD // 2)},
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0] * (HEAD // 2),
+        "long_factor": [2.0] * (HEAD // 2),
+    },
     "rope_theta": 10000.0,
     "sliding_window": 4096,
     "tie_word_embeddings": False,
@@ -50,16 +54,28 @@ CONFIG: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": VOCABULARY,
 }
-GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 2, "temperature": 0.7, "do_sample": False}
+GENERATION = {
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+    "pad_token_id": 2,
+    "temperature": 0.7,
+    "do_sample": False,
+}
 ADDED = ["<unk>", "<s>", "</s>", "<|end|>"]
 TOKENIZER: dict[str, Any] = {
     "version": "1.0",
     "added_tokens": [{"id": i, "content": token, "special": True} for i, token in enumerate(ADDED)],
-    "model": {"type": "BPE", "vocab": {**{t: i for i, t in enumerate(ADDED)}, "a": 4, "b": 5}, "merges": []},
+    "model": {
+        "type": "BPE",
+        "vocab": {**{t: i for i, t in enumerate(ADDED)}, "a": 4, "b": 5},
+        "merges": [],
+    },
 }
 SETTINGS: dict[str, Any] = {
     "add_bos_token": False,
-    "added_tokens_decoder": {str(i): {"content": token, "special": True} for i, token in enumerate(ADDED)},
+    "added_tokens_decoder": {
+        str(i): {"content": token, "special": True} for i, token in enumerate(ADDED)
+    },
     "bos_token": "<s>",
     "chat_template": "{{ messages[0]['content'] }}",
     "eos_token": {"content": "</s>", "lstrip": False},
@@ -67,7 +83,8 @@ SETTINGS: dict[str, Any] = {
     "pad_token": "</s>",
     "tokenizer_class": "LlamaTokenizer",
 }
-# What takes a leaf's place; text that begins with RAW is written as it stands, for what JSON's writers refuse.
+# What takes a leaf's place; text that begins with RAW is written as it stands, for what JSON's
+# writers refuse.
 RAW = "@raw@"
 ODD: dict[str, Any] = {
     "null": None,
@@ -107,7 +124,10 @@ class Mutation(NamedTuple):
 
 def shapes() -> dict[str, list[int]]:
     """The tensors of the checkpoint."""
-    found = {"model.embed_tokens.weight": [VOCABULARY, HIDDEN], "lm_head.weight": [VOCABULARY, HIDDEN]}
+    found = {
+        "model.embed_tokens.weight": [VOCABULARY, HIDDEN],
+        "lm_head.weight": [VOCABULARY, HIDDEN],
+    }
     found["model.norm.weight"] = [HIDDEN]
     for layer in range(LAYERS):
         at = f"model.layers.{layer}"
@@ -133,9 +153,12 @@ def header(wanted: Mapping[str, list[int]] | None = None) -> dict[str, Any]:
 
 
 def packed(head: Any, raw: bytes | None = None) -> bytes:
-    """A safetensors file with the header ``head`` (``raw``: its bytes) and as many zeros as ours has."""
+    """A safetensors file with the header ``head`` (``raw``: its bytes) and as many zeros as ours
+    has."""
     body = written(head) if raw is None else raw
-    size = max(entry["data_offsets"][1] for name, entry in header().items() if name != "__metadata__")
+    size = max(
+        entry["data_offsets"][1] for name, entry in header().items() if name != "__metadata__"
+    )
     return struct.pack("<Q", len(body)) + body + bytes(size)
 
 
@@ -171,9 +194,16 @@ def files() -> dict[str, bytes]:
 
 
 def leaves(value: Any, most: int = 3) -> Iterator[tuple[str | int, ...]]:
-    """Paths to every value of a JSON value, itself and tables included; of long lists and tables the first few."""
+    """Paths to every value of a JSON value, itself and tables included; of long lists and tables
+    the first few."""
     yield ()
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for place, (key, below) in enumerate(inner):
         if place < most or not isinstance(value, list):
             yield from ((key, *path) for path in leaves(below, most))
@@ -241,12 +271,18 @@ def _headers() -> Iterator[Mutation]:
         head = header({**shapes(), **extra})
         end = max(e["data_offsets"][1] for n, e in head.items() if n != "__metadata__")
         body = written(head)
-        yield Mutation(f"tensors: {name}", {WEIGHTS: struct.pack("<Q", len(body)) + body + bytes(end), INDEX: None})
+        yield Mutation(
+            f"tensors: {name}",
+            {WEIGHTS: struct.pack("<Q", len(body)) + body + bytes(end), INDEX: None},
+        )
     for gone in shapes():
         rest = header({name: shape for name, shape in shapes().items() if name != gone})
         end = max(e["data_offsets"][1] for n, e in rest.items() if n != "__metadata__")
         body = written(rest)
-        yield Mutation(f"tensors: no {gone}", {WEIGHTS: struct.pack("<Q", len(body)) + body + bytes(end), INDEX: None})
+        yield Mutation(
+            f"tensors: no {gone}",
+            {WEIGHTS: struct.pack("<Q", len(body)) + body + bytes(end), INDEX: None},
+        )
 
 
 def huge() -> Iterator[Mutation]:
@@ -279,7 +315,9 @@ def _whole_files() -> Iterator[Mutation]:
         }.items():
             yield Mutation(f"{file} {name}", {file: other})
     for length in (0, 1, 2**20, 2**62, 2**63, 2**64 - 1):
-        yield Mutation(f"header length {length}", {WEIGHTS: struct.pack("<Q", length) + good[WEIGHTS][8:]})
+        yield Mutation(
+            f"header length {length}", {WEIGHTS: struct.pack("<Q", length) + good[WEIGHTS][8:]}
+        )
     for name, beside in {
         "adapter_model.safetensors": good[WEIGHTS],
         "adapter_config.json": b'{"base_model_name_or_path": "\\u001b[2J", "r": 4}',

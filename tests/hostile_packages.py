@@ -1,7 +1,8 @@
-"""Packages as somebody hostile would make them: edits of a real one that would run, write or read what they must not.
+"""Packages as somebody hostile would make them: edits of a real one that would run, write or read
+what they must not.
 
-Light, so that benchmarks can import it: of phipipe only what seals a manifest. An edit changes a copy of a package;
-``sealed`` then makes its manifest fit again, as anybody can.
+Light, so that benchmarks can import it: of phipipe only what seals a manifest. An edit changes a
+copy of a package; ``sealed`` then makes its manifest fit again, as anybody can.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ BACKENDS = ("onnxruntime", "qnn", "openvino", "mlx", "torch", "llamacpp", "liter
 
 @dataclass(frozen=True)
 class Edit:
-    """Something that a stranger did to a package of ``backend``; ``apply`` does it to a folder, unsealed."""
+    """Something that a stranger did to a package of ``backend``; ``apply`` does it to a folder,
+    unsealed."""
 
     name: str
     backend: str
@@ -39,7 +41,9 @@ def sealed(folder: Path, change: Callable[[dict[str, Any]], object] = lambda mad
     change(made)
     for name in (manifest.NAME, manifest.SUMS):
         (folder / name).unlink(missing_ok=True)
-    manifest.seal(folder, {name: value for name, value in made.items() if name not in ("files", "digest")})
+    manifest.seal(
+        folder, {name: value for name, value in made.items() if name not in ("files", "digest")}
+    )
     return folder
 
 
@@ -54,12 +58,19 @@ def resealed(folder: Path, made: Mapping[str, Any]) -> Path:
 
 
 def laid_out(package: Path, folder: Path, backend: str) -> Path:
-    """A copy of ``package`` that passes for one of ``backend``: the fewest files that such a package has."""
+    """A copy of ``package`` that passes for one of ``backend``: the fewest files that such a
+    package has."""
     shutil.copytree(package, folder)
     if json.loads((folder / manifest.NAME).read_text("utf-8"))["backend"] == backend:
         return folder
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in ("README.md", "LICENSE", "recipe.yaml", manifest.NAME, manifest.SUMS):
+        if path.is_file() and path.name not in (
+            "README.md",
+            "LICENSE",
+            "recipe.yaml",
+            manifest.NAME,
+            manifest.SUMS,
+        ):
             path.unlink()
     for name, data in _files(backend).items():
         (folder / name).write_bytes(data)
@@ -71,14 +82,27 @@ def laid_out(package: Path, folder: Path, backend: str) -> Path:
 
 
 def _files(backend: str) -> dict[str, bytes]:
-    tokenizer = {"tokenizer_config.json": text({"tokenizer_class": "TokenizersBackend"}), "tokenizer.json": b"{}"}
+    tokenizer = {
+        "tokenizer_config.json": text({"tokenizer_class": "TokenizersBackend"}),
+        "tokenizer.json": b"{}",
+    }
     config = {"config.json": text({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]})}
     generation = {"generation_config.json": text({"eos_token_id": [2]})}
     weights = {"model.safetensors": struct.pack("<Q", 2) + b"{}"}
     own: dict[str, dict[str, bytes]] = {
-        "onnxruntime": {"genai_config.json": text(GENAI), "model.onnx": onnx(), "model.onnx.data": b"\0" * 64},
-        "qnn": {"genai_config.json": text(GENAI), "model.onnx": onnx(), "static.json": text({"layers": 2})},
-        "openvino": config | generation | {"openvino_model.xml": openvino(), "openvino_model.bin": b"\0" * 64},
+        "onnxruntime": {
+            "genai_config.json": text(GENAI),
+            "model.onnx": onnx(),
+            "model.onnx.data": b"\0" * 64,
+        },
+        "qnn": {
+            "genai_config.json": text(GENAI),
+            "model.onnx": onnx(),
+            "static.json": text({"layers": 2}),
+        },
+        "openvino": config
+        | generation
+        | {"openvino_model.xml": openvino(), "openvino_model.bin": b"\0" * 64},
         "mlx": config | generation | weights,
         "torch": config | generation | weights,
         "llamacpp": {"model.gguf": gguf(), "Modelfile": b"FROM ./model.gguf\n"},
@@ -91,7 +115,10 @@ GENAI: dict[str, Any] = {
     "model": {
         "type": "phi3",
         "context_length": 2048,
-        "decoder": {"filename": "model.onnx", "session_options": {"log_id": "x", "provider_options": []}},
+        "decoder": {
+            "filename": "model.onnx",
+            "session_options": {"log_id": "x", "provider_options": []},
+        },
     },
     "search": {"max_length": 2048},
 }
@@ -127,18 +154,27 @@ def node(kind: bytes, domain: bytes = b"", **attributes: bytes | int) -> bytes:
 
 def onnx(*nodes: bytes, location: bytes | None = None, extra: bytes = b"") -> bytes:
     """An ONNX file with ``nodes`` and, at ``location``, a tensor."""
-    tensor = b"" if location is None else field(5, field(13, field(1, b"location") + field(2, location)))
+    tensor = (
+        b"" if location is None else field(5, field(13, field(1, b"location") + field(2, location)))
+    )
     return field(1, 10) + field(7, b"".join(field(1, one) for one in nodes) + tensor) + extra
 
 
 def openvino(layers: str = "", head: str = "", more: str = "") -> bytes:
     """An OpenVINO graph with a constant and ``layers``."""
-    constant = '<layer id="0" name="c" type="Const" version="opset1"><data offset="0" size="64"/></layer>'
-    net = f'<net name="Model" version="11"><layers>{constant}{layers}</layers><edges/><rt_info/>{more}</net>'
+    constant = (
+        '<layer id="0" name="c" type="Const" version="opset1"><data offset="0" size="64"/></layer>'
+    )
+    net = (
+        f'<net name="Model" '
+        f'version="11"><layers>{constant}{layers}</layers><edges/><rt_info/>{more}</net>'
+    )
     return f'<?xml version="1.0"?>{head}{net}'.encode()
 
 
-def gguf(tensors: int = 0, pairs: tuple[bytes, ...] = (), promised: int | None = None, version: int = 3) -> bytes:
+def gguf(
+    tensors: int = 0, pairs: tuple[bytes, ...] = (), promised: int | None = None, version: int = 3
+) -> bytes:
     """A GGUF file of settings alone."""
     count = len(pairs) if promised is None else promised
     return b"GGUF" + struct.pack("<IQQ", version, tensors, count) + b"".join(pairs)
@@ -151,12 +187,20 @@ def pair(key: bytes, kind: int, value: bytes) -> bytes:
 
 def tflite(custom: bytes | None = None, external: bool = False) -> bytes:
     """A TensorFlow Lite model of one operator code: a library's, if it is named."""
-    fields = struct.pack("<10H", 24, 8, 0, 4, 0, 0, 0, 0, 0, 0) + struct.pack("<2H", 4 if external else 0, 0)
+    fields = struct.pack("<10H", 24, 8, 0, 4, 0, 0, 0, 0, 0, 0) + struct.pack(
+        "<2H", 4 if external else 0, 0
+    )
     made = struct.pack("<I", 32) + b"TFL3" + fields + struct.pack("<iI", 24, 4)
     made += struct.pack("<II", 1, 16)
     made += struct.pack("<6H", 12, 12, 0, 4 if custom else 0, 0, 8)
     name = custom or b""
-    return made + struct.pack("<iIi", 12, 8, 32 if custom else 9) + struct.pack("<I", len(name)) + name + b"\0" * 4
+    return (
+        made
+        + struct.pack("<iIi", 12, 8, 32 if custom else 9)
+        + struct.pack("<I", len(name))
+        + name
+        + b"\0" * 4
+    )
 
 
 # -- edits
@@ -221,7 +265,10 @@ def _genai(canary: Path) -> Iterator[Edit]:
         "model/vision": {"filename": "model.onnx", "config_filename": "/etc/passwd"},
         "model/vision/adapter_filename": "adapter",
         "model/speech": {"filename": "model.onnx"},
-        "model/encoder": {"filename": "model.onnx", "session_options": {"custom_ops_library": library}},
+        "model/encoder": {
+            "filename": "model.onnx",
+            "session_options": {"custom_ops_library": library},
+        },
         "model/draft": {"filename": "model.onnx"},
         "model/mtp": {"filename": "model.onnx"},
         "model/tokenizer_dir": "/etc",
@@ -241,18 +288,51 @@ def _genai(canary: Path) -> Iterator[Edit]:
         "x": {"library_path": library},
     }.items():
         value = [{name: more}]
-        yield Edit(f"provider {name}", "onnxruntime", _set("genai_config.json", f"{options}/provider_options", value))
+        yield Edit(
+            f"provider {name}",
+            "onnxruntime",
+            _set("genai_config.json", f"{options}/provider_options", value),
+        )
     twice = b'{"model": {"context_length": 1, "context_length": 2}}'
     yield Edit("genai twice", "onnxruntime", _put("genai_config.json", twice))
     yield Edit("genai deep", "onnxruntime", _put("genai_config.json", b"[" * 5000 + b"]" * 5000))
-    attrs = {"processor": {"transforms": [{"operation": {"type": "DecodeImage", "attrs": {"file": "/etc/passwd"}}}]}}
+    attrs = {
+        "processor": {
+            "transforms": [{"operation": {"type": "DecodeImage", "attrs": {"file": "/etc/passwd"}}}]
+        }
+    }
     yield Edit("processor", "onnxruntime", _put("processor_config.json", text(attrs)))
 
 
 def _added() -> Iterator[Edit]:
-    names = ("evil.py", "libops.so", "libops.so.1", "ops.dll", "ops.dylib", "run.sh", "a.exe", "w.pkl", "w.pt", "w.bin")
-    names += ("LICENSE.py", "NOTICE.dll", "conftest.py", "adapter_config.json", "modeling_phi3.pyc", "a/b/evil.py")
-    names += ("reference/evil.npy", "chat.ipynb", "tokenizer.jsonl", "MODEL.ONNX", "inference_model.json", ".env")
+    names = (
+        "evil.py",
+        "libops.so",
+        "libops.so.1",
+        "ops.dll",
+        "ops.dylib",
+        "run.sh",
+        "a.exe",
+        "w.pkl",
+        "w.pt",
+        "w.bin",
+    )
+    names += (
+        "LICENSE.py",
+        "NOTICE.dll",
+        "conftest.py",
+        "adapter_config.json",
+        "modeling_phi3.pyc",
+        "a/b/evil.py",
+    )
+    names += (
+        "reference/evil.npy",
+        "chat.ipynb",
+        "tokenizer.jsonl",
+        "MODEL.ONNX",
+        "inference_model.json",
+        ".env",
+    )
     for name in names:
         yield Edit(f"file {name}", "onnxruntime", _put(name, b"x"))
     for backend in BACKENDS:
@@ -282,7 +362,10 @@ def _disguised(canary: Path) -> Iterator[Edit]:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("ids.npy", b"\0" * 10**6)
     pickled = pickle.dumps(_Runs(str(canary / "pickle")), 4)
-    array = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(128) + pickled
+    array = (
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(128)
+        + pickled
+    )
     disguises = {
         "model.onnx.data": b"\x7fELF" + b"\0" * 100,
         "tokenizer.json": b"\xcf\xfa\xed\xfe" + b"\0" * 100,
@@ -297,7 +380,9 @@ def _disguised(canary: Path) -> Iterator[Edit]:
     }
     for name, data in disguises.items():
         yield Edit(f"disguised {name}", "onnxruntime", _put(name, data))
-    yield Edit("disguised weights", "openvino", _put("openvino_model.bin", b"\x7fELF" + b"\0" * 100))
+    yield Edit(
+        "disguised weights", "openvino", _put("openvino_model.bin", b"\x7fELF" + b"\0" * 100)
+    )
     yield Edit("disguised checkpoint", "torch", _put("model.safetensors", packed.getvalue()))
 
 
@@ -325,13 +410,20 @@ def _graphs() -> Iterator[Edit]:
     for name, data in graphs.items():
         yield Edit(f"onnx {name}", "onnxruntime", _put("model.onnx", data))
     for name, kind in {"outside": context, "embedded": inside}.items():
-        yield Edit(f"qnn context {name}", "qnn", _put("model.onnx", onnx(node(b"EPContext", b"com.microsoft", **kind))))
+        yield Edit(
+            f"qnn context {name}",
+            "qnn",
+            _put("model.onnx", onnx(node(b"EPContext", b"com.microsoft", **kind))),
+        )
     yield Edit("qnn layers", "qnn", _set("static.json", "layers", 10**9))
     yield Edit("qnn caches", "qnn", _set("static.json", "caches", {"x": 1}))
     layer = '<layer id="1" name="e" type="Evil" version="{}"/>'
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
     outside = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
-    beyond = '<layer id="2" name="b" type="Const" version="opset1"><data offset="9999" size="64"/></layer>'
+    beyond = (
+        '<layer id="2" name="b" type="Const" version="opset1"><data offset="9999" '
+        'size="64"/></layer>'
+    )
     for name, data in {
         "extension": openvino(layer.format("extension")),
         "opset": openvino(layer.format("evil_opset")),
@@ -370,7 +462,9 @@ def _configs() -> Iterator[Edit]:
             yield Edit(f"{backend} config {dotted}", backend, _set("config.json", dotted, value))
     for backend in ("openvino", "litert"):
         for dotted in ("model_file", "_attn_implementation", "quantization_config/quantizer_class"):
-            yield Edit(f"{backend} config {dotted}", backend, _set("config.json", dotted, hooks[dotted]))
+            yield Edit(
+                f"{backend} config {dotted}", backend, _set("config.json", dotted, hooks[dotted])
+            )
     for dotted, value in {
         "tokenizer_file": "/etc/passwd",
         "vocab_file": "../../vocab",
@@ -381,8 +475,14 @@ def _configs() -> Iterator[Edit]:
         "custom_ops_library": "x.so",
     }.items():
         yield Edit(f"tokenizer {dotted}", "mlx", _set("tokenizer_config.json", dotted, value))
-    yield Edit("generation", "torch", _set("generation_config.json", "custom_generate", "someone/code"))
-    yield Edit("preprocessor", "openvino", _set("preprocessor_config.json", "image_processor_type", "a.b.C"))
+    yield Edit(
+        "generation", "torch", _set("generation_config.json", "custom_generate", "someone/code")
+    )
+    yield Edit(
+        "preprocessor",
+        "openvino",
+        _set("preprocessor_config.json", "image_processor_type", "a.b.C"),
+    )
 
 
 def _others() -> Iterator[Edit]:
@@ -395,7 +495,9 @@ def _others() -> Iterator[Edit]:
         "lists": gguf(pairs=(pair(b"a", 9, struct.pack("<IQ", 9, 1)),)),
         "key": gguf(pairs=(struct.pack("<Q", 2**50),)),
         "kind": gguf(pairs=(pair(b"a", 77, b""),)),
-        "template": gguf(pairs=(pair(b"tokenizer.chat_template", 8, struct.pack("<Q", 2**21) + b" " * 2**21),)),
+        "template": gguf(
+            pairs=(pair(b"tokenizer.chat_template", 8, struct.pack("<Q", 2**21) + b" " * 2**21),)
+        ),
         "version": gguf(version=9),
         "other": b"NOPE" * 20,
         "nothing": b"",
@@ -426,7 +528,8 @@ def _others() -> Iterator[Edit]:
 
 
 def mutated(made: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what was done, a manifest) for every value of a manifest and everything that may stand in its place."""
+    """(what was done, a manifest) for every value of a manifest and everything that may stand in
+    its place."""
     deep: Any = "x"
     for _ in range(40):
         deep = [deep]
@@ -465,7 +568,9 @@ def _paths(value: object, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, .
         yield from _paths(value[0], (*before, 0))
 
 
-def _with(made: Mapping[str, Any], path: tuple[Any, ...], value: Any, delete: bool = False) -> dict[str, Any]:
+def _with(
+    made: Mapping[str, Any], path: tuple[Any, ...], value: Any, delete: bool = False
+) -> dict[str, Any]:
     whole: Any = copy.deepcopy(dict(made))
     inner = whole
     for key in path[:-1]:
@@ -479,5 +584,8 @@ def _with(made: Mapping[str, Any], path: tuple[Any, ...], value: Any, delete: bo
 
 def sized(made: Mapping[str, Any], count: int) -> dict[str, Any]:
     """A manifest that lists ``count`` files more, none of which is there."""
-    more = [{"path": f"f/{i}", "size": 0, "sha256": hashlib.sha256(b"").hexdigest()} for i in range(count)]
+    more = [
+        {"path": f"f/{i}", "size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+        for i in range(count)
+    ]
     return {**made, "files": [*made["files"], *more]}

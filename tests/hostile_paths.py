@@ -1,7 +1,8 @@
 """Odd paths and odd arguments of every kind, and command lines that hand them to every command.
 
-Light: the standard library and the command line alone. Run as a program (``python hostile_paths.py FOLDER``) it tries
-them all in this one process, and prints a JSON line for each: before it, so that a hang has a name, and after it.
+Light: the standard library and the command line alone. Run as a program (``python hostile_paths.py
+FOLDER``) it tries them all in this one process, and prints a JSON line for each: before it, so that
+a hang has a name, and after it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,24 @@ device: cpu-x86_64
 precision: int8
 calibrate: {text: {builtin: stories}}
 """
-SYSTEM = ("/dev/null", "/dev/zero", "/dev/full", "/dev/stdin", "/proc/self/mem", "/proc/kmsg", "/proc/self/environ")
-SYSTEM += ("/proc/self/fd/0", "/proc", "/sys", "/dev", "/dev/tty", "/dev/null/x", "/proc/self/mem/x")
+SYSTEM = (
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/stdin",
+    "/proc/self/mem",
+    "/proc/kmsg",
+    "/proc/self/environ",
+)
+SYSTEM += (
+    "/proc/self/fd/0",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/dev/tty",
+    "/dev/null/x",
+    "/proc/self/mem/x",
+)
 
 
 def paths(folder: Path) -> dict[str, str]:
@@ -67,7 +84,13 @@ def _special(folder: Path) -> dict[str, str]:
     """What only some systems have: links, pipes, sockets, folders that may not be read."""
     made: dict[str, str] = {}
     with contextlib.suppress(OSError, NotImplementedError):
-        links = {"loop": "loop", "one": "two", "two": "one", "dangling": "nowhere", "to-pipe": "pipe"}
+        links = {
+            "loop": "loop",
+            "one": "two",
+            "two": "one",
+            "dangling": "nowhere",
+            "to-pipe": "pipe",
+        }
         links |= {"to-null": "/dev/null", "dangling-deep": "no/where"}
         for name, target in links.items():
             if not os.path.lexists(folder / name):
@@ -143,7 +166,8 @@ def sets() -> dict[str, str]:
 
 
 def commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(name, command line) for every odd path at every place of every command, and for odd values of other options.
+    """(name, command line) for every odd path at every place of every command, and for odd values
+    of other options.
 
     ``folder`` is where odd paths lie, and a recipe ``tried.yaml``.
     """
@@ -169,14 +193,17 @@ def commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _written(path: Path, text: str) -> str:
-    """The recipe's path; ``text`` is written when its command's turn comes, since all share the one file."""
+    """The recipe's path; ``text`` is written when its command's turn comes, since all share the one
+    file."""
     path.write_text(text, "utf-8", errors="surrogatepass")
     return str(path)
 
 
 def places(folder: Path, path: str) -> dict[str, list[str]]:
     """Every place on the command line that takes a path."""
-    recipe, impossible, package = (str(folder / name) for name in ("tried.yaml", "impossible.yaml", "package"))
+    recipe, impossible, package = (
+        str(folder / name) for name in ("tried.yaml", "impossible.yaml", "package")
+    )
     return {
         "run RECIPE": ["run", path],
         "run --out": ["run", impossible, "--out", path],
@@ -240,7 +267,14 @@ def values(folder: Path, value: str) -> dict[str, list[str]]:
         "devices": ["devices", value],
         "backends": ["backends", value],
         "init --precision": ["init", str(folder / "never.yaml"), "--precision", value],
-        "init --backend": ["init", str(folder / "never.yaml"), "--device", "nope", "--backend", value],
+        "init --backend": [
+            "init",
+            str(folder / "never.yaml"),
+            "--device",
+            "nope",
+            "--backend",
+            value,
+        ],
         "a command": [value or " "],
         "an option": ["plan", recipe, f"--{value}"],
         "completion": ["completion", value],
@@ -288,14 +322,21 @@ def main(folder: Path) -> None:
     """Try everything; a JSON line before and after each."""
     out = sys.stdout
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(ROOT / "phipipe" / "assets" / "tiny-phi3", folder / "package", dirs_exist_ok=True)
+    shutil.copytree(
+        ROOT / "phipipe" / "assets" / "tiny-phi3", folder / "package", dirs_exist_ok=True
+    )
     here = folder / "here"
     here.mkdir(exist_ok=True)
     os.chdir(here)
     for name, words, environ in everything(folder):
         print(json.dumps({"trying": name}), file=out, flush=True)
         code, said = outcome(words, environ)
-        told = {"name": name, "code": code, "said": said[-2000:], "words": [word[:200] for word in words]}
+        told = {
+            "name": name,
+            "code": code,
+            "said": said[-2000:],
+            "words": [word[:200] for word in words],
+        }
         print(json.dumps(told), file=out, flush=True)
 
 

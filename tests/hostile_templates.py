@@ -1,4 +1,5 @@
-"""Chat templates that attack who renders them: by time, by memory, by depth, by the length of what they say.
+"""Chat templates that attack who renders them: by time, by memory, by depth, by the length of what
+they say.
 
 Nothing but the standard library is imported here: ``benchmarks/attack.py`` uses these too.
 """
@@ -20,7 +21,8 @@ def _nested(loops: int, times: int, inside: str = "") -> str:
     return opened + inside + "{% endfor %}" * loops
 
 
-# Each takes more than 2 s or 256 MiB, crashes, or counts beyond what a sandbox lets it: all are to be refused.
+# Each takes more than 2 s or 256 MiB, crashes, or counts beyond what a sandbox lets it: all are to
+# be refused.
 ATTACKS: dict[str, str] = {
     "range": "{{ range(10000000000)|list|length }}",
     "range_join": "{{ range(99999)|join('x'*99999)|length }}",
@@ -52,22 +54,28 @@ ATTACKS: dict[str, str] = {
     "nests_deep": _nested(4, 999),
     "output": _nested(2, 99999, "x" * 16),
     "macro": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
-    "macro_twin": "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
-    "macro_tree": "{% macro m(n) %}{% if n < 60 %}{{ m(n + 1) }}{{ m(n + 1) }}{% endif %}{% endmacro %}{{ m(0) }}",
+    "macro_twin": "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro "
+    "%}{{ a() }}",
+    "macro_tree": "{% macro m(n) %}{% if n < 60 %}{{ m(n + 1) }}{{ m(n + 1) }}{% endif %}{% "
+    "endmacro %}{{ m(0) }}",
     "macro_caller": "{% macro m() %}{{ caller() }}{% call m() %}x{% endcall %}{% endmacro %}"
     "{% call m() %}y{% endcall %}",
     "loop_recursive": "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}",
     "sort": "{% for a in range(9999) %}{{ (range(99999)|sort(reverse=true))|length }}{% endfor %}",
     "batch": "{{ [1]|batch(1000000000, 0)|list|length }}",
     "slice": "{{ [1]|slice(1000000000)|list|length }}",
-    "wordwrap": "{% for a in range(9999) %}{{ (a|string + 'ab '*99999)|wordwrap(1)|length }}{% endfor %}",
-    "urlize": "{% for a in range(9999) %}{{ (a|string + 'http://a.b '*9999)|urlize|length }}{% endfor %}",
-    "striptags": "{% for a in range(9999) %}{{ (a|string + '<b>'*99999)|striptags|length }}{% endfor %}",
+    "wordwrap": "{% for a in range(9999) %}{{ (a|string + 'ab '*99999)|wordwrap(1)|length }}{% "
+    "endfor %}",
+    "urlize": "{% for a in range(9999) %}{{ (a|string + 'http://a.b '*9999)|urlize|length }}{% "
+    "endfor %}",
+    "striptags": "{% for a in range(9999) %}{{ (a|string + '<b>'*99999)|striptags|length }}{% "
+    "endfor %}",
     "split": "{% for a in range(9999) %}{{ ('a '*99999).split()|length }}{% endfor %}",
     "lipsum": "{{ lipsum(n=99999, min=9999, max=10000)|length }}",
     "cycle": "{% set c = cycler(*range(99999)) %}" + _nested(2, 99999, "{{ c.next() }}"),
     "tojson": _growing("[1]", "[ns.s, ns.s]", 40, "ns.s|tojson|length"),
-    "sum": "{{ range(99999)|map('string')|sum(start='')|length }}{{ ([[1]*9999]*99999)|sum(start=[])|length }}",
+    "sum": "{{ range(99999)|map('string')|sum(start='')|length }}{{ "
+    "([[1]*9999]*99999)|sum(start=[])|length }}",
     "counting": "{% set ns = namespace(n=0) %}" + _nested(3, 9999, "{% set ns.n = ns.n + 1 %}"),
 }
 # Ways to come later than at once, or only when something holds; ``%s`` is the attack.
@@ -101,7 +109,8 @@ DEEP = ("parentheses", "filters", "nots", "lists", "ifs", "attributes", "minus",
 
 
 def variations() -> Iterator[tuple[str, str]]:
-    """(name, template): more than 300; every attack in every wrapper that can hold it, and the deep ones."""
+    """(name, template): more than 300; every attack in every wrapper that can hold it, and the deep
+    ones."""
     for name, attack in ATTACKS.items():
         for wrapper, around in WRAPPERS.items():
             if "{% macro" in attack and wrapper != "bare":

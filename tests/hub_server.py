@@ -1,7 +1,7 @@
 """A hub on this machine alone, with the three routes that clients use, and with faults to order.
 
-Faults are asked for by file name (or "*"): each is taken from its list by one request for that file's content, and
-counts down; an empty list means that everything works.
+Faults are asked for by file name (or "*"): each is taken from its list by one request for that
+file's content, and counts down; an empty list means that everything works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ CHUNK = 2**16
 
 @dataclass
 class Fault:
-    """``kind``: cut, wrong-bytes, wrong-size, no-range, wrong-range, status, stall, html, redirect, gzip, longer."""
+    """``kind``: cut, wrong-bytes, wrong-size, no-range, wrong-range, status, stall, html, redirect,
+    gzip, longer."""
 
     kind: str
     at: int = 0  # bytes of the body before it strikes
@@ -46,9 +47,12 @@ class Seen:
 
 
 class Hub:
-    """A running server; ``with`` ends it. ``files`` maps names to contents, ``large`` tells which are LFS."""
+    """A running server; ``with`` ends it. ``files`` maps names to contents, ``large`` tells which
+    are LFS."""
 
-    def __init__(self, files: dict[str, bytes], commit: str = "c0ffee" + "0" * 34, repo: str = "someone/tiny") -> None:
+    def __init__(
+        self, files: dict[str, bytes], commit: str = "c0ffee" + "0" * 34, repo: str = "someone/tiny"
+    ) -> None:
         self.files, self.commit, self.repo = files, commit, repo
         self.large = {name for name, data in files.items() if len(data) > 10_000}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
@@ -56,10 +60,16 @@ class Hub:
         self.branches = {"main": commit}
         self.token: str | None = None  # whoever has another gets nothing
         self.gated = False
-        self.answers: list[tuple[int, dict[str, str], bytes]] = []  # instead of what the hub knows, one each
+        self.answers: list[
+            tuple[int, dict[str, str], bytes]
+        ] = []  # instead of what the hub knows, one each
         self.pause_s = 0.0  # after each chunk
-        self.buffer_bytes: int | None = None  # of what the system may hold for a connection, and ``sent`` counts
-        self.dies_after: int | None = None  # requests; then every connection is closed without a word
+        self.buffer_bytes: int | None = (
+            None  # of what the system may hold for a connection, and ``sent`` counts
+        )
+        self.dies_after: int | None = (
+            None  # requests; then every connection is closed without a word
+        )
         self.requests = 0
         self.released = threading.Event()
         hub = self
@@ -68,7 +78,9 @@ class Hub:
             server_hub = hub
 
         self._server = _Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
 
     @property
     def url(self) -> str:
@@ -78,7 +90,12 @@ class Hub:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.released.set()
         self._server.shutdown()
         self._server.server_close()
@@ -98,7 +115,10 @@ class Hub:
 
 def of_folder(folder: Path, **more: Any) -> Hub:
     """A hub with one repository: the files of ``folder``."""
-    return Hub({path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}, **more)
+    return Hub(
+        {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()},
+        **more,
+    )
 
 
 class _Server(ThreadingHTTPServer):
@@ -116,7 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         if self.server_hub.buffer_bytes is not None:
-            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.server_hub.buffer_bytes)
+            self.request.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, self.server_hub.buffer_bytes
+            )
         super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -149,7 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         form = parse_qs(self.rfile.read(length).decode())
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if parts[:2] != ["api", "datasets"] or parts[4] != "paths-info" or self.known(parts[2:4], parts[5]) is None:
+        if (
+            parts[:2] != ["api", "datasets"]
+            or parts[4] != "paths-info"
+            or self.known(parts[2:4], parts[5]) is None
+        ):
             return
         hub = self.server_hub
         found = [(name, hub.published(name)) for name in form["paths"] if name in hub.files]

@@ -1,6 +1,7 @@
 """Runs in the torch toolchain: ``python layerwise_driver.py FOLDER`` leaves FOLDER/facts.json.
 
-Compares ``layerwise.Layerwise`` with the whole model in memory, for every architecture and storage that matters.
+Compares ``layerwise.Layerwise`` with the whole model in memory, for every architecture and storage
+that matters.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def compared(folder: Path) -> dict[str, Any]:
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     random = np.random.default_rng(3)
     windows = random.integers(3, whole.config.vocab_size, (5, 64)).tolist()
-    expected = [whole(input_ids=torch.tensor([w]), use_cache=False).logits[0].numpy() for w in windows]
+    expected = [
+        whole(input_ids=torch.tensor([w]), use_cache=False).logits[0].numpy() for w in windows
+    ]
     model = layerwise.Layerwise(folder)
     logits = list(model.logits(windows))
     prompts = [windows[i][: 5 + 4 * i] for i in range(3)]
@@ -110,7 +113,11 @@ def compared(folder: Path) -> dict[str, Any]:
 def refusals(root: Path) -> dict[str, str]:
     """What is said of weights of which one value is no number, by the tensor that has it."""
     said = {}
-    for spoiled in ("model.layers.2.mlp.down_proj.weight", "model.embed_tokens.weight", "lm_head.weight"):
+    for spoiled in (
+        "model.layers.2.mlp.down_proj.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ):
 
         def change(name: str, tensor: torch.Tensor, spoiled: str = spoiled) -> torch.Tensor:
             if name == spoiled:

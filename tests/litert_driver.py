@@ -1,6 +1,7 @@
 """Runs in the litert toolchain: ``python litert_driver.py FOLDER`` leaves FOLDER/facts.json.
 
-One process for all checks of test_litert.py. FOLDER holds what the torch toolchain made (see the test's fixture).
+One process for all checks of test_litert.py. FOLDER holds what the torch toolchain made (see the
+test's fixture).
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def planned(source: Path, precision: str, **options: Any) -> list[Any]:
     """The steps as the planner has them: fix-ups and the steps' own parameters."""
     recipe: Any = SimpleNamespace(precision=precision, backend="litert")
     checkpoint = models.read(source)
-    patch = {k: v for fix in rules.fixups(recipe, checkpoint).values() for k, v in fix["patch"].items()}
+    patch = {
+        k: v for fix in rules.fixups(recipe, checkpoint).values() for k, v in fix["patch"].items()
+    }
     return backend.steps(recipe, backend.Options.model_validate(options), checkpoint, patch)
 
 
@@ -116,11 +119,15 @@ def fidelity(root: Path) -> dict[str, Any]:
 
 
 def variants(root: Path) -> dict[str, Any]:
-    """Tied embeddings; LongRoPE; Phi-3's sliding window; a cache that the last part of a prompt does not fit."""
+    """Tied embeddings; LongRoPE; Phi-3's sliding window; a cache that the last part of a prompt
+    does not fit."""
     ids, facts = json.loads((root / "ids.json").read_text()), {}
     for name, options in (("tied", {}), ("longrope", {}), ("sliding", {})):
         step = planned(root / name, "fp32", **options)[0]
-        facts[name] = {"context": step.params["context_length"], "patch": step.params["config_patch"]}
+        facts[name] = {
+            "context": step.params["context_length"],
+            "patch": step.params["config_patch"],
+        }
         model = converted(root / name, root / f"variant-{name}", **options)
         size = facts[name]["context"]
         facts[name] |= measured(model, np.load(root / f"{name}.npy")[:size], ids[:size], prompt=20)
@@ -139,8 +146,12 @@ def bundle(root: Path) -> dict[str, Any]:
     prompt = tokenizer.encode(tokenizer.render(CHAT))
     ours = tokenizer.decode(list(runtime.generate(prompt, 100)))
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
-    engine = litert_lm.Engine(str(folder / litert_file.BUNDLE), litert_lm.Backend.CPU(), cache_dir=":nocache")
-    with engine.create_conversation(sampler_config=litert_lm.SamplerConfig(top_k=1)) as conversation:
+    engine = litert_lm.Engine(
+        str(folder / litert_file.BUNDLE), litert_lm.Backend.CPU(), cache_dir=":nocache"
+    )
+    with engine.create_conversation(
+        sampler_config=litert_lm.SamplerConfig(top_k=1)
+    ) as conversation:
         theirs = str(conversation.send_message(CHAT[0]["content"]))
     with litert_file.bundled(folder / litert_file.BUNDLE) as view:
         same = bytes(view) == (root / "int8" / "quantize" / litert_file.MODEL).read_bytes()
@@ -163,7 +174,9 @@ def spoiled(folder: Path, target: Path) -> Path:
 
 def failures(root: Path) -> dict[str, Any]:
     """The check of what was stored, against files that hold something else."""
-    stored = {name: litert_file.read(root / name / "quantize" / litert_file.MODEL) for name in CASES}
+    stored = {
+        name: litert_file.read(root / name / "quantize" / litert_file.MODEL) for name in CASES
+    }
     floats = litert_file.read(root / "convert" / litert_file.MODEL)
     asked = {"bits": 4, "group_size": -1, "scheme": "dynamic"}
     odd = [dataclasses.replace(stored["int4"][0], symmetric=False), *stored["int4"][1:]]
@@ -187,7 +200,8 @@ def failures(root: Path) -> dict[str, Any]:
         ),
         "cache": message(
             lambda: backend._check_lengths(
-                root / "convert" / litert_file.MODEL, {"prefill_length": 128, "context_length": 1024}
+                root / "convert" / litert_file.MODEL,
+                {"prefill_length": 128, "context_length": 1024},
             )
         ),
     }
@@ -205,14 +219,19 @@ def reproducible(root: Path) -> dict[str, Any]:
     hidden = (str(root).encode(), str(Path.home()).encode(), sys.prefix.encode())
     kept = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"]
     return {
-        "same": [digests(model) == digests(root / "convert"), digests(again) == digests(root / "bundled" / "bundle")],
+        "same": [
+            digests(model) == digests(root / "convert"),
+            digests(again) == digests(root / "bundled" / "bundle"),
+        ],
         "named": [
             path.name
             for folder in (model, again)
             for path in folder.iterdir()
             if any(word in path.read_bytes() for word in hidden)
         ],
-        "kept": [name for name in kept if (again / name).read_bytes() == (source / name).read_bytes()],
+        "kept": [
+            name for name in kept if (again / name).read_bytes() == (source / name).read_bytes()
+        ],
     }
 
 
@@ -233,7 +252,9 @@ def templates(root: Path) -> dict[str, Any]:
     specials = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
     found: dict[str, Any] = {}
     for name, template in json.loads((root / "templates.json").read_text()).items():
-        found[name] = litert_file._affixes(chat_templates.Renderer(template, specials=specials).render, "<s>")
+        found[name] = litert_file._affixes(
+            chat_templates.Renderer(template, specials=specials).render, "<s>"
+        )
     return found
 
 

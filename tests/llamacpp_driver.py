@@ -1,4 +1,5 @@
-"""Runs in the torch toolchain's Python and in llama.cpp's: makes GGUFs with phipipe's steps, and looks at them.
+"""Runs in the torch toolchain's Python and in llama.cpp's: makes GGUFs with phipipe's steps, and
+looks at them.
 
     python llamacpp_driver.py FOLDER torch|llamacpp
 
@@ -62,9 +63,21 @@ def upstream(source: Path, root: Path) -> str | None:
     subprocess.run(["tar", "-xzf", str(archives[0]), "-C", str(root / "sdist")], check=True)
     (script,) = (root / "sdist").glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")
     target = root / "upstream.gguf"
-    command = [sys.executable, str(script), str(source), "--outtype", "bf16", "--outfile", str(target)]
+    command = [
+        sys.executable,
+        str(script),
+        str(source),
+        "--outtype",
+        "bf16",
+        "--outfile",
+        str(target),
+    ]
     command += ["--model-name", "tiny-phi3"]
-    environment = {"PYTHONPATH": str(script.parent / "gguf-py"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "PYTHONPATH": str(script.parent / "gguf-py"),
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+    }
     subprocess.run(command, check=True, env=environment, capture_output=True)
     return digest(target)
 
@@ -77,7 +90,9 @@ def with_torch(root: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for kind in ("BF16", "F16", "F32"):
         out = convert(source, root / kind.lower(), kind)
-        facts[kind] = {t.type for t in llama_gguf.tensors(out / "model.gguf") if len(t.shape) > 1}.pop()
+        facts[kind] = {
+            t.type for t in llama_gguf.tensors(out / "model.gguf") if len(t.shape) > 1
+        }.pop()
     again = convert(source, root / "a-folder-with-another-name", "BF16")
     facts["same_bytes"] = digest(again / "model.gguf") == digest(root / "bf16" / "model.gguf")
     facts["bf16"] = digest(root / "bf16" / "model.gguf")
@@ -90,31 +105,44 @@ def with_torch(root: Path) -> dict[str, Any]:
     (root / "calibration").mkdir()
     np.save(root / "calibration" / "tokens.npy", np.asarray(ids, np.int32).reshape(8, 512))
     (root / "imatrix").mkdir()
-    llama_imatrix.imatrix({"source": source, "calibration": root / "calibration"}, root / "imatrix", {})
+    llama_imatrix.imatrix(
+        {"source": source, "calibration": root / "calibration"}, root / "imatrix", {}
+    )
     vectors = dict(np.load(root / "imatrix" / "imatrix.npz"))
     wanted = {t.name: t.shape[0] for t in llama_gguf.linears(root / "bf16" / "model.gguf")}
     facts["imatrix_fits"] = {n: len(v) for n, v in vectors.items()} == wanted
     text = "It was late. <|user|>\nWhere is the key?<|end|>\n<|assistant|>\n"
-    np.save(root / "longrope.npy", reference(source, LONGROPE, tokenizer(text, add_special_tokens=False)["input_ids"]))
+    np.save(
+        root / "longrope.npy",
+        reference(source, LONGROPE, tokenizer(text, add_special_tokens=False)["input_ids"]),
+    )
     facts["ids"] = {"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
     swapped = shutil.copytree(source, root / "swapped")
     (swapped / "config.json").write_text(
-        json.dumps(json.loads((source / "config.json").read_text()) | {"architectures": ["UnheardOfForCausalLM"]})
+        json.dumps(
+            json.loads((source / "config.json").read_text())
+            | {"architectures": ["UnheardOfForCausalLM"]}
+        )
     )
     facts["unknown"] = refusal(lambda: convert(swapped, root / "unknown", "BF16"))
-    facts["odd_template"] = llama_modelfile.frames(lambda messages: "only " + messages[0]["content"])
+    facts["odd_template"] = llama_modelfile.frames(
+        lambda messages: "only " + messages[0]["content"]
+    )
     return facts
 
 
 def reference(source: Path, changes: dict[str, Any], ids: list[int]) -> Any:
-    """float32 [positions, vocabulary]: what transformers makes of the source with some of its config changed."""
+    """float32 [positions, vocabulary]: what transformers makes of the source with some of its
+    config changed."""
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = shutil.copytree(source, source.parent / "reference")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         return model(torch.tensor([ids])).logits[0].numpy()
 
@@ -161,16 +189,29 @@ def with_llamacpp(root: Path) -> dict[str, Any]:
         facts["types"][kind] = kinds(out)["blk.2.attn_output.weight"]
         facts["sizes"][kind] = (out / "model.gguf").stat().st_size
     for kind in ("IQ3_XXS", "IQ2_M", "IQ2_XXS", "IQ1_S", "Q2_K_S"):
-        facts["types"][kind] = kinds(quantize(root, f"weighed-{kind}", kind, root / "imatrix"))["blk.2.ffn_up.weight"]
+        facts["types"][kind] = kinds(quantize(root, f"weighed-{kind}", kind, root / "imatrix"))[
+            "blk.2.ffn_up.weight"
+        ]
     facts["refused"] = refusal(lambda: quantize(root, "bare", "IQ2_XXS"))
     weighed = quantize(root, "weighed", "Q4_K_M", root / "imatrix")
-    facts["imatrix_matters"] = digest(weighed / "model.gguf") != digest(root / "plain-Q4_K_M" / "model.gguf")
+    facts["imatrix_matters"] = digest(weighed / "model.gguf") != digest(
+        root / "plain-Q4_K_M" / "model.gguf"
+    )
     special = quantize(
-        root, "special", "Q4_0", tensors=[["ffn_down", "Q8_0"]], output_type="Q6_K", embedding_type="Q5_0"
+        root,
+        "special",
+        "Q4_0",
+        tensors=[["ffn_down", "Q8_0"]],
+        output_type="Q6_K",
+        embedding_type="Q5_0",
     )
     facts["special"] = kinds(special)
-    facts["pure"] = sorted({t for n, t in kinds(quantize(root, "pure", "Q4_K_M", pure=True)).items() if "blk" in n})
-    facts["no_such"] = refusal(lambda: quantize(root, "no-such", "Q4_0", tensors=[["ffn_dwn", "Q8_0"]]))
+    facts["pure"] = sorted(
+        {t for n, t in kinds(quantize(root, "pure", "Q4_K_M", pure=True)).items() if "blk" in n}
+    )
+    facts["no_such"] = refusal(
+        lambda: quantize(root, "no-such", "Q4_0", tensors=[["ffn_dwn", "Q8_0"]])
+    )
     short = root / "short-imatrix"
     short.mkdir()
     vectors = dict(np.load(root / "imatrix" / "imatrix.npz"))
@@ -199,10 +240,17 @@ def longrope(root: Path, ids: list[int]) -> dict[str, Any]:
     runtime = llamacpp.open(root / "longrope")
     expected = np.load(root / "longrope.npy")
     difference = float(np.abs(runtime.logits(ids) - expected).max())
-    beyond = runtime.logits((ids * 60)[:600]).shape[0]  # with the long factors: a context of another size
+    beyond = runtime.logits((ids * 60)[:600]).shape[
+        0
+    ]  # with the long factors: a context of another size
     again = float(np.abs(runtime.logits(ids) - expected).max())
     refused = refusal(lambda: runtime.logits(ids * 1000))
-    return {"short_factors": difference, "beyond": beyond, "short_again": again, "refused_length": refused}
+    return {
+        "short_factors": difference,
+        "beyond": beyond,
+        "short_again": again,
+        "refused_length": refused,
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Runs in the mlx toolchain: ``python mlx_driver.py FOLDER`` leaves FOLDER/facts.json.
 
-One process for all checks of test_mlx.py. FOLDER holds what the torch toolchain made before (see the test's fixture).
+One process for all checks of test_mlx.py. FOLDER holds what the torch toolchain made before (see
+the test's fixture).
 """
 
 from __future__ import annotations
@@ -74,8 +75,14 @@ def bare(root: Path, name: str, precision: str, source: Path, **options: Any) ->
     mode = options.get("mode", "affine")
     chosen: dict[str, Any] = {}
     if not precision.startswith("fp"):
-        chosen = {"quantize": True, "q_mode": mode, "q_group_size": options.get("group_size") or backend.GROUPS[mode]}
-        chosen["q_bits"] = backend.BITS.get(mode) or options.get("bits") or (8 if precision == "int8" else 4)
+        chosen = {
+            "quantize": True,
+            "q_mode": mode,
+            "q_group_size": options.get("group_size") or backend.GROUPS[mode],
+        }
+        chosen["q_bits"] = (
+            backend.BITS.get(mode) or options.get("bits") or (8 if precision == "int8" else 4)
+        )
     if "mixed" in options:
         chosen["quant_predicate"] = options["mixed"]
     if precision == "fp32":
@@ -86,7 +93,10 @@ def bare(root: Path, name: str, precision: str, source: Path, **options: Any) ->
 
 def tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     stored = backend._stored(folder)
-    return {n: (str(v.dtype), tuple(v.shape), bytes(memoryview(v.view(mx.uint8)))) for n, v in stored.items()}
+    return {
+        n: (str(v.dtype), tuple(v.shape), bytes(memoryview(v.view(mx.uint8))))
+        for n, v in stored.items()
+    }
 
 
 def quantization(folder: Path) -> Any:
@@ -141,7 +151,8 @@ def equality(root: Path) -> dict[str, Any]:
 
 
 def direct(root: Path) -> dict[str, Any]:
-    """A large model is quantized straight from the checkpoint: the same files, with one step less."""
+    """A large model is quantized straight from the checkpoint: the same files, with one step
+    less."""
     large, facts = replace(models.read(TINY), parameters=2 * 10**9), {}
     for name in ("int4", "int8", "mxfp4", "mixed"):
         precision, options = CASES[name]
@@ -150,14 +161,18 @@ def direct(root: Path) -> dict[str, Any]:
         out = made(root / f"direct-{name}")
         backend.quantize({"source": root / "source"}, out, step.params)
         two = root / name / "quantize"
-        facts[name] = {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+        facts[name] = {p.name: p.read_bytes() for p in out.iterdir()} == {
+            p.name: p.read_bytes() for p in two.iterdir()
+        }
     return facts
 
 
 def fidelity(root: Path) -> dict[str, Any]:
     ids, expected = json.loads((root / "ids.json").read_text()), np.load(root / "source.npy")
     return {
-        name: measured(root / name / ("convert" if name.startswith("fp") else "quantize"), expected, ids)
+        name: measured(
+            root / name / ("convert" if name.startswith("fp") else "quantize"), expected, ids
+        )
         for name in ("fp32", "fp16", *CASES)
     }
 
@@ -167,18 +182,28 @@ def variants(root: Path) -> dict[str, Any]:
     ids, facts = json.loads((root / "ids.json").read_text()), {}
     scaling = json.loads((root / "longrope" / "config.json").read_text())["rope_scaling"]
     patch = {"rope_scaling": {**scaling, "long_factor": scaling["short_factor"]}}
-    for name, source, changed in (("tied", "tied", {}), ("longrope", "longrope", patch), ("raw", "longrope", {})):
+    for name, source, changed in (
+        ("tied", "tied", {}),
+        ("longrope", "longrope", patch),
+        ("raw", "longrope", {}),
+    ):
         out = root / f"variant-{name}"
         out.mkdir()
-        backend.convert({"source": root / source}, out, {"dtype": "float32", "config_patch": changed})
+        backend.convert(
+            {"source": root / source}, out, {"dtype": "float32", "config_patch": changed}
+        )
         facts[name] = measured(out, np.load(root / f"{source}.npy"), ids)["kld"]
     return facts
 
 
 def products(root: Path) -> dict[str, float]:
-    """Scoring with numpy's products, which large models get on CPUs: the largest difference in any logit."""
+    """Scoring with numpy's products, which large models get on CPUs: the largest difference in any
+    logit."""
     ids, whole = json.loads((root / "ids.json").read_text()), backend._BLAS_BYTES
-    folders = [root / name / "quantize" for name in CASES] + [root / "fp16" / "convert", root / "variant-tied"]
+    folders = [root / name / "quantize" for name in CASES] + [
+        root / "fp16" / "convert",
+        root / "variant-tied",
+    ]
     facts = {}
     for folder in folders:
         ours = []
@@ -192,7 +217,9 @@ def products(root: Path) -> dict[str, float]:
 
 def failures(root: Path) -> dict[str, Any]:
     stored = backend._stored(root / "int4" / "quantize")
-    inner = {"model.layers.0.mlp.down_proj": stored["model.layers.0.mlp.down_proj.weight"].shape[-1] * 8}
+    inner = {
+        "model.layers.0.mlp.down_proj": stored["model.layers.0.mlp.down_proj.weight"].shape[-1] * 8
+    }
     name = next(iter(inner))
     lost = {n: v for n, v in stored.items() if not n.endswith("scales")}
     check = backend._check_quantized
@@ -203,7 +230,9 @@ def failures(root: Path) -> dict[str, Any]:
         "lost": message(lambda: check(lost, inner, {name: 4}, 64)),
         "quantized": message(
             lambda: backend.convert(
-                {"source": root / "int4" / "quantize"}, made(root / "twice"), {"dtype": "float32", "config_patch": {}}
+                {"source": root / "int4" / "quantize"},
+                made(root / "twice"),
+                {"dtype": "float32", "config_patch": {}},
             )
         ),
     }
@@ -217,7 +246,10 @@ def made(folder: Path) -> Path:
 def reproducible(root: Path) -> dict[str, Any]:
     again = build(root / "elsewhere", "again", "int4", clean(root / "elsewhere" / "renamed"))
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in again.iterdir()}
-    first = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (root / "int4" / "quantize").iterdir()}
+    first = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in (root / "int4" / "quantize").iterdir()
+    }
     named = [p.name for p in again.iterdir() if str(root).encode() in p.read_bytes()]
     kept = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
     return {
@@ -241,7 +273,16 @@ def tokenizer(root: Path) -> dict[str, Any]:
 
 def main(root: Path) -> None:
     facts: dict[str, Any] = {}
-    for check in (equality, direct, fidelity, variants, products, failures, reproducible, tokenizer):
+    for check in (
+        equality,
+        direct,
+        fidelity,
+        variants,
+        products,
+        failures,
+        reproducible,
+        tokenizer,
+    ):
         try:
             facts[check.__name__] = check(root)
         except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)

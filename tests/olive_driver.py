@@ -1,7 +1,9 @@
-"""Runs in the olive toolchain: ``python olive_driver.py FOLDER`` leaves FOLDER/facts.json, and what the steps made.
+"""Runs in the olive toolchain: ``python olive_driver.py FOLDER`` leaves FOLDER/facts.json, and what
+the steps made.
 
-Afterwards in the onnxruntime toolchain: ``python olive_driver.py FOLDER onnx`` leaves FOLDER/onnx.json, about ONNX
-models of the same. Both under the worker's own restrictions (no pickles, no network).
+Afterwards in the onnxruntime toolchain: ``python olive_driver.py FOLDER onnx`` leaves
+FOLDER/onnx.json, about ONNX models of the same. Both under the worker's own restrictions (no
+pickles, no network).
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch_driver import SOURCE, _tied, digest, kld, message, reference, tokens
 from transformers import AutoModelForCausalLM
 
-from phipipe import olive_checkpoint, olive_passes, onnx_graph, onnx_quantize, torch_checkpoint, worker
+from phipipe import (
+    olive_checkpoint,
+    olive_passes,
+    onnx_graph,
+    onnx_quantize,
+    torch_checkpoint,
+    worker,
+)
 from phipipe.backends import onnxruntime as backend
 
 ROTATIONS: dict[str, dict[str, Any]] = {
@@ -57,12 +66,21 @@ def gptq(root: Path, name: str, source: Path = SOURCE, **params: Any) -> Path:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    return {name: tensor for path in torch_checkpoint.shards(folder) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in torch_checkpoint.shards(folder)
+        for name, tensor in load_file(path).items()
+    }
 
 
 def levels(packed: Any, width: int) -> Any:
-    """The integers [n, width] of what is stored, from the layout's description alone: 4 bits, low half first, or 8."""
-    wide = packed if packed.shape[1] == width else torch.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
+    """The integers [n, width] of what is stored, from the layout's description alone: 4 bits, low
+    half first, or 8."""
+    wide = (
+        packed
+        if packed.shape[1] == width
+        else torch.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
+    )
     return wide[:, :width].int()
 
 
@@ -70,11 +88,15 @@ def bits(folder: Path) -> dict[str, int]:
     """Rounded linear → bits, from the sizes of what is stored and of the source."""
     own, made = weights(SOURCE), weights(folder)
     found = (name.removesuffix(".qweight") for name in made if name.endswith(".qweight"))
-    return {name: 8 * made[f"{name}.qweight"].shape[1] // own[f"{name}.weight"].shape[1] for name in found}
+    return {
+        name: 8 * made[f"{name}.qweight"].shape[1] // own[f"{name}.weight"].shape[1]
+        for name in found
+    }
 
 
 def logits(folder: Path, change: Callable[[str, Any], Any]) -> Any:
-    """Logits [positions, vocabulary] of the checkpoint ``folder`` with each of its linears replaced by ``change``."""
+    """Logits [positions, vocabulary] of the checkpoint ``folder`` with each of its linears replaced
+    by ``change``."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         for name, module in model.named_modules():
@@ -93,8 +115,12 @@ def dense(folder: Path) -> Callable[[str, Any], Any]:
         zeros: Any = 2 ** (widths[name] - 1)
         if f"{name}.qzeros" in stored:
             packed = stored[f"{name}.qzeros"]
-            zeros = torch.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)[:, : scales.shape[1], None]
-        grouped = levels(stored[f"{name}.qweight"], weight.shape[1]).reshape(*scales.shape, -1) - zeros
+            zeros = torch.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)[
+                :, : scales.shape[1], None
+            ]
+        grouped = (
+            levels(stored[f"{name}.qweight"], weight.shape[1]).reshape(*scales.shape, -1) - zeros
+        )
         return (grouped * scales[..., None]).reshape(weight.shape)
 
     return change
@@ -114,17 +140,23 @@ def rotation(root: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for label, source in (("plain", SOURCE), ("tied", tied)):
         before, expected, own = digest(source), reference(source, ids), weights(source)
-        for name, params in ROTATIONS.items() if label == "plain" else [("quarot", ROTATIONS["quarot"])]:
+        for name, params in (
+            ROTATIONS.items() if label == "plain" else [("quarot", ROTATIONS["quarot"])]
+        ):
             made = rotate(root, f"{label}-{name}", source, **params)
             turned = weights(made)
             files = {p.name: p.read_bytes() for p in source.iterdir()}
-            config, theirs = (json.loads((f / "config.json").read_text("utf-8")) for f in (made, source))
+            config, theirs = (
+                json.loads((f / "config.json").read_text("utf-8")) for f in (made, source)
+            )
             facts[f"{label} {name}"] = {
                 "kld": kld(expected, reference(made, ids)),
                 "equal": [k for k, t in own.items() if t.dim() == 2 and turned[k].equal(t.float())],
                 "new": sorted(set(turned) - set(own)),
                 "config": sorted(k for k in config if config[k] != theirs.get(k)),
-                "changed": sorted(p.name for p in made.iterdir() if p.read_bytes() != files.get(p.name)),
+                "changed": sorted(
+                    p.name for p in made.iterdir() if p.read_bytes() != files.get(p.name)
+                ),
                 "missing": sorted(files.keys() - {p.name for p in made.iterdir()}),
                 "unchanged": digest(source) == before,
             }
@@ -140,21 +172,34 @@ def rounding(root: Path) -> dict[str, Any]:
         made = gptq(root, f"gptq-{name}", **params)
         facts["kld"][name] = kld(expected, logits(SOURCE, dense(made)))
         facts["bits"][name] = bits(made)
-    for name, size, symmetric in (("plain", 32, True), ("asymmetric", 32, False), ("128", 128, True)):
+    for name, size, symmetric in (
+        ("plain", 32, True),
+        ("asymmetric", 32, False),
+        ("128", 128, True),
+    ):
         facts["nearest"][name] = kld(expected, logits(SOURCE, nearest(size, symmetric)))
     turned = root / "plain-quarot"
     made = gptq(root, "gptq-rotated", turned)
     facts["rotated"] = kld(expected, logits(turned, dense(made)))
     tied = gptq(root, "gptq-tied", root / "tied")
     packed = {
-        name: str(tensor.dtype) for name, tensor in weights(tied).items() if name.startswith(("lm_head", "model.e"))
+        name: str(tensor.dtype)
+        for name, tensor in weights(tied).items()
+        if name.startswith(("lm_head", "model.e"))
     }
-    files = {p.name: p.read_bytes() == (SOURCE / p.name).read_bytes() for p in (root / "gptq-plain").iterdir()}
-    return facts | {"tied": packed, "changed": sorted(name for name, same in files.items() if not same)}
+    files = {
+        p.name: p.read_bytes() == (SOURCE / p.name).read_bytes()
+        for p in (root / "gptq-plain").iterdir()
+    }
+    return facts | {
+        "tied": packed,
+        "changed": sorted(name for name, same in files.items() if not same),
+    }
 
 
 def outliers(root: Path) -> dict[str, float]:
-    """A model with weights that stand out, computing the same: a channel of each value head, and what reads it."""
+    """A model with weights that stand out, computing the same: a channel of each value head, and
+    what reads it."""
     folder = root / "outliers"
     shutil.copytree(SOURCE, folder)
     tensors = weights(SOURCE)
@@ -179,7 +224,10 @@ def outliers(root: Path) -> dict[str, float]:
 def reproducible(root: Path) -> dict[str, bool]:
     again = root / "again"
     shutil.copytree(root / "calibration", again / "calibration")
-    pairs = {name: (root / f"plain-{name}", rotate(again, name, **params)) for name, params in ROTATIONS.items()}
+    pairs = {
+        name: (root / f"plain-{name}", rotate(again, name, **params))
+        for name, params in ROTATIONS.items()
+    }
     pairs["gptq"] = (root / "gptq-down", gptq(again, "gptq", **ROUNDINGS["down"]))
     return {name: digest(a) == digest(b) for name, (a, b) in pairs.items()}
 
@@ -238,17 +286,33 @@ def failures(root: Path) -> dict[str, list[str]]:
         "untouched": tampered("none", plain, lambda t: None),
         "untouched rotation": tampered("no", turned, lambda t: None),
         "missing": tampered("missing", plain, lambda t: t.pop(f"{layer}.qweight")),
-        "shape": tampered("shape", plain, lambda t: t.update({f"{layer}.scales": t[f"{layer}.scales"][:2].clone()})),
-        "sign": tampered("sign", plain, lambda t: t.update({f"{layer}.scales": -t[f"{layer}.scales"]})),
-        "norm": tampered("norm", plain, lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})),
+        "shape": tampered(
+            "shape",
+            plain,
+            lambda t: t.update({f"{layer}.scales": t[f"{layer}.scales"][:2].clone()}),
+        ),
+        "sign": tampered(
+            "sign", plain, lambda t: t.update({f"{layer}.scales": -t[f"{layer}.scales"]})
+        ),
+        "norm": tampered(
+            "norm", plain, lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})
+        ),
         "more": tampered("more", plain, lambda t: t.update({f"{layer}.qzeros": torch.zeros(1)})),
-        "bits": message(lambda: olive_checkpoint.verify_packed(SOURCE, root / plain, PLAIN | {"bits": 8}, {})),
-        "layers": message(lambda: olive_checkpoint.verify_packed(SOURCE, root / "gptq-down", PLAIN, {"lm_head": 8})),
+        "bits": message(
+            lambda: olive_checkpoint.verify_packed(SOURCE, root / plain, PLAIN | {"bits": 8}, {})
+        ),
+        "layers": message(
+            lambda: olive_checkpoint.verify_packed(
+                SOURCE, root / "gptq-down", PLAIN, {"lm_head": 8}
+            )
+        ),
         "not rotated": tampered(
             "same", turned, lambda t: t.update({f"{layer}.weight": own[f"{layer}.weight"].float()})
         ),
         "not fused": tampered(
-            "fused", turned, lambda t: t.update({"model.norm.weight": own["model.norm.weight"].float()})
+            "fused",
+            turned,
+            lambda t: t.update({"model.norm.weight": own["model.norm.weight"].float()}),
         ),
         "distorted": tampered("long", turned, lambda t: t.update({embedding: t[embedding] * 1.01})),
         "lost": tampered("lost", turned, lambda t: t.pop(f"{layer}.weight")),
@@ -258,11 +322,16 @@ def failures(root: Path) -> dict[str, list[str]]:
 def outside(root: Path) -> dict[str, Any]:
     from olive.telemetry import Telemetry
 
-    return {"events": EVENTS, "telemetry": str(Telemetry._instance), "scratch": [p.name for p in root.glob(".*")]}
+    return {
+        "events": EVENTS,
+        "telemetry": str(Telemetry._instance),
+        "scratch": [p.name for p in root.glob(".*")],
+    }
 
 
 def models(root: Path) -> dict[str, Any]:
-    """ONNX models on several providers: their integers are those of the checkpoint, and they compute well."""
+    """ONNX models on several providers: their integers are those of the checkpoint, and they
+    compute well."""
     facts: dict[str, Any] = {"kld": {}, "levels": {}, "scales": {}, "linears": {}}
     windows = tokens("evaluation.txt", 4, 128)
     expected = np.concatenate([reference(SOURCE, window.tolist()) for window in windows])
@@ -276,7 +345,9 @@ def models(root: Path) -> dict[str, Any]:
             quantize(root, converted, out, name)
             case = f"{api} {name}"
             session = backend.open(out)
-            facts["kld"][case] = kld(expected, np.concatenate([session.logits(w.tolist()) for w in windows]))
+            facts["kld"][case] = kld(
+                expected, np.concatenate([session.logits(w.tolist()) for w in windows])
+            )
             session.close()
             facts["linears"][case] = onnx_graph.describe(out)["linears"]
             if name != "default":
@@ -284,17 +355,24 @@ def models(root: Path) -> dict[str, Any]:
     return facts
 
 
-def quantize(root: Path, converted: Path, out: Path, name: str, rounded: Path | None = None) -> None:
+def quantize(
+    root: Path, converted: Path, out: Path, name: str, rounded: Path | None = None
+) -> None:
     out.mkdir(parents=True)
     options: dict[str, Any] = {} if name == "default" else {"algorithm": "gptq"}
     asked = PLAIN | ROUNDINGS.get(name, {})
-    options |= {"block_size": asked["group_size"], "symmetric": asked["symmetric"], "mixed": asked["mixed"]}
+    options |= {
+        "block_size": asked["group_size"],
+        "symmetric": asked["symmetric"],
+        "mixed": asked["mixed"],
+    }
     inputs = {"model": converted, "rounded": rounded or root / f"gptq-{name}"}
     backend.quantize(inputs, out, {"bits": 4, "accuracy_level": 0, **options})
 
 
 def compared(folder: Path, made: Path) -> tuple[list[str], float]:
-    """Nodes whose integers or zero points are not the checkpoint's, and by how much scales differ, relatively."""
+    """Nodes whose integers or zero points are not the checkpoint's, and by how much scales differ,
+    relatively."""
     import onnx
 
     graph = onnx.load(str(folder / "model.onnx")).graph
@@ -305,11 +383,18 @@ def compared(folder: Path, made: Path) -> tuple[list[str], float]:
     for node in (n for n in graph.node if n.op_type == "MatMulNBits"):
         parts = node.name.replace("/MatMul_Q4", "").replace("/MatMul_Q8", "").strip("/").split("/")
         joined, start, stop = where.get(parts[-1], (parts[-1].removesuffix("_proj"), 0, None))
-        linear = ".".join([*parts[:-1], f"{joined}_proj"]).replace(".attn.", ".self_attn.") if parts[1:] else parts[0]
+        linear = (
+            ".".join([*parts[:-1], f"{joined}_proj"]).replace(".attn.", ".self_attn.")
+            if parts[1:]
+            else parts[0]
+        )
         stored = [own[f"{linear}.{part}"].numpy()[start:stop] for part in ("qweight", "scales")]
         if f"{linear}.qzeros" in own:
             stored.append(own[f"{linear}.qzeros"].numpy()[start:stop])
-        found = [tensors[name].reshape(one.shape) for name, one in zip(node.input[1:], stored, strict=True)]
+        found = [
+            tensors[name].reshape(one.shape)
+            for name, one in zip(node.input[1:], stored, strict=True)
+        ]
         if any(not np.array_equal(found[i], stored[i]) for i in range(len(found)) if i != 1):
             wrong.append(node.name)
         worst = max(worst, float(np.max(np.abs(found[1] - stored[1]) / stored[1])))
@@ -326,8 +411,12 @@ def mistakes(root: Path) -> dict[str, list[str]]:
         tensors[one], tensors[two] = tensors[two].clone(), tensors[one].clone()
     save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
     facts = {"swapped": message(lambda: quantize(root, converted, root / "never-1", "plain", bad))}
-    facts["groups"] = message(lambda: quantize(root, converted, root / "never-2", "plain", root / "gptq-128"))
-    facts["another"] = message(lambda: quantize(root, converted, root / "never-3", "plain", root / "gptq-rotated"))
+    facts["groups"] = message(
+        lambda: quantize(root, converted, root / "never-2", "plain", root / "gptq-128")
+    )
+    facts["another"] = message(
+        lambda: quantize(root, converted, root / "never-3", "plain", root / "gptq-rotated")
+    )
     del tensors["lm_head.qweight"]
     save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
     facts["missing"] = message(lambda: quantize(root, converted, root / "never-4", "plain", bad))
@@ -345,12 +434,22 @@ def slices(root: Path) -> list[str]:
 
 
 def listen(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.fork", "os.posix_spawn"):
+    if event in (
+        "socket.connect",
+        "socket.getaddrinfo",
+        "subprocess.Popen",
+        "os.fork",
+        "os.posix_spawn",
+    ):
         EVENTS.append(f"{event} {arguments[1:]}")
 
 
 def main(root: Path, onnx: bool) -> None:
-    checks: dict[str, Callable[[Path], Any]] = {"models": models, "mistakes": mistakes, "slices": slices}
+    checks: dict[str, Callable[[Path], Any]] = {
+        "models": models,
+        "mistakes": mistakes,
+        "slices": slices,
+    }
     if not onnx:
         olive_passes.open_model(SOURCE)  # imports ask `uname` about this machine
         sys.addaudithook(listen)
@@ -371,5 +470,7 @@ def main(root: Path, onnx: bool) -> None:
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.meta_path.insert(0, worker.NoTorchLoad())
-    torch.set_num_threads(1)  # matrices are small: on a busy machine threads mostly wait for each other
+    torch.set_num_threads(
+        1
+    )  # matrices are small: on a busy machine threads mostly wait for each other
     main(Path(sys.argv[1]), "onnx" in sys.argv[2:])

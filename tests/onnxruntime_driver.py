@@ -1,6 +1,8 @@
-"""Runs in the onnxruntime toolchain: ``python onnxruntime_driver.py FOLDER`` leaves FOLDER/facts.json.
+"""Runs in the onnxruntime toolchain: ``python onnxruntime_driver.py FOLDER`` leaves
+FOLDER/facts.json.
 
-One process for all checks of test_onnxruntime.py, since importing torch and transformers takes most of the time.
+One process for all checks of test_onnxruntime.py, since importing torch and transformers takes most
+of the time.
 """
 
 from __future__ import annotations
@@ -29,14 +31,23 @@ from phipipe import mapped, models, onnx_graph, onnx_quantize, rules
 from phipipe.backends import onnxruntime as backend
 from phipipe.errors import PhipipeError
 
-# Recipe options, and the same in the bare builder's words. Block 16 where zero points need an even number of blocks.
+# Recipe options, and the same in the bare builder's words. Block 16 where zero points need an even
+# number of blocks.
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "default": ("int4", {}, []),
     "default-asymmetric": ("int4", {"symmetric": False}, ["is_symmetric=false"]),
     "rtn": ("int4", {"algorithm": "rtn"}, ["algo_config=rtn"]),
-    "k_quant": ("int4", {"algorithm": "k_quant", "block_size": 16}, ["algo_config=k_quant", "block_size=16"]),
+    "k_quant": (
+        "int4",
+        {"algorithm": "k_quant", "block_size": 16},
+        ["algo_config=k_quant", "block_size=16"],
+    ),
     "head": ("int4", {"mixed": "head"}, ["matmul_mixed_precision=last_matmul:int8"]),
-    "layers": ("int4", {"mixed": "layers"}, ["matmul_mixed_precision=last_matmul:int8,mixed_layers:int8"]),
+    "layers": (
+        "int4",
+        {"mixed": "layers"},
+        ["matmul_mixed_precision=last_matmul:int8,mixed_layers:int8"],
+    ),
     "k_quant-layers": (
         "int4",
         {"algorithm": "k_quant", "block_size": 16, "mixed": "layers"},
@@ -58,11 +69,21 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "int8-rtn": ("int8", {"algorithm": "rtn"}, ["algo_config=rtn"]),
 }
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
-TIED_CASES = ("default", "rtn", "k_quant", "k_quant-layers", "exclude", "int8", "layers", "default-asymmetric")
+TIED_CASES = (
+    "default",
+    "rtn",
+    "k_quant",
+    "k_quant-layers",
+    "exclude",
+    "int8",
+    "layers",
+    "default-asymmetric",
+)
 
 
 def checkpoint(folder: Path, **changes: Any) -> Path:
-    """A random Phi-3 in the hub's layout: 3 layers, so that "layers" raises the first and the last only."""
+    """A random Phi-3 in the hub's layout: 3 layers, so that "layers" raises the first and the last
+    only."""
     config: dict[str, Any] = {
         "architectures": ["Phi3ForCausalLM"],
         "model_type": "phi3",
@@ -101,7 +122,8 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
             "eos_token": "</s>",
             "unk_token": "<unk>",
             "pad_token": "</s>",
-            "chat_template": "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}",
+            "chat_template": "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] "
+            "}}<|end|>{% endfor %}",
         },
     }
     for name, value in texts.items():
@@ -111,7 +133,11 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
 
 def _weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
-    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    hidden, inner, heads = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_attention_heads"],
+    )
     joined = (heads + 2 * config["num_key_value_heads"]) * (hidden // heads)
 
     def matrix(*shape: int) -> torch.Tensor:
@@ -125,7 +151,9 @@ def _weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
         tensors[f"{layer}.mlp.gate_up_proj.weight"] = matrix(2 * inner, hidden)
         tensors[f"{layer}.mlp.down_proj.weight"] = matrix(hidden, inner)
         tensors[f"{layer}.input_layernorm.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
-        tensors[f"{layer}.post_attention_layernorm.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
+        tensors[f"{layer}.post_attention_layernorm.weight"] = torch.ones(
+            hidden, dtype=torch.bfloat16
+        )
     tensors["model.norm.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = matrix(config["vocab_size"], hidden)
@@ -151,18 +179,26 @@ def convert(source: Path, out: Path, patch: dict[str, Any] | None = None, **wher
     return out
 
 
-def quantize(model: Path, out: Path, precision: str = "int4", source: Path | None = None, **options: Any) -> Path:
+def quantize(
+    model: Path, out: Path, precision: str = "int4", source: Path | None = None, **options: Any
+) -> Path:
     out.mkdir(parents=True)
     chosen = backend.Options.model_validate({"accuracy_level": 4} | options).model_dump(mode="json")
     backend.quantize(
-        {"model": model} | ({"source": source} if source else {}), out, {"bits": backend.BITS[precision], **chosen}
+        {"model": model} | ({"source": source} if source else {}),
+        out,
+        {"bits": backend.BITS[precision], **chosen},
     )
     return out
 
 
-def bare(source: Path, out: Path, precision: str, extra: Sequence[str], provider: str = "cpu") -> Path:
+def bare(
+    source: Path, out: Path, precision: str, extra: Sequence[str], provider: str = "cpu"
+) -> Path:
     where = (None, str(source), str(out), precision, provider, str(out.with_suffix(".cache")))
-    builder.create_model(*where, **builder.parse_extra_options(*where, ["windowed_kv_cache=false", *extra]))
+    builder.create_model(
+        *where, **builder.parse_extra_options(*where, ["windowed_kv_cache=false", *extra])
+    )
     return out
 
 
@@ -170,7 +206,8 @@ def contents(folder: Path) -> dict[str, Any]:
     """Initializers by value, nodes by what they are and read, other files by bytes."""
     model = onnx.load(str(folder / onnx_graph.MODEL))
     facts: dict[str, Any] = {
-        t.name: (t.data_type, tuple(t.dims), numpy_helper.to_array(t).tobytes()) for t in model.graph.initializer
+        t.name: (t.data_type, tuple(t.dims), numpy_helper.to_array(t).tobytes())
+        for t in model.graph.initializer
     }
     for node in model.graph.node:
         attributes = sorted((a.name, str(helper.get_attribute_value(a))) for a in node.attribute)
@@ -189,7 +226,9 @@ def tokens(count: int) -> list[int]:
 
 
 def reference(source: Path, ids: Sequence[int]) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         return model(torch.tensor([list(ids)])).logits[0].numpy()
 
@@ -200,7 +239,8 @@ def kld(expected: Any, actual: Any) -> float:
 
 
 def run(folder: Path, prompt: Sequence[int], limit: int = 6) -> dict[str, Any]:
-    """Logits of ``prompt``, greedy generation, and whether each of its tokens is the likeliest or as good as that."""
+    """Logits of ``prompt``, greedy generation, and whether each of its tokens is the likeliest or
+    as good as that."""
     runtime = backend.open(folder)
     logits = runtime.logits(prompt)
     made = list(runtime.generate(prompt, limit))
@@ -233,7 +273,9 @@ def tampered(good: Path, out: Path, change: Callable[[Any], None]) -> list[str]:
 
 def _set(name: str, value: int) -> Callable[[Any], None]:
     def change(model: Any) -> None:
-        node = next(n for n in model.graph.node if n.name == "/model/layers.1/mlp/down_proj/MatMul_Q4")
+        node = next(
+            n for n in model.graph.node if n.name == "/model/layers.1/mlp/down_proj/MatMul_Q4"
+        )
         next(a for a in node.attribute if a.name == name).i = value
 
     return change
@@ -272,7 +314,10 @@ def fidelity(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
     ids = tokens(48)
     for source in (plain, tied):
         expected = reference(source, ids)
-        made = {name: run(root / source.name / name, ids) for name in ("fp32", "default", "int8", "layers")}
+        made = {
+            name: run(root / source.name / name, ids)
+            for name in ("fp32", "default", "int8", "layers")
+        }
         facts[source.name] = {
             "largest_difference": float(np.abs(made["fp32"]["logits"] - expected).max()),
             "kld": {name: kld(expected, one["logits"]) for name, one in made.items()},
@@ -283,7 +328,8 @@ def fidelity(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
 
 
 def providers(root: Path, plain: Path) -> dict[str, Any]:
-    """GPUs: what is built equals the bare builder's, and the very file gives the source's logits on this CPU."""
+    """GPUs: what is built equals the bare builder's, and the very file gives the source's logits on
+    this CPU."""
     facts: dict[str, Any] = {}
     ids = tokens(48)
     expected = reference(plain, ids)
@@ -308,7 +354,9 @@ def providers(root: Path, plain: Path) -> dict[str, Any]:
             }
     wrong = root / "gpu" / "cuda-fp16"
     facts["for another"] = message(lambda: backend._check_conversion(wrong, "dml", "fp16", None))
-    facts["of another width"] = message(lambda: backend._check_conversion(wrong, "cuda", "fp32", None))
+    facts["of another width"] = message(
+        lambda: backend._check_conversion(wrong, "cuda", "fp32", None)
+    )
     return facts
 
 
@@ -319,7 +367,9 @@ def window(root: Path) -> dict[str, Any]:
     recipe: Any = SimpleNamespace(backend="onnxruntime")
     patch = rules.fixups(recipe, models.read(source))["F1"]["patch"]
     model = convert(source, root / "window" / "fp32", patch)
-    facts: dict[str, Any] = {"source_unchanged": before == {p.name: p.read_bytes() for p in source.iterdir()}}
+    facts: dict[str, Any] = {
+        "source_unchanged": before == {p.name: p.read_bytes() for p in source.iterdir()}
+    }
     for name, folder in (("fp32", model), ("int4", quantize(model, root / "window" / "int4"))):
         for count in (20, 150):
             made = run(folder, tokens(count))
@@ -339,23 +389,32 @@ def failures(root: Path) -> dict[str, Any]:
         "twins": _swap("/model/layers.0/mlp/gate_proj", "/model/layers.0/mlp/up_proj"),
         "dropped": _drop_scales,
     }
-    facts: dict[str, Any] = {name: tampered(good, root / f"bad-{name}", change) for name, change in changes.items()}
+    facts: dict[str, Any] = {
+        name: tampered(good, root / f"bad-{name}", change) for name, change in changes.items()
+    }
     facts["untouched"] = tampered(good, root / "bad-none", lambda model: None)
     pattern = "/model/layers.1/mlp/down_prj/MatMul"
-    facts["exclude"] = message(lambda: quantize(root / "plain" / "fp32", root / "bad-exclude", exclude=[pattern]))
+    facts["exclude"] = message(
+        lambda: quantize(root / "plain" / "fp32", root / "bad-exclude", exclude=[pattern])
+    )
     return facts
 
 
 def reproducible(root: Path, plain: Path) -> dict[str, bool]:
-    """Two builds in folders of different names, the second from a staged copy, are the same to the byte."""
+    """Two builds in folders of different names, the second from a staged copy, are the same to the
+    byte."""
     again = convert(plain, root / "elsewhere" / "again" / "m", {"use_cache": True})
     first = root / "plain"
     pairs = {"convert": (first / "fp32", again)}
     for name in ("default", "int8"):
         precision, options, _ = CASES[name]
-        pairs[name] = (first / name, quantize(again, root / "elsewhere" / name, precision, **options))
+        pairs[name] = (
+            first / name,
+            quantize(again, root / "elsewhere" / name, precision, **options),
+        )
     return {
-        name: {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
+        name: {p.name: p.read_bytes() for p in a.iterdir()}
+        == {p.name: p.read_bytes() for p in b.iterdir()}
         for name, (a, b) in pairs.items()
     }
 
@@ -373,7 +432,8 @@ def slices(root: Path) -> dict[str, list[str]]:
 
 
 def links(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
-    """Rounding from the checkpoint's own bytes gives what rounding from a written conversion gives."""
+    """Rounding from the checkpoint's own bytes gives what rounding from a written conversion
+    gives."""
     facts: dict[str, Any] = {"made": {}, "gpu": {}, "data_bytes": {}}
     shards = split(plain, root / "sources" / "shards")
     cases = {plain: tuple(CASES), tied: TIED_CASES, shards: ("default",)}
@@ -390,23 +450,33 @@ def links(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
     model = convert(plain, root / "links" / "cuda", provider="cuda", io_dtype="fp16", linked=True)
     ours = quantize(model, root / "links" / "cuda int4", "int4", plain, accuracy_level=0)
     facts["gpu"]["cuda int4"] = differences(ours, root / "gpu" / "cuda int4")
-    facts["lost"] = message(lambda: quantize(model, root / "links" / "lost", "int4", root, accuracy_level=0))
+    facts["lost"] = message(
+        lambda: quantize(model, root / "links" / "lost", "int4", root, accuracy_level=0)
+    )
     short = root / "links" / "short"
     short.mkdir()
     (short / "model.safetensors").write_bytes((plain / "model.safetensors").read_bytes()[:-1000])
-    facts["short"] = message(lambda: quantize(model, root / "links" / "cut", "int4", short, accuracy_level=0))
+    facts["short"] = message(
+        lambda: quantize(model, root / "links" / "cut", "int4", short, accuracy_level=0)
+    )
     return facts
 
 
 def split(source: Path, out: Path) -> Path:
-    """The checkpoint ``source`` in two files, as large ones come; the second's data starts at an odd place."""
+    """The checkpoint ``source`` in two files, as large ones come; the second's data starts at an
+    odd place."""
     out.mkdir()
     tensors = load_file(source / "model.safetensors")
     names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, chosen in parts.items():
         save_file(
-            {name: tensors[name] for name in chosen}, out / file, metadata={"format": "pt", "note": "odd" * len(file)}
+            {name: tensors[name] for name in chosen},
+            out / file,
+            metadata={"format": "pt", "note": "odd" * len(file)},
         )
     index = {"weight_map": {name: file for file, chosen in parts.items() for name in chosen}}
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -447,7 +517,11 @@ def tokenizer(root: Path, plain: Path) -> dict[str, Any]:
 
 
 def main(root: Path) -> None:
-    rope = {"type": "longrope", "short_factor": [1.0] * 24, "long_factor": [1.0 + i / 2 for i in range(24)]}
+    rope = {
+        "type": "longrope",
+        "short_factor": [1.0] * 24,
+        "long_factor": [1.0 + i / 2 for i in range(24)],
+    }
     plain = checkpoint(root / "sources" / "plain")
     tied = checkpoint(
         root / "sources" / "tied",

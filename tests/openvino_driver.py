@@ -1,6 +1,7 @@
 """Runs in the openvino toolchain: ``python openvino_driver.py FOLDER`` leaves FOLDER/facts.json.
 
-One process for all checks of test_openvino.py, since importing torch and optimum takes most of the time.
+One process for all checks of test_openvino.py, since importing torch and optimum takes most of the
+time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 STORIES = Path(hub.__file__).parent / "assets" / "stories"
 # Our precision and options, and the same in the exporter's words.
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "int4-symmetric": ("int4", {"symmetric": True}, ["--sym", "--group-size", "128", "--ratio", "1.0"]),
+    "int4-symmetric": (
+        "int4",
+        {"symmetric": True},
+        ["--sym", "--group-size", "128", "--ratio", "1.0"],
+    ),
     "int4": ("int4", {}, ["--group-size", "128", "--ratio", "1.0"]),
     "int8": ("int8", {}, []),
     "int8-symmetric": ("int8", {"symmetric": True}, ["--sym"]),
@@ -58,7 +63,9 @@ class Large(models.Checkpoint):
 
 def tokens(name: str, count: int) -> list[int]:
     text = (STORIES / name).read_text("utf-8")[: 20 * count]
-    ids = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    ids = (
+        Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    )
     return list(ids[:count])
 
 
@@ -69,12 +76,18 @@ def variant(folder: Path, tied: bool, **changes: Any) -> Path:
     if tied:
         weights.pop("lm_head.weight")
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text("utf-8")) | {"tie_word_embeddings": tied} | changes
+    config = (
+        json.loads((folder / "config.json").read_text("utf-8"))
+        | {"tie_word_embeddings": tied}
+        | changes
+    )
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return folder
 
 
-def convert(source: Path, out: Path, precision: str = "fp16", patch: dict[str, Any] | None = None) -> Path:
+def convert(
+    source: Path, out: Path, precision: str = "fp16", patch: dict[str, Any] | None = None
+) -> Path:
     out.mkdir(parents=True)
     backend.convert({"source": source}, out, {"precision": precision, "config_patch": patch or {}})
     return out
@@ -91,8 +104,23 @@ def quantize(model: Path, out: Path, root: Path, precision: str = "int4", **opti
 
 
 def bare(out: Path, precision: str, extra: Sequence[str]) -> Path:
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", str(TINY)]
-    command += ["--task", "text-generation-with-past", "--weight-format", precision, *extra, str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "optimum.commands.optimum_cli",
+        "export",
+        "openvino",
+        "--model",
+        str(TINY),
+    ]
+    command += [
+        "--task",
+        "text-generation-with-past",
+        "--weight-format",
+        precision,
+        *extra,
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -100,9 +128,17 @@ def bare(out: Path, precision: str, extra: Sequence[str]) -> Path:
 
 def constants(folder: Path) -> list[Any]:
     """Type, shape and bytes of every constant."""
-    nodes = [n for n in openvino_session.read(folder).get_ordered_ops() if n.get_type_name() == "Constant"]
+    nodes = [
+        n
+        for n in openvino_session.read(folder).get_ordered_ops()
+        if n.get_type_name() == "Constant"
+    ]
     return sorted(
-        (n.get_element_type().get_type_name(), tuple(n.get_output_shape(0)), np.asarray(n.get_data()).tobytes())
+        (
+            n.get_element_type().get_type_name(),
+            tuple(n.get_output_shape(0)),
+            np.asarray(n.get_data()).tobytes(),
+        )
         for n in nodes
     )
 
@@ -123,13 +159,16 @@ def message(call: Callable[[], object]) -> list[str]:
 
 
 def reference(source: Path, ids: Sequence[int]) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         return torch.log_softmax(model(torch.tensor([list(ids)])).logits[0].double(), -1)
 
 
 def compared(folder: Path, expected: torch.Tensor, ids: Sequence[int]) -> dict[str, Any]:
-    """Divergence from ``expected``; and whether generation follows the logits, and calls leave no state."""
+    """Divergence from ``expected``; and whether generation follows the logits, and calls leave no
+    state."""
     runtime = backend.open(folder)
     logits = runtime.logits(ids)
     actual = torch.log_softmax(torch.from_numpy(logits).double(), -1)
@@ -161,14 +200,21 @@ def fidelity(root: Path) -> dict[str, Any]:
         quantize(root / "fp16", root / name, root, **options)
     ids = tokens("evaluation.txt", 512)
     expected = reference(TINY, ids)
-    return {name: compared(root / name, expected, ids) for name in ("fp32", "fp16", *CASES, *OPTIONS)}
+    return {
+        name: compared(root / name, expected, ids) for name in ("fp32", "fp16", *CASES, *OPTIONS)
+    }
 
 
 def variants(root: Path) -> dict[str, Any]:
-    """Tied embeddings, rotary factors that change within the prompt, a sliding window that really cuts."""
+    """Tied embeddings, rotary factors that change within the prompt, a sliding window that really
+    cuts."""
     rope = {"type": "longrope", "short_factor": [1 + i / 50 for i in range(24)]}
     rope["long_factor"] = [1 + i / 2 for i in range(24)]
-    long = {"rope_scaling": rope, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 64}
+    long = {
+        "rope_scaling": rope,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 64,
+    }
     sources = {
         "tied": variant(root / "sources" / "tied", True),
         "longrope": variant(root / "sources" / "longrope", True, **long),
@@ -180,7 +226,11 @@ def variants(root: Path) -> dict[str, Any]:
         for count in (48, 200):
             ids = tokens("evaluation.txt", count)
             facts[f"{name} {count}"] = compared(model, reference(source, ids), ids)
-        for case, options in {"int4": {}, "ratio": {"ratio": 0.5}, "all": {"all_layers": True}}.items():
+        for case, options in {
+            "int4": {},
+            "ratio": {"ratio": 0.5},
+            "all": {"all_layers": True},
+        }.items():
             quantize(model, root / "variants" / f"{name}-{case}", root, **options)
     weights = openvino_session.weights(openvino_session.read(root / "variants" / "tied-int4"))
     facts["tied kinds"] = [weights[0].kind, weights[-1].kind]
@@ -222,14 +272,19 @@ def reproducible(root: Path) -> dict[str, bool]:
         pairs[name] = (root / name, made)
     ignored = {"config.json"}  # the patched copy's own
     return {
-        name: all(p.read_bytes() == (b / p.name).read_bytes() for p in a.iterdir() if p.name not in ignored)
+        name: all(
+            p.read_bytes() == (b / p.name).read_bytes()
+            for p in a.iterdir()
+            if p.name not in ignored
+        )
         and {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()}
         for name, (a, b) in pairs.items()
     }
 
 
 def direct(root: Path) -> dict[str, bool]:
-    """Whether converting and rounding at once, as for large models, leaves what the two steps leave."""
+    """Whether converting and rounding at once, as for large models, leaves what the two steps
+    leave."""
     tied, mixed = root / "sources" / "tied", root / "stored" / "whole-mixed.checkpoint"
     cases: dict[str, tuple[Path, Path, str, dict[str, Any]]] = {
         "int8": (TINY, root / "int8", "int8", {}),
@@ -261,15 +316,24 @@ def sizes(root: Path) -> dict[str, list[int]]:
     }
     for name, (precision, options) in cases.items():
         recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
-        (*_, step) = backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})
-        facts[name] = [step.output_bytes, (root / name / backend.MODEL).with_suffix(".bin").stat().st_size]
+        (*_, step) = backend.steps(
+            recipe, backend.Options.model_validate(options), models.read(TINY), {}
+        )
+        facts[name] = [
+            step.output_bytes,
+            (root / name / backend.MODEL).with_suffix(".bin").stat().st_size,
+        ]
     return facts
 
 
 def stored(root: Path) -> dict[str, bool]:
-    """Whether the dtype that a checkpoint is stored in leaves a trace: all values are bf16's to begin with."""
+    """Whether the dtype that a checkpoint is stored in leaves a trace: all values are bf16's to
+    begin with."""
     tied = variant(root / "stored" / "tied", True)
-    originals = {"whole": (TINY, root / "fp16"), "tied": (tied, convert(tied, root / "stored" / "tied-bf16"))}
+    originals = {
+        "whole": (TINY, root / "fp16"),
+        "tied": (tied, convert(tied, root / "stored" / "tied-bf16")),
+    }
     changes: dict[str, Callable[[str, torch.Tensor], torch.Tensor]] = {
         "fp16": lambda name, tensor: tensor.half(),
         "mixed": lambda name, tensor: tensor.float() if "norm" in name else tensor,
@@ -283,15 +347,29 @@ def stored(root: Path) -> dict[str, bool]:
             made = {key: change(key, tensor).contiguous() for key, tensor in weights.items()}
             save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
             actual = convert(folder, root / "stored" / f"{which}-{name}")
-            files = {path.name for path in expected.iterdir()} | {path.name for path in actual.iterdir()}
-            facts[f"{which} {name}"] = all((expected / f).read_bytes() == (actual / f).read_bytes() for f in files)
+            files = {path.name for path in expected.iterdir()} | {
+                path.name for path in actual.iterdir()
+            }
+            facts[f"{which} {name}"] = all(
+                (expected / f).read_bytes() == (actual / f).read_bytes() for f in files
+            )
     return facts
 
 
 def privacy(root: Path) -> dict[str, Any]:
     """Files that name a folder of this machine, and whether telemetry was loaded."""
-    said = [str(root).encode(), str(TINY).encode(), str(Path.home()).encode() + b"/", sys.prefix.encode()]
-    files = [p for name in ("fp16", "int4", "learned") for p in (root / name).iterdir() if p.suffix != ".bin"]
+    said = [
+        str(root).encode(),
+        str(TINY).encode(),
+        str(Path.home()).encode() + b"/",
+        sys.prefix.encode(),
+    ]
+    files = [
+        p
+        for name in ("fp16", "int4", "learned")
+        for p in (root / name).iterdir()
+        if p.suffix != ".bin"
+    ]
     named = [p.name for p in files if any(word in p.read_bytes() for word in said)]
     return {"named": named, "telemetry": sys.modules.get("openvino_telemetry") is not None}
 
@@ -311,7 +389,9 @@ def npu(root: Path) -> dict[str, Any]:
     for name in ("int4-symmetric", "row"):
         out = root / f"npu-{name}"
         out.mkdir()
-        backend.verify_npu({"artifact": root / name}, out, {"prompt_length": 1024, "response_length": 128})
+        backend.verify_npu(
+            {"artifact": root / name}, out, {"prompt_length": 1024, "response_length": 128}
+        )
         facts[name] = json.loads((out / "npu.json").read_text("utf-8"))
     generate = openvino_session.Pipeline.generate
     openvino_session.Pipeline.generate = lambda *rest: iter([1, 2])
@@ -336,7 +416,19 @@ def main(root: Path) -> None:
     convert(TINY, root / "fp16")
     convert(TINY, root / "fp32", "fp32")
     facts: dict[str, Any] = {}
-    checks = (equality, fidelity, variants, failures, reproducible, sizes, stored, direct, privacy, tokenizer, npu)
+    checks = (
+        equality,
+        fidelity,
+        variants,
+        failures,
+        reproducible,
+        sizes,
+        stored,
+        direct,
+        privacy,
+        tokenizer,
+        npu,
+    )
     for check in checks:
         try:
             facts[check.__name__] = check(root)

@@ -1,4 +1,5 @@
-"""A small Phi-4-multimodal: small language model and eyes, adapters, a scrap of what hears; the hub's layout.
+"""A small Phi-4-multimodal: small language model and eyes, adapters, a scrap of what hears; the
+hub's layout.
 
 Runs in the torch toolchain: ``python phi4mm_checkpoints.py ROOT`` leaves ROOT/source.
 """
@@ -22,7 +23,8 @@ ADAPTED = re.compile(r"\.(qkv_proj|o_proj|gate_up_proj|down_proj)\.weight$")
 
 
 def vision_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the vision part's tensors, as in the original; ``hidden`` is the language model's width."""
+    """Names and shapes of the vision part's tensors, as in the original; ``hidden`` is the language
+    model's width."""
     eyes = f"{PREFIX}img_processor."
     found: dict[str, tuple[int, ...]] = {
         f"{PREFIX}glb_GN": (1, 1, WIDTH),
@@ -38,16 +40,23 @@ def vision_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
         f"{eyes}head.attention.in_proj_weight": (3 * WIDTH, WIDTH),
         f"{eyes}head.attention.in_proj_bias": (3 * WIDTH,),
     }
-    norms, linears = ["post_layernorm", "head.layernorm"], {"head.attention.out_proj": (WIDTH, WIDTH)}
+    norms, linears = (
+        ["post_layernorm", "head.layernorm"],
+        {"head.attention.out_proj": (WIDTH, WIDTH)},
+    )
     for i in range(LAYERS):
         layer = f"encoder.layers.{i}"
         norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
-        linears |= {f"{layer}.self_attn.{name}_proj": (WIDTH, WIDTH) for name in ("q", "k", "v", "out")}
+        linears |= {
+            f"{layer}.self_attn.{name}_proj": (WIDTH, WIDTH) for name in ("q", "k", "v", "out")
+        }
     for place in ("head", *(f"encoder.layers.{i}" for i in range(LAYERS))):
         linears |= {f"{place}.mlp.fc1": (INNER, WIDTH), f"{place}.mlp.fc2": (WIDTH, INNER)}
     for name, shape in linears.items():
         found |= {f"{eyes}{name}.weight": shape, f"{eyes}{name}.bias": shape[:1]}
-    return found | {f"{eyes}{norm}.{kind}": (WIDTH,) for norm in norms for kind in ("weight", "bias")}
+    return found | {
+        f"{eyes}{norm}.{kind}": (WIDTH,) for norm in norms for kind in ("weight", "bias")
+    }
 
 
 def make(folder: Path) -> None:
@@ -62,7 +71,9 @@ def make(folder: Path) -> None:
     config |= {key: whole.config[key] for key in ("architectures", "model_type", "embd_layer")}
     config["vision_lora"] = {"r": RANK, "lora_alpha": ALPHA, "dp": 0.0}
     config["speech_lora"] = {"r": 2, "lora_alpha": 4, "dp": 0.0}
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_phi4mm.Phi4MMForCausalLM"}  # as the hub's; without its code
+    config["auto_map"] = {
+        "AutoModelForCausalLM": "modeling_phi4mm.Phi4MMForCausalLM"
+    }  # as the hub's; without its code
     tokenizer.write_json(folder / "config.json", config)
     torch.manual_seed(text.SEED)
     tensors: dict[str, Any] = {}
@@ -73,7 +84,9 @@ def make(folder: Path) -> None:
         stem, (rows, columns) = name.removesuffix(".weight"), values.shape
         tensors[f"{stem}.base_layer.weight"] = values
         for kind, rank in (("vision", RANK), ("speech", 2)):
-            tensors[f"{stem}.lora_A.{kind}.weight"] = 0.5 * torch.randn(rank, columns) / columns**0.5
+            tensors[f"{stem}.lora_A.{kind}.weight"] = (
+                0.5 * torch.randn(rank, columns) / columns**0.5
+            )
             tensors[f"{stem}.lora_B.{kind}.weight"] = 0.2 * torch.randn(rows, rank) / rank**0.5
     for name, shape in vision_shapes(config["hidden_size"]).items():
         values = torch.randn(shape)
@@ -84,7 +97,9 @@ def make(folder: Path) -> None:
         elif name.endswith("weight") and "embedding" not in name:
             values = values * 1.4 / shape[1] ** 0.5
         tensors[name] = values
-    tensors["model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight"] = torch.randn(16, 16)
+    tensors["model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight"] = torch.randn(
+        16, 16
+    )
     (folder / "model.safetensors").unlink()
     stored = {name: values.to(torch.bfloat16) for name, values in tensors.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})

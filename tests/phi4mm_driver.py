@@ -1,8 +1,9 @@
 """Runs in the torch toolchain: ``python phi4mm_driver.py SOURCE CUT`` prints JSON.
 
-``eyes``: for some grids and paddings, how far our vectors lie from those of transformers' own implementation, as a
-share of the largest value. ``adapter``: the same for what the linears of ``CUT`` make of random vectors, against base
-layers and adapters of ``SOURCE`` applied one after the other.
+``eyes``: for some grids and paddings, how far our vectors lie from those of transformers' own
+implementation, as a share of the largest value. ``adapter``: the same for what the linears of
+``CUT`` make of random vectors, against base layers and adapters of ``SOURCE`` applied one after the
+other.
 """
 
 from __future__ import annotations
@@ -30,14 +31,24 @@ def worst(found: Any, expected: Any) -> float:
 def theirs(source: Path, hidden: int) -> Any:
     """transformers' ``Phi4MultimodalImageEmbedding`` with the weights of ``source``."""
     from transformers.models.phi4_multimodal import modeling_phi4_multimodal as modeling
-    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalConfig
+    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import (
+        Phi4MultimodalConfig,
+    )
 
-    sizes = {"hidden_size": small.WIDTH, "intermediate_size": small.INNER, "num_hidden_layers": small.LAYERS}
+    sizes = {
+        "hidden_size": small.WIDTH,
+        "intermediate_size": small.INNER,
+        "num_hidden_layers": small.LAYERS,
+    }
     config = Phi4MultimodalConfig(hidden_size=hidden, vision_config=sizes)
     config.vision_config._attn_implementation = "eager"
     model = modeling.Phi4MultimodalImageEmbedding(config).eval()
     names = {"glb_GN": "global_img_feature_extensor", "sub_GN": "sub_img_feature_extensor"}
-    names |= {f"img_projection.{i}.{k}": f"img_projection_{w}.{k}" for i, w in ((0, "up"), (2, "down")) for k in KINDS}
+    names |= {
+        f"img_projection.{i}.{k}": f"img_projection_{w}.{k}"
+        for i, w in ((0, "up"), (2, "down"))
+        for k in KINDS
+    }
     state = {}
     for name, values in load_file(source / "model.safetensors").items():
         if name.startswith(small.PREFIX):
@@ -66,7 +77,9 @@ def seen(source: Path) -> dict[str, float]:
         ids = torch.full((1, len(ours)), model.config.vision_config.image_token_id)
         empty = torch.zeros(1, len(ours), hidden)
         sizes = torch.tensor([[448 * high, 448 * wide]])
-        expected = model(ids, empty, crops[None], image_sizes=sizes, image_attention_mask=masks[None].float())
+        expected = model(
+            ids, empty, crops[None], image_sizes=sizes, image_attention_mask=masks[None].float()
+        )
         found[f"{high} × {wide}, {below} {right}"] = worst(ours, expected[0])
     return found
 

@@ -1,4 +1,5 @@
-"""One of several machines: ``python remote_client.py CACHE LOG [STEPS [SECONDS]]`` runs a chain of light steps.
+"""One of several machines: ``python remote_client.py CACHE LOG [STEPS [SECONDS]]`` runs a chain of
+light steps.
 
 Each step that is really done leaves a line in LOG. Where results are shared, the environment says.
 """
@@ -28,7 +29,9 @@ def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> No
     time.sleep(params["seconds"])
     (out / "same.bin").write_bytes(b"the same in all of them" * 1000)
     (out / "folder").mkdir()
-    (out / "folder" / "own.txt").write_text(params["name"] + "".join(p.name for p in inputs.values()))
+    (out / "folder" / "own.txt").write_text(
+        params["name"] + "".join(p.name for p in inputs.values())
+    )
 
 
 def rest(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -36,7 +39,9 @@ def rest(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> No
     for i in range(params["tenths"]):
         time.sleep(0.1)
         progress.report(i + 1, params["tenths"], "tenths")
-    (out / "made.txt").write_text(params["name"] + "".join(p.joinpath("made.txt").read_text() for p in inputs.values()))
+    (out / "made.txt").write_text(
+        params["name"] + "".join(p.joinpath("made.txt").read_text() for p in inputs.values())
+    )
 
 
 def chain(steps: int, seconds: float = 0.0) -> Plan:
@@ -80,7 +85,9 @@ def run(cache: Path, plan: Plan) -> tuple[schedule.Outcome, list[str]]:
     return done, heard.lines
 
 
-def attempt(cache: Path, plan: Plan, engine: schedule.Engine | None) -> tuple[schedule.Outcome, Noted]:
+def attempt(
+    cache: Path, plan: Plan, engine: schedule.Engine | None
+) -> tuple[schedule.Outcome, Noted]:
     heard = Noted()
     (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, None, 2, engine=engine)
     return done, heard

@@ -12,5 +12,9 @@ MINI = next(member.config for member in family.MEMBERS if member.name == "Phi-3-
 
 
 def phi3(config: dict[str, Any] | None = None, **changes: Any) -> Checkpoint:
-    """Phi-3-mini's shape without its sliding window; ``config`` is laid on its own, ``changes`` on the result."""
-    return replace(models.of_config({**MINI, "sliding_window": None, **(config or {})}, "sentencepiece"), **changes)
+    """Phi-3-mini's shape without its sliding window; ``config`` is laid on its own, ``changes`` on
+    the result."""
+    return replace(
+        models.of_config({**MINI, "sliding_window": None, **(config or {})}, "sentencepiece"),
+        **changes,
+    )

@@ -1,6 +1,8 @@
-"""What is said on disks that are too small, each case a function: run inside a namespace of its own that may mount.
+"""What is said on disks that are too small, each case a function: run inside a namespace of its own
+that may mount.
 
-``python small_disk.py FOLDER`` prints one JSON object: case → [exit code, message, hint, the disk's path].
+``python small_disk.py FOLDER`` prints one JSON object: case → [exit code, message, hint, the disk's
+path].
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def map_too_much(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any
 
 
 def work(folder: Path, cache: Path, function: str, **params: Any) -> None:
-    settings = Settings.read({"PHIPIPE_CACHE": str(cache), "PHIPIPE_WORKER_PATH": str(Path(__file__).parent)})
+    settings = Settings.read(
+        {"PHIPIPE_CACHE": str(cache), "PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}
+    )
     request = Request(step="tried", runs=f"small_disk:{function}", inputs={}, params=params)
     (cache / "tmp").mkdir(parents=True)
     python = Path(sys.executable)
@@ -70,7 +74,12 @@ def on_a_full_cache(disk: Path, spare: Path) -> None:
 
 
 def native_words(disk: Path, spare: Path) -> None:
-    work(spare, disk / "cache", "pass_words_on", words="write failed: No space left on device (os error 28)")
+    work(
+        spare,
+        disk / "cache",
+        "pass_words_on",
+        words="write failed: No space left on device (os error 28)",
+    )
 
 
 def words_of_memory(disk: Path, spare: Path) -> None:
@@ -108,7 +117,9 @@ def files_of_the_cache(disk: Path, spare: Path) -> None:
 
 
 def installation(disk: Path, spare: Path) -> None:
-    settings = Settings.read({"PHIPIPE_CACHE": str(spare / "cache"), "PHIPIPE_TOOLCHAINS": str(disk / "toolchains")})
+    settings = Settings.read(
+        {"PHIPIPE_CACHE": str(spare / "cache"), "PHIPIPE_TOOLCHAINS": str(disk / "toolchains")}
+    )
     (disk / "filler").write_bytes(b"x" * (disk_free(disk) - 12 * 1024))
     toolchain.ensure("torch", settings, lambda line: None)
 
@@ -125,7 +136,13 @@ def report(disk: Path, spare: Path) -> None:
 
 def recipe(disk: Path, spare: Path) -> None:
     (disk / "filler").write_bytes(b"x" * disk_free(disk))
-    starter.write(disk / "r.yaml", device="cpu-x86_64", precision=None, backend=None, source="builtin:tiny-phi3")
+    starter.write(
+        disk / "r.yaml",
+        device="cpu-x86_64",
+        precision=None,
+        backend=None,
+        source="builtin:tiny-phi3",
+    )
 
 
 CASES: dict[str, tuple[Callable[[Path, Path], None], str]] = {

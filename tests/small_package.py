@@ -17,7 +17,9 @@ def array(kind: str, shape: tuple[int, ...], data: bytes) -> bytes:
     return b"\x93NUMPY\x01\x00v\x00" + told.ljust(117).encode() + b"\n" + data
 
 
-def described(*, backend: str = "onnxruntime", context_length: int = 2048, **changed: Any) -> dict[str, Any]:
+def described(
+    *, backend: str = "onnxruntime", context_length: int = 2048, **changed: Any
+) -> dict[str, Any]:
     """A manifest but for its files and digest; ``changed`` replaces parts of it."""
     step = {"key": DIGEST, "digest": DIGEST, "tools": {}}
     return {
@@ -55,12 +57,18 @@ def described(*, backend: str = "onnxruntime", context_length: int = 2048, **cha
 
 
 def written(folder: Path, **changed: Any) -> Path:
-    """A package of an ONNX folder, whole as far as anybody can tell without a runtime; its source is phipipe's own."""
+    """A package of an ONNX folder, whole as far as anybody can tell without a runtime; its source
+    is phipipe's own."""
     folder.mkdir(parents=True)
     for name, data in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
-    step = {"key": DIGEST, "digest": DIGEST, "tools": {"numpy": "2"}, "params": {"files": ["config.json"]}}
+    step = {
+        "key": DIGEST,
+        "digest": DIGEST,
+        "tools": {"numpy": "2"},
+        "params": {"files": ["config.json"]},
+    }
     whole = described(**changed)
     whole["recipe"] |= {
         "name": "small",
@@ -71,16 +79,33 @@ def written(folder: Path, **changed: Any) -> Path:
     whole["source"] |= {"kind": "builtin", "name": "tiny-phi3"}
     whole["device"] |= {"name": "cpu-x86_64", "sources": ["https://vendor.example"]}
     whole["steps"] = {"text": step, "source": step}
-    whole["speed"] |= {"spread": {"ttft_s": [0.1, 0.2]}, "host": {"system": "Linux", "cores": 2}, "prompt_tokens": 128}
+    whole["speed"] |= {
+        "spread": {"ttft_s": [0.1, 0.2]},
+        "host": {"system": "Linux", "cores": 2},
+        "prompt_tokens": 128,
+    }
     whole["speed"]["metrics"] = {"decode_tokens_per_s": 100.0}
     whole["fidelity"] |= {
         "stderr": {"kld_mean": 0.001},
         "profile": {"by_position": [0.1], "quantiles": [0.1, 0.2]},
-        "sanity": {"tokenizer_equal": True, "answers_ended": [True], "repetition": 0.0, "greedy_agreement": None},
+        "sanity": {
+            "tokenizer_equal": True,
+            "answers_ended": [True],
+            "repetition": 0.0,
+            "greedy_agreement": None,
+        },
         "parity": {"kld_mean": 1e-9},
     }
-    whole |= {"warnings": ["a word"], "gates": [{"metric": "top1", "passed": True}], "twin": None, "emulation": None}
-    whole |= {"fixups": {"F1": {"reason": "a word"}}, "licence": {"id": "mit", "files": ["LICENSE"]}}
+    whole |= {
+        "warnings": ["a word"],
+        "gates": [{"metric": "top1", "passed": True}],
+        "twin": None,
+        "emulation": None,
+    }
+    whole |= {
+        "fixups": {"F1": {"reason": "a word"}},
+        "licence": {"id": "mit", "files": ["LICENSE"]},
+    }
     manifest.seal(folder, whole)
     return folder
 

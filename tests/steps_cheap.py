@@ -1,4 +1,5 @@
-"""Steps for the tests of workers: each does one thing that real steps do, or that may go wrong in them."""
+"""Steps for the tests of workers: each does one thing that real steps do, or that may go wrong in
+them."""
 
 from __future__ import annotations
 
@@ -41,10 +42,16 @@ def count(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def environment(inputs: Inputs, out: Path, params: Params) -> None:
-    """What this process knows: variables, arguments, import path, working folder, temporary folder."""
+    """What this process knows: variables, arguments, import path, working folder, temporary
+    folder."""
     import tempfile
 
-    told = {"env": dict(os.environ), "argv": sys.orig_argv, "path": sys.path, "cwd": str(Path.cwd())}
+    told = {
+        "env": dict(os.environ),
+        "argv": sys.orig_argv,
+        "path": sys.path,
+        "cwd": str(Path.cwd()),
+    }
     (out / "environment.json").write_text(json.dumps(told | {"temp": tempfile.gettempdir()}))
     print(dict(os.environ))
 
@@ -88,7 +95,9 @@ def allocate(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def allocate_in_child(inputs: Inputs, out: Path, params: Params) -> None:
-    subprocess.run([sys.executable, "-c", f"x = b'x' * ({params['mib']} << 20); {SLEEPER}"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"x = b'x' * ({params['mib']} << 20); {SLEEPER}"], check=True
+    )
 
 
 def allocate_until_killed(inputs: Inputs, out: Path, params: Params) -> None:
@@ -160,10 +169,14 @@ def work(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def spawn(inputs: Inputs, out: Path, params: Params) -> None:
-    """Children, one in a session of its own, and a grandchild; all of them, and we, ignore SIGTERM."""
+    """Children, one in a session of its own, and a grandchild; all of them, and we, ignore
+    SIGTERM."""
     if params.get("stubborn", True):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    family = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); {STUBBORN}"
+    family = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); "
+        f"{STUBBORN}"
+    )
     children = [
         subprocess.Popen([sys.executable, "-c", family]),
         subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True),
@@ -184,7 +197,8 @@ def fork_and_die(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def hold_the_interpreter(inputs: Inputs, out: Path, params: Params) -> None:
-    """Native code that keeps the interpreter's lock: no other thread of this process runs any more."""
+    """Native code that keeps the interpreter's lock: no other thread of this process runs any
+    more."""
     ctypes.PyDLL(None).usleep(120_000_000)
 
 

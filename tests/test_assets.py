@@ -1,4 +1,5 @@
-"""The embedded model and its text: what is committed is what the scripts make, and it is a hub-like Phi-3."""
+"""The embedded model and its text: what is committed is what the scripts make, and it is a hub-like
+Phi-3."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_calibration_and_evaluation_share_no_document() -> None:
     assert not set(_file_documents("calibration")) & set(_file_documents("evaluation"))
 
 
-def test_a_story_keeps_its_split_whatever_is_asked_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_story_keeps_its_split_whatever_is_asked_about_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made: list[str] = []
     split_of = stories.split_of
 
@@ -82,7 +85,8 @@ def test_articles_fit_the_words_after_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "word"), [(0, "zero"), (13, "thirteen"), (42, "forty-two"), (108, "one hundred and eight")]
+    ("value", "word"),
+    [(0, "zero"), (13, "thirteen"), (42, "forty-two"), (108, "one hundred and eight")],
 )
 def test_number_words(value: int, word: str) -> None:
     assert stories.number_word(value) == word
@@ -136,15 +140,24 @@ def test_the_weights_have_phi3s_names_and_shapes_in_bfloat16() -> None:
         "input_layernorm.weight": [256],
         "post_attention_layernorm.weight": [256],
     }
-    expected = {f"model.layers.{i}.{name}": shape for i in range(5) for name, shape in layers.items()}
-    expected |= {"model.embed_tokens.weight": [2304, 256], "lm_head.weight": [2304, 256], "model.norm.weight": [256]}
+    expected = {
+        f"model.layers.{i}.{name}": shape for i in range(5) for name, shape in layers.items()
+    }
+    expected |= {
+        "model.embed_tokens.weight": [2304, 256],
+        "lm_head.weight": [2304, 256],
+        "model.norm.weight": [256],
+    }
     assert {name: tensor["shape"] for name, tensor in header.items()} == expected
     assert {tensor["dtype"] for tensor in header.values()} == {"BF16"}
 
 
 def test_generation_ends_at_either_end_token() -> None:
     added = _json("added_tokens.json")
-    assert _json("generation_config.json")["eos_token_id"] == [added["<|endoftext|>"], added["<|end|>"]]
+    assert _json("generation_config.json")["eos_token_id"] == [
+        added["<|endoftext|>"],
+        added["<|end|>"],
+    ]
 
 
 def test_phi3s_own_tokens_follow_the_pieces_in_phi3s_order() -> None:
@@ -163,7 +176,11 @@ def test_the_tokenizer_files_are_what_the_script_writes() -> None:
 
 def test_the_checkpoint_names_no_folder_of_the_machine_it_was_made_on() -> None:
     for path in [*MODEL.iterdir(), *TEXTS.iterdir()]:
-        data = path.read_bytes() if path.suffix != ".safetensors" else json.dumps(_safetensors_header()).encode()
+        data = (
+            path.read_bytes()
+            if path.suffix != ".safetensors"
+            else json.dumps(_safetensors_header()).encode()
+        )
         assert not re.search(rb"/(?:home|root|tmp|work|opt)/", data), path.name
 
 
@@ -174,7 +191,9 @@ def _run(python: Path, script: str, *arguments: str) -> Any:
     """Run a script in the Python that has torch and transformers; it prints one JSON value last."""
     root = Path(train.__file__).parents[2]
     command = [str(python), "-c", textwrap.dedent(script), str(MODEL), *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -184,7 +203,8 @@ def test_the_card_states_the_perplexity_that_is_measured(ort_python: Path) -> No
     stated = re.search(r"\*\*([\d.]+)\*\* per token", (MODEL / "README.md").read_text("utf-8"))
     measured = _run(
         ort_python,
-        "import sys, pathlib; from phipipe.assets import train; print(train.perplexity(pathlib.Path(sys.argv[1]))[0])",
+        "import sys, pathlib; from phipipe.assets import train; "
+        "print(train.perplexity(pathlib.Path(sys.argv[1]))[0])",
     )
     assert stated is not None
     assert measured == pytest.approx(float(stated[1]), rel=0.01)
@@ -192,7 +212,9 @@ def test_the_card_states_the_perplexity_that_is_measured(ort_python: Path) -> No
 
 
 @pytest.mark.integration
-def test_both_tokenizers_give_the_same_ids_and_the_text_back(tmp_path: Path, ort_python: Path) -> None:
+def test_both_tokenizers_give_the_same_ids_and_the_text_back(
+    tmp_path: Path, ort_python: Path
+) -> None:
     prose = MARKUP.sub("", (TEXTS / "evaluation.txt").read_text("utf-8")).split("\n\n")
     texts = [
         *prose,
@@ -217,7 +239,9 @@ def test_both_tokenizers_give_the_same_ids_and_the_text_back(tmp_path: Path, ort
         print(json.dumps([[piece.encode(t) == i, auto.decode(i) == t] for t, i in zip(texts, ids)]))
     """
     verdicts = _run(ort_python, script, str(tmp_path / "texts.json"))
-    assert [text for text, verdict in zip(texts, verdicts, strict=True) if verdict != [True, True]] == []
+    assert [
+        text for text, verdict in zip(texts, verdicts, strict=True) if verdict != [True, True]
+    ] == []
 
 
 @pytest.mark.integration

@@ -1,4 +1,5 @@
-"""The copy of a checkpoint that converters work on: whole, patched, and without a second set of weights."""
+"""The copy of a checkpoint that converters work on: whole, patched, and without a second set of
+weights."""
 
 from __future__ import annotations
 
@@ -27,8 +28,15 @@ def source(tmp_path: Path) -> Path:
 def test_a_patch_reaches_the_copy_alone(source: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in source.glob("*.*")}
     made = staged(source, {"use_cache": True}, tmp_path / "made")
-    assert json.loads((made / "config.json").read_text("utf-8")) == {"use_cache": True, "head_dim": 2}
-    assert sorted(path.name for path in made.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert json.loads((made / "config.json").read_text("utf-8")) == {
+        "use_cache": True,
+        "head_dim": 2,
+    }
+    assert sorted(path.name for path in made.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert {path.name: path.read_bytes() for path in source.glob("*.*")} == before
 
 
@@ -49,7 +57,11 @@ def test_removing_the_copy_leaves_the_weights_as_they_were(source: Path, tmp_pat
     made = staged(source, {}, tmp_path / "made")
     (made / "model.safetensors").unlink()
     kept = source / "model.safetensors"
-    assert (kept.read_bytes(), kept.stat().st_nlink, kept.stat().st_mode & 0o777) == (b"weights", 1, 0o444)
+    assert (kept.read_bytes(), kept.stat().st_nlink, kept.stat().st_mode & 0o777) == (
+        b"weights",
+        1,
+        0o444,
+    )
 
 
 def test_weights_are_copied_where_there_are_no_hard_links(

@@ -1,4 +1,5 @@
-"""Batches: what is chosen, what is built once, what is accepted, what is left to read. Steps here are cheap."""
+"""Batches: what is chosen, what is built once, what is accepted, what is left to read. Steps here
+are cheap."""
 
 from __future__ import annotations
 
@@ -30,7 +31,14 @@ from phipipe import (
 )
 from phipipe import device as devices
 from phipipe.backends.base import Step
-from phipipe.errors import GateFailed, PhipipeError, RecipeError, StepFailed, StepKilled, TargetError
+from phipipe.errors import (
+    GateFailed,
+    PhipipeError,
+    RecipeError,
+    StepFailed,
+    StepKilled,
+    TargetError,
+)
 from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.recipe import Build
@@ -39,7 +47,9 @@ from phipipe.selection import Wanted
 Run = Callable[..., tuple[int, str, str]]
 
 CALLS: list[str] = []
-FIGURES: dict[str, dict[str, float]] = {}  # build → what will be measured of it; anything else as USUAL
+FIGURES: dict[
+    str, dict[str, float]
+] = {}  # build → what will be measured of it; anything else as USUAL
 TROUBLE: dict[str, str] = {}  # build → "refused", "failed", "gated"
 USUAL = {"kld_mean": 0.02, "top1": 0.95, "size_gib": 2.0, "bits_per_weight": 4.5}
 BASELINE = {"tokens": 4096, "window": 512, "skip": 0, "ppl": 5.3, "ppl_stderr": 0.1}
@@ -84,27 +94,40 @@ def package(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) ->
     text = (inputs["text"] / "content.txt").read_text()
     told = {name: params[name] for name in ("name", "backend", "precision")}
     made = small_package.described()
-    of_source = {"name": params["source"], "digest": hashlib.sha256(params["source"].encode()).hexdigest()}
+    of_source = {
+        "name": params["source"],
+        "digest": hashlib.sha256(params["source"].encode()).hexdigest(),
+    }
     of_text = hashlib.sha256(text.encode()).hexdigest()
     described = {
         **made,
         **told,
         "recipe": {name: told[name] for name in ("backend", "precision")},
         "source": {**made["source"], **of_source},
-        "fidelity": {**metrics, "profile": profile, "baseline": {**BASELINE, "tokens": params["tokens"]}},
+        "fidelity": {
+            **metrics,
+            "profile": profile,
+            "baseline": {**BASELINE, "tokens": params["tokens"]},
+        },
         "speed": json.loads((inputs["speed"] / "speed.json").read_text()),
-        "steps": {name: {"key": name, "digest": of_text, "tools": {}} for name in ("text", "source", "gates")},
+        "steps": {
+            name: {"key": name, "digest": of_text, "tools": {}}
+            for name in ("text", "source", "gates")
+        },
     }
     manifest.seal(out, described)
 
 
-def _step(name: str, needs: Mapping[str, str] | None = None, function: str = "", /, **params: Any) -> Step:
+def _step(
+    name: str, needs: Mapping[str, str] | None = None, function: str = "", /, **params: Any
+) -> Step:
     runs = f"test_batch:{function or name}"
     return Step(name=name, runs=runs, version=1, needs=dict(needs or {}), params=params)
 
 
 def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
-    """In place of ``plan.prepare``: steps that take no time, by what the test says of this build."""
+    """In place of ``plan.prepare``: steps that take no time, by what the test says of this
+    build."""
     recipe, name = build.recipe, build.name
     if TROUBLE.get(name) == "refused":
         raise TargetError("cannot be", hint="take another device")
@@ -125,7 +148,9 @@ def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Pl
             name=name, tokens=recipe.evaluate.tokens, **told,
         ),
     )  # fmt: skip
-    return Plan(build=build, device=devices.load("cpu-x86_64"), api="cpu", on_target="true", steps=steps)
+    return Plan(
+        build=build, device=devices.load("cpu-x86_64"), api="cpu", on_target="true", steps=steps
+    )
 
 
 # --- fixtures
@@ -156,7 +181,13 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return command
 
 
-def write(folder: Path, name: str, more: str = "", source: str = "{builtin: tiny-phi3}", evaluate: str = "") -> Path:
+def write(
+    folder: Path,
+    name: str,
+    more: str = "",
+    source: str = "{builtin: tiny-phi3}",
+    evaluate: str = "",
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"
     text = f"name: {name}\nsource: {source}\ndevice: cpu-x86_64\nprecision: int4\n"
@@ -196,17 +227,25 @@ def test_folders_give_their_recipes_sorted_and_each_file_counts_once(tmp_path: P
 
 def test_builds_are_chosen_by_name_tag_device_and_backend(tmp_path: Path) -> None:
     write(tmp_path, "a", "tags: [nightly, big]\n")
-    write(tmp_path, "b", "tags: [weekly]\nmatrix:\n  - {precision: int8}\n  - {backend: llamacpp}\n")
+    write(
+        tmp_path, "b", "tags: [weekly]\nmatrix:\n  - {precision: int8}\n  - {backend: llamacpp}\n"
+    )
     write(tmp_path, "c", "backend: openvino\n")
     assert chosen([tmp_path], tags=["nightly"]) == ["a"]
-    assert chosen([tmp_path], tags=["nightly", "week*"]) == ["a", "b-onnxruntime-int8", "b-llamacpp-int4"]
+    assert chosen([tmp_path], tags=["nightly", "week*"]) == [
+        "a",
+        "b-onnxruntime-int8",
+        "b-llamacpp-int4",
+    ]
     assert chosen([tmp_path], names=["b"]) == ["b-onnxruntime-int8", "b-llamacpp-int4"]
     assert chosen([tmp_path], names=["*int8", "c"]) == ["b-onnxruntime-int8", "c"]
     assert chosen([tmp_path], backends=["llamacpp"], names=["b*"]) == ["b-llamacpp-int4"]
     assert chosen([tmp_path], devices=["cpu-*"], backends=["openvino"]) == ["c"]
 
 
-def test_a_place_that_cannot_be_written_is_said_before_anything_is_built(run: Run, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_built(
+    run: Run, tmp_path: Path
+) -> None:
     write(tmp_path / "r", "a")
     (tmp_path / "file").write_text("mine", "utf-8")
     for out, expected, words in (
@@ -221,7 +260,9 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_built(run: Ru
     assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
-def test_an_empty_selection_ends_with_2_and_says_what_was_looked_at(run: Run, tmp_path: Path) -> None:
+def test_an_empty_selection_ends_with_2_and_says_what_was_looked_at(
+    run: Run, tmp_path: Path
+) -> None:
     write(tmp_path / "r", "a", "tags: [nightly]\n")
     code, out, err = run("r", "--tag", "weekly")
     assert (code, out) == (2, "")
@@ -265,8 +306,17 @@ def test_a_device_file_beside_recipes_is_no_broken_recipe(tmp_path: Path) -> Non
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
-    for name, source in (("a", "{builtin: tiny-phi3}"), ("b", "{path: ../model}"), ("c", "{builtin: tiny-phi3}")):
-        write(folder / "recipes", name, source=source, evaluate="{text: {file: ../c.txt}}" if name == "c" else "")
+    for name, source in (
+        ("a", "{builtin: tiny-phi3}"),
+        ("b", "{path: ../model}"),
+        ("c", "{builtin: tiny-phi3}"),
+    ):
+        write(
+            folder / "recipes",
+            name,
+            source=source,
+            evaluate="{text: {file: ../c.txt}}" if name == "c" else "",
+        )
     (folder / "model" / "deep").mkdir(parents=True)
     (folder / "model" / "deep" / "config.json").write_text("{}")
     (folder / "c.txt").write_text("once")
@@ -292,7 +342,9 @@ def test_only_what_changed_is_built(repository: Path) -> None:
     git(repository, "commit", "-aqm", "second")
     assert chosen([repository], changed_since="HEAD~1") == ["a", "b", "c"]
     write(repository, "new é")  # a name that git would quote; not yet added
-    (repository / "new é.yaml").write_text((repository / "a.yaml").read_text().replace("name: a", "name: new"))
+    (repository / "new é.yaml").write_text(
+        (repository / "a.yaml").read_text().replace("name: a", "name: new")
+    )
     assert since() == ["new"]
 
 
@@ -303,7 +355,9 @@ def test_a_commit_that_is_not_there_is_said(run: Run, repository: Path, ref: str
     assert "no such commit" in err
 
 
-def test_recipes_outside_of_a_repository_have_no_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_outside_of_a_repository_have_no_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     write(tmp_path, "a")
     with pytest.raises(RecipeError, match="git finds no repository"):
@@ -320,7 +374,9 @@ def test_without_git_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 # --- building
 
 
-def test_what_recipes_share_is_done_once_and_a_second_batch_does_nothing(run: Run, tmp_path: Path) -> None:
+def test_what_recipes_share_is_done_once_and_a_second_batch_does_nothing(
+    run: Run, tmp_path: Path
+) -> None:
     for name in "abc":
         write(tmp_path / "r", name)
     code, out, _ = run("r", "--jobs", "2")
@@ -350,7 +406,12 @@ def test_one_broken_recipe_keeps_nobody_from_building(run: Run, tmp_path: Path) 
     rows = {row["name"]: row for row in summary()["builds"]}
     documents.fits(["batch"], (Path("batch") / "batch.json").read_text("utf-8"))
     assert [rows[name]["error"]["code"] for name in ("broken", "b1", "b2", "b3")] == [2, 3, 5, 7]
-    assert [rows[name]["error"]["exit_code"] for name in ("broken", "b1", "b2", "b3")] == [2, 3, 5, 7]
+    assert [rows[name]["error"]["exit_code"] for name in ("broken", "b1", "b2", "b3")] == [
+        2,
+        3,
+        5,
+        7,
+    ]
     assert rows["b3"]["metrics"] == pytest.approx(USUAL)  # how bad it is, is worth knowing
     assert rows["b3"]["package"] is None
     assert "never closed" in err
@@ -385,7 +446,9 @@ def test_a_build_too_large_for_this_machine_is_refused_alone(
 ) -> None:
     def large(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
         made = prepare(build)
-        steps = tuple(replace_memory(step, 10**15 if build.name == "a" else 0) for step in made.steps)
+        steps = tuple(
+            replace_memory(step, 10**15 if build.name == "a" else 0) for step in made.steps
+        )
         return Plan(build=build, device=made.device, api="cpu", on_target="true", steps=steps)
 
     def replace_memory(step: Step, memory: int) -> Step:
@@ -442,7 +505,9 @@ def test_packages_lie_under_their_version_and_latest_names_one(run: Run, tmp_pat
     assert not manifest.verify(Path("batch") / row["package"])
     stamp = (Path("batch") / row["package"] / "model.onnx.data").stat().st_ino
     run("r")
-    assert (Path("batch") / row["package"] / "model.onnx.data").stat().st_ino == stamp  # not written again
+    assert (
+        Path("batch") / row["package"] / "model.onnx.data"
+    ).stat().st_ino == stamp  # not written again
 
 
 def test_old_packages_go_but_never_the_accepted_one(run: Run, tmp_path: Path) -> None:
@@ -467,7 +532,9 @@ def test_old_packages_go_but_never_the_accepted_one(run: Run, tmp_path: Path) ->
     assert not list((Path("batch") / "a").glob(".*"))
 
 
-def test_worse_than_tolerated_is_exit_code_7_until_it_is_tolerated(run: Run, tmp_path: Path) -> None:
+def test_worse_than_tolerated_is_exit_code_7_until_it_is_tolerated(
+    run: Run, tmp_path: Path
+) -> None:
     write(tmp_path / "r", "a", evaluate="{tolerance: {kld_mean: 0.01, top1: 0.01, size_gib: 0.5}}")
     write(tmp_path / "r", "b")
     run("r")
@@ -493,7 +560,9 @@ def test_worse_than_tolerated_is_exit_code_7_until_it_is_tolerated(run: Run, tmp
 
 def test_tolerances_and_tags_change_no_key(tmp_path: Path) -> None:
     plain = write(tmp_path / "plain", "a", evaluate="{tokens: 1024}")
-    marked = write(tmp_path / "marked", "a", "tags: [x]\n", evaluate="{tokens: 1024, tolerance: {top1: 0.1}}")
+    marked = write(
+        tmp_path / "marked", "a", "tags: [x]\n", evaluate="{tokens: 1024, tolerance: {top1: 0.1}}"
+    )
     other = write(tmp_path / "other", "a", evaluate="{tokens: 2048}")
     items = selection.select([plain], Wanted(), backends.OptionsOf())
     items += selection.select([marked], Wanted(), backends.OptionsOf())
@@ -505,7 +574,9 @@ def test_tolerances_and_tags_change_no_key(tmp_path: Path) -> None:
 def test_better_is_no_regression_and_a_metric_that_is_gone_is_one() -> None:
     before = {"kld_mean": 0.02, "top1": 0.9, "decode_tokens_per_s": 100.0}
     limits = {"kld_mean": 0.0, "top1": 0.05, "decode_tokens_per_s": 10.0, "ppl": 1.0}
-    assert not batch.regressions(before, {"kld_mean": 0.01, "top1": 0.86, "decode_tokens_per_s": 900.0}, limits)
+    assert not batch.regressions(
+        before, {"kld_mean": 0.01, "top1": 0.86, "decode_tokens_per_s": 900.0}, limits
+    )
     assert not batch.regressions(before, before, limits)
     found = batch.regressions(before, {"kld_mean": 0.020001, "top1": 0.84}, limits)
     assert [(one.metric, one.after) for one in found] == [
@@ -518,8 +589,14 @@ def test_figures_taken_otherwise_are_not_compared(run: Run, tmp_path: Path) -> N
     write(tmp_path / "r", "a", evaluate=f"{{{tolerance}}}")
     FIGURES["a"] = {"decode_tokens_per_s": 100.0}
     run("r")
-    FIGURES["a"] = {"decode_tokens_per_s": 10.0, "cores": 8, "kld_mean": 0.5}  # another machine, ...
-    write(tmp_path / "r", "a", evaluate=f"{{tokens: 8192, {tolerance}}}")  # ... and more of the text
+    FIGURES["a"] = {
+        "decode_tokens_per_s": 10.0,
+        "cores": 8,
+        "kld_mean": 0.5,
+    }  # another machine, ...
+    write(
+        tmp_path / "r", "a", evaluate=f"{{tokens: 8192, {tolerance}}}"
+    )  # ... and more of the text
     assert run("r")[0] == 0
     assert summary()["builds"][0]["compared"] == ["bits_per_weight", "size_gib"]
     FIGURES["a"] = {"decode_tokens_per_s": 9.0, "cores": 8, "kld_mean": 0.5}
@@ -560,7 +637,12 @@ def test_junit_tells_ci_what_failed(run: Run, tmp_path: Path) -> None:
     run("r")
     root = ElementTree.parse(Path("batch") / "junit.xml").getroot()
     suite = root[0]
-    assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "2", "0"]
+    assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == [
+        "4",
+        "1",
+        "2",
+        "0",
+    ]
     cases = {case.get("name"): case for case in suite}
     assert not list(cases["a"])
     (error,) = cases["b"]
@@ -600,7 +682,10 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
     assert 'href="boards/script.html"' in page
     assert "<script>" not in page
     run("r", "--name", "a")  # what was not asked for stays on the board
-    assert {e.name for e in board.load((Path("batch") / "board.json").read_text("utf-8"))} == {"a", "b"}
+    assert {e.name for e in board.load((Path("batch") / "board.json").read_text("utf-8"))} == {
+        "a",
+        "b",
+    }
     assert sorted(path.name for path in (Path("batch") / "boards").iterdir()) == pages
     (page,) = comparison.of_paths([Path("batch/boards/script.json")])
     assert page.name == "b"
@@ -619,7 +704,9 @@ def test_worst_is_the_highest_code() -> None:
         return batch.Done(item=item, error=error, metrics={}, before={})
 
     assert batch_report.exit_code([ended(None)]) == 0
-    assert batch_report.exit_code([ended(StepFailed("x")), ended(RecipeError("y")), ended(None)]) == 5
+    assert (
+        batch_report.exit_code([ended(StepFailed("x")), ended(RecipeError("y")), ended(None)]) == 5
+    )
 
 
 def test_a_second_batch_goes_on_after_an_interruption(
@@ -697,7 +784,10 @@ def test_the_embedded_model_in_two_runtimes(
     for row in summary()["builds"]:
         assert not manifest.verify(Path("batch") / row["package"])
         assert row["metrics"]["kld_mean"] > 0
-    assert {e.backend for e in board.load(Path("batch/board.json").read_text("utf-8"))} == {"onnxruntime", "llamacpp"}
+    assert {e.backend for e in board.load(Path("batch/board.json").read_text("utf-8"))} == {
+        "onnxruntime",
+        "llamacpp",
+    }
     code, out, _ = run("r")
     assert code == 0
     assert "2 builds: 2 cached" in out

@@ -1,4 +1,5 @@
-"""The fidelity board: its order and front, its file, its text, and a page that nothing can break out of."""
+"""The fidelity board: its order and front, its file, its text, and a page that nothing can break
+out of."""
 
 from __future__ import annotations
 
@@ -19,8 +20,20 @@ from phipipe import backends, board, board_html, board_text
 from phipipe.board import Entry
 from phipipe.errors import SourceError
 
-HOST = {"cores": 2, "machine": "x86_64", "memory_gib": 24, "processor": "AMD EPYC", "system": "Linux"}
-MAC = {"cores": 8, "machine": "arm64", "memory_gib": 16, "processor": "Apple M2", "system": "Darwin"}
+HOST = {
+    "cores": 2,
+    "machine": "x86_64",
+    "memory_gib": 24,
+    "processor": "AMD EPYC",
+    "system": "Linux",
+}
+MAC = {
+    "cores": 8,
+    "machine": "arm64",
+    "memory_gib": 16,
+    "processor": "Apple M2",
+    "system": "Darwin",
+}
 CELLS: list[tuple[str, str, str, float, float]] = [
     ("onnxruntime", "fp32", "float32", 32.1, 0.0),
     ("onnxruntime", "fp16", "float16", 16.1, 3e-7),
@@ -47,10 +60,28 @@ PLACES: dict[str, dict[str, Any]] = {
 }
 
 
-def entry(name: str = "one", bits: float = 4.5, kld: float = 0.02, size: float | None = None, **changed: Any) -> Entry:
+def entry(
+    name: str = "one",
+    bits: float = 4.5,
+    kld: float = 0.02,
+    size: float | None = None,
+    **changed: Any,
+) -> Entry:
     gib = bits / 2.2 if size is None else size
-    metrics = {"kld_mean": kld, "top1": 0.97, "ppl": 5.4, "ppl_ratio": 1.01, "size_gib": gib, "bits_per_weight": bits}
-    metrics |= {"decode_tokens_per_s": 100 / bits, "prefill_tokens_per_s": 90.0, "ttft_s": 1.4, "peak_memory_gib": gib}
+    metrics = {
+        "kld_mean": kld,
+        "top1": 0.97,
+        "ppl": 5.4,
+        "ppl_ratio": 1.01,
+        "size_gib": gib,
+        "bits_per_weight": bits,
+    }
+    metrics |= {
+        "decode_tokens_per_s": 100 / bits,
+        "prefill_tokens_per_s": 90.0,
+        "ttft_s": 1.4,
+        "peak_memory_gib": gib,
+    }
     usual: dict[str, Any] = {
         "backend": "onnxruntime",
         "precision": "int4",
@@ -86,7 +117,12 @@ def nineteen() -> list[Entry]:
         entry(f"{b}-{p}-{i}", bits, kld, backend=b, precision=p, scheme=s, **PLACES.get(b, {}))
         for i, (b, p, s, bits, kld) in enumerate(CELLS)
     ]
-    return [*made, board.failed("onnxruntime-gptq", "onnxruntime", "int4", "`quantize` was ended:\n\x1b[31mmemory")]
+    return [
+        *made,
+        board.failed(
+            "onnxruntime-gptq", "onnxruntime", "int4", "`quantize` was ended:\n\x1b[31mmemory"
+        ),
+    ]
 
 
 def test_most_digits_of_agreement_per_bit_come_first_and_failures_last() -> None:
@@ -102,7 +138,9 @@ def test_most_digits_of_agreement_per_bit_come_first_and_failures_last() -> None
 
 
 def test_equal_names_are_told_apart() -> None:
-    assert sorted(e.name for e in board.ranked([entry("a"), entry("a", kld=0.1), entry("a", kld=0.2)])) == [
+    assert sorted(
+        e.name for e in board.ranked([entry("a"), entry("a", kld=0.1), entry("a", kld=0.2)])
+    ) == [
         "a",
         "a (2)",
         "a (3)",
@@ -118,7 +156,8 @@ def test_a_board_survives_its_file() -> None:
 
 @st.composite
 def drawn_entries(draw: st.DrawFn) -> list[Entry]:
-    """Boards of any devices and backends, where some figures were not taken and some builds failed."""
+    """Boards of any devices and backends, where some figures were not taken and some builds
+    failed."""
     made = []
     for i in range(draw(st.integers(0, 6))):
         device, backend = (
@@ -128,24 +167,43 @@ def drawn_entries(draw: st.DrawFn) -> list[Entry]:
         if draw(st.integers(0, 3)) == 0:
             made.append(board.failed(f"b{i}", backend, "int4", "no memory", device))
             continue
-        figures = {"kld_mean": draw(st.sampled_from([0.0, 0.01, 0.5])), "size_gib": 1.0 + i % 3, "bits_per_weight": 4.5}
+        figures = {
+            "kld_mean": draw(st.sampled_from([0.0, 0.01, 0.5])),
+            "size_gib": 1.0 + i % 3,
+            "bits_per_weight": 4.5,
+        }
         if draw(st.booleans()):
             figures["decode_tokens_per_s"] = draw(st.sampled_from([0.0, 1e-300, 5.0, 1e300]))
-        spread = draw(st.sampled_from([{}, {"decode_tokens_per_s": [0.0, 9.0]}, {"ttft_s": [9.0, 1.0]}]))
-        told = {"metrics": figures, "spread": spread, "device": device, "backend": backend, "stderr": {}}
-        told |= {"on_target": draw(st.sampled_from(["true", "emulated", "false"])), "reference": draw(st.booleans())}
+        spread = draw(
+            st.sampled_from([{}, {"decode_tokens_per_s": [0.0, 9.0]}, {"ttft_s": [9.0, 1.0]}])
+        )
+        told = {
+            "metrics": figures,
+            "spread": spread,
+            "device": device,
+            "backend": backend,
+            "stderr": {},
+        }
+        told |= {
+            "on_target": draw(st.sampled_from(["true", "emulated", "false"])),
+            "reference": draw(st.booleans()),
+        }
         made.append(entry(draw(st.sampled_from(["same", "b|`<\n"])), **told))
     return made
 
 
 @settings(max_examples=40)
 @given(drawn_entries(), st.randoms(use_true_random=False))
-def test_any_board_has_its_answers_in_every_order_and_after_its_file(entries: list[Entry], dice: Random) -> None:
+def test_any_board_has_its_answers_in_every_order_and_after_its_file(
+    entries: list[Entry], dice: Random
+) -> None:
     found = board.answers(entries)
     assert board.answers(dice.sample(entries, len(entries))) == found
     assert board.answers(board.load(board.dump(entries))) == found
     assert all(line.isprintable() for line in board_text.advice(entries))
-    assert [line for line in board_text.markdown(entries).splitlines() if line.startswith("# ")] == ["# Fidelity board"]
+    assert [
+        line for line in board_text.markdown(entries).splitlines() if line.startswith("# ")
+    ] == ["# Fidelity board"]
     assert board_text.table(entries)
 
 
@@ -201,7 +259,9 @@ def test_what_is_no_board_is_refused(text: str, said: str) -> None:
 )
 def test_builds_that_do_not_compare_are_refused(other: dict[str, Any], said: str) -> None:
     with pytest.raises(SourceError, match=said) as caught:
-        board.check_comparable([entry("one"), board.failed("x", "torch", "int4", "no"), entry("two", **other)])
+        board.check_comparable(
+            [entry("one"), board.failed("x", "torch", "int4", "no"), entry("two", **other)]
+        )
     assert caught.value.hint
 
 
@@ -236,7 +296,11 @@ def test_a_narrow_table_still_says_what_matters() -> None:
 def test_a_board_without_a_success_says_so() -> None:
     entries = [board.failed("x", "torch", "int4", "no memory")]
     assert board.lines(board.answers(entries)) == ["Nothing to ship: no build succeeded."]
-    for text in (board_text.table(entries), board_text.markdown(entries), board_html.render(entries)):
+    for text in (
+        board_text.table(entries),
+        board_text.markdown(entries),
+        board_html.render(entries),
+    ):
         assert "no memory" in text
     assert board.load(board.dump(entries)) == entries
     assert "Nothing" in board_html.render([])
@@ -250,7 +314,12 @@ def test_which_to_ship_comes_from_the_figures_of_each_device() -> None:
         ("fidelity", "llamacpp-int8-10"),  # fp16 is no quantized build
         ("answer speed", "llamacpp-int4-11"),
     ]
-    assert cpu.picks[2].equals == ("onnxruntime-int4-4", "torch-int4-8", "onnxruntime-int4-5", "llamacpp-int4-12")
+    assert cpu.picks[2].equals == (
+        "onnxruntime-int4-4",
+        "torch-int4-8",
+        "onnxruntime-int4-5",
+        "llamacpp-int4-12",
+    )
     assert [[pick.aim for pick in answer.picks] for answer in others] == [["size", "fidelity"]] * 2
     cautions = {answer.where: " ".join(answer.cautions) for answer in others}
     assert "emulated" in cautions["Intel NPU, intel-npu"]
@@ -273,12 +342,21 @@ def test_text_markdown_page_and_data_say_the_same_of_every_device() -> None:
     best, rivals = board.standing(found)
     starred = [row.split("|")[1].strip() for row in markdown.splitlines() if row.endswith("| ★ |")]
     assert sorted(starred) == sorted(best)
-    assert all(f"| {name} |" in markdown and f"| behind {rival} |" in markdown for name, rival in rivals.items())
-    assert {line.split()[1] for line in board_text.table(entries, 160).splitlines() if line.startswith("* ")} >= best
+    assert all(
+        f"| {name} |" in markdown and f"| behind {rival} |" in markdown
+        for name, rival in rivals.items()
+    )
+    assert {
+        line.split()[1]
+        for line in board_text.table(entries, 160).splitlines()
+        if line.startswith("* ")
+    } >= best
 
 
 def test_markdown_holds_whatever_it_is_told() -> None:
-    text = board_text.markdown([entry("a|b\n# c"), board.failed("x", "torch", "int4", "| <b>\n\n# heading")])
+    text = board_text.markdown(
+        [entry("a|b\n# c"), board.failed("x", "torch", "int4", "| <b>\n\n# heading")]
+    )
     assert len([line for line in text.splitlines() if line.startswith("#")]) == 2
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
@@ -310,7 +388,12 @@ def page() -> Page:
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
-    loads = [(tag, name) for tag, found in page.tags for name in found if name in ("src", "href", "srcset", "action")]
+    loads = [
+        (tag, name)
+        for tag, found in page.tags
+        for name in found
+        if name in ("src", "href", "srcset", "action")
+    ]
     assert loads == []
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object", "base"}
     policy = next(found for tag, found in page.tags if tag == "meta" and "http-equiv" in found)
@@ -324,20 +407,27 @@ def test_the_page_has_both_themes_and_colours_for_each(page: Page) -> None:
     assert '[data-theme="dark"]' in page.seen
     assert any(found.get("id") == "theme" for tag, found in page.tags if tag == "button")
     used = {
-        colour for _, text in page.scripts if text.startswith("{") for colour in re.findall(r"#[0-9a-f]{6}\b", text)
+        colour
+        for _, text in page.scripts
+        if text.startswith("{")
+        for colour in re.findall(r"#[0-9a-f]{6}\b", text)
     }
     assert set(board_html.DARK) & used
-    assert used <= set(board_html.DARK) | set(board_html.DARK.values())  # none that the dark theme forgets
+    assert used <= set(board_html.DARK) | set(
+        board_html.DARK.values()
+    )  # none that the dark theme forgets
 
 
-# Linear RGB as people see it who lack one kind of cone (Machado, Oliveira and Fernandes 2009, severity 1).
+# Linear RGB as people see it who lack one kind of cone (Machado, Oliveira and Fernandes 2009,
+# severity 1).
 SIGHT = {
     "usual": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "protan": ((0.1523, 1.0526, -0.2049), (0.1145, 0.7863, 0.0992), (-0.0039, -0.0481, 1.0520)),
     "deutan": ((0.3673, 0.8606, -0.2280), (0.2801, 0.6725, 0.0474), (-0.0118, 0.0429, 0.9689)),
     "tritan": ((1.2555, -0.0767, -0.1788), (-0.0784, 0.9308, 0.1476), (0.0047, 0.6914, 0.3039)),
 }
-# Linear RGB → cones, and their cube roots → lightness and two colour axes: OKLab, in which distances are even.
+# Linear RGB → cones, and their cube roots → lightness and two colour axes: OKLab, in which
+# distances are even.
 CONES = ((0.4122, 0.5363, 0.0514), (0.2119, 0.6807, 0.1074), (0.0883, 0.2817, 0.6300))
 OKLAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828, -0.8087))
 Vector = tuple[float, ...]
@@ -371,8 +461,13 @@ def test_plot_colours_stand_out_from_the_page(pages: tuple[str, int]) -> None:
 @pytest.mark.parametrize("theme", [0, 1])
 def test_every_backend_has_a_colour_of_its_own_for_all_eyes(theme: int, sight: str) -> None:
     assert set(board_html.BACKENDS) == set(backends.names())
-    assert len({board_html._colour(entry(backend=name)) for name in (*backends.names(), "another")}) == 8
-    for one, other in combinations(board_html.SERIES.items(), 2):  # 0.02 is what can just be told apart
+    assert (
+        len({board_html._colour(entry(backend=name)) for name in (*backends.names(), "another")})
+        == 8
+    )
+    for one, other in combinations(
+        board_html.SERIES.items(), 2
+    ):  # 0.02 is what can just be told apart
         assert math.dist(seen(one[theme], sight), seen(other[theme], sight)) > 0.08, (one, other)
 
 
@@ -382,11 +477,18 @@ def test_the_page_can_be_read_without_eyes(page: Page) -> None:
     assert all(found.get("role") == "img" and found.get("aria-label") for found in plots)
     assert [tag for tag, _ in page.tags].count("h1") == 1
     assert [tag for tag, _ in page.tags].count("caption") == 2
-    assert len([1 for tag, found in page.tags if tag == "th" and found.get("scope") == "row"]) == 19 + 18
+    assert (
+        len([1 for tag, found in page.tags if tag == "th" and found.get("scope") == "row"])
+        == 19 + 18
+    )
 
 
 def figures(page: Page) -> dict[str, Any]:
-    return {str(a["id"]): json.loads(t) for a, t in page.scripts if str(a.get("id", "")).endswith("-figure")}
+    return {
+        str(a["id"]): json.loads(t)
+        for a, t in page.scripts
+        if str(a.get("id", "")).endswith("-figure")
+    }
 
 
 def test_a_divergence_of_zero_keeps_its_place_on_the_logarithmic_axis(page: Page) -> None:
@@ -407,13 +509,16 @@ def test_a_page_of_one_build_with_little_to_say(entries: list[Entry]) -> None:
     assert board_text.markdown(entries)
 
 
-NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&lt;\" ' {{ 7*7 }}"
+NASTY = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&lt;\" ' {{ 7*7 }}"
+)
 ACTING = "\x1b]0;x\x07\x9b\u202e\u2066"
 
 
 def test_nothing_breaks_out_of_the_page() -> None:
     told: dict[str, Any] = dict.fromkeys(
-        ("scheme", "device", "source", "text", "backend", "backend_title", "precision"), ACTING + NASTY
+        ("scheme", "device", "source", "text", "backend", "backend_title", "precision"),
+        ACTING + NASTY,
     )
     entries = [
         entry(NASTY, **told, host={"system": NASTY}, tools={NASTY: NASTY}, keys={NASTY: NASTY}),
@@ -424,10 +529,16 @@ def test_nothing_breaks_out_of_the_page() -> None:
         Page(board_html.render([entry("x"), board.failed("y", "z", "z", "z")])),
     )
     assert len(page.scripts) == len(plain.scripts)
-    assert [tag for tag, _ in page.tags if tag in ("script", "img", "b")] == ["script"] * len(plain.scripts)
+    assert [tag for tag, _ in page.tags if tag in ("script", "img", "b")] == ["script"] * len(
+        plain.scripts
+    )
     assert not any(name.startswith("on") for _, found in page.tags for name in found)
     assert "alert(1)" in page.seen
-    written = page.seen + board_text.markdown(entries, ACTING) + "".join(str(found) for _, found in page.tags)
+    written = (
+        page.seen
+        + board_text.markdown(entries, ACTING)
+        + "".join(str(found) for _, found in page.tags)
+    )
     assert not set(ACTING) - set("]0;x") & set(written)
     assert "49" not in page.seen.split("{{ 7*7 }}")[0][-5:]
     for text in (
@@ -436,7 +547,9 @@ def test_nothing_breaks_out_of_the_page() -> None:
         for trace in f["data"]
         for name in ("name", "text", "hovertext", "y")
     ):
-        assert not re.search(r"<(?!b>|/b>|br>|sup>|/sup>)", text)  # plotly reads its labels as markup
+        assert not re.search(
+            r"<(?!b>|/b>|br>|sup>|/sup>)", text
+        )  # plotly reads its labels as markup
 
 
 def test_labels_are_one_short_line() -> None:
@@ -461,6 +574,11 @@ def test_an_entry_says_what_its_manifest_says() -> None:
     }  # fmt: skip
     made = board.from_manifest(manifest)
     assert (made.source, made.text, made.text_digest) == ("someone/phi", "stories", "t" * 64)
-    assert made.metrics == {"kld_mean": 1e-7, "size_gib": 0.1, "bits_per_weight": 16.0, "ttft_s": 0.1}
+    assert made.metrics == {
+        "kld_mean": 1e-7,
+        "size_gib": 0.1,
+        "bits_per_weight": 16.0,
+        "ttft_s": 0.1,
+    }
     assert (dict(made.tools), dict(made.keys)) == ({"torch": "2.13.0"}, {"text": "k" * 64})
     assert board.load(board.dump([made])) == [made]

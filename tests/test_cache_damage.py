@@ -1,4 +1,5 @@
-"""Whatever happens to any file of the cache: the next run ends with the same digests, and no command ends as a bug."""
+"""Whatever happens to any file of the cache: the next run ends with the same digests, and no
+command ends as a bug."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ Spoil = Callable[[Path], object]
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
     """A light step: what its inputs hold, and its name."""
-    texts = [path.read_text("utf-8") for name in sorted(inputs) for path in sorted(inputs[name].iterdir())]
+    texts = [
+        path.read_text("utf-8")
+        for name in sorted(inputs)
+        for path in sorted(inputs[name].iterdir())
+    ]
     (out / "made.txt").write_text("".join(texts) + params["name"], "utf-8")
 
 
@@ -51,7 +56,14 @@ class Workshop:
 
     def step(self, name: str, *needs: str, **rest: Any) -> Step:
         runs = "test_cache_damage:work"
-        return Step(name=name, runs=runs, version=1, needs={n: n for n in needs}, params={"name": name}, **rest)
+        return Step(
+            name=name,
+            runs=runs,
+            version=1,
+            needs={n: n for n in needs},
+            params={"name": name},
+            **rest,
+        )
 
     def run(self) -> dict[str, str]:
         """Digest of every step's result."""
@@ -114,7 +126,9 @@ SPOILS: dict[str, Spoil] = {
     "no text": lambda path: path.write_bytes(b"\xff\xfe\0\x80" * 20),
     "deep": lambda path: path.write_bytes(b"[" * 100_000),
     "numbers": lambda path: path.write_bytes(b'{"event": 1e999, "files": ' + b"9" * 5000 + b"}"),
-    "other types": lambda path: path.write_bytes(b'{"event": [], "time": {}, "files": [1], "check": null}'),
+    "other types": lambda path: path.write_bytes(
+        b'{"event": [], "time": {}, "files": [1], "check": null}'
+    ),
 }
 if sys.platform != "win32":
     SPOILS |= {"a device": device_instead, "a loop": loop_instead, "a pipe": pipe_instead}
@@ -124,7 +138,9 @@ if sys.platform != "win32":
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_damage_to_any_file_of_the_cache_is_healed(shop: Workshop, spoil: Spoil) -> None:
     expected = shop.run()
-    files = [path.relative_to(shop.cache) for path in sorted(shop.cache.rglob("*")) if path.is_file()]
+    files = [
+        path.relative_to(shop.cache) for path in sorted(shop.cache.rglob("*")) if path.is_file()
+    ]
     tried = 0
     for file in files:
         path = shop.cache / file
@@ -133,7 +149,12 @@ def test_damage_to_any_file_of_the_cache_is_healed(shop: Workshop, spoil: Spoil)
         path.chmod(0o600)
         spoil(path)
         tried += 1
-        for words in (["runs", "ls"], ["runs", "show", "latest"], ["runs", "logs", "latest"], ["cache", "ls"]):
+        for words in (
+            ["runs", "ls"],
+            ["runs", "show", "latest"],
+            ["runs", "logs", "latest"],
+            ["cache", "ls"],
+        ):
             code, said = hostile_paths.outcome(words)
             assert code in hostile_paths.DOCUMENTED, (file, words, said)
         assert shop.run() == expected, file
@@ -144,7 +165,9 @@ def test_damage_to_any_file_of_the_cache_is_healed(shop: Workshop, spoil: Spoil)
 
 
 @pytest.mark.parametrize("at", range(3, 700, 17))
-def test_no_flipped_bit_in_what_is_remembered_of_files_outside_is_believed(shop: Workshop, at: int) -> None:
+def test_no_flipped_bit_in_what_is_remembered_of_files_outside_is_believed(
+    shop: Workshop, at: int
+) -> None:
     digest = outside.digest(shop.outside, shop.cache)
     raw = bytearray(shop.memory.read_bytes())
     raw[at % len(raw)] ^= 1 << (at % 8)
@@ -183,7 +206,9 @@ def test_cache_verify_finds_damage_of_both_kinds_and_ends_with_9(shop: Workshop)
 
 @pytest.mark.parametrize("verified", [True, False])
 @pytest.mark.parametrize("part", ["objects", "actions"])
-def test_a_step_that_is_built_again_for_damage_says_so(shop: Workshop, part: str, verified: bool) -> None:
+def test_a_step_that_is_built_again_for_damage_says_so(
+    shop: Workshop, part: str, verified: bool
+) -> None:
     shop.run()
     for path in (shop.cache / part).iterdir():
         file = path / "made.txt" if path.is_dir() else path

@@ -1,4 +1,5 @@
-"""Chatting: whole characters as they come, a conversation that is remembered, endings that are said."""
+"""Chatting: whole characters as they come, a conversation that is remembered, endings that are
+said."""
 
 from __future__ import annotations
 
@@ -21,7 +22,14 @@ from hypothesis import strategies as st
 
 from phipipe import backends, chat, chat_process, manifest
 from phipipe.chat import Talk, converse, main, pieces, visible
-from phipipe.errors import PhipipeError, RecipeError, SourceError, StepFailed, StepKilled, ToolchainError
+from phipipe.errors import (
+    PhipipeError,
+    RecipeError,
+    SourceError,
+    StepFailed,
+    StepKilled,
+    ToolchainError,
+)
 from phipipe.limited import Raised
 from phipipe.settings import Settings
 
@@ -29,7 +37,8 @@ END = 256
 
 
 class Bytes:
-    """A tokenizer of one token per byte, as cruel as byte-level ones get; 256 ends a text and shows nothing."""
+    """A tokenizer of one token per byte, as cruel as byte-level ones get; 256 ends a text and shows
+    nothing."""
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -83,7 +92,12 @@ class Parrot:
 
 
 def talk(runtime: Parrot, **changes: Any) -> Talk:
-    settings: dict[str, Any] = {"runtime": runtime, "tokenizer": Bytes(), "context": 1000, "limit": 100} | changes
+    settings: dict[str, Any] = {
+        "runtime": runtime,
+        "tokenizer": Bytes(),
+        "context": 1000,
+        "limit": 100,
+    } | changes
     return Talk(**settings)
 
 
@@ -92,7 +106,8 @@ class Terminal(io.StringIO):
         return True
 
 
-# -- pieces ---------------------------------------------------------------------------------------------------
+# -- pieces
+# ---------------------------------------------------------------------------------------------------
 
 
 @given(st.text(max_size=80))
@@ -143,7 +158,8 @@ def test_a_model_cannot_command_the_terminal() -> None:
     assert visible("a\x1b]0;evil\x07b\r\x9b31m\tc\n🙂") == "a\\x1b]0;evil\\x07b\\x0d\\x9b31m\tc\n🙂"
 
 
-# -- one prompt -----------------------------------------------------------------------------------------------
+# -- one prompt
+# -----------------------------------------------------------------------------------------------
 
 
 def test_one_prompt_gives_one_answer_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +169,9 @@ def test_one_prompt_gives_one_answer_on_stdout(capsys: pytest.CaptureFixture[str
 
 def test_the_answer_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[tuple[str, bool]] = []
-    monkeypatch.setattr("builtins.print", lambda *a, end="\n", flush=False, file=None: printed.append((*a, flush)))
+    monkeypatch.setattr(
+        "builtins.print", lambda *a, end="\n", flush=False, file=None: printed.append((*a, flush))
+    )
     talk(Parrot("abc")).once("hi")
     assert printed[:3] == [("a", True), ("b", True), ("c", True)]
 
@@ -163,7 +181,9 @@ def test_an_answer_cut_by_the_limit_says_so(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("abcd\n", "[cut after 4 tokens; --tokens allows more]\n")
 
 
-def test_an_answer_that_ends_just_at_the_limit_was_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_ends_just_at_the_limit_was_not_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     talk(Parrot("abc"), limit=4).once("hi")
     assert capsys.readouterr().err == ""
 
@@ -171,10 +191,15 @@ def test_an_answer_that_ends_just_at_the_limit_was_not_cut(capsys: pytest.Captur
 def test_a_full_context_ends_the_answer_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = len(Bytes().render([{"role": "user", "content": "hi"}]))
     talk(Parrot("abcdef"), context=prompt + 3).once("hi")
-    assert capsys.readouterr() == ("abc\n", f"[the model's context of {prompt + 3} tokens is full]\n")
+    assert capsys.readouterr() == (
+        "abc\n",
+        f"[the model's context of {prompt + 3} tokens is full]\n",
+    )
 
 
-def test_a_prompt_without_room_is_refused_with_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_without_room_is_refused_with_its_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     runtime = Parrot("abc")
     assert talk(runtime, context=20).once("a long, long prompt") == 2
     assert "36 tokens" in capsys.readouterr().err
@@ -198,7 +223,8 @@ def test_a_template_that_refuses_is_a_typed_failure() -> None:
         talk(Parrot("x"), tokenizer=Refusing()).answer("hi")
 
 
-# -- conversations --------------------------------------------------------------------------------------------
+# -- conversations
+# --------------------------------------------------------------------------------------------
 
 
 def test_lines_are_prompts_of_one_conversation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +282,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
     assert "Ctrl-C again ends the chat" in capsys.readouterr().err
 
 
-def test_a_second_ctrl_c_ends_the_chat_but_not_one_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_ends_the_chat_but_not_one_after_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     typing(monkeypatch, KeyboardInterrupt, KeyboardInterrupt, "never asked")
     runtime = Parrot("hi")
     assert converse(talk(runtime), Terminal()) == 130
@@ -265,14 +293,17 @@ def test_a_second_ctrl_c_ends_the_chat_but_not_one_after_an_answer(monkeypatch: 
     assert len(runtime.prompts) == 1
 
 
-def test_an_interactive_chat_goes_on_when_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interactive_chat_goes_on_when_the_context_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     typing(monkeypatch, "first", "second", "/reset", "third")
     runtime = Parrot("one")
     assert converse(talk(runtime, context=40), Terminal()) == 0
     assert runtime.prompts == [b"<user>first<assistant>", b"<user>third<assistant>"]
 
 
-# -- the whole ------------------------------------------------------------------------------------------------
+# -- the whole
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -320,10 +351,13 @@ def test_main_says_what_is_wrong_with_the_folder(tmp_path: Path) -> None:
         main(tmp_path / "nothing", "onnxruntime", "hi", 5, None)
 
 
-# -- endings --------------------------------------------------------------------------------------------------
+# -- endings
+# --------------------------------------------------------------------------------------------------
 
 
-def test_help_and_unknown_commands_are_answered_and_not_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_unknown_commands_are_answered_and_not_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     runtime = Parrot("one")
     assert converse(talk(runtime), io.StringIO("/help\n/hlep\n/usr/bin is what?\n/quit\n")) == 0
     said = capsys.readouterr().err
@@ -351,7 +385,9 @@ def test_an_empty_prompt_is_refused(folder: Path, prompt: str) -> None:
     ],
     ids=repr,
 )
-def test_whatever_a_runtime_raises_is_one_of_our_failures(raised: Exception, kind: type[PhipipeError]) -> None:
+def test_whatever_a_runtime_raises_is_one_of_our_failures(
+    raised: Exception, kind: type[PhipipeError]
+) -> None:
     class Broken(Parrot):
         def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
             raise raised
@@ -374,7 +410,11 @@ ENDINGS = [
     ("os.kill(os.getpid(), signal.SIGSEGV)", StepKilled, "crashed (SIGSEGV)"),
     ("os.abort()", StepKilled, "crashed (SIGABRT)"),
     ("os.kill(os.getpid(), signal.SIGKILL)", StepKilled, "ran out of memory"),
-    ("print('terminate: std::bad_alloc', file=sys.stderr, flush=True); os.abort()", StepKilled, "ran out of memory"),
+    (
+        "print('terminate: std::bad_alloc', file=sys.stderr, flush=True); os.abort()",
+        StepKilled,
+        "ran out of memory",
+    ),
     ("os.kill(os.getpid(), signal.SIGTERM)", StepKilled, "crashed (SIGTERM)"),
     ("os._exit(77)", StepKilled, "exit code 77"),
     ("raise RuntimeError('a bug')", StepKilled, "exit code 1"),
@@ -387,11 +427,15 @@ ENDINGS = [
 def test_every_death_of_the_chat_is_a_sentence(
     does: str, kind: type[PhipipeError], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    call = "import os, signal, sys, time; from pathlib import Path; from phipipe import chat_screen; "
+    call = (
+        "import os, signal, sys, time; from pathlib import Path; from phipipe import chat_screen; "
+    )
     call += f"chat_screen.enclose(Path(sys.argv[1]) / 'log.txt'); {does}"
     settings = replace(Settings.read(), memory_limit_gib=0.25)
     with pytest.raises(kind, match=re.escape(words)):
-        chat_process.hold(Path(sys.executable), {"toolchain": "x", "folder": str(tmp_path)}, settings, call)
+        chat_process.hold(
+            Path(sys.executable), {"toolchain": "x", "folder": str(tmp_path)}, settings, call
+        )
     assert capfd.readouterr() == ("", "")
 
 
@@ -403,7 +447,9 @@ def test_ctrl_c_while_the_chats_python_starts_is_no_traceback(
     early = "import os, signal; os.kill(os.getpid(), signal.SIGINT); "
     request = {"folder": str(tmp_path), "backend": "onnxruntime", "toolchain": "x"}
     request |= {"prompt": "hi", "system": None, "tokens": 1}
-    code = chat_process.hold(Path(sys.executable), request, Settings.read(), early + chat_process.SERVE)
+    code = chat_process.hold(
+        Path(sys.executable), request, Settings.read(), early + chat_process.SERVE
+    )
     assert code == 130
     assert capfd.readouterr() == ("", "")
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

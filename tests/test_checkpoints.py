@@ -17,7 +17,17 @@ from hostile_checkpoints import CONFIG, INDEX, WEIGHTS, Mutation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import backends, config_check, family, json_files, layouts, models, plan, recipe, remarks
+from phipipe import (
+    backends,
+    config_check,
+    family,
+    json_files,
+    layouts,
+    models,
+    plan,
+    recipe,
+    remarks,
+)
 from phipipe.errors import SourceError, TargetError
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
@@ -46,10 +56,15 @@ def small(tmp_path: Path) -> Path:
 def edit(folder: Path, file: str = "config.json", **changes: object) -> None:
     path = folder / file
     told = {**json.loads(path.read_text("utf-8")), **changes}
-    path.write_text(json.dumps({key: value for key, value in told.items() if value is not hostile.GONE}), "utf-8")
+    path.write_text(
+        json.dumps({key: value for key, value in told.items() if value is not hostile.GONE}),
+        "utf-8",
+    )
 
 
-def save(folder: Path, shapes: Mapping[str, list[int]], file: str = WEIGHTS, fill: bytes = b"\0") -> None:
+def save(
+    folder: Path, shapes: Mapping[str, list[int]], file: str = WEIGHTS, fill: bytes = b"\0"
+) -> None:
     head = hostile.header(shapes)
     raw = json.dumps(head).encode()
     end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
@@ -70,7 +85,11 @@ def refused(folder: Path) -> SourceError:
 
 
 def planned(folder: Path, backend: str = "torch") -> plan.Plan:
-    sets = [f"source={{path: {folder.as_posix()}}}", f"backend={backend}", f"device={BUILDS[backend]}"]
+    sets = [
+        f"source={{path: {folder.as_posix()}}}",
+        f"backend={backend}",
+        f"device={BUILDS[backend]}",
+    ]
     sets += [
         f"precision={PRECISIONS.get(backend, 'int8')}",
         "quantize={}",
@@ -96,7 +115,8 @@ def test_the_small_checkpoint_is_fit(small: Path) -> None:
 
 
 def test_a_thousand_spoiled_checkpoints_are_refused_in_a_sentence_or_plan(small: Path) -> None:
-    """What is not refused is fit to be planned with; nothing ends as a bug, nothing reaches a terminal raw."""
+    """What is not refused is fit to be planned with; nothing ends as a bug, nothing reaches a
+    terminal raw."""
     good, counted, odd = hostile.files(), 0, []
     for mutation in islice(hostile.mutations(), 0, None, 3):  # all of them: `benchmarks/attack.py`
         spoil(small, mutation)
@@ -126,14 +146,20 @@ def test_a_thousand_spoiled_checkpoints_are_refused_in_a_sentence_or_plan(small:
         {"img_processor": {"name": ["x"]}},
         {"vision_lora": {"r": None}},
         {"architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm"},
-        {"architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "embd_layer": {"image_embd_layer": 3}},
+        {
+            "architectures": ["Phi3VForCausalLM"],
+            "model_type": "phi3_v",
+            "embd_layer": {"image_embd_layer": 3},
+        },
         {"architectures": ["Nothing"], "model_type": "nothing", "sliding_window": 0},
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": None}, "rope_scaling": None},
         {"torch_dtype": None, "dtype": None, "layer_types": None, "eos_token_id": None},
     ],
     ids=str,
 )
-def test_what_an_odd_config_leads_to_is_never_a_bug(small: Path, backend: str, changes: dict[str, Any]) -> None:
+def test_what_an_odd_config_leads_to_is_never_a_bug(
+    small: Path, backend: str, changes: dict[str, Any]
+) -> None:
     edit(small, **changes)
     with contextlib.suppress(SourceError, TargetError):
         planned(small, backend)
@@ -145,12 +171,16 @@ def test_what_is_huge_is_refused_before_it_is_looked_at(small: Path) -> None:
         spoil(small, mutation)
         begun = time.process_time()
         refused(small)
-        assert time.process_time() - begun < 3, f"{mutation.name}: and not with the square of its length"
+        assert time.process_time() - begun < 3, (
+            f"{mutation.name}: and not with the square of its length"
+        )
         for file in mutation.files:
             (small / file).write_bytes(good[file])
 
 
-NUMBERS = sorted(set(config_check.NUMBERS) & (set(CONFIG) | {"num_local_experts", "num_experts_per_tok"}))
+NUMBERS = sorted(
+    set(config_check.NUMBERS) & (set(CONFIG) | {"num_local_experts", "num_experts_per_tok"})
+)
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -165,16 +195,27 @@ def test_every_number_of_a_config_has_a_kind_and_bounds(small: Path, key: str) -
 @pytest.mark.parametrize("member", family.MEMBERS, ids=lambda member: member.name)
 def test_the_bounds_leave_the_family_room(member: family.Member) -> None:
     for _, key, value in json_files.walk(dict(member.config)):
-        if isinstance(value, int | float) and not isinstance(value, bool) and key in config_check.NUMBERS:
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and key in config_check.NUMBERS
+        ):
             bound = config_check.NUMBERS[key]
             assert bound.low <= value <= bound.high / 8 or bound.high <= 1 or value == bound.high
 
 
 @given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5), st.data()
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5
+    ),
+    st.data(),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_stands_for_a_setting_is_refused_or_fits(small: Path, value: object, data: st.DataObject) -> None:
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_stands_for_a_setting_is_refused_or_fits(
+    small: Path, value: object, data: st.DataObject
+) -> None:
     file, good = data.draw(
         st.sampled_from([("config.json", CONFIG), ("generation_config.json", hostile.GENERATION),
                          ("tokenizer_config.json", hostile.SETTINGS)])
@@ -188,7 +229,9 @@ def test_whatever_stands_for_a_setting_is_refused_or_fits(small: Path, value: ob
 
 def adapter(folder: Path) -> None:
     save(
-        folder, {"base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight": [4, 32]}, "adapter_model.safetensors"
+        folder,
+        {"base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight": [4, 32]},
+        "adapter_model.safetensors",
     )
     told = {"base_model_name_or_path": "microsoft/Phi-3-mini-4k-instruct", "peft_type": "LORA"}
     (folder / "adapter_config.json").write_text(json.dumps(told))
@@ -204,7 +247,10 @@ def unmerged(folder: Path) -> None:
     shapes = single(folder)
     name = "model.layers.0.self_attn.o_proj"
     shape = shapes.pop(f"{name}.weight")
-    save(folder, {**shapes, f"{name}.base_layer.weight": shape, f"{name}.lora_A.default.weight": [4, 32]})
+    save(
+        folder,
+        {**shapes, f"{name}.base_layer.weight": shape, f"{name}.lora_A.default.weight": [4, 32]},
+    )
 
 
 def stale_single(folder: Path) -> None:
@@ -246,12 +292,12 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9e\nsize 4972
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "an adapter alone": (adapter_alone, ["LoRA adapter of `microsoft/Phi-3-mini-4k-instruct`"], "merge_and_unload"),
-    "an adapter beside": (adapter, [WEIGHTS, "adapter_model.safetensors"], "take the adapter's files away"),
+    "an adapter beside": (adapter, [WEIGHTS, "adapter_model.safetensors"], "take the adapter's files " "" "" "away"),
     "an adapter unmerged": (unmerged, ["lora_A", "base_layer"], "merge_and_unload"),
     "two models": (stale_single, ["two models", WEIGHTS, "model-00001-of-00002.safetensors"], "older"),
     "shards without index": (without_index, ["model-00001-of-00002.safetensors", INDEX], "copy or download"),
     "another name": (lambda f: (f / WEIGHTS).rename(f / "w.safetensors") and (f / INDEX).unlink(), [WEIGHTS], "rename"),
-    "more layers": (lambda f: edit(f, num_hidden_layers=3, layer_types=None), ["layer 2 are missing"], ""),
+    "more layers": (lambda f: edit(f, num_hidden_layers=3, layer_types=None), ["layer 2 are " "missing"], ""),
     "fewer layers": (lambda f: edit(f, num_hidden_layers=1, layer_types=None), ["`model.layers.1."], ""),
     "biases": (
         lambda f: save(f, {**single(f), "model.layers.0.self_attn.o_proj.bias": [32]}),
@@ -266,7 +312,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "another pointer": (lambda f: (f / "config.json").write_bytes(POINTER), ["git-lfs pointer"], "git lfs pull"),
     "a third pointer": (lambda f: (f / "tokenizer.model").write_bytes(POINTER), ["tokenizer.model"], "git lfs pull"),
     "GGUF": (lambda f: other_file(f, "model-q4.gguf", b"GGUF"), ["GGUF", "model-q4.gguf"], "llama.cpp"),
-    "bitsandbytes": (lambda f: edit(f, quantization_config=BNB), ["bitsandbytes, 4 bits"], "original in 16 bits"),
+    "bitsandbytes": (lambda f: edit(f, quantization_config=BNB), ["bitsandbytes, 4 bits"], "original in 16 " "" "" "bits"),
     "GPTQ": (lambda f: edit(f, quantization_config={"quant_method": "gptq", "bits": 4}), ["GPTQ, 4 bits"], "16 bits"),
     "MLX": (lambda f: edit(f, quantization={"group_size": 64, "bits": 4}), ["MLX, 4 bits"], "16 bits"),
     "no class": (lambda f: edit(f, architectures=None, model_type="x"), ["architectures"], "Phi3ForCausalLM"),
@@ -277,7 +323,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["1 factors", "4 rotary pairs"],
         "",
     ),
-    "widths": (lambda f: edit(f, head_dim=None, hidden_size=33), ["multiple of `num_attention_heads`"], ""),
+    "widths": (lambda f: edit(f, head_dim=None, hidden_size=33), ["multiple of " "`num_attention_heads`"], ""),
     "groups": (lambda f: edit(f, num_key_value_heads=3), ["multiple of `num_key_value_heads`"], ""),
     "a terminal's title": (lambda f: edit(f, architectures=["\x1b]0;X\x07"]), ["architectures"], ""),
     "an index of another file": (
@@ -293,11 +339,11 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         "",
     ),
     "an adapter's pickle": (lambda f: (f / "adapter_model.bin").write_bytes(b"x"), ["adapter_model.bin"], "merge_and"),
-    "a folder for a file": (lambda f: instead(f, "tokenizer.json").mkdir(), ["tokenizer.json` is a folder"], "file"),
+    "a folder for a file": (lambda f: instead(f, "tokenizer.json").mkdir(), ["tokenizer.json` is a " "" "" "folder"], "file"),
     "a folder for weights": (lambda f: instead(f, WEIGHTS).mkdir(), [f"{WEIGHTS}` is a folder"], "file"),
     "a link to nothing": (lambda f: instead(f, WEIGHTS).symlink_to("blobs/9e"), ["a link to nothing"], "links lead to"),
     "a link in a circle": (lambda f: instead(f, "config.json").symlink_to("config.json"), ["config.json"], "links"),
-    "an empty file": (lambda f: (f / "tokenizer.model").write_bytes(b""), ["tokenizer.model` is empty"], "copy it"),
+    "an empty file": (lambda f: (f / "tokenizer.model").write_bytes(b""), ["tokenizer.model` is " "" "" "empty"], "copy it"),
     "an empty config": (lambda f: (f / "config.json").write_bytes(b" "), ["config.json", "is empty"], "correct it"),
     "a byte-order mark": (
         lambda f: (f / "config.json").write_bytes(b"\xef\xbb\xbf" + (f / "config.json").read_bytes()),
@@ -356,9 +402,25 @@ def test_files_that_do_not_belong_together_are_refused_by_name(small: Path, case
     assert hint in error.hint
 
 
-@pytest.mark.parametrize("weight_map", [None, [], "x", 3, {}, {"a": 3}, {"a": None}, {"a": "../w.safetensors"},
-                                        {"a": "/etc/passwd"}, {"a": ""}, {"\x1b[2J": WEIGHTS}])  # fmt: skip
-def test_an_index_is_a_table_of_tensors_and_files_in_the_folder(small: Path, weight_map: object) -> None:
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        None,
+        [],
+        "x",
+        3,
+        {},
+        {"a": 3},
+        {"a": None},
+        {"a": "../w.safetensors"},
+        {"a": "/etc/passwd"},
+        {"a": ""},
+        {"\x1b[2J": WEIGHTS},
+    ],
+)
+def test_an_index_is_a_table_of_tensors_and_files_in_the_folder(
+    small: Path, weight_map: object
+) -> None:
     (small / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert INDEX in refused(small).message
     assert INDEX in models.files(small), "which is no reason to fail where only names are asked for"
@@ -370,10 +432,22 @@ def stale_shards(folder: Path) -> None:
 
 
 NOTED: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
-    "shards of an earlier save": (stale_shards, "W01", [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]),
-    "another layout": (lambda f: save(f, {"x": [8]}, "consolidated.safetensors"), "W01", ["consolidated.safetensors"]),
+    "shards of an earlier save": (
+        stale_shards,
+        "W01",
+        [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)],
+    ),
+    "another layout": (
+        lambda f: save(f, {"x": [8]}, "consolidated.safetensors"),
+        "W01",
+        ["consolidated.safetensors"],
+    ),
     "code": (lambda f: (f / "train.py").write_text("raise SystemExit"), "W02", ["train.py"]),
-    "a pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), "W03", ["pytorch_model.bin"]),
+    "a pickle": (
+        lambda f: (f / "pytorch_model.bin").write_bytes(b"x"),
+        "W03",
+        ["pytorch_model.bin"],
+    ),
     "no class": (lambda f: edit(f, architectures=None), "W06", ["Phi3ForCausalLM"]),
     "ends beyond": (
         lambda f: edit(f, "generation_config.json", eos_token_id=[2, 32007]),
@@ -396,7 +470,13 @@ def test_what_lies_beside_the_model_is_left_out_and_said(small: Path, case: str)
 
 
 def test_what_is_ordinary_is_not_remarked(small: Path) -> None:
-    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "scaler.pt"):
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "scaler.pt",
+    ):
         (small / name).write_bytes(b"x")
     (small / "LICENSES").mkdir()
     (small / "checkpoint-500").mkdir()
@@ -407,7 +487,9 @@ def test_what_is_ordinary_is_not_remarked(small: Path) -> None:
     assert planned(small).warnings == planned(small.parent / "blobs").warnings
 
 
-def test_of_two_rotary_bases_every_backend_gets_the_one_that_the_reference_reads(small: Path) -> None:
+def test_of_two_rotary_bases_every_backend_gets_the_one_that_the_reference_reads(
+    small: Path,
+) -> None:
     edit(small, rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     for backend in ("torch", "openvino"):
         found = planned(small, backend)
@@ -416,7 +498,9 @@ def test_of_two_rotary_bases_every_backend_gets_the_one_that_the_reference_reads
 
 
 def test_a_padding_token_beyond_the_table_is_a_warning_and_any_other_a_refusal(small: Path) -> None:
-    added = {str(i): {"content": token} for i, token in enumerate([*hostile.ADDED])} | {"40": {"content": "<pad>"}}
+    added = {str(i): {"content": token} for i, token in enumerate([*hostile.ADDED])} | {
+        "40": {"content": "<pad>"}
+    }
     edit(small, "tokenizer_config.json", added_tokens_decoder=added, pad_token="<pad>")
     assert [found.rule for found in models.read(small).remarks] == ["W04"]
     assert [advice.rule for advice in planned(small).warnings] == ["W04"]
@@ -436,7 +520,9 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(small: Path) -> None:
     path.write_bytes(whole)
     assert "head of their own that differs" in refused(small).message
     headers = models.read(small, {WEIGHTS: len(whole)})
-    assert [found.rule for found in headers.remarks] == ["W05"], "from headers alone, nobody can know"
+    assert [found.rule for found in headers.remarks] == ["W05"], (
+        "from headers alone, nobody can know"
+    )
 
 
 def test_a_class_that_the_type_stands_for_is_filled_in_for_converters(small: Path) -> None:
@@ -447,7 +533,9 @@ def test_a_class_that_the_type_stands_for_is_filled_in_for_converters(small: Pat
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "llama3", "yarn"])
-def test_rotary_scalings_that_phi_models_do_not_have_are_refused_alike(small: Path, kind: str) -> None:
+def test_rotary_scalings_that_phi_models_do_not_have_are_refused_alike(
+    small: Path, kind: str
+) -> None:
     edit(small, rope_scaling={"type": kind, "factor": 2.0})
     for backend in BUILDS:
         with pytest.raises(TargetError, match=rf"`{kind}`.*\[M21\]"):
@@ -461,10 +549,15 @@ def test_the_tables_of_tensors_add_up_to_the_published_sizes(member: family.Memb
     sizes = models.sizes_of(shape)
     found = layouts.wanted(layouts.LAYOUTS[shape.architecture], sizes)
     lists = [lengths for name, lengths in found.items() if ".lora_" not in name]
-    assert sum(lengths[0] * (lengths[1] if lengths[1:] else 1) for lengths in lists) == shape.parameters
+    assert (
+        sum(lengths[0] * (lengths[1] if lengths[1:] else 1) for lengths in lists)
+        == shape.parameters
+    )
 
 
-@pytest.mark.parametrize("spare", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
+@pytest.mark.parametrize(
+    "spare", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+)
 def test_what_old_releases_stored_besides_is_no_matter(small: Path, spare: str) -> None:
     save(small, {**single(small), spare: [4]})
     assert models.read(small).remarks == ()

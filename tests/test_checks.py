@@ -43,7 +43,9 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @posix
-def test_a_compiler_is_one_that_answers(tmp_path: Path, no_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_is_one_that_answers(
+    tmp_path: Path, no_compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks.platform, "system", lambda: "Linux")
     none = checks.compiler()
     assert (none.ok, "none was found" in none.message) == (False, True)
@@ -73,20 +75,28 @@ def mute() -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("no_settings")
-def test_an_index_is_asked_by_the_users_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_asked_by_the_users_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("UV_OFFLINE", "1")  # a folder needs no network
     assert checks.index().ok is False
     with zipfile.ZipFile(tmp_path / f"{checks.PROBE}-1.0-py3-none-any.whl", "w") as wheel:
         folder = f"{checks.PROBE}-1.0.dist-info"
-        wheel.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {checks.PROBE}\nVersion: 1.0\n")
-        wheel.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {checks.PROBE}\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{folder}/RECORD", "")
     assert checks.index() == Check(name="package index", ok=True, message="answers")
 
 
 @pytest.mark.usefixtures("no_settings")
-def test_an_index_that_is_not_there_is_a_finding(monkeypatch: pytest.MonkeyPatch, mute: str) -> None:
+def test_an_index_that_is_not_there_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, mute: str
+) -> None:
     monkeypatch.setenv("UV_OFFLINE", "1")
     assert checks.index().ok is False
     monkeypatch.delenv("UV_OFFLINE")
@@ -112,7 +122,9 @@ def test_a_shared_store_is_asked_with_a_limit_of_time(
     assert (found.ok, found.message) == (False, "gave no answer within 1 s")
 
 
-def test_a_disk_says_its_room_and_what_makes_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_says_its_room_and_what_makes_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings(cache=tmp_path / "not" / "yet", toolchains=tmp_path)
     found = list(checks.disks(settings))
     assert all(check.free_bytes is not None for check in found)
@@ -121,18 +133,25 @@ def test_a_disk_says_its_room_and_what_makes_more(tmp_path: Path, monkeypatch: p
     assert all(check.ok is False and check.hint for check in checks.disks(settings))
 
 
-def test_a_folder_that_cannot_be_written_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: path != cache)  # as permissions look to who is not root
-    bad = [check for check in checks.disks(Settings(cache=cache, toolchains=tmp_path)) if not check.ok]
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != cache
+    )  # as permissions look to who is not root
+    bad = [
+        check for check in checks.disks(Settings(cache=cache, toolchains=tmp_path)) if not check.ok
+    ]
     assert [check.name for check in bad] == ["cache"]
     assert "cannot be written" in bad[0].message
     assert "PHIPIPE_CACHE" in str(bad[0].hint)
 
 
 def asked(tmp_path: Path, sets: str, *, broken: str = "") -> list[Check]:
-    """What doctor says of a recipe of the embedded model with ``sets``, where nothing is installed."""
+    """What doctor says of a recipe of the embedded model with ``sets``, where nothing is
+    installed."""
     path = tmp_path / "mine.yaml"
     path.write_text(f"name: mine\nsource: {{builtin: tiny-phi3}}\n{sets}", "utf-8")
     settings = Settings(cache=tmp_path / "cache", toolchains=tmp_path / "toolchains")
@@ -149,7 +168,9 @@ def asked(tmp_path: Path, sets: str, *, broken: str = "") -> list[Check]:
         ("device: cpu-x86_64\nprecision: int4\ncontext: 1000000\n", ""),
     ],
 )
-def test_a_recipe_that_could_not_run_is_named_with_a_remedy(tmp_path: Path, sets: str, words: str) -> None:
+def test_a_recipe_that_could_not_run_is_named_with_a_remedy(
+    tmp_path: Path, sets: str, words: str
+) -> None:
     found = asked(tmp_path, sets)
     assert checks.fit_to_run(found) == (not words)
     assert not words or (words in found[0].message and found[0].recipe)
@@ -164,13 +185,21 @@ def test_a_missing_toolchain_is_no_obstacle_where_it_can_be_installed(tmp_path: 
     assert (found.ok, found.hint) == (False, "mend it")
     assert "`llamacpp`" in found.message
     assert len(asked(tmp_path, sets, broken="package index")) == 2
-    assert checks.fit_to_run(asked(tmp_path, sets.replace("llamacpp", "torch"), broken="C++ compiler"))
+    assert checks.fit_to_run(
+        asked(tmp_path, sets.replace("llamacpp", "torch"), broken="C++ compiler")
+    )
 
 
-def test_the_running_python_must_have_what_the_recipe_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_running_python_must_have_what_the_recipe_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n", "utf-8")
-    settings = Settings(cache=tmp_path / "cache", toolchains=tmp_path / "toolchains", use_current=True)
+    path.write_text(
+        "name: mine\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n", "utf-8"
+    )
+    settings = Settings(
+        cache=tmp_path / "cache", toolchains=tmp_path / "toolchains", use_current=True
+    )
 
     def version(package: str) -> str:
         if package in absent:

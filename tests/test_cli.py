@@ -1,4 +1,5 @@
-"""Every command as a user meets it: exit codes, messages, hints. No toolchain is needed for any of this."""
+"""Every command as a user meets it: exit codes, messages, hints. No toolchain is needed for any of
+this."""
 
 from __future__ import annotations
 
@@ -34,11 +35,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def commands() -> list[str]:
-    return [name for name in cli.cli.commands if name not in ("toolchain", "cache", "runs", "schedule")]
+    return [
+        name for name in cli.cli.commands if name not in ("toolchain", "cache", "runs", "schedule")
+    ]
 
 
 @pytest.mark.parametrize(
-    "words", [[name] for name in commands()] + [["toolchain", "install"], ["cache", "gc"], ["runs", "logs"]]
+    "words",
+    [[name] for name in commands()] + [["toolchain", "install"], ["cache", "gc"], ["runs", "logs"]],
 )
 def test_every_command_has_help_with_an_example(run: Run, words: list[str]) -> None:
     code, out, _ = run(*words, "--help")
@@ -53,10 +57,17 @@ def test_a_mistyped_command_is_guessed(run: Run) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_recipe_validates_plans_and_begins_with_its_command(run: Run, path: Path) -> None:
+def test_every_shipped_recipe_validates_plans_and_begins_with_its_command(
+    run: Run, path: Path
+) -> None:
     assert f"#   phipipe run recipes/{path.name}" in path.read_text("utf-8")
     assert run("validate", path)[0] == 0
-    embedded = ("--set", "source={builtin: tiny-phi3}", "--set", "evaluate.gates={}")  # some gates are on pictures
+    embedded = (
+        "--set",
+        "source={builtin: tiny-phi3}",
+        "--set",
+        "evaluate.gates={}",
+    )  # some gates are on pictures
     code, out, _ = run("plan", path, *(embedded if "repo:" in path.read_text("utf-8") else ()))
     assert code == 0
     assert "will run" in out
@@ -94,7 +105,11 @@ def test_plan_changes_nothing(run: Run, own_cache: Path) -> None:
         (["evaluate.text={file: nowhere.txt}"], 8, ["nowhere.txt", "does not exist"]),
         (["evaluate.text={file: .}"], 8, ["is a folder"]),
         (["quantize.block_sise=32"], 2, ["did you mean `block_size`?"]),
-        (["quantize={algorithm: k_quant, symmetric: true}"], 2, ["k_quant always stores zero points"]),
+        (
+            ["quantize={algorithm: k_quant, symmetric: true}"],
+            2,
+            ["k_quant always stores zero points"],
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
@@ -110,7 +125,9 @@ def test_what_cannot_be_is_refused_before_any_work(
 
 def test_a_target_error_points_into_the_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("name: r\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: fp16\n", "utf-8")
+    recipe.write_text(
+        "name: r\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: fp16\n", "utf-8"
+    )
     code, _, err = run("plan", recipe)
     assert code == 3
     assert f"{recipe}:4:12:" in err
@@ -135,12 +152,19 @@ def change(folder: Path, **values: object) -> None:
         (lambda f: (f / "model.safetensors").unlink(), 8, "no weights"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), 8, "pickles"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), 8, "model.safetensors"),
-        (lambda f: (f / "code.py").write_text("") or change(f, auto_map={"AutoModel": "code.X"}), 8, "auto_map"),
+        (
+            lambda f: (f / "code.py").write_text("") or change(f, auto_map={"AutoModel": "code.X"}),
+            8,
+            "auto_map",
+        ),
         (lambda f: change(f, architectures=["GPT2LMHeadModel"]), 3, "GPT2LMHeadModel"),
         (lambda f: change(f, architectures=["Phi3SmallForCausalLM"]), 3, "Phi-3-small"),
         (
             lambda f: change(
-                f, rope_parameters={"rope_theta": 1e4}, model_type="qwen3", architectures=["Qwen3ForCausalLM"]
+                f,
+                rope_parameters={"rope_theta": 1e4},
+                model_type="qwen3",
+                architectures=["Qwen3ForCausalLM"],
             ),
             3,
             "transformers 5",
@@ -195,7 +219,13 @@ def test_init_writes_a_recipe_that_plans_and_never_overwrites(run: Run) -> None:
 
 
 def test_listings_are_text_and_json(run: Run) -> None:
-    for words in (["devices"], ["devices", "intel-npu"], ["backends"], ["backends", "onnxruntime"], ["doctor"]):
+    for words in (
+        ["devices"],
+        ["devices", "intel-npu"],
+        ["backends"],
+        ["backends", "onnxruntime"],
+        ["doctor"],
+    ):
         assert run(*words)[0] == 0
         assert json.loads(run(*words, "--json")[1])
     for words in (["toolchain", "ls"], ["cache", "ls"]):
@@ -257,16 +287,30 @@ def test_completion_scripts_name_the_command(run: Run, shell: str) -> None:
 
 
 def test_the_module_runs_as_a_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "phipipe", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "phipipe", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("phipipe, version ")
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("chat", "a.yaml"), 8, "error: `a.yaml` is a file, and a folder is meant\n  try: a package is a folder"),
-        (("verify", "a.yaml"), 8, "error: `a.yaml` is a file, and a folder is meant\n  try: a package is a folder"),
-        (("run", "a.yaml", "--out", "a.yaml"), 2, "--out: `a.yaml` is a file, and a folder is meant"),
+        (
+            ("chat", "a.yaml"),
+            8,
+            "error: `a.yaml` is a file, and a folder is meant\n  try: a package is a folder",
+        ),
+        (
+            ("verify", "a.yaml"),
+            8,
+            "error: `a.yaml` is a file, and a folder is meant\n  try: a package is a folder",
+        ),
+        (
+            ("run", "a.yaml", "--out", "a.yaml"),
+            2,
+            "--out: `a.yaml` is a file, and a folder is meant",
+        ),
         (("eval", ""), 8, "error: a path is empty"),
         (("cache", "gc", "--budget", "abc"), 2, "'abc' is not a valid number of GiB"),
         (("run", "a.yaml", "--jobs", "two"), 2, "'two' is not a valid whole number"),
@@ -288,14 +332,23 @@ def test_a_recipe_of_the_embedded_model_has_nothing_to_pin(run: Run) -> None:
 
 
 def test_a_metric_and_a_device_are_guessed_by_how_they_begin(run: Run) -> None:
-    words = ("validate", QUICKSTART, "--set", "device=cpu", "--set", "evaluate.gates={kld: {max: 1}}")
+    words = (
+        "validate",
+        QUICKSTART,
+        "--set",
+        "device=cpu",
+        "--set",
+        "evaluate.gates={kld: {max: 1}}",
+    )
     code, _, err = run(*words)
     assert code == 2
     assert "did you mean `kld_mean`, `kld_median`, `kld_p99` or `kld_max`?" in err
     assert "did you mean `cpu-arm64` or `cpu-x86_64`?" in run(*words[:4])[2]
 
 
-def test_python_itself_lacks_what_a_toolchain_has(run: Run, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_itself_lacks_what_a_toolchain_has(
+    run: Run, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PHIPIPE_TOOLCHAIN", "current")
     code, out, err = run("run", QUICKSTART)
     assert (code, out) == (4, "")

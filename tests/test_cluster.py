@@ -54,8 +54,14 @@ class Machines:
 
     def start(self, name: str, *words: str, **environment: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("wb")
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))), **environment}
-        self.started.append(subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=variables))
+        variables = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+            **environment,
+        }
+        self.started.append(
+            subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=variables)
+        )
         return self.started[-1]
 
     def log(self, name: str) -> str:
@@ -69,7 +75,15 @@ class Machines:
         return found[0]
 
     def scheduler(self, protocol: str = "tcp") -> subprocess.Popen[bytes]:
-        place = ("--protocol", protocol, "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        place = (
+            "--protocol",
+            protocol,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--no-dashboard",
+        )
         process = self.start("scheduler", "distributed.cli.dask_scheduler", *place)
         there = self.wait_for("scheduler", rf"Scheduler at:\s+{protocol}://127.0.0.1:\d+")
         self.port = int(there.rpartition(":")[2])
@@ -109,17 +123,28 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 
 def run(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     """``phipipe`` with a cache of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "PHIPIPE_CACHE": str(folder / name)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parent),
+        "PHIPIPE_CACHE": str(folder / name),
+    }
     command = [sys.executable, "-m", "phipipe", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=500
+    )
 
 
 def board(folder: Path) -> dict[str, Any]:
-    """Of each build what does not depend on the clock: fidelity, and what every step but measurements gave."""
+    """Of each build what does not depend on the clock: fidelity, and what every step but
+    measurements gave."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob(manifest.NAME)):
         told = json.loads(path.read_text("utf-8"))
-        steps = {name: step["digest"] for name, step in told["steps"].items() if name not in ("measure", "gates")}
+        steps = {
+            name: step["digest"]
+            for name, step in told["steps"].items()
+            if name not in ("measure", "gates")
+        }
         found[told["name"]] = (told["fidelity"]["metrics"], steps)
     return found
 
@@ -148,12 +173,18 @@ def test_three_workers_of_which_one_is_killed_make_the_same_board(
     expected = board(tmp_path / "a")
     assert len(expected) == 4
     assert board(tmp_path / "b") == expected
-    done = [line for name in ("w0", "w1", "w2") for line in re.findall(r"^\S+ \w{12} done$", machines.log(name), re.M)]
+    done = [
+        line
+        for name in ("w0", "w1", "w2")
+        for line in re.findall(r"^\S+ \w{12} done$", machines.log(name), re.M)
+    ]
     assert len(done) == len(set(done)) > 15  # each step once
     assert "toolchain" in machines.log("w1")
     for line in re.findall(r"^(\S+) \w{12} done$", machines.log("w1"), re.M):
         assert line not in ("baseline", "reference")  # torch's
-    again = run(tmp_path, "client", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "b"))
+    again = run(
+        tmp_path, "client", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "b")
+    )
     assert again.returncode == 0, again.stderr
     assert "everything was cached" in again.stdout
 
@@ -168,7 +199,16 @@ def test_what_no_worker_can_do_fails_at_once(
     machines.worker("w0", "torch")
     recipe = HERE.parent / "recipes" / "quickstart.yaml"
     with within(60):
-        done = run(tmp_path, "client", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "out"))
+        done = run(
+            tmp_path,
+            "client",
+            "run",
+            str(recipe),
+            "--on",
+            machines.url,
+            "--out",
+            str(tmp_path / "out"),
+        )
     assert done.returncode == 3, done.stderr
     assert "can run on none of 1 worker: it needs toolchain onnxruntime" in done.stderr
     assert f"phipipe worker --scheduler {machines.url}" in done.stderr
@@ -178,18 +218,45 @@ def test_what_no_worker_can_do_fails_at_once(
 @pytest.mark.timeout(300)
 def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     recipe, out = HERE.parent / "recipes" / "quickstart.yaml", tmp_path / "out"
-    words = [sys.executable, "-m", "phipipe", "batch", str(recipe), "--out", str(out), "--log-format", "json"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "PHIPIPE_CACHE": str(tmp_path / "cache")}
-    both = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    words = [
+        sys.executable,
+        "-m",
+        "phipipe",
+        "batch",
+        str(recipe),
+        "--out",
+        str(out),
+        "--log-format",
+        "json",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parent),
+        "PHIPIPE_CACHE": str(tmp_path / "cache"),
+    }
+    both = [
+        subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=250)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     events = [json.loads(line) for text in said for line in text.splitlines()]
-    made = [event["step"] for event in events if event["event"] == "step_finished" and not event["cached"]]
+    made = [
+        event["step"]
+        for event in events
+        if event["event"] == "step_finished" and not event["cached"]
+    ]
     assert len(made) == len(set(made)) > 8
     version = (out / "quickstart" / "latest").read_text("utf-8").strip()
     assert (out / "quickstart" / version / manifest.NAME).is_file()
-    checked = run(tmp_path, "cache", "verify", str(out / "quickstart"), "--json")  # what was accepted last
-    assert json.loads(checked.stdout) == {"package": str(out / "quickstart" / version), "ok": True, "findings": []}
+    checked = run(
+        tmp_path, "cache", "verify", str(out / "quickstart"), "--json"
+    )  # what was accepted last
+    assert json.loads(checked.stdout) == {
+        "package": str(out / "quickstart" / version),
+        "ok": True,
+        "findings": [],
+    }
 
 
 @pytest.mark.timeout(200)
@@ -204,14 +271,23 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     def step(name: str, tool: str, tenths: int, *needs: str) -> Step:
         params: dict[str, Any] = {"name": name, "tenths": tenths}
         wanted = {need: need for need in needs}
-        return Step(name=name, runs="remote_client:rest", version=1, needs=wanted, params=params, toolchain=tool)
+        return Step(
+            name=name,
+            runs="remote_client:rest",
+            version=1,
+            needs=wanted,
+            params=params,
+            toolchain=tool,
+        )
 
     def delete() -> None:
         machines.wait_for("w0", r"first \w{12} done")
         shutil.rmtree(tmp_path / "shared" / "blobs")
 
     plan = planned(
-        step("first", "torch", 0), step("slow", "onnxruntime", 40), step("both", "onnxruntime", 0, "first", "slow")
+        step("first", "torch", 0),
+        step("slow", "onnxruntime", 40),
+        step("both", "onnxruntime", 0, "first", "slow"),
     )
     deleting = threading.Thread(target=delete)
     deleting.start()
@@ -219,8 +295,12 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     deleting.join()
     assert done.error is None
     assert (done.results["both"].stored.path / "made.txt").read_text() == "bothfirstslow"
-    assert heard.lines[-1].startswith("damaged in the cache, building again")  # the client may have missed it, too
-    assert len(re.findall(" done$", machines.log("w0") + machines.log("w1"), re.M)) == 3  # each made once
+    assert heard.lines[-1].startswith(
+        "damaged in the cache, building again"
+    )  # the client may have missed it, too
+    assert (
+        len(re.findall(" done$", machines.log("w0") + machines.log("w1"), re.M)) == 3
+    )  # each made once
     assert {result.machine for result in done.results.values()} == {platform.node()}
     assert f", on {platform.node()}" in show.ending(done.results["both"])
     told = [report for label, *report in heard.reports if label == "slow"]
@@ -237,8 +317,12 @@ def test_what_is_damaged_in_a_workers_cache_is_made_again(
     for name, value in (shared | {"PHIPIPE_WORKER_PATH": str(HERE)}).items():
         monkeypatch.setenv(name, value)
     params: dict[str, Any] = {"name": "first", "tenths": 0}
-    first = Step(name="first", runs="remote_client:rest", version=1, params=params, toolchain="torch")
-    second = replace(first, name="second", needs={"first": "first"}, params=params | {"name": "second"})
+    first = Step(
+        name="first", runs="remote_client:rest", version=1, params=params, toolchain="torch"
+    )
+    second = replace(
+        first, name="second", needs={"first": "first"}, params=params | {"name": "second"}
+    )
     done, _ = attempt(tmp_path / "w0", planned(first), None)
     assert done.error is None
     spoil(done.results["first"].stored.path / "made.txt")
@@ -261,7 +345,14 @@ def spoil(path: Path) -> None:
 
 def measured(**more: Any) -> Step:
     params = {"name": "m", "tenths": 30}
-    step = Step(name="m", runs="remote_client:rest", version=1, params=params, toolchain="torch", measurement=True)
+    step = Step(
+        name="m",
+        runs="remote_client:rest",
+        version=1,
+        params=params,
+        toolchain="torch",
+        measurement=True,
+    )
     return replace(step, **more)
 
 
@@ -273,12 +364,26 @@ def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
     machines.scheduler()
     workers: dict[str, subprocess.Popen[bytes]] = {}
     for name in ("alpha", "beta"):
-        words = ("other_machine", name, "worker", "--scheduler", machines.url, "--toolchain", "torch")
-        own = {"PHIPIPE_CACHE": str(tmp_path / name), "PHIPIPE_TOOLCHAIN": "current", "PHIPIPE_WORKER_PATH": str(HERE)}
+        words = (
+            "other_machine",
+            name,
+            "worker",
+            "--scheduler",
+            machines.url,
+            "--toolchain",
+            "torch",
+        )
+        own = {
+            "PHIPIPE_CACHE": str(tmp_path / name),
+            "PHIPIPE_TOOLCHAIN": "current",
+            "PHIPIPE_WORKER_PATH": str(HERE),
+        }
         workers[name] = machines.start(name, *words, **own)
         machines.wait_for(name, "working for")
     for turn in range(3):  # Dask alone would take now one, now the other
-        done, _ = attempt(tmp_path / f"client{turn}", planned(measured()), cluster.engine(machines.url))
+        done, _ = attempt(
+            tmp_path / f"client{turn}", planned(measured()), cluster.engine(machines.url)
+        )
         assert done.error is None
         assert done.results["m"].cached == (turn > 0)
     (chosen,) = [name for name in workers if re.search(r"^m \w{12} done", machines.log(name), re.M)]
@@ -299,15 +404,26 @@ def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
 
 def test_what_a_step_needs_is_chosen_alike_every_time() -> None:
     alike = {"toolchain torch": 1e6, "machine x86_64": 1e6, "memory_gib": 16.0}
-    offers: list[dict[str, float]] = [alike | {"host b": 1e6}, alike | {"host a": 1e6}, alike | {"host c": 1e6}]
+    offers: list[dict[str, float]] = [
+        alike | {"host b": 1e6},
+        alike | {"host a": 1e6},
+        alike | {"host c": 1e6},
+    ]
     offers[0]["device npu"] = 1e6
     for order in (offers, offers[::-1]):
-        assert cluster.needs(measured(), order, "tcp://h:1") == {"toolchain torch": 1.0, "host a": 1.0}
+        assert cluster.needs(measured(), order, "tcp://h:1") == {
+            "toolchain torch": 1.0,
+            "host a": 1.0,
+        }
         bound = cluster.needs(measured(machine=("device npu",)), order, "tcp://h:1")
         assert bound == {"toolchain torch": 1.0, "device npu": 1.0, "host b": 1.0}
     assert "host a" not in cluster.needs(measured(measurement=False), offers, "tcp://h:1")
-    with pytest.raises(TargetError, match="none of 3 workers: it needs machine arm64 and 32 GiB of memory"):
-        cluster.needs(measured(machine=("machine arm64",), memory_bytes=32 * 2**30), offers, "tcp://h:1")
+    with pytest.raises(
+        TargetError, match="none of 3 workers: it needs machine arm64 and 32 GiB of memory"
+    ):
+        cluster.needs(
+            measured(machine=("machine arm64",), memory_bytes=32 * 2**30), offers, "tcp://h:1"
+        )
 
 
 @pytest.fixture
@@ -342,14 +458,20 @@ def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     assert client.wait(120) == 4, machines.log("client")
     assert f"the scheduler at `tls://127.0.0.1:{machines.port}` is gone" in machines.log("client")
     machines.scheduler("tls")
-    done = run(tmp_path, "client", *words[1:])  # at once: the worker comes back by itself, and is waited for
+    done = run(
+        tmp_path, "client", *words[1:]
+    )  # at once: the worker comes back by itself, and is waited for
     assert done.returncode == 0, done.stderr
     assert len(re.findall("^baseline .* done", machines.log("w0"), re.M)) == 1
-    assert re.search(r"is gone; working on(.|\n)*working for tls://.* as tls://", machines.log("w0"))
+    assert re.search(
+        r"is gone; working on(.|\n)*working for tls://.* as tls://", machines.log("w0")
+    )
 
 
 @pytest.mark.integration
-def test_workers_that_are_not_there_yet_are_waited_for(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_are_not_there_yet_are_waited_for(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster, "ARRIVAL_S", 0.3)
     machines.scheduler()
     said: list[str] = []
@@ -373,7 +495,11 @@ def made(tmp_path: Path, url: str, **more: str) -> PhipipeError:
 def test_numbers_are_a_devices_own_where_a_worker_is_one() -> None:
     from phipipe import backends, device, hardware, venue
 
-    mac, any_mac, backend = device.load("mac-16gb"), device.load("apple-silicon"), backends.load("mlx")
+    mac, any_mac, backend = (
+        device.load("mac-16gb"),
+        device.load("apple-silicon"),
+        backends.load("mlx"),
+    )
     with hardware.there(frozenset({"apple", "arm64", "device mac-16gb"})):
         assert venue.on_target(mac, mac.units[0].api, backend) == "true"
         assert venue.on_target(any_mac, any_mac.units[0].api, backend) == "true"
@@ -394,7 +520,9 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("certificates")
-def test_tls_on_one_side_only_is_named(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_on_one_side_only_is_named(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dask
 
     machines.scheduler("tls")
@@ -405,11 +533,19 @@ def test_tls_on_one_side_only_is_named(machines: Machines, tmp_path: Path, monke
     assert "both sides" in str(found.hint)
 
 
-def test_a_worker_without_a_scheduler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_scheduler_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
     had = cluster_worker.resources((), ())
     with pytest.raises(ToolchainError, match=r"no scheduler answers at `dask://127\.0\.0\.1:1`"):
-        cluster_worker.serve("dask://127.0.0.1:1", settings(tmp_path, PHIPIPE_REMOTE=tmp_path.as_uri()), 1, had, print)
+        cluster_worker.serve(
+            "dask://127.0.0.1:1",
+            settings(tmp_path, PHIPIPE_REMOTE=tmp_path.as_uri()),
+            1,
+            had,
+            print,
+        )
 
 
 @pytest.mark.parametrize(
@@ -422,7 +558,12 @@ def test_a_worker_without_a_scheduler_says_so(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_certificates_that_are_not_there_are_named(
-    ca: str | None, cert: str, key: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ca: str | None,
+    cert: str,
+    key: str | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import dask
 
@@ -474,19 +615,33 @@ def test_addresses_that_make_no_sense(url: str) -> None:
 
 def test_a_worker_of_another_version_says_so() -> None:
     step = cluster_worker.described(Step(name="s", runs="m:f", version=1))
-    told = json.loads(cluster_worker.work(json.dumps({"phipipe": "0.0.1", "task": "t", "step": step, "inputs": {}})))
+    told = json.loads(
+        cluster_worker.work(
+            json.dumps({"phipipe": "0.0.1", "task": "t", "step": step, "inputs": {}})
+        )
+    )
     assert told["error"]["kind"] == "ToolchainError"
     assert "0.0.1" in told["error"]["message"]
 
 
-def test_an_input_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_is_not_shared_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from phipipe import __version__
 
     monkeypatch.setenv("PHIPIPE_REMOTE", tmp_path.as_uri())
     step = cluster_worker.described(Step(name="s", runs="m:f", version=1, needs={"text": "text"}))
     told = json.loads(
         cluster_worker.work(
-            json.dumps({"phipipe": __version__, "task": "t", "topic": "t", "step": step, "inputs": {"text": "ab" * 32}})
+            json.dumps(
+                {
+                    "phipipe": __version__,
+                    "task": "t",
+                    "topic": "t",
+                    "step": step,
+                    "inputs": {"text": "ab" * 32},
+                }
+            )
         )
     )
     error = decoded(told["error"])
@@ -509,7 +664,10 @@ def test_a_worker_is_a_device_only_if_it_can_be(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="did you mean `intel-npu`"):
         cluster_worker.resources(("intel-nqu",), ())
     own = tmp_path / "bench.yaml"
-    own.write_text("title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://example.org]\n", "utf-8")
+    own.write_text(
+        "title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://example.org]\n",
+        "utf-8",
+    )
     assert "device bench" in cluster_worker.resources((str(own),), ())
 
 
@@ -524,7 +682,13 @@ def test_a_measurement_has_its_worker_for_itself() -> None:
             time.sleep(seconds)
             going.remove(name)
 
-    planned = [("a", False, 0.3), ("b", False, 0.3), ("measure", True, 0.2), ("c", False, 0.1), ("d", False, 0.1)]
+    planned = [
+        ("a", False, 0.3),
+        ("b", False, 0.3),
+        ("measure", True, 0.2),
+        ("c", False, 0.1),
+        ("d", False, 0.1),
+    ]
     threads = [threading.Thread(target=step, args=one) for one in planned]
     for thread in threads:
         thread.start()
@@ -551,8 +715,20 @@ def test_while_a_worker_installs_a_toolchain_it_does_steps_of_others(
 
     def work(tool: str, measurement: bool = False) -> dict[str, Any]:
         runs = "steps_cheap:count"
-        step = Step(name=tool, runs=runs, version=1, params={"name": tool}, toolchain=tool, measurement=measurement)
-        told = {"phipipe": __version__, "task": tool, "topic": "t", "step": cluster_worker.described(step)}
+        step = Step(
+            name=tool,
+            runs=runs,
+            version=1,
+            params={"name": tool},
+            toolchain=tool,
+            measurement=measurement,
+        )
+        told = {
+            "phipipe": __version__,
+            "task": tool,
+            "topic": "t",
+            "step": cluster_worker.described(step),
+        }
         answer: dict[str, Any] = json.loads(cluster_worker.work(json.dumps(told | {"inputs": {}})))
         return answer
 

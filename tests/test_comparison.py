@@ -18,7 +18,9 @@ from phipipe.errors import SourceError
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A folder with a board of two builds."""
-    comparison.write([entry("small", 4.5, 0.02), entry("close", 8.5, 1e-4)], tmp_path / "board", "Two")
+    comparison.write(
+        [entry("small", 4.5, 0.02), entry("close", 8.5, 1e-4)], tmp_path / "board", "Two"
+    )
     return tmp_path / "board"
 
 
@@ -49,7 +51,9 @@ def test_boards_are_read_back_from_file_and_folder(made: Path) -> None:
         ("package/manifest.json", b"{}", "manifest"),
     ],
 )
-def test_what_is_no_board_is_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+def test_what_is_no_board_is_named(
+    tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
     path = tmp_path / name
     if name.endswith("/"):
         path.mkdir()
@@ -77,7 +81,9 @@ def compare(*words: str | Path, expect: int = 0) -> Any:
     return done
 
 
-def test_the_command_prints_the_table_the_answer_and_where_the_page_is(made: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_table_the_answer_and_where_the_page_is(
+    made: Path, tmp_path: Path
+) -> None:
     done = compare(made, "--out", tmp_path / "again")
     assert "ship small if size or answer speed matters most" in done.stdout
     assert "board.html" in done.stdout

@@ -40,7 +40,10 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 
 def test_the_shipped_devices_are_these() -> None:
-    expected = "android-phone apple-silicon cpu-arm64 cpu-x86_64 directml-gpu intel-cpu intel-gpu intel-npu nvidia-gpu"
+    expected = (
+        "android-phone apple-silicon cpu-arm64 cpu-x86_64 directml-gpu intel-cpu "
+        "intel-gpu intel-npu nvidia-gpu"
+    )
     assert {*expected.split(), "raspberry-pi-5", "snapdragon-x-npu"} <= set(device.names())
     assert list(device.names()) == sorted(device.names())
 
@@ -66,7 +69,9 @@ def test_a_device_never_names_a_backend(name: str) -> None:
 def test_the_intel_npu_takes_one_kind_of_weights() -> None:
     (unit,) = device.load("intel-npu").units
     assert (unit.api, unit.precisions) == ("intel-npu", ("int4",))
-    assert unit.constraints == {"int4": {"symmetric": [True], "group_size": [128, -1], "ratio": [1.0]}}
+    assert unit.constraints == {
+        "int4": {"symmetric": [True], "group_size": [128, -1], "ratio": [1.0]}
+    }
 
 
 def test_the_npu_of_a_snapdragon_comes_before_its_cpu() -> None:
@@ -100,7 +105,9 @@ def test_a_device_of_ones_own_lies_beside_the_recipe(tmp_path: Path) -> None:
         ("sources: [https://vendor.example/board]", "sources: []", "9:10", "must not be empty"),
     ],
 )
-def test_mistakes_in_it_are_named_where_they_are(tmp_path: Path, old: str, new: str, place: str, words: str) -> None:
+def test_mistakes_in_it_are_named_where_they_are(
+    tmp_path: Path, old: str, new: str, place: str, words: str
+) -> None:
     assert MINE.count(old) == 1
     message = refusal(tmp_path, MINE.replace(old, new))
     assert f"mine.yaml:{place}: " in message
@@ -108,7 +115,10 @@ def test_mistakes_in_it_are_named_where_they_are(tmp_path: Path, old: str, new: 
 
 
 def test_all_of_them_at_once(tmp_path: Path) -> None:
-    message = refusal(tmp_path, MINE.replace("3.5", "x").replace("api: cpu", "api: gpu").replace("sources", "source"))
+    message = refusal(
+        tmp_path,
+        MINE.replace("3.5", "x").replace("api: cpu", "api: gpu").replace("sources", "source"),
+    )
     assert re.findall(r"mine\.yaml:(\d+):", message) == ["1", "2", "4", "9"]
 
 
@@ -118,24 +128,35 @@ def test_what_is_no_device_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "guess"), [("intel-npuu", "intel-npu"), ("cpu-x86", "cpu-x86_64"), ("rasberry-pi5", "raspberry-pi-5")]
+    ("name", "guess"),
+    [("intel-npuu", "intel-npu"), ("cpu-x86", "cpu-x86_64"), ("rasberry-pi5", "raspberry-pi-5")],
 )
 def test_an_unknown_device_is_guessed_and_all_are_listed(name: str, guess: str) -> None:
-    with pytest.raises(TargetError, match=f"unknown device `{name}`; did you mean `{guess}`") as caught:
+    with pytest.raises(
+        TargetError, match=f"unknown device `{name}`; did you mean `{guess}`"
+    ) as caught:
         device.load(name)
     assert caught.value.exit_code == 3
     assert "intel-npu" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("name", ["", "../cpu-x86_64", "cpu-x86_64\0", "/etc/passwd", "CPU-X86_64", "x" * 10_000])
+@pytest.mark.parametrize(
+    "name", ["", "../cpu-x86_64", "cpu-x86_64\0", "/etc/passwd", "CPU-X86_64", "x" * 10_000]
+)
 def test_a_name_is_never_a_path(name: str) -> None:
     with pytest.raises(TargetError, match="unknown device"):
         device.load(name)
 
 
-@settings(max_examples=200, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=DEADLINE_MS,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.integers(0, len(MINE)), st.integers(0, 6), st.text(max_size=4))
-def test_a_spoiled_file_is_a_device_or_a_clear_error(tmp_path: Path, at: int, drop: int, put: str) -> None:
+def test_a_spoiled_file_is_a_device_or_a_clear_error(
+    tmp_path: Path, at: int, drop: int, put: str
+) -> None:
     try:
         own(tmp_path, MINE[:at] + put + MINE[at + drop :])
     except PhipipeError as error:
@@ -160,8 +181,12 @@ def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() 
 def test_defaults_are_values_of_some_backend() -> None:
     for name in device.names():
         for unit in device.load(name).units:
-            for option, value in (pair for table in unit.defaults.values() for pair in table.items()):
-                able = [b for b in backends.names() if option in backends.load(b).Options.model_fields]
+            for option, value in (
+                pair for table in unit.defaults.values() for pair in table.items()
+            ):
+                able = [
+                    b for b in backends.names() if option in backends.load(b).Options.model_fields
+                ]
                 assert able
                 for backend in able:
                     backends.load(backend).Options.model_validate({option: value})
@@ -172,13 +197,19 @@ def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: 
     found = device.load(name)
     assert found.recipe
     start = ROOT / "recipes" / f"{found.recipe}.yaml"
-    (build,) = recipe.load(start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf())
+    (build,) = recipe.load(
+        start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf()
+    )
     assert plan.prepare(build).device is found
 
 
 def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
     phone = device.load("iphone-8gb")
-    assert not any(backends.able(name, phone, unit) for name in ("openvino", "torch", "qnn") for unit in phone.units)
+    assert not any(
+        backends.able(name, phone, unit)
+        for name in ("openvino", "torch", "qnn")
+        for unit in phone.units
+    )
     assert backends.able("mlx", phone, phone.units[0]) == ["fp16", "int8", "int4"]
     assert backends.serving(device.load("webgpu-browser"), "int4") == ["onnxruntime"]
 
@@ -186,10 +217,20 @@ def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
 def test_the_chip_of_a_context_is_the_devices() -> None:
     def soc(*sets: str) -> Any:
         words = ["backend=qnn", "quantize={}", *sets]
-        (build,) = recipe.load(ROOT / "recipes" / "quickstart.yaml", sets=words, options=backends.OptionsOf())
-        return next(step.params["soc"]["model"] for step in plan.prepare(build).steps if step.name == "compile")
+        (build,) = recipe.load(
+            ROOT / "recipes" / "quickstart.yaml", sets=words, options=backends.OptionsOf()
+        )
+        return next(
+            step.params["soc"]["model"]
+            for step in plan.prepare(build).steps
+            if step.name == "compile"
+        )
 
-    models = {name: soc(f"device={name}") for name in device.names() if "hexagon" in str(device.load(name).units)}
+    models = {
+        name: soc(f"device={name}")
+        for name in device.names()
+        if "hexagon" in str(device.load(name).units)
+    }
     assert models == {
         "snapdragon-8-elite": 69,
         "snapdragon-8-gen-3": 57,

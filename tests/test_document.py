@@ -1,4 +1,5 @@
-"""YAML as recipes need it: limits before anything is built, core schema, and a place for every value."""
+"""YAML as recipes need it: limits before anything is built, core schema, and a place for every
+value."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def test_every_key_and_value_has_a_place(reader: str) -> None:
 def test_a_problem_is_shown_with_its_line_and_a_caret() -> None:
     found = document.parse("a: 1\nb: wrong\n", "r.yaml")
     error = found.error([document.Problem(2, 4, "no such thing"), document.Problem(1, 1, "first")])
-    assert error.message == "r.yaml:1:1: first\n    a: 1\n    ^\nr.yaml:2:4: no such thing\n    b: wrong\n       ^"
+    assert (
+        error.message
+        == "r.yaml:1:1: first\n    a: 1\n    ^\nr.yaml:2:4: no such thing\n    b: wrong\n       ^"
+    )
 
 
 def test_a_long_line_is_cut_around_the_caret_and_controls_are_blanked() -> None:
@@ -62,7 +66,9 @@ def test_a_long_line_is_cut_around_the_caret_and_controls_are_blanked() -> None:
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\r", "\u2028", "\x85"])
 def test_lines_are_counted_as_the_scanner_counts_them(reader: str, separator: str) -> None:
     text = separator.join(["a: 1", "a: 2", ""])
-    assert refusal(text) == "r.yaml:2:1: key `a` stands here again; first on line 1\n    a: 2\n    ^"
+    assert (
+        refusal(text) == "r.yaml:2:1: key `a` stands here again; first on line 1\n    a: 2\n    ^"
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,14 +84,20 @@ def test_lines_are_counted_as_the_scanner_counts_them(reader: str, separator: st
         ("a: 1\n\tb: 2\n", "2:1", "a tab; YAML wants spaces"),
         ("a:\n\tb: 2\n", "2:1", "a tab; YAML wants spaces"),
         ("a: 1\n b: 2\n", "2:", "wrong indentation"),
-        ("a:\n   b: 1\n  c: 2\n", "2:4", "wrong indentation, or a missing quote, comma or colon, here or on line 3"),
+        (
+            "a:\n   b: 1\n  c: 2\n",
+            "2:4",
+            "wrong indentation, or a missing quote, comma or colon, here or on line 3",
+        ),
         ("a:\n  b: 1\n c: 2\n", "3:2", "here or on line 2"),
         ("a: @x\n", "1:4", "@ cannot begin a value; put the text in quotes"),
         ("a: [1,\n", "1:", "never closed"),
         ("a: {", "1:4", "closed"),
     ],
 )
-def test_syntax_errors_are_said_in_a_persons_words(reader: str, text: str, place: str, words: str) -> None:
+def test_syntax_errors_are_said_in_a_persons_words(
+    reader: str, text: str, place: str, words: str
+) -> None:
     message = refusal(text)
     assert f"r.yaml:{place}" in message
     assert words in message
@@ -119,7 +131,9 @@ def test_syntax_errors_are_said_in_a_persons_words(reader: str, text: str, place
         ("\n# nothing\n", "1:1", "the file is empty"),
     ],
 )
-def test_what_recipes_have_no_use_for_is_refused_at_its_place(reader: str, text: str, place: str, words: str) -> None:
+def test_what_recipes_have_no_use_for_is_refused_at_its_place(
+    reader: str, text: str, place: str, words: str
+) -> None:
     message = refusal(text)
     assert f"r.yaml:{place}" in message
     assert words in message
@@ -129,7 +143,9 @@ def test_all_duplicate_keys_are_named_at_once() -> None:
     assert len(re.findall("stands here again", refusal("a: 1\na: 2\nb: 1\nb: 2\nb: 3\n"))) == 3
 
 
-@pytest.mark.parametrize("text", ["a: " + "9" * 300, "a: [" + "x," * 19_000 + "]", "a: " + "[" * 19 + "]" * 19])
+@pytest.mark.parametrize(
+    "text", ["a: " + "9" * 300, "a: [" + "x," * 19_000 + "]", "a: " + "[" * 19 + "]" * 19]
+)
 def test_the_limits_themselves_are_allowed(text: str) -> None:
     assert document.parse(text, "r.yaml").data
 
@@ -207,7 +223,9 @@ def test_nan_is_a_number() -> None:
         (b"", ":1:1: ", "empty"),
     ],
 )
-def test_files_that_are_no_text_are_refused_with_a_place(tmp_path: Path, raw: bytes, place: str, words: str) -> None:
+def test_files_that_are_no_text_are_refused_with_a_place(
+    tmp_path: Path, raw: bytes, place: str, words: str
+) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(raw)
     with pytest.raises(RecipeError) as caught:
@@ -218,7 +236,9 @@ def test_files_that_are_no_text_are_refused_with_a_place(tmp_path: Path, raw: by
 
 def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("a: 1\n")
-    with pytest.raises(RecipeError, match=r"no recipe at `.*`: .*did you mean `quickstart\.yaml`\?"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe at `.*`: .*did you mean `quickstart\.yaml`\?"
+    ):
         document.read(tmp_path / "quikstart.yaml")
     with pytest.raises(RecipeError, match=r"No such file or directory$"):
         document.read(tmp_path / "mine.yaml")  # alike in `.yaml` alone
@@ -241,7 +261,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.text("abcdefg-._", min_size=1), VALUES, min_size=1, max_size=4))
 def test_json_is_read_back_unchanged(data: dict[str, Any]) -> None:
-    """JSON is YAML 1.2 (but for surrogate pairs in escapes): what a program writes means the same here."""
+    """JSON is YAML 1.2 (but for surrogate pairs in escapes): what a program writes means the same
+    here."""
     assert document.parse(json.dumps(data, ensure_ascii=False), "r.yaml").data == data
     assert document.parse(json.dumps(data, indent=2, ensure_ascii=False), "r.yaml").data == data
 
@@ -249,7 +270,8 @@ def test_json_is_read_back_unchanged(data: dict[str, Any]) -> None:
 @settings(max_examples=500, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text("ab:-[]{},'\"\\#&*!|>%@` \t\n\r?~0\u2028\x85", max_size=40))
 def test_what_both_readers_accept_they_read_alike(text: str) -> None:
-    """What a file means does not depend on how PyYAML was built, and nothing else than RecipeError comes."""
+    """What a file means does not depend on how PyYAML was built, and nothing else than RecipeError
+    comes."""
     answers = []
     keep = getattr(yaml, "CSafeLoader", None)
     for loader in (keep, None):

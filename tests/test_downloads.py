@@ -53,7 +53,9 @@ def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:
         f"someone/tiny@{COMMIT}": 1002,
         f"texts@{COMMIT}": 7,
     }
-    assert time.time() - found[f"someone/tiny@{COMMIT}"].since.timestamp() == pytest.approx(7200, abs=60)
+    assert time.time() - found[f"someone/tiny@{COMMIT}"].since.timestamp() == pytest.approx(
+        7200, abs=60
+    )
 
 
 def test_what_only_a_plan_asked_is_no_download(store: Store) -> None:
@@ -70,10 +72,19 @@ def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     newest, oldest = rows = catalogue.stored(store)
     assert newest.key is not None
     assert newest.key.startswith("a" * 12)
-    assert (oldest.key, oldest.repository, oldest.size_bytes) == (None, f"someone/tiny@{COMMIT}", 3 * 2**20)
+    assert (oldest.key, oldest.repository, oldest.size_bytes) == (
+        None,
+        f"someone/tiny@{COMMIT}",
+        3 * 2**20,
+    )
     assert oldest.used.endswith("Z")
-    assert f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago   2 h ago" in listing_text.stored(rows)
-    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in listing_text.doctor(catalogue.doctor(Settings.read()))
+    assert (
+        f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago   2 h ago"
+        in listing_text.stored(rows)
+    )
+    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in listing_text.doctor(
+        catalogue.doctor(Settings.read())
+    )
 
 
 def test_they_are_collected_in_the_order_of_their_last_use(store: Store) -> None:
@@ -130,7 +141,9 @@ def test_who_comes_while_it_is_removed_waits_and_begins_anew(store: Store) -> No
     assert path.parent.is_dir()
 
 
-def test_where_locks_do_nothing_none_is_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_locks_do_nothing_none_is_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = part(store)
     monkeypatch.setattr(store, "_locks_work", False)
     assert store.gc(0).removed == ()

@@ -28,7 +28,9 @@ def made(
 def exact(logits: Array) -> npt.NDArray[np.float64]:
     wide = logits.astype(np.float64)
     return (
-        wide - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True)) - wide.max(-1, keepdims=True)
+        wide
+        - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - wide.max(-1, keepdims=True)
     )
 
 
@@ -41,13 +43,17 @@ def test_every_position_agrees_with_the_definition_in_float64(seed: int, scale: 
     found = evaluate.score(evaluate.log_softmax(a.copy()), b.copy(), tokens)
     np.testing.assert_allclose(found["kld"], (np.exp(p) * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["nll"], -q[rows, tokens[1:]], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found["dp"], np.exp(q[rows, tokens[1:]]) - np.exp(p[rows, tokens[1:]]), atol=1e-5)
+    np.testing.assert_allclose(
+        found["dp"], np.exp(q[rows, tokens[1:]]) - np.exp(p[rows, tokens[1:]]), atol=1e-5
+    )
     assert (found["top1"] == (p.argmax(-1) == q.argmax(-1))).all()
 
 
 def test_a_model_compared_with_itself_has_no_divergence() -> None:
     a, _, tokens = made(1)
-    metrics, _ = evaluate.summarise(evaluate.score(evaluate.log_softmax(a.copy()), a.copy(), tokens))
+    metrics, _ = evaluate.summarise(
+        evaluate.score(evaluate.log_softmax(a.copy()), a.copy(), tokens)
+    )
     assert metrics["kld_max"] < 1e-6
     assert metrics["top1"] == 1
     assert metrics["ppl_ratio"] == pytest.approx(1, abs=1e-6)
@@ -67,7 +73,10 @@ def test_a_smaller_vocabulary_is_an_error() -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_mean_log_likelihood() -> None:
-    positions = {name: np.array([[1.0, 3.0]], np.float32) for name in ("kld", "nll", "nll_baseline", "dp", "top1")}
+    positions = {
+        name: np.array([[1.0, 3.0]], np.float32)
+        for name in ("kld", "nll", "nll_baseline", "dp", "top1")
+    }
     metrics, errors = evaluate.summarise(positions)
     assert metrics["ppl"] == pytest.approx(np.exp(2))
     assert metrics["ppl_ratio"] == pytest.approx(1)
@@ -90,7 +99,9 @@ def test_missing_positions_fail() -> None:
 def gates(tmp_path: Path, **limits: dict[str, float]) -> Path:
     for name, metrics in (("metrics", {"kld_mean": 0.02, "top1": 0.9}), ("speed", {"ttft_s": 0.1})):
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.json").write_text(json.dumps({"metrics": metrics, "sanity": SANE}), "utf-8")
+        (tmp_path / name / f"{name}.json").write_text(
+            json.dumps({"metrics": metrics, "sanity": SANE}), "utf-8"
+        )
     (tmp_path / "out").mkdir()
     inputs = {"metrics": tmp_path / "metrics", "speed": tmp_path / "speed"}
     evaluate.check_gates(inputs, tmp_path / "out", {"gates": limits})
@@ -101,7 +112,9 @@ SANE = {"tokenizer_equal": True, "chat_template_equal": True}
 
 
 def test_gates_that_hold_are_recorded(tmp_path: Path) -> None:
-    verdicts = json.loads(gates(tmp_path, kld_mean={"max": 0.05}, top1={"min": 0.5, "max": 1}).read_text("utf-8"))
+    verdicts = json.loads(
+        gates(tmp_path, kld_mean={"max": 0.05}, top1={"min": 0.5, "max": 1}).read_text("utf-8")
+    )
     assert [v["metric"] for v in verdicts] == ["kld_mean", "top1"]
     assert all(v["passed"] for v in verdicts)
 
@@ -119,8 +132,12 @@ def test_a_metric_that_was_not_measured_fails_closed(tmp_path: Path) -> None:
         gates(tmp_path, decode_tokens_per_s={"min": 1})
 
 
-@pytest.mark.parametrize(("value", "passes"), [(9e-7, True), (1e-6, True), (1.1e-6, False), (float("inf"), False)])
-def test_a_conversion_that_changed_the_model_stops_the_build(tmp_path: Path, value: float, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "passes"), [(9e-7, True), (1e-6, True), (1.1e-6, False), (float("inf"), False)]
+)
+def test_a_conversion_that_changed_the_model_stops_the_build(
+    tmp_path: Path, value: float, passes: bool
+) -> None:
     report = {"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}}
     (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
     (tmp_path / "out").mkdir()
@@ -140,7 +157,9 @@ def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> 
     assert "disagree" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([7] * 13, 0.9), ([], 0.0), ([1, 2], 0.0)])
+@pytest.mark.parametrize(
+    ("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([7] * 13, 0.9), ([], 0.0), ([1, 2], 0.0)]
+)
 def test_repetition_is_the_share_of_repeated_four_grams(ids: list[int], share: float) -> None:
     assert evaluate._repetition(ids) == pytest.approx(share)
 

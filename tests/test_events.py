@@ -28,7 +28,9 @@ def recorded(cache: Path, *plans: Plan, stream: io.StringIO | None = None) -> li
     store = Store(cache)
     named = [one.build.name for one in plans]
     with events.recorded(cache, "run", named, Silent(), stream) as recorder:
-        for done in schedule.attempt(plans, store, Settings(cache=cache, toolchains=cache), recorder, jobs=1):
+        for done in schedule.attempt(
+            plans, store, Settings(cache=cache, toolchains=cache), recorder, jobs=1
+        ):
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return [dict(event) for event in events.find(cache, "latest").events]
 
@@ -48,7 +50,9 @@ def test_every_step_starts_and_ends_under_one_run(own_cache: Path) -> None:
     ]
     assert len({event["run"] for event in found}) == 1
     assert [event["step"] for event in of_kind(found, "step_finished")] == ["x", "y"]
-    assert all(event["seconds"] >= 0 and event["bytes"] > 0 for event in of_kind(found, "step_finished"))
+    assert all(
+        event["seconds"] >= 0 and event["bytes"] > 0 for event in of_kind(found, "step_finished")
+    )
     assert found == [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [event["time"] for event in found] == sorted(event["time"] for event in found)
 
@@ -77,16 +81,25 @@ def test_a_line_is_written_at_once(own_cache: Path) -> None:
 def test_a_second_run_says_what_was_cached(own_cache: Path) -> None:
     first = recorded(own_cache, plan("a", step("x")))
     second = recorded(own_cache, plan("a", step("x")))
-    assert [event["cached"] for event in of_kind([*first, *second], "step_finished")] == [False, True]
+    assert [event["cached"] for event in of_kind([*first, *second], "step_finished")] == [
+        False,
+        True,
+    ]
     assert [one.state for one in events.runs(own_cache)] == ["ok", "ok"]
 
 
 def test_a_failure_is_the_steps_the_builds_and_the_runs(own_cache: Path) -> None:
-    found = recorded(own_cache, plan("a", step("x"), step("y", "x", fail=True)), plan("b", step("z")))
+    found = recorded(
+        own_cache, plan("a", step("x"), step("y", "x", fail=True)), plan("b", step("z"))
+    )
     (failed,) = of_kind(found, "step_failed")
     assert (failed["step"], failed["message"]) == ("a: y", "y cannot")
     built = {event["build"]: event for event in of_kind(found, "build_finished")}
-    assert (built["a"]["ok"], built["a"]["exit_code"], built["b"]["ok"]) == (False, StepFailed.exit_code, True)
+    assert (built["a"]["ok"], built["a"]["exit_code"], built["b"]["ok"]) == (
+        False,
+        StepFailed.exit_code,
+        True,
+    )
     assert found[-1]["exit_code"] == StepFailed.exit_code
     assert events.find(own_cache, "latest").state == "failed"
 
@@ -100,7 +113,9 @@ def test_a_failure_is_the_steps_the_builds_and_the_runs(own_cache: Path) -> None
         (ZeroDivisionError(), 70, "failed"),
     ],
 )
-def test_what_ends_a_run_is_kept(own_cache: Path, error: BaseException, code: int, state: str) -> None:
+def test_what_ends_a_run_is_kept(
+    own_cache: Path, error: BaseException, code: int, state: str
+) -> None:
     with pytest.raises(type(error)), events.recorded(own_cache, "run", ["a"], Silent()):
         raise error
     found = events.find(own_cache, "latest")
@@ -111,20 +126,37 @@ def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> events.Run:
     """A run that says no more after ``started``, but for ``rest``."""
     folder = cache / "runs" / "20260101-000000-abcd"
     folder.mkdir(parents=True)
-    first = {"event": "run_started", "time": "2026-01-01T00:00:00.000Z", "command": "run", "builds": ["a"], **started}
+    first = {
+        "event": "run_started",
+        "time": "2026-01-01T00:00:00.000Z",
+        "command": "run",
+        "builds": ["a"],
+        **started,
+    }
     (folder / events.FILE).write_text(json.dumps(first) + "\n" + rest, "utf-8")
     return events.find(cache, "2026")
 
 
 def test_a_process_that_was_killed_leaves_an_interrupted_run(own_cache: Path) -> None:
     process = psutil.Process()
-    gone = left(own_cache, {"pid": process.pid, "process_started": process.create_time() - 1000}, '{"event": "ste')
-    assert (gone.state, gone.seconds, len(gone.events)) == ("interrupted", None, 1)  # another process has its number
+    gone = left(
+        own_cache,
+        {"pid": process.pid, "process_started": process.create_time() - 1000},
+        '{"event": "ste',
+    )
+    assert (gone.state, gone.seconds, len(gone.events)) == (
+        "interrupted",
+        None,
+        1,
+    )  # another process has its number
 
 
 def test_a_process_that_is_there_is_running(own_cache: Path) -> None:
     process = psutil.Process()
-    assert left(own_cache, {"pid": process.pid, "process_started": process.create_time()}).state == "running"
+    assert (
+        left(own_cache, {"pid": process.pid, "process_started": process.create_time()}).state
+        == "running"
+    )
 
 
 def test_old_runs_go(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +172,16 @@ def test_progress_is_not_written_for_every_window(own_cache: Path) -> None:
         for i in range(100):
             recorder.progress("x", i, 100, "windows")
         recorder.progress("y", 1, 100, "windows")
-    found = of_kind([dict(event) for event in events.find(own_cache, "latest").events], "step_progress")
+    found = of_kind(
+        [dict(event) for event in events.find(own_cache, "latest").events], "step_progress"
+    )
     assert [event["step"] for event in found] == ["x", "y"]
 
 
 def test_every_event_has_a_line_for_people(own_cache: Path) -> None:
-    found = recorded(own_cache, plan("a", step("x"), step("y", "x", fail=True)), plan("b", step("z")))
+    found = recorded(
+        own_cache, plan("a", step("x"), step("y", "x", fail=True)), plan("b", step("z"))
+    )
     extra = [{"event": "note", "time": "t", "text": "words"}, {"event": "later", "time": "t"}]
     for event in [*found, *extra]:
         said = events.line(event)
@@ -171,7 +207,11 @@ def test_runs_are_listed_shown_and_told(run: Run, own_cache: Path) -> None:  # n
     assert {event["step"] for event in json.loads(out)} == {"y"}
     code, out, _ = run("runs", "ls", "--json")
     (row,) = json.loads(out)
-    assert (row["state"], row["exit_code"], row["builds"]) == ("failed", StepFailed.exit_code, ["a"])
+    assert (row["state"], row["exit_code"], row["builds"]) == (
+        "failed",
+        StepFailed.exit_code,
+        ["a"],
+    )
 
 
 def test_as_json_nothing_else_is_said(run: Run, tmp_path: Path) -> None:  # noqa: F811
@@ -198,7 +238,10 @@ def test_notes_from_several_threads_stay_lines(own_cache: Path) -> None:
 
     stream = Slow()
     with events.recorded(own_cache, "run", ["a"], Silent(), stream) as recorder:
-        threads = [threading.Thread(target=lambda: [recorder.note("x") for _ in range(10)]) for _ in range(8)]
+        threads = [
+            threading.Thread(target=lambda: [recorder.note("x") for _ in range(10)])
+            for _ in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -214,10 +257,17 @@ def test_installations_are_events_and_lines(own_cache: Path) -> None:
         recorder.installed("torch", 12.34, None)
         recorder.installed("mlx", 0.5, ToolchainError("no index answers", hint="check it"))
     told = [json.loads(line) for line in stream.getvalue().splitlines()]
-    (began,), (fine, failed) = of_kind(told, "toolchain_started"), of_kind(told, "toolchain_finished")
+    (began,), (fine, failed) = (
+        of_kind(told, "toolchain_started"),
+        of_kind(told, "toolchain_finished"),
+    )
     assert events.words(began) == "installing toolchain `torch`"
     assert events.words(fine) == "toolchain `torch` is ready after 12.3 s"
-    assert (failed["exit_code"], failed["kind"], failed["hint"]) == (4, "ToolchainError", "check it")
+    assert (failed["exit_code"], failed["kind"], failed["hint"]) == (
+        4,
+        "ToolchainError",
+        "check it",
+    )
     assert events.words(failed) == "toolchain `mlx` failed (4) after 0.5 s"
     assert shown.getvalue().splitlines() == [
         "  toolchain `torch` is ready (12.3 s)",

@@ -30,9 +30,14 @@ def made(*kinds: str) -> Iterator[str]:
     """Ids that the code gives to rules, fix-ups and advice, wherever they are made."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in kinds:
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", getattr(node.func, "attr", "")) in kinds
+            ):
                 named = [word.value for word in node.keywords if word.arg in ("id", "rule")]
-                yield from (str(v.value) for v in [*node.args[:1], *named] if isinstance(v, ast.Constant))
+                yield from (
+                    str(v.value) for v in [*node.args[:1], *named] if isinstance(v, ast.Constant)
+                )
 
 
 def kinds_of_errors(kind: type[PhipipeError] = PhipipeError) -> Iterator[type[PhipipeError]]:
@@ -42,7 +47,9 @@ def kinds_of_errors(kind: type[PhipipeError] = PhipipeError) -> Iterator[type[Ph
 
 
 def test_every_rule_and_every_fixup_that_the_code_makes_is_explained() -> None:
-    found = {name for name in made("Rule", "Fixup", "Advice", "rule") if re.fullmatch(r"[A-Z]\d+", name)}
+    found = {
+        name for name in made("Rule", "Fixup", "Advice", "rule") if re.fullmatch(r"[A-Z]\d+", name)
+    }
     assert len(found) > 60
     assert found <= {*IDS, *(also for one in explain.explanations().values() for also in one.also)}
 
@@ -53,7 +60,9 @@ def test_every_remark_on_a_checkpoint_is_explained() -> None:
 
 
 def test_nobody_gives_advice_past_the_tables() -> None:
-    advising = {p.name for p in PACKAGE.rglob("*.py") if re.search(r"\bAdvice\([^)]", p.read_text("utf-8"))}
+    advising = {
+        p.name for p in PACKAGE.rglob("*.py") if re.search(r"\bAdvice\([^)]", p.read_text("utf-8"))
+    }
     assert advising == {"rules.py", "plan.py"}  # which repeats what ``remarks`` has a table of
 
 
@@ -150,7 +159,9 @@ def test_all_remedies_of_a_refusal_are_shown() -> None:
 def run(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(cli, ["explain", *words])
     return (
-        result.exception.exit_code if isinstance(result.exception, PhipipeError) else result.exit_code
+        result.exception.exit_code
+        if isinstance(result.exception, PhipipeError)
+        else result.exit_code
     ), result.stdout
 
 

@@ -1,4 +1,5 @@
-"""Every family member on every backend: planned as a user's build is, converted, compared with transformers.
+"""Every family member on every backend: planned as a user's build is, converted, compared with
+transformers.
 
 The cells are those of the README's table. One process per toolchain does all members.
 """
@@ -33,7 +34,8 @@ HERE = Path(__file__).parent
 WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
-BUILDS = {  # backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
+# backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
+BUILDS = {
     "onnxruntime": ("cpu-x86_64", "fp32"),
     "llamacpp": ("cpu-x86_64", "fp32"),
     "openvino": ("cpu-x86_64", "fp32"),
@@ -44,7 +46,9 @@ BUILDS = {  # backend: device and precision, such that the unquantized conversio
 }
 # These take seconds for each conversion: the last member of a row speaks for it.
 SLOW = ("litert", "openvino")
-CHOSEN = {b: MEMBERS if b not in SLOW else tuple({m.row: m for m in MEMBERS}.values()) for b in BUILDS}
+CHOSEN = {
+    b: MEMBERS if b not in SLOW else tuple({m.row: m for m in MEMBERS}.values()) for b in BUILDS
+}
 AGAIN = {  # also as transformers 5 saves them
     "onnxruntime": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
     "openvino": ("Phi-4-mini", "Phi-3.5-MoE"),
@@ -72,7 +76,9 @@ BARE = {
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def plan_of(source: Path, backend: str, window: str, read: Callable[[Source, Path], Original] = hub.original) -> Plan:
+def plan_of(
+    source: Path, backend: str, window: str, read: Callable[[Source, Path], Original] = hub.original
+) -> Plan:
     """The plan of a build with evaluation windows of that kind.
 
     Raises:
@@ -81,8 +87,17 @@ def plan_of(source: Path, backend: str, window: str, read: Callable[[Source, Pat
     device, precision = BUILDS[backend]
     context = {"short": 192, "long": 512}[window]
     options = f"{{context_length: {context}}}" if backend == "qnn" else "{}"
-    sets = [f"source={{path: {source.as_posix()}}}", f"device={device}", f"backend={backend}", f"quantize={options}"]
-    sets += [f"precision={precision}", "calibrate.text={builtin: stories}", "evaluate.text={builtin: stories}"]
+    sets = [
+        f"source={{path: {source.as_posix()}}}",
+        f"device={device}",
+        f"backend={backend}",
+        f"quantize={options}",
+    ]
+    sets += [
+        f"precision={precision}",
+        "calibrate.text={builtin: stories}",
+        "evaluate.text={builtin: stories}",
+    ]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
     sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
     (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
@@ -90,7 +105,8 @@ def plan_of(source: Path, backend: str, window: str, read: Callable[[Source, Pat
 
 
 def headers_of(member: family.Member, folder: Path) -> Original:
-    """The member at its full size: config, headers, and the embedded model's tokenizer; planning reads no more."""
+    """The member at its full size: config, headers, and the embedded model's tokenizer; planning
+    reads no more."""
     shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder)
     (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
     shape = models.of_config(member.config, member.tokenizer)
@@ -106,8 +122,11 @@ def headers_of(member: family.Member, folder: Path) -> Original:
     return Original(checkpoint, Step(name="source", runs="phipipe.hub:take", version=1))
 
 
-def job(root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False) -> dict[str, Any]:
-    """What the driver needs of a plan: the backend's steps up to the first unquantized conversion."""
+def job(
+    root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False
+) -> dict[str, Any]:
+    """What the driver needs of a plan: the backend's steps up to the first unquantized
+    conversion."""
     source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
     for step in plan_of(root / source, backend, window).steps:
         if not step.runs.startswith("phipipe.backends."):
@@ -119,7 +138,12 @@ def job(root: Path, backend: str, member: str, kind: str, window: str, bare: boo
         steps.append(told | {"folder": f"{backend}-{digest.hexdigest()[:16]}"})
         if step.unquantized:
             break
-    return {"name": name_of(member, kind, window, bare), "source": source, "window": window, "steps": steps}
+    return {
+        "name": name_of(member, kind, window, bare),
+        "source": source,
+        "window": window,
+        "steps": steps,
+    }
 
 
 def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
@@ -136,8 +160,14 @@ def wanted(backend: str) -> list[tuple[str, str, str]]:
 
 
 def drive(python: Path, *words: Path | str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([python, *words], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "PYTHONPATH": str(HERE.parent),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [python, *words], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -151,7 +181,8 @@ def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
-    """What the driver found out about a backend's jobs, by their names; run when it is first asked for."""
+    """What the driver found out about a backend's jobs, by their names; run when it is first asked
+    for."""
 
     @cache
     def facts(backend: str) -> dict[str, Any]:
@@ -160,7 +191,9 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
         (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
         tools = {"onnxruntime": "ort_python", "llamacpp": "torch_python"}
         convert_with = request.getfixturevalue(tools.get(backend, f"{backend}_python"))
-        measure_with = convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
+        measure_with = (
+            convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
+        )
         drive(convert_with, HERE / "family_driver.py", checkpoints, backend, "convert")
         drive(measure_with, HERE / "family_driver.py", checkpoints, backend, "measure")
         read = {
@@ -176,8 +209,12 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
 CASES = [(b, *case) for b in sorted(BUILDS, key="llamacpp".__eq__) for case in wanted(b)]
 
 
-@pytest.mark.timeout(1800)  # the first of a backend's waits for its toolchain, and for all of its builds
-@pytest.mark.parametrize(("backend", "member", "kind", "window"), CASES, ids=lambda value: str(value))
+@pytest.mark.timeout(
+    1800
+)  # the first of a backend's waits for its toolchain, and for all of its builds
+@pytest.mark.parametrize(
+    ("backend", "member", "kind", "window"), CASES, ids=lambda value: str(value)
+)
 def test_what_the_table_promises_is_exact(
     found: Callable[[str], dict[str, Any]], backend: str, member: str, kind: str, window: str
 ) -> None:
@@ -191,7 +228,9 @@ def test_what_the_table_promises_is_exact(
 
 def test_every_working_cell_of_the_table_is_among_them() -> None:
     rows = {m.name: m.row for m in MEMBERS}
-    tested = {(rows[member], backend) for backend, member, kind, window in CASES if kind == "source"}
+    tested = {
+        (rows[member], backend) for backend, member, kind, window in CASES if kind == "source"
+    }
     # test_vision*.py have those of models that see
     tested |= {
         (member.row, backend)
@@ -212,7 +251,9 @@ def test_without_the_fix_up_it_fails_or_differs(
     assert "error" in facts or facts["kld"] > 1000 * LIMIT or max(facts["gaps"]) > 10 * NEAR
 
 
-@pytest.mark.parametrize("cell", [c for c in support.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}")
+@pytest.mark.parametrize(
+    "cell", [c for c in support.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
+)
 def test_every_other_cell_is_refused_with_its_reason(cell: support.Cell, tmp_path: Path) -> None:
     for member in (m for m in family.MEMBERS if m.row == cell.row):
         made = headers_of(member, tmp_path / slug(member.name))
@@ -224,7 +265,9 @@ def test_every_other_cell_is_refused_with_its_reason(cell: support.Cell, tmp_pat
 
 
 @pytest.mark.parametrize(("backend", "member"), REFUSED_LONG)
-def test_windows_beyond_a_backends_limit_are_refused(checkpoints: Path, backend: str, member: str) -> None:
+def test_windows_beyond_a_backends_limit_are_refused(
+    checkpoints: Path, backend: str, member: str
+) -> None:
     with pytest.raises(TargetError) as refused:
         plan_of(checkpoints / slug(member) / "source", backend, "long")
     assert f"[{REFUSED_LONG[backend, member]}]" in refused.value.message
@@ -238,7 +281,9 @@ def test_llamacpp_wants_the_original_tokenizer_files(checkpoints: Path, member: 
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
-def test_the_config_alone_tells_what_the_weights_are(checkpoints: Path, member: family.Member) -> None:
+def test_the_config_alone_tells_what_the_weights_are(
+    checkpoints: Path, member: family.Member
+) -> None:
     for kind in ("source", "resaved"):
         read = models.read(checkpoints / slug(member.name) / kind)
         assert read.parameters == family.parameters(read.config)
@@ -251,7 +296,9 @@ def test_the_config_alone_tells_what_the_weights_are(checkpoints: Path, member: 
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
-def test_the_baseline_computes_every_member_layer_by_layer(checkpoints: Path, member: family.Member) -> None:
+def test_the_baseline_computes_every_member_layer_by_layer(
+    checkpoints: Path, member: family.Member
+) -> None:
     told = json.loads((checkpoints / slug(member.name) / "told.json").read_text("utf-8"))
     assert max(told["layerwise"]) < 1e-4
     whole, by_layer = told["answered"]

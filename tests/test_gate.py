@@ -1,4 +1,5 @@
-"""The gate for packages: nothing that a stranger made runs, writes or reads what it must not, and nothing is a bug."""
+"""The gate for packages: nothing that a stranger made runs, writes or reads what it must not, and
+nothing is a bug."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small package of every backend's layout; tests copy them."""
     folder = tmp_path_factory.mktemp("bases")
     first = small_package.written(folder / "small")
-    return {name: hostile_packages.laid_out(first, folder / name, name) for name in hostile_packages.BACKENDS}
+    return {
+        name: hostile_packages.laid_out(first, folder / name, name)
+        for name in hostile_packages.BACKENDS
+    }
 
 
 @pytest.fixture
@@ -38,7 +42,9 @@ def small(bases: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
     """``phipipe WORDS`` in this process: its exit code; what it printed is in ``command.text``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
@@ -55,11 +61,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_every_layout_that_backends_make_passes(bases: dict[str, Path]) -> None:
     assert sorted(bases) == sorted(backends.names())
-    assert {name: package.verify(folder) for name, folder in bases.items()} == {name: [] for name in bases}
+    assert {name: package.verify(folder) for name, folder in bases.items()} == {
+        name: [] for name in bases
+    }
 
 
 def test_no_hook_passes_in_any_layout(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Of each edit, the manifest fits again; whatever it asks for is named, and nothing has come of it."""
+    """Of each edit, the manifest fits again; whatever it asks for is named, and nothing has come of
+    it."""
     canary, tried = tmp_path / "canary", 0
     for edit in hostile_packages.edits(canary):
         folder = shutil.copytree(bases[edit.backend], tmp_path / "copy")
@@ -77,7 +86,9 @@ def test_no_hook_passes_in_any_layout(bases: dict[str, Path], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("words", OPENING, ids=lambda words: words[0])
-@pytest.mark.parametrize("name", ["genai model/decoder/session_options/custom_ops_library", "file evil.py in mlx"])
+@pytest.mark.parametrize(
+    "name", ["genai model/decoder/session_options/custom_ops_library", "file evil.py in mlx"]
+)
 def test_every_command_refuses_in_one_sentence(
     bases: dict[str, Path], tmp_path: Path, command: Command, words: list[str], name: str
 ) -> None:
@@ -91,7 +102,11 @@ def test_every_command_refuses_in_one_sentence(
 
 def test_verify_names_every_hook_with_its_key(small: Path, command: Command) -> None:
     for name in ("custom_ops_library", "enable_profiling"):
-        edit = next(edit for edit in hostile_packages.edits(small.parent / "canary") if edit.name.endswith(name))
+        edit = next(
+            edit
+            for edit in hostile_packages.edits(small.parent / "canary")
+            if edit.name.endswith(name)
+        )
         edit.apply(small)
     hostile_packages.sealed(small)
     assert command("verify", str(small)) == 8
@@ -106,11 +121,15 @@ def test_chat_hashes_before_it_opens(small: Path, command: Command) -> None:
     assert "not as it was packaged" in command.text  # type: ignore[attr-defined]
 
 
-def test_auto_map_is_harmless_where_no_model_is_built_by_it(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_auto_map_is_harmless_where_no_model_is_built_by_it(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
     """Sources have it, and OpenVINO's packages carry their config as it is."""
     folder = shutil.copytree(bases["openvino"], tmp_path / "package")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "configuration_phi3.C"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "auto_map": {"AutoConfig": "configuration_phi3.C"}})
+    )
     assert package.verify(hostile_packages.sealed(folder)) == []
 
 
@@ -123,18 +142,32 @@ def test_a_package_that_no_command_would_open_is_not_made(tmp_path: Path) -> Non
         kitchen.cook()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-def test_no_bytes_whatever_make_the_gate_fail_otherwise(bases: dict[str, Path], data: st.DataObject) -> None:
-    """Files of each kind, spoiled anywhere: the gate finds something or nothing, and never fails or hangs."""
+def test_no_bytes_whatever_make_the_gate_fail_otherwise(
+    bases: dict[str, Path], data: st.DataObject
+) -> None:
+    """Files of each kind, spoiled anywhere: the gate finds something or nothing, and never fails or
+    hangs."""
     backend, name = data.draw(st.sampled_from(SPOILED))
     path = bases[backend] / name
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
-    new = data.draw(st.one_of(st.binary(max_size=12), st.sampled_from([b"\xff" * 8, b"\0" * 8, b"\xff\xff\xff\x7f"])))
-    path.write_bytes(spoiled := whole[:at] + new + whole[at + data.draw(st.sampled_from([0, len(new), 40])) :])
+    new = data.draw(
+        st.one_of(
+            st.binary(max_size=12), st.sampled_from([b"\xff" * 8, b"\0" * 8, b"\xff\xff\xff\x7f"])
+        )
+    )
+    path.write_bytes(
+        spoiled := whole[:at] + new + whole[at + data.draw(st.sampled_from([0, len(new), 40])) :]
+    )
     made = package.read_manifest(bases[backend])
-    made["files"] = [entry | {"size": len(spoiled)} if entry["path"] == name else entry for entry in made["files"]]
+    made["files"] = [
+        entry | {"size": len(spoiled)} if entry["path"] == name else entry
+        for entry in made["files"]
+    ]
     before = time.process_time()
     try:
         list(gate.findings(bases[backend], made))
@@ -159,7 +192,8 @@ SPOILED = (
 
 
 def test_no_manifest_whatever_is_a_bug(small: Path, command: Command, own_cache: Path) -> None:
-    """Every value of a manifest is replaced; what is refused is refused by all commands alike, at once."""
+    """Every value of a manifest is replaced; what is refused is refused by all commands alike, at
+    once."""
     made = json.loads((small / "manifest.json").read_text())
     store = Store(own_cache)
     refused = 0
@@ -179,7 +213,9 @@ def test_no_manifest_whatever_is_a_bug(small: Path, command: Command, own_cache:
             assert time.monotonic() - before < 5, what
         else:
             assert code == 0, what
-            assert _ending(lambda: again.plan(small, store, text=None, tokens=None, source=None)) in {0, 2, 3, 8}, what
+            assert _ending(
+                lambda: again.plan(small, store, text=None, tokens=None, source=None)
+            ) in {0, 2, 3, 8}, what
             assert _ending(lambda: again.on_device(small)) in {0, 2, 3, 8}, what
     assert refused > 80
 
@@ -199,16 +235,23 @@ def _ending(what: Callable[[], object]) -> int:
 @pytest.mark.parametrize(
     "change",
     [
-        *(lambda made, name=name: made.pop(name) for name in ("backend", "recipe", "source", "fidelity", "steps")),
+        *(
+            lambda made, name=name: made.pop(name)
+            for name in ("backend", "recipe", "source", "fidelity", "steps")
+        ),
         lambda made: made.update(source="x"),
         lambda made: made["fidelity"].update(metrics="x"),
         lambda made: made["fidelity"]["metrics"].update(kld_mean=None),
         lambda made: made["source"].update(kind="builtin", name="../../x"),
         lambda made: made["source"].update(kind="builtin", name="no-such-model"),
         lambda made: (made.update(backend="nosuch"), made["recipe"].update(backend="nosuch")),
-        lambda made: made["files"].append({"path": "a/" * 100_000 + "a", "size": 0, "sha256": "0" * 64}),
+        lambda made: made["files"].append(
+            {"path": "a/" * 100_000 + "a", "size": 0, "sha256": "0" * 64}
+        ),
         lambda made: made.update(hostile_packages.sized(made, 10_001)),
-        lambda made: made["files"].append({"path": "genai_config.json/x", "size": 0, "sha256": "0" * 64}),
+        lambda made: made["files"].append(
+            {"path": "genai_config.json/x", "size": 0, "sha256": "0" * 64}
+        ),
     ],
 )
 def test_nonsense_that_is_sealed_is_one_sentence_within_two_seconds(
@@ -249,7 +292,10 @@ def test_a_manifest_of_the_first_phipipe_is_read(small: Path) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
 def test_what_a_model_said_of_pictures_may_hold_any_character(said: str) -> None:
     made = {**small_package.described(), "files": [], "digest": small_package.DIGEST}
-    made["fidelity"]["vision"] = {"metrics": {}, "answers": [{"name": "text", "text": said, "original": said}]}
+    made["fidelity"]["vision"] = {
+        "metrics": {},
+        "answers": [{"name": "text", "text": said, "original": said}],
+    }
     assert manifest_schema.problem(made) is None
     made["scheme"] = "\x1b]0;x\x07"
     assert "scheme" in str(manifest_schema.problem(made))
@@ -268,8 +314,34 @@ def test_thousands_of_added_files_are_one_finding(small: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("con", "CON", "nul.txt", "com1", "lpt9.gguf", "COM\u00b9", "aux.tar.gz", "con ", "a..", "a.", " a", "a "),
-        *("a:b", "a\\b", "a\nb", "\u202ea", "*", "", ".", "..", "x" * 300, "\U0001f98a" * 70, "conin$", "nul .txt"),
+        *(
+            "con",
+            "CON",
+            "nul.txt",
+            "com1",
+            "lpt9.gguf",
+            "COM\u00b9",
+            "aux.tar.gz",
+            "con ",
+            "a..",
+            "a.",
+            " a",
+            "a ",
+        ),
+        *(
+            "a:b",
+            "a\\b",
+            "a\nb",
+            "\u202ea",
+            "*",
+            "",
+            ".",
+            "..",
+            "x" * 300,
+            "\U0001f98a" * 70,
+            "conin$",
+            "nul .txt",
+        ),
     ],
 )
 def test_what_windows_makes_no_file_of_is_no_name(name: str) -> None:
@@ -302,9 +374,13 @@ def test_two_spellings_of_a_letter_are_one_name() -> None:
         ("quantizer_class", "x"),
     ],
 )
-def test_a_source_with_a_hook_is_refused_by_its_key(tmp_path: Path, key: str, value: object) -> None:
+def test_a_source_with_a_hook_is_refused_by_its_key(
+    tmp_path: Path, key: str, value: object
+) -> None:
     name = "tokenizer_config.json" if key.startswith("tokenizer") else "config.json"
-    folder = shutil.copytree(Path(models.__file__).parent / "assets" / "tiny-phi3", tmp_path / "source")
+    folder = shutil.copytree(
+        Path(models.__file__).parent / "assets" / "tiny-phi3", tmp_path / "source"
+    )
     settings = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**settings, key: value}))
     with pytest.raises(SourceError, match=key):
@@ -313,7 +389,11 @@ def test_a_source_with_a_hook_is_refused_by_its_key(tmp_path: Path, key: str, va
 
 @pytest.mark.parametrize("value", ["eager", "sdpa", "flash_attention_2", "paged|sdpa", None])
 def test_attention_of_transformers_own_is_no_hook(tmp_path: Path, value: str | None) -> None:
-    folder = shutil.copytree(Path(models.__file__).parent / "assets" / "tiny-phi3", tmp_path / "source")
+    folder = shutil.copytree(
+        Path(models.__file__).parent / "assets" / "tiny-phi3", tmp_path / "source"
+    )
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "_attn_implementation": value, "auto_map": {"A": "b.C"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "_attn_implementation": value, "auto_map": {"A": "b.C"}})
+    )
     assert models.read(folder).layers == 5

@@ -1,4 +1,5 @@
-"""What the gate for packages reads inside files: reference data, checkpoints, names in settings, Modelfiles."""
+"""What the gate for packages reads inside files: reference data, checkpoints, names in settings,
+Modelfiles."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, data in reference().items():
         (first / "reference" / name).write_bytes(data)
     hostile_packages.sealed(first)
-    return {name: hostile_packages.laid_out(first, folder / name, name) for name in hostile_packages.BACKENDS}
+    return {
+        name: hostile_packages.laid_out(first, folder / name, name)
+        for name in hostile_packages.BACKENDS
+    }
 
 
 def found(base: Path, folder: Path, name: str, data: bytes) -> list[str]:
@@ -44,14 +48,20 @@ def reference(**changed: bytes) -> dict[str, bytes]:
     rows, count = WINDOWS * (WINDOW - 1), WINDOWS * (WINDOW - 1) * TOP
     arrays = {
         "vocabulary": array("<i4", (), struct.pack("<i", VOCABULARY)),
-        "ids": array("<i4", (WINDOWS, WINDOW - 1, TOP), struct.pack(f"<{count}i", *(i % 9 for i in range(count)))),
+        "ids": array(
+            "<i4",
+            (WINDOWS, WINDOW - 1, TOP),
+            struct.pack(f"<{count}i", *(i % 9 for i in range(count))),
+        ),
         "logp": array("<f4", (WINDOWS, WINDOW - 1, TOP), b"\0" * 4 * count),
         "rest": array("<f4", (WINDOWS, WINDOW - 1), b"\0" * 4 * rows),
         "true": array("<f4", (WINDOWS, WINDOW - 1), b"\0" * 4 * rows),
     } | changed
     chat = {"prompt": "a", "rendered": "a", "ids": [1], "answer": [2], "text": "b"}
     return {
-        "tokens.npy": array("<i4", (WINDOWS, WINDOW), struct.pack(f"<{WINDOWS * WINDOW}i", *range(8))),
+        "tokens.npy": array(
+            "<i4", (WINDOWS, WINDOW), struct.pack(f"<{WINDOWS * WINDOW}i", *range(8))
+        ),
         "top.npz": packed(arrays),
         "baseline.json": text({"skip": 0, "parity_ids": [1, 2], "chats": [chat], "ppl": 2.0}),
     }
@@ -66,7 +76,9 @@ def packed(arrays: Mapping[str, bytes]) -> bytes:
 
 
 def test_reference_data_as_phipipe_writes_it_passes(bases: dict[str, Path]) -> None:
-    assert {name: package.verify(folder) for name, folder in bases.items()} == {name: [] for name in bases}
+    assert {name: package.verify(folder) for name, folder in bases.items()} == {
+        name: [] for name in bases
+    }
 
 
 ODD_TOKENS = {
@@ -87,7 +99,9 @@ ODD_TOKENS = {
 def test_tokens_that_numpy_or_a_runtime_would_trip_over_are_refused(
     bases: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    (said,) = found(bases["onnxruntime"], tmp_path / "p", "reference/tokens.npy", ODD_TOKENS[name])[:1]
+    (said,) = found(bases["onnxruntime"], tmp_path / "p", "reference/tokens.npy", ODD_TOKENS[name])[
+        :1
+    ]
     assert said.startswith("reference/tokens.npy: ")
 
 
@@ -106,7 +120,9 @@ ODD_ARRAYS: dict[str, dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("name", ODD_ARRAYS)
-def test_arrays_that_do_not_fit_each_other_are_refused(bases: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_arrays_that_do_not_fit_each_other_are_refused(
+    bases: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     data = reference(**ODD_ARRAYS[name])["top.npz"]
     assert found(bases["onnxruntime"], tmp_path / "p", "reference/top.npz", data)
 
@@ -121,7 +137,9 @@ def test_arrays_that_do_not_fit_each_other_are_refused(bases: dict[str, Path], t
         {"skip": 0, "parity_ids": [], "chats": [{}] * 1000},
     ],
 )
-def test_a_baseline_that_is_none_is_refused(bases: dict[str, Path], tmp_path: Path, told: object) -> None:
+def test_a_baseline_that_is_none_is_refused(
+    bases: dict[str, Path], tmp_path: Path, told: object
+) -> None:
     assert found(bases["llamacpp"], tmp_path / "p", "reference/baseline.json", text(told))
 
 
@@ -146,12 +164,18 @@ def checkpoint(header: object, data: bytes = b"") -> bytes:
 def test_a_checkpoint_is_read_strictly_in_packages_too(
     bases: dict[str, Path], tmp_path: Path, backend: str, header: object
 ) -> None:
-    (said,) = found(bases[backend], tmp_path / "p", "model.safetensors", checkpoint(header, b"\0" * 4))
+    (said,) = found(
+        bases[backend], tmp_path / "p", "model.safetensors", checkpoint(header, b"\0" * 4)
+    )
     assert said.isprintable()
 
 
-@pytest.mark.parametrize("places", [{"w": "../../evil.safetensors"}, {"w": "/x.safetensors"}, {"w": 1}, [], None])
-def test_an_index_names_files_of_the_package_alone(bases: dict[str, Path], tmp_path: Path, places: object) -> None:
+@pytest.mark.parametrize(
+    "places", [{"w": "../../evil.safetensors"}, {"w": "/x.safetensors"}, {"w": 1}, [], None]
+)
+def test_an_index_names_files_of_the_package_alone(
+    bases: dict[str, Path], tmp_path: Path, places: object
+) -> None:
     name = "model.safetensors.index.json"
     assert found(bases["torch"], tmp_path / "p", name, text({"weight_map": places}))
     good = text({"weight_map": {"w": "model.safetensors"}})
@@ -161,7 +185,10 @@ def test_an_index_names_files_of_the_package_alone(bases: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("name", "key"),
     [("config.json", "transformers_weights"), ("config.json", "configuration_files")]
-    + [("tokenizer_config.json", key) for key in ("gguf_file", "fast_tokenizer_files", "tekken_file")],
+    + [
+        ("tokenizer_config.json", key)
+        for key in ("gguf_file", "fast_tokenizer_files", "tekken_file")
+    ],
 )
 def test_no_setting_of_transformers_opens_a_file_elsewhere(
     bases: dict[str, Path], tmp_path: Path, name: str, key: str
@@ -202,17 +229,23 @@ def test_a_packages_config_has_the_bounds_of_a_checkpoints(
 def test_a_name_of_a_tensor_is_no_other_format_than_a_layers_number(
     bases: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    for number, (value, good) in enumerate(((name, False), ("past_key_values.%d.key", True), ("input_ids", True))):
+    for number, (value, good) in enumerate(
+        ((name, False), ("past_key_values.%d.key", True), ("input_ids", True))
+    ):
         made = json.loads(json.dumps(hostile_packages.GENAI))
         made["model"]["decoder"]["inputs"] = {"past_key_names": value}
         said = found(bases["onnxruntime"], tmp_path / str(number), "genai_config.json", text(made))
         assert (not said) == good
 
 
-def test_no_number_of_a_field_means_another_one_to_readers_of_32_bits(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_no_number_of_a_field_means_another_one_to_readers_of_32_bits(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
     evil = field(1, node(b"Evil", b"evil.ops"))
     for number, name in enumerate((2**29 + 7, 2**29, 2**60 + 7, 0)):
-        assert found(bases["onnxruntime"], tmp_path / str(number), "model.onnx", onnx() + field(name, evil))
+        assert found(
+            bases["onnxruntime"], tmp_path / str(number), "model.onnx", onnx() + field(name, evil)
+        )
 
 
 @pytest.mark.parametrize(
@@ -234,14 +267,22 @@ def test_numbers_over_which_llama_cpp_ends_the_process_are_refused(
 ) -> None:
     types = {"<I": 4, "<i": 5, "<H": 2, "<f": 6}
     pair = hostile_packages.pair(key, types[kind], struct.pack(kind, number))
-    (said,) = found(bases["llamacpp"], tmp_path / "p", "model.gguf", hostile_packages.gguf(pairs=(pair,)))
+    (said,) = found(
+        bases["llamacpp"], tmp_path / "p", "model.gguf", hostile_packages.gguf(pairs=(pair,))
+    )
     assert said.isprintable()
     usual = hostile_packages.pair(b"phi3.block_count", 4, struct.pack("<I", 32))
-    assert not found(bases["llamacpp"], tmp_path / "good", "model.gguf", hostile_packages.gguf(pairs=(usual,)))
+    assert not found(
+        bases["llamacpp"], tmp_path / "good", "model.gguf", hostile_packages.gguf(pairs=(usual,))
+    )
 
 
-@pytest.mark.parametrize("name", ["LICENSE.vbs", "LICENSE.command", "NOTICE.hta", "LICENSE.desktop", "NOTICE.scr"])
-def test_a_licence_is_nothing_that_a_desktop_runs(bases: dict[str, Path], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["LICENSE.vbs", "LICENSE.command", "NOTICE.hta", "LICENSE.desktop", "NOTICE.scr"]
+)
+def test_a_licence_is_nothing_that_a_desktop_runs(
+    bases: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     assert found(bases["litert"], tmp_path / "p", name, b"x")
     assert not found(bases["litert"], tmp_path / "good", "LICENSE-APACHE.txt", b"x")
 

@@ -1,4 +1,5 @@
-"""Rules about the code itself: imports point down, the parent stays light, nothing private leaks."""
+"""Rules about the code itself: imports point down, the parent stays light, nothing private
+leaks."""
 
 from __future__ import annotations
 
@@ -16,10 +17,37 @@ from phipipe import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(phipipe.__file__).parent
-HEAVY = {"torch", "transformers", "onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "numpy", "safetensors"}
-HEAVY |= {"openvino", "nncf", "optimum", "mlx", "mlx_lm", "llama_cpp", "gguf", "auto_round", "olive", "plotly"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "onnxruntime_genai",
+    "onnx",
+    "onnx_ir",
+    "numpy",
+    "safetensors",
+}
+HEAVY |= {
+    "openvino",
+    "nncf",
+    "optimum",
+    "mlx",
+    "mlx_lm",
+    "llama_cpp",
+    "gguf",
+    "auto_round",
+    "olive",
+    "plotly",
+}
 HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub", "prefect"}
-HEAVY |= {"litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert_lm_builder", "litert_lm", "tensorflow"}
+HEAVY |= {
+    "litert_torch",
+    "ai_edge_litert",
+    "ai_edge_quantizer",
+    "litert_lm_builder",
+    "litert_lm",
+    "tensorflow",
+}
 
 # A module may import from its own layer or from one below it.
 LAYERS = (
@@ -37,7 +65,15 @@ LAYERS = (
     },
     {"json_files", "launcher", "worker", "chat_screen", "several", "output", "output_lists"},
     {"code_keys", "config_check", "remarks", "weights"},
-    {"gate_genai", "gate_reference", "peek_gguf", "peek_litert", "peek_modelfile", "peek_onnx", "peek_openvino"},
+    {
+        "gate_genai",
+        "gate_reference",
+        "peek_gguf",
+        "peek_litert",
+        "peek_modelfile",
+        "peek_onnx",
+        "peek_openvino",
+    },
     {"user_paths"},
     {"document", "keys", "settings", "transfer", "changed", "room"},
     {"overlay"},
@@ -130,7 +166,17 @@ LAYERS = (
     {"schedule"},
     {"preflight"},
     {"checks", "explain"},
-    {"show", "events", "again", "catalogue", "comparison", "support", "selection", "timetable", "hooks"},
+    {
+        "show",
+        "events",
+        "again",
+        "catalogue",
+        "comparison",
+        "support",
+        "selection",
+        "timetable",
+        "hooks",
+    },
     {"schemas", "listing_text", "answers"},
     {"batch"},
     {"batch_report"},
@@ -156,7 +202,11 @@ def runtime_imports(tree: ast.AST) -> set[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "phipipe":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "phipipe"
+        ):
             parts = node.module.split(".")
             found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         found |= runtime_imports(node)
@@ -169,7 +219,11 @@ def test_imports_point_down(path: Path) -> None:
     if own in {"__init__", "__main__", "toolchains"}:
         return
     assert own in RANK, f"{own} has no layer yet"
-    above = {n for n in runtime_imports(ast.parse(path.read_text("utf-8"))) if RANK.get(n, -1) > RANK[own]}
+    above = {
+        n
+        for n in runtime_imports(ast.parse(path.read_text("utf-8")))
+        if RANK.get(n, -1) > RANK[own]
+    }
     assert not above
 
 
@@ -179,7 +233,8 @@ def test_backends_import_light(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["validate", "recipes/quickstart.yaml"], ["plan", "recipes/quickstart.yaml"]]
+    "words",
+    [["--help"], ["validate", "recipes/quickstart.yaml"], ["plan", "recipes/quickstart.yaml"]],
 )
 def test_the_parent_never_imports_a_toolchain(words: list[str]) -> None:
     code = f"import sys; sys.argv = ['phipipe', *{words!r}]\nfrom phipipe.cli import main\n"
@@ -189,19 +244,40 @@ def test_the_parent_never_imports_a_toolchain(words: list[str]) -> None:
 
 def test_what_toolchains_import_needs_little() -> None:
     """Not every toolchain has what the parent has."""
-    assert not imported("import phipipe.hub") & {*HEAVY, "filelock", "yaml", "platformdirs", "click"}
+    assert not imported("import phipipe.hub") & {
+        *HEAVY,
+        "filelock",
+        "yaml",
+        "platformdirs",
+        "click",
+    }
 
 
 def imported(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after ``code``."""
-    probe = f"{code}\nimport json, sys; print('\\n' + json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
+    probe = (
+        f"{code}\nimport json, sys; print('\\n' + json.dumps(sorted({{m.split('.')[0] for m "
+        f"in sys.modules}})))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return set(json.loads(answer.stdout.splitlines()[-1]))
 
 
 def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
-    hosts = "|".join(("py" + "pi[.]org", "python" + "hosted[.]org", "npm" + "js[.]org", "/ro" + "ot/", "/wo" + "rk/"))
-    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    hosts = "|".join(
+        (
+            "py" + "pi[.]org",
+            "python" + "hosted[.]org",
+            "npm" + "js[.]org",
+            "/ro" + "ot/",
+            "/wo" + "rk/",
+        )
+    )
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     names = [name for name in listed.split("\0") if name]
     assert "uv.lock" not in names
     texts = {n: (ROOT / n).read_bytes() for n in names if (ROOT / n).is_file()}
@@ -210,7 +286,9 @@ def test_no_file_names_a_registry_or_a_path_of_some_machine() -> None:
 
 def test_functions_and_files_stay_small() -> None:
     """Budgets are guides; this is the point where a reader would give up."""
-    long_files = {p.name: n for p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 480}
+    long_files = {
+        p.name: n for p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 480
+    }
     assert not long_files
     long_functions = [
         f"{path.name}:{node.name}"
@@ -221,12 +299,21 @@ def test_functions_and_files_stay_small() -> None:
     assert not long_functions
 
 
-OPENING = {"open", "fdopen", "read_text", "write_text", "TextIOWrapper", "NamedTemporaryFile", "TemporaryFile"}
+OPENING = {
+    "open",
+    "fdopen",
+    "read_text",
+    "write_text",
+    "TextIOWrapper",
+    "NamedTemporaryFile",
+    "TemporaryFile",
+}
 STARTING = {"run", "Popen", "check_output", "check_call", "call"}
 
 
 def nameless(call: ast.Call) -> str | None:
-    """The function of ``call`` if it opens text in whatever encoding the system has; that differs between systems."""
+    """The function of ``call`` if it opens text in whatever encoding the system has; that differs
+    between systems."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     named = {keyword.arg for keyword in call.keywords}
     words = {str(value.value) for value in ast.walk(call) if isinstance(value, ast.Constant)}
@@ -240,30 +327,66 @@ def nameless(call: ast.Call) -> str | None:
     modes = {word for word in words if set(word) <= set("rwxab+t") and word}
     if name in ("NamedTemporaryFile", "TemporaryFile"):
         return name if any("b" not in mode for mode in modes) else None  # binary by default
-    if name in ("open", "fdopen") and ((owner == "os" and name == "open") or any("b" in mode for mode in modes)):
+    if name in ("open", "fdopen") and (
+        (owner == "os" and name == "open") or any("b" in mode for mode in modes)
+    ):
         return None
-    runtimes = {"archive", "backend", "module", "Image", "Images", "genai.Images", "torch", "backends.load('torch')"}
+    runtimes = {
+        "archive",
+        "backend",
+        "module",
+        "Image",
+        "Images",
+        "genai.Images",
+        "torch",
+        "backends.load('torch')",
+    }
     opens_a_model = owner in runtimes or owner.startswith("backends.load")
     return None if name == "open" and opens_a_model else name
 
 
-@pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*modules(), *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda p: p.name
+)
 def test_every_text_is_opened_in_a_named_encoding(path: Path) -> None:
-    calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    calls = [
+        node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    ]
     assert not [f"{found} in line {call.lineno}" for call in calls if (found := nameless(call))]
 
 
 def test_the_guard_of_encodings_knows_them() -> None:
-    bad = ["open(p)", "p.open('w')", "p.read_text()", "p.write_text(t)", "subprocess.run(c, text=True)", "os.fdopen(1)"]
+    bad = [
+        "open(p)",
+        "p.open('w')",
+        "p.read_text()",
+        "p.write_text(t)",
+        "subprocess.run(c, text=True)",
+        "os.fdopen(1)",
+    ]
     bad += ["tempfile.NamedTemporaryFile('w')", "p.open()", "io.TextIOWrapper(b)"]
-    good = ["p.open('rb')", "open(p, 'r+b')", "p.read_text('utf-8')", "subprocess.run(c, text=True, encoding='utf-8')"]
-    good += ["tempfile.TemporaryFile()", "os.open(p, 0)", "p.write_text(t, encoding='utf-8')", "backend.open(folder)"]
+    good = [
+        "p.open('rb')",
+        "open(p, 'r+b')",
+        "p.read_text('utf-8')",
+        "subprocess.run(c, text=True, encoding='utf-8')",
+    ]
+    good += [
+        "tempfile.TemporaryFile()",
+        "os.open(p, 0)",
+        "p.write_text(t, encoding='utf-8')",
+        "backend.open(folder)",
+    ]
     calls = {text: ast.parse(text, mode="eval").body for text in (*bad, *good)}
-    assert [text for text, call in calls.items() if isinstance(call, ast.Call) and nameless(call)] == bad
+    assert [
+        text for text, call in calls.items() if isinstance(call, ast.Call) and nameless(call)
+    ] == bad
 
 
 @pytest.mark.parametrize("name", ["cli", "nightly", "upkeep"])
 def test_commands_print_through_the_console_alone(name: str) -> None:
     """There strangers' text becomes visible, and there it is made fit for the stream's encoding."""
     text = (PACKAGE / f"{name}.py").read_text("utf-8")
-    assert not re.search(r"click\.(s?echo|secho)\(|(?<![\w.])print\(|sys\.std(out|err)\.write", text)
+    assert not re.search(
+        r"click\.(s?echo|secho)\(|(?<![\w.])print\(|sys\.std(out|err)\.write", text
+    )

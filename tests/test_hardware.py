@@ -48,7 +48,9 @@ def test_memory_is_what_a_container_grants(cgroup: Path) -> None:
     assert hardware.memory_bytes() == 2**30
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity to set")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system has no affinity to set"
+)
 def test_cores_are_those_that_we_may_run_on() -> None:
     mine = os.sched_getaffinity(0)
     try:
@@ -58,7 +60,9 @@ def test_cores_are_those_that_we_may_run_on() -> None:
         os.sched_setaffinity(0, mine)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity to set")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system has no affinity to set"
+)
 def test_a_thread_settles_on_its_share_and_others_go_where_they_were() -> None:
     mine = os.sched_getaffinity(0)
 

@@ -1,4 +1,5 @@
-"""Whatever path or value a user gives, every command ends in a sentence and a documented code, and soon."""
+"""Whatever path or value a user gives, every command ends in a sentence and a documented code, and
+soon."""
 
 from __future__ import annotations
 
@@ -15,7 +16,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import again, backends, board, collect, comparison, console, selection, timetable, user_paths
+from phipipe import (
+    again,
+    backends,
+    board,
+    collect,
+    comparison,
+    console,
+    selection,
+    timetable,
+    user_paths,
+)
 from phipipe.errors import RecipeError, SourceError, StoreError
 from phipipe.user_paths import Kind
 
@@ -23,9 +34,12 @@ LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and 
 
 
 def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path) -> None:
-    """Every command × every place for a path × every kind of odd path, and odd values for the other options."""
+    """Every command × every place for a path × every kind of odd path, and odd values for the other
+    options."""
     command = [sys.executable, hostile_paths.__file__, str(tmp_path / "odd")]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", cwd=tmp_path)
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", cwd=tmp_path
+    )
     try:
         said, _ = child.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -35,7 +49,11 @@ def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path)
     tried = [line for line in lines if "code" in line]
     assert child.returncode == 0, lines[-1:]
     assert len(tried) > 1500
-    wrong = [line for line in tried if line["code"] not in hostile_paths.DOCUMENTED or "Traceback" in line["said"]]
+    wrong = [
+        line
+        for line in tried
+        if line["code"] not in hostile_paths.DOCUMENTED or "Traceback" in line["said"]
+    ]
     assert not wrong
     silent = [line for line in tried if line["code"] and not line["said"].strip()]
     assert not silent
@@ -49,7 +67,9 @@ def test_an_odd_path_in_a_recipe_is_refused_where_it_stands(tmp_path: Path) -> N
     for name in ("a link, loop", "a pipe", "a long name", "nobody's home", "/dev/zero"):
         if name not in odd:
             continue
-        text = hostile_paths.RECIPE.replace("{builtin: stories}", f"{{file: {json.dumps(odd[name])}}}")
+        text = hostile_paths.RECIPE.replace(
+            "{builtin: stories}", f"{{file: {json.dumps(odd[name])}}}"
+        )
         recipe.write_text(text, "utf-8")
         code, said = hostile_paths.outcome(["validate", str(recipe)])
         assert code == 2
@@ -73,11 +93,15 @@ def test_links_are_followed_to_what_they_name(tmp_path: Path) -> None:
     (tmp_path / "null").symlink_to("/dev/null")
     assert user_paths.problem(tmp_path / "link", Kind.FILE) is None
     assert "a device" in str(user_paths.problem(tmp_path / "null", Kind.NEW_FILE))
-    assert "link" in str(user_paths.problem(Path(hostile_paths.paths(tmp_path)["a link, dangling"]), Kind.NEW_FOLDER))
+    assert "link" in str(
+        user_paths.problem(Path(hostile_paths.paths(tmp_path)["a link, dangling"]), Kind.NEW_FOLDER)
+    )
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=400))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_every_text_is_a_path_or_is_refused_in_words(tmp_path: Path, text: str) -> None:
     for kind in Kind:
         told = user_paths.problem(tmp_path / text, kind, text)
@@ -119,7 +143,9 @@ def test_what_is_wrong_with_an_option_names_the_option_and_the_path(
 
 def test_too_few_tokens_for_a_window_are_the_options_fault_not_the_texts() -> None:
     manifest = {"recipe": json.loads(json.dumps(yaml.safe_load(hostile_paths.RECIPE)))}
-    with pytest.raises(RecipeError, match=r"--tokens 256 is less than one window of 512 tokens") as caught:
+    with pytest.raises(
+        RecipeError, match=r"--tokens 256 is less than one window of 512 tokens"
+    ) as caught:
         again._recipe(manifest, None, 256)
     assert caught.value.hint == "--tokens 512 or more"
     assert again._recipe(manifest, None, 512).evaluate.tokens == 512
@@ -127,7 +153,9 @@ def test_too_few_tokens_for_a_window_are_the_options_fault_not_the_texts() -> No
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 @pytest.mark.timeout(60)
-def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_written_into(tmp_path: Path) -> None:
+def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_written_into(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "precious").write_text("mine", "utf-8")
 
     def occupied(name: str) -> None:
@@ -165,11 +193,18 @@ def test_a_folder_of_recipes_may_hold_anything(tmp_path: Path) -> None:
     folder = tmp_path / "recipes"
     (folder / "folder.yaml").mkdir(parents=True)
     os.mkfifo(folder / "pipe.yaml")
-    for name, target in {"loop": "loop.yaml", "null": "/dev/null", "zero": "/dev/zero", "gone": "no/where"}.items():
+    for name, target in {
+        "loop": "loop.yaml",
+        "null": "/dev/null",
+        "zero": "/dev/zero",
+        "gone": "no/where",
+    }.items():
         (folder / f"{name}.yaml").symlink_to(target)
     (folder / "\udcff.yaml").touch()
     (folder / "good.yaml").write_text(hostile_paths.RECIPE, "utf-8")
-    code, said = hostile_paths.outcome(["schedule", "export", "--cron", str(folder), "--name", "tried"])
+    code, said = hostile_paths.outcome(
+        ["schedule", "export", "--cron", str(folder), "--name", "tried"]
+    )
     assert code == 0, said
     items = selection.select([folder], selection.Wanted(), backends.OptionsOf())
     assert {item.path.name for item in items if item.error is None} == {"good.yaml"}
@@ -180,7 +215,9 @@ def test_a_folder_of_recipes_may_hold_anything(tmp_path: Path) -> None:
     ("told", "place"),
     [("source: {path: nowhere}", "2:16"), ("evaluate: {text: {file: nowhere.txt}}", "6:25")],
 )
-def test_a_path_that_is_missing_is_said_where_it_stands(tmp_path: Path, told: str, place: str) -> None:
+def test_a_path_that_is_missing_is_said_where_it_stands(
+    tmp_path: Path, told: str, place: str
+) -> None:
     recipe, key = tmp_path / "r.yaml", told.partition(":")[0]
     lines = [told if line.startswith(key) else line for line in hostile_paths.RECIPE.splitlines()]
     recipe.write_text("\n".join(lines if told in lines else [*lines, told]), "utf-8")

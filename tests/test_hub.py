@@ -42,7 +42,9 @@ def own_hub_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "hf"
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setattr(transfer.library().constants, "HF_TOKEN_PATH", str(home / "token"))
-    monkeypatch.setattr(transfer, "PACE", Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1))
+    monkeypatch.setattr(
+        transfer, "PACE", Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
+    )
     return home
 
 
@@ -67,7 +69,10 @@ def planned(*sets: str) -> plan.Plan:
 
 
 def made(
-    name: str, planned: plan.Plan, cache: Path, told: Callable[[int, int, str], None] = lambda *report: None
+    name: str,
+    planned: plan.Plan,
+    cache: Path,
+    told: Callable[[int, int, str], None] = lambda *report: None,
 ) -> Result:
     """The result of the step ``name``, which needs no other; ``told`` hears how far it is."""
     store = Store(cache)
@@ -123,13 +128,17 @@ def test_nothing_but_plain_data_is_taken(name: str) -> None:
     assert not hub_client.is_allowed(name)
 
 
-def test_the_same_bytes_from_a_folder_and_from_a_hub_are_one_object(served: Hub, own_cache: Path) -> None:
+def test_the_same_bytes_from_a_folder_and_from_a_hub_are_one_object(
+    served: Hub, own_cache: Path
+) -> None:
     here = made("source", planned(), own_cache)
     there = made("source", planned(source(served)), own_cache)
     assert there.stored.digest == here.stored.digest
 
 
-def test_the_key_says_repository_commit_and_hashes_and_no_place(served: Hub, own_cache: Path) -> None:
+def test_the_key_says_repository_commit_and_hashes_and_no_place(
+    served: Hub, own_cache: Path
+) -> None:
     params = json.dumps(planned(source(served)).steps[0].params)
     assert served.commit in params
     assert served.published(WEIGHTS)["lfs"]["sha256"] in params
@@ -145,7 +154,13 @@ def test_the_manifest_will_name_the_hub_and_its_licence(served: Hub) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault("cut", at=3_000_000), Fault("wrong-bytes"), Fault("no-range"), Fault("status"), Fault("stall", at=70_000)],
+    [
+        Fault("cut", at=3_000_000),
+        Fault("wrong-bytes"),
+        Fault("no-range"),
+        Fault("status"),
+        Fault("stall", at=70_000),
+    ],
     ids=lambda fault: fault.kind,
 )
 def test_faults_of_the_network_are_survived(served: Hub, own_cache: Path, fault: Fault) -> None:
@@ -163,7 +178,9 @@ def test_a_plan_survives_a_faulty_hub(served: Hub) -> None:
 def test_a_repository_that_has_moved_is_followed(served: Hub, own_cache: Path) -> None:
     path = f"/api/models/{served.repo}/revision/{served.commit}?blobs=True"
     served.answers = [(307, {"Location": path}, b"")]
-    served.faults[WEIGHTS] = [Fault("redirect", to=f"/{served.repo}/resolve/{served.commit}/{WEIGHTS}")] * 2
+    served.faults[WEIGHTS] = [
+        Fault("redirect", to=f"/{served.repo}/resolve/{served.commit}/{WEIGHTS}")
+    ] * 2
     assert contents(made("source", planned(source(served)), own_cache).stored.path) == allowed()
 
 
@@ -201,12 +218,16 @@ def missing_shard(served: Hub) -> None:
 
 
 def other_commit(served: Hub) -> None:
-    served.answers = [(200, {}, json.dumps({"id": served.repo, "sha": "d" * 40, "siblings": []}).encode())]
+    served.answers = [
+        (200, {}, json.dumps({"id": served.repo, "sha": "d" * 40, "siblings": []}).encode())
+    ]
 
 
 def no_hashes(served: Hub) -> None:
     row = {"rfilename": "config.json"}
-    served.answers = [(200, {}, json.dumps({"id": served.repo, "sha": served.commit, "siblings": [row]}).encode())]
+    served.answers = [
+        (200, {}, json.dumps({"id": served.repo, "sha": served.commit, "siblings": [row]}).encode())
+    ]
 
 
 def stale_shards(served: Hub) -> None:
@@ -224,7 +245,9 @@ def other_widths(served: Hub) -> None:
 
 
 def quantized(served: Hub) -> None:
-    config = json.loads(served.files["config.json"]) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    config = json.loads(served.files["config.json"]) | {
+        "quantization_config": {"quant_method": "awq", "bits": 4}
+    }
     served.files["config.json"] = json.dumps(config).encode()
 
 
@@ -241,7 +264,12 @@ def test_weights_that_are_not_the_models_are_not_even_brought(served: Hub, own_c
 
 BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
     (lambda hub: None, {"repo": "nobody/nothing"}, "there is no model", "hf auth login"),
-    (lambda hub: None, {"revision": "d" * 40}, "no revision", "write `main` there and run `phipipe pin RECIPE`"),
+    (
+        lambda hub: None,
+        {"revision": "d" * 40},
+        "no revision",
+        "write `main` there and run `phipipe pin RECIPE`",
+    ),
     (gate, {}, "is gated", "accept it on"),
     (no_file, {}, f"has no file `{WEIGHTS}`", "look at"),
     (wrong_hash, {}, "`tokenizer.json` is not what was published", "proxy"),
@@ -252,7 +280,12 @@ BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
     (quantized, {}, "AWQ, 4 bits", "16 bits"),
     (other_commit, {}, "answers for dddd", ""),
     (no_hashes, {}, "no usable size and hash", ""),
-    (lambda hub: hub.answers.extend([(200, {}, b"<html>")] * 9), {}, "does not answer like a hub", "again"),
+    (
+        lambda hub: hub.answers.extend([(200, {}, b"<html>")] * 9),
+        {},
+        "does not answer like a hub",
+        "again",
+    ),
     (lambda hub: hub.answers.extend([(500, {}, b"")] * 9), {}, "answered 500", "again"),
     (lambda hub: hub.answers.append((403, {}, b"")), {}, "does not let you read", "login"),
 ]
@@ -278,9 +311,14 @@ def test_a_shard_with_a_wrong_hash_is_named_and_not_kept(served: Hub, own_cache:
     assert not list((own_cache / "actions").iterdir())
 
 
-def test_a_network_that_is_not_there_is_an_error(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_not_there_is_an_error(
+    served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(SourceError, match=r"cannot ask the hub about `someone/tiny`: no connection to 127\.0\.0\.1:"):
+    with pytest.raises(
+        SourceError,
+        match=r"cannot ask the hub about `someone/tiny`: no connection to 127\.0\.0\.1:",
+    ):
         planned(source(served))
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
     with pytest.raises(SourceError, match="HF_ENDPOINT"):
@@ -309,7 +347,9 @@ def test_a_revoked_token_is_told_apart(served: Hub, monkeypatch: pytest.MonkeyPa
     assert "HF_TOKEN to a new one; public models need none" in str(refused.value.hint)
 
 
-def test_a_missing_model_is_told_by_whether_there_is_a_token(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_told_by_whether_there_is_a_token(
+    served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", CANARY)
     with pytest.raises(SourceError, match="there is no model `nobody/nothing`") as refused:
         planned(source(served, repo="nobody/nothing"))
@@ -363,7 +403,11 @@ def filled(served: Hub, own_hub_home: Path) -> Path:
     (home / "blobs").mkdir()
     for name, data in served.files.items():
         published = served.published(name)
-        blob = home / "blobs" / (published["lfs"]["sha256"] if "lfs" in published else published["blob"])
+        blob = (
+            home
+            / "blobs"
+            / (published["lfs"]["sha256"] if "lfs" in published else published["blob"])
+        )
         blob.write_bytes(data)
         (snapshot / name).symlink_to(blob)
     return snapshot
@@ -411,7 +455,9 @@ def test_a_disk_without_room_is_said_before_anything_is_loaded(
     assert served.sent(WEIGHTS) <= remote.HEAD_BYTES
 
 
-def test_a_network_that_dies_at_any_request_is_an_error_and_the_next_run_goes_on(served: Hub, own_cache: Path) -> None:
+def test_a_network_that_dies_at_any_request_is_an_error_and_the_next_run_goes_on(
+    served: Hub, own_cache: Path
+) -> None:
     hints = set()
     for alive in range(30):
         served.requests, served.dies_after = 0, alive
@@ -453,15 +499,22 @@ def test_a_text_comes_from_a_data_set(texts: Hub, own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "words"), [("nothing.txt", "has no file"), ("short.txt", "is empty"), ("latin.txt", "is not UTF-8")]
+    ("file", "words"),
+    [("nothing.txt", "has no file"), ("short.txt", "is empty"), ("latin.txt", "is not UTF-8")],
 )
-def test_a_text_that_will_not_do_is_refused(texts: Hub, own_cache: Path, file: str, words: str) -> None:
+def test_a_text_that_will_not_do_is_refused(
+    texts: Hub, own_cache: Path, file: str, words: str
+) -> None:
     with pytest.raises(SourceError, match=words):
         made("text", planned(dataset(texts, file)), own_cache)
 
 
 def test_a_calibration_text_of_a_hub_is_compared_with_the_exam(texts: Hub) -> None:
-    sets = ("backend=openvino", "quantize={awq: true}", dataset(texts, "data/test.txt", "calibrate"))
+    sets = (
+        "backend=openvino",
+        "quantize={awq: true}",
+        dataset(texts, "data/test.txt", "calibrate"),
+    )
     assert planned(*sets)
     with pytest.raises(Exception, match="calibration text is the evaluation text"):
         planned(*sets, dataset(texts, "data/test.txt"))
@@ -481,7 +534,9 @@ print(step.folder)
 
 def download(served: Hub, before: str = "") -> subprocess.Popen[str]:
     words = [sys.executable, "-c", before + DOWNLOAD, served.repo, served.commit]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def downloaded(served: Hub) -> dict[str, bytes]:
@@ -559,14 +614,17 @@ def test_after_a_collection_a_download_begins_anew(served: Hub, own_cache: Path)
 
 @pytest.fixture
 def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
-    """A package of the served model, whose original the cache has lost, and with it all that the hub said."""
+    """A package of the served model, whose original the cache has lost, and with it all that the
+    hub said."""
     result = made("source", planned(source(served)), own_cache)
     kitchen = Kitchen(tmp_path / "kitchen")
     repo = {"kind": "hub", "repo": served.repo, "revision": served.commit}
     kitchen.params["source"] |= repo
     kitchen.params["recipe"]["source"] = {"repo": served.repo, "revision": served.commit}
     record = Store(own_cache).record(result.key)
-    kitchen.params["steps"]["source"] = {name: record[name] for name in kitchen.params["steps"]["source"]}
+    kitchen.params["steps"]["source"] = {
+        name: record[name] for name in kitchen.params["steps"]["source"]
+    }
     folder = kitchen.cook()
     shutil.rmtree(own_cache)
     return folder
@@ -576,7 +634,9 @@ def evaluated(package: Path, cache: Path, given: Path | None = None) -> plan.Pla
     return again.plan(package, Store(cache), text=None, tokens=512, source=given)
 
 
-def test_an_original_that_the_cache_lost_comes_from_its_hub_again(served: Hub, packed: Path, own_cache: Path) -> None:
+def test_an_original_that_the_cache_lost_comes_from_its_hub_again(
+    served: Hub, packed: Path, own_cache: Path
+) -> None:
     build = evaluated(packed, own_cache)
     assert build.checkpoint.parameters == models.read(TINY).parameters
     assert contents(made("source", build, own_cache).stored.path) == allowed()
@@ -591,19 +651,30 @@ def test_an_original_in_the_cache_needs_no_hub_even_where_its_answers_are_lost(
     made("source", evaluated(packed, own_cache), own_cache)
     shutil.rmtree(own_cache / "hub")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+    assert (
+        contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+    )
 
 
-def test_an_original_that_is_damaged_in_the_cache_comes_again(served: Hub, packed: Path, own_cache: Path) -> None:
+def test_an_original_that_is_damaged_in_the_cache_comes_again(
+    served: Hub, packed: Path, own_cache: Path
+) -> None:
     stored = made("source", evaluated(packed, own_cache), own_cache).stored
     (stored.path / "config.json").chmod(0o644)
     (stored.path / "config.json").write_text("{}")
-    assert contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+    assert (
+        contents(made("source", evaluated(packed, own_cache), own_cache).stored.path) == allowed()
+    )
 
 
-def test_an_original_may_be_given(served: Hub, packed: Path, own_cache: Path, checkpoint: Path) -> None:
+def test_an_original_may_be_given(
+    served: Hub, packed: Path, own_cache: Path, checkpoint: Path
+) -> None:
     asked = len(served.seen)
-    assert contents(made("source", evaluated(packed, own_cache, checkpoint), own_cache).stored.path) == allowed()
+    assert (
+        contents(made("source", evaluated(packed, own_cache, checkpoint), own_cache).stored.path)
+        == allowed()
+    )
     assert len(served.seen) == asked
     (checkpoint / "tokenizer_config.json").write_text("{}")
     with pytest.raises(SourceError, match="is not the checkpoint that this package was made from"):
@@ -650,7 +721,10 @@ def test_an_original_that_cannot_be_had_is_an_error_that_names_the_ways(
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process's files are POSIX's")
 def test_a_disk_that_fills_keeps_what_came(served: Hub, own_cache: Path) -> None:
     served.pause_s = 0.005
-    process = download(served, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))\n")
+    process = download(
+        served,
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))\n",
+    )
     said = process.communicate()[1].splitlines()[-1]
     assert "no room left" in said
     assert f"{len(served.files[WEIGHTS])} bytes needed" in said
@@ -662,7 +736,11 @@ def test_a_disk_that_fills_keeps_what_came(served: Hub, own_cache: Path) -> None
 
 def cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "phipipe", *map(str, words)], capture_output=True, text=True, encoding="utf-8", cwd=ROOT
+        [sys.executable, "-m", "phipipe", *map(str, words)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
     )
 
 
@@ -754,7 +832,12 @@ cli.main()
         (wrong_weights, False, f"`{WEIGHTS}` is not what was published", "HF_ENDPOINT"),
         (hub_gone, True, "the connection broke", "run the same command again"),
         (commit_gone, False, "has no revision", "phipipe pin RECIPE"),
-        (asks_for_time, True, "answered 429 (Too Many Requests) and asks to wait for 3600 s", "run the same command"),
+        (
+            asks_for_time,
+            True,
+            "answered 429 (Too Many Requests) and asks to wait for 3600 s",
+            "run the same command",
+        ),
     ],
 )
 def test_what_ends_a_run_amid_its_download_says_so_and_keeps_what_came(
@@ -778,13 +861,19 @@ def test_what_ends_a_run_amid_its_download_says_so_and_keeps_what_came(
     said = ended.stderr[ended.stderr.index("error: ") :]
     assert words in said
     assert hint in said.partition("try: ")[2]
-    parts = {path.name: path.read_bytes() for path in (own_cache / "hub").rglob("*.part") if path.stat().st_size}
+    parts = {
+        path.name: path.read_bytes()
+        for path in (own_cache / "hub").rglob("*.part")
+        if path.stat().st_size
+    }
     assert parts == ({f"{WEIGHTS}.part": served.files[WEIGHTS][:2_000_000]} if kept else {})
     assert not any(record.get("step") == "source" for record in Store(own_cache).records())
     assert not (path.parent / "out").exists()
 
 
-def test_a_build_of_a_branch_is_refused_with_the_command_that_pins_it(mine: Callable[[str], Path]) -> None:
+def test_a_build_of_a_branch_is_refused_with_the_command_that_pins_it(
+    mine: Callable[[str], Path],
+) -> None:
     for source in ("{repo: REPO, revision: main}", "{repo: REPO}"):
         path = mine(source)
         for command in ("validate", "plan", "run"):
@@ -794,10 +883,14 @@ def test_a_build_of_a_branch_is_refused_with_the_command_that_pins_it(mine: Call
 
 
 @pytest.mark.crash
-def test_a_run_that_is_killed_goes_on_where_it_was(served: Hub, own_cache: Path, mine: Callable[[str], Path]) -> None:
+def test_a_run_that_is_killed_goes_on_where_it_was(
+    served: Hub, own_cache: Path, mine: Callable[[str], Path]
+) -> None:
     path = mine(f"{{repo: REPO, revision: {served.commit}}}")
     served.pause_s = 0.005
-    with subprocess.Popen([sys.executable, "-m", "phipipe", "run", path], stderr=subprocess.PIPE, cwd=ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "phipipe", "run", path], stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
         while served.sent(WEIGHTS) < 5_000_000:
             assert process.poll() is None
             time.sleep(0.005)
@@ -824,7 +917,9 @@ def test_the_command_line_never_shows_a_token(
 @pytest.mark.crash
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one child alone")
 @pytest.mark.parametrize("silent", [False, True], ids=["busy", "stalled"])
-def test_ctrl_c_ends_a_download_soon(served: Hub, mine: Callable[[str], Path], silent: bool) -> None:
+def test_ctrl_c_ends_a_download_soon(
+    served: Hub, mine: Callable[[str], Path], silent: bool
+) -> None:
     path = mine(f"{{repo: REPO, revision: {served.commit}}}")
     assert cli("plan", path).returncode == 0
     served.pause_s = 0.005
@@ -847,7 +942,10 @@ PINS = [
     ("{repo: REPO, revision: 'main'}", "{repo: REPO, revision: COMMIT}"),
     ("{repo: REPO}  # all", "{repo: REPO, revision: COMMIT}  # all"),
     ("{repo: REPO, revision: }", "{repo: REPO, revision: COMMIT }"),
-    ("\n  repo: REPO  # the model\n  revision: main # b", "\n  repo: REPO  # the model\n  revision: COMMIT # b"),
+    (
+        "\n  repo: REPO  # the model\n  revision: main # b",
+        "\n  repo: REPO  # the model\n  revision: COMMIT # b",
+    ),
     ("\n  repo: REPO  # the model", "\n  repo: REPO  # the model\n  revision: COMMIT"),
     ("\r\n  repo: REPO", "\r\n  repo: REPO\r\n  revision: COMMIT"),
     ("\n  revision: main\n  repo: REPO", "\n  revision: COMMIT\n  repo: REPO"),
@@ -855,7 +953,9 @@ PINS = [
 
 
 @pytest.mark.parametrize(("before", "after"), PINS)
-@pytest.mark.parametrize("commit", ["a1" * 20, "1" * 40, "12e4" + "5" * 36], ids=["hex", "digits", "float"])
+@pytest.mark.parametrize(
+    "commit", ["a1" * 20, "1" * 40, "12e4" + "5" * 36], ids=["hex", "digits", "float"]
+)
 def test_pin_writes_the_commit_and_nothing_else(
     served: Hub, mine: Callable[[str], Path], before: str, after: str, commit: str
 ) -> None:
@@ -863,7 +963,9 @@ def test_pin_writes_the_commit_and_nothing_else(
     path = mine(before)
     assert [(one.revision, one.commit) for one in pin.pin(path)] == [("main", commit)]
     written = commit if commit.startswith("a1") else f'"{commit}"'
-    expected = RECIPE.replace("SOURCE", after.replace("REPO", served.repo).replace("COMMIT", written))
+    expected = RECIPE.replace(
+        "SOURCE", after.replace("REPO", served.repo).replace("COMMIT", written)
+    )
     assert path.read_bytes().decode() == expected
     (build,) = recipe.load(path, options=backends.OptionsOf())
     assert build.recipe.source.revision == commit
@@ -885,21 +987,29 @@ def test_pin_finds_data_sets_in_variants_too(texts: Hub, tmp_path: Path) -> None
     path = tmp_path / "r.yaml"
     text = (
         f"evaluate: {{text: {{dataset: {{repo: {texts.repo}, revision: v1, file: a}}}}}}\n"
-        f"matrix:\n- precision: int8\n  calibrate:\n    text:\n      dataset: {{file: b, repo: {texts.repo}}}\n"
+        f"matrix:\n- precision: int8\n  calibrate:\n    text:\n      dataset: {{file: b, repo: "
+        f"{texts.repo}}}\n"
     )
     path.write_text(text)
     texts.branches |= {"main": "b" * 40, "v1": "c" * 40}
     assert {one.revision: one.commit for one in pin.pin(path)} == {"v1": "c" * 40, "main": "b" * 40}
     repo = texts.repo
-    expected = text.replace("v1", "c" * 40).replace(f"b, repo: {repo}", f"b, repo: {repo}, revision: {'b' * 40}")
+    expected = text.replace("v1", "c" * 40).replace(
+        f"b, repo: {repo}", f"b, repo: {repo}, revision: {'b' * 40}"
+    )
     assert path.read_text() == expected
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("{repo: a/b, revision: main}", "there is no model"), ("{repo: REPO, revision: dev}", "`dev`")],
+    [
+        ("{repo: a/b, revision: main}", "there is no model"),
+        ("{repo: REPO, revision: dev}", "`dev`"),
+    ],
 )
-def test_what_cannot_be_pinned_leaves_the_file_alone(mine: Callable[[str], Path], source: str, words: str) -> None:
+def test_what_cannot_be_pinned_leaves_the_file_alone(
+    mine: Callable[[str], Path], source: str, words: str
+) -> None:
     path = mine(source)
     before = path.read_bytes()
     with pytest.raises(SourceError, match=words):

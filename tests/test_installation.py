@@ -67,7 +67,9 @@ def succeeds(tiny: Tiny) -> str:
 
 
 @pytest.mark.parametrize("moment", [has_begun, has_python, is_building])
-def test_whoever_is_killed_while_installing_takes_all_of_it_along(tiny: Tiny, moment: Callable[[Tiny], bool]) -> None:
+def test_whoever_is_killed_while_installing_takes_all_of_it_along(
+    tiny: Tiny, moment: Callable[[Tiny], bool]
+) -> None:
     process = tiny.start()
     wait_until(lambda: moment(tiny), "the moment")
     kill(process)
@@ -87,7 +89,10 @@ def test_of_two_that_install_at_once_the_other_goes_on_where_one_is_killed(tiny:
     wait_until(lambda: is_building(tiny), "the first")
     second = tiny.start()
     assert second.stdout is not None
-    assert second.stdout.readline() == "waiting for another process to install toolchain `tiny` (0 s)\n"
+    assert (
+        second.stdout.readline()
+        == "waiting for another process to install toolchain `tiny` (0 s)\n"
+    )
     kill(first)
     wait_until(lambda: tiny.builds() == 2, "the second")
     tiny.go_on()
@@ -111,7 +116,9 @@ def test_what_lives_on_because_its_launcher_was_killed_too_is_ended_by_the_next(
 
 
 @posix
-def test_a_launcher_that_is_killed_alone_fails_the_installation_and_leaves_nothing(tiny: Tiny) -> None:
+def test_a_launcher_that_is_killed_alone_fails_the_installation_and_leaves_nothing(
+    tiny: Tiny,
+) -> None:
     process = tiny.start()
     wait_until(lambda: is_building(tiny), "the build")
     for one in launchers(tiny):
@@ -141,7 +148,9 @@ def test_an_installation_can_be_stopped_from_another_thread(tiny: Tiny) -> None:
     assert nothing_lives(tiny)
 
 
-def test_who_waits_says_so_at_once_and_again_and_can_be_stopped(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_says_so_at_once_and_again_and_can_be_stopped(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher, "HEARTBEAT_S", 1.0)
     lock = toolchain.path_of("tiny", Settings.read()).with_suffix(".lock")
     lock.parent.mkdir()
@@ -150,10 +159,15 @@ def test_who_waits_says_so_at_once_and_again_and_can_be_stopped(tiny: Tiny, monk
         toolchain.ensure("tiny", Settings.read(), said.append, lambda: len(said) == 3)
     first, *more = said
     assert first == "waiting for another process to install toolchain `tiny` (0 s)"
-    assert all(line.startswith("still waiting for another process to install toolchain `tiny`") for line in more)
+    assert all(
+        line.startswith("still waiting for another process to install toolchain `tiny`")
+        for line in more
+    )
 
 
-def test_a_long_installation_says_that_it_goes_on(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_installation_says_that_it_goes_on(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher, "HEARTBEAT_S", 0.01)
     said: list[str] = []
 
@@ -176,8 +190,17 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tiny: Tiny) -> None:
     assert toolchain.ensure("tiny", Settings.read(), print).packages == {"phipipe-tiny": "1.0"}
 
 
-def test_who_builds_a_package_knows_the_index_and_no_other_secret(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "JWT", "KUBECONFIG", "SLACK_WEBHOOK", "CMAKE_TOKEN"):
+def test_who_builds_a_package_knows_the_index_and_no_other_secret(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "JWT",
+        "KUBECONFIG",
+        "SLACK_WEBHOOK",
+        "CMAKE_TOKEN",
+    ):
         monkeypatch.setenv(name, "canary-2718")
     monkeypatch.setenv("UV_INDEX_ACME_PASSWORD", "for the index")
     monkeypatch.setenv("CXX", "clang++")
@@ -186,7 +209,9 @@ def test_who_builds_a_package_knows_the_index_and_no_other_secret(tiny: Tiny, mo
     told = json.loads((tiny.folder / "building.json").read_text("utf-8"))
     assert "canary-2718" not in str(told)
     assert (told["UV_INDEX_ACME_PASSWORD"], told["CXX"]) == ("for the index", "clang++")
-    assert told["UV_LOCK_TIMEOUT"] == "3600"  # two that compile llama.cpp at once take longer than uv's own 300 s
+    assert (
+        told["UV_LOCK_TIMEOUT"] == "3600"
+    )  # two that compile llama.cpp at once take longer than uv's own 300 s
     assert not Path(told["TMPDIR"]).exists()
 
 

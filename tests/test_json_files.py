@@ -1,4 +1,5 @@
-"""JSON of strangers: what is read is plain, bounded, and what the file says; the rest is refused in a sentence."""
+"""JSON of strangers: what is read is plain, bounded, and what the file says; the rest is refused in
+a sentence."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def test_no_bytes_end_in_anything_else(raw: bytes) -> None:
 
 
 def test_brackets_in_text_do_not_nest() -> None:
-    assert json_files.parse(json.dumps({"a": "[" * 500 + '"{'}).encode(), NAMED) == {"a": "[" * 500 + '"{'}
+    assert json_files.parse(json.dumps({"a": "[" * 500 + '"{'}).encode(), NAMED) == {
+        "a": "[" * 500 + '"{'
+    }
 
 
 def test_only_plain_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:

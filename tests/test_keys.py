@@ -21,9 +21,15 @@ from phipipe.errors import StoreError
 from phipipe.keys import FileEntry
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-NUMBERS = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-3, 3)
+NUMBERS = (
+    st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-3, 3)
+)
 LEAVES = st.none() | st.booleans() | NUMBERS | TEXTS
-VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXTS, v, max_size=3), max_leaves=8)
+VALUES = st.recursive(
+    LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXTS, v, max_size=3), max_leaves=8
+)
 RECORDS = st.fixed_dictionaries(
     {
         "format": st.just(1),
@@ -37,7 +43,8 @@ RECORDS = st.fixed_dictionaries(
 
 
 def meaning(value: Any) -> Any:
-    """What a value means, told without JSON: the order of keys and the kind of a number do not matter."""
+    """What a value means, told without JSON: the order of keys and the kind of a number do not
+    matter."""
     if isinstance(value, bool | None | str):
         return (type(value).__name__, value)
     if isinstance(value, int | float):
@@ -80,7 +87,9 @@ def mutate(record: dict[str, Any], dice: random.Random) -> dict[str, Any]:
 
 @settings(max_examples=500, deadline=None)
 @given(RECORDS, st.randoms(use_true_random=False))
-def test_a_key_changes_if_and_only_if_the_meaning_changes(record: dict[str, Any], dice: random.Random) -> None:
+def test_a_key_changes_if_and_only_if_the_meaning_changes(
+    record: dict[str, Any], dice: random.Random
+) -> None:
     for _ in range(20):  # 10,000 pairs
         other = mutate(record, dice)
         assert (keys.key_of(record) == keys.key_of(other)) == (meaning(record) == meaning(other))
@@ -93,7 +102,12 @@ def test_canonical_bytes_are_json_of_the_same_meaning(value: Any) -> None:
 
 
 def test_keys_of_released_versions_stay_as_they_are() -> None:
-    record = {"format": 1, "runs": "m:f", "version": 2, "params": {"x": 1.0, "é": [True, None, 0.5]}}
+    record = {
+        "format": 1,
+        "runs": "m:f",
+        "version": 2,
+        "params": {"x": 1.0, "é": [True, None, 0.5]},
+    }
     text = '{"format":1,"params":{"x":1,"é":[true,null,0.5]},"runs":"m:f","version":2}'
     assert keys.key_of(record) == hashlib.sha256(b"phipipe step\0" + text.encode()).hexdigest()
     tree = b'phipipe tree\0[["a/b",3,"' + b"0" * 64 + b'"]]'
@@ -133,7 +147,12 @@ def test_a_value_too_deep_or_too_long_is_refused() -> None:
 
 
 ENTRIES = st.lists(
-    st.builds(FileEntry, st.from_regex(r"[a-c]{1,2}(/[d-f]{1,2})?", fullmatch=True), st.integers(0, 9), TEXTS),
+    st.builds(
+        FileEntry,
+        st.from_regex(r"[a-c]{1,2}(/[d-f]{1,2})?", fullmatch=True),
+        st.integers(0, 9),
+        TEXTS,
+    ),
     max_size=5,
     unique_by=lambda e: e.path,
 )
@@ -171,7 +190,21 @@ def test_the_unicode_form_of_a_name_does_not_matter() -> None:
         keys.tree_digest([composed, decomposed])
 
 
-UNSAFE = ["../a", "a/../b", "/a", "a//b", "a/", "", ".", "./a", "a\\b", "C:/a", "c:a", "a\0b", "a\udce9"]
+UNSAFE = [
+    "../a",
+    "a/../b",
+    "/a",
+    "a//b",
+    "a/",
+    "",
+    ".",
+    "./a",
+    "a\\b",
+    "C:/a",
+    "c:a",
+    "a\0b",
+    "a\udce9",
+]
 CLASHES = [["A", "a"], ["a", "a"], ["d/A", "D/a"], ["straße", "STRASSE"], ["A", "a/b"]]
 
 
@@ -210,7 +243,11 @@ def test_a_tree_holds_plain_files_only(tmp_path: Path, odd: str) -> None:
 def test_every_flipped_bit_of_a_record_is_found() -> None:
     key = "ab" * 32
     output = FileEntry("f", 1, "cd" * 32)
-    record = {"key": key, "params": {"é": 1e300, "x": [1.5, True]}, "digest": keys.tree_digest([output])}
+    record = {
+        "key": key,
+        "params": {"é": 1e300, "x": [1.5, True]},
+        "digest": keys.tree_digest([output]),
+    }
     record["outputs"] = [{"path": "f", "size": 1, "sha256": output.sha256, "mtime_ns": 5}]
     raw = keys.seal_record(record)
     assert keys.open_record(raw, key)["params"] == record["params"]
@@ -221,8 +258,12 @@ def test_every_flipped_bit_of_a_record_is_found() -> None:
             keys.open_record(bytes(spoiled), key)
 
 
-@pytest.mark.parametrize("change", [{"key": "other"}, {"digest": "00" * 32}, {"outputs": []}, {"outputs": None}])
-def test_a_record_that_contradicts_itself_is_refused_though_its_own_digest_is_right(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"key": "other"}, {"digest": "00" * 32}, {"outputs": []}, {"outputs": None}]
+)
+def test_a_record_that_contradicts_itself_is_refused_though_its_own_digest_is_right(
+    change: dict[str, Any],
+) -> None:
     output = FileEntry("f", 1, "cd" * 32)
     record = {
         "key": "k",

@@ -1,4 +1,5 @@
-"""Strangers' templates and tokenizers: whatever they ask for, they get so much and no more, in one sentence."""
+"""Strangers' templates and tokenizers: whatever they ask for, they get so much and no more, in one
+sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +25,18 @@ from phipipe.limited import MIB, RENDER, Bounds, Child, Raised
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 CHAT = [{"role": "user", "content": "Say hi."}]
 LITTLE_S = 0.3  # what those that only compute are given here: the limit is the same kind of limit
-TIMED = {"squaring", "nests", "nests_deep", "output", "macro_tree", "sort", "slice", "split", "lipsum", "cycle"}
+TIMED = {
+    "squaring",
+    "nests",
+    "nests_deep",
+    "output",
+    "macro_tree",
+    "sort",
+    "slice",
+    "split",
+    "lipsum",
+    "cycle",
+}
 TIMED |= {"tojson", "sum", "counting", "power", "wordwrap", "urlize", "striptags"}
 CHILD = python_command(Path(sys.executable), "from phipipe.limited_child import main; main()")
 
@@ -41,10 +53,17 @@ def renderer(template: str) -> Iterator[chat_templates.Renderer]:
 def asked(template: str, cpu_s: float) -> tuple[list[dict[str, Any]], int, float]:
     """What a child says to one template, how it ends, and the CPU time it took in all."""
     bounds = {"cpu_s": cpu_s, "memory": RENDER.memory, "reply": RENDER.reply}
-    calls = [("import", [["jinja2.sandbox"]]), ("open", ["phipipe.chat_templates:Template", [template], False])]
-    requests = [{"id": i, "call": c, "arguments": a} for i, (c, a) in enumerate([*calls, ("render", [CHAT])])]
+    calls = [
+        ("import", [["jinja2.sandbox"]]),
+        ("open", ["phipipe.chat_templates:Template", [template], False]),
+    ]
+    requests = [
+        {"id": i, "call": c, "arguments": a}
+        for i, (c, a) in enumerate([*calls, ("render", [CHAT])])
+    ]
     lines = "".join(
-        json.dumps(request | (bounds if request["id"] else bounds | {"cpu_s": 60})) + "\n" for request in requests
+        json.dumps(request | (bounds if request["id"] else bounds | {"cpu_s": 60})) + "\n"
+        for request in requests
     )
     import resource
 
@@ -65,10 +84,13 @@ def test_there_are_enough_attacks() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the parent looks on, and limits")
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_a_template_that_attacks_gets_no_more_than_its_share(name: str) -> None:
-    """By the child's own count: what it says of itself, and what the system says of it once it is gone."""
+    """By the child's own count: what it says of itself, and what the system says of it once it is
+    gone."""
     cpu_s = LITTLE_S if name in TIMED else RENDER.cpu_s
     told, code, took = asked(ATTACKS[name], cpu_s)
-    assert took < 1.0 + 2 * cpu_s  # of which starting takes up to 1 s; opening and rendering are one call each
+    assert (
+        took < 1.0 + 2 * cpu_s
+    )  # of which starting takes up to 1 s; opening and rendering are one call each
     if code:
         assert signal.Signals(-code).name == "SIGPROF"
         assert name in TIMED
@@ -100,12 +122,17 @@ def test_a_deep_template_ends_no_process_of_ours(kind: str, levels: int) -> None
     ],
 )
 def test_a_refusal_says_what_it_took_too_much_of(name: str, words: str) -> None:
-    with renderer(ATTACKS[name]) as made, pytest.raises(SourceError, match=f"the package's chat template {words}"):
+    with (
+        renderer(ATTACKS[name]) as made,
+        pytest.raises(SourceError, match=f"the package's chat template {words}"),
+    ):
         made.render(CHAT)
 
 
 def test_a_template_that_refuses_in_its_own_words_is_heard_and_the_next_chat_rendered() -> None:
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}ok"
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}ok"
+    )
     with renderer(template) as made:
         with pytest.raises(Raised, match="no system role"):
             made.render([{"role": "system", "content": "x"}])
@@ -121,17 +148,24 @@ def test_after_a_refusal_the_next_call_gets_a_child_of_its_own() -> None:
 
 def test_what_is_asked_and_answered_may_be_any_text() -> None:
     said = "ä\ud800\x00\u2028\n\"'{{ 7*7 }}🙂"
-    with renderer("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}") as made:
+    with renderer(
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    ) as made:
         assert made.render([{"role": "user", "content": said}]) == said
 
 
 def test_a_template_reads_no_file_and_changes_no_message() -> None:
-    for attack in ("{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% include 'x' %}"):
+    for attack in (
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% include 'x' %}",
+    ):
         with renderer(attack) as made, pytest.raises(Raised):
             made.render(CHAT)
 
 
-# -- how a child ends -----------------------------------------------------------------------------------------
+# -- how a child ends
+# -----------------------------------------------------------------------------------------
 
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -178,7 +212,9 @@ SMALL = Bounds(cpu_s=1, memory=64 * MIB, reply=1000)
         ("SIGPROF", SourceError, "computes for more than 1 s"),
     ],
 )
-def test_however_a_child_dies_it_is_a_sentence(odd: Child, name: str, kind: type[PhipipeError], words: str) -> None:
+def test_however_a_child_dies_it_is_a_sentence(
+    odd: Child, name: str, kind: type[PhipipeError], words: str
+) -> None:
     with pytest.raises(kind) as caught:
         odd.call("end", name, bounds=SMALL, what="tokenizer")
     assert words in caught.value.message
@@ -211,7 +247,9 @@ def test_a_library_that_is_missing_is_an_import_error(odd: Child) -> None:
         Child("test_limited:Odd", imports=["no_such_library"]).start()
 
 
-def test_a_python_that_cannot_run_is_a_damaged_toolchain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_that_cannot_run_is_a_damaged_toolchain(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(ToolchainError, match="cannot be started"):
         Child("test_limited:Odd").start()
@@ -228,7 +266,8 @@ def test_nothing_of_a_child_stays_when_nobody_has_it_any_more() -> None:
         os.kill(pid, 0)
 
 
-# -- checkpoints ----------------------------------------------------------------------------------------------
+# -- checkpoints
+# ----------------------------------------------------------------------------------------------
 
 
 def checkpoint(folder: Path, template: str | None = None, **settings: Any) -> Path:
@@ -261,7 +300,12 @@ def test_the_source_step_refuses_a_template_that_attacks(tmp_path: Path) -> None
                 {"name": "tool_use", "template": "{{ 'A'*10**10 }}"},
             ]
         },
-        {"chat_template": {"default": "ok", "rag": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"}},
+        {
+            "chat_template": {
+                "default": "ok",
+                "rag": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            }
+        },
         {"chat_template": "{{ messages.append(1) }}"},
         {"chat_template": "{% for %}"},
         {"chat_template": "{# " + "x" * template_files.MAX_LENGTH + " #}"},
@@ -286,11 +330,14 @@ def test_an_ordinary_template_passes_even_if_it_knows_no_system_message(tmp_path
     chat_templates.check(checkpoint(tmp_path / "own"))
     chat_templates.check(checkpoint(tmp_path / "strict", "{{ raise_exception('never') }}"))
     chat_templates.check(
-        checkpoint(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }}{{ messages|tojson(indent=2) }}")
+        checkpoint(
+            tmp_path / "dated", "{{ strftime_now('%d %b %Y') }}{{ messages|tojson(indent=2) }}"
+        )
     )
 
 
-# -- tokenizers -----------------------------------------------------------------------------------------------
+# -- tokenizers
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
@@ -310,28 +357,38 @@ def test_an_ordinary_template_passes_even_if_it_knows_no_system_message(tmp_path
             "normalizer",
             {
                 "type": "Sequence",
-                "normalizers": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "aa" * 50}] * 12,
+                "normalizers": [
+                    {"type": "Replace", "pattern": {"Regex": "."}, "content": "aa" * 50}
+                ]
+                * 12,
             },
         ),
         (
             "decoder",
             {
                 "type": "Sequence",
-                "decoders": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "aa" * 50}] * 12,
+                "decoders": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "aa" * 50}]
+                * 12,
             },
         ),
     ],
     ids=("regex", "replace", "decoder"),
 )
-def test_a_tokenizer_that_attacks_is_refused(part: str, value: Any, tmp_path: Path, torch_python: Path) -> None:
+def test_a_tokenizer_that_attacks_is_refused(
+    part: str, value: Any, tmp_path: Path, torch_python: Path
+) -> None:
     folder = checkpoint(tmp_path / "source")
     told = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     (folder / "tokenizer.json").write_text(json.dumps(told | {part: value}), "utf-8")
     call = (
-        "import sys; from pathlib import Path; from phipipe import transformers_tokenizer as t, errors\n"
-        "try: tokenizer = t.of_source(Path(sys.argv[1])); tokenizer.encode('a' * 60 + '!'); print('ok')\n"
+        "import sys; from pathlib import Path; from phipipe import transformers_tokenizer as t, "
+        "errors\n"
+        "try: tokenizer = t.of_source(Path(sys.argv[1])); tokenizer.encode('a' * 60 + '!'); "
+        "print('ok')\n"
         "except errors.PhipipeError as e: print(type(e).__name__, e.message)"
     )
-    done = subprocess.run(python_command(torch_python, call, str(folder)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        python_command(torch_python, call, str(folder)), capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("SourceError the checkpoint's tokenizer"), done.stdout

@@ -1,4 +1,5 @@
-"""LiteRT: options and rules, fidelity, what is stored, LiteRT-LM's own view of the bundle, known traps."""
+"""LiteRT: options and rules, fidelity, what is stored, LiteRT-LM's own view of the bundle, known
+traps."""
 
 from __future__ import annotations
 
@@ -20,17 +21,23 @@ from phipipe.backends import litert
 from phipipe.models import Checkpoint
 
 TEMPLATES = {
-    "phi": "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "phi": "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
-    "bos": "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]",
-    "strict": "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    "bos": "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor "
+    "%}[assistant]",
+    "strict": "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') "
+    "}}{% endif %}"
     "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]",
-    "count": "{{ messages | length }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}",
+    "count": "{{ messages | length }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] "
+    "}}{% endfor %}",
 }
 
 
 @pytest.fixture(scope="session")
-def facts(litert_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    litert_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("litert")
     source(root / "source")
@@ -39,7 +46,17 @@ def facts(litert_python: Path, torch_python: Path, tmp_path_factory: pytest.Temp
     tie(source(root / "tied", tie_word_embeddings=True))
     (root / "templates.json").write_text(json.dumps(TEMPLATES), "utf-8")
     text = hub.ASSETS / "stories" / "evaluation.txt"
-    drive(torch_python, HERE / "reference_driver.py", root, text, "400", "source", "longrope", "sliding", "tied")
+    drive(
+        torch_python,
+        HERE / "reference_driver.py",
+        root,
+        text,
+        "400",
+        "source",
+        "longrope",
+        "sliding",
+        "tied",
+    )
     drive(litert_python, HERE / "litert_driver.py", root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
@@ -54,7 +71,10 @@ def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
 def recipe(precision: str = "int4", window: int = 512, prompt: int = 128) -> Any:
     measure = SimpleNamespace(prompt_tokens=prompt, new_tokens=64)
     return SimpleNamespace(
-        precision=precision, backend="litert", evaluate=SimpleNamespace(window=window), measure=measure
+        precision=precision,
+        backend="litert",
+        evaluate=SimpleNamespace(window=window),
+        measure=measure,
     )
 
 
@@ -62,8 +82,12 @@ def checkpoint(**changes: Any) -> Checkpoint:
     return phi3(**{"parameters": 10_000_000, **changes})
 
 
-def advice(precision: str, shape: Any = None, window: int = 512, prompt: int = 128, **options: Any) -> list[Any]:
-    found = litert.advise(recipe(precision, window, prompt), litert.Options(**options), shape or checkpoint())
+def advice(
+    precision: str, shape: Any = None, window: int = 512, prompt: int = 128, **options: Any
+) -> list[Any]:
+    found = litert.advise(
+        recipe(precision, window, prompt), litert.Options(**options), shape or checkpoint()
+    )
     return [(entry.rule, entry.level) for entry in found]
 
 
@@ -122,7 +146,9 @@ def test_layers_that_groups_do_not_divide_are_refused() -> None:
     assert advice("int4", checkpoint(intermediate_size=8224), group_size=32) == []
     assert advice("int4", checkpoint(intermediate_size=8200)) == [("R08", "error")]
     assert advice("int4", checkpoint(intermediate_size=8200), group_size=-1) == [("R09", "warning")]
-    (refusal,) = litert.advise(recipe(), litert.Options(group_size=64), checkpoint(intermediate_size=8224))
+    (refusal,) = litert.advise(
+        recipe(), litert.Options(group_size=64), checkpoint(intermediate_size=8224)
+    )
     assert "these work: 32, -1" in refusal.hint
 
 
@@ -136,7 +162,9 @@ def test_layers_that_groups_do_not_divide_are_refused() -> None:
         ("int8", {}, -1),
     ],
 )
-def test_int4_is_in_groups_of_32_wherever_groups_run(precision: str, options: dict[str, Any], group: int) -> None:
+def test_int4_is_in_groups_of_32_wherever_groups_run(
+    precision: str, options: dict[str, Any], group: int
+) -> None:
     chosen = litert.Options(**options)
     steps = {step.name: step for step in litert.steps(recipe(precision), chosen, checkpoint(), {})}
     assert steps["quantize"].params["group_size"] == group
@@ -172,7 +200,14 @@ def test_all_precisions_share_one_conversion() -> None:
     assert planned("fp32")[1].needs == {"model": "convert"}
 
 
-LIMITS = {"int8": 1e-3, "int8-floats": 1e-4, "int4": 1e-2, "int4-floats": 1e-2, "int4-32": 5e-3, "int4-128": 1e-2}
+LIMITS = {
+    "int8": 1e-3,
+    "int8-floats": 1e-4,
+    "int4": 1e-2,
+    "int4-floats": 1e-2,
+    "int4-32": 5e-3,
+    "int4-128": 1e-2,
+}
 
 
 @pytest.mark.integration
@@ -190,7 +225,9 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limi
 def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert kld["fp32"] < kld["int8-floats"] < kld["int8"] < kld["int4-32"] < kld["int4"]
-    size = {name: found["bytes"] for name, found in section(facts, "fidelity").items() if name != "fp32"}
+    size = {
+        name: found["bytes"] for name, found in section(facts, "fidelity").items() if name != "fp32"
+    }
     assert size["int4"] < 0.6 * size["int8"]
     assert size["int4-32"] < 1.02 * size["int4"]
 
@@ -205,7 +242,9 @@ def test_generation_through_prefill_follows_the_logits(facts: dict[str, Any], ca
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("case", "context"), [("tied", 2048), ("longrope", 512), ("sliding", 128)])
-def test_variants_are_exact_up_to_the_cache_they_get(facts: dict[str, Any], case: str, context: int) -> None:
+def test_variants_are_exact_up_to_the_cache_they_get(
+    facts: dict[str, Any], case: str, context: int
+) -> None:
     found = section(facts, "variants")[case]
     assert found["context"] == context
     assert found["kld"] < 1e-6
@@ -246,7 +285,9 @@ def test_a_folder_without_a_model_is_named(facts: dict[str, Any]) -> None:
 def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) -> None:
     found = section(facts, "failures")
     assert found["readers"] == ["EMBEDDING_LOOKUP", "FULLY_CONNECTED"]
-    assert found["count"] == (1 + 4 * 5 + 1) + (1 + 4 * 4 + 1)  # decode; prefill ends with the last keys and values
+    assert found["count"] == (1 + 4 * 5 + 1) + (
+        1 + 4 * 4 + 1
+    )  # decode; prefill ends with the last keys and values
     assert found["fine"][0] == found["groups"][0] == "nothing raised"
     for name, words in (
         ("floats", "stored as FLOAT32 with no scale"),
@@ -281,7 +322,8 @@ def test_the_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
 
 @pytest.mark.integration
 def test_chat_templates_become_affixes_where_they_are_such(facts: dict[str, Any]) -> None:
-    """LiteRT-LM gives a template lists of parts, where Phi's want text: it cannot use these as they are."""
+    """LiteRT-LM gives a template lists of parts, where Phi's want text: it cannot use these as they
+    are."""
     found = section(facts, "templates")
     assert found["phi"] == {
         "user": ["<|user|>\n", "<|end|>\n<|assistant|>\n"],
@@ -341,19 +383,28 @@ def test_the_cards_program_runs_the_package_without_phipipe(
     shell: Shell, builds: dict[str, Any], litert_python: Path, name: str
 ) -> None:
     folder = shell.folder / "packages" / name
-    program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    program = re.search(
+        r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL
+    )
     assert program
     command = [litert_python, "-I", "-c", program[1], folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"(?:Once upon a time|There once) (?:there )?was a .*\bfox\b.*\.\n", done.stdout)
+    assert re.search(
+        r"(?:Once upon a time|There once) (?:there )?was a .*\bfox\b.*\.\n", done.stdout
+    )
     assert package.verify(folder) == []
 
 
 @pytest.mark.integration
 def test_the_chat_shows_the_answer_alone(shell: Shell, builds: dict[str, Any]) -> None:
     """LiteRT's own reports stay out of the terminal."""
-    command = ["chat", shell.folder / "packages" / "phone-bundle", "--prompt", "Tell me a short story about a fox."]
+    command = [
+        "chat",
+        shell.folder / "packages" / "phone-bundle",
+        "--prompt",
+        "Tell me a short story about a fox.",
+    ]
     done = shell(*command)
     assert "fox" in done.stdout
     assert "INFO" not in done.stderr

@@ -1,4 +1,5 @@
-"""llama.cpp: options and rules; conversion equal to upstream's; what each type really stores; vocabulary; LongRoPE."""
+"""llama.cpp: options and rules; conversion equal to upstream's; what each type really stores;
+vocabulary; LongRoPE."""
 
 from __future__ import annotations
 
@@ -43,10 +44,22 @@ def locked(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source archive of the locked llama-cpp-python, which carries llama.cpp's own converter."""
+    """A folder with the source archive of the locked llama-cpp-python, which carries llama.cpp's
+    own converter."""
     folder = tmp_path_factory.mktemp("llamacpp")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    subprocess.run([*command, "--dest", str(folder / "sdist"), locked("llama-cpp-python")], check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+    ]
+    subprocess.run(
+        [*command, "--dest", str(folder / "sdist"), locked("llama-cpp-python")], check=True
+    )
     return folder
 
 
@@ -63,12 +76,23 @@ def quantized(converted: dict[str, Any], work: Path, llamacpp_python: Path) -> d
 def recipe(precision: str = "int4", **more: Any) -> Any:
     source = SimpleNamespace(repo=None, builtin="tiny-phi3")
     evaluate = SimpleNamespace(window=512)
-    facts = {"precision": precision, "backend": "llamacpp", "source": source, "evaluate": evaluate, "context": None}
+    facts = {
+        "precision": precision,
+        "backend": "llamacpp",
+        "source": source,
+        "evaluate": evaluate,
+        "context": None,
+    }
     return SimpleNamespace(**facts | more)
 
 
 def checkpoint(**more: Any) -> Checkpoint:
-    small: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "model_type": "phi", "context_length": 2048}
+    small: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "model_type": "phi",
+        "context_length": 2048,
+    }
     small |= {"original_context_length": 2048, "parameters": 10_000}
     return phi3({"torch_dtype": "bfloat16"}, **small | more)
 
@@ -77,16 +101,27 @@ def advised(
     options: dict[str, Any], precision: str = "int4", context: int | None = None, **more: Any
 ) -> dict[str, str]:
     made = llamacpp.Options.model_validate(options)
-    return {a.rule: a.level for a in llamacpp.advise(recipe(precision, context=context), made, checkpoint(**more))}
+    return {
+        a.rule: a.level
+        for a in llamacpp.advise(recipe(precision, context=context), made, checkpoint(**more))
+    }
 
 
 def steps(options: dict[str, Any], precision: str = "int4") -> list[Any]:
-    return llamacpp.steps(recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {})
+    return llamacpp.steps(
+        recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {}
+    )
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"type": "MXFP4_MOE"}, {"type": "NVFP4"}, {"type": "Q4_0_4_4"}, {"imatrix": "yes"}, {"tensors": {"a": "Q4"}}],
+    [
+        {"type": "MXFP4_MOE"},
+        {"type": "NVFP4"},
+        {"type": "Q4_0_4_4"},
+        {"imatrix": "yes"},
+        {"tensors": {"a": "Q4"}},
+    ],
 )
 def test_types_that_are_gone_or_mislead_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -159,14 +194,26 @@ def test_phi3_needs_a_vocabulary_that_the_converter_reads() -> None:
 
 @pytest.mark.parametrize("pattern", llamacpp.PRE_TOKENIZERS)
 def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, pattern: str) -> None:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern == "GPT-2"}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": pattern == "GPT-2",
+    }
     cut = level if pattern == "GPT-2" else {"type": "Sequence", "pretokenizers": [split, level]}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
     assert llamacpp._cut_by(tmp_path) == llamacpp.PRE_TOKENIZERS[pattern]
 
 
-@pytest.mark.parametrize("cut", [None, {"type": "Whitespace"}, {"type": "Split", "pattern": {"Regex": "[a-z]+"}}])
+@pytest.mark.parametrize(
+    "cut", [None, {"type": "Whitespace"}, {"type": "Split", "pattern": {"Regex": "[a-z]+"}}]
+)
 def test_other_ways_of_cutting_text_are_refused(tmp_path: Path, cut: object) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
     with pytest.raises(StepFailed, match="knows neither"):
@@ -174,7 +221,11 @@ def test_other_ways_of_cutting_text_are_refused(tmp_path: Path, cut: object) -> 
 
 
 def test_quantized_types_share_a_conversion_at_the_sources_width() -> None:
-    assert steps({})[0] == steps({"type": "Q8_0"}, "int8")[0] == steps({"type": "IQ2_XS", "imatrix": True})[0]
+    assert (
+        steps({})[0]
+        == steps({"type": "Q8_0"}, "int8")[0]
+        == steps({"type": "IQ2_XS", "imatrix": True})[0]
+    )
     assert steps({})[0].params["type"] == "BF16"
     assert [s.name for s in steps({"imatrix": True})] == ["convert", "imatrix", "quantize"]
     assert [s.unquantized for s in steps({})] == ["fp16", None]
@@ -192,16 +243,24 @@ def test_parameters_of_steps_are_json() -> None:
         ("my-model", "sentencepiece", "Phi-3 my-model"),
         ("my-Phi-3", "sentencepiece", "my-Phi-3"),
         ("my-model", "gpt2", "my-model"),
-        ("Phi3-after-phi-4", "gpt2", "Phi-after-phi-4"),  # llama.cpp would look for Phi-3's tokens and not load
+        (
+            "Phi3-after-phi-4",
+            "gpt2",
+            "Phi-after-phi-4",
+        ),  # llama.cpp would look for Phi-3's tokens and not load
     ],
 )
 def test_only_phi_3s_own_vocabulary_is_called_phi_3(folder: str, tokenizer: str, name: str) -> None:
     shape = checkpoint(folder=Path(folder), model_type="phi3", tokenizer=tokenizer)
-    assert llamacpp._model_name(recipe(source=SimpleNamespace(repo=None, builtin=None)), shape) == name
+    assert (
+        llamacpp._model_name(recipe(source=SimpleNamespace(repo=None, builtin=None)), shape) == name
+    )
 
 
 def written(monkeypatch: pytest.MonkeyPatch, **kinds: str) -> Path:
-    made = [llama_gguf.Tensor(name.replace("__", "."), kind, (256, 256)) for name, kind in kinds.items()]
+    made = [
+        llama_gguf.Tensor(name.replace("__", "."), kind, (256, 256)) for name, kind in kinds.items()
+    ]
     monkeypatch.setattr(llama_gguf, "tensors", lambda path: made)
     return Path("model.gguf")
 
@@ -218,7 +277,9 @@ def test_what_was_stored_is_compared_with_what_was_asked(monkeypatch: pytest.Mon
         with pytest.raises(StepFailed, match=words):
             llama_gguf.check_quantized(written(monkeypatch, **kinds), "Q4_0", ASKED)
     with pytest.raises(StepFailed, match="was asked for in Q8_0"):
-        llama_gguf.check_quantized(written(monkeypatch, blk__0="Q4_0"), "Q4_0", ASKED | {"tensors": [["blk", "Q8_0"]]})
+        llama_gguf.check_quantized(
+            written(monkeypatch, blk__0="Q4_0"), "Q4_0", ASKED | {"tensors": [["blk", "Q8_0"]]}
+        )
     kinds = {"blk__0": "Q4_0", "blk__1": "Q6_K"}
     with pytest.raises(StepFailed, match="stored in Q6_K"):
         llama_gguf.check_quantized(written(monkeypatch, **kinds), "Q4_0", ASKED | {"pure": True})
@@ -229,10 +290,27 @@ def test_what_was_stored_is_compared_with_what_was_asked(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("template", "fits"),
     [
-        (lambda m: "".join(f"<|{x['role']}|>\n{x['content']}<|end|>\n" for x in m) + "<|assistant|>\n", True),
-        (lambda m: "<s>" + "".join(f"[{x['role']}] {x['content']} [/]" for x in m) + "[assistant] ", True),
+        (
+            lambda m: (
+                "".join(f"<|{x['role']}|>\n{x['content']}<|end|>\n" for x in m) + "<|assistant|>\n"
+            ),
+            True,
+        ),
+        (
+            lambda m: (
+                "<s>" + "".join(f"[{x['role']}] {x['content']} [/]" for x in m) + "[assistant] "
+            ),
+            True,
+        ),
         (lambda m: m[0]["content"], False),
-        (lambda m: f"{len(m)}" + "".join(f"<|{x['role']}|>{x['content']}<|end|>" for x in m) + "<|assistant|>", False),
+        (
+            lambda m: (
+                f"{len(m)}"
+                + "".join(f"<|{x['role']}|>{x['content']}<|end|>" for x in m)
+                + "<|assistant|>"
+            ),
+            False,
+        ),
     ],
 )
 def test_a_chat_template_is_kept_only_if_it_says_the_same(template: Any, fits: bool) -> None:
@@ -240,7 +318,9 @@ def test_a_chat_template_is_kept_only_if_it_says_the_same(template: Any, fits: b
     assert (found is not None) is fits
     if found:
         chat = ("user", "assistant", "user", "assistant", "user")
-        assert llama_modelfile._carried_out(found, chat) == template(llama_modelfile._messages(chat))
+        assert llama_modelfile._carried_out(found, chat) == template(
+            llama_modelfile._messages(chat)
+        )
 
 
 def test_braces_in_a_template_are_text_in_go() -> None:
@@ -250,9 +330,12 @@ def test_braces_in_a_template_are_text_in_go() -> None:
 
 PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 TOOLED = (  # Phi-4-mini's
-    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not "
-    "none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + "
-    "'<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and "
+    "message['tools'] is not "
+    "none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + "
+    "message['tools'] + '<|/tool|>' + "
+    "'<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' "
+    "}}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -266,7 +349,9 @@ def translated(template: str) -> llama_modelfile.Template:
 
 
 def test_a_role_that_the_template_refuses_is_left_out_and_that_is_said() -> None:
-    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+    )
     made = translated(strict)
     assert made.go is not None
     assert "system" not in made.go
@@ -281,7 +366,12 @@ def test_a_template_that_refuses_every_chat_has_no_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "dated", ["{{ strftime_now('%d %b %Y') }}", "{% set f = strftime_now %}{{ f('%Y-%m-%d') }}", "{# strftime_now #}"]
+    "dated",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% set f = strftime_now %}{{ f('%Y-%m-%d') }}",
+        "{# strftime_now #}",
+    ],
 )
 def test_no_day_is_baked_into_a_modelfile(dated: str) -> None:
     made = translated(dated + PLAIN)
@@ -292,14 +382,18 @@ def test_no_day_is_baked_into_a_modelfile(dated: str) -> None:
 def test_tools_are_kept_where_the_template_has_them() -> None:
     made = translated(TOOLED)
     assert made.go is not None
-    assert "{{ if $.Tools }}<|tool|>{{ $.Tools }}<|/tool|><|end|>{{ else }}<|end|>{{ end }}" in made.go
+    assert (
+        "{{ if $.Tools }}<|tool|>{{ $.Tools }}<|/tool|><|end|>{{ else }}<|end|>{{ end }}" in made.go
+    )
     assert '{{ else if eq .Role "tool" }}<|tool|>{{ .Content }}<|end|>' in made.go
     assert made.remarks == ()
     assert "$.Tools" not in str(translated(PLAIN).go)
 
 
 def test_tools_that_cannot_be_kept_are_said() -> None:
-    made = translated("{% if tools %}{% for tool in tools %}{{ tool|tojson }}{% endfor %}{% endif %}" + PLAIN)
+    made = translated(
+        "{% if tools %}{% for tool in tools %}{{ tool|tojson }}{% endfor %}{% endif %}" + PLAIN
+    )
     assert made.go is not None
     assert any("tools" in remark for remark in made.remarks)
 
@@ -318,7 +412,9 @@ def test_tools_that_cannot_be_kept_are_said() -> None:
 def test_ollamas_context_is_the_recipes_and_never_beyond_the_models(
     asked: int | None, facts: dict[str, Any], served: int
 ) -> None:
-    (step, *_) = llamacpp.steps(recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {})
+    (step, *_) = llamacpp.steps(
+        recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {}
+    )
     assert step.params["context"] == served
 
 
@@ -342,7 +438,12 @@ def test_every_token_that_ends_an_answer_is_a_stop(
         (tmp_path / name).write_text(json.dumps(told | {"eos_token_id": ends}), "utf-8")
     call = "import sys; from pathlib import Path; from phipipe import llama_modelfile\n"
     call += "print(llama_modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
-    done = subprocess.run(python_command(torch_python, call, str(tmp_path)), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        python_command(torch_python, call, str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = re.findall(r'PARAMETER stop "(.*)"', done.stdout)
     assert set(found) == stops
     assert len(found) == len(stops)
@@ -370,7 +471,9 @@ class TestConversion:
     def test_the_importance_matrix_has_every_linear(self, converted: dict[str, Any]) -> None:
         assert converted["imatrix_fits"]
 
-    def test_the_modelfile_keeps_the_template_and_the_stops(self, converted: dict[str, Any]) -> None:
+    def test_the_modelfile_keeps_the_template_and_the_stops(
+        self, converted: dict[str, Any]
+    ) -> None:
         text = converted["modelfile"]
         assert "FROM ./model.gguf\n" in text
         assert '{{ else if eq .Role "user" }}<|user|>\n{{ .Content }}<|end|>\n' in text
@@ -383,13 +486,25 @@ class TestConversion:
 @pytest.mark.integration
 class TestQuantization:
     def test_every_type_is_stored_as_itself(self, quantized: dict[str, Any]) -> None:
-        raised = {"Q3_K_M": "Q4_K", "Q2_K": "Q3_K", "Q4_K_M": "Q4_K", "IQ3_S": "IQ3_S"}  # attn_output is raised by some
+        raised = {
+            "Q3_K_M": "Q4_K",
+            "Q2_K": "Q3_K",
+            "Q4_K_M": "Q4_K",
+            "IQ3_S": "IQ3_S",
+        }  # attn_output is raised by some
         for kind, stored in quantized["types"].items():
             assert stored == raised.get(kind, llamacpp.TYPES[kind].tensor), kind
 
     def test_fewer_bits_are_smaller_files(self, quantized: dict[str, Any]) -> None:
         sizes = quantized["sizes"]
-        assert sizes["Q8_0"] > sizes["Q6_K"] > sizes["Q5_K_M"] > sizes["Q4_K_M"] > sizes["Q3_K_M"] > sizes["Q2_K"]
+        assert (
+            sizes["Q8_0"]
+            > sizes["Q6_K"]
+            > sizes["Q5_K_M"]
+            > sizes["Q4_K_M"]
+            > sizes["Q3_K_M"]
+            > sizes["Q2_K"]
+        )
 
     def test_smallest_types_are_refused_without_importance(self, quantized: dict[str, Any]) -> None:
         assert "IQ2_XXS" in quantized["refused"]
@@ -421,7 +536,9 @@ class TestRuntime:
     def test_a_short_prompt_takes_longropes_short_factors(self, quantized: dict[str, Any]) -> None:
         assert quantized["short_factors"] < 1e-2  # the long ones are nats off
 
-    def test_a_long_prompt_takes_a_longer_context_and_leaves_nothing_behind(self, quantized: dict[str, Any]) -> None:
+    def test_a_long_prompt_takes_a_longer_context_and_leaves_nothing_behind(
+        self, quantized: dict[str, Any]
+    ) -> None:
         assert quantized["beyond"] == 600
         assert quantized["short_again"] == quantized["short_factors"]
         assert "8192" in quantized["refused_length"]

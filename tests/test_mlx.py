@@ -42,19 +42,25 @@ def source(folder: Path, **config: Any) -> Path:
 
 def drive(python: Path, *words: Path | str) -> None:
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([python, *words], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, *words], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="session")
-def facts(mlx_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    mlx_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("mlx")
     source(root / "source")
     source(root / "longrope", **LONGROPE)
     tie(source(root / "tied", tie_word_embeddings=True))
     text = hub.ASSETS / "stories" / "evaluation.txt"
-    drive(torch_python, HERE / "reference_driver.py", root, text, "400", "source", "longrope", "tied")
+    drive(
+        torch_python, HERE / "reference_driver.py", root, text, "400", "source", "longrope", "tied"
+    )
     drive(mlx_python, HERE / "mlx_driver.py", root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
@@ -71,7 +77,9 @@ def tie(folder: Path) -> None:
             entry["data_offsets"] = [offset - (end - start) for offset in entry["data_offsets"]]
     packed = json.dumps(header).encode()
     body = data[8 + size :]
-    (folder / "model.safetensors").write_bytes(len(packed).to_bytes(8, "little") + packed + body[:start] + body[end:])
+    (folder / "model.safetensors").write_bytes(
+        len(packed).to_bytes(8, "little") + packed + body[:start] + body[end:]
+    )
 
 
 def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
@@ -92,12 +100,22 @@ def checkpoint(**changes: Any) -> Checkpoint:
 def advice(
     precision: str, shape: Any = None, window: int = 512, context: int | None = None, **options: Any
 ) -> list[tuple[str, str]]:
-    found = mlx.advise(recipe(precision, window, context), mlx.Options(**options), shape or checkpoint())
+    found = mlx.advise(
+        recipe(precision, window, context), mlx.Options(**options), shape or checkpoint()
+    )
     return [(entry.rule, entry.level) for entry in found]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": 7}, {"group_size": 256}, {"mode": "fp4"}, {"mixed": "mixed_4_8"}, {"dtype": "float32"}, {"q": 1}]
+    "wrong",
+    [
+        {"bits": 7},
+        {"group_size": 256},
+        {"mode": "fp4"},
+        {"mixed": "mixed_4_8"},
+        {"dtype": "float32"},
+        {"q": 1},
+    ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -155,7 +173,18 @@ def test_all_but_fp32_share_one_conversion() -> None:
     assert planned("fp32")[0].params["dtype"] == "float32"
 
 
-CASES = ["int4", "int4-32", "int4-128", "3-bit", "6-bit", "int8", "mxfp4", "nvfp4", "mxfp8", "mixed"]
+CASES = [
+    "int4",
+    "int4-32",
+    "int4-128",
+    "3-bit",
+    "6-bit",
+    "int8",
+    "mxfp4",
+    "nvfp4",
+    "mxfp8",
+    "mixed",
+]
 
 
 @pytest.mark.integration
@@ -178,7 +207,8 @@ def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("case", "limit"), [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4-32", 3e-3), ("int4", 5e-3)]
+    ("case", "limit"),
+    [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4-32", 3e-3), ("int4", 5e-3)],
 )
 def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limit: float) -> None:
     found = section(facts, "fidelity")[case]
@@ -191,7 +221,9 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limi
 @pytest.mark.integration
 def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
-    assert kld["int8"] < kld["6-bit"] < kld["int4-32"] < kld["int4"] < kld["int4-128"] < kld["3-bit"]
+    assert (
+        kld["int8"] < kld["6-bit"] < kld["int4-32"] < kld["int4"] < kld["int4-128"] < kld["3-bit"]
+    )
     assert kld["int4"] < kld["mxfp4"]
 
 

@@ -47,7 +47,14 @@ LISTS = {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
         {"rope_scaling": {"type": "longrope", **LISTS}},
         {"rope_scaling": {"type": "su", **LISTS}},
         {"rope_scaling": {"type": "yarn", **LISTS}},
-        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, **LISTS}},
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+                **LISTS,
+            }
+        },
     ],
 )
 def test_longrope_is_read_in_every_spelling(checkpoint: Path, rope: dict[str, object]) -> None:
@@ -75,7 +82,11 @@ def test_settings_that_moved_are_found(checkpoint: Path) -> None:
     config["rope_parameters"] = {**rope, "original_max_position_embeddings": 1024}
     (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
     found = models.read(checkpoint)
-    assert (found.rope_theta, found.partial_rotary_factor, found.original_context_length) == (2e5, 0.5, 1024)
+    assert (found.rope_theta, found.partial_rotary_factor, found.original_context_length) == (
+        2e5,
+        0.5,
+        1024,
+    )
 
 
 # Billions of parameters, of those that a token passes through; on the models' pages on the hub.
@@ -111,7 +122,9 @@ PARTS = {
 
 
 def test_a_model_of_another_family_is_no_member(checkpoint: Path) -> None:
-    assert family.of(models.read(checkpoint).config) is None, "the embedded model has sizes of its own"
+    assert family.of(models.read(checkpoint).config) is None, (
+        "the embedded model has sizes of its own"
+    )
     assert family.of({}) is None
 
 
@@ -136,7 +149,9 @@ def test_only_files_a_toolchain_may_see_are_taken(checkpoint: Path) -> None:
     for name in ("evil.py", "weights.bin", "notes.txt", "lib.so"):
         (checkpoint / name).write_bytes(b"x")
     assert not {"evil.py", "weights.bin", "notes.txt", "lib.so"} & set(models.files(checkpoint))
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"} <= set(models.files(checkpoint))
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"} <= set(
+        models.files(checkpoint)
+    )
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -167,8 +182,12 @@ def test_trailing_bytes_after_the_weights_are_refused(checkpoint: Path) -> None:
 
 
 def test_a_header_with_overlapping_tensors_is_refused(checkpoint: Path) -> None:
-    header = json.dumps({n: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for n in ("a", "b")}).encode()
-    (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    header = json.dumps(
+        {n: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for n in ("a", "b")}
+    ).encode()
+    (checkpoint / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + bytes(16)
+    )
     assert "corrupt" in refusal(checkpoint)
 
 
@@ -191,12 +210,16 @@ def test_auto_map_without_code_is_harmless(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
 @pytest.mark.parametrize("key", sorted(code_keys.CODE_KEYS))
-def test_every_known_code_hook_is_refused_wherever_it_hides(checkpoint: Path, key: str, name: str) -> None:
+def test_every_known_code_hook_is_refused_wherever_it_hides(
+    checkpoint: Path, key: str, name: str
+) -> None:
     edit(checkpoint, name, nested=[{"deep": {key: "somewhere"}}])
     assert key in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\0", '{"architectures": []}', '{"architectures": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "\0", '{"architectures": []}', '{"architectures": 3}']
+)
 def test_a_broken_config_is_a_clear_refusal(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text, "utf-8")
     assert "config.json" in refusal(checkpoint)
@@ -210,7 +233,9 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
-def test_no_header_whatever_makes_the_reader_crash(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+def test_no_header_whatever_makes_the_reader_crash(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes
+) -> None:
     path = tmp_path_factory.mktemp("header") / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw)
     with contextlib.suppress(SourceError):  # any other exception fails the test

@@ -1,4 +1,5 @@
-"""Olive: rotations and GPTQ before the conversion, what is asked of its passes, and the integers that ship."""
+"""Olive: rotations and GPTQ before the conversion, what is asked of its passes, and the integers
+that ship."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ def builds(shell: Shell) -> dict[str, dict[str, Any]]:
 
 
 def recipe(precision: str = "int4") -> Any:
-    return SimpleNamespace(precision=precision, backend="onnxruntime", calibrate=SimpleNamespace(tokens=4096))
+    return SimpleNamespace(
+        precision=precision, backend="onnxruntime", calibrate=SimpleNamespace(tokens=4096)
+    )
 
 
 def checkpoint(**changes: Any) -> Any:
@@ -90,7 +93,9 @@ def checkpoint(**changes: Any) -> Any:
 
 def planned(precision: str = "int4", api: str = "cpu", **options: Any) -> dict[str, Any]:
     unit = Unit(api=api, precisions=(precision,))
-    made = onnxruntime.steps(recipe(precision), onnxruntime.Options(**options), checkpoint(), {}, unit)
+    made = onnxruntime.steps(
+        recipe(precision), onnxruntime.Options(**options), checkpoint(), {}, unit
+    )
     return {step.name: step for step in made}
 
 
@@ -98,7 +103,9 @@ def needs(steps: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {name: dict(step.needs) for name, step in steps.items()}
 
 
-@pytest.mark.parametrize("wrong", [{"rotate": "hadamard"}, {"rotate": "none"}, {"algorithm": "GPTQ"}, {"mixed": "up"}])
+@pytest.mark.parametrize(
+    "wrong", [{"rotate": "hadamard"}, {"rotate": "none"}, {"algorithm": "GPTQ"}, {"mixed": "up"}]
+)
 def test_options_that_olive_would_ignore_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         onnxruntime.Options.model_validate(wrong)
@@ -110,7 +117,10 @@ def test_a_rotation_comes_before_the_conversion() -> None:
         "convert": {"source": "rotate"},
         "quantize": {"model": "convert"},
     }
-    assert needs(planned(rotate="spinquant"))["rotate"] == {"source": "source", "calibration": "calibration"}
+    assert needs(planned(rotate="spinquant"))["rotate"] == {
+        "source": "source",
+        "calibration": "calibration",
+    }
 
 
 def test_rounding_is_learned_from_what_is_converted() -> None:
@@ -135,7 +145,13 @@ def test_floats_are_not_rotated() -> None:
 
 def test_olives_steps_say_everything_that_decides_their_bytes() -> None:
     found = planned(algorithm="gptq", rotate="spinquant", block_size=128, mixed="down")
-    assert found["gptq"].params == {"bits": 4, "group_size": 128, "symmetric": True, "mixed": "down", "damp": 0.01}
+    assert found["gptq"].params == {
+        "bits": 4,
+        "group_size": 128,
+        "symmetric": True,
+        "mixed": "down",
+        "damp": 0.01,
+    }
     asked = {"method": "spinquant", "mode": "hadamard", "seed": 0, "activation_bits": 8}
     assert found["rotate"].params == asked
     assert {found[name].toolchain for name in ("rotate", "gptq")} == {"olive"}
@@ -147,7 +163,9 @@ def test_without_olive_nothing_changes() -> None:
     assert needs(planned()) == {"convert": {"source": "source"}, "quantize": {"model": "convert"}}
 
 
-@pytest.mark.parametrize(("size", "there"), [(96, True), (3072, True), (5120, True), (128, True), (88, False)])
+@pytest.mark.parametrize(
+    ("size", "there"), [(96, True), (3072, True), (5120, True), (128, True), (88, False)]
+)
 def test_rotations_are_hadamards_where_olive_has_one(size: int, there: bool) -> None:
     assert olive_passes.has_hadamard(size) is there
     (step,) = olive_passes.rotations("quarot", recipe(), checkpoint(head_size=size))
@@ -158,7 +176,11 @@ def test_down_is_olives_k_quant_down() -> None:
     names = {f"/model/layers.{i}/mlp/down_proj/MatMul": i for i in range(32)}
     raised = onnxruntime._raised("down", 32)
     assert onnxruntime.LM_HEAD in raised
-    assert {names[name] for name in raised if name in names} == {*range(4), *range(28, 32), *range(6, 28, 3)}
+    assert {names[name] for name in raised if name in names} == {
+        *range(4),
+        *range(28, 32),
+        *range(6, 28, 3),
+    }
     assert len(raised) == 1 + 4 + 4 + 8
 
 
@@ -177,7 +199,9 @@ def test_schemes_name_what_olive_did() -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("case", ["plain quarot", "plain random", "plain spinquant", "tied quarot"])
-def test_a_rotated_model_computes_the_same_with_other_weights(facts: dict[str, Any], case: str) -> None:
+def test_a_rotated_model_computes_the_same_with_other_weights(
+    facts: dict[str, Any], case: str
+) -> None:
     found = section(facts, "rotation")[case]
     assert found["kld"] < 1e-9
     assert found["equal"] == []
@@ -229,7 +253,9 @@ def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
         ("down", ["lm_head", "model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]),
     ],
 )
-def test_exactly_what_was_asked_stays_at_8_bits(facts: dict[str, Any], case: str, raised: list[str]) -> None:
+def test_exactly_what_was_asked_stays_at_8_bits(
+    facts: dict[str, Any], case: str, raised: list[str]
+) -> None:
     found = section(facts, "rounding")["bits"][case]
     assert sorted(name for name, bits in found.items() if bits == 8) == raised
     assert len(found) == 21
@@ -304,16 +330,24 @@ def test_olive_connects_nowhere_and_leaves_nothing_behind(facts: dict[str, Any])
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("case", [*(f"cpu {name}" for name in CASES), *(f"{api} down" for api in GPUS)])
-def test_the_integers_that_ship_are_those_that_were_learned(facts: dict[str, Any], case: str) -> None:
+@pytest.mark.parametrize(
+    "case", [*(f"cpu {name}" for name in CASES), *(f"{api} down" for api in GPUS)]
+)
+def test_the_integers_that_ship_are_those_that_were_learned(
+    facts: dict[str, Any], case: str
+) -> None:
     found = section(facts, "models")
     assert found["levels"][case] == []
-    assert found["scales"][case] <= (0 if case.startswith("cpu") else 2**-11)  # a GPU's graph has them in 16 bits
+    assert found["scales"][case] <= (
+        0 if case.startswith("cpu") else 2**-11
+    )  # a GPU's graph has them in 16 bits
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
-def test_the_model_computes_what_the_rounded_checkpoint_does(facts: dict[str, Any], case: str) -> None:
+def test_the_model_computes_what_the_rounded_checkpoint_does(
+    facts: dict[str, Any], case: str
+) -> None:
     expected = section(facts, "rounding")["kld"][case]
     assert section(facts, "models")["kld"][f"cpu {case}"] == pytest.approx(expected, rel=1e-3)
 

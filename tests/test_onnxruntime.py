@@ -24,7 +24,9 @@ def facts(ort_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("onnxruntime")
     environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([ort_python, DRIVER, folder], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ort_python, DRIVER, folder], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
     return found
@@ -79,8 +81,12 @@ def test_options_describe_themselves() -> None:
 
 def planned(precision: str) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False)
-    return onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
+    checkpoint: Any = SimpleNamespace(
+        parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
+    )
+    return onnxruntime.steps(
+        recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]}
+    )
 
 
 def test_all_precisions_share_one_conversion() -> None:
@@ -95,14 +101,20 @@ def test_fp32_is_not_quantized() -> None:
 
 def on(api: str, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False)
+    checkpoint: Any = SimpleNamespace(
+        parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
+    )
     unit = Unit(api=api, precisions=(precision,))
     return onnxruntime.steps(recipe, onnxruntime.Options(**options), checkpoint, {}, unit)
 
 
 def test_gpus_get_graphs_of_their_own_in_16_bits() -> None:
     assert on("cuda", "fp16")[0] == on("cuda", "int4")[0]
-    assert on("cuda", "fp16")[0].params == {"config_patch": {}, "provider": "cuda", "io_dtype": "fp16"}
+    assert on("cuda", "fp16")[0].params == {
+        "config_patch": {},
+        "provider": "cuda",
+        "io_dtype": "fp16",
+    }
     assert on("cuda", "fp16")[0].unquantized == "fp16"
     assert on("directml", "int4")[0].params["provider"] == "dml"
 
@@ -116,9 +128,15 @@ def test_accuracy_level_follows_the_device() -> None:
 
 def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> None:
     recipe: Any = SimpleNamespace(precision="int4", backend="onnxruntime")
-    checkpoint: Any = SimpleNamespace(parameters=2 * 10**9, vocab_size=512, hidden_size=128, tied=False, large=True)
+    checkpoint: Any = SimpleNamespace(
+        parameters=2 * 10**9, vocab_size=512, hidden_size=128, tied=False, large=True
+    )
     convert, quantize = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
-    assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (True, None, "source")
+    assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (
+        True,
+        None,
+        "source",
+    )
     assert convert.output_bytes < 10**9 < quantize.output_bytes
     recipe.precision = "fp32"
     (whole,) = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
@@ -130,7 +148,9 @@ def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> Non
 def test_rounding_from_the_checkpoint_changes_no_byte(facts: dict[str, Any]) -> None:
     found = section(facts, "links")
     assert len(found["made"]) == 22
-    assert {name: changed for name, changed in (found["made"] | found["gpu"]).items() if changed} == {}
+    assert {
+        name: changed for name, changed in (found["made"] | found["gpu"]).items() if changed
+    } == {}
     assert all(size < 100_000 for size in found["data_bytes"].values())  # norms and rotary tables
 
 
@@ -155,7 +175,9 @@ def test_a_checkpoint_that_is_not_the_linked_one_is_named(facts: dict[str, Any])
         ("dtype", "has the dtype I32"),
     ],
 )
-def test_weights_of_another_architecture_are_refused(facts: dict[str, Any], name: str, words: str) -> None:
+def test_weights_of_another_architecture_are_refused(
+    facts: dict[str, Any], name: str, words: str
+) -> None:
     kind, said, _ = section(facts, "foreign")[name]
     assert kind == "StepFailed"
     assert words in said
@@ -172,12 +194,16 @@ def test_a_gpus_graph_is_the_bare_builders(facts: dict[str, Any], api: str, prec
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("api", "precision"), GPUS)
-def test_a_gpus_graph_computes_the_sources_logits(facts: dict[str, Any], api: str, precision: str) -> None:
+def test_a_gpus_graph_computes_the_sources_logits(
+    facts: dict[str, Any], api: str, precision: str
+) -> None:
     found = section(facts, "providers")[f"{api} {precision}"]
     assert found["kld"] < {"fp32": 1e-6, "fp16": 1e-4, "int8": 1e-3, "int4": 0.1}[precision]
     assert found["chain"]
     assert found["dtype"] == "float32"
-    assert set(found["linears"]) == {{"fp32": "32", "fp16": "16", "int8": "8", "int4": "4"}[precision]}
+    assert set(found["linears"]) == {
+        {"fp32": "32", "fp16": "16", "int8": "8", "int4": "4"}[precision]
+    }
 
 
 @pytest.mark.integration
@@ -247,10 +273,15 @@ def test_tied_weights_equal_the_bare_builders(facts: dict[str, Any], case: str) 
     [
         ("int8", ["model.embed_tokens.weight"]),  # the builder's second copy of the head, in fp32
         ("layers", []),  # its embedding reads a weight that does not exist
-        ("default-asymmetric", ["lm_head.MatMul.weight"]),  # its embedding takes fp32 for packed values
+        (
+            "default-asymmetric",
+            ["lm_head.MatMul.weight"],
+        ),  # its embedding takes fp32 for packed values
     ],
 )
-def test_tied_embeddings_work_where_the_builders_do_not(facts: dict[str, Any], case: str, weights: list[str]) -> None:
+def test_tied_embeddings_work_where_the_builders_do_not(
+    facts: dict[str, Any], case: str, weights: list[str]
+) -> None:
     different = section(facts, "equality")["equal_tied"][case]
     assert [name for name in different if not name.startswith("node ")] == weights
     assert "node /model/embed_tokens/GatherBlockQuantized" in different
@@ -262,7 +293,9 @@ def test_describe_counts_bits(facts: dict[str, Any]) -> None:
     assert bits["plain default"]["linears"] == {"4": 16}
     assert bits["plain layers"]["linears"] == {"4": 11, "8": 5}
     assert bits["plain exclude"]["linears"] == {"4": 15, "32": 1}
-    assert bits["tied default"]["bits_per_weight"] < 5.1  # 4 bits, a scale per 32 weights, a few norms
+    assert (
+        bits["tied default"]["bits_per_weight"] < 5.1
+    )  # 4 bits, a scale per 32 weights, a few norms
 
 
 @pytest.mark.integration

@@ -1,4 +1,5 @@
-"""OpenVINO: options and rules, equality with the exporter's own quantization, fidelity, the NPU's pipeline."""
+"""OpenVINO: options and rules, equality with the exporter's own quantization, fidelity, the NPU's
+pipeline."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def recipe(precision: str) -> Any:
-    return SimpleNamespace(precision=precision, backend="openvino", calibrate=SimpleNamespace(tokens=4096))
+    return SimpleNamespace(
+        precision=precision, backend="openvino", calibrate=SimpleNamespace(tokens=4096)
+    )
 
 
 def checkpoint(**changes: Any) -> Any:
@@ -63,7 +66,9 @@ def advice(precision: str, shape: Any = None, **options: Any) -> list[tuple[str,
 
 
 def planned(precision: str, **options: Any) -> list[Any]:
-    return openvino.steps(recipe(precision), openvino.Options(**options), checkpoint(), {"use_cache": True})
+    return openvino.steps(
+        recipe(precision), openvino.Options(**options), checkpoint(), {"use_cache": True}
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,10 @@ def test_schemes_are_few_words() -> None:
         return openvino.scheme(recipe(precision), openvino.Options(**options))
 
     assert words("int4") == "int4 asymmetric, groups of 128"
-    assert words("int4", group_size=-1, symmetric=True, awq=True) == "int4 symmetric, a scale per row, AWQ"
+    assert (
+        words("int4", group_size=-1, symmetric=True, awq=True)
+        == "int4 symmetric, a scale per row, AWQ"
+    )
     assert words("int4", ratio=0.8) == "int4 asymmetric, groups of 128, 80% of the weights"
     assert words("int8") == "int8 asymmetric"
     assert words("fp16") == "f16"
@@ -140,14 +148,22 @@ def test_schemes_are_few_words() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "options"),
-    [("int4", {"awq": True}), ("int8", {"symmetric": True}), ("int8", {}), ("fp16", {}), ("fp32", {})],
+    [
+        ("int4", {"awq": True}),
+        ("int8", {"symmetric": True}),
+        ("int8", {}),
+        ("fp16", {}),
+        ("fp32", {}),
+    ],
 )
 def test_sensible_recipes_raise_nothing(precision: str, options: dict[str, Any]) -> None:
     assert advice(precision, **options) == []
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
-@pytest.mark.parametrize("options", [{"group_size": 128}, {"ratio": 1.0}, {"awq": False}, {"prompt_length": 512}])
+@pytest.mark.parametrize(
+    "options", [{"group_size": 128}, {"ratio": 1.0}, {"awq": False}, {"prompt_length": 512}]
+)
 def test_options_of_int4_are_refused_elsewhere(precision: str, options: dict[str, Any]) -> None:
     assert ("V02", "error") in advice(precision, **options)
 
@@ -192,14 +208,18 @@ def test_constants_and_settings_equal_the_exporters(facts: dict[str, Any], case:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("name", "limit"), [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4", 2e-3)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4", 2e-3)]
+)
 def test_logits_are_those_of_transformers(facts: dict[str, Any], name: str, limit: float) -> None:
     assert section(facts, "fidelity")[name]["kld"] < limit
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["fp32", "fp16", *CASES, *OPTIONS])
-def test_generation_follows_the_logits_and_leaves_no_state(facts: dict[str, Any], name: str) -> None:
+def test_generation_follows_the_logits_and_leaves_no_state(
+    facts: dict[str, Any], name: str
+) -> None:
     found = section(facts, "fidelity")[name]
     assert found["chain"]
     assert found["again"]
@@ -223,7 +243,10 @@ def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> N
 def test_planned_memory_is_what_was_measured_at_full_size() -> None:
     shape = checkpoint(parameters=3_821_079_552, weight_bytes=7_642_159_104)
     made = openvino.steps(recipe("int4"), openvino.Options(symmetric=True), shape, {})
-    assert [step.memory_bytes for step in made] == [pytest.approx(0.87e9, rel=0.2), pytest.approx(1.62e9, rel=0.2)]
+    assert [step.memory_bytes for step in made] == [
+        pytest.approx(0.87e9, rel=0.2),
+        pytest.approx(1.62e9, rel=0.2),
+    ]
     assert made[1].output_bytes == pytest.approx(2_068_554_739, rel=0.01)
 
 
@@ -235,8 +258,15 @@ def test_planned_memory_is_what_was_measured_at_full_size() -> None:
 def test_planned_memory_of_large_models_is_what_was_measured(
     parameters: int, vocabulary: int, hidden: int, measured: float
 ) -> None:
-    sizes = {"parameters": parameters, "weight_bytes": 2 * parameters, "vocab_size": vocabulary, "hidden_size": hidden}
-    (step,) = openvino.steps(recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {})
+    sizes = {
+        "parameters": parameters,
+        "weight_bytes": 2 * parameters,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+    }
+    (step,) = openvino.steps(
+        recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {}
+    )
     assert step.memory_bytes == pytest.approx(measured, rel=0.05)
 
 
@@ -263,7 +293,8 @@ def test_a_tied_embedding_is_the_head_and_no_other_layer_is(facts: dict[str, Any
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "change", ["symmetric", "group", "backup", "all", "share", "bits", "float", "zero", "lost", "quantized"]
+    "change",
+    ["symmetric", "group", "backup", "all", "share", "bits", "float", "zero", "lost", "quantized"],
 )
 def test_a_graph_that_was_not_asked_for_is_found(facts: dict[str, Any], change: str) -> None:
     assert section(facts, "failures")[change][0] == "StepFailed"
@@ -286,7 +317,9 @@ def test_two_builds_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> N
 @pytest.mark.integration
 @pytest.mark.parametrize("model", ["whole", "tied"])
 @pytest.mark.parametrize("dtype", ["fp16", "mixed"])
-def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(facts: dict[str, Any], model: str, dtype: str) -> None:
+def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(
+    facts: dict[str, Any], model: str, dtype: str
+) -> None:
     assert section(facts, "stored")[f"{model} {dtype}"]
 
 
@@ -323,7 +356,10 @@ def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> N
     assert len(found["streamed"]) == 16
     assert found["again"] == found["streamed"][:4]
     assert found["likeliest"] < 0.2
-    assert found["logits"] == ["StepFailed", "openvino-genai's pipeline yields tokens, and no logits"]
+    assert found["logits"] == [
+        "StepFailed",
+        "openvino-genai's pipeline yields tokens, and no logits",
+    ]
 
 
 @pytest.mark.integration

@@ -23,16 +23,29 @@ from test_cli import QUICKSTART, Run, run  # noqa: F401 (a fixture)
 from test_schedule import plan, step
 
 from phipipe import answers, cli, device, output, schedule, schemas, several, show, upkeep
-from phipipe.errors import Located, PhipipeError, Place, RecipeError, SourceError, StoreError, TargetError, kinds
+from phipipe.errors import (
+    Located,
+    PhipipeError,
+    Place,
+    RecipeError,
+    SourceError,
+    StoreError,
+    TargetError,
+    kinds,
+)
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-PEOPLE = re.compile(r"\d (B|KiB|MiB|GiB)\b|\b(ago|just now|not installed|nothing to set|all set)\b|^-$|^–$")
+PEOPLE = re.compile(
+    r"\d (B|KiB|MiB|GiB)\b|\b(ago|just now|not installed|nothing to set|all set)\b|^-$|^–$"
+)
 
 
-def commands(group: click.Group = cli.cli, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def commands(
+    group: click.Group = cli.cli, before: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command with its words, groups included."""
     for name, command in group.commands.items():
         yield (*before, name), command
@@ -40,7 +53,11 @@ def commands(group: click.Group = cli.cli, before: tuple[str, ...] = ()) -> Iter
             yield from commands(command, (*before, name))
 
 
-WITH_JSON = [words for words, command in commands() if "--json" in {o for p in command.params for o in p.opts}]
+WITH_JSON = [
+    words
+    for words, command in commands()
+    if "--json" in {o for p in command.params for o in p.opts}
+]
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -57,7 +74,11 @@ def test_every_command_that_prints_json_has_a_schema_and_every_schema_a_command(
 
 def test_the_schemas_in_the_repository_are_up_to_date_and_no_others_are_there() -> None:
     folder = ROOT / "schemas"
-    found = {path.relative_to(folder): path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(folder): path.read_text("utf-8")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     assert found == schemas.files()
 
 
@@ -104,13 +125,23 @@ def test_what_a_command_prints_is_as_its_schema_says(run: Run, words: Sequence[s
     code, out, err = run(*words, "--json")
     assert code == 0, err
     document = documents.fits(words, out)
-    if words[0] not in ("schedule", "backends", "plan", "doctor", "explain"):  # which have texts for people
+    if words[0] not in (
+        "schedule",
+        "backends",
+        "plan",
+        "doctor",
+        "explain",
+    ):  # which have texts for people
         assert not [text for text in texts(document) if PEOPLE.search(text)]
 
 
 def test_what_an_installed_toolchain_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("PHIPIPE_TOOLCHAIN", "current")
-    for words in (("toolchain", "install", "torch"), ("toolchain", "path", "torch"), ("toolchain", "ls")):
+    for words in (
+        ("toolchain", "install", "torch"),
+        ("toolchain", "path", "torch"),
+        ("toolchain", "ls"),
+    ):
         code, out, err = run(*words, "--json")
         document = documents.fits(words, out)
         if code == 0:
@@ -193,16 +224,27 @@ def test_every_problem_of_validate_is_an_entry(run: Run, tmp_path: Path) -> None
     assert code == 2
     assert (good["ok"], good["problems"]) == (True, [])
     assert good["builds"] == [
-        {"name": "quickstart", "device": "cpu-x86_64", "unit": None, "backend": "onnxruntime", "precision": "int4"}
+        {
+            "name": "quickstart",
+            "device": "cpu-x86_64",
+            "unit": None,
+            "backend": "onnxruntime",
+            "precision": "int4",
+        }
     ]
     assert [bad["ok"], missing["ok"]] == [False, False]
-    assert {(p["file"], p["line"], p["column"]) for p in bad["problems"]} >= {("bad.yaml", 1, 7), ("bad.yaml", 3, 12)}
+    assert {(p["file"], p["line"], p["column"]) for p in bad["problems"]} >= {
+        ("bad.yaml", 1, 7),
+        ("bad.yaml", 3, 12),
+    }
     assert [(p["file"], p["line"]) for p in missing["problems"]] == [("nope.yaml", None)]
 
 
 def test_plan_is_an_array_of_builds_that_say_what_they_are(run: Run) -> None:  # noqa: F811
     (one,) = documents.fits(["plan"], run("plan", QUICKSTART, "--json")[1])
-    told = [one[key] for key in ("name", "device", "unit", "backend", "precision", "source", "refusal")]
+    told = [
+        one[key] for key in ("name", "device", "unit", "backend", "precision", "source", "refusal")
+    ]
     assert told == ["quickstart", "cpu-x86_64", "cpu", "onnxruntime", "int4", "tiny-phi3", None]
 
 
@@ -229,13 +271,19 @@ def test_strict_plans_exit_where_run_would_refuse(
 def test_what_builds_came_to_is_told_also_of_failed_ones(own_cache: Path) -> None:
     recipe: Any = SimpleNamespace(backend="torch", precision="int8")
     plans = [
-        replace(made, device=device.load("cpu-x86_64"), build=SimpleNamespace(name=made.build.name, recipe=recipe))  # type: ignore[arg-type]
+        replace(
+            made,
+            device=device.load("cpu-x86_64"),
+            build=SimpleNamespace(name=made.build.name, recipe=recipe),
+        )  # type: ignore[arg-type]
         for made in (plan("a", step("x")), plan("b", step("x"), step("y", "x", fail=True)))
     ]
     store, settings = Store(own_cache), Settings(cache=own_cache, toolchains=own_cache)
     done = schedule.attempt(plans, store, settings, Silent(), jobs=1)
     again = schedule.attempt(plans[:1], store, settings, Silent(), jobs=1)
-    rows = documents.fits(["run"], json.dumps(output.plain([show.outcome_json(one) for one in [*done, *again]])))
+    rows = documents.fits(
+        ["run"], json.dumps(output.plain([show.outcome_json(one) for one in [*done, *again]]))
+    )
     assert [row["ok"] for row in rows] == [True, False, True]
     assert rows[1]["error"]["kind"] == "StepFailed"
     ((first,), (last,)) = rows[0]["steps"], rows[2]["steps"]
@@ -247,7 +295,12 @@ def test_runs_are_told(run: Run, own_cache: Path) -> None:  # noqa: F811
     from test_events import recorded
 
     recorded(own_cache, plan("a", step("x"), step("y", "x", fail=True)))
-    for words in (("runs", "ls"), ("runs", "show", "latest"), ("runs", "logs", "latest"), ("cache", "ls")):
+    for words in (
+        ("runs", "ls"),
+        ("runs", "show", "latest"),
+        ("runs", "logs", "latest"),
+        ("cache", "ls"),
+    ):
         code, out, err = run(*words, "--json")
         assert code == 0, err
         assert documents.fits(words, out)
@@ -278,7 +331,9 @@ def test_who_is_stopped_tells_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert documents.fits(["doctor"], out)["error"]["kind"] == "Interrupted"
 
 
-def test_nothing_is_added_to_a_document_that_was_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_added_to_a_document_that_was_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     answers.begin(["run", "--json"])
     answers.give([])
     answers.fail(output.error_of(SourceError("too late")))
@@ -319,7 +374,11 @@ def test_whatever_is_printed_is_json(value: Any) -> None:
             st.sampled_from([RecipeError, TargetError, SourceError, StoreError]),
             st.text(min_size=1),
             st.none() | st.text(min_size=1),
-            st.lists(st.builds(Located, st.text(), st.builds(Place, st.text(), st.none() | st.integers(1, 9)))),
+            st.lists(
+                st.builds(
+                    Located, st.text(), st.builds(Place, st.text(), st.none() | st.integers(1, 9))
+                )
+            ),
         ),
         min_size=1,
         max_size=8,
@@ -344,7 +403,11 @@ def test_a_process_that_is_terminated_leaves_its_document(tmp_path: Path) -> Non
     code += "def slow():\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
     code += "upkeep.settings_of_user = slow\nsys.argv = ['phipipe', 'doctor', '--json']\nc.main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "ready\n"

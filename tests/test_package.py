@@ -32,11 +32,20 @@ Copyright (c) 2026 the phipipe authors
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal in it
 without restriction. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND.
 """
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}<|assistant|>\n"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor "
+    "%}<|assistant|>\n"
+)
 STORY = "Once there was a fox who lived in a den by the river. Every morning the fox"
-TOOLS = {"numpy": "2.4.6", "onnxruntime": "1.32.0", "onnxruntime-genai": "0.18.0", "torch": "2.13.0"}
+TOOLS = {
+    "numpy": "2.4.6",
+    "onnxruntime": "1.32.0",
+    "onnxruntime-genai": "0.18.0",
+    "torch": "2.13.0",
+}
 ARTIFACT_FILES = {
-    "model.onnx": b"\x08\x0a\x12\x80\x10" + bytes(range(256)) * 8,  # a graph's version, and a long name of its maker
+    "model.onnx": b"\x08\x0a\x12\x80\x10"
+    + bytes(range(256)) * 8,  # a graph's version, and a long name of its maker
     "model.onnx.data": b"\x07\x00\xff" * 20_000,
     "genai_config.json": b'{"model": {"context_length": 2048, "eos_token_id": 2}}\n',
     "tokenizer.json": b'{"model": {"vocab": {"/home/": 0, "/tmp": 1, "a": 2}}}\n',
@@ -68,7 +77,10 @@ METRICS: dict[str, Any] = {
         "repetition": 0.12,
     },
     "answers": [
-        {"prompt": "Tell me a short story about a fox.", "text": STORY + " went out to find blackberries."},
+        {
+            "prompt": "Tell me a short story about a fox.",
+            "text": STORY + " went out to find blackberries.",
+        },
         {"prompt": "Where is the key?", "text": "The key is under the mat."},
     ],
 }
@@ -126,7 +138,9 @@ GATES = [
 
 
 def digest_of(name: str) -> str:
-    return hashlib.sha256({"take": "source", "compare": "metrics"}.get(name, name).encode()).hexdigest()
+    return hashlib.sha256(
+        {"take": "source", "compare": "metrics"}.get(name, name).encode()
+    ).hexdigest()
 
 
 def step(runs: str, *needs: str, tools: bool = True, **params: Any) -> dict[str, Any]:
@@ -161,7 +175,11 @@ PARAMS: dict[str, Any] = {
         },
         "measure": {"prompt_tokens": 128, "new_tokens": 64, "repetitions": 5},
     },
-    "device": {"name": "cpu-x86_64", "title": "PC with an x86-64 CPU", "sources": ["https://vendor.example/x86_64"]},
+    "device": {
+        "name": "cpu-x86_64",
+        "title": "PC with an x86-64 CPU",
+        "sources": ["https://vendor.example/x86_64"],
+    },
     "backend": "onnxruntime",
     "backend_title": "ONNX Runtime GenAI",
     "api": "cpu",
@@ -174,7 +192,13 @@ PARAMS: dict[str, Any] = {
         "parameters": 4_500_000,
         "context_length": 2048,
     },
-    "fixups": {"F1": {"rule": "M08", "patch": {"layer_types": ["sliding_attention"]}, "reason": "the window was lost"}},
+    "fixups": {
+        "F1": {
+            "rule": "M08",
+            "patch": {"layer_types": ["sliding_attention"]},
+            "reason": "the window was lost",
+        }
+    },
     "warnings": [],
     "steps": {
         "source": step("phipipe.hub:take", tools=False, files=["config.json"]),
@@ -198,7 +222,16 @@ class Kitchen:
         self.root = root
         self.params = copy.deepcopy(PARAMS)
         self.metrics, self.baseline, self.speed = map(copy.deepcopy, (METRICS, BASELINE, SPEED))
-        names = ("artifact", "source", "metrics", "parity", "speed", "gates", "baseline", "reference")
+        names = (
+            "artifact",
+            "source",
+            "metrics",
+            "parity",
+            "speed",
+            "gates",
+            "baseline",
+            "reference",
+        )
         self.inputs = {name: root / "in" / name for name in names}
         for folder in self.inputs.values():
             folder.mkdir(parents=True)
@@ -219,22 +252,29 @@ class Kitchen:
         return self.inputs["source"]
 
     def json(self, name: str, value: object) -> None:
-        file = {"metrics": "metrics.json", "parity": "parity.json", "speed": "speed.json", "gates": "gates.json"}
+        file = {
+            "metrics": "metrics.json",
+            "parity": "parity.json",
+            "speed": "speed.json",
+            "gates": "gates.json",
+        }
         (self.inputs[name] / file.get(name, "baseline.json")).write_text(json.dumps(value), "utf-8")
 
     def cook(self, name: str = "out") -> Path:
         self.json("metrics", self.metrics)
         self.json("baseline", self.baseline)
-        (self.inputs["reference"] / "tokens.npy").write_bytes(small_package.FILES["reference/tokens.npy"])
+        (self.inputs["reference"] / "tokens.npy").write_bytes(
+            small_package.FILES["reference/tokens.npy"]
+        )
         self.json("speed", self.speed)
         out = self.root / name
         out.mkdir()
         try:
             package.package(self.inputs, out, self.params)
         except StepFailed as refused:
-            raise (Unopened if "no command of phipipe's would open" in refused.message else StepFailed)(
-                refused.message, hint=refused.hint
-            ) from None
+            raise (
+                Unopened if "no command of phipipe's would open" in refused.message else StepFailed
+            )(refused.message, hint=refused.hint) from None
         return out
 
     def card(self) -> str:
@@ -256,16 +296,28 @@ def cooked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
-# -- what is in it --------------------------------------------------------------------------------------------
+# -- what is in it
+# --------------------------------------------------------------------------------------------
 
 
 def test_the_artifact_ships_unchanged_with_everything_around_it(cooked: Path) -> None:
     found = tree(cooked)
     assert {name: found[name] for name in ARTIFACT_FILES} == ARTIFACT_FILES
-    ours = {"README.md", "LICENSE", "recipe.yaml", "manifest.json", "SHA256SUMS", "reference/tokens.npy"}
+    ours = {
+        "README.md",
+        "LICENSE",
+        "recipe.yaml",
+        "manifest.json",
+        "SHA256SUMS",
+        "reference/tokens.npy",
+    }
     assert set(found) == set(ARTIFACT_FILES) | ours
     assert found["LICENSE"].decode() == MIT
 
@@ -291,7 +343,9 @@ def test_the_manifest_says_what_it_is_and_where_it_came_from(cooked: Path) -> No
 def test_the_manifest_lists_every_other_file(cooked: Path) -> None:
     listed = {e["path"]: (e["size"], e["sha256"]) for e in package.read_manifest(cooked)["files"]}
     there = {
-        n: (len(data), hashlib.sha256(data).hexdigest()) for n, data in tree(cooked).items() if n != "manifest.json"
+        n: (len(data), hashlib.sha256(data).hexdigest())
+        for n, data in tree(cooked).items()
+        if n != "manifest.json"
     }
     assert listed == there
 
@@ -314,13 +368,17 @@ def test_an_artifact_in_folders_keeps_them(kitchen: Kitchen) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "manifest.json", "sha256sums", "Recipe.yaml"])
-def test_an_artifact_cannot_replace_what_the_package_says_of_it(kitchen: Kitchen, name: str) -> None:
+def test_an_artifact_cannot_replace_what_the_package_says_of_it(
+    kitchen: Kitchen, name: str
+) -> None:
     (kitchen.artifact / name).write_text("mine")
     with pytest.raises(StepFailed, match="of its own"):
         kitchen.cook()
 
 
-@pytest.mark.parametrize("name", ["a:b", "tail.", "back\\slash", "new\nline", "\u202etxt.exe", "star*"])
+@pytest.mark.parametrize(
+    "name", ["a:b", "tail.", "back\\slash", "new\nline", "\u202etxt.exe", "star*"]
+)
 def test_names_that_some_systems_cannot_hold_do_not_ship(kitchen: Kitchen, name: str) -> None:
     (kitchen.artifact / name).write_text("x")
     with pytest.raises(StepFailed, match="cannot ship"):
@@ -337,14 +395,19 @@ def test_links_and_empty_artifacts_do_not_ship(kitchen: Kitchen) -> None:
         kitchen.cook("second")
 
 
-# -- the same bytes -------------------------------------------------------------------------------------------
+# -- the same bytes
+# -------------------------------------------------------------------------------------------
 
 
 def test_the_same_inputs_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
     first = Kitchen(tmp_path / "a").cook()
     second = Kitchen(tmp_path / "another" / "place")
-    second.params = dict(reversed(second.params.items()))  # but the steps: the plan has them in one order everywhere
-    for record in second.params["steps"].values():  # of times and the like, nothing enters a package
+    second.params = dict(
+        reversed(second.params.items())
+    )  # but the steps: the plan has them in one order everywhere
+    for record in second.params[
+        "steps"
+    ].values():  # of times and the like, nothing enters a package
         record["outputs"][0]["mtime_ns"] = 2
         record["usage"] = {"seconds": 3.5}
     before = os.umask(0o077)
@@ -364,15 +427,23 @@ def test_the_environment_leaves_no_trace(cooked: Path, tmp_path: Path, zone: str
     (tmp_path / "params.json").write_text(json.dumps(kitchen.params))
     call = (
         "import json, sys; from pathlib import Path; from phipipe import package; "
-        f"package.package({{n: Path(p) for n, p in {[(n, str(p)) for n, p in kitchen.inputs.items()]}}}, "
+        f"package.package({{n: Path(p) for n, p in "
+        f"{[(n, str(p)) for n, p in kitchen.inputs.items()]}}}, "
         f"Path({str(out)!r}), json.loads(Path({str(tmp_path / 'params.json')!r}).read_text()))"
     )
-    other = {"TZ": zone, "LC_ALL": "C", "PYTHONHASHSEED": "7", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    other = {
+        "TZ": zone,
+        "LC_ALL": "C",
+        "PYTHONHASHSEED": "7",
+        "HOME": str(tmp_path),
+        "PATH": os.environ["PATH"],
+    }
     subprocess.run([sys.executable, "-c", call], env=other, check=True, cwd=tmp_path)
     assert tree(out) == tree(cooked)
 
 
-# -- every change is found ------------------------------------------------------------------------------------
+# -- every change is found
+# ------------------------------------------------------------------------------------
 
 
 def test_an_untouched_package_has_no_findings(cooked: Path) -> None:
@@ -404,7 +475,11 @@ def swap(folder: Path) -> None:
 
 MUTATIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "flip": (flip, "model.onnx.data", "other content"),
-    "truncate": (lambda f: (f / "model.onnx").write_bytes(b""), "model.onnx", "0 bytes instead of 2053"),
+    "truncate": (
+        lambda f: (f / "model.onnx").write_bytes(b""),
+        "model.onnx",
+        "0 bytes instead of 2053",
+    ),
     "remove": (lambda f: (f / "LICENSE").unlink(), "LICENSE", "missing"),
     "add": (lambda f: (f / "extra.py").write_text("import os"), "extra.py", "added"),
     "add hidden": (lambda f: (f / ".gitattributes").write_text("*"), ".gitattributes", "added"),
@@ -416,12 +491,28 @@ MUTATIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "empty folder": (lambda f: (f / "empty").mkdir(), "empty", "added: a folder"),
     ".git": (git, ".git", "added: a folder"),
     "executable": (lambda f: (f / "model.onnx").chmod(0o755), "model.onnx", "executable"),
-    "executable manifest": (lambda f: (f / "manifest.json").chmod(0o755), "manifest.json", "executable"),
+    "executable manifest": (
+        lambda f: (f / "manifest.json").chmod(0o755),
+        "manifest.json",
+        "executable",
+    ),
     "setuid": (lambda f: (f / "model.onnx").chmod(0o4644), "model.onnx", "executable"),
     "pipe": (lambda f: os.mkfifo(f / "pipe"), "pipe", "neither file nor folder"),
-    "pipe in place": (lambda f: ((f / "LICENSE").unlink(), os.mkfifo(f / "LICENSE")), "LICENSE", "neither"),
-    "folder in place": (lambda f: ((f / "LICENSE").unlink(), (f / "LICENSE").mkdir()), "LICENSE", "folder"),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json", "it has no `manifest.json`"),
+    "pipe in place": (
+        lambda f: ((f / "LICENSE").unlink(), os.mkfifo(f / "LICENSE")),
+        "LICENSE",
+        "neither",
+    ),
+    "folder in place": (
+        lambda f: ((f / "LICENSE").unlink(), (f / "LICENSE").mkdir()),
+        "LICENSE",
+        "folder",
+    ),
+    "no manifest": (
+        lambda f: (f / "manifest.json").unlink(),
+        "manifest.json",
+        "it has no `manifest.json`",
+    ),
     "sums": (lambda f: (f / "SHA256SUMS").write_text(""), "SHA256SUMS", "changed"),
 }
 
@@ -436,9 +527,13 @@ def test_one_change_is_found_and_named(cooked: Path, tmp_path: Path, name: str) 
     assert len(findings) <= 2  # a rename is two; nothing else is reported beside the change
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-def test_any_flipped_bit_is_found(cooked: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_flipped_bit_is_found(
+    cooked: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     names = sorted(tree(cooked))
     name = data.draw(st.sampled_from(names))
     content = bytearray((cooked / name).read_bytes())
@@ -453,9 +548,12 @@ def test_any_flipped_bit_is_found(cooked: Path, tmp_path_factory: pytest.TempPat
     assert found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=40), folder=st.booleans()
+    name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=40),
+    folder=st.booleans(),
 )
 def test_nothing_can_be_added_under_any_name(
     cooked: Path, tmp_path_factory: pytest.TempPathFactory, name: str, folder: bool
@@ -471,7 +569,9 @@ def test_nothing_can_be_added_under_any_name(
     assert findings[0].path.isprintable()
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool = True) -> None:
+def rewritten(
+    folder: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool = True
+) -> None:
     """Change the manifest; ``sealed`` gives it a digest that fits again."""
     made = json.loads((folder / "manifest.json").read_text())
     change(made)
@@ -501,9 +601,24 @@ def test_a_change_inside_the_manifest_is_found(
 
 
 @pytest.mark.parametrize(
-    "path", ["../outside", "/etc/passwd", "a/../../b", "C:\\x", "a//b", "./a", "", "manifest.json", "a\nb", "..", "c:x"]
+    "path",
+    [
+        "../outside",
+        "/etc/passwd",
+        "a/../../b",
+        "C:\\x",
+        "a//b",
+        "./a",
+        "",
+        "manifest.json",
+        "a\nb",
+        "..",
+        "c:x",
+    ],
 )
-def test_a_manifest_cannot_point_outside_even_with_a_digest_that_fits(cooked: Path, tmp_path: Path, path: str) -> None:
+def test_a_manifest_cannot_point_outside_even_with_a_digest_that_fits(
+    cooked: Path, tmp_path: Path, path: str
+) -> None:
     folder = shutil.copytree(cooked, tmp_path / "package")
     rewritten(folder, lambda m: m["files"].append({"path": path, "size": 0, "sha256": "0" * 64}))
     (finding,) = package.verify(folder)
@@ -513,7 +628,15 @@ def test_a_manifest_cannot_point_outside_even_with_a_digest_that_fits(cooked: Pa
 
 @pytest.mark.parametrize(
     "files",
-    [None, [], {}, [1], [{"path": "a"}], [{"path": 1, "size": 0, "sha256": "0" * 64}], [{"path": "a", "size": "0"}]],
+    [
+        None,
+        [],
+        {},
+        [1],
+        [{"path": "a"}],
+        [{"path": 1, "size": 0, "sha256": "0" * 64}],
+        [{"path": "a", "size": "0"}],
+    ],
 )
 def test_a_malformed_file_list_is_found(cooked: Path, tmp_path: Path, files: object) -> None:
     folder = shutil.copytree(cooked, tmp_path / "package")
@@ -523,7 +646,10 @@ def test_a_malformed_file_list_is_found(cooked: Path, tmp_path: Path, files: obj
 
 def test_a_file_listed_twice_is_found_even_in_another_case(cooked: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(cooked, tmp_path / "package")
-    rewritten(folder, lambda m: m["files"].append({**m["files"][0], "path": m["files"][0]["path"].lower()}))
+    rewritten(
+        folder,
+        lambda m: m["files"].append({**m["files"][0], "path": m["files"][0]["path"].lower()}),
+    )
     assert "twice" in str(package.verify(folder)[0])
 
 
@@ -537,7 +663,9 @@ def test_manifest_and_sums_must_agree(cooked: Path, tmp_path: Path) -> None:
         entry["sha256"] = hashlib.sha256(text).hexdigest()
 
     rewritten(folder, follow)
-    assert [str(f) for f in package.verify(folder)] == ["SHA256SUMS: does not say what `manifest.json` says"]
+    assert [str(f) for f in package.verify(folder)] == [
+        "SHA256SUMS: does not say what `manifest.json` says"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -549,7 +677,9 @@ def test_manifest_and_sums_must_agree(cooked: Path, tmp_path: Path) -> None:
         lambda text: text.replace("4080", "4.08e3"),
     ],
 )
-def test_nothing_hides_in_what_parsers_skip(cooked: Path, tmp_path: Path, spoil: Callable[[str], str]) -> None:
+def test_nothing_hides_in_what_parsers_skip(
+    cooked: Path, tmp_path: Path, spoil: Callable[[str], str]
+) -> None:
     folder = shutil.copytree(cooked, tmp_path / "package")
     before = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(spoil(before))
@@ -558,7 +688,8 @@ def test_nothing_hides_in_what_parsers_skip(cooked: Path, tmp_path: Path, spoil:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b"[]", b"{}", b"{", b"[" * 100_000, b'{"type": "phipipe-package"}']
+    "content",
+    [b"", b"\xff\xfe", b"[]", b"{}", b"{", b"[" * 100_000, b'{"type": "phipipe-package"}'],
 )
 def test_anything_else_is_not_a_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
@@ -592,7 +723,8 @@ def test_a_newer_format_says_so_instead_of_crying_damage(cooked: Path, tmp_path:
         assert "newest" in str(caught.value.hint)
 
 
-# -- chat template and licence --------------------------------------------------------------------------------
+# -- chat template and licence
+# --------------------------------------------------------------------------------
 
 
 def test_a_changed_chat_template_stops_the_package(kitchen: Kitchen) -> None:
@@ -644,12 +776,16 @@ def test_an_unknown_licence_is_not_guessed_and_notices_travel(kitchen: Kitchen) 
     assert (front["license"], front["license_link"]) == ("other", "LICENSE")
 
 
-# -- recipe.yaml ----------------------------------------------------------------------------------------------
+# -- recipe.yaml
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_recipe_travels_without_paths_of_this_machine(kitchen: Kitchen) -> None:
     kitchen.params["source"] |= {"kind": "path", "name": "my-phi"}
-    kitchen.params["recipe"] |= {"source": {"path": "../models/my-phi/"}, "device": "boards/my-board.yaml"}
+    kitchen.params["recipe"] |= {
+        "source": {"path": "../models/my-phi/"},
+        "device": "boards/my-board.yaml",
+    }
     kitchen.params["recipe"]["evaluate"]["text"] = {"file": "C:\\texts\\mine.txt"}
     kitchen.params["recipe"]["calibrate"] = {"text": {"file": "../texts/learned.txt"}}
     out = kitchen.cook()
@@ -677,10 +813,13 @@ def test_strings_stay_strings_in_yaml_1_1_and_1_2(value: str) -> None:
     core += r"|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?"
     written = re.search(r"note: ?(.*)", text)
     assert written is not None
-    assert not re.fullmatch(core, written[1], re.IGNORECASE)  # what YAML 1.2 would not read as a string
+    assert not re.fullmatch(
+        core, written[1], re.IGNORECASE
+    )  # what YAML 1.2 would not read as a string
 
 
-# -- leaks ----------------------------------------------------------------------------------------------------
+# -- leaks
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -697,21 +836,35 @@ def test_strings_stay_strings_in_yaml_1_1_and_1_2(value: str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "model.onnx"])
-def test_a_path_of_the_build_machine_stops_the_package(kitchen: Kitchen, name: str, path: str) -> None:
+def test_a_path_of_the_build_machine_stops_the_package(
+    kitchen: Kitchen, name: str, path: str
+) -> None:
     (kitchen.artifact / name).write_bytes(b"{\n\n" + f' "where": "{path}"\n}}\n'.encode())
     with pytest.raises(StepFailed, match=f"`{name}`, line 3"):
         kitchen.cook()
 
 
-def test_the_cache_and_the_inputs_folder_are_paths_too(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_and_the_inputs_folder_are_paths_too(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("phipipe.leaks.COMMON", (rb"/nowhere-else",))
-    (kitchen.artifact / "genai_config.json").write_text(f'{{"source": "{kitchen.source}/config.json"}}')
+    (kitchen.artifact / "genai_config.json").write_text(
+        f'{{"source": "{kitchen.source}/config.json"}}'
+    )
     with pytest.raises(StepFailed, match="line 1, holds a path"):
         kitchen.cook()
 
 
 @pytest.mark.parametrize(
-    "text", ["see https://example.org/home/jane/x", "/home", "/tmp", "/home/", "cd /homestead/x", "/usr/bin/env"]
+    "text",
+    [
+        "see https://example.org/home/jane/x",
+        "/home",
+        "/tmp",
+        "/home/",
+        "cd /homestead/x",
+        "/usr/bin/env",
+    ],
 )
 def test_what_only_looks_like_a_path_does_not(kitchen: Kitchen, text: str) -> None:
     (kitchen.artifact / "tokenizer_config.json").write_text(json.dumps({"x": text}))
@@ -720,12 +873,17 @@ def test_what_only_looks_like_a_path_does_not(kitchen: Kitchen, text: str) -> No
 
 def test_paths_in_the_models_words_and_the_sources_files_are_not_ours(kitchen: Kitchen) -> None:
     kitchen.metrics["answers"][0]["text"] = "Type cd /home/user/project and press return."
-    (kitchen.source / "tokenizer_config.json").write_text('{"name_or_path": "/tmp/author/ckpt-500"}')
-    (kitchen.artifact / "tokenizer_config.json").write_text('{\n  "name_or_path": "/tmp/author/ckpt-500"\n}')
+    (kitchen.source / "tokenizer_config.json").write_text(
+        '{"name_or_path": "/tmp/author/ckpt-500"}'
+    )
+    (kitchen.artifact / "tokenizer_config.json").write_text(
+        '{\n  "name_or_path": "/tmp/author/ckpt-500"\n}'
+    )
     assert "/home/user/project" in (kitchen.cook() / "README.md").read_text("utf-8")
 
 
-# -- the card -------------------------------------------------------------------------------------------------
+# -- the card
+# -------------------------------------------------------------------------------------------------
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -796,9 +954,16 @@ def test_the_front_matter_is_what_the_hub_reads(cooked: Path, kitchen: Kitchen) 
     assert front["license"] == "mit"
     assert "base_model" not in front  # the embedded model is on no hub
     commit = "2fe192450127e6a83f7441aef6e3ca586c338b77"
-    kitchen.params["source"] |= {"kind": "hub", "repo": "microsoft/Phi-3.5-mini-instruct", "revision": commit}
+    kitchen.params["source"] |= {
+        "kind": "hub",
+        "repo": "microsoft/Phi-3.5-mini-instruct",
+        "revision": commit,
+    }
     del kitchen.params["source"]["name"]
-    kitchen.params["recipe"]["source"] = {"repo": "microsoft/Phi-3.5-mini-instruct", "revision": commit}
+    kitchen.params["recipe"]["source"] = {
+        "repo": "microsoft/Phi-3.5-mini-instruct",
+        "revision": commit,
+    }
     text = kitchen.card()
     assert front_matter(text)["base_model"] == "microsoft/Phi-3.5-mini-instruct"
     assert front_matter(text)["base_model_relation"] == "quantized"
@@ -822,7 +987,11 @@ def bare(k: Kitchen) -> None:
 
 
 def unlucky(k: Kitchen) -> None:
-    k.metrics["sanity"] |= {"tokenizer_equal": False, "chat_template_equal": False, "repetition": 0.9}
+    k.metrics["sanity"] |= {
+        "tokenizer_equal": False,
+        "chat_template_equal": False,
+        "repetition": 0.9,
+    }
     k.metrics["sanity"]["answers_ended"] = [True, False]
     k.params |= {"on_target": "emulated", "warnings": ["4 bits everywhere degrade this model"]}
     k.metrics["metrics"]["ppl_ratio"] = 1.0003
@@ -841,7 +1010,13 @@ def test_no_card_has_holes(kitchen: Kitchen, vary: Callable[[Kitchen], object]) 
 def test_bad_news_is_in_the_card(kitchen: Kitchen) -> None:
     unlucky(kitchen)
     text = kitchen.card()
-    for words in ("**does not give**", "**differently from**", "was emulated", "degrade this model", "repeats itself"):
+    for words in (
+        "**does not give**",
+        "**differently from**",
+        "was emulated",
+        "degrade this model",
+        "repeats itself",
+    ):
         assert words in text, words
     assert "1 of the sample answers" in text
     assert "no change beyond twice the standard error" in text
@@ -913,7 +1088,11 @@ def test_nothing_a_model_or_a_recipe_says_changes_the_card(kitchen: Kitchen, att
         "name": f"d{attack}",
         "sources": [attack, f"https://x/{attack}"],
     }
-    kitchen.params["source"] |= {"architecture": attack, "name": f"n{attack}", "license": f"l{attack}"}
+    kitchen.params["source"] |= {
+        "architecture": attack,
+        "name": f"n{attack}",
+        "license": f"l{attack}",
+    }
     kitchen.params["warnings"] = [attack]
     kitchen.params["fixups"] = {attack: {"patch": {attack: 1}, "reason": attack}}
     kitchen.speed["host"]["processor"] = attack
@@ -922,7 +1101,9 @@ def test_nothing_a_model_or_a_recipe_says_changes_the_card(kitchen: Kitchen, att
     lines = prose(text)
     assert not any(re.fullmatch(r"\s*(---+|===+|\* \* \*|<.*)\s*", line) for line in lines)
     bare = [re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", line) for line in lines]  # without code spans
-    assert not any(re.search(r"(?<!\\)(<(script|img|b>)|\[click|&lt;|\*\*bold)", line) for line in bare)
+    assert not any(
+        re.search(r"(?<!\\)(<(script|img|b>)|\[click|&lt;|\*\*bold)", line) for line in bare
+    )
     assert not set(text) & set("\x1b\x00\x0b\r\u202e\u202c")
     front = front_matter(text)
     assert front["license"] == f"l{attack}"
@@ -947,12 +1128,16 @@ def test_a_code_block_cannot_be_closed_from_inside(text: str) -> None:
 def test_inline_text_keeps_to_its_line_and_cell(text: str) -> None:
     shown = card.inline(text)
     assert "\n" not in shown
-    assert not re.search(r"(?<!\\)(\\\\)*[|<`*\[\]]", re.sub(r"\\[\\|<`*\[\]~$_&#>+.)-]", "", shown))
+    assert not re.search(
+        r"(?<!\\)(\\\\)*[|<`*\[\]]", re.sub(r"\\[\\|<`*\[\]~$_&#>+.)-]", "", shown)
+    )
     assert card.inline(shown) is shown
 
 
 def test_the_program_in_the_card_is_python(cooked: Path) -> None:
-    program = re.search(r"```python\n(.*?)\n```", (cooked / "README.md").read_text("utf-8"), re.DOTALL)
+    program = re.search(
+        r"```python\n(.*?)\n```", (cooked / "README.md").read_text("utf-8"), re.DOTALL
+    )
     assert program is not None
     compile(program[1], "card", "exec")
     assert "onnxruntime-genai==0.18.0" in program[1]

@@ -1,4 +1,5 @@
-"""What is possible, in what order, with which keys; and the loop that follows a plan, on cheap steps."""
+"""What is possible, in what order, with which keys; and the loop that follows a plan, on cheap
+steps."""
 
 from __future__ import annotations
 
@@ -37,7 +38,12 @@ def test_steps_stand_after_everything_they_need() -> None:
 
 def test_the_conversion_is_compared_before_anything_is_quantized() -> None:
     names = [step.name for step in planned().steps]
-    assert names.index("check-parity") < names.index("quantize") < names.index("evaluate") < names.index("package")
+    assert (
+        names.index("check-parity")
+        < names.index("quantize")
+        < names.index("evaluate")
+        < names.index("package")
+    )
 
 
 def test_no_key_holds_a_path_of_this_machine(tmp_path: Path) -> None:
@@ -58,7 +64,9 @@ def test_fp32_has_no_quantization_step() -> None:
 @pytest.mark.parametrize("name", device.names())
 @pytest.mark.parametrize("precision", ["int4", "int8", "fp16", "fp32"])
 @pytest.mark.parametrize("backend", backends.names())
-def test_every_combination_plans_or_says_what_would_work(name: str, precision: str, backend: str) -> None:
+def test_every_combination_plans_or_says_what_would_work(
+    name: str, precision: str, backend: str
+) -> None:
     sets = (f"device={name}", f"precision={precision}", f"backend={backend}", "quantize={}")
     target = device.load(name)
     able = {unit.api for unit in target.units if precision in backends.able(backend, target, unit)}
@@ -76,8 +84,11 @@ def test_numbers_of_this_machine_are_not_called_another_devices() -> None:
     assert planned("device=intel-cpu").on_target == "false"
 
 
-def scored(kinds: set[str], *sets: str) -> tuple[str, list[tuple[str, str | None, tuple[str, ...]]]]:
-    """What a plan for machines of ``kinds`` says its figures are, and of each step that takes them how and where."""
+def scored(
+    kinds: set[str], *sets: str
+) -> tuple[str, list[tuple[str, str | None, tuple[str, ...]]]]:
+    """What a plan for machines of ``kinds`` says its figures are, and of each step that takes them
+    how and where."""
     with hardware.there(frozenset(kinds)):
         made = planned("quantize={}", *sets)
     steps = {step.name: step for step in made.steps}
@@ -98,7 +109,9 @@ def test_what_runs_on_a_gpu_goes_to_a_machine_that_has_one() -> None:
     cuda = ("onnxruntime-cuda", "cuda", ("machine nvidia",))
     assert scored({"x86_64", "nvidia"}, "device=nvidia-gpu") == ("true", [cuda, cuda])
     assert scored({"x86_64"}, "device=nvidia-gpu") == ("false", [("onnxruntime", None, ())] * 2)
-    on, taken = scored({"arm64", "nvidia", "device jetson-orin-nano"}, "device=jetson-orin-nano", "unit=cuda")
+    on, taken = scored(
+        {"arm64", "nvidia", "device jetson-orin-nano"}, "device=jetson-orin-nano", "unit=cuda"
+    )
     assert (on, taken[1]) == ("true", ("onnxruntime-cuda", "cuda", ("device jetson-orin-nano",)))
     assert scored({"x86_64", "nvidia"}, "device=rtx-8gb", "unit=cuda") == ("false", [cuda, cuda])
 
@@ -111,9 +124,14 @@ def test_a_worker_that_is_the_device_turns_emulated_speed_into_its_own() -> None
         [("openvino", None, ()), ("openvino", "intel-npu", ("device intel-npu",))],
     )
     with hardware.there(frozenset({"arm64", "device snapdragon-x-npu"})):
-        steps = {s.name: s for s in planned("quantize={}", "device=snapdragon-x-npu", "backend=qnn").steps}
+        steps = {
+            s.name: s
+            for s in planned("quantize={}", "device=snapdragon-x-npu", "backend=qnn").steps
+        }
     assert steps["measure"].params["api"] == "hexagon"
-    assert steps["measure"].needs["artifact"] == "compile"  # what ships, not the twin that the emulator loads
+    assert (
+        steps["measure"].needs["artifact"] == "compile"
+    )  # what ships, not the twin that the emulator loads
     assert steps["evaluate"].needs["artifact"] != "compile"
     assert "emulate" in steps
 
@@ -140,7 +158,9 @@ def refused(*sets: str) -> TargetError:
 def test_calibration_tokens_come_before_what_learns_from_them() -> None:
     names = [step.name for step in planned(*NEEDS_CALIBRATION).steps]
     assert names.index("calibration-text") < names.index("calibration") < names.index("quantize")
-    assert "calibration" not in [step.name for step in planned("backend=openvino", "quantize={}").steps]
+    assert "calibration" not in [
+        step.name for step in planned("backend=openvino", "quantize={}").steps
+    ]
 
 
 def test_a_model_of_ones_own_needs_a_calibration_text_of_ones_own(tmp_path: Path) -> None:
@@ -154,7 +174,8 @@ def test_a_model_of_ones_own_needs_a_calibration_text_of_ones_own(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t, lambda t: t.replace(" ", "  \n"), lambda t: t[:9000], lambda t: "A. " + t]
+    "change",
+    [lambda t: t, lambda t: t.replace(" ", "  \n"), lambda t: t[:9000], lambda t: "A. " + t],
 )
 def test_the_exam_is_no_calibration_text(tmp_path: Path, change: Callable[[str], str]) -> None:
     exam = (hub.ASSETS / "stories" / "evaluation.txt").read_text("utf-8")
@@ -176,7 +197,13 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
 def test_the_board_recipe_is_one_graph_from_one_source() -> None:
     builds = recipe.load(ROOT / "board.yaml", options=backends.OptionsOf())
     plans = [plan.prepare(build) for build in builds]
-    assert {made.build.recipe.backend for made in plans} == {"torch", "onnxruntime", "llamacpp", "openvino", "mlx"}
+    assert {made.build.recipe.backend for made in plans} == {
+        "torch",
+        "onnxruntime",
+        "llamacpp",
+        "openvino",
+        "mlx",
+    }
     shared = [node.label for node in graph(plans)[0].values()]
     assert [shared.count(name) for name in ("source", "text", "baseline")] == [1, 1, 1]
     able = {
@@ -196,14 +223,20 @@ def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:
 
 def take(folder: Path) -> Step:
     return Step(
-        name="source", runs="phipipe.hub:take", version=1, outside={"files": Outside(folder, ("a.txt",))}, copies=True
+        name="source",
+        runs="phipipe.hub:take",
+        version=1,
+        outside={"files": Outside(folder, ("a.txt",))},
+        copies=True,
     )
 
 
 def limits(value: float) -> Step:
     """A light step that fails where the metrics in its input are above ``value``."""
     needs, params = {"metrics": "source"}, {"kld_mean": value}
-    return Step(name="check", runs="phipipe.evaluate:check_parity", version=1, needs=needs, params=params)
+    return Step(
+        name="check", runs="phipipe.evaluate:check_parity", version=1, needs=needs, params=params
+    )
 
 
 @pytest.fixture
@@ -226,7 +259,9 @@ def run(made: plan.Plan, store: Store) -> list[bool]:
     return [result.cached for result in outcome.results.values()]
 
 
-def test_the_second_run_is_cached_and_a_change_is_not(tmp_path: Path, folder: Path, store: Store) -> None:
+def test_the_second_run_is_cached_and_a_change_is_not(
+    tmp_path: Path, folder: Path, store: Store
+) -> None:
     made = cheap(tmp_path, take(folder))
     assert run(made, store) == [False]
     assert run(made, store) == [True]
@@ -241,7 +276,9 @@ def metrics(folder: Path, value: float) -> Step:
         json.dumps({"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}})
     )
     files = Outside(folder, ("metrics.json",))
-    return Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True)
+    return Step(
+        name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True
+    )
 
 
 def test_a_failing_step_keeps_what_was_finished(tmp_path: Path, folder: Path, store: Store) -> None:
@@ -269,7 +306,9 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(
     assert not list((store.root / "actions").iterdir())
 
 
-def test_a_flipped_bit_in_an_input_is_rebuilt_before_it_is_used(tmp_path: Path, folder: Path, store: Store) -> None:
+def test_a_flipped_bit_in_an_input_is_rebuilt_before_it_is_used(
+    tmp_path: Path, folder: Path, store: Store
+) -> None:
     source = metrics(folder, 0.5)
     run(cheap(tmp_path, source), store)
     (stored,) = (store.root / "objects").iterdir()
@@ -282,7 +321,9 @@ def test_a_flipped_bit_in_an_input_is_rebuilt_before_it_is_used(tmp_path: Path, 
         run(cheap(tmp_path, source, limits(0.2)), Store(store.root))
 
 
-def test_a_files_digest_is_remembered_by_size_and_time_but_never_when_racy(tmp_path: Path, folder: Path) -> None:
+def test_a_files_digest_is_remembered_by_size_and_time_but_never_when_racy(
+    tmp_path: Path, folder: Path
+) -> None:
     source = Outside(folder, ("a.txt",))
     first = outside.digest(source, tmp_path / "cache")
     (folder / "a.txt").write_text("two")  # same size, within the resolution of the clock
@@ -292,7 +333,9 @@ def test_a_files_digest_is_remembered_by_size_and_time_but_never_when_racy(tmp_p
     second = outside.digest(source, tmp_path / "cache")
     (folder / "a.txt").write_text("six")
     os.utime(folder / "a.txt", ns=(old, old))
-    assert outside.digest(source, tmp_path / "cache") == second  # believed, as documented; the copy is hashed
+    assert (
+        outside.digest(source, tmp_path / "cache") == second
+    )  # believed, as documented; the copy is hashed
     outside.forget(source, tmp_path / "cache")
     assert outside.digest(source, tmp_path / "cache") != second
 
@@ -301,7 +344,9 @@ def test_where_there_is_a_gpu_it_is_what_measures(monkeypatch: pytest.MonkeyPatc
     def looked_at(*sets: str) -> tuple[str, list[tuple[str | None, object, bool]]]:
         made = planned("quantize={}", *sets)
         chosen = [step for step in made.steps if step.name in ("parity", "evaluate", "measure")]
-        return made.on_target, [(s.toolchain, s.params.get("api", "cpu"), s.measurement) for s in chosen]
+        return made.on_target, [
+            (s.toolchain, s.params.get("api", "cpu"), s.measurement) for s in chosen
+        ]
 
     here, gpu = ("onnxruntime", "cpu", False), ("onnxruntime-cuda", "cuda", True)
     timed = ("onnxruntime", "cpu", True)
@@ -309,6 +354,9 @@ def test_where_there_is_a_gpu_it_is_what_measures(monkeypatch: pytest.MonkeyPatc
     assert looked_at("device=nvidia-gpu") == ("false", [here, here, timed])
     monkeypatch.setattr(hardware, "nvidia", lambda: "GPU 0: some GPU")
     assert looked_at("device=nvidia-gpu") == ("true", [here, gpu, gpu])
-    assert looked_at("device=rtx-8gb") == ("false", [here, gpu, gpu])  # a GPU, but perhaps not that one
+    assert looked_at("device=rtx-8gb") == (
+        "false",
+        [here, gpu, gpu],
+    )  # a GPU, but perhaps not that one
     assert looked_at("device=cpu-x86_64") == ("true", [here, here, timed])
     assert looked_at("device=rtx-8gb", "unit=directml") == ("false", [here, here, timed])

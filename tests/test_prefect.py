@@ -1,4 +1,5 @@
-"""Batches that a Prefect server starts: a real one, on loopback, with everything it keeps in the test's folder."""
+"""Batches that a Prefect server starts: a real one, on loopback, with everything it keeps in the
+test's folder."""
 
 from __future__ import annotations
 
@@ -52,14 +53,24 @@ def test_constraints_are_exact_versions_and_hold_the_extra() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--cron", "61 * * * *"], ["`61 * * * *` is no cron expression: its minute is wrong", "five fields"]),
-        (["--timezone", "Europe/Berlni"], ["no timezone `Europe/Berlni`", "--timezone Europe/Berlin"]),
+        (
+            ["--cron", "61 * * * *"],
+            ["`61 * * * *` is no cron expression: its minute is wrong", "five fields"],
+        ),
+        (
+            ["--timezone", "Europe/Berlni"],
+            ["no timezone `Europe/Berlni`", "--timezone Europe/Berlin"],
+        ),
         (["--timezone", "../etc"], ["no timezone `../etc`"]),
         (["--name", "nothing"], ["nothing is chosen by --name nothing", "names there: quickstart"]),
         (["--job", "a/b"], ["cannot be called `a/b`", "--job nightly"]),
     ],
 )
-def test_what_is_wrong_is_said_before_any_server_is_asked(run: Run, words: list[str], said: list[str]) -> None:  # noqa: F811
+def test_what_is_wrong_is_said_before_any_server_is_asked(
+    run: Run,  # noqa: F811
+    words: list[str],
+    said: list[str],
+) -> None:
     code, out, err = run("schedule", "serve", QUICKSTART, *words)
     assert (code, out) == (2, ""), err
     assert all(word in err for word in said), err
@@ -75,7 +86,17 @@ def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_the_next_times_are_those_of_the_zone(run: Run) -> None:  # noqa: F811
-    _, _, err = run("schedule", "serve", QUICKSTART, "--cron", "30 7 * * *", "--timezone", "Asia/Tokyo", "--job", "/")
+    _, _, err = run(
+        "schedule",
+        "serve",
+        QUICKSTART,
+        "--cron",
+        "30 7 * * *",
+        "--timezone",
+        "Asia/Tokyo",
+        "--job",
+        "/",
+    )
     assert re.search(r"next in Asia/Tokyo: \w{3} \d{4}-\d\d-\d\d 07:30,", err), err
 
 
@@ -118,13 +139,17 @@ class Server:
 
     def ask(self, path: str, **body: Any) -> Any:
         data = json.dumps(body).encode() if body else None
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
         end = time.monotonic() + 30
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
                     return json.load(answer)
-            except urllib.error.HTTPError as error:  # its database is locked: Prefect's own clients ask again, too
+            except (
+                urllib.error.HTTPError
+            ) as error:  # its database is locked: Prefect's own clients ask again, too
                 if error.code != 503 or time.monotonic() > end:
                     raise
             time.sleep(1)
@@ -138,7 +163,11 @@ class Server:
         log = self.folder / f"{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                self.command(*words), cwd=self.folder, env=self.env, stdout=file, stderr=subprocess.STDOUT
+                self.command(*words),
+                cwd=self.folder,
+                env=self.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
             try:
                 yield log
@@ -160,7 +189,11 @@ class Server:
         return None
 
     def due(self, deployment: str, **more: Any) -> str:
-        return str(self.ask(f"/deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"}, **more)["id"])
+        return str(
+            self.ask(
+                f"/deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"}, **more
+            )["id"]
+        )
 
     def state(self, flow_run: str) -> dict[str, Any]:
         return dict(self.ask(f"/flow_runs/{flow_run}")["state"])
@@ -185,7 +218,9 @@ class Server:
         until(lambda: True if any(text in line for line in self._logs(flow_run)) else None, seconds)
 
     def _logs(self, flow_run: str) -> list[str]:
-        found = self.ask("/logs/filter", logs={"flow_run_id": {"any_": [flow_run]}}, sort="TIMESTAMP_ASC")
+        found = self.ask(
+            "/logs/filter", logs={"flow_run_id": {"any_": [flow_run]}}, sort="TIMESTAMP_ASC"
+        )
         return [entry["message"] for entry in found]
 
 
@@ -242,7 +277,9 @@ def server(
         "TMPDIR": str(folder / "tmp"),
     }
     made = Server(prefect_python, folder, env["PREFECT_API_URL"], env)
-    with made.running("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)) as log:
+    with made.running(
+        "server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)
+    ) as log:
 
         def healthy() -> bool | None:
             with contextlib.suppress(OSError):
@@ -254,7 +291,12 @@ def server(
         except AssertionError:
             pytest.fail(log.read_text("utf-8", "replace")[-3000:])
         write(folder / "good", "one", MEASURED, evaluate=FAST % "")
-        write(folder / "bad", "strict", MEASURED, evaluate=FAST % ", gates: {top1: {min: 1.0}, kld_mean: {max: 0.0}}")
+        write(
+            folder / "bad",
+            "strict",
+            MEASURED,
+            evaluate=FAST % ", gates: {top1: {min: 1.0}, kld_mean: {max: 0.0}}",
+        )
         yield made
 
 
@@ -263,8 +305,12 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
     assert built.returncode == 0, built.stderr
     serve = ("phipipe", "schedule", "serve")
     with (
-        server.running("good", *serve, "good", "--cron", "* * * * *", "--job", "good", "--out", "out") as log,
-        server.running("bad", *serve, "bad", "--cron", "* * * * *", "--job", "bad", "--out", "out2"),
+        server.running(
+            "good", *serve, "good", "--cron", "* * * * *", "--job", "good", "--out", "out"
+        ) as log,
+        server.running(
+            "bad", *serve, "bad", "--cron", "* * * * *", "--job", "bad", "--out", "out2"
+        ),
     ):
         good, bad = (_first(server, server.deployment(job)) for job in ("good", "bad"))
         state = server.ended(good["id"], 90)
@@ -273,13 +319,22 @@ def test_a_batch_fires_on_the_minute_and_a_failed_one_says_why(server: Server) -
         assert good["expected_start_time"][17:19] == "00"
         assert good["auto_scheduled"]
         server.logged(good["id"], "package  cached")
-        (artifact,) = server.ask("/artifacts/filter", artifacts={"key": {"any_": ["phipipe-good"]}}, limit=1)
+        (artifact,) = server.ask(
+            "/artifacts/filter", artifacts={"key": {"any_": ["phipipe-good"]}}, limit=1
+        )
         (row,) = json.loads(artifact["data"])
-        assert (artifact["type"], row["build"], row["state"], row["error"]) == ("table", "one", "cached", None)
+        assert (artifact["type"], row["build"], row["state"], row["error"]) == (
+            "table",
+            "one",
+            "cached",
+            None,
+        )
         assert row["KLD, nats"] > 0
         state = server.ended(bad["id"], 120)
         assert state["type"] == "FAILED"
-        assert state["message"].startswith("exit code 7: 1 build: 1 gated\nstrict: gate failed: `kld_mean` is 0.00")
+        assert state["message"].startswith(
+            "exit code 7: 1 build: 1 gated\nstrict: gate failed: `kld_mean` is 0.00"
+        )
         server.logged(bad["id"], "gates  failed (7): gate failed")
 
     def paused() -> bool:
@@ -321,14 +376,25 @@ def test_one_at_a_time_and_a_cancelled_run_ends_its_batch(server: Server) -> Non
         server.ask(f"/flow_runs/{first}/set_state", state={"type": "CANCELLING"})
         assert server.ended(first)["type"] == "CANCELLED", log.read_text("utf-8")
         (ended,) = [one for one in server.runs() if one["id"] == begun["id"]]
-        assert (ended["state"], ended["exit_code"]) == ("failed", 143)  # it had time to end as if it was asked to
+        assert (ended["state"], ended["exit_code"]) == (
+            "failed",
+            143,
+        )  # it had time to end as if it was asked to
         assert not server.workers()
-        gone = server.due(job, parameters={"words": ["batch", "gone", "--name", "x"], "folder": str(server.folder)})
+        gone = server.due(
+            job,
+            parameters={"words": ["batch", "gone", "--name", "x"], "folder": str(server.folder)},
+        )
         assert server.ended(gone)["message"].startswith("exit code 2: ")
         elsewhere = server.due(job, parameters={"words": ["batch", "good"], "folder": "/not/here"})
-        assert server.ended(elsewhere)["message"] == "exit code 2: no folder `/not/here` on this machine"
+        assert (
+            server.ended(elsewhere)["message"]
+            == "exit code 2: no folder `/not/here` on this machine"
+        )
     (plan,) = json.loads(server.phipipe("plan", path, "--json").stdout)
-    assert {"quantize", "evaluate"} <= {step["name"] for step in plan["steps"] if step["cached"]}  # nothing is lost
+    assert {"quantize", "evaluate"} <= {
+        step["name"] for step in plan["steps"] if step["cached"]
+    }  # nothing is lost
 
 
 def test_a_worker_of_a_pool_runs_what_is_left_to_it(server: Server) -> None:
@@ -336,7 +402,9 @@ def test_a_worker_of_a_pool_runs_what_is_left_to_it(server: Server) -> None:
         server.command("prefect", "work-pool", "create", "cuda", "--type", "process"),
         env=server.env, cwd=server.folder, check=True, capture_output=True,
     )  # fmt: skip
-    done = server.phipipe("schedule", "serve", "good", "--job", "pooled", "--out", "out", "--work-pool", "cuda")
+    done = server.phipipe(
+        "schedule", "serve", "good", "--job", "pooled", "--out", "out", "--work-pool", "cuda"
+    )
     assert done.returncode == 0, done.stderr
     assert "prefect worker start --pool cuda" in done.stdout
     with server.running("worker", "prefect", "worker", "start", "--pool", "cuda") as log:
@@ -371,7 +439,12 @@ def refused(prefect_python: str, tmp_path: Path) -> Callable[[str], tuple[int, s
     """How `serve` ends with a server's address: exit code, stderr."""
 
     def command(url: str) -> tuple[int, str]:
-        env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url, "DO_NOT_TRACK": "1"}
+        env = {
+            **os.environ,
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_API_URL": url,
+            "DO_NOT_TRACK": "1",
+        }
         done = subprocess.run(
             [prefect_python, "-m", "phipipe", "schedule", "serve", str(QUICKSTART)],
             env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
@@ -388,7 +461,9 @@ def test_no_server_is_named(refused: Callable[[str], tuple[int, str]]) -> None:
     assert "prefect server start" in err
 
 
-def test_no_server_answers_and_no_secret_is_shown(refused: Callable[[str], tuple[int, str]]) -> None:
+def test_no_server_answers_and_no_secret_is_shown(
+    refused: Callable[[str], tuple[int, str]],
+) -> None:
     code, err = refused(f"http://me:hush@127.0.0.1:{free_port()}/api")
     assert code == 8, err
     assert re.search(r"no Prefect server answers at `http://127\.0\.0\.1:\d+/api`", err)

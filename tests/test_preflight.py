@@ -25,7 +25,9 @@ def planned(*sets: str) -> Plan:
 
 def with_sizes(made: Plan, **sizes: dict[str, int]) -> Plan:
     """``made`` with some steps' estimates replaced; keys are as before."""
-    return replace(made, steps=tuple(replace(step, **sizes.get(step.name, {})) for step in made.steps))
+    return replace(
+        made, steps=tuple(replace(step, **sizes.get(step.name, {})) for step in made.steps)
+    )
 
 
 @pytest.fixture
@@ -42,14 +44,18 @@ def test_the_quickstart_fits_this_machine(store: Store, settings: Settings, tmp_
     assert preflight.refusal([planned()], store, settings, tmp_path) is None
 
 
-def test_a_step_that_takes_more_memory_than_there_is_is_named(store: Store, settings: Settings, tmp_path: Path) -> None:
+def test_a_step_that_takes_more_memory_than_there_is_is_named(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
     made = with_sizes(planned(), quantize={"memory_bytes": 10**15})
     found = preflight.refusal([made], store, settings, tmp_path)
     assert isinstance(found, StepKilled)
     assert "step `quantize` takes about" in found.message
     assert f"there are {hardware.memory_bytes() / GIB:.1f} GiB" in found.message
     assert found.hint is not None
-    assert "`backend: llamacpp`" in found.hint  # the embedded model is small for every other backend
+    assert (
+        "`backend: llamacpp`" in found.hint
+    )  # the embedded model is small for every other backend
 
 
 def test_a_limit_on_memory_counts(store: Store, settings: Settings, tmp_path: Path) -> None:
@@ -65,7 +71,8 @@ def test_disk_is_summed_over_all_builds_and_shared_steps_count_once(
 ) -> None:
     sizes = {"source": {"output_bytes": 6 * GIB}, "quantize": {"output_bytes": 3 * GIB}}
     plans = [
-        with_sizes(planned(f"name={name}", *more), **sizes) for name, more in (("a", ()), ("b", ("precision=int8",)))
+        with_sizes(planned(f"name={name}", *more), **sizes)
+        for name, more in (("a", ()), ("b", ("precision=int8",)))
     ]
     here = preflight.Machine(memory_bytes=10**15, cache_free_bytes=13 * GIB, out_free_bytes=None)
     monkeypatch.setattr(preflight, "machine", lambda *_: here)
@@ -92,16 +99,23 @@ def test_packages_on_another_disk_need_their_room_there(
     assert "writes about 6." in found.message  # in the cache, and beside it
 
 
-def test_what_lies_there_already_counts_as_written(store: Store, settings: Settings, tmp_path: Path) -> None:
+def test_what_lies_there_already_counts_as_written(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
     for name, size in (("whole/config.json", 100), ("parts/model.safetensors.part", 900)):
         path = tmp_path / "partial" / name
         path.parent.mkdir(parents=True)
         path.write_bytes(b"\0" * size)
-    made = with_sizes(planned(), source={"folder": tmp_path / "partial" / "whole", "output_bytes": 1200})
+    made = with_sizes(
+        planned(), source={"folder": tmp_path / "partial" / "whole", "output_bytes": 1200}
+    )
     steps = [step for step in made.steps if step.name == "source"]
     here = preflight.Machine(memory_bytes=1, cache_free_bytes=300, out_free_bytes=None)
     assert preflight._too_little_disk(steps, here, tmp_path, None) is None
-    assert preflight._too_little_disk(steps, replace(here, cache_free_bytes=100), tmp_path, None) is not None
+    assert (
+        preflight._too_little_disk(steps, replace(here, cache_free_bytes=100), tmp_path, None)
+        is not None
+    )
 
 
 def test_run_refuses_before_anything_is_written(

@@ -1,4 +1,5 @@
-"""The rarer endings of a step, and what a worker keeps from the steps: stdin, secrets, the network, our packages."""
+"""The rarer endings of a step, and what a worker keeps from the steps: stdin, secrets, the network,
+our packages."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def log_of(error: StepFailed | StepKilled) -> Path:
 # How a step ends
 
 
-def test_a_failures_log_holds_the_traceback_and_what_native_code_and_children_printed(bench: Bench) -> None:
+def test_a_failures_log_holds_the_traceback_and_what_native_code_and_children_printed(
+    bench: Bench,
+) -> None:
     with pytest.raises(StepFailed) as caught:
         bench("speak_and_fail", word="canto")
     assert caught.value.exit_code == 5
@@ -87,7 +90,9 @@ def test_a_failed_step_costs_the_next_one_no_new_worker(bench: Bench) -> None:
     assert json.loads((bench.out / "count.json").read_text()) == [2, before]
 
 
-def test_the_logs_that_are_kept_do_not_grow_without_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logs_that_are_kept_do_not_grow_without_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "KEPT_LOGS", 3)
     for _ in range(6):
         with pytest.raises(StepFailed):
@@ -144,7 +149,9 @@ def test_an_error_of_the_system_that_is_no_full_disk_is_a_failed_step(bench: Ben
         bench("raise_os_error", errno=errno.EACCES)
 
 
-def test_a_package_that_is_missing_is_the_toolchains_damage_even_if_another_error_hides_it(bench: Bench) -> None:
+def test_a_package_that_is_missing_is_the_toolchains_damage_even_if_another_error_hides_it(
+    bench: Bench,
+) -> None:
     with pytest.raises(ToolchainError, match="phipipe_has_no_such_package") as caught:
         bench("wrap_an_import_failure")
     assert caught.value.exit_code == 4
@@ -189,7 +196,9 @@ def test_a_forked_child_that_holds_our_pipe_delays_no_ending(bench: Bench) -> No
 
 @posix
 @pytest.mark.parametrize("limit", ["PHIPIPE_STEP_TIMEOUT_S", "PHIPIPE_IDLE_TIMEOUT_S"])
-def test_a_family_that_ignores_sigterm_is_gone_within_5_seconds_of_its_limit(tmp_path: Path, limit: str) -> None:
+def test_a_family_that_ignores_sigterm_is_gone_within_5_seconds_of_its_limit(
+    tmp_path: Path, limit: str
+) -> None:
     made = Bench(tmp_path, **{limit: "2"})
     with within(2 + 2 + 5):  # the limit itself, and up to 2 s in which they start
         with pytest.raises(StepKilled, match=limit) as caught:
@@ -233,9 +242,20 @@ bench(step, inputs={"pids": folder / "pids.json"}, seconds=300, hold=sys.argv[5:
 """
 
 
-def start_parent(folder: Path, step: str, *how: str, python: Path | None = None) -> subprocess.Popen[bytes]:
+def start_parent(
+    folder: Path, step: str, *how: str, python: Path | None = None
+) -> subprocess.Popen[bytes]:
     folder.mkdir()
-    command = [sys.executable, "-c", PARENT, str(TESTS), str(folder), step, str(python or sys.executable), *how]
+    command = [
+        sys.executable,
+        "-c",
+        PARENT,
+        str(TESTS),
+        str(folder),
+        step,
+        str(python or sys.executable),
+        *how,
+    ]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=TESTS.parent)
 
 
@@ -266,7 +286,9 @@ def test_of_20_parents_that_are_killed_none_leaves_a_process_or_a_folder(tmp_pat
             parent.kill()
         for way, folder, pids in zip(ways, folders, families, strict=True):
             assert gone(pids), f"orphans of {way} in batch {batch}: {alive(pids)}"
-            home = Path(json.loads((folder / "request-1" / "out" / "environment.json").read_text())["temp"])
+            home = Path(
+                json.loads((folder / "request-1" / "out" / "environment.json").read_text())["temp"]
+            )
             end = time.monotonic() + 5 * LOAD
             while home.exists() and time.monotonic() < end:
                 time.sleep(0.05)
@@ -277,7 +299,9 @@ def test_of_20_parents_that_are_killed_none_leaves_a_process_or_a_folder(tmp_pat
 
 @posix
 @pytest.mark.crash
-def test_no_child_outlives_a_killed_parent_where_the_worker_has_no_psutil(tmp_path: Path, bare_python: Path) -> None:
+def test_no_child_outlives_a_killed_parent_where_the_worker_has_no_psutil(
+    tmp_path: Path, bare_python: Path
+) -> None:
     for trial in range(4):
         parent = start_parent(tmp_path / str(trial), "detach", python=bare_python)
         pids = family(tmp_path / str(trial) / "pids.json")
@@ -290,7 +314,9 @@ def test_no_child_outlives_a_killed_parent_where_the_worker_has_no_psutil(tmp_pa
         assert found, f"orphans in trial {trial}: {orphans}"
 
 
-def test_closing_ends_the_worker_its_guard_its_threads_and_its_temporary_files(bench: Bench) -> None:
+def test_closing_ends_the_worker_its_guard_its_threads_and_its_temporary_files(
+    bench: Bench,
+) -> None:
     bench("environment")
     home = Path(json.loads((bench.out / "environment.json").read_text())["temp"])
     bench("leave_files")
@@ -307,7 +333,9 @@ def test_closing_ends_the_worker_its_guard_its_threads_and_its_temporary_files(b
 # What a step is given, and what it is not
 
 
-def test_a_step_gets_its_inputs_and_no_stdin_and_leaves_its_files(bench: Bench, tmp_path: Path) -> None:
+def test_a_step_gets_its_inputs_and_no_stdin_and_leaves_its_files(
+    bench: Bench, tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text("one ")
     bench("copy", inputs={"text": tmp_path / "text.txt"}, more="two")
     assert (bench.out / "copy.txt").read_text() == "one two"
@@ -324,7 +352,12 @@ def test_no_secret_is_in_the_environment_or_arguments_of_any_process_of_ours(
     bench("environment")
     told = json.loads((bench.out / "environment.json").read_text("utf-8"))
     assert "canary-2718" not in str(told)
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in (
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_HUB_DISABLE_TELEMETRY",
+    ):
         assert told["env"][name] == "1"
     ours = psutil.Process().children(recursive=True)
     assert len(ours) >= 2, "the worker and its guard"
@@ -336,16 +369,44 @@ def test_no_secret_is_in_the_environment_or_arguments_of_any_process_of_ours(
     assert all(b"canary-2718" not in p.read_bytes() for p in bench.folder.rglob("*") if p.is_file())
 
 
-@given(names=st.lists(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True), min_size=40, max_size=200))
-@example(names=["PRIVATE_KEY_PEM", "JWT", "KUBECONFIG", "NPM_AUTH", "SLACK_WEBHOOK", "CUDA_API_KEY", "PYTEST_AUTH"])
-@example(names=["SSH_AUTH_SOCK", "UV_INDEX_ACME_PASSWORD", "HTTPS_PROXY", "DATABASE_URL", "PS1", "BASH_ENV"])
+@given(
+    names=st.lists(
+        st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,30}", fullmatch=True), min_size=40, max_size=200
+    )
+)
+@example(
+    names=[
+        "PRIVATE_KEY_PEM",
+        "JWT",
+        "KUBECONFIG",
+        "NPM_AUTH",
+        "SLACK_WEBHOOK",
+        "CUDA_API_KEY",
+        "PYTEST_AUTH",
+    ]
+)
+@example(
+    names=[
+        "SSH_AUTH_SOCK",
+        "UV_INDEX_ACME_PASSWORD",
+        "HTTPS_PROXY",
+        "DATABASE_URL",
+        "PS1",
+        "BASH_ENV",
+    ]
+)
 @hypothesis.settings(max_examples=5, deadline=None)
 def test_no_variable_of_another_name_reaches_any_process_of_ours(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]
 ) -> None:
     own = {"PYTHONPATH", "PYTHONHOME", *OFFLINE, *os.environ}
     strange = [name for name in names if name not in own and not is_among(name, COMPUTING)]
-    known = {row.replace("*", "X_1618") for row in COMPUTING} - {"LD_PRELOAD", "LD_AUDIT", *FOR_PYTHON, *os.environ}
+    known = {row.replace("*", "X_1618") for row in COMPUTING} - {
+        "LD_PRELOAD",
+        "LD_AUDIT",
+        *FOR_PYTHON,
+        *os.environ,
+    }
     made = Bench(tmp_path_factory.mktemp("bench"))
     with pytest.MonkeyPatch.context() as patch:
         for name in (*strange, *known):
@@ -353,11 +414,20 @@ def test_no_variable_of_another_name_reaches_any_process_of_ours(
         patch.setenv("OMP_URL", "https://me:canary-2718@example.org")
         made("environment")
         told = json.loads((made.out / "environment.json").read_text("utf-8"))["env"]
-        children = [child.environ() for child in psutil.Process().children(recursive=True)] if LINUX else []
+        children = (
+            [child.environ() for child in psutil.Process().children(recursive=True)]
+            if LINUX
+            else []
+        )
     made.worker.close()
     assert "canary-2718" not in f"{told} {children}"
     assert not {*strange} & {*told}
-    assert {name for name in known if told.get(name) != "1618"} <= {"TMPDIR", "TEMP", "TMP", *OFFLINE}
+    assert {name for name in known if told.get(name) != "1618"} <= {
+        "TMPDIR",
+        "TEMP",
+        "TMP",
+        *OFFLINE,
+    }
 
 
 @pytest.mark.parametrize("how", ["C", "Python", "numpy", "shelve"])
@@ -379,7 +449,9 @@ def test_an_address_that_is_given_as_bytes_is_refused_too(bench: Bench) -> None:
         bench("connect_by_bytes")
 
 
-def test_in_another_python_phipipe_can_be_imported_and_nothing_beside_it(tmp_path: Path, bare_python: Path) -> None:
+def test_in_another_python_phipipe_can_be_imported_and_nothing_beside_it(
+    tmp_path: Path, bare_python: Path
+) -> None:
     made = bare_bench(tmp_path, bare_python)
     try:
         made("environment")
@@ -395,7 +467,9 @@ def test_in_another_python_phipipe_can_be_imported_and_nothing_beside_it(tmp_pat
         made.worker.close()
 
 
-def test_without_psutil_a_worker_serves_reports_and_ends_like_any_other(tmp_path: Path, bare_python: Path) -> None:
+def test_without_psutil_a_worker_serves_reports_and_ends_like_any_other(
+    tmp_path: Path, bare_python: Path
+) -> None:
     made = bare_bench(tmp_path, bare_python)
     try:
         for expected in (1, 2):
@@ -403,7 +477,9 @@ def test_without_psutil_a_worker_serves_reports_and_ends_like_any_other(tmp_path
             assert json.loads((made.out / "count.json").read_text()) == [expected, made.worker.pid]
         seen: list[tuple[int, int, str]] = []
         (tmp_path / "report").mkdir()
-        request = Request(step="report", runs="steps_cheap:report", inputs={}, params={"total": 2, "pause_s": 0.3})
+        request = Request(
+            step="report", runs="steps_cheap:report", inputs={}, params={"total": 2, "pause_s": 0.3}
+        )
         made.worker.run(request, tmp_path / "report", on_progress=lambda *told: seen.append(told))
         assert seen[-1] == (2, 2, "windows")
         with pytest.raises(StepFailed, match="cannot go on"):

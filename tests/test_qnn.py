@@ -31,18 +31,31 @@ PARTLY_ROTATED = {
 
 
 @pytest.fixture(scope="session")
-def facts(qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("qnn")
     source(root / "source")
     source(root / "longrope", **PARTLY_ROTATED)
     tie(source(root / "tied", tie_word_embeddings=True))
     reference, stories = HERE / "reference_driver.py", hub.ASSETS / "stories"
-    drive(torch_python, reference, root, stories / "evaluation.txt", "250", "source", "longrope", "tied")
+    drive(
+        torch_python,
+        reference,
+        root,
+        stories / "evaluation.txt",
+        "250",
+        "source",
+        "longrope",
+        "tied",
+    )
     shutil.copytree(root / "source", root / "words" / "source")
     drive(torch_python, reference, root / "words", stories / "calibration.txt", "1536", "source")
     ids = json.loads((root / "words" / "ids.json").read_text())
-    (root / "calibration.json").write_text(json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)]))
+    (root / "calibration.json").write_text(
+        json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)])
+    )
     drive(qnn_python, HERE / "qnn_driver.py", root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
@@ -51,7 +64,9 @@ def facts(qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPat
 def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> Any:
     evaluate = SimpleNamespace(window=window, tokens=4096)
     calibration = SimpleNamespace(window=calibrate, tokens=16_384)
-    return SimpleNamespace(precision=precision, backend="qnn", evaluate=evaluate, calibrate=calibration)
+    return SimpleNamespace(
+        precision=precision, backend="qnn", evaluate=evaluate, calibrate=calibration
+    )
 
 
 def checkpoint(**changes: Any) -> Checkpoint:
@@ -105,7 +120,10 @@ def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() 
         return {step.name: (step.twin, step.tried) for step in made if step.twin or step.tried}
 
     assert flags(parameters=10_000_000) == {"compile-apart": (True, True)}
-    assert flags(parameters=3_800_000_000) == {"quantize": (True, False), "compile-apart": (False, True)}
+    assert flags(parameters=3_800_000_000) == {
+        "quantize": (True, False),
+        "compile-apart": (False, True),
+    }
 
 
 def test_both_compilations_start_from_the_same_graphs() -> None:
@@ -119,23 +137,34 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
     assert made[2].needs == made[3].needs == {"model": "quantize"}
     assert made[3].params == {"soc": {"model": 69, "arch": 79}, "shared": True}
     assert made[1].params == {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
-    assert qnn.steps(recipe(), qnn.Options(), checkpoint(), {})[1].params == {"bits": 8, "keep_8bit": []}
+    assert qnn.steps(recipe(), qnn.Options(), checkpoint(), {})[1].params == {
+        "bits": 8,
+        "keep_8bit": [],
+    }
 
 
 def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_many() -> None:
     def parts(precision: str, shape: Any = None, **options: Any) -> Any:
-        return qnn.steps(recipe(precision), qnn.Options(**options), shape or checkpoint(), {})[0].params["parts"]
+        return qnn.steps(recipe(precision), qnn.Options(**options), shape or checkpoint(), {})[
+            0
+        ].params["parts"]
 
     assert parts("int8") == parts("int4") == 4  # 32 layers of 108 MiB at 8 bits
     assert parts("int8", checkpoint(layers=2)) == 1
-    assert parts("int8", checkpoint(layers=3, intermediate_size=300_000)) == 3, "a layer is never split"
+    assert parts("int8", checkpoint(layers=3, intermediate_size=300_000)) == 3, (
+        "a layer is never split"
+    )
     assert parts("int4", parts=7) == 7
 
 
 def test_parts_are_consecutive_layers_of_nearly_one_size() -> None:
     assert static_graph.ranges_of(4, 1) == [range(4)]
     assert static_graph.ranges_of(7, 3) == [range(3), range(3, 5), range(5, 7)]
-    assert list(static_session.stages({"layers": 4, "parts": 2})) == ["decoder_0", "decoder_1", "head"]
+    assert list(static_session.stages({"layers": 4, "parts": 2})) == [
+        "decoder_0",
+        "decoder_1",
+        "head",
+    ]
 
 
 @pytest.mark.parametrize("template", [None, {"sha256": "0"}])
@@ -147,9 +176,15 @@ def test_the_cards_snippet_registers_the_provider_and_keeps_to_the_context(templ
         "recipe": {"quantize": {"context_length": 256}},
         "source": {"context_length": 4096},
         "chat_template": template,
-        "steps": {"compile": {"tools": {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}}},
+        "steps": {
+            "compile": {"tools": {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}}
+        },
     }
-    words = str(card._snippet(card._environment(), manifest)).removeprefix("```python\n").removesuffix("```")
+    words = (
+        str(card._snippet(card._environment(), manifest))
+        .removeprefix("```python\n")
+        .removesuffix("```")
+    )
     compile(words, "snippet", "exec")
     assert "onnxruntime-qnn==2.7.0" in words.splitlines()[0]
     assert "register_execution_provider_library" in words
@@ -167,7 +202,10 @@ def test_models_that_static_graphs_do_not_know_are_named() -> None:
 
 
 def test_longropes_factors_follow_the_compiled_context() -> None:
-    config = json.loads((hub.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8")) | PARTLY_ROTATED
+    config = (
+        json.loads((hub.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
+        | PARTLY_ROTATED
+    )
     short, long = (static_graph.shape_of(config, 64, context) for context in (512, 1024))
     assert short.rotary == 48
     assert short.inverse_frequencies[0] == 1
@@ -177,7 +215,9 @@ def test_longropes_factors_follow_the_compiled_context() -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["source", "tied", "longrope"])
-def test_static_graphs_are_exact_in_chunks_and_token_by_token(facts: dict[str, Any], name: str) -> None:
+def test_static_graphs_are_exact_in_chunks_and_token_by_token(
+    facts: dict[str, Any], name: str
+) -> None:
     found = section(facts, "convert")[name]
     assert found["chunks"] < 1e-6
     assert found["decoded"] < 1e-6
@@ -198,7 +238,11 @@ def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> Non
     found = section(facts, "quantize")
     assert found["down"]
     assert found["gate"]
-    for name, words in (("wrong_bits", "asked was 4"), ("float", "floating point"), ("range", "another range")):
+    for name, words in (
+        ("wrong_bits", "asked was 4"),
+        ("float", "floating point"),
+        ("range", "another range"),
+    ):
         assert found[name][0] == "StepFailed", name
         assert words in found[name][1]
 
@@ -221,7 +265,9 @@ def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> N
     found = section(facts, "compile")
     assert len(found["apart"]["binaries"]) == 4
     assert len(found["shared"]["binaries"]) == 2
-    assert sum(found["shared"]["binaries"].values()) < 0.75 * sum(found["apart"]["binaries"].values())
+    assert sum(found["shared"]["binaries"].values()) < 0.75 * sum(
+        found["apart"]["binaries"].values()
+    )
 
 
 @pytest.mark.integration
@@ -273,7 +319,11 @@ def test_a_split_model_predicts_as_the_whole_one(facts: dict[str, Any], parts: i
 
 @pytest.mark.integration
 def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -> None:
-    stages = {name: stage for entry in section(facts, "split")["2"]["pipeline"] for name, stage in entry.items()}
+    stages = {
+        name: stage
+        for entry in section(facts, "split")["2"]["pipeline"]
+        for name, stage in entry.items()
+    }
     assert list(stages) == [
         "embedding",
         "decoder_0_prompt",
@@ -297,7 +347,9 @@ def test_weights_are_written_once_and_only_what_is_needed_goes_on(facts: dict[st
     found = section(facts, "split")["2"]
     data = {"decoder_0.data", "decoder_1.data", "head.data", "embedding.data"}
     assert {name for name in found["float files"] if name.endswith(".data")} == data
-    assert {name for name in found["compiled files"] if name.endswith(".data")} == {"embedding.data"}
+    assert {name for name in found["compiled files"] if name.endswith(".data")} == {
+        "embedding.data"
+    }
 
 
 @pytest.mark.integration

@@ -1,4 +1,5 @@
-"""The whole path on the embedded model: real toolchains, real weights, one cache for the session."""
+"""The whole path on the embedded model: real toolchains, real weights, one cache for the
+session."""
 
 from __future__ import annotations
 
@@ -29,23 +30,43 @@ class Shell:
 
     def __init__(self, folder: Path, toolchains: Path) -> None:
         self.folder, self.cache = folder, folder / "cache"
-        self._env = {**os.environ, "PHIPIPE_CACHE": str(self.cache), "PHIPIPE_TOOLCHAINS": str(toolchains)}
+        self._env = {
+            **os.environ,
+            "PHIPIPE_CACHE": str(self.cache),
+            "PHIPIPE_TOOLCHAINS": str(toolchains),
+        }
 
     def __call__(
-        self, *words: str | Path, expect: int = 0, env: Mapping[str, str] | None = None, timeout: float = 580
+        self,
+        *words: str | Path,
+        expect: int = 0,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 580,
     ) -> Any:
         command = [sys.executable, "-m", "phipipe", *map(str, words)]
         environment = {**self._env, **(env or {})}
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=self.folder, env=environment, timeout=timeout, check=False
+            command,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=environment,
+            timeout=timeout,
+            check=False,
         )
-        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == expect, (
+            f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         if "--json" in words:
             documents.fits(words, done.stdout)
         return done
 
-    def run(self, *words: str | Path, recipe: Path = QUICKSTART, expect: int = 0) -> list[dict[str, Any]]:
-        answer: list[dict[str, Any]] = json.loads(self("run", recipe, "--json", *words, expect=expect).stdout)
+    def run(
+        self, *words: str | Path, recipe: Path = QUICKSTART, expect: int = 0
+    ) -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = json.loads(
+            self("run", recipe, "--json", *words, expect=expect).stdout
+        )
         return answer
 
 
@@ -88,8 +109,14 @@ def test_the_second_run_is_cached_whole(shell: Shell, first: dict[str, Any]) -> 
 
 
 def test_a_cached_run_stays_light(shell: Shell, first: dict[str, Any]) -> None:
-    code = "import sys\nfrom phipipe.cli import main\nsys.argv = ['phipipe', 'run', sys.argv[1]]\ntry:\n    main()\n"
-    code += "finally:\n    print(sorted({'torch', 'numpy', 'onnxruntime', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys\nfrom phipipe.cli import main\nsys.argv = ['phipipe', 'run', "
+        "sys.argv[1]]\ntry:\n    main()\n"
+    )
+    code += (
+        "finally:\n    print(sorted({'torch', 'numpy', 'onnxruntime', 'transformers'} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(QUICKSTART)],
         env=shell._env, cwd=shell.folder, capture_output=True, text=True, check=True,
@@ -97,12 +124,21 @@ def test_a_cached_run_stays_light(shell: Shell, first: dict[str, Any]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_package_is_complete_and_says_how_it_was_made(shell: Shell, first: dict[str, Any]) -> None:
+def test_the_package_is_complete_and_says_how_it_was_made(
+    shell: Shell, first: dict[str, Any]
+) -> None:
     folder = shell.folder / "packages" / "quickstart"
     assert package.verify(folder) == []
     manifest = package.read_manifest(folder)
     names = {entry["path"] for entry in manifest["files"]}
-    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "README.md", "LICENSE"} <= names
+    assert {
+        "model.onnx",
+        "model.onnx.data",
+        "genai_config.json",
+        "tokenizer.json",
+        "README.md",
+        "LICENSE",
+    } <= names
     assert manifest["steps"]["quantize"]["tools"]["onnxruntime-genai"]
     assert str(shell.folder) not in (folder / "manifest.json").read_text("utf-8")
 
@@ -126,12 +162,18 @@ while not generator.is_done() and len(tokens) < 40:
 print(tokenizer.decode(tokens))
 """
     folder = shell.folder / "packages" / "quickstart"
-    done = subprocess.run([ort_python, "-c", code, folder], capture_output=True, text=True, check=True, cwd=folder)
+    done = subprocess.run(
+        [ort_python, "-c", code, folder], capture_output=True, text=True, check=True, cwd=folder
+    )
     assert len(done.stdout.split()) > 10
 
 
-def test_the_recipe_in_the_package_builds_the_same_artifact(shell: Shell, first: dict[str, Any]) -> None:
-    (again,) = shell.run("--out", "elsewhere", recipe=shell.folder / "packages" / "quickstart" / "recipe.yaml")
+def test_the_recipe_in_the_package_builds_the_same_artifact(
+    shell: Shell, first: dict[str, Any]
+) -> None:
+    (again,) = shell.run(
+        "--out", "elsewhere", recipe=shell.folder / "packages" / "quickstart" / "recipe.yaml"
+    )
     assert steps(again)["quantize"]["cached"]
     assert steps(again)["quantize"]["digest"] == steps(first)["quantize"]["digest"]
 
@@ -146,7 +188,9 @@ def test_a_deleted_object_is_noticed_and_built_again(shell: Shell, first: dict[s
 
 
 @pytest.mark.parametrize("keep_times", [False, True])
-def test_a_flipped_bit_never_leaves_the_cache(shell: Shell, first: dict[str, Any], keep_times: bool) -> None:
+def test_a_flipped_bit_never_leaves_the_cache(
+    shell: Shell, first: dict[str, Any], keep_times: bool
+) -> None:
     path = stored(shell, first, "package") / "model.onnx.data"
     status = path.stat()
     path.chmod(0o644)
@@ -208,20 +252,31 @@ def test_a_failing_gate_packages_nothing(shell: Shell, first: dict[str, Any]) ->
 
 def test_one_failing_variant_does_not_stop_the_others(shell: Shell, first: dict[str, Any]) -> None:
     recipe = shell.folder / "two.yaml"
-    text = QUICKSTART.read_text("utf-8").replace("name: quickstart", "name: two").replace("0.85", "0.98")
+    text = (
+        QUICKSTART.read_text("utf-8")
+        .replace("name: quickstart", "name: two")
+        .replace("0.85", "0.98")
+    )
     recipe.write_text(text + "matrix:\n  - {precision: int4}\n  - {precision: int8}\n", "utf-8")
     done = shell("run", recipe, "--out", "two", expect=7)
     assert "two-onnxruntime-int4 failed:" in done.stderr
     rows = [line for line in done.stdout.splitlines() if "two-onnxruntime-" in line]
     assert any(line.startswith("* two-onnxruntime-int8") for line in rows)
-    assert any("two-onnxruntime-int4" in line and "top1" in line for line in rows), "the failed one has a row, too"
-    assert {path.name for path in (shell.folder / "two").iterdir()} == {"two-onnxruntime-int8", "two"}
+    assert any("two-onnxruntime-int4" in line and "top1" in line for line in rows), (
+        "the failed one has a row, too"
+    )
+    assert {path.name for path in (shell.folder / "two").iterdir()} == {
+        "two-onnxruntime-int8",
+        "two",
+    }
 
 
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(shell: Shell) -> None:
     environment = {**shell._env, "PHIPIPE_CACHE": str(shell.folder / "stopped")}
     command = [sys.executable, "-m", "phipipe", "run", str(QUICKSTART)]
-    process = subprocess.Popen(command, env=environment, cwd=shell.folder, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, cwd=shell.folder, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.strip().startswith("baseline"):
@@ -241,7 +296,9 @@ def test_plan_says_what_changed(shell: Shell, first: dict[str, Any]) -> None:
 
 
 def test_a_package_can_be_evaluated_again(shell: Shell, first: dict[str, Any]) -> None:
-    build = json.loads(shell("eval", shell.folder / "packages" / "quickstart", "--tokens", "1024", "--json").stdout)
+    build = json.loads(
+        shell("eval", shell.folder / "packages" / "quickstart", "--tokens", "1024", "--json").stdout
+    )
     assert build["evaluation"]["positions"] == 1022
     assert build["evaluation"]["metrics"]["kld_mean"] > 1e-3
 
@@ -280,14 +337,22 @@ def test_a_packages_template_that_attacks_ends_in_one_sentence(
     assert "Traceback" not in said.stderr
 
 
-def test_a_checkpoints_template_that_attacks_ends_the_run_in_one_sentence(shell: Shell, tmp_path: Path) -> None:
+def test_a_checkpoints_template_that_attacks_ends_the_run_in_one_sentence(
+    shell: Shell, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
-    shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], source, ignore=shutil.ignore_patterns("LICENSE", "README.md"))
+    shutil.copytree(
+        hub.BUILTIN_MODELS["tiny-phi3"],
+        source,
+        ignore=shutil.ignore_patterns("LICENSE", "README.md"),
+    )
     settings = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
     settings["chat_template"] = "{{ 'A'*10000000000 }}"
     (source / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
     recipe = tmp_path / "recipe.yaml"
-    text = QUICKSTART.read_text("utf-8").replace("{builtin: tiny-phi3}", json.dumps({"path": str(source)}))
+    text = QUICKSTART.read_text("utf-8").replace(
+        "{builtin: tiny-phi3}", json.dumps({"path": str(source)})
+    )
     recipe.write_text(text, "utf-8")
     said = shell("run", recipe, expect=8)
     assert "the checkpoint's chat template takes more than 256 MiB of memory" in said.stderr
@@ -310,18 +375,23 @@ OPTIONS = "genai model/decoder/session_options"
 def test_no_command_runs_a_hook_that_the_runtime_itself_would(
     shell: Shell, first: dict[str, Any], ort_python: Path, tmp_path: Path, hook: str
 ) -> None:
-    """The runtime alone leaves something behind (so the hook is a real one); phipipe's commands leave nothing."""
+    """The runtime alone leaves something behind (so the hook is a real one); phipipe's commands
+    leave nothing."""
     canary = tmp_path / "canary"
     (edit,) = (edit for edit in hostile_packages.edits(canary) if edit.name == f"{OPTIONS}/{hook}")
     folder = shutil.copytree(shell.folder / "packages" / "quickstart", tmp_path / "package")
     edit.apply(folder)
     source = tmp_path / "ops.c"
     source.write_text(
-        f'#include <stdio.h>\n__attribute__((constructor)) void f(void) {{ fclose(fopen("{canary}/ran", "w")); }}\n'
+        f"#include <stdio.h>\n__attribute__((constructor)) void f(void) {{ "
+        f'fclose(fopen("{canary}/ran", "w")); }}\n'
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libops.so", source], check=True)
     hostile_packages.sealed(folder)
-    for words in (("chat", folder, "--prompt", "hi"), *((name, folder) for name in ("eval", "measure", "verify"))):
+    for words in (
+        ("chat", folder, "--prompt", "hi"),
+        *((name, folder) for name in ("eval", "measure", "verify")),
+    ):
         shell(*words, expect=8)
     shell("compare", folder, expect=8)
     assert not list(canary.iterdir())

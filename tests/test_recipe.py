@@ -1,4 +1,5 @@
-"""What the user writes: every mistake is named with its line and column, and nothing else is guessed."""
+"""What the user writes: every mistake is named with its line and column, and nothing else is
+guessed."""
 
 from __future__ import annotations
 
@@ -66,7 +67,12 @@ def test_a_good_recipe_is_frozen_and_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "place", "words"),
     [
-        ("precision: int4", "precison: int4", "5:1", "unknown key `precison`; did you mean `precision`?"),
+        (
+            "precision: int4",
+            "precison: int4",
+            "5:1",
+            "unknown key `precison`; did you mean `precision`?",
+        ),
         ("precision: int4", "precision: int3", "5:12", "one of int4, int8, fp16, fp32"),
         ("name: good", "name: Good", "1:7", "lower-case"),
         ("name: good", "name: 12", "1:7", "put it in quotes"),
@@ -101,7 +107,9 @@ def test_a_good_recipe_is_frozen_and_complete(tmp_path: Path) -> None:
         ("tags: [a, b]", "tags: [a\nb: ]", "17:7", "a `[` that is never closed"),
     ],
 )
-def test_a_single_mistake_is_named_where_it_is(tmp_path: Path, old: str, new: str, place: str, words: str) -> None:
+def test_a_single_mistake_is_named_where_it_is(
+    tmp_path: Path, old: str, new: str, place: str, words: str
+) -> None:
     assert GOOD.count(old) == 1
     message = refusal(tmp_path, GOOD.replace(old, new))
     assert f"r.yaml:{place}: " in message
@@ -110,7 +118,9 @@ def test_a_single_mistake_is_named_where_it_is(tmp_path: Path, old: str, new: st
 
 
 def test_all_problems_are_reported_at_once_in_order(tmp_path: Path) -> None:
-    message = refusal(tmp_path, GOOD.replace("int4", "int3").replace("32", "33").replace("tags", "tag"))
+    message = refusal(
+        tmp_path, GOOD.replace("int4", "int3").replace("32", "33").replace("tags", "tag")
+    )
     assert re.findall(r"r\.yaml:(\d+):", message) == ["5", "7", "17"]
 
 
@@ -134,7 +144,9 @@ def test_all_problems_are_reported_at_once_in_order(tmp_path: Path) -> None:
         (b"x" * (2**20 + 1), "at most"),
     ],
 )
-def test_what_is_no_recipe_is_refused_in_words(tmp_path: Path, text: str | bytes, words: str) -> None:
+def test_what_is_no_recipe_is_refused_in_words(
+    tmp_path: Path, text: str | bytes, words: str
+) -> None:
     assert words in refusal(tmp_path, text)
 
 
@@ -160,7 +172,9 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(text: str, value: object) ->
     assert type(found) is type(value)
 
 
-MATRIX = GOOD + "matrix:\n  - {precision: int8}\n  - {name: torch, backend: torch, precision: fp32}\n"
+MATRIX = (
+    GOOD + "matrix:\n  - {precision: int8}\n  - {name: torch, backend: torch, precision: fp32}\n"
+)
 
 
 def test_a_matrix_merges_and_does_not_hand_options_to_another_backend(tmp_path: Path) -> None:
@@ -174,7 +188,10 @@ def test_a_matrix_merges_and_does_not_hand_options_to_another_backend(tmp_path: 
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("  - {precison: int8}\n", "unknown key `precison` in a variant; did you mean `precision`?"),
+        (
+            "  - {precison: int8}\n",
+            "unknown key `precison` in a variant; did you mean `precision`?",
+        ),
         ("  - {precision: int8}\n", "a second variant"),
         ("  - int8\n", "list of variants"),
     ],
@@ -190,7 +207,12 @@ def test_only_picks_by_either_name_and_knows_what_there_is(tmp_path: Path) -> No
 
 
 def test_set_equals_editing_the_file(tmp_path: Path) -> None:
-    for dotted, value in (("precision", "int8"), ("evaluate.tokens", "1024"), ("tags", "[x]"), ("source", "{path: a}")):
+    for dotted, value in (
+        ("precision", "int8"),
+        ("evaluate.tokens", "1024"),
+        ("tags", "[x]"),
+        ("source", "{path: a}"),
+    ):
         (overridden,) = load(tmp_path, GOOD, sets=[f"{dotted}={value}"])
         data = yaml.safe_load(GOOD)
         inner = data
@@ -231,9 +253,28 @@ def mutated(draw: st.DrawFn) -> str:
 
 ODD: st.SearchStrategy[Any] = st.recursive(
     st.sampled_from(
-        [None, True, False, 0, -1, 10**40, 1e308, 0.5, ".nan", "", "int4", "no", "a" * 99, "..", "é\u0301"]
+        [
+            None,
+            True,
+            False,
+            0,
+            -1,
+            10**40,
+            1e308,
+            0.5,
+            ".nan",
+            "",
+            "int4",
+            "no",
+            "a" * 99,
+            "..",
+            "é\u0301",
+        ]
     ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "min", "x", ""]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["name", "min", "x", ""]), inner)
+    ),
     max_leaves=5,
 )
 KEYS = [*recipe.Recipe.model_fields, "matrix", "nmae", ""]
@@ -242,9 +283,15 @@ RESHAPED = st.dictionaries(st.sampled_from(KEYS), ODD, max_size=4).map(
 )
 
 
-@settings(max_examples=2000, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=2000,
+    deadline=DEADLINE_MS,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.one_of(mutated(), RESHAPED, st.text(max_size=200), st.binary(max_size=200)))
-def test_whatever_the_file_holds_the_answer_is_a_build_or_a_clear_error(tmp_path: Path, text: str | bytes) -> None:
+def test_whatever_the_file_holds_the_answer_is_a_build_or_a_clear_error(
+    tmp_path: Path, text: str | bytes
+) -> None:
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     try:
         builds = load(tmp_path, raw)
@@ -255,7 +302,11 @@ def test_whatever_the_file_holds_the_answer_is_a_build_or_a_clear_error(tmp_path
         assert builds
 
 
-@settings(max_examples=300, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    deadline=DEADLINE_MS,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.sampled_from([i for i, line in enumerate(LINES) if ":" in line]), st.sampled_from("qxz"))
 def test_a_misspelt_key_is_reported_on_its_own_line(tmp_path: Path, at: int, letter: str) -> None:
     key = LINES[at].split(":")[0]
@@ -287,18 +338,27 @@ matrix:
 
 
 def slips(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Every text that one slip of the finger on one line makes of ``lines``, and that line's number."""
+    """Every text that one slip of the finger on one line makes of ``lines``, and that line's
+    number."""
     for i, line in enumerate(lines):
-        made = {line[:c] + letter + line[c:] for c in range(len(line) + 1) for letter in "'\"[]{}:,&!|@\t-? x"}
+        made = {
+            line[:c] + letter + line[c:]
+            for c in range(len(line) + 1)
+            for letter in "'\"[]{}:,&!|@\t-? x"
+        }
         made |= {line[:c] + line[c + 1 :] for c in range(len(line))}
-        made |= {line[:c] + line[c + 1 : c + 2] + line[c : c + 1] + line[c + 2 :] for c in range(len(line))}
+        made |= {
+            line[:c] + line[c + 1 : c + 2] + line[c : c + 1] + line[c + 2 :]
+            for c in range(len(line))
+        }
         made |= {f" {line}", f"  {line}", f"{line}\n{line}", line.partition(": ")[0] + ":"}
         for new in sorted(made - {line}):
             yield i + 1, "\n".join([*lines[:i], new, *lines[i + 1 :]]) + "\n"
 
 
 def test_999_of_1000_slips_are_reported_with_their_line(tmp_path: Path) -> None:
-    """R8. Which of two lines has the wrong indentation, nobody can know: such a message names both."""
+    """R8. Which of two lines has the wrong indentation, nobody can know: such a message names
+    both."""
     found, first, missed = 0, 0, []
     for line, text in slips(DEEP.splitlines()):
         try:
@@ -316,7 +376,9 @@ def test_999_of_1000_slips_are_reported_with_their_line(tmp_path: Path) -> None:
 
 
 def test_a_problem_of_the_rest_is_reported_once_and_one_of_a_variant_in_it(tmp_path: Path) -> None:
-    message = refusal(tmp_path, MATRIX.replace("block_size: 32", "block_size: 33").replace("fp32", "fp33"))
+    message = refusal(
+        tmp_path, MATRIX.replace("block_size: 32", "block_size: 33").replace("fp32", "fp33")
+    )
     assert PLACE.findall(message) == ["7", "20"]
     with_own = MATRIX.replace("{precision: int8}", "{precision: int8, quantize: {symmetric: 3}}")
     message = refusal(tmp_path, with_own.replace("block_size: 32", "block_size: 33"))
@@ -363,7 +425,17 @@ def test_a_variant_may_have_a_long_name(tmp_path: Path) -> None:
         "x" * 1_000_000 + ": 1",
         GOOD + "name: 1\n" * 9_000,
     ],
-    ids=["keys", "values", "metrics", "variants", "variant-keys", "keys-times-variants", "name", "key", "duplicates"],
+    ids=[
+        "keys",
+        "values",
+        "metrics",
+        "variants",
+        "variant-keys",
+        "keys-times-variants",
+        "name",
+        "key",
+        "duplicates",
+    ],
 )
 def test_a_flood_of_mistakes_costs_little_and_is_cut_short(tmp_path: Path, text: str) -> None:
     with computed_within(10):
@@ -373,23 +445,36 @@ def test_a_flood_of_mistakes_costs_little_and_is_cut_short(tmp_path: Path, text:
 
 def test_variants_merge_maps_but_replace_the_choice_of_a_text(tmp_path: Path) -> None:
     entry = (
-        "{evaluate: {text: {file: x.txt}, gates: {ppl: {max: 9}}}, backend: onnxruntime, quantize: {symmetric: false}}"
+        "{evaluate: {text: {file: x.txt}, gates: {ppl: {max: 9}}}, backend: onnxruntime, "
+        "quantize: {symmetric: false}}"
     )
     (build,) = load(tmp_path, f"{GOOD.replace('backend: onnxruntime', '')}matrix:\n  - {entry}\n")
     assert build.recipe.evaluate.text == recipe.Text(file="x.txt")
     assert set(build.recipe.evaluate.gates) == {"kld_mean", "top1", "ppl"}
-    assert build.recipe.quantize == {"block_size": 32, "exclude": ["*/layers.0/*"], "symmetric": False}
+    assert build.recipe.quantize == {
+        "block_size": 32,
+        "exclude": ["*/layers.0/*"],
+        "symmetric": False,
+    }
 
 
 def test_target_errors_point_at_the_value_wherever_it_was_said(tmp_path: Path) -> None:
     first, second = load(tmp_path, MATRIX, sets=["device=intel-npu"])
-    assert recipe.problem_at(first, ("precision",), "no").message.startswith(f"{tmp_path / 'r.yaml'}:19:17: no\n")
+    assert recipe.problem_at(first, ("precision",), "no").message.startswith(
+        f"{tmp_path / 'r.yaml'}:19:17: no\n"
+    )
     assert recipe.problem_at(first, ("quantize", "block_size"), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:7:15: "
     )
-    assert recipe.problem_at(second, ("backend",), "no").message.startswith(f"{tmp_path / 'r.yaml'}:20:28: ")
+    assert recipe.problem_at(second, ("backend",), "no").message.startswith(
+        f"{tmp_path / 'r.yaml'}:20:28: "
+    )
     error = recipe.problem_at(second, ("device",), "no", "try this")
-    assert (error.message, error.hint, error.exit_code) == ("--set device=intel-npu: no", "try this", 3)
+    assert (error.message, error.hint, error.exit_code) == (
+        "--set device=intel-npu: no",
+        "try this",
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -397,7 +482,10 @@ def test_target_errors_point_at_the_value_wherever_it_was_said(tmp_path: Path) -
     [
         (["quantise={}"], "--set quantise={}: unknown key `quantise`; did you mean `quantize`?"),
         (["source={builtin: tiny}"], "did you mean `tiny-phi3`?"),
-        (["evaluate={tokens: 300, window: 400}"], "--set evaluate={tokens: 300, window: 400}: `window` (400)"),
+        (
+            ["evaluate={tokens: 300, window: 400}"],
+            "--set evaluate={tokens: 300, window: 400}: `window` (400)",
+        ),
         (["evaluate.window=8000"], "--set evaluate.window=8000: `window` (8000) is longer"),
         (["evaluate.tokens="], "--set evaluate.tokens=: expected a whole number, got nothing"),
         (["=3"], "KEY=VALUE"),
@@ -419,8 +507,12 @@ def test_the_last_set_wins_also_over_every_variant(tmp_path: Path) -> None:
     assert (build.recipe.precision, build.recipe.evaluate.tokens) == ("fp32", 2048)
     builds = load(tmp_path, MATRIX, sets=["precision=fp16", "quantize={}"])
     assert {build.recipe.precision for build in builds} == {"fp16"}
-    assert [build.name for build in builds] == [build.name for build in load(tmp_path, MATRIX)], "names are the file's"
-    assert refusal(tmp_path, MATRIX, sets=["precision=int5"]).startswith("--set precision=int5: unknown value")
+    assert [build.name for build in builds] == [build.name for build in load(tmp_path, MATRIX)], (
+        "names are the file's"
+    )
+    assert refusal(tmp_path, MATRIX, sets=["precision=int5"]).startswith(
+        "--set precision=int5: unknown value"
+    )
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -429,7 +521,9 @@ VALID = st.fixed_dictionaries(
         "name": st.from_regex(r"[a-z0-9][a-z0-9._-]{0,30}", fullmatch=True)
         .filter(lambda name: file_names.unfit(name) is None)
         .filter(lambda n: isinstance(document.resolve(n), str)),
-        "source": st.sampled_from([{"builtin": "tiny-phi3"}, {"path": "./a b"}, {"repo": "a/b", "revision": COMMIT}]),
+        "source": st.sampled_from(
+            [{"builtin": "tiny-phi3"}, {"path": "./a b"}, {"repo": "a/b", "revision": COMMIT}]
+        ),
         "device": st.sampled_from(["cpu-x86_64", "./mine.yaml"]),
         "precision": st.sampled_from(["int4", "int8", "fp16", "fp32"]),
     },
@@ -446,7 +540,10 @@ VALID = st.fixed_dictionaries(
                     st.dictionaries(st.sampled_from(["min", "max"]), st.just(0.25), min_size=1),
                 ),
                 "text": st.sampled_from(
-                    [{"file": "t.txt"}, {"dataset": {"repo": "a/b", "revision": COMMIT, "file": "c/d"}}]
+                    [
+                        {"file": "t.txt"},
+                        {"dataset": {"repo": "a/b", "revision": COMMIT, "file": "c/d"}},
+                    ]
                 ),
             },
         ),
@@ -460,7 +557,11 @@ def dumped(data: Mapping[str, Any]) -> str:
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in data.items())
 
 
-@settings(max_examples=200, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=DEADLINE_MS,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(VALID)
 def test_a_recipe_written_out_loads_as_itself(tmp_path: Path, data: dict[str, Any]) -> None:
     (build,) = load(tmp_path, dumped(data))
@@ -470,22 +571,34 @@ def test_a_recipe_written_out_loads_as_itself(tmp_path: Path, data: dict[str, An
     assert load(tmp_path, yaml.safe_dump(whole))[0].recipe == build.recipe
 
 
-@settings(max_examples=200, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=DEADLINE_MS,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(VALID, VALID, st.data())
-def test_set_is_the_same_as_an_edit(tmp_path: Path, data: dict[str, Any], other: dict[str, Any], draw: Any) -> None:
+def test_set_is_the_same_as_an_edit(
+    tmp_path: Path, data: dict[str, Any], other: dict[str, Any], draw: Any
+) -> None:
     key = draw.draw(st.sampled_from(sorted(other)))
     (edited,) = load(tmp_path, dumped(data | {key: other[key]}))
     (overridden,) = load(tmp_path, dumped(data), sets=[f"{key}={json.dumps(other[key])}"])
     assert overridden.recipe == edited.recipe
     if isinstance(other[key], dict):
-        sets = [f"{key}={{}}", *(f"{key}.{inner}={json.dumps(value)}" for inner, value in other[key].items())]
+        sets = [
+            f"{key}={{}}",
+            *(f"{key}.{inner}={json.dumps(value)}" for inner, value in other[key].items()),
+        ]
         assert load(tmp_path, dumped(data), sets=sets)[0].recipe == edited.recipe
 
 
 def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> None:
     text = "name: two\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
     text += "evaluate: {text: {builtin: stories}}\n"
-    text += "matrix:\n  - {backend: onnxruntime, precision: int8}\n  - {backend: llamacpp, precision: int4}\n"
+    text += (
+        "matrix:\n  - {backend: onnxruntime, precision: int8}\n  - {backend: llamacpp, "
+        "precision: int4}\n"
+    )
     sets = ["quantize={type: Q4_0}"]
     with pytest.raises(RecipeError, match="unknown key `type`"):
         load(tmp_path, text, sets=sets)
@@ -495,10 +608,17 @@ def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "written",
-    ["package: {format: directory}\n", "package: zip\n", "matrix: [{name: one, package: {format: directory}}]\n"],
+    [
+        "package: {format: directory}\n",
+        "package: zip\n",
+        "matrix: [{name: one, package: {format: directory}}]\n",
+    ],
 )
 def test_a_key_of_earlier_versions_is_told_from_a_slip(tmp_path: Path, written: str) -> None:
-    text = "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\nnmae: two\n" + written
+    text = (
+        "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\nnmae: two\n"
+        + written
+    )
     with pytest.raises(RecipeError) as caught:
         load(tmp_path, text)
     assert "`package` is no key any more: what ships is always a folder" in caught.value.message
@@ -506,6 +626,8 @@ def test_a_key_of_earlier_versions_is_told_from_a_slip(tmp_path: Path, written: 
 
 
 def test_the_recipe_of_an_earlier_versions_package_is_still_read(tmp_path: Path) -> None:
-    (build,) = load(tmp_path, "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n")
+    (build,) = load(
+        tmp_path, "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
+    )
     kept = build.recipe.model_dump(mode="json", exclude_none=True)
     assert recipe.recorded({**kept, "package": {"format": "directory"}}) == build.recipe

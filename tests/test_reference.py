@@ -19,12 +19,19 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 
-def drawn(seed: int, vocabulary: int, spread: float, windows: int = 2, window: int = 6) -> tuple[Floats, Floats, Ints]:
-    """Log-probabilities and an artifact's logits [windows, window, vocabulary], tokens [windows, window]."""
+def drawn(
+    seed: int, vocabulary: int, spread: float, windows: int = 2, window: int = 6
+) -> tuple[Floats, Floats, Ints]:
+    """Log-probabilities and an artifact's logits [windows, window, vocabulary], tokens [windows,
+    window]."""
     generator = np.random.default_rng(seed)
     logits = (generator.normal(size=(windows, window, vocabulary)) * spread).astype(np.float32)
     other = logits + generator.normal(size=logits.shape).astype(np.float32)
-    return log_softmax(logits), other, generator.integers(0, vocabulary, (windows, window)).astype(np.int32)
+    return (
+        log_softmax(logits),
+        other,
+        generator.integers(0, vocabulary, (windows, window)).astype(np.int32),
+    )
 
 
 def kept(root: Path, logp: Floats, tokens: Ints, top: int, limit: int = 10**6) -> tuple[Path, Path]:
@@ -40,14 +47,21 @@ def kept(root: Path, logp: Floats, tokens: Ints, top: int, limit: int = 10**6) -
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(3, 90), st.integers(1, 40), st.sampled_from([0.01, 1.0, 8.0, 60.0]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(3, 90),
+    st.integers(1, 40),
+    st.sampled_from([0.01, 1.0, 8.0, 60.0]),
+)
 def test_it_is_a_lower_bound_and_all_else_is_equal(
     tmp_path_factory: pytest.TempPathFactory, seed: int, vocabulary: int, top: int, spread: float
 ) -> None:
     logp, logits, tokens = drawn(seed, vocabulary, spread)
     folders = kept(tmp_path_factory.mktemp("kept"), logp, tokens, top)
     for i in range(len(tokens)):
-        whole, part = (reference.scores_of(folder)(i, logits[i].copy(), tokens[i]) for folder in folders)
+        whole, part = (
+            reference.scores_of(folder)(i, logits[i].copy(), tokens[i]) for folder in folders
+        )
         assert (part["kld"] <= whole["kld"] * 1.001 + 1e-5).all()
         for name in ("top1", "nll", "nll_baseline", "dp"):
             np.testing.assert_allclose(part[name], whole[name], rtol=1e-5, atol=1e-6)
@@ -57,7 +71,10 @@ def test_it_is_a_lower_bound_and_all_else_is_equal(
 
 def test_it_is_a_good_bound_where_few_tokens_are_likely(tmp_path: Path) -> None:
     logp, logits, tokens = drawn(1, 2000, 4.0)
-    whole, part = (reference.scores_of(f)(0, logits[0].copy(), tokens[0]) for f in kept(tmp_path, logp, tokens, 64))
+    whole, part = (
+        reference.scores_of(f)(0, logits[0].copy(), tokens[0])
+        for f in kept(tmp_path, logp, tokens, 64)
+    )
     assert part["kld"].mean() > 0.9 * whole["kld"].mean()
 
 

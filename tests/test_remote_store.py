@@ -39,7 +39,9 @@ def server() -> Iterator[str]:
     running.stop()
 
 
-OTHERS = os.environ.get("PHIPIPE_TEST_REMOTES", "").split()  # such as az://CONTAINER/PREFIX: tested, too
+OTHERS = os.environ.get(
+    "PHIPIPE_TEST_REMOTES", ""
+).split()  # such as az://CONTAINER/PREFIX: tested, too
 
 
 @pytest.fixture(params=["s3", "file", *OTHERS])
@@ -90,7 +92,9 @@ def test_a_second_machine_builds_nothing(url: str, tmp_path: Path) -> None:
     assert [(r.cached, r.shared) for r in second.results.values()] == [(True, True)] * 3
     for name, result in first.results.items():
         assert second.results[name].stored.digest == result.stored.digest
-        assert (second.results[name].stored.path / "folder" / "own.txt").read_text().startswith(name)
+        assert (
+            (second.results[name].stored.path / "folder" / "own.txt").read_text().startswith(name)
+        )
     assert len(names(url, "blobs")) == 4  # the file that all three have lies there once
     assert len(names(url, "actions")) == 3
     assert names(url, "claims") == []
@@ -130,8 +134,12 @@ def test_what_was_made_before_or_could_not_be_shared_is_shared_by_the_next_run(
         assert (again.error, again.all_cached, said) == (None, True, [])
 
 
-@pytest.mark.parametrize("harm", ["poisoned", "longer", "cut", "empty", "gone", "record", "alien", "list"])
-def test_what_is_wrong_there_is_said_built_again_and_replaced(url: str, tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize(
+    "harm", ["poisoned", "longer", "cut", "empty", "gone", "record", "alien", "list"]
+)
+def test_what_is_wrong_there_is_said_built_again_and_replaced(
+    url: str, tmp_path: Path, harm: str
+) -> None:
     import obstore
 
     first, _ = run(tmp_path / "one", chain(1))
@@ -144,11 +152,18 @@ def test_what_is_wrong_there_is_said_built_again_and_replaced(url: str, tmp_path
         obstore.delete(there, name)
     elif harm in ("record", "alien", "list"):
         told = json.loads(record)
-        changed = {"alien": {"key": "0" * 64}, "list": {"outputs": told["outputs"][:1]}}.get(harm, {})
+        changed = {"alien": {"key": "0" * 64}, "list": {"outputs": told["outputs"][:1]}}.get(
+            harm, {}
+        )
         sealed = keys.seal_record({k: v for k, v in told.items() if k != "sha256"} | changed)
         obstore.put(there, action, record[:-20] if harm == "record" else sealed)
     else:
-        changed_content = {"poisoned": b"x" + content[1:], "longer": content + b"x", "cut": content[:-9], "empty": b""}
+        changed_content = {
+            "poisoned": b"x" + content[1:],
+            "longer": content + b"x",
+            "cut": content[:-9],
+            "empty": b"",
+        }
         obstore.put(there, name, changed_content[harm])
     second, said = run(tmp_path / "two", chain(1))
     assert second.error is None
@@ -164,7 +179,9 @@ def test_what_is_wrong_there_is_said_built_again_and_replaced(url: str, tmp_path
     assert bytes(obstore.get(there, name).bytes()) == content
 
 
-def test_a_download_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_goes_on_where_it_was_cut(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote_store, "PIECE", 3000)
     first, _ = run(tmp_path / "one", chain(1))
     big = first.results["s0"].stored.path / "same.bin"
@@ -183,11 +200,16 @@ def test_a_download_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypat
     second, said = run(tmp_path / "two", chain(1))
     assert (second.error, said) == (None, [])
     assert second.results["s0"].shared
-    assert sorted(piece for piece in asked if piece[1] >= 2000) == [(0, 2000), (2000, 3000)]  # of the last two pieces
+    assert sorted(piece for piece in asked if piece[1] >= 2000) == [
+        (0, 2000),
+        (2000, 3000),
+    ]  # of the last two pieces
     assert len(names(url, "blobs")) == 8 + 1
 
 
-def test_an_upload_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_goes_on_where_it_was_cut(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote_store, "PIECE", 3000)
     monkeypatch.setattr(remote_store, "UPLOADS", 1)
     monkeypatch.setattr(remote_store, "MIB", 1)
@@ -207,13 +229,19 @@ def test_an_upload_goes_on_where_it_was_cut(url: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Remote, "_put", lambda *a, **k: (sent.append(a[1]), put(*a, **k))[1])
     done, heard = attempt(tmp_path / "one", chain(1), None)
     assert done.all_cached
-    assert len([name for name in sent if name.startswith("blobs/")]) == len(names(url, "blobs")) == 8 + 1
+    assert (
+        len([name for name in sent if name.startswith("blobs/")])
+        == len(names(url, "blobs"))
+        == 8 + 1
+    )
     assert [report for _, *report in heard.reports][-1] == [23_000, 23_000, "MiB"]
     other, said = run(tmp_path / "two", chain(1))
     assert (other.results["s0"].shared, said) == (True, [])
 
 
-def test_a_piece_that_is_wrong_is_replaced(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_that_is_wrong_is_replaced(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import obstore
 
     monkeypatch.setattr(remote_store, "PIECE", 3000)
@@ -241,7 +269,9 @@ def test_a_part_that_is_damaged_costs_one_build_and_nothing_more(url: str, tmp_p
     assert (third.results["s0"].shared, said) == (True, [])
 
 
-def test_readers_take_and_give_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_take_and_give_nothing(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path / "one", chain(1))
     before = names(url, "")
     monkeypatch.setenv("PHIPIPE_REMOTE_MODE", "read")
@@ -252,7 +282,9 @@ def test_readers_take_and_give_nothing(url: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("clients", [16])
-def test_clients_that_start_at_once_build_each_step_once(url: str, tmp_path: Path, clients: int) -> None:
+def test_clients_that_start_at_once_build_each_step_once(
+    url: str, tmp_path: Path, clients: int
+) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
     words = [str(tmp_path / "log"), "3", "0.5"]
     started = [
@@ -270,7 +302,9 @@ def test_clients_that_start_at_once_build_each_step_once(url: str, tmp_path: Pat
     assert names(url, "claims") == []
 
 
-def test_a_claim_that_nobody_renews_is_taken_over(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_that_nobody_renews_is_taken_over(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, _ = run(tmp_path / "one", chain(1))
     import obstore
 
@@ -306,7 +340,9 @@ def test_a_claim_in_ones_own_name_is_ones_own(url: str, tmp_path: Path) -> None:
     assert names(url, "claims") == []
 
 
-def test_a_claim_that_is_renewed_is_waited_for(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_that_is_renewed_is_waited_for(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote_store, "STALE_S", 0.6)
     monkeypatch.setattr(remote_store, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(remote_store, "POLL_S", 0.1)
@@ -370,11 +406,16 @@ def test_without_permission_the_build_goes_on_alone_and_asks_once(
     done, said = run(tmp_path / "one", chain(3))
     assert done.error is None
     assert log(tmp_path) == ["s0", "s1", "s2"]
-    assert said == ["the shared store s3://bucket/prefix does not answer (permission denied): going on without it"]
+    assert said == [
+        "the shared store s3://bucket/prefix does not answer (permission denied): going on "
+        "without it"
+    ]
     assert len(had) == 1
 
 
-def test_nobody_there_is_no_failure_and_secrets_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_there_is_no_failure_and_secrets_are_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote_store, "RETRIES", 0)
     remote_at("http://127.0.0.1:9", tmp_path, monkeypatch)
     done, said = run(tmp_path / "one", chain(2))
@@ -389,7 +430,9 @@ def test_nobody_there_is_no_failure_and_secrets_are_not_told(tmp_path: Path, mon
 
 def test_a_secret_in_an_error_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
-    assert SECRET not in remote_store.told(ValueError(f"denied for {SECRET}\n\nDebug source:\n{SECRET}"))
+    assert SECRET not in remote_store.told(
+        ValueError(f"denied for {SECRET}\n\nDebug source:\n{SECRET}")
+    )
 
 
 @pytest.mark.parametrize(
@@ -413,7 +456,9 @@ def test_a_mode_that_makes_no_sense() -> None:
         Settings.read({"PHIPIPE_REMOTE_MODE": "append"})
 
 
-def test_without_obstore_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_obstore_it_is_said_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     settings = Settings.read({"PHIPIPE_REMOTE": tmp_path.as_uri()})
     with pytest.raises(ToolchainError) as missing:

@@ -1,4 +1,5 @@
-"""Numbers as people read them: digits by their error, units by their size, words by the yardstick."""
+"""Numbers as people read them: digits by their error, units by their size, words by the
+yardstick."""
 
 from __future__ import annotations
 
@@ -44,7 +45,11 @@ BASELINE = {"ppl": 5.366, "ppl_stderr": 0.119}
     ("value", "stderr", "shown"),
     [
         (0.00203, 0.000051, "0.00203 ± 0.00005"),
-        (0.002034, 0.000018, "0.002034 ± 0.000018"),  # an error that begins with 1 or 2 keeps two digits
+        (
+            0.002034,
+            0.000018,
+            "0.002034 ± 0.000018",
+        ),  # an error that begins with 1 or 2 keeps two digits
         (1.14e-7, 3.2e-9, "1.14e-7 ± 0.03e-7"),
         (2e-8, 5.3e-7, "0e-7 ± 5e-7"),
         (9.996e-4, 5e-5, "1.00e-3 ± 0.05e-3"),
@@ -80,7 +85,9 @@ def test_a_number_alone_has_three_digits(value: float, shown: str) -> None:
 
 
 @given(st.floats(1e-12, 1e9), st.floats(1e-6, 1))
-def test_what_is_shown_lies_within_half_the_error_of_what_was_measured(value: float, relative: float) -> None:
+def test_what_is_shown_lies_within_half_the_error_of_what_was_measured(
+    value: float, relative: float
+) -> None:
     error = value * relative
     shown, _, shown_error = report.with_error(value, error).replace(",", "").partition(" ± ")
     assert abs(float(shown) - value) <= 0.2 * error
@@ -94,7 +101,12 @@ def test_a_number_reads_back_within_its_digits(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("gib", "shown"),
-    [(2.34, ("2.34", "GiB")), (0.0034, ("3.48", "MiB")), (1e-6, ("1.05", "KiB")), (1.0, ("1.00", "GiB"))],
+    [
+        (2.34, ("2.34", "GiB")),
+        (0.0034, ("3.48", "MiB")),
+        (1e-6, ("1.05", "KiB")),
+        (1.0, ("1.00", "GiB")),
+    ],
 )
 def test_sizes_take_the_unit_that_suits_them(gib: float, shown: tuple[str, str]) -> None:
     assert report.size(gib) == shown
@@ -142,7 +154,8 @@ def test_a_change_within_the_noise_is_not_called_a_change(ratio: float, words: s
 
 
 @pytest.mark.parametrize(
-    ("kld", "word"), [(0.0013, "closer than"), (0.0014, "between"), (0.031, "between"), (0.0311, "further")]
+    ("kld", "word"),
+    [(0.0013, "closer than"), (0.0014, "between"), (0.031, "between"), (0.0311, "further")],
 )
 def test_the_yardstick_is_llama_3_in_two_formats(kld: float, word: str) -> None:
     assert report.yardstick(kld).startswith(word)
@@ -170,7 +183,10 @@ def test_markdown_tables_have_one_row_per_measurement() -> None:
 @pytest.mark.parametrize(
     ("usage", "said"),
     [
-        ({"peak_rss_bytes": 2**29, "peak_anon_bytes": 2**28}, ", peak 0.25 GiB anonymous, 0.50 GiB resident"),
+        (
+            {"peak_rss_bytes": 2**29, "peak_anon_bytes": 2**28},
+            ", peak 0.25 GiB anonymous, 0.50 GiB resident",
+        ),
         ({"peak_rss_bytes": 2**29}, ", peak 0.50 GiB resident"),
         ({"seconds": 1.0}, ""),
     ],

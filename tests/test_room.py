@@ -23,9 +23,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-Urm", "true"], check=False).returncode:
         pytest.skip("needs namespaces of the user's own")
-    command = [unshare, "-Urm", sys.executable, small_disk.__file__, str(tmp_path_factory.mktemp("disks"))]
+    command = [
+        unshare,
+        "-Urm",
+        sys.executable,
+        small_disk.__file__,
+        str(tmp_path_factory.mktemp("disks")),
+    ]
     environment = {**os.environ, "UV_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, list[str]] = json.loads(done.stdout)
     return found
@@ -47,7 +55,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         ("toolchain", "PHIPIPE_TOOLCHAINS"),
     ],
 )
-def test_the_full_folder_is_named_with_its_own_remedy(told: dict[str, list[str]], case: str, remedy: str) -> None:
+def test_the_full_folder_is_named_with_its_own_remedy(
+    told: dict[str, list[str]], case: str, remedy: str
+) -> None:
     code, message, hint, disk = told[case]
     assert code == StoreError.exit_code, message
     assert disk in message
@@ -72,18 +82,40 @@ def test_what_programs_say_of_a_full_disk_is_understood(said: str) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(room.FULL))
-def test_a_full_disk_that_nobody_foresaw_names_a_folder_of_ours(number: int, own_cache: Path) -> None:
-    error = uncaught.explained(OSError(number, os.strerror(number), str(own_cache / "objects" / "x")))
+def test_a_full_disk_that_nobody_foresaw_names_a_folder_of_ours(
+    number: int, own_cache: Path
+) -> None:
+    error = uncaught.explained(
+        OSError(number, os.strerror(number), str(own_cache / "objects" / "x"))
+    )
     assert isinstance(error, StoreError)
     assert f"`{own_cache}`" in error.message
     assert "cache gc" in str(error.hint)
     assert isinstance(uncaught.explained(OSError(number, os.strerror(number))), StoreError)
-    elsewhere = uncaught.explained(OSError(number, os.strerror(number), str(Path("/no/such/place/out/board.html"))))
+    elsewhere = uncaught.explained(
+        OSError(number, os.strerror(number), str(Path("/no/such/place/out/board.html")))
+    )
     assert "--out" in str(elsewhere and elsewhere.hint)
 
 
-PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EINVAL)
-OTHERS = (errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ECONNRESET)
+PATHS = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EINVAL,
+)
+OTHERS = (
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.ECONNRESET,
+)
 
 
 @pytest.mark.parametrize("number", [*PATHS, *OTHERS])
@@ -94,9 +126,19 @@ def test_what_the_system_refuses_is_no_bug(number: int) -> None:
 
 
 def test_other_ends_that_the_world_causes_are_no_bug_and_a_mistake_of_ours_is() -> None:
-    for caused in (MemoryError(), RecursionError("too deep"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")):
+    for caused in (
+        MemoryError(),
+        RecursionError("too deep"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+    ):
         error = uncaught.explained(caused)
         assert error is not None
         assert error.exit_code != 70
-    for ours in (ZeroDivisionError(), KeyError("x"), AttributeError("x"), TypeError("x"), OSError("nothing known")):
+    for ours in (
+        ZeroDivisionError(),
+        KeyError("x"),
+        AttributeError("x"),
+        TypeError("x"),
+        OSError("nothing known"),
+    ):
         assert uncaught.explained(ours) is None

@@ -40,15 +40,30 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M04": (MOE, {**MOE, "backend": "openvino"}),
     "M05": ({**MOE, "backend": "llamacpp"}, {**MOE, "backend": "openvino"}),
     "M06": ({**MOE, "config": {"head_dim": 128}}, {**MOE, "config": {"head_dim": 96}}),
-    "M07": ({"config": {"rope_parameters": {"rope_theta": 1e4}, "model_type": "qwen3"}}, {"config": RESAVED}),
-    "M17": ({"config": {**SEEING, "embd_layer": {"hd_transform_order": "glb_sub"}}}, {"config": SEEING}),
-    "M18": ({"backend": "openvino", "architecture": "Phi3VForCausalLM"}, {"architecture": "Phi3VForCausalLM"}),
+    "M07": (
+        {"config": {"rope_parameters": {"rope_theta": 1e4}, "model_type": "qwen3"}},
+        {"config": RESAVED},
+    ),
+    "M17": (
+        {"config": {**SEEING, "embd_layer": {"hd_transform_order": "glb_sub"}}},
+        {"config": SEEING},
+    ),
+    "M18": (
+        {"backend": "openvino", "architecture": "Phi3VForCausalLM"},
+        {"architecture": "Phi3VForCausalLM"},
+    ),
     "M19": (
         {"config": {**HEARING, "embd_layer": {"image_embd_layer": {"crop_size": 384}}}},
         {"config": {**HEARING, "embd_layer": {"image_embd_layer": {"crop_size": 448}}}},
     ),
-    "M20": ({"backend": "openvino", "config": HEARING}, {"backend": "onnxruntime", "config": HEARING}),
-    "M21": ({"config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, {"config": {"rope_scaling": None}}),
+    "M20": (
+        {"backend": "openvino", "config": HEARING},
+        {"backend": "onnxruntime", "config": HEARING},
+    ),
+    "M21": (
+        {"config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
+        {"config": {"rope_scaling": None}},
+    ),
     "M22": (
         {"config": {"rope_scaling": {"rope_type": "dynamic"}, "model_type": "llama"}},
         {"config": {"rope_scaling": {"rope_type": "llama3"}, "model_type": "llama"}},
@@ -82,7 +97,10 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"config": {"quantization_config": {"bits": 4}}},
     ),
     "O25": ({"rotate": "quarot", "tied": True}, {"rotate": "quarot"}),
-    "O19": ({"config": {"partial_rotary_factor": 0.25}}, {"config": {"partial_rotary_factor": 0.5}}),
+    "O19": (
+        {"config": {"partial_rotary_factor": 0.25}},
+        {"config": {"partial_rotary_factor": 0.5}},
+    ),
 }
 TABLE = {rule.id: rule for rule in (*rules.MODELS, *rules.ONNXRUNTIME)}
 
@@ -93,7 +111,9 @@ def recipe_of(changes: Facts) -> Any:
 
 
 def checkpoint_of(changes: Facts) -> Checkpoint:
-    fields = {k: v for k, v in changes.items() if k in Checkpoint.__dataclass_fields__ and k != "config"}
+    fields = {
+        k: v for k, v in changes.items() if k in Checkpoint.__dataclass_fields__ and k != "config"
+    }
     return phi3(changes.get("config"), **fields)
 
 
@@ -149,7 +169,9 @@ LISTS: Facts = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 LONG: Facts = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
 
 
-def test_f2_puts_the_short_factors_in_the_long_ones_place_unless_long_windows_are_evaluated() -> None:
+def test_f2_puts_the_short_factors_in_the_long_ones_place_unless_long_windows_are_evaluated() -> (
+    None
+):
     config = {**LONG, "rope_scaling": {"type": "longrope", **LISTS}}
     patch = fixes(backend="mlx", config=config)["F2"]["patch"]["rope_scaling"]
     assert patch == {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
@@ -160,15 +182,25 @@ def test_f2_puts_the_short_factors_in_the_long_ones_place_unless_long_windows_ar
 @pytest.mark.parametrize("kind", ["su", "yarn"])
 def test_f8_gives_longrope_its_present_name(kind: str) -> None:
     for backend in ("openvino", "torch"):
-        patch = fixes(backend=backend, config={**LONG, "rope_scaling": {"type": kind, **LISTS}})["F8"]["patch"]
+        patch = fixes(backend=backend, config={**LONG, "rope_scaling": {"type": kind, **LISTS}})[
+            "F8"
+        ]["patch"]
         assert patch == {"rope_scaling": {"type": "longrope", **LISTS}}
     assert fixes(config={**LONG, "rope_scaling": {"type": "yarn", "factor": 4.0}}) == {}
-    assert "F8" in fixes(config={**LONG, "rope_scaling": {"rope_type": "longrope", **LISTS}}), "mlx-lm reads `type`"
+    assert "F8" in fixes(config={**LONG, "rope_scaling": {"rope_type": "longrope", **LISTS}}), (
+        "mlx-lm reads `type`"
+    )
 
 
 def test_f7_brings_back_the_original_spelling() -> None:
     rope = {"rope_type": "longrope", "rope_theta": 5e5, "partial_rotary_factor": 0.75, **LISTS}
-    config = {**LONG, "rope_parameters": rope, "rope_theta": None, "rope_scaling": None, "dtype": "bfloat16"}
+    config = {
+        **LONG,
+        "rope_parameters": rope,
+        "rope_theta": None,
+        "rope_scaling": None,
+        "dtype": "bfloat16",
+    }
     patch = fixes(backend="openvino", config=config)["F7"]["patch"]
     assert patch == {
         "rope_parameters": None,
@@ -179,11 +211,20 @@ def test_f7_brings_back_the_original_spelling() -> None:
         "torch_dtype": "bfloat16",
     }
     assert fixes(backend="torch", config=config) == {}
-    moe = {"architectures": ["PhimoeForCausalLM"], "model_type": "phimoe", "num_local_experts": 4, **RESAVED}
-    assert fixes(backend="openvino", config=moe)["F7"]["patch"]["architectures"] == ["PhiMoEForCausalLM"]
+    moe = {
+        "architectures": ["PhimoeForCausalLM"],
+        "model_type": "phimoe",
+        "num_local_experts": 4,
+        **RESAVED,
+    }
+    assert fixes(backend="openvino", config=moe)["F7"]["patch"]["architectures"] == [
+        "PhiMoEForCausalLM"
+    ]
 
 
-UNIFORM: dict[str, tuple[Facts, Facts]] = {  # backend: options that are uniform, and some that are not
+UNIFORM: dict[
+    str, tuple[Facts, Facts]
+] = {  # backend: options that are uniform, and some that are not
     "onnxruntime": ({}, {"mixed": "down"}),
     "openvino": ({}, {"ratio": 0.8}),
     "llamacpp": ({"type": "Q4_0"}, {}),
@@ -198,7 +239,10 @@ UNIFORM: dict[str, tuple[Facts, Facts]] = {  # backend: options that are uniform
 def test_every_backend_warns_of_a_phi_4_mini_in_four_bits_alone(name: str) -> None:
     def warned(precision: str, options: Facts, **more: Any) -> bool:
         chosen = backends.load(name).Options.model_validate(options)
-        recipe, mini = recipe_of({"backend": name, "precision": precision}), checkpoint_of(MINI | more)
+        recipe, mini = (
+            recipe_of({"backend": name, "precision": precision}),
+            checkpoint_of(MINI | more),
+        )
         return any(a.rule == "D02" and a.hint for a in rules.check(recipe, chosen, mini))
 
     uniform, mixed = UNIFORM[name]
@@ -217,9 +261,17 @@ def test_parts_are_named_in_the_refusal(name: str) -> None:
 
 def test_a_backend_that_takes_a_model_whole_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = checkpoint_of(
-        {"config": {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip_vision_model"}}}
+        {
+            "config": {
+                "architectures": ["Phi3VForCausalLM"],
+                "img_processor": {"name": "clip_vision_model"},
+            }
+        }
     )
     monkeypatch.setattr(rules, "MULTIMODAL", {"Phi3VForCausalLM": frozenset({"openvino"})})
-    told = {b: rules.check(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape) for b in ("openvino", "mlx")}
+    told = {
+        b: rules.check(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape)
+        for b in ("openvino", "mlx")
+    }
     assert [a.rule for a in told["mlx"]] == ["M03"]
     assert [a.rule for a in told["openvino"] if a.level == "error"] == []

@@ -1,4 +1,5 @@
-"""Order of steps: what is shared runs once, what is independent runs side by side, what fails stops its own build."""
+"""Order of steps: what is shared runs once, what is independent runs side by side, what fails stops
+its own build."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from tiny_toolchain import Tiny, wait_until
 
 from phipipe import executor, nodes, schedule, toolchain
 from phipipe.backends.base import Outside, Step
-from phipipe.errors import Interrupted, PhipipeError, Skipped, StepFailed, StepKilled, ToolchainError
+from phipipe.errors import (
+    Interrupted,
+    PhipipeError,
+    Skipped,
+    StepFailed,
+    StepKilled,
+    ToolchainError,
+)
 from phipipe.executor import Result
 from phipipe.nodes import graph, labels
 from phipipe.plan import Plan
@@ -47,7 +55,12 @@ def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> No
 
 
 def step(
-    name: str, *needs: str, after: tuple[str, ...] = (), memory_bytes: int = 0, alone: bool = False, **params: Any
+    name: str,
+    *needs: str,
+    after: tuple[str, ...] = (),
+    memory_bytes: int = 0,
+    alone: bool = False,
+    **params: Any,
 ) -> Step:
     return Step(
         name=name,
@@ -95,7 +108,9 @@ def overlap(a: str, b: str) -> bool:
 
 def test_what_builds_share_runs_once(store: Store) -> None:
     shared = step("source")
-    done = run(store, plan("a", shared, step("x", "source")), plan("b", shared, step("y", "source")))
+    done = run(
+        store, plan("a", shared, step("x", "source")), plan("b", shared, step("y", "source"))
+    )
     assert sorted(names()) == ["source", "x", "y"]
     assert [set(outcome.results) for outcome in done] == [{"source", "x"}, {"source", "y"}]
     assert done[0].results["source"].stored == done[1].results["source"].stored
@@ -120,7 +135,12 @@ def test_one_job_is_one_after_another(store: Store) -> None:
 
 
 def test_a_measurement_runs_alone(store: Store) -> None:
-    run(store, plan("a", step("x", seconds=0.1), step("m", seconds=0.1, alone=True), step("y", seconds=0.1)))
+    run(
+        store,
+        plan(
+            "a", step("x", seconds=0.1), step("m", seconds=0.1, alone=True), step("y", seconds=0.1)
+        ),
+    )
     assert overlap("x", "y")
     assert not overlap("m", "x")
     assert not overlap("m", "y")
@@ -157,7 +177,10 @@ def test_a_failure_stops_its_own_build_alone(store: Store) -> None:
 def test_a_shared_failure_stops_every_build_that_needs_it(store: Store) -> None:
     shared = step("source", fail=True)
     done = run(
-        store, plan("a", shared, step("x", "source")), plan("b", shared, step("y", "source")), plan("c", step("z"))
+        store,
+        plan("a", shared, step("x", "source")),
+        plan("b", shared, step("y", "source")),
+        plan("c", step("z")),
     )
     assert [type(outcome.error) for outcome in done] == [StepFailed, StepFailed, type(None)]
     assert names() == ["z"]
@@ -173,7 +196,11 @@ def test_no_memory_in_one_worker_leaves_the_others_alone(store: Store, ort_pytho
     def in_worker(what: str, **params: Any) -> Step:
         return replace(step("work", **params), toolchain="onnxruntime", runs=f"steps_cheap:{what}")
 
-    limits = {**os.environ, "PHIPIPE_WORKER_PATH": str(Path(__file__).parent), "PHIPIPE_MEMORY_LIMIT_GIB": "0.25"}
+    limits = {
+        **os.environ,
+        "PHIPIPE_WORKER_PATH": str(Path(__file__).parent),
+        "PHIPIPE_MEMORY_LIMIT_GIB": "0.25",
+    }
     plans = [plan("a", in_worker("allocate_until_killed")), plan("b", in_worker("count"))]
     greedy, modest = attempt(plans, store, Settings.read(limits), Silent(), None, 2)
     assert isinstance(greedy.error, StepKilled)
@@ -213,7 +240,11 @@ def test_labels_name_the_build_where_steps_are_its_own() -> None:
     plans = [plan("a", shared, step("x", "source")), plan("b", shared, step("x", "source", more=1))]
     assert labels(plans) == ["source", "a: x", "b: x"]
     assert labels(plans[:1]) == ["source", "x"]
-    both = [plan("a1", shared, step("x", "source")), plan("a2", shared, step("x", "source")), plan("b", shared)]
+    both = [
+        plan("a1", shared, step("x", "source")),
+        plan("a2", shared, step("x", "source")),
+        plan("b", shared),
+    ]
     assert labels(both) == ["source", "a: x"]
 
 
@@ -245,22 +276,37 @@ def test_a_file_that_changes_identity_is_another_step(tmp_path: Path) -> None:
 
 @given(st.data())
 @settings(max_examples=15, deadline=None)
-def test_any_graph_runs_every_step_once_after_its_inputs(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+def test_any_graph_runs_every_step_once_after_its_inputs(
+    tmp_path_factory: pytest.TempPathFactory, data: Any
+) -> None:
     CALLS.clear()
     count = data.draw(st.integers(1, 8))
     made: list[Step] = []
     for i in range(count):
-        needs = data.draw(st.lists(st.sampled_from([s.name for s in made]), unique=True)) if made else []
+        needs = (
+            data.draw(st.lists(st.sampled_from([s.name for s in made]), unique=True))
+            if made
+            else []
+        )
         made.append(step(f"s{i}", *needs, alone=data.draw(st.booleans())))
     root = tmp_path_factory.mktemp("graph")
-    (outcome,) = attempt([plan("a", *made)], Store(root), Settings.read(), Silent(), None, data.draw(st.integers(1, 4)))
+    (outcome,) = attempt(
+        [plan("a", *made)],
+        Store(root),
+        Settings.read(),
+        Silent(),
+        None,
+        data.draw(st.integers(1, 4)),
+    )
     assert outcome.error is None
     assert sorted(names()) == sorted(s.name for s in made)
     place = {name: i for i, name in enumerate(names())}
     assert all(place[needed] < place[s.name] for s in made for needed in s.needs)
 
 
-def test_bookkeeping_grows_with_the_steps_not_with_their_square(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bookkeeping_grows_with_the_steps_not_with_their_square(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = 0
     has_inputs = schedule._Run._has_inputs
 
@@ -274,14 +320,23 @@ def test_bookkeeping_grows_with_the_steps_not_with_their_square(store: Store, mo
     for builds in (10, 40):
         asked = 0
         shared = step("source")
-        done = run(store, *(plan(f"b{i}", shared, step("x", "source", n=i), step("y", "x")) for i in range(builds)))
+        done = run(
+            store,
+            *(
+                plan(f"b{i}", shared, step("x", "source", n=i), step("y", "x"))
+                for i in range(builds)
+            ),
+        )
         assert all(outcome.error is None for outcome in done)
         took.append(asked)
     assert took[1] < 6 * took[0]
 
 
 def test_after_a_failure_nothing_more_is_started_if_that_is_wished(store: Store) -> None:
-    plans = [plan("bad", step("x", fail=True)), *(plan(f"b{i}", step(f"s{i}", seconds=0.05)) for i in range(5))]
+    plans = [
+        plan("bad", step("x", fail=True)),
+        *(plan(f"b{i}", step(f"s{i}", seconds=0.05)) for i in range(5)),
+    ]
     done = attempt(plans, store, Settings.read(), Silent(), None, 1, fail_fast=True)
     assert isinstance(done[0].error, StepFailed)
     assert all(isinstance(outcome.error, Skipped) for outcome in done[1:])
@@ -294,14 +349,22 @@ def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("phipipe.hardware.memory_bytes", lambda: gib * 2**30)
         return schedule.default_jobs()
 
-    assert [machine(1, 64), machine(2, 24), machine(16, 64), machine(64, 256), machine(16, 7)] == [2, 2, 8, 8, 1]
+    assert [machine(1, 64), machine(2, 24), machine(16, 64), machine(64, 256), machine(16, 7)] == [
+        2,
+        2,
+        8,
+        8,
+        1,
+    ]
 
 
 def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     monkeypatch.setattr("phipipe.hardware.cores", lambda: 16)
     assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 4, 8, 32)] == [None, 8, 4, 2, 1]
-    monkeypatch.setattr("phipipe.hardware.cores", lambda: 4)  # a container's share, which runtimes do not see
+    monkeypatch.setattr(
+        "phipipe.hardware.cores", lambda: 4
+    )  # a container's share, which runtimes do not see
     assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 8)] == [4, 2, 1]
 
 
@@ -329,7 +392,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
     """A toolchain, `tiny`, whose installation takes until ``go_on``."""
     made = Tiny(tmp_path / "tiny")
     monkeypatch.setattr(toolchain, "LOCKS", made.locks)
-    for name, value in (made.variables | {"PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}).items():
+    for name, value in (
+        made.variables | {"PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}
+    ).items():
         monkeypatch.setenv(name, value)
     yield made
     made.go_on()
@@ -372,28 +437,45 @@ class Told(Silent):
 
 
 @pytest.mark.timeout(120)
-def test_while_a_toolchain_is_installed_steps_that_do_not_need_it_go_on(store: Store, tiny: Tiny) -> None:
+def test_while_a_toolchain_is_installed_steps_that_do_not_need_it_go_on(
+    store: Store, tiny: Tiny
+) -> None:
     told = Told("b: z", tiny.go_on)  # the installation would not end otherwise
     first = plan("a", heavy("h"), step("x", "h"))
     second = plan("b", step("x"), step("y", "x"), step("z", "y"), heavy("h", n=2))
     done = run(store, first, second, jobs=1, listener=told)
     assert [outcome.error for outcome in done] == [None, None]
     assert told.heard[0] == "installing tiny"
-    assert told.heard.index("finished b: z") < told.heard.index("has tiny") < told.heard.index("started a: h")
+    assert (
+        told.heard.index("finished b: z")
+        < told.heard.index("has tiny")
+        < told.heard.index("started a: h")
+    )
     assert told.heard.count("installing tiny") == told.heard.count("has tiny") == tiny.builds() == 1
     again = Told()
-    assert all(outcome.all_cached for outcome in run(Store(store.root), first, second, listener=again))
+    assert all(
+        outcome.all_cached for outcome in run(Store(store.root), first, second, listener=again)
+    )
     assert "installing tiny" not in again.heard
 
 
 @pytest.mark.timeout(120)
-def test_a_toolchain_that_cannot_be_installed_fails_those_that_need_it_alone(store: Store, tiny: Tiny) -> None:
+def test_a_toolchain_that_cannot_be_installed_fails_those_that_need_it_alone(
+    store: Store, tiny: Tiny
+) -> None:
     (tiny.folder / "fail").touch()
     told = Told("b: x", tiny.go_on)
-    bad, good, late = plan("a", heavy("h")), plan("b", step("x", n=1)), plan("c", step("x", n=2), heavy("h", "x"))
+    bad, good, late = (
+        plan("a", heavy("h")),
+        plan("b", step("x", n=1)),
+        plan("c", step("x", n=2), heavy("h", "x")),
+    )
     done = run(store, bad, good, late, listener=told)
     assert [type(outcome.error) for outcome in done] == [ToolchainError, type(None), ToolchainError]
-    assert sorted(line for line in told.heard if line.startswith("failed")) == ["failed a: h", "failed c: h"]
+    assert sorted(line for line in told.heard if line.startswith("failed")) == [
+        "failed a: h",
+        "failed c: h",
+    ]
     assert (told.heard.count("installing tiny"), tiny.builds()) == (1, 1)
 
 
@@ -419,7 +501,9 @@ def test_an_interruption_ends_an_installation_at_once(store: Store, tiny: Tiny, 
 
 
 @pytest.mark.timeout(120)
-def test_an_installation_that_nobody_waits_for_any_more_is_given_up(store: Store, tiny: Tiny) -> None:
+def test_an_installation_that_nobody_waits_for_any_more_is_given_up(
+    store: Store, tiny: Tiny
+) -> None:
     plans = [plan("a", heavy("h")), plan("b", step("x", fail=True))]
     done = attempt(plans, store, Settings.read(), Silent(), None, 2, fail_fast=True)
     assert [type(outcome.error) for outcome in done] == [Skipped, StepFailed]
@@ -428,7 +512,9 @@ def test_an_installation_that_nobody_waits_for_any_more_is_given_up(store: Store
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_is_kept_as_long_as_steps_of_its_toolchain_are_to_come(store: Store, tiny: Tiny) -> None:
+def test_a_worker_is_kept_as_long_as_steps_of_its_toolchain_are_to_come(
+    store: Store, tiny: Tiny
+) -> None:
     tiny.go_on()
     steps = heavy("one"), step("between", "one"), heavy("two", "between")
     (outcome,) = run(store, plan("a", *steps), jobs=1)
@@ -444,7 +530,9 @@ class Elsewhere(executor.Bench):
         return False
 
 
-def test_other_machines_are_asked_for_so_many_steps_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_are_asked_for_so_many_steps_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(schedule, "AWAY", 3)
     told = Told()
     made = plan("a", *(step(f"s{i}") for i in range(10)))
@@ -468,4 +556,6 @@ def test_a_graph_is_built_once_a_run(store: Store, monkeypatch: pytest.MonkeyPat
     assert all(outcome.all_cached for outcome in run(Store(store.root), *plans))
     assert sorted(built) == ["x", "x", "y", "z"]
     assert len(graph(plans[:1]).nodes) == 2
-    assert all(node.result is None for node in graph(plans).nodes.values()), "a run keeps what it finds to itself"
+    assert all(node.result is None for node in graph(plans).nodes.values()), (
+        "a run keeps what it finds to itself"
+    )

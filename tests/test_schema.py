@@ -20,7 +20,12 @@ from phipipe.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = backends.OptionsOf()
-BASE: dict[str, Any] = {"name": "x", "source": {"builtin": "tiny-phi3"}, "device": "cpu-x86_64", "precision": "int4"}
+BASE: dict[str, Any] = {
+    "name": "x",
+    "source": {"builtin": "tiny-phi3"},
+    "device": "cpu-x86_64",
+    "precision": "int4",
+}
 
 
 SCHEMA = schema.build(OPTIONS)
@@ -79,7 +84,9 @@ def test_every_shipped_recipe_fits_the_schema(validator: Draft202012Validator, p
     ],
     ids=str,
 )
-def test_schema_and_models_agree(validator: Draft202012Validator, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_schema_and_models_agree(
+    validator: Draft202012Validator, tmp_path: Path, change: dict[str, Any]
+) -> None:
     data = BASE | change
     (tmp_path / "r.yaml").write_text(json.dumps(data), "utf-8")
     try:
@@ -130,12 +137,31 @@ WRONG: list[Any] = [
     {},
     {"x": 1},
 ]
-RIGHT: list[Any] = ["int8", "torch", "cpu-arm64", "./m.yaml", "stories", "0" * 40, 4096, 64, 16, True, 0.25, ["b"]]
+RIGHT: list[Any] = [
+    "int8",
+    "torch",
+    "cpu-arm64",
+    "./m.yaml",
+    "stories",
+    "0" * 40,
+    4096,
+    64,
+    16,
+    True,
+    0.25,
+    ["b"],
+]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of everything within ``value``."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, deeper in inner:
         yield (*path, key)
         yield from places(deeper, (*path, key))
@@ -155,7 +181,9 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     elif how == "remove" or not isinstance(inner, dict):
         del inner[path[-1]]
     elif how == "rename":
-        inner[draw(st.sampled_from([f"{path[-1]}s", "min", "max", "path", "file", "name"]))] = inner.pop(path[-1])
+        inner[draw(st.sampled_from([f"{path[-1]}s", "min", "max", "path", "file", "name"]))] = (
+            inner.pop(path[-1])
+        )
     else:
         keys = ["path", "builtin", "file", "min", "quantize", "tags", "x", "ppl"]
         inner[draw(st.sampled_from(keys))] = draw(st.sampled_from(WRONG + RIGHT))
@@ -163,11 +191,18 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 
 
 # What JSON schema cannot compare; the messages of ``recipe.load`` tell these apart.
-BEYOND = ("is longer than", "no value passes", "a second variant", "more than 80 characters", "zero points")
+BEYOND = (
+    "is longer than",
+    "no value passes",
+    "a second variant",
+    "more than 80 characters",
+    "zero points",
+)
 
 
 def complaints(path: Path, data: Any) -> list[str]:
-    """What the models and the list of devices say about ``data``, but for what is beyond a schema."""
+    """What the models and the list of devices say about ``data``, but for what is beyond a
+    schema."""
     path.write_text(json.dumps(data), "utf-8")
     try:
         for build in recipe.load(path, options=OPTIONS):
@@ -179,12 +214,16 @@ def complaints(path: Path, data: Any) -> list[str]:
     return []
 
 
-@settings(max_examples=600, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=600, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=mutated())
 def test_schema_and_models_agree_on_mutations(tmp_path: Path, data: dict[str, Any]) -> None:
     problems = complaints(tmp_path / "r.yaml", data)
     found = [error.message for error in Draft202012Validator(SCHEMA).iter_errors(data)]
-    if "matrix" in data and not found:  # a variant may lack what the rest lacks, too; the schema sees halves only
+    if (
+        "matrix" in data and not found
+    ):  # a variant may lack what the rest lacks, too; the schema sees halves only
         problems = [problem for problem in problems if "is missing" not in problem]
     assert bool(found) == bool(problems), (found, problems)
 
@@ -196,8 +235,12 @@ def described(node: Any, definitions: dict[str, Any], path: str = "") -> Iterato
             yield from described(inner, definitions, path)
     if not isinstance(node, dict):
         return
-    for name, value in node.get("properties", {}).items() if isinstance(node.get("properties"), dict) else ():
-        if set(value) <= {"const", "items"} or (set(value) == {"$ref"} and "quantize" in value["$ref"]):
+    for name, value in (
+        node.get("properties", {}).items() if isinstance(node.get("properties"), dict) else ()
+    ):
+        if set(value) <= {"const", "items"} or (
+            set(value) == {"$ref"} and "quantize" in value["$ref"]
+        ):
             continue  # part of an `if` or `then`; it describes nothing new
         target = definitions.get(str(value.get("$ref", "")).removeprefix("#/$defs/"), {})
         yield f"{path}.{name}", bool(value.get("description") or target.get("description"))
@@ -220,7 +263,9 @@ def test_editors_are_told_names_defaults_and_metrics() -> None:
     assert fields["device"]["anyOf"][0]["enum"] == list(device.names())
     assert made["$defs"]["Evaluate"]["properties"]["tokens"]["default"] == 4096
     assert set(gates["properties"]) == set(METRICS)
-    assert all(definition.get("additionalProperties") is False for definition in made["$defs"].values())
+    assert all(
+        definition.get("additionalProperties") is False for definition in made["$defs"].values()
+    )
     assert made["additionalProperties"] is False
 
 
@@ -258,10 +303,17 @@ def test_an_unknown_device_is_guessed() -> None:
 def test_a_starter_begins_with_its_commands_and_its_schema(tmp_path: Path) -> None:
     text = "title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://example.org/]\n"
     (tmp_path / "d.yaml").write_text(text, "utf-8")
-    given = {"device": str(tmp_path / "d.yaml"), "precision": "int4", "backend": "torch", "source": "x"}
+    given = {
+        "device": str(tmp_path / "d.yaml"),
+        "precision": "int4",
+        "backend": "torch",
+        "source": "x",
+    }
     path = tmp_path / "a.yaml"
     starter.write(path, **given)
-    assert path.read_text("utf-8").startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    assert path.read_text("utf-8").startswith(
+        "# yaml-language-server: $schema=recipe.schema.json\n"
+    )
     assert f"\n#   phipipe run {path}\n" in path.read_text("utf-8")
     (tmp_path / "schemas").mkdir()
     (tmp_path / "schemas" / "recipe.schema.json").write_text("{}")

@@ -18,9 +18,12 @@ def test_defaults_are_the_platforms_cache_and_no_limits() -> None:
     found = Settings.read({})
     assert found.cache.name == "phipipe"
     assert found.toolchains == found.cache / "toolchains"
-    assert (found.step_timeout_s, found.idle_timeout_s, found.memory_limit_gib, found.use_current) == (None,) * 3 + (
-        False,
-    )
+    assert (
+        found.step_timeout_s,
+        found.idle_timeout_s,
+        found.memory_limit_gib,
+        found.use_current,
+    ) == (None,) * 3 + (False,)
 
 
 def test_every_variable_is_used(tmp_path: Path) -> None:
@@ -33,7 +36,11 @@ def test_every_variable_is_used(tmp_path: Path) -> None:
         "PHIPIPE_MEMORY_LIMIT_GIB": "3",
     }
     found = Settings.read(values)
-    assert (found.cache, found.toolchains, found.use_current) == (tmp_path / "c", tmp_path / "t", True)
+    assert (found.cache, found.toolchains, found.use_current) == (
+        tmp_path / "c",
+        tmp_path / "t",
+        True,
+    )
     assert (found.step_timeout_s, found.idle_timeout_s, found.memory_limit_gib) == (1.5, 2, 3)
 
 
@@ -57,7 +64,15 @@ def test_preflight_can_be_switched_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "OPENAI_API_KEY", "GPG_PASSPHRASE"]
+    "name",
+    [
+        "HF_TOKEN",
+        "GITHUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "MY_PASSWORD",
+        "OPENAI_API_KEY",
+        "GPG_PASSPHRASE",
+    ],
 )
 def test_no_child_sees_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "canary")
@@ -68,7 +83,18 @@ def test_no_child_sees_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 @given(
     st.sampled_from(sorted(settings.COMPUTING)),
     st.sampled_from(
-        ["JWT", "AUTH", "TOKEN", "KEY", "PASSWORD", "WEBHOOK", "PRIVATE_KEY_PEM", "CLIENT_SECRET", "DSN", "BEARER_1"]
+        [
+            "JWT",
+            "AUTH",
+            "TOKEN",
+            "KEY",
+            "PASSWORD",
+            "WEBHOOK",
+            "PRIVATE_KEY_PEM",
+            "CLIENT_SECRET",
+            "DSN",
+            "BEARER_1",
+        ]
     ),
 )
 def test_no_beginning_lets_a_secret_through(row: str, ending: str) -> None:
@@ -105,7 +131,9 @@ def test_the_installer_gets_no_other_secret(name: str, monkeypatch: pytest.Monke
     assert "canary" not in str(settings.installer_environment())
 
 
-def test_a_container_that_keeps_no_bytecode_does_not_slow_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_keeps_no_bytecode_does_not_slow_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in child_environment(offline=True)
 
@@ -117,7 +145,15 @@ def test_offline_children_are_told_so_and_others_are_not(monkeypatch: pytest.Mon
 
 
 def test_an_empty_value_counts_as_unset() -> None:
-    names = ("CACHE", "TOOLCHAINS", "TOOLCHAIN", "STEP_TIMEOUT_S", "IDLE_TIMEOUT_S", "MEMORY_LIMIT_GIB", "WORKER_PATH")
+    names = (
+        "CACHE",
+        "TOOLCHAINS",
+        "TOOLCHAIN",
+        "STEP_TIMEOUT_S",
+        "IDLE_TIMEOUT_S",
+        "MEMORY_LIMIT_GIB",
+        "WORKER_PATH",
+    )
     assert Settings.read({f"PHIPIPE_{name}": "" for name in names}) == Settings.read({})
 
 
@@ -139,7 +175,9 @@ def test_import_roots_of_workers_are_absolute_and_may_be_several(
     assert found.worker_path == (tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["PATH", "TOKENIZERS_PARALLELISM", "LC_TIME", "OMP_NUM_THREADS", "PWD"])
+@pytest.mark.parametrize(
+    "name", ["PATH", "TOKENIZERS_PARALLELISM", "LC_TIME", "OMP_NUM_THREADS", "PWD"]
+)
 def test_what_is_no_secret_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "kept-1618")
     assert child_environment(offline=True)[name] == "kept-1618"

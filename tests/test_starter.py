@@ -1,4 +1,5 @@
-"""What `init` writes validates and plans: for every device, whatever the recipe is called and wherever it lies."""
+"""What `init` writes validates and plans: for every device, whatever the recipe is called and
+wherever it lies."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 
 
 def write(path: Path, **given: str | None) -> starter.Starter:
-    usual = {"device": "cpu-x86_64", "precision": None, "backend": None, "source": "builtin:tiny-phi3"}
+    usual = {
+        "device": "cpu-x86_64",
+        "precision": None,
+        "backend": None,
+        "source": "builtin:tiny-phi3",
+    }
     return starter.write(path, **(usual | given))  # type: ignore[arg-type]
 
 
@@ -41,7 +47,9 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
     told = yaml.safe_load(path.read_text("utf-8"))
     kept = [told.get(key) for key in ("precision", "quantize", "backend")]
     assert kept == [own.get("precision"), own.get("quantize"), own.get("backend", "onnxruntime")]
-    assert "M14" not in [advice.rule for advice in planned.warnings]  # no more context than the model has
+    assert "M14" not in [
+        advice.rule for advice in planned.warnings
+    ]  # no more context than the model has
 
 
 @pytest.mark.parametrize("name", device.names())
@@ -54,7 +62,9 @@ def test_a_starter_of_a_folder_plans_where_no_shipped_recipe_is_at_hand(
     assert planned.api == device.load(name).units[0].api
 
 
-def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_other(tmp_path: Path) -> None:
+def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_other(
+    tmp_path: Path,
+) -> None:
     assert set(starter.PREFERRED) == set(backends.names())
     target = device.load("core-ultra-2")
     for backend in backends.names():
@@ -98,7 +108,9 @@ def test_the_printed_command_works_when_copied(
         shutil.copy(file, tmp_path / "model")
     code, out, err = run("init", "--source", "model", "--", Path(folder) / name)
     assert code == 0, err
-    commands = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
+    commands = [
+        line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")
+    ]
     text = (tmp_path / folder / name).read_text("utf-8")
     commands += [line[4:] for line in text.splitlines() if line.startswith("#   phipipe plan")]
     assert len(commands) == 2
@@ -138,14 +150,18 @@ def test_a_folder_counts_from_the_working_folder_and_is_written_as_seen_from_the
     assert bool(made.notes) != there  # a folder that is not there yet is said
 
 
-def test_a_folder_that_looks_like_somebodys_home_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_looks_like_somebodys_home_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY, tmp_path / "~model")
     write(Path("r.yaml"), source="./~model")
     plans.planned(Path("r.yaml"))
 
 
-def test_a_folder_seen_through_a_link_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_seen_through_a_link_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "far" / "off").mkdir(parents=True)
     try:
         (tmp_path / "near").symlink_to(tmp_path / "far" / "off", target_is_directory=True)
@@ -157,9 +173,14 @@ def test_a_folder_seen_through_a_link_is_found_again(tmp_path: Path, monkeypatch
     plans.planned(Path("near/r.yaml"))
 
 
-def test_a_device_file_is_written_as_seen_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_file_is_written_as_seen_from_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    text = "title: Mine\nunits: [{api: ryzen-npu, precisions: [int4]}, {api: cpu, precisions: [fp32]}]\n"
+    text = (
+        "title: Mine\nunits: [{api: ryzen-npu, precisions: [int4]}, {api: cpu, precisions: "
+        "[fp32]}]\n"
+    )
     (tmp_path / "mine.yaml").write_text(f"{text}sources: [https://example.org/]\n", "utf-8")
     made = write(Path("sub/r.yaml"), device="mine.yaml")
     assert (made.unit, made.precision, made.device) == ("cpu", "fp32", "../mine.yaml")
@@ -217,7 +238,8 @@ def test_a_hub_source_is_pinned_to_the_commit_that_the_hub_names(
             assert told == {"repo": "someone/tiny", "revision": served.commit}
             assert (made.pinned, made.notes) == (True, ())
         (planned,) = plans.planned(
-            tmp_path / "0.yaml", ["evaluate.text={builtin: stories}", "calibrate.text={builtin: stories}"]
+            tmp_path / "0.yaml",
+            ["evaluate.text={builtin: stories}", "calibrate.text={builtin: stories}"],
         )
         assert planned.build.recipe.source.revision == served.commit
         for wrong in ("someone/else", "someone/tiny@nope"):
@@ -235,13 +257,18 @@ def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
 ) -> None:
     monkeypatch.setattr(transfer, "PACE", transfer.Pace(attempts=2, first_s=0.01))
     with hub_server.of_folder(TINY, repo="someone/tiny") as served:
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9" if why == "unreachable" else served.url)
+        monkeypatch.setenv(
+            "HF_ENDPOINT", "http://127.0.0.1:9" if why == "unreachable" else served.url
+        )
         monkeypatch.setenv("HF_HUB_OFFLINE", "1" if why == "offline" else "")
         served.answers = [(503, {}, b"")] * 9 if why == "broken" else []
         code, out, err = run("init", "r.yaml", "--source", "someone/tiny", "--json")
         assert code == 0, err
         told = json.loads(out)
-        assert (told["pinned"], told["next"]) == (False, ["phipipe pin r.yaml", "phipipe plan r.yaml"])
+        assert (told["pinned"], told["next"]) == (
+            False,
+            ["phipipe pin r.yaml", "phipipe plan r.yaml"],
+        )
         assert "not pinned yet" in err
         assert "# not pinned yet: phipipe pin r.yaml" in (tmp_path / "r.yaml").read_text("utf-8")
         for command in ("plan", "validate", "run"):
@@ -255,16 +282,26 @@ def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
         assert run("validate", "r.yaml")[0] == 0
 
 
-def test_a_commit_is_taken_as_it_is_without_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_is_taken_as_it_is_without_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert write(tmp_path / "r.yaml", source="a/b@" + "0" * 40).pinned
 
 
 def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from phipipe import starter\n"
-    code += f"starter.write(Path({str(tmp_path / 'r.yaml')!r}), device='cpu-x86_64', precision=None, backend=None, "
-    code += "source='builtin:tiny-phi3')\nprint({'torch', 'numpy', 'huggingface_hub'} & set(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code += (
+        f"starter.write(Path({str(tmp_path / 'r.yaml')!r}), device='cpu-x86_64', "
+        f"precision=None, backend=None, "
+    )
+    code += (
+        "source='builtin:tiny-phi3')\nprint({'torch', 'numpy', 'huggingface_hub'} & "
+        "set(sys.modules))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert said.strip() == "set()"
 
 
@@ -281,4 +318,6 @@ def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
         .notes[0]
         .endswith("model.gguf` is a file, and a folder is meant")
     )
-    assert "there is no folder" in write(tmp_path / "b.yaml", source=str(tmp_path / "nope")).notes[0]
+    assert (
+        "there is no folder" in write(tmp_path / "b.yaml", source=str(tmp_path / "nope")).notes[0]
+    )

@@ -1,4 +1,5 @@
-"""Steps name their functions as text: every one that any plan can hold must be there, with the right signature."""
+"""Steps name their functions as text: every one that any plan can hold must be there, with the
+right signature."""
 
 from __future__ import annotations
 
@@ -24,10 +25,17 @@ ADDRESS = re.compile(r"phipipe(?:\.\w+)+:\w+")
 
 
 def addresses() -> set[str]:
-    """Everything in the code that is written as a step's function; what limited children open is written alike."""
-    nodes = [node for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    """Everything in the code that is written as a step's function; what limited children open is
+    written alike."""
+    nodes = [
+        node
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ]
     opened = [node.args[0] for node in nodes if isinstance(node, ast.Call) and opens(node)]
-    written = (node.value for node in nodes if isinstance(node, ast.Constant) and node not in opened)
+    written = (
+        node.value for node in nodes if isinstance(node, ast.Constant) and node not in opened
+    )
     return {text for text in written if isinstance(text, str) and ADDRESS.fullmatch(text)}
 
 
@@ -37,13 +45,21 @@ def opens(call: ast.Call) -> bool:
 
 
 def planned() -> Iterator[Step]:
-    """Steps of the recipe that needs no network, on every backend, at all precisions, on a device for each unit."""
+    """Steps of the recipe that needs no network, on every backend, at all precisions, on a device
+    for each unit."""
     quickstart = PACKAGE.parent / "recipes" / "quickstart.yaml"
     devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
     for backend in backends.names():
         for api, precision in itertools.product(sorted(backends.load(backend).APIS), PRECISIONS):
-            sets = (f"backend={backend}", f"precision={precision}", f"device={devices[api]}", "quantize={}")
-            (build,) = recipe.load(quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf())
+            sets = (
+                f"backend={backend}",
+                f"precision={precision}",
+                f"device={devices[api]}",
+                "quantize={}",
+            )
+            (build,) = recipe.load(
+                quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
+            )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
                 yield from plan.prepare(build).steps
 

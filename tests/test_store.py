@@ -25,7 +25,14 @@ from phipipe.errors import StepFailed, StoreError
 from phipipe.store import Damaged, Store, Stored
 
 FILES = {"model.bin": b"weights" * 1000, "sub/config.json": b"{}"}
-RECORD = {"runs": "m:f", "version": 1, "params": {"bits": 4}, "inputs": {}, "tools": {}, "usage": {"seconds": 1.5}}
+RECORD = {
+    "runs": "m:f",
+    "version": 1,
+    "params": {"bits": 4},
+    "inputs": {},
+    "tools": {},
+    "usage": {"seconds": 1.5},
+}
 
 
 def key(number: int = 0) -> str:
@@ -60,7 +67,11 @@ def spoil(path: Path, *, keep_times: bool) -> None:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
-    return {str(p): (p.lstat().st_ino, p.lstat().st_mtime_ns) for p in root.rglob("*") if "locks" not in p.parts}
+    return {
+        str(p): (p.lstat().st_ino, p.lstat().st_mtime_ns)
+        for p in root.rglob("*")
+        if "locks" not in p.parts
+    }
 
 
 def names(folder: Path) -> list[str]:
@@ -108,7 +119,11 @@ def test_a_record_says_what_made_a_result(store: Store) -> None:
     stored = put(store)
     record = store.record(key())
     assert {name: record[name] for name in RECORD} == RECORD
-    assert (record["format"], record["key"], record["digest"]) == (keys.FORMAT, key(), stored.digest)
+    assert (record["format"], record["key"], record["digest"]) == (
+        keys.FORMAT,
+        key(),
+        stored.digest,
+    )
     assert [output["path"] for output in record["outputs"]] == sorted(FILES)
     assert record["created"].endswith("+00:00")
     assert list(store.records()) == [record]
@@ -139,7 +154,9 @@ def test_a_result_may_change_under_the_same_key(store: Store) -> None:
     assert store.lookup(key()) == second
 
 
-@pytest.mark.parametrize("left", ["nothing", "a link", "an empty folder", "clashing names", "no folder"])
+@pytest.mark.parametrize(
+    "left", ["nothing", "a link", "an empty folder", "clashing names", "no folder"]
+)
 def test_a_step_must_leave_plain_files(store: Store, root: Path, left: str) -> None:
     with store.scratch() as scratch:
         out = scratch / "out"
@@ -155,7 +172,11 @@ def test_a_step_must_leave_plain_files(store: Store, root: Path, left: str) -> N
         with pytest.raises((StepFailed, StoreError)):
             store.commit(key(), out, RECORD)
     assert store.lookup(key()) is None
-    assert not [*(root / "objects").iterdir(), *(root / "actions").iterdir(), *(root / "tmp").iterdir()]
+    assert not [
+        *(root / "objects").iterdir(),
+        *(root / "actions").iterdir(),
+        *(root / "tmp").iterdir(),
+    ]
 
 
 def test_a_hard_linked_output_gets_a_life_of_its_own(store: Store, tmp_path: Path) -> None:
@@ -187,7 +208,8 @@ def test_a_file_that_changes_while_it_is_stored_is_noticed(
 def test_the_disk_has_a_file_before_its_name_and_a_name_before_its_record(
     store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order that survives a power cut: flush files, rename, flush folder; then the same for the record."""
+    """The order that survives a power cut: flush files, rename, flush folder; then the same for the
+    record."""
     log: list[tuple[str, Any]] = []
     fsync, rename, replace = os.fsync, os.rename, os.replace
 
@@ -218,7 +240,9 @@ def test_the_disk_has_a_file_before_its_name_and_a_name_before_its_record(
 # Damage
 
 
-@pytest.mark.parametrize("harm", ["size", "content", "missing file", "extra file", "empty folder", "gone", "replaced"])
+@pytest.mark.parametrize(
+    "harm", ["size", "content", "missing file", "extra file", "empty folder", "gone", "replaced"]
+)
 def test_damage_that_shows_is_noticed_at_lookup_and_built_again(
     store: Store, root: Path, notes: list[str], harm: str
 ) -> None:
@@ -249,7 +273,9 @@ def test_damage_that_shows_is_noticed_at_lookup_and_built_again(
     assert content(Store(root).consume(stored)) == FILES
 
 
-def test_damage_that_does_not_show_is_noticed_before_use(store: Store, root: Path, notes: list[str]) -> None:
+def test_damage_that_does_not_show_is_noticed_before_use(
+    store: Store, root: Path, notes: list[str]
+) -> None:
     stored = put(store)
     spoil(stored.path / "model.bin", keep_times=True)
     fresh = Store(root, notes.append)
@@ -261,14 +287,20 @@ def test_damage_that_does_not_show_is_noticed_before_use(store: Store, root: Pat
     assert caught.value.exit_code == 9
     assert notes
     assert fresh.lookup(key()) is None
-    assert len(list((root / "quarantine").iterdir())) == 2  # the tree, and the record of what it was
+    assert (
+        len(list((root / "quarantine").iterdir())) == 2
+    )  # the tree, and the record of what it was
 
 
-def test_what_is_used_is_hashed_once_per_run(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_used_is_hashed_once_per_run(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stored = put(store)
     hashed: list[str] = []
     hash_file = keys.hash_file
-    monkeypatch.setattr(keys, "hash_file", lambda path: (hashed.append(path.name), hash_file(path))[1])
+    monkeypatch.setattr(
+        keys, "hash_file", lambda path: (hashed.append(path.name), hash_file(path))[1]
+    )
     fresh = Store(root)
     assert fresh.lookup(key()) == stored
     assert hashed == []
@@ -315,7 +347,8 @@ def test_a_record_that_points_nowhere_is_dropped(store: Store, root: Path) -> No
 
 
 def test_what_was_replaced_since_it_was_seen_is_not_put_aside(store: Store, root: Path) -> None:
-    """Two processes find the same damage; the slower one must not throw away what the faster one has rebuilt."""
+    """Two processes find the same damage; the slower one must not throw away what the faster one
+    has rebuilt."""
     stored = put(store)
     seen = collect.identity(stored.path)
     stored.path.rename(root / "quarantine" / "by another")
@@ -342,7 +375,9 @@ def test_not_being_able_to_look_is_no_damage(
     assert Store(root).consume(stored) == stored.path
 
 
-def test_an_unreadable_disk_block_is_damage(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_disk_block_is_damage(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stored = put(store)
 
     def refuse(*_: Any) -> None:
@@ -363,7 +398,9 @@ def test_verify_finds_every_damage_once_and_then_none(store: Store, root: Path) 
     collect.remove(lost.path)
     (root / "objects" / "rubbish").write_text("x")
     findings = Store(root).verify()
-    assert len(findings) == 4  # two trees (one is rubbish, one had a record), a record, a record without its tree
+    assert (
+        len(findings) == 4
+    )  # two trees (one is rubbish, one had a record), a record, a record without its tree
     assert Store(root).verify() == []
     assert [record["key"] for record in store.records()] == [key(1)]
     assert Store(root).consume(good) == good.path
@@ -373,7 +410,9 @@ def test_verify_finds_every_damage_once_and_then_none(store: Store, root: Path) 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_disk_that_fills_up_while_a_step_works_is_said_with_numbers(store: Store, root: Path, number: int) -> None:
+def test_a_disk_that_fills_up_while_a_step_works_is_said_with_numbers(
+    store: Store, root: Path, number: int
+) -> None:
     with pytest.raises(StoreError) as caught, store.scratch(needed_bytes=12345):
         raise OSError(number, os.strerror(number))
     assert "12345 bytes needed" in caught.value.message
@@ -410,7 +449,9 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
 
 @posix
-def test_what_the_dead_leave_is_swept_and_what_the_living_hold_is_not(store: Store, root: Path) -> None:
+def test_what_the_dead_leave_is_swept_and_what_the_living_hold_is_not(
+    store: Store, root: Path
+) -> None:
     def dies() -> None:
         stack = ExitStack()
         write(stack.enter_context(Store(root).scratch()), FILES)
@@ -438,7 +479,9 @@ def test_a_lock_without_a_folder_is_kept_for_a_day(store: Store, root: Path) -> 
 
 
 @posix
-def test_where_locks_do_nothing_nobody_is_taken_for_dead(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_locks_do_nothing_nobody_is_taken_for_dead(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
@@ -482,7 +525,11 @@ def test_a_folder_that_cannot_be_the_store_is_refused_with_a_way_out(tmp_path: P
 
 
 def test_a_store_says_what_it_is(store: Store, root: Path) -> None:
-    assert (root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert (
+        (root / "CACHEDIR.TAG")
+        .read_text()
+        .startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    )
     assert "phipipe cache" in (root / "README.txt").read_text()
     (root / "CACHEDIR.TAG").write_text("Sig")  # its writer was killed
     Store(root)
@@ -528,7 +575,9 @@ def test_a_copy_that_differs_is_replaced(store: Store, tmp_path: Path, change: s
     assert names(tmp_path) == ["package", "store"]
 
 
-def test_a_folder_that_phipipe_did_not_write_is_never_replaced(store: Store, tmp_path: Path) -> None:
+def test_a_folder_that_phipipe_did_not_write_is_never_replaced(
+    store: Store, tmp_path: Path
+) -> None:
     stored = put(store, files=PACKAGE)
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "full")
@@ -550,8 +599,12 @@ def test_damage_never_leaves_the_store(store: Store, root: Path, tmp_path: Path)
 
 
 @posix
-@pytest.mark.parametrize("moment", ["copy", "flush_folder"], ids=["before the swap", "after the swap"])
-def test_what_a_killed_copy_leaves_is_swept_by_the_next(store: Store, root: Path, tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    "moment", ["copy", "flush_folder"], ids=["before the swap", "after the swap"]
+)
+def test_what_a_killed_copy_leaves_is_swept_by_the_next(
+    store: Store, root: Path, tmp_path: Path, moment: str
+) -> None:
     stored, target = put(store, files=PACKAGE), tmp_path / "out" / "package"
     bystander = write(tmp_path / "out" / ".package.notes", {"a": b""})
     function = getattr(collect, moment)
@@ -566,13 +619,17 @@ def test_what_a_killed_copy_leaves_is_swept_by_the_next(store: Store, root: Path
         Store(root).materialise(stored, target)
 
     assert fork(dies) == -signal.SIGKILL
-    assert len(names(tmp_path / "out")) == (3 if moment == "copy" else 4)  # the remains, their lock, the bystander
+    assert len(names(tmp_path / "out")) == (
+        3 if moment == "copy" else 4
+    )  # the remains, their lock, the bystander
     assert store.materialise(stored, target) == (moment == "copy")
     assert names(tmp_path / "out") == [bystander.name, "package"]
     assert content(target) == PACKAGE
 
 
-def test_a_failing_swap_leaves_the_old_copy(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_swap_leaves_the_old_copy(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "package"
     store.materialise(put(store, 1, PACKAGE), target)
     rename = os.rename
@@ -667,7 +724,8 @@ def test_a_full_disk_can_be_collected(store: Store, monkeypatch: pytest.MonkeyPa
 
 
 class Collections(RuleBasedStateMachine):
-    """Puts, gets, pins, collections, damage and crashes in any order; the model is a few dictionaries."""
+    """Puts, gets, pins, collections, damage and crashes in any order; the model is a few
+    dictionaries."""
 
     @initialize()
     def start(self) -> None:
@@ -790,5 +848,7 @@ def test_collections_spare_what_is_needed_and_keep_the_budget() -> None:
     checks = [HealthCheck.too_slow]
     run_state_machine_as_test(
         Collections,
-        settings=settings(max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=checks),
+        settings=settings(
+            max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=checks
+        ),
     )

@@ -1,4 +1,5 @@
-"""The store under kill -9, full and failing disks, flipped bits, and crowds: never a wrong result, never stuck."""
+"""The store under kill -9, full and failing disks, flipped bits, and crowds: never a wrong result,
+never stuck."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ RECORD = {"runs": "m:f", "version": 1, "params": {}, "inputs": {}, "tools": {}, 
 def files(number: int) -> dict[str, bytes]:
     """What step ``number`` makes. The last two steps make the same."""
     seed = random.Random(min(number, STEPS - 2))
-    return {"manifest.json": b"{}", "a/model.bin": seed.randbytes(20_000), "a/b/tokenizer": seed.randbytes(300)}
+    return {
+        "manifest.json": b"{}",
+        "a/model.bin": seed.randbytes(20_000),
+        "a/b/tokenizer": seed.randbytes(300),
+    }
 
 
 def key(number: int) -> str:
@@ -91,7 +96,9 @@ def run(root: Path, target: Path | None = None) -> list[str]:
                 except Damaged:
                     continue
                 break
-            assert {path: (folder / path).read_bytes() for path in keys.walk(folder)} == files(number)
+            assert {path: (folder / path).read_bytes() for path in keys.walk(folder)} == files(
+                number
+            )
             found.append(stored.digest)
         if target:
             store.materialise(stored, target)
@@ -114,7 +121,8 @@ def start(body: Callable[[], object]) -> int:
 
 
 def ending(child: int, limit_s: float = 60) -> int:
-    """Exit code of ``child``, or minus the signal that ended it. A child that hangs fails the test."""
+    """Exit code of ``child``, or minus the signal that ended it. A child that hangs fails the
+    test."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -127,7 +135,8 @@ def ending(child: int, limit_s: float = 60) -> int:
 
 
 def check_visible(root: Path, digests: list[str]) -> None:
-    """Whatever can be seen is whole: every tree is what its name says, every record what was meant."""
+    """Whatever can be seen is whole: every tree is what its name says, every record what was
+    meant."""
     for path in (root / "objects").glob("*"):
         assert keys.tree_digest(keys.hash_tree(path)) == path.name
         assert path.name in digests
@@ -138,7 +147,8 @@ def check_visible(root: Path, digests: list[str]) -> None:
 
 
 def left(*folders: Path) -> list[str]:
-    """Names, but for the empty lock file of someone killed just before or after having a folder: kept for a day."""
+    """Names, but for the empty lock file of someone killed just before or after having a folder:
+    kept for a day."""
     paths = [path for folder in folders for path in folder.iterdir()]
     return sorted(p.name for p in paths if p.suffix != ".lock" or p.stat().st_size)
 
@@ -193,7 +203,9 @@ def strace(child: int, *options: str) -> Iterator[None]:
     """Have strace on ``child`` from now on; usable where ptrace is allowed."""
     if STRACE is None:
         pytest.skip("strace is not installed")
-    process = subprocess.Popen([STRACE, "-f", "-qq", "-o", os.devnull, "-p", str(child), *options], stderr=-3)
+    process = subprocess.Popen(
+        [STRACE, "-f", "-qq", "-o", os.devnull, "-p", str(child), *options], stderr=-3
+    )
     try:
         while "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
             if process.poll() is not None:
@@ -207,7 +219,8 @@ def strace(child: int, *options: str) -> Iterator[None]:
 
 
 def traced(body: Callable[[], object], *options: str) -> int:
-    """Run ``body`` in a child under strace; its ending. No system call before ``body`` is counted."""
+    """Run ``body`` in a child under strace; its ending. No system call before ``body`` is
+    counted."""
     ready, go = os.pipe()
     child = start(lambda: (os.read(ready, 1), body()))
     try:
@@ -219,7 +232,9 @@ def traced(body: Callable[[], object], *options: str) -> int:
         os.close(go)
 
 
-def test_killed_at_any_system_call_nothing_wrong_is_left(tmp_path: Path, digests: list[str]) -> None:
+def test_killed_at_any_system_call_nothing_wrong_is_left(
+    tmp_path: Path, digests: list[str]
+) -> None:
     dice = random.Random(2)
     killed = 0
     for trial in range(30):
@@ -317,11 +332,17 @@ def without_locks(body: Callable[[], object]) -> None:
     body()
 
 
-def test_where_locks_do_nothing_work_is_done_twice_but_never_wrong(tmp_path: Path, digests: list[str]) -> None:
+def test_where_locks_do_nothing_work_is_done_twice_but_never_wrong(
+    tmp_path: Path, digests: list[str]
+) -> None:
     root, counter = tmp_path / "store", tmp_path / "counter"
-    children = [start(lambda: without_locks(lambda: crowd(root, counter, 0.02, digests))) for _ in range(16)]
+    children = [
+        start(lambda: without_locks(lambda: crowd(root, counter, 0.02, digests))) for _ in range(16)
+    ]
     assert [ending(child) for child in children] == [0] * 16
-    assert len(counter.read_text().split()) > STEPS  # else locks worked, and this test shows nothing
+    assert (
+        len(counter.read_text().split()) > STEPS
+    )  # else locks worked, and this test shows nothing
     check_visible(root, digests)
     assert run(root) == digests
 
@@ -335,12 +356,15 @@ def collector(root: Path, end: float) -> None:
 
 
 def builder(root: Path, end: float, digests: list[str]) -> None:
-    """What a session holds must stay: a pinned tree that goes makes ``read_bytes`` in ``run`` fail."""
+    """What a session holds must stay: a pinned tree that goes makes ``read_bytes`` in ``run``
+    fail."""
     while time.monotonic() < end:
         assert run(root) == digests
 
 
-def test_collections_during_builds_take_nothing_that_is_used(tmp_path: Path, digests: list[str]) -> None:
+def test_collections_during_builds_take_nothing_that_is_used(
+    tmp_path: Path, digests: list[str]
+) -> None:
     root, end = tmp_path / "store", time.monotonic() + 3
     children = [start(lambda: builder(root, end, digests)) for _ in range(6)]
     children += [start(lambda: collector(root, end)) for _ in range(2)]
@@ -380,11 +404,14 @@ def refusal(body: Callable[[], object]) -> StoreError | None:
     return None
 
 
-@pytest.mark.parametrize(("call", "number"), [(c, n) for c, numbers in FAULTS.items() for n in numbers])
+@pytest.mark.parametrize(
+    ("call", "number"), [(c, n) for c, numbers in FAULTS.items() for n in numbers]
+)
 def test_a_failing_system_call_is_a_typed_error_and_leaves_nothing_half(
     tmp_path: Path, digests: list[str], call: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every single call of ``call`` during a commit and a copy fails in turn, until none is left to fail."""
+    """Every single call of ``call`` during a commit and a copy fails in turn, until none is left to
+    fail."""
     real = getattr(os, call)
     for when in range(200):
         root, target, calls = tmp_path / str(when), tmp_path / f"{when}-out", 0
@@ -416,7 +443,13 @@ def test_a_failing_system_call_is_a_typed_error_and_leaves_nothing_half(
 
 def test_a_failing_disk_under_strace_is_a_typed_error(tmp_path: Path, digests: list[str]) -> None:
     """The same from outside, for the calls that Python makes without ``os``."""
-    faults = [("write", "ENOSPC"), ("write", "EDQUOT"), ("fsync", "EIO"), ("openat", "EMFILE"), ("rename", "EROFS")]
+    faults = [
+        ("write", "ENOSPC"),
+        ("write", "EDQUOT"),
+        ("fsync", "EIO"),
+        ("openat", "EMFILE"),
+        ("rename", "EROFS"),
+    ]
     for call, name in faults:
         for when in (1, 3, 6):
             root = tmp_path / f"{call}-{name}-{when}"
@@ -457,7 +490,8 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def in_namespace(body: Callable[[], object]) -> None:
-    """Run ``body`` in a child that may mount, seen by nobody else; skips where that is not allowed."""
+    """Run ``body`` in a child that may mount, seen by nobody else; skips where that is not
+    allowed."""
 
     def inside() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -491,7 +525,9 @@ def fill(folder: Path, options: str, digests: list[str]) -> bool:
 
 
 def test_a_full_disk_is_a_typed_error_at_any_size(tmp_path: Path, digests: list[str]) -> None:
-    options = [f"size={kib}k" for kib in range(4, 160, 4)] + [f"nr_inodes={n}" for n in range(2, 62)]
+    options = [f"size={kib}k" for kib in range(4, 160, 4)] + [
+        f"nr_inodes={n}" for n in range(2, 62)
+    ]
 
     def every_size() -> None:
         failed = [fill(tmp_path / "disk", option, digests) for option in options]
@@ -526,7 +562,12 @@ def test_a_held_key_says_that_it_waits(tmp_path: Path) -> None:
     assert "waiting" in notes[0]
 
 
-def test_temporary_folders_are_not_needed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All scratch space is the store's own: the system's may be small, and is another file system."""
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda *_: pytest.fail("used the system's temporary folder"))
+def test_temporary_folders_are_not_needed_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All scratch space is the store's own: the system's may be small, and is another file
+    system."""
+    monkeypatch.setattr(
+        tempfile, "mkdtemp", lambda *_: pytest.fail("used the system's temporary folder")
+    )
     assert len(run(tmp_path / "store")) == STEPS

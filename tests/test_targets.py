@@ -1,4 +1,5 @@
-"""Every target, on the embedded model: all rows of the matrix, every shipped recipe, and figures from the device."""
+"""Every target, on the embedded model: all rows of the matrix, every shipped recipe, and figures
+from the device."""
 
 from __future__ import annotations
 
@@ -19,9 +20,19 @@ from phipipe.backends.base import Step
 TARGETS = ROOT / "recipes" / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
 # The emulated NPU is slow.
-FEWER = ("--set", "evaluate.window=256", "--set", "evaluate.tokens=256", "--set", "calibrate.tokens=4096")
+FEWER = (
+    "--set",
+    "evaluate.window=256",
+    "--set",
+    "evaluate.tokens=256",
+    "--set",
+    "calibrate.tokens=4096",
+)
 MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
-SHIPPED = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted((ROOT / "recipes").glob("*-*.yaml"))}
+SHIPPED = {
+    path.stem: yaml.safe_load(path.read_text("utf-8"))
+    for path in sorted((ROOT / "recipes").glob("*-*.yaml"))
+}
 FROM_HUB = [name for name, told in SHIPPED.items() if "repo" in told["source"]]
 
 
@@ -42,7 +53,9 @@ def different() -> list[str]:
     for name, told in SHIPPED.items():
         if name != TARGETS.stem:
             api = unit_of(told).api
-            kinds.setdefault(json.dumps([told["backend"], api, told["precision"], told.get("quantize")]), name)
+            kinds.setdefault(
+                json.dumps([told["backend"], api, told["precision"], told.get("quantize")]), name
+            )
     return list(kinds.values())
 
 
@@ -78,14 +91,22 @@ def test_a_text_without_a_place_for_the_table_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", FROM_HUB)
-def test_recipes_of_the_hub_fit_their_models_and_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_of_the_hub_fit_their_models_and_devices(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (build,) = recipe.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
-    original = hub.Original(models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1))
-    monkeypatch.setattr(remote, "text_step", lambda told, name: Step(name=name, runs=told.file, version=1))
+    original = hub.Original(
+        models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1)
+    )
+    monkeypatch.setattr(
+        remote, "text_step", lambda told, name: Step(name=name, runs=told.file, version=1)
+    )
     monkeypatch.setattr(hub, "same_text", lambda *_: False)
     made = planner.prepare(build, lambda *_: original)
-    texts = {step.name: step.runs for step in made.steps if step.name in ("text", "calibration-text")}
+    texts = {
+        step.name: step.runs for step in made.steps if step.name in ("text", "calibration-text")
+    }
     assert texts["text"] == "wikitext-2-raw-v1/test-00000-of-00001.parquet"
     assert texts.get("calibration-text", "train").rpartition("/")[2].startswith("train")
     assert made.fit is not None
@@ -109,7 +130,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory, toolchains: Path) -> Shell:
 def entries(shell: Shell) -> dict[str, dict[str, Any]]:
     """The board of the whole matrix, by row."""
     shell("run", TARGETS, *FEWER, timeout=1700)
-    board = json.loads((shell.folder / "packages" / "all-targets" / "board.json").read_text("utf-8"))
+    board = json.loads(
+        (shell.folder / "packages" / "all-targets" / "board.json").read_text("utf-8")
+    )
     return {entry["name"].removeprefix("all-targets-"): entry for entry in board["entries"]}
 
 
@@ -133,7 +156,9 @@ def test_every_target_is_built_and_says_what_ran_where(entries: dict[str, dict[s
 
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
-def test_what_plan_says_of_the_size_is_what_is_built(shell: Shell, entries: dict[str, dict[str, Any]]) -> None:
+def test_what_plan_says_of_the_size_is_what_is_built(
+    shell: Shell, entries: dict[str, dict[str, Any]]
+) -> None:
     plans = json.loads(shell("plan", TARGETS, *FEWER, "--json").stdout)
     assert len(plans) == len(MATRIX)
     for plan in plans:
@@ -146,10 +171,21 @@ def test_what_plan_says_of_the_size_is_what_is_built(shell: Shell, entries: dict
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", different())
-def test_every_recipe_builds_the_embedded_model(shell: Shell, entries: dict[str, dict[str, Any]], name: str) -> None:
+def test_every_recipe_builds_the_embedded_model(
+    shell: Shell, entries: dict[str, dict[str, Any]], name: str
+) -> None:
     path = ROOT / "recipes" / f"{name}.yaml"
-    words = ("--set", "evaluate.tokens=512", "--set", "calibrate.tokens=4096", "--set", "measure.new_tokens=8")
-    words += ("--set", "evaluate.gates={}") if "vision" in name else ()  # the embedded model does not see
+    words = (
+        "--set",
+        "evaluate.tokens=512",
+        "--set",
+        "calibrate.tokens=4096",
+        "--set",
+        "measure.new_tokens=8",
+    )
+    words += (
+        ("--set", "evaluate.gates={}") if "vision" in name else ()
+    )  # the embedded model does not see
     (build,) = shell.run(*EMBEDDED, *words, "--set", "measure.repetitions=1", recipe=path)
     folder = shell.folder / "packages" / path.stem
     manifest = package.read_manifest(folder)
@@ -166,7 +202,10 @@ def test_every_recipe_builds_the_embedded_model(shell: Shell, entries: dict[str,
 def test_a_package_is_measured_on_its_device_without_the_original(
     shell: Shell, entries: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    folder, report = shell.folder / "packages" / "all-targets-cpu-x86_64-llamacpp", tmp_path / "measured.json"
+    folder, report = (
+        shell.folder / "packages" / "all-targets-cpu-x86_64-llamacpp",
+        tmp_path / "measured.json",
+    )
     empty = {"PHIPIPE_CACHE": str(tmp_path / "cache")}
     done = shell("measure", folder, "--out", report, env=empty)
     assert "taking this machine for CPU (x86-64)" in done.stderr
@@ -191,8 +230,14 @@ def test_a_package_is_measured_on_its_device_without_the_original(
     ("row", "words"),
     [
         ("nvidia-gpu-onnxruntime", "this machine has no NVIDIA GPU"),
-        ("apple-silicon-mlx", "this machine's processor is x86_64, and that of Apple silicon (Mac) is arm64"),
-        ("snapdragon-x-npu", "this machine's processor is x86_64, and that of Snapdragon X NPU is arm64"),
+        (
+            "apple-silicon-mlx",
+            "this machine's processor is x86_64, and that of Apple silicon (Mac) is arm64",
+        ),
+        (
+            "snapdragon-x-npu",
+            "this machine's processor is x86_64, and that of Snapdragon X NPU is arm64",
+        ),
         ("directml-gpu", "no toolchain of phipipe's runs `onnxruntime` packages on `directml` yet"),
         ("vulkan-gpu", "this machine has no GPU that this build of llama.cpp can use"),
         ("intel-gpu", "this machine has no Intel GPU that OpenVINO can use"),

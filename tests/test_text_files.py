@@ -38,7 +38,9 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> tuple[Path, dict[str, Any]]:
+def tables(
+    tmp_path_factory: pytest.TempPathFactory, torch_python: Path
+) -> tuple[Path, dict[str, Any]]:
     """A folder of Parquet files, and what is read in each."""
     folder = tmp_path_factory.mktemp("tables")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -55,9 +57,12 @@ def test_rows_end_their_lines_and_are_else_as_they_are(tables: tuple[Path, dict[
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("name", "said"), [("numbers", "other things than text"), ("other", "no column `text`"), ("broken", "Parquet")]
+    ("name", "said"),
+    [("numbers", "other things than text"), ("other", "no column `text`"), ("broken", "Parquet")],
 )
-def test_what_holds_no_text_is_named(tables: tuple[Path, dict[str, Any]], name: str, said: str) -> None:
+def test_what_holds_no_text_is_named(
+    tables: tuple[Path, dict[str, Any]], name: str, said: str
+) -> None:
     assert said in tables[1][name]["error"]
     assert f"`{name}.parquet`" in tables[1][name]["error"]
 
@@ -70,8 +75,12 @@ def test_a_table_is_not_learned_from_and_evaluated_on(tables: tuple[Path, dict[s
     assert not hub.same_text(good, Text(builtin="stories"), tables[0])
 
 
-@pytest.mark.parametrize("raw", [b"", b"PAR1", b"PAR1PAR", b"words, not a table", b"PAR1" + bytes(30)])
-def test_what_only_is_called_a_table_is_refused_before_any_toolchain(tmp_path: Path, raw: bytes) -> None:
+@pytest.mark.parametrize(
+    "raw", [b"", b"PAR1", b"PAR1PAR", b"words, not a table", b"PAR1" + bytes(30)]
+)
+def test_what_only_is_called_a_table_is_refused_before_any_toolchain(
+    tmp_path: Path, raw: bytes
+) -> None:
     path = tmp_path / "text.parquet"
     path.write_bytes(raw)
     with pytest.raises(SourceError, match="no Parquet file") as refused:
@@ -80,7 +89,8 @@ def test_what_only_is_called_a_table_is_refused_before_any_toolchain(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("", "is empty"), (" \n", "is empty"), ("hi\n", "is too short"), ("Once upon a time.", None)]
+    ("text", "words"),
+    [("", "is empty"), (" \n", "is empty"), ("hi\n", "is too short"), ("Once upon a time.", None)],
 )
 def test_a_short_text_is_not_called_empty(tmp_path: Path, text: str, words: str | None) -> None:
     path = tmp_path / "t.txt"

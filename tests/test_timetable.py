@@ -52,7 +52,10 @@ def test_a_workflow_is_valid_yaml_and_runs_the_batch() -> None:
     told = yaml.safe_load(text)
     assert told[True]["schedule"] == [{"cron": "0 2 * * *"}]  # YAML 1.1 takes `on` for true
     steps = told["jobs"]["batch"]["steps"]
-    assert shlex.split(next(s["run"] for s in steps if "batch" in s.get("run", ""))) == ["phipipe", *WORDS]
+    assert shlex.split(next(s["run"] for s in steps if "batch" in s.get("run", ""))) == [
+        "phipipe",
+        *WORDS,
+    ]
     assert steps[-1]["with"]["path"] == "out"
     (kept,) = [s["with"]["path"].split() for s in steps if "cache" in s.get("uses", "")]
     assert kept == [".phipipe", "out"]  # without the latter there is nothing to compare with
@@ -63,7 +66,12 @@ def test_a_dag_is_valid_python_and_runs_the_batch() -> None:
     ((path, text),) = timetable.files("airflow", job()).items()
     assert path == "phipipe_nightly.py"
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-    given_ = {k.arg: k.value.value for call in calls for k in call.keywords if isinstance(k.value, ast.Constant)}
+    given_ = {
+        k.arg: k.value.value
+        for call in calls
+        for k in call.keywords
+        if isinstance(k.value, ast.Constant)
+    }
     assert given_["schedule"] == "0 2 * * *"
     assert shlex.split(given_["bash_command"]) == job().command
     assert not given_["bash_command"].endswith(".sh")
@@ -76,7 +84,10 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         (tmp_path / path).write_text(text, "utf-8")
     units = sorted(str(path) for path in tmp_path.glob("phipipe-*"))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", "--man=no", *units],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "phipipe-nightly" not in done.stderr, done.stderr
 
@@ -97,9 +108,15 @@ def test_systemd_means_the_same_times(parts: tuple[str, ...]) -> None:
     base = datetime.datetime(2026, 1, 1, 0, 0, 30)
     command = ["systemd-analyze", "calendar", "--iterations=4", f"--base-time={base} UTC"]
     done = subprocess.run(
-        [*command, f"{timetable.on_calendar(at)} UTC"], capture_output=True, text=True, check=True, env={"TZ": "UTC"}
+        [*command, f"{timetable.on_calendar(at)} UTC"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"TZ": "UTC"},
     )
-    found = re.findall(r"(?:Next elapse|Iteration #\d+|Iter\. #\d+): \w+ (\S+ \S+) UTC", done.stdout)
+    found = re.findall(
+        r"(?:Next elapse|Iteration #\d+|Iter\. #\d+): \w+ (\S+ \S+) UTC", done.stdout
+    )
     expected = CronSim(at, base)
     assert found == [f"{next(expected):%Y-%m-%d %H:%M:%S}" for _ in range(4)]
 
@@ -143,7 +160,16 @@ def test_only_files_of_ours_are_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", list(timetable.FORMATS))
 def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None:  # noqa: F811
-    words = ("schedule", "export", f"--{kind}", QUICKSTART, "--at", "30 1 * * 1-5", "--device", "cpu-*")
+    words = (
+        "schedule",
+        "export",
+        f"--{kind}",
+        QUICKSTART,
+        "--at",
+        "30 1 * * 1-5",
+        "--device",
+        "cpu-*",
+    )
     code, out, err = run(*words)
     assert code == 0
     assert "01:30" in err
@@ -163,18 +189,37 @@ def test_engines_with_an_empty_environment_get_our_settings_and_all_options(
 ) -> None:
     monkeypatch.setenv("PHIPIPE_REMOTE", "s3://farm/results")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    words = ("--on", "dask://farm:8786", "--on-finish", "./tell", "--keep", "5", "--fail-fast", "--jobs", "2")
+    words = (
+        "--on",
+        "dask://farm:8786",
+        "--on-finish",
+        "./tell",
+        "--keep",
+        "5",
+        "--fail-fast",
+        "--jobs",
+        "2",
+    )
     code, out, _ = run("schedule", "export", f"--{kind}", QUICKSTART, *words)
     assert code == 0
     line = next(line for line in out.splitlines() if "dask://farm:8786" in line)
     assert "hush" not in out
     found = [word.strip("'\",") for word in line.split()]
-    for word in (*words, "/usr/bin/env", "PHIPIPE_REMOTE=s3://farm/results", f"PHIPIPE_CACHE={tmp_path / 'cache'}"):
+    for word in (
+        *words,
+        "/usr/bin/env",
+        "PHIPIPE_REMOTE=s3://farm/results",
+        f"PHIPIPE_CACHE={tmp_path / 'cache'}",
+    ):
         assert any(word in one for one in found), word
 
 
 def test_mistakes_of_export_end_with_2(run: Run) -> None:  # noqa: F811
-    for words in ([QUICKSTART], ["--cron", QUICKSTART, "--at", "often"], ["--cron", QUICKSTART, "--job", "a b"]):
+    for words in (
+        [QUICKSTART],
+        ["--cron", QUICKSTART, "--at", "often"],
+        ["--cron", QUICKSTART, "--job", "a b"],
+    ):
         code, out, err = run("schedule", "export", *words)
         assert (code, out) == (2, "")
         assert err
@@ -234,13 +279,16 @@ def test_a_url_that_fails_is_named_without_its_secrets(
 def test_a_command_gets_the_summarys_path(summary: Path, tmp_path: Path) -> None:
     script = tmp_path / "the hook.py"
     script.write_text(
-        "import os, sys; open(sys.argv[1] + '.seen', 'w').write(os.environ['PHIPIPE_EXIT_CODE'])", "utf-8"
+        "import os, sys; open(sys.argv[1] + '.seen', 'w').write(os.environ['PHIPIPE_EXIT_CODE'])",
+        "utf-8",
     )
     assert hooks.tell(f'"{sys.executable}" "{script}"', summary, 7) is None
     assert (tmp_path / "batch.json.seen").read_text() == "7"
 
 
-@pytest.mark.parametrize(("hook", "said"), [("no-such-program", "does not start"), ("", "does not start")])
+@pytest.mark.parametrize(
+    ("hook", "said"), [("no-such-program", "does not start"), ("", "does not start")]
+)
 def test_a_command_that_fails_is_said(summary: Path, hook: str, said: str) -> None:
     assert said in str(hooks.tell(hook, summary, 0))
     failing = f'"{sys.executable}" -c "raise SystemExit(3)"'

@@ -39,7 +39,11 @@ def test_the_embedded_models_files_agree(checkpoint: Path) -> None:
         ("tokenizer_config.json", another_id, "in `tokenizer.json` and"),
         ("tokenizer_config.json", another_name, "`<|other|>` in `tokenizer_config.json`"),
         ("added_tokens.json", lambda t: t.update(dict.fromkeys(t, 7)), "in `added_tokens.json`"),
-        ("tokenizer.json", lambda t: t["model"]["vocab"].update(more=99999), "belongs to another model"),
+        (
+            "tokenizer.json",
+            lambda t: t["model"]["vocab"].update(more=99999),
+            "belongs to another model",
+        ),
         (
             "tokenizer.json",
             lambda t: t["added_tokens"][0].pop("id"),
@@ -69,5 +73,7 @@ def test_a_list_of_pieces_is_read_as_ids(checkpoint: Path) -> None:
 
 
 def test_a_checkpoint_without_these_files_is_left_to_others(tmp_path: Path) -> None:
-    shutil.copyfile(hub.BUILTIN_MODELS["tiny-phi3"] / "tokenizer.model", tmp_path / "tokenizer.model")
+    shutil.copyfile(
+        hub.BUILTIN_MODELS["tiny-phi3"] / "tokenizer.model", tmp_path / "tokenizer.model"
+    )
     tokenizer_files.check(tmp_path, 10)

@@ -47,9 +47,16 @@ def site(installed: toolchain.Installed) -> Path:
 
 
 @pytest.mark.parametrize(
-    "gone", ["iniconfig/__init__.py", "iniconfig-2.1.0.dist-info/METADATA", "iniconfig-2.1.0.dist-info/RECORD"]
+    "gone",
+    [
+        "iniconfig/__init__.py",
+        "iniconfig-2.1.0.dist-info/METADATA",
+        "iniconfig-2.1.0.dist-info/RECORD",
+    ],
 )
-def test_a_missing_file_is_noticed_before_a_step_runs_and_repaired(home: Settings, gone: str) -> None:
+def test_a_missing_file_is_noticed_before_a_step_runs_and_repaired(
+    home: Settings, gone: str
+) -> None:
     first = toolchain.ensure("tiny", home, print)
     (site(first) / gone).unlink()
     said: list[str] = []
@@ -105,7 +112,10 @@ toolchain.ensure("tiny", Settings.read(), print)
 """
     environment = {**os.environ, "PHIPIPE_TOOLCHAINS": str(home.toolchains)}
     command = [sys.executable, "-c", code, str(toolchain.LOCKS)]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
     said = "".join(process.communicate()[0] for process in running)
     assert [process.returncode for process in running] == [0] * 4
     assert said.count("installing") == 1
@@ -132,7 +142,9 @@ def test_the_running_interpreter_can_be_the_toolchain() -> None:
 
 
 def test_pips_settings_reach_uv_unless_uv_has_its_own() -> None:
-    made = toolchain.uv_environment({"PIP_FIND_LINKS": "/a /b", "PIP_INDEX_URL": "https://x", "UV_DEFAULT_INDEX": "y"})
+    made = toolchain.uv_environment(
+        {"PIP_FIND_LINKS": "/a /b", "PIP_INDEX_URL": "https://x", "UV_DEFAULT_INDEX": "y"}
+    )
     assert made == {"UV_FIND_LINKS": "/a,/b"}
 
 
@@ -144,7 +156,9 @@ def test_each_of_pips_settings_has_its_counterpart() -> None:
     assert toolchain.uv_environment({"PIP_INDEX_URL": "", "PATH": "/bin"}) == {}
 
 
-def test_a_file_that_was_cut_short_is_noticed_and_a_whole_toolchain_is_left_alone(home: Settings) -> None:
+def test_a_file_that_was_cut_short_is_noticed_and_a_whole_toolchain_is_left_alone(
+    home: Settings,
+) -> None:
     first = toolchain.ensure("tiny", home, print)
     said: list[str] = []
     assert toolchain.check("tiny", home, said.append) == first
@@ -166,7 +180,10 @@ def test_a_toolchain_that_is_removed_is_gone(home: Settings) -> None:
 
 
 def test_credentials_in_urls_are_not_repeated() -> None:
-    assert toolchain.redact("from https://me:secret@host/simple failed") == "from https://***@host/simple failed"
+    assert (
+        toolchain.redact("from https://me:secret@host/simple failed")
+        == "from https://***@host/simple failed"
+    )
 
 
 def test_locks_name_no_index_no_local_version_and_nothing_for_one_kind_of_gpu() -> None:
@@ -195,7 +212,8 @@ def test_what_exists_elsewhere_only_is_refused_before_anything_is_installed(
     for name in missing:
         (toolchain.LOCKS / f"{name}.txt").write_text(f"{PACKAGE}\n")
         with pytest.raises(
-            ToolchainError, match=f"toolchain `{name}` exists for .* only; this is {system} on {machine}"
+            ToolchainError,
+            match=f"toolchain `{name}` exists for .* only; this is {system} on {machine}",
         ):
             toolchain.ensure(name, home, print)
     assert not home.toolchains.exists()
@@ -203,7 +221,10 @@ def test_what_exists_elsewhere_only_is_refused_before_anything_is_installed(
 
 def test_each_lock_is_what_its_extra_asks_for() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "phipipe.lock", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "phipipe.lock", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "stale: none\n", done.stdout + done.stderr
 
@@ -220,7 +241,9 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_what_needs_a_gpu_is_of_use_where_one_is(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+def test_what_needs_a_gpu_is_of_use_where_one_is(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(toolchain, "_has_nvidia", lambda: there)

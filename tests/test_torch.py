@@ -23,7 +23,9 @@ def facts(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("torch")
     environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([torch_python, DRIVER, folder], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [torch_python, DRIVER, folder], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
     return found
@@ -36,7 +38,9 @@ def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def recipe(precision: str) -> Any:
-    return SimpleNamespace(precision=precision, backend="torch", calibrate=SimpleNamespace(tokens=4096))
+    return SimpleNamespace(
+        precision=precision, backend="torch", calibrate=SimpleNamespace(tokens=4096)
+    )
 
 
 def checkpoint(**changes: Any) -> Any:
@@ -68,7 +72,12 @@ def rules(precision: str, options: dict[str, Any] | None = None, **changes: Any)
 
 def test_options_have_defaults() -> None:
     options = torch.Options()
-    assert (options.algorithm, options.group_size, options.symmetric, options.iterations) == ("rtn", 128, True, None)
+    assert (options.algorithm, options.group_size, options.symmetric, options.iterations) == (
+        "rtn",
+        128,
+        True,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,10 @@ def test_nothing_unquantized_is_made_on_the_way_to_integers() -> None:
 
 def test_only_signround_reads_the_calibration_text() -> None:
     assert dict(planned("int4").needs) == {"source": "source"}
-    assert dict(planned("int4", algorithm="signround").needs) == {"source": "source", "calibration": "calibration"}
+    assert dict(planned("int4", algorithm="signround").needs) == {
+        "source": "source",
+        "calibration": "calibration",
+    }
 
 
 def test_a_default_that_is_spelled_out_is_the_same_step() -> None:
@@ -121,7 +133,11 @@ def test_parameters_of_steps_are_json() -> None:
     [
         ("int4", {}, "auto-round, 4 bits symmetric, groups of 128"),
         ("int8", {"group_size": -1}, "auto-round, 8 bits symmetric, a scale per row"),
-        ("int4", {"symmetric": False, "group_size": 32}, "auto-round, 4 bits asymmetric, groups of 32"),
+        (
+            "int4",
+            {"symmetric": False, "group_size": 32},
+            "auto-round, 4 bits asymmetric, groups of 32",
+        ),
         ("fp16", {}, "float16"),
     ],
 )
@@ -146,7 +162,9 @@ def test_nothing_is_advised_against_the_defaults(precision: str) -> None:
         ("T07", "error", "int8", {}, {"config": {"quantization_config": {}}}),
     ],
 )
-def test_rules(rule: str, level: str, precision: str, options: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_rules(
+    rule: str, level: str, precision: str, options: dict[str, Any], changes: dict[str, Any]
+) -> None:
     assert rules(precision, options, **changes) == {rule: level}
 
 
@@ -159,7 +177,9 @@ def test_rules(rule: str, level: str, precision: str, options: dict[str, Any], c
         ("fp16", {}, {"model_type": "phimoe", "hidden_size": 3080}),
     ],
 )
-def test_what_works_is_not_advised_against(precision: str, options: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_what_works_is_not_advised_against(
+    precision: str, options: dict[str, Any], changes: dict[str, Any]
+) -> None:
     assert rules(precision, options, **changes) == {}
 
 
@@ -189,7 +209,9 @@ def test_generation_follows_the_logits(facts: dict[str, Any], case: str) -> None
 def test_all_but_weights_and_one_key_of_the_config_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "files")
     assert found["changed"] == ["config.json", "model.safetensors"]
-    assert {"tokenizer.model", "tokenizer_config.json", "generation_config.json"} <= set(found["names"])
+    assert {"tokenizer.model", "tokenizer_config.json", "generation_config.json"} <= set(
+        found["names"]
+    )
     assert found["config"]
     assert found["settings"]["bits"] == 4
     assert found["absolute"] == []

@@ -95,12 +95,20 @@ def test_a_collector_gets_the_spans(collector: str, own_cache: Path) -> None:
     recorded(own_cache, plan("a", step("x")))
     (request,) = Collector.got
     (resource,) = request.resource_spans
-    assert {a.key: a.value.string_value for a in resource.resource.attributes}["service.name"] == tracing.SERVICE
-    assert {span.name for scope in resource.scope_spans for span in scope.spans} == {"phipipe run", "x"}
+    assert {a.key: a.value.string_value for a in resource.resource.attributes}[
+        "service.name"
+    ] == tracing.SERVICE
+    assert {span.name for scope in resource.scope_spans for span in scope.spans} == {
+        "phipipe run",
+        "x",
+    }
 
 
 def test_a_collector_that_refuses_fails_no_run(
-    collector: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    collector: str,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Collector, "answer", 403)
     listener = Noting()

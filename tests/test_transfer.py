@@ -28,7 +28,9 @@ FILE = Published("weights.safetensors", len(DATA), "sha256", hashlib.sha256(DATA
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PACE", Pace(attempts=4, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.3))
+    monkeypatch.setattr(
+        transfer, "PACE", Pace(attempts=4, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.3)
+    )
 
 
 @pytest.fixture
@@ -98,7 +100,9 @@ LASTING = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "words"), LASTING, ids=lambda value: getattr(value, "kind", None))
+@pytest.mark.parametrize(
+    ("fault", "words"), LASTING, ids=lambda value: getattr(value, "kind", None)
+)
 def test_what_lasts_is_an_error_that_says_so_and_never_a_wrong_byte(
     hub: Hub, tmp_path: Path, fault: Fault, words: str
 ) -> None:
@@ -215,7 +219,9 @@ def test_several_files_come_at_once_and_one_failure_ends_all(tmp_path: Path) -> 
         for name, data in files.items():
             url = f"{hub.url}/{hub.repo}/resolve/{hub.commit}/{name}"
             file = Published(name, len(data), "sha256", hashlib.sha256(data).hexdigest())
-            jobs.append((Remote(url, lambda s, h: SourceError(f"refused with {s}")), file, tmp_path / name))
+            jobs.append(
+                (Remote(url, lambda s, h: SourceError(f"refused with {s}")), file, tmp_path / name)
+            )
         told: list[int] = []
         transfer.fetch_all(jobs, told.append)
         assert told[-1] == 1_800_000
@@ -227,8 +233,14 @@ def test_several_files_come_at_once_and_one_failure_ends_all(tmp_path: Path) -> 
             transfer.fetch_all(jobs, told.append)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.lists(st.integers(0, 300_000), max_size=8), start=st.integers(0, 300_000), ignore=st.booleans())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    cuts=st.lists(st.integers(0, 300_000), max_size=8),
+    start=st.integers(0, 300_000),
+    ignore=st.booleans(),
+)
 def test_any_sequence_of_cuts_ends_in_the_right_file(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], start: int, ignore: bool
 ) -> None:

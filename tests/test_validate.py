@@ -1,4 +1,5 @@
-"""`validate`, `plan` and `run` say everything that is impossible, of every variant, each at its place."""
+"""`validate`, `plan` and `run` say everything that is impossible, of every variant, each at its
+place."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ from phipipe.backends.base import ANY_MODEL
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.starter import PRECISIONS
 
-HEAD = "name: x\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nbackend: onnxruntime\nprecision: int4\nmatrix:\n"
+HEAD = (
+    "name: x\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nbackend: "
+    "onnxruntime\nprecision: int4\nmatrix:\n"
+)
 FIRST = HEAD.count("\n") + 1  # the line of the first variant
 UNITS = ("cpu", "cuda", "metal", "hexagon", "intel-npu", "nosuch")
 
@@ -54,13 +58,16 @@ variants = st.lists(
 )
 
 
-@examples(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(variants)
 def test_the_lines_of_the_variants_that_cannot_be_are_named_and_no_others(
     tmp_path: Path, chosen: list[tuple[str, str | None, str, str]]
 ) -> None:
     told = [
-        f"{{name: v{i}, device: {name}, backend: {backend}, precision: {precision}{f', unit: {unit}' if unit else ''}}}"
+        f"{{name: v{i}, device: {name}, backend: {backend}, precision: "
+        f"{precision}{f', unit: {unit}' if unit else ''}}}"
         for i, (name, unit, backend, precision) in enumerate(chosen)
     ]
     path = written(tmp_path, *told)
@@ -74,7 +81,10 @@ def test_the_lines_of_the_variants_that_cannot_be_are_named_and_no_others(
     assert {problem.place.line for problem in error.problems} == wrong
     for problem in error.problems:
         assert problem.place.file == str(path)
-        assert f"{path}:{problem.place.line}:{problem.place.column}: {problem.message}" in error.message
+        assert (
+            f"{path}:{problem.place.line}:{problem.place.column}: {problem.message}"
+            in error.message
+        )
 
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
@@ -83,12 +93,22 @@ def test_every_command_says_all_of_them_with_the_line_and_the_caret(
     tmp_path: Path,
     command: str,
 ) -> None:
-    written(tmp_path, "{name: a, device: nosuch}", "{name: b, device: intel-npu}", "{name: c, unit: cuda}", "{name: d}")
+    written(
+        tmp_path,
+        "{name: a, device: nosuch}",
+        "{name: b, device: intel-npu}",
+        "{name: c, unit: cuda}",
+        "{name: d}",
+    )
     code, out, err = run(command, "r.yaml")
     assert (code, out) == (3, "")
     for place, words, caret in (
         ("7:23", "unknown device `nosuch`", "  - {name: a, device: nosuch}"),
-        ("8:23", "backend `onnxruntime` does not run on Intel NPU (Core Ultra)", "  - {name: b, device: intel-npu}"),
+        (
+            "8:23",
+            "backend `onnxruntime` does not run on Intel NPU (Core Ultra)",
+            "  - {name: b, device: intel-npu}",
+        ),
         ("9:21", "CPU (x86-64) has no unit `cuda`", "  - {name: c, unit: cuda}"),
     ):
         column = int(place.partition(":")[2])
@@ -109,15 +129,29 @@ def test_every_command_says_all_of_them_with_the_line_and_the_caret(
             (),
             (6, 14),
         ),
-        (HEAD.replace("cpu-x86_64", "intel-npu"), "{backend: openvino, precision: int8}", (), (7, 36)),
+        (
+            HEAD.replace("cpu-x86_64", "intel-npu"),
+            "{backend: openvino, precision: int8}",
+            (),
+            (7, 36),
+        ),
         (HEAD, "{device: intel-npu, backend: openvino, quantize: {symmetric: false}}", (), (7, 66)),
-        (HEAD, "{name: a}", ("device=intel-npu",), (None, None)),  # the command line has the last word
+        (
+            HEAD,
+            "{name: a}",
+            ("device=intel-npu",),
+            (None, None),
+        ),  # the command line has the last word
         (HEAD, "{precision: int8}", ("precision=fp16",), (None, None)),
         (HEAD, "{precision: int8, quantize: {algorithm: gptq}}", (), (7, 33)),
     ],
 )
 def test_the_key_that_decides_is_the_place(
-    tmp_path: Path, head: str, variant: str, sets: tuple[str, ...], place: tuple[int | None, int | None]
+    tmp_path: Path,
+    head: str,
+    variant: str,
+    sets: tuple[str, ...],
+    place: tuple[int | None, int | None],
 ) -> None:
     path = written(tmp_path, variant, head=head)
     with refused() as caught:
@@ -132,7 +166,12 @@ def test_what_is_wrong_with_the_file_and_with_the_target_is_said_together(
     run: Run,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    written(tmp_path, "{name: a, device: nosuch}", "{name: b, precision: int5}", "{name: c, quantize: {blok_size: 32}}")
+    written(
+        tmp_path,
+        "{name: a, device: nosuch}",
+        "{name: b, precision: int5}",
+        "{name: c, quantize: {blok_size: 32}}",
+    )
     for command in ("validate", "plan", "run"):
         code, _, err = run(command, "r.yaml")
         assert code == 3  # the highest, as a batch ends
@@ -154,7 +193,9 @@ def test_options_are_those_of_each_variants_own_backend(tmp_path: Path) -> None:
 
 def test_what_a_device_insists_on_is_said_of_every_option_at_once(tmp_path: Path) -> None:
     path = written(
-        tmp_path, "{device: intel-npu, backend: openvino, quantize: {symmetric: false, group_size: 64, ratio: 0.5}}"
+        tmp_path,
+        "{device: intel-npu, backend: openvino, quantize: {symmetric: false, group_size: 64, "
+        "ratio: 0.5}}",
     )
     with refused() as caught:
         targets.checked(path)
@@ -168,7 +209,9 @@ def test_what_a_device_insists_on_is_said_of_every_option_at_once(tmp_path: Path
         ("{backend: openvino, precision: int8, quantize: {group_size: 64}}", "V02"),
     ],
 )
-def test_a_rule_that_needs_no_model_is_known_to_validate(tmp_path: Path, variant: str, rule: str) -> None:
+def test_a_rule_that_needs_no_model_is_known_to_validate(
+    tmp_path: Path, variant: str, rule: str
+) -> None:
     path = written(tmp_path, variant)
     with refused() as caught:
         targets.checked(path)
@@ -177,9 +220,13 @@ def test_a_rule_that_needs_no_model_is_known_to_validate(tmp_path: Path, variant
 
 @pytest.mark.parametrize("backend", backends.names())
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_is_said_without_a_model_is_said_of_the_embedded_one_too(backend: str, precision: str) -> None:
+def test_what_is_said_without_a_model_is_said_of_the_embedded_one_too(
+    backend: str, precision: str
+) -> None:
     source = recipe.Source(builtin="tiny-phi3")
-    made = recipe.Recipe(name="x", source=source, device="any", backend=backend, precision=precision)  # type: ignore[arg-type]
+    made = recipe.Recipe(
+        name="x", source=source, device="any", backend=backend, precision=precision
+    )  # type: ignore[arg-type]
     module, checkpoint = backends.load(backend), hub.original(source, Path()).checkpoint
     for options in (module.Options(), *with_one_changed(module.Options)):
         known = rules.check(made, options, checkpoint) + module.advise(made, options, checkpoint)
@@ -198,17 +245,23 @@ def with_one_changed(model: type) -> Iterator[object]:
 def test_a_device_file_that_is_wrong_is_said_at_its_own_place_and_one_that_is_missing_at_the_recipes(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "bad.yaml").write_text("title: Mine\nunits: [{api: gpu, precisions: [int4]}]\n", "utf-8")
+    (tmp_path / "bad.yaml").write_text(
+        "title: Mine\nunits: [{api: gpu, precisions: [int4]}]\n", "utf-8"
+    )
     path = written(tmp_path, "{name: a, device: ./bad.yaml}", "{name: b, device: ./gone.yaml}")
     with refused(RecipeError) as caught:
         targets.checked(path)
-    places = {(Path(problem.place.file).name, problem.place.line) for problem in caught.value.problems}
+    places = {
+        (Path(problem.place.file).name, problem.place.line) for problem in caught.value.problems
+    }
     assert {("bad.yaml", 2), ("r.yaml", FIRST + 1)} <= places
 
 
 def test_a_source_that_cannot_be_had_is_said_once_and_asked_for_once(tmp_path: Path) -> None:
     head = HEAD.replace("{builtin: tiny-phi3}", "{path: nowhere}")
-    path = written(tmp_path, "{name: a}", "{name: b, precision: int8}", "{name: c, device: nosuch}", head=head)
+    path = written(
+        tmp_path, "{name: a}", "{name: b, precision: int8}", "{name: c, device: nosuch}", head=head
+    )
     with refused(SourceError) as caught:  # the higher exit code
         plans.planned(path)
     assert caught.value.message.count("no such folder") == 1
@@ -218,10 +271,14 @@ def test_a_source_that_cannot_be_had_is_said_once_and_asked_for_once(tmp_path: P
 
 def test_validate_needs_no_source(tmp_path: Path) -> None:
     head = HEAD.replace("{builtin: tiny-phi3}", "{path: nowhere}")
-    assert [build.name for build in targets.checked(written(tmp_path, "{name: a}", head=head))] == ["x-a"]
+    assert [build.name for build in targets.checked(written(tmp_path, "{name: a}", head=head))] == [
+        "x-a"
+    ]
 
 
-def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(tmp_path: Path) -> None:
+def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(
+    tmp_path: Path,
+) -> None:
     path = written(tmp_path, *(f"{{name: v{i}, device: no{i}}}" for i in range(100)))
     with refused() as caught:
         targets.checked(path)

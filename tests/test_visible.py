@@ -30,19 +30,25 @@ EVIL = "x\x1b]0;owned\x07y\u202ez\x9b31m"
 @given(ANYTHING)
 def test_nothing_that_acts_on_a_terminal_gets_through(text: str) -> None:
     shown = visible(text)
-    assert not {c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"}
+    assert not {
+        c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"
+    }
     assert not set(shown) & set(ACTING)
     assert "\n" not in one_line(text)
     shown.encode("utf-8")
 
 
-@given(st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters=ACTING)))
+@given(
+    st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters=ACTING))
+)
 def test_what_can_be_seen_stays_as_it_is(text: str) -> None:
     assert visible(text) == text
 
 
 @given(VALUES, st.sampled_from([None, "utf-8", "ascii", "cp1252"]))
-def test_json_says_the_same_and_shows_nothing_that_acts(value: object, encoding: str | None) -> None:
+def test_json_says_the_same_and_shows_nothing_that_acts(
+    value: object, encoding: str | None
+) -> None:
     text = json_text(value, encoding=encoding)
     assert json.loads(text) == value
     assert not set(text) & set(ACTING)
@@ -73,19 +79,40 @@ def test_a_config_a_recipe_and_an_argument_cannot_command_the_terminal(tmp_path:
     (folder / "config.json").unlink()
     config = json.loads((hub.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "architectures": [EVIL]}), "utf-8")
-    said = [hostile_paths.outcome(["plan", QUICKSTART, "--set", f"source={{path: {json.dumps(str(folder))}}}"])]
+    said = [
+        hostile_paths.outcome(
+            ["plan", QUICKSTART, "--set", f"source={{path: {json.dumps(str(folder))}}}"]
+        )
+    ]
     recipe = tmp_path / f"r{EVIL}.yaml"
-    recipe.write_text("name: x\n# \u202e\nsource: {builtin: \u202eabc}\nprecision: int4\ndevice: \u2066x\n", "utf-8")
-    said += [hostile_paths.outcome([command, str(recipe)]) for command in ("plan", "validate", "pin")]
-    said += [hostile_paths.outcome(["validate", "--json", str(recipe)]), hostile_paths.outcome([EVIL])]
-    said += [hostile_paths.outcome(["plan", QUICKSTART, f"--{EVIL}"]), hostile_paths.outcome(["devices", EVIL])]
+    recipe.write_text(
+        "name: x\n# \u202e\nsource: {builtin: \u202eabc}\nprecision: int4\ndevice: \u2066x\n",
+        "utf-8",
+    )
+    said += [
+        hostile_paths.outcome([command, str(recipe)]) for command in ("plan", "validate", "pin")
+    ]
+    said += [
+        hostile_paths.outcome(["validate", "--json", str(recipe)]),
+        hostile_paths.outcome([EVIL]),
+    ]
+    said += [
+        hostile_paths.outcome(["plan", QUICKSTART, f"--{EVIL}"]),
+        hostile_paths.outcome(["devices", EVIL]),
+    ]
     for code, text in said:
         assert code in hostile_paths.DOCUMENTED
         assert not set(text) & set(ACTING)
 
 
-def started(command: list[str], stdout: object = subprocess.PIPE, **environ: str) -> subprocess.CompletedProcess[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUTF8")}
+def started(
+    command: list[str], stdout: object = subprocess.PIPE, **environ: str
+) -> subprocess.CompletedProcess[bytes]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONIOENCODING", "PYTHONUTF8")
+    }
     return subprocess.run(
         [sys.executable, "-m", "phipipe", *command], stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT,
         env=environment | environ, check=False, timeout=120,
@@ -130,9 +157,15 @@ def test_an_output_that_takes_nothing_is_said_and_ends_with_9() -> None:
         ("validate nope.yaml --json >&-", 2),
     ],
 )
-def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(rest: str, code: int) -> None:
+def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(
+    rest: str, code: int
+) -> None:
     done = subprocess.run(
-        ["bash", "-c", f'"{sys.executable}" -m phipipe {rest}'], cwd=ROOT, capture_output=True, check=False, timeout=120
+        ["bash", "-c", f'"{sys.executable}" -m phipipe {rest}'],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == code, done.stderr
     assert b"Traceback" not in done.stderr
@@ -141,7 +174,10 @@ def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(rest
 
 def test_a_file_never_takes_the_number_of_an_output_that_is_closed(tmp_path: Path) -> None:
     """Else what is printed would land in it: a lock, a record."""
-    code = "from phipipe import streams; streams.prepare(); file = open(FILE, 'w'); file.write(str(file.fileno()))"
+    code = (
+        "from phipipe import streams; streams.prepare(); file = open(FILE, 'w'); "
+        "file.write(str(file.fileno()))"
+    )
     command = [sys.executable, "-c", f"FILE = {str(tmp_path / 'number')!r}; {code}"]
     if sys.platform == "win32":
         pytest.skip("numbers are not inherited there")

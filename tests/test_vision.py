@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 
-from phipipe import again, backends, board, hub, manifest, mapped, models, plan, recipe, schedule, vision
+from phipipe import (
+    again,
+    backends,
+    board,
+    hub,
+    manifest,
+    mapped,
+    models,
+    plan,
+    recipe,
+    schedule,
+    vision,
+)
 from phipipe.errors import GateFailed, TargetError
 from phipipe.executor import Outcome
 from phipipe.package import verify
@@ -37,7 +49,9 @@ measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
 
 def run(python: Path, *words: str | Path) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
-    done = subprocess.run([python, *words], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, *words], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -63,7 +77,9 @@ def test_pictures_are_valid_files(picture: vision.Picture) -> None:
     while at < len(raw):
         (length,) = struct.unpack(">I", raw[at : at + 4])
         kind, body = raw[at + 4 : at + 8], raw[at + 8 : at + 8 + length]
-        assert struct.unpack(">I", raw[at + 8 + length : at + 12 + length]) == (zlib.crc32(kind + body),)
+        assert struct.unpack(">I", raw[at + 8 + length : at + 12 + length]) == (
+            zlib.crc32(kind + body),
+        )
         chunks[kind] = body
         at += 12 + length
     assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (picture.width, picture.height)
@@ -76,7 +92,9 @@ def test_pictures_are_valid_files(picture: vision.Picture) -> None:
 
 
 @pytest.mark.integration
-def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(made: Path, torch_python: Path) -> None:
+def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
+    made: Path, torch_python: Path
+) -> None:
     told = json.loads(run(torch_python, HERE / "vision_driver.py", made))
     assert told["clip"] < 1e-5
     assert told["order"] < 1e-5
@@ -103,14 +121,22 @@ def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Pat
     assert {name for name in theirs if not name.startswith(others)} == set(ours)
     for name, place in ours.items():
         old = theirs[name]
-        bytes_of = (made / "source" / old.file).read_bytes()[old.offset : old.offset + old.size_bytes]
-        assert (tmp_path / place.file).read_bytes()[place.offset : place.offset + place.size_bytes] == bytes_of
+        bytes_of = (made / "source" / old.file).read_bytes()[
+            old.offset : old.offset + old.size_bytes
+        ]
+        assert (tmp_path / place.file).read_bytes()[
+            place.offset : place.offset + place.size_bytes
+        ] == bytes_of
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", [n for n in backends.names() if n not in vision.KINDS[vision.PHI3].backends])
+@pytest.mark.parametrize(
+    "name", [n for n in backends.names() if n not in vision.KINDS[vision.PHI3].backends]
+)
 def test_other_backends_say_who_can(made: Path, name: str) -> None:
-    device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(name, "cpu-x86_64")
+    device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(
+        name, "cpu-x86_64"
+    )
     with pytest.raises(TargetError, match=r"M03") as refused:
         planned(made / "source", f"backend={name}", f"device={device}", "precision=int8")
     assert refused.value.hint
@@ -128,7 +154,9 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
     source = hub.BUILTIN_MODELS["tiny-phi3"]
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf())
+    (build,) = recipe.load(
+        path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
+    )
     with pytest.raises(TargetError, match="image_top1"):
         plan.prepare(build)
 
@@ -147,7 +175,11 @@ def test_eyes_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:
 def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
     """The small model at fp32, at 4 bits, and with a gate on pictures that nothing passes."""
     settings, store = Settings(cache=made / "cache", toolchains=toolchains), Store(made / "cache")
-    asked = {"fp32": (), "int4": ("precision=int4", "name=four"), "gated": ("precision=int4", "name=gated")}
+    asked = {
+        "fp32": (),
+        "int4": ("precision=int4", "name=four"),
+        "gated": ("precision=int4", "name=gated"),
+    }
     asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
     ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
@@ -164,10 +196,17 @@ def seen(done: Outcome) -> Any:
 @pytest.mark.integration
 def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) -> None:
     found = seen(builds["fp32"])
-    assert found["metrics"]["image_kld_mean"] < 1e-4  # two ways of resizing pictures included; measured 1.3e-5
+    assert (
+        found["metrics"]["image_kld_mean"] < 1e-4
+    )  # two ways of resizing pictures included; measured 1.3e-5
     assert found["metrics"]["image_top1"] > 0.98
-    assert found["greedy_agreement"] >= 0.75  # one answer parts where two tokens are almost equally likely
-    assert found["vectors"] == {"wide": 1921, "tall": 1933}  # 12 h (12 w + 1) + 157 for 3 × 4 and 4 × 3 crops
+    assert (
+        found["greedy_agreement"] >= 0.75
+    )  # one answer parts where two tokens are almost equally likely
+    assert found["vectors"] == {
+        "wide": 1921,
+        "tall": 1933,
+    }  # 12 h (12 w + 1) + 157 for 3 × 4 and 4 × 3 crops
 
 
 @pytest.mark.integration
@@ -178,7 +217,11 @@ def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome])
     told = json.loads((package / manifest.NAME).read_text("utf-8"))
     assert 1e-4 < found["metrics"]["image_kld_mean"] < 3 * told["fidelity"]["metrics"]["kld_mean"]
     assert told["steps"]["eyes"]["params"]["bits"] == 8
-    assert told["source"]["digest"] == told["steps"]["original"]["digest"] != told["steps"]["source"]["digest"]
+    assert (
+        told["source"]["digest"]
+        == told["steps"]["original"]["digest"]
+        != told["steps"]["source"]["digest"]
+    )
     assert told["source"]["architecture"] == "Phi3VForCausalLM"
     assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
     assert "### Pictures" in (package / "README.md").read_text("utf-8")
@@ -199,7 +242,9 @@ def test_the_cards_program_answers(
 ) -> None:
     package = builds["int4"].package
     assert package is not None
-    (program,) = re.findall(r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL)
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL
+    )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
     for picture in vision.PICTURES:
@@ -223,5 +268,8 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     found = done.load("vision-evaluate", "vision.json")["metrics"]
     assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)
     assert done.load("evaluate", "metrics.json")["metrics"]["bits_per_weight"] == pytest.approx(
-        json.loads((package / manifest.NAME).read_text("utf-8"))["fidelity"]["metrics"]["bits_per_weight"], rel=0.01
+        json.loads((package / manifest.NAME).read_text("utf-8"))["fidelity"]["metrics"][
+            "bits_per_weight"
+        ],
+        rel=0.01,
     )

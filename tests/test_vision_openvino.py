@@ -23,7 +23,9 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:  # noqa: F811
     """The small model at fp32, at 8 and at 4 bits."""
     settings, store = Settings(cache=made / "cache", toolchains=toolchains), Store(made / "cache")
     common = ("backend=openvino", "device=intel-cpu")
-    asked = {name: (*common, f"precision={name}", f"name={name}") for name in ("fp32", "int8", "int4")}
+    asked = {
+        name: (*common, f"precision={name}", f"name={name}") for name in ("fp32", "int8", "int4")
+    }
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
     ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
@@ -38,17 +40,26 @@ def folder(builds: dict[str, Outcome], name: str) -> Path:
 
 def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) -> None:
     found = seen(builds["fp32"])
-    assert found["metrics"]["image_kld_mean"] < 1e-3  # another way of resizing pictures included; measured 2.8e-4
+    assert (
+        found["metrics"]["image_kld_mean"] < 1e-3
+    )  # another way of resizing pictures included; measured 2.8e-4
     assert found["metrics"]["image_top1"] > 0.9
     assert found["greedy_agreement"] == 1
-    assert found["vectors"] == {"large": 2509, "small": 2509}  # 12 h (12 w + 1) + 157 for 4 × 4 crops
+    assert found["vectors"] == {
+        "large": 2509,
+        "small": 2509,
+    }  # 12 h (12 w + 1) + 157 for 4 × 4 crops
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], precision: str) -> None:
     found = seen(builds[precision])
     told = json.loads((folder(builds, precision) / manifest.NAME).read_text("utf-8"))
-    assert 1e-4 < found["metrics"]["image_kld_mean"] < 1e-3 + 3 * told["fidelity"]["metrics"]["kld_mean"]
+    assert (
+        1e-4
+        < found["metrics"]["image_kld_mean"]
+        < 1e-3 + 3 * told["fidelity"]["metrics"]["kld_mean"]
+    )
     assert told["steps"]["eyes"]["params"]["bits"] == 8
     assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
     assert "### Pictures" in (folder(builds, precision) / "README.md").read_text("utf-8")
@@ -60,10 +71,18 @@ def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_
     for picture in (*vision.PICTURES, *vision.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
-    said = run(openvino_python, HERE / "vision_openvino_driver.py", package, *sorted(tmp_path.glob("*.png")))
+    said = run(
+        openvino_python,
+        HERE / "vision_openvino_driver.py",
+        package,
+        *sorted(tmp_path.glob("*.png")),
+    )
     gaps = json.loads(said.splitlines()[-1])
-    assert max(gaps["large"], gaps["small"]) < 0.1  # the pipeline's own arithmetic; 0.06 was measured
-    # openvino-genai gives width for height: once this fails, pictures need no padding any more (`vision.Kind.square`)
+    assert (
+        max(gaps["large"], gaps["small"]) < 0.1
+    )  # the pipeline's own arithmetic; 0.06 was measured
+    # openvino-genai gives width for height: once this fails, pictures need no padding any more
+    # (`vision.Kind.square`)
     assert min(gaps["wide"], gaps["tall"]) > 0.3
 
 
@@ -72,7 +91,9 @@ def test_the_cards_program_answers(
     builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
 ) -> None:
     package = folder(builds, "int4")
-    (program,) = re.findall(r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL)
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL
+    )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
     for picture in vision.PICTURES:

@@ -1,4 +1,5 @@
-"""Phi-4-multimodal: its language model with the pictures' adapter merged, and its eyes, on OpenVINO."""
+"""Phi-4-multimodal: its language model with the pictures' adapter merged, and its eyes, on
+OpenVINO."""
 
 from __future__ import annotations
 
@@ -51,7 +52,12 @@ def test_the_eyes_are_transformers_own_and_the_adapter_is_merged(
     made: Path, builds: dict[str, Outcome], torch_python: Path
 ) -> None:
     told = json.loads(
-        run(torch_python, HERE / "phi4mm_driver.py", made / "source", builds["fp32"].results["source"].stored.path)
+        run(
+            torch_python,
+            HERE / "phi4mm_driver.py",
+            made / "source",
+            builds["fp32"].results["source"].stored.path,
+        )
     )
     assert len(told["eyes"]) == 5
     assert max(told["eyes"].values()) < 1e-5
@@ -59,14 +65,19 @@ def test_the_eyes_are_transformers_own_and_the_adapter_is_merged(
 
 
 def test_the_language_model_is_phi4_mini(made: Path, builds: dict[str, Outcome]) -> None:
-    whole, part = models.read(made / "source"), models.read(builds["fp32"].results["source"].stored.path)
+    whole, part = (
+        models.read(made / "source"),
+        models.read(builds["fp32"].results["source"].stored.path),
+    )
     assert (part.architecture, part.model_type, part.parts) == ("Phi3ForCausalLM", "phi3", ())
     assert whole.parts == ("vision", "audio")
     assert vision.language(whole).parameters == part.parameters < whole.parameters
     assert not {"vision_lora", "speech_lora", "embd_layer", "auto_map"} & set(part.config)
 
 
-def test_an_adapter_that_is_incomplete_is_refused(made: Path, tmp_path: Path, torch_python: Path) -> None:
+def test_an_adapter_that_is_incomplete_is_refused(
+    made: Path, tmp_path: Path, torch_python: Path
+) -> None:
     shutil.copytree(made / "source", tmp_path / "source")
     path = tmp_path / "source" / "config.json"
     path.write_text(path.read_text("utf-8").replace('"r": 8', '"r": 9'), "utf-8")
@@ -91,7 +102,11 @@ def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) 
 def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> None:
     found = seen(builds["int4"])
     told = json.loads((package_of(builds, "int4") / manifest.NAME).read_text("utf-8"))
-    assert 1e-4 < found["metrics"]["image_kld_mean"] < 1e-3 + 3 * told["fidelity"]["metrics"]["kld_mean"]
+    assert (
+        1e-4
+        < found["metrics"]["image_kld_mean"]
+        < 1e-3 + 3 * told["fidelity"]["metrics"]["kld_mean"]
+    )
     assert told["steps"]["eyes"]["params"]["bits"] == 8
     assert told["source"]["architecture"] == vision.PHI4
     assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
@@ -100,12 +115,16 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> N
 def test_the_pipelines_answers_follow_from_the_graphs(
     builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path
 ) -> None:
-    # one that fills its crops, some with padding below or at the right, and one of more crops than are allowed
+    # one that fills its crops, some with padding below or at the right, and one of more crops than
+    # are allowed
     shown = (*vision.LARGER, *vision.SQUARES, vision.Picture(name="long", width=16600, height=60))
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     said = run(
-        openvino_python, HERE / "vision_openvino_driver.py", package_of(builds, "int4"), *sorted(tmp_path.glob("*.png"))
+        openvino_python,
+        HERE / "vision_openvino_driver.py",
+        package_of(builds, "int4"),
+        *sorted(tmp_path.glob("*.png")),
     )
     gaps: dict[str, Any] = json.loads(said.splitlines()[-1])
     assert set(gaps) == {picture.name for picture in shown}
@@ -117,7 +136,9 @@ def test_the_cards_program_answers(
     builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
 ) -> None:
     package = package_of(builds, "int4")
-    (program,) = re.findall(r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL)
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL
+    )
     assert "ImageOps" not in program  # the pipeline pads by itself
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []

@@ -1,4 +1,5 @@
-"""Why a step runs: the leaf that changed, both sides told apart, and only what is worth comparing is compared."""
+"""Why a step runs: the leaf that changed, both sides told apart, and only what is worth comparing
+is compared."""
 
 from __future__ import annotations
 
@@ -27,15 +28,34 @@ LEAVES = (
     | st.integers(-(2**40), 2**40)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8", exclude_characters="→"), max_size=60)
-    | st.sampled_from(["absent", '"absent"', "true", "1", "x" * 200, "x" * 199 + "y", "x" * 24 + "…"])
+    | st.sampled_from(
+        ["absent", '"absent"', "true", "1", "x" * 200, "x" * 199 + "y", "x" * 24 + "…"]
+    )
 )
-NESTED = st.recursive(LEAVES, lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=12)
+NESTED = st.recursive(
+    LEAVES, lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=12
+)
 
 
 def test_differences_name_what_changed() -> None:
-    old = {"version": 1, "inputs": {"a": "1"}, "params": {"quantize": {"block_size": 32}}, "tools": {"torch": "2.12"}}
-    new = {"version": 2, "inputs": {"a": "2"}, "params": {"quantize": {"block_size": 64}}, "tools": {"torch": "2.13"}}
-    told = ["phipipe's own step", "input a", "params.quantize.block_size 32 → 64", "torch 2.12 → 2.13"]
+    old = {
+        "version": 1,
+        "inputs": {"a": "1"},
+        "params": {"quantize": {"block_size": 32}},
+        "tools": {"torch": "2.12"},
+    }
+    new = {
+        "version": 2,
+        "inputs": {"a": "2"},
+        "params": {"quantize": {"block_size": 64}},
+        "tools": {"torch": "2.13"},
+    }
+    told = [
+        "phipipe's own step",
+        "input a",
+        "params.quantize.block_size 32 → 64",
+        "torch 2.12 → 2.13",
+    ]
     assert why.differences(old, new) == told
     assert why.differences({"host": {"cores": 2}}, {"host": {"cores": 4}}) == ["host.cores 2 → 4"]
 
@@ -63,7 +83,12 @@ def test_what_means_the_same_is_no_difference() -> None:
     assert why.differences({"params": {"x": 1, "y": [0.0]}}, {"params": {"y": [0], "x": 1.0}}) == []
 
 
-@given(st.dictionaries(NAMES, NESTED, max_size=4), st.lists(NAMES, min_size=1, max_size=4), LEAVES, LEAVES)
+@given(
+    st.dictionaries(NAMES, NESTED, max_size=4),
+    st.lists(NAMES, min_size=1, max_size=4),
+    LEAVES,
+    LEAVES,
+)
 def test_the_leaf_that_is_shown_is_the_one_that_differs(
     shared: dict[str, Any], path: list[str], before: Any, after: Any
 ) -> None:
@@ -85,7 +110,9 @@ def test_the_leaf_that_is_shown_is_the_one_that_differs(
 
 
 @given(st.dictionaries(NAMES, NESTED, max_size=4), st.dictionaries(NAMES, NESTED, max_size=4))
-def test_whatever_two_records_hold_every_difference_is_seen(old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_whatever_two_records_hold_every_difference_is_seen(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
     found = list(why.leaves(old, new, "params"))
     assert bool(found) == (keys.canonical(old) != keys.canonical(new))
     for _, before, after in found:
@@ -102,7 +129,9 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": True}, "content": content}
     (folder / name / "metrics.json").write_text(json.dumps(report))
     files = Outside(folder / name, ("metrics.json",))
-    source = Step(name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True)
+    source = Step(
+        name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True
+    )
     check = Step(
         name="check",
         runs="phipipe.evaluate:check_parity",
@@ -129,14 +158,25 @@ def run(made: plan.Plan, store: Store) -> None:
     assert outcome.error is None
 
 
-def test_a_step_is_compared_with_results_of_its_model_or_recipe_only(tmp_path: Path, store: Store) -> None:
+def test_a_step_is_compared_with_results_of_its_model_or_recipe_only(
+    tmp_path: Path, store: Store
+) -> None:
     run(build(tmp_path, "one", 0.1, "one", "mine"), store)
-    assert reasons(build(tmp_path, "one", 0.2, "one", "mine"), store) == ["", "changed: params.kld_mean 0.1 → 0.2"]
-    assert reasons(build(tmp_path, "one", 0.2, "one", "other"), store) == ["", "changed: params.kld_mean 0.1 → 0.2"]
+    assert reasons(build(tmp_path, "one", 0.2, "one", "mine"), store) == [
+        "",
+        "changed: params.kld_mean 0.1 → 0.2",
+    ]
+    assert reasons(build(tmp_path, "one", 0.2, "one", "other"), store) == [
+        "",
+        "changed: params.kld_mean 0.1 → 0.2",
+    ]
     assert reasons(build(tmp_path, "two", 0.2, "two", "mine"), store)[0] == "changed: input files"
     assert reasons(build(tmp_path, "two", 0.2, "two", "other"), store)[0] == "first time"
     run(build(tmp_path, "two", 0.2, "two", "third"), store)
-    assert reasons(build(tmp_path, "two", 0.3, "two", "other"), store)[1] == "changed: params.kld_mean 0.2 → 0.3"
+    assert (
+        reasons(build(tmp_path, "two", 0.3, "two", "other"), store)[1]
+        == "changed: params.kld_mean 0.2 → 0.3"
+    )
 
 
 def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:

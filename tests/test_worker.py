@@ -1,4 +1,5 @@
-"""How steps end, and that nothing of theirs outlives us: real children, real signals, real limits."""
+"""How steps end, and that nothing of theirs outlives us: real children, real signals, real
+limits."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ import psutil
 import pytest
 from clock import LOAD, within
 
-from phipipe.errors import GateFailed, PhipipeError, SourceError, StepFailed, StepKilled, StoreError, ToolchainError
+from phipipe.errors import (
+    GateFailed,
+    PhipipeError,
+    SourceError,
+    StepFailed,
+    StepKilled,
+    StoreError,
+    ToolchainError,
+)
 from phipipe.process import Outcome, Request, Worker
 from phipipe.settings import Settings
 
@@ -35,7 +44,12 @@ class Bench:
 
     def __init__(self, folder: Path, **limits: str) -> None:
         self.folder, self.made = folder, 0
-        self.worker = Worker(Path(sys.executable), name="test", log_folder=folder / "logs", settings=settings(**limits))
+        self.worker = Worker(
+            Path(sys.executable),
+            name="test",
+            log_folder=folder / "logs",
+            settings=settings(**limits),
+        )
 
     def __call__(self, step: str, inputs: dict[str, Path] | None = None, **params: Any) -> Outcome:
         self.made += 1
@@ -49,7 +63,11 @@ class Bench:
         return self.folder / f"request-{self.made}" / "out"
 
     def logs(self) -> str:
-        return "".join(p.read_text("utf-8", errors="replace") for p in (self.folder / "logs").rglob("*") if p.is_file())
+        return "".join(
+            p.read_text("utf-8", errors="replace")
+            for p in (self.folder / "logs").rglob("*")
+            if p.is_file()
+        )
 
 
 @pytest.fixture
@@ -59,7 +77,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.worker.close()
 
 
-def test_a_worker_serves_successive_steps_with_its_imports_kept(bench: Bench, tmp_path: Path) -> None:
+def test_a_worker_serves_successive_steps_with_its_imports_kept(
+    bench: Bench, tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     for expected in (1, 2, 3):
         bench("count")
@@ -179,13 +199,20 @@ bench(sys.argv[3], inputs={"pids": Path(sys.argv[2]) / "pids.json"}, seconds=300
 """
 
 
-ENDINGS = [(signal.SIGINT, "", 2), (signal.SIGTERM, "", 2), (signal.Signals(9), "", 8), (signal.Signals(9), "hold", 3)]
+ENDINGS = [
+    (signal.SIGINT, "", 2),
+    (signal.SIGTERM, "", 2),
+    (signal.Signals(9), "", 8),
+    (signal.Signals(9), "hold", 3),
+]
 
 
 @posix
 @pytest.mark.crash
 @pytest.mark.parametrize(("number", "hold", "trials"), ENDINGS)
-def test_nothing_outlives_a_parent_however_it_ends(tmp_path: Path, number: int, hold: str, trials: int) -> None:
+def test_nothing_outlives_a_parent_however_it_ends(
+    tmp_path: Path, number: int, hold: str, trials: int
+) -> None:
     for trial in range(trials):
         folder = tmp_path / str(trial)
         folder.mkdir()
@@ -198,7 +225,9 @@ def test_nothing_outlives_a_parent_however_it_ends(tmp_path: Path, number: int, 
         parent.wait(10)
 
 
-def test_no_secret_reaches_a_step_its_arguments_or_its_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_reaches_a_step_its_arguments_or_its_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"):
         monkeypatch.setenv(name, "canary-3141")
     bench("environment")
@@ -231,13 +260,17 @@ def test_progress_arrives(bench: Bench) -> None:
     seen: list[tuple[int, int, str]] = []
     scratch = bench.folder / "progress"
     scratch.mkdir()
-    request = Request(step="report", runs="steps_cheap:report", inputs={}, params={"total": 8, "pause_s": 0.15})
+    request = Request(
+        step="report", runs="steps_cheap:report", inputs={}, params={"total": 8, "pause_s": 0.15}
+    )
     bench.worker.run(request, scratch, on_progress=lambda *report: seen.append(report))
     assert len(seen) > 1
     assert seen[-1][1:] == (8, "windows")
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's high-water mark is Linux's")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the kernel's high-water mark is Linux's"
+)
 def test_peak_memory_is_the_steps_own(bench: Bench) -> None:
     base = bench("nothing").peak_rss_bytes
     high = bench("allocate", mib=300, hold_s=0.3).peak_rss_bytes

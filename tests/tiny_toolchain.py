@@ -1,9 +1,10 @@
-"""A made-up toolchain that installs in a moment and from no network: its one package is built here, as llama.cpp is.
+"""A made-up toolchain that installs in a moment and from no network: its one package is built here,
+as llama.cpp is.
 
     python tests/tiny_toolchain.py [KILLS]
 
-kills installations at random moments and counts what they leave behind; ``kills`` is the same for a program.
-Standard library and psutil alone, besides ``phipipe.toolchain`` in processes of its own.
+kills installations at random moments and counts what they leave behind; ``kills`` is the same for a
+program. Standard library and psutil alone, besides ``phipipe.toolchain`` in processes of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ requires = []
 build-backend = "backend"
 backend-path = ["."]
 """
-# Says that it is there, and with which variables; then waits until it may go on, with a child as a compiler would be.
+# Says that it is there, and with which variables; then waits until it may go on, with a child as a
+# compiler would be.
 BACKEND = """
 import json, os, pathlib, subprocess, sys, time, zipfile
 
@@ -78,14 +80,22 @@ class Tiny:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.locks, self.toolchains, self.temporary = folder / "locks", folder / "toolchains", folder / "tmp"
+        self.locks, self.toolchains, self.temporary = (
+            folder / "locks",
+            folder / "toolchains",
+            folder / "tmp",
+        )
         for made in (self.locks, self.temporary, folder / "links"):
             made.mkdir(parents=True)
         (self.locks / "tiny.txt").write_text(f"{NAME}=={VERSION}\n", "utf-8")
         backend = BACKEND.format(home=str(folder), name=NAME, version=VERSION)
         about = f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\n"
         with tarfile.open(folder / "links" / f"{NAME}-{VERSION}.tar.gz", "w:gz") as archive:
-            for path, text in (("pyproject.toml", PYPROJECT), ("backend.py", backend), ("PKG-INFO", about)):
+            for path, text in (
+                ("pyproject.toml", PYPROJECT),
+                ("backend.py", backend),
+                ("PKG-INFO", about),
+            ):
                 entry = tarfile.TarInfo(f"{NAME}-{VERSION}/{path}")
                 entry.size = len(text.encode())
                 archive.addfile(entry, BytesIO(text.encode()))
@@ -102,7 +112,9 @@ class Tiny:
         """An installation in a process of its own, which says on stdout what it does."""
         command = [sys.executable, "-c", INSTALL, str(self.locks)]
         environment = {**os.environ, **self.variables}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def go_on(self, may: bool = True) -> None:
         """Whether the package's build may finish."""
@@ -134,9 +146,14 @@ class Tiny:
         return found
 
     def left_overs(self) -> list[str]:
-        """What lies about although no installation goes on: half toolchains, lists, temporary files."""
+        """What lies about although no installation goes on: half toolchains, lists, temporary
+        files."""
         there = [*self.toolchains.iterdir()] if self.toolchains.exists() else []
-        half = [path for path in there if path.is_dir() and not (path / "phipipe-toolchain.json").exists()]
+        half = [
+            path
+            for path in there
+            if path.is_dir() and not (path / "phipipe-toolchain.json").exists()
+        ]
         lists = [path for path in there if path.suffix not in ("", ".lock", ".busy")]
         return [str(path) for path in (*half, *lists, *self.temporary.iterdir())]
 
@@ -160,7 +177,8 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def kills(folder: Path, times: int, seed: int = 0) -> dict[str, int]:
-    """Kill ``times`` installations at random moments; count what lives on, what is left, what then fails."""
+    """Kill ``times`` installations at random moments; count what lives on, what is left, what then
+    fails."""
     tiny, chance = Tiny(folder), random.Random(seed)
     counts = {"kills": 0, "processes left": 0, "failed installations": 0, "left-overs": 0}
     tiny.go_on()

@@ -1,6 +1,7 @@
 """Runs in the torch toolchain: ``python torch_driver.py FOLDER`` leaves FOLDER/facts.json.
 
-One process for all checks of test_torch.py, under the worker's own restrictions (no pickles, no network).
+One process for all checks of test_torch.py, under the worker's own restrictions (no pickles, no
+network).
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def kld(expected: Any, actual: Any) -> float:
 
 
 def unpacked(folder: Path, name: str, bits: int) -> Any:
-    """A packed weight in fp64, from the format's description alone: symmetric, zero point in the middle."""
+    """A packed weight in fp64, from the format's description alone: symmetric, zero point in the
+    middle."""
     tensors = load_file(folder / "model.safetensors")
     words = tensors[f"{name}.qweight"].numpy().view(np.uint32)
     per_word = 32 // bits
@@ -108,7 +110,8 @@ def fidelity(root: Path) -> dict[str, Any]:
 
 
 def files(root: Path) -> dict[str, Any]:
-    """What lies in the folder: the source's own files, a config with one more key, weights as described."""
+    """What lies in the folder: the source's own files, a config with one more key, weights as
+    described."""
     made = root / "int4"
     theirs, ours = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (SOURCE, made))
     config = json.loads(ours["config.json"])
@@ -118,7 +121,9 @@ def files(root: Path) -> dict[str, Any]:
     errors = {}
     for case, bits in (("int4", 4), ("int8", 8)):
         weight, scales = unpacked(root / case, name, bits)
-        worst = np.abs(weight - weights[f"{name}.weight"].double().numpy()) / np.repeat(np.abs(scales).T, 128, 1)
+        worst = np.abs(weight - weights[f"{name}.weight"].double().numpy()) / np.repeat(
+            np.abs(scales).T, 128, 1
+        )
         errors[case] = float(worst.max())
     return {
         "names": sorted(ours),
@@ -126,7 +131,9 @@ def files(root: Path) -> dict[str, Any]:
         "config": config == json.loads(theirs["config.json"]),
         "settings": settings,
         "errors": errors,
-        "absolute": [n for n in ours if str(root).encode() in ours[n] or str(SOURCE).encode() in ours[n]],
+        "absolute": [
+            n for n in ours if str(root).encode() in ours[n] or str(SOURCE).encode() in ours[n]
+        ],
     }
 
 
@@ -137,11 +144,14 @@ def reproducible(root: Path) -> dict[str, bool]:
     (root / "again").mkdir()
     shutil.copytree(root / "calibration", root / "again" / "calibration")
     names = ("int4", "int8", "int4-asymmetric", "signround")
-    return {n: digest(quantize(root / "again", n, copy, **CASES[n])) == digest(root / n) for n in names}
+    return {
+        n: digest(quantize(root / "again", n, copy, **CASES[n])) == digest(root / n) for n in names
+    }
 
 
 def sources(root: Path) -> dict[str, Any]:
-    """Layouts that the embedded model does not have: tied, in shards, LongRoPE; and Phi-2, with biases."""
+    """Layouts that the embedded model does not have: tied, in shards, LongRoPE; and Phi-2, with
+    biases."""
     facts: dict[str, Any] = {}
     for name, make in (("tied", _tied), ("phi2", _phi2)):
         source = make(root / "sources" / name)
@@ -170,7 +180,11 @@ def _tied(folder: Path) -> Path:
         where |= dict.fromkeys(part, f"model-0000{i}-of-00002.safetensors")
     (folder / torch_checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    rope = {"type": "longrope", "short_factor": [1.0] * 24, "long_factor": [1.0 + i / 2 for i in range(24)]}
+    rope = {
+        "type": "longrope",
+        "short_factor": [1.0] * 24,
+        "long_factor": [1.0 + i / 2 for i in range(24)],
+    }
     config |= {"tie_word_embeddings": True, "partial_rotary_factor": 0.75, "rope_scaling": rope}
     config |= {"original_max_position_embeddings": 32}
     (folder / "config.json").write_text(json.dumps(config))
@@ -180,7 +194,11 @@ def _tied(folder: Path) -> Path:
 def _phi2(folder: Path) -> Path:
     torch.manual_seed(0)
     config = PhiConfig(
-        vocab_size=2304, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=2304,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
     model = PhiForCausalLM(config)
     for name, parameter in model.named_parameters():
@@ -222,10 +240,16 @@ def failures(root: Path) -> dict[str, list[str]]:
     return {
         "untouched": tampered("none", lambda tensors: None),
         "missing": tampered("missing", without_scales),
-        "shape": tampered("shape", lambda t: t.update({f"{layer}.scales": t[f"{layer}.scales"][:2].clone()})),
+        "shape": tampered(
+            "shape", lambda t: t.update({f"{layer}.scales": t[f"{layer}.scales"][:2].clone()})
+        ),
         "zeros": tampered("zeros", other_zero),
-        "head": tampered("head", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].half()})),
-        "norm": tampered("norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})),
+        "head": tampered(
+            "head", lambda t: t.update({"lm_head.weight": t["lm_head.weight"].half()})
+        ),
+        "norm": tampered(
+            "norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})
+        ),
         "more": tampered("more", lambda t: t.update({"lm_head.qweight": torch.zeros(1)})),
         "bits": message(lambda: torch_checkpoint.verify(SOURCE, root / "int8", params)),
         "groups": message(lambda: torch_checkpoint.verify(SOURCE, root / "int4-32", params)),
@@ -250,7 +274,10 @@ def main(root: Path) -> None:
         "reproducible": reproducible,
         "sources": sources,
         "failures": failures,
-        "processes": lambda root: {"started": STARTED, "scratch": [p.name for p in root.glob(".*")]},
+        "processes": lambda root: {
+            "started": STARTED,
+            "scratch": [p.name for p in root.glob(".*")],
+        },
     }
     facts: dict[str, Any] = {}
     for name, check in checks.items():

@@ -1,7 +1,9 @@
-"""A small checkpoint with Phi-3.5-vision's architecture: Phi-3.5-mini's small one and small eyes, random.
+"""A small checkpoint with Phi-3.5-vision's architecture: Phi-3.5-mini's small one and small eyes,
+random.
 
-Runs in the torch toolchain: ``python vision_checkpoints.py FOLDER`` leaves it in FOLDER/source, in the layout of the
-hub's original, and in FOLDER/clip.npz what transformers' own CLIP says of two crops, with the crops.
+Runs in the torch toolchain: ``python vision_checkpoints.py FOLDER`` leaves it in FOLDER/source, in
+the layout of the hub's original, and in FOLDER/clip.npz what transformers' own CLIP says of two
+crops, with the crops.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ CLIP = f"{PREFIX}img_processor.vision_model."
 
 
 def vision_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the vision part's tensors, as in the original; ``hidden`` is the language model's width."""
+    """Names and shapes of the vision part's tensors, as in the original; ``hidden`` is the language
+    model's width."""
     found: dict[str, tuple[int, ...]] = {
         f"{PREFIX}glb_GN": (1, 1, 4 * WIDTH),
         f"{PREFIX}sub_GN": (1, 1, 1, 4 * WIDTH),
@@ -39,9 +42,16 @@ def vision_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
         layer = f"encoder.layers.{i}"
         norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
         linears = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkv"}
-        linears |= {"self_attn.out_proj": (WIDTH, WIDTH), "mlp.fc1": (INNER, WIDTH), "mlp.fc2": (WIDTH, INNER)}
+        linears |= {
+            "self_attn.out_proj": (WIDTH, WIDTH),
+            "mlp.fc1": (INNER, WIDTH),
+            "mlp.fc2": (WIDTH, INNER),
+        }
         for name, shape in linears.items():
-            found |= {f"{CLIP}{layer}.{name}.weight": shape, f"{CLIP}{layer}.{name}.bias": shape[:1]}
+            found |= {
+                f"{CLIP}{layer}.{name}.weight": shape,
+                f"{CLIP}{layer}.{name}.bias": shape[:1],
+            }
     found |= {f"{CLIP}{norm}.{kind}": (WIDTH,) for norm in norms for kind in ("weight", "bias")}
     return found
 
@@ -75,18 +85,25 @@ def make(folder: Path) -> None:
     parts = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     (folder / "model.safetensors").rename(folder / parts[0])
     save_file(tensors, folder / parts[1], metadata={"format": "pt"})
-    places = dict.fromkeys(text.shapes(config | {"model_type": "phi3"}), parts[0]) | dict.fromkeys(tensors, parts[1])
-    tokenizer.write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+    places = dict.fromkeys(text.shapes(config | {"model_type": "phi3"}), parts[0]) | dict.fromkeys(
+        tensors, parts[1]
+    )
+    tokenizer.write_json(
+        folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places}
+    )
 
 
 def clip(folder: Path) -> dict[str, Any]:
-    """Two random crops [2, 3, 336, 336] and the last but one hidden states of transformers' CLIP for them."""
+    """Two random crops [2, 3, 336, 336] and the last but one hidden states of transformers' CLIP
+    for them."""
     import torch
     from safetensors.torch import load_file
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
-    config = CLIPVisionConfig(**sizes, num_attention_heads=WIDTH // 64, image_size=336, patch_size=14)
+    config = CLIPVisionConfig(
+        **sizes, num_attention_heads=WIDTH // 64, image_size=336, patch_size=14
+    )
     model = CLIPVisionModel(config).eval()
     tensors = load_file(folder / "model-00002-of-00002.safetensors")
     wanted = dict(model.named_parameters())

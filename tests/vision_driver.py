@@ -1,8 +1,10 @@
-"""Runs in a toolchain with torch: ``python vision_driver.py FOLDER`` (what ``vision_checkpoints`` left) prints JSON.
+"""Runs in a toolchain with torch: ``python vision_driver.py FOLDER`` (what ``vision_checkpoints``
+left) prints JSON.
 
-``clip``: how far the tower's patches lie from transformers' CLIP, as a share of the largest value. ``order``: the same
-for the vectors of several pictures at once, laid out here by plain loops. ``prepared``: shapes and sizes of pictures;
-``same`` is the largest difference of a picture that fills its crops from its own pixels.
+``clip``: how far the tower's patches lie from transformers' CLIP, as a share of the largest value.
+``order``: the same for the vectors of several pictures at once, laid out here by plain loops.
+``prepared``: shapes and sizes of pictures; ``same`` is the largest difference of a picture that
+fills its crops from its own pixels.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def laid_out(tower: Any, pixels: Any, size: tuple[int, int]) -> Any:
 def main(root: Path) -> None:
     tower = vision_tower.load(root / "source")
     with np.load(root / "clip.npz") as known, torch.inference_mode():
-        clip = worst(tower.clip(torch.from_numpy(known["crops"])), torch.from_numpy(known["patches"]))
+        clip = worst(
+            tower.clip(torch.from_numpy(known["crops"])), torch.from_numpy(known["patches"])
+        )
         sizes = [(336, 672), (672, 336), (336, 336), (672, 672)]
         pixels = torch.randn(len(sizes), 5, 3, 336, 336, generator=torch.Generator().manual_seed(2))
         expected = torch.cat([laid_out(tower, *pair) for pair in zip(pixels, sizes, strict=True)])
@@ -58,9 +62,15 @@ def main(root: Path) -> None:
             made, size = vision_tower.prepare(picture, crops)
             prepared[f"{picture.name} {crops}"] = [list(made.shape), list(size)]
     made, _ = vision_tower.prepare(square, 4)
-    mean, deviation = (torch.tensor(v)[:, None, None] for v in (vision_tower.MEAN, vision_tower.DEVIATION))
+    mean, deviation = (
+        torch.tensor(v)[:, None, None] for v in (vision_tower.MEAN, vision_tower.DEVIATION)
+    )
     seen = (made[4] * deviation + mean) * 255  # the crop at the bottom right
-    raw = torch.frombuffer(bytearray(square.pixels()), dtype=torch.uint8).view(672, 672, 3).permute(2, 0, 1)
+    raw = (
+        torch.frombuffer(bytearray(square.pixels()), dtype=torch.uint8)
+        .view(672, 672, 3)
+        .permute(2, 0, 1)
+    )
     same = float((seen - raw[:, 336:, 336:].float()).abs().max())
     print(json.dumps({"clip": clip, "order": order, "prepared": prepared, "same": same}))
 

@@ -35,11 +35,38 @@ FILE_BYTES: Mapping[Split, int] = {"calibration": 120_000, "evaluation": 160_000
 GRAMMAR = Path(__file__).with_name("stories") / "grammar.txt"
 SEPARATOR = "<|endoftext|>\n"  # after each document, as Phi-3's chat template ends a finished chat
 
-_SHARES: Mapping[Split, int] = {"evaluation": 20, "calibration": 20}  # of 256 values of a hash's first byte
-_PICKS = {"kind": 3, "name": 2, "trait": 2, "place": 1, "thing": 2, "item": 1, "sky": 2, "opposite": 1, "word": 1}
+_SHARES: Mapping[Split, int] = {
+    "evaluation": 20,
+    "calibration": 20,
+}  # of 256 values of a hash's first byte
+_PICKS = {
+    "kind": 3,
+    "name": 2,
+    "trait": 2,
+    "place": 1,
+    "thing": 2,
+    "item": 1,
+    "sky": 2,
+    "opposite": 1,
+    "word": 1,
+}
 _LISTS = ("weekday", "month", "season")  # rules whose choice holds for the whole story
 _SKEW = 0.25  # the i-th alternative has the weight i ** -_SKEW
-_UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_UNITS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 _TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 _SMALL = _UNITS + _TEENS
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
@@ -135,16 +162,32 @@ def _world(rng: random.Random) -> dict[str, str]:
                 picked.append(record)
         for i, record in enumerate(picked, 1):
             words |= {key if i == 1 else f"{key}{i}": value for key, value in record.items()}
-    words |= {"day_": words["day"][0].lower() + words["day"][1:], "feature_": words["feature"].removeprefix("a ")}
+    words |= {
+        "day_": words["day"][0].lower() + words["day"][1:],
+        "feature_": words["feature"].removeprefix("a "),
+    }
     return words | _numbers(rng)
 
 
 def _numbers(rng: random.Random) -> dict[str, str]:
     n, m = rng.randint(2, 12), rng.randint(2, 9)
     k = rng.randint(2, min(6, n + m - 2))
-    hour, later, minute = rng.randint(1, 8), rng.randint(1, 4), rng.choice((0, 0, 0, 15, 30, 45, rng.randrange(60)))
+    hour, later, minute = (
+        rng.randint(1, 8),
+        rng.randint(1, 4),
+        rng.choice((0, 0, 0, 15, 30, 45, rng.randrange(60))),
+    )
     dn, dm = rng.randint(1, 20), rng.randint(1, 10)
-    values = {"n": n, "m": m, "k": k, "sum": n + m, "left": n + m - k, "product": n * m, "double": 2 * n, "h": hour}
+    values = {
+        "n": n,
+        "m": m,
+        "k": k,
+        "sum": n + m,
+        "left": n + m - k,
+        "product": n * m,
+        "double": 2 * n,
+        "h": hour,
+    }
     words = {name: number_word(value) for name, value in values.items()}
     return words | {
         "counting": ", ".join(number_word(i) for i in range(1, n + m + 1)),

@@ -1,7 +1,9 @@
-"""The embedded model's tokenizer: SentencePiece BPE with byte fallback, and Phi-3's own tokens after its pieces.
+"""The embedded model's tokenizer: SentencePiece BPE with byte fallback, and Phi-3's own tokens
+after its pieces.
 
 It is written twice, as the hub's Phi-3 checkpoints have it: ``tokenizer.model`` for llama.cpp and
-SentencePiece, ``tokenizer.json`` for everything built on the tokenizers library. Both give the same ids.
+SentencePiece, ``tokenizer.json`` for everything built on the tokenizers library. Both give the same
+ids.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ CONTEXT = 2048
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] in ['system', 'user', 'assistant'] %}"
-    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endif %}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 _SPECIAL = {"bos_token": "<s>", "eos_token": ADDED[0], "pad_token": ADDED[0], "unk_token": "<unk>"}
@@ -73,7 +76,9 @@ def tokenizer_config() -> dict[str, Any]:
     return {
         "add_bos_token": False,
         "add_eos_token": False,
-        "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in _added_tokens()},
+        "added_tokens_decoder": {
+            str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in _added_tokens()
+        },
         **_SPECIAL,
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
@@ -87,7 +92,8 @@ def tokenizer_config() -> dict[str, Any]:
 
 
 def tokenizer_json(pieces: Sequence[str]) -> dict[str, Any]:
-    """The content of ``tokenizer.json``: BPE with the vocabulary and the merges of a SentencePiece model."""
+    """The content of ``tokenizer.json``: BPE with the vocabulary and the merges of a SentencePiece
+    model."""
     ids = {piece: i for i, piece in enumerate(pieces)}
     space = {"pattern": {"String": " "}, "content": "▁"}
     underline = {"pattern": {"String": "▁"}, "content": " "}
@@ -127,7 +133,8 @@ def tokenizer_json(pieces: Sequence[str]) -> dict[str, Any]:
 
 
 def _merges(pieces: Sequence[str], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Pairs to join, in the order of the pieces they make: SentencePiece joins the lowest id first."""
+    """Pairs to join, in the order of the pieces they make: SentencePiece joins the lowest id
+    first."""
     merges = []
     for piece in pieces:
         splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
@@ -140,7 +147,10 @@ def _added_tokens() -> list[dict[str, Any]]:
     flags = {"single_word": False, "lstrip": False, "normalized": False, "special": True}
     tokens = {"<unk>": 0, "<s>": 1, "</s>": 2, **ADDED_IDS}
     greedy = set(ADDED[1:])
-    return [{"id": i, "content": token, "rstrip": token in greedy, **flags} for token, i in tokens.items()]
+    return [
+        {"id": i, "content": token, "rstrip": token in greedy, **flags}
+        for token, i in tokens.items()
+    ]
 
 
 def write_json(path: Path, value: object) -> None:

@@ -2,9 +2,9 @@
 
     python -m phipipe.assets.train --out FOLDER [--steps N]
 
-Everything is seeded and runs on two threads, so a second run on the same kind of CPU gives the same bytes.
-The files are written by hand in the layout of the hub's Phi-3 checkpoints, not in the one transformers 5
-saves, because that is what every converter has to read.
+Everything is seeded and runs on two threads, so a second run on the same kind of CPU gives the same
+bytes. The files are written by hand in the layout of the hub's Phi-3 checkpoints, not in the one
+transformers 5 saves, because that is what every converter has to read.
 
 Needs torch, transformers, safetensors and sentencepiece.
 """
@@ -146,7 +146,9 @@ def train(folder: Path, steps: int) -> None:
     torch.manual_seed(SEED)
     batches = _batches(_encoded(folder), torch.Generator().manual_seed(SEED))
     model = Phi3ForCausalLM(Phi3Config.from_pretrained(folder))
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    )
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _schedule(step, steps)
@@ -157,7 +159,9 @@ def train(folder: Path, steps: int) -> None:
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step}  loss {loss.item():.3f}", flush=True)
-    weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
 
@@ -165,13 +169,17 @@ def train(folder: Path, steps: int) -> None:
 def _encoded(folder: Path) -> list[list[int]]:
     from transformers import AutoTokenizer
 
-    documents = [*islice(stories.documents("train"), STORIES), *islice(stories.small_talk(), SMALL_TALKS)]
+    documents = [
+        *islice(stories.documents("train"), STORIES),
+        *islice(stories.small_talk(), SMALL_TALKS),
+    ]
     texts = [document + stories.SEPARATOR for document in documents]
     return list(AutoTokenizer.from_pretrained(folder)(texts, add_special_tokens=False)["input_ids"])
 
 
 def _batches(documents: Sequence[Sequence[int]], generator: Any) -> Iterator[Any]:
-    """Endless int64 [ROWS, WINDOW]: shuffled documents end to end, every other row beginning with a whole one."""
+    """Endless int64 [ROWS, WINDOW]: shuffled documents end to end, every other row beginning with a
+    whole one."""
     import torch
 
     rows: list[Any] = []
@@ -192,7 +200,9 @@ def _loss(model: Any, tokens: Any) -> Any:
 
     with torch.autocast("cpu", torch.bfloat16):  # twice as fast as fp32 where the CPU has bf16
         logits = model(input_ids=tokens, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()
+    )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -203,7 +213,8 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def perplexity(folder: Path) -> tuple[float, int]:
-    """Perplexity of the evaluation text by the card's protocol, and how many tokens were predicted."""
+    """Perplexity of the evaluation text by the card's protocol, and how many tokens were
+    predicted."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -213,7 +224,10 @@ def perplexity(folder: Path) -> tuple[float, int]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = (model(window[None], use_cache=False).logits[0, :-1] for window in windows)
-        losses = [torch.nn.functional.cross_entropy(x, w[1:]).item() for x, w in zip(logits, windows, strict=True)]
+        losses = [
+            torch.nn.functional.cross_entropy(x, w[1:]).item()
+            for x, w in zip(logits, windows, strict=True)
+        ]
     return math.exp(sum(losses) / len(losses)), len(windows) * (WINDOW - 1)
 
 

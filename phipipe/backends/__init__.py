@@ -48,7 +48,9 @@ def load(name: str) -> Backend:
         TargetError: there is no such backend.
     """
     if name not in names():
-        raise TargetError(f"unknown backend `{name}`{near(name, names())}", hint=f"backends: {', '.join(names())}")
+        raise TargetError(
+            f"unknown backend `{name}`{near(name, names())}", hint=f"backends: {', '.join(names())}"
+        )
     module: Backend = importlib.import_module(f"{__name__}.{name}")
     return module
 
@@ -62,4 +64,8 @@ def able(name: str, target: Device, unit: Unit) -> list[Precision]:
 
 def serving(target: Device, precision: Precision) -> list[str]:
     """Names of the backends that build ``precision`` for some unit of ``target``."""
-    return [name for name in names() if any(precision in able(name, target, unit) for unit in target.units)]
+    return [
+        name
+        for name in names()
+        if any(precision in able(name, target, unit) for unit in target.units)
+    ]

@@ -32,7 +32,8 @@ Params = Mapping[str, Json]
 
 @dataclass(frozen=True)
 class Outside:
-    """Files that lie outside the store and enter it, or are read once: a checkpoint, a text, a package.
+    """Files that lie outside the store and enter it, or are read once: a checkpoint, a text, a
+    package.
 
     Only the files' names and contents decide a key, never ``folder``.
     """
@@ -45,39 +46,58 @@ class Outside:
 class Step:
     """One node of the plan: a function that reads ``inputs`` and writes into a folder.
 
-    ``runs`` is ``module:function`` with the signature ``(inputs, out, params) -> None``. ``version`` is
-    bumped by hand whenever the function's output changes. ``needs`` maps the function's input
-    names to names of earlier steps; a backend may name ``source`` (the checkpoint), ``calibration``
-    (``evaluate.calibration``'s tokens) and its own steps. ``params`` holds everything else that decides the bytes.
-    ``unquantized`` marks a plain conversion: its output must equal the baseline but for rounding at that
-    width, and is compared with it before any later step of the backend starts.
+    ``runs`` is ``module:function`` with the signature ``(inputs, out, params) -> None``.
+    ``version`` is bumped by hand whenever the function's output changes. ``needs`` maps the
+    function's input names to names of earlier steps; a backend may name ``source`` (the
+    checkpoint), ``calibration`` (``evaluate.calibration``'s tokens) and its own steps. ``params``
+    holds everything else that decides the bytes. ``unquantized`` marks a plain conversion: its
+    output must equal the baseline but for rounding at that width, and is compared with it before
+    any later step of the backend starts.
     """
 
     name: str
     runs: str
     version: int
     needs: Mapping[str, str] = field(default_factory=dict)
-    after: tuple[str, ...] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
+    after: tuple[
+        str, ...
+    ] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
     params: Params = field(default_factory=dict)
     outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
-    copies: bool = False  # takes the one of ``outside`` into the store as it is: output and input have the same digest
-    folder: Path | None = None  # of a light step that can go on where it was cut short: it works here, and this is kept
+    # takes the one of ``outside`` into the store as it is: output and input have the same digest
+    copies: bool = False
+    folder: Path | None = (
+        # of a light step that can go on where it was cut short: it works here, and this is kept
+        None
+    )
     toolchain: str | None = None  # None: light enough to run in the parent process
-    measurement: bool = False  # the host belongs into the key, and the step gets a process of its own
-    machine: tuple[str, ...] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
+    measurement: bool = (
+        False  # the host belongs into the key, and the step gets a process of its own
+    )
+    machine: tuple[
+        str, ...
+    ] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
     unquantized: Precision | None = None
-    twin: bool = False  # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
-    tried: bool = False  # run as the unit would run it, in place of the artifact, which this machine cannot load
-    provenance: bool = False  # the executor adds ``params["steps"]``: the records of all steps before it
+    # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
+    twin: bool = False
+    # run as the unit would run it, in place of the artifact, which this machine cannot load
+    tried: bool = False
+    provenance: bool = (
+        False  # the executor adds ``params["steps"]``: the records of all steps before it
+    )
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
-    recipe: str = ""  # whose step it is; not in the key: it tells which earlier results are worth comparing with
-    loaded_bytes: int = 0  # estimate of what its output takes when it is opened; 0: as much as in fp32
+    # whose step it is; not in the key: it tells which earlier results are worth comparing with
+    recipe: str = ""
+    loaded_bytes: int = (
+        0  # estimate of what its output takes when it is opened; 0: as much as in fp32
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Something that a rule finds in a recipe: ``level`` is "error" or "warning", ``hint`` the remedy."""
+    """Something that a rule finds in a recipe: ``level`` is "error" or "warning", ``hint`` the
+    remedy."""
 
     level: str
     rule: str
@@ -118,10 +138,12 @@ class Runtime(Protocol):
     """An opened artifact; the seam that makes every number comparable."""
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits of every position, float32 [len(tokens), vocabulary]; no state is kept between calls."""
+        """Logits of every position, float32 [len(tokens), vocabulary]; no state is kept between
+        calls."""
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        """At most ``limit`` token ids, chosen greedily; ends after an end-of-text token (which it yields)."""
+        """At most ``limit`` token ids, chosen greedily; ends after an end-of-text token (which it
+        yields)."""
 
     def close(self) -> None:
         """Free the model. The object is not used afterwards."""
@@ -137,15 +159,16 @@ class Tokenizer(Protocol):
         """Text of ``ids``, without special tokens."""
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the answer."""
+        """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the
+        answer."""
 
 
 def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
     """The checkpoint ``source`` in the new folder ``scratch``, its ``config.json`` patched.
 
-    ``patch`` replaces top-level keys. ``source`` itself is never changed: weights are hard links to its files, which no
-    converter opens for writing, where the file system has them; everything else is copied. Nothing is a symbolic link,
-    which converters refuse or follow.
+    ``patch`` replaces top-level keys. ``source`` itself is never changed: weights are hard links to
+    its files, which no converter opens for writing, where the file system has them; everything else
+    is copied. Nothing is a symbolic link, which converters refuse or follow.
     """
     scratch.mkdir()
     for path in sorted(source.iterdir()):
@@ -161,7 +184,8 @@ def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
 def _link(source: Path, target: Path) -> None:
     """Another name for ``source``; a copy where the system refuses, and on Windows.
 
-    There, the name of a read-only file is removed by making the file writable, which would be the store's own.
+    There, the name of a read-only file is removed by making the file writable, which would be the
+    store's own.
     """
     if os.name != "nt":
         with contextlib.suppress(OSError):
@@ -174,7 +198,8 @@ def absent(unit: str, seen: str) -> TargetError:
     """The error for a machine without ``unit``; ``seen`` says who looked for it."""
     return TargetError(
         f"this machine has no {unit} that {seen} can use",
-        hint="measure on the device itself; `phipipe eval PACKAGE` evaluates the file here, on the CPU",
+        hint="measure on the device itself; `phipipe eval PACKAGE` evaluates the file here, on "
+        "the CPU",
     )
 
 
@@ -185,15 +210,25 @@ class Backend(Protocol):
     TOOLCHAIN: str
     APIS: frozenset[str]  # device unit APIs it can serve (phipipe/devices/*.yaml)
     SYSTEMS: frozenset[str]  # operating systems that its runtime exists for
-    HOST_APIS: frozenset[str]  # of these, what a build is measured on where the build machine has it
-    EMULATED: Mapping[str, str]  # API → a step (``module:function``) that runs an artifact as that unit would, here
+    HOST_APIS: frozenset[
+        str
+    ]  # of these, what a build is measured on where the build machine has it
+    EMULATED: Mapping[
+        str, str
+    ]  # API → a step (``module:function``) that runs an artifact as that unit would, here
     PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
     ON_DEVICE: Mapping[
         str, str
     ]  # API → the toolchain in which ``open(artifact, api)`` runs it on a machine that has it
-    TOKENS_ONLY: frozenset[str]  # of these, units whose runtime gives no logits: only speed is measured there
-    FILES: tuple[str, ...]  # what its packages hold besides what all have (``gate.COMMON``), as patterns of file names
-    CACHE_BYTES: Mapping[str, int]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
+    TOKENS_ONLY: frozenset[
+        str
+    ]  # of these, units whose runtime gives no logits: only speed is measured there
+    FILES: tuple[
+        str, ...
+    ]  # what its packages hold besides what all have (``gate.COMMON``), as patterns of file names
+    CACHE_BYTES: Mapping[
+        str, int
+    ]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
 
     @property
     def Options(self) -> type[BaseModel]:
@@ -209,16 +244,17 @@ class Backend(Protocol):
     ) -> list[Step]:
         """Steps from ``source`` to the artifact; the last one's output is what ships.
 
-        ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the checkpoint's
-        recorded fix-ups; converters apply it to a ``staged`` copy. ``unit`` is the part of the device that will run
-        the artifact, None for this machine's CPU.
+        ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the
+        checkpoint's recorded fix-ups; converters apply it to a ``staged`` copy. ``unit`` is the
+        part of the device that will run the artifact, None for this machine's CPU.
         """
 
     def scheme(self, recipe: Recipe, options: BaseModel) -> str:
         """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
 
     def context_length(self, options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-        """Positions of the cache (prompt and answer) that the artifact fixes; None if it grows as it is used."""
+        """Positions of the cache (prompt and answer) that the artifact fixes; None if it grows as
+        it is used."""
 
     def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
         """What is impossible ("error") or unwise ("warning") here, before anything is run.
@@ -229,8 +265,8 @@ class Backend(Protocol):
     def open(self, artifact: Path, api: str = "cpu") -> Runtime:
         """Load an artifact (called inside the backend's toolchain).
 
-        With "cpu" it is loaded so that figures show what the stored values are worth, whatever unit it is meant for;
-        with another API of ``ON_DEVICE``, on that unit of this machine.
+        With "cpu" it is loaded so that figures show what the stored values are worth, whatever unit
+        it is meant for; with another API of ``ON_DEVICE``, on that unit of this machine.
 
         Raises:
             TargetError: this machine has no such unit, or this toolchain cannot use it.

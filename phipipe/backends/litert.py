@@ -1,9 +1,11 @@
-"""LiteRT (TensorFlow Lite): checkpoint → float ``.tflite``, once → ai-edge-quantizer, many times → LiteRT-LM bundle.
+"""LiteRT (TensorFlow Lite): checkpoint → float ``.tflite``, once → ai-edge-quantizer, many times →
+LiteRT-LM bundle.
 
-Weights are what is quantized; activations stay in fp32 in the file. With ``dynamic`` weights LiteRT's kernels round
-each row of activations to 8 bits while they run: on phones too, so fidelity includes that. The file has two
-signatures, ``prefill_N`` and ``decode``, and a cache of fixed length; the bundle holds it with tokenizer and chat
-template, as LiteRT-LM wants it, and is opened here by reading the very same bytes.
+Weights are what is quantized; activations stay in fp32 in the file. With ``dynamic`` weights
+LiteRT's kernels round each row of activations to 8 bits while they run: on phones too, so fidelity
+includes that. The file has two signatures, ``prefill_N`` and ``decode``, and a cache of fixed
+length; the bundle holds it with tokenizer and chat template, as LiteRT-LM wants it, and is opened
+here by reading the very same bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ _SCHEMES: Mapping[Precision, str] = {
 }
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"cpu": _SCHEMES}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
-# A cache of fixed length is taken whole when the model is opened: 2,048 tokens are what a phone can spare.
+# A cache of fixed length is taken whole when the model is opened: 2,048 tokens are what a phone can
+# spare.
 CONTEXT = 2048
 PREFILL = 128  # litert-torch's own
 GROUP = 32
@@ -57,12 +60,14 @@ class Options(BaseModel):
 
     scheme: Literal["dynamic", "weight_only"] = Field(
         default="dynamic",
-        description="dynamic: integer arithmetic, activations rounded to 8 bits on the fly. weight_only: weights are "
+        description="dynamic: integer arithmetic, activations rounded to 8 bits on the fly. "
+        "weight_only: weights are "
         "turned into floats before use; closer to the original and several times slower.",
     )
     group_size: Literal[-1, 32, 64, 128] | None = Field(
         default=None,
-        description="Weights that share one scale; -1: a whole row. Groups are for dynamic int4 only. Without it 32 "
+        description="Weights that share one scale; -1: a whole row. Groups are for dynamic int4 "
+        "only. Without it 32 "
         "there, and a whole row elsewhere.",
     )
     prefill_length: int | None = Field(
@@ -71,12 +76,14 @@ class Options(BaseModel):
     context_length: int | None = Field(
         default=None,
         ge=1,
-        description="Length of the cache, prompt and answer together, which takes its memory whole at the start. "
+        description="Length of the cache, prompt and answer together, which takes its memory "
+        "whole at the start. "
         "Without it 2048, or what the model can where that is less.",
     )
     format: Literal["litertlm", "tflite"] = Field(
         default="litertlm",
-        description="litertlm: one bundle of model, tokenizer and chat template for LiteRT-LM (Android, desktop). "
+        description="litertlm: one bundle of model, tokenizer and chat template for LiteRT-LM "
+        "(Android, desktop). "
         "tflite: the bare model.",
     )
 
@@ -92,7 +99,8 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
 
 
 def _group(recipe: Recipe, options: Options) -> int:
-    """Groups of 32 wherever there are kernels for groups: on the embedded model 2.3e-3 where rows give 3.5e-3."""
+    """Groups of 32 wherever there are kernels for groups: on the embedded model 2.3e-3 where rows
+    give 3.5e-3."""
     grouped = recipe.precision == "int4" and options.scheme == "dynamic"
     return options.group_size or (GROUP if grouped else -1)
 
@@ -122,7 +130,8 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert`` in fp32, one for all precisions; for int8 and int4 ``quantize``; ``bundle`` if it is wanted."""
+    """``convert`` in fp32, one for all precisions; for int8 and int4 ``quantize``; ``bundle`` if it
+    is wanted."""
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
@@ -154,7 +163,11 @@ def steps(
                 runs="phipipe.backends.litert:quantize",
                 version=1,
                 needs={"model": "convert"},
-                params={"bits": bits, "group_size": _group(recipe, options), "scheme": options.scheme},
+                params={
+                    "bits": bits,
+                    "group_size": _group(recipe, options),
+                    "scheme": options.scheme,
+                },
                 toolchain=TOOLCHAIN,
                 output_bytes=size,
                 memory_bytes=2**30 + 2 * parameters,
@@ -198,7 +211,8 @@ RULES = (
         id="R02",
         level="error",
         when=lambda r, o, c: _context(o, c) > c.context_length,
-        message="`context_length: {options.context_length}` is more than this model's {checkpoint.context_length}",
+        message="`context_length: {options.context_length}` is more than this model's "
+        "{checkpoint.context_length}",
         hint="set `quantize.context_length` to that or less",
     ),
     Rule(
@@ -211,15 +225,21 @@ RULES = (
     Rule(
         id="R04",
         level="error",
-        when=lambda r, o, c: max(r.evaluate.window, r.measure.prompt_tokens + r.measure.new_tokens) > _context(o, c),
-        message="the evaluation needs a longer cache than is exported: windows of {recipe.evaluate.window} tokens, "
+        when=lambda r, o, c: (
+            max(r.evaluate.window, r.measure.prompt_tokens + r.measure.new_tokens) > _context(o, c)
+        ),
+        message="the evaluation needs a longer cache than is exported: windows of "
+        "{recipe.evaluate.window} tokens, "
         "measurements of {recipe.measure.prompt_tokens} and {recipe.measure.new_tokens}",
-        hint="raise `quantize.context_length`, or lower `evaluate.window`, `measure.prompt_tokens` or `new_tokens`",
+        hint="raise `quantize.context_length`, or lower `evaluate.window`, "
+        "`measure.prompt_tokens` or `new_tokens`",
     ),
     Rule(
         id="R05",
         level="error",
-        when=lambda r, o, c: c.longrope and c.original_context_length < _context(o, c) <= c.context_length,
+        when=lambda r, o, c: (
+            c.longrope and c.original_context_length < _context(o, c) <= c.context_length
+        ),
         message="the export holds one set of LongRoPE factors, the short ones: beyond "
         "{checkpoint.original_context_length} tokens the model would differ from the original",
         hint="set `quantize.context_length` to that or less",
@@ -228,16 +248,20 @@ RULES = (
         id="R06",
         level="error",
         when=lambda r, o, c: (
-            c.model_type == "phi3" and 0 < (c.sliding_window or 0) < _context(o, c) <= c.context_length
+            c.model_type == "phi3"
+            and 0 < (c.sliding_window or 0) < _context(o, c) <= c.context_length
         ),
-        message="litert-torch cannot export the sliding window of {checkpoint.sliding_window} tokens: with a longer "
+        message="litert-torch cannot export the sliding window of {checkpoint.sliding_window} "
+        "tokens: with a longer "
         "cache the model would differ from the original",
         hint="set `quantize.context_length` to that or less",
     ),
     Rule(
         id="R07",
         level="error",
-        when=lambda r, o, c: (o.group_size or -1) > 0 and (r.precision == "int8" or o.scheme == "weight_only"),
+        when=lambda r, o, c: (
+            (o.group_size or -1) > 0 and (r.precision == "int8" or o.scheme == "weight_only")
+        ),
         message="LiteRT runs groups of weights in dynamic int4 only",
         hint="leave `group_size` out, or set `precision: int4` and `scheme: dynamic`",
     ),
@@ -245,7 +269,8 @@ RULES = (
         id="R08",
         level="error",
         when=lambda r, o, c: r.precision == "int4" and _odd(_group(r, o), c),
-        message="groups of {group} do not divide this model's layers (hidden size {checkpoint.hidden_size}, "
+        message="groups of {group} do not divide this model's layers (hidden size "
+        "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size})",
         hint="for `quantize.group_size` these work: {working} (-1 is a whole row); or choose int8",
         words=lambda r, o, c: {"group": _group(r, o), "working": _working(c)},
@@ -254,15 +279,19 @@ RULES = (
         id="R09",
         level="warning",
         when=lambda r, o, c: r.precision == "int4" and _group(r, o) < 0,
-        message="int4 with one scale for a whole row is further from the original than in groups of 32, in a file of "
+        message="int4 with one scale for a whole row is further from the original than in "
+        "groups of 32, in a file of "
         "the same size",
         hint="leave `quantize.group_size` and `scheme` out, or choose int8",
     ),
     Rule(
         id="R14",
         level="warning",
-        when=lambda r, o, c: r.precision not in BITS and bool({"scheme", "group_size"} & o.model_fields_set),
-        message="`quantize.scheme` and `quantize.group_size` change nothing: {recipe.precision} quantizes nothing",
+        when=lambda r, o, c: (
+            r.precision not in BITS and bool({"scheme", "group_size"} & o.model_fields_set)
+        ),
+        message="`quantize.scheme` and `quantize.group_size` change nothing: {recipe.precision} "
+        "quantizes nothing",
         hint="take them out, or choose int8 or int4",
     ),
 )
@@ -280,7 +309,8 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to ``model.tflite`` in fp32 beside its tokenizer and config files.
+    """Step: ``inputs["source"]``, a checkpoint, to ``model.tflite`` in fp32 beside its tokenizer
+    and config files.
 
     Raises:
         StepFailed: litert-torch wrote something else than fp32, or other lengths than asked.
@@ -300,9 +330,12 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _export(source: Path, work: Path, params: Params) -> None:
-    """litert-torch's own export, cut where it would write a second tokenizer and quantize by default."""
+    """litert-torch's own export, cut where it would write a second tokenizer and quantize by
+    default."""
     from litert_torch.generative.export_hf.core import export_lib
-    from litert_torch.generative.export_hf.core.exportable_module_config import ExportableModuleConfig
+    from litert_torch.generative.export_hf.core.exportable_module_config import (
+        ExportableModuleConfig,
+    )
 
     config = ExportableModuleConfig(
         model=str(source),
@@ -311,13 +344,14 @@ def _export(source: Path, work: Path, params: Params) -> None:
         prefill_lengths=[params["prefill_length"]],
         cache_length=params["context_length"],
         quantization_recipe=None,
-        prefill_logits=False,  # no runtime reads them: they would cost an LM head for every part of a prompt
+        # no runtime reads them: they would cost an LM head for every part of a prompt
+        prefill_logits=False,
         bundle_litert_lm=False,
     )
     loaded: Any = export_lib.load_model(str(source), config, trust_remote_code=False)
     for module in loaded.model.modules():
-        # Its factors would be chosen while running, which cannot be exported; loaded are the short ones, with
-        # the scaling of attention that belongs to both.
+        # Its factors would be chosen while running, which cannot be exported; loaded are the short
+        # ones, with the scaling of attention that belongs to both.
         if getattr(module, "rope_type", None) == "longrope":
             module.rope_type = "default"
     config = export_lib.update_export_config(config, loaded)
@@ -339,14 +373,19 @@ def _check_lengths(model: Path, params: Params) -> None:
     found = sorted(interpreter.get_signature_list())
     prefill = f"prefill_{params['prefill_length']}"
     if found != ["decode", prefill]:
-        raise StepFailed(f"litert-torch wrote the signatures {', '.join(found)} instead of decode and {prefill}")
+        raise StepFailed(
+            f"litert-torch wrote the signatures {', '.join(found)} instead of decode and {prefill}"
+        )
     cache = int(interpreter.get_signature_runner("decode").get_input_details()["mask"]["shape"][-1])
     if cache != params["context_length"]:
-        raise StepFailed(f"litert-torch made a cache of {cache} tokens instead of {params['context_length']}")
+        raise StepFailed(
+            f"litert-torch made a cache of {cache} tokens instead of {params['context_length']}"
+        )
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["model"]``, the output of ``convert``, with weights as ``params`` say, and read back.
+    """Step: ``inputs["model"]``, the output of ``convert``, with weights as ``params`` say, and
+    read back.
 
     Raises:
         StepFailed: a matrix is stored in another way than asked; it names the first.
@@ -358,8 +397,15 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     group = params["group_size"]
     granularity = qtyping.QuantGranularity("CHANNELWISE" if group < 0 else f"BLOCKWISE_{group}")
     rules = recipe_manager.RecipeManager()
-    add = rules.add_dynamic_config if params["scheme"] == "dynamic" else rules.add_weight_only_config
-    add(".*", qtyping.TFLOperationName.ALL_SUPPORTED, num_bits=params["bits"], granularity=granularity)
+    add = (
+        rules.add_dynamic_config if params["scheme"] == "dynamic" else rules.add_weight_only_config
+    )
+    add(
+        ".*",
+        qtyping.TFLOperationName.ALL_SUPPORTED,
+        num_bits=params["bits"],
+        granularity=granularity,
+    )
     made = quantizer.Quantizer(str(inputs["model"] / MODEL), rules.get_quantization_recipe())
     made.quantize().export_model(str(out / MODEL))
     _copy_others(inputs["model"], out)
@@ -367,10 +413,12 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def bundle(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["model"]``, any folder with a ``model.tflite``, with a LiteRT-LM bundle in the model's place.
+    """Step: ``inputs["model"]``, any folder with a ``model.tflite``, with a LiteRT-LM bundle in the
+    model's place.
 
     Raises:
-        StepFailed: there is no tokenizer that LiteRT-LM can read, or the bundle does not hold the model as it is.
+        StepFailed: there is no tokenizer that LiteRT-LM can read, or the bundle does not hold the
+            model as it is.
     """
     from phipipe.litert_file import BUNDLE, write_bundle
 

@@ -1,11 +1,13 @@
-"""llama.cpp: checkpoint → GGUF at its own width, once → llama.cpp's quantization types → one file and a Modelfile.
+"""llama.cpp: checkpoint → GGUF at its own width, once → llama.cpp's quantization types → one file
+and a Modelfile.
 
-Conversion is llama.cpp's own converter, as auto-round carries it (toolchain ``torch``); quantization,
-evaluation and chat run in llama.cpp itself (toolchain ``llamacpp``). Both work tensor by tensor: the
-weights are never in memory as a whole.
+Conversion is llama.cpp's own converter, as auto-round carries it (toolchain ``torch``);
+quantization, evaluation and chat run in llama.cpp itself (toolchain ``llamacpp``). Both work tensor
+by tensor: the weights are never in memory as a whole.
 
-Importance matrix: for every linear, the mean over calibration tokens of each input's square, computed on
-the original in fp32. llama.cpp weighs rounding errors by it (llama.cpp, tools/imatrix/README.md).
+Importance matrix: for every linear, the mean over calibration tokens of each input's square,
+computed on the original in fp32. llama.cpp weighs rounding errors by it (llama.cpp,
+tools/imatrix/README.md).
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"cpu", "metal"})  # its wheel is compiled without CUDA, Vulkan, OpenCL
 EMULATED: Mapping[str, str] = {}
-_SCHEMES: Mapping[Precision, str] = {"fp32": "F32", "fp16": "F16, BF16", "int8": "Q8_0", "int4": "Q4_K_M and others"}
+_SCHEMES: Mapping[Precision, str] = {
+    "fp32": "F32",
+    "fp16": "F16, BF16",
+    "int8": "Q8_0",
+    "int4": "Q4_K_M and others",
+}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
 OLLAMA_CONTEXT = 4096
 MODEL, MODELFILE, IMATRIX = "model.gguf", "Modelfile", "imatrix.npz"
@@ -46,7 +53,8 @@ class Type(NamedTuple):
     """One of llama.cpp's file types: the tensor type it is named after, and its usual size."""
 
     tensor: str
-    bits: float  # per weight, of a whole model of some billion weights (llama.cpp, tools/quantize/README.md)
+    # per weight, of a whole model of some billion weights (llama.cpp, tools/quantize/README.md)
+    bits: float
     needs_imatrix: bool = False
 
 
@@ -83,20 +91,25 @@ TYPES: Mapping[str, Type] = {
     "IQ1_S": Type("IQ1_S", 2.0, True),
 }
 DEFAULTS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_K_M"}
-# How byte-level BPE tokenizers of the family cut text into words → llama.cpp's name for it (src/llama-vocab.cpp).
+# How byte-level BPE tokenizers of the family cut text into words → llama.cpp's name for it
+# (src/llama-vocab.cpp).
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _SPACE = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 PRE_TOKENIZERS: Mapping[str, str] = {
     "GPT-2": "phi-2",
-    _WORD + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACE: "dbrx",  # Phi-4, cl100k
+    _WORD
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    + _SPACE: "dbrx",  # Phi-4, cl100k
     r"[^\r\n\p{L}\p{N}]?"  # Phi-4-mini, o200k
     + rf"{_UPPER}*{_LOWER}+{_WORD}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_WORD}?"
     + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
     + _SPACE: "gpt-4o",
 }
 FLOATS: Mapping[str, str] = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
-BLOCK_256 = frozenset(name for name in TYPES if "_K" in name or (name.startswith("IQ") and name != "IQ4_NL"))
+BLOCK_256 = frozenset(
+    name for name in TYPES if "_K" in name or (name.startswith("IQ") and name != "IQ4_NL")
+)
 TypeName = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
     "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "Q2_K", "Q2_K_S",
@@ -115,7 +128,8 @@ class Options(BaseModel):
 
     type: TypeName | None = Field(
         default=None,
-        description="The file type. Without it: Q4_K_M for int4, Q8_0 for int8, F16 for fp16. int4 stands for all "
+        description="The file type. Without it: Q4_K_M for int4, Q8_0 for int8, F16 for fp16. "
+        "int4 stands for all "
         "types below 8 bits. Q4_0 and IQ4_NL are what Arm phones repack for their fast kernels.",
     )
     imatrix: bool = Field(
@@ -124,15 +138,22 @@ class Options(BaseModel):
         description="Weigh rounding errors by how strongly the calibration text drives each input "
         "(`calibrate.text`). Better below 5 bits; required by the smallest types.",
     )
-    output_type: TensorType | None = Field(default=None, description="Another type for the output layer (LM head).")
-    embedding_type: TensorType | None = Field(default=None, description="Another type for the token embedding.")
+    output_type: TensorType | None = Field(
+        default=None, description="Another type for the output layer (LM head)."
+    )
+    embedding_type: TensorType | None = Field(
+        default=None, description="Another type for the token embedding."
+    )
     tensors: dict[str, TensorType] = Field(
         default={},
-        description="Other types for single tensors: regular expressions over GGUF's names, such as `ffn_down: Q8_0`. "
+        description="Other types for single tensors: regular expressions over GGUF's names, "
+        "such as `ffn_down: Q8_0`. "
         "The first that is found in a name wins.",
     )
     pure: bool = Field(
-        default=False, strict=True, description="One type for all layers, where llama.cpp would mix in better ones."
+        default=False,
+        strict=True,
+        description="One type for all layers, where llama.cpp would mix in better ones.",
     )
 
 
@@ -207,7 +228,12 @@ def steps(
         runs="phipipe.backends.llamacpp:quantize",
         version=1,
         needs=needs,
-        params={"type": wanted, "pure": options.pure, "tensors": [list(i) for i in options.tensors.items()], **named},
+        params={
+            "type": wanted,
+            "pure": options.pure,
+            "tensors": [list(i) for i in options.tensors.items()],
+            **named,
+        },
         toolchain=TOOLCHAIN,
         output_bytes=(size := int(parameters * TYPES[wanted].bits / 8)),
         loaded_bytes=2 * size,  # the file mapped, and its rows rearranged for the CPU beside it
@@ -217,12 +243,19 @@ def steps(
 
 
 def _served(recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """Tokens of context for Ollama: what the recipe asks for, within what the model was made and tested for.
+    """Tokens of context for Ollama: what the recipe asks for, within what the model was made and
+    tested for.
 
-    Where the recipe says nothing it is Ollama's own 4096: it takes the memory for all of it at once.
+    Where the recipe says nothing it is Ollama's own 4096: it takes the memory for all of it at
+    once.
     """
-    longest = checkpoint.original_context_length if checkpoint.longrope else checkpoint.context_length
-    return min(recipe.context or OLLAMA_CONTEXT, longest if recipe.context is None else checkpoint.context_length)
+    longest = (
+        checkpoint.original_context_length if checkpoint.longrope else checkpoint.context_length
+    )
+    return min(
+        recipe.context or OLLAMA_CONTEXT,
+        longest if recipe.context is None else checkpoint.context_length,
+    )
 
 
 def _own_width(checkpoint: Checkpoint) -> str:
@@ -233,10 +266,13 @@ def _own_width(checkpoint: Checkpoint) -> str:
 def _model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
     """``general.name``, by which llama.cpp knows Phi-3's SentencePiece vocabulary.
 
-    It strips the space after special tokens if it reads "Phi-3" there; with another vocabulary it then fails to load.
+    It strips the space after special tokens if it reads "Phi-3" there; with another vocabulary it
+    then fails to load.
     """
     source = recipe.source
-    name = source.repo.rpartition("/")[2] if source.repo else source.builtin or checkpoint.folder.name
+    name = (
+        source.repo.rpartition("/")[2] if source.repo else source.builtin or checkpoint.folder.name
+    )
     if checkpoint.tokenizer != "sentencepiece":
         return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
     named = checkpoint.model_type != "phi3" or re.search("phi-?3", name, re.IGNORECASE)
@@ -253,11 +289,17 @@ def _odd(c: Checkpoint, block: int) -> bool:
 
 def _belongs(precision: str, kind: str) -> bool:
     bits = TYPES[kind].bits
-    return kind in FLOATS if precision.startswith("fp") else (bits < 8) == (precision == "int4") and bits < 16
+    return (
+        kind in FLOATS
+        if precision.startswith("fp")
+        else (bits < 8) == (precision == "int4") and bits < 16
+    )
 
 
 def _width_of(precision: str, kind: str) -> bool:
-    return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(precision, _belongs(precision, kind))
+    return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(
+        precision, _belongs(precision, kind)
+    )
 
 
 RULES = (
@@ -272,30 +314,36 @@ RULES = (
         id="L05",
         level="error",
         when=lambda r, o, c: c.tied and o.output_type is not None and o.embedding_type is not None,
-        message="the embedding is also the output layer: `output_type` and `embedding_type` name one tensor twice",
+        message="the embedding is also the output layer: `output_type` and `embedding_type` "
+        "name one tensor twice",
         hint="set `embedding_type` alone",
     ),
     Rule(
         id="L08",
         level="error",
         when=lambda r, o, c: c.model_type == "phi3" and c.tokenizer == "other",
-        message="llama.cpp's converter cannot read this checkpoint's vocabulary: there is no `tokenizer.model`, and "
+        message="llama.cpp's converter cannot read this checkpoint's vocabulary: there is no "
+        "`tokenizer.model`, and "
         "`tokenizer_config.json` does not name a `GPT2Tokenizer`",
-        hint="take `tokenizer.model` (Phi-3) or `tokenizer_config.json` (Phi-4) from the original repository",
+        hint="take `tokenizer.model` (Phi-3) or `tokenizer_config.json` (Phi-4) from the "
+        "original repository",
     ),
     Rule(
         id="L10",
         level="error",
         when=lambda r, o, c: not _width_of(r.precision, type_of(r, o)),
         message="`{options.type}` is no {recipe.precision} type",
-        hint="set `precision` to int4 for all types below 8 bits, int8 for Q8_0, fp16 for F16 and BF16",
+        hint="set `precision` to int4 for all types below 8 bits, int8 for Q8_0, fp16 for F16 "
+        "and BF16",
     ),
     Rule(
         id="L11",
         level="error",
         when=lambda r, o, c: type_of(r, o) in BLOCK_256 and _odd(c, 256),
-        message="`{recipe.precision}` would be stored in blocks of 256, which do not divide this model's layers "
-        "(hidden size {checkpoint.hidden_size}, intermediate size {checkpoint.intermediate_size}): llama.cpp would "
+        message="`{recipe.precision}` would be stored in blocks of 256, which do not divide "
+        "this model's layers "
+        "(hidden size {checkpoint.hidden_size}, intermediate size "
+        "{checkpoint.intermediate_size}): llama.cpp would "
         "take other types without a word",
         hint="set `quantize.type` to one with blocks of 32: Q4_0, IQ4_NL, Q5_0 or Q8_0",
     ),
@@ -303,7 +351,8 @@ RULES = (
         id="L12",
         level="error",
         when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and _odd(c, 32),
-        message="blocks of 32 do not divide this model's layers (hidden size {checkpoint.hidden_size}, "
+        message="blocks of 32 do not divide this model's layers (hidden size "
+        "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size})",
         hint="choose fp16",
     ),
@@ -318,15 +367,20 @@ RULES = (
         id="L15",
         level="error",
         when=lambda r, o, c: any(remark.rule == "W04" for remark in c.remarks),
-        message="llama.cpp's converter fails on a token that lies beyond the model's table, if only for padding",
-        hint="take the added token out of the tokenizer's files, and pad with one that the model has",
+        message="llama.cpp's converter fails on a token that lies beyond the model's table, if "
+        "only for padding",
+        hint="take the added token out of the tokenizer's files, and pad with one that the "
+        "model has",
     ),
     *WINDOWLESS,
     Rule(
         id="M10",
         level="warning",
-        when=lambda r, o, c: c.longrope and (r.context is None or r.context > c.original_context_length),
-        message="with a context above {checkpoint.original_context_length} tokens llama.cpp takes LongRoPE's long "
+        when=lambda r, o, c: (
+            c.longrope and (r.context is None or r.context > c.original_context_length)
+        ),
+        message="with a context above {checkpoint.original_context_length} tokens llama.cpp "
+        "takes LongRoPE's long "
         "factors for every prompt (llama.cpp issue 24823): load the model with at most that",
         hint="`context: {checkpoint.original_context_length}` says that to this build",
     ),
@@ -344,10 +398,12 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to ``model.gguf`` in ``params["type"]``, and an Ollama ``Modelfile``.
+    """Step: ``inputs["source"]``, a checkpoint, to ``model.gguf`` in ``params["type"]``, and an
+    Ollama ``Modelfile``.
 
     Raises:
-        StepFailed: the converter does not know the architecture, or what it wrote is not what was asked.
+        StepFailed: the converter does not know the architecture, or what it wrote is not what was
+            asked.
     """
     import tempfile
 
@@ -359,7 +415,9 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
         _convert(source, out / MODEL, params)
     llama_gguf.check_floats(out / MODEL, params["type"])
-    (out / MODELFILE).write_bytes(llama_modelfile.text(inputs["source"], MODEL, params["context"]).encode())
+    (out / MODELFILE).write_bytes(
+        llama_modelfile.text(inputs["source"], MODEL, params["context"]).encode()
+    )
 
 
 def _convert(source: Path, target: Path, params: Params) -> None:
@@ -393,8 +451,9 @@ def _convert(source: Path, target: Path, params: Params) -> None:
 def _cut_by(source: Path) -> str:
     """llama.cpp's name for how ``source``'s tokenizer cuts text before it merges bytes.
 
-    The converter knows vocabularies by a hash, so it knows those of the originals alone. The regular expression says
-    the same; whether token ids are the original's is checked after every conversion.
+    The converter knows vocabularies by a hash, so it knows those of the originals alone. The
+    regular expression says the same; whether token ids are the original's is checked after every
+    conversion.
 
     Raises:
         StepFailed: it is none of the family's.
@@ -404,16 +463,21 @@ def _cut_by(source: Path) -> str:
     told = json.loads((source / "tokenizer.json").read_text("utf-8")).get("pre_tokenizer") or {}
     parts = told.get("pretokenizers", [told])
     patterns = [part["pattern"]["Regex"] for part in parts if "Regex" in part.get("pattern", {})]
-    cuts = patterns or ["GPT-2" for part in parts if part.get("type") == "ByteLevel" and part.get("use_regex", True)]
+    cuts = patterns or [
+        "GPT-2" for part in parts if part.get("type") == "ByteLevel" and part.get("use_regex", True)
+    ]
     if len(cuts) != 1 or cuts[0] not in PRE_TOKENIZERS:
-        raise StepFailed("llama.cpp knows neither this vocabulary nor how its tokenizer cuts text into words")
+        raise StepFailed(
+            "llama.cpp knows neither this vocabulary nor how its tokenizer cuts text into words"
+        )
     return PRE_TOKENIZERS[cuts[0]]
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["model"]``, a GGUF in 16 or 32 bits, to ``params["type"]``.
 
-    ``inputs["imatrix"]`` is optional. The file's tensors are verified before the step counts as done.
+    ``inputs["imatrix"]`` is optional. The file's tensors are verified before the step counts as
+    done.
 
     Raises:
         StepFailed: llama.cpp refused, or stored something else than asked.
@@ -429,7 +493,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
-    """Load the GGUF on the CPU; with another API, every layer on the GPU that llama.cpp was compiled for."""
+    """Load the GGUF on the CPU; with another API, every layer on the GPU that llama.cpp was
+    compiled for."""
     from phipipe import llama_session
 
     return llama_session.Session(artifact / MODEL, gpu=api != "cpu")

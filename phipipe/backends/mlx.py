@@ -1,10 +1,11 @@
 """Apple MLX: checkpoint → MLX folder in floating point, once → mlx-lm's quantization, many times.
 
-Both steps are lazy: a tensor is read, changed and written one at a time. MLX also runs on Linux (its CPU
-build), so that the very file that ships is evaluated where it is built; speed there says nothing of a Mac.
+Both steps are lazy: a tensor is read, changed and written one at a time. MLX also runs on Linux
+(its CPU build), so that the very file that ships is evaluated where it is built; speed there says
+nothing of a Mac.
 
-Fidelity is computed in fp32 arithmetic over the stored values, as for every runtime here; text is generated
-in the dtype that ships, as ``mlx_lm`` does.
+Fidelity is computed in fp32 arithmetic over the stored values, as for every runtime here; text is
+generated in the dtype that ships, as ``mlx_lm`` does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ _SCHEMES: Mapping[Precision, str] = {
     "int4": "2 to 6 bits affine, mxfp4, nvfp4, mixed",
 }
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"metal": _SCHEMES}
-GROUPS: Mapping[str, int] = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}  # mlx-lm's own defaults
+GROUPS: Mapping[str, int] = {
+    "affine": 64,
+    "mxfp4": 32,
+    "nvfp4": 16,
+    "mxfp8": 32,
+}  # mlx-lm's own defaults
 BITS: Mapping[str, int] = {"mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
@@ -58,22 +64,28 @@ class Options(BaseModel):
 
     mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"] = Field(
         default="affine",
-        description="affine: scale and bias per group. mxfp4, nvfp4, mxfp8: small floating-point formats with a shared "
+        description="affine: scale and bias per group. mxfp4, nvfp4, mxfp8: small "
+        "floating-point formats with a shared "
         "scale, of fixed width and group.",
     )
     bits: Literal[2, 3, 4, 5, 6, 8] | None = Field(
-        default=None, description="Bits per weight, affine only. Without it 4 for int4 and 8 for int8."
+        default=None,
+        description="Bits per weight, affine only. Without it 4 for int4 and 8 for int8.",
     )
     group_size: Literal[16, 32, 64, 128] | None = Field(
-        default=None, description="Weights that share one scale: 32, 64 (default) or 128; the other modes fix it."
+        default=None,
+        description="Weights that share one scale: 32, 64 (default) or 128; the other modes fix "
+        "it.",
     )
     mixed: Literal["none", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"] = Field(
         default="none",
-        description="Two widths: the LM head, and attention inputs and down projections of every third and the outer "
+        description="Two widths: the LM head, and attention inputs and down projections of "
+        "every third and the outer "
         "layers get the higher one.",
     )
     dtype: Literal["float16", "bfloat16"] | None = Field(
-        default=None, description="16-bit type of fp16 builds, and of scales. Without it the checkpoint's own."
+        default=None,
+        description="16-bit type of fp16 builds, and of scales. Without it the checkpoint's own.",
     )
 
 
@@ -87,7 +99,9 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     group = f", groups of {_group(options)}"
     if options.mode != "affine":
         return options.mode + group
-    return (f"{_bits(recipe, options)}-bit affine" if options.mixed == "none" else options.mixed) + group
+    return (
+        f"{_bits(recipe, options)}-bit affine" if options.mixed == "none" else options.mixed
+    ) + group
 
 
 def _bits(recipe: Recipe, options: Options) -> int:
@@ -107,7 +121,8 @@ def steps(
 ) -> list[Step]:
     """``convert``, one in 16 bits for all but fp32; for int8 and int4 ``quantize``.
 
-    A large model is not written out in 16 bits first: ``quantize`` then reads the checkpoint itself.
+    A large model is not written out in 16 bits first: ``quantize`` then reads the checkpoint
+    itself.
     """
     from phipipe.backends.base import Step
 
@@ -135,7 +150,13 @@ def steps(
         runs="phipipe.backends.mlx:quantize",
         version=1,
         needs={"source": "source"} if direct else {"model": "convert"},
-        params={"mode": options.mode, "bits": bits, "group_size": group, "mixed": options.mixed, **direct},
+        params={
+            "mode": options.mode,
+            "bits": bits,
+            "group_size": group,
+            "mixed": options.mixed,
+            **direct,
+        },
         toolchain=TOOLCHAIN,
         output_bytes=(size := parameters * (bits * group + 32) // group // 8),
         memory_bytes=size + 2**29 if direct else 2**30 + parameters,
@@ -150,7 +171,9 @@ def _own_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _odd(options: Options, checkpoint: Checkpoint) -> bool:
-    return any(width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size))
+    return any(
+        width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size)
+    )
 
 
 RULES = (
@@ -164,30 +187,40 @@ RULES = (
     Rule(
         id="X02",
         level="error",
-        when=lambda r, o, c: o.mode != "affine" and (o.bits or o.group_size not in (None, GROUPS[o.mode])),
+        when=lambda r, o, c: (
+            o.mode != "affine" and (o.bits or o.group_size not in (None, GROUPS[o.mode]))
+        ),
         message="`{options.mode}` has a width and a group size of its own",
         hint="leave `bits` and `group_size` out",
     ),
     Rule(
         id="X03",
         level="error",
-        when=lambda r, o, c: o.mixed != "none" and (o.mode != "affine" or o.bits or r.precision != "int4"),
-        message="`{options.mixed}` is an affine int4 scheme with widths of its own; mlx-lm would ignore it here",
+        when=lambda r, o, c: (
+            o.mixed != "none" and (o.mode != "affine" or o.bits or r.precision != "int4")
+        ),
+        message="`{options.mixed}` is an affine int4 scheme with widths of its own; mlx-lm "
+        "would ignore it here",
         hint="leave `mode` and `bits` out and set `precision: int4`, or remove `mixed`",
     ),
     Rule(
         id="X07",
         level="error",
-        when=lambda r, o, c: not r.precision.startswith("fp") and (_bits(r, o) == 8) != (r.precision == "int8"),
-        message="these options store 8 bits only for int8, fewer only for int4; the recipe says {recipe.precision}",
+        when=lambda r, o, c: (
+            not r.precision.startswith("fp") and (_bits(r, o) == 8) != (r.precision == "int8")
+        ),
+        message="these options store 8 bits only for int8, fewer only for int4; the recipe says "
+        "{recipe.precision}",
         hint="change `precision`, or `quantize.bits` and `quantize.mode`",
     ),
     Rule(
         id="X08",
         level="error",
         when=lambda r, o, c: not r.precision.startswith("fp") and _odd(o, c),
-        message="the group size does not divide this model's layers (hidden size {checkpoint.hidden_size}, "
-        "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those unquantized without a word",
+        message="the group size does not divide this model's layers (hidden size "
+        "{checkpoint.hidden_size}, "
+        "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those "
+        "unquantized without a word",
         hint="set `quantize.group_size: 32`, or `precision: fp16`",
     ),
     Rule(
@@ -202,17 +235,21 @@ RULES = (
         id="M11",
         level="warning",
         when=lambda r, o, c: c.longrope and r.evaluate.window <= c.original_context_length,
-        message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use the model with at "
+        message="mlx-lm knows one set of LongRoPE factors; the short ones are built in, so use "
+        "the model with at "
         "most {checkpoint.original_context_length} tokens",
-        hint="for longer prompts alone, set `evaluate.window` beyond that: the long factors are then built in",
+        hint="for longer prompts alone, set `evaluate.window` beyond that: the long factors are "
+        "then built in",
     ),
     Rule(
         id="M16",
         level="warning",
         when=lambda r, o, c: c.longrope and r.evaluate.window > c.original_context_length,
-        message="mlx-lm knows one set of LongRoPE factors; since `evaluate.window` asks for them, the long ones are "
+        message="mlx-lm knows one set of LongRoPE factors; since `evaluate.window` asks for "
+        "them, the long ones are "
         "built in, so use the model with more than {checkpoint.original_context_length} tokens",
-        hint="for shorter prompts, lower `evaluate.window` to that: the short factors are then built in",
+        hint="for shorter prompts, lower `evaluate.window` to that: the short factors are then "
+        "built in",
     ),
 )
 
@@ -242,25 +279,35 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         model, config, source = _opened(inputs["source"], params, Path(scratch) / "model")
         _save(model, config, source, out)
     keep = _castable(model)
-    wrong = [n for n, v in _stored(out).items() if n.endswith(".weight") and keep(n) and v.dtype != dtype]
+    wrong = [
+        n for n, v in _stored(out).items() if n.endswith(".weight") and keep(n) and v.dtype != dtype
+    ]
     if wrong or any(name.endswith(".scales") for name in _stored(out)):
-        raise StepFailed(f"the conversion is not {params['dtype']}: {', '.join(wrong[:1]) or 'it is quantized'}")
+        raise StepFailed(
+            f"the conversion is not {params['dtype']}: {', '.join(wrong[:1]) or 'it is quantized'}"
+        )
 
 
 def _opened(checkpoint: Path, params: Params, scratch: Path) -> tuple[Any, dict[str, Any], Path]:
-    """mlx-lm's model of ``checkpoint`` in ``params["dtype"]``, nothing read yet; its config; the patched folder."""
+    """mlx-lm's model of ``checkpoint`` in ``params["dtype"]``, nothing read yet; its config; the
+    patched folder."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
     from mlx_lm import utils
 
     from phipipe.backends.base import staged
 
-    dtype, source = getattr(mx, params["dtype"]), staged(checkpoint, params["config_patch"], scratch)
+    dtype, source = (
+        getattr(mx, params["dtype"]),
+        staged(checkpoint, params["config_patch"], scratch),
+    )
     model, config = utils.load_model(source, lazy=True)
     keep = _castable(model)
 
     def cast(name: str, value: Any) -> Any:
-        return value.astype(dtype) if keep(name) and mx.issubdtype(value.dtype, mx.floating) else value
+        return (
+            value.astype(dtype) if keep(name) and mx.issubdtype(value.dtype, mx.floating) else value
+        )
 
     model.update(tree_map_with_path(cast, model.parameters()))
     config["torch_dtype"] = params["dtype"]
@@ -275,7 +322,8 @@ def _castable(model: Any) -> Callable[[str], bool]:
 
 
 def _save(model: Any, config: dict[str, Any], source: Path, out: Path) -> None:
-    """mlx-lm's own files, but the tokenizer's as they are in ``source``: saving them again would change them."""
+    """mlx-lm's own files, but the tokenizer's as they are in ``source``: saving them again would
+    change them."""
     import shutil
 
     from mlx_lm import utils
@@ -298,9 +346,11 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["model"]``, the output of ``convert``, quantized as ``params`` say, and read back.
+    """Step: ``inputs["model"]``, the output of ``convert``, quantized as ``params`` say, and read
+    back.
 
-    With ``inputs["source"]``, a checkpoint, in its place it is opened as ``convert`` would (dtype, config_patch).
+    With ``inputs["source"]``, a checkpoint, in its place it is opened as ``convert`` would (dtype,
+    config_patch).
 
     Raises:
         StepFailed: mlx-lm stored something else than asked.
@@ -315,11 +365,22 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         else:
             folder = inputs["model"]
             model, config = utils.load_model(folder, lazy=True)
-        inner = {n: module.weight.shape[-1] for n, module in model.named_modules() if hasattr(module, "to_quantized")}
+        inner = {
+            n: module.weight.shape[-1]
+            for n, module in model.named_modules()
+            if hasattr(module, "to_quantized")
+        }
         predicate = _predicate(model, params)
-        asked = {name: predicate(name, None)["bits"] if predicate else params["bits"] for name in inner}
+        asked = {
+            name: predicate(name, None)["bits"] if predicate else params["bits"] for name in inner
+        }
         model, config = utils.quantize_model(
-            model, config, params["group_size"], params["bits"], mode=params["mode"], quant_predicate=predicate
+            model,
+            config,
+            params["group_size"],
+            params["bits"],
+            mode=params["mode"],
+            quant_predicate=predicate,
         )
         _save(model, config, folder, out)
     _check_quantized(_stored(out), inner, asked, params["group_size"])
@@ -331,14 +392,19 @@ def _predicate(model: Any, params: Params) -> Any:
 
     if params["mixed"] == "none":
         return None
-    convert_module = importlib.import_module("mlx_lm.convert")  # `mlx_lm.convert` itself is a function by now
-    return convert_module.mixed_quant_predicate_builder(params["mixed"], model, params["group_size"])
+    convert_module = importlib.import_module(
+        "mlx_lm.convert"
+    )  # `mlx_lm.convert` itself is a function by now
+    return convert_module.mixed_quant_predicate_builder(
+        params["mixed"], model, params["group_size"]
+    )
 
 
 def _check_quantized(
     stored: Mapping[str, Any], inner: Mapping[str, int], asked: Mapping[str, int], group_size: int
 ) -> None:
-    """Bits and group size of every layer, from the shapes of what was written: 32-bit words and scales."""
+    """Bits and group size of every layer, from the shapes of what was written: 32-bit words and
+    scales."""
     for name, width in inner.items():
         if f"{name}.scales" not in stored:
             raise StepFailed(f"mlx-lm left `{name}` unquantized")
@@ -346,7 +412,8 @@ def _check_quantized(
         group = width // stored[f"{name}.scales"].shape[-1]
         if (bits, group) != (asked[name], group_size):
             raise StepFailed(
-                f"`{name}` was asked for in {asked[name]} bits and groups of {group_size}, and mlx-lm stored {bits} "
+                f"`{name}` was asked for in {asked[name]} bits and groups of {group_size}, and "
+                f"mlx-lm stored {bits} "
                 f"bits and groups of {group}"
             )
 
@@ -354,8 +421,9 @@ def _check_quantized(
 def _by_blas(model: Any) -> None:
     """Let ``model``'s linear layers compute with numpy, on the very values that are stored.
 
-    mlx's products on CPUs reach 3 GFLOP/s on two cores (Linux), numpy's 60: a window of 512 tokens through 4 G
-    parameters would take 20 minutes. Metal has kernels of its own, which no CPU can try anyway.
+    mlx's products on CPUs reach 3 GFLOP/s on two cores (Linux), numpy's 60: a window of 512 tokens
+    through 4 G parameters would take 20 minutes. Metal has kernels of its own, which no CPU can try
+    anyway.
     """
     import mlx.core as mx
     import numpy as np
@@ -381,7 +449,9 @@ def _by_blas(model: Any) -> None:
                 parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
             setattr(parent, last, Blas(module))
         elif isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
-            object.__setattr__(module, "as_linear", Blas(module))  # a module keeps its own methods from being set
+            object.__setattr__(
+                module, "as_linear", Blas(module)
+            )  # a module keeps its own methods from being set
 
 
 def _dense(layer: Any) -> Any:
@@ -415,14 +485,18 @@ class _Session:
         return np.array(self._wide(self._mx.array([list(tokens)]))[0].astype(self._mx.float32))
 
     def _in_fp32(self) -> Any:
-        """The model again, with floating-point values (scales too) in fp32: 16-bit activations would be measured."""
+        """The model again, with floating-point values (scales too) in fp32: 16-bit activations
+        would be measured."""
         from mlx.utils import tree_map
         from mlx_lm import utils
 
         mx = self._mx
         model, _ = utils.load_model(self._folder, lazy=True)
         model.update(
-            tree_map(lambda v: v.astype(mx.float32) if mx.issubdtype(v.dtype, mx.floating) else v, model.parameters())
+            tree_map(
+                lambda v: v.astype(mx.float32) if mx.issubdtype(v.dtype, mx.floating) else v,
+                model.parameters(),
+            )
         )
         size = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
         if size > _BLAS_BYTES and mx.default_device() == mx.Device(mx.cpu):

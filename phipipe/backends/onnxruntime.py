@@ -1,13 +1,17 @@
-"""ONNX Runtime GenAI: checkpoint → fp32 ONNX folder, once → 8 or 4 bits, many times → a folder it serves.
+"""ONNX Runtime GenAI: checkpoint → fp32 ONNX folder, once → 8 or 4 bits, many times → a folder it
+serves.
 
-``convert`` calls onnxruntime-genai's own model builder; ``quantize`` then does to the fp32 graph what the
-builder does in one shot, and its initializers are byte-identical to the bare builder's with equal options
-(test_onnxruntime.py compares them), except where the builder is wrong or wasteful:
+``convert`` calls onnxruntime-genai's own model builder; ``quantize`` then does to the fp32 graph
+what the builder does in one shot, and its initializers are byte-identical to the bare builder's
+with equal options (test_onnxruntime.py compares them), except where the builder is wrong or
+wasteful:
 
-- tied embeddings at int8: the builder stores the embedding a second time, in fp32; here it reads the 8-bit head;
-- tied embeddings and an excluded LM head: the builder rounds the embedding to 4 bits unasked; here both stay fp32;
-- tied embeddings at int4 with "default", asymmetric or with the head at 8 bits: the builder's graph reads
-  weights that do not exist, and does not load; here it does.
+- tied embeddings at int8: the builder stores the embedding a second time, in fp32; here it reads
+  the 8-bit head;
+- tied embeddings and an excluded LM head: the builder rounds the embedding to 4 bits unasked; here
+  both stay fp32;
+- tied embeddings at int4 with "default", asymmetric or with the head at 8 bits: the builder's graph
+  reads weights that do not exist, and does not load; here it does.
 
 The builder's windowed KV cache is off: with it, prompts shorter than the window fail at run time.
 """
@@ -42,8 +46,8 @@ _SCHEMES: Mapping[Precision, str] = {
     "int8": "MatMulNBits, 8 bits",
     "int4": "MatMulNBits, 4 bits",
 }
-# What the builder itself lists as valid, except what then fails: fp16 on CPUs while decoding grouped-query models,
-# fp32 with CUDA while loading (the graph names caches that it does not make).
+# What the builder itself lists as valid, except what then fails: fp16 on CPUs while decoding
+# grouped-query models, fp32 with CUDA while loading (the graph names caches that it does not make).
 _ABLE: Mapping[str, tuple[Precision, ...]] = {
     "cpu": ("fp32", "int8", "int4"),
     "cuda": ("fp16", "int8", "int4"),
@@ -51,12 +55,16 @@ _ABLE: Mapping[str, tuple[Precision, ...]] = {
     "webgpu": ("fp16", "int8", "int4"),
     "tensorrt-rtx": ("fp16",),
 }
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {api: {p: _SCHEMES[p] for p in able} for api, able in _ABLE.items()}
+PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
+    api: {p: _SCHEMES[p] for p in able} for api, able in _ABLE.items()
+}
 APIS = frozenset(PRECISIONS)
 SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios", "web"})
 ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN, "cuda": "onnxruntime-cuda"}
 TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}  # as wide as what goes in and out
+CACHE_BYTES: Mapping[str, int] = {
+    api: 4 if api == "cpu" else 2 for api in APIS
+}  # as wide as what goes in and out
 # The builder's names for execution providers, also the keys of their options in genai_config.json.
 PROVIDERS: Mapping[str, str] = {
     "cpu": "cpu",
@@ -67,8 +75,8 @@ PROVIDERS: Mapping[str, str] = {
 }
 INT8_ACTIVATIONS = frozenset({"cpu", "webgpu"})  # the builder's default there is accuracy level 4
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
-# Memory at the peak, measured with 3.8 and 14.7 G parameters: torch, transformers and the builder's graph; rounding,
-# 0.54 and 0.75 GB, which grows by half a byte per value of the largest matrix.
+# Memory at the peak, measured with 3.8 and 14.7 G parameters: torch, transformers and the builder's
+# graph; rounding, 0.54 and 0.75 GB, which grows by half a byte per value of the largest matrix.
 _BUILDER_BYTES, _ROUNDING_BYTES = 29 * 2**24, 490_000_000
 _LOADED = 1.2  # × the file: onnxruntime packs the integers anew; measured at 4 bits
 _GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
@@ -83,7 +91,8 @@ FILES: tuple[str, ...] = (
     "vision.onnx.data",
     "embedding.onnx",
 )
-# Everything else of ours is imported where it is used: `phipipe validate` loads this module for its Options.
+# Everything else of ours is imported where it is used: `phipipe validate` loads this module for its
+# Options.
 
 
 class Options(BaseModel):
@@ -92,29 +101,38 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     block_size: Literal[16, 32, 64, 128, 256] = Field(
-        default=32, description="Weights that share one scale. Smaller is more accurate and larger on disk."
+        default=32,
+        description="Weights that share one scale. Smaller is more accurate and larger on disk.",
     )
     symmetric: bool = Field(
         default=True,
         strict=True,
-        description="Rounding around zero, without zero points. Off: a zero point per block, for skewed weights.",
+        description="Rounding around zero, without zero points. Off: a zero point per block, "
+        "for skewed weights.",
     )
     algorithm: Literal["default", "rtn", "k_quant", "gptq"] = Field(
         default="default",
-        description="default: onnxruntime's kernels; symmetric scales take the largest weight's sign, so all levels "
-        "are used. rtn: round to nearest, positive scales, one level lost. k_quant: searches scale and zero point "
-        "of each block, slower, always asymmetric. gptq (int4 only): Olive rounds column by column and makes up for "
+        description="default: onnxruntime's kernels; symmetric scales take the largest weight's "
+        "sign, so all levels "
+        "are used. rtn: round to nearest, positive scales, one level lost. k_quant: searches "
+        "scale and zero point "
+        "of each block, slower, always asymmetric. gptq (int4 only): Olive rounds column by "
+        "column and makes up for "
         "each error in the next ones, by what it learns from the calibration text.",
     )
     mixed: Literal["none", "head", "down", "layers"] = Field(
         default="none",
-        description="What an int4 model keeps at 8 bits. head: the LM head. down: also the down projections of the "
-        "first and last eighth of the layers, and of every third between. layers: and their attention inputs.",
+        description="What an int4 model keeps at 8 bits. head: the LM head. down: also the down "
+        "projections of the "
+        "first and last eighth of the layers, and of every third between. layers: and their "
+        "attention inputs.",
     )
     rotate: Literal["quarot", "spinquant"] | None = Field(
         default=None,
-        description="Olive turns the weights in their space before they are rounded, so that none stands out; the "
-        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by rotations that are learned "
+        description="Olive turns the weights in their space before they are rounded, so that "
+        "none stands out; the "
+        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by "
+        "rotations that are learned "
         "from the calibration text.",
     )
     accuracy_level: int | None = Field(
@@ -127,7 +145,8 @@ class Options(BaseModel):
     )
     exclude: list[str] = Field(
         default=[],
-        description="Nodes to leave in fp32, as patterns over their names: `*/layers.0/mlp/down_proj/*`.",
+        description="Nodes to leave in fp32, as patterns over their names: "
+        "`*/layers.0/mlp/down_proj/*`.",
     )
     embeddings: Literal["auto", "float", "quantized"] = Field(
         default="auto",
@@ -140,7 +159,9 @@ class Options(BaseModel):
     def _k_quant_is_asymmetric(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("algorithm") == "k_quant":
             if data.get("symmetric", False) is True:
-                raise ValueError("k_quant always stores zero points: `symmetric` cannot be true with it")
+                raise ValueError(
+                    "k_quant always stores zero points: `symmetric` cannot be true with it"
+                )
             return {**data, "symmetric": False}
         return data
 
@@ -152,22 +173,27 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert``, shared by all precisions of one kind of device, and for int8 and int4 ``quantize``.
+    """``convert``, shared by all precisions of one kind of device, and for int8 and int4
+    ``quantize``.
 
-    What is asked of Olive comes before: ``rotate`` before ``convert``, ``gptq`` before ``quantize``.
+    What is asked of Olive comes before: ``rotate`` before ``convert``, ``gptq`` before
+    ``quantize``.
     """
     from phipipe import olive_passes
     from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
-    before = olive_passes.rotations(options.rotate if recipe.precision in BITS else None, recipe, checkpoint)
+    before = olive_passes.rotations(
+        options.rotate if recipe.precision in BITS else None, recipe, checkpoint
+    )
     source = before[-1].name if before else "source"
     api = unit.api if unit else "cpu"
     wide = api == "cpu"
     parameters, patch = checkpoint.parameters, dict(config_patch)
     # what comes in and goes out is fp16 on GPUs, the layout of attention is each provider's own
     made = {} if api == "cpu" else {"provider": PROVIDERS[api], "io_dtype": "fp16"}
-    # a large model's weights are not written out before they are rounded: quantize reads them in the checkpoint
+    # a large model's weights are not written out before they are rounded: quantize reads them in
+    # the checkpoint
     linked = checkpoint.large and recipe.precision in BITS
     convert_step = Step(
         name="convert",
@@ -178,22 +204,38 @@ def steps(
         unquantized=None if linked else "fp32" if wide else "fp16",
         toolchain=TOOLCHAIN,
         output_bytes=_GRAPH_BYTES if linked else (4 if wide else 2) * parameters,
-        memory_bytes=_BUILDER_BYTES + (0 if linked else 8 * checkpoint.vocab_size * checkpoint.hidden_size),
+        memory_bytes=_BUILDER_BYTES
+        + (0 if linked else 8 * checkpoint.vocab_size * checkpoint.hidden_size),
     )
     if recipe.precision not in BITS:
         return [convert_step]
-    bits, needs = BITS[recipe.precision], {"model": "convert", **({"source": source} if linked else {})}
+    bits, needs = (
+        BITS[recipe.precision],
+        {"model": "convert", **({"source": source} if linked else {})},
+    )
     rounding: list[Step] = []
     if options.algorithm == "gptq":
-        rounding = [olive_passes.gptq_step(source, checkpoint, recipe.calibrate.tokens, _gptq(options, bits))]
+        rounding = [
+            olive_passes.gptq_step(
+                source, checkpoint, recipe.calibrate.tokens, _gptq(options, bits)
+            )
+        ]
         needs["rounded"] = rounding[0].name
-    level = (4 if api in INT8_ACTIVATIONS else 0) if options.accuracy_level is None else options.accuracy_level
+    level = (
+        (4 if api in INT8_ACTIVATIONS else 0)
+        if options.accuracy_level is None
+        else options.accuracy_level
+    )
     quantize_step = Step(
         name="quantize",
         runs="phipipe.backends.onnxruntime:quantize",
         version=1,
         needs=needs,
-        params={"bits": bits, **options.model_dump(mode="json", exclude={"rotate"}), "accuracy_level": level},
+        params={
+            "bits": bits,
+            **options.model_dump(mode="json", exclude={"rotate"}),
+            "accuracy_level": level,
+        },
         toolchain=TOOLCHAIN,
         output_bytes=(size := _quantized_bytes(bits, options, checkpoint, 4 if wide else 2)),
         memory_bytes=_ROUNDING_BYTES + checkpoint.vocab_size * checkpoint.hidden_size // 2,
@@ -209,7 +251,8 @@ def _gptq(options: Options, bits: int) -> dict[str, Json]:
 
 
 def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width: int) -> int:
-    """Estimate: linears at their bits, a scale of ``width`` bytes per block, a float embedding unless it is shared."""
+    """Estimate: linears at their bits, a scale of ``width`` bytes per block, a float embedding
+    unless it is shared."""
     embedding = checkpoint.vocab_size * checkpoint.hidden_size
     linears = checkpoint.parameters - (0 if checkpoint.tied else embedding)
     raised = 0
@@ -221,7 +264,9 @@ def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width:
         raised += chosen * checkpoint.hidden_size * (joined + checkpoint.intermediate_size)
     shared = 8 * width + (0 if options.symmetric else bits)
     stored = (bits * linears + (8 - bits) * raised + shared * linears // options.block_size) // 8
-    loose = 0 if checkpoint.tied else embedding * (width if options.embeddings != "quantized" else 0.5)
+    loose = (
+        0 if checkpoint.tied else embedding * (width if options.embeddings != "quantized" else 0.5)
+    )
     return stored + int(loose)
 
 
@@ -255,10 +300,12 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to an unquantized ONNX folder that onnxruntime-genai loads.
+    """Step: ``inputs["source"]``, a checkpoint, to an unquantized ONNX folder that
+    onnxruntime-genai loads.
 
-    ``params``: config_patch; provider ("cpu") and io_dtype ("fp32", or "fp16"), both the builder's own words; linked
-    (false): whether large weights stay in the checkpoint, for ``quantize`` to read them there.
+    ``params``: config_patch; provider ("cpu") and io_dtype ("fp32", or "fp16"), both the builder's
+    own words; linked (false): whether large weights stay in the checkpoint, for ``quantize`` to
+    read them there.
 
     Raises:
         StepFailed: the builder failed, or what it left is incomplete.
@@ -279,7 +326,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str, linked: bool) -> None:
-    """Run the builder in this process. Its structured options refuse unknown keys; the older ones ignore them."""
+    """Run the builder in this process. Its structured options refuse unknown keys; the older ones
+    ignore them."""
     from onnxruntime_genai.models import builder
 
     from phipipe import mapped, onnx_links
@@ -290,13 +338,16 @@ def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str, link
     }
     where = (None, str(source), str(out), dtype, provider, str(cache))
     # hf_token=false: it would otherwise look for the user's token, although everything is local.
-    options = builder.parse_extra_options(*where, ["hf_token=false"], builder_config_version=2, target_options=target)
+    options = builder.parse_extra_options(
+        *where, ["hf_token=false"], builder_config_version=2, target_options=target
+    )
     with onnx_links.lean_builder(mapped.Checkpoint(source), linked=linked):
         builder.create_model(*where, **options)
 
 
 def _normalise(folder: Path) -> None:
-    """Take out what depends on the machine: the builder signs with the git commit of any enclosing repository."""
+    """Take out what depends on the machine: the builder signs with the git commit of any enclosing
+    repository."""
     from onnxruntime_genai import __version__ as version
 
     from phipipe import onnx_graph
@@ -307,7 +358,8 @@ def _normalise(folder: Path) -> None:
 
 
 def _check_conversion(folder: Path, provider: str, dtype: str, checkpoint: Path | None) -> None:
-    """The conversion is whole, in ``dtype``, and its config is one that onnxruntime-genai serves with ``provider``."""
+    """The conversion is whole, in ``dtype``, and its config is one that onnxruntime-genai serves
+    with ``provider``."""
     import json
 
     from phipipe import onnx_graph, onnx_links
@@ -333,15 +385,20 @@ def _check_conversion(folder: Path, provider: str, dtype: str, checkpoint: Path 
     if not config.get("context_length") or config.get("eos_token_id") in (None, []):
         raise StepFailed(f"`{CONFIG}` names no context length or no end-of-text token")
     providers = [name for entry in decoder["session_options"]["provider_options"] for name in entry]
-    if decoder["filename"] != onnx_graph.MODEL or providers != ([] if provider == "cpu" else [provider]):
-        raise StepFailed(f"`{CONFIG}` is not for `{onnx_graph.MODEL}` with the provider `{provider}`")
+    if decoder["filename"] != onnx_graph.MODEL or providers != (
+        [] if provider == "cpu" else [provider]
+    ):
+        raise StepFailed(
+            f"`{CONFIG}` is not for `{onnx_graph.MODEL}` with the provider `{provider}`"
+        )
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]`` bits.
+    """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]``
+    bits.
 
-    With "gptq" the integers and scales are those of ``inputs["rounded"]``, a checkpoint in Olive's layout.
-    The graph is verified from disk before the step counts as done.
+    With "gptq" the integers and scales are those of ``inputs["rounded"]``, a checkpoint in Olive's
+    layout. The graph is verified from disk before the step counts as done.
 
     Raises:
         RecipeError: a pattern of ``exclude`` matches no node.
@@ -355,13 +412,18 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     source, checkpoint = inputs["model"], inputs.get("source")
     options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
     wanted = onnx_graph.linears(onnx_graph.load(source))
-    layers = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"]["num_hidden_layers"]
+    layers = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"][
+        "num_hidden_layers"
+    ]
     schemes = schemes_of(wanted, options, params["bits"], layers)
     rounded: dict[str, Callable[[], Packed]] = {}
     if options.algorithm == "gptq":
         learned = olive_checkpoint.Rounded(inputs["rounded"])
         places = olive_checkpoint.places(learned, {linear.name: linear.n for linear in wanted})
-        schemes = {name: replace(one, bits=learned.bits(places[name].linear)) for name, one in schemes.items()}
+        schemes = {
+            name: replace(one, bits=learned.bits(places[name].linear))
+            for name, one in schemes.items()
+        }
         rounded = {name: partial(learned.at, places[name]) for name in schemes}
     embedding = _embedding(source, wanted, schemes, options)
     onnx_quantize.quantize(source, out, schemes, embedding, rounded, checkpoint)
@@ -371,7 +433,9 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     onnx_graph.verify(out, wanted, schemes, embedding)
 
 
-def schemes_of(wanted: Sequence[Linear], options: Options, bits: int, layers: int) -> dict[str, Scheme]:
+def schemes_of(
+    wanted: Sequence[Linear], options: Options, bits: int, layers: int
+) -> dict[str, Scheme]:
     """Node name → how its weight is stored; excluded nodes are absent.
 
     Raises:
@@ -402,24 +466,33 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     found = fnmatch.filter(names, pattern)
     if not found:
         near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-        raise RecipeError(f"`quantize.exclude: {pattern}` matches no node", hint=f"did you mean `{near[0]}`?")
+        raise RecipeError(
+            f"`quantize.exclude: {pattern}` matches no node", hint=f"did you mean `{near[0]}`?"
+        )
     return found
 
 
 def _raised(mixed: str, layers: int) -> set[str]:
-    """Nodes that ``mixed`` keeps at 8 bits: llama.cpp's choice for its mixed types, which the builder shares."""
+    """Nodes that ``mixed`` keeps at 8 bits: llama.cpp's choice for its mixed types, which the
+    builder shares."""
     if mixed == "none":
         return set()
     names = {LM_HEAD}
     if mixed == "down":  # as Olive's k_quant_down
-        chosen = [i for i in range(layers) if i < layers / 8 or i >= 7 * layers / 8 or (i - layers // 8) % 3 == 2]
+        chosen = [
+            i
+            for i in range(layers)
+            if i < layers / 8 or i >= 7 * layers / 8 or (i - layers // 8) % 3 == 2
+        ]
         names |= {f"/model/layers.{i}/mlp/down_proj/MatMul" for i in chosen}
     if mixed == "layers":
         eighth = layers / 8
         between = range(round(eighth) + 2, layers, 3)
         chosen = [i for i in range(layers) if i < eighth or i >= 7 * eighth or i in between]
         projections = ("attn/qkv_proj", "attn/v_proj", "mlp/down_proj")
-        names |= {f"/model/layers.{i}/{projection}/MatMul" for i in chosen for projection in projections}
+        names |= {
+            f"/model/layers.{i}/{projection}/MatMul" for i in chosen for projection in projections
+        }
     return names
 
 
@@ -438,7 +511,11 @@ def _embedding(
     if options.embeddings != "quantized":
         return None
     return onnx_graph.Scheme(
-        bits=4, block_size=options.block_size, symmetric=options.symmetric, accuracy_level=0, algorithm="default"
+        bits=4,
+        block_size=options.block_size,
+        symmetric=options.symmetric,
+        accuracy_level=0,
+        algorithm="default",
     )
 
 

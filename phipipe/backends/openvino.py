@@ -1,11 +1,15 @@
-"""OpenVINO: checkpoint → 16-bit IR, once → 8 or 4 bits through NNCF, many times → a folder openvino-genai serves.
+"""OpenVINO: checkpoint → 16-bit IR, once → 8 or 4 bits through NNCF, many times → a folder
+openvino-genai serves.
 
-The graph, and every constant of int8 and int4, is what ``optimum-cli export openvino`` makes with equal options
-(test_openvino.py compares them). Three things are done otherwise:
+The graph, and every constant of int8 and int4, is what ``optimum-cli export openvino`` makes with
+equal options (test_openvino.py compares them). Three things are done otherwise:
 
-- every option is spelled out, since optimum takes other defaults by a model's size and by its folder's name;
-- norms and rotary constants of the 16-bit IR stay fp32: they weigh nothing, and optimum's fp16 rounds some of them;
-- nodes are numbered by their place: the converters count on through a process, so that no two runs are equal.
+- every option is spelled out, since optimum takes other defaults by a model's size and by its
+  folder's name;
+- norms and rotary constants of the 16-bit IR stay fp32: they weigh nothing, and optimum's fp16
+  rounds some of them;
+- nodes are numbered by their place: the converters count on through a process, so that no two runs
+  are equal.
 """
 
 from __future__ import annotations
@@ -38,11 +42,25 @@ APIS = frozenset({"cpu", "intel-gpu", "intel-npu"})
 SYSTEMS = frozenset({"linux", "windows", "macos"})
 ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
 TOKENS_ONLY: frozenset[str] = frozenset({"intel-npu"})
-CACHE_BYTES: Mapping[str, int] = {"cpu": 1, "intel-gpu": 2, "intel-npu": 2}  # the CPU plugin keeps 8 bits
+CACHE_BYTES: Mapping[str, int] = {
+    "cpu": 1,
+    "intel-gpu": 2,
+    "intel-npu": 2,
+}  # the CPU plugin keeps 8 bits
 HOST_APIS = frozenset({"cpu"})
 EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
-FILES: tuple[str, ...] = ("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin")
-_SCHEMES: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16", "int8": "int8 per row", "int4": "int4 in groups"}
+FILES: tuple[str, ...] = (
+    "config.json",
+    "preprocessor_config.json",
+    "openvino_*.xml",
+    "openvino_*.bin",
+)
+_SCHEMES: Mapping[Precision, str] = {
+    "fp32": "f32",
+    "fp16": "f16",
+    "int8": "int8 per row",
+    "int4": "int4 in groups",
+}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
     "cpu": _SCHEMES,
     "intel-gpu": {name: words for name, words in _SCHEMES.items() if name != "fp32"},
@@ -53,15 +71,16 @@ ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPT
 PIPELINE = ("prompt_length", "response_length")  # options of verify_npu; they change no weight
 MODEL = "openvino_model.xml"
 TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-# Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape: converting
-# 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19): NNCF copies the largest matrix, embedding or head.
-# Both at once, as for large models: 1.80 GB; Phi-4's shape: 6.93 GB.
+# Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape:
+# converting 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19): NNCF copies the largest
+# matrix, embedding or head. Both at once, as for large models: 1.80 GB; Phi-4's shape: 6.93 GB.
 CONVERSION_BYTES = 870_000_000
 QUANTIZATION_BYTES, DIRECT_BYTES = 740_000_000, 580_000_000
 WORKING_BYTES, DIRECT_WORKING_BYTES = 9, 12.4  # per value of that matrix
 NPU_PROMPT = "Tell me a short story about a fox."
 NPU_TOKENS = 32
-# Between two tokens that are almost equally likely, rounding decides; 0.01 was measured, a broken pipeline is nats off.
+# Between two tokens that are almost equally likely, rounding decides; 0.01 was measured, a broken
+# pipeline is nats off.
 NPU_GAP_NATS = 0.2
 
 
@@ -73,41 +92,50 @@ class Options(BaseModel):
     symmetric: bool = Field(
         default=False,
         strict=True,
-        description="Rounding around zero. Off: a zero point per group, for skewed weights; more accurate.",
+        description="Rounding around zero. Off: a zero point per group, for skewed weights; "
+        "more accurate.",
     )
     group_size: Literal[-1, 32, 64, 128, 256] = Field(
         default=128,
-        description="4-bit weights that share one scale; -1: a whole row. Smaller is more accurate and larger.",
+        description="4-bit weights that share one scale; -1: a whole row. Smaller is more "
+        "accurate and larger.",
     )
     ratio: float = Field(
         default=1.0,
         gt=0,
         le=1,
         strict=True,
-        description="Share of the weights that get 4 bits; the most sensitive layers of the rest are stored as "
+        description="Share of the weights that get 4 bits; the most sensitive layers of the "
+        "rest are stored as "
         "`backup` says. Embeddings and LM head do not count.",
     )
     backup: Literal["none", "int8_sym", "int8_asym"] = Field(
         default="int8_asym",
-        description="How embeddings, LM head and the layers outside of `ratio` are stored; none: in 16 bits.",
+        description="How embeddings, LM head and the layers outside of `ratio` are stored; "
+        "none: in 16 bits.",
     )
     all_layers: bool = Field(
-        default=False, strict=True, description="Embeddings and LM head get 4 bits too, and count for `ratio`."
+        default=False,
+        strict=True,
+        description="Embeddings and LM head get 4 bits too, and count for `ratio`.",
     )
     awq: bool = Field(
         default=False,
         strict=True,
-        description="Move scale from salient weights to their inputs (activation-aware). Reads `calibrate.text`.",
+        description="Move scale from salient weights to their inputs (activation-aware). Reads "
+        "`calibrate.text`.",
     )
     scale_estimation: bool = Field(
         default=False,
         strict=True,
-        description="Choose scales by the layers' outputs rather than by their weights. Reads `calibrate.text`.",
+        description="Choose scales by the layers' outputs rather than by their weights. Reads "
+        "`calibrate.text`.",
     )
     gptq: bool = Field(
         default=False,
         strict=True,
-        description="Round column by column, each correcting the errors so far; slow. Reads `calibrate.text`.",
+        description="Round column by column, each correcting the errors so far; slow. Reads "
+        "`calibrate.text`.",
     )
     sensitivity: Literal[
         "weight_quantization_error",
@@ -117,33 +145,51 @@ class Options(BaseModel):
         "mean_activation_magnitude",
     ] = Field(
         default="weight_quantization_error",
-        description="How `ratio` below 1 ranks layers. All but weight_quantization_error read `calibrate.text`.",
+        description="How `ratio` below 1 ranks layers. All but weight_quantization_error read "
+        "`calibrate.text`.",
     )
     prompt_length: int = Field(
-        default=1024, ge=64, le=131_072, strict=True, description="NPU: the longest prompt, in tokens."
+        default=1024,
+        ge=64,
+        le=131_072,
+        strict=True,
+        description="NPU: the longest prompt, in tokens.",
     )
     response_length: int = Field(
-        default=128, ge=32, le=131_072, strict=True, description="NPU: room for this many tokens of answer."
+        default=128,
+        ge=32,
+        le=131_072,
+        strict=True,
+        description="NPU: room for this many tokens of answer.",
     )
 
     @property
     def learns(self) -> bool:
         """Whether the calibration text is read."""
-        return self.awq or self.scale_estimation or self.gptq or self.sensitivity != "weight_quantization_error"
+        return (
+            self.awq
+            or self.scale_estimation
+            or self.gptq
+            or self.sensitivity != "weight_quantization_error"
+        )
 
 
 def _stray(recipe: Recipe, options: Options) -> list[str]:
     """Options set for a precision that has no use for them."""
     if recipe.precision == "int4":
         return []
-    return sorted(options.model_fields_set - ({"symmetric"} if recipe.precision == "int8" else set()))
+    return sorted(
+        options.model_fields_set - ({"symmetric"} if recipe.precision == "int8" else set())
+    )
 
 
 RULES: tuple[Rule, ...] = (
     Rule(
         id="V14",
         level="error",
-        when=lambda r, o, c: r.precision == "int4" and o.ratio == 1 and "sensitivity" in o.model_fields_set,
+        when=lambda r, o, c: (
+            r.precision == "int4" and o.ratio == 1 and "sensitivity" in o.model_fields_set
+        ),
         message="`quantize.sensitivity` ranks layers for a `ratio` below 1, and `ratio` is 1",
         hint="remove it, or set `quantize.ratio`",
     ),
@@ -151,9 +197,11 @@ RULES: tuple[Rule, ...] = (
         id="V12",
         level="error",
         when=lambda r, o, c: (
-            bool(o.model_fields_set.intersection(PIPELINE)) and o.prompt_length + o.response_length > c.context_length
+            bool(o.model_fields_set.intersection(PIPELINE))
+            and o.prompt_length + o.response_length > c.context_length
         ),
-        message="`quantize.prompt_length` and `response_length` together are longer than the model's context "
+        message="`quantize.prompt_length` and `response_length` together are longer than the "
+        "model's context "
         "({checkpoint.context_length} tokens)",
         hint="make one of the two shorter",
     ),
@@ -161,7 +209,8 @@ RULES: tuple[Rule, ...] = (
         id="M12",
         level="warning",
         when=lambda r, o, c: c.longrope and c.context_length > c.original_context_length,
-        message="a chat that grows past {checkpoint.original_context_length} tokens loses accuracy from there on: "
+        message="a chat that grows past {checkpoint.original_context_length} tokens loses "
+        "accuracy from there on: "
         "openvino-genai keeps what it computed with the model's other rotary factors",
         hint="prompts that are longer from the start are right",
     ),
@@ -181,7 +230,8 @@ RULES: tuple[Rule, ...] = (
 
 
 def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """An NPU's cache has room for the longest prompt and the answer; elsewhere it grows as it is used."""
+    """An NPU's cache has room for the longest prompt and the answer; elsewhere it grows as it is
+    used."""
     assert isinstance(options, Options)
     return options.prompt_length + options.response_length if api == "intel-npu" else None
 
@@ -198,7 +248,9 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
         return _SCHEMES[recipe.precision]
     words = [f"{recipe.precision} {'symmetric' if options.symmetric else 'asymmetric'}"]
     if recipe.precision == "int4":
-        words.append("a scale per row" if options.group_size == -1 else f"groups of {options.group_size}")
+        words.append(
+            "a scale per row" if options.group_size == -1 else f"groups of {options.group_size}"
+        )
         words += [f"{options.ratio:.0%} of the weights"] if options.ratio < 1 else []
         words += ["all layers"] if options.all_layers else []
         words += [title for name, title in ALGORITHMS.items() if getattr(options, name)]
@@ -212,10 +264,12 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for the last two.
+    """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for
+    the last two.
 
-    A large model is not written out in 16 bits first: ``quantize`` then converts it too, and rounds each matrix as it
-    lies in the checkpoint. Tracing it again for another variant takes less time than writing it and reading it back.
+    A large model is not written out in 16 bits first: ``quantize`` then converts it too, and rounds
+    each matrix as it lies in the checkpoint. Tracing it again for another variant takes less time
+    than writing it and reading it back.
     """
     assert isinstance(options, Options)
     width: Precision = "fp32" if recipe.precision == "fp32" else "fp16"
@@ -243,7 +297,9 @@ def steps(
     largest = checkpoint.vocab_size * checkpoint.hidden_size
     memory = QUANTIZATION_BYTES + WORKING_BYTES * largest
     if direct:
-        memory = int(DIRECT_BYTES + DIRECT_WORKING_BYTES * largest) + (size * parameters if cast else 0)
+        memory = int(DIRECT_BYTES + DIRECT_WORKING_BYTES * largest) + (
+            size * parameters if cast else 0
+        )
     needs = {"source": "source"} if direct else {"model": "convert"}
     if learns:
         needs["calibration"] = "calibration"
@@ -257,13 +313,17 @@ def steps(
         toolchain=TOOLCHAIN,
         output_bytes=made,
         memory_bytes=memory,
-        loaded_bytes=made + (parameters if bits == 4 and options.group_size == -1 else made // 4),  # CPUs widen -1 to 8
+        loaded_bytes=made
+        + (
+            parameters if bits == 4 and options.group_size == -1 else made // 4
+        ),  # CPUs widen -1 to 8
     )
     return [quantize_step] if direct else [convert_step, quantize_step]
 
 
 def _stored_bytes(options: Options, checkpoint: Checkpoint, bits: int) -> int:
-    """What the weights take at 8 bits, or at 4 but for embeddings, LM head and what is outside of ``ratio``."""
+    """What the weights take at 8 bits, or at 4 but for embeddings, LM head and what is outside of
+    ``ratio``."""
     if bits == 8:
         return checkpoint.parameters
     ends = checkpoint.vocab_size * checkpoint.hidden_size * (1 if checkpoint.tied else 2)
@@ -276,7 +336,8 @@ def _stored_bytes(options: Options, checkpoint: Checkpoint, bits: int) -> int:
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to an IR with weights in ``params["precision"]``, and its tokenizer.
+    """Step: ``inputs["source"]``, a checkpoint, to an IR with weights in ``params["precision"]``,
+    and its tokenizer.
 
     Raises:
         StepFailed: optimum left something incomplete or quantized.
@@ -290,8 +351,11 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     openvino_session.verify_unquantized(openvino_session.weights(_check(out)), _SCHEMES[precision])
 
 
-def _convert(source: Path, out: Path, precision: str, patch: Params, change: Change | None = None) -> None:
-    """Export the checkpoint with the files that ship beside it; ``change`` has the graph before it is written."""
+def _convert(
+    source: Path, out: Path, precision: str, patch: Params, change: Change | None = None
+) -> None:
+    """Export the checkpoint with the files that ship beside it; ``change`` has the graph before it
+    is written."""
     import tempfile
 
     from phipipe import models, openvino_graph, openvino_session
@@ -302,7 +366,9 @@ def _convert(source: Path, out: Path, precision: str, patch: Params, change: Cha
         source = staged(source, patch, Path(scratch) / "model")
         with openvino_graph.one_thread(), _changed(change):
             _export(source, out, precision)
-        for name in models.files(source):  # transformers 5 rewrites them in a layout that other tools misread
+        for name in models.files(
+            source
+        ):  # transformers 5 rewrites them in a layout that other tools misread
             if not name.endswith((".safetensors", ".index.json")):
                 shutil.copyfile(source / name, out / name)
     for path in sorted(out.glob("*.xml")):
@@ -311,7 +377,8 @@ def _convert(source: Path, out: Path, precision: str, patch: Params, change: Cha
 
 @contextlib.contextmanager
 def _changed(change: Change | None) -> Iterator[None]:
-    """Have optimum write what ``change`` makes of the model's graph; the tokenizer's are left as they are."""
+    """Have optimum write what ``change`` makes of the model's graph; the tokenizer's are left as
+    they are."""
     from unittest.mock import patch
 
     from optimum.exporters.openvino import convert as exporter
@@ -319,18 +386,21 @@ def _changed(change: Change | None) -> Iterator[None]:
     save = exporter.save_model
 
     def changed(model: Any, path: Any, compress_to_fp16: bool = True) -> None:
-        save(change(model) if change and Path(path).name == MODEL else model, path, compress_to_fp16)
+        save(
+            change(model) if change and Path(path).name == MODEL else model, path, compress_to_fp16
+        )
 
     with patch.object(exporter, save.__name__, changed):
         yield
 
 
 def _export(source: Path, out: Path, precision: str) -> None:
-    """Run optimum in this process; a checkpoint in bf16 leaves a graph in bf16 where fp16 was asked for.
+    """Run optimum in this process; a checkpoint in bf16 leaves a graph in bf16 where fp16 was asked
+    for.
 
-    ``dtype`` "auto" leaves alone what the 16-bit linears do not cover; no dtype at all means int8 above 1 G weights.
-    Weights that are loaded in the dtype they are stored in stay in the checkpoint's files, which the graph shares:
-    cast, the whole model would lie in memory.
+    ``dtype`` "auto" leaves alone what the 16-bit linears do not cover; no dtype at all means int8
+    above 1 G weights. Weights that are loaded in the dtype they are stored in stay in the
+    checkpoint's files, which the graph shares: cast, the whole model would lie in memory.
     """
     import torch
     from optimum.exporters.openvino.__main__ import main_export
@@ -355,7 +425,8 @@ def _export(source: Path, out: Path, precision: str) -> None:
 
 
 def _check(folder: Path) -> Any:
-    """Its graph; the folder is complete, and the graph keeps a cache of its own and computes in no bf16."""
+    """Its graph; the folder is complete, and the graph keeps a cache of its own and computes in no
+    bf16."""
     from phipipe import openvino_session
 
     for name in (MODEL, *TOKENIZERS, "config.json", "generation_config.json"):
@@ -363,18 +434,29 @@ def _check(folder: Path) -> Any:
             raise StepFailed(f"optimum wrote no `{name}`")
     model = openvino_session.read(folder)
     taken = {name for port in model.inputs for name in port.get_names()}
-    if taken != {"input_ids", "attention_mask", "position_ids", "beam_idx"} or not model.get_sinks():
-        raise StepFailed(f"the converted graph has unexpected inputs, or no cache: {', '.join(sorted(taken))}")
-    if any(port.get_element_type().get_type_name() == "bf16" for node in model.get_ops() for port in node.outputs()):
+    if (
+        taken != {"input_ids", "attention_mask", "position_ids", "beam_idx"}
+        or not model.get_sinks()
+    ):
+        raise StepFailed(
+            f"the converted graph has unexpected inputs, or no cache: {', '.join(sorted(taken))}"
+        )
+    if any(
+        port.get_element_type().get_type_name() == "bf16"
+        for node in model.get_ops()
+        for port in node.outputs()
+    ):
         raise StepFailed("the converted graph computes in bf16")
     return model
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]`` bits.
+    """Step: ``inputs["model"]``, the output of ``convert``, with its weights at ``params["bits"]``
+    bits.
 
-    With ``inputs["source"]``, a checkpoint, in its place, it is converted here, with ``params["config_patch"]``.
-    ``params`` holds the options besides. The graph is read back and checked before the step counts as done.
+    With ``inputs["source"]``, a checkpoint, in its place, it is converted here, with
+    ``params["config_patch"]``. ``params`` holds the options besides. The graph is read back and
+    checked before the step counts as done.
 
     Raises:
         StepFailed: NNCF did something else than asked.
@@ -395,7 +477,9 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
             _quantize_converted(inputs["model"], out, compressed)
     openvino_graph.to_fp16(out / MODEL)
     _check(out)
-    before = [replace(weight, kind="f16") for weight in before]  # bf16 in a graph that was never written
+    before = [
+        replace(weight, kind="f16") for weight in before
+    ]  # bf16 in a graph that was never written
     openvino_session.verify(before, openvino_session.weights(openvino_session.read(out)), params)
 
 
@@ -405,7 +489,9 @@ def _quantize_converted(source: Path, out: Path, change: Change) -> None:
 
     from phipipe import openvino_graph, openvino_session
 
-    openvino.save_model(change(openvino_session.read(source)), str(out / MODEL), compress_to_fp16=False)
+    openvino.save_model(
+        change(openvino_session.read(source)), str(out / MODEL), compress_to_fp16=False
+    )
     openvino_graph.number_nodes(out / MODEL)
     for path in sorted(source.iterdir()):
         if path.stem != Path(MODEL).stem:
@@ -413,39 +499,58 @@ def _quantize_converted(source: Path, out: Path, change: Change) -> None:
 
 
 def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the NPU's own pipeline, run on this CPU, answers with the tokens that the graph finds likeliest.
+    """Step: the NPU's own pipeline, run on this CPU, answers with the tokens that the graph finds
+    likeliest.
 
-    Its static shapes, its cutting of the graph and its handling of the cache are thus tried, not its arithmetic.
-    ``inputs``: artifact. ``params``: prompt_length, response_length. Writes ``npu.json``.
+    Its static shapes, its cutting of the graph and its handling of the cache are thus tried, not
+    its arithmetic. ``inputs``: artifact. ``params``: prompt_length, response_length. Writes
+    ``npu.json``.
 
     Raises:
-        StepFailed: a token is not (almost) the likeliest after those before it, or the pipeline does not start.
+        StepFailed: a token is not (almost) the likeliest after those before it, or the pipeline
+            does not start.
     """
     from phipipe import openvino_session
 
-    shape = {"MAX_PROMPT_LEN": params["prompt_length"], "MIN_RESPONSE_LEN": params["response_length"]}
+    shape = {
+        "MAX_PROMPT_LEN": params["prompt_length"],
+        "MIN_RESPONSE_LEN": params["response_length"],
+    }
     npu = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE", **shape}
-    npu |= openvino_session.FAITHFUL  # left alone, one pipeline rounds activations to 8 bits and the other does not
+    npu |= (
+        openvino_session.FAITHFUL
+    )  # left alone, one pipeline rounds activations to 8 bits and the other does not
     artifact = inputs["artifact"]
     chosen = openvino_session.tokenizer(artifact)
     prompt = chosen.encode(chosen.render([{"role": "user", "content": NPU_PROMPT}]))
     count = min(NPU_TOKENS, params["response_length"])
     if len(prompt) > params["prompt_length"]:
-        raise StepFailed(f"`quantize.prompt_length: {params['prompt_length']}` is too short for a test prompt")
+        raise StepFailed(
+            f"`quantize.prompt_length: {params['prompt_length']}` is too short for a test prompt"
+        )
     try:
         theirs = list(openvino_session.Pipeline(artifact, "NPU", npu).generate(prompt, count))
     except RuntimeError as error:
         raise StepFailed(f"the NPU's pipeline does not run this model: {error}") from error
     gap = openvino_session.furthest(artifact, prompt, theirs)
-    report = {"pipeline": "NPUW on CPU", "prompt_tokens": len(prompt), "tokens": len(theirs), "gap_nats": gap}
+    report = {
+        "pipeline": "NPUW on CPU",
+        "prompt_tokens": len(prompt),
+        "tokens": len(theirs),
+        "gap_nats": gap,
+    }
     report |= {"answer": chosen.decode(theirs), **{name: params[name] for name in PIPELINE}}
     (out / "npu.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     if not theirs or gap > NPU_GAP_NATS:
-        raise StepFailed(f"the NPU's pipeline gives a token that is {gap:.2f} nats less likely than the likeliest")
+        raise StepFailed(
+            f"the NPU's pipeline gives a token that is {gap:.2f} nats less likely than the "
+            f"likeliest"
+        )
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
-    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost; or on GPU or NPU."""
+    """The graph on the CPU in fp32 arithmetic, so that figures show what the stored values cost; or
+    on GPU or NPU."""
     from phipipe import openvino_eyes, openvino_session
 
     if api == "intel-npu":
@@ -456,7 +561,10 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
         if "NPU" not in openvino.Core().available_devices:
             raise absent("Intel NPU", "OpenVINO")
         chosen = json.loads((artifact / "manifest.json").read_text("utf-8"))["recipe"]["quantize"]
-        lengths = {"MAX_PROMPT_LEN": chosen["prompt_length"], "MIN_RESPONSE_LEN": chosen["response_length"]}
+        lengths = {
+            "MAX_PROMPT_LEN": chosen["prompt_length"],
+            "MIN_RESPONSE_LEN": chosen["response_length"],
+        }
         return openvino_session.Pipeline(artifact, "NPU", lengths)
     sees = (artifact / openvino_session.LANGUAGE).is_file()
     return openvino_eyes.Session(artifact, api) if sees else openvino_session.Session(artifact, api)

@@ -1,8 +1,10 @@
-"""Qualcomm NPUs (Snapdragon's HTP): checkpoint → static graphs → calibrated fixed point → a context per graph.
+"""Qualcomm NPUs (Snapdragon's HTP): checkpoint → static graphs → calibrated fixed point → a context
+per graph.
 
-Everything happens on onnxruntime-qnn, whose x86-64 build compiles for any chip and emulates the NPU. What ships are
-graphs for prompts and for single tokens that share their weights; the emulator loads only graphs compiled apart, so
-those stand in for them when fidelity is measured: same graphs, same bits, same compiler.
+Everything happens on onnxruntime-qnn, whose x86-64 build compiles for any chip and emulates the
+NPU. What ships are graphs for prompts and for single tokens that share their weights; the emulator
+loads only graphs compiled apart, so those stand in for them when fidelity is measured: same graphs,
+same bits, same compiler.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ HOST_APIS: frozenset[str] = frozenset()
 EMULATED: Mapping[str, str] = {"hexagon": "phipipe.evaluate:check_decode"}
 _SCHEMES: Mapping[Precision, str] = {"int8": "w8a16", "int4": "w4a16"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"hexagon": _SCHEMES}
-# Qualcomm's numbers of chips: soc_model and the HTP's architecture, as in the QNN headers and onnxruntime-qnn's pages.
+# Qualcomm's numbers of chips: soc_model and the HTP's architecture, as in the QNN headers and
+# onnxruntime-qnn's pages.
 SOCS: Mapping[str, Mapping[str, int]] = {
     "x-elite": {"model": 60, "arch": 73},
     "x2-elite": {"model": 87, "arch": 81},
@@ -44,10 +47,12 @@ SOCS: Mapping[str, Mapping[str, int]] = {
 }
 CONFIG = "genai_config.json"
 FILES: tuple[str, ...] = (CONFIG, "static.json", "*.onnx", "*.data", "*.bin")
-PART_BYTES = 2**30  # of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes
-# Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens: emulated, a billion
-# parameters take two cores about 2 min for 64 tokens of a prompt, 30 s for one of an answer. Both ways gave the same
-# divergence within 2 % (hidden size 3072).
+PART_BYTES = (
+    2**30
+)  # of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes
+# Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens:
+# emulated, a billion parameters take two cores about 2 min for 64 tokens of a prompt, 30 s for one
+# of an answer. Both ways gave the same divergence within 2 % (hidden size 3072).
 EMULATED_PARAMETERS = 2 * 10**8
 
 
@@ -60,10 +65,15 @@ class Options(BaseModel):
         default="x-elite", description="The Snapdragon chip that the contexts are compiled for."
     )
     prompt_length: Literal[32, 64, 128, 256] = Field(
-        default=64, description="Tokens of a prompt that are read at once; the graph's fixed length."
+        default=64,
+        description="Tokens of a prompt that are read at once; the graph's fixed length.",
     )
     context_length: int = Field(
-        default=512, ge=64, le=8192, strict=True, description="Positions of the cache: prompt and answer together."
+        default=512,
+        ge=64,
+        le=8192,
+        strict=True,
+        description="Positions of the cache: prompt and answer together.",
     )
     keep_8bit: list[str] = Field(
         default=["lm_head", "down_proj"],
@@ -71,15 +81,18 @@ class Options(BaseModel):
     )
     rotate: Literal["quarot", "spinquant"] | None = Field(
         default=None,
-        description="Olive turns the weights in their space before they are rounded, so that none stands out; the "
-        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by rotations that are learned "
+        description="Olive turns the weights in their space before they are rounded, so that "
+        "none stands out; the "
+        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by "
+        "rotations that are learned "
         "from the calibration text.",
     )
     parts: int | None = Field(
         default=None,
         ge=1,
         strict=True,
-        description="Graphs that the layers are split into. Default: as few as keep each within 1 GiB at 8 bits.",
+        description="Graphs that the layers are split into. Default: as few as keep each within "
+        "1 GiB at 8 bits.",
     )
 
 
@@ -95,14 +108,18 @@ RULES = (
         id="Q02",
         level="error",
         when=lambda r, o, c: o.context_length > c.context_length,
-        message="`quantize.context_length: {options.context_length}` is beyond the model's {checkpoint.context_length}",
+        message="`quantize.context_length: {options.context_length}` is beyond the model's "
+        "{checkpoint.context_length}",
         hint="set `quantize.context_length` to that or less",
     ),
     Rule(
         id="Q05",
         level="error",
-        when=lambda r, o, c: o.context_length < 2 * o.prompt_length or o.context_length % o.prompt_length != 0,
-        message="`quantize.context_length: {options.context_length}` is not a multiple, two at least, of "
+        when=lambda r, o, c: (
+            o.context_length < 2 * o.prompt_length or o.context_length % o.prompt_length != 0
+        ),
+        message="`quantize.context_length: {options.context_length}` is not a multiple, two at "
+        "least, of "
         "`prompt_length: {options.prompt_length}`",
         hint="set `quantize.context_length: 512`, say",
     ),
@@ -125,7 +142,8 @@ RULES = (
         id="Q08",
         level="error",
         when=lambda r, o, c: r.calibrate.window < o.prompt_length + 16,
-        message="`calibrate.window: {recipe.calibrate.window}` is too short for prompts of {options.prompt_length}",
+        message="`calibrate.window: {recipe.calibrate.window}` is too short for prompts of "
+        "{options.prompt_length}",
         hint="set `calibrate.window: 512`",
     ),
     Rule(
@@ -133,17 +151,20 @@ RULES = (
         level="error",
         when=lambda r, o, c: (
             c.longrope
-            and (o.context_length > c.original_context_length) != (r.evaluate.window > c.original_context_length)
+            and (o.context_length > c.original_context_length)
+            != (r.evaluate.window > c.original_context_length)
         ),
         message="the graphs hold one set of LongRoPE factors, chosen by `quantize.context_length: "
-        "{options.context_length}`: with windows of {recipe.evaluate.window} tokens the original takes the other",
+        "{options.context_length}`: with windows of {recipe.evaluate.window} tokens the "
+        "original takes the other",
         hint="keep both within {checkpoint.original_context_length} tokens",
     ),
     Rule(
         id="Q12",
         level="error",
         when=lambda r, o, c: c.cuts and o.context_length > (c.sliding_window or 0),
-        message="the graphs have no sliding window, and the model's is {checkpoint.sliding_window} tokens: with a "
+        message="the graphs have no sliding window, and the model's is "
+        "{checkpoint.sliding_window} tokens: with a "
         "longer cache it would differ from the original",
         hint="set `quantize.context_length` to that or less",
     ),
@@ -151,14 +172,16 @@ RULES = (
         id="Q09",
         level="error",
         when=lambda r, o, c: (o.parts or 1) > c.layers,
-        message="`quantize.parts: {options.parts}` is more than the model's {checkpoint.layers} layers",
+        message="`quantize.parts: {options.parts}` is more than the model's {checkpoint.layers} "
+        "layers",
         hint="leave `quantize.parts` out",
     ),
     Rule(
         id="Q10",
         level="warning",
         when=lambda r, o, c: c.parameters > EMULATED_PARAMETERS,
-        message="a model of this size takes an emulated NPU hours: it is scored in fixed point on the CPU, and "
+        message="a model of this size takes an emulated NPU hours: it is scored in fixed point "
+        "on the CPU, and "
         "emulated for one prompt and two tokens",
         hint="nothing is wrong; what the device itself does, only the device can tell",
     ),
@@ -166,17 +189,26 @@ RULES = (
 
 
 def layer_bytes(checkpoint: Checkpoint, bits: int, kept: Sequence[str]) -> int:
-    """Bytes of one layer's linears at ``bits``, those whose name contains a part of ``kept`` at 8."""
+    """Bytes of one layer's linears at ``bits``, those whose name contains a part of ``kept`` at
+    8."""
     c = checkpoint
     heads, groups, inner = c.heads * c.head_size, c.kv_heads * c.head_size, c.intermediate_size
     outputs = {"self_attn.q_proj": heads, "self_attn.k_proj": groups, "self_attn.v_proj": groups}
-    outputs |= {"self_attn.o_proj": heads, "mlp.gate_proj": inner, "mlp.up_proj": inner, "mlp.down_proj": inner}
-    widths = {name: 8 if any(part in f"{name}.weight" for part in kept) else bits for name in outputs}
+    outputs |= {
+        "self_attn.o_proj": heads,
+        "mlp.gate_proj": inner,
+        "mlp.up_proj": inner,
+        "mlp.down_proj": inner,
+    }
+    widths = {
+        name: 8 if any(part in f"{name}.weight" for part in kept) else bits for name in outputs
+    }
     return sum(widths[name] * count * c.hidden_size // 8 for name, count in outputs.items())
 
 
 def parts_of(checkpoint: Checkpoint) -> int:
-    """As few parts as keep the weights of each within ``PART_BYTES``; a single layer is never split.
+    """As few parts as keep the weights of each within ``PART_BYTES``; a single layer is never
+    split.
 
     Counted at 8 bits in any precision, so that all start from the same float graphs.
     """
@@ -191,9 +223,11 @@ def steps(
     config_patch: Mapping[str, Json],
     unit: Unit | None = None,
 ) -> list[Step]:
-    """``convert`` (float), ``quantize`` (calibrated), ``compile-apart`` to be emulated, ``compile`` to be shipped.
+    """``convert`` (float), ``quantize`` (calibrated), ``compile-apart`` to be emulated, ``compile``
+    to be shipped.
 
-    With ``options.rotate`` a step ``rotate`` comes first. Large models are scored after ``quantize``.
+    With ``options.rotate`` a step ``rotate`` comes first. Large models are scored after
+    ``quantize``.
     """
     from phipipe import olive_passes
     from phipipe.backends.base import Step
@@ -202,7 +236,11 @@ def steps(
     bits = 8 if recipe.precision == "int8" else 4
     kept = options.keep_8bit if bits == 4 else []
     parts = options.parts or parts_of(checkpoint)
-    shape = {"prompt_length": options.prompt_length, "context_length": options.context_length, "parts": parts}
+    shape = {
+        "prompt_length": options.prompt_length,
+        "context_length": options.context_length,
+        "parts": parts,
+    }
     sizes = _sizes(recipe, options, checkpoint, bits, parts)
     small = checkpoint.parameters <= EMULATED_PARAMETERS
     common: dict[str, Any] = {"toolchain": TOOLCHAIN, "version": 2}
@@ -224,7 +262,11 @@ def steps(
         params={"bits": bits, "keep_8bit": sorted(kept)},
         twin=not small,
         output_bytes=sizes["fixed"],
-        memory_bytes=2 * sizes["tensor"] + sizes["border"] + 4 * sizes["caches"] + sizes["mapped"] * 3 // 2 + 2**29,
+        memory_bytes=2 * sizes["tensor"]
+        + sizes["border"]
+        + 4 * sizes["caches"]
+        + sizes["mapped"] * 3 // 2
+        + 2**29,
         **common,
     )
     compiled = [
@@ -244,10 +286,12 @@ def steps(
     return [*before, convert_step, quantize_step, *compiled]
 
 
-def _sizes(recipe: Recipe, options: Options, checkpoint: Checkpoint, bits: int, parts: int) -> dict[str, int]:
-    """Bytes of: the graphs in "float" and in "fixed" point, and of those the "embedding" and the largest "part"; the
-    largest "tensor" in float; in calibration, what passes the "border" between parts, the "caches" of one part, and
-    its weights, "mapped" from its file."""
+def _sizes(
+    recipe: Recipe, options: Options, checkpoint: Checkpoint, bits: int, parts: int
+) -> dict[str, int]:
+    """Bytes of: the graphs in "float" and in "fixed" point, and of those the "embedding" and the
+    largest "part"; the largest "tensor" in float; in calibration, what passes the "border" between
+    parts, the "caches" of one part, and its weights, "mapped" from its file."""
     c, kept = checkpoint, options.keep_8bit if bits == 4 else []
     table, longest = c.vocab_size * c.hidden_size, -(-c.layers // parts)
     head = table * (8 if bits == 8 or any(part in "lm_head.weight" for part in kept) else 4) // 8
@@ -268,7 +312,11 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     """Bits of weights and activations, and what is exceptional."""
     assert isinstance(options, Options)
     words = _SCHEMES[recipe.precision]
-    kept = f", {' and '.join(options.keep_8bit)} at 8 bits" if recipe.precision == "int4" and options.keep_8bit else ""
+    kept = (
+        f", {' and '.join(options.keep_8bit)} at 8 bits"
+        if recipe.precision == "int4" and options.keep_8bit
+        else ""
+    )
     return f"{words}{kept}, 8-bit caches{', rotated' if options.rotate else ''}"
 
 
@@ -284,10 +332,12 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, to static graphs in fp32, the layers in ``params["parts"]`` parts.
+    """Step: ``inputs["source"]``, a checkpoint, to static graphs in fp32, the layers in
+    ``params["parts"]`` parts.
 
-    Writes embedding.onnx, decoder_0_prompt.onnx, decoder_0_token.onnx (and so on for each part), head_prompt.onnx,
-    head_token.onnx, a .data file for each part, static.json, genai_config.json and the tokenizer's files.
+    Writes embedding.onnx, decoder_0_prompt.onnx, decoder_0_token.onnx (and so on for each part),
+    head_prompt.onnx, head_token.onnx, a .data file for each part, static.json, genai_config.json
+    and the tokenizer's files.
     """
     import json
     import shutil
@@ -298,14 +348,29 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     source = inputs["source"]
     config = json.loads((source / "config.json").read_text("utf-8")) | params["config_patch"]
     lengths = {"prompt": params["prompt_length"], "token": 1}
-    shapes = {kind: static_graph.shape_of(config, length, params["context_length"]) for kind, length in lengths.items()}
+    shapes = {
+        kind: static_graph.shape_of(config, length, params["context_length"])
+        for kind, length in lengths.items()
+    }
     shape = shapes["prompt"]
     generation = source / "generation_config.json"
     told = json.loads(generation.read_text("utf-8")) if generation.is_file() else {}
     ends = told.get("eos_token_id") or config["eos_token_id"]
-    facts = {name: getattr(shape, name) for name in ("layers", "hidden", "heads", "kv_heads", "head_size")}
-    facts |= {"prompt_length": shape.length, "context_length": shape.context, "parts": params["parts"]}
-    facts |= {"ends": ends if isinstance(ends, list) else [ends], "caches": "float32", "soc": None, "shared": False}
+    facts = {
+        name: getattr(shape, name)
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_size")
+    }
+    facts |= {
+        "prompt_length": shape.length,
+        "context_length": shape.context,
+        "parts": params["parts"],
+    }
+    facts |= {
+        "ends": ends if isinstance(ends, list) else [ends],
+        "caches": "float32",
+        "soc": None,
+        "shared": False,
+    }
     facts |= {"begin": config.get("bos_token_id"), "pad": config.get("pad_token_id")}
     facts |= {"vocabulary": config["vocab_size"]}
     _write_graphs(out, shapes, Weights(source), facts)
@@ -315,8 +380,11 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     _describe(out, facts)
 
 
-def _write_graphs(out: Path, shapes: Mapping[str, Shape], weights: Weights, facts: Mapping[str, Any]) -> None:
-    """The float graphs of every stage, for each length of ``shapes``, and the embedding; tensor by tensor."""
+def _write_graphs(
+    out: Path, shapes: Mapping[str, Shape], weights: Weights, facts: Mapping[str, Any]
+) -> None:
+    """The float graphs of every stage, for each length of ``shapes``, and the embedding; tensor by
+    tensor."""
     import onnx
 
     from phipipe import static_graph, static_session
@@ -341,15 +409,18 @@ def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
 
     from phipipe import qnn_pipeline, static_session
 
-    (folder / static_session.FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / static_session.FACTS).write_text(
+        json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8"
+    )
     (folder / CONFIG).write_text(json.dumps(qnn_pipeline.config(facts), indent=2) + "\n", "utf-8")
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the graphs of ``inputs["model"]`` in fixed point, with ranges from ``inputs["calibration"]``'s tokens.
+    """Step: the graphs of ``inputs["model"]`` in fixed point, with ranges from
+    ``inputs["calibration"]``'s tokens.
 
-    Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]`` 8. One stage is
-    read, calibrated and written at a time.
+    Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]``
+    8. One stage is read, calibrated and written at a time.
 
     Raises:
         StepFailed: the calibration is too short, or a linear is not stored as asked.
@@ -360,7 +431,9 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     from phipipe.static_weights import DataFile
 
     source = inputs["model"]
-    reading = qnn_calibration.Reading(source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False))
+    reading = qnn_calibration.Reading(
+        source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False)
+    )
     for stage, layers in static_session.stages(reading.facts).items():
         seen = reading.through(stage)
         caches = qnn_calibration.cache_scales(seen, layers)
@@ -386,7 +459,10 @@ def _bits(graph: Path, params: Params) -> dict[str, int]:
     constants = {tensor.name for tensor in model.graph.initializer}
     read = (node.input[1] for node in model.graph.node if node.op_type == "MatMul")
     names = sorted(name for name in read if name in constants)
-    return {name: 8 if any(part in name for part in params["keep_8bit"]) else params["bits"] for name in names}
+    return {
+        name: 8 if any(part in name for part in params["keep_8bit"]) else params["bits"]
+        for name in names
+    }
 
 
 def _copy_rest(source: Path, out: Path) -> None:
@@ -395,16 +471,21 @@ def _copy_rest(source: Path, out: Path) -> None:
 
     from phipipe import static_session
 
-    weights = {static_session.data_of(stage) for stage in static_session.stages(static_session.facts_of(source))}
+    weights = {
+        static_session.data_of(stage)
+        for stage in static_session.stages(static_session.facts_of(source))
+    }
     for path in sorted(source.iterdir()):
         if path.name not in weights and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
 
 
 def compile(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the graphs of ``inputs["model"]`` as contexts for ``params["soc"]``, each whole on the NPU.
+    """Step: the graphs of ``inputs["model"]`` as contexts for ``params["soc"]``, each whole on the
+    NPU.
 
-    With ``params["shared"]`` the graphs for prompts and for single tokens share one binary and its weights.
+    With ``params["shared"]`` the graphs for prompts and for single tokens share one binary and its
+    weights.
 
     Raises:
         StepFailed: a graph falls apart into several partitions, or the compiler refuses it.
@@ -417,10 +498,16 @@ def compile(inputs: Inputs, out: Path, params: Params) -> None:
         sessions = []  # all of one binary stay open until it is written
         for kind in static_session.LENGTHS:
             name = static_session.name_of(stage, kind)
-            entries = {"ep.context_enable": "1", "ep.context_embed_mode": "0", "ep.context_file_path": str(out / name)}
+            entries = {
+                "ep.context_enable": "1",
+                "ep.context_embed_mode": "0",
+                "ep.context_file_path": str(out / name),
+            }
             if shared:
                 entries["ep.share_ep_contexts"] = "1"
-                entries |= {"ep.stop_share_ep_contexts": "1"} if kind == static_session.LENGTHS[-1] else {}
+                entries |= (
+                    {"ep.stop_share_ep_contexts": "1"} if kind == static_session.LENGTHS[-1] else {}
+                )
             settings = {"enable_htp_weight_sharing": "1"} if shared else {}
             sessions.append(static_session.htp(source / name, soc, entries, settings))
             _check_context(out / name)
@@ -442,11 +529,15 @@ def _check_context(path: Path) -> None:
     nodes = list(onnx.load(str(path), load_external_data=False).graph.node)
     outside = sorted({node.op_type for node in nodes if node.op_type != "EPContext"})
     if outside or len(nodes) != 1:
-        raise StepFailed(f"`{path.name}` fell apart into {len(nodes)} nodes; not on the NPU: {', '.join(outside)}")
+        raise StepFailed(
+            f"`{path.name}` fell apart into {len(nodes)} nodes; not on the NPU: "
+            f"{', '.join(outside)}"
+        )
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
-    """Graphs on the CPU, or compiled ones on the HTP or its emulator; "hexagon" insists on the NPU."""
+    """Graphs on the CPU, or compiled ones on the HTP or its emulator; "hexagon" insists on the
+    NPU."""
     from phipipe import static_session
 
     if api == "hexagon" and static_session.emulated():

@@ -1,10 +1,13 @@
-"""PyTorch: the baseline every runtime is compared with, and a checkpoint for transformers as output.
+"""PyTorch: the baseline every runtime is compared with, and a checkpoint for transformers as
+output.
 
-fp32 and fp16 are plain casts. int8 and int4 are auto-round's own format: safetensors in which each linear of the
-decoder layers is packed integers with a scale per group, everything else the source's own tensors and files.
+fp32 and fp16 are plain casts. int8 and int4 are auto-round's own format: safetensors in which each
+linear of the decoder layers is packed integers with a scale per group, everything else the source's
+own tensors and files.
 
-Quantized artifacts are scored in fp32 on the stored values, like all others of this backend. auto-round's layers for
-the CPU would compute in 16 bits (positions too), and unpack every weight anew for each token: 40 s with 4 G weights.
+Quantized artifacts are scored in fp32 on the stored values, like all others of this backend.
+auto-round's layers for the CPU would compute in 16 bits (positions too), and unpack every weight
+anew for each token: 40 s with 4 G weights.
 """
 
 from __future__ import annotations
@@ -42,7 +45,11 @@ EMULATED: Mapping[str, str] = {}
 FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
-_SCHEMES: Mapping[Precision, str] = {**_DTYPES, "int8": "auto-round, 8 bits", "int4": "auto-round, 4 bits"}
+_SCHEMES: Mapping[Precision, str] = {
+    **_DTYPES,
+    "int8": "auto-round, 8 bits",
+    "int4": "auto-round, 4 bits",
+}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
 ITERATIONS = 200  # auto-round's own default
 
@@ -54,17 +61,21 @@ class Options(BaseModel):
 
     algorithm: Literal["rtn", "signround"] = Field(
         default="rtn",
-        description="rtn: round to nearest, without data. signround: learns the rounding and the ranges layer by layer "
-        "from the calibration text (auto-round's own method); more accurate, same size, much slower.",
+        description="rtn: round to nearest, without data. signround: learns the rounding and "
+        "the ranges layer by layer "
+        "from the calibration text (auto-round's own method); more accurate, same size, much "
+        "slower.",
     )
     group_size: Literal[32, 64, 128, -1] = Field(
         default=128,
-        description="Weights that share one scale; -1: a whole row. Smaller is more accurate and larger on disk.",
+        description="Weights that share one scale; -1: a whole row. Smaller is more accurate "
+        "and larger on disk.",
     )
     symmetric: bool = Field(
         default=True,
         strict=True,
-        description="Rounding around zero. Off (int4 only): a zero point per group, for skewed weights.",
+        description="Rounding around zero. Off (int4 only): a zero point per group, for skewed "
+        "weights.",
     )
     iterations: int | None = Field(
         default=None,
@@ -86,7 +97,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="T02",
         level="error",
-        when=lambda r, o, c: r.precision in BITS and o.algorithm == "rtn" and o.iterations is not None,
+        when=lambda r, o, c: (
+            r.precision in BITS and o.algorithm == "rtn" and o.iterations is not None
+        ),
         message="`quantize.iterations` is set, but `rtn` learns nothing",
         hint="remove it, or set `quantize.algorithm: signround`",
     ),
@@ -101,16 +114,19 @@ RULES: tuple[Rule, ...] = (
         id="T05",
         level="error",
         when=lambda r, o, c: r.precision in BITS and c.model_type == "phimoe",
-        message="`torch` quantizes dense models only; `{checkpoint.architecture}` is a mixture of experts",
+        message="`torch` quantizes dense models only; `{checkpoint.architecture}` is a mixture "
+        "of experts",
         hint="choose fp16 or fp32, or `backend: openvino`",
     ),
     Rule(
         id="T06",
         level="error",
         when=lambda r, o, c: (
-            r.precision in BITS and math.gcd(*group_rules.widths(c).values(), c.kv_heads * c.head_size) % 32 != 0
+            r.precision in BITS
+            and math.gcd(*group_rules.widths(c).values(), c.kv_heads * c.head_size) % 32 != 0
         ),
-        message="auto-round packs weights whose width and height are multiples of 32; this model has others",
+        message="auto-round packs weights whose width and height are multiples of 32; this "
+        "model has others",
         hint="choose fp16 or fp32",
     ),
     Rule(
@@ -152,12 +168,16 @@ def steps(
 def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> Step:
     assert isinstance(options, Options)
     bits, learns = BITS[recipe.precision], options.algorithm == "signround"
-    params: dict[str, Json] = {"bits": bits, **options.model_dump(mode="json", exclude={"iterations"})}
+    params: dict[str, Json] = {
+        "bits": bits,
+        **options.model_dump(mode="json", exclude={"iterations"}),
+    }
     needs, memory = {"source": "source"}, 4 * checkpoint.parameters + 2**30  # all weights in fp32
     if learns:
         params["iterations"] = options.iterations or ITERATIONS
         needs["calibration"] = "calibration"
-        # a layer's inputs and both its outputs for all tokens, and one layer's activations for a batch
+        # a layer's inputs and both its outputs for all tokens, and one layer's activations for a
+        # batch
         memory += 12 * recipe.calibrate.tokens * checkpoint.hidden_size + 2**30
     return Step(
         name="quantize",
@@ -166,7 +186,8 @@ def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -
         needs=needs,
         params=params,
         toolchain=TOOLCHAIN,
-        output_bytes=(bits + 1) * checkpoint.parameters // 8 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        output_bytes=(bits + 1) * checkpoint.parameters // 8
+        + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
         memory_bytes=memory,
     )
 
@@ -192,7 +213,8 @@ def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[A
 
 
 def cast(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: copy the checkpoint file by file, floating-point tensors cast to ``params["dtype"]``."""
+    """Step: copy the checkpoint file by file, floating-point tensors cast to
+    ``params["dtype"]``."""
     import torch
 
     dtype = getattr(torch, params["dtype"])
@@ -211,8 +233,8 @@ def _respelled(source: Path) -> dict[str, Any]:
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["source"]`` with the linears of its decoder layers at ``params["bits"]`` bits.
 
-    ``params`` holds the options besides. With "signround", ``inputs["calibration"]`` has the tokens to learn from.
-    The result is verified from disk before the step counts as done.
+    ``params`` holds the options besides. With "signround", ``inputs["calibration"]`` has the tokens
+    to learn from. The result is verified from disk before the step counts as done.
 
     Raises:
         StepFailed: auto-round did something else than asked.
@@ -231,7 +253,11 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         settings = json.loads(config.read_text("utf-8")).get("quantization_config", {})
 
         def change(name: str, tensor: Any) -> dict[str, Any]:
-            parts = [key for part in torch_checkpoint.PARTS if (key := name.removesuffix("weight") + part) in made]
+            parts = [
+                key
+                for part in torch_checkpoint.PARTS
+                if (key := name.removesuffix("weight") + part) in made
+            ]
             return {key: torch_checkpoint.read(made[key], key) for key in parts} or {name: tensor}
 
         torch_checkpoint.rewrite(source, out, change, {"quantization_config": settings, **patch})
@@ -241,9 +267,10 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
 def _auto_round(source: Path, out: Path, params: Params, calibration: Path | None) -> None:
     """Run auto-round in this process.
 
-    Without ``disable_model_free`` it would send shards to spawned processes, which the worker's guards do not reach;
-    without ``disable_opt_rtn`` its "data-free" rounding downloads a text. Arithmetic is fp32: left alone it depends on
-    whether this machine has bf16. A dataset is always given, or its default would be downloaded.
+    Without ``disable_model_free`` it would send shards to spawned processes, which the worker's
+    guards do not reach; without ``disable_opt_rtn`` its "data-free" rounding downloads a text.
+    Arithmetic is fp32: left alone it depends on whether this machine has bf16. A dataset is always
+    given, or its default would be downloaded.
     """
     import numpy as np
     import torch
@@ -254,21 +281,48 @@ def _auto_round(source: Path, out: Path, params: Params, calibration: Path | Non
     if params["algorithm"] == "signround":
         assert calibration is not None
         windows = np.load(calibration / "tokens.npy", allow_pickle=False).astype(np.int64)
-        chosen = {"iters": params["iterations"], "gradient_accumulate_steps": 1, "enable_minmax_tuning": True}
+        chosen = {
+            "iters": params["iterations"],
+            "gradient_accumulate_steps": 1,
+            "enable_minmax_tuning": True,
+        }
     ids = [torch.from_numpy(window)[None] for window in windows]
     # masks of our own: auto-round would hide repeated tokens at a window's end, and every pad token
     chosen["dataset"] = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
-    chosen |= {"nsamples": max(1, len(windows)), "seqlen": windows.shape[1], "batch_size": 8, "seed": 42}
-    chosen |= {"bits": params["bits"], "group_size": params["group_size"], "sym": params["symmetric"]}
-    chosen |= {"scale_dtype": "fp16", "quant_lm_head": False, "amp": False, "model_dtype": "float32"}
-    chosen |= dict.fromkeys(("enable_torch_compile", "trust_remote_code"), False) | {"device_map": "cpu"}
-    chosen |= dict.fromkeys(("low_gpu_mem_usage", "low_cpu_mem_usage"), False)  # no weights set aside on disk
-    packing = "auto_round" if params["symmetric"] else "auto_round:gptqmodel"  # else AWQ's, which no CPU layer reads
-    AutoRound(str(source), scheme=f"W{params['bits']}A16", **chosen).quantize_and_save(str(out), format=packing)
+    chosen |= {
+        "nsamples": max(1, len(windows)),
+        "seqlen": windows.shape[1],
+        "batch_size": 8,
+        "seed": 42,
+    }
+    chosen |= {
+        "bits": params["bits"],
+        "group_size": params["group_size"],
+        "sym": params["symmetric"],
+    }
+    chosen |= {
+        "scale_dtype": "fp16",
+        "quant_lm_head": False,
+        "amp": False,
+        "model_dtype": "float32",
+    }
+    chosen |= dict.fromkeys(("enable_torch_compile", "trust_remote_code"), False) | {
+        "device_map": "cpu"
+    }
+    chosen |= dict.fromkeys(
+        ("low_gpu_mem_usage", "low_cpu_mem_usage"), False
+    )  # no weights set aside on disk
+    packing = (
+        "auto_round" if params["symmetric"] else "auto_round:gptqmodel"
+    )  # else AWQ's, which no CPU layer reads
+    AutoRound(str(source), scheme=f"W{params['bits']}A16", **chosen).quantize_and_save(
+        str(out), format=packing
+    )
 
 
 def _load(folder: Path) -> Any:
-    """The model in fp32: matrix products in fp16 accumulate as a CPU likes, and only what is stored is to be judged."""
+    """The model in fp32: matrix products in fp16 accumulate as a CPU likes, and only what is stored
+    is to be judged."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -282,10 +336,13 @@ def _load(folder: Path) -> Any:
         from transformers import AutoConfig
 
         logger.setLevel("WARNING")  # chats load models too
-        settings["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        settings["config"] = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
         settings["config"].quantization_config["backend"] = "torch"
         for name in ("auto_round:torch", "auto_round:torch_zp"):
-            # unless fp32 is listed, the whole model is cast to fp16 after loading, its rotary frequencies included
+            # unless fp32 is listed, the whole model is cast to fp16 after loading, its rotary
+            # frequencies included
             BackendInfos[name].compute_dtype = ["float32"]
     model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
     for name, module in list(model.named_modules()):
@@ -304,10 +361,14 @@ def _unpacked(name: str, layer: Any) -> Any:
     zeros = (layer.qzeros[:, :, None] >> shifts & top).reshape(layer.scales.shape)
     if type(layer).__module__.endswith("_zp"):
         zeros = zeros + 1  # GPTQ's layout stores them less one
-    weight = (layer.qweight[:, None, :] >> shifts[None, :, None] & top).reshape(layer.infeatures, layer.outfeatures)
+    weight = (layer.qweight[:, None, :] >> shifts[None, :, None] & top).reshape(
+        layer.infeatures, layer.outfeatures
+    )
     grouped = weight.reshape(len(zeros), -1, layer.outfeatures)
     dense = (layer.scales[:, None] * (grouped - zeros[:, None])).reshape(weight.shape)
-    linear = torch.nn.Linear(layer.infeatures, layer.outfeatures, bias=layer.bias is not None, device="meta")
+    linear = torch.nn.Linear(
+        layer.infeatures, layer.outfeatures, bias=layer.bias is not None, device="meta"
+    )
     linear.weight = torch.nn.Parameter(dense.t().contiguous(), requires_grad=False)
     if layer.bias is not None:
         linear.bias = torch.nn.Parameter(layer.bias.float(), requires_grad=False)
