@@ -29,7 +29,7 @@ from phipipe import (
     venue,
     vision,
 )
-from phipipe.backends.base import Outside, Step, absent
+from phipipe.backends.base import absent
 from phipipe.board import Entry
 from phipipe.device import Device
 from phipipe.errors import RecipeError, SourceError, TargetError
@@ -39,6 +39,7 @@ from phipipe.hub_client import Repository
 from phipipe.plan import Plan
 from phipipe.recipe import Build, Recipe, Text, recorded
 from phipipe.settings import Settings
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 

@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phipipe import backends, progress, reference, text_files, transformers_tokenizer
-from phipipe.backends.base import Backend, Inputs, Params, Runtime
+from phipipe.backends.base import Backend, Runtime
 from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.reference import log_softmax, score
 from phipipe.report import counted
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import backends, hardware, progress
-from phipipe.backends.base import Inputs, Params, Runtime
+from phipipe.backends.base import Runtime
+from phipipe.steps import Inputs, Params
 
 
 def measure(inputs: Inputs, out: Path, params: Params) -> None:

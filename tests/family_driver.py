@@ -9,7 +9,6 @@ the runtime's own logits without a cache; equal token ids; or the error.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from phipipe import backends
+from phipipe import backends, steps
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import PARITY_TEXT
 from phipipe.reference import log_softmax
@@ -42,12 +41,11 @@ def convert(root: Path, job: dict[str, Any]) -> None:
         made[step["name"]] = out
         if out.is_dir():
             continue
-        module, _, function = step["runs"].partition(":")
         part = out.with_name(out.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         inputs = {name: made[needed] for name, needed in step["needs"].items()}
-        getattr(importlib.import_module(module), function)(inputs, part, step["params"])
+        steps.resolve(step["runs"])(inputs, part, step["params"])
         part.rename(out)
 
 

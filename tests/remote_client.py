@@ -15,11 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from phipipe import progress, schedule
-from phipipe.backends.base import Step
 from phipipe.plan import Plan
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Step
 from phipipe.store import Store
+
+STEPS = {"work": "remote_client:work", "rest": "remote_client:rest"}
 
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -49,7 +51,7 @@ def chain(steps: int, seconds: float = 0.0) -> Plan:
     made = [
         Step(
             name=f"s{i}",
-            runs="remote_client:work",
+            runs="remote_client/work",
             version=1,
             needs={"before": f"s{i - 1}"} if i else {},
             params={"name": f"s{i}", "seconds": seconds},

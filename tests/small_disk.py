@@ -24,8 +24,12 @@ from phipipe.settings import Settings
 from phipipe.store import Store
 
 MIB = 2**20
-RECORD = {"runs": "m:f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
+RECORD = {"runs": "m/f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
 KEY = "ab" * 32
+STEPS = {
+    name: f"small_disk:{name}"
+    for name in ("write_much", "write_aside", "pass_words_on", "map_too_much")
+}
 
 
 def write_much(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -62,7 +66,7 @@ def work(folder: Path, cache: Path, function: str, **params: Any) -> None:
     settings = Settings.read(
         {"PHIPIPE_CACHE": str(cache), "PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}
     )
-    request = Request(step="tried", runs=f"small_disk:{function}", inputs={}, params=params)
+    request = Request(step="tried", runs=f"small_disk/{function}", inputs={}, params=params)
     (cache / "tmp").mkdir(parents=True)
     python = Path(sys.executable)
     with Worker(python, name="test", log_folder=cache / "logs", settings=settings) as worker:

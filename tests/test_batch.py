@@ -30,7 +30,6 @@ from phipipe import (
     selection,
 )
 from phipipe import device as devices
-from phipipe.backends.base import Step
 from phipipe.errors import (
     GateFailed,
     PhipipeError,
@@ -43,6 +42,7 @@ from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.recipe import Build
 from phipipe.selection import Wanted
+from phipipe.steps import Step
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,6 +58,7 @@ HOST = {"cores": 2, "machine": "x86_64", "memory_gib": 24, "processor": "some", 
 PREPARE = plan.prepare  # the real one
 
 # --- steps
+STEPS = {name: f"test_batch:{name}" for name in ("take", "evaluate", "measure", "gates", "package")}
 
 
 def take(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -121,7 +122,7 @@ def package(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) ->
 def _step(
     name: str, needs: Mapping[str, str] | None = None, function: str = "", /, **params: Any
 ) -> Step:
-    runs = f"test_batch:{function or name}"
+    runs = f"test_batch/{function or name}"
     return Step(name=name, runs=runs, version=1, needs=dict(needs or {}), params=params)
 
 

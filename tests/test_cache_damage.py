@@ -17,15 +17,16 @@ import hostile_paths
 import pytest
 
 from phipipe import events, keys, outside
-from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
 from phipipe.plan import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 Spoil = Callable[[Path], object]
+STEPS = {"work": "test_cache_damage:work"}
 
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -55,7 +56,7 @@ class Workshop:
         self.plan = made
 
     def step(self, name: str, *needs: str, **rest: Any) -> Step:
-        runs = "test_cache_damage:work"
+        runs = "test_cache_damage/work"
         return Step(
             name=name,
             runs=runs,

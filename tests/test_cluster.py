@@ -24,9 +24,9 @@ from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixtur
 from tiny_toolchain import Tiny, wait_until
 
 from phipipe import cluster, cluster_worker, manifest, show
-from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError, decoded
 from phipipe.settings import Settings
+from phipipe.steps import Step
 
 HERE = Path(__file__).parent
 RECIPE = """
@@ -273,7 +273,7 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
         wanted = {need: need for need in needs}
         return Step(
             name=name,
-            runs="remote_client:rest",
+            runs="remote_client/rest",
             version=1,
             needs=wanted,
             params=params,
@@ -318,7 +318,7 @@ def test_what_is_damaged_in_a_workers_cache_is_made_again(
         monkeypatch.setenv(name, value)
     params: dict[str, Any] = {"name": "first", "tenths": 0}
     first = Step(
-        name="first", runs="remote_client:rest", version=1, params=params, toolchain="torch"
+        name="first", runs="remote_client/rest", version=1, params=params, toolchain="torch"
     )
     second = replace(
         first, name="second", needs={"first": "first"}, params=params | {"name": "second"}
@@ -347,7 +347,7 @@ def measured(**more: Any) -> Step:
     params = {"name": "m", "tenths": 30}
     step = Step(
         name="m",
-        runs="remote_client:rest",
+        runs="remote_client/rest",
         version=1,
         params=params,
         toolchain="torch",
@@ -614,7 +614,7 @@ def test_addresses_that_make_no_sense(url: str) -> None:
 
 
 def test_a_worker_of_another_version_says_so() -> None:
-    step = cluster_worker.described(Step(name="s", runs="m:f", version=1))
+    step = cluster_worker.described(Step(name="s", runs="m/f", version=1))
     told = json.loads(
         cluster_worker.work(
             json.dumps({"phipipe": "0.0.1", "task": "t", "step": step, "inputs": {}})
@@ -630,7 +630,7 @@ def test_an_input_that_is_not_shared_is_named(
     from phipipe import __version__
 
     monkeypatch.setenv("PHIPIPE_REMOTE", tmp_path.as_uri())
-    step = cluster_worker.described(Step(name="s", runs="m:f", version=1, needs={"text": "text"}))
+    step = cluster_worker.described(Step(name="s", runs="m/f", version=1, needs={"text": "text"}))
     told = json.loads(
         cluster_worker.work(
             json.dumps(
@@ -714,7 +714,7 @@ def test_while_a_worker_installs_a_toolchain_it_does_steps_of_others(
         monkeypatch.setenv(name, value)
 
     def work(tool: str, measurement: bool = False) -> dict[str, Any]:
-        runs = "steps_cheap:count"
+        runs = "steps_cheap/count"
         step = Step(
             name=tool,
             runs=runs,

@@ -23,12 +23,12 @@ from hostile_checkpoints import header, written
 from test_plan import QUICKSTART
 
 from phipipe import backends, family, hub, layouts, models, recipe, support, vision
-from phipipe.backends.base import Step
 from phipipe.errors import TargetError
 from phipipe.hub import Original
 from phipipe.plan import Plan, prepare
 from phipipe.recipe import Source
 from phipipe.scoring import PARITY_KLD_MEAN
+from phipipe.steps import Step
 
 HERE = Path(__file__).parent
 WINDOWS = {"short": SHORT, "long": LONG}
@@ -119,7 +119,7 @@ def headers_of(member: family.Member, folder: Path) -> Original:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
     end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
     checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
-    return Original(checkpoint, Step(name="source", runs="phipipe.hub:take", version=1))
+    return Original(checkpoint, Step(name="source", runs="hub/take", version=1))
 
 
 def job(
@@ -129,7 +129,7 @@ def job(
     conversion."""
     source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
     for step in plan_of(root / source, backend, window).steps:
-        if not step.runs.startswith("phipipe.backends."):
+        if not step.runs.startswith(f"{backend}/"):
             continue
         told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
         told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}

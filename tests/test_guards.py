@@ -58,6 +58,7 @@ LAYERS = (
         "interrupts",
         "metrics",
         "progress",
+        "steps",
         "sockets",
         "streams",
         "visible",

@@ -144,7 +144,7 @@ def digest_of(name: str) -> str:
 
 
 def step(runs: str, *needs: str, tools: bool = True, **params: Any) -> dict[str, Any]:
-    name = runs.rpartition(":")[2]
+    name = runs.rpartition("/")[2]
     digest = digest_of(name)
     return {
         "key": digest[::-1],
@@ -201,12 +201,12 @@ PARAMS: dict[str, Any] = {
     },
     "warnings": [],
     "steps": {
-        "source": step("phipipe.hub:take", tools=False, files=["config.json"]),
-        "text": step("phipipe.hub:take", tools=False, files=["evaluation.txt"]),
-        "convert": step("phipipe.backends.onnxruntime:convert", "source"),
-        "quantize": step("phipipe.backends.onnxruntime:quantize", "convert", bits=4),
-        "evaluate": step("phipipe.evaluate:compare", "quantize"),
-        "gates": step("phipipe.evaluate:check_gates", "metrics", tools=False),
+        "source": step("hub/take", tools=False, files=["config.json"]),
+        "text": step("hub/take", tools=False, files=["evaluation.txt"]),
+        "convert": step("onnxruntime/convert", "source"),
+        "quantize": step("onnxruntime/quantize", "convert", bits=4),
+        "evaluate": step("evaluate/compare", "quantize"),
+        "gates": step("evaluate/check_gates", "metrics", tools=False),
     },
 }
 
@@ -338,6 +338,14 @@ def test_the_manifest_says_what_it_is_and_where_it_came_from(cooked: Path) -> No
     assert made["gates"] == GATES
     assert made["steps"]["quantize"]["tools"] == TOOLS
     assert made["licence"] == {"id": "mit", "stated": False, "files": ["LICENSE"]}
+
+
+def test_a_package_from_when_steps_had_addresses_is_read_as_ever(kitchen: Kitchen) -> None:
+    earlier = "phipipe.backends.onnxruntime:quantize"
+    kitchen.params["steps"]["quantize"]["runs"] = earlier
+    folder = kitchen.cook()
+    assert package.read_manifest(folder)["steps"]["quantize"]["runs"] == earlier
+    assert package.verify(folder) == []
 
 
 def test_the_manifest_lists_every_other_file(cooked: Path) -> None:

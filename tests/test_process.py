@@ -478,7 +478,7 @@ def test_without_psutil_a_worker_serves_reports_and_ends_like_any_other(
         seen: list[tuple[int, int, str]] = []
         (tmp_path / "report").mkdir()
         request = Request(
-            step="report", runs="steps_cheap:report", inputs={}, params={"total": 2, "pause_s": 0.3}
+            step="report", runs="steps_cheap/report", inputs={}, params={"total": 2, "pause_s": 0.3}
         )
         made.worker.run(request, tmp_path / "report", on_progress=lambda *told: seen.append(told))
         assert seen[-1] == (2, 2, "windows")

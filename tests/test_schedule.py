@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from tiny_toolchain import Tiny, wait_until
 
 from phipipe import executor, nodes, schedule, toolchain
-from phipipe.backends.base import Outside, Step
 from phipipe.errors import (
     Interrupted,
     PhipipeError,
@@ -34,11 +33,13 @@ from phipipe.plan import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 CALLS: list[tuple[str, float, float]] = []
 GUARD = threading.Lock()
 GATE = threading.Event()
+STEPS = {"work": "test_schedule:work"}
 
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -64,7 +65,7 @@ def step(
 ) -> Step:
     return Step(
         name=name,
-        runs="test_schedule:work",
+        runs="test_schedule/work",
         version=1,
         needs={n: n for n in needs},
         after=after,
@@ -194,7 +195,7 @@ def test_a_failure_after_order_alone_counts_too(store: Store) -> None:
 
 def test_no_memory_in_one_worker_leaves_the_others_alone(store: Store, ort_python: Path) -> None:
     def in_worker(what: str, **params: Any) -> Step:
-        return replace(step("work", **params), toolchain="onnxruntime", runs=f"steps_cheap:{what}")
+        return replace(step("work", **params), toolchain="onnxruntime", runs=f"steps_cheap/{what}")
 
     limits = {
         **os.environ,
@@ -404,7 +405,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
 
 def heavy(name: str, *needs: str, runs: str = "count", **params: Any) -> Step:
     """A step that runs in toolchain `tiny`."""
-    return replace(step(name, *needs, **params), toolchain="tiny", runs=f"steps_cheap:{runs}")
+    return replace(step(name, *needs, **params), toolchain="tiny", runs=f"steps_cheap/{runs}")
 
 
 class Told(Silent):

@@ -15,7 +15,7 @@ from test_quickstart import ROOT, Shell
 
 from phipipe import backends, device, family, hub, models, package, recipe, remote, support
 from phipipe import plan as planner
-from phipipe.backends.base import Step
+from phipipe.steps import Step
 
 TARGETS = ROOT / "recipes" / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")

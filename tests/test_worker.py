@@ -55,7 +55,7 @@ class Bench:
         self.made += 1
         scratch = self.folder / f"request-{self.made}"
         scratch.mkdir(parents=True)
-        request = Request(step=step, runs=f"steps_cheap:{step}", inputs=inputs or {}, params=params)
+        request = Request(step=step, runs=f"steps_cheap/{step}", inputs=inputs or {}, params=params)
         return self.worker.run(request, scratch)
 
     @property
@@ -261,7 +261,7 @@ def test_progress_arrives(bench: Bench) -> None:
     scratch = bench.folder / "progress"
     scratch.mkdir()
     request = Request(
-        step="report", runs="steps_cheap:report", inputs={}, params={"total": 8, "pause_s": 0.15}
+        step="report", runs="steps_cheap/report", inputs={}, params={"total": 8, "pause_s": 0.15}
     )
     bench.worker.run(request, scratch, on_progress=lambda *report: seen.append(report))
     assert len(seen) > 1
