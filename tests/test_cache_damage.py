@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hostile_paths
 import pytest
+from testing import hostile_paths
 
 from phipipe import events, keys, outside
 from phipipe.backends.base import Outside, Step

@@ -1,5 +1,6 @@
-"""One of several machines: ``python remote_client.py CACHE LOG [STEPS [SECONDS]]`` runs a chain of
-light steps.
+"""One of several machines, and plans of light steps for them.
+
+``python -m testing.remote_client CACHE LOG STEPS SECONDS`` runs a chain of them.
 
 Each step that is really done leaves a line in LOG. Where results are shared, the environment says.
 """
@@ -49,7 +50,7 @@ def chain(steps: int, seconds: float = 0.0) -> Plan:
     made = [
         Step(
             name=f"s{i}",
-            runs="remote_client:work",
+            runs="testing.remote_client:work",
             version=1,
             needs={"before": f"s{i - 1}"} if i else {},
             params={"name": f"s{i}", "seconds": seconds},
@@ -94,7 +95,7 @@ def attempt(
 
 
 if __name__ == "__main__":
-    sys.modules["remote_client"] = sys.modules["__main__"]
+    sys.modules["testing.remote_client"] = sys.modules["__main__"]
     os.environ["REMOTE_CLIENT_LOG"] = sys.argv[2]
     count, seconds = int(sys.argv[3]), float(sys.argv[4])
     outcome, lines = run(Path(sys.argv[1]), chain(count, seconds))
