@@ -169,12 +169,12 @@ def _own_steps(room: str) -> Mapping[str, str]:
     backends = str(Path(__file__).parent / "backends")
     if importlib.machinery.PathFinder.find_spec(room, [backends]):
         room = f"phipipe.backends.{room}"
-    elif not room.isidentifier():
+    elif not all(part.isidentifier() for part in room.split(".")):
         return {}
     try:
         face = importlib.import_module(room)
     except ModuleNotFoundError as error:
-        if error.name == room:
+        if error.name and room.startswith(error.name):
             return {}
         raise
     steps: Mapping[str, str] = getattr(face, "STEPS", {})

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_checkpoints import LONG, MEMBERS, SHORT, slug
-from hostile_checkpoints import header, written
-from test_plan import QUICKSTART
+from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
+from testing.hostile_checkpoints import header, written
+from testing.places import QUICKSTART, ROOT
 
 from phipipe import backends, family, hub, layouts, models, recipe, support, vision
 from phipipe.errors import TargetError
@@ -30,7 +30,7 @@ from phipipe.recipe import Source
 from phipipe.scoring import PARITY_KLD_MEAN
 from phipipe.steps import Step
 
-HERE = Path(__file__).parent
+DRIVER = Path(__file__).parent / "family_driver.py"
 WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
@@ -161,7 +161,7 @@ def wanted(backend: str) -> list[tuple[str, str, str]]:
 
 def drive(python: Path, *words: Path | str) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "2",
     }
@@ -175,7 +175,7 @@ def drive(python: Path, *words: Path | str) -> None:
 def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(torch_python, HERE / "family_checkpoints.py", root)
+    drive(torch_python, "-m", "testing.family_checkpoints", root)
     return root
 
 
@@ -194,8 +194,8 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
         measure_with = (
             convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
         )
-        drive(convert_with, HERE / "family_driver.py", checkpoints, backend, "convert")
-        drive(measure_with, HERE / "family_driver.py", checkpoints, backend, "measure")
+        drive(convert_with, DRIVER, checkpoints, backend, "convert")
+        drive(measure_with, DRIVER, checkpoints, backend, "measure")
         read = {
             action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
             for action in ("convert", "measure")

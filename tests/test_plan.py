@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from testing.places import QUICKSTART
+from testing.plans import planned
 
 from phipipe import backends, device, hardware, hub, outside, plan, recipe
 from phipipe.errors import SourceError, StepFailed, TargetError
@@ -20,13 +22,6 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.steps import Outside, Step
 from phipipe.store import Store
-
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
-
-
-def planned(*sets: str) -> plan.Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
 
 
 def test_steps_stand_after_everything_they_need() -> None:

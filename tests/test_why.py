@@ -12,6 +12,7 @@ import hostile_paths
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from testing.places import QUICKSTART
 
 from phipipe import backends, keys, plan, recipe, why
 from phipipe.executor import Bench
@@ -21,7 +22,6 @@ from phipipe.show import Silent
 from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 LEAVES = (
     st.none()

@@ -310,7 +310,7 @@ def connect_by_bytes(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 STEPS = {
-    name: f"steps_cheap:{name}"
+    name: f"testing.steps_cheap:{name}"
     for name, value in list(vars().items())
     if isinstance(value, FunctionType) and not name.startswith("_")
 }
