@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phipipe import board, picks, report
+from phipipe import backends, board, picks, report
 from phipipe.board import ZERO, Entry
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
 from phipipe.card import TEMPLATES
@@ -52,15 +52,6 @@ DARK = {
     LINE: "#7d8590",
     PAGE: "#0d1117",
 }
-BACKENDS = (
-    "onnxruntime",
-    "torch",
-    "llamacpp",
-    "openvino",
-    "mlx",
-    "litert",
-    "qnn",
-)  # each keeps its colour everywhere
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
 REPEATS = (
@@ -198,8 +189,10 @@ def _provenance(entry: Entry) -> dict[str, Any]:
 
 
 def _colour(entry: Entry) -> str:
-    colours = tuple(SERIES)
-    return colours[BACKENDS.index(entry.backend)] if entry.backend in BACKENDS else colours[-1]
+    """Each backend keeps its own everywhere."""
+    known = entry.backend in backends.names()
+    place = backends.load(entry.backend).colour if known else None
+    return tuple(SERIES)[-1 if place is None else place]
 
 
 def _hover(entry: Entry, away: frozenset[str]) -> str:

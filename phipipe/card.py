@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import report, vision
+from phipipe import backends, report
 from phipipe.evaluate import CONTINUATION_TOKENS
 
 if TYPE_CHECKING:
@@ -305,9 +305,8 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
     }
     view |= {
         "sees": "vision" in manifest.get("fidelity", {}),
-        "square": vision.is_square(
-            str(manifest["source"].get("architecture")), manifest["backend"]
-        ),
+        "square": manifest["source"].get("architecture")
+        in backends.load(manifest["backend"]).square,
         "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
     }
     view |= {

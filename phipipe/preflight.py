@@ -141,7 +141,7 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
         recipe = plan.build.recipe.model_copy(
             update={"backend": name, "quantize": {}, "unit": None}
         )
-        build = replace(plan.build, recipe=recipe, options=backends.load(name).Options())
+        build = replace(plan.build, recipe=recipe, options=backends.load(name).options())
         try:
             found.append((name, planner.prepare(build).memory_bytes))
         except PhipipeError:  # the model or the unit is not for this backend: it is no way out

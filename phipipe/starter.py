@@ -30,15 +30,6 @@ SCHEMA = "recipe.schema.json"
 SHIPPED = (
     Path(__file__).parent.parent / "recipes"
 )  # phipipe's own, where it is not installed from a wheel
-PREFERRED = (
-    BACKEND,
-    "openvino",
-    "qnn",
-    "mlx",
-    "llamacpp",
-    "litert",
-    "torch",
-)  # of several that fit
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
 KEPT = re.compile(
@@ -184,6 +175,11 @@ def _text(path: Path, head: Mapping[str, str], told: Mapping[str, Any], source: 
 # --- what fits
 
 
+def _preferred() -> list[str]:
+    """Names of all backends; of several that fit, the first is taken."""
+    return sorted(backends.names(), key=lambda name: (backends.load(name).rank, name))
+
+
 def _fitting(target: devices.Device, precision: str | None, backend: str | None) -> dict[str, Any]:
     """``backend`` and ``precision``, and the options of the device's own recipe where they are its
     own.
@@ -191,7 +187,7 @@ def _fitting(target: devices.Device, precision: str | None, backend: str | None)
     Raises:
         TargetError: the device cannot do it.
     """
-    asked = [backend] if backend is not None else PREFERRED
+    asked = [backend] if backend is not None else _preferred()
     served = [{name: backends.able(name, target, unit) for name in asked} for unit in target.units]
     own = _own_recipe(target)
     for able in served:
@@ -204,7 +200,7 @@ def _fitting(target: devices.Device, precision: str | None, backend: str | None)
                 return {"backend": fits[0], "precision": wanted}
     every = {
         name: {p for unit in target.units for p in backends.able(name, target, unit)}
-        for name in PREFERRED
+        for name in _preferred()
     }
     there = [
         f"{name}: {', '.join(sorted(found, key=PRECISIONS.index))}"

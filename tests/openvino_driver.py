@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from phipipe import hub, models, openvino_session
 from phipipe.backends import openvino as backend
+from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import PARITY_TEXT
 
@@ -96,7 +97,9 @@ def convert(
 def quantize(model: Path, out: Path, root: Path, precision: str = "int4", **options: Any) -> Path:
     """As the planner would: the step's own parameters and needs."""
     recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
-    step = backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})[1]
+    step = backend.steps(
+        Job(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+    )[1]
     known = {"convert": model, "calibration": root / "calibration"}
     out.mkdir(parents=True)
     backend.quantize({name: known[place] for name, place in step.needs.items()}, out, step.params)
@@ -297,7 +300,7 @@ def direct(root: Path) -> dict[str, bool]:
     for name, (source, expected, precision, options) in cases.items():
         recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
         large: Any = Large(**vars(models.read(source)))
-        (step,) = backend.steps(recipe, backend.Options.model_validate(options), large, {})
+        (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = root / "direct" / name
         out.mkdir(parents=True)
         backend.quantize({"source": source}, out, step.params)
@@ -317,7 +320,7 @@ def sizes(root: Path) -> dict[str, list[int]]:
     for name, (precision, options) in cases.items():
         recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
         (*_, step) = backend.steps(
-            recipe, backend.Options.model_validate(options), models.read(TINY), {}
+            Job(recipe, backend.Options.model_validate(options), models.read(TINY), {})
         )
         facts[name] = [
             step.output_bytes,

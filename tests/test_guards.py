@@ -334,7 +334,7 @@ def nameless(call: ast.Call) -> str | None:
     runtimes = {
         "archive",
         "backend",
-        "module",
+        "face",
         "Image",
         "Images",
         "genai.Images",

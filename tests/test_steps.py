@@ -50,7 +50,7 @@ def planned() -> Iterator[Step]:
     quickstart = PACKAGE.parent / "recipes" / "quickstart.yaml"
     devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
     for backend in backends.names():
-        for api, precision in itertools.product(sorted(backends.load(backend).APIS), PRECISIONS):
+        for api, precision in itertools.product(sorted(backends.load(backend).apis), PRECISIONS):
             sets = (
                 f"backend={backend}",
                 f"precision={precision}",
