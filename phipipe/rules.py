@@ -127,22 +127,7 @@ def _widths(checkpoint: Checkpoint) -> set[int]:
 def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
     """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is
     left over."""
-    inputs = {
-        checkpoint.hidden_size,
-        checkpoint.intermediate_size,
-        checkpoint.heads * checkpoint.head_size,
-    }
-    return any(-(-k // block_size) % 2 for k in inputs)
-
-
-def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
-    """Whether some weight's rows are not a whole number of blocks."""
-    widths = (
-        checkpoint.hidden_size,
-        checkpoint.intermediate_size,
-        checkpoint.heads * checkpoint.head_size,
-    )
-    return any(width % block_size for width in widths)
+    return any(-(-width // block_size) % 2 for width in checkpoint.input_widths.values())
 
 
 def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
@@ -471,7 +456,7 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         id="O23",
         level="error",
         when=lambda r, o, c: (
-            r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size)
+            r.precision == "int4" and o.algorithm == "gptq" and not c.is_divided_by(o.block_size)
         ),
         message="`gptq` needs blocks that divide the rows of every weight; `block_size: "
         "{options.block_size}` does not",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import struct
 import zlib
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import backends, layerwise, mapped, models
-from phipipe.backends.base import Inputs, Params, Step
+from phipipe.backends.base import Inputs, Params, Step, copy_beside
 from phipipe.models import Checkpoint
 
 if TYPE_CHECKING:
@@ -255,9 +254,7 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
 def cut_files(original: Path, out: Path) -> Kind:
     """What belongs to the language model of the checkpoint ``original``, but for weights; returns
     its kind."""
-    for name in models.files(original):
-        if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
-            shutil.copyfile(original / name, out / name)
+    copy_beside(original, out, models.loose_files(original))
     config = json.loads((original / "config.json").read_text("utf-8"))
     (out / "config.json").write_text(json.dumps(language_config(config), indent=2) + "\n", "utf-8")
     return KINDS[config["architectures"][0]]

@@ -25,6 +25,7 @@ from phipipe import (
     cli,
     comparison,
     manifest,
+    metrics,
     plan,
     preflight,
     selection,
@@ -132,8 +133,8 @@ def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Pl
     if TROUBLE.get(name) == "refused":
         raise TargetError("cannot be", hint="take another device")
     figures = USUAL | FIGURES.get(name, {})
-    fidelity = {n: v for n, v in figures.items() if n not in batch.SPEEDS}
-    speed = {n: v for n, v in figures.items() if n in batch.SPEEDS}
+    fidelity = {n: v for n, v in figures.items() if n not in metrics.SPEEDS}
+    speed = {n: v for n, v in figures.items() if n in metrics.SPEEDS}
     trouble = {"trouble": TROUBLE.get(name)}
     source = str(recipe.source.builtin or recipe.source.path)
     told = {"backend": recipe.backend, "precision": recipe.precision, "source": source}

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -203,6 +203,20 @@ def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
     patched = json.loads(config.read_text("utf-8")) | dict(patch)
     config.write_text(json.dumps(patched, indent=2) + "\n", "utf-8")
     return scratch
+
+
+def copy_beside(
+    source: Path,
+    out: Path,
+    names: Iterable[str] | None = None,
+    *,
+    leave: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Copy the files ``names`` of ``source`` (default: all) to ``out`` as they are, but for those
+    to ``leave``."""
+    for name in sorted(path.name for path in source.iterdir()) if names is None else names:
+        if (source / name).is_file() and not leave(name):
+            shutil.copyfile(source / name, out / name)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import group_rules
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import StepFailed
 from phipipe.rules import Fixup, Rule
 
@@ -174,7 +173,7 @@ def steps(job: Job[Options]) -> list[Step]:
 
 
 def _odd(group: int, checkpoint: Checkpoint) -> bool:
-    return group > 0 and any(width % group for width in group_rules.widths(checkpoint).values())
+    return group > 0 and not checkpoint.is_divided_by(group)
 
 
 def _working(checkpoint: Checkpoint) -> str:
@@ -345,10 +344,11 @@ def _export(source: Path, work: Path, params: Params) -> None:
 
 def _copy_others(source: Path, out: Path) -> None:
     """The checkpoint's tokenizer and config files as they are; weights stay behind."""
-    for path in sorted(source.iterdir()):
-        weights = "safetensors" in path.name or path.suffix in (".tflite", ".litertlm")
-        if path.is_file() and not weights:
-            shutil.copyfile(path, out / path.name)
+    copy_beside(
+        source,
+        out,
+        leave=lambda name: "safetensors" in name or name.endswith((".tflite", ".litertlm")),
+    )
 
 
 def _check_lengths(model: Path, params: Params) -> None:

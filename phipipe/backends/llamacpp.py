@@ -264,14 +264,6 @@ def _model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
     return name if named else f"Phi-3 {name}"
 
 
-def _widths(c: Checkpoint) -> dict[str, int]:
-    return {"hidden size": c.hidden_size, "intermediate size": c.intermediate_size}
-
-
-def _odd(c: Checkpoint, block: int) -> bool:
-    return any(width % block for width in _widths(c).values())
-
-
 def _belongs(precision: str, kind: str) -> bool:
     bits = TYPES[kind].bits
     return (
@@ -324,7 +316,7 @@ RULES = (
     Rule(
         id="L11",
         level="error",
-        when=lambda r, o, c: type_of(r, o) in BLOCK_256 and _odd(c, 256),
+        when=lambda r, o, c: type_of(r, o) in BLOCK_256 and not c.is_divided_by(256),
         message="`{recipe.precision}` would be stored in blocks of 256, which do not divide "
         "this model's layers "
         "(hidden size {checkpoint.hidden_size}, intermediate size "
@@ -335,7 +327,7 @@ RULES = (
     Rule(
         id="L12",
         level="error",
-        when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and _odd(c, 32),
+        when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and not c.is_divided_by(32),
         message="blocks of 32 do not divide this model's layers (hidden size "
         "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size})",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe import models
+from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import StepFailed
 from phipipe.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
 
@@ -154,12 +155,6 @@ def _own_dtype(checkpoint: Checkpoint) -> str:
     return found if found in ("float16", "bfloat16") else "float16"
 
 
-def _odd(options: Options, checkpoint: Checkpoint) -> bool:
-    return any(
-        width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size)
-    )
-
-
 RULES = (
     Rule(
         id="X01",
@@ -200,7 +195,7 @@ RULES = (
     Rule(
         id="X08",
         level="error",
-        when=lambda r, o, c: not r.precision.startswith("fp") and _odd(o, c),
+        when=lambda r, o, c: not r.precision.startswith("fp") and not c.is_divided_by(_group(o)),
         message="the group size does not divide this model's layers (hidden size "
         "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those "
@@ -318,15 +313,11 @@ def _castable(model: Any) -> Callable[[str], bool]:
 def _save(model: Any, config: dict[str, Any], source: Path, out: Path) -> None:
     """mlx-lm's own files, but the tokenizer's as they are in ``source``: saving them again would
     change them."""
-    import shutil
-
     from mlx_lm import utils
 
     utils.save_model(out, model, donate_model=True)
     utils.save_config(config, out / "config.json")
-    for path in sorted(source.iterdir()):
-        if path.is_file() and "safetensors" not in path.name and not (out / path.name).exists():
-            shutil.copyfile(path, out / path.name)
+    copy_beside(source, out, leave=lambda name: "safetensors" in name or (out / name).exists())
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -466,8 +457,7 @@ class _Session:
         self._mx: Any = mx
         self._model: Any = None  # for generation, as it is used; loaded in place of the other
         self._wide: Any = None  # for scoring
-        ends = utils.load_config(folder).get("eos_token_id")
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._ends = models.end_ids(utils.load_config(folder).get("eos_token_id"))
         self._folder = folder
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

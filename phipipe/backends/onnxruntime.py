@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phipipe import rules, vision
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import RecipeError, StepFailed
 
 if TYPE_CHECKING:
@@ -379,7 +379,6 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: onnxruntime's quantizer did something else than asked.
     """
     import json
-    import shutil
 
     from phipipe import olive_checkpoint, onnx_graph, onnx_quantize
 
@@ -401,9 +400,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         rounded = {name: partial(learned.at, places[name]) for name in schemes}
     embedding = _embedding(source, wanted, schemes, options)
     onnx_quantize.quantize(source, out, schemes, embedding, rounded, checkpoint)
-    for path in sorted(source.iterdir()):
-        if path.name not in (onnx_graph.MODEL, onnx_graph.DATA):
-            shutil.copyfile(path, out / path.name)
+    graph = (onnx_graph.MODEL, onnx_graph.DATA)
+    copy_beside(source, out, leave=lambda name: name in graph)
     onnx_graph.verify(out, wanted, schemes, embedding)
 
 

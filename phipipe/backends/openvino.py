@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import group_rules, vision
-from phipipe.backends.base import Backend, Finer, Inputs, Job, Params, Runtime, Step, Tokenizer
+from phipipe.backends.base import (
+    Backend,
+    Finer,
+    Inputs,
+    Job,
+    Params,
+    Runtime,
+    Step,
+    Tokenizer,
+    copy_beside,
+)
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
 
@@ -331,11 +340,8 @@ def _convert(
         source = staged(source, patch, Path(scratch) / "model")
         with openvino_graph.one_thread(), _changed(change):
             _export(source, out, precision)
-        for name in models.files(
-            source
-        ):  # transformers 5 rewrites them in a layout that other tools misread
-            if not name.endswith((".safetensors", ".index.json")):
-                shutil.copyfile(source / name, out / name)
+        # transformers 5 rewrites them in a layout that other tools misread
+        copy_beside(source, out, models.loose_files(source))
     for path in sorted(out.glob("*.xml")):
         openvino_graph.number_nodes(path)
 
@@ -458,9 +464,7 @@ def _quantize_converted(source: Path, out: Path, change: Change) -> None:
         change(openvino_session.read(source)), str(out / MODEL), compress_to_fp16=False
     )
     openvino_graph.number_nodes(out / MODEL)
-    for path in sorted(source.iterdir()):
-        if path.stem != Path(MODEL).stem:
-            shutil.copyfile(path, out / path.name)
+    copy_beside(source, out, leave=lambda name: Path(name).stem == Path(MODEL).stem)
 
 
 def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:

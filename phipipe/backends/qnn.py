@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
 
@@ -313,7 +313,6 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     and the tokenizer's files.
     """
     import json
-    import shutil
 
     from phipipe import models, static_graph
     from phipipe.static_weights import Weights
@@ -339,7 +338,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         "parts": params["parts"],
     }
     facts |= {
-        "ends": ends if isinstance(ends, list) else [ends],
+        "ends": models.end_ids(ends),
         "caches": "float32",
         "soc": None,
         "shared": False,
@@ -347,9 +346,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     facts |= {"begin": config.get("bos_token_id"), "pad": config.get("pad_token_id")}
     facts |= {"vocabulary": config["vocab_size"]}
     _write_graphs(out, shapes, Weights(source), facts)
-    for name in models.files(source):
-        if not name.endswith((".safetensors", ".safetensors.index.json")) and name != "config.json":
-            shutil.copyfile(source / name, out / name)
+    names = models.loose_files(source)
+    copy_beside(source, out, names, leave=lambda name: name == "config.json")
     _describe(out, facts)
 
 
@@ -440,17 +438,13 @@ def _bits(graph: Path, params: Params) -> dict[str, int]:
 
 def _copy_rest(source: Path, out: Path) -> None:
     """The files that no step changes: the embedding, the tokenizer's, the licence."""
-    import shutil
-
     from phipipe import static_session
 
     weights = {
         static_session.data_of(stage)
         for stage in static_session.stages(static_session.facts_of(source))
     }
-    for path in sorted(source.iterdir()):
-        if path.name not in weights and not (out / path.name).exists():
-            shutil.copyfile(path, out / path.name)
+    copy_beside(source, out, leave=lambda name: name in weights or (out / name).exists())
 
 
 def compile(inputs: Inputs, out: Path, params: Params) -> None:

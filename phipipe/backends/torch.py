@@ -122,7 +122,7 @@ RULES: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: (
             r.precision in BITS
-            and math.gcd(*group_rules.widths(c).values(), c.kv_heads * c.head_size) % 32 != 0
+            and math.gcd(*c.input_widths.values(), c.kv_heads * c.head_size) % 32 != 0
         ),
         message="auto-round packs weights whose width and height are multiples of 32; this "
         "model has others",
@@ -363,8 +363,7 @@ class _Torch:
 
         self._torch = torch
         self._model = _load(folder)
-        ends = self._model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._ends = models.end_ids(self._model.generation_config.eos_token_id)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         with self._torch.inference_mode():
