@@ -18,10 +18,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phipipe import backends, board, picks, report
+from phipipe import backends, board, pages, picks, report
 from phipipe.board import ZERO, Entry
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
-from phipipe.card import TEMPLATES
 from phipipe.metrics import METRICS
 from phipipe.picks import Answer
 from phipipe.visible import in_template
@@ -68,21 +67,12 @@ LABEL = 34  # characters of a name that a plot shows
 
 def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     """The page's text. Entries may be in any order."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     every = board.ranked(entries)
     done, found = board.done(every), board.answers(every)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=in_template,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = pages.environment(in_template, is_html=True)
     return environment.get_template("board.html.j2").render(
         title=title,
         answers=board.lines(found),

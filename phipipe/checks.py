@@ -25,8 +25,8 @@ from phipipe import backends, preflight, recipe, remote_store, toolchain
 from phipipe import plan as planner
 from phipipe.card import MAIN_TOOLS
 from phipipe.errors import PhipipeError
-from phipipe.fit import gib
 from phipipe.store import Store
+from phipipe.words import size
 
 if TYPE_CHECKING:
     from phipipe.plan import Plan
@@ -188,7 +188,7 @@ def disks(settings: Settings) -> Iterator[Check]:
         told = Check(
             name=f"disk of {', '.join(names)}",
             ok=True,
-            message=f"{gib(free)} free",
+            message=f"{size(free, 2)} free",
             free_bytes=free,
         )
         if free < ROOM:
@@ -196,9 +196,7 @@ def disks(settings: Settings) -> Iterator[Check]:
                 f"`phipipe cache gc --budget GIB` makes room; or set {variable} to a folder "
                 f"on a larger disk"
             )
-            message = (
-                f"{gib(free)} free at `{folder}`, where a toolchain alone takes up to {gib(ROOM)}"
-            )
+            message = f"{size(free, 2)} free at `{folder}`, where a toolchain alone takes up to {size(ROOM, 2)}"
             told = Check(name=told.name, ok=False, message=message, hint=hint, free_bytes=free)
         yield told
     for name, (folder, variable) in places.items():

@@ -58,6 +58,8 @@ LAYERS = (
         "interrupts",
         "metrics",
         "progress",
+        "words",
+        "pages",
         "sockets",
         "streams",
         "visible",
