@@ -330,7 +330,7 @@ def _reference(source: Path, model: _Original) -> dict[str, Any]:
     return {"parity_ids": tokenizer.encode(PARITY_TEXT), "chats": chats}
 
 
-def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
+def _sanity(backend: Backend[Any], runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
     """What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
     expected = _read(inputs["baseline"] / "baseline.json")
     tokenizer = backend.tokenizer(inputs["artifact"])

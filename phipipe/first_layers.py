@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from phipipe import mapped, models
+from phipipe.backends.base import copy_beside
 from phipipe.models import Checkpoint
 from phipipe.steps import Inputs, Params, Step
 
@@ -59,9 +59,7 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
         source,
         {name: place for name, place in places.items() if _layer(name) < layers},
     )
-    for name in models.files(source):
-        if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
-            shutil.copyfile(source / name, out / name)
+    copy_beside(source, out, models.loose_files(source))
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["num_hidden_layers"] = layers
     if isinstance(config.get("layer_types"), list):

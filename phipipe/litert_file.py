@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import models
 from phipipe.errors import StepFailed
 from phipipe.limited import LimitedTokenizer, Raised
 
@@ -296,7 +297,7 @@ def ends(folder: Path) -> tuple[int, ...]:
             else None
         )
         if found is not None:
-            return tuple(sorted(found)) if isinstance(found, list) else (int(found),)
+            return tuple(sorted(models.end_ids(found)))
     return ()
 
 

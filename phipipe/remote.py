@@ -31,6 +31,7 @@ from phipipe import (
     text_files,
     transfer,
     weights,
+    words,
 )
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
@@ -375,8 +376,8 @@ def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> in
     free = shutil.disk_usage(parts).free
     if needed > free:
         raise StoreError(
-            f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has "
-            f"{free / MIB:.0f} MiB free",
+            f"`{repo}` needs {words.size(needed)} more, and `{Settings.read().cache}` has "
+            f"{words.size(free)} free",
             hint=room.KEEP_CACHE,
         )
     return needed

@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from phipipe import progress, steps
+from phipipe import hardware, progress, steps
 from phipipe.children import kill_tree as kill_tree
 from phipipe.children import tree as tree
 from phipipe.errors import PhipipeError, SourceError, encoded
@@ -278,7 +278,7 @@ def _memory() -> dict[str, int]:
     worker's steps.
     """
     with contextlib.suppress(OSError):
-        fields = status(os.getpid())
+        fields = hardware.memory_of(os.getpid())
         return {
             "peak_rss_bytes": fields["VmHWM"],
             "peak_anon_bytes": fields["RssAnon"] + fields["RssShmem"],
@@ -294,17 +294,3 @@ def _memory() -> dict[str, int]:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"peak_rss_bytes": peak, "peak_anon_bytes": int(memory.rss)}
     return {"peak_rss_bytes": 0, "peak_anon_bytes": 0}
-
-
-def status(pid: int) -> dict[str, int]:
-    """The sizes, in bytes, of /proc/PID/status; 0 for what is not told (a dead process has none).
-
-    Raises:
-        OSError: no such process, or not Linux.
-    """
-    fields = dict.fromkeys(("VmHWM", "VmRSS", "RssAnon", "RssShmem"), 0)
-    for line in Path(f"/proc/{pid}/status").read_text("ascii", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name in fields:
-            fields[name] = int(value.split()[0]) * 1024
-    return fields

@@ -23,6 +23,7 @@ from testing.drive import answer, message
 
 from phipipe import chat_templates, litert_file, models, rules
 from phipipe.backends import litert as backend
+from phipipe.backends.base import Job
 from phipipe.evaluate import PARITY_TEXT
 from phipipe.hub import BUILTIN_MODELS
 
@@ -50,7 +51,7 @@ def planned(source: Path, precision: str, **options: Any) -> list[Any]:
     patch = {
         k: v for fix in rules.fixups(recipe, checkpoint).values() for k, v in fix["patch"].items()
     }
-    return backend.steps(recipe, backend.Options.model_validate(options), checkpoint, patch)
+    return backend.steps(Job(recipe, backend.Options.model_validate(options), checkpoint, patch))
 
 
 def converted(source: Path, out: Path, **options: Any) -> Path:

@@ -24,6 +24,7 @@ from testing.drive import answer, message
 
 from phipipe import models
 from phipipe.backends import mlx as backend
+from phipipe.backends.base import Job
 from phipipe.evaluate import PARITY_TEXT
 from phipipe.hub import BUILTIN_MODELS
 
@@ -52,7 +53,9 @@ def clean(folder: Path) -> Path:
 
 def steps(precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision)
-    return backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+    return backend.steps(
+        Job(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+    )
 
 
 def build(root: Path, name: str, precision: str, source: Path, **options: Any) -> Path:
@@ -138,7 +141,7 @@ def direct(root: Path) -> dict[str, Any]:
     for name in ("int4", "int8", "mxfp4", "mixed"):
         precision, options = CASES[name]
         recipe: Any = SimpleNamespace(precision=precision)
-        (step,) = backend.steps(recipe, backend.Options.model_validate(options), large, {})
+        (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = made(root / f"direct-{name}")
         backend.quantize({"source": root / "source"}, out, step.params)
         two = root / name / "quantize"

@@ -30,6 +30,7 @@ from tokenizers import Tokenizer
 
 from phipipe import hub, models, openvino_session
 from phipipe.backends import openvino as backend
+from phipipe.backends.base import Job
 from phipipe.evaluate import PARITY_TEXT
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
@@ -97,7 +98,9 @@ def convert(
 def quantize(model: Path, out: Path, root: Path, precision: str = "int4", **options: Any) -> Path:
     """As the planner would: the step's own parameters and needs."""
     recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
-    step = backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})[1]
+    step = backend.steps(
+        Job(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+    )[1]
     known = {"convert": model, "calibration": root / "calibration"}
     out.mkdir(parents=True)
     backend.quantize({name: known[place] for name, place in step.needs.items()}, out, step.params)
@@ -280,7 +283,7 @@ def direct(root: Path) -> dict[str, bool]:
     for name, (source, expected, precision, options) in cases.items():
         recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
         large: Any = Large(**vars(models.read(source)))
-        (step,) = backend.steps(recipe, backend.Options.model_validate(options), large, {})
+        (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = root / "direct" / name
         out.mkdir(parents=True)
         backend.quantize({"source": source}, out, step.params)
@@ -300,7 +303,7 @@ def sizes(root: Path) -> dict[str, list[int]]:
     for name, (precision, options) in cases.items():
         recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
         (*_, step) = backend.steps(
-            recipe, backend.Options.model_validate(options), models.read(TINY), {}
+            Job(recipe, backend.Options.model_validate(options), models.read(TINY), {})
         )
         facts[name] = [
             step.output_bytes,

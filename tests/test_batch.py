@@ -31,7 +31,6 @@ from phipipe import (
     preflight,
     selection,
 )
-from phipipe.backends.base import Step
 from phipipe.errors import (
     PhipipeError,
     RecipeError,

@@ -312,7 +312,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runtime = Parrot("hello")
 
     class Backend:
-        TOOLCHAIN = "parrot"
+        toolchain = "parrot"
 
         @staticmethod
         def open(folder: Path) -> Parrot:

@@ -185,11 +185,11 @@ def test_defaults_are_values_of_some_backend() -> None:
                 pair for table in unit.defaults.values() for pair in table.items()
             ):
                 able = [
-                    b for b in backends.names() if option in backends.load(b).Options.model_fields
+                    b for b in backends.names() if option in backends.load(b).options.model_fields
                 ]
                 assert able
                 for backend in able:
-                    backends.load(backend).Options.model_validate({option: value})
+                    backends.load(backend).options.model_validate({option: value})
 
 
 @pytest.mark.parametrize("name", device.names())

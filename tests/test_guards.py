@@ -59,6 +59,8 @@ LAYERS = (
         "metrics",
         "progress",
         "steps",
+        "words",
+        "pages",
         "sockets",
         "streams",
         "visible",
@@ -335,7 +337,7 @@ def nameless(call: ast.Call) -> str | None:
     runtimes = {
         "archive",
         "backend",
-        "module",
+        "face",
         "Image",
         "Images",
         "genai.Images",

@@ -19,6 +19,7 @@ from testing.shell import Shell
 
 from phipipe import hub, package, rules
 from phipipe.backends import litert
+from phipipe.backends.base import Job
 from phipipe.models import Checkpoint
 
 DRIVER = Path(__file__).parent / "litert_driver.py"
@@ -89,8 +90,9 @@ def checkpoint(**changes: Any) -> Checkpoint:
 def advice(
     precision: str, shape: Any = None, window: int = 512, prompt: int = 128, **options: Any
 ) -> list[Any]:
-    found = litert.advise(
-        recipe(precision, window, prompt), litert.Options(**options), shape or checkpoint()
+    found = rules.check(
+        Job(recipe(precision, window, prompt), litert.Options(**options), shape or checkpoint()),
+        litert.RULES,
     )
     return [(entry.rule, entry.level) for entry in found]
 
@@ -150,8 +152,9 @@ def test_layers_that_groups_do_not_divide_are_refused() -> None:
     assert advice("int4", checkpoint(intermediate_size=8224), group_size=32) == []
     assert advice("int4", checkpoint(intermediate_size=8200)) == [("R08", "error")]
     assert advice("int4", checkpoint(intermediate_size=8200), group_size=-1) == [("R09", "warning")]
-    (refusal,) = litert.advise(
-        recipe(), litert.Options(group_size=64), checkpoint(intermediate_size=8224)
+    (refusal,) = rules.check(
+        Job(recipe(), litert.Options(group_size=64), checkpoint(intermediate_size=8224)),
+        litert.RULES,
     )
     assert "these work: 32, -1" in refusal.hint
 
@@ -170,9 +173,11 @@ def test_int4_is_in_groups_of_32_wherever_groups_run(
     precision: str, options: dict[str, Any], group: int
 ) -> None:
     chosen = litert.Options(**options)
-    steps = {step.name: step for step in litert.steps(recipe(precision), chosen, checkpoint(), {})}
+    steps = {
+        step.name: step for step in litert.steps(Job(recipe(precision), chosen, checkpoint(), {}))
+    }
     assert steps["quantize"].params["group_size"] == group
-    assert ("groups of 32" in litert.scheme(recipe(precision), chosen)) == (group == 32)
+    assert ("groups of 32" in litert.scheme(Job(recipe(precision), chosen))) == (group == 32)
 
 
 def test_the_cache_ends_where_the_model_would_differ() -> None:
@@ -182,7 +187,7 @@ def test_the_cache_ends_where_the_model_would_differ() -> None:
     for shape, rule in ((longrope, "R05"), (sliding, "R06")):
         assert advice("int4", shape) == []
         assert advice("int4", shape, context_length=1025) == [(rule, "error")]
-        (step, *_) = litert.steps(recipe(), litert.Options(), shape, {})
+        (step, *_) = litert.steps(Job(recipe(), litert.Options(), shape, {}))
         assert step.params["context_length"] == (1024 if shape is longrope else 1023)
 
 
@@ -194,7 +199,7 @@ def test_a_sliding_window_is_taken_out_of_the_staged_copy() -> None:
 
 def test_all_precisions_share_one_conversion() -> None:
     def planned(precision: str, **options: Any) -> list[Any]:
-        return litert.steps(recipe(precision), litert.Options(**options), checkpoint(), {})
+        return litert.steps(Job(recipe(precision), litert.Options(**options), checkpoint(), {}))
 
     assert planned("fp32")[0] == planned("int8")[0] == planned("int4", group_size=32)[0]
     assert planned("fp32")[0].unquantized == "fp32"

@@ -17,8 +17,9 @@ import pytest
 from pydantic import ValidationError
 from testing.shapes import phi3
 
-from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models
+from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models, rules
 from phipipe.backends import llamacpp
+from phipipe.backends.base import Job
 from phipipe.children import python_command
 from phipipe.errors import StepFailed
 from phipipe.models import Checkpoint
@@ -103,13 +104,15 @@ def advised(
     made = llamacpp.Options.model_validate(options)
     return {
         a.rule: a.level
-        for a in llamacpp.advise(recipe(precision, context=context), made, checkpoint(**more))
+        for a in rules.check(
+            Job(recipe(precision, context=context), made, checkpoint(**more)), llamacpp.RULES
+        )
     }
 
 
 def steps(options: dict[str, Any], precision: str = "int4") -> list[Any]:
     return llamacpp.steps(
-        recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {}
+        Job(recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {})
     )
 
 
@@ -142,7 +145,7 @@ def test_options_describe_themselves() -> None:
     ("precision", "kind"), [("fp32", "F32"), ("fp16", "F16"), ("int8", "Q8_0"), ("int4", "Q4_K_M")]
 )
 def test_each_precision_has_its_default(precision: str, kind: str) -> None:
-    assert llamacpp.scheme(recipe(precision), llamacpp.Options()) == kind
+    assert llamacpp.scheme(Job(recipe(precision), llamacpp.Options())) == kind
 
 
 @pytest.mark.parametrize(
@@ -413,7 +416,7 @@ def test_ollamas_context_is_the_recipes_and_never_beyond_the_models(
     asked: int | None, facts: dict[str, Any], served: int
 ) -> None:
     (step, *_) = llamacpp.steps(
-        recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {}
+        Job(recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {})
     )
     assert step.params["context"] == served
 

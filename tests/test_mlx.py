@@ -13,8 +13,9 @@ from testing.checkpoints import LONGROPE, source, tie
 from testing.drive import drive, section
 from testing.shapes import phi3
 
-from phipipe import hub
+from phipipe import hub, rules
 from phipipe.backends import mlx
+from phipipe.backends.base import Job
 from phipipe.models import Checkpoint
 
 DRIVER = Path(__file__).parent / "mlx_driver.py"
@@ -50,8 +51,9 @@ def checkpoint(**changes: Any) -> Checkpoint:
 def advice(
     precision: str, shape: Any = None, window: int = 512, context: int | None = None, **options: Any
 ) -> list[tuple[str, str]]:
-    found = mlx.advise(
-        recipe(precision, window, context), mlx.Options(**options), shape or checkpoint()
+    found = rules.check(
+        Job(recipe(precision, window, context), mlx.Options(**options), shape or checkpoint()),
+        mlx.RULES,
     )
     return [(entry.rule, entry.level) for entry in found]
 
@@ -116,7 +118,7 @@ def test_what_mlx_computes_otherwise_is_told() -> None:
 
 def test_all_but_fp32_share_one_conversion() -> None:
     def planned(precision: str) -> list[Any]:
-        return mlx.steps(recipe(precision), mlx.Options(), checkpoint(), {})
+        return mlx.steps(Job(recipe(precision), mlx.Options(), checkpoint(), {}))
 
     assert planned("fp16")[0] == planned("int8")[0] == planned("int4")[0]
     assert planned("fp16")[0].params["dtype"] == "bfloat16"

@@ -16,6 +16,7 @@ from testing.shell import Shell
 
 from phipipe import olive_passes
 from phipipe.backends import onnxruntime, qnn
+from phipipe.backends.base import Job
 from phipipe.device import Unit
 
 DRIVER = Path(__file__).parent / "olive_driver.py"
@@ -96,7 +97,7 @@ def checkpoint(**changes: Any) -> Any:
 def planned(precision: str = "int4", api: str = "cpu", **options: Any) -> dict[str, Any]:
     unit = Unit(api=api, precisions=(precision,))
     made = onnxruntime.steps(
-        recipe(precision), onnxruntime.Options(**options), checkpoint(), {}, unit
+        Job(recipe(precision), onnxruntime.Options(**options), checkpoint(), {}, unit)
     )
     return {step.name: step for step in made}
 
@@ -187,16 +188,16 @@ def test_down_is_olives_k_quant_down() -> None:
 
 
 def test_the_npus_graphs_are_made_of_the_rotated_checkpoint() -> None:
-    made = qnn.steps(recipe(), qnn.Options(rotate="quarot"), checkpoint(), {})
+    made = qnn.steps(Job(recipe(), qnn.Options(rotate="quarot"), checkpoint(), {}))
     assert [step.name for step in made[:2]] == ["rotate", "convert"]
     assert made[1].needs == {"source": "rotate"}
-    assert qnn.scheme(recipe(), qnn.Options(rotate="quarot")).endswith(", rotated")
+    assert qnn.scheme(Job(recipe(), qnn.Options(rotate="quarot"))).endswith(", rotated")
 
 
 def test_schemes_name_what_olive_did() -> None:
     options = onnxruntime.Options(algorithm="gptq", rotate="quarot", mixed="down")
     words = "MatMulNBits, 4 bits, blocks of 32, 8-bit head and down projections, GPTQ, rotated"
-    assert onnxruntime.scheme(recipe(), options) == words
+    assert onnxruntime.scheme(Job(recipe(), options)) == words
 
 
 @pytest.mark.integration

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from phipipe.backends import onnxruntime
+from phipipe.backends.base import Job
 from phipipe.device import Unit
 from phipipe.onnx_graph import Linear
 
@@ -85,7 +86,7 @@ def planned(precision: str) -> list[Any]:
         parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
     )
     return onnxruntime.steps(
-        recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]}
+        Job(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
     )
 
 
@@ -105,7 +106,7 @@ def on(api: str, precision: str, **options: Any) -> list[Any]:
         parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
     )
     unit = Unit(api=api, precisions=(precision,))
-    return onnxruntime.steps(recipe, onnxruntime.Options(**options), checkpoint, {}, unit)
+    return onnxruntime.steps(Job(recipe, onnxruntime.Options(**options), checkpoint, {}, unit))
 
 
 def test_gpus_get_graphs_of_their_own_in_16_bits() -> None:
@@ -131,7 +132,7 @@ def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> Non
     checkpoint: Any = SimpleNamespace(
         parameters=2 * 10**9, vocab_size=512, hidden_size=128, tied=False, large=True
     )
-    convert, quantize = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
+    convert, quantize = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
     assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (
         True,
         None,
@@ -139,7 +140,7 @@ def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> Non
     )
     assert convert.output_bytes < 10**9 < quantize.output_bytes
     recipe.precision = "fp32"
-    (whole,) = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
+    (whole,) = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
     assert whole.unquantized == "fp32"
     assert "linked" not in whole.params
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from phipipe import rules
 from phipipe.backends import openvino
+from phipipe.backends.base import Job
 
 DRIVER = Path(__file__).parent / "openvino_driver.py"
 
@@ -61,13 +63,15 @@ def checkpoint(**changes: Any) -> Any:
 
 
 def advice(precision: str, shape: Any = None, **options: Any) -> list[tuple[str, str]]:
-    found = openvino.advise(recipe(precision), openvino.Options(**options), shape or checkpoint())
+    found = rules.check(
+        Job(recipe(precision), openvino.Options(**options), shape or checkpoint()), openvino.RULES
+    )
     return [(entry.rule, entry.level) for entry in found]
 
 
 def planned(precision: str, **options: Any) -> list[Any]:
     return openvino.steps(
-        recipe(precision), openvino.Options(**options), checkpoint(), {"use_cache": True}
+        Job(recipe(precision), openvino.Options(**options), checkpoint(), {"use_cache": True})
     )
 
 
@@ -134,7 +138,7 @@ def test_parameters_of_steps_are_json() -> None:
 
 def test_schemes_are_few_words() -> None:
     def words(precision: str, **options: Any) -> str:
-        return openvino.scheme(recipe(precision), openvino.Options(**options))
+        return openvino.scheme(Job(recipe(precision), openvino.Options(**options)))
 
     assert words("int4") == "int4 asymmetric, groups of 128"
     assert (
@@ -191,7 +195,9 @@ def test_longrope_is_warned_of() -> None:
 def test_groups_that_do_not_divide_a_row_are_refused(
     shape: dict[str, int], size: Any, layer: str, working: str
 ) -> None:
-    found = openvino.advise(recipe("int4"), openvino.Options(group_size=size), checkpoint(**shape))
+    found = rules.check(
+        Job(recipe("int4"), openvino.Options(group_size=size), checkpoint(**shape)), openvino.RULES
+    )
     assert [(entry.rule, entry.level) for entry in found] == [("V13", "error")]
     assert layer in found[0].message
     assert f": {working} " in (found[0].hint or "")
@@ -242,7 +248,7 @@ def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> N
 
 def test_planned_memory_is_what_was_measured_at_full_size() -> None:
     shape = checkpoint(parameters=3_821_079_552, weight_bytes=7_642_159_104)
-    made = openvino.steps(recipe("int4"), openvino.Options(symmetric=True), shape, {})
+    made = openvino.steps(Job(recipe("int4"), openvino.Options(symmetric=True), shape, {}))
     assert [step.memory_bytes for step in made] == [
         pytest.approx(0.87e9, rel=0.2),
         pytest.approx(1.62e9, rel=0.2),
@@ -265,7 +271,7 @@ def test_planned_memory_of_large_models_is_what_was_measured(
         "hidden_size": hidden,
     }
     (step,) = openvino.steps(
-        recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {}
+        Job(recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {})
     )
     assert step.memory_bytes == pytest.approx(measured, rel=0.05)
 
@@ -273,7 +279,7 @@ def test_planned_memory_of_large_models_is_what_was_measured(
 def test_weights_that_stay_in_files_take_no_memory() -> None:
     assert planned("fp16")[0].memory_bytes == openvino.CONVERSION_BYTES
     stored = checkpoint(weight_bytes=1_200_000_000)
-    (step,) = openvino.steps(recipe("fp16"), openvino.Options(), stored, {})
+    (step,) = openvino.steps(Job(recipe("fp16"), openvino.Options(), stored, {}))
     assert step.memory_bytes == openvino.CONVERSION_BYTES + 600_000_000
 
 

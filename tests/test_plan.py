@@ -204,7 +204,7 @@ def test_the_board_recipe_is_one_graph_from_one_source() -> None:
     able = {
         (name, precision)
         for name in {made.build.recipe.backend for made in plans}
-        for table in backends.load(name).PRECISIONS.values()
+        for table in backends.load(name).precisions.values()
         for precision in table
     }
     missing = able - {(made.build.recipe.backend, made.build.recipe.precision) for made in plans}

@@ -14,8 +14,9 @@ from testing.checkpoints import source, tie
 from testing.drive import drive, section
 from testing.shapes import phi3
 
-from phipipe import card, hub, static_graph, static_session
+from phipipe import card, hub, rules, static_graph, static_session
 from phipipe.backends import qnn
+from phipipe.backends.base import Job
 from phipipe.errors import StepFailed
 from phipipe.models import Checkpoint
 
@@ -86,7 +87,7 @@ def checkpoint(**changes: Any) -> Checkpoint:
 
 
 def advice(asked: Any, shape: Any = None, **options: Any) -> list[tuple[str, str]]:
-    found = qnn.advise(asked, qnn.Options(**options), shape or checkpoint())
+    found = rules.check(Job(asked, qnn.Options(**options), shape or checkpoint()), qnn.RULES)
     return [(entry.rule, entry.level) for entry in found]
 
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
 
 def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() -> None:
     def flags(**changes: Any) -> dict[str, tuple[bool, bool]]:
-        made = qnn.steps(recipe(), qnn.Options(), checkpoint(**changes), {})
+        made = qnn.steps(Job(recipe(), qnn.Options(), checkpoint(**changes), {}))
         return {step.name: (step.twin, step.tried) for step in made if step.twin or step.tried}
 
     assert flags(parameters=10_000_000) == {"compile-apart": (True, True)}
@@ -139,7 +140,7 @@ def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() 
 
 
 def test_both_compilations_start_from_the_same_graphs() -> None:
-    made = qnn.steps(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {})
+    made = qnn.steps(Job(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {}))
     assert [(s.name, s.twin) for s in made] == [
         ("convert", False),
         ("quantize", False),
@@ -149,7 +150,7 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
     assert made[2].needs == made[3].needs == {"model": "quantize"}
     assert made[3].params == {"soc": {"model": 69, "arch": 79}, "shared": True}
     assert made[1].params == {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
-    assert qnn.steps(recipe(), qnn.Options(), checkpoint(), {})[1].params == {
+    assert qnn.steps(Job(recipe(), qnn.Options(), checkpoint(), {}))[1].params == {
         "bits": 8,
         "keep_8bit": [],
     }
@@ -157,7 +158,7 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
 
 def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_many() -> None:
     def parts(precision: str, shape: Any = None, **options: Any) -> Any:
-        return qnn.steps(recipe(precision), qnn.Options(**options), shape or checkpoint(), {})[
+        return qnn.steps(Job(recipe(precision), qnn.Options(**options), shape or checkpoint(), {}))[
             0
         ].params["parts"]
 

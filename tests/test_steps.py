@@ -32,7 +32,7 @@ from phipipe.store import Store
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 NAME = re.compile(r"[a-z]+/[a-z]+(_[a-z]+)*")
-OWN = {f"{name}/{verb}" for name in backends.names() for verb in backends.load(name).STEPS}
+OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.of_backend(name)}
 NAMES = {*steps.ADDRESSES, *OWN}
 
 
@@ -42,7 +42,7 @@ def planned() -> Iterator[Step]:
     quickstart = PACKAGE.parent / "recipes" / "quickstart.yaml"
     devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
     for backend in backends.names():
-        for api, precision in itertools.product(sorted(backends.load(backend).APIS), PRECISIONS):
+        for api, precision in itertools.product(sorted(backends.load(backend).apis), PRECISIONS):
             sets = (
                 f"backend={backend}",
                 f"precision={precision}",
@@ -77,7 +77,7 @@ def test_no_plan_has_another_name() -> None:
 
 
 def test_tables_have_no_other_name() -> None:
-    emulated = {s for name in backends.names() for s in backends.load(name).EMULATED.values()}
+    emulated = {s for name in backends.names() for s in backends.load(name).emulated.values()}
     seeing = {name for kind in vision.KINDS.values() for name in kind.backends.values()}
     assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
 

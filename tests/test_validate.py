@@ -15,7 +15,7 @@ from testing.places import RECIPES
 from testing.shell import Run
 
 from phipipe import backends, device, hub, plans, recipe, rules, targets
-from phipipe.backends.base import ANY_MODEL
+from phipipe.backends.base import ANY_MODEL, Job
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.starter import PRECISIONS
 
@@ -229,10 +229,16 @@ def test_what_is_said_without_a_model_is_said_of_the_embedded_one_too(
         name="x", source=source, device="any", backend=backend, precision=precision
     )  # type: ignore[arg-type]
     module, checkpoint = backends.load(backend), hub.original(source, Path()).checkpoint
-    for options in (module.Options(), *with_one_changed(module.Options)):
-        known = rules.check(made, options, checkpoint) + module.advise(made, options, checkpoint)
-        assert {a.rule for a in rules.check(made, options, ANY_MODEL)} <= {a.rule for a in known}
-        assert {a.rule for a in module.advise(made, options, ANY_MODEL)} <= {a.rule for a in known}
+    for options in (module.options(), *with_one_changed(module.options)):
+        known = rules.check(Job(made, options, checkpoint)) + rules.check(
+            Job(made, options, checkpoint), module.rules
+        )
+        assert {a.rule for a in rules.check(Job(made, options, ANY_MODEL))} <= {
+            a.rule for a in known
+        }
+        assert {a.rule for a in rules.check(Job(made, options, ANY_MODEL), module.rules)} <= {
+            a.rule for a in known
+        }
 
 
 def with_one_changed(model: type) -> Iterator[object]:

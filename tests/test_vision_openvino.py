@@ -87,7 +87,7 @@ def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_
         max(gaps["large"], gaps["small"]) < 0.1
     )  # the pipeline's own arithmetic; 0.06 was measured
     # openvino-genai gives width for height: once this fails, pictures need no padding any more
-    # (`vision.Kind.square`)
+    # (`Backend.square`)
     assert min(gaps["wide"], gaps["tall"]) > 0.3
 
 

@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
 from phipipe.errors import TargetError
+from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.steps import Advice, Json, Step
+    from phipipe.rules import Fixup, Rule
 
 
 class Unseen(Exception):
@@ -36,6 +38,29 @@ class _AnyModel:
 
 
 ANY_MODEL = cast("Checkpoint", _AnyModel())
+
+Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
+
+
+@dataclass(frozen=True)
+class Job(Generic[Chosen]):
+    """What a backend is asked to build.
+
+    ``checkpoint`` is ``ANY_MODEL`` where none was read. ``patch`` holds what the checkpoint's
+    fix-ups set in ``config.json``; converters apply it to a ``staged`` copy. ``unit`` is the part
+    of the device that will run the artifact, None for this machine's CPU.
+    """
+
+    recipe: Recipe
+    options: Chosen
+    checkpoint: Checkpoint = ANY_MODEL
+    patch: Mapping[str, Json] = field(default_factory=dict)
+    unit: Unit | None = None
+
+    @property
+    def api(self) -> str:
+        """The API of the unit."""
+        return self.unit.api if self.unit else "cpu"
 
 
 class Runtime(Protocol):
@@ -85,6 +110,20 @@ def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
     return scratch
 
 
+def copy_beside(
+    source: Path,
+    out: Path,
+    names: Iterable[str] | None = None,
+    *,
+    leave: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Copy the files ``names`` of ``source`` (default: all) to ``out`` as they are, but for those
+    to ``leave``."""
+    for name in sorted(path.name for path in source.iterdir()) if names is None else names:
+        if (source / name).is_file() and not leave(name):
+            shutil.copyfile(source / name, out / name)
+
+
 def _link(source: Path, target: Path) -> None:
     """Another name for ``source``; a copy where the system refuses, and on Windows.
 
@@ -107,73 +146,104 @@ def absent(unit: str, seen: str) -> TargetError:
     )
 
 
-class Backend(Protocol):
-    """The fixed set of names that ``phipipe/backends/<name>.py`` defines at module level."""
+class Opener(Protocol):
+    """How a backend loads an artifact (called inside the backend's toolchain)."""
 
-    TITLE: str
-    TOOLCHAIN: str
-    APIS: frozenset[str]  # device unit APIs it can serve (phipipe/devices/*.yaml)
-    SYSTEMS: frozenset[str]  # operating systems that its runtime exists for
-    HOST_APIS: frozenset[
-        str
-    ]  # of these, what a build is measured on where the build machine has it
-    STEPS: Mapping[str, str]  # its own steps: verb → ``module:function``; see ``phipipe.steps``
-    EMULATED: Mapping[str, str]  # API → a step that runs an artifact as that unit would, here
-    PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
-    ON_DEVICE: Mapping[
-        str, str
-    ]  # API → the toolchain in which ``open(artifact, api)`` runs it on a machine that has it
-    TOKENS_ONLY: frozenset[
-        str
-    ]  # of these, units whose runtime gives no logits: only speed is measured there
-    FILES: tuple[
-        str, ...
-    ]  # what its packages hold besides what all have (``gate.COMMON``), as patterns of file names
-    CACHE_BYTES: Mapping[
-        str, int
-    ]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
-
-    @property
-    def Options(self) -> type[BaseModel]:
-        """The recipe's `quantize:` section."""
-
-    def steps(
-        self,
-        recipe: Recipe,
-        options: BaseModel,
-        checkpoint: Checkpoint,
-        config_patch: Mapping[str, Json],
-        unit: Unit | None = None,
-    ) -> list[Step]:
-        """Steps from ``source`` to the artifact; the last one's output is what ships.
-
-        ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the
-        checkpoint's recorded fix-ups; converters apply it to a ``staged`` copy. ``unit`` is the
-        part of the device that will run the artifact, None for this machine's CPU.
-        """
-
-    def scheme(self, recipe: Recipe, options: BaseModel) -> str:
-        """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
-
-    def context_length(self, options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-        """Positions of the cache (prompt and answer) that the artifact fixes; None if it grows as
-        it is used."""
-
-    def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-        """What is impossible ("error") or unwise ("warning") here, before anything is run.
-
-        Where ``checkpoint`` is ``ANY_MODEL``, what holds for every model.
-        """
-
-    def open(self, artifact: Path, api: str = "cpu") -> Runtime:
-        """Load an artifact (called inside the backend's toolchain).
-
-        With "cpu" it is loaded so that figures show what the stored values are worth, whatever unit
-        it is meant for; with another API of ``ON_DEVICE``, on that unit of this machine.
+    def __call__(self, artifact: Path, api: str = "cpu") -> Runtime:
+        """With "cpu" it is loaded so that figures show what the stored values are worth, whatever
+        unit it is meant for; with another API of ``toolchain_on``, on that unit of this machine.
 
         Raises:
             TargetError: this machine has no such unit, or this toolchain cannot use it.
         """
 
-    def tokenizer(self, artifact: Path) -> Tokenizer:
-        """Open the artifact's own tokenizer (called inside the backend's toolchain)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Finer:
+    """``options`` of ``quantize`` that bring an int4 build closer to the original.
+
+    A scheme that holds the words ``told`` has them already; units ``not_on``, and a scheme that
+    holds ``unless``, rule them out.
+    """
+
+    options: Mapping[str, Json]
+    told: str
+    not_on: frozenset[str] = frozenset()
+    unless: str = "\0"
+
+
+def _grows(job: Job[Any]) -> int | None:
+    """The cache grows as it is used."""
+    return None
+
+
+def _is_uniform(options: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend(Generic[Chosen]):
+    """The face of a runtime family: all that the rest of phipipe knows of it.
+
+    ``phipipe/backends/<name>.py`` declares one as ``FACE``. It is light: what is heavy is imported
+    by ``open``, ``tokenizer`` and the steps, when they run.
+    """
+
+    title: str
+    toolchain: str
+    options: type[Chosen]  # the recipe's `quantize:` section
+    precisions: Mapping[str, Mapping[Precision, str]]
+    """API of a device's unit (phipipe/devices/*.yaml) → our precision → the runtime's own word."""
+    systems: frozenset[str]  # operating systems that the runtime exists for
+    cache_bytes: Mapping[str, int]
+    """Per API: bytes of one value in the KV cache, as the runtime keeps it by default."""
+    files: tuple[str, ...]
+    """What packages hold besides what all have (``gate.COMMON``), as patterns of file names."""
+    steps: Callable[[Job[Chosen]], list[Step]]
+    """Steps from ``source`` to the artifact; the last one's output is what ships."""
+    scheme: Callable[[Job[Chosen]], str]
+    """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
+    open: Opener
+    tokenizer: Callable[[Path], Tokenizer]
+    """Open the artifact's own tokenizer (called inside the backend's toolchain)."""
+
+    context_length: Callable[[Job[Chosen]], int | None] = _grows
+    """Positions of the cache (prompt and answer) that the artifact fixes; None: it grows."""
+    rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``rules.MODELS``
+    fixups: tuple[Fixup, ...] = ()  # besides ``rules.FIXUPS``, and after them
+    reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
+    is_uniform: Callable[[Chosen], bool] = _is_uniform
+    """Whether options of an int4 build give all layers the same width."""
+    wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider
+    finer: tuple[Finer, ...] = ()  # what brings an int4 build closer, first the first
+    host_apis: frozenset[str] = frozenset({"cpu"})
+    """Units that a build is measured on where the build machine has them."""
+    toolchains: Mapping[str, str] | None = None
+    """API → the toolchain that runs an artifact on such a unit; None: ``toolchain``, on all."""
+    tokens_only: frozenset[str] = frozenset()
+    """Units whose runtime gives no logits: only speed is measured there."""
+    emulated: Mapping[str, str] = field(default_factory=dict)
+    """API → the step that runs an artifact here as that unit would."""
+    eyes: Mapping[str, str] = field(default_factory=dict)
+    """Architecture that sees (``vision.KINDS``) → the step that puts its eyes beside the
+    artifact."""
+    square: frozenset[str] = frozenset()
+    """Of these, architectures whose pictures are seen right only where they are square."""
+    has_contexts: bool = False  # its ONNX files may hold compiled parts of a graph
+    quantized_by: frozenset[str] | None = None
+    """Words for ``quant_method`` in its ``config.json``; None: no runtime reads that file."""
+    is_compiled: bool = False  # the toolchain's main package comes as source code
+    rank: int = 100  # of several that fit, `phipipe init` takes the lowest
+    colour: int | None = None  # its place in ``board_html.SERIES``; None: grey
+
+    @property
+    def apis(self) -> frozenset[str]:
+        """APIs of the device units that it serves."""
+        return frozenset(self.precisions)
+
+    def toolchain_on(self, api: str) -> str | None:
+        """The toolchain in which ``open(artifact, api)`` runs it on a machine that has such a unit;
+        None: there is none."""
+        if self.toolchains is not None:
+            return self.toolchains.get(api)
+        return self.toolchain if api in self.precisions else None

@@ -13,10 +13,10 @@ from typing import Any
 
 from phipipe import batch, manifest
 from phipipe import device as devices
-from phipipe.backends.base import Step
 from phipipe.errors import GateFailed, StepFailed, TargetError
 from phipipe.plan import Plan
 from phipipe.recipe import Build
+from phipipe.steps import Step
 from testing import small_package
 
 CALLS: list[str] = []

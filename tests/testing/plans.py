@@ -12,11 +12,11 @@ from typing import Any
 
 from phipipe import backends, events, recipe, schedule
 from phipipe import plan as planning
-from phipipe.backends.base import Step
 from phipipe.errors import StepFailed
 from phipipe.plan import Plan
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Step
 from phipipe.store import Store
 from testing.places import QUICKSTART
 
