@@ -73,7 +73,7 @@ BARE = {
     "openvino": [("Phi-3-medium-128k", "source", "short")],
     "mlx": [("Phi-3.5-mini", "source", "short"), ("Phi-4-mini", "resaved", "long")],
 }
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def plan_of(
@@ -172,15 +172,15 @@ def drive(python: Path, *words: Path | str) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(torch_python, HERE / "family_checkpoints.py", root)
+    drive(python_of("torch"), HERE / "family_checkpoints.py", root)
     return root
 
 
 @pytest.fixture(scope="session")
-def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+def found(checkpoints: Path, python_of: Callable[[str], Path]) -> Callable[[str], dict[str, Any]]:
     """What the driver found out about a backend's jobs, by their names; run when it is first asked
     for."""
 
@@ -189,11 +189,8 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
         jobs = [job(checkpoints, backend, *case) for case in wanted(backend)]
         jobs += [job(checkpoints, backend, *case, bare=True) for case in BARE.get(backend, ())]
         (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
-        tools = {"onnxruntime": "ort_python", "llamacpp": "torch_python"}
-        convert_with = request.getfixturevalue(tools.get(backend, f"{backend}_python"))
-        measure_with = (
-            convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
-        )
+        convert_with = python_of("torch" if backend == "llamacpp" else backend)
+        measure_with = python_of(backend)
         drive(convert_with, HERE / "family_driver.py", checkpoints, backend, "convert")
         drive(measure_with, HERE / "family_driver.py", checkpoints, backend, "measure")
         read = {

@@ -104,7 +104,7 @@ def test_the_next_times_are_those_of_the_zone(run: Run) -> None:  # noqa: F811
 
 
 @pytest.fixture(scope="session")
-def prefect_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+def prefect_python(tmp_path_factory: pytest.TempPathFactory, toolchains: Path) -> str:
     """A Python with `phipipe[prefect]` as users are told to install it."""
     if importlib.util.find_spec("prefect"):
         return sys.executable
@@ -258,9 +258,10 @@ def server(
     prefect_python: str,
     tmp_path_factory: pytest.TempPathFactory,
     toolchains: Path,
-    ort_python: Path,
-    torch_python: Path,
+    python_of: Callable[[str], Path],
 ) -> Iterator[Server]:
+    for name in ("onnxruntime", "torch"):  # before anything is timed
+        python_of(name)
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
     (folder / "tmp").mkdir()

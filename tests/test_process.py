@@ -274,6 +274,7 @@ def test_a_parent_that_is_asked_to_stop_is_gone_in_5_seconds_with_all_its_own(
         assert gone(pids, 0.2)
 
 
+@pytest.mark.full
 @posix
 @pytest.mark.crash
 def test_of_20_parents_that_are_killed_none_leaves_a_process_or_a_folder(tmp_path: Path) -> None:

@@ -283,6 +283,7 @@ RESHAPED = st.dictionaries(st.sampled_from(KEYS), ODD, max_size=4).map(
 )
 
 
+@pytest.mark.full
 @settings(
     max_examples=2000,
     deadline=DEADLINE_MS,
@@ -356,6 +357,7 @@ def slips(lines: list[str]) -> Iterator[tuple[int, str]]:
             yield i + 1, "\n".join([*lines[:i], new, *lines[i + 1 :]]) + "\n"
 
 
+@pytest.mark.full
 def test_999_of_1000_slips_are_reported_with_their_line(tmp_path: Path) -> None:
     """R8. Which of two lines has the wrong indentation, nobody can know: such a message names
     both."""

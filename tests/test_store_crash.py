@@ -30,6 +30,7 @@ from phipipe.errors import StoreError
 from phipipe.store import Damaged, Store, Stored
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.crash,
     pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals"),
     pytest.mark.timeout(120),

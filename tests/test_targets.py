@@ -136,7 +136,6 @@ def entries(shell: Shell) -> dict[str, dict[str, Any]]:
     return {entry["name"].removeprefix("all-targets-"): entry for entry in board["entries"]}
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_every_target_is_built_and_says_what_ran_where(entries: dict[str, dict[str, Any]]) -> None:
     assert set(entries) == {row["name"] for row in MATRIX}
@@ -154,7 +153,6 @@ def test_every_target_is_built_and_says_what_ran_where(entries: dict[str, dict[s
         assert entry["sanity"]["tokenizer_equal"], row["name"]
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_what_plan_says_of_the_size_is_what_is_built(
     shell: Shell, entries: dict[str, dict[str, Any]]
@@ -168,7 +166,6 @@ def test_what_plan_says_of_the_size_is_what_is_built(
         assert abs(plan["fit"]["weight_bytes"] - built) < 0.15 * built + 2**20, plan["name"]
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", different())
 def test_every_recipe_builds_the_embedded_model(
@@ -197,7 +194,6 @@ def test_every_recipe_builds_the_embedded_model(
     assert (folder / "reference" / "top.npz").is_file()
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_a_package_is_measured_on_its_device_without_the_original(
     shell: Shell, entries: dict[str, dict[str, Any]], tmp_path: Path
@@ -224,7 +220,6 @@ def test_a_package_is_measured_on_its_device_without_the_original(
     assert "≥" in shell("compare", folder, report).stdout
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("row", "words"),

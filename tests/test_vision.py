@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ def run(python: Path, *words: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]) -> Path:
     """What ``vision_checkpoints`` leaves."""
     folder = tmp_path_factory.mktemp("seeing")
-    run(torch_python, HERE / "vision_checkpoints.py", folder)
+    run(python_of("torch"), HERE / "vision_checkpoints.py", folder)
     return folder
 
 
@@ -91,11 +92,10 @@ def test_pictures_are_valid_files(picture: vision.Picture) -> None:
     assert middle[:3] == b"\xd0\x20\x20"  # the disc
 
 
-@pytest.mark.integration
 def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
-    made: Path, torch_python: Path
+    made: Path, python_of: Callable[[str], Path]
 ) -> None:
-    told = json.loads(run(torch_python, HERE / "vision_driver.py", made))
+    told = json.loads(run(python_of("torch"), HERE / "vision_driver.py", made))
     assert told["clip"] < 1e-5
     assert told["order"] < 1e-5
     assert told["same"] < 0.01  # of 255
@@ -109,7 +109,6 @@ def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
     }
 
 
-@pytest.mark.integration
 def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Path) -> None:
     vision.cut({"original": made / "source"}, tmp_path, {})
     whole, part = models.read(made / "source"), models.read(tmp_path)
@@ -129,7 +128,6 @@ def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Pat
         ] == bytes_of
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", [n for n in backends.names() if n not in vision.KINDS[vision.PHI3].backends]
 )
@@ -143,7 +141,6 @@ def test_other_backends_say_who_can(made: Path, name: str) -> None:
     assert "backend: onnxruntime" in refused.value.hint
 
 
-@pytest.mark.integration
 def test_units_without_eyes_are_refused(made: Path) -> None:
     with pytest.raises(TargetError, match="see") as refused:
         planned(made / "source", "device=nvidia-gpu", "precision=fp16")
@@ -161,7 +158,6 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
         plan.prepare(build)
 
 
-@pytest.mark.integration
 def test_eyes_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "source", tmp_path / "source")
     config = json.loads((tmp_path / "source" / "config.json").read_text("utf-8"))
@@ -193,7 +189,6 @@ def seen(done: Outcome) -> Any:
     return json.loads((done.package / manifest.NAME).read_text("utf-8"))["fidelity"]["vision"]
 
 
-@pytest.mark.integration
 def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) -> None:
     found = seen(builds["fp32"])
     assert (
@@ -209,7 +204,6 @@ def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) 
     }  # 12 h (12 w + 1) + 157 for 3 × 4 and 4 × 3 crops
 
 
-@pytest.mark.integration
 def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> None:
     found = seen(builds["int4"])
     package = builds["int4"].package
@@ -228,17 +222,18 @@ def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome])
     assert board.from_manifest(told).metrics["kld_mean"] == told["fidelity"]["metrics"]["kld_mean"]
 
 
-@pytest.mark.integration
 def test_gates_on_pictures_hold_a_package_back(builds: dict[str, Outcome]) -> None:
     assert isinstance(builds["gated"].error, GateFailed)
     assert "image_kld_mean" in builds["gated"].error.message
     assert builds["gated"].package is None
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], ort_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = builds["int4"].package
     assert package is not None
@@ -251,10 +246,9 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(ort_python, tmp_path / "run.py", package, *files).strip()
+    assert run(python_of("onnxruntime"), tmp_path / "run.py", package, *files).strip()
 
 
-@pytest.mark.integration
 def test_a_package_is_evaluated_again_with_its_eyes(
     builds: dict[str, Outcome], made: Path, tmp_path: Path, toolchains: Path
 ) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 BUILD = ("backend=openvino", "device=intel-cpu")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]) -> Path:
     """What ``phi4mm_checkpoints`` leaves."""
     folder = tmp_path_factory.mktemp("phi4mm")
-    run(torch_python, HERE / "phi4mm_checkpoints.py", folder)
+    run(python_of("torch"), HERE / "phi4mm_checkpoints.py", folder)
     return folder
 
 
@@ -49,11 +50,11 @@ def package_of(builds: dict[str, Outcome], name: str) -> Path:
 
 
 def test_the_eyes_are_transformers_own_and_the_adapter_is_merged(
-    made: Path, builds: dict[str, Outcome], torch_python: Path
+    made: Path, builds: dict[str, Outcome], python_of: Callable[[str], Path]
 ) -> None:
     told = json.loads(
         run(
-            torch_python,
+            python_of("torch"),
             HERE / "phi4mm_driver.py",
             made / "source",
             builds["fp32"].results["source"].stored.path,
@@ -76,7 +77,7 @@ def test_the_language_model_is_phi4_mini(made: Path, builds: dict[str, Outcome])
 
 
 def test_an_adapter_that_is_incomplete_is_refused(
-    made: Path, tmp_path: Path, torch_python: Path
+    made: Path, tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
     shutil.copytree(made / "source", tmp_path / "source")
     path = tmp_path / "source" / "config.json"
@@ -88,7 +89,7 @@ def test_an_adapter_that_is_incomplete_is_refused(
         "try: vision_lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
         "except StepFailed as error: print(error.message)"
     )
-    said = run(torch_python, "-c", code, tmp_path / "source", tmp_path / "out")
+    said = run(python_of("torch"), "-c", code, tmp_path / "source", tmp_path / "out")
     assert "rank 9" in said
 
 
@@ -113,7 +114,7 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> N
 
 
 def test_the_pipelines_answers_follow_from_the_graphs(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path
+    builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     # one that fills its crops, some with padding below or at the right, and one of more crops than
     # are allowed
@@ -121,7 +122,7 @@ def test_the_pipelines_answers_follow_from_the_graphs(
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     said = run(
-        openvino_python,
+        python_of("openvino"),
         HERE / "vision_openvino_driver.py",
         package_of(builds, "int4"),
         *sorted(tmp_path.glob("*.png")),
@@ -133,7 +134,10 @@ def test_the_pipelines_answers_follow_from_the_graphs(
 
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = package_of(builds, "int4")
     (program,) = re.findall(
@@ -146,7 +150,7 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(openvino_python, tmp_path / "run.py", package, *files).strip()
+    assert run(python_of("openvino"), tmp_path / "run.py", package, *files).strip()
 
 
 def test_the_plan_says_what_is_left_out(made: Path) -> None:
