@@ -841,6 +841,7 @@ class Collections(RuleBasedStateMachine):
             pins.discard(stored.digest)
 
 
+@pytest.mark.full
 @posix
 def test_collections_spare_what_is_needed_and_keep_the_budget() -> None:
     from hypothesis.stateful import run_state_machine_as_test

@@ -24,7 +24,7 @@ def asked(config: pytest.Config) -> set[str]:
         return set(TIERS)
     if option.full or (files and not option.markexpr):
         return {"integration", "full"}
-    return set(TIERS).intersection(re.findall(r"\w+", option.markexpr))
+    return set(TIERS).intersection(re.findall(r"(?<!not )\b\w+", option.markexpr))
 
 
 def takes_all(config: pytest.Config) -> bool:
