@@ -16,7 +16,8 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-pytestmark = pytest.mark.timeout(600)
+# Nightly: OpenVINO's eyes have Phi-4-multimodal's tests, and these models ONNX Runtime's.
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
