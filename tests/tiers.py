@@ -33,6 +33,12 @@ def takes_all(config: pytest.Config) -> bool:
     return "integration" in asked(config) and not picked
 
 
+def sizes(usual: int, release: int) -> list[pytest.ParameterSet]:
+    """Values to parametrize with: the usual size, and that of a release at night."""
+    at_night = (pytest.mark.nightly, pytest.mark.timeout(4 * 3600))
+    return [pytest.param(usual), pytest.param(release, marks=at_night)]
+
+
 def derive(item: pytest.Item) -> None:
     """Mark a test that may use a real toolchain."""
     if "toolchains" in getattr(item, "fixturenames", ()):
