@@ -157,13 +157,13 @@ def address(name: str) -> str:
         LookupError: no step has this name.
     """
     room, _, verb = name.partition("/")
-    known = ADDRESSES.get(name) or _own_steps(room).get(verb)
+    known = ADDRESSES.get(name) or own_steps(room).get(verb)
     if known is None:
         raise LookupError(f"no step is called `{name}`")
     return known
 
 
-def _own_steps(room: str) -> Mapping[str, str]:
+def own_steps(room: str) -> Mapping[str, str]:
     """What the face of ``room`` declares: a backend, or else a module on the import path, where
     tests keep theirs (PHIPIPE_WORKER_PATH)."""
     backends = str(Path(__file__).parent / "backends")

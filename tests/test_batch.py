@@ -51,7 +51,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     CALLS.clear()
     FIGURES.clear()
     TROUBLE.clear()
-    if "llamacpp_python" not in request.fixturenames:  # that test is the real thing
+    if "toolchains" not in request.fixturenames:  # that test is the real thing
         monkeypatch.setattr(plan, "prepare", prepare)
 
 
@@ -635,9 +635,7 @@ def test_what_killed_batches_left_goes(run: Run, tmp_path: Path) -> None:
 # --- the embedded model, two runtimes
 
 
-def test_the_embedded_model_in_two_runtimes(
-    run: Run, tmp_path: Path, ort_python: Path, llamacpp_python: Path, torch_python: Path
-) -> None:
+def test_the_embedded_model_in_two_runtimes(run: Run, tmp_path: Path, toolchains: Path) -> None:
     shared = "{tokens: 512, window: 256, tolerance: {kld_mean: 0.001, size_gib: 0.0001}}"
     measured = "measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}\n"
     write(tmp_path / "r", "ort", measured, evaluate=shared)

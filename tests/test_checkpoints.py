@@ -114,6 +114,7 @@ def test_the_small_checkpoint_is_fit(small: Path) -> None:
     assert planned(small).warnings == ()
 
 
+@pytest.mark.full
 def test_a_thousand_spoiled_checkpoints_are_refused_in_a_sentence_or_plan(small: Path) -> None:
     """What is not refused is fit to be planned with; nothing ends as a bug, nothing reaches a
     terminal raw."""
@@ -165,6 +166,7 @@ def test_what_an_odd_config_leads_to_is_never_a_bug(
         planned(small, backend)
 
 
+@pytest.mark.full
 def test_what_is_huge_is_refused_before_it_is_looked_at(small: Path) -> None:
     good = hostile.files()
     for mutation in hostile.huge():

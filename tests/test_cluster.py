@@ -150,7 +150,7 @@ def board(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.crash
 @pytest.mark.timeout(900)
 def test_three_workers_of_which_one_is_killed_make_the_same_board(
@@ -190,7 +190,7 @@ def test_three_workers_of_which_one_is_killed_make_the_same_board(
     assert "everything was cached" in again.stdout
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 def test_what_no_worker_can_do_fails_at_once(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,7 +215,7 @@ def test_what_no_worker_can_do_fails_at_once(
     assert f"phipipe worker --scheduler {machines.url}" in done.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     recipe, out = QUICKSTART, tmp_path / "out"
@@ -260,6 +260,7 @@ def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.full
 @pytest.mark.timeout(200)
 def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -310,6 +311,7 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     assert {(total, unit) for _, total, unit in told} == {(40, "tenths")}
 
 
+@pytest.mark.full
 @pytest.mark.timeout(100)
 def test_what_is_damaged_in_a_workers_cache_is_made_again(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -357,6 +359,7 @@ def measured(**more: Any) -> Step:
     return replace(step, **more)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -442,7 +445,7 @@ def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION", "true")
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("certificates")
 def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
@@ -469,7 +472,7 @@ def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     )
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 def test_workers_that_are_not_there_yet_are_waited_for(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ BARE = {
     "openvino": [("Phi-3-medium-128k", "source", "short")],
     "mlx": [("Phi-3.5-mini", "source", "short"), ("Phi-4-mini", "resaved", "long")],
 }
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def plan_of(
@@ -172,28 +172,35 @@ def drive(python: Path, *words: Path | str) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(torch_python, "-m", "testing.family_checkpoints", root)
+    drive(python_of("torch"), "-m", "testing.family_checkpoints", root)
     return root
 
 
+def chosen_by(item: pytest.Item) -> tuple[Any, ...] | None:
+    """The words of the job that a test of this session looks at: nothing else is computed."""
+    told = item.callspec.params if hasattr(item, "callspec") and item.path == Path(__file__) else {}
+    if "kind" in told:
+        return told["backend"], told["member"], told["kind"], told["window"]
+    return (told["backend"], *told["case"], True) if "case" in told else None
+
+
 @pytest.fixture(scope="session")
-def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+def found(
+    checkpoints: Path, python_of: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Callable[[str], dict[str, Any]]:
     """What the driver found out about a backend's jobs, by their names; run when it is first asked
     for."""
 
     @cache
     def facts(backend: str) -> dict[str, Any]:
-        jobs = [job(checkpoints, backend, *case) for case in wanted(backend)]
-        jobs += [job(checkpoints, backend, *case, bare=True) for case in BARE.get(backend, ())]
+        chosen = (chosen_by(item) for item in request.session.items)
+        jobs = [job(checkpoints, *words) for words in chosen if words and words[0] == backend]
         (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
-        tools = {"onnxruntime": "ort_python", "llamacpp": "torch_python"}
-        convert_with = request.getfixturevalue(tools.get(backend, f"{backend}_python"))
-        measure_with = (
-            convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
-        )
+        convert_with = python_of("torch" if backend == "llamacpp" else backend)
+        measure_with = python_of(backend)
         drive(convert_with, DRIVER, checkpoints, backend, "convert")
         drive(measure_with, DRIVER, checkpoints, backend, "measure")
         read = {
@@ -205,15 +212,21 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
     return facts
 
 
-# llama.cpp last: beside these, another of pytest's workers compiles it.
+# llama.cpp last: it is compiled beside these.
 CASES = [(b, *case) for b in sorted(BUILDS, key="llamacpp".__eq__) for case in wanted(b)]
+RESAVED = ("onnxruntime", "Phi-4-mini", "resaved", "short")  # the others of its kind run at night
 
 
 @pytest.mark.timeout(
     1800
 )  # the first of a backend's waits for its toolchain, and for all of its builds
 @pytest.mark.parametrize(
-    ("backend", "member", "kind", "window"), CASES, ids=lambda value: str(value)
+    ("backend", "member", "kind", "window"),
+    [
+        pytest.param(*c, marks=pytest.mark.nightly if c[2] == "resaved" and c != RESAVED else ())
+        for c in CASES
+    ],
+    ids=str,
 )
 def test_what_the_table_promises_is_exact(
     found: Callable[[str], dict[str, Any]], backend: str, member: str, kind: str, window: str

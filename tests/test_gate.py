@@ -65,6 +65,7 @@ def test_every_layout_that_backends_make_passes(bases: dict[str, Path]) -> None:
     }
 
 
+@pytest.mark.full
 def test_no_hook_passes_in_any_layout(bases: dict[str, Path], tmp_path: Path) -> None:
     """Of each edit, the manifest fits again; whatever it asks for is named, and nothing has come of
     it."""

@@ -33,6 +33,7 @@ from phipipe.user_paths import Kind
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
 
 
+@pytest.mark.full
 def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path) -> None:
     """Every command × every place for a path × every kind of odd path, and odd values for the other
     options."""

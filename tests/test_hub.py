@@ -816,6 +816,7 @@ cli.main()
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("spoil", "kept", "words", "hint"),
     [

@@ -160,7 +160,6 @@ def runs(
     return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "llamacpp", "mlx"])
 def test_a_large_model_becomes_the_same_file(
     runs: dict[str, tuple[Outcome, Outcome]], backend: str

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ TEMPLATES = {
 
 @pytest.fixture(scope="session")
 def facts(
-    litert_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("litert")
@@ -51,7 +52,7 @@ def facts(
     (root / "templates.json").write_text(json.dumps(TEMPLATES), "utf-8")
     text = hub.ASSETS / "stories" / "evaluation.txt"
     drive(
-        torch_python,
+        python_of("torch"),
         "-m",
         "testing.reference",
         root,
@@ -62,7 +63,7 @@ def facts(
         "sliding",
         "tied",
     )
-    drive(litert_python, DRIVER, root)
+    drive(python_of("litert"), DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
 
@@ -219,7 +220,6 @@ LIMITS = {
 }
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("case", "limit"), [("fp32", 1e-6), *LIMITS.items()])
 def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limit: float) -> None:
     found = section(facts, "fidelity")[case]
@@ -230,7 +230,6 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limi
     assert found["shape"] == [400, 2304]
 
 
-@pytest.mark.integration
 def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert kld["fp32"] < kld["int8-floats"] < kld["int8"] < kld["int4-32"] < kld["int4"]
@@ -241,7 +240,6 @@ def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     assert size["int4-32"] < 1.02 * size["int4"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["fp32", "int8", "int4-32"])
 def test_generation_through_prefill_follows_the_logits(facts: dict[str, Any], case: str) -> None:
     found = section(facts, "fidelity")[case]
@@ -249,7 +247,6 @@ def test_generation_through_prefill_follows_the_logits(facts: dict[str, Any], ca
     assert found["generated"] == found["chain"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("case", "context"), [("tied", 2048), ("longrope", 512), ("sliding", 128)])
 def test_variants_are_exact_up_to_the_cache_they_get(
     facts: dict[str, Any], case: str, context: int
@@ -260,7 +257,6 @@ def test_variants_are_exact_up_to_the_cache_they_get(
     assert found["generated"] == found["chain"]
 
 
-@pytest.mark.integration
 def test_a_full_cache_ends_the_text_and_is_never_overwritten(facts: dict[str, Any]) -> None:
     found = section(facts, "variants")["tight"]
     assert found["kld"] < 1e-6
@@ -270,7 +266,6 @@ def test_a_full_cache_ends_the_text_and_is_never_overwritten(facts: dict[str, An
     assert "65 tokens do not fit the cache of 64" in found["beyond"][1]
 
 
-@pytest.mark.integration
 def test_litert_lm_itself_answers_as_we_do(facts: dict[str, Any]) -> None:
     found = section(facts, "bundle")
     assert found["same"]
@@ -282,7 +277,6 @@ def test_litert_lm_itself_answers_as_we_do(facts: dict[str, Any]) -> None:
     assert found["ends"] == [[[2240], [2247]], None]
 
 
-@pytest.mark.integration
 def test_a_folder_without_a_model_is_named(facts: dict[str, Any]) -> None:
     found = section(facts, "bundle")
     assert found["damaged"][:2] == ["StepFailed", "`model.litertlm` is not a LiteRT-LM bundle"]
@@ -290,7 +284,6 @@ def test_a_folder_without_a_model_is_named(facts: dict[str, Any]) -> None:
     assert "neither `model.tflite` nor" in found["empty"][1]
 
 
-@pytest.mark.integration
 def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) -> None:
     found = section(facts, "failures")
     assert found["readers"] == ["EMBEDDING_LOOKUP", "FULLY_CONNECTED"]
@@ -313,7 +306,6 @@ def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) 
         assert words in found[name][1], name
 
 
-@pytest.mark.integration
 def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -> None:
     found = section(facts, "reproducible")
     assert found["same"] == [True, True]
@@ -321,7 +313,6 @@ def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -
     assert len(found["kept"]) == 4
 
 
-@pytest.mark.integration
 def test_the_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "tokenizer")
     assert found["ids"][0] == found["ids"][1]
@@ -329,7 +320,6 @@ def test_the_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     assert found["chat"] == "<|user|>\nhi<|end|>\n<|assistant|>\n"
 
 
-@pytest.mark.integration
 def test_chat_templates_become_affixes_where_they_are_such(facts: dict[str, Any]) -> None:
     """LiteRT-LM gives a template lists of parts, where Phi's want text: it cannot use these as they
     are."""
@@ -372,7 +362,6 @@ def builds(shell: Shell) -> dict[str, Any]:
     return {build["name"]: build for build in shell.run(recipe=recipe)}
 
 
-@pytest.mark.integration
 def test_packages_for_a_phone_come_from_one_conversion(builds: dict[str, Any]) -> None:
     assert set(builds) == {"phone-bundle", "phone-bare", "phone-small"}
     for build in builds.values():
@@ -386,17 +375,16 @@ def test_packages_for_a_phone_come_from_one_conversion(builds: dict[str, Any]) -
     assert metrics["phone-small"]["size_gib"] < 0.7 * metrics["phone-bundle"]["size_gib"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["phone-bundle", "phone-bare", "phone-small"])
 def test_the_cards_program_runs_the_package_without_phipipe(
-    shell: Shell, builds: dict[str, Any], litert_python: Path, name: str
+    shell: Shell, builds: dict[str, Any], python_of: Callable[[str], Path], name: str
 ) -> None:
     folder = shell.folder / "packages" / name
     program = re.search(
         r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL
     )
     assert program
-    command = [litert_python, "-I", "-c", program[1], folder]
+    command = [python_of("litert"), "-I", "-c", program[1], folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(
@@ -405,7 +393,6 @@ def test_the_cards_program_runs_the_package_without_phipipe(
     assert package.verify(folder) == []
 
 
-@pytest.mark.integration
 def test_the_chat_shows_the_answer_alone(shell: Shell, builds: dict[str, Any]) -> None:
     """LiteRT's own reports stay out of the terminal."""
     command = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 
 @pytest.fixture(scope="session")
 def facts(
-    mlx_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("mlx")
@@ -33,8 +34,18 @@ def facts(
     source(root / "longrope", **LONGROPE)
     tie(source(root / "tied", tie_word_embeddings=True))
     text = hub.ASSETS / "stories" / "evaluation.txt"
-    drive(torch_python, "-m", "testing.reference", root, text, "400", "source", "longrope", "tied")
-    drive(mlx_python, DRIVER, root)
+    drive(
+        python_of("torch"),
+        "-m",
+        "testing.reference",
+        root,
+        text,
+        "400",
+        "source",
+        "longrope",
+        "tied",
+    )
+    drive(python_of("mlx"), DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
 
@@ -139,25 +150,21 @@ CASES = [
 ]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["fp16", "fp32", *CASES])
 def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")[case] == [True, True]
 
 
-@pytest.mark.integration
 def test_scoring_with_numpys_products_gives_the_same(facts: dict[str, Any]) -> None:
     found = section(facts, "products")
     assert len(found) == 12
     assert max(found.values()) < 1e-4
 
 
-@pytest.mark.integration
 def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
     assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "limit"),
     [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4-32", 3e-3), ("int4", 5e-3)],
@@ -170,7 +177,6 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limi
     assert found["dtype"] == "float32"
 
 
-@pytest.mark.integration
 def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert (
@@ -179,18 +185,15 @@ def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     assert kld["int4"] < kld["mxfp4"]
 
 
-@pytest.mark.integration
 def test_generation_follows_the_logits(facts: dict[str, Any]) -> None:
     found = section(facts, "fidelity")["fp32"]
     assert found["generated"] == found["chain"]
 
 
-@pytest.mark.integration
 def test_tied_embeddings_are_exact(facts: dict[str, Any]) -> None:
     assert section(facts, "variants")["tied"] < 1e-6
 
 
-@pytest.mark.integration
 def test_longropes_short_factors_are_built_in(facts: dict[str, Any]) -> None:
     """F2: as mlx-lm stands, it applies the long factors to every prompt."""
     found = section(facts, "variants")
@@ -198,7 +201,6 @@ def test_longropes_short_factors_are_built_in(facts: dict[str, Any]) -> None:
     assert found["raw"] > 1e-2
 
 
-@pytest.mark.integration
 def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) -> None:
     found = section(facts, "failures")
     assert found["fine"][0] == "nothing raised"
@@ -212,7 +214,6 @@ def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) 
         assert words in found[name][1]
 
 
-@pytest.mark.integration
 def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -> None:
     found = section(facts, "reproducible")
     assert found["same"]
@@ -220,7 +221,6 @@ def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -
     assert len(found["kept"]) == 3
 
 
-@pytest.mark.integration
 def test_the_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "tokenizer")
     assert found["ids"][0] == found["ids"][1]

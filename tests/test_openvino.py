@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,13 @@ DRIVER = Path(__file__).parent / "openvino_driver.py"
 
 
 @pytest.fixture(scope="session")
-def facts(openvino_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("openvino") / "facts"
     environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
-    command = [openvino_python, DRIVER, folder]
+    command = [python_of("openvino"), DRIVER, folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
@@ -207,13 +210,11 @@ CASES = ["int4-symmetric", "int4", "int8", "int8-symmetric"]
 OPTIONS = ["row", "32", "ratio", "hessian", "none", "all", "awq-scale", "learned"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_constants_and_settings_equal_the_exporters(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")[case] == [True, True]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "limit"), [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4", 2e-3)]
 )
@@ -221,7 +222,6 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], name: str, limi
     assert section(facts, "fidelity")[name]["kld"] < limit
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["fp32", "fp16", *CASES, *OPTIONS])
 def test_generation_follows_the_logits_and_leaves_no_state(
     facts: dict[str, Any], name: str
@@ -232,14 +232,12 @@ def test_generation_follows_the_logits_and_leaves_no_state(
     assert found["dtype"] == "float32"
 
 
-@pytest.mark.integration
 def test_more_bits_and_calibration_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert kld["fp16"] < kld["int8"] < kld["learned"] < kld["int4"] < kld["all"]
     assert kld["32"] < kld["int4"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["fp32", "fp16", *CASES, "row", "32", "none", "all"])
 def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> None:
     planned, actual = section(facts, "sizes")[name]
@@ -283,7 +281,6 @@ def test_weights_that_stay_in_files_take_no_memory() -> None:
     assert step.memory_bytes == openvino.CONVERSION_BYTES + 600_000_000
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["tied", "longrope", "window"])
 def test_other_architectures_are_exact(facts: dict[str, Any], name: str) -> None:
     for count in (48, 200):
@@ -292,12 +289,10 @@ def test_other_architectures_are_exact(facts: dict[str, Any], name: str) -> None
         assert found["chain"]
 
 
-@pytest.mark.integration
 def test_a_tied_embedding_is_the_head_and_no_other_layer_is(facts: dict[str, Any]) -> None:
     assert section(facts, "variants")["tied kinds"] == ["u8", "u4"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     "change",
     ["symmetric", "group", "backup", "all", "share", "bits", "float", "zero", "lost", "quantized"],
@@ -306,7 +301,6 @@ def test_a_graph_that_was_not_asked_for_is_found(facts: dict[str, Any], change: 
     assert section(facts, "failures")[change][0] == "StepFailed"
 
 
-@pytest.mark.integration
 def test_failures_name_the_layer(facts: dict[str, Any]) -> None:
     found = section(facts, "failures")
     assert found["untouched"][0] == "nothing raised"
@@ -314,13 +308,11 @@ def test_failures_name_the_layer(facts: dict[str, Any]) -> None:
         assert f"`{found['name']}`" in found[change][1]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("step", ["convert", "int4", "learned"])
 def test_two_builds_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> None:
     assert section(facts, "reproducible")[step]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("model", ["whole", "tied"])
 @pytest.mark.parametrize("dtype", ["fp16", "mixed"])
 def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(
@@ -329,18 +321,15 @@ def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(
     assert section(facts, "stored")[f"{model} {dtype}"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["int8", "none", "tied", "all", "mixed"])
 def test_a_large_models_weights_are_the_same(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "direct")[case]
 
 
-@pytest.mark.integration
 def test_nothing_of_this_machine_ships_and_nothing_calls_home(facts: dict[str, Any]) -> None:
     assert section(facts, "privacy") == {"named": [], "telemetry": False}
 
 
-@pytest.mark.integration
 def test_the_packaged_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "tokenizer")
     assert found["ids"][0] == found["ids"][1]
@@ -348,7 +337,6 @@ def test_the_packaged_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     assert found["chat"] == "<|user|>\nhi<|end|>\n<|assistant|>\n"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["int4-symmetric", "row"])
 def test_the_npus_pipeline_gives_the_likeliest_tokens(facts: dict[str, Any], case: str) -> None:
     found = section(facts, "npu")[case]
@@ -356,7 +344,6 @@ def test_the_npus_pipeline_gives_the_likeliest_tokens(facts: dict[str, Any], cas
     assert (found["pipeline"], found["tokens"]) == ("NPUW on CPU", 32)
 
 
-@pytest.mark.integration
 def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> None:
     found = section(facts, "npu")
     assert len(found["streamed"]) == 16
@@ -368,7 +355,6 @@ def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> N
     ]
 
 
-@pytest.mark.integration
 def test_another_answer_of_the_npus_pipeline_fails(facts: dict[str, Any]) -> None:
     kind, message, _ = section(facts, "npu")["wrong"]
     assert kind == "StepFailed"

@@ -93,6 +93,7 @@ def test_a_schema_is_closed_and_takes_a_failure(name: str) -> None:
     assert not documents.validator(name).is_valid({"error": "x"})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "words",
     [

@@ -20,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from testing.clock import LOAD, within
 from testing.places import TESTS
+from testing.tiers import sizes
 from testing.workers import Bench, alive, bare_bench, family, gone, posix
 
 from phipipe import process
@@ -269,11 +270,15 @@ def test_a_parent_that_is_asked_to_stop_is_gone_in_5_seconds_with_all_its_own(
         assert gone(pids, 0.2)
 
 
+@pytest.mark.full
 @posix
 @pytest.mark.crash
-def test_of_20_parents_that_are_killed_none_leaves_a_process_or_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parents_in_all", sizes(20, 200))
+def test_of_parents_that_are_killed_none_leaves_a_process_or_a_folder(
+    tmp_path: Path, parents_in_all: int
+) -> None:
     ways = [("spawn",), ("sleep",), ("spawn", "hold"), ("compute_a_huge_power",)]
-    for batch in range(5):
+    for batch in range(parents_in_all // len(ways)):
         folders = [tmp_path / f"{batch}-{i}" for i in range(len(ways))]
         parents = [start_parent(folder, *way) for folder, way in zip(folders, ways, strict=True)]
         families = [family(folder / "pids.json") for folder in folders]

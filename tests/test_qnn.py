@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ PARTLY_ROTATED = {
 
 @pytest.fixture(scope="session")
 def facts(
-    qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("qnn")
@@ -45,7 +46,7 @@ def facts(
     tie(source(root / "tied", tie_word_embeddings=True))
     stories = hub.ASSETS / "stories"
     drive(
-        torch_python,
+        python_of("torch"),
         "-m",
         "testing.reference",
         root,
@@ -57,7 +58,7 @@ def facts(
     )
     shutil.copytree(root / "source", root / "words" / "source")
     drive(
-        torch_python,
+        python_of("torch"),
         "-m",
         "testing.reference",
         root / "words",
@@ -69,7 +70,7 @@ def facts(
     (root / "calibration.json").write_text(
         json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)])
     )
-    drive(qnn_python, DRIVER, root)
+    drive(python_of("qnn"), DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
 
@@ -226,7 +227,6 @@ def test_longropes_factors_follow_the_compiled_context() -> None:
     assert short.attention_factor == pytest.approx((1 + 4 / 9) ** 0.5)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["source", "tied", "longrope"])
 def test_static_graphs_are_exact_in_chunks_and_token_by_token(
     facts: dict[str, Any], name: str
@@ -237,7 +237,6 @@ def test_static_graphs_are_exact_in_chunks_and_token_by_token(
     assert found["chain"]
 
 
-@pytest.mark.integration
 def test_fixed_point_is_close_prompt_and_decode_together(facts: dict[str, Any]) -> None:
     found = section(facts, "quantize")
     assert found["int8"]["kld"] < 2e-3
@@ -246,7 +245,6 @@ def test_fixed_point_is_close_prompt_and_decode_together(facts: dict[str, Any]) 
     assert found["reproducible"]
 
 
-@pytest.mark.integration
 def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> None:
     found = section(facts, "quantize")
     assert found["down"]
@@ -260,20 +258,17 @@ def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> Non
         assert words in found[name][1]
 
 
-@pytest.mark.integration
 def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> None:
     kind, words = section(facts, "quantize")["short"]
     assert kind == "StepFailed"
     assert "2 windows of 70 tokens" in words
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["apart", "shared", "other"])
 def test_every_graph_is_one_context(facts: dict[str, Any], name: str) -> None:
     assert section(facts, "compile")[name]["nodes"] == ["EPContext"] * 4
 
 
-@pytest.mark.integration
 def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> None:
     found = section(facts, "compile")
     assert len(found["apart"]["binaries"]) == 4
@@ -283,19 +278,16 @@ def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> N
     )
 
 
-@pytest.mark.integration
 def test_the_emulated_npu_decodes_as_the_original(facts: dict[str, Any]) -> None:
     assert section(facts, "compile")["kld"] < 1e-2
 
 
-@pytest.mark.integration
 def test_what_the_emulator_cannot_load_is_said(facts: dict[str, Any]) -> None:
     kind, words = section(facts, "compile")["shared on the emulator"]
     assert kind == "StepFailed"
     assert "share their weights" in words
 
 
-@pytest.mark.integration
 def test_a_graph_that_is_not_whole_on_the_npu_is_refused(facts: dict[str, Any]) -> None:
     kind, words = section(facts, "compile")["broken"]
     assert kind == "StepFailed"
@@ -303,7 +295,6 @@ def test_a_graph_that_is_not_whole_on_the_npu_is_refused(facts: dict[str, Any]) 
     assert "NonZero" in words
 
 
-@pytest.mark.integration
 def test_the_pipelines_config_names_every_graph_and_its_chip(facts: dict[str, Any]) -> None:
     found = section(facts, "compile")
     stages = found["other"]["config"]["model"]["decoder"]["pipeline"]
@@ -320,7 +311,6 @@ def test_the_pipelines_config_names_every_graph_and_its_chip(facts: dict[str, An
     assert found["ids"][0] == found["ids"][1], "onnxruntime-genai reads the folder"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_a_split_model_predicts_as_the_whole_one(facts: dict[str, Any], parts: int) -> None:
     found = section(facts, "split")
@@ -330,7 +320,6 @@ def test_a_split_model_predicts_as_the_whole_one(facts: dict[str, Any], parts: i
     assert found[str(parts)]["nodes"] == ["EPContext"] * 2 * (parts + 1)
 
 
-@pytest.mark.integration
 def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -> None:
     stages = {
         name: stage
@@ -355,7 +344,6 @@ def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -
     assert "present_value_4" in second["outputs"]
 
 
-@pytest.mark.integration
 def test_weights_are_written_once_and_only_what_is_needed_goes_on(facts: dict[str, Any]) -> None:
     found = section(facts, "split")["2"]
     data = {"decoder_0.data", "decoder_1.data", "head.data", "embedding.data"}
@@ -365,7 +353,6 @@ def test_weights_are_written_once_and_only_what_is_needed_goes_on(facts: dict[st
     }
 
 
-@pytest.mark.integration
 def test_weights_are_rounded_to_the_nearest_step(facts: dict[str, Any]) -> None:
     found = section(facts, "round_off")
     assert found["8"]["range"][1] - found["8"]["range"][0] > 200

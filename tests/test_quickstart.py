@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from testing.shell import Shell
 
 from phipipe import hub, package
 from phipipe import manifest as manifests
-
-pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +42,7 @@ def stored(shell: Shell, build: Mapping[str, Any], step: str) -> Path:
     return shell.cache / "objects" / str(steps(build)[step]["digest"])
 
 
+@pytest.mark.always
 def test_the_first_run_does_real_work_and_passes_its_gates(first: dict[str, Any]) -> None:
     assert first["ok"]
     assert not any(step["cached"] for step in first["steps"])
@@ -98,7 +97,7 @@ def test_the_package_is_complete_and_says_how_it_was_made(
 
 
 def test_the_package_runs_in_onnxruntime_genai_without_phipipe(
-    shell: Shell, first: dict[str, Any], ort_python: Path
+    shell: Shell, first: dict[str, Any], python_of: Callable[[str], Path]
 ) -> None:
     code = """
 import json, sys
@@ -117,7 +116,11 @@ print(tokenizer.decode(tokens))
 """
     folder = shell.folder / "packages" / "quickstart"
     done = subprocess.run(
-        [ort_python, "-c", code, folder], capture_output=True, text=True, check=True, cwd=folder
+        [python_of("onnxruntime"), "-c", code, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
     )
     assert len(done.stdout.split()) > 10
 
@@ -327,7 +330,7 @@ OPTIONS = "genai model/decoder/session_options"
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize("hook", ["custom_ops_library", "enable_profiling"])
 def test_no_command_runs_a_hook_that_the_runtime_itself_would(
-    shell: Shell, first: dict[str, Any], ort_python: Path, tmp_path: Path, hook: str
+    shell: Shell, first: dict[str, Any], python_of: Callable[[str], Path], tmp_path: Path, hook: str
 ) -> None:
     """The runtime alone leaves something behind (so the hook is a real one); phipipe's commands
     leave nothing."""
@@ -350,5 +353,7 @@ def test_no_command_runs_a_hook_that_the_runtime_itself_would(
     shell("compare", folder, expect=8)
     assert not list(canary.iterdir())
     alone = "import sys, os; os.chdir(sys.argv[1]); import onnxruntime_genai as g; g.Model('.')"
-    subprocess.run([ort_python, "-c", alone, folder], check=False, capture_output=True)
+    subprocess.run(
+        [python_of("onnxruntime"), "-c", alone, folder], check=False, capture_output=True
+    )
     assert list(canary.iterdir())

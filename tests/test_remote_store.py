@@ -256,6 +256,7 @@ def test_readers_take_and_give_nothing(
     assert names(url, "") == before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("clients", [16])
 def test_clients_that_start_at_once_build_each_step_once(
     url: str, tmp_path: Path, clients: int

@@ -152,7 +152,11 @@ def test_a_failure_after_order_alone_counts_too(store: Store) -> None:
     assert names() == []
 
 
-def test_no_memory_in_one_worker_leaves_the_others_alone(store: Store, ort_python: Path) -> None:
+def test_no_memory_in_one_worker_leaves_the_others_alone(
+    store: Store, python_of: Callable[[str], Path]
+) -> None:
+    python_of("onnxruntime")
+
     def in_worker(what: str, **params: Any) -> Step:
         return replace(
             step("work", **params), toolchain="onnxruntime", runs=f"testing.steps_cheap/{what}"
@@ -330,7 +334,8 @@ def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 8)] == [4, 2, 1]
 
 
-def test_a_stopped_bench_starts_nothing(store: Store, torch_python: Path) -> None:
+def test_a_stopped_bench_starts_nothing(store: Store, python_of: Callable[[str], Path]) -> None:
+    python_of("torch")
     bench = executor.Bench(store, Settings.read(), print)
     bench.stop()
     one = replace(step("x"), toolchain="torch")

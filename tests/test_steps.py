@@ -32,7 +32,7 @@ from phipipe.store import Store
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 NAME = re.compile(r"[a-z]+/[a-z]+(_[a-z]+)*")
-OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.of_backend(name)}
+OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.own_steps(name)}
 NAMES = {*steps.ADDRESSES, *OWN}
 
 
@@ -78,7 +78,7 @@ def test_no_plan_has_another_name() -> None:
 
 def test_tables_have_no_other_name() -> None:
     emulated = {s for name in backends.names() for s in backends.load(name).emulated.values()}
-    seeing = {name for kind in vision.KINDS.values() for name in kind.backends.values()}
+    seeing = {name for backend in backends.names() for name in backends.load(backend).eyes.values()}
     assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
 
 

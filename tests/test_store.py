@@ -19,6 +19,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from testing.tiers import sizes
 
 from phipipe import collect, keys
 from phipipe.errors import StepFailed, StoreError
@@ -841,14 +842,16 @@ class Collections(RuleBasedStateMachine):
             pins.discard(stored.digest)
 
 
+@pytest.mark.full
 @posix
-def test_collections_spare_what_is_needed_and_keep_the_budget() -> None:
+@pytest.mark.parametrize("rounds", sizes(30, 200))
+def test_collections_spare_what_is_needed_and_keep_the_budget(rounds: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     checks = [HealthCheck.too_slow]
     run_state_machine_as_test(
         Collections,
         settings=settings(
-            max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=checks
+            max_examples=rounds, stateful_step_count=25, deadline=None, suppress_health_check=checks
         ),
     )

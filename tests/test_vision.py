@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,10 @@ def test_pictures_are_valid_files(picture: vision.Picture) -> None:
     assert middle[:3] == b"\xd0\x20\x20"  # the disc
 
 
-@pytest.mark.integration
 def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
-    seeing: Path, torch_python: Path
+    seeing: Path, python_of: Callable[[str], Path]
 ) -> None:
-    told = json.loads(drive(torch_python, DRIVER, seeing))
+    told = json.loads(drive(python_of("torch"), DRIVER, seeing))
     assert told["clip"] < 1e-5
     assert told["order"] < 1e-5
     assert told["same"] < 0.01  # of 255
@@ -73,7 +73,6 @@ def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
     }
 
 
-@pytest.mark.integration
 def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: Path) -> None:
     vision.cut({"original": seeing / "source"}, tmp_path, {})
     whole, part = models.read(seeing / "source"), models.read(tmp_path)
@@ -93,7 +92,6 @@ def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: P
         ] == bytes_of
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).eyes]
 )
@@ -107,7 +105,6 @@ def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
     assert "backend: onnxruntime" in refused.value.hint
 
 
-@pytest.mark.integration
 def test_units_without_eyes_are_refused(seeing: Path) -> None:
     with pytest.raises(TargetError, match="see") as refused:
         planned(seeing / "source", "device=nvidia-gpu", "precision=fp16")
@@ -125,7 +122,6 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
         plan.prepare(build)
 
 
-@pytest.mark.integration
 def test_eyes_of_another_kind_are_refused(seeing: Path, tmp_path: Path) -> None:
     shutil.copytree(seeing / "source", tmp_path / "source")
     config = json.loads((tmp_path / "source" / "config.json").read_text("utf-8"))
@@ -153,7 +149,6 @@ def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     return dict(zip(asked, ends, strict=True))
 
 
-@pytest.mark.integration
 def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) -> None:
     found = seen(builds["fp32"])
     assert (
@@ -169,7 +164,6 @@ def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) 
     }  # 12 h (12 w + 1) + 157 for 3 × 4 and 4 × 3 crops
 
 
-@pytest.mark.integration
 def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> None:
     found = seen(builds["int4"])
     package = builds["int4"].package
@@ -188,17 +182,18 @@ def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome])
     assert board.from_manifest(told).metrics["kld_mean"] == told["fidelity"]["metrics"]["kld_mean"]
 
 
-@pytest.mark.integration
 def test_gates_on_pictures_hold_a_package_back(builds: dict[str, Outcome]) -> None:
     assert isinstance(builds["gated"].error, GateFailed)
     assert "image_kld_mean" in builds["gated"].error.message
     assert builds["gated"].package is None
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], ort_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = builds["int4"].package
     assert package is not None
@@ -211,10 +206,9 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert drive(ort_python, tmp_path / "run.py", package, *files).strip()
+    assert drive(python_of("onnxruntime"), tmp_path / "run.py", package, *files).strip()
 
 
-@pytest.mark.integration
 def test_a_package_is_evaluated_again_with_its_eyes(
     builds: dict[str, Outcome], seeing: Path, tmp_path: Path, toolchains: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+# Nightly: OpenVINO's eyes have Phi-4-multimodal's tests, and these models ONNX Runtime's.
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,13 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], prec
 
 
 def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_not_square(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path
+    builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     for picture in (*vision.PICTURES, *vision.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
     said = drive(
-        openvino_python,
+        python_of("openvino"),
         "-m",
         "testing.openvino_answers",
         package,
@@ -93,7 +95,10 @@ def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_
 
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = folder(builds, "int4")
     (program,) = re.findall(
@@ -105,7 +110,7 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert drive(openvino_python, tmp_path / "run.py", package, *files).strip()
+    assert drive(python_of("openvino"), tmp_path / "run.py", package, *files).strip()
 
 
 def test_the_plan_says_what_the_runtime_gets_wrong(seeing: Path) -> None:

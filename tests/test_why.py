@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hostile_paths
+from testing import hostile_paths
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,8 +41,8 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
+def seeing(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]) -> Path:
     """What ``vision_checkpoints`` leaves."""
     folder = tmp_path_factory.mktemp("seeing")
-    drive(torch_python, "-m", "testing.vision_checkpoints", folder)
+    drive(python_of("torch"), "-m", "testing.vision_checkpoints", folder)
     return folder
