@@ -21,8 +21,8 @@ import numpy as np
 
 from phipipe import backends
 from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
 from phipipe.reference import log_softmax
+from phipipe.sanity import PARITY_TEXT
 
 
 def kld(expected: Any, actual: Any) -> float:

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from phipipe import hub, models, openvino_session
 from phipipe.backends import openvino as backend
 from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 STORIES = Path(hub.__file__).parent / "assets" / "stories"

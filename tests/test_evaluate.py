@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phipipe import evaluate
+from phipipe import evaluate, reference, sanity
 from phipipe.errors import GateFailed, StepFailed
 
 Array = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ def test_every_position_agrees_with_the_definition_in_float64(seed: int, scale: 
     a, b, tokens = made(seed, scale=scale)
     p, q = exact(a)[:-1], exact(b)[:-1]
     rows = np.arange(len(tokens) - 1)
-    found = evaluate.score(evaluate.log_softmax(a.copy()), b.copy(), tokens)
+    found = reference.score(reference.log_softmax(a.copy()), b.copy(), tokens)
     np.testing.assert_allclose(found["kld"], (np.exp(p) * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["nll"], -q[rows, tokens[1:]], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
@@ -52,7 +52,7 @@ def test_every_position_agrees_with_the_definition_in_float64(seed: int, scale: 
 def test_a_model_compared_with_itself_has_no_divergence() -> None:
     a, _, tokens = made(1)
     metrics, _ = evaluate.summarise(
-        evaluate.score(evaluate.log_softmax(a.copy()), a.copy(), tokens)
+        reference.score(reference.log_softmax(a.copy()), a.copy(), tokens)
     )
     assert metrics["kld_max"] < 1e-6
     assert metrics["top1"] == 1
@@ -62,14 +62,14 @@ def test_a_model_compared_with_itself_has_no_divergence() -> None:
 def test_padding_beyond_the_source_vocabulary_is_not_a_difference() -> None:
     a, _, tokens = made(2)
     padded = np.concatenate([a, np.full((len(a), 14), -30, np.float32)], axis=1)
-    found = evaluate.score(evaluate.log_softmax(a.copy()), padded, tokens)
+    found = reference.score(reference.log_softmax(a.copy()), padded, tokens)
     assert found["kld"].max() < 1e-6
 
 
 def test_a_smaller_vocabulary_is_an_error() -> None:
     a, b, tokens = made(3)
     with pytest.raises(StepFailed, match="predicts 40 tokens"):
-        evaluate.score(evaluate.log_softmax(a), b[:, :40], tokens)
+        reference.score(reference.log_softmax(a), b[:, :40], tokens)
 
 
 def test_perplexity_is_the_exponential_of_the_mean_log_likelihood() -> None:
@@ -161,7 +161,7 @@ def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> 
     ("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([7] * 13, 0.9), ([], 0.0), ([1, 2], 0.0)]
 )
 def test_repetition_is_the_share_of_repeated_four_grams(ids: list[int], share: float) -> None:
-    assert evaluate._repetition(ids) == pytest.approx(share)
+    assert sanity.repetition(ids) == pytest.approx(share)
 
 
 def test_size_counts_every_file_and_weights_apart(tmp_path: Path) -> None:
