@@ -27,7 +27,7 @@ from phipipe import (
     venue,
     vision,
 )
-from phipipe.backends.base import Backend, Outside, Step, absent
+from phipipe.backends.base import Backend, absent
 from phipipe.board_entry import Entry
 from phipipe.device import Device
 from phipipe.errors import RecipeError, SourceError, TargetError
@@ -37,6 +37,7 @@ from phipipe.plan import Plan
 from phipipe.recipe import Build, Recipe, Text, recorded
 from phipipe.reports import Metrics, Speed
 from phipipe.settings import Settings
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 

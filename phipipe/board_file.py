@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from phipipe import __version__, board, json_files, reports
-from phipipe.backends.base import Json
 from phipipe.board_entry import Entry, complaint, one_line
 from phipipe.errors import SourceError
+from phipipe.steps import Json
 
 TYPE = "phipipe-board"
 FORMAT = 1

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe import report, vision
-from phipipe.backends.base import Json
 from phipipe.description import Description, Licence, Source, Step, Text
 from phipipe.markdown import Safe, block, code, inline, link
 from phipipe.reports import Answer, Baseline, Verdict
 from phipipe.sanity import CONTINUATION_TOKENS
+from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from phipipe import reports
-from phipipe.backends.base import Json
 from phipipe.reports import Report, Words
+from phipipe.steps import Json
 
 
 class File(Report):

@@ -35,12 +35,11 @@ from phipipe import (
     text_files,
     transformers_tokenizer,
 )
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import SourceError, StepFailed
-from phipipe.gates import check_decode, check_gates, check_parity
 from phipipe.reference import log_softmax
 from phipipe.report import counted
 from phipipe.reports import Baseline, Metrics
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,15 +47,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int32]
-
-__all__ = [
-    "baseline",
-    "calibration",
-    "check_decode",
-    "check_gates",
-    "check_parity",
-    "compare",
-]  # the steps
 
 
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:

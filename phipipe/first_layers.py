@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe import mapped, models
-from phipipe.backends.base import Inputs, Params, Step
 from phipipe.models import Checkpoint
+from phipipe.steps import Inputs, Params, Step
 
 LAYERS = 2
 WEIGHTS = "model.safetensors"
@@ -41,7 +41,7 @@ def step(checkpoint: Checkpoint, layers: int = LAYERS) -> Step:
     """The step that cuts ``checkpoint``."""
     return Step(
         name="slice",
-        runs="phipipe.first_layers:cut",
+        runs="models/cut_layers",
         version=1,
         needs={"source": "source"},
         params={"layers": layers},

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from phipipe import backends, reports
-from phipipe.backends.base import Inputs, Params, Runtime
+from phipipe.backends.base import Runtime
 from phipipe.errors import GateFailed, StepFailed
 from phipipe.reference import score
 from phipipe.reports import Metrics, Parity, Speed, Verdict, Vision
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np

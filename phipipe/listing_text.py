@@ -103,6 +103,7 @@ def stored(rows: Sequence[output_lists.Stored]) -> str:
 
 
 def _step(runs: str | None) -> str:
+    """A step's name; of an old record its module's address, without the packages."""
     return (runs or "").rpartition(".")[2]
 
 

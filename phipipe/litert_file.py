@@ -18,7 +18,7 @@ from phipipe.errors import StepFailed
 from phipipe.limited import LimitedTokenizer, Raised
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Json
+    from phipipe.steps import Json
 
 MODEL = "model.tflite"
 BUNDLE = "model.litertlm"

@@ -20,11 +20,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from phipipe import file_names, json_files, keys, manifest_schema
-from phipipe.backends.base import Json
 from phipipe.errors import SourceError
 from phipipe.keys import FileEntry
 from phipipe.manifest_schema import File, Malformed, Manifest
 from phipipe.reports import dump
+from phipipe.steps import Json
 
 NAME = "manifest.json"
 SUMS = "SHA256SUMS"

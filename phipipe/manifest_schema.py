@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from phipipe import backends, description, file_names, reports
-from phipipe.backends.base import Json
 from phipipe.json_files import shown
 from phipipe.recipe import COMMIT, REPO, SLUG
+from phipipe.steps import Json
 
 MAX_FILES = 10_000
 MAX_TEXT = 100_000  # characters of one text

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from phipipe import backends, hardware, progress, reports
-from phipipe.backends.base import Inputs, Params, Runtime
+from phipipe.backends.base import Runtime
 from phipipe.reports import Speed
+from phipipe.steps import Inputs, Params
 
 
 def measure(inputs: Inputs, out: Path, params: Params) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import openvino_graph, openvino_session, vision
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
+from phipipe.steps import Inputs, Params
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EQUAL, EQUAL_ROUNDED = (

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from phipipe import __version__, card, file_names, gate, leaks, reference, reports
 from phipipe import manifest as manifests
-from phipipe.backends.base import Inputs, Json, Params
 from phipipe.description import Description, Licence
 from phipipe.errors import SourceError, StepFailed
 from phipipe.manifest import Finding, read_manifest
 from phipipe.manifest_schema import Manifest
 from phipipe.reports import Baseline, Metrics, Parity, Sanity, Speed, Vision
 from phipipe.settings import Settings
+from phipipe.steps import Inputs, Json, Params
 from phipipe.store import copy
 
 if TYPE_CHECKING:

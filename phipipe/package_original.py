@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from phipipe import hub, models, outside, remote
-from phipipe.backends.base import Outside
 from phipipe.errors import SourceError
 from phipipe.hub import Original
 from phipipe.hub_client import Repository
 from phipipe.manifest_schema import Manifest
+from phipipe.steps import Outside
 from phipipe.store import Store
 
 

@@ -29,12 +29,12 @@ from phipipe import (
     venue,
     vision,
 )
-from phipipe.backends.base import Advice, Json, Step
 from phipipe.device import Device, Unit
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.steps import Advice, Json, Step
 from phipipe.targets import placed
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
@@ -283,7 +283,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         _reference_step(recipe),
         Step(
             name="gates",
-            runs="phipipe.evaluate:check_gates",
+            runs="evaluate/check_gates",
             version=1,
             needs={
                 "metrics": "evaluate",
@@ -301,7 +301,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
 def _reference_step(recipe: Recipe) -> Step:
     return Step(
         name="reference",
-        runs="phipipe.reference:keep",
+        runs="evaluate/keep_reference",
         version=1,
         needs={"baseline": "baseline"},
         params={"top": reference.TOP, "tokens": reference.TOKENS},
@@ -394,7 +394,7 @@ def _calibration_steps(build: Build) -> list[Step]:
         hub.text_step(text, build.folder, "calibration"),
         Step(
             name="calibration",
-            runs="phipipe.evaluate:calibration",
+            runs="evaluate/calibration",
             version=1,
             needs={"source": "source", "text": "calibration-text"},
             params={"tokens": recipe.calibrate.tokens, "window": recipe.calibrate.window},
@@ -455,7 +455,7 @@ def _package_step(
     }
     return Step(
         name="package",
-        runs="phipipe.package:package",
+        runs="package/assemble",
         version=2,
         needs=needs,
         params=params,

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from phipipe import backends, downloads, hardware, room
 from phipipe import plan as planner
-from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
 from phipipe.executor import Bench, Result
 from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.settings import Settings
+from phipipe.steps import Step
 from phipipe.store import Store
 
 GIB = 2**30

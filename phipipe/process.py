@@ -53,7 +53,7 @@ OnProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step to be run: ``runs`` is ``module:function``."""
+    """One step to be run: ``runs`` is the name of its function (``phipipe.steps``)."""
 
     step: str
     runs: str

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from phipipe import backends
-from phipipe.backends.base import Json
+from phipipe.steps import Json
 
 WIDTHS = ("int4", "int8", "fp16", "fp32")
 

@@ -32,11 +32,11 @@ from phipipe import (
     transfer,
     weights,
 )
-from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
 from phipipe.models import Checkpoint
 from phipipe.settings import Settings
+from phipipe.steps import Inputs, Params, Step
 from phipipe.transfer import Published
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _step(name: str, repo: Repository, found: Listing, folder: Path) -> Step:
     files = [dataclasses.asdict(file) for file in found.files]
     return Step(
         name=name,
-        runs="phipipe.remote:fetch",
+        runs="hub/fetch",
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
         folder=folder / "whole",

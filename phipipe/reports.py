@@ -14,9 +14,9 @@ from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
-from phipipe.backends.base import Json
 from phipipe.errors import StoreError
 from phipipe.json_files import shown
+from phipipe.steps import Json
 
 GATES, EMULATION = "gates.json", "emulation.json"
 _HINT = "phipipe cache verify"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from phipipe import models, vision
-from phipipe.backends.base import Advice, Json, Unseen
+from phipipe.backends.base import Unseen
+from phipipe.steps import Advice, Json
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint

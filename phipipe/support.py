@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 
 from phipipe import backends, device, family, models, rules, vision
-from phipipe.backends.base import Advice, Json
 from phipipe.device import Device
 from phipipe.recipe import Recipe, Source
+from phipipe.steps import Advice, Json
 
 BEGIN, END = (
     "<!-- support: begin (python -m phipipe.support --write README.md) -->",

@@ -11,11 +11,12 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from phipipe import backends, device, rules, several
-from phipipe.backends.base import ANY_MODEL, Advice, Unseen
+from phipipe.backends.base import ANY_MODEL, Unseen
 from phipipe.device import Device, Unit
 from phipipe.document import Where, near
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.recipe import Build, gather, paths_of, problem_at
+from phipipe.steps import Advice
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe.backends.base import Json, Params
 from phipipe.errors import StepFailed
+from phipipe.steps import Json, Params
 
 LINEAR = re.compile(
     r"model\.layers\.\d+\..+\.weight"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import layerwise, mapped, models
-from phipipe.backends.base import Inputs, Params, Step
 from phipipe.models import Checkpoint
+from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.recipe import Recipe
@@ -124,10 +124,10 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     PHI3: Kind(
         backends={
-            "onnxruntime": "phipipe.onnx_vision:vision",
-            "openvino": "phipipe.openvino_vision:eyes",
+            "onnxruntime": "onnxruntime/eyes",
+            "openvino": "openvino/eyes",
         },
-        cut="phipipe.vision:cut",
+        cut="vision/cut_language",
         others=("model.vision_embed_tokens.",),
         keys=("img_processor", "embd_layer", "auto_map"),
         tower="phipipe.vision_tower",
@@ -139,8 +139,8 @@ KINDS: Mapping[str, Kind] = {
         after_mark="\n",
     ),
     PHI4: Kind(
-        backends={"openvino": "phipipe.openvino_vision:eyes"},
-        cut="phipipe.vision_lora:cut",
+        backends={"openvino": "openvino/eyes"},
+        cut="vision/merge_lora",
         cut_toolchain="torch",
         others=("model.embed_tokens_extend.",),
         keys=(
@@ -214,10 +214,10 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
     shown: dict[str, Any] = {"square": True} if recipe.backend in kind.square else {}
     shown |= {} if original.architecture == PHI3 else {"kind": original.architecture}
     return [
-        Step(name="pictures", runs="phipipe.vision:draw", version=1, params=shown),
+        Step(name="pictures", runs="vision/draw_pictures", version=1, params=shown),
         Step(
             name="vision-baseline",
-            runs="phipipe.vision_scoring:baseline",
+            runs="evaluate/baseline_pictures",
             version=1,
             needs={"original": "original", "source": "source"},
             params={"crops": crops, **shown},
@@ -227,7 +227,7 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
         ),
         Step(
             name="vision-evaluate",
-            runs="phipipe.vision_scoring:compare",
+            runs="evaluate/compare_pictures",
             version=1,
             needs={
                 "artifact": artifact.name,

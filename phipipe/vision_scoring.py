@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from phipipe import backends, progress, reports, transformers_tokenizer, vision
-from phipipe.backends.base import Inputs, Params, Runtime
+from phipipe.backends.base import Runtime
 from phipipe.errors import StepFailed
 from phipipe.limited import LimitedTokenizer
 from phipipe.reference import log_softmax, score
 from phipipe.reports import Described, Picture, Sight, Vision
 from phipipe.sanity import common_prefix
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np

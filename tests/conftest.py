@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clock import SHARING
+from testing.clock import SHARING
 
 from phipipe import hardware, hub, toolchain
 from phipipe.settings import Settings
@@ -26,6 +26,7 @@ if (
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
+pytest_plugins = ["testing.fixtures"]
 SLOW = (
     "targets",
     "family",

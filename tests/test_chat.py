@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import small_package
 from hypothesis import given
 from hypothesis import strategies as st
+from testing import small_package
 
 from phipipe import backends, chat, chat_process, manifest
 from phipipe.chat import Talk, converse, main, pieces, visible

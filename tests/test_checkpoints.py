@@ -11,11 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import hostile_checkpoints as hostile
 import pytest
-from hostile_checkpoints import CONFIG, INDEX, WEIGHTS, Mutation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing import hostile_checkpoints as hostile
+from testing.hostile_checkpoints import CONFIG, INDEX, WEIGHTS, Mutation
+from testing.places import QUICKSTART
 
 from phipipe import (
     backends,
@@ -30,7 +31,6 @@ from phipipe import (
 )
 from phipipe.errors import SourceError, TargetError
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 # Each backend with a device and a precision that it has there.
 BUILDS = {
     "onnxruntime": "cpu-x86_64",

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_checkpoints import LONG, MEMBERS, SHORT, slug
-from hostile_checkpoints import header, written
-from test_plan import QUICKSTART
+from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
+from testing.hostile_checkpoints import header, written
+from testing.places import QUICKSTART, ROOT
 
 from phipipe import backends, family, hub, layouts, models, recipe, support, vision
-from phipipe.backends.base import Step
 from phipipe.errors import TargetError
 from phipipe.hub import Original
 from phipipe.plan import Plan, prepare
 from phipipe.recipe import Source
 from phipipe.scoring import PARITY_KLD_MEAN
+from phipipe.steps import Step
 
-HERE = Path(__file__).parent
+DRIVER = Path(__file__).parent / "family_driver.py"
 WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
@@ -119,7 +119,7 @@ def headers_of(member: family.Member, folder: Path) -> Original:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
     end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
     checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
-    return Original(checkpoint, Step(name="source", runs="phipipe.hub:take", version=1))
+    return Original(checkpoint, Step(name="source", runs="hub/take", version=1))
 
 
 def job(
@@ -129,7 +129,7 @@ def job(
     conversion."""
     source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
     for step in plan_of(root / source, backend, window).steps:
-        if not step.runs.startswith("phipipe.backends."):
+        if not step.runs.startswith(f"{backend}/"):
             continue
         told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
         told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
@@ -161,7 +161,7 @@ def wanted(backend: str) -> list[tuple[str, str, str]]:
 
 def drive(python: Path, *words: Path | str) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "2",
     }
@@ -175,7 +175,7 @@ def drive(python: Path, *words: Path | str) -> None:
 def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(torch_python, HERE / "family_checkpoints.py", root)
+    drive(torch_python, "-m", "testing.family_checkpoints", root)
     return root
 
 
@@ -194,8 +194,8 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
         measure_with = (
             convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
         )
-        drive(convert_with, HERE / "family_driver.py", checkpoints, backend, "convert")
-        drive(measure_with, HERE / "family_driver.py", checkpoints, backend, "measure")
+        drive(convert_with, DRIVER, checkpoints, backend, "convert")
+        drive(measure_with, DRIVER, checkpoints, backend, "measure")
         read = {
             action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
             for action in ("convert", "measure")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plan import planned as from_quickstart
+from testing.plans import planned as from_quickstart
 
 from phipipe import backends, first_layers, hub, mapped, models, plan, recipe, schedule
 from phipipe.executor import Outcome

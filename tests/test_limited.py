@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_templates import ATTACKS, DEEP, deep, variations
+from testing.hostile_templates import ATTACKS, DEEP, deep, variations
+from testing.places import TESTS
 
 from phipipe import chat_templates, hub, limited, models, template_files
 from phipipe.children import python_command
@@ -192,7 +193,7 @@ class Odd:
 
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     child = Child("test_limited:Odd", imports=["test_limited"], whose="checkpoint")
     yield child
     child.close()

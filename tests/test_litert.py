@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from shapes import phi3
-from test_mlx import HERE, LONGROPE, drive, source, tie
-from test_quickstart import Shell
+from testing.checkpoints import LONGROPE, source, tie
+from testing.drive import drive
+from testing.shapes import phi3
+from testing.shell import Shell
 
 from phipipe import hub, package, rules
 from phipipe.backends import litert
 from phipipe.models import Checkpoint
+
+DRIVER = Path(__file__).parent / "litert_driver.py"
 
 TEMPLATES = {
     "phi": "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' "
@@ -48,7 +51,8 @@ def facts(
     text = hub.ASSETS / "stories" / "evaluation.txt"
     drive(
         torch_python,
-        HERE / "reference_driver.py",
+        "-m",
+        "testing.reference",
         root,
         text,
         "400",
@@ -57,7 +61,7 @@ def facts(
         "sliding",
         "tied",
     )
-    drive(litert_python, HERE / "litert_driver.py", root)
+    drive(litert_python, DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
 
@@ -276,7 +280,7 @@ def test_litert_lm_itself_answers_as_we_do(facts: dict[str, Any]) -> None:
 @pytest.mark.integration
 def test_a_folder_without_a_model_is_named(facts: dict[str, Any]) -> None:
     found = section(facts, "bundle")
-    assert found["damaged"] == ["StepFailed", "`model.litertlm` is not a LiteRT-LM bundle"]
+    assert found["damaged"][:2] == ["StepFailed", "`model.litertlm` is not a LiteRT-LM bundle"]
     assert found["empty"][0] == "StepFailed"
     assert "neither `model.tflite` nor" in found["empty"][1]
 

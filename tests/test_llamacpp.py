@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from shapes import phi3
+from testing.shapes import phi3
 
 from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models
 from phipipe.backends import llamacpp

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from shapes import phi3
+from testing.checkpoints import LONGROPE, source, tie
+from testing.drive import drive, section
+from testing.shapes import phi3
 
-from phipipe import hub, models
+from phipipe import hub
 from phipipe.backends import mlx
 from phipipe.models import Checkpoint
 
-HERE = Path(__file__).parent
+DRIVER = Path(__file__).parent / "mlx_driver.py"
+
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
-LONGROPE = {
-    "max_position_embeddings": 8192,
-    "original_max_position_embeddings": 512,
-    "rope_scaling": {
-        "type": "longrope",
-        "short_factor": [1 + i / 64 for i in range(32)],
-        "long_factor": [2 + i / 8 for i in range(32)],
-    },
-}
-
-
-def source(folder: Path, **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    for name in models.files(TINY):
-        shutil.copyfile(TINY / name, folder / name)
-    changed = json.loads((TINY / "config.json").read_text("utf-8")) | config
-    (folder / "config.json").write_text(json.dumps(changed), "utf-8")
-    return folder
-
-
-def drive(python: Path, *words: Path | str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python, *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="session")
@@ -58,33 +32,9 @@ def facts(
     source(root / "longrope", **LONGROPE)
     tie(source(root / "tied", tie_word_embeddings=True))
     text = hub.ASSETS / "stories" / "evaluation.txt"
-    drive(
-        torch_python, HERE / "reference_driver.py", root, text, "400", "source", "longrope", "tied"
-    )
-    drive(mlx_python, HERE / "mlx_driver.py", root)
+    drive(torch_python, "-m", "testing.reference", root, text, "400", "source", "longrope", "tied")
+    drive(mlx_python, DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
-
-
-def tie(folder: Path) -> None:
-    """Take the LM head's own matrix away."""
-    data = (folder / "model.safetensors").read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    start, end = header.pop("lm_head.weight")["data_offsets"]
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["data_offsets"][0] >= end:
-            entry["data_offsets"] = [offset - (end - start) for offset in entry["data_offsets"]]
-    packed = json.dumps(header).encode()
-    body = data[8 + size :]
-    (folder / "model.safetensors").write_bytes(
-        len(packed).to_bytes(8, "little") + packed + body[:start] + body[end:]
-    )
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
     return found
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from test_mlx import HERE, drive, section
-from test_quickstart import Shell
+from testing.drive import drive, section
+from testing.shell import Shell
 
 from phipipe import olive_passes
 from phipipe.backends import onnxruntime, qnn
 from phipipe.device import Unit
+
+DRIVER = Path(__file__).parent / "olive_driver.py"
 
 CASES = ["plain", "asymmetric", "128", "head", "down", "layers"]
 GPUS = ["cuda", "webgpu", "directml"]
@@ -50,8 +52,8 @@ measure: {prompt_tokens: 16, new_tokens: 2, repetitions: 1}
 def folder(olive_python: Path, ort_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the driver made and found out, first in Olive's Python, then in onnxruntime's."""
     root = tmp_path_factory.mktemp("olive")
-    drive(olive_python, HERE / "olive_driver.py", root)
-    drive(ort_python, HERE / "olive_driver.py", root, "onnx")
+    drive(olive_python, DRIVER, root)
+    drive(ort_python, DRIVER, root, "onnx")
     return root
 
 
@@ -290,7 +292,7 @@ def test_two_runs_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> Non
     ],
 )
 def test_what_olive_ignores_is_an_error(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, said = section(facts, "settings")[case]
+    kind, said, _ = section(facts, "settings")[case]
     assert kind == "StepFailed"
     assert words in said
 
@@ -313,7 +315,7 @@ def test_what_olive_ignores_is_an_error(facts: dict[str, Any], case: str, words:
     ],
 )
 def test_results_that_were_not_asked_for_fail(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, said = section(facts, "failures")[case]
+    kind, said, _ = section(facts, "failures")[case]
     assert kind == "StepFailed"
     assert words in said
 
@@ -371,7 +373,7 @@ def test_learned_rounding_is_closer_than_onnxruntimes_own(facts: dict[str, Any])
     ],
 )
 def test_another_models_integers_are_refused(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, said = section(facts, "mistakes")[case]
+    kind, said, _ = section(facts, "mistakes")[case]
     assert kind == "StepFailed"
     assert words in said
 

@@ -364,6 +364,6 @@ def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> N
 
 @pytest.mark.integration
 def test_another_answer_of_the_npus_pipeline_fails(facts: dict[str, Any]) -> None:
-    kind, message = section(facts, "npu")["wrong"]
+    kind, message, _ = section(facts, "npu")["wrong"]
     assert kind == "StepFailed"
     assert "nats less likely" in message

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_board import entry
+from testing.boards import entry
 
 from phipipe import backends, board, board_entry, board_file, board_text, picks, remedies, report
 from phipipe.device import load, names

@@ -11,22 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from testing.places import QUICKSTART
+from testing.plans import planned
 
 from phipipe import backends, device, hardware, hub, outside, plan, recipe
-from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.nodes import graph
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
-
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
-
-
-def planned(*sets: str) -> plan.Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
 
 
 def test_steps_stand_after_everything_they_need() -> None:
@@ -189,7 +184,7 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
     assert (made.api, made.on_target) == ("intel-npu", "emulated")
     (emulate,) = (step for step in made.steps if step.name == "emulate")
     (package,) = (step for step in made.steps if step.name == "package")
-    assert emulate.runs == "phipipe.backends.openvino:verify_npu"
+    assert emulate.runs == "openvino/verify_npu"
     assert "emulate" in package.needs.values()
     assert emulate.needs["artifact"] == "quantize"
 
@@ -224,7 +219,7 @@ def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:
 def take(folder: Path) -> Step:
     return Step(
         name="source",
-        runs="phipipe.hub:take",
+        runs="hub/take",
         version=1,
         outside={"files": Outside(folder, ("a.txt",))},
         copies=True,
@@ -234,9 +229,7 @@ def take(folder: Path) -> Step:
 def limits(value: float) -> Step:
     """A light step that fails where the metrics in its input are above ``value``."""
     needs, params = {"metrics": "source"}, {"kld_mean": value}
-    return Step(
-        name="check", runs="phipipe.evaluate:check_parity", version=1, needs=needs, params=params
-    )
+    return Step(name="check", runs="evaluate/check_parity", version=1, needs=needs, params=params)
 
 
 @pytest.fixture
@@ -276,9 +269,7 @@ def metrics(folder: Path, value: float) -> Step:
         json.dumps({"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}})
     )
     files = Outside(folder, ("metrics.json",))
-    return Step(
-        name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True
-    )
+    return Step(name="source", runs="hub/take", version=1, outside={"files": files}, copies=True)
 
 
 def test_a_failing_step_keeps_what_was_finished(tmp_path: Path, folder: Path, store: Store) -> None:

@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 import pytest
 import uv
-from test_batch import write
-from test_cli import QUICKSTART, Run, run  # noqa: F401 (a fixture)
+from testing.places import QUICKSTART, ROOT
+from testing.recipes import write
+from testing.shell import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 YEARLY = "0 0 1 1 *"
 FAST = "{tokens: 512, window: 256%s}"
 MEASURED = "measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}\n"
@@ -67,7 +67,7 @@ def test_constraints_are_exact_versions_and_hold_the_extra() -> None:
     ],
 )
 def test_what_is_wrong_is_said_before_any_server_is_asked(
-    run: Run,  # noqa: F811
+    run: Run,
     words: list[str],
     said: list[str],
 ) -> None:
@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said_before_any_server_is_asked(
     assert all(word in err for word in said), err
 
 
-def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "phipipe.flow", raising=False)
     monkeypatch.setitem(sys.modules, "prefect", None)
     code, _, err = run("schedule", "serve", QUICKSTART)
@@ -85,7 +85,7 @@ def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.Monkey
     assert "pip install 'phipipe[prefect]'" in err
 
 
-def test_the_next_times_are_those_of_the_zone(run: Run) -> None:  # noqa: F811
+def test_the_next_times_are_those_of_the_zone(run: Run) -> None:
     _, _, err = run(
         "schedule",
         "serve",

@@ -16,14 +16,15 @@ from pathlib import Path
 import hypothesis
 import psutil
 import pytest
-from clock import LOAD, within
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_worker import TESTS, Bench, alive, family, gone, posix, settings
+from testing.clock import LOAD, within
+from testing.places import TESTS
+from testing.workers import Bench, alive, bare_bench, family, gone, posix
 
 from phipipe import process
 from phipipe.errors import Interrupted, SourceError, StepFailed, StepKilled, ToolchainError
-from phipipe.process import Request, Worker
+from phipipe.process import Request
 from phipipe.settings import COMPUTING, OFFLINE, is_among
 
 LINUX = sys.platform == "linux"
@@ -44,12 +45,6 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-
-
-def bare_bench(folder: Path, python: Path) -> Bench:
-    made = Bench(folder)
-    made.worker = Worker(python, name="test", log_folder=folder / "logs", settings=settings())
-    return made
 
 
 def log_of(error: StepFailed | StepKilled) -> Path:
@@ -231,7 +226,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_process import bare_bench
+from testing.workers import bare_bench
 def stop(signum, frame):
     raise SystemExit(143)
 signal.signal(signal.SIGTERM, stop)
@@ -478,7 +473,10 @@ def test_without_psutil_a_worker_serves_reports_and_ends_like_any_other(
         seen: list[tuple[int, int, str]] = []
         (tmp_path / "report").mkdir()
         request = Request(
-            step="report", runs="steps_cheap:report", inputs={}, params={"total": 2, "pause_s": 0.3}
+            step="report",
+            runs="testing.steps_cheap/report",
+            inputs={},
+            params={"total": 2, "pause_s": 0.3},
         )
         made.worker.run(request, tmp_path / "report", on_progress=lambda *told: seen.append(told))
         assert seen[-1] == (2, 2, "windows")

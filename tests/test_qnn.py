@@ -9,16 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import small_package
 from pydantic import ValidationError
-from shapes import phi3
-from test_mlx import HERE, drive, section, source, tie
+from testing import small_package
+from testing.checkpoints import source, tie
+from testing.drive import drive, section
+from testing.shapes import phi3
 
 from phipipe import card, hub, static_graph, static_session
 from phipipe.backends import qnn
 from phipipe.description import Description
 from phipipe.errors import StepFailed
 from phipipe.models import Checkpoint
+
+DRIVER = Path(__file__).parent / "qnn_driver.py"
 
 PARTLY_ROTATED = {
     "max_position_embeddings": 8192,
@@ -41,10 +44,11 @@ def facts(
     source(root / "source")
     source(root / "longrope", **PARTLY_ROTATED)
     tie(source(root / "tied", tie_word_embeddings=True))
-    reference, stories = HERE / "reference_driver.py", hub.ASSETS / "stories"
+    stories = hub.ASSETS / "stories"
     drive(
         torch_python,
-        reference,
+        "-m",
+        "testing.reference",
         root,
         stories / "evaluation.txt",
         "250",
@@ -53,12 +57,20 @@ def facts(
         "tied",
     )
     shutil.copytree(root / "source", root / "words" / "source")
-    drive(torch_python, reference, root / "words", stories / "calibration.txt", "1536", "source")
+    drive(
+        torch_python,
+        "-m",
+        "testing.reference",
+        root / "words",
+        stories / "calibration.txt",
+        "1536",
+        "source",
+    )
     ids = json.loads((root / "words" / "ids.json").read_text())
     (root / "calibration.json").write_text(
         json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)])
     )
-    drive(qnn_python, HERE / "qnn_driver.py", root)
+    drive(qnn_python, DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shapes import phi3
+from testing.shapes import phi3
 
 from phipipe import backends, rules
 from phipipe.models import Checkpoint

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_quickstart import ROOT, Shell
+from testing.places import RECIPES
+from testing.shell import Shell
 
 from phipipe import package
 
-BOARD = ROOT / "recipes" / "board.yaml"
+BOARD = RECIPES / "board.yaml"
 FEWER = ("--set", "evaluate.tokens=2048", "--set", "measure.repetitions=2")
 KLD_MEAN = {"fp32": 1e-6, "fp16": 1e-6, "int8": 1e-4, "int4": 5e-3}
 pytestmark = pytest.mark.integration

@@ -11,15 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub_server
 import pytest
 import yaml
-from test_cli import Run, run  # noqa: F401 (a fixture)
+from testing import hub_server
+from testing.places import RECIPES
+from testing.shell import Run
 
 from phipipe import backends, device, hub, plan, plans, starter, targets, transfer
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 
 
@@ -43,7 +43,7 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
     (planned,) = plans.planned(path)
     target = device.load(name)
     assert planned.api == target.units[0].api == made.unit
-    own = yaml.safe_load((ROOT / "recipes" / f"{target.recipe}.yaml").read_text("utf-8"))
+    own = yaml.safe_load((RECIPES / f"{target.recipe}.yaml").read_text("utf-8"))
     told = yaml.safe_load(path.read_text("utf-8"))
     kept = [told.get(key) for key in ("precision", "quantize", "backend")]
     assert kept == [own.get("precision"), own.get("quantize"), own.get("backend", "onnxruntime")]
@@ -96,7 +96,7 @@ def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_ot
 )
 @pytest.mark.parametrize("folder", [".", "new/er", "a b"])
 def test_the_printed_command_works_when_copied(
-    run: Run,  # noqa: F811
+    run: Run,
     name: str,
     folder: str,
     tmp_path: Path,
@@ -250,7 +250,7 @@ def test_a_hub_source_is_pinned_to_the_commit_that_the_hub_names(
 
 @pytest.mark.parametrize("why", ["offline", "unreachable", "broken"])
 def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     why: str,

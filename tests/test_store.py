@@ -26,7 +26,7 @@ from phipipe.store import Damaged, Store, Stored
 
 FILES = {"model.bin": b"weights" * 1000, "sub/config.json": b"{}"}
 RECORD = {
-    "runs": "m:f",
+    "runs": "m/f",
     "version": 1,
     "params": {"bits": 4},
     "inputs": {},
@@ -653,7 +653,7 @@ def test_usage_has_a_row_for_each_record(store: Store) -> None:
     put(store, 2)
     rows = store.usage()
     assert {row.key for row in rows} == {key(1), key(2)}
-    assert {(row.runs, row.size_bytes) for row in rows} == {("m:f", 7002)}
+    assert {(row.runs, row.size_bytes) for row in rows} == {("m/f", 7002)}
     assert all(row.created.tzinfo and row.used >= row.created for row in rows)
 
 

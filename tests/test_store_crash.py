@@ -37,7 +37,7 @@ pytestmark = [
 
 STRACE = shutil.which("strace")
 STEPS = 4
-RECORD = {"runs": "m:f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
+RECORD = {"runs": "m/f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
 
 
 def files(number: int) -> dict[str, bytes]:

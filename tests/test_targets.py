@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from test_quickstart import ROOT, Shell
+from testing.places import RECIPES, ROOT
+from testing.shell import Shell
 
 from phipipe import backends, device, family, hub, models, package, recipe, remote, support
 from phipipe import plan as planner
-from phipipe.backends.base import Step
+from phipipe.steps import Step
 
-TARGETS = ROOT / "recipes" / "all-targets.yaml"
+TARGETS = RECIPES / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
 # The emulated NPU is slow.
 FEWER = (
@@ -30,8 +31,7 @@ FEWER = (
 )
 MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
 SHIPPED = {
-    path.stem: yaml.safe_load(path.read_text("utf-8"))
-    for path in sorted((ROOT / "recipes").glob("*-*.yaml"))
+    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted(RECIPES.glob("*-*.yaml"))
 }
 FROM_HUB = [name for name, told in SHIPPED.items() if "repo" in told["source"]]
 
@@ -94,7 +94,7 @@ def test_a_text_without_a_place_for_the_table_is_refused() -> None:
 def test_recipes_of_the_hub_fit_their_models_and_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (build,) = recipe.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
+    (build,) = recipe.load(RECIPES / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
     original = hub.Original(
         models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1)
@@ -115,7 +115,7 @@ def test_recipes_of_the_hub_fit_their_models_and_devices(
 
 @pytest.mark.parametrize("name", FROM_HUB)
 def test_a_recipe_says_how_to_run_it(name: str) -> None:
-    text = (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
+    text = (RECIPES / f"{name}.yaml").read_text("utf-8")
     assert f"#   phipipe run recipes/{name}.yaml\n" in text
     assert SHIPPED[name]["name"] == name
     assert re.fullmatch("[0-9a-f]{40}", SHIPPED[name]["source"]["revision"])
@@ -174,7 +174,7 @@ def test_what_plan_says_of_the_size_is_what_is_built(
 def test_every_recipe_builds_the_embedded_model(
     shell: Shell, entries: dict[str, dict[str, Any]], name: str
 ) -> None:
-    path = ROOT / "recipes" / f"{name}.yaml"
+    path = RECIPES / f"{name}.yaml"
     words = (
         "--set",
         "evaluate.tokens=512",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from testing.places import ROOT
 
 from phipipe import hub, text_files
 from phipipe.errors import SourceError
@@ -43,7 +44,7 @@ def tables(
 ) -> tuple[Path, dict[str, Any]]:
     """A folder of Parquet files, and what is read in each."""
     folder = tmp_path_factory.mktemp("tables")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [torch_python, "-c", WRITE, folder, json.dumps(ROWS)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

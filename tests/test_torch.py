@@ -258,7 +258,7 @@ def test_the_index_names_what_lies_in_the_shards(facts: dict[str, Any]) -> None:
     ],
 )
 def test_results_that_were_not_asked_for_fail(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, message = section(facts, "failures")[case]
+    kind, message, _ = section(facts, "failures")[case]
     assert kind == "StepFailed"
     assert words in message
 

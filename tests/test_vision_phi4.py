@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_vision import HERE, planned, run, seen
+from testing.drive import drive
+from testing.seeing import planned, seen
 
 from phipipe import manifest, models, schedule, vision
 from phipipe.errors import TargetError
@@ -18,6 +19,8 @@ from phipipe.executor import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
+
+DRIVER = Path(__file__).parent / "phi4mm_driver.py"
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 BUILD = ("backend=openvino", "device=intel-cpu")
@@ -27,7 +30,7 @@ BUILD = ("backend=openvino", "device=intel-cpu")
 def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
     """What ``phi4mm_checkpoints`` leaves."""
     folder = tmp_path_factory.mktemp("phi4mm")
-    run(torch_python, HERE / "phi4mm_checkpoints.py", folder)
+    drive(torch_python, "-m", "testing.phi4mm_checkpoints", folder)
     return folder
 
 
@@ -52,9 +55,9 @@ def test_the_eyes_are_transformers_own_and_the_adapter_is_merged(
     made: Path, builds: dict[str, Outcome], torch_python: Path
 ) -> None:
     told = json.loads(
-        run(
+        drive(
             torch_python,
-            HERE / "phi4mm_driver.py",
+            DRIVER,
             made / "source",
             builds["fp32"].results["source"].stored.path,
         )
@@ -88,7 +91,7 @@ def test_an_adapter_that_is_incomplete_is_refused(
         "try: vision_lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
         "except StepFailed as error: print(error.message)"
     )
-    said = run(torch_python, "-c", code, tmp_path / "source", tmp_path / "out")
+    said = drive(torch_python, "-c", code, tmp_path / "source", tmp_path / "out")
     assert "rank 9" in said
 
 
@@ -120,9 +123,10 @@ def test_the_pipelines_answers_follow_from_the_graphs(
     shown = (*vision.LARGER, *vision.SQUARES, vision.Picture(name="long", width=16600, height=60))
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
-    said = run(
+    said = drive(
         openvino_python,
-        HERE / "vision_openvino_driver.py",
+        "-m",
+        "testing.openvino_answers",
         package_of(builds, "int4"),
         *sorted(tmp_path.glob("*.png")),
     )
@@ -146,7 +150,7 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(openvino_python, tmp_path / "run.py", package, *files).strip()
+    assert drive(openvino_python, tmp_path / "run.py", package, *files).strip()
 
 
 def test_the_plan_says_what_is_left_out(made: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -22,102 +21,7 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-
-Json = Any
-"""A JSON value: None, bool, int, float, str, list or dict of these."""
-
-Inputs = Mapping[str, Path]
-Params = Mapping[str, Json]
-
-
-@dataclass(frozen=True)
-class Outside:
-    """Files that lie outside the store and enter it, or are read once: a checkpoint, a text, a
-    package.
-
-    Only the files' names and contents decide a key, never ``folder``.
-    """
-
-    folder: Path
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One node of the plan: a function that reads ``inputs`` and writes into a folder.
-
-    ``runs`` is ``module:function`` with the signature ``(inputs, out, params) -> None``.
-    ``version`` is bumped by hand whenever the function's output changes. ``needs`` maps the
-    function's input names to names of earlier steps; a backend may name ``source`` (the
-    checkpoint), ``calibration`` (``evaluate.calibration``'s tokens) and its own steps. ``params``
-    holds everything else that decides the bytes. ``unquantized`` marks a plain conversion: its
-    output must equal the baseline but for rounding at that width, and is compared with it before
-    any later step of the backend starts.
-    """
-
-    name: str
-    runs: str
-    version: int
-    needs: Mapping[str, str] = field(default_factory=dict)
-    after: tuple[
-        str, ...
-    ] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
-    params: Params = field(default_factory=dict)
-    outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
-    # takes the one of ``outside`` into the store as it is: output and input have the same digest
-    copies: bool = False
-    folder: Path | None = (
-        # of a light step that can go on where it was cut short: it works here, and this is kept
-        None
-    )
-    toolchain: str | None = None  # None: light enough to run in the parent process
-    measurement: bool = (
-        False  # the host belongs into the key, and the step gets a process of its own
-    )
-    machine: tuple[
-        str, ...
-    ] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
-    unquantized: Precision | None = None
-    # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
-    twin: bool = False
-    # run as the unit would run it, in place of the artifact, which this machine cannot load
-    tried: bool = False
-    provenance: bool = (
-        False  # the executor adds ``params["steps"]``: the records of all steps before it
-    )
-    output_bytes: int = 0  # estimate, for `plan` and the disk check
-    memory_bytes: int = 0  # estimate of the peak, for `plan`
-    # whose step it is; not in the key: it tells which earlier results are worth comparing with
-    recipe: str = ""
-    loaded_bytes: int = (
-        0  # estimate of what its output takes when it is opened; 0: as much as in fp32
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """Something that a rule finds in a recipe: ``level`` is "error" or "warning", ``hint`` the
-    remedy."""
-
-    level: str
-    rule: str
-    message: str
-    hint: str | None = None
-
-    @property
-    def sentence(self) -> str:
-        """What is wrong and what to do, on one line."""
-        return f"{self.message} [{self.rule}]" + (f". What to do: {self.hint}" if self.hint else "")
-
-    @property
-    def lines(self) -> list[str]:
-        """The same for a terminal or a log."""
-        remedy = [f"  try: {self.hint}"] if self.hint else []
-        return [f"{self.level}: {self.message} [{self.rule}]", *remedy]
-
-    def as_json(self) -> dict[str, str | None]:
-        """The same for machines."""
-        return {"rule": self.rule, "level": self.level, "message": self.message, "hint": self.hint}
+    from phipipe.steps import Advice, Json, Step
 
 
 class Unseen(Exception):
@@ -213,9 +117,8 @@ class Backend(Protocol):
     HOST_APIS: frozenset[
         str
     ]  # of these, what a build is measured on where the build machine has it
-    EMULATED: Mapping[
-        str, str
-    ]  # API → a step (``module:function``) that runs an artifact as that unit would, here
+    STEPS: Mapping[str, str]  # its own steps: verb → ``module:function``; see ``phipipe.steps``
+    EMULATED: Mapping[str, str]  # API → a step that runs an artifact as that unit would, here
     PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
     ON_DEVICE: Mapping[
         str, str

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe import group_rules
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
@@ -35,6 +36,11 @@ ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
 TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 4)
 HOST_APIS = frozenset({"cpu"})
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.litert:convert",
+    "quantize": "phipipe.backends.litert:quantize",
+    "bundle": "phipipe.backends.litert:bundle",
+}
 EMULATED: Mapping[str, str] = {}
 FILES: tuple[str, ...] = ("config.json", "model.tflite", "model.litertlm")
 _SCHEMES: Mapping[Precision, str] = {
@@ -132,14 +138,12 @@ def steps(
 ) -> list[Step]:
     """``convert`` in fp32, one for all precisions; for int8 and int4 ``quantize``; ``bundle`` if it
     is wanted."""
-    from phipipe.backends.base import Step
-
     assert isinstance(options, Options)
     parameters = checkpoint.parameters
     made = [
         Step(
             name="convert",
-            runs="phipipe.backends.litert:convert",
+            runs="litert/convert",
             version=1,
             needs={"source": "source"},
             params={
@@ -160,7 +164,7 @@ def steps(
         made.append(
             Step(
                 name="quantize",
-                runs="phipipe.backends.litert:quantize",
+                runs="litert/quantize",
                 version=1,
                 needs={"model": "convert"},
                 params={
@@ -177,7 +181,7 @@ def steps(
         made.append(
             Step(
                 name="bundle",
-                runs="phipipe.backends.litert:bundle",
+                runs="litert/bundle",
                 version=1,
                 needs={"model": made[-1].name},
                 params={"context_length": _context(options, checkpoint)},

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
 from phipipe.rules import WINDOWLESS, Rule, check
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
@@ -36,6 +37,11 @@ ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
 TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"cpu", "metal"})  # its wheel is compiled without CUDA, Vulkan, OpenCL
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.llamacpp:convert",
+    "imatrix": "phipipe.llama_imatrix:imatrix",
+    "quantize": "phipipe.backends.llamacpp:quantize",
+}
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "F32",
@@ -185,15 +191,13 @@ def steps(
     unit: Unit | None = None,
 ) -> list[Step]:
     """``convert``, shared by all quantized types; ``imatrix`` where asked for; ``quantize``."""
-    from phipipe.backends.base import Step
-
     assert isinstance(options, Options)
     wanted, parameters = type_of(recipe, options), checkpoint.parameters
     # Quantization starts from the checkpoint's own width, so that nothing is rounded twice.
     kind = wanted if wanted in FLOATS else _own_width(checkpoint)
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.llamacpp:convert",
+        runs="llamacpp/convert",
         version=2,
         needs={"source": "source"},
         params={
@@ -215,7 +219,7 @@ def steps(
         made.append(
             Step(
                 name="imatrix",
-                runs="phipipe.llama_imatrix:imatrix",
+                runs="llamacpp/imatrix",
                 version=1,
                 needs={"source": "source", "calibration": "calibration"},
                 toolchain="torch",
@@ -225,7 +229,7 @@ def steps(
     named = {"output_type": options.output_type, "embedding_type": options.embedding_type}
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.llamacpp:quantize",
+        runs="llamacpp/quantize",
         version=1,
         needs=needs,
         params={

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
 from phipipe.rules import WINDOWLESS, Rule, check
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
@@ -36,6 +37,10 @@ ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
 TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
 HOST_APIS = frozenset({"metal"})
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.mlx:convert",
+    "quantize": "phipipe.backends.mlx:quantize",
+}
 EMULATED: Mapping[str, str] = {}
 FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _SCHEMES: Mapping[Precision, str] = {
@@ -124,15 +129,13 @@ def steps(
     A large model is not written out in 16 bits first: ``quantize`` then reads the checkpoint
     itself.
     """
-    from phipipe.backends.base import Step
-
     assert isinstance(options, Options)
     parameters = checkpoint.parameters
     dtype = "float32" if recipe.precision == "fp32" else options.dtype or _own_dtype(checkpoint)
     width = 4 if dtype == "float32" else 2
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.mlx:convert",
+        runs="mlx/convert",
         version=1,
         needs={"source": "source"},
         params={"dtype": dtype, "config_patch": dict(config_patch)},
@@ -147,7 +150,7 @@ def steps(
     direct = {"dtype": dtype, "config_patch": dict(config_patch)} if checkpoint.large else {}
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.mlx:quantize",
+        runs="mlx/quantize",
         version=1,
         needs={"source": "source"} if direct else {"model": "convert"},
         params={

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phipipe.errors import RecipeError, StepFailed
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.olive_checkpoint import Packed
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 TITLE = "ONNX Runtime GenAI"
 TOOLCHAIN = "onnxruntime"
 HOST_APIS = frozenset({"cpu", "cuda"})
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.onnxruntime:convert",
+    "quantize": "phipipe.backends.onnxruntime:quantize",
+    "eyes": "phipipe.onnx_vision:vision",
+}
 EMULATED: Mapping[str, str] = {}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
@@ -180,7 +186,6 @@ def steps(
     ``quantize``.
     """
     from phipipe import olive_passes
-    from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
     before = olive_passes.rotations(
@@ -197,7 +202,7 @@ def steps(
     linked = checkpoint.large and recipe.precision in BITS
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.onnxruntime:convert",
+        runs="onnxruntime/convert",
         version=2,
         needs={"source": source},
         params={"config_patch": patch, **made, **({"linked": True} if linked else {})},
@@ -228,7 +233,7 @@ def steps(
     )
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.onnxruntime:quantize",
+        runs="onnxruntime/quantize",
         version=1,
         needs=needs,
         params={

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import group_rules
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe.backends.base import Runtime, Tokenizer
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.device import Unit
@@ -48,7 +49,13 @@ CACHE_BYTES: Mapping[str, int] = {
     "intel-npu": 2,
 }  # the CPU plugin keeps 8 bits
 HOST_APIS = frozenset({"cpu"})
-EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.openvino:convert",
+    "quantize": "phipipe.backends.openvino:quantize",
+    "eyes": "phipipe.openvino_vision:eyes",
+    "verify_npu": "phipipe.backends.openvino:verify_npu",
+}
+EMULATED: Mapping[str, str] = {"intel-npu": "openvino/verify_npu"}
 FILES: tuple[str, ...] = (
     "config.json",
     "preprocessor_config.json",
@@ -277,7 +284,7 @@ def steps(
     cast = size != 2 or checkpoint.weight_bytes != 2 * parameters
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.openvino:convert",
+        runs="openvino/convert",
         version=1,
         needs={"source": "source"},
         params={"precision": width, "config_patch": dict(config_patch)},
@@ -306,7 +313,7 @@ def steps(
         memory += made + 2 * parameters + 4 * recipe.calibrate.tokens * checkpoint.intermediate_size
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.openvino:quantize",
+        runs="openvino/quantize",
         version=1,
         needs=needs,
         params={"bits": bits, **chosen, **({"config_patch": dict(config_patch)} if direct else {})},

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
@@ -34,7 +35,12 @@ ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
 TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 1)
 HOST_APIS: frozenset[str] = frozenset()
-EMULATED: Mapping[str, str] = {"hexagon": "phipipe.evaluate:check_decode"}
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.qnn:convert",
+    "quantize": "phipipe.backends.qnn:quantize",
+    "compile": "phipipe.backends.qnn:compile",
+}
+EMULATED: Mapping[str, str] = {"hexagon": "evaluate/check_decode"}
 _SCHEMES: Mapping[Precision, str] = {"int8": "w8a16", "int4": "w4a16"}
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"hexagon": _SCHEMES}
 # Qualcomm's numbers of chips: soc_model and the HTP's architecture, as in the QNN headers and
@@ -230,7 +236,6 @@ def steps(
     ``quantize``.
     """
     from phipipe import olive_passes
-    from phipipe.backends.base import Step
 
     assert isinstance(options, Options)
     bits = 8 if recipe.precision == "int8" else 4
@@ -247,7 +252,7 @@ def steps(
     before = olive_passes.rotations(options.rotate, recipe, checkpoint)
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.qnn:convert",
+        runs="qnn/convert",
         needs={"source": before[-1].name if before else "source"},
         params={"config_patch": dict(config_patch), **shape},
         unquantized="fp32",
@@ -257,7 +262,7 @@ def steps(
     )
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.qnn:quantize",
+        runs="qnn/quantize",
         needs={"model": "convert", "calibration": "calibration"},
         params={"bits": bits, "keep_8bit": sorted(kept)},
         twin=not small,
@@ -272,7 +277,7 @@ def steps(
     compiled = [
         Step(
             name=name,
-            runs="phipipe.backends.qnn:compile",
+            runs="qnn/compile",
             needs={"model": "quantize"},
             params={"soc": dict(SOCS[options.soc]), "shared": shared},
             twin=small and not shared,

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import group_rules, models, torch_checkpoint
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
+from phipipe.backends.base import Runtime, Tokenizer, staged
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
+from phipipe.steps import Advice, Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,10 @@ ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN}
 TOKENS_ONLY: frozenset[str] = frozenset()
 CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}
 HOST_APIS = frozenset({"cpu"})
+STEPS: Mapping[str, str] = {
+    "cast": "phipipe.backends.torch:cast",
+    "quantize": "phipipe.backends.torch:quantize",
+}
 EMULATED: Mapping[str, str] = {}
 FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
@@ -153,7 +158,7 @@ def steps(
     size = checkpoint.parameters * (4 if recipe.precision == "fp32" else 2)
     step = Step(
         name="convert",
-        runs="phipipe.backends.torch:cast",
+        runs="torch/cast",
         version=2,
         needs={"source": "source"},
         params={"dtype": _DTYPES[recipe.precision]},
@@ -181,7 +186,7 @@ def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -
         memory += 12 * recipe.calibrate.tokens * checkpoint.hidden_size + 2**30
     return Step(
         name="quantize",
-        runs="phipipe.backends.torch:quantize",
+        runs="torch/quantize",
         version=1,
         needs=needs,
         params=params,
