@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testing import hostile_paths
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from testing import hostile_paths
 from testing.places import QUICKSTART
 
 from phipipe import backends, keys, plan, recipe, why
