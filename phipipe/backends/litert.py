@@ -20,12 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import StepFailed
 from phipipe.rules import Fixup, Rule
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.steps import Inputs, Params, Step
+    from phipipe.steps import Inputs, Params
 
 TOOLCHAIN = "litert"
 STEPS: Mapping[str, str] = {

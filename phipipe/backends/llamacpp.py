@@ -22,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
 from phipipe.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.steps import Inputs, Params, Step
+    from phipipe.steps import Inputs, Params
 
 TOOLCHAIN = "llamacpp"
 STEPS: Mapping[str, str] = {

@@ -20,6 +20,7 @@ from phipipe import models
 from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import StepFailed
 from phipipe.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-    from phipipe.steps import Inputs, Json, Params, Step
+    from phipipe.steps import Inputs, Json, Params
 
 TOOLCHAIN = "mlx"
 STEPS: Mapping[str, str] = {
