@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe.backends.base import copy_beside
 from phipipe.errors import StepFailed
+from phipipe.staging import copy_beside
 from phipipe.steps import Json, Params
 
 LINEAR = re.compile(

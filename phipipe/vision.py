@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import backends, layerwise, mapped, models
-from phipipe.backends.base import copy_beside
 from phipipe.models import Checkpoint
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
