@@ -144,6 +144,7 @@ def test_an_output_that_takes_nothing_is_said_and_ends_with_9() -> None:
         assert failed.returncode == 2  # the command's own end comes first
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 @pytest.mark.parametrize(
     ("rest", "code"),

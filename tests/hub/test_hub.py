@@ -978,6 +978,7 @@ def test_pin_writes_the_commit_and_nothing_else(
     assert pin.pin(path) == []
 
 
+@pytest.mark.full
 def test_a_branch_that_moves_after_pinning_changes_nothing(
     served: Hub, own_cache: Path, mine: Callable[[str], Path]
 ) -> None:

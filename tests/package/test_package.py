@@ -290,6 +290,7 @@ def test_one_change_is_found_and_named(cooked: Path, tmp_path: Path, name: str) 
     assert len(findings) <= 2  # a rename is two; nothing else is reported beside the change
 
 
+@pytest.mark.full
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

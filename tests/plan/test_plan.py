@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,14 +61,21 @@ def test_fp32_has_no_quantization_step() -> None:
     assert "quantize" not in [step.name for step in planned("precision=fp32").steps]
 
 
-def combinations() -> Iterator[pytest.ParameterSet]:
+def combinations() -> list[pytest.ParameterSet]:
     """Every device, backend and precision; by default those that have every two of them once."""
     precisions = ("int4", "int8", "fp16", "fp32")
-    for (i, name), (j, backend), (k, precision) in itertools.product(
+    cases = itertools.product(
         enumerate(device.names()), enumerate(backends.names()), enumerate(precisions)
-    ):
-        marks = () if (i + j) % len(precisions) == k else pytest.mark.full
-        yield pytest.param(name, precision, backend, marks=marks)
+    )
+    return [
+        pytest.param(
+            name,
+            precision,
+            backend,
+            marks=() if (i + j) % len(precisions) == k else pytest.mark.full,
+        )
+        for (i, name), (j, backend), (k, precision) in cases
+    ]
 
 
 @pytest.mark.parametrize(("name", "precision", "backend"), combinations())

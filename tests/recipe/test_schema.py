@@ -216,6 +216,7 @@ def complaints(path: Path, data: Any) -> list[str]:
     return []
 
 
+@pytest.mark.full
 @settings(
     max_examples=600, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

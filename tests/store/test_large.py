@@ -142,34 +142,27 @@ def test_a_list_of_layer_types_is_cut_too(checkpoint: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory, toolchains: Path
-) -> dict[str, tuple[Outcome, Outcome]]:
-    """Per backend how the build ends that takes the model as small, and the one that takes it as
-    large."""
-    folder = tmp_path_factory.mktemp("large")
-    settings, store = (
-        Settings(cache=folder / "cache", toolchains=toolchains),
-        Store(folder / "cache"),
-    )
-    chosen = ("onnxruntime", "openvino", "llamacpp", "mlx")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("large")
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "llamacpp", "mlx"])
+def ends(request: pytest.FixtureRequest, work: Path, toolchains: Path) -> tuple[Outcome, Outcome]:
+    """How the build ends that takes the model as small, and the one that takes it as large."""
+    settings, store = Settings(cache=work / "cache", toolchains=toolchains), Store(work / "cache")
     with pytest.MonkeyPatch.context() as patch:
-        small = [planned(folder, backend) for backend in chosen]
+        small = planned(work, request.param)
         patch.setattr(checkpoints, "LARGE_PARAMETERS", 10**6)
-        large = [
-            replace(made, build=replace(made.build, name=f"{backend}-large"))
-            for backend in chosen
-            for made in [planned(folder, backend)]
-        ]
-        ends = dispatch.attempt([*small, *large], store, settings, Silent(), folder / "packages", 2)
-    return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
+        made = planned(work, request.param)
+        large = replace(made, build=replace(made.build, name=f"{request.param}-large"))
+        first, second = dispatch.attempt(
+            [small, large], store, settings, Silent(), work / "packages", 2
+        )
+    return first, second
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "llamacpp", "mlx"])
-def test_a_large_model_becomes_the_same_file(
-    runs: dict[str, tuple[Outcome, Outcome]], backend: str
-) -> None:
-    small, large = runs[backend]
+def test_a_large_model_becomes_the_same_file(ends: tuple[Outcome, Outcome]) -> None:
+    small, large = ends
     assert small.error is None
     assert large.error is None
     assert small.results["quantize"].stored.digest == large.results["quantize"].stored.digest

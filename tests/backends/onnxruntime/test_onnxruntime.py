@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import PATHS
 
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
@@ -28,7 +27,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("onnxruntime")
-    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python_of("onnxruntime"), DRIVER, folder],
         env=environment,
