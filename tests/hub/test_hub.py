@@ -19,7 +19,8 @@ from testing import hub_server
 from testing.clock import within
 from testing.hub_server import Fault, Hub
 from testing.kitchen import Kitchen
-from testing.places import QUICKSTART, ROOT
+from testing.places import ROOT
+from testing.plans import planned
 
 from phipipe import backends
 from phipipe.cli import finished as again
@@ -66,11 +67,6 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def source(served: Hub, **changes: str) -> str:
     told = {"repo": served.repo, "revision": served.commit} | changes
     return f"source={{repo: {told['repo']}, revision: {told['revision']}}}"
-
-
-def planned(*sets: str) -> plan.Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
 
 
 def made(
@@ -902,8 +898,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             time.sleep(0.005)
         process.kill()
     served.pause_s = 0.0
-    (build,) = recipe.load(path, options=backends.OptionsOf())
-    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", planned(path=path), own_cache).stored.path) == allowed()
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + repository.HEAD_BYTES + 2**20
 
 
@@ -985,8 +980,7 @@ def test_a_branch_that_moves_after_pinning_changes_nothing(
     assert cli("pin", path).stdout.endswith(f"{served.repo} main → {served.commit}\n")
     assert "pinned already" in cli("pin", path).stdout
     served.branches["main"] = "f" * 40
-    (build,) = recipe.load(path, options=backends.OptionsOf())
-    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", planned(path=path), own_cache).stored.path) == allowed()
 
 
 def test_pin_finds_data_sets_in_variants_too(texts: Hub, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.hub_server import Fault, Hub
 from testing.places import ROOT
@@ -45,8 +45,11 @@ def remote(hub: Hub, token: str | None = None) -> Remote:
 
 
 def fetch(hub: Hub, path: Path, token: str | None = None) -> bytes:
+    """The file; what was said of its bytes meanwhile adds up to its size."""
+    counts: list[int] = []
     with transfer.client() as pool:
-        transfer.fetch(pool, remote(hub, token), FILE, path)
+        transfer.fetch(pool, remote(hub, token), FILE, path, counts.append)
+    assert sum(counts) == FILE.size
     return path.read_bytes()
 
 
@@ -233,9 +236,7 @@ def test_several_files_come_at_once_and_one_failure_ends_all(tmp_path: Path) -> 
             transfer.fetch_all(jobs, told.append)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 300_000), max_size=8),
     start=st.integers(0, 300_000),

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testing.drive import drive
 from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
 from testing.hostile_checkpoints import header, written
-from testing.places import QUICKSTART, ROOT
+from testing.places import QUICKSTART
 
 from phipipe import backends
 from phipipe.errors import TargetError
@@ -36,6 +35,7 @@ from phipipe.recipe.recipe import Source
 from phipipe.steps import Step
 
 DRIVER = Path(__file__).parent / "family_driver.py"
+THREADS = {"OMP_NUM_THREADS": "2"}
 WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
@@ -167,23 +167,11 @@ def wanted(backend: str) -> list[tuple[str, str, str]]:
     return [case for case in found if case[2] == "short" or (backend, case[0]) not in REFUSED_LONG]
 
 
-def drive(python: Path, *words: Path | str) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "2",
-    }
-    done = subprocess.run(
-        [python, *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.fixture(scope="session")
 def checkpoints(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(python_of("torch"), "-m", "testing.family_checkpoints", root)
+    drive(python_of("torch"), "-m", "testing.family_checkpoints", root, **THREADS)
     return root
 
 
@@ -209,8 +197,8 @@ def found(
         (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
         convert_with = python_of("torch" if backend == "llamacpp" else backend)
         measure_with = python_of(backend)
-        drive(convert_with, DRIVER, checkpoints, backend, "convert")
-        drive(measure_with, DRIVER, checkpoints, backend, "measure")
+        drive(convert_with, DRIVER, checkpoints, backend, "convert", **THREADS)
+        drive(measure_with, DRIVER, checkpoints, backend, "measure", **THREADS)
         read = {
             action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
             for action in ("convert", "measure")

@@ -26,8 +26,9 @@ CALLS: list[tuple[str, float, float]] = []
 GUARD = threading.Lock()
 
 
-def planned(*sets: str) -> Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+def planned(*sets: str, path: Path = QUICKSTART) -> Plan:
+    """The plan of a recipe for one build, with ``sets`` laid on it."""
+    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
     return planning.prepare(build)
 
 
