@@ -26,7 +26,7 @@ import psutil
 from phipipe import backends, batch, hub, schedule, selection
 from phipipe.backends.base import Step
 from phipipe.nodes import graph
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.selection import Wanted
 from phipipe.settings import Settings
 from phipipe.show import Silent

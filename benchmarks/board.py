@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe import backends, measure, plan, recipe, schedule, toolchain
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store

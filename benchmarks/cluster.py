@@ -99,7 +99,7 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
     from phipipe.backends.base import Step
-    from phipipe.plan import Plan
+    from phipipe.planned import Plan
 
     made = []
     for i in range(steps):

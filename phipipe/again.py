@@ -18,7 +18,6 @@ from phipipe import (
     hardware,
     hub,
     json_files,
-    layerwise,
     models,
     outside,
     package,
@@ -36,7 +35,7 @@ from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.executor import Outcome
 from phipipe.hub import Original
 from phipipe.hub_client import Repository
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.recipe import Build, Recipe, Text, recorded
 from phipipe.settings import Settings
 from phipipe.store import Store
@@ -58,20 +57,18 @@ def plan(
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
     backend = backends.load(recipe.backend)
     text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
-    memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    source_step = vision.cut_step(seeing) if seeing else original.step
-    steps = scoring.fidelity_steps(recipe, source_step, text_step, memory)
-    steps = [replace(original.step, name="original"), *steps] if seeing else steps
+    steps = scoring.ground_steps(recipe, original, text_step)
     artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
-    parameters, opened = (
-        original.checkpoint.parameters,
-        4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
+    parameters = original.checkpoint.parameters
+    opened = scoring.Opened(
+        toolchain=backend.TOOLCHAIN,
+        memory_bytes=4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
     )
     shipped = Step(name="artifact", runs="", version=1, toolchain=backend.TOOLCHAIN)
     for step in (
         *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
-        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, parameters, opened),
-        scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, opened),
+        scoring.compare_step("evaluate", "artifact", recipe, opened, parameters=parameters),
+        scoring.measure_step("artifact", recipe, opened),
     ):
         needs = {name: need for name, need in step.needs.items() if need != "artifact"}
         steps.append(
@@ -130,16 +127,18 @@ def on_device(folder: Path) -> Plan:
         "artifact": Outside(folder, tuple(sorted(names))),
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
-    toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
-    opened = 4 * parameters + scoring.RUNTIME_BYTES
-    steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
+    parameters = int(manifest["source"]["parameters"])
+    opened = scoring.Opened(
+        toolchain=backend.ON_DEVICE[api],
+        memory_bytes=4 * parameters + scoring.RUNTIME_BYTES,
+        api=api,
+    )
+    steps = [scoring.measure_step("artifact", recipe, opened)]
     if api not in backend.TOKENS_ONLY:
-        steps.insert(
-            0,
-            scoring.compare_step(
-                "evaluate", "artifact", recipe, toolchain, parameters, opened, api
-            ),
+        compare = scoring.compare_step(
+            "evaluate", "artifact", recipe, opened, parameters=parameters
         )
+        steps.insert(0, compare)
     return Plan(
         build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
         device=target,

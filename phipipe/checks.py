@@ -29,7 +29,7 @@ from phipipe.fit import gib
 from phipipe.store import Store
 
 if TYPE_CHECKING:
-    from phipipe.plan import Plan
+    from phipipe.planned import Plan
     from phipipe.recipe import Build
     from phipipe.settings import Settings
 

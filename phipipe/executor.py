@@ -23,7 +23,7 @@ from phipipe import downloads, hardware, keys, outside, progress, remote_store, 
 from phipipe.backends.base import Json, Step
 from phipipe.errors import Interrupted, PhipipeError, SourceError, ToolchainError
 from phipipe.measure import host
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.process import Request, Worker
 from phipipe.remote_store import Remote
 from phipipe.settings import Settings

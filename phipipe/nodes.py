@@ -10,7 +10,7 @@ from typing import NamedTuple
 from phipipe import keys
 from phipipe.backends.base import Step
 from phipipe.executor import Result, Waiting
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 
 
 @dataclass(kw_only=True)

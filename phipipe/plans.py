@@ -10,7 +10,7 @@ from phipipe import backends, hub, recipe, several, targets
 from phipipe import plan as planner
 from phipipe.errors import PhipipeError
 from phipipe.hub import Original
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.recipe import Source
 
 

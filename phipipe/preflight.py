@@ -19,7 +19,7 @@ from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
 from phipipe.executor import Bench, Result
 from phipipe.nodes import graph
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.store import Store
 

@@ -22,7 +22,7 @@ from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.executor import Bench, Listener, Outcome, Result, Waiting, threads_per_worker
 from phipipe.installs import Installs
 from phipipe.nodes import Node, graph
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.store import Damaged, Store
 

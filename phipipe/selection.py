@@ -18,7 +18,7 @@ from phipipe import recipe
 from phipipe.changed import Changes
 from phipipe.document import shorten
 from phipipe.errors import PhipipeError, RecipeError
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.recipe import Build
 from phipipe.report import counted
 from phipipe.user_paths import inside, resolved

@@ -12,7 +12,7 @@ from phipipe import output, report
 from phipipe.errors import PhipipeError
 from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.nodes import labels
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.visible import one_line, visible
 
 if TYPE_CHECKING:

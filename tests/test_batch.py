@@ -40,7 +40,7 @@ from phipipe.errors import (
     TargetError,
 )
 from phipipe.nodes import graph
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.recipe import Build
 from phipipe.selection import Wanted
 

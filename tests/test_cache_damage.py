@@ -19,7 +19,7 @@ import pytest
 from phipipe import events, keys, outside
 from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent

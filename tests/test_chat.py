@@ -20,8 +20,11 @@ import small_package
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import backends, chat, chat_process, manifest
-from phipipe.chat import Talk, converse, main, pieces, visible
+from phipipe import backends, chat_lines, chat_pieces, chat_process, manifest
+from phipipe.chat import main
+from phipipe.chat_lines import converse
+from phipipe.chat_pieces import pieces
+from phipipe.chat_talk import Talk
 from phipipe.errors import (
     PhipipeError,
     RecipeError,
@@ -32,6 +35,7 @@ from phipipe.errors import (
 )
 from phipipe.limited import Raised
 from phipipe.settings import Settings
+from phipipe.visible import visible
 
 END = 256
 
@@ -151,7 +155,7 @@ def test_long_answers_are_not_decoded_again_from_the_start() -> None:
         return Bytes().decode(ids)
 
     assert "".join(pieces(decode, b"x" * 5000)) == "x" * 5000
-    assert longest <= 4 * chat.KEEP_TOKENS
+    assert longest <= 4 * chat_pieces.KEEP_TOKENS
 
 
 def test_a_model_cannot_command_the_terminal() -> None:
@@ -403,7 +407,7 @@ def test_a_text_without_tokens_is_not_handed_to_the_runtime() -> None:
 
 def test_a_line_without_end_is_refused() -> None:
     with pytest.raises(RecipeError, match="a prompt has more than"):
-        converse(talk(Parrot("x")), io.StringIO("x" * (2 * chat.MAX_LINE)))
+        converse(talk(Parrot("x")), io.StringIO("x" * (2 * chat_lines.MAX_LINE)))
 
 
 ENDINGS = [

@@ -17,7 +17,7 @@ from test_schedule import plan, step
 
 from phipipe import events, schedule
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.show import Lines, Silent
 from phipipe.store import Store

@@ -19,7 +19,7 @@ from phipipe import backends, errors, events, explain, output, plan, recipe, rem
 from phipipe.cli import cli
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.executor import Outcome
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 
 PACKAGE = Path(phipipe.__file__).parent
 RULES = {rule.id: rule for rule in explain.every_rule()}

@@ -26,7 +26,8 @@ from phipipe import backends, family, hub, layouts, models, recipe, support, vis
 from phipipe.backends.base import Step
 from phipipe.errors import TargetError
 from phipipe.hub import Original
-from phipipe.plan import Plan, prepare
+from phipipe.plan import prepare
+from phipipe.planned import Plan
 from phipipe.recipe import Source
 from phipipe.scoring import PARITY_KLD_MEAN
 

@@ -10,7 +10,7 @@ import pytest
 
 from phipipe import backends, cli, hardware, plan, preflight, recipe
 from phipipe.errors import StepKilled, StoreError
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.store import Store
 

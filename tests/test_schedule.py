@@ -30,7 +30,7 @@ from phipipe.errors import (
 )
 from phipipe.executor import Result
 from phipipe.nodes import graph, labels
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent

@@ -30,7 +30,7 @@ from phipipe import (
 from phipipe.errors import GateFailed, TargetError
 from phipipe.executor import Outcome
 from phipipe.package import verify
-from phipipe.plan import Plan
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
