@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import cli, hub, upkeep
+from phipipe import cli, cli_help, hub
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
@@ -264,7 +264,7 @@ def test_a_bug_ends_with_70_and_a_log(run: Run, monkeypatch: pytest.MonkeyPatch)
     def broken() -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(upkeep, "settings_of_user", broken)
+    monkeypatch.setattr(cli_help, "settings_of_user", broken)
     code, _, err = run("doctor")
     assert code == 70
     assert "Traceback" not in err

@@ -185,9 +185,23 @@ LAYERS = (
     {"schemas", "listing_text", "answers"},
     {"batch"},
     {"batch_report"},
-    {"console", "uncaught"},
+    {"cli_files", "cli_groups", "cli_messages", "uncaught"},
+    {"cli_options", "cli_workplace"},
+    {"cli_attempt", "cli_batch_options"},
     {"flow"},
-    {"upkeep", "nightly", "listings"},
+    {
+        "cli_batch",
+        "cli_build",
+        "cli_cache",
+        "cli_help",
+        "cli_lists",
+        "cli_packages",
+        "cli_recipes",
+        "cli_runs",
+        "cli_schedule",
+        "cli_schema",
+        "cli_toolchains",
+    },
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -388,8 +402,11 @@ def test_the_guard_of_encodings_knows_them() -> None:
     ] == bad
 
 
-@pytest.mark.parametrize("name", ["cli", "nightly", "upkeep"])
-def test_commands_print_through_the_console_alone(name: str) -> None:
+COMMANDS = sorted(path.stem for path in PACKAGE.glob("cli*.py") if path.stem != "cli_messages")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_print_through_their_messages_alone(name: str) -> None:
     """There strangers' text becomes visible, and there it is made fit for the stream's encoding."""
     text = (PACKAGE / f"{name}.py").read_text("utf-8")
     assert not re.search(

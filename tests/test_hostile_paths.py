@@ -20,9 +20,9 @@ from phipipe import (
     again,
     backends,
     board,
+    cli_files,
     collect,
     comparison,
-    console,
     selection,
     timetable,
     user_paths,
@@ -181,7 +181,7 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
             comparison.of_paths([tmp_path / f"board.json-{kind}"])
         if kind != "link":  # a link of the user's own is followed where a file is named outright
             with pytest.raises(RecipeError):
-                console.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
+                cli_files.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
     assert (tmp_path / "precious").read_text("utf-8") == "mine"
     with pytest.raises(StoreError, match="in the way"):
         collect.check_replaceable(tmp_path / "board.json-pipe" / "board.json")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_cli import QUICKSTART, Run, run  # noqa: F401 (a fixture)
 from test_schedule import plan, step
 
-from phipipe import answers, cli, device, output, schedule, schemas, several, show, upkeep
+from phipipe import answers, cli, cli_help, device, output, schedule, schemas, several, show
 from phipipe.errors import (
     Located,
     PhipipeError,
@@ -313,7 +313,7 @@ def test_a_bug_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # no
     def broken() -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(upkeep, "settings_of_user", broken)
+    monkeypatch.setattr(cli_help, "settings_of_user", broken)
     code, out, _ = run("doctor", "--json")
     assert code == 70
     told = documents.fits(["doctor"], out)["error"]
@@ -325,7 +325,7 @@ def test_who_is_stopped_tells_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(upkeep, "settings_of_user", stopped)
+    monkeypatch.setattr(cli_help, "settings_of_user", stopped)
     code, out, _ = run("doctor", "--json")
     assert code == 130
     assert documents.fits(["doctor"], out)["error"]["kind"] == "Interrupted"
@@ -399,9 +399,9 @@ def test_several_errors_are_one_that_says_them_all(errors: list[PhipipeError]) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that can be caught")
 def test_a_process_that_is_terminated_leaves_its_document(tmp_path: Path) -> None:
-    code = "import sys, time, phipipe.cli as c\nfrom phipipe import upkeep\n"
+    code = "import sys, time, phipipe.cli as c\nfrom phipipe import cli_help\n"
     code += "def slow():\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
-    code += "upkeep.settings_of_user = slow\nsys.argv = ['phipipe', 'doctor', '--json']\nc.main()"
+    code += "cli_help.settings_of_user = slow\nsys.argv = ['phipipe', 'doctor', '--json']\nc.main()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

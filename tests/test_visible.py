@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import answers, console, hub, show
+from phipipe import answers, cli_messages, hub, show
 from phipipe.errors import PhipipeError
 from phipipe.visible import json_again, json_text, one_line, visible
 
@@ -57,10 +57,10 @@ def test_json_says_the_same_and_shows_nothing_that_acts(
 
 
 def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    console.echo(EVIL)
-    console.note(EVIL)
-    console.complain(PhipipeError(EVIL, hint=EVIL))
-    console.misused(click.UsageError(EVIL))
+    cli_messages.echo(EVIL)
+    cli_messages.note(EVIL)
+    cli_messages.complain(PhipipeError(EVIL, hint=EVIL))
+    cli_messages.misused(click.UsageError(EVIL))
     answers.give({EVIL: [EVIL]})
     answers.give_text(json.dumps(EVIL, ensure_ascii=False))
     show.Lines(10, sys.stderr).note(EVIL)

@@ -1,0 +1,102 @@
+"""What the commands that do steps share: refusals beforehand, the steps themselves, the board
+afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phipipe.cli_messages import LOG, echo, note
+from phipipe.cli_workplace import Workplace, engine_of
+from phipipe.errors import SourceError
+
+if TYPE_CHECKING:
+    from phipipe.board import Entry
+    from phipipe.executor import Outcome
+    from phipipe.planned import Plan
+
+NARROWEST, WIDEST = 80, 160  # columns of a board
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a recipe is built."""
+
+    out: Path  # where packages go
+    jobs: int | None = None  # steps side by side; None: what cores and memory allow
+    on: str | None = None  # whose machines do them; None: this one
+
+
+def check_room(plans: Sequence[Plan], place: Workplace, out: Path) -> None:
+    """Refuse what this machine surely cannot do; say so only, where the user wants it tried.
+
+    Raises:
+        TargetError, StoreError: it has too little memory or disk.
+    """
+    from phipipe import preflight
+
+    refusal = preflight.refusal(plans, place.store, place.settings, out)
+    if refusal is None:
+        return
+    if place.settings.preflight:
+        raise refusal
+    note(f"warning: {refusal.message}")
+
+
+def attempt(
+    command: str, plans: Sequence[Plan], place: Workplace, manner: Manner | None = None
+) -> list[Outcome]:
+    """Do the steps of ``plans``, show how they go, and record the run as one of ``command``.
+    Without a ``manner`` nothing is packaged."""
+    from phipipe import events, schedule, show
+
+    settings, store = place
+    names, stream = [plan.build.name for plan in plans], sys.stderr if LOG.as_events else None
+    with (
+        show.listener(plans, sys.stderr, silent=LOG.as_events) as inner,
+        events.recorded(store.root, command, names, inner, stream) as recorder,
+    ):
+        for plan in plans:
+            recorder.advised(plan.build.name, plan.warnings)
+        outcomes = schedule.attempt(
+            plans,
+            store,
+            settings,
+            recorder,
+            manner and manner.out,
+            manner and manner.jobs,
+            engine=engine_of(manner and manner.on),
+        )
+        for done in outcomes:
+            recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
+    return outcomes
+
+
+def make_board(outcomes: Sequence[Outcome], out: Path, *, quiet: bool) -> None:
+    """The board of a matrix: beside the packages, in a folder named by the recipe."""
+    from phipipe import comparison
+
+    entries, name = comparison.of_outcomes(outcomes), outcomes[0].plan.build.recipe.name
+    try:
+        page = comparison.write(entries, out / name, name)
+    except SourceError as error:  # variants may be evaluated on different texts on purpose
+        note(f"no board: {error.message}")
+        return
+    if not quiet:
+        show_board(entries, page)
+        if all(outcome.all_cached for outcome in outcomes):
+            echo("everything was cached, nothing had to be done")
+
+
+def show_board(entries: Sequence[Entry], page: Path) -> None:
+    """Print a board as a table, and where its ``page`` lies."""
+    from phipipe import board_text
+
+    columns = shutil.get_terminal_size((120, 24)).columns
+    echo(board_text.table(entries, max(NARROWEST, min(WIDEST, columns))))
+    advice = "\n".join(board_text.advice(entries))
+    echo(f"\n{advice}\n\nboard    {page}\ncheck    phipipe verify PACKAGE")
