@@ -25,11 +25,11 @@ import psutil
 
 from phipipe import backends, batch, hub, schedule, selection
 from phipipe.backends.base import Step
+from phipipe.listeners import Silent
 from phipipe.nodes import graph
 from phipipe.planned import Plan
 from phipipe.selection import Wanted
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 SOURCES = 50

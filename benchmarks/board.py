@@ -23,9 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe import backends, measure, plan, recipe, schedule, toolchain
+from phipipe.listeners import Silent
 from phipipe.planned import Plan
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

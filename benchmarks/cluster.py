@@ -122,8 +122,8 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
 def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:
     """What digest each step has, done on the cluster at ``url``, or here."""
     from phipipe import cluster, schedule
+    from phipipe.listeners import Silent
     from phipipe.settings import Settings
-    from phipipe.show import Silent
     from phipipe.store import Store
 
     engine = cluster.engine(url) if url else None

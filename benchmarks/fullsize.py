@@ -28,9 +28,9 @@ import checkpoint
 import psutil
 
 from phipipe import backends, measure, plan, recipe, schedule, toolchain, worker
+from phipipe.listeners import Silent
 from phipipe.process import memory_of
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 RECIPES: Mapping[str, str] = {

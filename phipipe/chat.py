@@ -97,9 +97,7 @@ def serve() -> None:
 
 def _outcome(request: Mapping[str, Any]) -> dict[str, Any]:
     """How the conversation ended."""
-    prompt, system = (
-        None if text is None else _clean(text) for text in (request["prompt"], request["system"])
-    )
+    prompt, system = _clean(request["prompt"]), _clean(request["system"])
     folder, hint = Path(request["folder"]), f"phipipe verify {request['folder']}"
     try:
         interrupts.take()  # not before: in the middle of Python's own start they end in a traceback
@@ -110,14 +108,16 @@ def _outcome(request: Mapping[str, Any]) -> dict[str, Any]:
         message = " ".join(visible(error.message).split())
         if len(message) > MAX_TOLD:
             message = f"{message[:MAX_TOLD]} …"
-        hint = visible(error.hint) if error.hint else None
-        return {"error": encoded(error) | {"message": message, "hint": hint}}
+        words = {"message": message, "hint": visible(error.hint) if error.hint else None}
+        return {"error": encoded(error) | words}
     except BrokenPipeError:  # the reader of our output went away (| head)
         return {"code": OK}
     except KeyboardInterrupt:
         return {"code": INTERRUPTED}
 
 
-def _clean(text: str) -> str:
+def _clean(text: str | None) -> str | None:
     """``text`` from a command line that may not have been UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return (
+        None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
     from phipipe.planned import Plan
 
 NARROWEST, WIDEST = 80, 160  # columns of a board
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manner:
-    """How a recipe is built."""
-
-    out: Path  # where packages go
-    jobs: int | None = None  # steps side by side; None: what cores and memory allow
-    on: str | None = None  # whose machines do them; None: this one
 
 
 def check_room(plans: Sequence[Plan], place: Workplace, out: Path) -> None:
@@ -48,16 +38,27 @@ def check_room(plans: Sequence[Plan], place: Workplace, out: Path) -> None:
 
 
 def attempt(
-    command: str, plans: Sequence[Plan], place: Workplace, manner: Manner | None = None
+    command: str,
+    plans: Sequence[Plan],
+    place: Workplace,
+    *,
+    out: Path | None = None,
+    jobs: int | None = None,
+    on: str | None = None,
 ) -> list[Outcome]:
     """Do the steps of ``plans``, show how they go, and record the run as one of ``command``.
-    Without a ``manner`` nothing is packaged."""
-    from phipipe import events, schedule, show
+
+    Args:
+        out: where packages go; None where there are none.
+        jobs: steps side by side; None: what cores and memory allow.
+        on: whose machines do them; None: this one.
+    """
+    from phipipe import events, listeners, schedule
 
     settings, store = place
     names, stream = [plan.build.name for plan in plans], sys.stderr if LOG.as_events else None
     with (
-        show.listener(plans, sys.stderr, silent=LOG.as_events) as inner,
+        listeners.listener(plans, sys.stderr, silent=LOG.as_events) as inner,
         events.recorded(store.root, command, names, inner, stream) as recorder,
     ):
         for plan in plans:
@@ -67,9 +68,9 @@ def attempt(
             store,
             settings,
             recorder,
-            manner and manner.out,
-            manner and manner.jobs,
-            engine=engine_of(manner and manner.on),
+            out,
+            jobs,
+            engine=engine_of(on),
         )
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)

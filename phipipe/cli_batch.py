@@ -84,13 +84,13 @@ def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> None:
 def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done]:
     """Do the steps, show how they go, and record the run."""
     from phipipe import batch as batches
-    from phipipe import events, show
+    from phipipe import events, listeners
 
     settings, store = place
     plans = [item.plan for item in items if item.plan]
     names, stream = [item.name for item in items], sys.stderr if LOG.as_events else None
     with (
-        show.many(plans, sys.stderr, silent=LOG.as_events) as inner,
+        listeners.many(plans, sys.stderr, silent=LOG.as_events) as inner,
         events.recorded(store.root, "batch", names, inner, stream) as recorder,
     ):
         for plan in plans:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from phipipe import answers
-from phipipe.cli_attempt import Manner, attempt, check_room, make_board
+from phipipe.cli_attempt import attempt, check_room, make_board
 from phipipe.cli_groups import command
 from phipipe.cli_messages import complain, echo, note
 from phipipe.cli_options import (
@@ -42,6 +43,15 @@ OUT = click.option(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a recipe is built."""
+
+    out: Path  # where packages go
+    jobs: int | None  # steps side by side; None: what cores and memory allow
+    on: str | None  # whose machines do them; None: this one
+
+
 @command("phipipe run recipes/quickstart.yaml")
 @RECIPE
 @SETS
@@ -62,10 +72,10 @@ def run(
         plans = planner.planned(recipe, sets, only, elsewhere=elsewhere)
     if not elsewhere:  # there, each step looks for a machine that is large enough
         check_room(plans, place, manner.out)
-    outcomes = attempt("run", plans, place, manner)
+    outcomes = attempt("run", plans, place, out=manner.out, jobs=manner.jobs, on=manner.on)
     if as_json:
         answers.give([show.outcome_json(outcome) for outcome in outcomes])
-    if len(outcomes) == 1 and not as_json and (words := show.outcome(outcomes[0])):
+    if len(outcomes) == 1 and not as_json and (words := show.describe_outcome(outcomes[0])):
         echo(words)
     if len(outcomes) > 1:
         make_board(outcomes, manner.out, quiet=as_json)
@@ -115,7 +125,7 @@ def plan(
             [show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts]
         )
     for planned, forecast in () if as_json else forecasts:
-        echo(show.plan(planned, forecast))
+        echo(show.describe_plan(planned, forecast))
     if refusal and strict:
         raise TargetError(f"run would refuse: {refusal.message}", hint=refusal.hint)
     if doubt:

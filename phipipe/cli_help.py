@@ -37,18 +37,18 @@ def explain(name: str | None, as_json: bool) -> None:
 def doctor(recipes: Sequence[Path], as_json: bool) -> None:
     """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit
     code 1 if not)."""
-    from phipipe import catalogue, checks, listing_text, output_lists
+    from phipipe import catalogue, checks, listing_text, output_lists, recipe_checks
 
     settings = settings_of_user()
     findings = list(checks.machine(settings))
-    findings += checks.recipes(recipes, settings, findings)
+    findings += recipe_checks.recipes(recipes, settings, findings)
     rows = [output_lists.Check(**asdict(check)) for check in findings]
     facts = catalogue.doctor(settings, rows)
     if as_json:
         answers.give(facts)
     else:
         echo(f"{listing_text.doctor(facts)}\nchecks\n{checks.text(findings)}")
-    if not checks.fit_to_run(findings):
+    if not recipe_checks.fit_to_run(findings):
         raise click.exceptions.Exit(1)
 
 

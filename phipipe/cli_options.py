@@ -79,16 +79,19 @@ def _option(param: click.Parameter | None) -> str | None:
     return param.opts[0] if isinstance(param, click.Option) else None
 
 
-def taking(name: str, kind: type, options: Sequence[Callable[[Command], Command]]) -> Any:
+def taking(
+    name: str, kind: type, options: Sequence[Callable[[Command], Command]]
+) -> Callable[[Command], Command]:
     """A decorator: the command takes these ``options`` as one value ``name`` of the data class
     ``kind``."""
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
-        def command(**given: Any) -> None:
+        def packed(**given: Any) -> None:
             value = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
             function(**{name: value}, **given)
 
+        command: Command = packed
         for option in reversed(options):
             command = option(command)
         return command

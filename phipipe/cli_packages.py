@@ -46,7 +46,7 @@ def eval_(
     if as_json:
         answers.give(show.outcome_json(outcome))
     else:
-        echo(show.outcome(outcome))
+        echo(show.describe_outcome(outcome))
 
 
 @command("phipipe measure packages/quickstart --out quickstart-measured.json")
@@ -77,7 +77,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         answers.give_text(text)
         return
-    echo(show.outcome(outcome))
+    echo(show.describe_outcome(outcome))
     echo(f"\nreport   {target}\ncompare  phipipe compare {package} {target}")
 
 

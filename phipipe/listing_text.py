@@ -29,7 +29,7 @@ def device(row: output_lists.DeviceDetails) -> str:
         u.unit: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions)
         for u in row.units
     }
-    told = {
+    facts = {
         "device": row.device,
         "title": row.title,
         "processor": row.architecture,
@@ -43,7 +43,7 @@ def device(row: output_lists.DeviceDetails) -> str:
         "notes": row.notes,
         "sources": row.sources,
     }
-    return outline(told)
+    return outline(facts)
 
 
 def backends(rows: Sequence[output_lists.Backend]) -> str:
@@ -62,13 +62,13 @@ def backend(row: output_lists.BackendDetails) -> str:
         name: {"default": option.default, "type": option.type, "what": option.what}
         for name, option in row.quantize.items()
     }
-    told = {
+    facts = {
         "backend": row.backend,
         "title": row.title,
         "toolchain": row.toolchain,
         "precisions": row.precisions,
     }
-    return outline({**told, "quantize": options or "nothing to set"})
+    return outline({**facts, "quantize": options or "nothing to set"})
 
 
 def toolchains(rows: Sequence[output_lists.Toolchain]) -> str:
@@ -129,7 +129,7 @@ def cells(row: Row) -> dict[str, Any]:
 def doctor(row: output_lists.Doctor) -> str:
     """What this machine has."""
     partial = [f"{part.repository}, {human(part.size_bytes)}" for part in row.unfinished_downloads]
-    told = {
+    facts = {
         "phipipe": row.phipipe,
         "python": row.python,
         "machine": row.machine,
@@ -141,7 +141,7 @@ def doctor(row: output_lists.Doctor) -> str:
         "toolchains": {one.toolchain: _state(one) for one in row.toolchains},
         "next": f"{row.next}   (or on first use)" if row.next else "all set",
     }
-    return outline(told)
+    return outline(facts)
 
 
 def _state(row: output_lists.Toolchain) -> str:

@@ -1,4 +1,4 @@
-"""Whether a model fits its target: eyes, context and memory. What needs the checkpoint to be known."""
+"""Whether a model fits its target: its eyes, its context, its memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from phipipe import backends, fit, metrics, vision
 from phipipe.device import Unit
 from phipipe.fit import Fit
 from phipipe.models import Checkpoint
-from phipipe.recipe import Build, Recipe, problem_at
+from phipipe.recipe import Build, Precision, Recipe, problem_at
 from phipipe.targets import Target
 
+INTEGERS: tuple[Precision, ...] = ("int8", "int4")
 SHORTEST = 256  # tokens of context that are worth offering; offers are multiples of it
 
 
@@ -91,9 +92,9 @@ def _smaller(build: Build, target: Target, checkpoint: Checkpoint, needed: Fit) 
     return "choose a smaller model, or a device with more memory (`phipipe devices`)"
 
 
-def _fewer_bits(recipe: Recipe, target: Target) -> list[str]:
+def _fewer_bits(recipe: Recipe, target: Target) -> list[Precision]:
     """The integer precisions below the recipe's that its backend serves there."""
     able = backends.able(recipe.backend, target.device, target.unit)
-    integers = [precision for precision in ("int8", "int4") if precision in able]
+    integers: list[Precision] = [p for p in INTEGERS if p in able]
     below = integers.index(recipe.precision) + 1 if recipe.precision in integers else 0
     return integers[below:]

@@ -1,4 +1,4 @@
-"""What a build amounts to: its target, its steps in an order that works, what is to be said of it."""
+"""What a build amounts to: its target, its steps in an order that works, its warnings."""
 
 from __future__ import annotations
 

@@ -19,20 +19,20 @@ class ReadOnce:
     again."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Source, Path | None], Original | PhipipeError] = {}
+        self._answers: dict[tuple[Source, Path | None], Original | PhipipeError] = {}
 
     def __call__(self, source: Source, folder: Path) -> Original:
         """As ``hub.original``."""
         at = (source, folder if source.path is not None else None)
-        if at not in self._found:
+        if at not in self._answers:
             try:
-                self._found[at] = hub.original(source, folder)
+                self._answers[at] = hub.original(source, folder)
             except PhipipeError as error:
-                self._found[at] = error
-        found = self._found[at]
-        if isinstance(found, PhipipeError):
-            raise found
-        return found
+                self._answers[at] = error
+        answer = self._answers[at]
+        if isinstance(answer, PhipipeError):
+            raise answer
+        return answer
 
 
 def planned(

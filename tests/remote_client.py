@@ -16,9 +16,9 @@ from typing import Any
 
 from phipipe import progress, schedule
 from phipipe.backends.base import Step
+from phipipe.listeners import Silent
 from phipipe.planned import Plan
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 

@@ -19,10 +19,10 @@ import pytest
 from phipipe import events, keys, outside
 from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
+from phipipe.listeners import Silent
 from phipipe.planned import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 Spoil = Callable[[Path], object]

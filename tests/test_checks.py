@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from phipipe import checks
+from phipipe import checks, recipe_checks
 from phipipe.checks import Check
 from phipipe.cli import cli
 from phipipe.settings import Settings
@@ -156,7 +156,7 @@ def asked(tmp_path: Path, sets: str, *, broken: str = "") -> list[Check]:
     path.write_text(f"name: mine\nsource: {{builtin: tiny-phi3}}\n{sets}", "utf-8")
     settings = Settings(cache=tmp_path / "cache", toolchains=tmp_path / "toolchains")
     told = [Check(name=broken, ok=False, message="no", hint="mend it")] if broken else []
-    return list(checks.recipes([path], settings, told))
+    return list(recipe_checks.recipes([path], settings, told))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_recipe_that_could_not_run_is_named_with_a_remedy(
     tmp_path: Path, sets: str, words: str
 ) -> None:
     found = asked(tmp_path, sets)
-    assert checks.fit_to_run(found) == (not words)
+    assert recipe_checks.fit_to_run(found) == (not words)
     assert not words or (words in found[0].message and found[0].recipe)
 
 
@@ -185,7 +185,7 @@ def test_a_missing_toolchain_is_no_obstacle_where_it_can_be_installed(tmp_path: 
     assert (found.ok, found.hint) == (False, "mend it")
     assert "`llamacpp`" in found.message
     assert len(asked(tmp_path, sets, broken="package index")) == 2
-    assert checks.fit_to_run(
+    assert recipe_checks.fit_to_run(
         asked(tmp_path, sets.replace("llamacpp", "torch"), broken="C++ compiler")
     )
 
@@ -208,11 +208,11 @@ def test_the_running_python_must_have_what_the_recipe_needs(
 
     absent = {"onnxruntime-genai"}
     monkeypatch.setattr(importlib.metadata, "version", version)
-    (found,) = checks.recipes([path], settings, [])
+    (found,) = recipe_checks.recipes([path], settings, [])
     assert (found.ok, found.message) == (False, "this Python lacks `onnxruntime-genai`")
     assert "phipipe[onnxruntime]" in str(found.hint)
     absent.clear()
-    assert checks.fit_to_run(checks.recipes([path], settings, []))
+    assert recipe_checks.fit_to_run(recipe_checks.recipes([path], settings, []))
 
 
 def test_every_variant_is_asked_about(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from test_schedule import plan, step
 
 from phipipe import events, schedule
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
+from phipipe.listeners import Lines, Silent
 from phipipe.planned import Plan
 from phipipe.settings import Settings
-from phipipe.show import Lines, Silent
 from phipipe.store import Store
 
 

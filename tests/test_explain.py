@@ -15,7 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phipipe
-from phipipe import backends, errors, events, explain, output, plan, recipe, remarks, rules, show
+from phipipe import (
+    backends,
+    errors,
+    events,
+    explain,
+    listeners,
+    output,
+    plan,
+    recipe,
+    remarks,
+    rules,
+    show,
+)
 from phipipe.cli import cli
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.executor import Outcome
@@ -128,18 +140,18 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
     (advice,) = made.warnings
     assert advice.hint
     logs = []
-    for listening in (show.listener, show.many):
+    for listening in (listeners.listener, listeners.many):
         stream = io.StringIO()
         with listening([made], stream):
             logs.append(stream.getvalue())
     (manifest,) = (step.params["warnings"] for step in made.steps if step.name == "package")
-    for told in (show.plan(made, []), *logs, "\n".join(manifest)):
+    for told in (show.describe_plan(made, []), *logs, "\n".join(manifest)):
         assert f"{advice.message} [O14]" in told
         assert advice.hint in told.partition("[O14]")[2]
     expected = {"rule": "O14", "level": "warning", "message": advice.message, "hint": advice.hint}
     assert output.plain(show.plan_json(made, [], None))["warnings"] == [expected]
     assert output.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
-    with events.recorded(tmp_path, "run", [made.build.name], show.Silent()) as recorder:
+    with events.recorded(tmp_path, "run", [made.build.name], listeners.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)
     (event,) = [e for e in events.find(tmp_path, "latest").events if e["event"] == "warning"]
     assert expected.items() <= event.items()

@@ -171,8 +171,10 @@ LAYERS = (
     {"schedule"},
     {"preflight"},
     {"checks", "explain"},
+    {"recipe_checks"},
     {
         "show",
+        "listeners",
         "events",
         "again",
         "catalogue",

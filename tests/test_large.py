@@ -17,10 +17,10 @@ from test_plan import planned as from_quickstart
 
 from phipipe import backends, first_layers, hub, mapped, models, plan, recipe, schedule
 from phipipe.executor import Outcome
+from phipipe.listeners import Silent
 from phipipe.package import verify
 from phipipe.planned import Plan
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]

@@ -33,8 +33,8 @@ from phipipe.errors import (
     TargetError,
     kinds,
 )
+from phipipe.listeners import Silent
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,10 +15,10 @@ import pytest
 from phipipe import backends, device, hardware, hub, outside, plan, recipe
 from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
+from phipipe.listeners import Silent
 from phipipe.nodes import graph
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"

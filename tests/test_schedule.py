@@ -29,11 +29,11 @@ from phipipe.errors import (
     ToolchainError,
 )
 from phipipe.executor import Result
+from phipipe.listeners import Silent
 from phipipe.nodes import graph, labels
 from phipipe.planned import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 CALLS: list[tuple[str, float, float]] = []

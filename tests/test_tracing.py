@@ -20,7 +20,7 @@ from test_schedule import plan, step
 
 from phipipe import events, tracing
 from phipipe.errors import ToolchainError
-from phipipe.show import Silent
+from phipipe.listeners import Silent
 
 
 def made(cache: Path, fail: bool = False) -> dict[str, Span]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phipipe import answers, cli_messages, hub, show
+from phipipe import answers, cli_messages, hub, listeners
 from phipipe.errors import PhipipeError
 from phipipe.visible import json_again, json_text, one_line, visible
 
@@ -63,8 +63,8 @@ def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str
     cli_messages.misused(click.UsageError(EVIL))
     answers.give({EVIL: [EVIL]})
     answers.give_text(json.dumps(EVIL, ensure_ascii=False))
-    show.Lines(10, sys.stderr).note(EVIL)
-    show.Lines(10, sys.stderr).started("step", EVIL)
+    listeners.Lines(10, sys.stderr).note(EVIL)
+    listeners.Lines(10, sys.stderr).started("step", EVIL)
     out, err = capsys.readouterr()
     assert not set(out + err) & set(ACTING)
     assert out.count("owned") == 4

@@ -29,10 +29,10 @@ from phipipe import (
 )
 from phipipe.errors import GateFailed, TargetError
 from phipipe.executor import Outcome
+from phipipe.listeners import Silent
 from phipipe.package import verify
 from phipipe.planned import Plan
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 HERE = Path(__file__).parent

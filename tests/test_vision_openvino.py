@@ -11,8 +11,8 @@ from test_vision import HERE, made, planned, run, seen  # noqa: F401 (`made` is 
 
 from phipipe import manifest, schedule, vision
 from phipipe.executor import Outcome
+from phipipe.listeners import Silent
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -15,8 +15,8 @@ from test_vision import HERE, planned, run, seen
 from phipipe import manifest, models, schedule, vision
 from phipipe.errors import TargetError
 from phipipe.executor import Outcome
+from phipipe.listeners import Silent
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

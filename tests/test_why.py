@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from phipipe import backends, keys, plan, recipe, why
 from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
+from phipipe.listeners import Silent
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.store import Store
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
