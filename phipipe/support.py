@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from phipipe import backends, device, family, models, rules, vision
 from phipipe.backends.base import Advice, Json
 from phipipe.device import Device
+from phipipe.models import Checkpoint
 from phipipe.recipe import Recipe, Source
 
 BEGIN, END = (
@@ -47,13 +48,13 @@ def markdown() -> str:
 
 def _groups() -> list[list[Device]]:
     """Devices that differ in memory or words only, in order of their names."""
-    found: dict[tuple[object, ...], list[Device]] = {}
+    groups: dict[tuple[object, ...], list[Device]] = {}
     for name in device.names():
         target = device.load(name)
         kind = (target.systems, tuple((unit.api, unit.precisions) for unit in target.units))
-        found.setdefault(kind, []).append(target)
+        groups.setdefault(kind, []).append(target)
     return [
-        sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in found.values()
+        sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in groups.values()
     ]
 
 
@@ -94,25 +95,41 @@ def _cell(row: str, name: str) -> Cell:
     recipe = Recipe(
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
     )
-    options, found = backend.Options(), list[Advice]()
+    advice = list[Advice]()
     fixups: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
-        checkpoint = models.of_config(member.config, member.tokenizer)
-        found += rules.check(recipe, options, checkpoint)
-        if vision.sees(checkpoint) and not any(a.level == "error" for a in found):
-            checkpoint = vision.language(checkpoint)
-            found += rules.check(recipe, options, checkpoint)
-        found += backend.advise(recipe, options, checkpoint)
+        whole = models.of_config(member.config, member.tokenizer)
+        checkpoint, more = _advised(recipe, whole, refused=_refuses(advice))
+        advice += more
         fixups |= rules.fixups(recipe, checkpoint)
     return Cell(
         row=row,
         backend=name,
-        errors={a.rule: a.message for a in found if a.level == "error"},
-        fixups={fix: str(told["reason"]) for fix, told in sorted(fixups.items())},
+        errors={a.rule: a.message for a in advice if a.level == "error"},
+        fixups={name: str(fix["reason"]) for name, fix in sorted(fixups.items())},
         limits={
-            a.rule: a.message for a in found if a.level == "warning" and a.rule.startswith("M")
+            a.rule: a.message for a in advice if a.level == "warning" and a.rule.startswith("M")
         },
     )
+
+
+def _refuses(advice: Iterable[Advice]) -> bool:
+    return any(one.level == "error" for one in advice)
+
+
+def _advised(
+    recipe: Recipe, whole: Checkpoint, *, refused: bool
+) -> tuple[Checkpoint, list[Advice]]:
+    """What is built of ``whole``, and what the rules say; of a model that sees only its language
+    model is, if nothing is ``refused`` so far."""
+    backend = backends.load(recipe.backend)
+    options, checkpoint = backend.Options(), whole
+    advice = [*rules.check(recipe, options, whole)]
+    if vision.sees(whole) and not refused and not _refuses(advice):
+        checkpoint = vision.language(whole)
+        advice += rules.check(recipe, options, checkpoint)
+    advice += backend.advise(recipe, options, checkpoint)
+    return checkpoint, advice
 
 
 def family_markdown() -> str:
