@@ -106,7 +106,7 @@ def planning(folder: Path, count: int) -> None:
 
 def chains(count: int) -> list[Plan]:
     """Builds of ``LENGTH`` steps each, the first of which all share."""
-    made = []
+    plans = []
     for build in range(count // LENGTH):
         steps = [Step(name="s0", runs="batch:write", version=1, params={"n": 0})]
         for i in range(1, LENGTH):
@@ -120,8 +120,8 @@ def chains(count: int) -> list[Plan]:
             steps.append(step)
         named: Any = SimpleNamespace(name=f"b{build}", recipe=SimpleNamespace(backend="none"))
         plan: Any = Plan(build=named, device=None, api="cpu", on_target="false", steps=tuple(steps))  # type: ignore[arg-type]
-        made.append(plan)
-    return made
+        plans.append(plan)
+    return plans
 
 
 def running(folder: Path, count: int) -> None:
