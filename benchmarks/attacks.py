@@ -1,7 +1,7 @@
 """The kinds of attacks that ``attack.py`` counts: packages, manifests, checkpoints, recipes, paths,
 templates, and killed installations.
 
-The inputs are the tests' own (``tests/hostile_*.py``), and the commands the real ones, in this
+The inputs are the tests' own (``tests/testing/hostile_*.py``), and the commands the real ones, in this
 process.
 """
 
@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import hostile_checkpoints  # noqa: E402 (they lie beside the tests that use them)
-import hostile_packages  # noqa: E402
-import hostile_paths  # noqa: E402
-import hostile_templates  # noqa: E402
-import tiny_toolchain  # noqa: E402
+from testing import (  # noqa: E402 (the tests' own)
+    hostile_checkpoints,
+    hostile_packages,
+    hostile_paths,
+    hostile_templates,
+    tiny_toolchain,
+)
 
 from phipipe import chat_templates, hub, manifest  # noqa: E402
 from phipipe.errors import PhipipeError  # noqa: E402

@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
+STEPS = {"sleep": "cluster:sleep"}
 
 
 def sleep(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -99,8 +100,8 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
     # Here, since every step's process imports this module.
-    from phipipe.backends.base import Step
     from phipipe.planned import Plan
+    from phipipe.steps import Step
 
     built = []
     for i in range(steps):
@@ -109,7 +110,7 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
         built.append(
             Step(
                 name=f"s{i}",
-                runs="cluster:sleep",
+                runs="cluster/sleep",
                 version=1,
                 needs=needs,
                 params=params,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from phipipe import hub
-from phipipe.backends.base import Step
 from phipipe.recipe import Build, Recipe, Text, problem_at, wikitext
+from phipipe.steps import Step
 from phipipe.targets import placed
 
 
@@ -40,7 +40,7 @@ def calibration_steps(build: Build) -> list[Step]:
         hub.text_step(text, build.folder, "calibration"),
         Step(
             name="calibration",
-            runs="phipipe.evaluate:calibration",
+            runs="evaluate/calibration",
             version=1,
             needs={"source": "source", "text": "calibration-text"},
             params={"tokens": recipe.calibrate.tokens, "window": recipe.calibrate.window},

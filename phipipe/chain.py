@@ -19,9 +19,10 @@ from phipipe import (
     venue,
     vision,
 )
-from phipipe.backends.base import Json, Step
+from phipipe.backends.base import Job
 from phipipe.hub import Original
 from phipipe.planned import Plan
+from phipipe.steps import Json, Step
 from phipipe.targets import placed
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
@@ -42,7 +43,7 @@ class _Outputs:
 
 
 def whole_chain(
-    plan: Plan, original: Original, built: Sequence[Step], options: BaseModel
+    plan: Plan, original: Original, built: Sequence[Step], job: Job[BaseModel]
 ) -> list[Step]:
     """All steps of the build, in an order that works; ``built`` are the backend's.
 
@@ -60,19 +61,19 @@ def whole_chain(
         *_ground(plan, original),
         *(calibration.calibration_steps(plan.build) if learns else ()),
     ]
-    converted, checks = _checked(plan, built, options)
+    converted, checks = _checked(plan, built, job)
     seen = vision.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
     shipped = shipping.Shipped(artifact=outputs.artifact, twin=outputs.twin, checks=checks)
     return [
         *ground,
         *converted,
-        *([_emulation(plan, outputs, options, checks)] if plan.api in backend.EMULATED else ()),
+        *([_emulation(plan, outputs, job, checks)] if plan.api in backend.emulated else ()),
         *(replace(step, after=checks) for step in seen),
         _evaluation(plan, outputs, checks),
         _measurement(plan, outputs, checks),
         shipping.reference_step(recipe),
         shipping.gates_step(recipe, seen),
-        shipping.package_step(plan, original, shipped, options),
+        shipping.package_step(plan, original, shipped, job),
     ]
 
 
@@ -92,11 +93,11 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
 
 
 def _checked(
-    plan: Plan, built: Sequence[Step], options: BaseModel
+    plan: Plan, built: Sequence[Step], job: Job[BaseModel]
 ) -> tuple[list[Step], tuple[str, ...]]:
     """The backend's steps, each after the checks that have to pass first; and those checks."""
-    recipe, toolchain = plan.build.recipe, backends.load(plan.build.recipe.backend).TOOLCHAIN
-    steps = _proof(plan, options) if plan.checkpoint.large else []
+    recipe, toolchain = plan.build.recipe, backends.load(plan.build.recipe.backend).toolchain
+    steps = _proof(plan, job) if plan.checkpoint.large else []
     checks = tuple(step.name for step in steps[-1:])
     for step in built:
         steps.append(replace(step, after=checks))
@@ -106,23 +107,22 @@ def _checked(
     return steps, checks
 
 
-def _proof(plan: Plan, options: BaseModel) -> list[Step]:
+def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     """Compare the unquantized conversion of the model's first layers with the baseline's."""
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
-    unit = next(unit for unit in plan.device.units if unit.api == plan.api)
     patch = config_patch(rules.fixups(recipe, small))
-    built = backend.steps(recipe, options, small, patch, unit)
+    built = backend.steps(replace(job, checkpoint=small, patch=patch))
     if not any(step.unquantized for step in built):
         return []
-    return scoring.slice_steps(plan.checkpoint, built, recipe, backend.TOOLCHAIN)
+    return scoring.slice_steps(plan.checkpoint, built, recipe, backend.toolchain)
 
 
 def _evaluation(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
     """Score what stands for the artifact; the size is that of the artifact, which ships."""
     recipe, evaluated = plan.build.recipe, outputs.evaluated
     backend = backends.load(recipe.backend)
-    there = plan.api not in backend.EMULATED and venue.measured_there(
+    there = plan.api not in backend.emulated and venue.measured_there(
         plan.device, plan.api, backend
     )
     toolchain, api = venue.opened_with(backend, plan.api, there)
@@ -155,7 +155,7 @@ def _measurement(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step
     return replace(step, after=checks, machine=machine)
 
 
-def _emulation(plan: Plan, outputs: _Outputs, options: BaseModel, checks: tuple[str, ...]) -> Step:
+def _emulation(plan: Plan, outputs: _Outputs, job: Job[BaseModel], checks: tuple[str, ...]) -> Step:
     """Run the artifact as its unit would, on this machine; where it is not what was scored, for
     very few tokens."""
     name = plan.build.recipe.backend
@@ -163,16 +163,16 @@ def _emulation(plan: Plan, outputs: _Outputs, options: BaseModel, checks: tuple[
     few = {} if outputs.emulated is outputs.evaluated else {"decoded": FEW}
     return Step(
         name="emulate",
-        runs=backend.EMULATED[plan.api],
+        runs=backend.emulated[plan.api],
         version=1,
         needs={"artifact": outputs.emulated.name, "baseline": "baseline"},
         after=checks,
         params={
-            **options.model_dump(mode="json"),
+            **job.options.model_dump(mode="json"),
             "precision": plan.build.recipe.precision,
             "backend": name,
             **few,
         },
-        toolchain=backend.TOOLCHAIN,
+        toolchain=backend.toolchain,
         memory_bytes=4 * plan.checkpoint.parameters + scoring.RUNTIME_BYTES,
     )

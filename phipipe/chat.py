@@ -61,17 +61,17 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
 def _open(folder: Path, backend: str, limit: int, system: str | None) -> Talk:
     """A conversation with the package in ``folder``, of which nothing was said yet."""
     manifest = read_manifest(folder)
-    module = backends.load(backend)
-    with refusing("the package cannot be opened", f"phipipe verify {folder}", module.TOOLCHAIN):
-        tokenizer = module.tokenizer(folder)  # before the weights: it is the first to be refused
-        runtime = module.open(folder)
+    face = backends.load(backend)
+    with refusing("the package cannot be opened", f"phipipe verify {folder}", face.toolchain):
+        tokenizer = face.tokenizer(folder)  # before the weights: it is the first to be refused
+        runtime = face.open(folder)
     return Talk(
         runtime=runtime,
         tokenizer=tokenizer,
-        context=int(manifest["source"]["context_length"]),
+        context=manifest.source.context_length,
         limit=limit,
-        system=system if manifest["chat_template"] else None,
-        template=bool(manifest["chat_template"]),
+        system=system if manifest.chat_template else None,
+        template=manifest.chat_template is not None,
     )
 
 

@@ -20,13 +20,12 @@ from pathlib import Path
 
 import uv
 
-from phipipe import remote_store, toolchain
+from phipipe import backends, remote_store, toolchain
 from phipipe.errors import PhipipeError
-from phipipe.fit import gib
 from phipipe.settings import Settings
+from phipipe.words import size
 
 COMPILER, INDEX = "C++ compiler", "package index"  # checks that others look up by name
-COMPILED = frozenset({"llamacpp"})  # toolchains whose main package comes as source code
 COMPILERS = ("c++", "g++", "clang++", "cl")
 PROBE = "packaging"  # small, and in most toolchains
 INDEX_S, REMOTE_S, COMPILER_S = 20.0, 20.0, 10.0
@@ -52,9 +51,15 @@ def machine(settings: Settings) -> list[Check]:
     return [compiler(), index(), *disks(settings), remote(settings)]
 
 
+def compiled() -> set[str]:
+    """Toolchains whose main package comes as source code."""
+    faces = map(backends.load, backends.names())
+    return {face.toolchain for face in faces if face.is_compiled}
+
+
 def compiler() -> Check:
     """Whether C++ can be compiled, which some toolchains need while they are installed."""
-    names = " and ".join(f"`{name}`" for name in sorted(COMPILED))
+    names = " and ".join(f"`{name}`" for name in sorted(compiled()))
     needs = f"the toolchain {names} is compiled here"
     chosen = shlex.split(os.environ.get("CXX", ""), posix=os.name != "nt")[:1]
     program = next(filter(None, map(shutil.which, chosen or COMPILERS)), None)
@@ -157,9 +162,9 @@ def disks(settings: Settings) -> Iterator[Check]:
     for names in seen.values():
         folder, variable = places[names[0]]
         free = shutil.disk_usage(_existing(folder)).free
-        message, hint = f"{gib(free)} free", None
+        message, hint = f"{size(free, 2)} free", None
         if free < ROOM:
-            message += f" at `{folder}`, where a toolchain alone takes up to {gib(ROOM)}"
+            message += f" at `{folder}`, where a toolchain alone takes up to {size(ROOM, 2)}"
             hint = (
                 f"`phipipe cache gc --budget GIB` makes room; or set {variable} to a folder "
                 f"on a larger disk"

@@ -14,7 +14,7 @@ from phipipe.cli_workplace import Workplace, engine_of
 from phipipe.errors import SourceError
 
 if TYPE_CHECKING:
-    from phipipe.board import Entry
+    from phipipe.board_entry import Entry
     from phipipe.executor import Outcome
     from phipipe.planned import Plan
 

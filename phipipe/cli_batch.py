@@ -24,7 +24,7 @@ from phipipe.cli_workplace import (
 from phipipe.report import counted
 
 if TYPE_CHECKING:
-    from phipipe.batch import Done
+    from phipipe.accept import Done
     from phipipe.selection import Item
 
 

@@ -67,17 +67,15 @@ def init(
     as_json: bool,
 ) -> None:
     """Write a commented starter recipe that validates and plans."""
-    from phipipe import output, starter
+    from phipipe import starter
 
-    written = starter.write(
+    written, notes = starter.write(
         recipe, device=device, precision=precision, backend=backend, source=source
     )
-    for line in written.notes:
+    for line in notes:
         note(f"note: {line}")
     if as_json:
-        names = ("name", "device", "unit", "backend", "precision", "pinned")
-        words = {name: getattr(written, name) for name in names}
-        answers.give(output.Started(recipe=str(recipe), **words, next=list(written.next)))
+        answers.give(written)
         return
     what = f"{written.precision} with {written.backend} for {written.device}, {written.unit}"
     echo(f"wrote {recipe}: {what}")

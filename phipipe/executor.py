@@ -7,8 +7,6 @@ read is hashed first; damage is put aside, and whoever made it makes it again.
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import threading
 import time
@@ -17,16 +15,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from phipipe import downloads, hardware, keys, outside, progress, remote_store, toolchain, why
-from phipipe.backends.base import Json, Step
+from phipipe import (
+    downloads,
+    hardware,
+    keys,
+    outside,
+    progress,
+    remote_store,
+    reports,
+    steps,
+    toolchain,
+    why,
+)
 from phipipe.errors import Interrupted, PhipipeError, SourceError, ToolchainError
 from phipipe.measure import host
 from phipipe.planned import Plan
 from phipipe.process import Request, Worker
 from phipipe.remote_store import Remote
+from phipipe.reports import R
 from phipipe.settings import Settings
+from phipipe.steps import Json, Step
 from phipipe.store import Store, Stored
 from phipipe.toolchain import Installed
 
@@ -84,10 +94,10 @@ class Outcome:
     def all_cached(self) -> bool:
         return self.error is None and all(result.cached for result in self.results.values())
 
-    def load(self, step: str, name: str) -> Any:
-        """A JSON file that ``step`` wrote, or None if that step did not come about."""
+    def load(self, step: str, kind: type[R]) -> R | None:
+        """The report that ``step`` wrote, or None if that step did not come about."""
         result = self.results.get(step)
-        return json.loads((result.stored.path / name).read_text("utf-8")) if result else None
+        return reports.read(kind, result.stored.path) if result else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,11 +352,11 @@ class Bench:
                 raise Interrupted("stopped")
             on_progress(done, total, unit)
 
-        module, _, function = request.runs.partition(":")
+        function = steps.resolve(request.runs)
         out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with progress.listening(heard):
-            getattr(importlib.import_module(module), function)(request.inputs, out, request.params)
+            function(request.inputs, out, request.params)
         return {"seconds": time.perf_counter() - start}
 
     def _in_worker(

@@ -76,9 +76,16 @@ def table() -> Table:
 
 def every_rule() -> Iterator[Rule]:
     """Rules of all tables; some ids stand in several."""
-    yield from (*rules.MODELS, *rules.ONNXRUNTIME, *rules.WINDOWLESS)
-    for name in backends.names():
-        yield from getattr(backends.load(name), "RULES", ())
+    yield from rules.MODELS
+    for face in map(backends.load, backends.names()):
+        yield from face.rules
+
+
+def every_fixup() -> Iterator[Fixup]:
+    """Fix-ups of all tables."""
+    yield from rules.FIXUPS
+    for face in map(backends.load, backends.names()):
+        yield from face.fixups
 
 
 @cache
@@ -92,10 +99,9 @@ def explanations() -> Mapping[str, Explanation]:
     advised = {rule.id: rule for rule in every_rule()}
     rows |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
     rows |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
-    alone = {fix.id: tuple({fix.rule} - rows.keys()) for fix in rules.FIXUPS}
-    return rows | {
-        fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS
-    }
+    fixups = sorted(every_fixup(), key=lambda fix: fix.id)
+    alone = {fix.id: tuple({fix.rule} - rows.keys()) for fix in fixups}
+    return rows | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in fixups}
 
 
 def find(name: str) -> Explanation:
@@ -118,8 +124,8 @@ def find(name: str) -> Explanation:
 
 
 def _of_rule(rule: Rule, facts: Facts) -> Explanation:
-    uniform = "; ".join(f"{name}: {words}" for name, (_, words) in rules.UNIFORM.items())
-    do = _general(rule.hint or "", {"uniform": uniform})
+    wider = "; ".join(f"{name}: {backends.load(name).wider}" for name in backends.names())
+    do = _general(rule.hint or "", {"wider": wider})
     return Explanation(
         id=rule.id, kind=rule.level, what=_general(rule.message), do=do, **facts.model_dump()
     )

@@ -13,12 +13,15 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from phipipe import backends, chain, hub, plan_check, rules, targets, toolchain, venue, vision
-from phipipe.backends.base import Advice
+from phipipe.backends.base import Job
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
 from phipipe.planned import Plan
 from phipipe.recipe import Build, Source, problem_at
+from phipipe.steps import Advice, Json
 from phipipe.targets import Target, placed
+
+Advised = tuple[Job[BaseModel], dict[str, dict[str, Json]], list[Advice]]
 
 
 def prepare(
@@ -49,49 +52,46 @@ def prepare(
 def _plan(build: Build, target: Target, original: Original) -> Plan:
     """The plan, whichever machines there are for its steps."""
     recipe, whole = build.recipe, original.checkpoint
-    device, unit, options = target
+    device, unit, _ = target
     backend = backends.load(recipe.backend)
-    checkpoint, advice = _advised(build, options, whole)
+    job, fixups, advice = _advised(build, target, whole)
     seeing = whole if vision.sees(whole) else None
     plan_check.check_eyes(build, seeing, unit)
-    fixups = rules.fixups(recipe, checkpoint)
-    built = backend.steps(recipe, options, checkpoint, chain.config_patch(fixups), unit)
+    built = backend.steps(job)
     built += [vision.eyes_step(seeing, built[-1], recipe)] if seeing else []
     plan = Plan(
         build=build,
         device=device,
         api=unit.api,
         on_target=venue.on_target(device, unit.api, backend),
-        source=checkpoint,
+        source=job.checkpoint,
         seeing=seeing,
         steps=(),
         warnings=(*_remarks(whole), *(a for a in advice if a.level == "warning")),
         fixups=fixups,
-        fit=plan_check.check_fit(build, target, checkpoint, built[-1].output_bytes),
+        fit=plan_check.check_fit(build, device, job, built[-1].output_bytes),
     )
-    steps = chain.whole_chain(plan, original, built, options)
+    steps = chain.whole_chain(plan, original, built, job)
     return replace(plan, steps=tuple(replace(step, recipe=recipe.name) for step in steps))
 
 
-def _advised(
-    build: Build, options: BaseModel, whole: Checkpoint
-) -> tuple[Checkpoint, list[Advice]]:
-    """The language model of ``whole``, which may be all of it; and what the rules say of both.
+def _advised(build: Build, target: Target, whole: Checkpoint) -> Advised:
+    """What is asked of the backend: to build the language model of ``whole``, which may be all of
+    it; the fix-ups it needs; and what the rules say of both.
 
     Raises:
         TargetError: a rule forbids the build.
     """
-    recipe = build.recipe
-    general = rules.check(recipe, options, whole)
+    recipe, options = build.recipe, target.options
+    general = rules.check(Job(recipe, options, whole))
     targets.refuse(build, general)
     checkpoint = vision.language(whole) if vision.sees(whole) else whole
-    advice = [
-        *rules.check(recipe, options, checkpoint),
-        *backends.load(recipe.backend).advise(recipe, options, checkpoint),
-    ]
+    fixups = rules.fixups(recipe, checkpoint)
+    job = Job(recipe, options, checkpoint, chain.config_patch(fixups), target.unit)
+    advice = [*rules.check(job), *rules.check(job, backends.load(recipe.backend).rules)]
     advice += [one for one in general if one not in advice]
     targets.refuse(build, advice)
-    return checkpoint, advice
+    return job, fixups, advice
 
 
 def _remarks(checkpoint: Checkpoint) -> list[Advice]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from phipipe import backends, fit, metrics, vision
-from phipipe.device import Unit
+from phipipe.backends.base import Job
+from phipipe.device import Device, Unit
 from phipipe.fit import Fit
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Precision, Recipe, problem_at
-from phipipe.targets import Target
 
 INTEGERS: tuple[Precision, ...] = ("int8", "int4")
 SHORTEST = 256  # tokens of context that are worth offering; offers are multiples of it
@@ -46,15 +46,14 @@ def with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> 
     )
 
 
-def check_fit(build: Build, target: Target, checkpoint: Checkpoint, weight_bytes: int) -> Fit:
+def check_fit(build: Build, device: Device, job: Job[BaseModel], weight_bytes: int) -> Fit:
     """What the build takes on the device, with an artifact of about ``weight_bytes``.
 
     Raises:
         TargetError: more than the device has, or more context than the artifact's cache.
     """
-    recipe, backend = build.recipe, backends.load(build.recipe.backend)
-    device, unit, options = target
-    fixed = backend.context_length(options, checkpoint, unit.api)
+    recipe, checkpoint, backend = job.recipe, job.checkpoint, backends.load(job.recipe.backend)
+    fixed = backend.context_length(job)
     asked = min(recipe.context or fixed or fit.CONTEXT, checkpoint.context_length)
     if fixed is not None and asked > fixed:
         message = (
@@ -65,7 +64,7 @@ def check_fit(build: Build, target: Target, checkpoint: Checkpoint, weight_bytes
             build, ("context",), message, f"lengthen it in `quantize`, or set `context: {fixed}`"
         )
     needed = fit.reckon(
-        checkpoint, weight_bytes, fixed or asked, backend.CACHE_BYTES[unit.api], device.memory_gib
+        checkpoint, weight_bytes, fixed or asked, backend.cache_bytes[job.api], device.memory_gib
     )
     if not needed.fits:
         at = ("context",) if recipe.context and needed.longest else ("device",)
@@ -73,18 +72,20 @@ def check_fit(build: Build, target: Target, checkpoint: Checkpoint, weight_bytes
             f"{device.title} has {device.memory_gib:g} GiB for a model, and this one "
             f"needs {needed.words()}"
         )
-        raise problem_at(build, at, message, _smaller(build, target, checkpoint, needed))
+        raise problem_at(build, at, message, _smaller(job, device, needed))
     return needed
 
 
-def _smaller(build: Build, target: Target, checkpoint: Checkpoint, needed: Fit) -> str:
+def _smaller(job: Job[BaseModel], device: Device, needed: Fit) -> str:
     """What would fit: a shorter context, else fewer bits, else another model."""
     if needed.longest >= SHORTEST:
         return f"`context: {needed.longest // SHORTEST * SHORTEST}` fits"
-    backend = backends.load(build.recipe.backend)
-    for precision in _fewer_bits(build.recipe, target):
-        recipe = build.recipe.model_copy(update={"precision": precision})
-        (*_, artifact) = backend.steps(recipe, backend.Options(), checkpoint, {}, target.unit)
+    backend = backends.load(job.recipe.backend)
+    for precision in _fewer_bits(job, device):
+        recipe = job.recipe.model_copy(update={"precision": precision})
+        (*_, artifact) = backend.steps(
+            Job(recipe, backend.options(), job.checkpoint, unit=job.unit)
+        )
         smaller = replace(needed, weight_bytes=artifact.output_bytes)
         if smaller.longest >= SHORTEST:
             context = min(smaller.longest // SHORTEST * SHORTEST, needed.context)
@@ -92,9 +93,10 @@ def _smaller(build: Build, target: Target, checkpoint: Checkpoint, needed: Fit) 
     return "choose a smaller model, or a device with more memory (`phipipe devices`)"
 
 
-def _fewer_bits(recipe: Recipe, target: Target) -> list[Precision]:
+def _fewer_bits(job: Job[BaseModel], device: Device) -> list[Precision]:
     """The integer precisions below the recipe's that its backend serves there."""
-    able = backends.able(recipe.backend, target.device, target.unit)
+    recipe = job.recipe
+    able = backends.able(recipe.backend, device, job.unit) if job.unit else []
     integers: list[Precision] = [p for p in INTEGERS if p in able]
     below = integers.index(recipe.precision) + 1 if recipe.precision in integers else 0
     return integers[below:]

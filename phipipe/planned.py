@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from phipipe.backends.base import Advice, Json, Step
 from phipipe.device import Device
 from phipipe.fit import Fit
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build
+from phipipe.steps import Advice, Json, Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from phipipe import backends, preflight, recipe, toolchain
 from phipipe import plan as planner
 from phipipe.card import MAIN_TOOLS
-from phipipe.checks import COMPILED, COMPILER, INDEX, Check
+from phipipe.checks import COMPILER, INDEX, Check, compiled
 from phipipe.errors import PhipipeError
 from phipipe.planned import Plan
 from phipipe.recipe import Build
@@ -66,7 +66,7 @@ def _blocked(
     """Missing toolchains that could not be installed now."""
     broken = {check.name: check for check in machine if check.ok is False}
     for name in missing:
-        for trouble in (INDEX, *((COMPILER,) if name in COMPILED else ())):
+        for trouble in (INDEX, *((COMPILER,) if name in compiled() else ())):
             if trouble in broken:
                 message = (
                     f"needs the toolchain `{name}`, which cannot be installed: {trouble}: "

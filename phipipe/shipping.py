@@ -10,17 +10,18 @@ from typing import Any
 from pydantic import BaseModel
 
 from phipipe import backends, reference
-from phipipe.backends.base import Step
+from phipipe.backends.base import Job
 from phipipe.hub import Original
 from phipipe.planned import Plan
 from phipipe.recipe import Recipe
+from phipipe.steps import Step
 
 
 def reference_step(recipe: Recipe) -> Step:
     """What the baseline scored, as the package keeps it for its device to be measured against."""
     return Step(
         name="reference",
-        runs="phipipe.reference:keep",
+        runs="evaluate/keep_reference",
         version=1,
         needs={"baseline": "baseline"},
         params={"top": reference.TOP, "tokens": reference.TOKENS},
@@ -38,7 +39,7 @@ def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
     needs = {"metrics": "evaluate", "speed": "measure"}
     return Step(
         name="gates",
-        runs="phipipe.evaluate:check_gates",
+        runs="evaluate/check_gates",
         version=1,
         needs=needs | {"vision": step.name for step in seen[-1:]},
         params={"gates": gates},
@@ -54,7 +55,7 @@ class Shipped:
     checks: tuple[str, ...]  # the steps that proved the conversion
 
 
-def package_step(plan: Plan, original: Original, shipped: Shipped, options: BaseModel) -> Step:
+def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[BaseModel]) -> Step:
     """Put the artifact, its figures and its papers into one folder."""
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     needs = {
@@ -66,26 +67,26 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, options: Base
         "speed": "measure",
         "gates": "gates",
         **({"parity": shipped.checks[0]} if shipped.checks else {}),
-        **({"emulation": "emulate"} if plan.api in backend.EMULATED else {}),
+        **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
     }
     twin = {} if shipped.twin is None else {"twin": shipped.twin.name}
     return Step(
         name="package",
-        runs="phipipe.package:package",
+        runs="package/assemble",
         version=2,
         needs=needs,
-        params=_papers(plan, original, options) | twin,
+        params=_papers(plan, original, job) | twin,
         provenance=True,
         output_bytes=shipped.artifact.output_bytes + reference_step(recipe).output_bytes,
     )
 
 
-def _papers(plan: Plan, original: Original, options: BaseModel) -> dict[str, Any]:
+def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Any]:
     """What the manifest says of the build, as far as it is known before it starts."""
     recipe, device = plan.build.recipe, plan.device
     backend = backends.load(recipe.backend)
-    quantize = options.model_dump(mode="json", exclude_none=True)
+    quantize = job.options.model_dump(mode="json", exclude_none=True)
     named = {"name": device.name, "title": device.title, "sources": list(device.sources)}
     architecture = {"architecture": device.architecture} if device.architecture else {}
     return {
@@ -93,9 +94,9 @@ def _papers(plan: Plan, original: Original, options: BaseModel) -> dict[str, Any
         "recipe": _neutral(recipe) | {"name": plan.build.name, "quantize": quantize},
         "device": named | architecture,
         "backend": recipe.backend,
-        "backend_title": backend.TITLE,
+        "backend_title": backend.title,
         "api": plan.api,
-        "scheme": backend.scheme(recipe, options),
+        "scheme": backend.scheme(job),
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},

@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from phipipe import backends, device, family, models, rules, vision
-from phipipe.backends.base import Advice, Json
+from phipipe.backends.base import Job
 from phipipe.device import Device
 from phipipe.models import Checkpoint
 from phipipe.recipe import Recipe, Source
+from phipipe.steps import Advice, Json
 
 BEGIN, END = (
     "<!-- support: begin (python -m phipipe.support --write README.md) -->",
@@ -90,7 +91,7 @@ def cells() -> tuple[Cell, ...]:
 
 def _cell(row: str, name: str) -> Cell:
     backend = backends.load(name)
-    served = {precision for table in backend.PRECISIONS.values() for precision in table}
+    served = {precision for table in backend.precisions.values() for precision in table}
     precision = "fp32" if "fp32" in served else "int8"
     recipe = Recipe(
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
@@ -123,13 +124,13 @@ def _advised(
     """What is built of ``whole``, and what the rules say; of a model that sees only its language
     model is, if nothing is ``refused`` so far."""
     backend = backends.load(recipe.backend)
-    options, checkpoint = backend.Options(), whole
-    advice = [*rules.check(recipe, options, whole)]
+    job = Job(recipe, backend.options(), whole)
+    advice = rules.check(job)
     if vision.sees(whole) and not refused and not _refuses(advice):
-        checkpoint = vision.language(whole)
-        advice += rules.check(recipe, options, checkpoint)
-    advice += backend.advise(recipe, options, checkpoint)
-    return checkpoint, advice
+        job = replace(job, checkpoint=vision.language(whole))
+        advice += rules.check(job)
+    advice += rules.check(job, backend.rules)
+    return job.checkpoint, advice
 
 
 def family_markdown() -> str:

@@ -14,21 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hub_server
 import pytest
-from clock import within
-from hub_server import Fault, Hub
-from test_package import Kitchen
+from testing import hub_server
+from testing.clock import within
+from testing.hub_server import Fault, Hub
+from testing.kitchen import Kitchen
+from testing.places import QUICKSTART, ROOT
 
 from phipipe import again, backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
 from phipipe.errors import SourceError, StoreError
 from phipipe.executor import Bench, Result, Waiting
+from phipipe.planned import Plan
 from phipipe.settings import Settings
 from phipipe.store import Store, Stored
 from phipipe.transfer import Pace
 
-ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 WEIGHTS = "model.safetensors"
 CANARY = "hf_canaryCanaryCanary"
@@ -63,14 +63,14 @@ def source(served: Hub, **changes: str) -> str:
     return f"source={{repo: {told['repo']}, revision: {told['revision']}}}"
 
 
-def planned(*sets: str) -> plan.Plan:
+def planned(*sets: str) -> Plan:
     (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
 def made(
     name: str,
-    planned: plan.Plan,
+    planned: Plan,
     cache: Path,
     told: Callable[[int, int, str], None] = lambda *report: None,
 ) -> Result:
@@ -630,7 +630,7 @@ def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def evaluated(package: Path, cache: Path, given: Path | None = None) -> plan.Plan:
+def evaluated(package: Path, cache: Path, given: Path | None = None) -> Plan:
     return again.plan(package, Store(cache), text=None, tokens=512, source=given)
 
 
@@ -817,6 +817,7 @@ cli.main()
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("spoil", "kept", "words", "hint"),
     [

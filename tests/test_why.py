@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from testing import hostile_paths
+from testing.places import QUICKSTART
 
 from phipipe import backends, keys, plan, recipe, why
-from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
 from phipipe.listeners import Silent
+from phipipe.planned import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 LEAVES = (
     st.none()
@@ -123,18 +125,16 @@ def test_whatever_two_records_hold_every_difference_is_seen(
 # --- what is compared with what
 
 
-def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> plan.Plan:
+def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> Plan:
     """A checkpoint and a light step that reads it."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": True}, "content": content}
     (folder / name / "metrics.json").write_text(json.dumps(report))
     files = Outside(folder / name, ("metrics.json",))
-    source = Step(
-        name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True
-    )
+    source = Step(name="source", runs="hub/take", version=1, outside={"files": files}, copies=True)
     check = Step(
         name="check",
-        runs="phipipe.evaluate:check_parity",
+        runs="evaluate/check_parity",
         version=1,
         needs={"metrics": "source"},
         params={"kld_mean": limit},
@@ -144,7 +144,7 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
     return replace(plan.prepare(made), steps=steps)
 
 
-def reasons(made: plan.Plan, store: Store) -> list[str]:
+def reasons(made: Plan, store: Store) -> list[str]:
     return [item.why for item in Bench(store, Settings.read(), print).foresee(made)]
 
 
@@ -153,7 +153,7 @@ def store(own_cache: Path) -> Store:
     return Store(own_cache)
 
 
-def run(made: plan.Plan, store: Store) -> None:
+def run(made: Plan, store: Store) -> None:
     (outcome,) = attempt([made], store, Settings.read(), Silent())
     assert outcome.error is None
 
@@ -187,3 +187,20 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
     (made,) = recipe.load(QUICKSTART, options=backends.OptionsOf())
     assert {step.recipe for step in plan.prepare(made).steps} == {"quickstart"}
+
+
+def test_records_from_when_steps_had_addresses_are_listed_and_not_matched(
+    tmp_path: Path, store: Store
+) -> None:
+    made = build(tmp_path, "one", 0.1, "one", "mine")
+    earlier = "phipipe.evaluate:check_parity"
+    record = {"format": 1, "runs": earlier, "version": 1, "params": {}, "inputs": {}}
+    with store.session(), store.scratch() as scratch:
+        (scratch / "out").mkdir()
+        (scratch / "out" / "parity.json").write_text("{}")
+        store.commit("ab" * 32, scratch / "out", {**record, "tools": {}, "step": "check"})
+    run(made, store)
+    assert reasons(made, store) == ["", ""]
+    listed = {row.runs for row in store.usage()}
+    assert listed == {earlier, "evaluate/check_parity", "hub/take"}
+    assert hostile_paths.outcome(["cache", "ls"])[0] == 0
