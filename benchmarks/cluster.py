@@ -100,7 +100,7 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
     # Here, since every step's process imports this module.
-    from phipipe.planned import Plan
+    from phipipe.plan.plan import Plan
     from phipipe.steps import Step
 
     built = []
@@ -123,10 +123,11 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
 
 def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:
     """What digest each step has, done on the cluster at ``url``, or here."""
-    from phipipe import cluster, schedule
-    from phipipe.listeners import Silent
+    from phipipe.cli.listeners import Silent
+    from phipipe.cluster import client as cluster
+    from phipipe.run import dispatch as schedule
     from phipipe.settings import Settings
-    from phipipe.store import Store
+    from phipipe.store.store import Store
 
     engine = cluster.engine(url) if url else None
     (done,) = schedule.attempt(

@@ -26,8 +26,9 @@ from typing import Any
 import psutil
 import uv
 
-from phipipe import measure, toolchain
+from phipipe.evaluate import speed
 from phipipe.settings import Settings
+from phipipe.toolchains import environments
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
@@ -171,7 +172,7 @@ def builds(repetitions: int, work: Path) -> tuple[list[Row], Cost]:
         subprocess.run(
             (*PHIPIPE, "toolchain", "install", name), check=True, env=env, stdout=subprocess.DEVNULL
         )
-    python = toolchain.ensure("onnxruntime", Settings.read(env), print).python
+    python = environments.ensure("onnxruntime", Settings.read(env), print).python
     steps: Mapping[str, Any] = {}
     first, bare = [], []
     for i in range(repetitions):
@@ -225,7 +226,7 @@ def _evaluation(
 
 def olive(repetitions: int, work: Path, cached: Cost) -> list[Row]:
     """The same build with Olive, repeated from Olive's own cache."""
-    env = dict(os.environ) | toolchain.uv_environment(os.environ)
+    env = dict(os.environ) | environments.uv_environment(os.environ)
     venv = work / "olive"
     subprocess.run(
         (uv.find_uv_bin(), "venv", "-q", str(venv), "--python", sys.executable), check=True, env=env
@@ -271,7 +272,7 @@ def main() -> None:
         rows += built
         if not args.no_olive:
             rows += olive(args.repetitions, Path(folder), cached)
-    host = measure.host()
+    host = speed.host()
     machine = (
         f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
     )

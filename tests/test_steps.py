@@ -18,16 +18,19 @@ from typing import Any
 import pytest
 
 import phipipe
-from phipipe import backends, device, plan, recipe, steps, vision
+from phipipe import backends, steps
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.executor import Result
-from phipipe.listeners import Silent
-from phipipe.planned import Plan
-from phipipe.process import Request, Worker
-from phipipe.schedule import attempt
+from phipipe.models import seeing as vision
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
+from phipipe.recipe import device, recipe
+from phipipe.run.bench import Result
+from phipipe.run.dispatch import attempt
+from phipipe.run.process import Request, Worker
 from phipipe.settings import Settings
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -53,7 +56,7 @@ def planned() -> Iterator[Step]:
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from plan.prepare(build).steps
+                yield from prepare.prepare(build).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -94,7 +97,7 @@ def test_a_step_of_no_backend_is_there_without_any() -> None:
 @pytest.mark.parametrize(
     "name",
     ["evaluate/nothing", "torch/nothing", "nowhere/cast", "base/staged", "os/system", "torch", "",
-     "/", "../hub/take", "phipipe.hub:take", "phipipe.hub/take"],
+     "/", "../hub/take", "phipipe.hub.take:take", "phipipe.hub/take"],
 )  # fmt: skip
 def test_an_unknown_name_is_named(name: str) -> None:
     with pytest.raises(LookupError, match=re.escape(f"no step is called `{name}`")):

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from testing import hostile_paths
 from testing.places import QUICKSTART, ROOT
 
-from phipipe import answers, cli_messages, hub, listeners
+from phipipe.cli import answers, listeners, messages
 from phipipe.errors import PhipipeError
+from phipipe.hub import take
 from phipipe.visible import json_again, json_text, one_line, visible
 
 QUICKSTART = str(QUICKSTART)
@@ -57,10 +58,10 @@ def test_json_says_the_same_and_shows_nothing_that_acts(
 
 
 def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    cli_messages.echo(EVIL)
-    cli_messages.note(EVIL)
-    cli_messages.complain(PhipipeError(EVIL, hint=EVIL))
-    cli_messages.misused(click.UsageError(EVIL))
+    messages.echo(EVIL)
+    messages.note(EVIL)
+    messages.complain(PhipipeError(EVIL, hint=EVIL))
+    messages.misused(click.UsageError(EVIL))
     answers.give({EVIL: [EVIL]})
     answers.give_text(json.dumps(EVIL, ensure_ascii=False))
     listeners.Lines(10, sys.stderr).note(EVIL)
@@ -74,10 +75,10 @@ def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str
 def test_a_config_a_recipe_and_an_argument_cannot_command_the_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    for path in hub.BUILTIN_MODELS["tiny-phi3"].iterdir():
+    for path in take.BUILTIN_MODELS["tiny-phi3"].iterdir():
         (folder / path.name).symlink_to(path)
     (folder / "config.json").unlink()
-    config = json.loads((hub.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
+    config = json.loads((take.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "architectures": [EVIL]}), "utf-8")
     said = [
         hostile_paths.outcome(

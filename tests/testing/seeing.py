@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, manifest, plan, recipe
-from phipipe.executor import Outcome
-from phipipe.package import verify
-from phipipe.planned import Plan
+from phipipe import backends
+from phipipe.package import manifest
+from phipipe.package.package import verify
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
+from phipipe.recipe import recipe
+from phipipe.run.bench import Outcome
 
 RECIPE = """
 name: seeing
@@ -26,7 +29,7 @@ def planned(source: Path, *sets: str) -> Plan:
     path = source.parent / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
     (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def seen(done: Outcome) -> Any:

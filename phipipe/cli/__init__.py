@@ -1,0 +1,137 @@
+"""The command line: parse → call → print. Only the modules of this room print or exit.
+
+Nothing heavy is imported before a command is chosen: ``phipipe --help`` costs little more than
+click.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from phipipe import __version__
+from phipipe.cli import (
+    answers,
+    batch,
+    build,
+    cache,
+    help,
+    lists,
+    packages,
+    recipes,
+    runs,
+    schedule,
+    schema,
+    streams,
+    toolchains,
+)
+from phipipe.cli.groups import Group
+from phipipe.cli.messages import complain, misused, note
+from phipipe.errors import Interrupted, PhipipeError, StoreError
+
+COMMANDS = (  # in the order a user meets them
+    build.run,
+    build.plan,
+    recipes.validate,
+    packages.eval_,
+    packages.measure,
+    packages.compare,
+    packages.verify,
+    packages.chat,
+    recipes.init,
+    lists.devices,
+    lists.backends,
+    batch.batch,
+    batch.worker,
+    schedule.schedule,
+    schema.schema,
+    recipes.pin,
+    toolchains.toolchain,
+    cache.cache,
+    runs.runs,
+    help.explain,
+    help.doctor,
+    help.completion,
+)
+
+
+@click.group(
+    cls=Group,
+    commands=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="phipipe")
+def cli() -> None:
+    """One recipe in, one verified artifact out: small language models for edge devices."""
+
+
+def main() -> NoReturn:
+    """Entry point: run the command line and exit with the failure's own code (``errors``)."""
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, _stop)
+    streams.prepare()
+    answers.begin(sys.argv[1:])
+    code = 0
+    try:
+        ended = cli.main(standalone_mode=False)
+        code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
+    except BaseException as error:  # noqa: BLE001 (every ending has an exit code and, with --json, a document)
+        code = _fail(error)
+    sys.exit(_checked(code))
+
+
+def _stop(signum: int, _frame: object) -> NoReturn:
+    raise Interrupted("stopped by SIGTERM", exit_code=128 + signum)
+
+
+def _fail(error: BaseException) -> int:
+    """Say what ``error`` is, to people and to programs; its exit code."""
+    from phipipe.output import documents
+
+    if isinstance(error, PhipipeError):
+        complain(error)
+        document = documents.error_of(error)
+    elif isinstance(error, click.Abort | KeyboardInterrupt):
+        stopped = Interrupted(
+            "stopped; what was finished is kept, the same command goes on from there"
+        )
+        note(stopped.message)
+        document = documents.error_of(stopped)
+    elif isinstance(error, click.ClickException):
+        misused(error)
+        context = getattr(error, "ctx", None)
+        document = documents.usage_error(error.format_message(), context and context.command_path)
+    elif isinstance(error, Exception):
+        document = documents.error_of(_unexpected(error))
+    else:
+        raise error
+    answers.fail(document)
+    return document.code
+
+
+def _unexpected(error: Exception) -> PhipipeError:
+    """What no command foresaw: the world's doing in a sentence, our own with a log."""
+    from phipipe.cli import uncaught
+
+    if known := uncaught.explained(error):
+        complain(known)
+        return known
+    bug = PhipipeError(f"this is a bug in phipipe, please report it with {uncaught.log(error)}")
+    note(f"error: {bug.message}")
+    return bug
+
+
+def _checked(code: int) -> int:
+    """The exit code, after a look at whether standard output took everything."""
+    trouble = streams.trouble()
+    if trouble is None or code:
+        return code
+    complain(
+        StoreError(
+            f"standard output takes nothing more: {trouble.strerror}", hint="what was built is kept"
+        )
+    )
+    return StoreError.exit_code

@@ -1,0 +1,203 @@
+"""What plans and outcomes look like: words for people, rows for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from phipipe import words
+from phipipe.errors import PhipipeError
+from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
+from phipipe.output import documents
+from phipipe.package import figures
+from phipipe.plan.plan import Plan
+from phipipe.run.bench import Forecast, Outcome, Result
+
+
+def heading(plan: Plan) -> str:
+    """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
+    recipe = plan.build.recipe
+    return (
+        f"{plan.build.name}: {source_words(plan)} → {recipe.precision} for "
+        f"{plan.device.title}, {recipe.backend}"
+    )
+
+
+def source_words(plan: Plan) -> str:
+    """What the original is called."""
+    source = plan.build.recipe.source
+    return source.builtin or source.repo or Path(str(source.path)).name
+
+
+def warning_lines(plan: Plan) -> list[str]:
+    """What is doubtful about a build, line by line."""
+    return [line for warning in plan.warnings for line in warning.lines]
+
+
+def ready(toolchain: str, seconds: float, error: PhipipeError | None) -> str:
+    """How an installation ended, in one line."""
+    return (
+        f"toolchain `{toolchain}` "
+        f"{'is ready' if error is None else 'could not be installed'} ({seconds:.1f} s)"
+    )
+
+
+def ending(result: Result) -> str:
+    """How a step ended, in one line."""
+    if result.cached:
+        return f"cached  {result.key[:12]}{'  from the shared store' if result.shared else ''}"
+    usage = result.usage
+    where = f", on {result.machine}" if result.machine else ""
+    return (
+        f"done    {result.key[:12]}  {usage.get('seconds', 0):.1f} s{figures.peaks(usage)}{where}"
+    )
+
+
+def describe_outcome(done: Outcome) -> str:
+    """The closing words of one build: table, place, next commands. Empty for a failed one."""
+    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
+    if done.error or not (metrics or speed):
+        return ""
+    rows = figures.fidelity_table(
+        metrics or Metrics(metrics={}),  # a device that gives no logits
+        speed,
+        done.load("baseline", Baseline),
+        done.load("vision-evaluate", Vision),
+    )
+    lines = [heading(done.plan), figures.plain_table(rows)]
+    if speed and done.plan.on_target != "true" and done.plan.device:
+        lines.append(
+            f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; "
+            f"fidelity holds there."
+        )
+    if done.all_cached:
+        lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
+    if done.package is not None:
+        lines.append(f"\npackage  {done.package}")
+        lines.append(f"chat     phipipe chat {done.package}")
+        lines.append(f"check    phipipe verify {done.package}")
+    return "\n".join(lines)
+
+
+def outcome_json(done: Outcome) -> documents.Built:
+    """The same for machines."""
+    recipe, error = done.plan.build.recipe, done.error
+    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
+    return documents.Built(
+        name=done.plan.build.name,
+        device=done.plan.device.name,
+        unit=done.plan.api,
+        backend=recipe.backend,
+        precision=recipe.precision,
+        ok=error is None,
+        package=None if done.package is None else str(done.package),
+        seconds=round(done.seconds, 3),
+        on_target=done.plan.on_target,
+        warnings=_advice(done.plan),
+        evaluation=None if metrics is None else metrics.as_json(),
+        speed=None if speed is None else speed.as_json(),
+        steps=[_step(name, result) for name, result in done.results.items()],
+        error=None if error is None else documents.error_of(error),
+    )
+
+
+def _advice(plan: Plan) -> list[documents.Warned]:
+    return [
+        documents.Warned(rule=a.rule, level=a.level, message=a.message, hint=a.hint)
+        for a in plan.warnings
+    ]
+
+
+def _step(name: str, result: Result) -> documents.DoneStep:
+    seconds, rss, anon = (
+        result.usage.get(n) for n in ("seconds", "peak_rss_bytes", "peak_anon_bytes")
+    )
+    return documents.DoneStep(
+        name=name,
+        key=result.key,
+        digest=result.stored.digest,
+        cached=result.cached,
+        shared=result.shared,
+        bytes=result.stored.size_bytes,
+        seconds=seconds,
+        peak_rss_bytes=None if rss is None else int(rss),
+        peak_anon_bytes=None if anon is None else int(anon),
+        machine=result.machine,
+    )
+
+
+def describe_plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
+    """A table of steps: cached or not, why, and what they need."""
+    lines = [heading(planned)]
+    lines += [f"  {line}" for line in warning_lines(planned)]
+    lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
+    lines += [f"  {line}" for line in _steps(forecast)]
+    if planned.fit is not None:
+        memory_gib = planned.fit.memory_gib
+        room = f", of {memory_gib:g} GiB" if memory_gib else ""
+        lines.append(f"  on the device about {planned.fit.words()}{room}")
+    todo = [item.step for item in forecast if not item.cached]
+    peak = max((step.memory_bytes for step in todo), default=0)
+    lines.append(
+        f"  {len(todo)} of {figures.counted(len(forecast), 'step')} will run"
+        + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
+        + (f"; peak about {words.size(peak)} anonymous" if peak else "")
+    )
+    return "\n".join(lines)
+
+
+def _steps(forecast: Sequence[Forecast]) -> list[str]:
+    """A line for each step, under a head; the last column is as long as it is."""
+    rows = [("step", "state", "disk", "anonymous", "why")]
+    for item in forecast:
+        step = item.step
+        state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
+        rows.append(
+            (step.name, state, _size(step.output_bytes), _size(step.memory_bytes), item.why)
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip()
+        for row in rows
+    ]
+
+
+def plan_json(
+    planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError | None
+) -> documents.Planned:
+    """The same for machines; ``refusal``: why `run` would refuse."""
+    recipe, fit = planned.build.recipe, planned.fit
+    return documents.Planned(
+        name=planned.build.name,
+        device=planned.device.name,
+        unit=planned.api,
+        backend=recipe.backend,
+        precision=recipe.precision,
+        source=source_words(planned),
+        on_target=planned.on_target,
+        memory_bytes=planned.memory_bytes,
+        fit=None if fit is None else documents.Fit(**fit.as_json()),
+        warnings=_advice(planned),
+        fixups={
+            name: documents.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
+            for name, fix in planned.fixups.items()
+        },
+        steps=[
+            documents.PlannedStep(
+                name=f.step.name,
+                runs=f.step.runs,
+                toolchain=f.step.toolchain,
+                key=f.key,
+                cached=f.cached,
+                why=f.why,
+                output_bytes=f.step.output_bytes,
+                memory_bytes=f.step.memory_bytes,
+            )
+            for f in forecast
+        ],
+        refusal=None if refusal is None else documents.error_of(refusal),
+    )
+
+
+def _size(size_bytes: int) -> str:
+    return words.size(size_bytes) if size_bytes else "-"
