@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phipipe import output
+from phipipe.build import Build
 from phipipe.errors import PhipipeError
-from phipipe.recipe import Build
 
 
 def told(path: Path, builds: Sequence[Build], error: PhipipeError | None) -> output.Validated:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import backends, preflight, recipe, remote_store, toolchain
+from phipipe import backends, preflight, recipe_load, remote_store, toolchain
 from phipipe import plan as planner
 from phipipe.card import MAIN_TOOLS
 from phipipe.errors import PhipipeError
@@ -29,8 +29,8 @@ from phipipe.fit import gib
 from phipipe.store import Store
 
 if TYPE_CHECKING:
+    from phipipe.build import Build
     from phipipe.plan import Plan
-    from phipipe.recipe import Build
     from phipipe.settings import Settings
 
 COMPILED = frozenset({"llamacpp"})  # toolchains whose main package comes as source code
@@ -244,7 +244,7 @@ def recipes(paths: Iterable[Path], settings: Settings, found: Sequence[Check]) -
     """Whether every build of the recipes could run here; ``found`` is what ``machine`` knows."""
     for path in paths:
         try:
-            builds = recipe.load(path, options=backends.OptionsOf())
+            builds = recipe_load.load(path, options=backends.OptionsOf())
         except PhipipeError as error:
             yield _refused(path, path.stem, error)
             continue

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from phipipe.document import At, Problem, complaints, near, read
+from phipipe.complaints import At, complaints
+from phipipe.document import read
 from phipipe.errors import TargetError
+from phipipe.places import Problem
 from phipipe.recipe import SLUG, Model, Precision
+from phipipe.suggestions import near
 
 FOLDER = Path(__file__).parent / "devices"
 Api = Literal[

@@ -21,6 +21,7 @@ from phipipe import __version__, backends, document, remarks, rules
 from phipipe.errors import RecipeError
 from phipipe.recipe import Model
 from phipipe.rules import Fixup, Rule
+from phipipe.suggestions import near, shorten
 
 SINCE = f"phipipe {__version__}"  # of what no version of a tool brought
 FILE = Path(__file__).with_name("assets") / "explanations.yaml"
@@ -109,9 +110,9 @@ def find(name: str) -> Explanation:
     if wanted in known:
         return known[wanted]
     same = [one for one in known if one[:1] == wanted[:1]]
-    guess = document.near(wanted, known) or (f"; there are {', '.join(same)}" if same else "")
+    guess = near(wanted, known) or (f"; there are {', '.join(same)}" if same else "")
     raise RecipeError(
-        f"nothing is called `{document.shorten(name)}`{guess}",
+        f"nothing is called `{shorten(name)}`{guess}",
         hint="`phipipe explain` lists everything",
     )
 

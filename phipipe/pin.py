@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import hub_client
-from phipipe.document import Document, Where, parse, read, resolve
+from phipipe.document import parse, read
 from phipipe.errors import RecipeError
 from phipipe.hub_client import Repository
+from phipipe.places import Document, Where
 from phipipe.recipe import COMMIT, REPO
+from phipipe.scalars import resolve
 
 KINDS = {"source": "model", "dataset": "dataset"}  # the keys whose mapping names a repository
 

@@ -30,11 +30,12 @@ from phipipe import (
     vision,
 )
 from phipipe.backends.base import Advice, Json, Step
+from phipipe.build import Build, problem_at
 from phipipe.device import Device, Unit
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
-from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.recipe import Recipe, Source, Text, wikitext
 from phipipe.targets import placed
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each

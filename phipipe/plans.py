@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import backends, hub, recipe, several, targets
+from phipipe import backends, hub, recipe_load, several, targets
 from phipipe import plan as planner
 from phipipe.errors import PhipipeError
 from phipipe.hub import Original
@@ -45,7 +45,7 @@ def planned(
         PhipipeError: all that is wrong, as one error: as ``targets.checked``; SourceError as
             ``plan.prepare``. Models are not looked at as long as the file itself is wrong.
     """
-    builds, error = recipe.gather(path, sets=sets, only=only, options=backends.OptionsOf())
+    builds, error = recipe_load.gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if error:
         raise several.as_one([error, *targets.problems(builds)])
     plans, errors, read = [], list[PhipipeError](), ReadOnce()

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from phipipe import backends, board, explain, output, output_lists, picks, schema
-from phipipe.document import near
 from phipipe.errors import RecipeError
+from phipipe.suggestions import near
 
 RECIPE = "recipe"
 

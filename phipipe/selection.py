@@ -14,13 +14,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from phipipe import recipe
+from phipipe import recipe_load
+from phipipe.build import Build
 from phipipe.changed import Changes
-from phipipe.document import shorten
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.plan import Plan
-from phipipe.recipe import Build
 from phipipe.report import counted
+from phipipe.suggestions import shorten
 from phipipe.user_paths import inside, resolved
 
 PATTERN = "*.yaml"
@@ -136,7 +136,7 @@ def _read(path: Path, options: Mapping[str, type[BaseModel]]) -> list[Item]:
     try:
         return [
             Item(name=build.name, path=path, build=build)
-            for build in recipe.load(path, options=options)
+            for build in recipe_load.load(path, options=options)
         ]
     except PhipipeError as error:
         return [Item(name=path.stem, path=path, error=error)]

@@ -16,13 +16,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from phipipe import backends, hub, hub_client, models, room, several, targets, user_paths
+from phipipe import (
+    backends,
+    hub,
+    hub_client,
+    models,
+    recipe_load,
+    room,
+    several,
+    targets,
+    user_paths,
+)
 from phipipe import device as devices
-from phipipe import recipe as recipes
-from phipipe.document import complaints, parse, read, resolve
+from phipipe.complaints import complaints
+from phipipe.document import parse, read
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.hub_client import Repository
 from phipipe.recipe import COMMIT, REPO, Recipe
+from phipipe.scalars import resolve
 from phipipe.transfer import Unreachable
 from phipipe.variants import BACKEND
 
@@ -319,7 +330,7 @@ def _checked(text: str, path: Path, source: _Source) -> tuple[str, str]:
             for where, message, _ in complaints(error, Recipe)
         ]
         raise RecipeError("\n".join(found)) from None
-    builds, wrong = recipes.of_document(
+    builds, wrong = recipe_load.of_document(
         document, user_paths.resolved(path.parent), options=backends.OptionsOf()
     )
     errors: Sequence[PhipipeError] = [*([wrong] if wrong else []), *targets.problems(builds)]

@@ -12,10 +12,12 @@ from pydantic import BaseModel
 
 from phipipe import backends, device, rules, several
 from phipipe.backends.base import ANY_MODEL, Advice, Unseen
+from phipipe.build import Build, paths_of, problem_at
 from phipipe.device import Device, Unit
-from phipipe.document import Where, near
 from phipipe.errors import PhipipeError, SourceError
-from phipipe.recipe import Build, gather, paths_of, problem_at
+from phipipe.places import Where
+from phipipe.recipe_load import gather
+from phipipe.suggestions import near
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)

@@ -31,6 +31,7 @@ from phipipe import (
 )
 from phipipe import device as devices
 from phipipe.backends.base import Step
+from phipipe.build import Build
 from phipipe.errors import (
     GateFailed,
     PhipipeError,
@@ -41,7 +42,6 @@ from phipipe.errors import (
 )
 from phipipe.nodes import graph
 from phipipe.plan import Plan
-from phipipe.recipe import Build
 from phipipe.selection import Wanted
 
 Run = Callable[..., tuple[int, str, str]]

@@ -25,7 +25,6 @@ from phipipe import (
     layouts,
     models,
     plan,
-    recipe,
     remarks,
 )
 from phipipe.errors import SourceError, TargetError
@@ -97,7 +96,7 @@ def planned(folder: Path, backend: str = "torch") -> plan.Plan:
         "evaluate.gates={}",
     ]
     sets += ["evaluate.text={builtin: stories}", "evaluate.tokens=256", "evaluate.window=64"]
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 

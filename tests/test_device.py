@@ -11,7 +11,7 @@ from clock import DEADLINE_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import backends, device, plan, recipe
+from phipipe import backends, device, plan, recipe_load
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,7 +169,7 @@ def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() 
     def quantized(*sets: str) -> Any:
         start = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
         words = ["device=raspberry-pi-5", "quantize={}", *sets]
-        (build,) = recipe.load(start, sets=words, options=backends.OptionsOf())
+        (build,) = recipe_load.load(start, sets=words, options=backends.OptionsOf())
         return next(step.params for step in plan.prepare(build).steps if step.name == "quantize")
 
     assert quantized("backend=llamacpp")["type"] == "Q4_0"
@@ -197,7 +197,7 @@ def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: 
     found = device.load(name)
     assert found.recipe
     start = ROOT / "recipes" / f"{found.recipe}.yaml"
-    (build,) = recipe.load(
+    (build,) = recipe_load.load(
         start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf()
     )
     assert plan.prepare(build).device is found
@@ -217,7 +217,7 @@ def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
 def test_the_chip_of_a_context_is_the_devices() -> None:
     def soc(*sets: str) -> Any:
         words = ["backend=qnn", "quantize={}", *sets]
-        (build,) = recipe.load(
+        (build,) = recipe_load.load(
             ROOT / "recipes" / "quickstart.yaml", sets=words, options=backends.OptionsOf()
         )
         return next(

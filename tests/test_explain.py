@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phipipe
-from phipipe import backends, errors, events, explain, output, plan, recipe, remarks, rules, show
+from phipipe import (
+    backends,
+    errors,
+    events,
+    explain,
+    output,
+    plan,
+    recipe_load,
+    remarks,
+    rules,
+    show,
+)
 from phipipe.cli import cli
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.executor import Outcome
@@ -119,7 +130,7 @@ WARNED = ("precision=fp16", "device=webgpu-browser", "quantize={block_size: 64}"
 def warned() -> Plan:
     """A build that a rule warns of."""
     path = PACKAGE.parent / "recipes" / "quickstart.yaml"
-    (build,) = recipe.load(path, sets=WARNED, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, sets=WARNED, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -148,7 +159,7 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
 def test_all_remedies_of_a_refusal_are_shown() -> None:
     path = PACKAGE.parent / "recipes" / "quickstart.yaml"
     sets = ("precision=int8", "quantize={embeddings: quantized, algorithm: gptq}")
-    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, sets=sets, options=backends.OptionsOf())
     with pytest.raises(TargetError) as refused:
         plan.prepare(build)
     assert {"O16", "O22"} <= set(re.findall(r"\[(O\d+)\]", refused.value.message))

@@ -22,7 +22,7 @@ from family_checkpoints import LONG, MEMBERS, SHORT, slug
 from hostile_checkpoints import header, written
 from test_plan import QUICKSTART
 
-from phipipe import backends, family, hub, layouts, models, recipe, support, vision
+from phipipe import backends, family, hub, layouts, models, recipe_load, support, vision
 from phipipe.backends.base import Step
 from phipipe.errors import TargetError
 from phipipe.hub import Original
@@ -100,7 +100,7 @@ def plan_of(
     ]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
     sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return prepare(build, read)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import backends, device, fit, hub, models, plan, recipe
+from phipipe import backends, device, fit, hub, models, plan, recipe_load
 from phipipe.errors import TargetError
 from phipipe.models import Checkpoint
 
@@ -36,7 +36,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str, name: str = "quickstart"
 ) -> plan.Plan:
     monkeypatch.setattr(models, "read", lambda folder: checkpoint)
-    (build,) = recipe.load(
+    (build,) = recipe_load.load(
         RECIPES / f"{name}.yaml",
         sets=("source={builtin: tiny-phi3}", *sets),
         options=backends.OptionsOf(),
@@ -118,7 +118,7 @@ def fixed(made: plan.Plan) -> int:
 
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
-    (build,) = recipe.load(
+    (build,) = recipe_load.load(
         RECIPES / "quickstart.yaml", sets=("context=4096",), options=backends.OptionsOf()
     )
     made = plan.prepare(build)
@@ -161,7 +161,7 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
         words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
-        (build,) = recipe.load(
+        (build,) = recipe_load.load(
             RECIPES / "quickstart.yaml", sets=words, options=backends.OptionsOf()
         )
         return plan.prepare(build).api

@@ -20,7 +20,18 @@ from clock import within
 from hub_server import Fault, Hub
 from test_package import Kitchen
 
-from phipipe import again, backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
+from phipipe import (
+    again,
+    backends,
+    hub,
+    hub_client,
+    models,
+    pin,
+    plan,
+    recipe_load,
+    remote,
+    transfer,
+)
 from phipipe.errors import SourceError, StoreError
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.settings import Settings
@@ -64,7 +75,7 @@ def source(served: Hub, **changes: str) -> str:
 
 
 def planned(*sets: str) -> plan.Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -896,7 +907,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             time.sleep(0.005)
         process.kill()
     served.pause_s = 0.0
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, options=backends.OptionsOf())
     assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + remote.HEAD_BYTES + 2**20
 
@@ -967,7 +978,7 @@ def test_pin_writes_the_commit_and_nothing_else(
         "SOURCE", after.replace("REPO", served.repo).replace("COMMIT", written)
     )
     assert path.read_bytes().decode() == expected
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, options=backends.OptionsOf())
     assert build.recipe.source.revision == commit
     assert pin.pin(path) == []
 
@@ -979,7 +990,7 @@ def test_a_branch_that_moves_after_pinning_changes_nothing(
     assert cli("pin", path).stdout.endswith(f"{served.repo} main → {served.commit}\n")
     assert "pinned already" in cli("pin", path).stdout
     served.branches["main"] = "f" * 40
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, options=backends.OptionsOf())
     assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
 
 

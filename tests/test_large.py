@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from test_plan import planned as from_quickstart
 
-from phipipe import backends, first_layers, hub, mapped, models, plan, recipe, schedule
+from phipipe import backends, first_layers, hub, mapped, models, plan, recipe_load, schedule
 from phipipe.executor import Outcome
 from phipipe.package import verify
 from phipipe.plan import Plan
@@ -45,7 +45,7 @@ DEVICES |= {"litert": "android-phone", "qnn": "snapdragon-x-npu", "torch": "cpu-
 def planned(folder: Path, backend: str) -> Plan:
     path = folder / f"{backend}.yaml"
     path.write_text(RECIPE.replace("DEVICE", DEVICES[backend]).replace("BACKEND", backend), "utf-8")
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, options=backends.OptionsOf())
     return plan.prepare(build)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import backends, device, hardware, hub, outside, plan, recipe
+from phipipe import backends, device, hardware, hub, outside, plan, recipe_load
 from phipipe.backends.base import Outside, Step
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.nodes import graph
@@ -25,7 +25,7 @@ QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.ya
 
 
 def planned(*sets: str) -> plan.Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -195,7 +195,7 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
 
 
 def test_the_board_recipe_is_one_graph_from_one_source() -> None:
-    builds = recipe.load(ROOT / "board.yaml", options=backends.OptionsOf())
+    builds = recipe_load.load(ROOT / "board.yaml", options=backends.OptionsOf())
     plans = [plan.prepare(build) for build in builds]
     assert {made.build.recipe.backend for made in plans} == {
         "torch",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import backends, cli, hardware, plan, preflight, recipe
+from phipipe import backends, cli, hardware, plan, preflight, recipe_load
 from phipipe.errors import StepKilled, StoreError
 from phipipe.plan import Plan
 from phipipe.settings import Settings
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def planned(*sets: str) -> Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 

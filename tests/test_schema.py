@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from phipipe import backends, device, recipe, schema, starter
+from phipipe import backends, device, recipe_load, schema, starter
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.metrics import METRICS
 
@@ -90,7 +90,7 @@ def test_schema_and_models_agree(
     data = BASE | change
     (tmp_path / "r.yaml").write_text(json.dumps(data), "utf-8")
     try:
-        recipe.load(tmp_path / "r.yaml", options=OPTIONS)
+        recipe_load.load(tmp_path / "r.yaml", options=OPTIONS)
     except PhipipeError:
         fits = False
     else:
@@ -205,7 +205,7 @@ def complaints(path: Path, data: Any) -> list[str]:
     schema."""
     path.write_text(json.dumps(data), "utf-8")
     try:
-        for build in recipe.load(path, options=OPTIONS):
+        for build in recipe_load.load(path, options=OPTIONS):
             if not build.recipe.device.endswith((".yaml", ".yml")):
                 device.load(build.recipe.device)
     except PhipipeError as error:

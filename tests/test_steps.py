@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import phipipe
-from phipipe import backends, device, plan, recipe
+from phipipe import backends, device, plan, recipe_load
 from phipipe.backends.base import Step
 from phipipe.errors import TargetError
 
@@ -57,7 +57,7 @@ def planned() -> Iterator[Step]:
                 f"device={devices[api]}",
                 "quantize={}",
             )
-            (build,) = recipe.load(
+            (build,) = recipe_load.load(
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run

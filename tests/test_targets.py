@@ -13,7 +13,7 @@ import pytest
 import yaml
 from test_quickstart import ROOT, Shell
 
-from phipipe import backends, device, family, hub, models, package, recipe, remote, support
+from phipipe import backends, device, family, hub, models, package, recipe_load, remote, support
 from phipipe import plan as planner
 from phipipe.backends.base import Step
 
@@ -94,7 +94,7 @@ def test_a_text_without_a_place_for_the_table_is_refused() -> None:
 def test_recipes_of_the_hub_fit_their_models_and_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (build,) = recipe.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
+    (build,) = recipe_load.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
     original = hub.Original(
         models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1)

@@ -13,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from test_cli import Run, run  # noqa: F401 (a fixture)
 
-from phipipe import backends, device, hub, plans, recipe, rules, targets
+from phipipe import backends, device, hub, plans, recipe, recipe_load, rules, targets
 from phipipe.backends.base import ANY_MODEL
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.starter import PRECISIONS
@@ -291,4 +291,4 @@ def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(
     "path", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_nothing_that_is_shipped_is_refused(path: Path) -> None:
-    assert targets.problems(recipe.load(path, options=backends.OptionsOf())) == []
+    assert targets.problems(recipe_load.load(path, options=backends.OptionsOf())) == []

@@ -23,7 +23,7 @@ from phipipe import (
     mapped,
     models,
     plan,
-    recipe,
+    recipe_load,
     schedule,
     vision,
 )
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
 def planned(source: Path, *sets: str) -> Plan:
     path = source.parent / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -154,7 +154,7 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
     source = hub.BUILTIN_MODELS["tiny-phi3"]
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(
+    (build,) = recipe_load.load(
         path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
     )
     with pytest.raises(TargetError, match="image_top1"):

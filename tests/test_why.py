@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from phipipe import backends, keys, plan, recipe, why
+from phipipe import backends, keys, plan, recipe_load, why
 from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
 from phipipe.schedule import attempt
@@ -139,7 +139,9 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
         needs={"metrics": "source"},
         params={"kld_mean": limit},
     )
-    (made,) = recipe.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
+    (made,) = recipe_load.load(
+        QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf()
+    )
     steps = tuple(replace(step, recipe=recipe_name) for step in (source, check))
     return replace(plan.prepare(made), steps=steps)
 
@@ -185,5 +187,5 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 
 
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
-    (made,) = recipe.load(QUICKSTART, options=backends.OptionsOf())
+    (made,) = recipe_load.load(QUICKSTART, options=backends.OptionsOf())
     assert {step.recipe for step in plan.prepare(made).steps} == {"quickstart"}

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from phipipe.document import near
 from phipipe.errors import TargetError
+from phipipe.suggestions import near
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
