@@ -25,6 +25,7 @@ from phipipe import (
     layouts,
     models,
     plan,
+    recipe_load,
     remarks,
 )
 from phipipe.errors import SourceError, TargetError
