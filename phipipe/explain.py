@@ -17,10 +17,11 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter
 
-from phipipe import __version__, backends, document, remarks, rules
+from phipipe import __version__, backends, document, fixups, remarks, rules
 from phipipe.errors import RecipeError
+from phipipe.fixups import Fixup
 from phipipe.recipe import Model
-from phipipe.rules import Fixup, Rule
+from phipipe.rules import Rule
 from phipipe.suggestions import near, shorten
 
 SINCE = f"phipipe {__version__}"  # of what no version of a tool brought
@@ -76,7 +77,7 @@ def table() -> Table:
 
 def every_rule() -> Iterator[Rule]:
     """Rules of all tables; some ids stand in several."""
-    yield from (*rules.MODELS, *rules.ONNXRUNTIME, *rules.WINDOWLESS)
+    yield from (*rules.MODELS, *rules.WINDOWLESS)
     for name in backends.names():
         yield from getattr(backends.load(name), "RULES", ())
 
@@ -92,9 +93,9 @@ def explanations() -> Mapping[str, Explanation]:
     advised = {rule.id: rule for rule in every_rule()}
     found |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
     found |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
-    alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in rules.FIXUPS}
+    alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in fixups.FIXUPS}
     return found | {
-        fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS
+        fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in fixups.FIXUPS
     }
 
 

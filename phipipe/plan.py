@@ -18,6 +18,7 @@ from phipipe import (
     backends,
     first_layers,
     fit,
+    fixups,
     hub,
     layerwise,
     metrics,
@@ -110,8 +111,8 @@ def prepare(
     advice += [found for found in general if found not in advice]
     targets.refuse(build, advice)
     _check_eyes(build, seeing, unit)
-    fixups = rules.fixups(recipe, checkpoint)
-    made = backend.steps(recipe, options, checkpoint, _patch(fixups), unit)
+    patches = fixups.needed(recipe, checkpoint)
+    made = backend.steps(recipe, options, checkpoint, _patch(patches), unit)
     made += [vision.eyes_step(seeing, made[-1], recipe)] if seeing else []
     needed = _fit(build, target, unit, checkpoint, options, made[-1].output_bytes)
     plan = Plan(
@@ -123,7 +124,7 @@ def prepare(
         seeing=seeing,
         steps=(),
         warnings=(*_remarks(original.checkpoint), *(a for a in advice if a.level == "warning")),
-        fixups=fixups,
+        fixups=patches,
         fit=needed,
     )
     whole = replace(
@@ -164,9 +165,9 @@ def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
             raise problem_at(build, ("evaluate", "gates", name), message, "take the gate out")
 
 
-def _patch(fixups: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
+def _patch(needed: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
     """Keys of ``config.json`` and what the fix-ups set them to."""
-    return {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
+    return {key: value for fix in needed.values() for key, value in fix["patch"].items()}
 
 
 def _with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> BaseModel:
@@ -316,7 +317,7 @@ def _proof(plan: Plan, options: BaseModel) -> list[Step]:
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
     unit = next(unit for unit in plan.device.units if unit.api == plan.api)
-    made = backend.steps(recipe, options, small, _patch(rules.fixups(recipe, small)), unit)
+    made = backend.steps(recipe, options, small, _patch(fixups.needed(recipe, small)), unit)
     if not any(step.unquantized for step in made):
         return []
     return scoring.slice_steps(plan.checkpoint, made, recipe, backend.TOOLCHAIN)

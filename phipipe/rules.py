@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from phipipe import models, vision
-from phipipe.backends.base import Advice, Json, Unseen
+from phipipe import fixups, vision
+from phipipe.backends.base import Advice, Unseen
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
@@ -40,18 +40,6 @@ class Rule:
     words: Words | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fixup:
-    """A change to the staged copy's ``config.json``, made without asking and recorded in the
-    manifest."""
-
-    id: str
-    rule: str
-    when: Callable[[Recipe, Checkpoint], bool]
-    reason: str
-    patch: Callable[[Checkpoint], Mapping[str, Json]]
-
-
 def check(
     recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()
 ) -> list[Advice]:
@@ -62,7 +50,8 @@ def check(
     """
     facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
     facts |= {"uniform": UNIFORM[recipe.backend][1] if recipe.backend in UNIFORM else ""}
-    return [advice for rule in table or MODELS if (advice := _applied(rule, facts))]
+    applied = (_applied(rule, facts) for rule in table or MODELS)
+    return [advice for advice in applied if advice]
 
 
 def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
@@ -70,23 +59,12 @@ def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
     try:
         if not rule.when(recipe, options, checkpoint):
             return None
-        told = {**facts, **(rule.words(recipe, options, checkpoint) if rule.words else {})}
-        hint = rule.hint.format(**told) if rule.hint else None
-        return Advice(
-            level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint
-        )
+        words = rule.words(recipe, options, checkpoint) if rule.words else {}
+        message = rule.message.format(**facts, **words)
+        hint = rule.hint.format(**facts, **words) if rule.hint else None
+        return Advice(level=rule.level, rule=rule.id, message=message, hint=hint)
     except Unseen:
         return None
-
-
-def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:
-    """Fix-ups that the checkpoint needs on the recipe's backend: id → ``rule``, ``reason`` and
-    ``patch``."""
-    return {
-        fix.id: {"rule": fix.rule, "reason": fix.reason, "patch": dict(fix.patch(checkpoint))}
-        for fix in FIXUPS
-        if fix.when(recipe, checkpoint)
-    }
 
 
 def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
@@ -123,92 +101,32 @@ def _is_uniform(recipe: Recipe, options: Any) -> bool:
     )
 
 
-def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
-    """What transformers 5 renamed or moved, where every converter looks for it."""
-    config = checkpoint.config
-    patch: dict[str, Json] = {
-        "rope_parameters": None,
-        "rope_theta": checkpoint.rope_theta,
-        "partial_rotary_factor": checkpoint.partial_rotary_factor,
-        "rope_scaling": None if checkpoint.rope_scaling is None else dict(checkpoint.rope_scaling),
-        "original_max_position_embeddings": checkpoint.original_context_length,
-    }
-    if "dtype" in config:
-        patch["torch_dtype"] = config["dtype"]
-    if checkpoint.architecture == "PhimoeForCausalLM":
-        patch["architectures"] = ["PhiMoEForCausalLM"]
-    return patch
-
-
-def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
-    return {**scaling, "long_factor": scaling["short_factor"]}
-
-
-def _rotary_pairs(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.head_size * checkpoint.partial_rotary_factor) // 2
-
-
-def _widths(checkpoint: Checkpoint) -> set[int]:
-    """Output widths of a layer's linears, as the checkpoint stores them (q, k, v and gate, up are
-    joined)."""
-    if checkpoint.model_type == "phi":
-        return {checkpoint.hidden_size, checkpoint.intermediate_size}
-    joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_size
-    return {checkpoint.hidden_size, joined, 2 * checkpoint.intermediate_size}
-
-
-def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
-    """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is
-    left over."""
-    inputs = {
-        checkpoint.hidden_size,
-        checkpoint.intermediate_size,
-        checkpoint.heads * checkpoint.head_size,
-    }
-    return any(-(-k // block_size) % 2 for k in inputs)
-
-
-def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
-    """Whether some weight's rows are not a whole number of blocks."""
-    widths = (
-        checkpoint.hidden_size,
-        checkpoint.intermediate_size,
-        checkpoint.heads * checkpoint.head_size,
-    )
-    return any(width % block_size for width in widths)
-
-
 def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
     """Whether pictures are laid out as ``vision_tower`` does it; what the config leaves out is as
     published."""
-    told = {**(config.get("img_processor") or {}), **(config.get("embd_layer") or {})}
-    usual = {"name": "clip_vision_model", "hd_transform_order": "sub_glb", "use_hd_transform": True}
-    usual |= {"with_learnable_separator": True, "projection_cls": "mlp"}
-    return all(told.get(key, value) == value for key, value in usual.items())
+    settings = {**(config.get("img_processor") or {}), **(config.get("embd_layer") or {})}
+    return _is_usual(settings, {**_USUAL, "name": "clip_vision_model"})
 
 
 def _is_phi4_vision(config: Mapping[str, Any]) -> bool:
     """Whether pictures are laid out as ``vision_siglip`` does it; what the config leaves out is as
     published."""
-    told = (config.get("embd_layer") or {}).get("image_embd_layer") or {}
-    usual = {
-        "crop_size": 448,
-        "hd_transform_order": "sub_glb",
-        "use_hd_transform": True,
-        "projection_cls": "mlp",
-    }
-    usual |= {"with_learnable_separator": True, "image_token_compression_cls": "avg_pool_2d"}
+    settings = (config.get("embd_layer") or {}).get("image_embd_layer") or {}
+    usual = {**_USUAL, "crop_size": 448, "image_token_compression_cls": "avg_pool_2d"}
     adapter = config.get("vision_lora") or {}
-    return {"r", "lora_alpha"} <= set(adapter) and all(
-        told.get(key, value) == value for key, value in usual.items()
-    )
+    return {"r", "lora_alpha"} <= set(adapter) and _is_usual(settings, usual)
 
 
-def _asks_olive(recipe: Recipe, options: Any) -> bool:
-    """Whether one of Olive's passes is to run."""
-    return recipe.precision in {"int8", "int4"} and (
-        bool(options.rotate) or options.algorithm == "gptq"
-    )
+_USUAL: Mapping[str, Any] = {
+    "hd_transform_order": "sub_glb",
+    "use_hd_transform": True,
+    "with_learnable_separator": True,
+    "projection_cls": "mlp",
+}
+
+
+def _is_usual(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
+    return all(settings.get(key, value) == value for key, value in usual.items())
 
 
 # Architectures with parts besides text → backends that convert them, or their eyes at least.
@@ -216,18 +134,8 @@ MULTIMODAL: Mapping[str, frozenset[str]] = {
     name: frozenset(vision.KINDS[name].backends if name in vision.KINDS else ())
     for name in (*vision.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
 }
-ROTARY_TYPES = (
-    "phi",
-    "phi3",
-    "phimoe",
-    "phi3_v",
-    "phi4mm",
-)  # their positions are scaled by LongRoPE alone
-KNOWN_TYPES = (
-    "phi",
-    "phi3",
-    "phimoe",
-)  # whose configs phipipe can bring back into the hub's spelling
+# Their positions are scaled by LongRoPE alone.
+ROTARY_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")
 NATIVE = (
     "phipipe never runs a model's own code, and no library of its toolchains has this "
     "architecture built in"
@@ -267,8 +175,7 @@ MODELS: tuple[Rule, ...] = (
         level="warning",
         when=lambda r, o, c: vision.is_square(c.architecture, r.backend),
         message="openvino-genai 2026.4 lays out pictures that are not square as if they were "
-        "turned: pad them to "
-        "squares before, as the program on the package's card does",
+        "turned: pad them to squares before, as the program on the package's card does",
         hint="prepare pictures as that program does, or choose `backend: onnxruntime`",
     ),
     Rule(
@@ -324,7 +231,9 @@ MODELS: tuple[Rule, ...] = (
     Rule(
         id="M07",
         level="error",
-        when=lambda r, o, c: r.backend != "torch" and c.resaved and c.model_type not in KNOWN_TYPES,
+        when=lambda r, o, c: (
+            r.backend != "torch" and c.resaved and c.model_type not in fixups.KNOWN_TYPES
+        ),
         message="the checkpoint was saved again by transformers 5 (`rope_parameters` in "
         "config.json); "
         "other converters then lose its rotary factors without a word",
@@ -387,198 +296,5 @@ WINDOWLESS: tuple[Rule, ...] = (
         message="`{recipe.backend}` ignores the model's sliding window: use it with at most "
         "{checkpoint.sliding_window} tokens, beyond which it differs from the original",
         hint="`context: {checkpoint.sliding_window}` says that to this build",
-    ),
-)
-
-# Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have
-# rules above.
-_PHI = ("Phi", "Phi3", "PhiMoE", "Phi3Small", "Phi3V", "Phi4MM", "Phi4Flash")
-_OTHERS = (
-    "Llama",
-    "Mistral",
-    "Qwen2",
-    "Qwen3",
-    "Gemma",
-    "Gemma2",
-    "Gemma3",
-    "SmolLM3",
-    "Granite",
-    "Nemotron",
-    "Olmo",
-)
-_NEWER = ("InternLM2", "Ernie4_5", "GptOss", "HunYuanDenseV1", "Lfm2")
-TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in (*_PHI, *_OTHERS, *_NEWER))
-
-ONNXRUNTIME: tuple[Rule, ...] = (
-    Rule(
-        id="O09",
-        level="error",
-        when=lambda r, o, c: r.precision == "int4" and o.algorithm == "k_quant" and o.symmetric,
-        message="`k_quant` always stores zero points; it cannot be symmetric",
-        hint="set `quantize.algorithm: default` or `rtn`",
-    ),
-    Rule(
-        id="O14",
-        level="warning",
-        when=lambda r, o, c: r.precision in {"fp32", "fp16"} and bool(o.model_fields_set),
-        message="`quantize` is set, but {recipe.precision} quantizes nothing",
-        hint="take `quantize` out, or choose int8 or int4",
-    ),
-    Rule(
-        id="O15",
-        level="warning",
-        when=lambda r, o, c: r.precision == "int8" and o.mixed != "none",
-        message="`quantize.mixed: {options.mixed}` keeps layers at 8 bits; at int8 all have 8 "
-        "anyway",
-        hint="take `quantize.mixed` out",
-    ),
-    Rule(
-        id="O16",
-        level="error",
-        when=lambda r, o, c: r.precision == "int8" and o.embeddings == "quantized" and not c.tied,
-        message="onnxruntime quantizes an untied embedding to 4 bits only",
-        hint="remove `quantize.embeddings`, or choose int4",
-    ),
-    Rule(
-        id="O17",
-        level="error",
-        when=lambda r, o, c: (
-            r.precision == "int4"
-            and o.algorithm in {"rtn", "k_quant"}
-            and not o.symmetric
-            and _odd_blocks(c, o.block_size)
-        ),
-        message="`{options.algorithm}` with zero points needs an even number of blocks in every "
-        "row of a weight; "
-        "with `block_size: {options.block_size}` this model has odd ones",
-        hint="choose a smaller `quantize.block_size`, or `algorithm: default`",
-    ),
-    Rule(
-        id="O18",
-        level="error",
-        when=lambda r, o, c: c.vocab_size in _widths(c),
-        message="the vocabulary ({checkpoint.vocab_size}) is as wide as another layer's output; "
-        "onnxruntime-genai takes that layer for the LM head and builds a wrong model",
-        hint="choose another backend, such as `openvino`",
-    ),
-    Rule(
-        id="O19",
-        level="error",
-        when=lambda r, o, c: _rotary_pairs(c) % 8 != 0,
-        message="onnxruntime's attention needs rotary dimensions in multiples of 16",
-        hint="choose another backend, such as `openvino`",
-    ),
-    Rule(
-        id="O20",
-        level="error",
-        when=lambda r, o, c: c.architecture not in TEXT_MODELS,
-        message="onnxruntime-genai's builder does not know `{checkpoint.architecture}` as a "
-        "text model",
-        hint="it knows the dense Phi models and, among others, Llama, Mistral, Qwen, Gemma and "
-        "SmolLM",
-    ),
-    Rule(
-        id="O21",
-        level="error",
-        when=lambda r, o, c: _asks_olive(r, o) and c.model_type != "phi3",
-        message="`quantize.rotate` and `algorithm: gptq` work on phi3 models; "
-        "`{checkpoint.architecture}` is another",
-        hint="take the option out of `quantize`",
-    ),
-    Rule(
-        id="O22",
-        level="error",
-        when=lambda r, o, c: r.precision == "int8" and o.algorithm == "gptq",
-        message="`gptq` is for int4: at 8 bits rounding to nearest loses nothing to speak of",
-        hint="remove `quantize.algorithm`, or choose int4",
-    ),
-    Rule(
-        id="O23",
-        level="error",
-        when=lambda r, o, c: (
-            r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size)
-        ),
-        message="`gptq` needs blocks that divide the rows of every weight; `block_size: "
-        "{options.block_size}` does not",
-        hint="choose a smaller `quantize.block_size`",
-    ),
-    Rule(
-        id="O24",
-        level="error",
-        when=lambda r, o, c: _asks_olive(r, o) and "quantization_config" in c.config,
-        message="the checkpoint is quantized already; start from the original model's files",
-        hint="name them in `source`, or take `rotate` and `algorithm` out of `quantize`",
-    ),
-    Rule(
-        id="O25",
-        level="warning",
-        when=lambda r, o, c: r.precision in {"int8", "int4"} and bool(o.rotate) and c.tied,
-        message="rotation parts the embedding from the LM head: the artifact holds both, the "
-        "embedding in full width",
-        hint="`quantize.embeddings: quantized` makes it smaller",
-    ),
-)
-
-FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the last word
-    Fixup(
-        id="F7",
-        rule="M07",
-        when=lambda r, c: r.backend != "torch" and c.resaved and c.model_type in KNOWN_TYPES,
-        reason="transformers 5 saved the checkpoint again and moved its rotary settings to "
-        "`rope_parameters`, where "
-        "other converters do not look",
-        patch=_original_spelling,
-    ),
-    Fixup(
-        id="F9",
-        rule="W06",
-        when=lambda r, c: any(remark.rule == "W06" for remark in c.remarks),
-        reason="config.json names no class of model, by which converters choose; its "
-        "`model_type` has one class alone",
-        patch=lambda c: {"architectures": [c.architecture]},
-    ),
-    Fixup(
-        id="F8",
-        rule="M13",
-        when=lambda r, c: bool(models.respelled(c.config)),
-        reason="LongRoPE under the name that Phi-3 first gave it, which transformers 5 and "
-        "mlx-lm do not know any more",
-        patch=lambda c: models.respelled(c.config),
-    ),
-    Fixup(
-        id="F1",
-        rule="M08",
-        when=lambda r, c: (
-            r.backend == "onnxruntime"
-            and c.model_type == "phi3"
-            and c.cuts
-            and not c.config.get("layer_types")
-        ),
-        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
-        "config.json lists",
-        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
-    ),
-    Fixup(
-        id="F2",
-        rule="M11",
-        when=lambda r, c: (
-            r.backend == "mlx"
-            and c.rope_scaling is not None
-            and r.evaluate.window <= c.original_context_length
-        ),
-        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in "
-        "their place it is exact "
-        "up to the original context length",
-        patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
-    ),
-    Fixup(
-        id="F3",
-        rule="R06",
-        when=lambda r, c: (
-            r.backend == "litert" and c.model_type == "phi3" and c.sliding_window is not None
-        ),
-        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never "
-        "longer than it",
-        patch=lambda c: {"sliding_window": None},
     ),
 )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from phipipe import backends, device, family, models, rules, vision
+from phipipe import backends, device, family, fixups, models, rules, vision
 from phipipe.backends.base import Advice, Json
 from phipipe.device import Device
 from phipipe.recipe import Recipe, Source
@@ -95,7 +95,7 @@ def _cell(row: str, name: str) -> Cell:
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
     )
     options, found = backend.Options(), list[Advice]()
-    fixups: dict[str, dict[str, Json]] = {}
+    patches: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
         checkpoint = models.of_config(member.config, member.tokenizer)
         found += rules.check(recipe, options, checkpoint)
@@ -103,12 +103,12 @@ def _cell(row: str, name: str) -> Cell:
             checkpoint = vision.language(checkpoint)
             found += rules.check(recipe, options, checkpoint)
         found += backend.advise(recipe, options, checkpoint)
-        fixups |= rules.fixups(recipe, checkpoint)
+        patches |= fixups.needed(recipe, checkpoint)
     return Cell(
         row=row,
         backend=name,
         errors={a.rule: a.message for a in found if a.level == "error"},
-        fixups={fix: str(told["reason"]) for fix, told in sorted(fixups.items())},
+        fixups={fix: str(told["reason"]) for fix, told in sorted(patches.items())},
         limits={
             a.rule: a.message for a in found if a.level == "warning" and a.rule.startswith("M")
         },

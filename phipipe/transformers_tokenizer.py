@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe import limited, models
+from phipipe import limited, longrope
 from phipipe.limited import LimitedTokenizer
 
 
@@ -55,7 +55,7 @@ def config_of(folder: Path) -> Any:
     from transformers import AutoConfig
 
     told = json.loads((folder / "config.json").read_text("utf-8"))
-    changed = models.respelled(told)
+    changed = longrope.respelled(told)
     return AutoConfig.for_model(**told | changed) if changed else None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import litert_lm
 import numpy as np
 
-from phipipe import chat_templates, litert_file, models, rules
+from phipipe import chat_templates, fixups, litert_file, models
 from phipipe.backends import litert as backend
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import PARITY_TEXT
@@ -48,7 +48,7 @@ def planned(source: Path, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="litert")
     checkpoint = models.read(source)
     patch = {
-        k: v for fix in rules.fixups(recipe, checkpoint).values() for k, v in fix["patch"].items()
+        k: v for fix in fixups.needed(recipe, checkpoint).values() for k, v in fix["patch"].items()
     }
     return backend.steps(recipe, backend.Options.model_validate(options), checkpoint, patch)
 

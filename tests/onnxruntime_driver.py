@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM
 
-from phipipe import mapped, models, onnx_graph, onnx_quantize, rules
+from phipipe import fixups, mapped, models, onnx_graph, onnx_quantize
 from phipipe.backends import onnxruntime as backend
 from phipipe.errors import PhipipeError
 
@@ -365,7 +365,7 @@ def window(root: Path) -> dict[str, Any]:
     source = checkpoint(root / "sources" / "window", sliding_window=63)
     before = {p.name: p.read_bytes() for p in source.iterdir()}
     recipe: Any = SimpleNamespace(backend="onnxruntime")
-    patch = rules.fixups(recipe, models.read(source))["F1"]["patch"]
+    patch = fixups.needed(recipe, models.read(source))["F1"]["patch"]
     model = convert(source, root / "window" / "fp32", patch)
     facts: dict[str, Any] = {
         "source_unchanged": before == {p.name: p.read_bytes() for p in source.iterdir()}

@@ -16,7 +16,7 @@ from shapes import phi3
 from test_mlx import HERE, LONGROPE, drive, source, tie
 from test_quickstart import Shell
 
-from phipipe import hub, package, rules
+from phipipe import fixups, hub, package
 from phipipe.backends import litert
 from phipipe.models import Checkpoint
 
@@ -183,9 +183,9 @@ def test_the_cache_ends_where_the_model_would_differ() -> None:
 
 
 def test_a_sliding_window_is_taken_out_of_the_staged_copy() -> None:
-    found = rules.fixups(recipe(), checkpoint(sliding_window=2047))
+    found = fixups.needed(recipe(), checkpoint(sliding_window=2047))
     assert found["F3"]["patch"] == {"sliding_window": None}
-    assert rules.fixups(recipe(), checkpoint()) == {}
+    assert fixups.needed(recipe(), checkpoint()) == {}
 
 
 def test_all_precisions_share_one_conversion() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phipipe import code_keys, family, hub, models, weights
+from phipipe import code_keys, family, hub, longrope, models, weights
 from phipipe.errors import SourceError
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
@@ -70,7 +70,7 @@ def test_other_scalings_are_not_longrope(checkpoint: Path) -> None:
     for scaling in ({"type": "yarn", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}, None):
         edit(checkpoint, rope_scaling=scaling)
         assert not models.read(checkpoint).longrope
-        assert models.respelled(models.read(checkpoint).config) == {}
+        assert longrope.respelled(models.read(checkpoint).config) == {}
 
 
 def test_settings_that_moved_are_found(checkpoint: Path) -> None:

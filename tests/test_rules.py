@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shapes import phi3
 
-from phipipe import backends, rules
+from phipipe import backends, fixups, onnxruntime_rules, rules
 from phipipe.models import Checkpoint
 
 Facts = dict[str, Any]
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"config": {"partial_rotary_factor": 0.5}},
     ),
 }
-TABLE = {rule.id: rule for rule in (*rules.MODELS, *rules.ONNXRUNTIME)}
+TABLE = {rule.id: rule for rule in (*rules.MODELS, *onnxruntime_rules.RULES)}
 
 
 def recipe_of(changes: Facts) -> Any:
@@ -124,7 +124,7 @@ def hits(rule: rules.Rule, changes: Facts) -> list[Any]:
 
 def test_every_rule_has_a_case() -> None:
     assert set(TABLE) == set(CASES)
-    assert len(TABLE) == len(rules.MODELS) + len(rules.ONNXRUNTIME)
+    assert len(TABLE) == len(rules.MODELS) + len(onnxruntime_rules.RULES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,7 +145,7 @@ def test_a_plain_phi3_meets_no_rule(rule: rules.Rule) -> None:
 
 
 def fixes(**changes: Any) -> dict[str, Any]:
-    return rules.fixups(recipe_of(changes), checkpoint_of(changes))
+    return fixups.needed(recipe_of(changes), checkpoint_of(changes))
 
 
 def test_f1_lists_the_sliding_layers() -> None:

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phipipe.errors import RecipeError, StepFailed
+from phipipe.onnxruntime_rules import RULES
+from phipipe.rules import check
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
@@ -294,9 +296,7 @@ def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int 
 
 def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
     """The rules of this backend."""
-    from phipipe import rules
-
-    return rules.check(recipe, options, checkpoint, rules.ONNXRUNTIME)
+    return check(recipe, options, checkpoint, RULES)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import group_rules, models, torch_checkpoint
+from phipipe import group_rules, longrope, torch_checkpoint
 from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule, check
@@ -227,7 +227,7 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _respelled(source: Path) -> dict[str, Any]:
-    return models.respelled(json.loads((source / "config.json").read_text("utf-8")))
+    return longrope.respelled(json.loads((source / "config.json").read_text("utf-8")))
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
