@@ -32,6 +32,7 @@ from phipipe import (
     peek_onnx,
     peek_openvino,
     reference,
+    weight_files,
     weights,
 )
 from phipipe import manifest as manifests
@@ -256,7 +257,7 @@ def _safetensors(path: Path) -> Iterator[str]:
 
 def _index(path: Path, beside: Files) -> Iterator[str]:
     """Which file each tensor lies in: transformers goes wherever it says."""
-    places = json_files.read_object(path, weights.MAX_INDEX_BYTES).get("weight_map")
+    places = json_files.read_object(path, weight_files.MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict):
         yield "has no `weight_map`, the table of tensors and their files"
     elif not all(isinstance(place, str) and place in beside for place in places.values()):

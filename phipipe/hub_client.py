@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
-from phipipe import models, transfer, weights
+from phipipe import models, transfer, weight_files
 from phipipe.errors import SourceError
 from phipipe.transfer import Published, Remote
 
@@ -113,7 +113,7 @@ def listing(repo: Repository) -> Listing:
         )
     names = [str(sibling.rfilename) for sibling in info.siblings or ()]
     pickles = sorted(
-        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weights.PICKLES)
+        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weight_files.PICKLES)
     )
     files = [
         _published(repo, s.rfilename, s.size, s.blob_id, s.lfs)

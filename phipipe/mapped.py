@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phipipe import models, progress, weights
+from phipipe import progress, weight_files, weights
 from phipipe.errors import StepFailed
 
 # safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
@@ -43,7 +43,7 @@ def places(folder: Path) -> dict[str, Place]:
     """Tensor name → where it lies, for all weights of the checkpoint."""
     return {
         tensor.name: Place(file=name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape)
-        for name in models.weight_files(folder)
+        for name in weight_files.choose(folder).files
         for tensor in weights.tensors(folder / name)
     }
 

@@ -17,11 +17,11 @@ from phipipe import (
     family,
     foreign,
     json_files,
-    layouts,
+    layout_check,
     longrope,
     tokenizer_files,
     vetting,
-    weights,
+    weight_files,
 )
 from phipipe.errors import SourceError
 from phipipe.layouts import Sizes
@@ -135,19 +135,10 @@ def files(folder: Path) -> list[str]:
     others never do."""
     allowed = {p.name for pattern in ALLOWED for p in folder.glob(pattern) if p.is_file()}
     try:
-        ignored = weights.choose(folder).ignored
+        ignored = weight_files.choose(folder).ignored
     except SourceError:  # no model: `read` says why
         ignored = ()
     return sorted(allowed - set(ignored))
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files that make up the model.
-
-    Raises:
-        SourceError: see ``weights.choose``.
-    """
-    return list(weights.choose(folder).files)
 
 
 def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
@@ -164,12 +155,12 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     config = config_check.read(path)
     remarks = vetting.refuse_code(folder, config)
     foreign.refuse(path, config)
-    choice = weights.choose(folder)
+    choice = weight_files.choose(folder)
     vetting.refuse_pointers(folder, files(folder))
     config_check.check_model(path, config)
     config, named = vetting.with_architecture(path, config)
-    tensors = weights.read(folder, choice, sizes)
-    layouts.check_index(folder, config["architectures"][0], choice, tensors)
+    tensors = weight_files.read(folder, choice, sizes)
+    layout_check.check_index(folder, config["architectures"][0], choice, tensors)
     counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
     checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
     remarks += [
@@ -179,7 +170,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         *vetting.note_files_beside(folder, choice),
         *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=sizes is None),
     ]
-    layouts.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
+    layout_check.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
     remarks += tokenizer_files.check(folder, checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
         raise SourceError(
@@ -197,7 +188,7 @@ def _config_file(folder: Path) -> Path:
     vetting.refuse_no_files(folder, ALLOWED[:-2])
     path = folder / "config.json"
     if not path.is_file():
-        weights.choose(folder)  # which knows what other kinds of folders there are
+        weight_files.choose(folder)  # which knows what other kinds of folders there are
         raise SourceError(f"`{folder}` is no checkpoint: it has no `config.json`")
     return path
 

@@ -30,6 +30,7 @@ from phipipe import (
     room,
     text_files,
     transfer,
+    weight_files,
     weights,
 )
 from phipipe.backends.base import Inputs, Params, Step
@@ -90,7 +91,7 @@ def _read(repo: Repository, found: Listing, view: Path) -> tuple[Checkpoint, Lis
     """The model, and of its listing the files that are part of it."""
     with _named(repo, view):
         checkpoint = models.read(view, {file.name: file.size for file in found.files})
-        ignored = weights.choose(view).ignored
+        ignored = weight_files.choose(view).ignored
     kept = tuple(file for file in found.files if file.name not in ignored)
     return checkpoint, dataclasses.replace(found, files=kept) if ignored else found
 

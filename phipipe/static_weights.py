@@ -24,11 +24,11 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
     """
 
     def __init__(self, folder: Path) -> None:
-        from phipipe import models
+        from phipipe import weight_files
 
         self._places = {
             name: place
-            for file in models.weight_files(folder)
+            for file in weight_files.choose(folder).files
             for name, place in _places(folder / file)
         }
         self._places.setdefault("lm_head.weight", self._places["model.embed_tokens.weight"])

@@ -9,10 +9,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from phipipe import code_keys, config_check, json_files, layouts, remarks, tokenizer_files, weights
+from phipipe import (
+    code_keys,
+    config_check,
+    json_files,
+    layouts,
+    remarks,
+    tokenizer_files,
+    weight_files,
+    weights,
+)
 from phipipe.errors import SourceError
 from phipipe.remarks import Remark
-from phipipe.weights import Choice, Tensor
+from phipipe.weight_files import Choice
+from phipipe.weights import Tensor
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 # What trainers leave beside the weights: no pickle of these holds a model.
@@ -156,7 +166,7 @@ def note_double_settings(config: Mapping[str, Any]) -> list[Remark]:
 def note_files_beside(folder: Path, choice: Choice) -> list[Remark]:
     """What lies beside the model and is not taken."""
     pickles = sorted(
-        p.name for pattern in weights.PICKLES for p in folder.glob(pattern) if p.is_file()
+        p.name for pattern in weight_files.PICKLES for p in folder.glob(pattern) if p.is_file()
     )
     pickles = [name for name in pickles if not _TRAINING.fullmatch(name)]
     left = (("W01", choice.ignored), ("W03", pickles))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from phipipe import (
     backends,
-    config_check,
+    config_bounds,
     family,
     json_files,
     layouts,
@@ -179,13 +179,13 @@ def test_what_is_huge_is_refused_before_it_is_looked_at(small: Path) -> None:
 
 
 NUMBERS = sorted(
-    set(config_check.NUMBERS) & (set(CONFIG) | {"num_local_experts", "num_experts_per_tok"})
+    set(config_bounds.NUMBERS) & (set(CONFIG) | {"num_local_experts", "num_experts_per_tok"})
 )
 
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_of_a_config_has_a_kind_and_bounds(small: Path, key: str) -> None:
-    bound = config_check.NUMBERS[key]
+    bound = config_bounds.NUMBERS[key]
     wrong: list[object] = [True, "12", {}, [], [[1]], -7, 10**13]
     for value in [*wrong, *([1.5] if bound.whole else [])]:
         edit(small, **{key: value})
@@ -198,9 +198,9 @@ def test_the_bounds_leave_the_family_room(member: family.Member) -> None:
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and key in config_check.NUMBERS
+            and key in config_bounds.NUMBERS
         ):
-            bound = config_check.NUMBERS[key]
+            bound = config_bounds.NUMBERS[key]
             assert bound.low <= value <= bound.high / 8 or bound.high <= 1 or value == bound.high
 
 
