@@ -84,7 +84,7 @@ class Layerwise:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from phipipe import torch_checkpoint, transformers_tokenizer
+        from phipipe import torch_checkpoint, transformers_files
 
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = torch_checkpoint.dtypes(folder)
@@ -96,7 +96,7 @@ class Layerwise:
             "trust_remote_code": False,
             "use_safetensors": True,
         }
-        settings["config"] = transformers_tokenizer.config_of(folder)
+        settings["config"] = transformers_files.config_of(folder)
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, **settings
         ).eval()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe.errors import StepFailed
-from phipipe.limited import LimitedTokenizer, Raised
+from phipipe.limited import Raised
+from phipipe.limited_tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Json

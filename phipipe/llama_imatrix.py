@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import progress, transformers_tokenizer
+from phipipe import progress, transformers_files
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
         "local_files_only": True,
     }
     settings |= {
-        "config": transformers_tokenizer.config_of(inputs["source"]),
+        "config": transformers_files.config_of(inputs["source"]),
         "dtype": torch.float32,
     }
     model = AutoModelForCausalLM.from_pretrained(inputs["source"], **settings).eval()

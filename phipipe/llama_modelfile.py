@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phipipe import json_files, transformers_tokenizer
-from phipipe.limited import LimitedTokenizer, Raised
+from phipipe.limited import Raised
+from phipipe.limited_tokenizer import LimitedTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 CLOCK = "strftime_now"

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware, limited
+from phipipe import hardware, limited_tokenizer
 from phipipe.backends.base import absent
 from phipipe.errors import RecipeError, StepFailed
-from phipipe.limited import LimitedTokenizer
+from phipipe.limited_tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -264,7 +264,7 @@ class Session:
 
 def vocabulary(path: Path) -> LimitedTokenizer:
     """The tokenizer and the chat template inside a GGUF, in a limited child."""
-    return limited.tokenizer(
+    return limited_tokenizer.open_in_child(
         "phipipe.llama_session:Vocabulary", path, ["llama_cpp", "llama_cpp.llama_chat_format"]
     )
 

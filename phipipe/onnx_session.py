@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware, limited
+from phipipe import hardware, limited_tokenizer
 from phipipe.backends.base import absent
-from phipipe.limited import LimitedTokenizer
+from phipipe.limited_tokenizer import LimitedTokenizer
 from phipipe.onnx_graph import MODEL
 
 if TYPE_CHECKING:
@@ -194,7 +194,9 @@ def _embedded(session: Any, hidden: int, tokens: Sequence[int]) -> Any:
 
 def tokenizer(folder: Path) -> LimitedTokenizer:
     """The folder's tokenizer as onnxruntime-genai reads it, in a limited child."""
-    return limited.tokenizer("phipipe.onnx_session:GenaiTokenizer", folder, ["onnxruntime_genai"])
+    return limited_tokenizer.open_in_child(
+        "phipipe.onnx_session:GenaiTokenizer", folder, ["onnxruntime_genai"]
+    )
 
 
 class GenaiTokenizer:

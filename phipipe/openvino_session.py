@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import limited
+from phipipe import limited_tokenizer
 from phipipe.backends.base import absent
 from phipipe.errors import StepFailed
-from phipipe.limited import LimitedTokenizer
+from phipipe.limited_tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +255,7 @@ class Session:
 
 def tokenizer(folder: Path) -> LimitedTokenizer:
     """The folder's tokenizer as openvino-genai reads it, in a limited child."""
-    return limited.tokenizer(
+    return limited_tokenizer.open_in_child(
         "phipipe.openvino_session:GenaiTokenizer", folder, ["openvino", "openvino_genai"]
     )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from phipipe import backends, progress, transformers_tokenizer, vision
 from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
-from phipipe.limited import LimitedTokenizer
+from phipipe.limited_tokenizer import LimitedTokenizer
 from phipipe.reference import log_softmax, score
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def addresses() -> set[str]:
 
 def opens(call: ast.Call) -> bool:
     """Whether it names what a limited child opens."""
-    return ast.unparse(call.func) in {"limited.tokenizer", "limited.Child"}
+    return ast.unparse(call.func) in {"limited_tokenizer.open_in_child", "limited.Opening"}
 
 
 def planned() -> Iterator[Step]:

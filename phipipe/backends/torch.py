@@ -326,7 +326,7 @@ def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from phipipe.transformers_tokenizer import config_of
+    from phipipe.transformers_files import config_of
 
     settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
     settings |= {"trust_remote_code": False, "use_safetensors": True, "config": config_of(folder)}
