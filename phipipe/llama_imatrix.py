@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import progress, transformers_files
+from phipipe import progress
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
+
+    from phipipe import transformers_files
 
     settings: dict[str, Any] = {
         "trust_remote_code": False,
