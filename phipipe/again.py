@@ -29,7 +29,7 @@ from phipipe import (
     venue,
     vision,
 )
-from phipipe.backends.base import Outside, Step, absent
+from phipipe.backends.base import absent
 from phipipe.board import Entry
 from phipipe.build import Build
 from phipipe.device import Device
@@ -40,6 +40,7 @@ from phipipe.hub_client import Repository
 from phipipe.plan import Plan
 from phipipe.recipe import Recipe, Text, recorded
 from phipipe.settings import Settings
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 
@@ -68,11 +69,11 @@ def plan(
         original.checkpoint.parameters,
         4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
     )
-    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.TOOLCHAIN)
+    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
     for step in (
         *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
-        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, parameters, opened),
-        scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, opened),
+        scoring.compare_step("evaluate", "artifact", recipe, backend.toolchain, parameters, opened),
+        scoring.measure_step("artifact", recipe, backend.toolchain, opened),
     ):
         needs = {name: need for name, need in step.needs.items() if need != "artifact"}
         steps.append(
@@ -107,7 +108,8 @@ def on_device(folder: Path) -> Plan:
     manifest = package.open_(folder)
     recipe, api = _recipe(manifest, None, None), str(manifest["api"])
     backend, target = backends.load(recipe.backend), _device(manifest)
-    if api not in backend.ON_DEVICE:
+    toolchain = backend.toolchain_on(api)
+    if toolchain is None:
         raise TargetError(
             f"no toolchain of phipipe's runs `{recipe.backend}` packages on `{api}` yet",
             hint=f"the program in {folder / package.CARD} does, with what the device has; "
@@ -131,10 +133,10 @@ def on_device(folder: Path) -> Plan:
         "artifact": Outside(folder, tuple(sorted(names))),
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
-    toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
+    parameters = int(manifest["source"]["parameters"])
     opened = 4 * parameters + scoring.RUNTIME_BYTES
     steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
-    if api not in backend.TOKENS_ONLY:
+    if api not in backend.tokens_only:
         steps.insert(
             0,
             scoring.compare_step(
@@ -304,7 +306,7 @@ def chat(
     """
     manifest = package.open_(folder)
     backend = str(manifest["backend"])
-    name = backends.load(backend).TOOLCHAIN
+    name = backends.load(backend).toolchain
     installed = toolchain.ensure(name, settings, note)
     request: dict[str, Any] = {
         "folder": str(folder.absolute()),

@@ -38,7 +38,6 @@ LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``collect.claim`` names wh
 RESERVED = frozenset(
     ("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards")
 )  # beside builds
-SIZES, SPEEDS = metrics.names("size"), metrics.names("speed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +280,11 @@ def comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> frozenset[str]
         return manifest["speed"].get("host"), manifest["speed"].get("prompt_tokens")
 
     names = frozenset(_figures_of(old))
-    fidelity = names - SIZES - SPEEDS if text(old) == text(new) else frozenset()
+    fidelity = names - metrics.SIZES - metrics.SPEEDS if text(old) == text(new) else frozenset()
     return (
-        names & SIZES | fidelity | (names & SPEEDS if machine(old) == machine(new) else frozenset())
+        names & metrics.SIZES
+        | fidelity
+        | (names & metrics.SPEEDS if machine(old) == machine(new) else frozenset())
     )
 
 

@@ -17,7 +17,18 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, batch, board, board_html, collect, output, package, report, room
+from phipipe import (
+    __version__,
+    batch,
+    board,
+    board_html,
+    collect,
+    output,
+    package,
+    pages,
+    report,
+    room,
+)
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.board_columns import COLUMNS, build_words
@@ -309,14 +320,7 @@ def _slug(source: str) -> str:
 
 def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], title: str) -> str:
     """The page that leads to the boards: builds of different models or texts do not compare."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    from phipipe.card import TEMPLATES
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, finalize=in_template,
-    )  # fmt: skip
+    environment = pages.environment(in_template, is_html=True)
     tables = [
         {
             "page": f"{name}.html",

@@ -22,13 +22,12 @@ from typing import Any, ClassVar, Literal
 
 from phipipe import __version__, card, json_files, picks, remedies
 from phipipe.errors import SourceError
-from phipipe.metrics import names
+from phipipe.metrics import SPEEDS
 from phipipe.picks import Answer, Candidate, Speed
 
 TYPE = "phipipe-board"
 FORMAT = 1
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
-SPEED = names("speed")
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
 
 
@@ -161,7 +160,7 @@ def measured(
     Without an ``evaluation`` (a device that gives no logits) fidelity stays that of the build.
     """
     built = from_manifest(manifest)
-    kept = {name: value for name, value in built.metrics.items() if name not in SPEED}
+    kept = {name: value for name, value in built.metrics.items() if name not in SPEEDS}
     entry = replace(
         built,
         on_target="true",

@@ -18,10 +18,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phipipe import board, picks, report
+from phipipe import backends, board, pages, picks, report
 from phipipe.board import ZERO, Entry
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
-from phipipe.card import TEMPLATES
 from phipipe.metrics import METRICS
 from phipipe.picks import Answer
 from phipipe.visible import in_template
@@ -52,15 +51,6 @@ DARK = {
     LINE: "#7d8590",
     PAGE: "#0d1117",
 }
-BACKENDS = (
-    "onnxruntime",
-    "torch",
-    "llamacpp",
-    "openvino",
-    "mlx",
-    "litert",
-    "qnn",
-)  # each keeps its colour everywhere
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
 REPEATS = (
@@ -77,21 +67,12 @@ LABEL = 34  # characters of a name that a plot shows
 
 def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     """The page's text. Entries may be in any order."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     every = board.ranked(entries)
     done, found = board.done(every), board.answers(every)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=in_template,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = pages.environment(in_template, is_html=True)
     return environment.get_template("board.html.j2").render(
         title=title,
         answers=board.lines(found),
@@ -198,8 +179,10 @@ def _provenance(entry: Entry) -> dict[str, Any]:
 
 
 def _colour(entry: Entry) -> str:
-    colours = tuple(SERIES)
-    return colours[BACKENDS.index(entry.backend)] if entry.backend in BACKENDS else colours[-1]
+    """Each backend keeps its own everywhere."""
+    known = entry.backend in backends.names()
+    place = backends.load(entry.backend).colour if known else None
+    return tuple(SERIES)[-1 if place is None else place]
 
 
 def _hover(entry: Entry, away: frozenset[str]) -> str:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import report, vision
+from phipipe import backends, pages, report
 from phipipe.evaluate import CONTINUATION_TOKENS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent / "templates"
 PRECISION_WORDS = {
     "fp32": "32-bit floating-point weights",
     "fp16": "16-bit floating-point weights",
@@ -138,17 +136,7 @@ def render(
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        finalize=inline,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML: ``inline`` escapes
-    )
+    made = pages.environment(inline)  # Markdown, not HTML: ``inline`` escapes
     made.filters |= {
         "code": code,
         "codes": lambda values: Safe(", ".join(map(code, values))),
@@ -305,9 +293,8 @@ def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | No
     }
     view |= {
         "sees": "vision" in manifest.get("fidelity", {}),
-        "square": vision.is_square(
-            str(manifest["source"].get("architecture")), manifest["backend"]
-        ),
+        "square": manifest["source"].get("architecture")
+        in backends.load(manifest["backend"]).square,
         "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
     }
     view |= {

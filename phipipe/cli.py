@@ -350,17 +350,15 @@ def init(
     as_json: bool,
 ) -> None:
     """Write a commented starter recipe that validates and plans."""
-    from phipipe import output, starter
+    from phipipe import starter
 
-    made = starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
-    for line in made.notes:
+    made, notes = starter.write(
+        recipe, device=device, precision=precision, backend=backend, source=source
+    )
+    for line in notes:
         note(f"note: {line}")
     if as_json:
-        words = {
-            name: getattr(made, name)
-            for name in ("name", "device", "unit", "backend", "precision", "pinned")
-        }
-        answers.give(output.Started(recipe=str(recipe), **words, next=list(made.next)))
+        answers.give(made)
     else:
         echo(f"wrote {recipe}: {made.precision} with {made.backend} for {made.device}, {made.unit}")
         echo(

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 from phipipe import __version__, cluster_worker, progress
-from phipipe.backends.base import Step
 from phipipe.errors import (
     Interrupted,
     PhipipeError,
@@ -33,6 +32,7 @@ from phipipe.errors import (
 from phipipe.executor import Bench, Result, Results, Waiting
 from phipipe.report import counted
 from phipipe.settings import Settings
+from phipipe.steps import Step
 from phipipe.store import Damaged, Store, Stored
 
 LOOK_S = 2.0

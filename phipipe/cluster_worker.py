@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__, measure, progress, toolchain
-from phipipe.backends.base import Step
 from phipipe.errors import (
     PhipipeError,
     RecipeError,
@@ -35,6 +34,7 @@ from phipipe.executor import Bench, Result, Waiting
 from phipipe.keys import key_of
 from phipipe.remote_store import OWNER, Remote
 from phipipe.settings import Settings
+from phipipe.steps import Step
 from phipipe.store import Store
 from phipipe.visible import visible
 

@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phipipe import backends, progress, reference, text_files, transformers_tokenizer
-from phipipe.backends.base import Backend, Inputs, Params, Runtime
+from phipipe.backends.base import Backend, Runtime
 from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.reference import log_softmax, score
 from phipipe.report import counted
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -329,7 +330,7 @@ def _reference(source: Path, model: _Original) -> dict[str, Any]:
     return {"parity_ids": tokenizer.encode(PARITY_TEXT), "chats": chats}
 
 
-def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
+def _sanity(backend: Backend[Any], runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
     """What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
     expected = _read(inputs["baseline"] / "baseline.json")
     tokenizer = backend.tokenizer(inputs["artifact"])

@@ -41,10 +41,10 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import __version__, tracing
-from phipipe.backends.base import Advice
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StoreError, encoded
 from phipipe.executor import Listener, Result
 from phipipe.report import peaks
+from phipipe.steps import Advice
 from phipipe.tracing import Sink
 from phipipe.visible import json_text
 

@@ -7,7 +7,6 @@ read is hashed first; damage is put aside, and whoever made it makes it again.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import threading
@@ -19,14 +18,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from phipipe import downloads, hardware, keys, outside, progress, remote_store, toolchain, why
-from phipipe.backends.base import Json, Step
+from phipipe import (
+    downloads,
+    hardware,
+    keys,
+    outside,
+    progress,
+    remote_store,
+    steps,
+    toolchain,
+    why,
+)
 from phipipe.errors import Interrupted, PhipipeError, SourceError, ToolchainError
 from phipipe.measure import host
 from phipipe.plan import Plan
 from phipipe.process import Request, Worker
 from phipipe.remote_store import Remote
 from phipipe.settings import Settings
+from phipipe.steps import Json, Step
 from phipipe.store import Store, Stored
 from phipipe.toolchain import Installed
 
@@ -342,11 +351,11 @@ class Bench:
                 raise Interrupted("stopped")
             on_progress(done, total, unit)
 
-        module, _, function = request.runs.partition(":")
+        function = steps.resolve(request.runs)
         out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with progress.listening(heard):
-            getattr(importlib.import_module(module), function)(request.inputs, out, request.params)
+            function(request.inputs, out, request.params)
         return {"seconds": time.perf_counter() - start}
 
     def _in_worker(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phipipe import longrope
-from phipipe.backends.base import Json
+from phipipe import backends, longrope
+from phipipe.rules import Fixup
+from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
@@ -17,24 +16,12 @@ if TYPE_CHECKING:
 KNOWN_TYPES = ("phi", "phi3", "phimoe")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fixup:
-    """A change to the staged copy's ``config.json``, made without asking and recorded in the
-    manifest."""
-
-    id: str
-    rule: str
-    when: Callable[[Recipe, Checkpoint], bool]
-    reason: str
-    patch: Callable[[Checkpoint], Mapping[str, Json]]
-
-
 def needed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:
     """Fix-ups that the checkpoint needs on the recipe's backend: id → ``rule``, ``reason`` and
     ``patch``."""
     return {
         fix.id: {"rule": fix.rule, "reason": fix.reason, "patch": dict(fix.patch(checkpoint))}
-        for fix in FIXUPS
+        for fix in (*FIXUPS, *backends.load(recipe.backend).fixups)
         if fix.when(recipe, checkpoint)
     }
 
@@ -56,15 +43,13 @@ def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
     return patch
 
 
-def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
-    return {**scaling, "long_factor": scaling["short_factor"]}
-
-
 FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the last word
     Fixup(
         id="F7",
         rule="M07",
-        when=lambda r, c: r.backend != "torch" and c.resaved and c.model_type in KNOWN_TYPES,
+        when=lambda r, c: (
+            c.resaved and c.model_type in KNOWN_TYPES and not backends.load(r.backend).reads_resaved
+        ),
         reason="transformers 5 saved the checkpoint again and moved its rotary settings to "
         "`rope_parameters`, where "
         "other converters do not look",
@@ -85,41 +70,5 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
         reason="LongRoPE under the name that Phi-3 first gave it, which transformers 5 and "
         "mlx-lm do not know any more",
         patch=lambda c: longrope.respelled(c.config),
-    ),
-    Fixup(
-        id="F1",
-        rule="M08",
-        when=lambda r, c: (
-            r.backend == "onnxruntime"
-            and c.model_type == "phi3"
-            and c.cuts
-            and not c.config.get("layer_types")
-        ),
-        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
-        "config.json lists",
-        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
-    ),
-    Fixup(
-        id="F2",
-        rule="M11",
-        when=lambda r, c: (
-            r.backend == "mlx"
-            and c.rope_scaling is not None
-            and r.evaluate.window <= c.original_context_length
-        ),
-        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in "
-        "their place it is exact "
-        "up to the original context length",
-        patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
-    ),
-    Fixup(
-        id="F3",
-        rule="R06",
-        when=lambda r, c: (
-            r.backend == "litert" and c.model_type == "phi3" and c.sliding_window is not None
-        ),
-        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never "
-        "longer than it",
-        patch=lambda c: {"sliding_window": None},
     ),
 )

@@ -22,10 +22,9 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from phipipe import worker
+from phipipe import hardware, worker
 
 if sys.platform != "win32":
     import resource
@@ -147,10 +146,6 @@ def main() -> None:
 def _sizes() -> dict[str, int]:
     """Bytes of writable memory, of address space, and the most that was in memory; nothing where it
     is not told."""
-    sizes = {}
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text("ascii", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name in ("VmData", "VmSize", "VmHWM"):
-                sizes[name] = int(value.split()[0]) * 1024
-    return sizes
+        return hardware.memory_of(os.getpid())
+    return {}

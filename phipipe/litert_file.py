@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import tokenizer_files
 from phipipe.errors import StepFailed
 from phipipe.limited import Raised
 from phipipe.limited_tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Json
+    from phipipe.steps import Json
 
 MODEL = "model.tflite"
 BUNDLE = "model.litertlm"
@@ -297,7 +298,7 @@ def ends(folder: Path) -> tuple[int, ...]:
             else None
         )
         if found is not None:
-            return tuple(sorted(found)) if isinstance(found, list) else (int(found),)
+            return tuple(sorted(tokenizer_files.end_ids(found)))
     return ()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phipipe import json_files, transformers_tokenizer
+from phipipe import json_files, tokenizer_files, transformers_tokenizer
 from phipipe.limited import Raised
 from phipipe.limited_tokenizer import LimitedTokenizer
 
@@ -254,7 +254,7 @@ def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
             if (source / name).is_file()
             else None
         )
-        ids += found if isinstance(found, list) else [found]
+        ids += tokenizer_files.end_ids(found)
     ids.append(tokenizer.facts["eos_token_id"])
     if end and len(last := tokenizer.encode(end)) == 1:
         ids += last

@@ -7,7 +7,9 @@ every runtime.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
 import statistics
 import time
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import backends, hardware, progress
-from phipipe.backends.base import Inputs, Params, Runtime
+from phipipe.backends.base import Runtime
+from phipipe.steps import Inputs, Params
 
 
 def measure(inputs: Inputs, out: Path, params: Params) -> None:
@@ -98,11 +101,8 @@ def peak_bytes() -> int:
 
     Never ``ru_maxrss``: on Linux a child inherits its parent's across exec.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        return hardware.memory_of(os.getpid())["VmHWM"]
     import psutil
 
     memory = psutil.Process().memory_info()

@@ -113,6 +113,19 @@ class Checkpoint:
         return self.parameters - idle * self.layers * 3 * self.hidden_size * self.intermediate_size
 
     @property
+    def input_widths(self) -> dict[str, int]:
+        """Input widths of the decoder layers' linears, by what makes them."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "heads times head size": self.heads * self.head_size,
+        }
+
+    def is_divided_by(self, group_size: int) -> bool:
+        """Whether groups of so many weights divide the rows of every linear."""
+        return not any(width % group_size for width in self.input_widths.values())
+
+    @property
     def scaling(self) -> str:
         """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
         none."""
@@ -139,6 +152,11 @@ def files(folder: Path) -> list[str]:
     except SourceError:  # no model: `read` says why
         ignored = ()
     return sorted(allowed - set(ignored))
+
+
+def loose_files(folder: Path) -> list[str]:
+    """Of ``files``, those beside the weights and their index."""
+    return [name for name in files(folder) if not name.endswith((".safetensors", ".index.json"))]
 
 
 def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from phipipe import keys
-from phipipe.backends.base import Step
 from phipipe.executor import Result, Waiting
 from phipipe.plan import Plan
+from phipipe.steps import Step
 
 
 @dataclass(kw_only=True)

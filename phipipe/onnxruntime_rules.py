@@ -1,10 +1,9 @@
-"""What ONNX Runtime's converters and kernels cannot do, or do badly, as data: see ``rules``."""
+"""What ONNX Runtime's converters and kernels cannot do, or do badly, as data."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from phipipe import group_rules
 from phipipe.rules import Rule
 
 if TYPE_CHECKING:
@@ -47,13 +46,7 @@ def _output_widths(checkpoint: Checkpoint) -> set[int]:
 def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
     """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is
     left over."""
-    inputs = group_rules.widths(checkpoint).values()
-    return any(-(-width // block_size) % 2 for width in inputs)
-
-
-def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
-    """Whether some weight's rows are not a whole number of blocks."""
-    return any(width % block_size for width in group_rules.widths(checkpoint).values())
+    return any(-(-width // block_size) % 2 for width in checkpoint.input_widths.values())
 
 
 def _asks_olive(recipe: Recipe, options: Any) -> bool:
@@ -64,6 +57,14 @@ def _asks_olive(recipe: Recipe, options: Any) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        id="M04",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their "
+        "LongRoPE)",
+        hint="`backend: openvino` computes it exactly; or use a dense Phi model",
+    ),
     Rule(
         id="O09",
         level="error",
@@ -150,18 +151,11 @@ RULES: tuple[Rule, ...] = (
         id="O23",
         level="error",
         when=lambda r, o, c: (
-            r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size)
+            r.precision == "int4" and o.algorithm == "gptq" and not c.is_divided_by(o.block_size)
         ),
         message="`gptq` needs blocks that divide the rows of every weight; `block_size: "
         "{options.block_size}` does not",
         hint="choose a smaller `quantize.block_size`",
-    ),
-    Rule(
-        id="O24",
-        level="error",
-        when=lambda r, o, c: _asks_olive(r, o) and "quantization_config" in c.config,
-        message="the checkpoint is quantized already; start from the original model's files",
-        hint="name them in `source`, or take `rotate` and `algorithm` out of `quantize`",
     ),
     Rule(
         id="O25",

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 import psutil
 
-from phipipe import room, worker
+from phipipe import hardware, room, words, worker
 from phipipe.children import own_group
 from phipipe.children import python_command as python_command
 from phipipe.errors import (
@@ -53,7 +53,7 @@ OnProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step to be run: ``runs`` is ``module:function``."""
+    """One step to be run: ``runs`` is the name of its function (``phipipe.steps``)."""
 
     step: str
     runs: str
@@ -302,7 +302,7 @@ class Worker:
 
     def _died(self, step: str, code: int | None, watch: _Watch, log: Path) -> PhipipeError:
         """Why there is no response."""
-        peak = _gib(watch.peak_rss_bytes)
+        peak = words.gib(watch.peak_rss_bytes)
         if watch.verdict:
             return StepKilled(
                 f"step `{step}` was ended: {watch.verdict} (peak {peak} resident)",
@@ -319,14 +319,9 @@ class Worker:
                 f"system ran out of memory",
                 hint=f"{MORE_MEMORY}; its log: {log}",
             )
-        if room.is_full(
-            room.of_steps(self._settings)
-        ):  # a file mapped into memory: SIGBUS; or no room for an answer
-            return room.error(
-                room.of_steps(self._settings),
-                doing=f"step `{step}`",
-                reason=f"it died ({_ending(code)})",
-            )
+        folders = room.of_steps(self._settings)
+        if room.is_full(folders):  # a file mapped into memory: SIGBUS; or no room for an answer
+            return room.error(folders, doing=f"step `{step}`", reason=f"it died ({_ending(code)})")
         return StepKilled(
             f"step `{step}` died ({_ending(code)}, peak {peak} resident)", hint=f"its log: {log}"
         )
@@ -336,20 +331,21 @@ class Worker:
         message = str(told["message"])
         if "error" in told:
             return decoded(told["error"], before=f"step `{step}`: ")
+        folders = room.of_steps(self._settings)
         # First: what a full disk makes libraries say is easily taken for a lack of memory.
         if (
             told.get("errno") in room.FULL
             or room.SAID.search(message)
-            or (NO_MEMORY.search(message) and room.is_full(room.of_steps(self._settings)))
+            or (NO_MEMORY.search(message) and room.is_full(folders))
         ):
             reason = _last(message) or str(told["kind"])
-            return room.error(room.of_steps(self._settings), doing=f"step `{step}`", reason=reason)
+            return room.error(folders, doing=f"step `{step}`", reason=reason)
         if (
             told["kind"] == "MemoryError"
             or NO_MEMORY.search(message)
             or told.get("returncode") in (-9, 137)
         ):
-            peak = _gib(watch.peak_rss_bytes)
+            peak = words.gib(watch.peak_rss_bytes)
             return StepKilled(
                 f"step `{step}` ran out of memory at {peak} resident: "
                 f"{_last(message) or told['kind']}",
@@ -431,7 +427,7 @@ def memory_of(process: psutil.Process) -> tuple[int, int]:
     """(resident, anonymous and shared) bytes; the two are one where the system does not tell them
     apart."""
     if sys.platform == "linux":
-        fields = worker.status(process.pid)
+        fields = hardware.memory_of(process.pid)
         return fields["VmRSS"], fields["RssAnon"] + fields["RssShmem"]
     rss = int(process.memory_info().rss)
     return rss, rss
@@ -486,10 +482,6 @@ def _ending(code: int | None) -> str:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit code {code}" if code is None or code < 256 else f"exit code {code:#x}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
 
 
 def _last(message: str) -> str:

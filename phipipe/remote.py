@@ -32,12 +32,13 @@ from phipipe import (
     transfer,
     weight_files,
     weights,
+    words,
 )
-from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Listing, Repository
 from phipipe.models import Checkpoint
 from phipipe.settings import Settings
+from phipipe.steps import Inputs, Params, Step
 from phipipe.transfer import Published
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _step(name: str, repo: Repository, found: Listing, folder: Path) -> Step:
     files = [dataclasses.asdict(file) for file in found.files]
     return Step(
         name=name,
-        runs="phipipe.remote:fetch",
+        runs="hub/fetch",
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
         folder=folder / "whole",
@@ -376,8 +377,8 @@ def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> in
     free = shutil.disk_usage(parts).free
     if needed > free:
         raise StoreError(
-            f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has "
-            f"{free / MIB:.0f} MiB free",
+            f"`{repo}` needs {words.size(needed)} more, and `{Settings.read().cache}` has "
+            f"{words.size(free)} free",
             hint=room.KEEP_CACHE,
         )
     return needed

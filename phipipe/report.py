@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from phipipe import words
 from phipipe.metrics import ROWS, Metric
 
 Report = Mapping[str, Any]
@@ -94,7 +95,7 @@ def peaks(usage: Report) -> str:
     """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the
     files it mapped."""
     kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
-    said = [f"{usage[name] / 2**30:.2f} GiB {kind}" for kind, name in kinds if usage.get(name)]
+    said = [f"{words.gib(usage[name])} {kind}" for kind, name in kinds if usage.get(name)]
     return f", peak {', '.join(said)}" if said else ""
 
 

@@ -72,7 +72,7 @@ def text(name: str) -> str:
         RecipeError: there is no such schema.
     """
     if name == RECIPE:
-        return schema.dump({name: backends.load(name).Options for name in backends.names()})
+        return schema.dump({name: backends.load(name).options for name in backends.names()})
     return _dump(of_command(name))
 
 

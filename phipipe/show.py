@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from phipipe import output, report
+from phipipe import output, report, words
 from phipipe.errors import PhipipeError
 from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.nodes import labels
@@ -298,7 +298,9 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     for item in forecast:
         step = item.step
         state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
-        rows.append((step.name, state, _gib(step.output_bytes), _gib(step.memory_bytes), item.why))
+        rows.append(
+            (step.name, state, _size(step.output_bytes), _size(step.memory_bytes), item.why)
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [heading(planned)]
     lines += [f"  {line}" for line in _warnings(planned)]
@@ -316,8 +318,8 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     peak = max((step.memory_bytes for step in todo), default=0)
     lines.append(
         f"  {len(todo)} of {report.counted(len(forecast), 'step')} will run"
-        + (f", writing about {_gib(sum(step.output_bytes for step in todo))}" if todo else "")
-        + (f"; peak about {_gib(peak)} anonymous" if peak else "")
+        + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
+        + (f"; peak about {words.size(peak)} anonymous" if peak else "")
     )
     return "\n".join(lines)
 
@@ -359,7 +361,5 @@ def plan_json(
     )
 
 
-def _gib(size: int) -> str:
-    if not size:
-        return "-"
-    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
+def _size(size_bytes: int) -> str:
+    return words.size(size_bytes) if size_bytes else "-"

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from phipipe import backends, device, rules, several
-from phipipe.backends.base import ANY_MODEL, Advice, Unseen
+from phipipe import backends, device, model_rules, rules, several
+from phipipe.backends.base import Job
 from phipipe.build import Build, paths_of, problem_at
 from phipipe.device import Device, Unit
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.places import Where
 from phipipe.recipe_load import gather
+from phipipe.steps import Advice
 from phipipe.suggestions import near
 
 BACKEND: Where = ("backend",)
@@ -109,12 +110,11 @@ def placed(build: Build, *where: str) -> Iterator[None]:
 
 def _rules(build: Build, options: BaseModel) -> list[Advice]:
     """What the rules say of every model: those that look at the model say nothing."""
-    backend = backends.load(build.recipe.backend)
-    try:
-        own = backend.advise(build.recipe, options, ANY_MODEL)
-    except Unseen:
-        own = []
-    return [*rules.check(build.recipe, options, ANY_MODEL), *own]
+    job = Job(build.recipe, options)
+    return [
+        *rules.check(job, model_rules.RULES),
+        *rules.check(job, backends.load(build.recipe.backend).rules),
+    ]
 
 
 def _device(build: Build) -> Device:

@@ -144,10 +144,8 @@ def note_unknown_ends(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
         (generation, optional_settings(folder / generation)),
         ("config.json", config),
     ):
-        ends = settings.get("eos_token_id")
-        for number in ends if isinstance(ends, list) else [ends]:
-            if number is not None and number >= config["vocab_size"]:
-                beyond.append(f"{number} of {name}")
+        ends = tokenizer_files.end_ids(settings.get("eos_token_id"))
+        beyond += [f"{number} of {name}" for number in ends if number >= config["vocab_size"]]
     return [remarks.of("W07", *beyond)] if beyond else []
 
 

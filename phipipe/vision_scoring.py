@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phipipe import backends, progress, transformers_tokenizer, vision
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
 from phipipe.limited_tokenizer import LimitedTokenizer
 from phipipe.reference import log_softmax, score
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hostile_packages
 import pytest
-import small_package
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing import hostile_packages, small_package
 
 from phipipe import again, backends, cli, file_names, gate, manifest_schema, models, package
 from phipipe.errors import PhipipeError, SourceError, StepFailed
@@ -66,6 +65,7 @@ def test_every_layout_that_backends_make_passes(bases: dict[str, Path]) -> None:
     }
 
 
+@pytest.mark.full
 def test_no_hook_passes_in_any_layout(bases: dict[str, Path], tmp_path: Path) -> None:
     """Of each edit, the manifest fits again; whatever it asks for is named, and nothing has come of
     it."""
@@ -134,7 +134,7 @@ def test_auto_map_is_harmless_where_no_model_is_built_by_it(
 
 
 def test_a_package_that_no_command_would_open_is_not_made(tmp_path: Path) -> None:
-    from test_package import Kitchen
+    from testing.kitchen import Kitchen
 
     kitchen = Kitchen(tmp_path / "kitchen")
     (kitchen.artifact / "helper.py").write_text("print()")

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostile_paths
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing import hostile_paths
 
 from phipipe import (
     again,
@@ -33,10 +33,11 @@ from phipipe.user_paths import Kind
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
 
 
+@pytest.mark.full
 def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path) -> None:
     """Every command × every place for a path × every kind of odd path, and odd values for the other
     options."""
-    command = [sys.executable, hostile_paths.__file__, str(tmp_path / "odd")]
+    command = [sys.executable, "-m", "testing.hostile_paths", str(tmp_path / "odd")]
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", cwd=tmp_path
     )

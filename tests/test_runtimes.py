@@ -6,19 +6,19 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_quickstart import ROOT, Shell
+from testing.places import RECIPES
+from testing.shell import Shell
 
 from phipipe import package
 
-BOARD = ROOT / "recipes" / "board.yaml"
+BOARD = RECIPES / "board.yaml"
 FEWER = ("--set", "evaluate.tokens=2048", "--set", "measure.repetitions=2")
 KLD_MEAN = {"fp32": 1e-6, "fp16": 1e-6, "int8": 1e-4, "int4": 5e-3}
-pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +157,10 @@ def snippet(folder: Path) -> str:
 @pytest.mark.parametrize("backend", ["llamacpp", "openvino", "mlx", "torch"])
 @pytest.mark.parametrize("precision", ["int4", "fp16"])
 def test_the_cards_program_runs_the_package_without_phipipe(
-    said: str, shell: Shell, request: pytest.FixtureRequest, backend: str, precision: str
+    said: str, shell: Shell, python_of: Callable[[str], Path], backend: str, precision: str
 ) -> None:
     folder = shell.folder / "packages" / f"board-{backend}-{precision}"
-    python = request.getfixturevalue(f"{backend}_python")
-    command = [python, "-I", "-c", snippet(folder), folder]
+    command = [python_of(backend), "-I", "-c", snippet(folder), folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(
