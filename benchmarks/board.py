@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from phipipe import backends, measure, plan, recipe, schedule, toolchain
+from phipipe import backends, measure, plan, recipe_load, schedule, toolchain
 from phipipe.plan import Plan
 from phipipe.settings import Settings
 from phipipe.show import Silent
@@ -55,7 +55,7 @@ def plans(extra: str = "") -> list[Plan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
-        made = [plan.prepare(build) for build in recipe.load(path, options=backends.OptionsOf())]
+        made = [plan.prepare(build) for build in recipe_load.load(path, options=backends.OptionsOf())]
     return [
         replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))
         for p in made

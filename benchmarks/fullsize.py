@@ -27,7 +27,7 @@ import board
 import checkpoint
 import psutil
 
-from phipipe import backends, measure, plan, recipe, schedule, toolchain, worker
+from phipipe import backends, measure, plan, recipe_load, schedule, toolchain, worker
 from phipipe.process import memory_of
 from phipipe.settings import Settings
 from phipipe.show import Silent
@@ -73,7 +73,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     path.write_text(
         text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
     )
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = recipe_load.load(path, options=backends.OptionsOf())
     made = plan.prepare(build)
     cost = Cost()
     for wanted in (

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phipipe import backends, board, pages, picks, report
-from phipipe.board import ZERO, Entry
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
+from phipipe.board_entry import ZERO, Entry, one_line
 from phipipe.metrics import METRICS
 from phipipe.picks import Answer
 from phipipe.visible import in_template
@@ -101,7 +101,7 @@ def embedded(value: object) -> Markup:
 
 def label(text: str, length: int = LABEL) -> str:
     """``text`` where plotly would read tags and entities."""
-    shown = board.one_line(text)
+    shown = one_line(text)
     shown = shown if len(shown) <= length else shown[: length - 1] + "…"
     return html.escape(shown, quote=False)
 
@@ -112,7 +112,7 @@ def label(text: str, length: int = LABEL) -> str:
 def _facts(done: Sequence[Entry]) -> list[str]:
     if not done:
         return []
-    first, hosts = done[0], {board.host_words(e.host) for e in done}
+    first, hosts = done[0], {report.host_words(e.host) for e in done}
     where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} machines"
     return [
         f"{first.source}, {report.number(first.parameters / 1e6)} million parameters",
@@ -128,7 +128,7 @@ def _rows(every: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
         {
             "entry": entry,
             "build": build_words(entry),
-            "error": board.one_line(entry.error or ""),
+            "error": one_line(entry.error or ""),
             "cells": []
             if entry.error is not None
             else [{"text": cell(c, entry, away), "value": c.value(entry)} for c in COLUMNS],
@@ -161,7 +161,7 @@ def _provenance(entry: Entry) -> dict[str, Any]:
             "Runtime": entry.backend_title or entry.backend,
             "Scheme": entry.scheme or entry.precision,
             "Device": f"{entry.device} ({entry.api}); measured on target: {entry.on_target}",
-            "Host of the speeds": board.host_words(entry.host),
+            "Host of the speeds": report.host_words(entry.host),
             "Prompt": f"{entry.prompt_tokens} tokens",
             "Source": entry.source,
             "Source digest": entry.source_digest,
@@ -358,9 +358,7 @@ def _scatter(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: 
     # the script places these: where they fit depends on the window's width. Left of and below all
     # lines there is room
     outer = picks.front(candidates)
-    labels = [
-        [(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), board.one_line(c.name)] for c in outer
-    ]
+    labels = [[(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), one_line(c.name)] for c in outer]
     figure.update_layout(meta={"labels": labels})
     every = [math.log10(e.size * factor) for e in done]
     width = max(max(every) - min(every), 0.3)

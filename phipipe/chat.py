@@ -76,10 +76,10 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
         talk = Talk(
             runtime=runtime,
             tokenizer=tokenizer,
-            context=int(manifest["source"]["context_length"]),
+            context=manifest.source.context_length,
             limit=limit,
-            system=system if manifest["chat_template"] else None,
-            template=bool(manifest["chat_template"]),
+            system=system if manifest.chat_template else None,
+            template=manifest.chat_template is not None,
         )
         try:
             return (

@@ -7,7 +7,6 @@ read is hashed first; damage is put aside, and whoever made it makes it again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from phipipe import (
     downloads,
@@ -25,6 +24,7 @@ from phipipe import (
     outside,
     progress,
     remote_store,
+    reports,
     steps,
     toolchain,
     why,
@@ -34,6 +34,7 @@ from phipipe.measure import host
 from phipipe.plan import Plan
 from phipipe.process import Request, Worker
 from phipipe.remote_store import Remote
+from phipipe.reports import R
 from phipipe.settings import Settings
 from phipipe.steps import Json, Step
 from phipipe.store import Store, Stored
@@ -93,10 +94,10 @@ class Outcome:
     def all_cached(self) -> bool:
         return self.error is None and all(result.cached for result in self.results.values())
 
-    def load(self, step: str, name: str) -> Any:
-        """A JSON file that ``step`` wrote, or None if that step did not come about."""
+    def load(self, step: str, kind: type[R]) -> R | None:
+        """The report that ``step`` wrote, or None if that step did not come about."""
         result = self.results.get(step)
-        return json.loads((result.stored.path / name).read_text("utf-8")) if result else None
+        return reports.read(kind, result.stored.path) if result else None
 
 
 @dataclass(frozen=True, kw_only=True)

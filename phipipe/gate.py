@@ -37,7 +37,8 @@ from phipipe import (
 )
 from phipipe import manifest as manifests
 from phipipe.errors import SourceError
-from phipipe.manifest import Finding, Manifest
+from phipipe.manifest import Finding
+from phipipe.manifest_schema import Manifest
 
 CONFIGS = (  # of tools that read checkpoints; every backend's packages may have some
     "config.json",
@@ -106,8 +107,8 @@ def pass_(folder: Path, manifest: Manifest) -> None:
 def findings(folder: Path, manifest: Manifest, skip: Iterable[str] = ()) -> Iterator[Finding]:
     """Everything in the package that phipipe never packages; of files in ``skip`` only names
     count."""
-    backend = str(manifest["backend"])
-    files = {str(entry["path"]): int(entry["size"]) for entry in manifest["files"]}
+    backend = manifest.backend
+    files = {entry.path: entry.size for entry in manifest.files}
     patterns = (*COMMON, *backends.load(backend).files)
     skipped = frozenset(skip)
     for name in sorted(files):

@@ -8,16 +8,15 @@ every runtime.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
-from phipipe import backends, hardware, progress
+from phipipe import backends, hardware, progress, reports
 from phipipe.backends.base import Runtime
+from phipipe.reports import Speed
 from phipipe.steps import Inputs, Params
 
 
@@ -43,26 +42,30 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     for _ in runtime.generate(prompt[:1], 1):
         pass
     load_s = time.perf_counter() - start
-    samples: list[dict[str, float]] = []
-    for i in range(-1, int(params["repetitions"])):
-        sample = _once(runtime, prompt, new_tokens)
-        if i >= 0:  # the first is the warm-up
-            samples.append(sample)
-            progress.report(i + 1, int(params["repetitions"]), "repetitions")
+    samples = _samples(runtime, prompt, new_tokens, int(params["repetitions"]))
     runtime.close()
-    metrics = {name: statistics.median(s[name] for s in samples) for name in samples[0]}
-    spread = {
-        name: [min(s[name] for s in samples), max(s[name] for s in samples)] for name in samples[0]
-    }
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    metrics = {name: statistics.median(values) for name, values in columns.items()}
     metrics |= {"load_s": load_s, "peak_memory_gib": peak_bytes() / 2**30}
-    report = {
-        "metrics": metrics,
-        "spread": spread,
-        "host": host(),
-        "prompt_tokens": len(prompt),
-        "new_tokens": new_tokens,
-    }
-    (out / "speed.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
+    report = Speed(
+        metrics=metrics,
+        spread={name: [min(values), max(values)] for name, values in columns.items()},
+        host=host(),
+        prompt_tokens=len(prompt),
+        new_tokens=new_tokens,
+    )
+    reports.write(out, report)
+
+
+def _samples(
+    runtime: Runtime, prompt: list[int], new_tokens: int, repetitions: int
+) -> list[dict[str, float]]:
+    _once(runtime, prompt, new_tokens)  # the warm-up
+    samples = []
+    for i in range(repetitions):
+        samples.append(_once(runtime, prompt, new_tokens))
+        progress.report(i + 1, repetitions, "repetitions")
+    return samples
 
 
 def _once(runtime: Runtime, prompt: list[int], new_tokens: int) -> dict[str, float]:
@@ -75,7 +78,7 @@ def _once(runtime: Runtime, prompt: list[int], new_tokens: int) -> dict[str, flo
     return sample
 
 
-def host() -> dict[str, Any]:
+def host() -> dict[str, str | int | float | None]:
     """What a figure was measured on; part of the key of every measurement."""
     return {
         "system": platform.system(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from phipipe import backends, board, explain, output, output_lists, picks, schema
+from phipipe import backends, board_entry, explain, output, output_lists, picks, schema
 from phipipe.errors import RecipeError
 from phipipe.suggestions import near
 
@@ -29,7 +29,7 @@ class Board:
     type: str
     format: int
     phipipe: str
-    entries: list[board.Entry]
+    entries: list[board_entry.Entry]
     picks: list[picks.Answer]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from testing import tiers
 from testing.clock import SHARING
@@ -51,6 +54,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[item for item in items if not tiers.is_taken(item)])
     seconds = {f"test_{name}": number for name, number in SECONDS.items()}
     items[:] = sorted(taken, key=lambda item: -seconds.get(item.path.stem, 0))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """What a test has started does not outlive its failure: it would compute on."""
+    start = time.time() - 0.5  # what psutil says of a start is coarse
+    try:
+        return (yield)
+    except BaseException:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.create_time() >= start:
+                    process.kill()
+        raise
 
 
 # --- workers of `-n`

@@ -21,7 +21,7 @@ from testing import oracle
 
 from phipipe import backends, steps
 from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 
 def convert(root: Path, job: dict[str, Any]) -> None:

@@ -24,8 +24,8 @@ from testing.drive import answer, message
 from phipipe import chat_templates, fixups, litert_file, models
 from phipipe.backends import litert as backend
 from phipipe.backends.base import Job
-from phipipe.evaluate import PARITY_TEXT
 from phipipe.hub import BUILTIN_MODELS
+from phipipe.sanity import PARITY_TEXT
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from phipipe import hub, models, openvino_session
 from phipipe.backends import openvino as backend
 from phipipe.backends.base import Job
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 STORIES = Path(hub.__file__).parent / "assets" / "stories"

@@ -20,7 +20,7 @@ from testing.drive import answer, message
 
 from phipipe import qnn_graph, static_session, static_weights
 from phipipe.backends import qnn as backend
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 LENGTHS = {"prompt_length": 64, "context_length": 256}
 VARIANTS = ("source", "tied", "longrope")

@@ -21,10 +21,12 @@ from testing.recipes import write
 from testing.shell import Run
 
 from phipipe import (
+    accept,
     backends,
     batch,
+    batch_folder,
     batch_report,
-    board,
+    board_file,
     comparison,
     manifest,
     plan,
@@ -352,11 +354,11 @@ def test_no_build_takes_the_place_of_a_report(run: Run, tmp_path: Path, name: st
 
 
 def versions(name: str = "a") -> list[str]:
-    return [path.name for path in batch.versions(Path("batch") / name)]
+    return [path.name for path in batch_folder.versions(Path("batch") / name)]
 
 
 def pointed(name: str = "a") -> str | None:
-    return batch.latest(Path("batch") / name)
+    return batch_folder.latest(Path("batch") / name)
 
 
 def test_packages_lie_under_their_version_and_latest_names_one(run: Run, tmp_path: Path) -> None:
@@ -440,11 +442,11 @@ def test_tolerances_and_tags_change_no_key(tmp_path: Path) -> None:
 def test_better_is_no_regression_and_a_metric_that_is_gone_is_one() -> None:
     before = {"kld_mean": 0.02, "top1": 0.9, "decode_tokens_per_s": 100.0}
     limits = {"kld_mean": 0.0, "top1": 0.05, "decode_tokens_per_s": 10.0, "ppl": 1.0}
-    assert not batch.regressions(
+    assert not accept.regressions(
         before, {"kld_mean": 0.01, "top1": 0.86, "decode_tokens_per_s": 900.0}, limits
     )
-    assert not batch.regressions(before, before, limits)
-    found = batch.regressions(before, {"kld_mean": 0.020001, "top1": 0.84}, limits)
+    assert not accept.regressions(before, before, limits)
+    found = accept.regressions(before, {"kld_mean": 0.020001, "top1": 0.84}, limits)
     assert [(one.metric, one.after) for one in found] == [
         ("decode_tokens_per_s", None), ("kld_mean", 0.020001), ("top1", 0.84),
     ]  # fmt: skip
@@ -481,15 +483,15 @@ def test_a_pointer_that_names_nothing_is_written_anew(run: Run, tmp_path: Path, 
 def test_a_pointer_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "a"
     home.mkdir()
-    batch.point(home, "0" * 16)
+    batch_folder.point(home, "0" * 16)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("phipipe.collect._flush", full)
     with pytest.raises(OSError, match="No space"):
-        batch.point(home, "1" * 16)
-    assert batch.latest(home) == "0" * 16
+        batch_folder.point(home, "1" * 16)
+    assert batch_folder.latest(home) == "0" * 16
     assert [path.name for path in home.iterdir()] == ["latest"]
 
 
@@ -533,7 +535,7 @@ def test_one_model_is_one_board(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "r", "b")
     TROUBLE["b"] = "failed"
     run("r")
-    entries = board.load((Path("batch") / "board.json").read_text("utf-8"))
+    entries = board_file.load((Path("batch") / "board.json").read_text("utf-8"))
     assert [(e.name, e.error is None) for e in entries] == [("a", True), ("b", False)]
     assert "plotly" in (Path("batch") / "board.html").read_text("utf-8")
 
@@ -548,7 +550,7 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
     assert 'href="boards/script.html"' in page
     assert "<script>" not in page
     run("r", "--name", "a")  # what was not asked for stays on the board
-    assert {e.name for e in board.load((Path("batch") / "board.json").read_text("utf-8"))} == {
+    assert {e.name for e in board_file.load((Path("batch") / "board.json").read_text("utf-8"))} == {
         "a",
         "b",
     }
@@ -565,9 +567,9 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
 
 
 def test_worst_is_the_highest_code() -> None:
-    def ended(error: PhipipeError | None) -> batch.Done:
+    def ended(error: PhipipeError | None) -> accept.Done:
         item = selection.Item(name="a", path=Path("a.yaml"))
-        return batch.Done(item=item, error=error, metrics={}, before={})
+        return accept.Done(item=item, error=error, metrics={}, before={})
 
     assert batch_report.exit_code([ended(None)]) == 0
     assert (
@@ -648,7 +650,7 @@ def test_the_embedded_model_in_two_runtimes(run: Run, tmp_path: Path, toolchains
     for row in summary()["builds"]:
         assert not manifest.verify(Path("batch") / row["package"])
         assert row["metrics"]["kld_mean"] > 0
-    assert {e.backend for e in board.load(Path("batch/board.json").read_text("utf-8"))} == {
+    assert {e.backend for e in board_file.load(Path("batch/board.json").read_text("utf-8"))} == {
         "onnxruntime",
         "llamacpp",
     }

@@ -14,15 +14,16 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from testing import hostile_paths
+from testing import hostile_paths, small_package
 
 from phipipe import (
     again,
     backends,
-    board,
+    board_entry,
     collect,
     comparison,
     console,
+    manifest_schema,
     selection,
     timetable,
     user_paths,
@@ -143,7 +144,10 @@ def test_what_is_wrong_with_an_option_names_the_option_and_the_path(
 
 
 def test_too_few_tokens_for_a_window_are_the_options_fault_not_the_texts() -> None:
-    manifest = {"recipe": json.loads(json.dumps(yaml.safe_load(hostile_paths.RECIPE)))}
+    recipe = yaml.safe_load(hostile_paths.RECIPE)
+    manifest = manifest_schema.parse(
+        small_package.described(recipe=recipe, **{n: recipe[n] for n in ("backend", "precision")})
+    )
     with pytest.raises(
         RecipeError, match=r"--tokens 256 is less than one window of 512 tokens"
     ) as caught:
@@ -170,7 +174,7 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
             folder.mkdir(exist_ok=True)
             make(folder / name)
 
-    entries = [board.failed("x", "onnxruntime", "int4", "it failed")]
+    entries = [board_entry.failed("x", "onnxruntime", "int4", "it failed")]
     for name in ("board.html", "nightly.service", "board.json"):
         occupied(name)
     for kind in ("pipe", "link", "loop", "folder"):

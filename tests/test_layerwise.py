@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from phipipe import evaluate, layerwise
+from phipipe import layerwise, original
 
 DRIVER = Path(__file__).parent / "layerwise_driver.py"
 MAPPED = ["tied", "window", "longrope", "phi", "phimoe", "bf16", "fp16", "apart"]
@@ -111,9 +111,9 @@ def test_a_quantized_original_is_loaded_as_a_whole(
         logits=lambda window: window[:1], generate=lambda prompt, limit: iter(prompt[:limit])
     )
     monkeypatch.setattr(
-        evaluate.backends, "load", lambda name: SimpleNamespace(open=lambda folder: runtime)
+        original.backends, "load", lambda name: SimpleNamespace(open=lambda folder: runtime)
     )
     (tmp_path / "config.json").write_text('{"quantization_config": {}}', "utf-8")
-    model: Any = evaluate._original(tmp_path)
+    model: Any = original.load(tmp_path)
     assert list(model.logits([[1, 2], [3, 4]])) == [[1], [3]]
     assert model.generate([[5, 6, 7], [8]], 2) == [[5, 6], [8]]

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from phipipe import rules
 from phipipe.backends import openvino
 from phipipe.backends.base import Job
+from phipipe.models import Checkpoint
 
 DRIVER = Path(__file__).parent / "openvino_driver.py"
 
@@ -47,6 +48,13 @@ def recipe(precision: str) -> Any:
     )
 
 
+class Shape(SimpleNamespace):
+    """What of a checkpoint is looked at here."""
+
+    input_widths = Checkpoint.input_widths
+    is_divided_by = Checkpoint.is_divided_by
+
+
 def checkpoint(**changes: Any) -> Any:
     shape: dict[str, Any] = {
         "large": False,
@@ -62,7 +70,7 @@ def checkpoint(**changes: Any) -> Any:
         "context_length": 4096,
         "original_context_length": 4096,
     }
-    return SimpleNamespace(**shape | changes)
+    return Shape(**shape | changes)
 
 
 def advice(precision: str, shape: Any = None, **options: Any) -> list[tuple[str, str]]:

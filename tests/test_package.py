@@ -32,7 +32,8 @@ from testing.kitchen import (
     digest_of,
 )
 
-from phipipe import card, manifest, package
+from phipipe import card, manifest, markdown, package
+from phipipe.description import Step
 from phipipe.errors import SourceError, StepFailed
 
 
@@ -76,20 +77,22 @@ def test_the_artifact_ships_unchanged_with_everything_around_it(cooked: Path) ->
 
 def test_the_manifest_says_what_it_is_and_where_it_came_from(cooked: Path) -> None:
     made = package.read_manifest(cooked)
-    assert (made["name"], made["api"], made["backend"], made["precision"]) == (
+    assert (made.name, made.api, made.backend, made.precision) == (
         "quickstart",
         "cpu",
         "onnxruntime",
         "int4",
     )
-    assert made["source"]["digest"] == made["steps"]["source"]["digest"]
-    assert made["source"]["files"] == [{"path": "made", "size": 3, "sha256": digest_of("source")}]
-    assert made["chat_template"]["sha256"] == hashlib.sha256(TEMPLATE.encode()).hexdigest()
-    assert made["fidelity"]["metrics"] == METRICS["metrics"]
-    assert made["speed"] == SPEED
-    assert made["gates"] == GATES
-    assert made["steps"]["quantize"]["tools"] == TOOLS
-    assert made["licence"] == {"id": "mit", "stated": False, "files": ["LICENSE"]}
+    assert made.source.digest == made.steps["source"].digest
+    (file,) = made.source.files
+    assert file.as_json() == {"path": "made", "size": 3, "sha256": digest_of("source")}
+    assert made.chat_template is not None
+    assert made.chat_template.sha256 == hashlib.sha256(TEMPLATE.encode()).hexdigest()
+    assert made.fidelity.metrics == METRICS["metrics"]
+    assert made.speed.as_json() == SPEED
+    assert [gate.as_json() for gate in made.gates] == GATES
+    assert made.steps["quantize"].tools == TOOLS
+    assert made.licence.as_json() == {"id": "mit", "stated": False, "files": ["LICENSE"]}
 
 
 def test_a_package_from_when_steps_had_addresses_is_read_as_ever(kitchen: Kitchen) -> None:
@@ -101,7 +104,7 @@ def test_a_package_from_when_steps_had_addresses_is_read_as_ever(kitchen: Kitche
 
 
 def test_the_manifest_lists_every_other_file(cooked: Path) -> None:
-    listed = {e["path"]: (e["size"], e["sha256"]) for e in package.read_manifest(cooked)["files"]}
+    listed = {e.path: (e.size, e.sha256) for e in package.read_manifest(cooked).files}
     there = {
         n: (len(data), hashlib.sha256(data).hexdigest())
         for n, data in tree(cooked).items()
@@ -499,7 +502,7 @@ def test_a_lost_chat_template_stops_the_package_unless_it_renders_alike(kitchen:
     with pytest.raises(StepFailed, match="lost"):
         kitchen.cook()
     kitchen.metrics["sanity"]["chat_template_equal"] = True
-    made = package.read_manifest(kitchen.cook("second"))
+    made = package.read_manifest(kitchen.cook("second")).as_json()
     assert made["chat_template"]["compared"] == "rendering"
 
 
@@ -515,7 +518,7 @@ def test_an_added_chat_template_stops_the_package(kitchen: Kitchen) -> None:
 def test_the_template_may_move_between_files(kitchen: Kitchen, stored: object) -> None:
     (kitchen.source / "chat_template.jinja").unlink()
     (kitchen.source / "tokenizer_config.json").write_text(json.dumps({"chat_template": stored}))
-    assert package.read_manifest(kitchen.cook())["chat_template"]["compared"] == "text"
+    assert package.read_manifest(kitchen.cook()).as_json()["chat_template"]["compared"] == "text"
 
 
 def test_no_licence_is_invented(kitchen: Kitchen) -> None:
@@ -556,7 +559,7 @@ def test_the_recipe_travels_without_paths_of_this_machine(kitchen: Kitchen) -> N
     assert recipe["device"] == "my-board.yaml"
     assert recipe["evaluate"]["text"] == {"file": "mine.txt"}
     assert "--set 'source={path: FOLDER}'" in text
-    assert package.read_manifest(out)["recipe"] == recipe
+    assert package.read_manifest(out).recipe.as_json() == recipe
 
 
 @settings(max_examples=200, deadline=None)
@@ -800,15 +803,15 @@ def test_the_card_tells_the_steps_in_the_order_in_which_they_were_made(dice: ran
     for i, name in enumerate(names):
         before = dice.sample(names[:i], dice.randint(0, min(i, 3)))
         inputs = {f"in{other}": digest_of(other) for other in before} or {"files": digest_of(name)}
-        steps[name] = {"digest": digest_of(name), "inputs": inputs}
+        steps[name] = Step(key=name, digest=digest_of(name), tools={}, inputs=inputs)
     assert card._order(steps) == names
     shuffled = dice.sample(names, len(names))
     ordered = card._order({name: steps[name] for name in shuffled})
     assert sorted(ordered) == sorted(names)
-    made = {step["digest"] for step in steps.values()}
+    made = {step.digest for step in steps.values()}
     for i, name in enumerate(ordered):
-        reads = set(steps[name]["inputs"].values()) & made - {steps[name]["digest"]}
-        assert reads <= {steps[other]["digest"] for other in ordered[:i]}
+        reads = set(steps[name].inputs.values()) & made - {steps[name].digest}
+        assert reads <= {steps[other].digest for other in ordered[:i]}
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, "1 gate passed"), (2, "2 gates passed")])
@@ -876,7 +879,7 @@ def test_nothing_a_model_or_a_recipe_says_changes_the_card(kitchen: Kitchen, att
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("`~#\n\r \t|<ax\\\u202e\u0301🙂"), max_size=40))
 def test_a_code_block_cannot_be_closed_from_inside(text: str) -> None:
-    lines = card.block(text).split("\n")
+    lines = markdown.block(text).split("\n")
     fence = lines[0].removesuffix("text")
     assert set(fence) == {"`"}
     assert lines[-1] == fence
@@ -886,12 +889,12 @@ def test_a_code_block_cannot_be_closed_from_inside(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("`~#\n| <a_*[]()\\&;-+1."), max_size=30))
 def test_inline_text_keeps_to_its_line_and_cell(text: str) -> None:
-    shown = card.inline(text)
+    shown = markdown.inline(text)
     assert "\n" not in shown
     assert not re.search(
         r"(?<!\\)(\\\\)*[|<`*\[\]]", re.sub(r"\\[\\|<`*\[\]~$_&#>+.)-]", "", shown)
     )
-    assert card.inline(shown) is shown
+    assert markdown.inline(shown) is shown
 
 
 def test_the_program_in_the_card_is_python(cooked: Path) -> None:

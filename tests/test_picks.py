@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from testing.boards import entry
 
-from phipipe import backends, board, board_text, picks, remedies, report
+from phipipe import backends, board, board_entry, board_file, board_text, picks, remedies, report
 from phipipe.device import load, names
 from phipipe.picks import Answer, Candidate, Speed
 
@@ -266,14 +266,14 @@ def test_where_no_4_bit_file_is_fit_none_is_recommended_and_what_would_be_is_sai
 
 
 def test_a_board_says_its_answers_as_data() -> None:
-    raw = json.loads(board.dump(TRAINED))
+    raw = json.loads(board_file.dump(TRAINED))
     (told,) = raw["picks"]
     (answer,) = board.answers(TRAINED)
     assert told == json.loads(json.dumps(asdict(answer)))
 
 
 def test_a_failed_build_still_names_its_device() -> None:
-    lost = board.failed("x", "mlx", "int4", "no memory", "Mac", "metal")
+    lost = board_entry.failed("x", "mlx", "int4", "no memory", "Mac", "metal")
     assert [a.line for a in board.answers([lost])] == [
         "Mac, metal: nothing to ship: no build succeeded."
     ]

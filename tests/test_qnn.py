@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from testing import small_package
 from testing.checkpoints import source, tie
 from testing.drive import drive, section
 from testing.shapes import phi3
@@ -18,6 +19,7 @@ from testing.shapes import phi3
 from phipipe import card, hub, rules, static_graph, static_session
 from phipipe.backends import qnn
 from phipipe.backends.base import Job
+from phipipe.description import Description
 from phipipe.errors import StepFailed
 from phipipe.models import Checkpoint
 
@@ -183,22 +185,18 @@ def test_parts_are_consecutive_layers_of_nearly_one_size() -> None:
 
 @pytest.mark.parametrize("template", [None, {"sha256": "0"}])
 def test_the_cards_snippet_registers_the_provider_and_keeps_to_the_context(template: Any) -> None:
-    manifest = {
-        "backend": "qnn",
-        "api": "hexagon",
-        "precision": "int4",
-        "recipe": {"quantize": {"context_length": 256}},
-        "source": {"context_length": 4096},
-        "chat_template": template,
-        "steps": {
-            "compile": {"tools": {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}}
-        },
-    }
-    words = (
-        str(card._snippet(card._environment(), manifest))
-        .removeprefix("```python\n")
-        .removesuffix("```")
+    step = {"key": "k", "digest": "d", "inputs": {}}
+    tools = {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}
+    described = small_package.described(
+        backend="qnn",
+        api="hexagon",
+        context_length=4096,
+        recipe={"backend": "qnn", "precision": "int4", "quantize": {"context_length": 256}},
+        chat_template=template,
+        steps={"compile": {**step, "tools": tools}},
     )
+    program = card.snippet(Description.model_validate(described))
+    words = str(program).removeprefix("```python\n").removesuffix("```")
     compile(words, "snippet", "exec")
     assert "onnxruntime-qnn==2.7.0" in words.splitlines()[0]
     assert "register_execution_provider_library" in words

@@ -83,7 +83,7 @@ def test_the_package_is_complete_and_says_how_it_was_made(
     folder = shell.folder / "packages" / "quickstart"
     assert package.verify(folder) == []
     manifest = package.read_manifest(folder)
-    names = {entry["path"] for entry in manifest["files"]}
+    names = {entry.path for entry in manifest.files}
     assert {
         "model.onnx",
         "model.onnx.data",
@@ -92,7 +92,7 @@ def test_the_package_is_complete_and_says_how_it_was_made(
         "README.md",
         "LICENSE",
     } <= names
-    assert manifest["steps"]["quantize"]["tools"]["onnxruntime-genai"]
+    assert manifest.steps["quantize"].tools["onnxruntime-genai"]
     assert str(shell.folder) not in (folder / "manifest.json").read_text("utf-8")
 
 
@@ -286,7 +286,7 @@ def test_a_packages_template_that_attacks_ends_in_one_sentence(
     (folder / "chat_template.jinja").write_text(template, "utf-8")
     for name in (manifests.SUMS, manifests.NAME):
         (folder / name).unlink()
-    manifests.seal(folder, described)
+    manifests.seal(folder, described.as_json())
     said = shell("chat", folder, "--prompt", "Hi", expect=8)
     assert said.stdout == ""
     assert words in said.stderr

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,8 @@ def test_a_package_made_with_a_calibration_text_says_so(said: str, shell: Shell)
     words = ("--only", "board-llamacpp-int4", "--set", options, "--set", "calibrate.tokens=4096")
     (build,) = shell.run(*FEWER, *words, "--out", "calibrated", recipe=BOARD)
     manifest = package.read_manifest(shell.folder / "calibrated" / "board-llamacpp-int4")
-    assert manifest["recipe"]["calibrate"]["tokens"] == 4096
-    assert {"calibration-text", "calibration", "imatrix"} <= manifest["steps"].keys()
+    assert manifest.recipe.as_json()["calibrate"]["tokens"] == 4096
+    assert {"calibration-text", "calibration", "imatrix"} <= manifest.steps.keys()
     assert build["evaluation"]["metrics"]["bits_per_weight"] < 4.6
 
 
@@ -192,11 +192,12 @@ def test_an_npu_package_was_tried_through_the_npus_pipeline(said: str, shell: Sh
     )
     (build,) = shell.run(*words)
     folder = shell.folder / "npu" / "quickstart"
-    manifest: Mapping[str, Any] = package.read_manifest(folder)
-    assert manifest["on_target"] == "emulated"
-    assert manifest["emulation"]["gap_nats"] < 0.01
-    assert manifest["emulation"]["prompt_length"] == manifest["recipe"]["quantize"]["prompt_length"]
-    assert manifest["recipe"]["quantize"]["symmetric"]
+    manifest = package.read_manifest(folder)
+    assert manifest.emulation is not None
+    assert manifest.on_target == "emulated"
+    assert manifest.emulation["gap_nats"] < 0.01
+    assert manifest.emulation["prompt_length"] == manifest.recipe.quantize["prompt_length"]
+    assert manifest.recipe.quantize["symmetric"]
     assert '"NPU", lengths' in snippet(folder)
     assert build["ok"]
 
@@ -230,8 +231,9 @@ def test_a_qualcomm_package_was_decoded_on_the_emulator(
     (build,) = shell.run(*words)
     folder = shell.folder / f"qnn-{precision}" / "quickstart"
     manifest = package.read_manifest(folder)
-    assert (manifest["on_target"], manifest["twin"]) == ("emulated", "compile-apart")
-    assert manifest["emulation"]["decode_kld_mean"] < limit
+    assert (manifest.on_target, manifest.twin) == ("emulated", "compile-apart")
+    assert manifest.emulation is not None
+    assert manifest.emulation["decode_kld_mean"] < limit
     assert build["evaluation"]["metrics"]["kld_mean"] < limit
     assert {path.name for path in folder.glob("*.bin")} == {
         "decoder_0_prompt_qnn.bin",

@@ -237,8 +237,8 @@ def test_every_recipe_builds_the_embedded_model(shell: Shell, name: str) -> None
     manifest = package.read_manifest(folder)
     assert build["ok"]
     assert package.verify(folder) == []
-    assert manifest["on_target"] == (
-        "emulated" if "npu" in path.stem or "snapdragon" in path.stem else manifest["on_target"]
+    assert manifest.on_target == (
+        "emulated" if "npu" in path.stem or "snapdragon" in path.stem else manifest.on_target
     )
     assert (folder / "reference" / "top.npz").is_file()
 

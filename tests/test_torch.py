@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from phipipe.backends import torch
 from phipipe.backends.base import Job
+from phipipe.models import Checkpoint
 from phipipe.rules import check
 
 DRIVER = Path(__file__).parent / "torch_driver.py"
@@ -52,6 +53,13 @@ def recipe(precision: str) -> Any:
     )
 
 
+class Shape(SimpleNamespace):
+    """What of a checkpoint is looked at here."""
+
+    input_widths = Checkpoint.input_widths
+    is_divided_by = Checkpoint.is_divided_by
+
+
 def checkpoint(**changes: Any) -> Any:
     shape: dict[str, Any] = {
         "architecture": "Phi3ForCausalLM",
@@ -65,7 +73,7 @@ def checkpoint(**changes: Any) -> Any:
         "kv_heads": 32,
         "head_size": 96,
     }
-    return SimpleNamespace(**shape | changes)
+    return Shape(**shape | changes)
 
 
 def planned(precision: str, **options: Any) -> Any:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from phipipe.olive_checkpoint import Packed
     from phipipe.onnx_graph import Linear, Scheme
     from phipipe.recipe import Precision
-    from phipipe.steps import Inputs, Json, Params, Step
+    from phipipe.steps import Inputs, Json, Params
 
 TOOLCHAIN = "onnxruntime"
 STEPS: Mapping[str, str] = {

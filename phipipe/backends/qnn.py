@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe.backends.base import Backend, Finer, Job, copy_beside
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from phipipe.recipe import Precision, Recipe
     from phipipe.static_graph import Shape
     from phipipe.static_weights import Weights
-    from phipipe.steps import Inputs, Params, Step
+    from phipipe.steps import Inputs, Params
 
 TOOLCHAIN = "qnn"
 STEPS: Mapping[str, str] = {

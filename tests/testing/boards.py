@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from phipipe import board
-from phipipe.board import Entry
+from phipipe import board_entry
+from phipipe.board_entry import Entry
 
 HOST = {
     "cores": 2,
@@ -106,7 +106,7 @@ def nineteen() -> list[Entry]:
     ]
     return [
         *made,
-        board.failed(
+        board_entry.failed(
             "onnxruntime-gptq", "onnxruntime", "int4", "`quantize` was ended:\n\x1b[31mmemory"
         ),
     ]

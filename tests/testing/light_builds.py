@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phipipe import batch, manifest
+from phipipe import accept, manifest
 from phipipe import device as devices
 from phipipe.build import Build
 from phipipe.errors import GateFailed, StepFailed, TargetError
@@ -101,8 +101,8 @@ def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Pl
     if TROUBLE.get(name) == "refused":
         raise TargetError("cannot be", hint="take another device")
     figures = USUAL | FIGURES.get(name, {})
-    fidelity = {n: v for n, v in figures.items() if n not in batch.SPEEDS}
-    speed = {n: v for n, v in figures.items() if n in batch.SPEEDS}
+    fidelity = {n: v for n, v in figures.items() if n not in accept.SPEEDS}
+    speed = {n: v for n, v in figures.items() if n in accept.SPEEDS}
     trouble = {"trouble": TROUBLE.get(name)}
     source = str(recipe.source.builtin or recipe.source.path)
     told = {"backend": recipe.backend, "precision": recipe.precision, "source": source}

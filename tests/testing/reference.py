@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 
 def main(root: Path, text: Path, count: int, names: list[str]) -> None:
