@@ -55,7 +55,9 @@ def plans(extra: str = "") -> list[Plan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
-        made = [plan.prepare(build) for build in recipe_load.load(path, options=backends.OptionsOf())]
+        made = [
+            plan.prepare(build) for build in recipe_load.load(path, options=backends.OptionsOf())
+        ]
     return [
         replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))
         for p in made

@@ -18,7 +18,7 @@ from phipipe import (
     hardware,
     hub,
     json_files,
-    layerwise,
+    layerwise_memory,
     package,
     package_original,
     reference,
@@ -27,6 +27,7 @@ from phipipe import (
     toolchain,
     venue,
     vision,
+    vision_steps,
 )
 from phipipe.backends.base import Backend, absent
 from phipipe.board_entry import Entry
@@ -58,14 +59,16 @@ def plan(
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
     backend = backends.load(recipe.backend)
-    memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    source_step = vision.cut_step(seeing) if seeing else original.step
+    memory = layerwise_memory.memory_bytes(
+        checkpoint, recipe.evaluate.tokens, recipe.evaluate.window
+    )
+    source_step = vision_steps.cut_step(seeing) if seeing else original.step
     text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
     parameters = original.checkpoint.parameters
     opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
     shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
     scored = (
-        *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
+        *(vision_steps.scoring_steps(seeing, shipped, recipe) if seeing else ()),
         scoring.compare_step("evaluate", "artifact", recipe, backend.toolchain, parameters, opened),
         scoring.measure_step("artifact", recipe, backend.toolchain, opened),
     )

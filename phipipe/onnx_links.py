@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import mapped, onnx_graph
+from phipipe import mapped, onnx_graph, tensor_places
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -182,7 +182,9 @@ def check(folder: Path, model: Any, checkpoint: Path) -> None:
             linked += size
             weights.matrix(tensor)
     matrices = sum(
-        place.size_bytes for place in mapped.places(checkpoint).values() if len(place.shape) > 1
+        place.size_bytes
+        for place in tensor_places.places(checkpoint).values()
+        if len(place.shape) > 1
     )
     if linked != matrices:
         raise StepFailed(

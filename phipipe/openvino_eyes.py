@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import openvino_clip, openvino_session, openvino_siglip, vision
+from phipipe import openvino_clip, openvino_session, openvino_siglip, vision_pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ class Session(openvino_session.Session):
         """Logits of every position of ``prompt`` with the picture in it, float32 [n,
         vocabulary]."""
         tokenizer = openvino_session.tokenizer(self._folder)
-        before, after = (tokenizer.encode(part) for part in prompt.split(vision.MARK))
+        before, after = (tokenizer.encode(part) for part in prompt.split(vision_pictures.MARK))
         return self.seen(picture, before, after)
 
     def seen(self, picture: Path, before: Sequence[int], after: Sequence[int]) -> Floats:
@@ -71,9 +71,9 @@ class Session(openvino_session.Session):
         settings = json.loads((self._folder / "preprocessor_config.json").read_text("utf-8"))
         row_end = np.asarray(self._config["sub_GN"][0][0][0], np.float32)
         between = np.asarray(self._config["glb_GN"][0][0], np.float32)
-        eyes = self._compiled(self._folder / openvino_session.EYES).infer
+        tower = self._compiled(self._folder / openvino_session.VISION).infer
         way = openvino_siglip if self._config["model_type"] == "phi4mm" else openvino_clip
-        joined = way.seen(pixels(picture), settings, eyes, row_end, between)
+        joined = way.seen(pixels(picture), settings, tower, row_end, between)
         made: Floats = (
             self._compiled(self._folder / openvino_session.PROJECTION)
             .infer([joined[None]])[0]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MODEL = "openvino_model.xml"
 # Of a model that sees; the names are openvino-genai's.
 LANGUAGE, EMBEDDING = "openvino_language_model.xml", "openvino_text_embeddings_model.xml"
-EYES, PROJECTION = "openvino_vision_embeddings_model.xml", "openvino_vision_projection_model.xml"
+VISION, PROJECTION = "openvino_vision_embeddings_model.xml", "openvino_vision_projection_model.xml"
 EMBEDS = "inputs_embeds"
 # Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored
 # weights cost.

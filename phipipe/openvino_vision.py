@@ -36,7 +36,7 @@ class Part:
     inputs: tuple[tuple[str, Any, list[int]], ...]
 
 
-def eyes(inputs: Inputs, out: Path, params: Params) -> None:
+def vision_graphs(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the language model ``inputs["model"]`` and the eyes of the checkpoint
     ``inputs["original"]`` in one folder.
 
@@ -83,7 +83,7 @@ def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
         "image_std": vision_tower.DEVIATION,
     }
     seen = Part(
-        file=openvino_session.EYES,
+        file=openvino_session.VISION,
         module=tower.clip,
         inputs=(("pixel_values", crops, [-1, *crops.shape[1:]]),),
     )
@@ -104,7 +104,7 @@ def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
     masks[1, side // 2 :] = False
     places = vision_siglip.positions(masks)
     seen = Part(
-        file=openvino_session.EYES,
+        file=openvino_session.VISION,
         module=tower.siglip,
         inputs=(
             ("pixel_values", crops, [-1, *crops.shape[1:]]),

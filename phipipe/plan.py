@@ -20,7 +20,7 @@ from phipipe import (
     fit,
     fixups,
     hub,
-    layerwise,
+    layerwise_memory,
     metrics,
     model_rules,
     reference,
@@ -30,6 +30,7 @@ from phipipe import (
     toolchain,
     venue,
     vision,
+    vision_steps,
 )
 from phipipe.backends.base import Job
 from phipipe.build import Build, problem_at
@@ -111,9 +112,9 @@ def prepare(
     advice = [*rules.check(job, model_rules.RULES), *rules.check(job, backend.rules)]
     advice += [found for found in general if found not in advice]
     targets.refuse(build, advice)
-    _check_eyes(build, seeing, unit)
+    _check_vision(build, seeing, unit)
     made = backend.steps(job)
-    made += [vision.eyes_step(seeing, made[-1], recipe)] if seeing else []
+    made += [vision_steps.vision_step(seeing, made[-1], recipe)] if seeing else []
     needed = _fit(build, target, job, made[-1].output_bytes)
     plan = Plan(
         build=build,
@@ -149,7 +150,7 @@ def _remarks(checkpoint: Checkpoint) -> list[Advice]:
     ]
 
 
-def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
+def _check_vision(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
     """Refuse a unit that eyes are not built for, and gates on pictures where there are none."""
     if seeing and unit.api not in vision.APIS:
         message = (
@@ -237,8 +238,10 @@ def _chain(plan: Plan, original: Original, made: list[Step], job: Job[BaseModel]
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     with placed(plan.build, "evaluate", "text", "file"):
         text = hub.text_step(recipe.evaluate.text, plan.build.folder)
-    memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    source = vision.cut_step(plan.seeing) if plan.seeing else original.step
+    memory = layerwise_memory.memory_bytes(
+        plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window
+    )
+    source = vision_steps.cut_step(plan.seeing) if plan.seeing else original.step
     steps = scoring.fidelity_steps(recipe, source, text, memory_bytes=memory)
     steps = [replace(original.step, name="original"), *steps] if plan.seeing else steps
     baseline = steps[-1]
@@ -269,7 +272,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], job: Job[BaseModel]
     gates = {
         name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
     }
-    seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
+    seen = vision_steps.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
         *(replace(step, after=checks) for step in seen),

@@ -25,8 +25,8 @@ Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
 
 ADDRESSES: Mapping[str, str] = {
-    "algorithms/gptq": "phipipe.olive_passes:gptq",
-    "algorithms/rotate": "phipipe.olive_passes:rotate",
+    "algorithms/gptq": "phipipe.olive_run:gptq",
+    "algorithms/rotate": "phipipe.olive_run:rotate",
     "evaluate/baseline": "phipipe.evaluate:baseline",
     "evaluate/baseline_pictures": "phipipe.vision_scoring:baseline",
     "evaluate/calibration": "phipipe.evaluate:calibration",
@@ -41,8 +41,8 @@ ADDRESSES: Mapping[str, str] = {
     "hub/take": "phipipe.hub:take",
     "models/cut_layers": "phipipe.first_layers:cut",
     "package/assemble": "phipipe.package:package",
-    "vision/cut_language": "phipipe.vision:cut",
-    "vision/draw_pictures": "phipipe.vision:draw",
+    "vision/cut_language": "phipipe.vision_language:cut",
+    "vision/draw_pictures": "phipipe.vision_pictures:draw",
     "vision/merge_lora": "phipipe.vision_lora:cut",
 }
 """Name → ``module:function`` of the steps that no backend owns. A backend's face has ``STEPS``."""

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from phipipe import mapped, vision
+import torch
+
+from phipipe import mapped, tensor_places, vision_language
 from phipipe.errors import StepFailed
 from phipipe.steps import Inputs, Params
 
@@ -28,29 +30,27 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
     """
     original = inputs["original"]
     checkpoint = mapped.Checkpoint(original)
-    others = vision.cut_files(original, out).others
+    others = vision_language.cut_files(original, out).others
     rank, alpha = _adapter(original)
-    kept, made = {}, {}
+    kept, merged = {}, {}
     for name, place in checkpoint.places.items():
         if name.startswith(others) or ".lora_" in name:
             continue
         plain = name.replace(BASE, ".")
         kept[plain] = place
         if plain != name:
-            made[plain] = partial(_merged, checkpoint, name, rank, alpha)
-    mapped.write(out / vision.WEIGHTS, original, kept, made)
+            merged[plain] = partial(_merged, checkpoint, name, rank, alpha)
+    tensor_places.write(out / vision_language.WEIGHTS, original, kept, merged)
 
 
 def _adapter(original: Path) -> tuple[int, float]:
     """Rank and alpha of the pictures' adapter (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
-    told = json.loads((original / "config.json").read_text("utf-8"))["vision_lora"]
-    return int(told["r"]), float(told["lora_alpha"])
+    settings = json.loads((original / "config.json").read_text("utf-8"))["vision_lora"]
+    return int(settings["r"]), float(settings["lora_alpha"])
 
 
 def _merged(checkpoint: mapped.Checkpoint, name: str, rank: int, alpha: float) -> bytes:
     """W + alpha / rank · B · A, added in fp32 and stored like W."""
-    import torch
-
     stem, kind = name.split(BASE)
     base = checkpoint.tensor(name)
     if kind != "weight":
@@ -71,7 +71,5 @@ def _merged(checkpoint: mapped.Checkpoint, name: str, rank: int, alpha: float) -
 
 
 def _bytes(tensor: Any) -> bytes:
-    import torch
-
     raw: bytes = tensor.contiguous().view(torch.uint8).numpy().tobytes()
     return raw

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from phipipe import backends, progress, reports, transformers_tokenizer, vision
+from phipipe import backends, progress, reports, transformers_tokenizer, vision, vision_pictures
 from phipipe.backends.base import Runtime
 from phipipe.errors import StepFailed
 from phipipe.limited_tokenizer import LimitedTokenizer
@@ -36,7 +36,7 @@ class Seeing(Runtime, Protocol):
     """What ``Backend.open`` gives for an artifact with eyes, besides ``Runtime``."""
 
     def look(self, picture: Path, prompt: str) -> Floats:
-        """Logits of every position of ``prompt``, in which ``vision.MARK`` stands for the picture,
+        """Logits of every position of ``prompt``, in which ``vision_pictures.MARK`` stands for the picture,
         float32 [n, v]."""
 
     def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:
@@ -48,7 +48,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what the original makes of the pictures.
 
     ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per
-    picture; square (false) and kind, as ``vision.pictures`` has them. Writes
+    picture; square (false) and kind, as ``vision_pictures.shown`` has them. Writes
     ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and
     ``vision.json``.
     """
@@ -60,13 +60,13 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     tokenizer = transformers_tokenizer.of_source(inputs["source"])
     kind = vision.KINDS[params.get("kind", vision.PHI3)]
     prompt = _prompt(tokenizer, kind.after_mark)
-    before, after = (tokenizer.encode(part) for part in prompt.split(vision.MARK))
-    eyes = importlib.import_module(kind.tower)
-    tower, seen = eyes.load(inputs["original"]), []
-    pictures = vision.pictures(params)
+    before, after = (tokenizer.encode(part) for part in prompt.split(vision_pictures.MARK))
+    network = importlib.import_module(kind.tower)
+    tower, seen = network.load(inputs["original"]), []
+    pictures = vision_pictures.shown(params)
     with torch.inference_mode():
         for picture in pictures:
-            seen.append(eyes.see(tower, picture, int(params["crops"])))
+            seen.append(network.see(tower, picture, int(params["crops"])))
             progress.report(len(seen), len(pictures), "pictures")
     del tower
     model = Layerwise(inputs["source"])
@@ -85,7 +85,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
 def _prompt(tokenizer: LimitedTokenizer, after_mark: str) -> str:
     """The question in the chat template, the picture first, as these models were trained."""
-    said = f"{vision.MARK}{after_mark}{vision.QUESTION}"
+    said = f"{vision_pictures.MARK}{after_mark}{vision_pictures.QUESTION}"
     if not tokenizer.facts["chat_template"]:
         return said
     return tokenizer.render([{"role": "user", "content": said}])
@@ -129,7 +129,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         positions=len(divergence),
         vectors={picture.name: picture.vectors for picture in sight.pictures},
         greedy_agreement=math.fsum(agreed) / len(agreed),
-        question=vision.QUESTION,
+        question=vision_pictures.QUESTION,
         answers=answers,
     )
     reports.write_in_order(out / report.FILE, report.as_json())

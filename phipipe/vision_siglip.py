@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from phipipe import mapped, vision
+from phipipe import mapped, vision_pictures
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
-    from phipipe.vision import Picture
+    from phipipe.vision_pictures import Picture
 
 PREFIX = "model.embed_tokens_extend.image_embed."
 CROP, PATCH = 448, 14  # pixels
@@ -195,7 +195,7 @@ def prepare(picture: Picture, crops: int) -> tuple[Tensor, Tensor, tuple[int, in
     """
     raw = torch.frombuffer(bytearray(picture.pixels()), dtype=torch.uint8)
     image = raw.view(picture.height, picture.width, 3).permute(2, 0, 1).float()[None]
-    high, wide = vision.grid(picture.width, picture.height, crops, CROP)
+    high, wide = vision_pictures.grid(picture.width, picture.height, crops, CROP)
     size, rest = fitted(picture.width, picture.height, (high, wide))
     image = functional.interpolate(
         image, size, mode="bilinear", antialias=True, align_corners=False

@@ -24,7 +24,7 @@ from phipipe import mapped
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
-    from phipipe.vision import Picture
+    from phipipe.vision_pictures import Picture
 
 PREFIX = "model.vision_embed_tokens."
 CROP, PATCH = 336, 14  # pixels

@@ -5,6 +5,7 @@ Indexes are a stranger's JSON: names in it are looked at before anything is open
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,16 @@ def choose(folder: Path) -> Choice:
     if WHOLE in present:
         return Choice(files=(WHOLE,), ignored=_rest(present, (WHOLE,), indexes))
     raise _nameless(folder, present)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint that a step wrote: those its index names, if
+    it has one."""
+    index = folder / INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    places = json.loads(index.read_text("utf-8"))["weight_map"]
+    return [folder / name for name in sorted(set(places.values()))]
 
 
 def _rest(present: Iterable[str], chosen: Iterable[str], indexes: Iterable[str]) -> tuple[str, ...]:

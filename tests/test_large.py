@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from testing.plans import planned as from_quickstart
 
-from phipipe import backends, first_layers, hub, mapped, models, plan, recipe_load, schedule
+from phipipe import backends, first_layers, hub, models, plan, recipe_load, schedule, tensor_places
 from phipipe.executor import Outcome
 from phipipe.package import verify
 from phipipe.plan import Plan
@@ -105,7 +105,7 @@ def test_the_slice_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "slice"
     out.mkdir()
     first_layers.cut({"source": TINY}, out, {"layers": 2})
-    whole, part = mapped.places(TINY), mapped.places(out)
+    whole, part = tensor_places.places(TINY), tensor_places.places(out)
     read = models.read(out)
     assert read.layers == 2
     assert set(whole) - set(part) == {

@@ -20,12 +20,14 @@ from phipipe import (
     board_entry,
     hub,
     manifest,
-    mapped,
     models,
     plan,
     recipe_load,
     schedule,
+    tensor_places,
     vision,
+    vision_language,
+    vision_pictures,
 )
 from phipipe.errors import GateFailed, TargetError
 from phipipe.executor import Outcome
@@ -36,8 +38,8 @@ from phipipe.store import Store
 DRIVER = Path(__file__).parent / "vision_driver.py"
 
 
-@pytest.mark.parametrize("picture", vision.PICTURES, ids=lambda p: p.name)
-def test_pictures_are_valid_files(picture: vision.Picture) -> None:
+@pytest.mark.parametrize("picture", vision_pictures.PICTURES, ids=lambda p: p.name)
+def test_pictures_are_valid_files(picture: vision_pictures.Picture) -> None:
     raw, chunks, at = picture.png(), {}, 8
     while at < len(raw):
         (length,) = struct.unpack(">I", raw[at : at + 4])
@@ -74,12 +76,12 @@ def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
 
 
 def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: Path) -> None:
-    vision.cut({"original": seeing / "source"}, tmp_path, {})
+    vision_language.cut({"original": seeing / "source"}, tmp_path, {})
     whole, part = models.read(seeing / "source"), models.read(tmp_path)
     assert (part.architecture, part.parts, whole.parts) == ("Phi3ForCausalLM", (), ("vision",))
     assert vision.language(whole).parameters == part.parameters < whole.parameters
     assert "auto_map" not in part.config
-    theirs, ours = mapped.places(seeing / "source"), mapped.places(tmp_path)
+    theirs, ours = tensor_places.places(seeing / "source"), tensor_places.places(tmp_path)
     others = vision.KINDS[vision.PHI3].others
     assert {name for name in theirs if not name.startswith(others)} == set(ours)
     for name, place in ours.items():
@@ -93,7 +95,7 @@ def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).eyes]
+    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).vision]
 )
 def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
     device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(
@@ -206,7 +208,7 @@ def test_the_cards_program_answers(
     )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.PICTURES:
+    for picture in vision_pictures.PICTURES:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

@@ -11,7 +11,7 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe import manifest, schedule, vision
+from phipipe import manifest, schedule, vision_pictures
 from phipipe.executor import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
@@ -74,7 +74,7 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], prec
 def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_not_square(
     builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    for picture in (*vision.PICTURES, *vision.SQUARES):
+    for picture in (*vision_pictures.PICTURES, *vision_pictures.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
     said = drive(
@@ -106,7 +106,7 @@ def test_the_cards_program_answers(
     )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.PICTURES:
+    for picture in vision_pictures.PICTURES:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

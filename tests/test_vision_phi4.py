@@ -14,7 +14,7 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe import manifest, models, schedule, vision
+from phipipe import manifest, models, schedule, vision, vision_pictures
 from phipipe.errors import TargetError
 from phipipe.executor import Outcome
 from phipipe.settings import Settings
@@ -121,7 +121,11 @@ def test_the_pipelines_answers_follow_from_the_graphs(
 ) -> None:
     # one that fills its crops, some with padding below or at the right, and one of more crops than
     # are allowed
-    shown = (*vision.LARGER, *vision.SQUARES, vision.Picture(name="long", width=16600, height=60))
+    shown = (
+        *vision_pictures.LARGER,
+        *vision_pictures.SQUARES,
+        vision_pictures.Picture(name="long", width=16600, height=60),
+    )
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     said = drive(
@@ -150,7 +154,7 @@ def test_the_cards_program_answers(
     assert "ImageOps" not in program  # the pipeline pads by itself
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.LARGER:
+    for picture in vision_pictures.LARGER:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

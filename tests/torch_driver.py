@@ -22,7 +22,7 @@ from testing.drive import answer, message
 from testing.variants import TINY, digest, tied, tokens
 from transformers import PhiConfig, PhiForCausalLM
 
-from phipipe import torch_checkpoint, worker
+from phipipe import torch_verify, weight_files, worker
 from phipipe.backends import torch as backend
 
 STARTED: list[str] = []  # processes that were started meanwhile
@@ -138,7 +138,7 @@ def sources(root: Path) -> dict[str, Any]:
             "names": sorted(p.name for p in made.iterdir()),
             "unchanged": digest(source) == before,
         }
-    index = json.loads((root / "tied-int8" / torch_checkpoint.INDEX).read_text("utf-8"))
+    index = json.loads((root / "tied-int8" / weight_files.INDEX).read_text("utf-8"))
     found = {k: p.name for p in (root / "tied-int8").glob("*.safetensors") for k in load_file(p)}
     return facts | {"index": index["weight_map"] == found}
 
@@ -173,7 +173,7 @@ def failures(root: Path) -> dict[str, list[str]]:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return message(lambda: torch_checkpoint.verify(TINY, folder, params))
+        return message(lambda: torch_verify.verify(TINY, folder, params))
 
     def without_scales(tensors: dict[str, Any]) -> None:
         del tensors[f"{layer}.scales"]
@@ -195,8 +195,8 @@ def failures(root: Path) -> dict[str, list[str]]:
             "norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})
         ),
         "more": tampered("more", lambda t: t.update({"lm_head.qweight": torch.zeros(1)})),
-        "bits": message(lambda: torch_checkpoint.verify(TINY, root / "int8", params)),
-        "groups": message(lambda: torch_checkpoint.verify(TINY, root / "int4-32", params)),
+        "bits": message(lambda: torch_verify.verify(TINY, root / "int8", params)),
+        "groups": message(lambda: torch_verify.verify(TINY, root / "int4-32", params)),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from phipipe import vision, vision_tower
+from phipipe import vision_pictures, vision_tower
 
 
 def worst(found: Any, expected: Any) -> float:
@@ -56,8 +56,8 @@ def main(root: Path) -> None:
         pixels = torch.randn(len(sizes), 5, 3, 336, 336, generator=torch.Generator().manual_seed(2))
         expected = torch.cat([laid_out(tower, *pair) for pair in zip(pixels, sizes, strict=True)])
         order = worst(tower(pixels, torch.tensor(sizes)), expected)
-    prepared, square = {}, vision.Picture(name="square", width=672, height=672)
-    for picture in (*vision.PICTURES, square):
+    prepared, square = {}, vision_pictures.Picture(name="square", width=672, height=672)
+    for picture in (*vision_pictures.PICTURES, square):
         for crops in (4, 16):
             made, size = vision_tower.prepare(picture, crops)
             prepared[f"{picture.name} {crops}"] = [list(made.shape), list(size)]

@@ -212,7 +212,7 @@ class Backend(Generic[Chosen]):
     """Units whose runtime gives no logits: only speed is measured there."""
     emulated: Mapping[str, str] = field(default_factory=dict)
     """API → the step that runs an artifact here as that unit would."""
-    eyes: Mapping[str, str] = field(default_factory=dict)
+    vision: Mapping[str, str] = field(default_factory=dict)
     """Architecture that sees (``vision.KINDS``) → the step that puts its eyes beside the
     artifact."""
     square: frozenset[str] = frozenset()

@@ -34,7 +34,7 @@ from phipipe.steps import Inputs, Json, Params, Step
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
-    from phipipe.olive_checkpoint import Packed
+    from phipipe.olive_packed import Packed
     from phipipe.onnx_graph import Linear, Scheme
     from phipipe.recipe import Precision
     from phipipe.steps import Inputs, Json, Params
@@ -386,7 +386,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import json
 
-    from phipipe import olive_checkpoint, onnx_graph, onnx_quantize
+    from phipipe import olive_packed, onnx_graph, onnx_quantize
 
     source, checkpoint = inputs["model"], inputs.get("source")
     options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
@@ -397,8 +397,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     schemes = schemes_of(wanted, options, params["bits"], layers)
     rounded: dict[str, Callable[[], Packed]] = {}
     if options.algorithm == "gptq":
-        learned = olive_checkpoint.Rounded(inputs["rounded"])
-        places = olive_checkpoint.places(learned, {linear.name: linear.n for linear in wanted})
+        learned = olive_packed.Rounded(inputs["rounded"])
+        places = olive_packed.places(learned, {linear.name: linear.n for linear in wanted})
         schemes = {
             name: replace(one, bits=learned.bits(places[name].linear))
             for name, one in schemes.items()
@@ -530,7 +530,7 @@ FACE = Backend(
         "vision.onnx.data",
         "embedding.onnx",
     ),
-    eyes={vision.PHI3: "onnxruntime/vision"},
+    vision={vision.PHI3: "onnxruntime/vision"},
     steps=steps,
     scheme=scheme,
     rules=onnxruntime_rules.RULES,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import group_rules, longrope, tokenizer_files, torch_checkpoint
+from phipipe import group_rules, longrope, tokenizer_files
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer, staged
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
@@ -188,6 +188,8 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
     ``params["dtype"]``."""
     import torch
 
+    from phipipe import torch_checkpoint
+
     dtype = getattr(torch, params["dtype"])
 
     def change(name: str, tensor: Any) -> dict[str, Any]:
@@ -212,6 +214,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
+    from phipipe import torch_checkpoint, torch_verify
+
     source, patch = inputs["source"], _respelled(inputs["source"])
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
         read = staged(source, patch, Path(scratch) / "source") if patch else source
@@ -232,7 +236,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
             return {key: torch_checkpoint.read(made[key], key) for key in parts} or {name: tensor}
 
         torch_checkpoint.rewrite(source, out, change, {"quantization_config": settings, **patch})
-    torch_checkpoint.verify(source, out, params)
+    torch_verify.verify(source, out, params)
 
 
 def _auto_round(source: Path, out: Path, params: Params, calibration: Path | None) -> None:

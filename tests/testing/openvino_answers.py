@@ -11,10 +11,10 @@ import json
 import sys
 from pathlib import Path
 
-from phipipe import openvino_session, vision
+from phipipe import openvino_session, vision_pictures
 from phipipe.backends import openvino as backend
 
-QUESTIONS = ("What is it?", "Who?", vision.QUESTION)
+QUESTIONS = ("What is it?", "Who?", vision_pictures.QUESTION)
 
 
 def main(package: Path, pictures: list[Path]) -> None:
@@ -23,8 +23,8 @@ def main(package: Path, pictures: list[Path]) -> None:
     for picture in pictures:
         gaps = []
         for question in QUESTIONS:
-            prompt = f"<|user|>\n{vision.MARK}\n{question}<|end|>\n<|assistant|>\n"
-            before, after = (tokenizer.encode(part) for part in prompt.split(vision.MARK))
+            prompt = f"<|user|>\n{vision_pictures.MARK}\n{question}<|end|>\n<|assistant|>\n"
+            before, after = (tokenizer.encode(part) for part in prompt.split(vision_pictures.MARK))
             answer = list(runtime.describe(picture, prompt, 8))  # type: ignore[attr-defined]
             rows = runtime.seen(picture, before, [*after, *answer])[-len(answer) - 1 : -1]  # type: ignore[attr-defined]
             gaps += [float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)]

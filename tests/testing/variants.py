@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from phipipe.hub import ASSETS, BUILTIN_MODELS
-from phipipe.torch_checkpoint import INDEX
+from phipipe.weight_files import INDEX
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 
