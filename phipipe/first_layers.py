@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe import models, tensor_places
-from phipipe.backends.base import copy_beside
 from phipipe.models import Checkpoint
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Params, Step
 
 LAYERS = 2

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import onnx_graph, onnx_quantize
-from phipipe.backends.base import copy_beside
 from phipipe.errors import StepFailed
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Params
 
 CONFIG, PROCESSOR = "genai_config.json", "processor_config.json"

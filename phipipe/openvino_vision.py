@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import openvino_graph, openvino_session, vision
-from phipipe.backends.base import copy_beside
 from phipipe.errors import StepFailed
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Params
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from phipipe import models
-from phipipe.backends.base import copy_beside
+from phipipe.staging import copy_beside
 from phipipe.steps import Json
 from phipipe.weight_files import INDEX, shards
 

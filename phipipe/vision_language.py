@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from phipipe import models, tensor_places
-from phipipe.backends.base import copy_beside
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Params
 from phipipe.vision import KINDS, Kind, language_config
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe.backends.base import Backend, Finer, Job, copy_beside
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
 from phipipe.rules import Fixup, Rule
+from phipipe.staging import copy_beside
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -306,8 +307,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
-    from phipipe.backends.base import staged
     from phipipe.litert_file import MODEL, read, verify_floats
+    from phipipe.staging import staged
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")

@@ -381,7 +381,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     import tempfile
 
     from phipipe import llama_gguf, llama_modelfile
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         # A folder of a neutral name: the converter reads names and sizes out of folder names.

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import tokenizer_files
-from phipipe.backends.base import Backend, Finer, Job, copy_beside
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
 from phipipe.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
+from phipipe.staging import copy_beside
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def _opened(checkpoint: Path, params: Params, scratch: Path) -> tuple[Any, dict[
     from mlx.utils import tree_map_with_path
     from mlx_lm import utils
 
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     dtype, source = (
         getattr(mx, params["dtype"]),

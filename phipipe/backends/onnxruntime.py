@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phipipe import onnxruntime_rules, rules, vision
-from phipipe.backends.base import Backend, Finer, Job, copy_beside
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import RecipeError, StepFailed
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = inputs["source"]

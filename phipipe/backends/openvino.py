@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import group_rules, vision
-from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer, copy_beside
+from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
+from phipipe.staging import copy_beside
 from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ def _convert(
     import tempfile
 
     from phipipe import models, openvino_graph, openvino_session
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     openvino_session.quiet()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe.backends.base import Backend, Finer, Job, copy_beside
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
+from phipipe.staging import copy_beside
 from phipipe.steps import Step
 
 if TYPE_CHECKING:

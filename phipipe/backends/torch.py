@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import group_rules, longrope, tokenizer_files
-from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer, staged
+from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.errors import StepFailed
 from phipipe.rules import Rule
+from phipipe.staging import staged
 from phipipe.steps import Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
