@@ -27,11 +27,17 @@ import board
 import checkpoint
 import psutil
 
-from phipipe import backends, measure, plan, recipe_load, schedule, toolchain, worker
-from phipipe.process import memory_of
+from phipipe import backends
+from phipipe.cli.show import Silent
+from phipipe.evaluate import speed
+from phipipe.plan import plan
+from phipipe.processes import step_server
+from phipipe.recipe import load
+from phipipe.run import dispatch
+from phipipe.run.process import memory_of
 from phipipe.settings import Settings
-from phipipe.show import Silent
-from phipipe.store import Store
+from phipipe.store.store import Store
+from phipipe.toolchains import environments
 
 RECIPES: Mapping[str, str] = {
     "onnxruntime": "device: cpu-x86_64\nquantize: {block_size: 32}",
@@ -73,7 +79,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     path.write_text(
         text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
     )
-    (build,) = recipe_load.load(path, options=backends.OptionsOf())
+    (build,) = load.load(path, options=backends.OptionsOf())
     made = plan.prepare(build)
     cost = Cost()
     for wanted in (
@@ -82,7 +88,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     ):  # the first alone: storing the checkpoint is not converting it
         steps = tuple(replace(step, after=()) for step in made.steps if step.name in wanted)
         start = time.perf_counter()
-        (outcome,) = schedule.attempt(
+        (outcome,) = dispatch.attempt(
             [replace(made, steps=steps)], store, settings, Silent(), None, 1
         )
         cost.seconds = time.perf_counter() - start
@@ -104,7 +110,7 @@ def upstream(
     source: Path, work: Path, settings: Settings, backend: str
 ) -> Sequence[Sequence[str | Path]]:
     """The bare tools' commands for the same file, written to ``work``."""
-    python = toolchain.ensure(backend, settings, print).python
+    python = environments.ensure(backend, settings, print).python
     if backend == "onnxruntime":
         build = (
             python,
@@ -142,7 +148,11 @@ def upstream(
             work / "mlx",
         )
         return [(*convert, "-q", "--q-bits", "4", "--q-group-size", "64")]
-    converter = (toolchain.ensure("torch", settings, print).python, board.converter(work), source)
+    converter = (
+        environments.ensure("torch", settings, print).python,
+        board.converter(work),
+        source,
+    )
     return [
         (*converter, "--outtype", "bf16", "--outfile", work / "bf16.gguf"),
         (python, "-c", board.QUANTIZE, work / "bf16.gguf", work / "q.gguf", "Q4_K_M"),
@@ -177,7 +187,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
 def _memory(pid: int) -> tuple[int, int]:
     """(anonymous, resident) bytes of the process and its children."""
     anon = rss = 0
-    for member in worker.tree(pid):
+    for member in step_server.tree(pid):
         try:
             resident, private = memory_of(member)
         except (psutil.Error, OSError):  # it has just ended
@@ -205,8 +215,8 @@ def main() -> None:
             checkpoint.write(source, checkpoint.config(chosen.name))
         store = Store(work / "cache")
         for backend in chosen.only:
-            toolchain.ensure(backend, settings, print)
-        host = measure.host()
+            environments.ensure(backend, settings, print)
+        host = speed.host()
         print(
             f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, "
             f"{host['system']}\n"

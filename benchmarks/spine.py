@@ -25,8 +25,9 @@ from pathlib import Path
 import psutil
 import uv
 
-from phipipe import measure, toolchain
+from phipipe.evaluate import speed
 from phipipe.settings import Settings
+from phipipe.toolchains import environments
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
@@ -165,7 +166,7 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
         subprocess.run(
             (*PHIPIPE, "toolchain", "install", name), check=True, env=env, stdout=subprocess.DEVNULL
         )
-    python = toolchain.ensure("onnxruntime", Settings.read(env), print).python
+    python = environments.ensure("onnxruntime", Settings.read(env), print).python
     first, bare = [], []
     for i in range(repetitions):
         for folder in ("objects", "actions"):
@@ -223,7 +224,7 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
 
 def olive(repetitions: int, work: Path, cached: Cost) -> list[tuple[str, str, str, str]]:
     """The same build with Olive, repeated from Olive's own cache."""
-    env = dict(os.environ) | toolchain.uv_environment(os.environ)
+    env = dict(os.environ) | environments.uv_environment(os.environ)
     venv = work / "olive"
     subprocess.run(
         (uv.find_uv_bin(), "venv", "-q", str(venv), "--python", sys.executable), check=True, env=env
@@ -269,7 +270,7 @@ def main() -> None:
         rows += built
         if not args.no_olive:
             rows += olive(args.repetitions, Path(folder), cached)
-    host = measure.host()
+    host = speed.host()
     machine = (
         f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
     )

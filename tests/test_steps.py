@@ -19,16 +19,19 @@ from typing import Any
 import pytest
 
 import phipipe
-from phipipe import backends, device, plan, recipe_load, steps, vision
+from phipipe import backends, steps
+from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.executor import Result
-from phipipe.plan import Plan
-from phipipe.process import Request, Worker
-from phipipe.schedule import attempt
+from phipipe.plan import plan
+from phipipe.plan.plan import Plan
+from phipipe.recipe import device, load
+from phipipe.run.bench import Result
+from phipipe.run.dispatch import attempt
+from phipipe.run.process import Request, Worker
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
+from phipipe.vision import kinds
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -50,7 +53,7 @@ def planned() -> Iterator[Step]:
                 f"device={devices[api]}",
                 "quantize={}",
             )
-            (build,) = recipe_load.load(
+            (build,) = load.load(
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
@@ -94,7 +97,7 @@ def test_tables_have_no_other_name() -> None:
     seeing = {
         name for backend in backends.names() for name in backends.load(backend).vision.values()
     }
-    assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
+    assert emulated | seeing | {kind.cut for kind in kinds.KINDS.values()} <= NAMES
 
 
 def test_a_step_of_no_backend_is_there_without_any() -> None:
@@ -109,7 +112,7 @@ def test_a_step_of_no_backend_is_there_without_any() -> None:
 @pytest.mark.parametrize(
     "name",
     ["evaluate/nothing", "torch/nothing", "nowhere/cast", "base/staged", "os/system", "torch", "",
-     "/", "../hub/take", "phipipe.hub:take", "phipipe.hub/take"],
+     "/", "../hub/take", "phipipe.hub.take:take", "phipipe.hub/take"],
 )  # fmt: skip
 def test_an_unknown_name_is_named(name: str) -> None:
     with pytest.raises(LookupError, match=re.escape(f"no step is called `{name}`")):

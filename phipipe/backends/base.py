@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from phipipe.any_model import ANY_MODEL
 from phipipe.errors import TargetError
+from phipipe.models.any_model import ANY_MODEL
 from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.device import Unit
-    from phipipe.models import Checkpoint
-    from phipipe.recipe import Precision, Recipe
-    from phipipe.rules import Fixup, Rule
+    from phipipe.backends.rules import Fixup, Rule
+    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.recipe.device import Unit
+    from phipipe.recipe.recipe import Precision, Recipe
 
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from phipipe import backends, events, recipe_load, schedule
-from phipipe import plan as planning
+from phipipe import backends
+from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed
-from phipipe.plan import Plan
+from phipipe.plan import plan as planning
+from phipipe.plan.plan import Plan
+from phipipe.recipe import load
+from phipipe.run import dispatch, events
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 from testing.places import QUICKSTART
 
 CALLS: list[tuple[str, float, float]] = []
@@ -25,7 +27,7 @@ GUARD = threading.Lock()
 
 
 def planned(*sets: str) -> Plan:
-    (build,) = recipe_load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return planning.prepare(build)
 
 
@@ -73,7 +75,7 @@ def recorded(cache: Path, *plans: Plan, stream: io.StringIO | None = None) -> li
     store = Store(cache)
     named = [one.build.name for one in plans]
     with events.recorded(cache, "run", named, Silent(), stream) as recorder:
-        for done in schedule.attempt(
+        for done in dispatch.attempt(
             plans, store, Settings(cache=cache, toolchains=cache), recorder, jobs=1
         ):
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from phipipe import progress, schedule
-from phipipe.plan import Plan
+from phipipe import progress
+from phipipe.cli.show import Silent
+from phipipe.plan.plan import Plan
+from phipipe.run import dispatch
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 
 STEPS = {"work": "testing.remote_client:work", "rest": "testing.remote_client:rest"}
 
@@ -82,17 +83,17 @@ class Noted(Silent):
         self.lines.append(line)
 
 
-def run(cache: Path, plan: Plan) -> tuple[schedule.Outcome, list[str]]:
+def run(cache: Path, plan: Plan) -> tuple[dispatch.Outcome, list[str]]:
     """The outcome of ``plan`` in ``cache``, and what was said."""
     done, heard = attempt(cache, plan, None)
     return done, heard.lines
 
 
 def attempt(
-    cache: Path, plan: Plan, engine: schedule.Engine | None
-) -> tuple[schedule.Outcome, Noted]:
+    cache: Path, plan: Plan, engine: dispatch.Engine | None
+) -> tuple[dispatch.Outcome, Noted]:
     heard = Noted()
-    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, None, 2, engine=engine)
+    (done,) = dispatch.attempt([plan], Store(cache), Settings.read(), heard, None, 2, engine=engine)
     return done, heard
 
 

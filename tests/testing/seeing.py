@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, manifest, plan, recipe_load
-from phipipe.executor import Outcome
-from phipipe.package import verify
-from phipipe.plan import Plan
+from phipipe import backends
+from phipipe.package import manifest
+from phipipe.package.package import verify
+from phipipe.plan import plan
+from phipipe.plan.plan import Plan
+from phipipe.recipe import load
+from phipipe.run.bench import Outcome
 
 RECIPE = """
 name: seeing
@@ -25,7 +28,7 @@ measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
 def planned(source: Path, *sets: str) -> Plan:
     path = source.parent / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe_load.load(path, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 

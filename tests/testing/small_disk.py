@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phipipe import collect, starter, toolchain
 from phipipe.errors import PhipipeError
-from phipipe.process import Request, Worker
+from phipipe.plan import starter
+from phipipe.run.process import Request, Worker
 from phipipe.settings import Settings
-from phipipe.store import Store
+from phipipe.store import files
+from phipipe.store.store import Store
+from phipipe.toolchains import environments
 from testing.places import TESTS
 
 MIB = 2**20
@@ -124,7 +126,7 @@ def installation(disk: Path, spare: Path) -> None:
         {"PHIPIPE_CACHE": str(spare / "cache"), "PHIPIPE_TOOLCHAINS": str(disk / "toolchains")}
     )
     (disk / "filler").write_bytes(b"x" * (disk_free(disk) - 12 * 1024))
-    toolchain.ensure("torch", settings, lambda line: None)
+    environments.ensure("torch", settings, lambda line: None)
 
 
 def disk_free(disk: Path) -> int:
@@ -133,7 +135,7 @@ def disk_free(disk: Path) -> int:
 
 
 def report(disk: Path, spare: Path) -> None:
-    with collect.guard(disk / "comparison", remedy="choose another --out"):
+    with files.guard(disk / "comparison", remedy="choose another --out"):
         (disk / "board.html").write_bytes(b"x" * 8 * MIB)
 
 

@@ -1,0 +1,309 @@
+"""What a checkpoint is: read from its ``config.json``, its safetensors headers and the names of its
+files alone.
+
+Nothing here loads a weight or runs code. What could run code later (pickles, ``auto_map``, custom
+operator libraries) is refused here, before any toolchain sees the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from phipipe.errors import SourceError
+from phipipe.files import json_files
+from phipipe.models import (
+    config_check,
+    family,
+    foreign,
+    layout_check,
+    longrope,
+    tokenizer_files,
+    vetting,
+    weight_files,
+)
+from phipipe.models.layouts import Sizes
+from phipipe.models.remarks import Remark
+
+# What a toolchain may see of a checkpoint. Everything else (code, pickles, pictures) stays outside.
+ALLOWED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+# What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's,
+# transformers' own.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "vision": (
+        *("vision_config", "img_processor", "image_embd_layer", "vision_lora"),
+        "mm_vision_tower",
+    ),
+    "audio": ("audio_config", "audio_processor", "audio_embd_layer", "speech_lora"),
+}
+
+LARGE_PARAMETERS = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint's shape. Lengths are in tokens; ``parameters`` and ``weight_bytes`` come from
+    the headers.
+
+    ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
+    "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
+    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
+    "gpt2" (byte-level BPE) or "other".
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    architecture: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    context_length: int
+    original_context_length: int
+    sliding_window: int | None
+    tied: bool
+    longrope: bool
+    rope_scaling: Mapping[str, Any] | None
+    rope_theta: float
+    partial_rotary_factor: float
+    experts: int  # 0 in a dense model
+    active_experts: int
+    parts: tuple[str, ...]  # besides text: "vision", "audio"
+    tokenizer: str
+    resaved: bool  # transformers 5's own layout, which other converters misread
+    parameters: int
+    weight_bytes: int
+    cut: bool = False  # its first layers alone, for a proof
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def large(self) -> bool:
+        """Whether an unquantized copy is too much to make and score for its own sake."""
+        return self.parameters > LARGE_PARAMETERS and not self.cut
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that a token passes through: of the experts, only those that are chosen for
+        it."""
+        idle = max(self.experts - self.active_experts, 0)
+        return self.parameters - idle * self.layers * 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def input_widths(self) -> dict[str, int]:
+        """Input widths of the decoder layers' linears, by what makes them."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "heads times head size": self.heads * self.head_size,
+        }
+
+    def is_divided_by(self, group_size: int) -> bool:
+        """Whether groups of so many weights divide the rows of every linear."""
+        return not any(width % group_size for width in self.input_widths.values())
+
+    @property
+    def scaling(self) -> str:
+        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
+        none."""
+        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
+        return str(rope.get("rope_type") or rope.get("type") or "default")
+
+    @property
+    def besides(self) -> str:
+        """``parts`` for people."""
+        return " and ".join(f"{part} parts" for part in self.parts) or "parts"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the sliding window is shorter than the context, as no LongRoPE model's is."""
+        return self.sliding_window is not None and 0 < self.sliding_window < self.context_length
+
+
+def files(folder: Path) -> list[str]:
+    """Names of the files of ``folder`` that a toolchain may see, sorted; sub-folders and weights of
+    others never do."""
+    allowed = {p.name for pattern in ALLOWED for p in folder.glob(pattern) if p.is_file()}
+    try:
+        ignored = weight_files.choose(folder).ignored
+    except SourceError:  # no model: `read` says why
+        ignored = ()
+    return sorted(allowed - set(ignored))
+
+
+def loose_files(folder: Path) -> list[str]:
+    """Of ``files``, those beside the weights and their index."""
+    return [name for name in files(folder) if not name.endswith((".safetensors", ".index.json"))]
+
+
+def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
+    """Read and vet the checkpoint in ``folder``.
+
+    ``sizes`` has the whole sizes in bytes of weight files of which ``folder`` holds the header
+    alone.
+
+    Raises:
+        SourceError: it is no checkpoint, is incomplete, corrupt or quantized, its files do not
+            belong together, or it wants code to be run.
+    """
+    path = _config_file(folder)
+    config = config_check.read(path)
+    remarks = vetting.refuse_code(folder, config)
+    foreign.refuse(path, config)
+    choice = weight_files.choose(folder)
+    vetting.refuse_pointers(folder, files(folder))
+    config_check.check_model(path, config)
+    config, named = vetting.with_architecture(path, config)
+    tensors = weight_files.read(folder, choice, sizes)
+    layout_check.check_index(folder, config["architectures"][0], choice, tensors)
+    counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
+    checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
+    remarks += [
+        *named,
+        *vetting.note_unknown_ends(folder, config),
+        *vetting.note_double_settings(config),
+        *vetting.note_files_beside(folder, choice),
+        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=sizes is None),
+    ]
+    layout_check.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
+    remarks += tokenizer_files.check(folder, checkpoint.vocab_size)
+    if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
+        raise SourceError(
+            f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
+        )
+    return replace(checkpoint, remarks=tuple(remarks))
+
+
+def _config_file(folder: Path) -> Path:
+    """The ``config.json`` of a folder that may be a checkpoint."""
+    if not folder.is_dir():
+        raise SourceError(
+            f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`"
+        )
+    vetting.refuse_no_files(folder, ALLOWED[:-2])
+    path = folder / "config.json"
+    if not path.is_file():
+        weight_files.choose(folder)  # which knows what other kinds of folders there are
+        raise SourceError(f"`{folder}` is no checkpoint: it has no `config.json`")
+    return path
+
+
+def sizes_of(checkpoint: Checkpoint, tensors: Iterable[str] = ()) -> Sizes:
+    """What the shapes of the model's tensors follow from."""
+    config = checkpoint.config
+    ranks = {name: (config.get(f"{name}_lora") or {}).get("r") for name in ("vision", "speech")}
+    adapted = checkpoint.architecture == "Phi4MMForCausalLM"
+    return Sizes(
+        vocab=checkpoint.vocab_size,
+        hidden=checkpoint.hidden_size,
+        inner=checkpoint.intermediate_size,
+        layers=checkpoint.layers,
+        spare_layers=config.get("num_nextn_predict_layers") or 0,
+        heads=checkpoint.heads,
+        kv_heads=checkpoint.kv_heads,
+        head=checkpoint.head_size,
+        experts=checkpoint.experts,
+        tied=checkpoint.tied,
+        attention_bias=bool(config.get("attention_bias")),
+        mlp_bias=bool(config.get("mlp_bias")),
+        head_bias=checkpoint.model_type == "phi" or bool(config.get("lm_head_bias")),
+        norms=bool(config.get("qk_layernorm")),
+        ranks=tuple((name, rank) for name, rank in ranks.items() if rank) if adapted else (),
+        merged=any(name.endswith(".mlp.experts.gate_up_proj") for name in tensors),
+    )
+
+
+def of_config(config: Mapping[str, Any], tokenizer: str = "other") -> Checkpoint:
+    """The shape that ``config`` alone describes, its parameters counted by formula and stored in 16
+    bits.
+
+    Raises:
+        KeyError: a needed key is missing.
+    """
+    wide = {**config, "intermediate_size": _inner(config)}
+    count = family.parameters(wide)
+    return _checkpoint(Path(), config, tokenizer, count, 2 * count)
+
+
+def _inner(config: Mapping[str, Any]) -> int:
+    name = "ff_intermediate_size" if "ff_intermediate_size" in config else "intermediate_size"
+    return int(config[name])
+
+
+def _checkpoint(
+    folder: Path, config: Mapping[str, Any], tokenizer: str, parameters: int, weight_bytes: int
+) -> Checkpoint:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    original = "original_max_position_embeddings"
+    context = int(config["max_position_embeddings"])
+    heads = int(config["num_attention_heads"])
+    window = config.get("sliding_window")
+    scaling = longrope.spelled(rope)
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        architecture=str(config["architectures"][0]),
+        model_type=str(config["model_type"]),
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=_inner(config),
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_size=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        context_length=context,
+        original_context_length=int(config.get(original) or rope.get(original) or context),
+        sliding_window=None if window is None else int(window),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        longrope=scaling is not None,
+        rope_scaling=scaling,
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        partial_rotary_factor=float(share or 1.0),
+        experts=int(config.get("num_local_experts") or config.get("num_experts") or 0),
+        active_experts=int(config.get("num_experts_per_tok") or 0),
+        parts=tuple(part for part, names in PARTS.items() if _has(config, names)),
+        tokenizer=tokenizer,
+        resaved=bool(config.get("rope_parameters")),
+        parameters=parameters,
+        weight_bytes=weight_bytes,
+    )
+
+
+def _has(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return any(
+        key in names and value not in (None, {}, []) for _, key, value in json_files.walk(config)
+    )
+
+
+def _tokenizer(folder: Path) -> str:
+    """ "" if there is none; see ``Checkpoint.tokenizer``."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return ""
+    settings = vetting.optional_settings(folder / "tokenizer_config.json")
+    if settings.get("tokenizer_class") == "GPT2Tokenizer":
+        return "gpt2"
+    return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"

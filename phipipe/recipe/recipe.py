@@ -1,0 +1,276 @@
+"""What the user writes: frozen models, and ``load``, which reports every problem at once with its
+place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from phipipe import metrics
+from phipipe.files import file_names
+from phipipe.recipe.complaints import At
+from phipipe.recipe.variants import BACKEND
+from phipipe.suggestions import shorten
+
+Precision = Literal["int4", "int8", "fp16", "fp32"]
+COMMIT = r"^[0-9a-f]{40}$"
+REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
+SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
+MAX_VARIANTS = 100
+
+
+# WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is
+# the one that public projects pin (evaluation scripts, the `datasets` library's own records of
+# checksums).
+WIKITEXT = {"repo": "Salesforce/wikitext", "revision": "b08601e04326c79dfdd32d625aee71d232d685c3"}
+WIKITEXT_FILE = "wikitext-2-raw-v1/{}-00000-of-00001.parquet"
+
+
+class Model(BaseModel):
+    """Frozen; an unknown key is an error; nothing is coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Sparse(Model):
+    """Keys are optional, but one that is written has a value: `path:` alone is a line that was not
+    finished."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written(cls, data: Any) -> Any:
+        for key in data if isinstance(data, dict) else ():
+            if data[key] is None and key in cls.model_fields:
+                raise At(key, f"`{key}` has no value; write one, or leave the key out")
+        return data
+
+
+def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
+    given = [name for name in names if getattr(value, name) is not None]
+    if len(given) != 1:
+        said = " and ".join(f"`{name}`" for name in given) or "none"
+        raise ValueError(
+            f"give exactly one of {', '.join(f'`{n}`' for n in names)}; there is {said}"
+        )
+
+
+class Dataset(Model):
+    """A text file, or a Parquet file with a column ``text``, in a data set on the Hugging Face hub,
+    pinned."""
+
+    repo: str = Field(pattern=REPO, description="OWNER/NAME of the data set.")
+    revision: str = Field(pattern=COMMIT, description="The 40-hex commit; never a branch.")
+    file: str = Field(min_length=1, description="The file's path inside it, `/` between folders.")
+
+    @model_validator(mode="after")
+    def _inside(self) -> Dataset:
+        if "\\" in self.file or any(part in ("", ".", "..") for part in self.file.split("/")):
+            raise At(
+                "file",
+                f"`{shorten(self.file)}` is no path inside a data set, such as `data/test.txt`",
+            )
+        return self
+
+
+class Source(Sparse):
+    """The original model: one of a hub repository at a commit, a local folder, or an embedded
+    model."""
+
+    repo: str | None = Field(None, pattern=REPO, description="OWNER/NAME on the Hugging Face hub.")
+    revision: str | None = Field(
+        None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch."
+    )
+    path: str | None = Field(
+        None, min_length=1, description="A local checkpoint; relative to the recipe's folder."
+    )
+    builtin: Literal["tiny-phi3"] | None = Field(None, description="A model that phipipe carries.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Source:
+        _exactly_one(self, ("repo", "path", "builtin"))
+        if self.repo is not None and self.revision is None:
+            raise ValueError(
+                "`revision` is missing: a recipe pins the 40-hex commit to build from, never a "
+                "branch"
+            )
+        if self.repo is None and self.revision is not None:
+            raise At("revision", "`revision` is the commit of a `repo`, and there is none")
+        return self
+
+
+class Text(Sparse):
+    """A text: one of these."""
+
+    builtin: Literal["stories"] | None = Field(None, description="A text that phipipe carries.")
+    file: str | None = Field(
+        None, min_length=1, description="UTF-8 or Parquet; relative to the recipe's folder."
+    )
+    dataset: Dataset | None = Field(None, description="A file on the hub.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Text:
+        _exactly_one(self, ("builtin", "file", "dataset"))
+        return self
+
+
+class Calibrate(Sparse):
+    """What data-aware quantization learns from (`phipipe backends NAME` says which options do)."""
+
+    text: Text | None = Field(
+        None, description="Never the evaluation text. Embedded models have one of their own."
+    )
+    tokens: int = Field(
+        16_384, ge=256, le=10_000_000, description="How many tokens of the text are used."
+    )
+    window: int = Field(512, ge=64, le=8192, description="Tokens per sample.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Calibrate:
+        if self.window > self.tokens:
+            at = "window" if "window" in self.model_fields_set else "tokens"
+            raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
+        return self
+
+
+class Gate(Sparse):
+    """Limits of one metric; the build fails outside of them."""
+
+    min: float | None = Field(None, description="The lowest value that passes.")
+    max: float | None = Field(None, description="The highest value that passes.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Gate:
+        if self.min is None and self.max is None:
+            raise ValueError("a gate has `min`, `max` or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"no value passes: `min` {self.min:g} is above `max` {self.max:g}")
+        return self
+
+
+class Evaluate(Model):
+    """How fidelity is measured, and what must hold."""
+
+    text: Text = Field(
+        Text(builtin="stories"),
+        description="The evaluation text; without it WikiText-2's test split for a model of the "
+        "hub, else the stories.",
+    )
+    tokens: int = Field(
+        4096, ge=256, le=10_000_000, description="How many tokens of the text are used."
+    )
+    window: int = Field(
+        512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context."
+    )
+    skip: int = Field(
+        0,
+        ge=0,
+        description="Positions at the start of each window that are read but not scored; half a "
+        "window is what "
+        "llama.cpp's perplexity tool skips.",
+    )
+    gates: dict[metrics.Name, Gate] = Field(
+        {}, description="Metric → limits. Nothing is packaged outside of them."
+    )
+    tolerance: dict[metrics.Name, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Metric → how much worse than the last batch's accepted package it may be, "
+        "in the metric's unit; "
+        "`phipipe batch` keeps that package as `latest` otherwise.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Evaluate:
+        if self.window > self.tokens:
+            at = "window" if "window" in self.model_fields_set else "tokens"
+            raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
+        if self.skip > self.window - 2:
+            raise At(
+                "skip",
+                f"`skip` ({self.skip}) leaves nothing of a `window` of {self.window} tokens to "
+                f"score",
+            )
+        return self
+
+
+class Measure(Model):
+    """How speed is measured: median over repetitions, after one warm-up."""
+
+    prompt_tokens: int = Field(128, ge=1, le=131_072, description="Length of the prompt.")
+    new_tokens: int = Field(64, ge=2, le=131_072, description="Longest answer.")
+    repetitions: int = Field(5, ge=1, le=1000, description="Timed runs.")
+
+
+class Recipe(Model):
+    """One build: a model, a device, a backend, a precision."""
+
+    GONE: ClassVar[Mapping[str, str]] = {
+        "package": "what ships is always a folder: take the key out"
+    }
+
+    name: Annotated[str, AfterValidator(file_names.folder)] = Field(
+        pattern=SLUG, description="Lower-case; names the package's folder."
+    )
+    source: Source = Field(description="The original model.")
+    device: str = Field(
+        min_length=1, description="A target device (`phipipe devices`), or a device file of yours."
+    )
+    backend: str = Field(BACKEND, description="The runtime family (`phipipe backends`).")
+    precision: Precision = Field(description="Of the weights.")
+    unit: str | None = Field(
+        None,
+        min_length=1,
+        description="Which unit of the device (`phipipe devices NAME`); without it the first "
+        "that the backend serves.",
+    )
+    context: int | None = Field(
+        None,
+        ge=64,
+        le=1_048_576,
+        description="Tokens of prompt and answer together that must fit into the device's "
+        "memory; without it 4096, "
+        "or what the model can where that is less.",
+    )
+    quantize: dict[str, Any] = Field(
+        {}, description="The backend's own options (`phipipe backends NAME`)."
+    )
+    calibrate: Calibrate = Field(
+        Calibrate(), description="Text that data-aware quantization learns from."
+    )
+    evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
+    measure: Measure = Field(Measure(), description="Speed.")
+    tags: list[str] = Field(
+        [], description="Words of yours, to select recipes by; they change no result."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_text(cls, data: Any) -> Any:
+        """Models of the hub are judged on the field's usual text."""
+        source, evaluate = (
+            (data.get(key, {}) for key in ("source", "evaluate"))
+            if isinstance(data, dict)
+            else ({}, {})
+        )
+        if (
+            isinstance(source, dict)
+            and "repo" in source
+            and isinstance(evaluate, dict)
+            and "text" not in evaluate
+        ):
+            return {**data, "evaluate": {**evaluate, "text": {"dataset": wikitext("test")}}}
+        return data
+
+
+def recorded(data: Mapping[str, Any]) -> Recipe:
+    """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may
+    be gone."""
+    return Recipe.model_validate(
+        {key: value for key, value in data.items() if key not in Recipe.GONE}
+    )
+
+
+def wikitext(split: str) -> dict[str, str]:
+    """A ``Dataset`` as a recipe would name it; ``split`` is "test" or "train"."""
+    return {**WIKITEXT, "file": WIKITEXT_FILE.format(split)}
