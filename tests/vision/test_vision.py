@@ -31,7 +31,7 @@ from phipipe.store.store import Store
 from phipipe.vision import kinds, language
 from phipipe.vision import pictures as vision_pictures
 
-DRIVER = Path(__file__).parent / "vision_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 
 @pytest.mark.parametrize("picture", vision_pictures.PICTURES, ids=lambda p: p.name)
