@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phipipe.backends import rules
 from phipipe.backends.base import Backend, Finer, Job
-from phipipe.backends.onnxruntime import rules as onnxruntime_rules
+from phipipe.backends.onnxruntime.rules import RULES
+from phipipe.backends.rules import Fixup
 from phipipe.errors import RecipeError, StepFailed
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Json, Params, Step
@@ -269,7 +269,7 @@ def scheme(job: Job[Options]) -> str:
 
 
 FIXUPS = (
-    rules.Fixup(
+    Fixup(
         id="F1",
         rule="M08",
         when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
@@ -538,7 +538,7 @@ FACE = Backend(
     vision={vision.PHI3: "onnxruntime/vision"},
     steps=steps,
     scheme=scheme,
-    rules=onnxruntime_rules.RULES,
+    rules=RULES,
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none",
     wider="set `quantize.mixed: layers`",
