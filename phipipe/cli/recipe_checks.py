@@ -14,8 +14,8 @@ from phipipe.errors import PhipipeError
 from phipipe.package.card import MAIN_TOOLS
 from phipipe.plan import prepare as planner
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
-from phipipe.recipe.recipe import Build
+from phipipe.recipe import load
+from phipipe.recipe.build import Build
 from phipipe.run import preflight
 from phipipe.settings import Settings
 from phipipe.store.store import Store
@@ -26,7 +26,7 @@ def recipes(paths: Iterable[Path], settings: Settings, machine: Sequence[Check])
     """Whether every build of the recipes could run here; ``machine`` is what is known of it."""
     for path in paths:
         try:
-            builds = recipe.load(path, options=backends.OptionsOf())
+            builds = load.load(path, options=backends.OptionsOf())
         except PhipipeError as error:
             yield _refusal(path, path.stem, error.message, error.hint)
             continue

@@ -25,7 +25,7 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
     network."""
     from phipipe.cli import validation
     from phipipe.plan import targets
-    from phipipe.recipe.recipe import Build
+    from phipipe.recipe.build import Build
 
     results: list[tuple[Path, list[Build], PhipipeError | None]] = []
     for path in recipes:

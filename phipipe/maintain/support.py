@@ -17,14 +17,15 @@ from functools import cache
 from pathlib import Path
 
 from phipipe import backends
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
-from phipipe.models import checkpoints, family, seeing
+from phipipe.models import checkpoints, family
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe import device
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Recipe, Source
 from phipipe.steps import Advice, Json
+from phipipe.vision import kinds
 
 BEGIN, END = (
     "<!-- support: begin (python -m phipipe.maintain.support --write README.md) -->",
@@ -100,17 +101,17 @@ def _cell(row: str, name: str) -> Cell:
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
     )
     advice = list[Advice]()
-    fixups: dict[str, dict[str, Json]] = {}
+    patches: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
         whole = checkpoints.of_config(member.config, member.tokenizer)
         checkpoint, more = _advised(recipe, whole, refused=_refuses(advice))
         advice += more
-        fixups |= rules.fixups(recipe, checkpoint)
+        patches |= fixups.needed(recipe, checkpoint)
     return Cell(
         row=row,
         backend=name,
         errors={a.rule: a.message for a in advice if a.level == "error"},
-        fixups={name: str(fix["reason"]) for name, fix in sorted(fixups.items())},
+        fixups={name: str(fix["reason"]) for name, fix in sorted(patches.items())},
         limits={
             a.rule: a.message for a in advice if a.level == "warning" and a.rule.startswith("M")
         },
@@ -128,10 +129,10 @@ def _advised(
     model is, if nothing is ``refused`` so far."""
     backend = backends.load(recipe.backend)
     job = Job(recipe, backend.options(), whole)
-    advice = rules.check(job)
-    if seeing.sees(whole) and not refused and not _refuses(advice):
-        job = replace(job, checkpoint=seeing.language(whole))
-        advice += rules.check(job)
+    advice = rules.check(job, model_rules.RULES)
+    if kinds.sees(whole) and not refused and not _refuses(advice):
+        job = replace(job, checkpoint=kinds.language(whole))
+        advice += rules.check(job, model_rules.RULES)
     advice += rules.check(job, backend.rules)
     return job.checkpoint, advice
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from phipipe.hub import take
 from phipipe.plan.targets import placed
-from phipipe.recipe.recipe import Build, Recipe, Text, problem_at, wikitext
+from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.recipe import Recipe, Text, wikitext
 from phipipe.steps import Step
 
 

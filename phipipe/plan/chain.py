@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.backends import rules
+from phipipe.backends import fixups
 from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.models import first_layers, seeing
-from phipipe.plan import calibration, scoring, shipping
+from phipipe.models import first_layers
+from phipipe.plan import calibration, scoring, shipping, vision_steps
 from phipipe.plan import machine as venue
 from phipipe.plan.plan import Plan
 from phipipe.plan.targets import placed
@@ -57,7 +57,7 @@ def whole_chain(
         *(calibration.calibration_steps(plan.build) if learns else ()),
     ]
     converted, checks = _checked(plan, built, job)
-    seen = seeing.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
+    seen = vision_steps.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
     shipped = shipping.Shipped(artifact=outputs.artifact, twin=outputs.twin, checks=checks)
     return [
         *ground,
@@ -72,9 +72,9 @@ def whole_chain(
     ]
 
 
-def config_patch(fixups: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
+def config_patch(patches: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
     """Keys of ``config.json`` and what the fix-ups set them to."""
-    return {key: value for fix in fixups.values() for key, value in fix["patch"].items()}
+    return {key: value for fix in patches.values() for key, value in fix["patch"].items()}
 
 
 def _ground(plan: Plan, original: Original) -> list[Step]:
@@ -106,7 +106,7 @@ def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     """Compare the unquantized conversion of the model's first layers with the baseline's."""
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
-    patch = config_patch(rules.fixups(recipe, small))
+    patch = config_patch(fixups.needed(recipe, small))
     built = backend.steps(replace(job, checkpoint=small, patch=patch))
     if not any(step.unquantized for step in built):
         return []

@@ -9,11 +9,12 @@ from pydantic import BaseModel
 from phipipe import backends, metrics
 from phipipe.backends.base import Job
 from phipipe.models import fit
-from phipipe.models import seeing as vision
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.fit import Fit
+from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device, Unit
-from phipipe.recipe.recipe import Build, Precision, Recipe, problem_at
+from phipipe.recipe.recipe import Precision, Recipe
+from phipipe.vision import kinds
 
 INTEGERS: tuple[Precision, ...] = ("int8", "int4")
 SHORTEST = 256  # tokens of context that are worth offering; offers are multiples of it
@@ -21,9 +22,9 @@ SHORTEST = 256  # tokens of context that are worth offering; offers are multiple
 
 def check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
     """Refuse a unit that eyes are not built for, and gates on pictures where there are none."""
-    if seeing and unit.api not in vision.APIS:
+    if seeing and unit.api not in kinds.APIS:
         message = (
-            f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for "
+            f"models that see are built for {', '.join(sorted(kinds.APIS))}, not yet for "
             f"`{unit.api}`"
         )
         raise problem_at(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.fit import Fit
+from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
-from phipipe.recipe.recipe import Build
 from phipipe.steps import Advice, Json, Step
 
 

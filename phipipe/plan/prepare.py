@@ -13,18 +13,19 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.models import seeing as vision
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.plan import chain, check, machine, targets
+from phipipe.plan import chain, check, machine, targets, vision_steps
 from phipipe.plan.plan import Plan
 from phipipe.plan.targets import Target, placed
-from phipipe.recipe.recipe import Build, Source, problem_at
+from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.recipe import Source
 from phipipe.steps import Advice, Json
 from phipipe.toolchains import environments
+from phipipe.vision import kinds
 
 Advised = tuple[Job[BaseModel], dict[str, dict[str, Json]], list[Advice]]
 
@@ -59,11 +60,11 @@ def _plan(build: Build, target: Target, original: Original) -> Plan:
     recipe, whole = build.recipe, original.checkpoint
     device, unit, _ = target
     backend = backends.load(recipe.backend)
-    job, fixups, advice = _advised(build, target, whole)
-    seeing = whole if vision.sees(whole) else None
+    job, patches, advice = _advised(build, target, whole)
+    seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
     built = backend.steps(job)
-    built += [vision.eyes_step(seeing, built[-1], recipe)] if seeing else []
+    built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     plan = Plan(
         build=build,
         device=device,
@@ -73,7 +74,7 @@ def _plan(build: Build, target: Target, original: Original) -> Plan:
         seeing=seeing,
         steps=(),
         warnings=(*_remarks(whole), *(a for a in advice if a.level == "warning")),
-        fixups=fixups,
+        fixups=patches,
         fit=check.check_fit(build, device, job, built[-1].output_bytes),
     )
     steps = chain.whole_chain(plan, original, built, job)
@@ -88,15 +89,18 @@ def _advised(build: Build, target: Target, whole: Checkpoint) -> Advised:
         TargetError: a rule forbids the build.
     """
     recipe, options = build.recipe, target.options
-    general = rules.check(Job(recipe, options, whole))
+    general = rules.check(Job(recipe, options, whole), model_rules.RULES)
     targets.refuse(build, general)
-    checkpoint = vision.language(whole) if vision.sees(whole) else whole
-    fixups = rules.fixups(recipe, checkpoint)
-    job = Job(recipe, options, checkpoint, chain.config_patch(fixups), target.unit)
-    advice = [*rules.check(job), *rules.check(job, backends.load(recipe.backend).rules)]
+    checkpoint = kinds.language(whole) if kinds.sees(whole) else whole
+    patches = fixups.needed(recipe, checkpoint)
+    job = Job(recipe, options, checkpoint, chain.config_patch(patches), target.unit)
+    advice = [
+        *rules.check(job, model_rules.RULES),
+        *rules.check(job, backends.load(recipe.backend).rules),
+    ]
     advice += [one for one in general if one not in advice]
     targets.refuse(build, advice)
-    return job, fixups, advice
+    return job, patches, advice
 
 
 def _remarks(checkpoint: Checkpoint) -> list[Advice]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from phipipe.hub.take import Original
-from phipipe.models import first_layers, layerwise
-from phipipe.models import seeing as vision
+from phipipe.models import first_layers, layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
+from phipipe.plan import vision_steps
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
+from phipipe.vision import kinds
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
 # unquantized conversion; measured on the embedded model with a margin of about ten.
@@ -25,12 +26,12 @@ def ground_steps(recipe: Recipe, original: Original, text: Step) -> list[Step]:
     """What every score of a build or a package rests on: source, text and the baseline's scores;
     of a model that sees, first the original that its language model is cut from."""
     whole = original.checkpoint
-    seeing = vision.sees(whole)
-    language = vision.language(whole) if seeing else whole
-    memory = layerwise.memory_bytes(language, recipe.evaluate.tokens, recipe.evaluate.window)
+    seeing = kinds.sees(whole)
+    language = kinds.language(whole) if seeing else whole
+    memory = layerwise_memory.memory_bytes(language, recipe.evaluate.tokens, recipe.evaluate.window)
     if not seeing:
         return fidelity_steps(recipe, original.step, text, memory)
-    steps = fidelity_steps(recipe, vision.cut_step(whole), text, memory)
+    steps = fidelity_steps(recipe, vision_steps.cut_step(whole), text, memory)
     return [replace(original.step, name="original"), *steps]
 
 
@@ -155,7 +156,9 @@ def slice_steps(
         name: f"slice-{name}" for name in wanted
     }
     window = min(recipe.evaluate.tokens, recipe.evaluate.window)
-    (*_, baseline) = fidelity_steps(recipe, cut, cut, layerwise.memory_bytes(small, window, window))
+    (*_, baseline) = fidelity_steps(
+        recipe, cut, cut, layerwise_memory.memory_bytes(small, window, window)
+    )
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in built if step.name in wanted]

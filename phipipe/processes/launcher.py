@@ -70,7 +70,7 @@ def run(job: Job, beat: Beat, stop: Stop) -> tuple[int, str]:
     }
     told = json.dumps({"commands": [[*command] for command in job.commands], **paths})
     command = python_command(
-        Path(sys.executable), "from phipipe.launcher import launch; launch()", told
+        Path(sys.executable), "from phipipe.processes.launcher import launch; launch()", told
     )
     environment = {
         **job.environment,

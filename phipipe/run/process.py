@@ -228,7 +228,7 @@ class Worker:
         try:
             with log.open("ab") as stderr:
                 self._process = subprocess.Popen(
-                    python_command(self._python.absolute(), "from phipipe.worker import main; " "main()"),
+                    python_command(self._python.absolute(), "from phipipe.processes.step_server import main; main()"),
                     stdin=pipe, stdout=pipe, stderr=stderr, cwd=self._home, env=environment, encoding="utf-8",
                     **own_group(),
                 )  # fmt: skip
@@ -239,7 +239,7 @@ class Worker:
             ) from None
         self._guard = subprocess.Popen(
             python_command(
-                Path(sys.executable), "from phipipe.worker import guard; guard()",
+                Path(sys.executable), "from phipipe.processes.step_server import guard; guard()",
                 str(self._process.pid), str(self._home),
             ),
             stdin=pipe, stdout=subprocess.DEVNULL, env=child_environment(offline=True, keep_path=True), **own_group(),

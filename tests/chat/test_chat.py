@@ -435,9 +435,7 @@ ENDINGS = [
 def test_every_death_of_the_chat_is_a_sentence(
     does: str, kind: type[PhipipeError], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    call = (
-        "import os, signal, sys, time; from pathlib import Path; from phipipe import chat_screen; "
-    )
+    call = "import os, signal, sys, time; from pathlib import Path; from phipipe.chat import screen as chat_screen; "
     call += f"chat_screen.enclose(Path(sys.argv[1]) / 'log.txt'); {does}"
     settings = replace(Settings.read(), memory_limit_gib=0.25)
     with pytest.raises(kind, match=re.escape(words)):

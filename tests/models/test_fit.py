@@ -15,7 +15,7 @@ from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, recipe
+from phipipe.recipe import device, load
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])
 
@@ -41,7 +41,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str, name: str = "quickstart"
 ) -> Plan:
     monkeypatch.setattr(checkpoints, "read", lambda folder: checkpoint)
-    (build,) = recipe.load(
+    (build,) = load.load(
         RECIPES / f"{name}.yaml",
         sets=("source={builtin: tiny-phi3}", *sets),
         options=backends.OptionsOf(),
@@ -123,7 +123,7 @@ def fixed(made: Plan) -> int:
 
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
-    (build,) = recipe.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
     made = prepare.prepare(build)
     assert made.fit
     assert made.fit.context == 2048
@@ -164,7 +164,7 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
         words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
-        (build,) = recipe.load(QUICKSTART, sets=words, options=backends.OptionsOf())
+        (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
         return prepare.prepare(build).api
 
     assert api() == "intel-npu"

@@ -404,7 +404,7 @@ def test_several_errors_are_one_that_says_them_all(errors: list[PhipipeError]) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that can be caught")
 def test_a_process_that_is_terminated_leaves_its_document(tmp_path: Path) -> None:
-    code = "import sys, time, phipipe.cli as c\nfrom phipipe import cli_help\n"
+    code = "import sys, time, phipipe.cli as c\nfrom phipipe.cli import help as cli_help\n"
     code += "def slow():\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
     code += "cli_help.settings_of_user = slow\nsys.argv = ['phipipe', 'doctor', '--json']\nc.main()"
     with subprocess.Popen(

@@ -18,7 +18,7 @@ from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import why
 from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
@@ -143,7 +143,7 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
         needs={"metrics": "source"},
         params={"kld_mean": limit},
     )
-    (made,) = recipe.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
+    (made,) = load.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
     steps = tuple(replace(step, recipe=recipe_name) for step in (source, check))
     return replace(prepare.prepare(made), steps=steps)
 
@@ -189,7 +189,7 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 
 
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
-    (made,) = recipe.load(QUICKSTART, options=backends.OptionsOf())
+    (made,) = load.load(QUICKSTART, options=backends.OptionsOf())
     assert {step.recipe for step in prepare.prepare(made).steps} == {"quickstart"}
 
 
