@@ -36,10 +36,10 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
+from phipipe import words
 from phipipe.batch import report as batch_report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
 from phipipe.metrics import Metric
-from phipipe.package import figures
 from phipipe.run import events
 
 FLOW = "phipipe-batch"
@@ -157,7 +157,7 @@ def counted(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "done"
     states = ", ".join(f"{n} {state}" for state, n in summary["states"].items() if n)
-    return f"{figures.counted(len(summary['builds']), 'build')}: {states}"
+    return f"{words.counted(len(summary['builds']), 'build')}: {states}"
 
 
 def trouble(summary: Mapping[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from phipipe.cli.groups import command
 from phipipe.cli.messages import LOG, complain, echo, note
 from phipipe.cli.options import AS_JSON, LOG_FORMAT, Count
 from phipipe.cli.workplace import Workplace, engine_of, planning_on, settings_of_user, store_of_user
-from phipipe.package.figures import counted
+from phipipe.words import counted
 
 if TYPE_CHECKING:
     from phipipe.batch.accept import Done

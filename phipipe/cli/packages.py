@@ -17,7 +17,7 @@ from phipipe.cli.options import AS_JSON, PACKAGE, Count, UserPath
 from phipipe.cli.workplace import settings_of_user, store_of_user
 from phipipe.errors import SourceError
 from phipipe.files.user_paths import Kind
-from phipipe.package.figures import counted
+from phipipe.words import counted
 
 
 @command("phipipe eval packages/quickstart --tokens 8192")
@@ -36,10 +36,13 @@ def eval_(
     package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool
 ) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
-    from phipipe.cli import finished, show
+    from phipipe.cli import show
+    from phipipe.run import finished
 
     place = store_of_user()
-    planned = finished.plan(package, place.store, text=text, tokens=tokens, source=source)
+    planned = finished.plan_evaluation(
+        package, place.store, text=text, tokens=tokens, source=source
+    )
     (outcome,) = attempt("eval", [planned], place)
     if outcome.error:
         raise outcome.error
@@ -62,18 +65,20 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     Needs neither the original model nor its cache. `phipipe compare` puts the report in place of
     the figures that the build machine had emulated or could not take.
     """
-    from phipipe.board import file
-    from phipipe.cli import finished, show
+    from phipipe.board import entry, file
+    from phipipe.cli import show
     from phipipe.evaluate.speed import host
     from phipipe.package import figures
+    from phipipe.package.package import read_manifest
+    from phipipe.run import finished
 
     place = store_of_user()
-    planned = finished.on_device(package)
+    planned = finished.plan_measurement(package)
     note(f"taking this machine for {planned.device.title}: {figures.host_words(host())}")
     (outcome,) = attempt("measure", [planned], place)
     if outcome.error:
         raise outcome.error
-    text = file.dump([finished.report(package, outcome)])
+    text = file.dump([entry.of_measurement(read_manifest(package), outcome)])
     target = out or Path(f"{planned.build.name}-measured.json")
     save(target, text)
     if as_json:
@@ -145,10 +150,7 @@ def verify(package: Path, as_json: bool) -> None:
 @click.option("--tokens", default=256, show_default=True, type=Count(min=1), help="Longest answer.")
 def chat(package: Path, prompt: str | None, system: str | None, tokens: int) -> None:
     """Talk to a package through its own runtime, greedily."""
-    from phipipe.cli import finished
+    from phipipe.chat.start import start
 
-    sys.exit(
-        finished.chat(
-            package, settings_of_user(), note, prompt=prompt, system=system, tokens=tokens
-        )
-    )
+    settings = settings_of_user()
+    sys.exit(start(package, settings, note, prompt=prompt, system=system, tokens=tokens))

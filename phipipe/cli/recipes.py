@@ -13,7 +13,7 @@ from phipipe.cli.groups import command
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, RECIPE, SETS, UserPath
 from phipipe.errors import PhipipeError
-from phipipe.package.figures import counted
+from phipipe.words import counted
 
 
 @command("phipipe validate recipes/*.yaml")

@@ -19,7 +19,7 @@ from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, UserPath, taking
 from phipipe.errors import ToolchainError
 from phipipe.files.user_paths import Kind
-from phipipe.package.figures import counted
+from phipipe.words import counted
 
 if TYPE_CHECKING:
     from types import ModuleType

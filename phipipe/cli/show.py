@@ -139,7 +139,7 @@ def describe_plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     todo = [item.step for item in forecast if not item.cached]
     peak = max((step.memory_bytes for step in todo), default=0)
     lines.append(
-        f"  {len(todo)} of {figures.counted(len(forecast), 'step')} will run"
+        f"  {len(todo)} of {words.counted(len(forecast), 'step')} will run"
         + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
         + (f"; peak about {words.size(peak)} anonymous" if peak else "")
     )

@@ -11,7 +11,7 @@ from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
 from phipipe.errors import ToolchainError
-from phipipe.package.figures import counted
+from phipipe.words import counted
 
 
 @click.group(epilog="Example:  phipipe toolchain install onnxruntime")

@@ -30,11 +30,11 @@ from phipipe.errors import (
     ToolchainError,
     decoded,
 )
-from phipipe.package.figures import counted
 from phipipe.run.bench import Bench, Result, Results, Waiting
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Damaged, Store, Stored
+from phipipe.words import counted
 
 LOOK_S = 2.0
 ARRIVAL_S = 10.0  # in which workers find a scheduler that has just started again

@@ -24,9 +24,9 @@ from phipipe import backends
 from phipipe.chat import lines as chat_lines
 from phipipe.chat import pieces as chat_pieces
 from phipipe.chat import process
-from phipipe.chat.conversation import main
 from phipipe.chat.lines import converse
 from phipipe.chat.pieces import pieces
+from phipipe.chat.serve import main
 from phipipe.chat.talk import Talk
 from phipipe.errors import (
     PhipipeError,

@@ -20,11 +20,11 @@ from phipipe import backends
 from phipipe.batch import boards, selection, timetable
 from phipipe.board import entry
 from phipipe.cli import files as cli_files
-from phipipe.cli import finished
 from phipipe.errors import RecipeError, SourceError, StoreError
 from phipipe.files import user_paths
 from phipipe.files.user_paths import Kind
 from phipipe.package import manifest_schema
+from phipipe.run import finished
 from phipipe.store import files as collect
 
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named

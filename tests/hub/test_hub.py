@@ -22,7 +22,6 @@ from testing.kitchen import Kitchen
 from testing.places import QUICKSTART, ROOT
 
 from phipipe import backends
-from phipipe.cli import finished as again
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub import client, pin, repository, transfer
 from phipipe.hub import take as hub
@@ -31,6 +30,7 @@ from phipipe.models import checkpoints
 from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
+from phipipe.run import finished
 from phipipe.run.bench import Bench, Result, Waiting
 from phipipe.settings import Settings
 from phipipe.store.store import Store, Stored
@@ -637,7 +637,7 @@ def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
 
 
 def evaluated(package: Path, cache: Path, given: Path | None = None) -> Plan:
-    return again.plan(package, Store(cache), text=None, tokens=512, source=given)
+    return finished.plan_evaluation(package, Store(cache), text=None, tokens=512, source=given)
 
 
 def test_an_original_that_the_cache_lost_comes_from_its_hub_again(

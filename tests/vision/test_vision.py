@@ -16,7 +16,6 @@ from testing.seeing import RECIPE, planned, seen
 
 from phipipe import backends
 from phipipe.board import entry
-from phipipe.cli import finished
 from phipipe.cli.listeners import Silent
 from phipipe.errors import GateFailed, TargetError
 from phipipe.hub import take
@@ -24,7 +23,7 @@ from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
 from phipipe.plan import prepare
 from phipipe.recipe import load
-from phipipe.run import dispatch
+from phipipe.run import dispatch, finished
 from phipipe.run.bench import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
@@ -214,7 +213,9 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     package = builds["int4"].package
     assert package is not None
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
-    again_plan = finished.plan(package, store, text=None, tokens=None, source=seeing / "source")
+    again_plan = finished.plan_evaluation(
+        package, store, text=None, tokens=None, source=seeing / "source"
+    )
     settings = Settings(cache=store.root, toolchains=toolchains)
     (done,) = dispatch.attempt([again_plan], store, settings, Silent(), None, 2)
     assert done.error is None
