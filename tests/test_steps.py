@@ -22,16 +22,16 @@ import phipipe
 from phipipe import backends, steps
 from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.models import seeing as vision
 from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, recipe
+from phipipe.recipe import device, load
 from phipipe.run.bench import Result
 from phipipe.run.dispatch import attempt
 from phipipe.run.process import Request, Worker
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
+from phipipe.vision import kinds
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -53,7 +53,7 @@ def planned() -> Iterator[Step]:
                 f"device={devices[api]}",
                 "quantize={}",
             )
-            (build,) = recipe.load(
+            (build,) = load.load(
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
@@ -94,8 +94,10 @@ def test_no_plan_has_another_name() -> None:
 
 def test_tables_have_no_other_name() -> None:
     emulated = {s for name in backends.names() for s in backends.load(name).emulated.values()}
-    seeing = {name for backend in backends.names() for name in backends.load(backend).eyes.values()}
-    assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
+    seeing = {
+        name for backend in backends.names() for name in backends.load(backend).vision.values()
+    }
+    assert emulated | seeing | {kind.cut for kind in kinds.KINDS.values()} <= NAMES
 
 
 def test_a_step_of_no_backend_is_there_without_any() -> None:

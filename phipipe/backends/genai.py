@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from phipipe.sandbox.limited import LimitedTokenizer
+    from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 
 def tokenizer(folder: Path) -> LimitedTokenizer:
     """The folder's tokenizer as onnxruntime-genai reads it, in a limited child."""
-    from phipipe.sandbox import limited
+    from phipipe.sandbox.tokenizer import open_in_child
 
-    return limited.tokenizer("phipipe.backends.genai:GenaiTokenizer", folder, ["onnxruntime_genai"])
+    return open_in_child("phipipe.backends.genai:GenaiTokenizer", folder, ["onnxruntime_genai"])
 
 
 class GenaiTokenizer:

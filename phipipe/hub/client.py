@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from phipipe.errors import SourceError
 from phipipe.hub import transfer
 from phipipe.hub.transfer import Published, Remote
-from phipipe.models import checkpoints, weights
+from phipipe.models import checkpoints, weight_files
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
@@ -114,7 +114,7 @@ def listing(repo: Repository) -> Listing:
         )
     names = [str(sibling.rfilename) for sibling in info.siblings or ()]
     pickles = sorted(
-        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weights.PICKLES)
+        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weight_files.PICKLES)
     )
     files = [
         _published(repo, s.rfilename, s.size, s.blob_id, s.lfs)

@@ -26,7 +26,7 @@ from phipipe.errors import SourceError, StoreError
 from phipipe.hub import client, transfer
 from phipipe.hub.client import Listing, Repository
 from phipipe.hub.transfer import Published
-from phipipe.models import checkpoints, texts, weights
+from phipipe.models import checkpoints, texts, weight_files, weights
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.settings import Settings
@@ -84,7 +84,7 @@ def _read(repo: Repository, found: Listing, view: Path) -> tuple[Checkpoint, Lis
     """The model, and of its listing the files that are part of it."""
     with _named(repo, view):
         checkpoint = checkpoints.read(view, {file.name: file.size for file in found.files})
-        ignored = weights.choose(view).ignored
+        ignored = weight_files.choose(view).ignored
     kept = tuple(file for file in found.files if file.name not in ignored)
     return checkpoint, dataclasses.replace(found, files=kept) if ignored else found
 

@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.algorithms import olive
-from phipipe.backends import genai, rules
+from phipipe.backends import genai
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, EMBEDDING, MODEL, PROCESSOR, VISION
 from phipipe.backends.onnxruntime.options import Options
+from phipipe.backends.onnxruntime.rules import RULES
 from phipipe.backends.onnxruntime.schemes import raised_nodes
-from phipipe.models import seeing
+from phipipe.backends.rules import Fixup
 from phipipe.steps import Json, Step
+from phipipe.vision import kinds as vision
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime
@@ -191,7 +193,7 @@ def scheme(job: Job[Options]) -> str:
 
 
 FIXUPS = (
-    rules.Fixup(
+    Fixup(
         id="F1",
         rule="M08",
         when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
@@ -220,10 +222,10 @@ FACE = Backend(
     # as wide as what goes in and out
     cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
-    eyes={seeing.PHI3: "onnxruntime/vision"},
+    vision={vision.PHI3: "onnxruntime/vision"},
     steps=steps,
     scheme=scheme,
-    rules=rules.ONNXRUNTIME,
+    rules=RULES,
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none",
     wider="set `quantize.mixed: layers`",

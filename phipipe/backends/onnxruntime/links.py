@@ -27,7 +27,7 @@ from onnx import ModelProto, TensorProto, helper
 from phipipe.backends.onnxruntime.graph import place
 from phipipe.backends.onnxruntime.layout import DATA
 from phipipe.errors import StepFailed
-from phipipe.models import mapped
+from phipipe.models import mapped, tensor_places
 
 # Properties of a linked initializer.
 DTYPE, TRANSPOSED = "checkpoint_dtype", "checkpoint_transposed"
@@ -79,7 +79,7 @@ def check(folder: Path, model: ModelProto, checkpoint: Path) -> None:
             linked += size
             weights.matrix(tensor)
     matrices = sum(
-        one.size_bytes for one in mapped.places(checkpoint).values() if len(one.shape) > 1
+        one.size_bytes for one in tensor_places.places(checkpoint).values() if len(one.shape) > 1
     )
     if linked != matrices:
         raise StepFailed(

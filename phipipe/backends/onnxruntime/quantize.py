@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from phipipe.algorithms import olive_checkpoint
-from phipipe.algorithms.olive_checkpoint import Packed
+from phipipe.algorithms import olive_packed
+from phipipe.algorithms.olive_packed import Packed
 from phipipe.backends.onnxruntime import graph, rounding
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, LM_HEAD, MODEL
 from phipipe.backends.onnxruntime.options import Options
@@ -50,8 +50,8 @@ def _learned(
 ) -> tuple[dict[str, Scheme], dict[str, Callable[[], Packed]]]:
     """Node name → its scheme with the bits that Olive rounded it to, and what gives its integers
     and scales."""
-    learned = olive_checkpoint.Rounded(folder)
-    places = olive_checkpoint.places(learned, {linear.name: linear.n for linear in wanted})
+    learned = olive_packed.Rounded(folder)
+    places = olive_packed.places(learned, {linear.name: linear.n for linear in wanted})
     bits = {name: learned.bits(places[name].linear) for name in schemes}
     rounded: dict[str, Callable[[], Packed]] = {
         name: partial(learned.at, places[name]) for name in schemes

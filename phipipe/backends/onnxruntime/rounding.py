@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from phipipe.algorithms.olive_checkpoint import Packed
+from phipipe.algorithms.olive_packed import Packed
 from phipipe.backends.onnxruntime.graph import QUANTIZED, attributes, load, save
 from phipipe.backends.onnxruntime.layout import DATA, LOOKUP
 from phipipe.backends.onnxruntime.links import Floats, Matrix, Weights

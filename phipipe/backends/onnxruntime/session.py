@@ -15,7 +15,7 @@ import psutil
 from phipipe import hardware
 from phipipe.backends.base import absent
 from phipipe.backends.onnxruntime.layout import CONFIG, MODEL
-from phipipe.models import checkpoints
+from phipipe.models import tokenizer_files
 from phipipe.steps import Json
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -58,7 +58,7 @@ class Session:
         return output
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        ends = set(checkpoints.end_ids(self._config["eos_token_id"]))
+        ends = set(tokenizer_files.end_ids(self._config["eos_token_id"]))
         if (
             self._provider == PROVIDERS["cpu"]
             and self._config["decoder"]["session_options"]["provider_options"]
@@ -99,7 +99,7 @@ class Session:
         inputs, count = self._inputs(picture, prompt)
         generator, room = self._generator(count, limit)
         generator.set_inputs(inputs)
-        return _greedy(generator, room, set(checkpoints.end_ids(self._config["eos_token_id"])))
+        return _greedy(generator, room, set(tokenizer_files.end_ids(self._config["eos_token_id"])))
 
     def _inputs(self, picture: Path, prompt: str) -> tuple[genai.NamedTensors, int]:
         """What the runtime's own processor makes of both, and how many positions that is."""
