@@ -50,9 +50,10 @@ class Fit:
 
     def words(self) -> str:
         """The sum, for people."""
-        parts = f"weights {words.size(self.weight_bytes, 2)} + cache {words.size(self.cache_bytes, 2)} ({self.cache_words})"
+        weights, cache = words.size(self.weight_bytes, 2), words.size(self.cache_bytes, 2)
+        total, runtime = words.size(self.total_bytes, 2), words.size(RUNTIME_BYTES, 2)
         return (
-            f"{words.size(self.total_bytes, 2)} = {parts} + runtime {words.size(RUNTIME_BYTES, 2)}"
+            f"{total} = weights {weights} + cache {cache} ({self.cache_words}) + runtime {runtime}"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -52,22 +52,22 @@ def refuse(path: Path, config: Mapping[str, Any]) -> None:
         )
     key = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
     if key:
-        told = config[key]
+        settings = config[key]
         raise SourceError(
-            f"`{path}` is of a model that is quantized already (`{key}`: {_format(told)}); "
+            f"`{path}` is of a model that is quantized already (`{key}`: {_format(settings)}); "
             "quantizing it again would lose more than the figures could tell",
             hint=f"{_original(config)}; if these are merged weights in 16 bits, remove the key",
         )
 
 
-def _format(told: Mapping[str, Any]) -> str:
-    kind = told.get("quant_method")
+def _format(settings: Mapping[str, Any]) -> str:
+    kind = settings.get("quant_method")
     if isinstance(kind, str):
         name = _NAMES.get(kind, json_files.shown(kind))
     else:
-        name = "MLX" if "group_size" in told else "in an unnamed format"
-    bits = told.get("bits") or (
-        4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else None
+        name = "MLX" if "group_size" in settings else "in an unnamed format"
+    bits = settings.get("bits") or (
+        4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None
     )
     return f"{name}, {bits} bits" if isinstance(bits, int) and 0 < bits < 65 else name
 

@@ -29,23 +29,23 @@ def settings(path: Path) -> dict[str, Any]:
     Raises:
         SourceError: names the file and the key.
     """
-    found = json_files.read_object(path, MAX_SETTINGS_BYTES)
+    content = json_files.read_object(path, MAX_SETTINGS_BYTES)
     for key, kinds in _KINDS.items():
-        value = found.get(key)
+        value = content.get(key)
         if value is not None and (
             not isinstance(value, kinds) or (value is True or value is False) is not (bool in kinds)
         ):
             raise SourceError(f"`{path}` is malformed: `{key}` is {_kind(value)}", hint=_HINT)
     for key in _SPECIAL:
-        if isinstance(found.get(key), dict) and not isinstance(found[key].get("content"), str):
+        if isinstance(content.get(key), dict) and not isinstance(content[key].get("content"), str):
             raise SourceError(f"`{path}` is malformed: `{key}` has no text", hint=_HINT)
-    name = found.get("tokenizer_class")
+    name = content.get("tokenizer_class")
     if name is not None and (not name.isprintable() or len(name) > 100):
         raise SourceError(
             f"`{path}` is malformed: `tokenizer_class` is no name of a class", hint=_HINT
         )
-    if isinstance(found.get("chat_template"), list):
-        for entry in found["chat_template"]:
+    if isinstance(content.get("chat_template"), list):
+        for entry in content["chat_template"]:
             if not isinstance(entry, dict) or not all(
                 isinstance(entry.get(k), str) for k in ("name", "template")
             ):
@@ -53,7 +53,7 @@ def settings(path: Path) -> dict[str, Any]:
                     f"`{path}` is malformed: `chat_template` has one without name or text",
                     hint=_HINT,
                 )
-    return found
+    return content
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -130,21 +130,21 @@ def check(folder: Path, vocab_size: int) -> list[Remark]:
 def _padding(folder: Path) -> str | None:
     """The token that batches are filled up with."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file() and (found := settings(folder / name).get("pad_token")):
-            return str(found["content"] if isinstance(found, dict) else found)
+        if (folder / name).is_file() and (token := settings(folder / name).get("pad_token")):
+            return str(token["content"] if isinstance(token, dict) else token)
     return None
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str, int, bool]]:
     """(file, token, id, whether it was added to the vocabulary proper) for all that the files
     say."""
-    for file, token, number, is_added in _told(folder):
+    for file, token, number, is_added in _listed(folder):
         if not isinstance(token, str) or type(number) is not int or not 0 <= number < MAX_TOKENS:
             raise _damaged(folder / file, "has a token without text or number")
         yield file, token, number, is_added
 
 
-def _told(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
+def _listed(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
     file = "tokenizer.json"
     whole = _json(folder / file)
     model = whole.get("model", None if whole else {"vocab": {}})

@@ -168,13 +168,21 @@ class _Builder:
 
     def _sequence(self, where: Where, depth: int) -> list[Any]:
         items: list[Any] = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+        for event in self._until(yaml.SequenceEndEvent):
             items.append(self._build(event, (*where, len(items)), depth + 1))
         return items
 
+    def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
+        """The next events, each taken when it is asked for, up to one of the kind ``end``."""
+        while True:
+            event = next(self._events)
+            if isinstance(event, end):
+                return
+            yield event
+
     def _mapping(self, where: Where, depth: int) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+        for event in self._until(yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.anchor or event.tag:
                 self._stop(event, "a key must be plain text")
             self._check_printable(event)

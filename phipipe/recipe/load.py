@@ -182,12 +182,12 @@ class _Loading:
         data = variant.data
         recipe = self._validate(Recipe, data, (), variant.at)
         options = None
-        backend = data.get("backend", BACKEND)
+        backend, quantize = data.get("backend", BACKEND), data.get("quantize", {})
         if isinstance(backend, str) and backend not in self._options:
             guess = near(backend, self._options) or f"; there are {', '.join(self._options)}"
             message = f"unknown backend `{shorten(backend)}`{guess}"
             self._problems.note(("backend",), message, variant=variant.at)
-        elif isinstance(backend, str) and isinstance(quantize := data.get("quantize", {}), dict):
+        elif isinstance(backend, str) and isinstance(quantize, dict):
             options = self._validate(self._options[backend], quantize, ("quantize",), variant.at)
         if recipe is not None:
             self._look_at_paths(recipe, folder, variant.at)

@@ -50,10 +50,9 @@ class Sparse(Model):
 def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
     given = [name for name in names if getattr(value, name) is not None]
     if len(given) != 1:
-        said = " and ".join(f"`{name}`" for name in given) or "none"
-        raise ValueError(
-            f"give exactly one of {', '.join(f'`{n}`' for n in names)}; there is {said}"
-        )
+        there = " and ".join(f"`{name}`" for name in given) or "none"
+        choices = ", ".join(f"`{name}`" for name in names)
+        raise ValueError(f"give exactly one of {choices}; there is {there}")
 
 
 class Dataset(Model):

@@ -36,9 +36,9 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
         "description": fields["quantize"]["description"],
     }
     for name, model in sorted(options.items()):
-        made = model.model_json_schema()
-        definitions |= made.pop("$defs", {})
-        definitions[f"quantize-{name}"] = made
+        section = model.model_json_schema()
+        definitions |= section.pop("$defs", {})
+        definitions[f"quantize-{name}"] = section
     fields["matrix"] = _matrix(fields, sorted(options))
     schema["allOf"] = [_rule(name) for name in sorted(options)]
     varied = [key for key in schema["required"] if key in VARIANT_KEYS and key != "name"]
