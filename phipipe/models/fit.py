@@ -8,10 +8,10 @@ graph needs while it computes depends on its runtime.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from phipipe import words
 from phipipe.models.checkpoints import Checkpoint
+from phipipe.steps import Json
 
 # tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
 CONTEXT = 4096
@@ -56,7 +56,7 @@ class Fit:
             f"{total} = weights {weights} + cache {cache} ({self.cache_words}) + runtime {runtime}"
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Json]:
         """The same for machines."""
         names = ("weight_bytes", "context", "cache_bytes", "total_bytes", "memory_gib", "fits")
         return {name: getattr(self, name) for name in names}

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models import family
+from phipipe.steps import Json
 
 _NAMES = {
     "awq": "AWQ",
@@ -30,7 +30,7 @@ _OTHER = re.compile(
 )
 
 
-def refuse(path: Path, config: Mapping[str, Any]) -> None:
+def refuse(path: Path, config: Mapping[str, Json]) -> None:
     """Refuse what ``config``, the content of ``path``, says is quantized or no model that writes.
 
     Raises:
@@ -60,7 +60,7 @@ def refuse(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _format(settings: Mapping[str, Any]) -> str:
+def _format(settings: Mapping[str, Json]) -> str:
     kind = settings.get("quant_method")
     if isinstance(kind, str):
         name = _NAMES.get(kind, json_files.shown(kind))
@@ -72,7 +72,7 @@ def _format(settings: Mapping[str, Any]) -> str:
     return f"{name}, {bits} bits" if isinstance(bits, int) and 0 < bits < 65 else name
 
 
-def _original(config: Mapping[str, Any]) -> str:
+def _original(config: Mapping[str, Json]) -> str:
     """Where the weights in 16 bits are, as far as the config tells."""
     try:
         member = family.of(config)

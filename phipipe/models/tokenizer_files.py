@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models import remarks
 from phipipe.models.remarks import Remark
+from phipipe.steps import Json
 
 _HINT = "take all tokenizer files from one place, best the original repository"
 MAX_TOKENS, MAX_SETTINGS_BYTES = 2**22, 2**23
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
 
 
-def settings(path: Path) -> dict[str, Any]:
+def settings(path: Path) -> dict[str, Json]:
     """What ``tokenizer_config.json`` or ``special_tokens_map.json`` in ``path`` says, each key of
     its own kind.
 
@@ -144,7 +144,7 @@ def _entries(folder: Path) -> Iterator[tuple[str, str, int, bool]]:
         yield file, token, number, is_added
 
 
-def _listed(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
+def _listed(folder: Path) -> Iterator[tuple[str, Json, Json, bool]]:
     file = "tokenizer.json"
     whole = _json(folder / file)
     model = whole.get("model", None if whole else {"vocab": {}})
@@ -170,7 +170,7 @@ def _listed(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
     yield from ((file, token, number, True) for token, number in _json(folder / file).items())
 
 
-def _list(path: Path, value: Any) -> list[dict[str, Any]]:
+def _list(path: Path, value: Json) -> list[dict[str, Json]]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -184,14 +184,14 @@ def _damaged(path: Path, what: str) -> SourceError:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Json]:
     """What is in ``path``, an empty mapping where there is no such file."""
     if not path.is_file():
         return {}
     return settings(path) if path.name == "tokenizer_config.json" else json_files.read_object(path)
 
 
-def end_ids(ids: Any) -> list[int]:
+def end_ids(ids: Json) -> list[int]:
     """Ids of the tokens that end a text, of what a config has as `eos_token_id`: one, several or
     none."""
     if ids is None:

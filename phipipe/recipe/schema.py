@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -16,8 +15,9 @@ from phipipe.metrics import ROWS
 from phipipe.recipe import device
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
+from phipipe.steps import Json
 
-Schema = dict[str, Any]
+Schema = dict[str, Json]
 CHOICES = {"Source": ("repo", "path", "builtin"), "Text": ("builtin", "file", "dataset")}
 
 
@@ -128,7 +128,7 @@ def _not_null(value: Schema) -> Schema:
     return {**rest, **kept[0]} if len(kept) == 1 else value
 
 
-def untitled(value: Any) -> Any:
+def untitled(value: Json) -> Json:
     """A schema without pydantic's titles, which repeat the keys (a property that is called `title`
     stays)."""
     if isinstance(value, list):
