@@ -57,26 +57,42 @@ def write(
     target = devices.load(device, Path())
     wanted = starter_source.of_text(source, folder)
     chosen = starter_choice.within(wanted, starter_choice.fitting(target, precision, backend))
-    name, shown = _name(path), device
-    if device not in devices.names():
-        shown = starter_source.seen_from(folder, device)
-    head = {"name": name, "device": shown, "title": target.title}
-    with _folder(path.parent):
-        text = starter_text.compose(path, head, chosen, wanted)
-        unit = _checked(text, path, wanted)
-        _create(path, text)
-    verbs = ("plan",) if wanted.pinned else ("pin", "plan")
+    head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
+    unit = _written(path, starter_text.compose(path, head, chosen, wanted), wanted)
     started = documents.Started(
         recipe=str(path),
-        name=name,
-        device=shown,
+        name=head["name"],
+        device=head["device"],
         unit=unit,
         backend=chosen["backend"],
         precision=chosen["precision"],
         pinned=wanted.pinned,
-        next=[f"phipipe {verb} {starter_text.word(path)}" for verb in verbs],
+        next=_next(path, wanted),
     )
     return started, (wanted.note,) if wanted.note else ()
+
+
+def _next(path: Path, source: Source) -> list[str]:
+    """The commands that come next."""
+    verbs = ("plan",) if source.pinned else ("pin", "plan")
+    return [f"phipipe {verb} {starter_text.word(path)}" for verb in verbs]
+
+
+def _shown(device: str, folder: Path) -> str:
+    """``device`` as a recipe in ``folder`` names it."""
+    return device if device in devices.names() else starter_source.seen_from(folder, device)
+
+
+def _written(path: Path, text: str, source: Source) -> str:
+    """The unit that the recipe ``text`` is for, which is at ``path`` then.
+
+    Raises:
+        RecipeError, TargetError: it is no recipe that can be built, or cannot be written.
+    """
+    with _folder(path.parent):
+        unit = _checked(text, path, source)
+        _create(path, text)
+    return unit
 
 
 def _refuse(path: Path, device: str, source: str) -> None:

@@ -294,7 +294,7 @@ def test_a_commit_is_taken_as_it_is_without_asking(
 
 
 def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from phipipe import starter\n"
+    code = "import sys; from pathlib import Path; from phipipe.plan import starter\n"
     code += (
         f"starter.write(Path({str(tmp_path / 'r.yaml')!r}), device='cpu-x86_64', "
         f"precision=None, backend=None, "
