@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from phipipe import collect, manifest, metrics, package, preflight, room, schedule
+from phipipe import claims, collect, manifest, metrics, package, preflight, refusals, room, schedule
 from phipipe import plan as planner
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.executor import Listener, Outcome
@@ -34,7 +34,7 @@ LATEST = "latest"
 LOCK = ".batch.lock"
 DIGITS = 16  # of a digest, in a version
 VERSION = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
-LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``collect.claim`` names what is being written
+LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``claims.claim`` names what is being written
 RESERVED = frozenset(
     ("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards")
 )  # beside builds
@@ -177,9 +177,9 @@ def run(
         fail_fast=fail_fast, engine=engine,
     )  # fmt: skip
     found = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
-    with collect.guard(out, remedy=room.KEEP_OUT):
+    with refusals.guard(out, remedy=room.KEEP_OUT):
         out.mkdir(parents=True, exist_ok=True)
-        locks_work = collect.locks_work(out / LOCK)
+        locks_work = claims.locks_work(out / LOCK)
     with FileLock(
         out / LOCK
     ):  # another batch may end at this moment: each compares with what the other accepted
@@ -193,7 +193,7 @@ def _finish(
 ) -> Done:
     """``_accept``, whose own failures are the build's."""
     try:
-        with collect.guard(out, remedy=room.KEEP_OUT):
+        with refusals.guard(out, remedy=room.KEEP_OUT):
             return _accept(item, outcome, out, keep, note)
     except PhipipeError as error:
         return Done(item=item, outcome=outcome, error=error, metrics={}, before={})
@@ -317,7 +317,7 @@ def latest(home: Path) -> str | None:
 def point(home: Path, version: str) -> None:
     """Make ``latest`` name ``version``: readers see the old line or the new one, also after a power
     loss."""
-    with collect.claim(home, f".{LATEST}.") as aside:
+    with claims.claim(home, f".{LATEST}.") as aside:
         collect.write(aside / LATEST, f"{version}\n".encode())
         (aside / LATEST).replace(home / LATEST)
         collect.flush_folder(home)
@@ -344,12 +344,12 @@ def _sweep(home: Path) -> None:
     """Remove what batches that were killed have left half done."""
     found = [LEFT.fullmatch(path.name) for path in home.iterdir()] if home.is_dir() else []
     for prefix in {match.group(1) for match in found if match}:
-        collect.sweep(home, prefix)
+        claims.sweep(home, prefix)
 
 
 def _remove(folder: Path) -> None:
     """Rename first: nobody shall take half a package for a whole one."""
-    with collect.claim(folder.parent, f".{folder.name}.") as aside:
+    with claims.claim(folder.parent, f".{folder.name}.") as aside:
         folder.rename(aside / "old")
 
 

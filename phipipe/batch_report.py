@@ -17,7 +17,19 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import __version__, batch, board, board_html, collect, output, package, report, room
+from phipipe import (
+    __version__,
+    batch,
+    board,
+    board_html,
+    claims,
+    collect,
+    output,
+    package,
+    refusals,
+    report,
+    room,
+)
 from phipipe.batch import Done
 from phipipe.board import Entry
 from phipipe.board_columns import COLUMNS, build_words
@@ -156,7 +168,7 @@ def write(done: Sequence[Done], out: Path, title: str, summary: Mapping[str, Any
         **pages,
         "batch.json": dump(summary),
     }
-    with collect.guard(out, remedy=room.KEEP_OUT), collect.claim(out, ".report.") as aside:
+    with refusals.guard(out, remedy=room.KEEP_OUT), claims.claim(out, ".report.") as aside:
         for name, text in texts.items():
             written, target = aside / Path(name).name, out / name
             target.parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from phipipe import __version__, downloads, hardware, output, output_lists
 from phipipe import backends as registry
 from phipipe import device as targets
-from phipipe.collect import GcReport
+from phipipe.collection import GcReport
 from phipipe.settings import Settings
 from phipipe.store import Store
 
@@ -165,7 +165,7 @@ def stored(store: Store) -> list[output_lists.Stored]:
         ))
         for usage in store.usage()
     ]  # fmt: skip
-    for part in downloads.found(store.root):
+    for part in downloads.unfinished(store.root):
         used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
         row = output_lists.Stored(
             key=None, runs=None, repository=part.repository, size_bytes=part.size_bytes,
@@ -207,7 +207,7 @@ def doctor(settings: Settings, checks: Sequence[output_lists.Check] = ()) -> out
         cache_free_bytes=disk.free,
         unfinished_downloads=[
             output_lists.Download(repository=part.repository, size_bytes=part.size_bytes)
-            for part in downloads.found(settings.cache)
+            for part in downloads.unfinished(settings.cache)
         ],
         toolchains=rows,
         next=f"phipipe toolchain install {' '.join(missing)}" if missing else None,

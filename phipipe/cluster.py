@@ -31,9 +31,10 @@ from phipipe.errors import (
     decoded,
 )
 from phipipe.executor import Bench, Result, Results, Waiting
+from phipipe.records import Damaged, Stored
 from phipipe.report import counted
 from phipipe.settings import Settings
-from phipipe.store import Damaged, Store, Stored
+from phipipe.store import Store
 
 LOOK_S = 2.0
 ARRIVAL_S = 10.0  # in which workers find a scheduler that has just started again

@@ -33,9 +33,10 @@ from phipipe.errors import (
 )
 from phipipe.executor import Bench, Result, Waiting
 from phipipe.keys import key_of
-from phipipe.remote_store import OWNER, Remote
+from phipipe.remote_store import SharedStore
 from phipipe.settings import Settings
 from phipipe.store import Store
+from phipipe.turns import OWNER
 from phipipe.visible import visible
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def _work(
 
 
 @cache
-def _place(settings: Settings) -> tuple[Store, Bench, Remote]:
+def _place(settings: Settings) -> tuple[Store, Bench, SharedStore]:
     """Where this process does its steps; toolchains stay warm from one to the next.
 
     Raises:
@@ -292,7 +293,7 @@ def _say(line: str) -> None:
     print(visible(line), file=sys.stderr, flush=True)
 
 
-def _input(name: str, key: str, store: Store, shared: Remote) -> Result:
+def _input(name: str, key: str, store: Store, shared: SharedStore) -> Result:
     stored = store.lookup(key) or shared.fetch(key, store, anew=True)
     if stored is None:
         raise Missing(name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import board, board_html, board_text, collect, package, room
+from phipipe import board, board_html, board_text, claims, package, refusals, room
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.executor import Outcome
@@ -84,9 +84,9 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
         "board.md": board_text.markdown(entries, title),
         "board.html": board_html.render(entries, title),
     }
-    with collect.guard(folder, remedy=room.KEEP_OUT):
+    with refusals.guard(folder, remedy=room.KEEP_OUT):
         folder.mkdir(parents=True, exist_ok=True)
-        with collect.claim(
+        with claims.claim(
             folder, ".board."
         ) as aside:  # whatever has the name now, is replaced and not written into
             for name, text in texts.items():

@@ -25,9 +25,10 @@ from phipipe.errors import Interrupted, PhipipeError, SourceError, ToolchainErro
 from phipipe.measure import host
 from phipipe.plan import Plan
 from phipipe.process import Request, Worker
-from phipipe.remote_store import Remote
+from phipipe.records import Stored
+from phipipe.remote_store import SharedStore
 from phipipe.settings import Settings
-from phipipe.store import Store, Stored
+from phipipe.store import Store
 from phipipe.toolchain import Installed
 
 
@@ -160,7 +161,7 @@ class Bench:
         self.dismiss(keep=set())
 
     @property
-    def shared(self) -> Remote | None:
+    def shared(self) -> SharedStore | None:
         """Where results are shared."""
         return self._remote
 

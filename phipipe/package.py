@@ -21,10 +21,10 @@ from typing import Any
 from phipipe import __version__, card, file_names, gate, leaks, reference
 from phipipe import manifest as manifests
 from phipipe.backends.base import Inputs, Json, Params
+from phipipe.collect import copy
 from phipipe.errors import SourceError, StepFailed
 from phipipe.manifest import Finding, Manifest, read_manifest
 from phipipe.settings import Settings
-from phipipe.store import copy
 
 __all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 

@@ -208,11 +208,10 @@ def _is_weights(file: Published) -> bool:
 @contextlib.contextmanager
 def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
-    from phipipe import (
-        collect,
-    )  # toolchains, which import this module too, need not have what it needs
+    # toolchains, which import this module too, need not have what it needs
+    from phipipe import refusals
 
-    with collect.guard(folder, needed_bytes):
+    with refusals.guard(folder, needed_bytes):
         yield
 
 

@@ -17,14 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phipipe import collect, hardware
+from phipipe import hardware, refusals
 from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.executor import Bench, Listener, Outcome, Result, Waiting, threads_per_worker
 from phipipe.installs import Installs
 from phipipe.nodes import Node, graph
 from phipipe.plan import Plan
+from phipipe.records import Damaged
 from phipipe.settings import Settings
-from phipipe.store import Damaged, Store
+from phipipe.store import Store
 
 REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
 MEMORY_SHARE = 0.8  # of what is free when the run starts: estimates are estimates
@@ -70,7 +71,7 @@ def attempt(
             is ended.
     """
     if out is not None:
-        collect.probe(out)
+        refusals.probe(out)
     with store.session():
         run = _Run(plans, store, settings, listener, jobs or default_jobs(), fail_fast, engine)
         run.target = None if out is None else lambda name, digest: place(out, name, digest)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phipipe import collect, starter, toolchain
+from phipipe import refusals, starter, toolchain
 from phipipe.errors import PhipipeError
 from phipipe.process import Request, Worker
 from phipipe.settings import Settings
@@ -130,7 +130,7 @@ def disk_free(disk: Path) -> int:
 
 
 def report(disk: Path, spare: Path) -> None:
-    with collect.guard(disk / "comparison", remedy="choose another --out"):
+    with refusals.guard(disk / "comparison", remedy="choose another --out"):
         (disk / "board.html").write_bytes(b"x" * 8 * MIB)
 
 

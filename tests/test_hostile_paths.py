@@ -20,9 +20,9 @@ from phipipe import (
     again,
     backends,
     board,
-    collect,
     comparison,
     console,
+    exports,
     selection,
     timetable,
     user_paths,
@@ -184,7 +184,7 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
                 console.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
     assert (tmp_path / "precious").read_text("utf-8") == "mine"
     with pytest.raises(StoreError, match="in the way"):
-        collect.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
+        exports.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

@@ -23,8 +23,9 @@ from test_package import Kitchen
 from phipipe import again, backends, hub, hub_client, models, pin, plan, recipe, remote, transfer
 from phipipe.errors import SourceError, StoreError
 from phipipe.executor import Bench, Result, Waiting
+from phipipe.records import Stored
 from phipipe.settings import Settings
-from phipipe.store import Store, Stored
+from phipipe.store import Store
 from phipipe.transfer import Pace
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,9 +25,10 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phipipe import collect, keys
+from phipipe import keys, room
 from phipipe.errors import StoreError
-from phipipe.store import Damaged, Store, Stored
+from phipipe.records import Damaged, Stored
+from phipipe.store import Store
 
 pytestmark = [
     pytest.mark.crash,
@@ -427,7 +428,7 @@ def test_a_failing_system_call_is_a_typed_error_and_leaves_nothing_half(
         with monkeypatch.context() as patch, made(store, 0) as out:
             patch.setattr(os, call, faulty)
             error = refusal(lambda: store.materialise(store.commit(key(0), out, RECORD), target))  # noqa: B023
-        assert error is None or "free" in error.message or number not in collect.FULL
+        assert error is None or "free" in error.message or number not in room.FULL
         check_visible(root, digests)
         assert run(root, target) == digests
         check_clean(root)
