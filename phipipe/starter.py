@@ -23,7 +23,7 @@ from phipipe.document import complaints, parse, read, resolve
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.hub_client import Repository
 from phipipe.recipe import COMMIT, REPO, Recipe
-from phipipe.transfer import Unreachable
+from phipipe.transfer_failures import Unreachable
 from phipipe.variants import BACKEND
 
 SCHEMA = "recipe.schema.json"

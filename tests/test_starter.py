@@ -16,7 +16,7 @@ import pytest
 import yaml
 from test_cli import Run, run  # noqa: F401 (a fixture)
 
-from phipipe import backends, device, hub, plan, plans, starter, targets, transfer
+from phipipe import backends, device, hub, plan, plans, starter, targets, transfer_failures
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,7 +255,7 @@ def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
     monkeypatch: pytest.MonkeyPatch,
     why: str,
 ) -> None:
-    monkeypatch.setattr(transfer, "PACE", transfer.Pace(attempts=2, first_s=0.01))
+    monkeypatch.setattr(transfer_failures, "PACE", transfer_failures.Pace(attempts=2, first_s=0.01))
     with hub_server.of_folder(TINY, repo="someone/tiny") as served:
         monkeypatch.setenv(
             "HF_ENDPOINT", "http://127.0.0.1:9" if why == "unreachable" else served.url
