@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import backends, preflight, recipe, remote_store, toolchain
+from phipipe import (
+    backends,
+    preflight,
+    recipe,
+    remote_store,
+    toolchain,
+    toolchain_installation,
+    uv_settings,
+)
 from phipipe import plan as planner
 from phipipe.card import MAIN_TOOLS
 from phipipe.errors import PhipipeError
@@ -75,7 +83,7 @@ def compiler() -> Check:
             name=name,
             ok=False,
             message=f"{said}; {needs}",
-            hint=toolchain.COMPILER.partition(": ")[2],
+            hint=toolchain_installation.COMPILER.partition(": ")[2],
         )
     # On macOS the commands are there without the tools, and would open a window that asks for them.
     asked = ["xcode-select", "-p"] if platform.system() == "Darwin" else [found, "--version"]
@@ -88,7 +96,7 @@ def compiler() -> Check:
             name=name,
             ok=False,
             message=f"`{found}` does not work; {needs}",
-            hint=toolchain.COMPILER,
+            hint=toolchain_installation.COMPILER,
         )
     return Check(name=name, ok=True, message=found)
 
@@ -121,11 +129,12 @@ def index(limit_s: float = INDEX_S) -> Check:
 
     name, advice = (
         "package index",
-        f"{toolchain.NETWORK} (`UV_*`, `PIP_*`, proxies); what is installed works without",
+        f"{toolchain_installation.NETWORK} "
+        "(`UV_*`, `PIP_*`, proxies); what is installed works without",
     )
     environment = (
         os.environ
-        | toolchain.uv_environment(os.environ)
+        | uv_settings.from_pip(os.environ)
         | {"UV_HTTP_TIMEOUT": str(int(limit_s)), "UV_HTTP_RETRIES": "0"}
     )
     # Without a cache, or an answer of last week would count.
@@ -158,7 +167,7 @@ def index(limit_s: float = INDEX_S) -> Check:
         )
     if done.returncode == 0:
         return Check(name=name, ok=True, message="answers")
-    lines = [line.strip(" ╰─▶×│├") for line in toolchain.redact(done.stderr).splitlines()]
+    lines = [line.strip(" ╰─▶×│├") for line in uv_settings.redact(done.stderr).splitlines()]
     said = re.sub(
         r"^(cause|hint|error): ",
         "",
@@ -236,7 +245,7 @@ def remote(settings: Settings, limit_s: float = REMOTE_S) -> Check:
     asking.join(limit_s)
     if answered[:1] == [True]:
         return Check(name=name, ok=True, message="answers")
-    said = toolchain.redact(notes[-1]) if notes else f"gave no answer within {limit_s:.0f} s"
+    said = uv_settings.redact(notes[-1]) if notes else f"gave no answer within {limit_s:.0f} s"
     return Check(name=name, ok=False, message=said, hint=advice)
 
 
@@ -305,7 +314,7 @@ def _lacking(path: Path, plan: Plan) -> Iterator[Check]:
             r"(?m)^([a-z0-9._-]+)==[^;\n]*$", (toolchain.LOCKS / f"{name}.txt").read_text("utf-8")
         )
         main = {package for package in asked if MAIN_TOOLS.fullmatch(package)} - {
-            *toolchain.EXCLUDED
+            *uv_settings.EXCLUDED
         }
         if lost := sorted(package for package in main if not _is_here(package)):
             yield Check(

@@ -18,7 +18,8 @@ import tomllib
 from pathlib import Path
 
 from phipipe.settings import installer_environment
-from phipipe.toolchain import EXCLUDED, LOCKS, names, uv_environment
+from phipipe.toolchain import LOCKS, names
+from phipipe.uv_settings import EXCLUDED, from_pip
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 HARDWARE = re.compile(r"^(nvidia-|cuda-|triton|pytorch-triton)")
@@ -41,7 +42,7 @@ def compile(name: str, output: Path) -> str:
         "--quiet",
     ]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    environment = installer_environment() | uv_environment(os.environ)
+    environment = installer_environment() | from_pip(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "lock.txt"
         if output.is_file():

@@ -91,8 +91,8 @@ LAYERS = (
     {"models"},
     {"device", "fit", "store", "schema"},
     {"hub_client"},
-    {"hub_cache"},
-    {"hub_parts"},
+    {"hub_cache", "toolchain_contents", "uv_settings"},
+    {"hub_parts", "toolchain_installation"},
     {"hub_view"},
     {
         "backends",
