@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe import backends, measure, plan, recipe, schedule, toolchain
+from phipipe.manner import Manner
 from phipipe.plan import Plan
 from phipipe.settings import Settings
 from phipipe.show import Silent
@@ -67,7 +68,7 @@ def ours(
 ) -> tuple[float, dict[str, float], int]:
     """(wall seconds, step seconds by backend, steps that ran)."""
     made, start = plans(extra), time.perf_counter()
-    outcomes = schedule.attempt(made, store, settings, Silent(), None, jobs)
+    outcomes = schedule.attempt(made, store, settings, Silent(), Manner(jobs=jobs))
     wall = time.perf_counter() - start
     seconds: dict[str, float] = defaultdict(float)
     seen = set()

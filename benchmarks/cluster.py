@@ -122,14 +122,13 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
 def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:
     """What digest each step has, done on the cluster at ``url``, or here."""
     from phipipe import cluster, schedule
+    from phipipe.manner import Manner
     from phipipe.settings import Settings
     from phipipe.show import Silent
     from phipipe.store import Store
 
-    engine = cluster.engine(url) if url else None
-    (done,) = schedule.attempt(
-        [work], Store(cache), Settings.read(), Silent(), None, jobs, engine=engine
-    )
+    manner = Manner(jobs=jobs, engine=cluster.engine(url) if url else None)
+    (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), manner)
     if done.error:
         raise done.error
     return {name: result.stored.digest for name, result in done.results.items()}

@@ -27,11 +27,12 @@ import board
 import checkpoint
 import psutil
 
-from phipipe import backends, measure, plan, recipe, schedule, toolchain, worker
-from phipipe.process import memory_of
+from phipipe import backends, children, measure, plan, recipe, schedule, toolchain
+from phipipe.manner import Manner
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
+from phipipe.watch import memory_of
 
 RECIPES: Mapping[str, str] = {
     "onnxruntime": "device: cpu-x86_64\nquantize: {block_size: 32}",
@@ -83,7 +84,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
         steps = tuple(replace(step, after=()) for step in made.steps if step.name in wanted)
         start = time.perf_counter()
         (outcome,) = schedule.attempt(
-            [replace(made, steps=steps)], store, settings, Silent(), None, 1
+            [replace(made, steps=steps)], store, settings, Silent(), Manner(jobs=1)
         )
         cost.seconds = time.perf_counter() - start
         if outcome.error:
@@ -177,7 +178,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
 def _memory(pid: int) -> tuple[int, int]:
     """(anonymous, resident) bytes of the process and its children."""
     anon = rss = 0
-    for member in worker.tree(pid):
+    for member in children.tree(pid):
         try:
             resident, private = memory_of(member)
         except (psutil.Error, OSError):  # it has just ended

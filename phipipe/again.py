@@ -33,11 +33,11 @@ from phipipe.backends.base import Outside, Step, absent
 from phipipe.board import Entry
 from phipipe.device import Device
 from phipipe.errors import RecipeError, SourceError, TargetError
-from phipipe.executor import Outcome
 from phipipe.hub import Original
 from phipipe.hub_client import Repository
 from phipipe.plan import Plan
 from phipipe.recipe import Build, Recipe, Text, recorded
+from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store import Store
 

@@ -24,8 +24,9 @@ from filelock import FileLock
 from phipipe import claims, collect, manifest, metrics, package, preflight, refusals, room, schedule
 from phipipe import plan as planner
 from phipipe.errors import GateFailed, PhipipeError, RecipeError, Skipped, StoreError
-from phipipe.executor import Listener, Outcome
+from phipipe.manner import Engine, Manner
 from phipipe.plans import ReadOnce
+from phipipe.results import Listener, Outcome
 from phipipe.selection import Item
 from phipipe.settings import Settings
 from phipipe.store import Store
@@ -152,14 +153,14 @@ def run(
     jobs: int | None = None,
     keep: int = 3,
     fail_fast: bool = False,
-    engine: schedule.Engine | None = None,
+    engine: Engine | None = None,
 ) -> list[Done]:
     """Build what is planned, and accept what is good enough.
 
     Args:
         keep: packages kept for each build that came to one, the one named by ``latest`` always
             among them.
-        engine: see ``schedule.attempt``.
+        engine: see ``Manner``.
         fail_fast: start nothing more after the first failure; a refused item is one.
 
     Raises:
@@ -172,10 +173,14 @@ def run(
         return [Done(item=i, error=i.error or reason, metrics={}, before={}) for i in items]
     planned = [item for item in items if item.plan]
     plans = [item.plan for item in planned if item.plan]
-    outcomes = schedule.attempt(
-        plans, store, settings, listener, out, jobs, place=lambda out, name, digest: out / name / digest[:DIGITS],
-        fail_fast=fail_fast, engine=engine,
-    )  # fmt: skip
+    manner = Manner(
+        out=out,
+        place=lambda out, name, digest: out / name / digest[:DIGITS],
+        jobs=jobs,
+        fail_fast=fail_fast,
+        engine=engine,
+    )
+    outcomes = schedule.attempt(plans, store, settings, listener, manner)
     found = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
     with refusals.guard(out, remedy=room.KEEP_OUT):
         out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from phipipe import backends, chat_screen, interrupts, worker
+from phipipe import backends, chat_screen, children, interrupts, prohibitions
 from phipipe.backends.base import Runtime, Tokenizer
 from phipipe.chat_screen import say, show
 from phipipe.errors import (
@@ -342,9 +342,8 @@ def serve() -> None:
     """
     home = Path(sys.argv[1])
     chat_screen.enclose(home / "log.txt")
-    sys.addaudithook(worker.refuse)
-    sys.meta_path.insert(0, worker.NoTorchLoad())
-    worker.end_with_parent()
+    prohibitions.prohibit()
+    children.end_with_parent()
     request = json.loads((home / "request.json").read_text("utf-8"))
     aside = home / "response.tmp"
     aside.write_text(json.dumps(_told(request)), "utf-8")

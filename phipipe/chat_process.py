@@ -17,9 +17,10 @@ import psutil
 
 from phipipe import hardware, interrupts, limited
 from phipipe.children import kill_tree, python_command, tree
+from phipipe.endings import NO_MEMORY
 from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
-from phipipe.process import NO_MEMORY, memory_of
 from phipipe.settings import Settings, child_environment
+from phipipe.watch import memory_of
 
 SAMPLE_S = 0.2
 PRESSES, PRESSES_S = 3, 5.0  # of Ctrl-C, and how long they count: who does not listen is killed

@@ -11,9 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+PARENT_S = 1.0
 
 # Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
 BOOTSTRAP = """
@@ -70,7 +74,52 @@ def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
 def _end(process: Any) -> None:
     import psutil
 
-    with contextlib.suppress(
-        psutil.Error
-    ):  # gone meanwhile; psutil checks that the id was not used again
+    # gone meanwhile; psutil checks that the id was not used again
+    with contextlib.suppress(psutil.Error):
         process.kill()
+
+
+def end_with_parent() -> None:
+    """From now on, end this process when the one that started it is gone; nothing on Windows."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_S)
+        os._exit(1)
+
+    if sys.platform != "win32":
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+def has_exited(process: subprocess.Popen[str]) -> bool:
+    """Whether ``process`` has ended; it is left unreaped where that can be, so that nobody else
+    gets its id yet."""
+    if process.returncode is None and sys.platform != "win32" and hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return process.poll() is not None
+
+
+def await_exit(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait so many ``seconds`` at the longest until ``process`` has ended."""
+    end = time.monotonic() + seconds
+    while not has_exited(process) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def terminate(process: subprocess.Popen[str]) -> None:
+    """Ask ``process`` and its group to end."""
+    if sys.platform == "win32":
+        process.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def reap(process: subprocess.Popen[str], seen: Sequence[Any], seconds: float) -> None:
+    """Kill ``process`` with all that it started, if it still runs, and take its exit code."""
+    if process.returncode is None:  # once it is reaped, its id may be another's
+        kill_tree(process.pid, seen)
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(seconds)

@@ -393,6 +393,7 @@ def _attempt(
     on: str | None = None,
 ) -> list[Any]:
     from phipipe import events, schedule, show
+    from phipipe.manner import Manner
 
     named, stream = [plan.build.name for plan in plans], sys.stderr if as_events else None
     with (
@@ -401,9 +402,8 @@ def _attempt(
     ):
         for plan in plans:
             recorder.advised(plan.build.name, plan.warnings)
-        outcomes = schedule.attempt(
-            plans, store, settings, recorder, out, jobs, engine=engine_of(on)
-        )
+        manner = Manner(out=out, jobs=jobs, engine=engine_of(on))
+        outcomes = schedule.attempt(plans, store, settings, recorder, manner)
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return outcomes

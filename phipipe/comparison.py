@@ -9,8 +9,8 @@ from pathlib import Path
 from phipipe import board, board_html, board_text, claims, package, refusals, room
 from phipipe.board import Entry
 from phipipe.errors import PhipipeError, SourceError
-from phipipe.executor import Outcome
 from phipipe.json_files import read_bytes
+from phipipe.results import Outcome
 
 NAME = "board.json"
 

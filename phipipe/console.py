@@ -18,7 +18,7 @@ from phipipe.user_paths import Kind, problem, shown
 from phipipe.visible import json_text, visible
 
 if TYPE_CHECKING:
-    from phipipe.schedule import Engine
+    from phipipe.manner import Engine
     from phipipe.settings import Settings
     from phipipe.store import Store
 

@@ -36,7 +36,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
-from phipipe import batch_report, events, report
+from phipipe import batch_report, event_words, report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
 from phipipe.metrics import Metric
 
@@ -129,7 +129,7 @@ def told(line: str) -> tuple[int, str]:
     if not isinstance(event, dict) or "event" not in event:
         return logging.WARNING, line.rstrip()  # another program's
     failed = event["event"] in ("error", "step_failed") or event.get("ok") is False
-    return logging.ERROR if failed else logging.INFO, events.words(event)
+    return logging.ERROR if failed else logging.INFO, event_words.words(event)
 
 
 def _summary(text: str) -> dict[str, Any] | None:

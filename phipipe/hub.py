@@ -47,8 +47,8 @@ def original(source: Source, base: Path) -> Original:
     """
     if source.repo is not None:
         repo = remote.model_of(source)
-        checkpoint, found = remote.checkpoint_of(repo)
-        return Original(checkpoint, remote.source_step(repo, found), found.licence)
+        checkpoint, listing = remote.checkpoint_of(repo)
+        return Original(checkpoint, remote.source_step(repo, listing), listing.licence)
     folder = (
         BUILTIN_MODELS[source.builtin]
         if source.builtin is not None

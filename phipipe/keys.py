@@ -136,7 +136,7 @@ def walk(folder: Path) -> dict[str, os.stat_result]:
         StoreError: there is a link, a device, an empty folder: something that a tree of files
             cannot hold.
     """
-    found: dict[str, os.stat_result] = {}
+    files: dict[str, os.stat_result] = {}
     waiting = [""]
     while waiting:
         parent = waiting.pop()
@@ -149,12 +149,12 @@ def walk(folder: Path) -> dict[str, os.stat_result]:
             if stat.S_ISDIR(status.st_mode):
                 waiting.append(path)
             elif stat.S_ISREG(status.st_mode):
-                found[path] = status
+                files[path] = status
             else:
                 raise StoreError(
                     f"`{path}` is neither a plain file nor a folder: a step may not leave that"
                 )
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
@@ -163,12 +163,12 @@ def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
     Raises:
         StoreError: see ``walk``.
     """
-    found = walk(folder)
+    files = walk(folder)
     with ThreadPoolExecutor(threads or _THREADS) as pool:
-        sums = pool.map(lambda path: hash_file(folder / path), found)
+        sums = pool.map(lambda path: hash_file(folder / path), files)
         return [
-            FileEntry(path, found[path].st_size, digest)
-            for path, digest in zip(found, sums, strict=True)
+            FileEntry(path, files[path].st_size, digest)
+            for path, digest in zip(files, sums, strict=True)
         ]
 
 

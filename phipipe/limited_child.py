@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe import worker
+from phipipe import prohibitions
 
 NO_MEMORY = re.compile(r"bad[_ ]?alloc|allocate|out of memory|length_error|max_size", re.IGNORECASE)
 TOLD = 500  # characters of an exception's message
@@ -132,8 +132,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
-    sys.addaudithook(worker.refuse)
-    sys.meta_path.insert(0, worker.NoTorchLoad())
+    prohibitions.prohibit()
     server = Server()
     for line in lines:
         request = json.loads(line)

@@ -206,9 +206,9 @@ def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequen
 
     Results go through PHIPIPE_REMOTE, which all machines name alike.
     """
-    from phipipe import cluster_worker
+    from phipipe import cluster_resources, cluster_worker
 
-    had = cluster_worker.resources(devices, toolchains)
+    had = cluster_resources.resources(devices, toolchains)
     cluster_worker.serve(scheduler, settings_of_user(), jobs, had, note)
 
 

@@ -55,16 +55,15 @@ def forget(source: Outside, cache: Path) -> None:
 
 def verify(cache: Path) -> list[str]:
     """Forget what is damaged of what is remembered; one line per finding."""
-    home, findings = cache / FOLDER, []
+    findings, paths = [], list[Path]()
     with contextlib.suppress(OSError):
-        for path in sorted(home.iterdir()):
-            if path.suffix == ".json" and _load(path) is None:
-                if not _is_earlier(path):
-                    findings.append(
-                        f"what is remembered of files outside the cache is damaged "
-                        f"({path.name[:12]})"
-                    )
-                _remove(path)
+        paths = sorted((cache / FOLDER).glob("*.json"))
+    damaged = [path for path in paths if _load(path) is None]
+    for path in damaged:
+        if not _is_earlier(path):
+            words = "what is remembered of files outside the cache is damaged"
+            findings.append(f"{words} ({path.name[:12]})")
+        _remove(path)
     return findings
 
 

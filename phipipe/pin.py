@@ -46,12 +46,12 @@ def pin(path: Path) -> list[Pinned]:
     pinned: list[Pinned] = []
     wanted = deepcopy(document.data)
     scalars = _scalars(document.text)
-    for where, kind, told in _unpinned(document.data):
-        start, end, revision = _slot(document, scalars, where, told)
-        commit = hub_client.commit_of(Repository(kind, told["repo"], revision or "main"))
-        edits.append((start, end, _text(document, where, told, commit)))
+    for where, kind, repository in _unpinned(document.data):
+        start, end, revision = _slot(document, scalars, where, repository)
+        commit = hub_client.commit_of(Repository(kind, repository["repo"], revision or "main"))
+        edits.append((start, end, _text(document, where, repository, commit)))
         _inner(wanted, where)["revision"] = commit
-        pinned.append(Pinned(told["repo"], revision or "main", commit))
+        pinned.append(Pinned(repository["repo"], revision or "main", commit))
     if edits:
         _rewrite(path, document, edits, wanted)
     return pinned
@@ -69,9 +69,9 @@ def names_any(path: Path) -> bool:
 def _unpinned(data: Any) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
     """(place, kind, mapping) of every repository in a recipe's data that is at no commit."""
     return (
-        found
-        for found in _repositories(data)
-        if not re.fullmatch(COMMIT[1:-1], str(found[2].get("revision")))
+        (where, kind, repository)
+        for where, kind, repository in _repositories(data)
+        if not re.fullmatch(COMMIT[1:-1], str(repository.get("revision")))
     )
 
 
@@ -108,14 +108,14 @@ def _slot(
     document: Document,
     scalars: dict[tuple[int, int], tuple[int, int]],
     where: Where,
-    told: dict[str, Any],
+    repository: dict[str, Any],
 ) -> tuple[int, int, str]:
     """Where the commit goes in the text, and the revision that stands there."""
     text = document.text
-    if told.get("revision") is not None:
+    if repository.get("revision") is not None:
         start, end = scalars[document.values[(*where, "revision")]]
         return start, end, text[start:end].strip("\"'")
-    if "revision" in told:  # a key without a value
+    if "revision" in repository:  # a key without a value
         colon = text.index(":", scalars[document.keys[(*where, "revision")]][1]) + 1
         return colon, colon, ""
     end = scalars[document.values[(*where, "repo")]][1]
@@ -131,13 +131,12 @@ def _is_flow(
     return document.values[where] not in scalars
 
 
-def _text(document: Document, where: Where, told: dict[str, Any], commit: str) -> str:
-    value = (
-        commit if isinstance(resolve(commit), str) else f'"{commit}"'
-    )  # 40 digits would be a number
-    if told.get("revision") is not None:
+def _text(document: Document, where: Where, repository: dict[str, Any], commit: str) -> str:
+    # 40 digits would be a number
+    value = commit if isinstance(resolve(commit), str) else f'"{commit}"'
+    if repository.get("revision") is not None:
         return value
-    if "revision" in told:
+    if "revision" in repository:
         return f" {value}"
     if _is_flow(document, _scalars(document.text), where):
         return f", revision: {value}"

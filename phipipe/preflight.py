@@ -17,9 +17,10 @@ from phipipe import backends, downloads, hardware, room
 from phipipe import plan as planner
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
-from phipipe.executor import Bench, Result
+from phipipe.executor import Bench
 from phipipe.nodes import graph
 from phipipe.plan import Plan
+from phipipe.results import Result
 from phipipe.settings import Settings
 from phipipe.store import Store
 
@@ -76,14 +77,14 @@ def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[i
     """By its place in ``plans``, why one cannot be built here: a step that is not cached takes too
     much memory."""
     here, bench = machine(store, settings, None), Bench(store, settings, lambda line: None)
-    found = {}
+    refusals = {}
     for i, plan in enumerate(plans):
         if plan.memory_bytes <= here.memory_bytes:
             continue
         waiting = [(plan, item.step) for item in bench.foresee(plan) if not item.cached]
         if refusal := _too_little_memory(waiting, here):
-            found[i] = refusal
-    return found
+            refusals[i] = refusal
+    return refusals
 
 
 def too_little_disk(
@@ -115,8 +116,7 @@ def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> S
         return None
     message = (
         f"`{plan.build.name}` does not fit this machine: step `{step.name}` takes about "
-        f"{_gib(step.memory_bytes)} "
-        f"of memory, and there are {_gib(here.memory_bytes)}"
+        f"{_gib(step.memory_bytes)} of memory, and there are {_gib(here.memory_bytes)}"
     )
     others = [
         f"`backend: {name}` ({_gib(size)})"
@@ -134,7 +134,7 @@ def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> S
 def _others(plan: Plan) -> list[tuple[str, int]]:
     """Other backends for the same device and precision, with the memory that building with them
     takes at most."""
-    found = []
+    others = []
     for name in backends.serving(plan.device, plan.build.recipe.precision):
         if name == plan.build.recipe.backend:
             continue
@@ -143,10 +143,10 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
         )
         build = replace(plan.build, recipe=recipe, options=backends.load(name).Options())
         try:
-            found.append((name, planner.prepare(build).memory_bytes))
+            others.append((name, planner.prepare(build).memory_bytes))
         except PhipipeError:  # the model or the unit is not for this backend: it is no way out
             continue
-    return sorted(found, key=lambda item: item[1])
+    return sorted(others, key=lambda item: item[1])
 
 
 def _too_little_disk(

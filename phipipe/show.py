@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from phipipe import output, report
 from phipipe.errors import PhipipeError
-from phipipe.executor import Forecast, Listener, Outcome, Result
 from phipipe.nodes import labels
 from phipipe.plan import Plan
+from phipipe.results import Forecast, Listener, Outcome, Result
 from phipipe.visible import one_line, visible
 
 if TYPE_CHECKING:

@@ -24,6 +24,9 @@ from phipipe.published import Part, Published
 from phipipe.transfer_failures import GO_ON, Fault, patiently, status_error
 
 CONNECTIONS = 4
+NO_PROXY = (
+    "a proxy or mirror on the way may change files; try without it (HF_ENDPOINT, HTTPS_PROXY)"
+)
 
 
 def fetch(
@@ -63,11 +66,8 @@ def fetch(
     finally:
         part.close()
     path.unlink()
-    raise SourceError(
-        f"`{file.name}` is not what was published: it came twice with another {file.algorithm}",
-        hint="a proxy or mirror on the way may change files; try without it (HF_ENDPOINT, "
-        "HTTPS_PROXY)",
-    )
+    message = f"`{file.name}` is not what was published: it came twice with another"
+    raise SourceError(f"{message} {file.algorithm}", hint=NO_PROXY)
 
 
 def _attempt(

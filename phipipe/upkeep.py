@@ -27,8 +27,8 @@ from phipipe.report import counted
 from phipipe.user_paths import Kind, problem, shown
 
 if TYPE_CHECKING:
-    from phipipe.events import Run
     from phipipe.output_lists import SchemaFile
+    from phipipe.past_runs import Run
 
 MAX_SCHEMA_BYTES = 16 * 2**20
 MAX_GIB = 2.0**30  # no disk of anybody's
@@ -255,9 +255,9 @@ def runs() -> None:
 @AS_JSON
 def runs_ls(as_json: bool) -> None:
     """List runs, the newest first."""
-    from phipipe import events, listing_text, output_lists
+    from phipipe import listing_text, output_lists, past_runs
 
-    rows = [output_lists.Run(**_of_run(run)) for run in events.runs(settings_of_user().cache)]
+    rows = [output_lists.Run(**_of_run(run)) for run in past_runs.runs(settings_of_user().cache)]
     answers.give(rows) if as_json else echo(listing_text.runs(rows))
 
 
@@ -266,9 +266,9 @@ def runs_ls(as_json: bool) -> None:
 @AS_JSON
 def runs_show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
-    from phipipe import events, listing_text, output_lists
+    from phipipe import event_words, listing_text, output_lists, past_runs
 
-    run = events.find(settings_of_user().cache, run_id)
+    run = past_runs.find(settings_of_user().cache, run_id)
     if as_json:
         answers.give(
             output_lists.RunDetails(**_of_run(run), events=[dict(event) for event in run.events])
@@ -278,7 +278,7 @@ def runs_show(run_id: str, as_json: bool) -> None:
     ends = ("step_finished", "step_failed", "build_finished")
     echo(
         listing_text.table(
-            [listing_text.cells(events.row(e)) for e in run.events if e["event"] in ends]
+            [listing_text.cells(event_words.row(e)) for e in run.events if e["event"] in ends]
         )
     )
 
@@ -289,13 +289,13 @@ def runs_show(run_id: str, as_json: bool) -> None:
 @AS_JSON
 def runs_logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
-    from phipipe import events
+    from phipipe import event_words, past_runs
 
-    found = events.of_step(events.find(settings_of_user().cache, run_id), step)
+    found = past_runs.of_step(past_runs.find(settings_of_user().cache, run_id), step)
     if as_json:
         answers.give(found)
     for event in () if as_json else found:
-        echo(events.line(event))
+        echo(event_words.line(event))
 
 
 def _of_run(run: Run) -> dict[str, Any]:

@@ -14,8 +14,8 @@ def measured_there(target: Device, api: str, backend: Backend) -> bool:
     A machine that surely has one will do; and where steps go to other machines, one that says it
     *is* the device.
     """
-    told = f"device {target.name}" in hardware.kinds() and api in backend.ON_DEVICE
-    return told or (api in backend.HOST_APIS and hardware.has(api))
+    is_named = f"device {target.name}" in hardware.kinds() and api in backend.ON_DEVICE
+    return is_named or (api in backend.HOST_APIS and hardware.has(api))
 
 
 def on_target(target: Device, api: str, backend: Backend) -> str:

@@ -28,8 +28,8 @@ from phipipe import (
     olive_passes,
     onnx_graph,
     onnx_quantize,
+    prohibitions,
     torch_checkpoint,
-    worker,
 )
 from phipipe.backends import onnxruntime as backend
 
@@ -457,7 +457,7 @@ def main(root: Path, onnx: bool) -> None:
         np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 128))
         steps = (rotation, rounding, outliers, reproducible, settings, failures, outside)
         checks = {step.__name__: step for step in steps}
-    sys.addaudithook(worker.refuse)
+    sys.addaudithook(prohibitions.refuse)
     facts: dict[str, Any] = {}
     for name, check in checks.items():
         try:
@@ -469,7 +469,7 @@ def main(root: Path, onnx: bool) -> None:
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.meta_path.insert(0, worker.NoTorchLoad())
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
     torch.set_num_threads(
         1
     )  # matrices are small: on a busy machine threads mostly wait for each other

@@ -16,7 +16,9 @@ from typing import Any
 
 from phipipe import progress, schedule
 from phipipe.backends.base import Step
+from phipipe.manner import Engine, Manner
 from phipipe.plan import Plan
+from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -79,17 +81,16 @@ class Noted(Silent):
         self.lines.append(line)
 
 
-def run(cache: Path, plan: Plan) -> tuple[schedule.Outcome, list[str]]:
+def run(cache: Path, plan: Plan) -> tuple[Outcome, list[str]]:
     """The outcome of ``plan`` in ``cache``, and what was said."""
     done, heard = attempt(cache, plan, None)
     return done, heard.lines
 
 
-def attempt(
-    cache: Path, plan: Plan, engine: schedule.Engine | None
-) -> tuple[schedule.Outcome, Noted]:
+def attempt(cache: Path, plan: Plan, engine: Engine | None) -> tuple[Outcome, Noted]:
     heard = Noted()
-    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, None, 2, engine=engine)
+    manner = Manner(jobs=2, engine=engine)
+    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, manner)
     return done, heard
 
 

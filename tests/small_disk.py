@@ -19,7 +19,7 @@ from typing import Any
 
 from phipipe import refusals, starter, toolchain
 from phipipe.errors import PhipipeError
-from phipipe.process import Request, Worker
+from phipipe.process import Request, Server
 from phipipe.settings import Settings
 from phipipe.store import Store
 
@@ -65,7 +65,7 @@ def work(folder: Path, cache: Path, function: str, **params: Any) -> None:
     request = Request(step="tried", runs=f"small_disk:{function}", inputs={}, params=params)
     (cache / "tmp").mkdir(parents=True)
     python = Path(sys.executable)
-    with Worker(python, name="test", log_folder=cache / "logs", settings=settings) as worker:
+    with Server(python, name="test", log_folder=cache / "logs", settings=settings) as worker:
         worker.run(request, cache / "tmp")
 
 

@@ -19,6 +19,7 @@ import pytest
 from phipipe import events, keys, outside
 from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
+from phipipe.manner import Manner
 from phipipe.plan import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
@@ -69,7 +70,7 @@ class Workshop:
         """Digest of every step's result."""
         store = Store(self.cache)
         with events.recorded(self.cache, "run", ["tried"], Silent()) as recorder:
-            (outcome,) = attempt([self.plan], store, Settings.read(), recorder, None, 1)
+            (outcome,) = attempt([self.plan], store, Settings.read(), recorder, Manner(jobs=1))
             recorder.ended("tried", outcome.error)
         assert outcome.error is None, outcome.error
         return {name: result.stored.digest for name, result in outcome.results.items()}

@@ -23,7 +23,7 @@ from remote_client import attempt, planned
 from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
 from tiny_toolchain import Tiny, wait_until
 
-from phipipe import cluster, cluster_worker, manifest, show
+from phipipe import cluster, cluster_dask, cluster_resources, cluster_worker, manifest, show
 from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError, decoded
 from phipipe.settings import Settings
@@ -512,7 +512,7 @@ def test_without_a_shared_store_there_is_no_cluster(tmp_path: Path) -> None:
 
 
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
+    monkeypatch.setattr(cluster_dask, "CONNECT_S", 1.0)
     found = made(tmp_path, "dask://127.0.0.1:1", PHIPIPE_REMOTE=tmp_path.as_uri())
     assert isinstance(found, ToolchainError)
     assert "no scheduler answers" in found.message
@@ -526,7 +526,7 @@ def test_tls_on_one_side_only_is_named(
     import dask
 
     machines.scheduler("tls")
-    monkeypatch.setattr(cluster_worker, "CONNECT_S", 5.0)
+    monkeypatch.setattr(cluster_dask, "CONNECT_S", 5.0)
     with dask.config.set({"distributed.comm.require-encryption": False}):
         found = made(tmp_path, machines.url, PHIPIPE_REMOTE=tmp_path.as_uri())
     assert "hangs up" in found.message
@@ -536,8 +536,8 @@ def test_tls_on_one_side_only_is_named(
 def test_a_worker_without_a_scheduler_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
-    had = cluster_worker.resources((), ())
+    monkeypatch.setattr(cluster_dask, "CONNECT_S", 1.0)
+    had = cluster_resources.resources((), ())
     with pytest.raises(ToolchainError, match=r"no scheduler answers at `dask://127\.0\.0\.1:1`"):
         cluster_worker.serve(
             "dask://127.0.0.1:1",
@@ -572,7 +572,7 @@ def test_certificates_that_are_not_there_are_named(
     tls = {"ca-file": ca, "worker.cert": cert, "worker.key": key}
     settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
     with dask.config.set(settings), pytest.raises(RecipeError, match=words):
-        cluster_worker.security("tls://farm:8786", "worker")
+        cluster_dask.security("tls://farm:8786", "worker")
 
 
 @pytest.mark.timeout(120)
@@ -604,13 +604,13 @@ def test_off_loopback_there_is_tls_or_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_addresses(url: str, expected: str) -> None:
-    assert cluster_worker.address(url) == expected
+    assert cluster_dask.address(url) == expected
 
 
 @pytest.mark.parametrize("url", ["tcp://h:1", "dask://h", "dask://h:x", "dask://:1", "h:1"])
 def test_addresses_that_make_no_sense(url: str) -> None:
     with pytest.raises(RecipeError, match="scheduler's address"):
-        cluster_worker.address(url)
+        cluster_dask.address(url)
 
 
 def test_a_worker_of_another_version_says_so() -> None:
@@ -651,8 +651,8 @@ def test_an_input_that_is_not_shared_is_named(
 
 def test_unknown_toolchains_are_refused() -> None:
     with pytest.raises(ToolchainError, match="nonesuch"):
-        cluster_worker.resources((), ("nonesuch",))
-    assert "toolchain torch" in cluster_worker.resources((), ())
+        cluster_resources.resources((), ("nonesuch",))
+    assert "toolchain torch" in cluster_resources.resources((), ())
 
 
 def test_a_worker_is_a_device_only_if_it_can_be(tmp_path: Path) -> None:
@@ -660,15 +660,15 @@ def test_a_worker_is_a_device_only_if_it_can_be(tmp_path: Path) -> None:
 
     other = {"x86_64": "cpu-arm64", "arm64": "cpu-x86_64"}[hardware.architecture()]
     with pytest.raises(TargetError, match="its processor is"):
-        cluster_worker.resources((other,), ())
+        cluster_resources.resources((other,), ())
     with pytest.raises(TargetError, match="did you mean `intel-npu`"):
-        cluster_worker.resources(("intel-nqu",), ())
+        cluster_resources.resources(("intel-nqu",), ())
     own = tmp_path / "bench.yaml"
     own.write_text(
         "title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://example.org]\n",
         "utf-8",
     )
-    assert "device bench" in cluster_worker.resources((str(own),), ())
+    assert "device bench" in cluster_resources.resources((str(own),), ())
 
 
 def test_a_measurement_has_its_worker_for_itself() -> None:

@@ -15,11 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phipipe
-from phipipe import backends, errors, events, explain, output, plan, recipe, remarks, rules, show
+from phipipe import (
+    backends,
+    errors,
+    events,
+    explain,
+    output,
+    past_runs,
+    plan,
+    recipe,
+    remarks,
+    rules,
+    show,
+)
 from phipipe.cli import cli
 from phipipe.errors import PhipipeError, RecipeError, TargetError
-from phipipe.executor import Outcome
 from phipipe.plan import Plan
+from phipipe.results import Outcome
 
 PACKAGE = Path(phipipe.__file__).parent
 RULES = {rule.id: rule for rule in explain.every_rule()}
@@ -141,7 +153,7 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
     assert output.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
     with events.recorded(tmp_path, "run", [made.build.name], show.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)
-    (event,) = [e for e in events.find(tmp_path, "latest").events if e["event"] == "warning"]
+    (event,) = [e for e in past_runs.find(tmp_path, "latest").events if e["event"] == "warning"]
     assert expected.items() <= event.items()
 
 

@@ -34,8 +34,9 @@ from phipipe import (
     transfer_failures,
 )
 from phipipe.errors import SourceError, StoreError
-from phipipe.executor import Bench, Result, Waiting
+from phipipe.executor import Bench
 from phipipe.records import Stored
+from phipipe.results import Result, Waiting
 from phipipe.settings import Settings
 from phipipe.store import Store
 from phipipe.transfer_failures import Pace

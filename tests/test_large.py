@@ -16,9 +16,10 @@ import pytest
 from test_plan import planned as from_quickstart
 
 from phipipe import backends, first_layers, hub, mapped, models, plan, recipe, schedule
-from phipipe.executor import Outcome
+from phipipe.manner import Manner
 from phipipe.package import verify
 from phipipe.plan import Plan
+from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -156,7 +157,8 @@ def runs(
             for backend in chosen
             for made in [planned(folder, backend)]
         ]
-        ends = schedule.attempt([*small, *large], store, settings, Silent(), folder / "packages", 2)
+        manner = Manner(out=folder / "packages", jobs=2)
+        ends = schedule.attempt([*small, *large], store, settings, Silent(), manner)
     return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
 
 

@@ -33,6 +33,7 @@ from phipipe.errors import (
     TargetError,
     kinds,
 )
+from phipipe.manner import Manner
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -279,8 +280,9 @@ def test_what_builds_came_to_is_told_also_of_failed_ones(own_cache: Path) -> Non
         for made in (plan("a", step("x")), plan("b", step("x"), step("y", "x", fail=True)))
     ]
     store, settings = Store(own_cache), Settings(cache=own_cache, toolchains=own_cache)
-    done = schedule.attempt(plans, store, settings, Silent(), jobs=1)
-    again = schedule.attempt(plans[:1], store, settings, Silent(), jobs=1)
+    one = Manner(jobs=1)
+    done = schedule.attempt(plans, store, settings, Silent(), one)
+    again = schedule.attempt(plans[:1], store, settings, Silent(), one)
     rows = documents.fits(
         ["run"], json.dumps(output.plain([show.outcome_json(one) for one in [*done, *again]]))
     )

@@ -21,9 +21,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_worker import TESTS, Bench, alive, family, gone, posix, settings
 
-from phipipe import process
+from phipipe import endings
 from phipipe.errors import Interrupted, SourceError, StepFailed, StepKilled, ToolchainError
-from phipipe.process import Request, Worker
+from phipipe.process import Request, Server
 from phipipe.settings import COMPUTING, OFFLINE, is_among
 
 LINUX = sys.platform == "linux"
@@ -48,7 +48,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bare_bench(folder: Path, python: Path) -> Bench:
     made = Bench(folder)
-    made.worker = Worker(python, name="test", log_folder=folder / "logs", settings=settings())
+    made.worker = Server(python, name="test", log_folder=folder / "logs", settings=settings())
     return made
 
 
@@ -93,7 +93,7 @@ def test_a_failed_step_costs_the_next_one_no_new_worker(bench: Bench) -> None:
 def test_the_logs_that_are_kept_do_not_grow_without_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "KEPT_LOGS", 3)
+    monkeypatch.setattr(endings, "KEPT_LOGS", 3)
     for _ in range(6):
         with pytest.raises(StepFailed):
             bench("fail")

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from test_events import recorded
 from test_schedule import plan, step
 
-from phipipe import events, tracing
+from phipipe import events, past_runs, tracing
 from phipipe.errors import ToolchainError
 from phipipe.show import Silent
 
@@ -114,7 +114,7 @@ def test_a_collector_that_refuses_fails_no_run(
     listener = Noting()
     with events.recorded(own_cache, "run", ["a"], listener):
         pass
-    assert events.find(own_cache, "latest").state == "ok"
+    assert past_runs.find(own_cache, "latest").state == "ok"
     assert len(listener.said) == 1
     assert "could not be delivered" in listener.said[0]
     assert capsys.readouterr().err == ""

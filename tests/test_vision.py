@@ -28,9 +28,10 @@ from phipipe import (
     vision,
 )
 from phipipe.errors import GateFailed, TargetError
-from phipipe.executor import Outcome
+from phipipe.manner import Manner
 from phipipe.package import verify
 from phipipe.plan import Plan
+from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -182,7 +183,8 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
     }
     asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
-    ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    manner = Manner(out=made / "packages", jobs=2)
+    ends = schedule.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -263,7 +265,8 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
     again_plan = again.plan(package, store, text=None, tokens=None, source=made / "source")
     settings = Settings(cache=store.root, toolchains=toolchains)
-    (done,) = schedule.attempt([again_plan], store, settings, Silent(), None, 2)
+    manner = Manner(jobs=2)
+    (done,) = schedule.attempt([again_plan], store, settings, Silent(), manner)
     assert done.error is None
     found = done.load("vision-evaluate", "vision.json")["metrics"]
     assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)

@@ -10,7 +10,8 @@ import pytest
 from test_vision import HERE, made, planned, run, seen  # noqa: F401 (`made` is a fixture)
 
 from phipipe import manifest, schedule, vision
-from phipipe.executor import Outcome
+from phipipe.manner import Manner
+from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -28,7 +29,8 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:  # noqa: F811
     }
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
-    ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    manner = Manner(out=made / "packages", jobs=2)
+    ends = schedule.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 

@@ -14,7 +14,8 @@ from test_vision import HERE, planned, run, seen
 
 from phipipe import manifest, models, schedule, vision
 from phipipe.errors import TargetError
-from phipipe.executor import Outcome
+from phipipe.manner import Manner
+from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
@@ -38,7 +39,8 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
     asked = {name: (*BUILD, f"precision={name}", f"name={name}") for name in ("fp32", "int4")}
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
-    ends = schedule.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    manner = Manner(out=made / "packages", jobs=2)
+    ends = schedule.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 

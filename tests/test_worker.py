@@ -27,7 +27,7 @@ from phipipe.errors import (
     StoreError,
     ToolchainError,
 )
-from phipipe.process import Outcome, Request, Worker
+from phipipe.process import Outcome, Request, Server
 from phipipe.settings import Settings
 
 TESTS = Path(__file__).parent
@@ -44,7 +44,7 @@ class Bench:
 
     def __init__(self, folder: Path, **limits: str) -> None:
         self.folder, self.made = folder, 0
-        self.worker = Worker(
+        self.worker = Server(
             Path(sys.executable),
             name="test",
             log_folder=folder / "logs",

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 
-from phipipe import torch_checkpoint, worker
+from phipipe import prohibitions, torch_checkpoint
 from phipipe.backends import torch as backend
 from phipipe.errors import PhipipeError
 from phipipe.hub import BUILTIN_MODELS
@@ -264,7 +264,7 @@ def listen(event: str, arguments: tuple[Any, ...]) -> None:
 def main(root: Path) -> None:
     import auto_round  # noqa: F401 (py-cpuinfo asks `file` and `uname` about this machine when it is imported)
 
-    sys.addaudithook(worker.refuse)
+    sys.addaudithook(prohibitions.refuse)
     sys.addaudithook(listen)
     (root / "calibration").mkdir()
     np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 64))
@@ -289,5 +289,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, worker.NoTorchLoad())
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
     main(Path(sys.argv[1]))
