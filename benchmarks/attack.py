@@ -5,8 +5,8 @@ those that got through.
 
 Packages whose files ask some runtime to run, read or write what it must not; resealed manifests,
 checkpoints, recipes, paths and values on the command line; chat templates; killed installations.
-The inputs are the tests' own (``tests/hostile_*.py``), as many as there are up to ``--most`` of a
-kind, and the commands the real ones, in this process. Nothing leaves a temporary folder but what
+The inputs are the tests' own (``tests/testing/hostile_*.py``), as many as there are up to
+``--most`` of a kind, and the commands the real ones, in this process. Nothing leaves a temporary folder but what
 toolchains are installed for ``chat`` and ``eval``. It ends with code 1 if anything got through.
 """
 
@@ -29,11 +29,13 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import hostile_checkpoints  # noqa: E402 (they lie beside the tests that use them)
-import hostile_packages  # noqa: E402
-import hostile_paths  # noqa: E402
-import hostile_templates  # noqa: E402
-import tiny_toolchain  # noqa: E402
+from testing import (  # noqa: E402 (the tests' own)
+    hostile_checkpoints,
+    hostile_packages,
+    hostile_paths,
+    hostile_templates,
+    tiny_toolchain,
+)
 
 from phipipe import chat_templates, hub, manifest  # noqa: E402
 from phipipe.errors import PhipipeError  # noqa: E402

@@ -24,12 +24,12 @@ from typing import Any
 import psutil
 
 from phipipe import backends, batch, hub, schedule, selection
-from phipipe.backends.base import Step
 from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.selection import Wanted
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Step
 from phipipe.store import Store
 
 SOURCES = 50
@@ -40,6 +40,7 @@ VARIANTS = [
     for n in (0, 1)
 ]
 LENGTH = 10  # steps of a build, one after another
+STEPS = {"write": "batch:write"}
 
 
 def write(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -108,11 +109,11 @@ def chains(count: int) -> list[Plan]:
     """Builds of ``LENGTH`` steps each, the first of which all share."""
     made = []
     for build in range(count // LENGTH):
-        steps = [Step(name="s0", runs="batch:write", version=1, params={"n": 0})]
+        steps = [Step(name="s0", runs="batch/write", version=1, params={"n": 0})]
         for i in range(1, LENGTH):
             step = Step(
                 name=f"s{i}",
-                runs="batch:write",
+                runs="batch/write",
                 version=1,
                 needs={"x": f"s{i - 1}"},
                 params={"n": f"{build} {i}"},

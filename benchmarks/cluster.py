@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
+STEPS = {"sleep": "cluster:sleep"}
 
 
 def sleep(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -98,8 +99,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
-    from phipipe.backends.base import Step
     from phipipe.plan import Plan
+    from phipipe.steps import Step
 
     made = []
     for i in range(steps):
@@ -108,7 +109,7 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
         made.append(
             Step(
                 name=f"s{i}",
-                runs="cluster:sleep",
+                runs="cluster/sleep",
                 version=1,
                 needs=needs,
                 params=params,

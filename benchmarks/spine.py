@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import uv
 
-from phipipe import measure, toolchain
+from phipipe import measure, toolchain, uv_settings
 from phipipe.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
 
 def olive(repetitions: int, work: Path, cached: Cost) -> list[tuple[str, str, str, str]]:
     """The same build with Olive, repeated from Olive's own cache."""
-    env = dict(os.environ) | toolchain.uv_environment(os.environ)
+    env = dict(os.environ) | uv_settings.from_pip(os.environ)
     venv = work / "olive"
     subprocess.run(
         (uv.find_uv_bin(), "venv", "-q", str(venv), "--python", sys.executable), check=True, env=env

@@ -12,33 +12,33 @@ from pydantic import ValidationError
 
 from phipipe import (
     backends,
-    board,
+    board_entry,
     chat_process,
     device,
     hardware,
     hub,
     json_files,
     layerwise,
-    models,
-    outside,
     package,
+    package_original,
     reference,
-    remote,
+    reports,
     scoring,
     toolchain,
     venue,
     vision,
 )
-from phipipe.backends.base import Outside, Step, absent
-from phipipe.board import Entry
+from phipipe.backends.base import Backend, absent
+from phipipe.board_entry import Entry
 from phipipe.device import Device
 from phipipe.errors import RecipeError, SourceError, TargetError
-from phipipe.hub import Original
-from phipipe.hub_client import Repository
+from phipipe.manifest_schema import Manifest
 from phipipe.plan import Plan
 from phipipe.recipe import Build, Recipe, Text, recorded
+from phipipe.reports import Metrics, Speed
 from phipipe.results import Outcome
 from phipipe.settings import Settings
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 
@@ -53,43 +53,49 @@ def plan(
     """
     manifest = package.open_(folder)
     recipe = _recipe(manifest, text, tokens)
-    original = _original(manifest, store, source)
+    original = package_original.find(manifest, store, source)
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
     backend = backends.load(recipe.backend)
-    text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
     memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
     source_step = vision.cut_step(seeing) if seeing else original.step
-    steps = scoring.fidelity_steps(recipe, source_step, text_step, memory)
-    steps = [replace(original.step, name="original"), *steps] if seeing else steps
-    artifact = Outside(folder, tuple(sorted(entry["path"] for entry in manifest["files"])))
-    parameters, opened = (
-        original.checkpoint.parameters,
-        4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
-    )
-    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.TOOLCHAIN)
-    for step in (
+    text_step = hub.text_step(recipe.evaluate.text, Path.cwd())
+    parameters = original.checkpoint.parameters
+    opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
+    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
+    scored = (
         *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
-        scoring.compare_step("evaluate", "artifact", recipe, backend.TOOLCHAIN, parameters, opened),
-        scoring.measure_step("artifact", recipe, backend.TOOLCHAIN, opened),
-    ):
-        needs = {name: need for name, need in step.needs.items() if need != "artifact"}
-        steps.append(
-            replace(
-                step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {}
-            )
-        )
-    build = Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None)
+        scoring.compare_step("evaluate", "artifact", recipe, backend.toolchain, parameters, opened),
+        scoring.measure_step("artifact", recipe, backend.toolchain, opened),
+    )
     target = device.load(recipe.device, Path.cwd())
     api = _api_of(target, manifest)
     return Plan(
-        build=build,
+        build=_build(manifest, recipe),
         device=target,
         api=api,
         on_target=venue.on_target(target, api, backend),
         source=checkpoint,
-        steps=tuple(steps),
+        steps=(
+            *([replace(original.step, name="original")] if seeing else ()),
+            *scoring.fidelity_steps(recipe, source_step, text_step, memory),
+            *(_reading(step, _artifact(folder, manifest)) for step in scored),
+        ),
     )
+
+
+def _artifact(folder: Path, manifest: Manifest) -> Outside:
+    return Outside(folder, tuple(sorted(entry.path for entry in manifest.files)))
+
+
+def _reading(step: Step, artifact: Outside) -> Step:
+    """``step``, whose need of the step ``artifact`` the files of a finished package fill."""
+    needs = {name: need for name, need in step.needs.items() if need != "artifact"}
+    return replace(step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {})
+
+
+def _build(manifest: Manifest, recipe: Recipe) -> Build:
+    return Build(name=manifest.name, recipe=recipe, folder=Path.cwd(), options=None)
 
 
 def on_device(folder: Path) -> Plan:
@@ -104,9 +110,42 @@ def on_device(folder: Path) -> Plan:
         TargetError: this machine cannot be the device, or no toolchain runs the package's unit.
     """
     manifest = package.open_(folder)
-    recipe, api = _recipe(manifest, None, None), str(manifest["api"])
+    recipe, api = _recipe(manifest, None, None), manifest.api
     backend, target = backends.load(recipe.backend), _device(manifest)
-    if api not in backend.ON_DEVICE:
+    toolchain = _toolchain_here(folder, backend, recipe, target, api)
+    kept = [
+        entry.path.partition("/")[2]
+        for entry in manifest.files
+        if entry.path.startswith(f"{reference.FOLDER}/")
+    ]
+    shipped = {
+        "artifact": _artifact(folder, manifest),
+        "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
+    }
+    parameters = manifest.source.parameters
+    opened = 4 * parameters + scoring.RUNTIME_BYTES
+    steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
+    if api not in backend.tokens_only:
+        compare = scoring.compare_step(
+            "evaluate", "artifact", recipe, toolchain, parameters, opened, api
+        )
+        steps.insert(0, compare)
+    return Plan(
+        build=_build(manifest, recipe),
+        device=target,
+        api=api,
+        on_target="true",
+        steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
+    )
+
+
+def _toolchain_here(
+    folder: Path, backend: Backend[Any], recipe: Recipe, target: Device, api: str
+) -> str:
+    """The toolchain that measures the package in ``folder``; refuses a machine whose figures would
+    not be the device's."""
+    toolchain = backend.toolchain_on(api)
+    if toolchain is None:
         raise TargetError(
             f"no toolchain of phipipe's runs `{recipe.backend}` packages on `{api}` yet",
             hint=f"the program in {folder / package.CARD} does, with what the device has; "
@@ -124,83 +163,56 @@ def on_device(folder: Path) -> Plan:
         raise SourceError(
             f"`{folder}` has no reference data: an older phipipe made it", hint="build it again"
         )
-    names = [str(entry["path"]) for entry in manifest["files"]]
-    kept = [name.partition("/")[2] for name in names if name.startswith(f"{reference.FOLDER}/")]
-    shipped = {
-        "artifact": Outside(folder, tuple(sorted(names))),
-        "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
-    }
-    toolchain, parameters = backend.ON_DEVICE[api], int(manifest["source"]["parameters"])
-    opened = 4 * parameters + scoring.RUNTIME_BYTES
-    steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
-    if api not in backend.TOKENS_ONLY:
-        steps.insert(
-            0,
-            scoring.compare_step(
-                "evaluate", "artifact", recipe, toolchain, parameters, opened, api
-            ),
-        )
-    return Plan(
-        build=Build(name=str(manifest["name"]), recipe=recipe, folder=Path.cwd(), options=None),
-        device=target,
-        api=api,
-        on_target="true",
-        steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
-    )
+    return toolchain
 
 
 def report(folder: Path, outcome: Outcome) -> Entry:
     """What was measured on the device, as an entry of a board that takes the place of the build's
     own."""
-    return board.measured(
-        package.read_manifest(folder),
-        outcome.load("evaluate", "metrics.json"),
-        outcome.load("measure", "speed.json"),
-    )
+    speed = outcome.load("measure", Speed)
+    assert speed is not None  # the only step that every such plan has
+    manifest = package.read_manifest(folder)
+    return board_entry.measured(manifest, outcome.load("evaluate", Metrics), speed)
 
 
-def _device(manifest: dict[str, Any]) -> Device:
+def _device(manifest: Manifest) -> Device:
     """The package's device as the manifest describes it: a file of the user's does not travel."""
-    told, precision = manifest["device"], manifest["precision"]
-    units = [{"api": manifest["api"], "precisions": [precision]}]
+    units = [{"api": manifest.api, "precisions": [manifest.precision]}]
     try:
-        return Device.model_validate({**told, "units": units})
+        return Device.model_validate({**manifest.device.as_json(), "units": units})
     except ValidationError as error:
         raise SourceError(
             f"the package's device is not one that this phipipe reads: {_first(error)}"
         ) from None
 
 
-def _api_of(target: Device, manifest: dict[str, Any]) -> str:
+def _api_of(target: Device, manifest: Manifest) -> str:
     """The unit that the package was made for, which ``target`` still has."""
-    api = str(manifest["api"])
-    if api not in {unit.api for unit in target.units}:
+    if manifest.api not in {unit.api for unit in target.units}:
         raise SourceError(
-            f"the package was made for the unit `{api}`, which `{target.name}` does not have",
+            f"the package was made for the unit `{manifest.api}`, which `{target.name}` does not "
+            f"have",
             hint="build it again for a unit of the device's",
         )
-    return api
+    return manifest.api
 
 
 def _first(error: ValidationError) -> str:
     """The first thing that is wrong, where, and in what way."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return (
-        f"`{json_files.shown(where)}`: "
-        f"{json_files.shown(first['msg'].removeprefix('Value error, '))}"
-    )
+    reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+    words = json_files.shown(reason.removeprefix("Value error, "))
+    return f"`{json_files.shown(reports.place(error))}`: {words}"
 
 
-def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> Recipe:
+def _recipe(manifest: Manifest, text: Path | None, tokens: int | None) -> Recipe:
     try:
-        recipe = recorded(manifest["recipe"])
+        recipe = recorded(manifest.recipe.as_json())
     except ValidationError as error:
         raise SourceError(
             f"the package's recipe is not one that this phipipe reads: {_first(error)}",
             hint="build it again",
         ) from None
-    changed: dict[str, Any] = {}
+    changed: dict[str, Text | int] = {}
     if text is not None:
         changed["text"] = Text(file=str(text.absolute()))  # `~` in it is a name like any other
     if tokens is not None:
@@ -213,70 +225,6 @@ def _recipe(manifest: dict[str, Any], text: Path | None, tokens: int | None) -> 
             )
         changed["tokens"] = tokens
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})
-
-
-def _original(manifest: dict[str, Any], store: Store, given: Path | None) -> Original:
-    """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub
-    again."""
-    source = manifest["source"]
-    repo = (
-        Repository("model", str(source["repo"]), str(source["revision"]))
-        if source["kind"] == "hub"
-        else None
-    )
-    if (
-        repo and given is None and remote.is_known(repo)
-    ):  # the cache has it as it came, or brings it: no copy is made
-        return _from_hub(manifest, repo)
-    folder = given or _at_hand(manifest, store)
-    if folder is not None:
-        checkpoint = models.read(folder)
-        if not _is_original(manifest, folder, store):
-            raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
-        return Original(checkpoint, hub.source_step(folder))
-    if repo:
-        return _from_hub(manifest, repo)
-    raise SourceError(
-        f"the original checkpoint of this package (`{source['name']}`) is not in the cache any "
-        f"more",
-        hint="give its folder: --source DIR",
-    )
-
-
-def _at_hand(manifest: dict[str, Any], store: Store) -> Path | None:
-    source = manifest["source"]
-    if source["kind"] == "builtin":
-        if source["name"] not in hub.BUILTIN_MODELS:
-            raise SourceError(
-                f"phipipe has no model `{source['name']}` of its own, which the package names "
-                f"as its source"
-            )
-        return hub.BUILTIN_MODELS[source["name"]]
-    stored = store.root / "objects" / str(source["digest"])
-    return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
-
-
-def _is_original(manifest: dict[str, Any], folder: Path, store: Store) -> bool:
-    files = tuple(models.files(folder))
-    return bool(outside.digest(Outside(folder, files), store.root) == manifest["source"]["digest"])
-
-
-def _from_hub(manifest: dict[str, Any], repo: Repository) -> Original:
-    """The original as ``run`` had it: the same commit, the same published hashes."""
-    try:
-        checkpoint, found = remote.checkpoint_of(repo)
-        step = remote.source_step(repo, found)
-        made = manifest["steps"]
-        if step.params != made.get("original", made["source"])["params"]:
-            raise SourceError(
-                f"`{repo}` is published with other files than those this package was made from"
-            )
-    except SourceError as error:
-        here = "if you have the original, give its folder: --source DIR"
-        raise SourceError(
-            error.message, hint=f"{error.hint}; {here}" if error.hint else here
-        ) from None
-    return Original(checkpoint, step, found.licence)
 
 
 def chat(
@@ -302,13 +250,14 @@ def chat(
         StepKilled: its process was ended: memory, signal.
     """
     manifest = package.open_(folder)
-    backend = str(manifest["backend"])
-    name = backends.load(backend).TOOLCHAIN
+    name = backends.load(manifest.backend).toolchain
     installed = toolchain.ensure(name, settings, note)
-    request: dict[str, Any] = {
+    request = {
         "folder": str(folder.absolute()),
-        "backend": backend,
+        "backend": manifest.backend,
         "toolchain": name,
+        "prompt": prompt,
+        "system": system,
+        "tokens": tokens,
     }
-    request |= {"prompt": prompt, "system": system, "tokens": tokens}
     return chat_process.hold(installed.python, request, settings)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from phipipe import report
-from phipipe.board import Entry, done, elsewhere, one_line
+from phipipe.board import done, elsewhere
+from phipipe.board_entry import Entry, one_line
 from phipipe.metrics import METRICS
 
 ON_TARGET = ("false", "emulated", "true")

@@ -18,10 +18,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phipipe import board, picks, report
-from phipipe.board import ZERO, Entry
+from phipipe import backends, board, pages, picks, report
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, marks, notes
-from phipipe.card import TEMPLATES
+from phipipe.board_entry import ZERO, Entry, one_line
 from phipipe.metrics import METRICS
 from phipipe.picks import Answer
 from phipipe.visible import in_template
@@ -52,15 +51,6 @@ DARK = {
     LINE: "#7d8590",
     PAGE: "#0d1117",
 }
-BACKENDS = (
-    "onnxruntime",
-    "torch",
-    "llamacpp",
-    "openvino",
-    "mlx",
-    "litert",
-    "qnn",
-)  # each keeps its colour everywhere
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
 REPEATS = (
@@ -77,21 +67,12 @@ LABEL = 34  # characters of a name that a plot shows
 
 def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     """The page's text. Entries may be in any order."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     every = board.ranked(entries)
     done, found = board.done(every), board.answers(every)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=in_template,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = pages.environment(in_template, is_html=True)
     return environment.get_template("board.html.j2").render(
         title=title,
         answers=board.lines(found),
@@ -120,7 +101,7 @@ def embedded(value: object) -> Markup:
 
 def label(text: str, length: int = LABEL) -> str:
     """``text`` where plotly would read tags and entities."""
-    shown = board.one_line(text)
+    shown = one_line(text)
     shown = shown if len(shown) <= length else shown[: length - 1] + "…"
     return html.escape(shown, quote=False)
 
@@ -131,7 +112,7 @@ def label(text: str, length: int = LABEL) -> str:
 def _facts(done: Sequence[Entry]) -> list[str]:
     if not done:
         return []
-    first, hosts = done[0], {board.host_words(e.host) for e in done}
+    first, hosts = done[0], {report.host_words(e.host) for e in done}
     where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} machines"
     return [
         f"{first.source}, {report.number(first.parameters / 1e6)} million parameters",
@@ -147,7 +128,7 @@ def _rows(every: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
         {
             "entry": entry,
             "build": build_words(entry),
-            "error": board.one_line(entry.error or ""),
+            "error": one_line(entry.error or ""),
             "cells": []
             if entry.error is not None
             else [{"text": cell(c, entry, away), "value": c.value(entry)} for c in COLUMNS],
@@ -180,7 +161,7 @@ def _provenance(entry: Entry) -> dict[str, Any]:
             "Runtime": entry.backend_title or entry.backend,
             "Scheme": entry.scheme or entry.precision,
             "Device": f"{entry.device} ({entry.api}); measured on target: {entry.on_target}",
-            "Host of the speeds": board.host_words(entry.host),
+            "Host of the speeds": report.host_words(entry.host),
             "Prompt": f"{entry.prompt_tokens} tokens",
             "Source": entry.source,
             "Source digest": entry.source_digest,
@@ -198,8 +179,10 @@ def _provenance(entry: Entry) -> dict[str, Any]:
 
 
 def _colour(entry: Entry) -> str:
-    colours = tuple(SERIES)
-    return colours[BACKENDS.index(entry.backend)] if entry.backend in BACKENDS else colours[-1]
+    """Each backend keeps its own everywhere."""
+    known = entry.backend in backends.names()
+    place = backends.load(entry.backend).colour if known else None
+    return tuple(SERIES)[-1 if place is None else place]
 
 
 def _hover(entry: Entry, away: frozenset[str]) -> str:
@@ -375,9 +358,7 @@ def _scatter(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: 
     # the script places these: where they fit depends on the window's width. Left of and below all
     # lines there is room
     outer = picks.front(candidates)
-    labels = [
-        [(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), board.one_line(c.name)] for c in outer
-    ]
+    labels = [[(c.size or 0.0) * factor, max(c.kld or 0.0, ZERO), one_line(c.name)] for c in outer]
     figure.update_layout(meta={"labels": labels})
     every = [math.log10(e.size * factor) for e in done]
     width = max(max(every) - min(every), 0.3)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable
 
-from phipipe import card
-from phipipe.board import Entry, answers, done, elsewhere, lines, one_line, ranked, standing
+from phipipe.board import answers, done, elsewhere, lines, ranked, standing
 from phipipe.board_columns import COLUMNS, FRONT, build_words, cell, notes
+from phipipe.board_entry import Entry, one_line
+from phipipe.markdown import code, inline
 from phipipe.picks import Answer
 
 
@@ -75,7 +76,7 @@ def _middle(text: str, width: int) -> str:
 
 def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
     """The text of ``board.md``."""
-    every, say = ranked(entries), card.inline
+    every, say = ranked(entries), inline
     found = answers(every)
     away, (best, rivals) = elsewhere(every), standing(found)
     told = [f"# {say(title)}", "", *(f"{say(line)}  " for line in lines(found)), ""]
@@ -106,8 +107,8 @@ def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
 
 def _advice(answer: Answer) -> str:
     """One device's item in the list of what to ship."""
-    say = card.inline
-    said = [f"{pick.aim}: {card.code(pick.build)} ({say(pick.words)})" for pick in answer.picks]
+    say = inline
+    said = [f"{pick.aim}: {code(pick.build)} ({say(pick.words)})" for pick in answer.picks]
     said += [f"{aim}: no pick, since {say(why)}" for aim, why in answer.undecided.items()]
     if not answer.picks:
         said = [". ".join(say(part) for part in (answer.reason, *answer.closer))]

@@ -8,18 +8,19 @@ it cannot close, and the front matter is dumped, not templated.
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from phipipe import report, vision
-from phipipe.evaluate import CONTINUATION_TOKENS
+from phipipe import backends, pages, report
+from phipipe.description import Description, Licence, Source, Step, Text
+from phipipe.markdown import Safe, block, code, inline, link
+from phipipe.reports import Answer, Baseline, Verdict
+from phipipe.sanity import CONTINUATION_TOKENS
+from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent / "templates"
 PRECISION_WORDS = {
     "fp32": "32-bit floating-point weights",
     "fp16": "16-bit floating-point weights",
@@ -31,88 +32,24 @@ MAIN_TOOLS = re.compile(
     r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|"
     r"auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
 )
-ANSWER_CHARACTERS = 2000
 SNIPPET_TOKENS = 512
 PICTURE_TOKENS = 8192  # of a prompt with up to three pictures and its answer
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
-class Safe(str):
-    """Markdown that we made."""
-
-    __slots__ = ()
-
-
-def inline(value: object) -> Safe:
-    """``value`` as plain text within a line of Markdown, also within a table."""
-    if value is None:
-        raise TypeError("the card's template prints a value that is not there")
-    if isinstance(value, Safe):
-        return value
-    text = " ".join(_visible(str(value)).split())
-    text = re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<|~$]|&(?=#?\w+;)", r"\\\g<0>", text)
-    text = re.sub(
-        r"^(#+(?=\s|$)|>|[+-](?=[\s+-]|$))", r"\\\1", text
-    )  # what only begins a block at a line's start
-    return Safe(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text))
-
-
-def code(value: object, cell: bool = False) -> Safe:
-    """``value`` as a code span; ``cell`` says that it stands in a table, where a bar needs a
-    backslash."""
-    text = " ".join(_visible(str(value)).split()) or " "
-    text = text.replace("|", "\\|") if cell else text
-    fence = "`" * (_longest_run(text) + 1)
-    return Safe(f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}")
-
-
-def block(value: object, language: str = "text") -> Safe:
-    """``value`` as a fenced code block that it cannot end."""
-    text = _visible(str(value)).strip("\n") or "(nothing)"
-    if len(text) > ANSWER_CHARACTERS:
-        text = text[:ANSWER_CHARACTERS] + " […]"
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return Safe(f"{fence}{language}\n{text}\n{fence}")
-
-
-def link(value: object) -> Safe:
-    """A web address as a link, anything else as a code span."""
-    plain = re.fullmatch(r"https?://[\w.:-]+(/[\w./?=&%#:~+@,-]*)?", str(value), re.ASCII)
-    return Safe(f"<{value}>") if plain else code(value)
-
-
-def _longest_run(text: str) -> int:
-    return max((len(run) for run in re.findall("`+", text)), default=0)
-
-
-def _visible(text: str) -> str:
-    """Control and direction characters spelled out: they could hide or reorder what a reader
-    sees."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c if c in "\n\t" or _harmless(c) else f"\\u{{{ord(c):x}}}" for c in text)
-
-
-def _harmless(c: str) -> bool:
-    return c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def render(
-    manifest: Mapping[str, Any], baseline: Mapping[str, Any], answers: list[Mapping[str, str]]
-) -> str:
+def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) -> str:
     """The text of README.md.
 
     Args:
-        manifest: all of the manifest but its file list.
-        baseline: ``baseline.json``; the original's answers are in its ``chats``.
-        answers: the artifact's answers, ``prompt`` and ``text`` each.
+        baseline: the original's answers are in its ``chats``.
+        answers: the artifact's, to the same questions.
     """
     environment = _environment()
-    rows = report.fidelity_table(
-        manifest["fidelity"], manifest["speed"], manifest["fidelity"]["baseline"]
-    )
+    fidelity, speed = package.fidelity, package.speed
+    rows = report.fidelity_table(fidelity, speed, fidelity.baseline, fidelity.vision)
     view = {
-        **manifest,
-        "what": PRECISION_WORDS.get(manifest["precision"], manifest["precision"]),
+        **dict(package),
+        "what": PRECISION_WORDS.get(package.precision, package.precision),
         "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
         "quality": Safe(report.markdown_table([row for row in rows if row.group == "fidelity"])),
         "pictures": Safe(report.markdown_table([row for row in rows if row.group == "pictures"])),
@@ -123,32 +60,22 @@ def render(
             name: report.number(value, 2) for name, value in (report.KLD_8_BIT, report.KLD_4_BIT)
         },
         "samples": _samples(baseline, answers),
-        "text": _text(manifest["recipe"]),
-        "host": _host(manifest["speed"].get("host", {})),
-        "order": _order(manifest["steps"]),
-        "tools": _tools(manifest["steps"]),
-        "limits": _limits(manifest, baseline),
-        "snippet": _snippet(environment, manifest),
-        "licence": _licence(manifest["licence"]),
-        "parameters": report.number(manifest["source"]["parameters"] / 1e6) + " million",
-        "original": _original(manifest["source"]),
+        "text": _text(package.recipe.evaluate.text),
+        "host": report.host_words(speed.host),
+        "order": _order(package.steps),
+        "tools": _tools(package.steps),
+        "limits": _limits(package, baseline),
+        "snippet": snippet(package),
+        "licence": _licence(package.licence),
+        "parameters": report.number(package.source.parameters / 1e6) + " million",
+        "original": _original(package.source),
         "answer_tokens": CONTINUATION_TOKENS,
     }
-    return _front_matter(manifest) + environment.get_template("card.md.j2").render(view)
+    return _front_matter(package) + environment.get_template("card.md.j2").render(view)
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        finalize=inline,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML: ``inline`` escapes
-    )
+    made = pages.environment(inline)  # Markdown, not HTML: ``inline`` escapes
     made.filters |= {
         "code": code,
         "codes": lambda values: Safe(", ".join(map(code, values))),
@@ -158,168 +85,134 @@ def _environment() -> Environment:
         "counted": report.counted,
         "bounds": _bounds,
         "markdown": Safe,
-        "title_of": _title,
     }
     return made
 
 
-def _bounds(gate: Mapping[str, Any]) -> str:
-    words = (("min", "at least"), ("max", "at most"))
-    return " and ".join(f"{word} {gate[end]:g}" for end, word in words if gate.get(end) is not None)
+def _bounds(gate: Verdict) -> str:
+    limits = (("at least", gate.min), ("at most", gate.max))
+    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
 
 
-def _front_matter(manifest: Mapping[str, Any]) -> str:
+def _front_matter(package: Description) -> str:
     import yaml
 
-    source, licence = manifest["source"], manifest["licence"]
-    chat = ["conversational"] if manifest["chat_template"] else []
-    facts: dict[str, Any] = {"license": licence["id"] or "unknown"}
-    if licence["id"] == "other" and licence["files"]:
-        facts |= {"license_name": "see-license-file", "license_link": licence["files"][0]}
-    if source["kind"] == "hub":
-        facts |= {"base_model": source["repo"]}
-        facts |= (
-            {"base_model_relation": "quantized"} if manifest["precision"].startswith("int") else {}
-        )
+    source, licence = package.source, package.licence
+    facts: dict[str, Json] = {"license": licence.id or "unknown"}
+    if licence.id == "other" and licence.files:
+        facts |= {"license_name": "see-license-file", "license_link": licence.files[0]}
+    if source.kind == "hub":
+        facts |= {"base_model": source.repo}
+        quantized = package.precision.startswith("int")
+        facts |= {"base_model_relation": "quantized"} if quantized else {}
+    chat = ["conversational"] if package.chat_template else []
     facts |= {
-        "library_name": manifest["backend"],
-        "pipeline_tag": "image-text-to-text"
-        if "vision" in manifest["fidelity"]
-        else "text-generation",
-        "tags": [
-            "phipipe",
-            manifest["backend"],
-            manifest["precision"],
-            manifest["device"]["name"],
-            *chat,
-        ],
+        "library_name": package.backend,
+        "pipeline_tag": "image-text-to-text" if package.fidelity.vision else "text-generation",
+        "tags": ["phipipe", package.backend, package.precision, package.device.name, *chat],
     }
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
 
 
-def _samples(baseline: Mapping[str, Any], answers: list[Mapping[str, str]]) -> list[dict[str, Any]]:
+def _samples(baseline: Baseline, answers: Sequence[Answer]) -> list[dict[str, str | bool]]:
     return [
         {
-            "prompt": answer["prompt"],
-            "original": chat["text"],
-            "here": answer["text"],
-            "same": chat["text"] == answer["text"],
+            "prompt": answer.prompt,
+            "original": chat.text,
+            "here": answer.text,
+            "same": chat.text == answer.text,
         }
-        for chat, answer in zip(baseline["chats"], answers, strict=True)
+        for chat, answer in zip(baseline.chats, answers, strict=True)
     ]
 
 
-def _order(steps: Mapping[str, Any]) -> list[str]:
+def _order(steps: Mapping[str, Step]) -> list[str]:
     """Steps after what they read, else as the plan has them; what only takes files in reads what it
     leaves."""
-    made, ordered = {step["digest"] for step in steps.values()}, list[str]()
+    made, ordered = {step.digest for step in steps.values()}, list[str]()
     while len(ordered) < len(steps):
-        there = {steps[name]["digest"] for name in ordered}
+        there = {steps[name].digest for name in ordered}
         waiting = [name for name in steps if name not in ordered]
         needed = {
-            name: set(steps[name]["inputs"].values()) & made - {steps[name]["digest"]}
-            for name in waiting
+            name: set(steps[name].inputs.values()) & made - {steps[name].digest} for name in waiting
         }
         ordered.append(next((name for name in waiting if needed[name] <= there), waiting[0]))
     return ordered
 
 
-def _title(source: Mapping[str, Any]) -> str:
-    return str(source.get("name") or source["repo"])
-
-
-def _original(source: Mapping[str, Any]) -> Safe:
-    if source["kind"] == "hub":
-        return Safe(f"{code(source['repo'])} at commit {code(source['revision'])}")
+def _original(source: Source) -> Safe:
+    if source.kind == "hub":
+        return Safe(f"{code(source.repo)} at commit {code(source.revision)}")
     where = (
-        f"phipipe's embedded model {code(source['name'])}"
-        if source["kind"] == "builtin"
-        else f"the local checkpoint {code(source['name'])}"
+        f"phipipe's embedded model {code(source.name)}"
+        if source.kind == "builtin"
+        else f"the local checkpoint {code(source.name)}"
     )
     return Safe(where)
 
 
-def _text(recipe: Mapping[str, Any]) -> str:
-    text = recipe.get("evaluate", {}).get("text", {})
-    if "builtin" in text:
-        return f"phipipe's embedded text “{text['builtin']}”"
-    if "dataset" in text:
-        return f"a text from the data set {text['dataset'].get('repo', '')}"
-    return f"the text file “{text.get('file', 'unnamed')}”"
+def _text(text: Text) -> str:
+    if text.builtin is not None:
+        return f"phipipe's embedded text “{text.builtin}”"
+    if text.dataset is not None:
+        return f"a text from the data set {text.dataset.repo}"
+    return f"the text file “{'unnamed' if text.file is None else text.file}”"
 
 
-def _host(host: Mapping[str, Any]) -> str:
-    parts = [
-        f"{host['cores']} cores of {host['processor']}"
-        if host.get("cores") and host.get("processor")
-        else "",
-        f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else "",
-        " ".join(str(host[k]) for k in ("system", "machine") if host.get(k)),
-    ]
-    return ", ".join(part for part in parts if part) or "an unrecorded machine"
+def _tools(steps: Mapping[str, Step]) -> list[str]:
+    named = {(name, version) for step in steps.values() for name, version in main_tools(step)}
+    return [f"{name} {version}" for name, version in sorted(named)]
 
 
-def _tools(steps: Mapping[str, Any]) -> list[str]:
-    found = {
-        (n, v)
-        for step in steps.values()
-        for n, v in step["tools"].items()
-        if MAIN_TOOLS.fullmatch(n)
-    }
-    return [f"{name} {version}" for name, version in sorted(found)]
+def main_tools(step: Step) -> Iterator[tuple[str, str]]:
+    """Names and versions of what a reader wants to see of the packages that ``step`` had."""
+    return ((name, version) for name, version in step.tools.items() if MAIN_TOOLS.fullmatch(name))
 
 
-def _limits(manifest: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+def _limits(package: Description, baseline: Baseline) -> list[str]:
     """What a reader must know and the tables do not say."""
-    sanity = manifest["fidelity"].get("sanity", {})
-    lines = [*manifest["warnings"]]
-    if not sanity.get("tokenizer_equal", True):
+    sanity = package.fidelity.sanity
+    lines = [*package.warnings]
+    if sanity.tokenizer_equal is False:
         lines.append("The packaged tokenizer does not give the original's ids on the test text.")
-    if not sanity.get("chat_template_equal", True):
+    if sanity.chat_template_equal is False:
         lines.append("The runtime renders the chat template differently from the original.")
-    ended = zip(sanity.get("answers_ended", []), baseline["chats"], strict=False)
-    if endless := sum(not end and len(chat["answer"]) < CONTINUATION_TOKENS for end, chat in ended):
+    ended = zip(sanity.answers_ended, baseline.chats, strict=False)
+    if endless := sum(not end and len(chat.answer) < CONTINUATION_TOKENS for end, chat in ended):
         lines.append(
             f"{endless} of the sample answers below had not ended when the original's had."
         )
-    if sanity.get("repetition", 0) > REPETITIVE:
+    if (sanity.repetition or 0) > REPETITIVE:
         lines.append("It repeats itself in a sample answer.")
     return lines
 
 
-def _snippet(environment: Environment, manifest: Mapping[str, Any]) -> Safe | None:
+def snippet(package: Description) -> Safe | None:
     """A program that runs the package with its runtime alone; backends without one have none."""
     from jinja2 import TemplateNotFound
 
     try:
-        template = environment.get_template(f"run-{manifest['backend']}.py.j2")
+        template = _environment().get_template(f"run-{package.backend}.py.j2")
     except TemplateNotFound:
         return None
-    versions = {n: v for step in manifest["steps"].values() for n, v in step["tools"].items()}
-    length = min(SNIPPET_TOKENS, manifest["source"]["context_length"])
+    context = package.source.context_length
     view = {
-        "versions": versions,
-        "chat": bool(manifest["chat_template"]),
-        "max_length": length,
-        "api": manifest["api"],
-    }
-    view |= {
-        "sees": "vision" in manifest.get("fidelity", {}),
-        "square": vision.is_square(
-            str(manifest["source"].get("architecture")), manifest["backend"]
-        ),
-        "picture_length": min(PICTURE_TOKENS, manifest["source"]["context_length"]),
-    }
-    view |= {
-        "options": manifest["recipe"].get("quantize", {}),
-        "quantized": manifest["precision"] in ("int4", "int8"),
+        "versions": {n: v for step in package.steps.values() for n, v in step.tools.items()},
+        "chat": bool(package.chat_template),
+        "max_length": min(SNIPPET_TOKENS, context),
+        "api": package.api,
+        "sees": package.fidelity.vision is not None,
+        "square": package.source.architecture in backends.load(package.backend).square,
+        "picture_length": min(PICTURE_TOKENS, context),
+        "options": package.recipe.quantize,
+        "quantized": package.precision in ("int4", "int8"),
     }
     return block(template.render(view), "python")
 
 
-def _licence(licence: Mapping[str, Any]) -> dict[str, Safe]:
+def _licence(licence: Licence) -> dict[str, Safe]:
     """Its name for the overview, and the sentence that says where the name comes from."""
-    name, files = licence["id"], Safe(" and ".join(map(code, licence["files"])))
+    name, files = licence.id, Safe(" and ".join(map(code, licence.files)))
     if not files:
         words = f"{inline(name)}, says the recipe" if name else "none came with the original"
         said = f"The recipe states {inline(name)}, but the original" if name else "The original"
@@ -330,7 +223,7 @@ def _licence(licence: Mapping[str, Any]) -> dict[str, Safe]:
                 f"first."
             ),
         }
-    origin = "the recipe says" if licence["stated"] else "by its wording"
+    origin = "the recipe says" if licence.stated else "by its wording"
     named = "" if name in (None, "other") else f" It is {inline(name)}, {origin}."
     words = files if name in (None, "other") else f"{inline(name)} ({files})"
     return {

@@ -76,20 +76,20 @@ def _start(target: targets.Device) -> str | None:
 
 
 def backends() -> list[output_lists.Backend]:
-    """One row per backend module."""
+    """One row per backend face."""
     rows = []
     for name in registry.names():
-        module = registry.load(name)
+        face = registry.load(name)
         precisions = sorted(
-            {p for table in module.PRECISIONS.values() for p in table}, key=PRECISIONS.index
+            {p for table in face.precisions.values() for p in table}, key=PRECISIONS.index
         )
         rows.append(
             output_lists.Backend(
                 backend=name,
-                title=module.TITLE,
-                toolchain=module.TOOLCHAIN,
+                title=face.title,
+                toolchain=face.toolchain,
                 precisions=[*precisions],
-                units=sorted(module.APIS),
+                units=sorted(face.apis),
             )
         )
     return rows
@@ -97,14 +97,14 @@ def backends() -> list[output_lists.Backend]:
 
 def backend(name: str) -> output_lists.BackendDetails:
     """One backend: its own names for our precisions, and every option of ``quantize:``."""
-    module = registry.load(name)
+    face = registry.load(name)
     return output_lists.BackendDetails(
         backend=name,
-        title=module.TITLE,
-        toolchain=module.TOOLCHAIN,
+        title=face.title,
+        toolchain=face.toolchain,
         precisions={
             api: {str(ours): own for ours, own in table.items()}
-            for api, table in sorted(module.PRECISIONS.items())
+            for api, table in sorted(face.precisions.items())
         },
         quantize={
             key: output_lists.Option(
@@ -112,7 +112,7 @@ def backend(name: str) -> output_lists.BackendDetails:
                 type=_type(field.annotation),
                 what=field.description,
             )
-            for key, field in module.Options.model_fields.items()
+            for key, field in face.options.model_fields.items()
         },
     )
 

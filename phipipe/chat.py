@@ -69,19 +69,17 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
         )
     try:
         manifest = read_manifest(folder)
-        module = backends.load(backend)
-        with refusing("the package cannot be opened", f"phipipe verify {folder}", module.TOOLCHAIN):
-            tokenizer = module.tokenizer(
-                folder
-            )  # before the weights: it is the first to be refused
-            runtime = module.open(folder)
+        face = backends.load(backend)
+        with refusing("the package cannot be opened", f"phipipe verify {folder}", face.toolchain):
+            tokenizer = face.tokenizer(folder)  # before the weights: it is the first to be refused
+            runtime = face.open(folder)
         talk = Talk(
             runtime=runtime,
             tokenizer=tokenizer,
-            context=int(manifest["source"]["context_length"]),
+            context=manifest.source.context_length,
             limit=limit,
-            system=system if manifest["chat_template"] else None,
-            template=bool(manifest["chat_template"]),
+            system=system if manifest.chat_template else None,
+            template=manifest.chat_template is not None,
         )
         try:
             return (

@@ -33,15 +33,14 @@ from phipipe import (
 from phipipe import plan as planner
 from phipipe.card import MAIN_TOOLS
 from phipipe.errors import PhipipeError
-from phipipe.fit import gib
 from phipipe.store import Store
+from phipipe.words import size
 
 if TYPE_CHECKING:
     from phipipe.plan import Plan
     from phipipe.recipe import Build
     from phipipe.settings import Settings
 
-COMPILED = frozenset({"llamacpp"})  # toolchains whose main package comes as source code
 COMPILERS = ("c++", "g++", "clang++", "cl")
 PROBE = "packaging"  # small, and in most toolchains
 INDEX_S, REMOTE_S, COMPILER_S = 20.0, 20.0, 10.0
@@ -67,11 +66,17 @@ def machine(settings: Settings) -> list[Check]:
     return [compiler(), index(), *disks(settings), remote(settings)]
 
 
+def compiled() -> set[str]:
+    """Toolchains whose main package comes as source code."""
+    faces = map(backends.load, backends.names())
+    return {face.toolchain for face in faces if face.is_compiled}
+
+
 def compiler() -> Check:
     """Whether C++ can be compiled, which some toolchains need while they are installed."""
     name, needs = (
         "C++ compiler",
-        f"the toolchain {' and '.join(f'`{n}`' for n in sorted(COMPILED))} is compiled here",
+        f"the toolchain {' and '.join(f'`{n}`' for n in sorted(compiled()))} is compiled here",
     )
     chosen = shlex.split(os.environ.get("CXX", ""), posix=os.name != "nt")[:1]
     found = next(filter(None, map(shutil.which, chosen or COMPILERS)), None)
@@ -192,7 +197,7 @@ def disks(settings: Settings) -> Iterator[Check]:
         told = Check(
             name=f"disk of {', '.join(names)}",
             ok=True,
-            message=f"{gib(free)} free",
+            message=f"{size(free, 2)} free",
             free_bytes=free,
         )
         if free < ROOM:
@@ -200,9 +205,7 @@ def disks(settings: Settings) -> Iterator[Check]:
                 f"`phipipe cache gc --budget GIB` makes room; or set {variable} to a folder "
                 f"on a larger disk"
             )
-            message = (
-                f"{gib(free)} free at `{folder}`, where a toolchain alone takes up to {gib(ROOM)}"
-            )
+            message = f"{size(free, 2)} free at `{folder}`, where a toolchain alone takes up to {size(ROOM, 2)}"
             told = Check(name=told.name, ok=False, message=message, hint=hint, free_bytes=free)
         yield told
     for name, (folder, variable) in places.items():
@@ -294,7 +297,7 @@ def _blocked(
     """Missing toolchains that could not be installed now."""
     broken = {check.name: check for check in found if check.ok is False}
     for name in missing:
-        for trouble in ("package index", *(("C++ compiler",) if name in COMPILED else ())):
+        for trouble in ("package index", *(("C++ compiler",) if name in compiled() else ())):
             if trouble in broken:
                 message = (
                     f"needs the toolchain `{name}`, which cannot be installed: {trouble}: "

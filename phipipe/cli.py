@@ -231,16 +231,16 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     Needs neither the original model nor its cache. `phipipe compare` puts the report in place of
     the figures that the build machine had emulated or could not take.
     """
-    from phipipe import again, board, show
+    from phipipe import again, board_file, report, show
     from phipipe.measure import host
 
     settings, store = store_of_user()
     planned = again.on_device(package)
-    note(f"taking this machine for {planned.device.title}: {board.host_words(host())}")
+    note(f"taking this machine for {planned.device.title}: {report.host_words(host())}")
     (outcome,) = _attempt("measure", [planned], store, settings, None)
     if outcome.error:
         raise outcome.error
-    text = board.dump([again.report(package, outcome)])
+    text = board_file.dump([again.report(package, outcome)])
     target = out or Path(f"{planned.build.name}-measured.json")
     save(target, text)
     if as_json:
@@ -270,12 +270,12 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
 @AS_JSON
 def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     """Make one board of finished packages and runs: table, board.json, board.md and board.html."""
-    from phipipe import board, comparison
+    from phipipe import board_file, comparison
 
     entries = comparison.of_paths(paths)
     page = comparison.write(entries, out, "Fidelity board")
     if as_json:
-        answers.give_text(board.dump(entries))
+        answers.give_text(board_file.dump(entries))
     else:
         _show_board(entries, page)
 
@@ -350,17 +350,15 @@ def init(
     as_json: bool,
 ) -> None:
     """Write a commented starter recipe that validates and plans."""
-    from phipipe import output, starter
+    from phipipe import starter
 
-    made = starter.write(recipe, device=device, precision=precision, backend=backend, source=source)
-    for line in made.notes:
+    made, notes = starter.write(
+        recipe, device=device, precision=precision, backend=backend, source=source
+    )
+    for line in notes:
         note(f"note: {line}")
     if as_json:
-        words = {
-            name: getattr(made, name)
-            for name in ("name", "device", "unit", "backend", "precision", "pinned")
-        }
-        answers.give(output.Started(recipe=str(recipe), **words, next=list(made.next)))
+        answers.give(made)
     else:
         echo(f"wrote {recipe}: {made.precision} with {made.backend} for {made.device}, {made.unit}")
         echo(

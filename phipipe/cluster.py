@@ -17,13 +17,13 @@ from collections.abc import Callable
 from functools import partial
 
 from phipipe import cluster_dask, cluster_worker, progress
-from phipipe.backends.base import Step
 from phipipe.cluster_scheduler import Scheduler
 from phipipe.errors import PhipipeError, RecipeError, StoreError, decoded
 from phipipe.executor import Bench
 from phipipe.records import Damaged, Stored
 from phipipe.results import OnProgress, Result, Results, Waiting
 from phipipe.settings import Settings
+from phipipe.steps import Step
 from phipipe.store import Store
 
 ARRIVAL_S = 10.0  # in which workers find a scheduler that has just started again

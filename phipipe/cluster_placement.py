@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from phipipe.backends.base import Step
 from phipipe.cluster_dask import PREFIX
 from phipipe.cluster_resources import HOST
 from phipipe.errors import TargetError
 from phipipe.report import counted
+from phipipe.steps import Step
 
 
 def needs(step: Step, offers: Sequence[Mapping[str, float]], where: str) -> dict[str, float]:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from phipipe import __version__, cluster_dask, cluster_worker
-from phipipe.backends.base import Step
 from phipipe.cluster_placement import fitting, needs
 from phipipe.errors import Interrupted, StepKilled, TargetError, ToolchainError
 from phipipe.results import OnProgress
+from phipipe.steps import Step
 
 LOOK_S = 2.0
 GRACE_S = 60.0  # that a worker who was lost has to come back

@@ -19,13 +19,13 @@ from functools import cache
 from typing import Any
 
 from phipipe import __version__, cluster_dask, progress
-from phipipe.backends.base import Step
 from phipipe.cluster_resources import HOST
 from phipipe.errors import PhipipeError, RecipeError, StoreError, ToolchainError, encoded
 from phipipe.executor import Bench
 from phipipe.remote_store import SharedStore
 from phipipe.results import OnProgress, Result, Waiting
 from phipipe.settings import Settings
+from phipipe.steps import Step
 from phipipe.store import Store
 from phipipe.turns import OWNER
 from phipipe.visible import visible

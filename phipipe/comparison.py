@@ -6,8 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import board, board_html, board_text, claims, package, refusals, room
-from phipipe.board import Entry
+from phipipe import (
+    board,
+    board_entry,
+    board_file,
+    board_html,
+    board_text,
+    claims,
+    package,
+    refusals,
+    room,
+)
+from phipipe.board_entry import Entry
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.json_files import read_bytes
 from phipipe.results import Outcome
@@ -25,9 +35,11 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
                 (build.name, build.recipe.backend, build.recipe.precision),
                 outcome.plan.device.title,
             )
-            entries.append(board.failed(*told, outcome.error.message, target, outcome.plan.api))
+            entries.append(
+                board_entry.failed(*told, outcome.error.message, target, outcome.plan.api)
+            )
         elif outcome.package is not None:
-            entries.append(board.from_manifest(package.read_manifest(outcome.package)))
+            entries.append(board_entry.from_manifest(package.read_manifest(outcome.package)))
     return entries
 
 
@@ -50,7 +62,7 @@ def _of_path(path: Path) -> list[Entry]:
     if path.is_file():
         return _load(path)
     if (path / "manifest.json").is_file():
-        return [board.from_manifest(package.open_(path))]
+        return [board_entry.from_manifest(package.open_(path))]
     if (path / NAME).is_file():
         return _load(path / NAME)
     inside = sorted(p.parent for p in path.glob("*/manifest.json")) if path.is_dir() else []
@@ -59,12 +71,12 @@ def _of_path(path: Path) -> list[Entry]:
         raise SourceError(
             f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run"
         )
-    return [board.from_manifest(package.open_(folder)) for folder in inside]
+    return [board_entry.from_manifest(package.open_(folder)) for folder in inside]
 
 
 def _load(path: Path) -> list[Entry]:
     try:
-        return board.load(read_bytes(path).decode("utf-8"))
+        return board_file.load(read_bytes(path).decode("utf-8"))
     except (PhipipeError, UnicodeDecodeError) as error:
         message = error.message if isinstance(error, PhipipeError) else "it is not UTF-8"
         raise SourceError(f"`{path}`: {message}", hint=getattr(error, "hint", None)) from None
@@ -80,7 +92,7 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
     """
     board.check_comparable(entries)
     texts = {
-        NAME: board.dump(entries),
+        NAME: board_file.dump(entries),
         "board.md": board_text.markdown(entries, title),
         "board.html": board_html.render(entries, title),
     }

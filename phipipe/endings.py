@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phipipe import room
+from phipipe import room, words
 from phipipe.errors import PhipipeError, StepFailed, StepKilled, ToolchainError, decoded
 from phipipe.settings import Settings
 
@@ -97,7 +97,7 @@ class Ending:
 
     @property
     def _peak(self) -> str:
-        return f"{self.peak_rss_bytes / 2**30:.2f} GiB"
+        return words.gib(self.peak_rss_bytes)
 
 
 def keep_log(folder: Path, logs: Path, step: str) -> Path:

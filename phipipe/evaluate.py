@@ -21,17 +21,25 @@ positions are not independent, so read them as lower bounds.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from phipipe import backends, progress, reference, text_files, transformers_tokenizer
-from phipipe.backends.base import Backend, Inputs, Params, Runtime
-from phipipe.errors import GateFailed, SourceError, StepFailed
-from phipipe.reference import log_softmax, score
+from phipipe import (
+    backends,
+    original,
+    progress,
+    reference,
+    reports,
+    sanity,
+    text_files,
+    transformers_tokenizer,
+)
+from phipipe.errors import SourceError, StepFailed
+from phipipe.reference import log_softmax
 from phipipe.report import counted
+from phipipe.reports import Baseline, Metrics
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,23 +47,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int32]
-
-# Asked of every model, greedily; rendered with the source's own chat template.
-PROMPTS = ("Tell me a short story about a fox.", "Where is the key?", "What is 2 plus 3?")
-CONTINUATION_TOKENS = 96
-DECODED = 32  # tokens that an emulated artifact decodes one by one
-# The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong
-# is nats off.
-DECODE_KLD = 1.0
-DECODE_KLD_MEAN: Mapping[str, float] = {"int8": 0.01, "int4": 0.1}
-
-# A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces,
-# digits.
-PARITY_TEXT = """Once, in Köln, a fox said: "It's 7:45 – we're late!"  Two  spaces.
-Καλημέρα, добрый день, こんにちは, 你好, مرحبا, नमस्ते 🙂👩‍🚀 e\u0301 ﬁ
-def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
-{"key": [1, 22, 333], "ok": true}  <b>&amp;</b> 1000000 0.001 1e-9
-"""
 
 
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
@@ -70,7 +61,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     import numpy as np
 
     tokens = _tokens(inputs["source"], text_files.read(_only_file(inputs["text"])), params)
-    model = _original(inputs["source"])
+    model = original.load(inputs["source"])
     np.save(out / "tokens.npy", tokens)
     logprobs: Floats | None = None
     nll: list[Floats] = []
@@ -85,43 +76,17 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
     mean, error = _mean_and_error(np.concatenate(nll))
-    report = {
-        "tokens": int(tokens.size),
-        "window": int(params["window"]),
-        "skip": int(params["skip"]),
-        "ppl": math.exp(mean),
-        "ppl_stderr": math.exp(mean) * error,
-        **_reference(inputs["source"], model),
-    }
-    _write(out / "baseline.json", report)
-
-
-def _original(source: Path) -> _Original:
-    """The model that everything is compared with; only one that comes quantized is loaded as a
-    whole."""
-    from phipipe.layerwise import Layerwise
-
-    quantized = "quantization_config" in _read(source / "config.json")
-    return _Whole(backends.load("torch").open(source)) if quantized else Layerwise(source)
-
-
-class _Original(Protocol):
-    """``layerwise.Layerwise``, or what does the same with the whole model in memory."""
-
-    def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Floats]: ...
-
-    def generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]: ...
-
-
-class _Whole:
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-
-    def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Floats]:
-        return (self._runtime.logits(window) for window in windows)
-
-    def generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-        return [list(self._runtime.generate(prompt, limit)) for prompt in prompts]
+    parity_ids, chats = sanity.expected(inputs["source"], model)
+    report = Baseline(
+        tokens=int(tokens.size),
+        window=int(params["window"]),
+        skip=int(params["skip"]),
+        ppl=math.exp(mean),
+        ppl_stderr=math.exp(mean) * error,
+        parity_ids=parity_ids,
+        chats=chats,
+    )
+    reports.write(out, report)
 
 
 def calibration(inputs: Inputs, out: Path, params: Params) -> None:
@@ -155,21 +120,30 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     backend = backends.load(params["backend"])
     tokens = np.load(inputs["baseline"] / "tokens.npy")
     scores = reference.scores_of(inputs["baseline"])
-    skip = _read(inputs["baseline"] / "baseline.json")["skip"]
+    expected = reports.read(Baseline, inputs["baseline"])
     runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
     rows = []
     for i, window in enumerate(tokens):
         logits = _finite(runtime.logits(window.tolist()), len(window))
-        rows.append({name: values[skip:] for name, values in scores(i, logits, window).items()})
+        rows.append(
+            {name: values[expected.skip :] for name, values in scores(i, logits, window).items()}
+        )
         progress.report(i + 1, len(tokens), "windows")
     positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    sanity = _sanity(backend, runtime, inputs)
+    checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)
     runtime.close()
     np.savez(out / "positions.npz", **{n: positions[n] for n in ("kld", "nll", "nll_baseline")})  # type: ignore[arg-type]
     metrics, errors = summarise(positions)
     metrics |= size(inputs.get("shipped", inputs["artifact"]), int(params["parameters"]))
-    counted = {"positions": positions["kld"].size, "profile": profile(positions["kld"])}
-    _write(out / "metrics.json", {"metrics": metrics, "stderr": errors, **counted, **sanity})
+    report = Metrics(
+        metrics=metrics,
+        stderr=errors,
+        positions=positions["kld"].size,
+        profile=profile(positions["kld"]),
+        sanity=checks,
+        answers=answers,
+    )
+    reports.write(out, report)
 
 
 def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
@@ -235,72 +209,6 @@ def size(artifact: Path, parameters: int) -> dict[str, float]:
     }
 
 
-def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on
-    it.
-
-    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal;
-    layers, where only the model's first ones were compared.
-
-    Raises:
-        StepFailed: it does not, or its tokenizer gives other ids for some text.
-    """
-    report = _read(inputs["metrics"] / "metrics.json")
-    if not report["sanity"]["tokenizer_equal"]:
-        raise StepFailed(
-            "the packaged tokenizer gives other token ids than the original's on a text in "
-            "several scripts and code",
-            hint="if the checkpoint has several tokenizer files (tokenizer.json, "
-            "tokenizer.model), they disagree: "
-            "take them again from the original repository",
-        )
-    measured = report["metrics"]["kld_mean"]
-    if not measured <= params["kld_mean"]:
-        raise StepFailed(
-            f"the conversion itself changed the model: mean KL divergence {measured:.2e} from "
-            f"the original before any "
-            f"quantization, where at most {params['kld_mean']:.0e} is rounding",
-            hint="the converter or the checkpoint (position encoding, say) is at fault, not the "
-            "recipe",
-        )
-    part = {"layers": params["layers"]} if "layers" in params else {}
-    _write(out / "parity.json", {"kld_mean": measured, "limit": params["kld_mean"], **part})
-
-
-def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
-
-    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}}.
-    A metric that was not measured fails.
-
-    Raises:
-        GateFailed: names every gate that failed, its limit and the value.
-    """
-    report = _read(inputs["metrics"] / "metrics.json")
-    metrics = report["metrics"] | _read(inputs["speed"] / "speed.json")["metrics"]
-    metrics |= _read(inputs["vision"] / "vision.json")["metrics"] if "vision" in inputs else {}
-    verdicts, failures = [], []
-    for name, limits in sorted(params["gates"].items()):
-        value = metrics.get(name)
-        passed = value is not None and _within(value, limits)
-        verdicts.append({"metric": name, "value": value, **limits, "passed": passed})
-        if not passed:
-            wanted = " and ".join(f"{k} {v:g}" for k, v in limits.items())
-            shown = "was not measured" if value is None else f"is {value:.4g}"
-            failures.append(f"`{name}` {shown}, the recipe wants {wanted}")
-    if failures:
-        raise GateFailed(
-            "gate failed: " + "; ".join(failures),
-            hint="nothing was packaged; change `evaluate.gates`, or quantize less: more bits, "
-            "smaller groups",
-        )
-    _write(out / "gates.json", verdicts)
-
-
-def _within(value: float, limits: Mapping[str, float]) -> bool:
-    return limits.get("min", -math.inf) <= value <= limits.get("max", math.inf)
-
-
 def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
     import numpy as np
 
@@ -315,66 +223,6 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     return np.asarray(ids[: count * window], np.int32).reshape(count, window)
 
 
-def _reference(source: Path, model: _Original) -> dict[str, Any]:
-    """What a runtime and its packaged tokenizer must reproduce: ids, rendered chats, greedy
-    answers."""
-    tokenizer = transformers_tokenizer.of_source(source)
-    chats: list[dict[str, Any]] = []
-    for prompt in PROMPTS if tokenizer.facts["chat_template"] else ():
-        text = tokenizer.render([{"role": "user", "content": prompt}])
-        chats.append({"prompt": prompt, "rendered": text, "ids": tokenizer.encode(text)})
-    answers = model.generate([chat["ids"] for chat in chats], CONTINUATION_TOKENS)
-    for chat, answer in zip(chats, answers, strict=True):
-        chat |= {"answer": answer, "text": tokenizer.decode(answer)}
-    return {"parity_ids": tokenizer.encode(PARITY_TEXT), "chats": chats}
-
-
-def _sanity(backend: Backend, runtime: Runtime, inputs: Inputs) -> dict[str, Any]:
-    """What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
-    expected = _read(inputs["baseline"] / "baseline.json")
-    tokenizer = backend.tokenizer(inputs["artifact"])
-    answers = [
-        list(runtime.generate(chat["ids"], CONTINUATION_TOKENS)) for chat in expected["chats"]
-    ]
-    same = [
-        _common_prefix(answer, chat["answer"])
-        for answer, chat in zip(answers, expected["chats"], strict=True)
-    ]
-    longest = [max(1, len(chat["answer"])) for chat in expected["chats"]]
-    rendered = [
-        tokenizer.render([{"role": "user", "content": chat["prompt"]}]) == chat["rendered"]
-        for chat in expected["chats"]
-    ]
-    return {
-        "sanity": {
-            "tokenizer_equal": tokenizer.encode(PARITY_TEXT) == expected["parity_ids"]
-            and all(
-                tokenizer.encode(chat["rendered"]) == chat["ids"] for chat in expected["chats"]
-            ),
-            "chat_template_equal": all(rendered),
-            "greedy_agreement": sum(same) / sum(longest) if longest else None,
-            "answers_ended": [len(answer) < CONTINUATION_TOKENS for answer in answers],
-            "repetition": max((_repetition(answer) for answer in answers), default=0.0),
-        },
-        "answers": [
-            {"prompt": chat["prompt"], "text": tokenizer.decode(answer)}
-            for answer, chat in zip(answers, expected["chats"], strict=True)
-        ],
-    }
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
-
-
-def _repetition(ids: Sequence[int], n: int = 4) -> float:
-    """Share of n-grams that occurred before in the same answer: 0 is none, near 1 is a loop."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
 def _finite(logits: Floats, rows: int) -> Floats:
     import numpy as np
 
@@ -385,7 +233,7 @@ def _finite(logits: Floats, rows: int) -> Floats:
     return np.ascontiguousarray(logits, np.float32)
 
 
-def _mean_and_error(values: npt.NDArray[Any]) -> tuple[float, float]:
+def _mean_and_error(values: npt.NDArray[np.floating]) -> tuple[float, float]:
     import numpy as np
 
     return float(np.mean(values, dtype=np.float64)), float(
@@ -395,52 +243,3 @@ def _mean_and_error(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 def _only_file(folder: Path) -> Path:
     return next(p for p in folder.iterdir() if p.is_file())
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
-
-
-def _write(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", "utf-8")
-
-
-def check_decode(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: an artifact that reads a prompt at once and then token by token predicts as the
-    original does.
-
-    ``inputs``: artifact, baseline. ``params``: backend, precision, prompt_length, and decoded, how
-    many one by one. Writes ``emulation.json``.
-
-    Raises:
-        StepFailed: mean KL divergence of the positions decoded one by one is above
-            ``DECODE_KLD_MEAN``, or of very few positions above ``DECODE_KLD``.
-    """
-    import numpy as np
-
-    prompt, decoded = int(params["prompt_length"]), int(params.get("decoded", DECODED))
-    tokens = np.load(inputs["baseline"] / "tokens.npy", allow_pickle=False)[0][: prompt + decoded]
-    logp = np.load(inputs["baseline"] / "logprobs.npy", mmap_mode="r", allow_pickle=False)[0][
-        : len(tokens)
-    ]
-    if len(tokens) < prompt + decoded:
-        raise StepFailed(
-            f"`evaluate.window` is too short to decode {decoded} tokens after a prompt of {prompt}"
-        )
-    runtime: Any = backends.load(params["backend"]).open(inputs["artifact"])
-    logits = runtime.decode(tokens.tolist(), prompt)
-    runtime.close()
-    divergence = score(logp, logits, tokens)["kld"]
-    found = {
-        "prompt_kld_mean": float(divergence[:prompt].mean()),
-        "decode_kld_mean": float(divergence[prompt:].mean()),
-    }
-    report = {"pipeline": runtime.pipeline, "prompt_tokens": prompt, "tokens": decoded, **found}
-    (out / "emulation.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    limit = (
-        DECODE_KLD_MEAN[params["precision"]] if decoded == DECODED else DECODE_KLD
-    )  # of few tokens, one may stand out
-    if not found["decode_kld_mean"] <= limit:
-        raise StepFailed(
-            f"decoding token by token, mean KL divergence is {found['decode_kld_mean']:.2e}"
-        )

@@ -37,9 +37,9 @@ from typing import Any, TextIO
 import psutil
 
 from phipipe import __version__, past_runs, tracing
-from phipipe.backends.base import Advice
 from phipipe.errors import Interrupted, PhipipeError, StoreError, encoded
 from phipipe.results import Listener, Result
+from phipipe.steps import Advice
 from phipipe.tracing import Sink
 from phipipe.visible import json_text
 

@@ -7,14 +7,12 @@ read is hashed first; damage is put aside, and whoever made it makes it again.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from phipipe import downloads, keys, outside, progress, remote_store, why
-from phipipe.backends.base import Json, Step
+from phipipe import downloads, keys, outside, progress, remote_store, steps, why
 from phipipe.errors import Interrupted, SourceError, StoreError
 from phipipe.measure import host
 from phipipe.plan import Plan
@@ -23,6 +21,7 @@ from phipipe.records import Stored
 from phipipe.results import Forecast, OnProgress, Result, Results, Waiting
 from phipipe.servers import Servers
 from phipipe.settings import Settings
+from phipipe.steps import Json, Step
 from phipipe.store import Store
 from phipipe.tools import Tools
 
@@ -215,11 +214,11 @@ class Bench:
                 raise Interrupted("stopped")
             on_progress(done, total, unit)
 
-        module, _, function = request.runs.partition(":")
+        function = steps.resolve(request.runs)
         out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         with progress.listening(heard):
-            getattr(importlib.import_module(module), function)(request.inputs, out, request.params)
+            function(request.inputs, out, request.params)
         return {"seconds": time.perf_counter() - start}
 
     def _record_of(self, result: Result) -> Mapping[str, Json]:

@@ -75,9 +75,16 @@ def table() -> Table:
 
 def every_rule() -> Iterator[Rule]:
     """Rules of all tables; some ids stand in several."""
-    yield from (*rules.MODELS, *rules.ONNXRUNTIME, *rules.WINDOWLESS)
-    for name in backends.names():
-        yield from getattr(backends.load(name), "RULES", ())
+    yield from rules.MODELS
+    for face in map(backends.load, backends.names()):
+        yield from face.rules
+
+
+def every_fixup() -> Iterator[Fixup]:
+    """Fix-ups of all tables."""
+    yield from rules.FIXUPS
+    for face in map(backends.load, backends.names()):
+        yield from face.fixups
 
 
 @cache
@@ -91,10 +98,9 @@ def explanations() -> Mapping[str, Explanation]:
     advised = {rule.id: rule for rule in every_rule()}
     found |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
     found |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
-    alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in rules.FIXUPS}
-    return found | {
-        fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in rules.FIXUPS
-    }
+    made = sorted(every_fixup(), key=lambda fix: fix.id)
+    alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in made}
+    return found | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in made}
 
 
 def find(name: str) -> Explanation:
@@ -117,8 +123,8 @@ def find(name: str) -> Explanation:
 
 
 def _of_rule(rule: Rule, facts: Facts) -> Explanation:
-    uniform = "; ".join(f"{name}: {words}" for name, (_, words) in rules.UNIFORM.items())
-    do = _general(rule.hint or "", {"uniform": uniform})
+    wider = "; ".join(f"{name}: {backends.load(name).wider}" for name in backends.names())
+    do = _general(rule.hint or "", {"wider": wider})
     return Explanation(
         id=rule.id, kind=rule.level, what=_general(rule.message), do=do, **facts.model_dump()
     )

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from phipipe import mapped, models
-from phipipe.backends.base import Inputs, Params, Step
 from phipipe.models import Checkpoint
+from phipipe.staging import copy_beside
+from phipipe.steps import Inputs, Params, Step
 
 LAYERS = 2
 WEIGHTS = "model.safetensors"
@@ -41,7 +41,7 @@ def step(checkpoint: Checkpoint, layers: int = LAYERS) -> Step:
     """The step that cuts ``checkpoint``."""
     return Step(
         name="slice",
-        runs="phipipe.first_layers:cut",
+        runs="models/cut_layers",
         version=1,
         needs={"source": "source"},
         params={"layers": layers},
@@ -59,9 +59,7 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
         source,
         {name: place for name, place in places.items() if _layer(name) < layers},
     )
-    for name in models.files(source):
-        if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
-            shutil.copyfile(source / name, out / name)
+    copy_beside(source, out, models.loose_files(source))
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["num_hidden_layers"] = layers
     if isinstance(config.get("layer_types"), list):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from phipipe import words
 from phipipe.models import Checkpoint
 
 # tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
@@ -49,10 +50,10 @@ class Fit:
 
     def words(self) -> str:
         """The sum, for people."""
-        parts = (
-            f"weights {gib(self.weight_bytes)} + cache {gib(self.cache_bytes)} ({self.cache_words})"
+        parts = f"weights {words.size(self.weight_bytes, 2)} + cache {words.size(self.cache_bytes, 2)} ({self.cache_words})"
+        return (
+            f"{words.size(self.total_bytes, 2)} = {parts} + runtime {words.size(RUNTIME_BYTES, 2)}"
         )
-        return f"{gib(self.total_bytes)} = {parts} + runtime {gib(RUNTIME_BYTES)}"
 
     def as_json(self) -> dict[str, Any]:
         """The same for machines."""
@@ -78,8 +79,3 @@ def reckon(
         f"{value_bytes} B",
         memory_gib=memory_gib,
     )
-
-
-def gib(size: int) -> str:
-    """Bytes in the unit that suits a device's memory."""
-    return f"{size / 2**20:.0f} MiB" if size < GIB else f"{size / GIB:.2f} GiB"

@@ -36,7 +36,8 @@ from phipipe import (
 )
 from phipipe import manifest as manifests
 from phipipe.errors import SourceError
-from phipipe.manifest import Finding, Manifest
+from phipipe.manifest import Finding
+from phipipe.manifest_schema import Manifest
 
 CONFIGS = (  # of tools that read checkpoints; every backend's packages may have some
     "config.json",
@@ -105,9 +106,9 @@ def pass_(folder: Path, manifest: Manifest) -> None:
 def findings(folder: Path, manifest: Manifest, skip: Iterable[str] = ()) -> Iterator[Finding]:
     """Everything in the package that phipipe never packages; of files in ``skip`` only names
     count."""
-    backend = str(manifest["backend"])
-    files = {str(entry["path"]): int(entry["size"]) for entry in manifest["files"]}
-    patterns = (*COMMON, *backends.load(backend).FILES)
+    backend = manifest.backend
+    files = {entry.path: entry.size for entry in manifest.files}
+    patterns = (*COMMON, *backends.load(backend).files)
     skipped = frozenset(skip)
     for name in sorted(files):
         if not _is_known(name, patterns):
@@ -179,9 +180,9 @@ def _is_windows_program(start: bytes, path: Path) -> bool:
 
 
 def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]:
-    own, suffix = path.name, path.suffix
+    own, suffix, face = path.name, path.suffix, backends.load(backend)
     checks: Mapping[str, Callable[[], Iterable[str]]] = {
-        ".onnx": lambda: peek_onnx.problems(path, name, files, contexts=backend == "qnn"),
+        ".onnx": lambda: peek_onnx.problems(path, name, files, contexts=face.has_contexts),
         ".gguf": lambda: peek_gguf.problems(path),
         ".tflite": lambda: peek_litert.problems(path),
         ".litertlm": lambda: peek_litert.problems(path),
@@ -228,12 +229,13 @@ def _config(path: Path, backend: str) -> Iterator[str]:
         config_check.read(path) if bounded else json_files.read_object(path, MAX_CONFIG_BYTES)
     )
     yield from code_keys.hooks(settings)
-    if path.name != "config.json" or backend not in ("torch", "mlx"):
+    methods = backends.load(backend).quantized_by
+    if path.name != "config.json" or methods is None:
         return
     for where, key, value in json_files.walk(settings):
         if key == "auto_map" and value:
             yield f"names classes of a model's own code (`{where[:120]}`)"
-        if key == "quant_method" and not (backend == "torch" and value == "auto-round"):
+        if key == "quant_method" and not (isinstance(value, str) and value in methods):
             yield f"is quantized in a way that phipipe never writes (`{where[:120]}`)"
         if (
             key in QUANTIZED

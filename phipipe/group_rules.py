@@ -32,24 +32,17 @@ def rule(name: str, precisions: Collection[str], sizes: Sequence[int]) -> Rule:
     )
 
 
-def widths(checkpoint: Checkpoint) -> dict[str, int]:
-    """Input widths of the decoder layers' linears."""
-    across = checkpoint.heads * checkpoint.head_size
-    return dict(
-        zip(LAYERS, (checkpoint.hidden_size, checkpoint.intermediate_size, across), strict=True)
-    )
-
-
 def _odd(size: int, checkpoint: Checkpoint) -> str | None:
     """The first width that groups of ``size`` do not divide; -1 is a whole row."""
     return next(
-        (name for name, width in widths(checkpoint).items() if size != -1 and width % size), None
+        (name for name, width in checkpoint.input_widths.items() if size != -1 and width % size),
+        None,
     )
 
 
 def _words(options: Any, checkpoint: Checkpoint, sizes: Sequence[int]) -> dict[str, object]:
-    known, odd = widths(checkpoint), str(_odd(options.group_size, checkpoint))
-    working = [str(size) for size in sizes if not any(width % size for width in known.values())]
+    known, odd = checkpoint.input_widths, str(_odd(options.group_size, checkpoint))
+    working = [str(size) for size in sizes if checkpoint.is_divided_by(size)]
     return {
         "layer": LAYERS[odd],
         "width": f"{odd}: {known[odd]}",

@@ -46,6 +46,20 @@ def available_bytes() -> int:
     return min(int(psutil.virtual_memory().available), memory_bytes())
 
 
+def memory_of(pid: int) -> dict[str, int]:
+    """The sizes, in bytes, of /proc/PID/status; 0 for what is not told (a dead process has none).
+
+    Raises:
+        OSError: no such process, or not Linux.
+    """
+    fields = dict.fromkeys(("VmHWM", "VmRSS", "RssAnon", "RssShmem", "VmData", "VmSize"), 0)
+    for line in Path(f"/proc/{pid}/status").read_text("ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name in fields:
+            fields[name] = int(value.split()[0]) * 1024
+    return fields
+
+
 def _granted(limits: Sequence[Sequence[str]]) -> Iterator[list[int]]:
     """The numbers in each of ``limits`` that this machine has, a limit's in one file or in
     several."""

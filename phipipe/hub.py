@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe import chat_templates, models, remote, text_files, user_paths
-from phipipe.backends.base import Inputs, Outside, Params, Step
 from phipipe.errors import SourceError
 from phipipe.models import Checkpoint
+from phipipe.steps import Inputs, Outside, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.recipe import Source, Text
@@ -71,7 +71,7 @@ def _source_step(checkpoint: Checkpoint) -> Step:
     folder = checkpoint.folder
     return Step(
         name="source",
-        runs="phipipe.hub:take",
+        runs="hub/take",
         version=1,
         outside={"files": Outside(folder, tuple(models.files(folder)))},
         copies=True,
@@ -91,7 +91,7 @@ def text_step(text: Text, base: Path, purpose: str = "evaluation") -> Step:
         return remote.text_step(text.dataset, name)
     path = _text_path(text, base, purpose)
     outside = {"files": Outside(path.parent, (path.name,))}
-    return Step(name=name, runs="phipipe.hub:take", version=1, outside=outside, copies=True)
+    return Step(name=name, runs="hub/take", version=1, outside=outside, copies=True)
 
 
 def _text_path(text: Text, base: Path, purpose: str) -> Path:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from phipipe import hub_cache, hub_client, progress, room, transfer
+from phipipe import hub_cache, hub_client, progress, room, transfer, words
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub_client import Repository
 from phipipe.published import CHUNK, Published
@@ -96,8 +96,8 @@ def check_room(repo: Repository, files: Sequence[Published], parts: Path) -> int
     free = shutil.disk_usage(parts).free
     if needed > free:
         raise StoreError(
-            f"`{repo}` needs {needed / MIB:.0f} MiB more, and `{Settings.read().cache}` has "
-            f"{free / MIB:.0f} MiB free",
+            f"`{repo}` needs {words.size(needed)} more, and `{Settings.read().cache}` has "
+            f"{words.size(free)} free",
             hint=room.KEEP_CACHE,
         )
     return needed

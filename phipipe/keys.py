@@ -23,7 +23,7 @@ from typing import Any
 
 from phipipe.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2  # since 2, `runs` is a step's name, no module's address
 """Part of every key: raise it when the meaning of records changes, and old ones are ignored, never
 misread."""
 

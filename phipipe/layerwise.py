@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import progress
+from phipipe import models, progress
 from phipipe.errors import SourceError
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class Layerwise:
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)
         self._room: dict[Any, Any] = {}
-        ends = self._model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._ends = models.end_ids(self._model.generation_config.eos_token_id)
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
                 module.float()

@@ -22,10 +22,9 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from phipipe import prohibitions
+from phipipe import hardware, prohibitions
 
 NO_MEMORY = re.compile(r"bad[_ ]?alloc|allocate|out of memory|length_error|max_size", re.IGNORECASE)
 TOLD = 500  # characters of an exception's message
@@ -146,10 +145,6 @@ def main() -> None:
 def _sizes() -> dict[str, int]:
     """Bytes of writable memory, of address space, and the most that was in memory; nothing where it
     is not told."""
-    found = {}
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text("ascii", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name in ("VmData", "VmSize", "VmHWM"):
-                found[name] = int(value.split()[0]) * 1024
-    return found
+        return hardware.memory_of(os.getpid())
+    return {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phipipe import output_lists
+from phipipe.words import human
 
 Row = Mapping[str, Any]
 
@@ -103,6 +104,7 @@ def stored(rows: Sequence[output_lists.Stored]) -> str:
 
 
 def _step(runs: str | None) -> str:
+    """A step's name; of an old record its module's address, without the packages."""
     return (runs or "").rpartition(".")[2]
 
 
@@ -178,16 +180,6 @@ def _outline(row: Row, depth: int = 0) -> list[str]:
         else:
             lines.append(f"{indent}{key!s:{width}}  {value}")
     return lines
-
-
-def human(size: int) -> str:
-    """Bytes as people read them, binary units."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
 def _ago(moment: str) -> str:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phipipe import models
 from phipipe.errors import StepFailed
 from phipipe.limited import LimitedTokenizer, Raised
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Json
+    from phipipe.steps import Json
 
 MODEL = "model.tflite"
 BUNDLE = "model.litertlm"
@@ -296,7 +297,7 @@ def ends(folder: Path) -> tuple[int, ...]:
             else None
         )
         if found is not None:
-            return tuple(sorted(found)) if isinstance(found, list) else (int(found),)
+            return tuple(sorted(models.end_ids(found)))
     return ()
 
 

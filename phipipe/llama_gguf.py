@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Params
+    from phipipe.steps import Params
 
 FLOATS = ("F32", "F16", "BF16")
 

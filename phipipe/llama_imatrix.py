@@ -9,7 +9,7 @@ from phipipe import progress, transformers_tokenizer
 from phipipe.errors import StepFailed
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Inputs, Params
+    from phipipe.steps import Inputs, Params
 
 FILE = "imatrix.npz"
 

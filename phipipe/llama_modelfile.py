@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phipipe import json_files, transformers_tokenizer
+from phipipe import json_files, models, transformers_tokenizer
 from phipipe.limited import LimitedTokenizer, Raised
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -253,7 +253,7 @@ def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
             if (source / name).is_file()
             else None
         )
-        ids += found if isinstance(found, list) else [found]
+        ids += models.end_ids(found)
     ids.append(tokenizer.facts["eos_token_id"])
     if end and len(last := tokenizer.encode(end)) == 1:
         ids += last

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.backends.base import Params
+    from phipipe.steps import Params
 
 BATCH = 512  # tokens that llama.cpp works on at once; also what its own tools use
 CONTEXT = 4096  # tokens that ``generate`` may fill if the model allows as many

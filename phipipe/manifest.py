@@ -9,7 +9,6 @@ consistently is not found out: that takes a signature, which lies apart from the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,10 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from phipipe import file_names, json_files, keys
+from pydantic import ValidationError
+
+from phipipe import file_names, json_files, keys, manifest_schema
 from phipipe.errors import SourceError
+from phipipe.keys import FileEntry
+from phipipe.manifest_schema import File, Malformed, Manifest
+from phipipe.reports import dump
+from phipipe.steps import Json
 
 NAME = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -29,8 +33,6 @@ FORMAT = 1
 MAX_BYTES = 8 * 2**20  # the longest that phipipe has made has 0.2
 MAX_ADDED = 1000  # files that do not belong there, after which nobody wants to know of more
 THREADS = min(8, os.cpu_count() or 1)
-
-Manifest = dict[str, Any]
 
 
 class _Newer(SourceError):
@@ -48,31 +50,27 @@ class Finding:
         return f"{self.path}: {self.message}"
 
 
-def dump(value: object) -> str:
-    """The one way in which our JSON files are written; also what ``digest`` is taken over."""
-    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def digest(manifest: Mapping[str, Any]) -> str:
+def digest(manifest: Mapping[str, Json]) -> str:
     """SHA-256 over everything in the manifest but ``digest`` itself."""
     rest = {name: value for name, value in manifest.items() if name != "digest"}
     return hashlib.sha256(dump(rest).encode()).hexdigest()
 
 
-def sums(entries: Iterable[Mapping[str, Any]]) -> str:
+def sums(entries: Iterable[FileEntry | File]) -> str:
     """The text of ``SHA256SUMS``, for ``sha256sum -c``."""
     return "".join(
-        f"{e['sha256']}  {e['path']}\n" for e in entries if e["path"] not in (NAME, SUMS)
+        f"{entry.sha256}  {entry.path}\n" for entry in entries if entry.path not in (NAME, SUMS)
     )
 
 
-def seal(folder: Path, described: Mapping[str, Any]) -> None:
+def seal(folder: Path, described: Mapping[str, Json]) -> None:
     """Write ``SHA256SUMS`` and ``manifest.json`` into ``folder``, which holds everything else."""
-    files = [asdict(entry) for entry in keys.hash_tree(folder)]
+    files = list(keys.hash_tree(folder))
     text = sums(files).encode()
     (folder / SUMS).write_bytes(text)
-    own = {"path": SUMS, "size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    manifest = {**described, "files": sorted([*files, own], key=lambda entry: str(entry["path"]))}
+    own = FileEntry(SUMS, len(text), hashlib.sha256(text).hexdigest())
+    listed = [asdict(entry) for entry in sorted([*files, own], key=lambda entry: entry.path)]
+    manifest = {**described, "files": listed}
     (folder / NAME).write_bytes(dump(manifest | {"digest": digest(manifest)}).encode())
 
 
@@ -100,13 +98,14 @@ def read_manifest(folder: Path) -> Manifest:
             f"reads up to {FORMAT}",
             hint="install the newest phipipe",
         )
-    if problem := _problem(manifest, raw):
+    try:
+        _check_spelling(manifest, raw)
+        _check_files(manifest.get("files"))
+        return manifest_schema.parse(manifest)
+    except Malformed as error:
         raise SourceError(
-            f"`{folder / NAME}` is damaged: {problem}", hint="build the package again"
-        )
-    manifest["fidelity"].setdefault("profile", {})  # what the first packages did not have yet
-    manifest["fidelity"]["baseline"].setdefault("skip", 0)
-    return manifest
+            f"`{folder / NAME}` is damaged: {error}", hint="build the package again"
+        ) from None
 
 
 _HINT = "packages are folders that `phipipe run RECIPE` writes"
@@ -131,52 +130,51 @@ def _raw(folder: Path) -> bytes:
         raise SourceError(f"cannot read `{path}`: {error.strerror}") from None
 
 
-def _problem(manifest: Manifest, raw: bytes) -> str | None:
-    from phipipe import manifest_schema
-
+def _check_spelling(manifest: Mapping[str, Json], raw: bytes) -> None:
     if manifest.get("format") != FORMAT or type(manifest["format"]) is not int:
-        return "its format is unknown"
+        raise Malformed("its format is unknown")
     try:
         if manifest.get("digest") != digest(manifest):
-            return "its content does not match its own digest"
-        if (
-            dump(manifest).encode() != raw
-        ):  # spaces, doubled keys: nothing may hide in what parsers skip
-            return "it is not written as phipipe writes it"
+            raise Malformed("its content does not match its own digest")
+        # spaces, doubled keys: nothing may hide in what parsers skip
+        if dump(manifest).encode() != raw:
+            raise Malformed("it is not written as phipipe writes it")
+    except Malformed:
+        raise
     except (ValueError, RecursionError):
-        return "it holds values that phipipe does not write"
-    return _bad_entries(manifest.get("files")) or manifest_schema.problem(manifest)
+        raise Malformed("it holds values that phipipe does not write") from None
 
 
-def _bad_entries(entries: object) -> str | None:
-    from pydantic import ValidationError
-
-    from phipipe import manifest_schema
-
+def _check_files(entries: object) -> None:
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        return "it lists no files"
+        raise Malformed("it lists no files")
     if len(entries) > manifest_schema.MAX_FILES:
-        return (
+        raise Malformed(
             f"it lists {len(entries)} files, and no package has more than "
             f"{manifest_schema.MAX_FILES}"
         )
-    seen: set[str] = set()
+    paths: set[str] = set()
     for entry in entries:
-        path = entry.get("path")
-        if isinstance(path, str) and ((reason := file_names.unsafe(path)) or path == NAME):
-            return f"it lists `{json_files.shown(path)}`: {reason or 'it cannot list itself'}"
-        try:
-            path = manifest_schema.File.model_validate(entry).path
-        except ValidationError:
-            return "an entry of its file list is malformed"
-        if file_names.alike(path) in seen:
-            return f"it lists `{path}` twice"
-        seen.add(file_names.alike(path))
-    if clash := sorted(
-        seen & {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}
-    ):
-        return f"it lists `{json_files.shown(clash[0])}` as a file and as a folder"
-    return None if file_names.alike(SUMS) in seen else f"it does not list `{SUMS}`"
+        path = _path_of(entry)
+        if file_names.alike(path) in paths:
+            raise Malformed(f"it lists `{path}` twice")
+        paths.add(file_names.alike(path))
+    folders = {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}
+    if clash := sorted(paths & folders):
+        raise Malformed(f"it lists `{json_files.shown(clash[0])}` as a file and as a folder")
+    if file_names.alike(SUMS) not in paths:
+        raise Malformed(f"it does not list `{SUMS}`")
+
+
+def _path_of(entry: Mapping[str, Json]) -> str:
+    """The path in an entry of the file list, which may stand there."""
+    path = entry.get("path")
+    if isinstance(path, str) and ((reason := file_names.unsafe(path)) or path == NAME):
+        raise Malformed(f"it lists `{json_files.shown(path)}`: {reason or 'it cannot list itself'}")
+    try:
+        return File.model_validate(entry).path
+    except ValidationError:
+        raise Malformed("an entry of its file list is malformed") from None
 
 
 def verify(folder: Path) -> list[Finding]:
@@ -195,32 +193,50 @@ def verify(folder: Path) -> list[Finding]:
         raise
     except SourceError as error:
         return [Finding(NAME, error.message)]
-    entries = {str(entry["path"]): entry for entry in manifest["files"]}
-    folders = _folders(entries)
-    most = len(entries) + len(folders) + MAX_ADDED
+    entries = {entry.path: entry for entry in manifest.files}
     try:
-        present = dict(islice(_walk(folder, known=folders), most))
+        present = _present(folder, entries)
     except OSError as error:
         raise SourceError(f"cannot read `{error.filename}`: {error.strerror}") from None
-    if len(present) == most:
+    if present is None:
         return [
             Finding(".", f"more than {MAX_ADDED} files were added: the package does not list them")
         ]
-    misfits = (
-        (path, _misfit(status, path in folders, path in entries or path == NAME))
-        for path, status in present.items()
-    )
-    findings = [Finding(_shown(path), message) for path, message in misfits if message]
-    findings += [Finding(path, "is missing") for path in entries if path not in present]
-    regular = [entries[p] for p, s in present.items() if p in entries and stat.S_ISREG(s.st_mode)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        findings += [f for f in pool.map(lambda entry: _changed(folder, entry), regular) if f]
+    findings = [*_misfits(present, entries), *_changes(folder, present, entries)]
     if (
         not any(f.path == SUMS for f in findings)
-        and (folder / SUMS).read_bytes() != sums(manifest["files"]).encode()
+        and (folder / SUMS).read_bytes() != sums(manifest.files).encode()
     ):
         findings.append(Finding(SUMS, f"does not say what `{NAME}` says"))
     return sorted(findings)
+
+
+def _present(folder: Path, listed: Mapping[str, File]) -> dict[str, os.stat_result] | None:
+    """What lies in ``folder``; None if that is far more than what is ``listed``."""
+    folders = _folders(listed)
+    most = len(listed) + len(folders) + MAX_ADDED
+    present = dict(islice(_walk(folder, known=folders), most))
+    return present if len(present) < most else None
+
+
+def _misfits(
+    present: Mapping[str, os.stat_result], listed: Mapping[str, File]
+) -> Iterator[Finding]:
+    """What is missing, was added, or is of another kind."""
+    folders = _folders(listed)
+    for path, status in present.items():
+        if message := _misfit(status, path in folders, path in listed or path == NAME):
+            yield Finding(_shown(path), message)
+    yield from (Finding(path, "is missing") for path in listed if path not in present)
+
+
+def _changes(
+    folder: Path, present: Mapping[str, os.stat_result], listed: Mapping[str, File]
+) -> list[Finding]:
+    """Listed files whose content is another."""
+    regular = [listed[p] for p, s in present.items() if p in listed and stat.S_ISREG(s.st_mode)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [f for f in pool.map(lambda entry: _changed(folder, entry), regular) if f]
 
 
 def _folders(paths: Iterable[str]) -> frozenset[str]:
@@ -263,18 +279,16 @@ def _misfit(status: os.stat_result, is_folder: bool, is_file: bool) -> str | Non
     return None
 
 
-def _changed(folder: Path, entry: Mapping[str, Any]) -> Finding | None:
-    path = folder / entry["path"]
+def _changed(folder: Path, entry: File) -> Finding | None:
+    path = folder / entry.path
     try:
         size = path.stat().st_size
-        if size != entry["size"]:
-            return Finding(
-                entry["path"], f"was changed: it has {size} bytes instead of {entry['size']}"
-            )
-        if keys.hash_file(path) != entry["sha256"]:
-            return Finding(entry["path"], "was changed: same size, other content")
+        if size != entry.size:
+            return Finding(entry.path, f"was changed: it has {size} bytes instead of {entry.size}")
+        if keys.hash_file(path) != entry.sha256:
+            return Finding(entry.path, "was changed: same size, other content")
     except OSError as error:
-        return Finding(entry["path"], f"cannot be read: {error.strerror}")
+        return Finding(entry.path, f"cannot be read: {error.strerror}")
     return None
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from phipipe import backends, file_names
+from phipipe import backends, description, file_names, reports
 from phipipe.json_files import shown
 from phipipe.recipe import COMMIT, REPO, SLUG
+from phipipe.steps import Json
 
 MAX_FILES = 10_000
 MAX_TEXT = 100_000  # characters of one text
@@ -59,11 +60,17 @@ Figures = Annotated[dict[Key, Figure], Field(max_length=200)]
 Curve = Annotated[list[Figure], Field(max_length=10_000)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, extra="ignore")
+class Malformed(ValueError):
+    """A manifest that is not as phipipe writes it; the message says where."""
 
 
-class File(_Part):
+class Part(reports.Report):
+    """A part of a manifest. What a later phipipe may have added is left alone."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class File(Part, description.File):
     """A file by its content; the only part that never grew, and never will within a format."""
 
     model_config = ConfigDict(extra="forbid")
@@ -76,7 +83,7 @@ class File(_Part):
 Files = Annotated[list[File], Field(max_length=MAX_FILES)]
 
 
-class Source(_Part):
+class Source(Part, description.Source):
     """Where the original is, and what it is."""
 
     kind: Literal["hub", "builtin", "path"]
@@ -88,7 +95,7 @@ class Source(_Part):
     parameters: Annotated[int, Field(ge=1, le=10**15)]
     context_length: Annotated[int, Field(ge=1, le=2**31)]
     digest: Digest
-    files: Files = []
+    files: Files = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _is_named(self) -> Source:
@@ -101,20 +108,20 @@ class Source(_Part):
         return self
 
 
-class Step(_Part):
+class Step(Part, description.Step):
     """A step's record."""
 
     key: Line
     digest: Digest
     tools: Annotated[dict[Key, Line], Field(max_length=2000)]
-    params: dict[Key, Any] = {}
-    inputs: dict[Key, Line] = {}
-    outputs: Files = []
+    params: dict[Key, Json] = Field(default_factory=dict)
+    inputs: dict[Key, Line] = Field(default_factory=dict)
+    outputs: Files = Field(default_factory=list)
     runs: Line = ""
     version: Count = 1
 
 
-class Baseline(_Part):
+class Baseline(Part, reports.Scored):
     """On what the original was scored, and how well it did."""
 
     tokens: Count
@@ -124,88 +131,99 @@ class Baseline(_Part):
     ppl_stderr: Figure = 0.0
 
 
-class _Required(_Part):
+class _Required(Part):
     kld_mean: Figure
     size_gib: Share
     bits_per_weight: Share
 
 
-class Vision(_Part):
-    """What became of pictures; of a model without eyes, nothing."""
+class Vision(Part, reports.Vision):
+    """What became of pictures."""
 
-    metrics: Figures = {}
+    metrics: Figures = Field(default_factory=dict)
 
 
-class Fidelity(_Part):
+class Sanity(Part, reports.Sanity):
+    """What a table of averages hides."""
+
+    __pydantic_extra__: dict[Key, bool | Figure | list[bool] | None]
+
+    greedy_agreement: Figure | None = None
+    repetition: Figure | None = None
+
+
+class Fidelity(Part, description.Fidelity):
     """How far the artifact is from the original."""
 
     metrics: Figures
     stderr: Figures
-    profile: Annotated[dict[Key, Curve], Field(max_length=20)] = {}
-    sanity: Annotated[dict[Key, bool | Figure | list[bool] | None], Field(max_length=50)]
+    positions: Count = 0
+    profile: Annotated[dict[Key, Curve], Field(max_length=20)] = Field(default_factory=dict)
+    sanity: Sanity
     baseline: Baseline
-    parity: dict[Key, Any] | None = None
-    vision: Vision = Vision()
+    vision: Vision | None = None
 
     @model_validator(mode="after")
     def _has_what_boards_need(self) -> Fidelity:
         _Required.model_validate(self.metrics)
         if len(self.profile.get("quantiles", [])) == 1:
             raise ValueError("one quantile is no curve")
-        if not isinstance(self.sanity.get("answers_ended", []), list):
-            raise ValueError("`answers_ended` is no list")
-        if any(
-            isinstance(self.sanity.get(name), list) for name in ("greedy_agreement", "repetition")
-        ):
-            raise ValueError("a share is a list")
         return self
 
 
-class Speed(_Part):
+class Speed(Part, reports.Speed):
     """How fast it was, and where."""
 
     metrics: Figures
     spread: Annotated[
         dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)
-    ] = {}
-    host: Annotated[dict[Key, Line | int | float | None], Field(max_length=50)] = {}
+    ] = Field(default_factory=dict)
+    host: Annotated[dict[Key, Line | int | float | None], Field(max_length=50)] = Field(
+        default_factory=dict
+    )
     prompt_tokens: Count = 0
     new_tokens: Count = 0
 
 
-class Device(_Part):
+class Device(Part, description.Device):
     """The device, as far as it travels."""
 
     name: Line = ""
     title: Annotated[Line, Field(min_length=1)]
     architecture: Line | None = None
-    sources: list[Line] = []
+    sources: list[Line] = Field(default_factory=list)
 
 
-class _Repository(_Part):
+class DataSet(Part, description.DataSet):
+    """Where a text comes from."""
+
     repo: Line
 
 
-class _Text(_Part):
+class Text(Part, description.Text):
+    """The evaluation text."""
+
     builtin: Line | None = None
     file: Annotated[Line, AfterValidator(_plain)] | None = None
-    dataset: _Repository | None = None
+    dataset: DataSet | None = None
 
 
-class _Evaluate(_Part):
-    text: _Text = _Text()
+class Evaluation(Part, description.Evaluation):
+    """How it was evaluated."""
+
+    text: Text = Text()
 
 
-class Recipe(_Part):
+class Recipe(Part, description.Recipe):
     """Of the recipe, what is read without being built again; ``again`` reads it whole."""
 
     backend: Line
     precision: Line
     device: Annotated[Line, AfterValidator(_plain)] = ""
-    evaluate: _Evaluate = _Evaluate()
+    evaluate: Evaluation = Evaluation()
 
 
-class Manifest(_Part):
+class Manifest(Part, description.Description):
     """``manifest.json``."""
 
     name: Annotated[str, Field(pattern=SLUG)]
@@ -221,14 +239,13 @@ class Manifest(_Part):
     source: Source
     fidelity: Fidelity
     speed: Speed
-    chat_template: dict[Key, Any] | None = None
     steps: Annotated[dict[Key, Step], Field(max_length=500)]
-    licence: dict[Key, Any] | None = None
-    fixups: dict[Key, Any] = {}
-    warnings: Annotated[list[Any], Field(max_length=1000)] = []
-    gates: Annotated[list[dict[Key, Any]], Field(max_length=200)] = []
+    fixups: dict[Key, description.Fixup] = Field(default_factory=dict)
+    warnings: Annotated[list[str], Field(max_length=1000)] = Field(default_factory=list)
+    gates: Annotated[list[reports.Verdict], Field(max_length=200)] = Field(default_factory=list)
     twin: Line | None = None
-    emulation: dict[Key, Any] | None = None
+    files: Files = Field(default_factory=list)
+    digest: str = ""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Manifest:
@@ -239,25 +256,31 @@ class Manifest(_Part):
         return self
 
 
-def problem(manifest: Mapping[str, Any]) -> str | None:
-    """What in ``manifest`` is not as phipipe writes it, in words; None if nothing is."""
+def parse(manifest: Mapping[str, Json]) -> Manifest:
+    """``manifest`` as its parts.
+
+    Raises:
+        Malformed: something in it is not as phipipe writes it, in words.
+    """
     for where, value in _leaves(manifest):
         if reason := _unfit(value, by_model=where.startswith(SAID)):
-            return f"`{shown(where)}` {reason}"
+            raise Malformed(f"`{shown(where)}` {reason}")
     try:
-        read = Manifest.model_validate(dict(manifest))
+        whole = Manifest.model_validate(dict(manifest))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        return (
-            f"`{shown(where)}` is not as phipipe writes it"
-            if where
-            else f"it is not as phipipe writes it: {reason}"
+        raise Malformed(_words(error)) from None
+    if whole.backend not in backends.names():
+        raise Malformed(
+            f"it is for a backend `{shown(whole.backend)}`, which this phipipe does not have"
         )
-    if read.backend not in backends.names():
-        return f"it is for a backend `{shown(read.backend)}`, which this phipipe does not have"
-    return None
+    return whole
+
+
+def _words(error: ValidationError) -> str:
+    if where := reports.place(error):
+        return f"`{shown(where)}` is not as phipipe writes it"
+    reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+    return f"it is not as phipipe writes it: {reason.removeprefix('Value error, ')}"
 
 
 def _leaves(value: object) -> Iterator[tuple[str, object]]:

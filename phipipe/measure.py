@@ -7,15 +7,17 @@ every runtime.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
-from phipipe import backends, hardware, progress
-from phipipe.backends.base import Inputs, Params, Runtime
+from phipipe import backends, hardware, progress, reports
+from phipipe.backends.base import Runtime
+from phipipe.reports import Speed
+from phipipe.steps import Inputs, Params
 
 
 def measure(inputs: Inputs, out: Path, params: Params) -> None:
@@ -40,26 +42,30 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     for _ in runtime.generate(prompt[:1], 1):
         pass
     load_s = time.perf_counter() - start
-    samples: list[dict[str, float]] = []
-    for i in range(-1, int(params["repetitions"])):
-        sample = _once(runtime, prompt, new_tokens)
-        if i >= 0:  # the first is the warm-up
-            samples.append(sample)
-            progress.report(i + 1, int(params["repetitions"]), "repetitions")
+    samples = _samples(runtime, prompt, new_tokens, int(params["repetitions"]))
     runtime.close()
-    metrics = {name: statistics.median(s[name] for s in samples) for name in samples[0]}
-    spread = {
-        name: [min(s[name] for s in samples), max(s[name] for s in samples)] for name in samples[0]
-    }
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    metrics = {name: statistics.median(values) for name, values in columns.items()}
     metrics |= {"load_s": load_s, "peak_memory_gib": peak_bytes() / 2**30}
-    report = {
-        "metrics": metrics,
-        "spread": spread,
-        "host": host(),
-        "prompt_tokens": len(prompt),
-        "new_tokens": new_tokens,
-    }
-    (out / "speed.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
+    report = Speed(
+        metrics=metrics,
+        spread={name: [min(values), max(values)] for name, values in columns.items()},
+        host=host(),
+        prompt_tokens=len(prompt),
+        new_tokens=new_tokens,
+    )
+    reports.write(out, report)
+
+
+def _samples(
+    runtime: Runtime, prompt: list[int], new_tokens: int, repetitions: int
+) -> list[dict[str, float]]:
+    _once(runtime, prompt, new_tokens)  # the warm-up
+    samples = []
+    for i in range(repetitions):
+        samples.append(_once(runtime, prompt, new_tokens))
+        progress.report(i + 1, repetitions, "repetitions")
+    return samples
 
 
 def _once(runtime: Runtime, prompt: list[int], new_tokens: int) -> dict[str, float]:
@@ -72,7 +78,7 @@ def _once(runtime: Runtime, prompt: list[int], new_tokens: int) -> dict[str, flo
     return sample
 
 
-def host() -> dict[str, Any]:
+def host() -> dict[str, str | int | float | None]:
     """What a figure was measured on; part of the key of every measurement."""
     return {
         "system": platform.system(),
@@ -98,11 +104,8 @@ def peak_bytes() -> int:
 
     Never ``ru_maxrss``: on Linux a child inherits its parent's across exec.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        return hardware.memory_of(os.getpid())["VmHWM"]
     import psutil
 
     memory = psutil.Process().memory_info()

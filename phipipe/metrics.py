@@ -268,3 +268,6 @@ else:
 def names(*kinds: Kind) -> frozenset[str]:
     """Names of the metrics of these kinds."""
     return frozenset(row.name for row in ROWS if row.kind in kinds)
+
+
+SIZES, SPEEDS = names("size"), names("speed")

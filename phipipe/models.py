@@ -124,6 +124,19 @@ class Checkpoint:
         return self.parameters - idle * self.layers * 3 * self.hidden_size * self.intermediate_size
 
     @property
+    def input_widths(self) -> dict[str, int]:
+        """Input widths of the decoder layers' linears, by what makes them."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "heads times head size": self.heads * self.head_size,
+        }
+
+    def is_divided_by(self, group_size: int) -> bool:
+        """Whether groups of so many weights divide the rows of every linear."""
+        return not any(width % group_size for width in self.input_widths.values())
+
+    @property
     def scaling(self) -> str:
         """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
         none."""
@@ -151,6 +164,19 @@ def files(folder: Path) -> list[str]:
     except SourceError:  # no model: `read` says why
         ignored = ()
     return sorted(found - set(ignored))
+
+
+def loose_files(folder: Path) -> list[str]:
+    """Of ``files``, those beside the weights and their index."""
+    return [name for name in files(folder) if not name.endswith((".safetensors", ".index.json"))]
+
+
+def end_ids(told: Any) -> list[int]:
+    """Ids of the tokens that end a text, of what a config tells as `eos_token_id`: one, several or
+    none."""
+    if told is None:
+        return []
+    return list(told) if isinstance(told, list) else [told]
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -266,12 +292,7 @@ def _endless(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
         ("generation_config.json", _optional(folder / "generation_config.json")),
         ("config.json", config),
     ):
-        ends = told.get("eos_token_id")
-        beyond = [
-            n
-            for n in (ends if isinstance(ends, list) else [ends])
-            if n is not None and n >= config["vocab_size"]
-        ]
+        beyond = [n for n in end_ids(told.get("eos_token_id")) if n >= config["vocab_size"]]
         found += [f"{number} of {name}" for number in beyond]
     return [remarks.of("W07", *found)] if found else []
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from phipipe import keys
-from phipipe.backends.base import Step
 from phipipe.plan import Plan
 from phipipe.results import Result, Waiting
+from phipipe.steps import Step
 
 
 @dataclass(kw_only=True)

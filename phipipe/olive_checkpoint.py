@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.backends.base import Params
+    from phipipe.steps import Params
 
 HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens.weight"

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phipipe.errors import StepFailed
+from phipipe.steps import Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Inputs, Json, Params, Step
     from phipipe.models import Checkpoint
     from phipipe.recipe import Recipe
 
@@ -65,8 +65,6 @@ _HADAMARD = (
 
 def rotations(method: Rotation | None, recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
     """``rotate``: the checkpoint rotated by ``method``; nothing if that is None."""
-    from phipipe.backends.base import Step
-
     if method is None:
         return []
     sizes = (checkpoint.hidden_size, checkpoint.head_size)
@@ -84,7 +82,7 @@ def rotations(method: Rotation | None, recipe: Recipe, checkpoint: Checkpoint) -
         )  # rotated weights anew for each batch, and what leads back
     step = Step(
         name="rotate",
-        runs="phipipe.olive_passes:rotate",
+        runs="algorithms/rotate",
         version=1,
         needs=needs,
         params=params,
@@ -98,8 +96,6 @@ def rotations(method: Rotation | None, recipe: Recipe, checkpoint: Checkpoint) -
 def gptq_step(source: str, checkpoint: Checkpoint, tokens: int, params: Params) -> Step:
     """``gptq``: the output of step ``source`` with its linears rounded; ``params`` are those of
     ``gptq`` below."""
-    from phipipe.backends.base import Step
-
     parameters = checkpoint.parameters
     # all weights in fp32, a layer's inputs and outputs for all tokens, Hessians of one layer
     memory = (
@@ -110,7 +106,7 @@ def gptq_step(source: str, checkpoint: Checkpoint, tokens: int, params: Params) 
     )
     return Step(
         name="gptq",
-        runs="phipipe.olive_passes:gptq",
+        runs="algorithms/gptq",
         version=1,
         needs={"source": source, "calibration": "calibration"},
         params=params,

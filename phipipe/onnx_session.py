@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import hardware, limited
+from phipipe import hardware, limited, models
 from phipipe.backends.base import absent
 from phipipe.limited import LimitedTokenizer
 from phipipe.onnx_graph import MODEL
@@ -57,8 +57,7 @@ class Session:
         return output
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        ends = self._config["eos_token_id"]
-        ends = set(ends) if isinstance(ends, list) else {ends}
+        ends = set(models.end_ids(self._config["eos_token_id"]))
         if (
             self._provider == PROVIDERS["cpu"]
             and self._config["decoder"]["session_options"]["provider_options"]
@@ -99,8 +98,7 @@ class Session:
         inputs, count = self._inputs(picture, prompt)
         generator, room = self._generator(count, limit)
         generator.set_inputs(inputs)
-        ends = self._config["eos_token_id"]
-        return _greedy(generator, room, set(ends) if isinstance(ends, list) else {ends})
+        return _greedy(generator, room, set(models.end_ids(self._config["eos_token_id"])))
 
     def _inputs(self, picture: Path, prompt: str) -> tuple[Any, int]:
         """What the runtime's own processor makes of both, and how many positions that is."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import onnx_graph, onnx_quantize
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
+from phipipe.staging import copy_beside
+from phipipe.steps import Inputs, Params
 
 CONFIG, PROCESSOR = "genai_config.json", "processor_config.json"
 VISION, EMBEDDING = "vision.onnx", "embedding.onnx"
@@ -44,8 +45,7 @@ def vision(inputs: Inputs, out: Path, params: Params) -> None:
             something else.
     """
     model = inputs["model"]
-    for path in sorted(model.iterdir()):
-        shutil.copyfile(path, out / path.name)
+    copy_beside(model, out)
     _export(inputs["original"], out, params["bits"])
     _move_embedding(out)
     _configure(out)

@@ -1,6 +1,6 @@
 """Pictures for Phi-3-vision as openvino-genai 2026.4 prepares them (visual_language/phi3_vision).
 
-Of those that are not square it takes height for width (``vision.Kind.square``); nothing does so
+Of those that are not square it takes height for width (``Backend.square``); nothing does so
 here.
 """
 

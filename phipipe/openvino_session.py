@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import limited
+from phipipe import limited, models
 from phipipe.backends.base import absent
 from phipipe.errors import StepFailed
 from phipipe.limited import LimitedTokenizer
@@ -211,8 +211,7 @@ class Session:
         import openvino
 
         config = json.loads((folder / "generation_config.json").read_text("utf-8"))
-        ends = config.get("eos_token_id") or []
-        self._ends = set(ends) if isinstance(ends, list) else {ends}
+        self._ends = set(models.end_ids(config.get("eos_token_id")))
         self._core = openvino.Core()
         gpu = api == "intel-gpu"
         if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):

@@ -9,14 +9,14 @@ an old transformers and the model's own code.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phipipe import openvino_graph, openvino_session, vision
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
+from phipipe.staging import copy_beside
+from phipipe.steps import Inputs, Params
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EQUAL, EQUAL_ROUNDED = (
@@ -48,9 +48,8 @@ def eyes(inputs: Inputs, out: Path, params: Params) -> None:
     """
     openvino_session.quiet()
     model, original = inputs["model"], inputs["original"]
-    for path in sorted(model.iterdir()):
-        if path.stem != Path(openvino_session.MODEL).stem:
-            shutil.copyfile(path, out / path.name)
+    graph = Path(openvino_session.MODEL).stem
+    copy_beside(model, out, leave=lambda name: Path(name).stem == graph)
     _cut_at_embedding(model, out)
     config = json.loads((original / CONFIG).read_text("utf-8"))
     parts_of = _phi3_parts if config["architectures"][0] == vision.PHI3 else _phi4_parts

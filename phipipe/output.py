@@ -78,6 +78,11 @@ def error_of(error: PhipipeError) -> Error:
     )
 
 
+def batch_error_of(error: PhipipeError) -> BatchError:
+    """``error`` as data of a batch."""
+    return BatchError(**vars(error_of(error)), exit_code=error.exit_code)
+
+
 def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
     """Everything that ``error`` says, one by one; ``file`` is where it is if the error does not
     know."""

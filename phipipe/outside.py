@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import collect, keys, user_paths
-from phipipe.backends.base import Outside
 from phipipe.errors import SourceError, StoreError
+from phipipe.steps import Outside
 
 Entries = dict[str, dict[str, Any]]
 FOLDER = "outside"

@@ -16,15 +16,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from phipipe import __version__, card, file_names, gate, leaks, reference
+from phipipe import __version__, card, file_names, gate, leaks, reference, reports
 from phipipe import manifest as manifests
-from phipipe.backends.base import Inputs, Json, Params
 from phipipe.collect import copy
+from phipipe.description import Description, Licence
 from phipipe.errors import SourceError, StepFailed
-from phipipe.manifest import Finding, Manifest, read_manifest
+from phipipe.manifest import Finding, read_manifest
+from phipipe.manifest_schema import Manifest
+from phipipe.reports import Baseline, Metrics, Parity, Sanity, Speed, Vision
 from phipipe.settings import Settings
+from phipipe.steps import Inputs, Json, Params
+
+if TYPE_CHECKING:
+    import yaml
 
 __all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 
@@ -63,17 +69,14 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     )
     licence = _licence(inputs["source"], out, params["source"].get("license"))
     _write(out / RECIPE, recipe_text(params))
-    baseline, metrics = (
-        _json(inputs["baseline"] / "baseline.json"),
-        _json(inputs["metrics"] / "metrics.json"),
-    )
-    answers = metrics.get("answers", [])
-    described = _describe(inputs, params, baseline, metrics) | {"licence": licence}
-    _write(out / CARD, card.render(described, baseline, answers))
+    baseline = reports.read(Baseline, inputs["baseline"])
+    metrics = reports.read(Metrics, inputs["metrics"])
+    described = _describe(inputs, params, baseline, metrics, licence)
+    _write(out / CARD, card.render(described, baseline, metrics.answers))
     _refuse_leaks(
-        inputs, out, [*(a["text"] for a in answers), *(chat["text"] for chat in baseline["chats"])]
+        inputs, out, [one.text for one in metrics.answers] + [chat.text for chat in baseline.chats]
     )
-    manifests.seal(out, described)
+    manifests.seal(out, described.as_json())
     try:
         gate.pass_(out, read_manifest(out))
     except SourceError as error:
@@ -140,7 +143,7 @@ def _copy(artifact: Path, out: Path) -> None:
         raise StepFailed("the artifact is empty: there is nothing to package")
 
 
-def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
+def _licence(source: Path, out: Path, stated: str | None) -> Licence:
     """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence,
     if known."""
     found = sorted(
@@ -157,7 +160,7 @@ def _licence(source: Path, out: Path, stated: str | None) -> dict[str, Json]:
         _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
     )
     known = stated or recognised or ("other" if texts else None)
-    return {"id": known, "stated": stated is not None, "files": [path.name for path in found]}
+    return Licence(id=known, stated=stated is not None, files=[path.name for path in found])
 
 
 def _recognised(text: str) -> str | None:
@@ -168,47 +171,51 @@ def _recognised(text: str) -> str | None:
     )
 
 
-def _describe(inputs: Inputs, params: Params, baseline: Json, metrics: Json) -> dict[str, Json]:
-    """The manifest but for licence, files and digest."""
-    steps, recipe = (
-        {name: _provenance(step) for name, step in params["steps"].items()},
-        portable(params),
-    )
-    fidelity = {
-        name: metrics[name] for name in ("metrics", "stderr", "positions", "profile", "sanity")
-    }
-    fidelity["baseline"] = {
-        name: baseline[name] for name in ("tokens", "window", "skip", "ppl", "ppl_stderr")
-    }
-    if "parity" in inputs:
-        fidelity["parity"] = _json(inputs["parity"] / "parity.json")
-    if "vision" in inputs:
-        fidelity["vision"] = _json(inputs["vision"] / "vision.json")
+def _describe(
+    inputs: Inputs, params: Params, baseline: Baseline, metrics: Metrics, licence: Licence
+) -> Description:
+    """The manifest but for files and digest."""
+    recipe = portable(params)
+    steps = {name: _provenance(step) for name, step in params["steps"].items()}
     original = steps["original" if "original" in inputs else "source"]
     same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
-    return {
-        "type": manifests.TYPE,
-        "format": manifests.FORMAT,
-        "phipipe": __version__,
-        **{name: params[name] for name in same},
-        "recipe": recipe,
-        "precision": recipe["precision"],
-        "source": {
-            **params["source"],
-            "digest": original["digest"],
-            "files": original["outputs"],
-        },
-        "fixups": params["fixups"],
-        "chat_template": _same_template(inputs, metrics),
-        "fidelity": fidelity,
-        "speed": _json(inputs["speed"] / "speed.json"),
-        "gates": _json(inputs["gates"] / "gates.json"),
-        "twin": params.get("twin"),
-        "emulation": _json(next(inputs["emulation"].glob("*.json")))
-        if "emulation" in inputs
-        else None,
-        "steps": steps,
-    }
+    emulation = inputs.get("emulation")
+    return Description.model_validate(
+        {
+            "type": manifests.TYPE,
+            "format": manifests.FORMAT,
+            "phipipe": __version__,
+            **{name: params[name] for name in same},
+            "recipe": recipe,
+            "precision": recipe["precision"],
+            "source": {
+                **params["source"],
+                "digest": original["digest"],
+                "files": original["outputs"],
+            },
+            "fixups": params["fixups"],
+            "chat_template": _same_template(inputs, metrics.sanity),
+            "fidelity": _fidelity(inputs, baseline, metrics),
+            "speed": reports.read(Speed, inputs["speed"]),
+            "licence": licence,
+            "gates": reports.verdicts(inputs["gates"]),
+            "twin": params.get("twin"),
+            "emulation": _json(next(emulation.glob("*.json"))) if emulation else None,
+            "steps": steps,
+        }
+    )
+
+
+def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:
+    kept = {"metrics", "stderr", "positions", "profile", "sanity"}
+    scored = {"tokens", "window", "skip", "ppl", "ppl_stderr"}
+    fidelity = metrics.model_dump(include=kept, exclude_unset=True)
+    fidelity["baseline"] = baseline.model_dump(include=scored, exclude_unset=True)
+    if "parity" in inputs:
+        fidelity["parity"] = reports.read(Parity, inputs["parity"])
+    if "vision" in inputs:
+        fidelity["vision"] = reports.read(Vision, inputs["vision"])
+    return fidelity
 
 
 def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
@@ -221,7 +228,7 @@ def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
     return {**{name: step[name] for name in names}, "outputs": outputs}
 
 
-def _same_template(inputs: Inputs, metrics: Json) -> dict[str, Json] | None:
+def _same_template(inputs: Inputs, sanity: Sanity) -> dict[str, Json] | None:
     """The chat template's hash; a package whose template is not the source's is not made.
 
     A changed template changes what the model is told, unseen. Formats that keep the template inside
@@ -236,7 +243,7 @@ def _same_template(inputs: Inputs, metrics: Json) -> dict[str, Json] | None:
             + ("" if wanted else ", which has none"),
             hint="the converter changed it; do not ship this",
         )
-    if found is None and not metrics["sanity"]["chat_template_equal"]:
+    if found is None and not sanity.chat_template_equal:
         raise StepFailed("the artifact lost the source's chat template")
     assert wanted is not None
     compared = "text" if found is not None else "rendering"
@@ -302,7 +309,7 @@ def recipe_text(params: Params) -> str:
     return "\n".join(lines) + f"\n{body}"
 
 
-def _dumper() -> Any:
+def _dumper() -> type[yaml.SafeDumper]:
     """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in
     YAML 1.2."""
     import yaml

@@ -29,12 +29,13 @@ from phipipe import (
     venue,
     vision,
 )
-from phipipe.backends.base import Advice, Json, Step
+from phipipe.backends.base import Job
 from phipipe.device import Device, Unit
 from phipipe.fit import Fit
 from phipipe.hub import Original
 from phipipe.models import Checkpoint
 from phipipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.steps import Advice, Json, Step
 from phipipe.targets import placed
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
@@ -98,21 +99,19 @@ def prepare(
     with placed(build, "source", "path"):
         original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
-    general = rules.check(recipe, options, original.checkpoint)
+    general = rules.check(Job(recipe, options, original.checkpoint))
     targets.refuse(build, general)
     seeing = original.checkpoint if vision.sees(original.checkpoint) else None
     checkpoint = vision.language(seeing) if seeing else original.checkpoint
-    advice = [
-        *rules.check(recipe, options, checkpoint),
-        *backend.advise(recipe, options, checkpoint),
-    ]
+    fixups = rules.fixups(recipe, checkpoint)
+    job = Job(recipe, options, checkpoint, _patch(fixups), unit)
+    advice = [*rules.check(job), *rules.check(job, backend.rules)]
     advice += [found for found in general if found not in advice]
     targets.refuse(build, advice)
     _check_eyes(build, seeing, unit)
-    fixups = rules.fixups(recipe, checkpoint)
-    made = backend.steps(recipe, options, checkpoint, _patch(fixups), unit)
+    made = backend.steps(job)
     made += [vision.eyes_step(seeing, made[-1], recipe)] if seeing else []
-    needed = _fit(build, target, unit, checkpoint, options, made[-1].output_bytes)
+    needed = _fit(build, target, job, made[-1].output_bytes)
     plan = Plan(
         build=build,
         device=target,
@@ -128,7 +127,7 @@ def prepare(
     whole = replace(
         plan,
         steps=tuple(
-            replace(step, recipe=recipe.name) for step in _chain(plan, original, made, options)
+            replace(step, recipe=recipe.name) for step in _chain(plan, original, made, job)
         ),
     )
     for name in () if elsewhere else whole.toolchains:
@@ -181,21 +180,14 @@ def _with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) ->
     )
 
 
-def _fit(
-    build: Build,
-    target: Device,
-    unit: Unit,
-    checkpoint: Checkpoint,
-    options: BaseModel,
-    weight_bytes: int,
-) -> Fit:
+def _fit(build: Build, target: Device, job: Job[BaseModel], weight_bytes: int) -> Fit:
     """What the build takes on the device.
 
     Raises:
         TargetError: more than the device has, or more context than the artifact's cache.
     """
-    recipe, backend = build.recipe, backends.load(build.recipe.backend)
-    fixed = backend.context_length(options, checkpoint, unit.api)
+    recipe, checkpoint, backend = job.recipe, job.checkpoint, backends.load(job.recipe.backend)
+    fixed = backend.context_length(job)
     asked = min(recipe.context or fixed or fit.CONTEXT, checkpoint.context_length)
     if fixed is not None and asked > fixed:
         message = (
@@ -206,7 +198,7 @@ def _fit(
             build, ("context",), message, f"lengthen it in `quantize`, or set `context: {fixed}`"
         )
     needed = fit.reckon(
-        checkpoint, weight_bytes, fixed or asked, backend.CACHE_BYTES[unit.api], target.memory_gib
+        checkpoint, weight_bytes, fixed or asked, backend.cache_bytes[job.api], target.memory_gib
     )
     if not needed.fits:
         at = ("context",) if recipe.context and needed.longest else ("device",)
@@ -214,21 +206,21 @@ def _fit(
             f"{target.title} has {target.memory_gib:g} GiB for a model, and this one "
             f"needs {needed.words()}"
         )
-        raise problem_at(build, at, message, _smaller(build, target, unit, checkpoint, needed))
+        raise problem_at(build, at, message, _smaller(job, target, needed))
     return needed
 
 
-def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, needed: Fit) -> str:
+def _smaller(job: Job[BaseModel], target: Device, needed: Fit) -> str:
     """What would fit: a shorter context, else fewer bits, else another model."""
     if needed.longest >= 256:
         return f"`context: {needed.longest // 256 * 256}` fits"
-    backend = backends.load(build.recipe.backend)
-    able = [p for p in ("int8", "int4") if p in backends.able(build.recipe.backend, target, unit)]
-    for precision in (
-        able[able.index(build.recipe.precision) + 1 :] if build.recipe.precision in able else able
-    ):
-        recipe = build.recipe.model_copy(update={"precision": precision})
-        (*_, artifact) = backend.steps(recipe, backend.Options(), checkpoint, {}, unit)
+    asked, backend = job.recipe, backends.load(job.recipe.backend)
+    served = backends.able(asked.backend, target, job.unit) if job.unit else []
+    able = [p for p in ("int8", "int4") if p in served]
+    for precision in able[able.index(asked.precision) + 1 :] if asked.precision in able else able:
+        recipe = asked.model_copy(update={"precision": precision})
+        smaller_job = Job(recipe, backend.options(), job.checkpoint, unit=job.unit)
+        (*_, artifact) = backend.steps(smaller_job)
         smaller = replace(needed, weight_bytes=artifact.output_bytes)
         if smaller.longest >= 256:
             return (
@@ -238,7 +230,7 @@ def _smaller(build: Build, target: Device, unit: Unit, checkpoint: Checkpoint, n
     return "choose a smaller model, or a device with more memory (`phipipe devices`)"
 
 
-def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel) -> list[Step]:
+def _chain(plan: Plan, original: Original, made: list[Step], job: Job[BaseModel]) -> list[Step]:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     with placed(plan.build, "evaluate", "text", "file"):
         text = hub.text_step(recipe.evaluate.text, plan.build.folder)
@@ -253,19 +245,19 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         steps += _calibration_steps(plan.build)
     checks: tuple[str, ...] = ()
     if plan.checkpoint.large:
-        proof = _proof(plan, options)
+        proof = _proof(plan, job)
         steps += proof
         checks = tuple(step.name for step in proof[-1:])
     for step in made:
         steps.append(replace(step, after=checks))
         if step.unquantized and not plan.checkpoint.large:
-            steps += scoring.parity_steps(step, recipe, backend.TOOLCHAIN, plan.checkpoint)
+            steps += scoring.parity_steps(step, recipe, backend.toolchain, plan.checkpoint)
             checks = (*checks, steps[-1].name)
     artifact = made[-1]
     evaluated = next((step for step in made if step.twin), artifact)
-    if plan.api in backend.EMULATED:
+    if plan.api in backend.emulated:
         tried = next((step for step in made if step.tried), artifact)
-        steps.append(_emulation(plan, tried, tried is evaluated, options, checks))
+        steps.append(_emulation(plan, tried, tried is evaluated, job.options, checks))
     there = venue.measured_there(plan.device, plan.api, backend)
     timed = artifact if there else evaluated
     environment, api = venue.opened_with(backend, plan.api, there)
@@ -283,7 +275,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
         _reference_step(recipe),
         Step(
             name="gates",
-            runs="phipipe.evaluate:check_gates",
+            runs="evaluate/check_gates",
             version=1,
             needs={
                 "metrics": "evaluate",
@@ -293,7 +285,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
             params={"gates": gates},
         ),
         _package_step(
-            plan, original, artifact, None if evaluated is artifact else evaluated, options, checks
+            plan, original, artifact, None if evaluated is artifact else evaluated, job, checks
         ),
     ]
 
@@ -301,7 +293,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], options: BaseModel)
 def _reference_step(recipe: Recipe) -> Step:
     return Step(
         name="reference",
-        runs="phipipe.reference:keep",
+        runs="evaluate/keep_reference",
         version=1,
         needs={"baseline": "baseline"},
         params={"top": reference.TOP, "tokens": reference.TOKENS},
@@ -310,21 +302,21 @@ def _reference_step(recipe: Recipe) -> Step:
     )
 
 
-def _proof(plan: Plan, options: BaseModel) -> list[Step]:
+def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     """Compare the unquantized conversion of the model's first layers with the baseline's."""
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
-    unit = next(unit for unit in plan.device.units if unit.api == plan.api)
-    made = backend.steps(recipe, options, small, _patch(rules.fixups(recipe, small)), unit)
+    patch = _patch(rules.fixups(recipe, small))
+    made = backend.steps(replace(job, checkpoint=small, patch=patch))
     if not any(step.unquantized for step in made):
         return []
-    return scoring.slice_steps(plan.checkpoint, made, recipe, backend.TOOLCHAIN)
+    return scoring.slice_steps(plan.checkpoint, made, recipe, backend.toolchain)
 
 
 def _evaluation(plan: Plan, evaluated: Step, artifact: Step, checks: tuple[str, ...]) -> Step:
     """Score ``evaluated``; the size is that of ``artifact``, which ships."""
     backend = backends.load(plan.build.recipe.backend)
-    there = plan.api not in backend.EMULATED and venue.measured_there(
+    there = plan.api not in backend.emulated and venue.measured_there(
         plan.device, plan.api, backend
     )
     environment, api = venue.opened_with(backend, plan.api, there)
@@ -347,7 +339,7 @@ def _emulation(
     backend = backends.load(backend_name)
     return Step(
         name="emulate",
-        runs=backend.EMULATED[plan.api],
+        runs=backend.emulated[plan.api],
         version=1,
         needs={"artifact": artifact.name, "baseline": "baseline"},
         after=checks,
@@ -357,7 +349,7 @@ def _emulation(
             "backend": backend_name,
             **({} if whole else {"decoded": FEW}),
         },
-        toolchain=backend.TOOLCHAIN,
+        toolchain=backend.toolchain,
         memory_bytes=4 * plan.checkpoint.parameters + scoring.RUNTIME_BYTES,
     )
 
@@ -394,7 +386,7 @@ def _calibration_steps(build: Build) -> list[Step]:
         hub.text_step(text, build.folder, "calibration"),
         Step(
             name="calibration",
-            runs="phipipe.evaluate:calibration",
+            runs="evaluate/calibration",
             version=1,
             needs={"source": "source", "text": "calibration-text"},
             params={"tokens": recipe.calibrate.tokens, "window": recipe.calibrate.window},
@@ -416,14 +408,17 @@ def _package_step(
     original: Original,
     artifact: Step,
     twin: Step | None,
-    options: BaseModel,
+    job: Job[BaseModel],
     checks: tuple[str, ...],
 ) -> Step:
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     params: dict[str, Any] = {
         "name": plan.build.name,
         "recipe": _neutral(recipe)
-        | {"name": plan.build.name, "quantize": options.model_dump(mode="json", exclude_none=True)},
+        | {
+            "name": plan.build.name,
+            "quantize": job.options.model_dump(mode="json", exclude_none=True),
+        },
         "device": {
             "name": plan.device.name,
             "title": plan.device.title,
@@ -431,9 +426,9 @@ def _package_step(
         }
         | ({"architecture": plan.device.architecture} if plan.device.architecture else {}),
         "backend": recipe.backend,
-        "backend_title": backend.TITLE,
+        "backend_title": backend.title,
         "api": plan.api,
-        "scheme": backend.scheme(recipe, options),
+        "scheme": backend.scheme(job),
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
@@ -450,12 +445,12 @@ def _package_step(
         "speed": "measure",
         "gates": "gates",
         **({"parity": checks[0]} if checks else {}),
-        **({"emulation": "emulate"} if plan.api in backend.EMULATED else {}),
+        **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
     }
     return Step(
         name="package",
-        runs="phipipe.package:package",
+        runs="package/assemble",
         version=2,
         needs=needs,
         params=params,

@@ -13,18 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phipipe import backends, downloads, hardware, room
+from phipipe import backends, downloads, hardware, room, words
 from phipipe import plan as planner
-from phipipe.backends.base import Step
 from phipipe.errors import PhipipeError, StepKilled, StoreError
 from phipipe.executor import Bench
 from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.results import Result
 from phipipe.settings import Settings
+from phipipe.steps import Step
 from phipipe.store import Store
 
-GIB = 2**30
 OVERRIDE = "PHIPIPE_PREFLIGHT=off tries it all the same"
 
 
@@ -42,7 +41,7 @@ def machine(store: Store, settings: Settings, out: Path | None) -> Machine:
     """This machine, within the limits that ``settings`` set."""
     memory = hardware.memory_bytes()
     if settings.memory_limit_gib is not None:
-        memory = min(memory, int(settings.memory_limit_gib * GIB))
+        memory = min(memory, int(settings.memory_limit_gib * words.GIB))
     cache, packages = _existing(store.root), _existing(out or store.root)
     apart = cache.stat().st_dev != packages.stat().st_dev
     return Machine(
@@ -116,10 +115,10 @@ def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> S
         return None
     message = (
         f"`{plan.build.name}` does not fit this machine: step `{step.name}` takes about "
-        f"{_gib(step.memory_bytes)} of memory, and there are {_gib(here.memory_bytes)}"
+        f"{words.size(step.memory_bytes)} of memory, and there are {words.size(here.memory_bytes)}"
     )
     others = [
-        f"`backend: {name}` ({_gib(size)})"
+        f"`backend: {name}` ({words.size(size)})"
         for name, size in _others(plan)
         if size <= here.memory_bytes
     ]
@@ -141,7 +140,7 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
         recipe = plan.build.recipe.model_copy(
             update={"backend": name, "quantize": {}, "unit": None}
         )
-        build = replace(plan.build, recipe=recipe, options=backends.load(name).Options())
+        build = replace(plan.build, recipe=recipe, options=backends.load(name).options())
         try:
             others.append((name, planner.prepare(build).memory_bytes))
         except PhipipeError:  # the model or the unit is not for this backend: it is no way out
@@ -164,8 +163,8 @@ def _too_little_disk(
             largest = max(steps, key=lambda step: step.output_bytes)
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about "
-                f"{_gib(amount)}, and {_gib(free)} are "
-                f"free; step `{largest.name}` writes most, {_gib(largest.output_bytes)}",
+                f"{words.size(amount)}, and {words.size(free)} are "
+                f"free; step `{largest.name}` writes most, {words.size(largest.output_bytes)}",
                 hint=f"{room.KEEP_CACHE if where == cache else room.KEEP_OUT}; {OVERRIDE}",
             )
     return None
@@ -174,7 +173,3 @@ def _too_little_disk(
 def _partial(step: Step) -> int:
     """Bytes of the step's output that an earlier run left for it to go on with."""
     return 0 if step.folder is None else downloads.size_bytes(step.folder.parent)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB" if size < GIB else f"{size / GIB:.1f} GiB"

@@ -39,7 +39,7 @@ GRACE_S = 2.0  # between a polite end and a forced one
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step to be run: ``runs`` is ``module:function``."""
+    """One step to be run: ``runs`` is the name of its function (``phipipe.steps``)."""
 
     step: str
     runs: str

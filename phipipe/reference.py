@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe import chat_templates, hub_client, hub_view, models, text_files, weights
-from phipipe.backends.base import Inputs, Params, Step
 from phipipe.errors import SourceError
 from phipipe.hub_client import Listing, Repository
 from phipipe.hub_parts import (
@@ -33,6 +32,7 @@ from phipipe.hub_parts import (
 )
 from phipipe.models import Checkpoint
 from phipipe.published import Published
+from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.recipe import Dataset, Source
@@ -133,7 +133,7 @@ def _step(name: str, repo: Repository, listing: Listing, folder: Path) -> Step:
     files = [dataclasses.asdict(file) for file in listing.files]
     return Step(
         name=name,
-        runs="phipipe.remote:fetch",
+        runs="hub/fetch",
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
         folder=folder / "whole",

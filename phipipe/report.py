@@ -10,11 +10,10 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
+from phipipe import words
 from phipipe.metrics import ROWS, Metric
-
-Report = Mapping[str, Any]
+from phipipe.reports import Metrics, Scored, Speed, Vision
 
 # Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual
 # yardstick. Another model, another text: an orientation, never a limit.
@@ -90,11 +89,20 @@ def size(gib: float) -> tuple[str, str]:
     return number(gib * 2**20), "KiB"
 
 
-def peaks(usage: Report) -> str:
+def host_words(host: Mapping[str, object]) -> str:
+    """The machine in one line."""
+    known = host.get("cores") and host.get("processor")
+    cores = f"{host['cores']} cores of {host['processor']}" if known else ""
+    memory = f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else ""
+    system = " ".join(str(host[name]) for name in ("system", "machine") if host.get(name))
+    return ", ".join(part for part in (cores, memory, system) if part) or "an unrecorded machine"
+
+
+def peaks(usage: Mapping[str, float]) -> str:
     """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the
     files it mapped."""
     kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
-    said = [f"{usage[name] / 2**30:.2f} GiB {kind}" for kind, name in kinds if usage.get(name)]
+    said = [f"{words.gib(usage[name])} {kind}" for kind, name in kinds if usage.get(name)]
     return f", peak {', '.join(said)}" if said else ""
 
 
@@ -108,32 +116,33 @@ def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[st
 
 
 def fidelity_table(
-    metrics: Report, speed: Report | None = None, baseline: Report | None = None
+    metrics: Metrics,
+    speed: Speed | None = None,
+    baseline: Scored | None = None,
+    vision: Vision | None = None,
 ) -> list[Row]:
     """Rows for everything that was measured, in the order of the table of metrics.
 
     Args:
-        metrics: ``metrics.json``, or the manifest's ``fidelity``.
-        speed: ``speed.json``, or the manifest's ``speed``.
-        baseline: ``baseline.json``; its perplexity is shown beside the artifact's.
+        baseline: its perplexity is shown beside the artifact's.
     """
-    seen: Report = metrics.get("vision") or {}
-    values = {**metrics["metrics"], **seen.get("metrics", {}), **(speed or {}).get("metrics", {})}
-    errors, spread = metrics.get("stderr", {}), (speed or {}).get("spread", {})
+    values = {
+        **metrics.metrics,
+        **(vision.metrics if vision else {}),
+        **(speed.metrics if speed else {}),
+    }
     words = {
         "yardstick": yardstick(values.get("kld_mean", 0.0)),
         "original": _original(baseline),
-        "change": _change(values, errors),
-        "prompt": f"prompt of {counted(speed['prompt_tokens'], 'token')}"
-        if _has_prompt(speed)
-        else "prompt",
-        "pictures": _questions(seen) if seen else "",
+        "change": _change(values, metrics.stderr),
+        "prompt": _prompt(speed),
+        "pictures": _questions(vision) if vision else "",
     }
     rows = []
     for metric in ROWS:
         if metric.name in values:
-            value, unit = shown(metric, values[metric.name], errors.get(metric.name))
-            told = metric.reads_as.format(**words) + _spread(metric, spread)
+            value, unit = shown(metric, values[metric.name], metrics.stderr.get(metric.name))
+            told = metric.reads_as.format(**words) + _spread(metric, speed)
             rows.append(Row(metric.kind, metric.name, metric.title, value, unit, told))
     return rows
 
@@ -148,13 +157,13 @@ def yardstick(kld_mean: float) -> str:
     return f"further off than a usual 4-bit model ({four}: {high:g})"
 
 
-def _original(baseline: Report | None) -> str:
+def _original(baseline: Scored | None) -> str:
     if baseline is None:
         return ""
-    return f"the original has {with_error(baseline['ppl'], baseline.get('ppl_stderr'))}"
+    return f"the original has {with_error(baseline.ppl, baseline.ppl_stderr)}"
 
 
-def _change(values: Report, errors: Report) -> str:
+def _change(values: Mapping[str, float], errors: Mapping[str, float]) -> str:
     change, error = values.get("ppl_ratio", 1.0) - 1, errors.get("ppl_ratio", 0.0)
     if abs(change) <= 2 * error:
         return "no change beyond twice the standard error"
@@ -163,22 +172,24 @@ def _change(values: Report, errors: Report) -> str:
     )
 
 
-def _has_prompt(speed: Report | None) -> TypeGuard[Report]:
-    return speed is not None and "prompt_tokens" in speed
+def _prompt(speed: Speed | None) -> str:
+    if speed is None or not speed.prompt_tokens:
+        return "prompt"
+    return f"prompt of {counted(speed.prompt_tokens, 'token')}"
 
 
-def _questions(seen: Report) -> str:
+def _questions(vision: Vision) -> str:
     return (
-        f"{counted(seen['positions'], 'position')} of questions about "
-        f"{counted(len(seen['vectors']), 'picture')}"
+        f"{counted(vision.positions, 'position')} of questions about "
+        f"{counted(len(vision.vectors), 'picture')}"
     )
 
 
-def _spread(metric: Metric, spread: Report) -> str:
+def _spread(metric: Metric, speed: Speed | None) -> str:
     """Lowest and highest of the repetitions, in the unit of the figure."""
-    if metric.name not in spread:
+    if speed is None or metric.name not in speed.spread:
         return ""
-    low, high = (number(metric.factor * end) for end in spread[metric.name])
+    low, high = (number(metric.factor * end) for end in speed.spread[metric.name])
     return f"; {low} to {high}"
 
 

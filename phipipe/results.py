@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from phipipe.backends.base import Json, Step
+from phipipe import reports
 from phipipe.errors import PhipipeError
 from phipipe.plan import Plan
 from phipipe.records import Stored
+from phipipe.reports import R
+from phipipe.steps import Json, Step
 
 
 class Listener(Protocol):
@@ -67,10 +68,10 @@ class Outcome:
     def all_cached(self) -> bool:
         return self.error is None and all(result.cached for result in self.results.values())
 
-    def load(self, step: str, name: str) -> Any:
-        """A JSON file that ``step`` wrote, or None if that step did not come about."""
+    def load(self, step: str, kind: type[R]) -> R | None:
+        """The report that ``step`` wrote, or None if that step did not come about."""
         result = self.results.get(step)
-        return json.loads((result.stored.path / name).read_text("utf-8")) if result else None
+        return reports.read(kind, result.stored.path) if result else None
 
 
 @dataclass(frozen=True, kw_only=True)

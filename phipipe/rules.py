@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from phipipe import models, vision
-from phipipe.backends.base import Advice, Json, Unseen
+from phipipe import backends, models, vision
+from phipipe.backends.base import Job, Unseen
+from phipipe.steps import Advice, Json
 
 if TYPE_CHECKING:
     from phipipe.models import Checkpoint
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint``,
-    ``uniform`` and what ``words`` works out. Why it is so, since when, and where it is discussed
+    """``message`` and ``hint`` are format strings over ``recipe``, ``options``, ``checkpoint``
+    and what ``words`` works out. Why it is so, since when, and where it is discussed
     stands in ``assets/explanations.yaml``.
     """
 
@@ -52,29 +51,26 @@ class Fixup:
     patch: Callable[[Checkpoint], Mapping[str, Json]]
 
 
-def check(
-    recipe: Recipe, options: BaseModel, checkpoint: Checkpoint, table: Sequence[Rule] = ()
-) -> list[Advice]:
+def check(job: Job[Any], table: Sequence[Rule] | None = None) -> list[Advice]:
     """Advice of every rule of ``table`` (default: the rules that hold for all backends) that
     applies.
 
     Of ``ANY_MODEL``, only rules apply that do not look at the model.
     """
-    facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
-    facts |= {"uniform": UNIFORM[recipe.backend][1] if recipe.backend in UNIFORM else ""}
-    return [advice for rule in table or MODELS if (advice := _applied(rule, facts))]
+    rules = MODELS if table is None else table
+    return [advice for rule in rules if (advice := _applied(rule, job))]
 
 
-def _applied(rule: Rule, facts: Mapping[str, Any]) -> Advice | None:
-    recipe, options, checkpoint = (facts[name] for name in ("recipe", "options", "checkpoint"))
+def _applied(rule: Rule, job: Job[Any]) -> Advice | None:
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     try:
         if not rule.when(recipe, options, checkpoint):
             return None
-        told = {**facts, **(rule.words(recipe, options, checkpoint) if rule.words else {})}
-        hint = rule.hint.format(**told) if rule.hint else None
-        return Advice(
-            level=rule.level, rule=rule.id, message=rule.message.format(**told), hint=hint
-        )
+        facts = {"recipe": recipe, "options": options, "checkpoint": checkpoint}
+        words = rule.words(recipe, options, checkpoint) if rule.words else {}
+        hint = rule.hint.format(**facts, **words) if rule.hint else None
+        message = rule.message.format(**facts, **words)
+        return Advice(level=rule.level, rule=rule.id, message=message, hint=hint)
     except Unseen:
         return None
 
@@ -84,7 +80,7 @@ def fixups(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]
     ``patch``."""
     return {
         fix.id: {"rule": fix.rule, "reason": fix.reason, "patch": dict(fix.patch(checkpoint))}
-        for fix in FIXUPS
+        for fix in (*FIXUPS, *backends.load(recipe.backend).fixups)
         if fix.when(recipe, checkpoint)
     }
 
@@ -95,32 +91,8 @@ def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
     return checkpoint.model_type == "phi3" and checkpoint.tied and checkpoint.vocab_size == 200064
 
 
-# By backend: whether int4 options give all layers the same width, and what keeps the sensitive ones
-# wider.
-_WIDER = frozenset({None, "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K"})
-UNIFORM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "onnxruntime": (lambda o: bool(o.mixed == "none"), "set `quantize.mixed: layers`"),
-    "openvino": (lambda o: bool(o.ratio == 1), "set `quantize.ratio: 0.8`, or `precision: int8`"),
-    "llamacpp": (
-        lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
-        "set `quantize.type: Q4_K_M`",
-    ),
-    "mlx": (
-        lambda o: bool(o.mixed == "none" and (o.bits or 4) <= 4),
-        "set `quantize.mixed: mixed_4_6`",
-    ),
-    "qnn": (lambda o: not o.keep_8bit, "leave `quantize.keep_8bit` as it is by default"),
-    "torch": (lambda o: True, "set `precision: int8`"),
-    "litert": (lambda o: True, "set `precision: int8`"),
-}
-
-
 def _is_uniform(recipe: Recipe, options: Any) -> bool:
-    return (
-        recipe.precision == "int4"
-        and recipe.backend in UNIFORM
-        and UNIFORM[recipe.backend][0](options)
-    )
+    return recipe.precision == "int4" and backends.load(recipe.backend).is_uniform(options)
 
 
 def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
@@ -140,10 +112,6 @@ def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
     return patch
 
 
-def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
-    return {**scaling, "long_factor": scaling["short_factor"]}
-
-
 def _rotary_pairs(checkpoint: Checkpoint) -> int:
     return int(checkpoint.head_size * checkpoint.partial_rotary_factor) // 2
 
@@ -160,22 +128,7 @@ def _widths(checkpoint: Checkpoint) -> set[int]:
 def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
     """Whether some weight has an odd number of blocks in its rows: half a byte of zero points is
     left over."""
-    inputs = {
-        checkpoint.hidden_size,
-        checkpoint.intermediate_size,
-        checkpoint.heads * checkpoint.head_size,
-    }
-    return any(-(-k // block_size) % 2 for k in inputs)
-
-
-def _cuts_rows(checkpoint: Checkpoint, block_size: int) -> bool:
-    """Whether some weight's rows are not a whole number of blocks."""
-    widths = (
-        checkpoint.hidden_size,
-        checkpoint.intermediate_size,
-        checkpoint.heads * checkpoint.head_size,
-    )
-    return any(width % block_size for width in widths)
+    return any(-(-width // block_size) % 2 for width in checkpoint.input_widths.values())
 
 
 def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
@@ -211,11 +164,8 @@ def _asks_olive(recipe: Recipe, options: Any) -> bool:
     )
 
 
-# Architectures with parts besides text → backends that convert them, or their eyes at least.
-MULTIMODAL: Mapping[str, frozenset[str]] = {
-    name: frozenset(vision.KINDS[name].backends if name in vision.KINDS else ())
-    for name in (*vision.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV")
-}
+# Architectures with parts besides text; backends say of which they build the eyes.
+MULTIMODAL = frozenset({*vision.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV"})
 ROTARY_TYPES = (
     "phi",
     "phi3",
@@ -253,7 +203,7 @@ MODELS: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: (
             (bool(c.parts) or c.architecture in MULTIMODAL)
-            and r.backend not in MULTIMODAL.get(c.architecture, ())
+            and c.architecture not in backends.load(r.backend).eyes
         ),
         message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds "
         "have no place for them",
@@ -265,7 +215,7 @@ MODELS: tuple[Rule, ...] = (
     Rule(
         id="M18",
         level="warning",
-        when=lambda r, o, c: vision.is_square(c.architecture, r.backend),
+        when=lambda r, o, c: c.architecture in backends.load(r.backend).square,
         message="openvino-genai 2026.4 lays out pictures that are not square as if they were "
         "turned: pad them to "
         "squares before, as the program on the package's card does",
@@ -289,7 +239,9 @@ MODELS: tuple[Rule, ...] = (
     Rule(
         id="M20",
         level="warning",
-        when=lambda r, o, c: c.architecture == vision.PHI4 and r.backend in MULTIMODAL[vision.PHI4],
+        when=lambda r, o, c: (
+            c.architecture == vision.PHI4 and vision.PHI4 in backends.load(r.backend).eyes
+        ),
         message="what hears is left out, and the adapter that the original uses with pictures "
         "alone is merged in for "
         "good: it sees and reads, and answers on plain text differ a little from the original's",
@@ -305,26 +257,13 @@ MODELS: tuple[Rule, ...] = (
         hint="use Phi-mini-MoE, or Phi-4-mini, which is as small",
     ),
     Rule(
-        id="M04",
-        level="error",
-        when=lambda r, o, c: c.model_type == "phimoe" and r.backend == "onnxruntime",
-        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their "
-        "LongRoPE)",
-        hint="`backend: openvino` computes it exactly; or use a dense Phi model",
-    ),
-    Rule(
-        id="M05",
-        level="error",
-        when=lambda r, o, c: c.model_type == "phimoe" and r.backend in {"llamacpp", "mlx"},
-        message="`{recipe.backend}` routes tokens by a plain softmax where Phi's mixtures of "
-        "experts were trained with "
-        "SparseMixer: outputs differ from the original's at every precision",
-        hint="`backend: openvino` computes it exactly",
-    ),
-    Rule(
         id="M07",
         level="error",
-        when=lambda r, o, c: r.backend != "torch" and c.resaved and c.model_type not in KNOWN_TYPES,
+        when=lambda r, o, c: (
+            c.resaved
+            and c.model_type not in KNOWN_TYPES
+            and not backends.load(r.backend).reads_resaved
+        ),
         message="the checkpoint was saved again by transformers 5 (`rope_parameters` in "
         "config.json); "
         "other converters then lose its rotary factors without a word",
@@ -365,7 +304,21 @@ MODELS: tuple[Rule, ...] = (
         when=lambda r, o, c: _is_phi4_mini(c) and _is_uniform(r, o),
         message="Phi-4-mini degenerates when all its layers have 4 bits (onnxruntime-genai "
         "issue 1450)",
-        hint="keep down projections and LM head wider: {uniform}",
+        hint="keep down projections and LM head wider: {wider}",
+        words=lambda r, o, c: {"wider": backends.load(r.backend).wider},
+    ),
+)
+
+# For runtimes that know one way of choosing experts.
+SOFTMAX_ROUTED: tuple[Rule, ...] = (
+    Rule(
+        id="M05",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe",
+        message="`{recipe.backend}` routes tokens by a plain softmax where Phi's mixtures of "
+        "experts were trained with "
+        "SparseMixer: outputs differ from the original's at every precision",
+        hint="`backend: openvino` computes it exactly",
     ),
 )
 
@@ -410,6 +363,14 @@ _NEWER = ("InternLM2", "Ernie4_5", "GptOss", "HunYuanDenseV1", "Lfm2")
 TEXT_MODELS = frozenset(f"{name}ForCausalLM" for name in (*_PHI, *_OTHERS, *_NEWER))
 
 ONNXRUNTIME: tuple[Rule, ...] = (
+    Rule(
+        id="M04",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phimoe",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their "
+        "LongRoPE)",
+        hint="`backend: openvino` computes it exactly; or use a dense Phi model",
+    ),
     Rule(
         id="O09",
         level="error",
@@ -496,18 +457,11 @@ ONNXRUNTIME: tuple[Rule, ...] = (
         id="O23",
         level="error",
         when=lambda r, o, c: (
-            r.precision == "int4" and o.algorithm == "gptq" and _cuts_rows(c, o.block_size)
+            r.precision == "int4" and o.algorithm == "gptq" and not c.is_divided_by(o.block_size)
         ),
         message="`gptq` needs blocks that divide the rows of every weight; `block_size: "
         "{options.block_size}` does not",
         hint="choose a smaller `quantize.block_size`",
-    ),
-    Rule(
-        id="O24",
-        level="error",
-        when=lambda r, o, c: _asks_olive(r, o) and "quantization_config" in c.config,
-        message="the checkpoint is quantized already; start from the original model's files",
-        hint="name them in `source`, or take `rotate` and `algorithm` out of `quantize`",
     ),
     Rule(
         id="O25",
@@ -523,7 +477,9 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
     Fixup(
         id="F7",
         rule="M07",
-        when=lambda r, c: r.backend != "torch" and c.resaved and c.model_type in KNOWN_TYPES,
+        when=lambda r, c: (
+            c.resaved and c.model_type in KNOWN_TYPES and not backends.load(r.backend).reads_resaved
+        ),
         reason="transformers 5 saved the checkpoint again and moved its rotary settings to "
         "`rope_parameters`, where "
         "other converters do not look",
@@ -544,41 +500,5 @@ FIXUPS: tuple[Fixup, ...] = (  # where two replace one key, the later has the la
         reason="LongRoPE under the name that Phi-3 first gave it, which transformers 5 and "
         "mlx-lm do not know any more",
         patch=lambda c: models.respelled(c.config),
-    ),
-    Fixup(
-        id="F1",
-        rule="M08",
-        when=lambda r, c: (
-            r.backend == "onnxruntime"
-            and c.model_type == "phi3"
-            and c.cuts
-            and not c.config.get("layer_types")
-        ),
-        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
-        "config.json lists",
-        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
-    ),
-    Fixup(
-        id="F2",
-        rule="M11",
-        when=lambda r, c: (
-            r.backend == "mlx"
-            and c.rope_scaling is not None
-            and r.evaluate.window <= c.original_context_length
-        ),
-        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in "
-        "their place it is exact "
-        "up to the original context length",
-        patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
-    ),
-    Fixup(
-        id="F3",
-        rule="R06",
-        when=lambda r, c: (
-            r.backend == "litert" and c.model_type == "phi3" and c.sliding_window is not None
-        ),
-        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never "
-        "longer than it",
-        patch=lambda c: {"sliding_window": None},
     ),
 )

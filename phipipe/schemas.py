@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from phipipe import backends, board, explain, output, output_lists, picks, schema
+from phipipe import backends, board_entry, explain, output, output_lists, picks, schema
 from phipipe.document import near
 from phipipe.errors import RecipeError
 
@@ -29,7 +29,7 @@ class Board:
     type: str
     format: int
     phipipe: str
-    entries: list[board.Entry]
+    entries: list[board_entry.Entry]
     picks: list[picks.Answer]
 
 
@@ -72,7 +72,7 @@ def text(name: str) -> str:
         RecipeError: there is no such schema.
     """
     if name == RECIPE:
-        return schema.dump({name: backends.load(name).Options for name in backends.names()})
+        return schema.dump({name: backends.load(name).options for name in backends.names()})
     return _dump(of_command(name))
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from phipipe import first_layers, layerwise
-from phipipe.backends.base import Step
 from phipipe.models import Checkpoint
 from phipipe.recipe import Recipe
+from phipipe.steps import Step
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
 # unquantized conversion; measured on the embedded model with a margin of about ten.
@@ -29,7 +29,7 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
     }
     baseline = Step(
         name="baseline",
-        runs="phipipe.evaluate:baseline",
+        runs="evaluate/baseline",
         version=2,
         needs={"source": "source", "text": "text"},
         params=windows,
@@ -66,7 +66,7 @@ def compare_step(
     machine."""
     return Step(
         name=name,
-        runs="phipipe.evaluate:compare",
+        runs="evaluate/compare",
         version=3,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters, **_on(api)},
@@ -83,7 +83,7 @@ def measure_step(
     """Time the output of step ``artifact`` on the unit ``api`` of this machine."""
     return Step(
         name="measure",
-        runs="phipipe.measure:measure",
+        runs="evaluate/measure",
         version=1,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(api)},
@@ -110,7 +110,7 @@ def parity_steps(
         ),
         Step(
             name="check-parity",
-            runs="phipipe.evaluate:check_parity",
+            runs="evaluate/check_parity",
             version=2,
             needs={"metrics": "parity"},
             params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},

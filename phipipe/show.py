@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from phipipe import output, report
+from phipipe import output, report, words
 from phipipe.errors import PhipipeError
 from phipipe.nodes import labels
 from phipipe.plan import Plan
+from phipipe.reports import Baseline, Metrics, Speed, Vision
 from phipipe.results import Forecast, Listener, Outcome, Result
 from phipipe.visible import one_line, visible
 
@@ -221,17 +222,16 @@ def ending(result: Result) -> str:
 
 def outcome(done: Outcome) -> str:
     """The closing words of one build: table, place, next commands. Empty for a failed one."""
-    metrics, speed = done.load("evaluate", "metrics.json"), done.load("measure", "speed.json")
+    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
     if done.error or not (metrics or speed):
         return ""
-    metrics = metrics or {"metrics": {}, "stderr": {}}  # a device that gives no logits
-    baseline = done.load("baseline", "baseline.json")
-    if seen := done.load("vision-evaluate", "vision.json"):
-        metrics = {**metrics, "vision": seen}
-    lines = [
-        heading(done.plan),
-        report.plain_table(report.fidelity_table(metrics, speed, baseline)),
-    ]
+    rows = report.fidelity_table(
+        metrics or Metrics(metrics={}),  # a device that gives no logits
+        speed,
+        done.load("baseline", Baseline),
+        done.load("vision-evaluate", Vision),
+    )
+    lines = [heading(done.plan), report.plain_table(rows)]
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(
             f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; "
@@ -249,6 +249,7 @@ def outcome(done: Outcome) -> str:
 def outcome_json(done: Outcome) -> output.Built:
     """The same for machines."""
     made, error = done.plan.build.recipe, done.error
+    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
     return output.Built(
         name=done.plan.build.name,
         device=done.plan.device.name,
@@ -260,8 +261,8 @@ def outcome_json(done: Outcome) -> output.Built:
         seconds=round(done.seconds, 3),
         on_target=done.plan.on_target,
         warnings=_advice(done.plan),
-        evaluation=done.load("evaluate", "metrics.json"),
-        speed=done.load("measure", "speed.json"),
+        evaluation=None if metrics is None else metrics.as_json(),
+        speed=None if speed is None else speed.as_json(),
         steps=[_step(name, result) for name, result in done.results.items()],
         error=None if error is None else output.error_of(error),
     )
@@ -298,7 +299,9 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     for item in forecast:
         step = item.step
         state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
-        rows.append((step.name, state, _gib(step.output_bytes), _gib(step.memory_bytes), item.why))
+        rows.append(
+            (step.name, state, _size(step.output_bytes), _size(step.memory_bytes), item.why)
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [heading(planned)]
     lines += [f"  {line}" for line in _warnings(planned)]
@@ -316,8 +319,8 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     peak = max((step.memory_bytes for step in todo), default=0)
     lines.append(
         f"  {len(todo)} of {report.counted(len(forecast), 'step')} will run"
-        + (f", writing about {_gib(sum(step.output_bytes for step in todo))}" if todo else "")
-        + (f"; peak about {_gib(peak)} anonymous" if peak else "")
+        + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
+        + (f"; peak about {words.size(peak)} anonymous" if peak else "")
     )
     return "\n".join(lines)
 
@@ -359,7 +362,5 @@ def plan_json(
     )
 
 
-def _gib(size: int) -> str:
-    if not size:
-        return "-"
-    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
+def _size(size_bytes: int) -> str:
+    return words.size(size_bytes) if size_bytes else "-"

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from phipipe import backends, hub, hub_client, models, room, several, targets, user_paths
+from phipipe import backends, hub, hub_client, models, output, room, several, targets, user_paths
 from phipipe import device as devices
 from phipipe import recipe as recipes
 from phipipe.document import complaints, parse, read, resolve
@@ -30,15 +30,6 @@ SCHEMA = "recipe.schema.json"
 SHIPPED = (
     Path(__file__).parent.parent / "recipes"
 )  # phipipe's own, where it is not installed from a wheel
-PREFERRED = (
-    BACKEND,
-    "openvino",
-    "qnn",
-    "mlx",
-    "llamacpp",
-    "litert",
-    "torch",
-)  # of several that fit
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
 KEPT = re.compile(
@@ -65,21 +56,6 @@ precision: {precision}            # int4, int8, fp16, fp32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Starter:
-    """What was written: for which unit, whether its source is pinned, what to know, and the
-    commands that come next."""
-
-    name: str
-    device: str
-    unit: str
-    backend: str
-    precision: str
-    pinned: bool
-    notes: tuple[str, ...]
-    next: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Source:
     """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is
     false."""
@@ -92,7 +68,7 @@ class _Source:
 
 def write(
     path: Path, *, device: str, precision: str | None, backend: str | None, source: str
-) -> Starter:
+) -> tuple[output.Started, tuple[str, ...]]:
     """Write a starter recipe to ``path``, and its folder where there is none; an existing file
     stays as it is.
 
@@ -102,6 +78,9 @@ def write(
         backend: None: what the device's own recipe has, or one that fits its first unit.
         source: ``builtin:NAME``, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of the hub,
             which is asked for the commit.
+
+    Returns:
+        What was written, with the commands that come next; what to know.
 
     Raises:
         RecipeError: the file is there already or cannot be written, or a value is none that a
@@ -134,16 +113,17 @@ def write(
         f"phipipe {verb} {_word(path)}"
         for verb in (("plan",) if wanted.pinned else ("pin", "plan"))
     ]
-    return Starter(
+    started = output.Started(
+        recipe=str(path),
         name=name,
         device=shown,
         unit=unit,
         backend=told["backend"],
         precision=told["precision"],
         pinned=wanted.pinned,
-        notes=(wanted.note,) if wanted.note else (),
-        next=tuple(commands),
+        next=commands,
     )
+    return started, (wanted.note,) if wanted.note else ()
 
 
 def _text(path: Path, head: Mapping[str, str], told: Mapping[str, Any], source: _Source) -> str:
@@ -184,6 +164,11 @@ def _text(path: Path, head: Mapping[str, str], told: Mapping[str, Any], source: 
 # --- what fits
 
 
+def _preferred() -> list[str]:
+    """Names of all backends; of several that fit, the first is taken."""
+    return sorted(backends.names(), key=lambda name: (backends.load(name).rank, name))
+
+
 def _fitting(target: devices.Device, precision: str | None, backend: str | None) -> dict[str, Any]:
     """``backend`` and ``precision``, and the options of the device's own recipe where they are its
     own.
@@ -191,7 +176,7 @@ def _fitting(target: devices.Device, precision: str | None, backend: str | None)
     Raises:
         TargetError: the device cannot do it.
     """
-    asked = [backend] if backend is not None else PREFERRED
+    asked = [backend] if backend is not None else _preferred()
     served = [{name: backends.able(name, target, unit) for name in asked} for unit in target.units]
     own = _own_recipe(target)
     for able in served:
@@ -204,7 +189,7 @@ def _fitting(target: devices.Device, precision: str | None, backend: str | None)
                 return {"backend": fits[0], "precision": wanted}
     every = {
         name: {p for unit in target.units for p in backends.able(name, target, unit)}
-        for name in PREFERRED
+        for name in _preferred()
     }
     there = [
         f"{name}: {', '.join(sorted(found, key=PRECISIONS.index))}"

@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from phipipe import backends, device, family, models, rules, vision
-from phipipe.backends.base import Advice, Json
+from phipipe.backends.base import Job
 from phipipe.device import Device
 from phipipe.recipe import Recipe, Source
+from phipipe.steps import Advice, Json
 
 BEGIN, END = (
     "<!-- support: begin (python -m phipipe.support --write README.md) -->",
@@ -89,21 +90,22 @@ def cells() -> tuple[Cell, ...]:
 
 def _cell(row: str, name: str) -> Cell:
     backend = backends.load(name)
-    served = {precision for table in backend.PRECISIONS.values() for precision in table}
+    served = {precision for table in backend.precisions.values() for precision in table}
     precision = "fp32" if "fp32" in served else "int8"
     recipe = Recipe(
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
     )
-    options, found = backend.Options(), list[Advice]()
+    options, found = backend.options(), list[Advice]()
     fixups: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
         checkpoint = models.of_config(member.config, member.tokenizer)
-        found += rules.check(recipe, options, checkpoint)
+        job = Job(recipe, options, checkpoint)
+        found += rules.check(job)
         if vision.sees(checkpoint) and not any(a.level == "error" for a in found):
-            checkpoint = vision.language(checkpoint)
-            found += rules.check(recipe, options, checkpoint)
-        found += backend.advise(recipe, options, checkpoint)
-        fixups |= rules.fixups(recipe, checkpoint)
+            job = replace(job, checkpoint=vision.language(checkpoint))
+            found += rules.check(job)
+        found += rules.check(job, backend.rules)
+        fixups |= rules.fixups(recipe, job.checkpoint)
     return Cell(
         row=row,
         backend=name,

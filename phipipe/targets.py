@@ -11,11 +11,12 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from phipipe import backends, device, rules, several
-from phipipe.backends.base import ANY_MODEL, Advice, Unseen
+from phipipe.backends.base import Job
 from phipipe.device import Device, Unit
 from phipipe.document import Where, near
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.recipe import Build, gather, paths_of, problem_at
+from phipipe.steps import Advice
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)
@@ -107,12 +108,8 @@ def placed(build: Build, *where: str) -> Iterator[None]:
 
 def _rules(build: Build, options: BaseModel) -> list[Advice]:
     """What the rules say of every model: those that look at the model say nothing."""
-    backend = backends.load(build.recipe.backend)
-    try:
-        own = backend.advise(build.recipe, options, ANY_MODEL)
-    except Unseen:
-        own = []
-    return [*rules.check(build.recipe, options, ANY_MODEL), *own]
+    job = Job(build.recipe, options)
+    return [*rules.check(job), *rules.check(job, backends.load(build.recipe.backend).rules)]
 
 
 def _device(build: Build) -> Device:

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import user_paths
+from phipipe import pages, user_paths
 from phipipe.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
@@ -174,15 +174,7 @@ def files(kind: str, job: Job) -> dict[str, str]:
     Raises:
         RecipeError: ``job.at`` is no cron expression, or one that ``kind`` cannot say.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("phipipe"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        autoescape=False,
-    )
+    environment = pages.environment()
     environment.filters |= {
         "shell": shlex.join,
         "cron": _for_cron,

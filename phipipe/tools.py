@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from phipipe import toolchain
-from phipipe.backends.base import Json
 from phipipe.errors import ToolchainError
 from phipipe.settings import Settings
+from phipipe.steps import Json
 from phipipe.toolchain import Installed
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe.backends.base import Json, Params
 from phipipe.errors import StepFailed
+from phipipe.staging import copy_beside
+from phipipe.steps import Json, Params
 
 LINEAR = re.compile(
     r"model\.layers\.\d+\..+\.weight"
@@ -43,9 +43,7 @@ def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json
         save_file(made, out / path.name, metadata={"format": "pt"})
         where |= dict.fromkeys(made, path.name)
         total += sum(tensor.nbytes for tensor in made.values())
-    for name in models.files(source):
-        if not name.endswith(".safetensors"):
-            shutil.copyfile(source / name, out / name)
+    copy_beside(source, out, models.loose_files(source))
     if (source / INDEX).is_file():
         _write(
             out / INDEX,

@@ -3,34 +3,37 @@ anywhere."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from phipipe import hardware
 from phipipe.backends.base import Backend
 from phipipe.device import Device
 
 
-def measured_there(target: Device, api: str, backend: Backend) -> bool:
+def measured_there(target: Device, api: str, backend: Backend[Any]) -> bool:
     """Whether an artifact for ``target``'s unit ``api`` is measured on such a unit.
 
     A machine that surely has one will do; and where steps go to other machines, one that says it
     *is* the device.
     """
-    is_named = f"device {target.name}" in hardware.kinds() and api in backend.ON_DEVICE
-    return is_named or (api in backend.HOST_APIS and hardware.has(api))
+    told = f"device {target.name}" in hardware.kinds() and backend.toolchain_on(api) is not None
+    return told or (api in backend.host_apis and hardware.has(api))
 
 
-def on_target(target: Device, api: str, backend: Backend) -> str:
+def on_target(target: Device, api: str, backend: Backend[Any]) -> str:
     """Whether numbers taken where steps run are the device's own: "true"; "emulated"; or
     "false"."""
     is_one = hardware.kinds() & {*target.machines, f"device {target.name}"}
     if is_one and measured_there(target, api, backend):
         return "true"
-    return "emulated" if api in backend.EMULATED else "false"
+    return "emulated" if api in backend.emulated else "false"
 
 
-def opened_with(backend: Backend, api: str, there: bool) -> tuple[str, str]:
+def opened_with(backend: Backend[Any], api: str, there: bool) -> tuple[str, str]:
     """Toolchain and API that an artifact for ``api`` is opened with: its own unit if it is
     ``there``, else the CPU."""
-    return (backend.ON_DEVICE[api], api) if there else (backend.TOOLCHAIN, "cpu")
+    own = backend.toolchain_on(api) if there else None
+    return (own, api) if own else (backend.toolchain, "cpu")
 
 
 def machine(target: Device, api: str, on_target: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import struct
 import zlib
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phipipe import layerwise, mapped, models
-from phipipe.backends.base import Inputs, Params, Step
+from phipipe import backends, layerwise, mapped, models
 from phipipe.models import Checkpoint
+from phipipe.staging import copy_beside
+from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.recipe import Recipe
@@ -96,17 +96,15 @@ MARK = "<|image_1|>"  # where the picture stands in the text
 class Kind:
     """A family of models that see.
 
-    ``backends``: backend → the step (``module:function``) that puts the eyes beside its own
-    artifact. ``cut``: the step that leaves the language model, which has ``architecture`` and
-    ``model_type`` by itself, from tensors whose names do not start with any of ``others``; ``keys``
-    of the config speak of these. ``tower``: the module with the eyes in PyTorch (``load``,
+    The faces of backends say which of them build the eyes. ``cut``: the step that leaves the
+    language model, which has ``architecture`` and ``model_type`` by itself, from tensors whose
+    names do not start with any of ``others``; ``keys`` of the config speak of these. ``tower``: the module with the eyes in PyTorch (``load``,
     ``see``). ``share``: how much of the parameters that are not the language model's are the eyes'.
-    ``crops``: the most that a picture is cut into. ``pictures``: those that builds are scored on; a
-    backend in ``square`` sees square ones alone as they are. ``after_mark``: what stands between a
+    ``crops``: the most that a picture is cut into. ``pictures``: those that builds are scored on,
+    but where a backend sees square ones alone as they are. ``after_mark``: what stands between a
     picture and its question.
     """
 
-    backends: Mapping[str, str]
     architecture: str = "Phi3ForCausalLM"
     model_type: str = "phi3"
     cut: str
@@ -117,30 +115,21 @@ class Kind:
     share: float = 1.0
     crops: int
     pictures: tuple[Picture, ...]
-    square: frozenset[str] = frozenset()
     after_mark: str
 
 
 KINDS: Mapping[str, Kind] = {
     PHI3: Kind(
-        backends={
-            "onnxruntime": "phipipe.onnx_vision:vision",
-            "openvino": "phipipe.openvino_vision:eyes",
-        },
-        cut="phipipe.vision:cut",
+        cut="vision/cut_language",
         others=("model.vision_embed_tokens.",),
         keys=("img_processor", "embd_layer", "auto_map"),
         tower="phipipe.vision_tower",
         crops=16,
         pictures=PICTURES,
-        # openvino-genai 2026.4 takes the crops of others for as many high as they are wide
-        # (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
-        square=frozenset({"openvino"}),
         after_mark="\n",
     ),
     PHI4: Kind(
-        backends={"openvino": "phipipe.openvino_vision:eyes"},
-        cut="phipipe.vision_lora:cut",
+        cut="vision/merge_lora",
         cut_toolchain="torch",
         others=("model.embed_tokens_extend.",),
         keys=(
@@ -179,11 +168,6 @@ def sees(checkpoint: Checkpoint) -> bool:
     return checkpoint.architecture in KINDS
 
 
-def is_square(architecture: str, backend: str) -> bool:
-    """Whether ``backend`` needs square pictures for this ``architecture``."""
-    return architecture in KINDS and backend in KINDS[architecture].square
-
-
 def _eyes_parameters(original: Checkpoint) -> int:
     return round(
         KINDS[original.architecture].share * (original.parameters - language(original).parameters)
@@ -196,7 +180,7 @@ def eyes_step(original: Checkpoint, artifact: Step, recipe: Recipe) -> Step:
     bits = EYES_BITS.get(recipe.precision)
     return Step(
         name="eyes",
-        runs=KINDS[original.architecture].backends[recipe.backend],
+        runs=backends.load(recipe.backend).eyes[original.architecture],
         version=1,
         needs={"model": artifact.name, "original": "original"},
         params={"bits": bits},
@@ -208,16 +192,16 @@ def eyes_step(original: Checkpoint, artifact: Step, recipe: Recipe) -> Step:
 
 def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[Step]:
     """The steps that compare what ``artifact`` makes of pictures with what the original does."""
-    kind = KINDS[original.architecture]
+    kind, face = KINDS[original.architecture], backends.load(recipe.backend)
     crops, parameters = kind.crops, _eyes_parameters(original)
     room = 4 * (parameters + 2**27 * crops // 16)  # and what passes through the eyes
-    shown: dict[str, Any] = {"square": True} if recipe.backend in kind.square else {}
+    shown: dict[str, Any] = {"square": True} if original.architecture in face.square else {}
     shown |= {} if original.architecture == PHI3 else {"kind": original.architecture}
     return [
-        Step(name="pictures", runs="phipipe.vision:draw", version=1, params=shown),
+        Step(name="pictures", runs="vision/draw_pictures", version=1, params=shown),
         Step(
             name="vision-baseline",
-            runs="phipipe.vision_scoring:baseline",
+            runs="evaluate/baseline_pictures",
             version=1,
             needs={"original": "original", "source": "source"},
             params={"crops": crops, **shown},
@@ -227,7 +211,7 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
         ),
         Step(
             name="vision-evaluate",
-            runs="phipipe.vision_scoring:compare",
+            runs="evaluate/compare_pictures",
             version=1,
             needs={
                 "artifact": artifact.name,
@@ -271,9 +255,7 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
 def cut_files(original: Path, out: Path) -> Kind:
     """What belongs to the language model of the checkpoint ``original``, but for weights; returns
     its kind."""
-    for name in models.files(original):
-        if not name.endswith((".safetensors", ".index.json")) and name != "config.json":
-            shutil.copyfile(original / name, out / name)
+    copy_beside(original, out, models.loose_files(original))
     config = json.loads((original / "config.json").read_text("utf-8"))
     (out / "config.json").write_text(json.dumps(language_config(config), indent=2) + "\n", "utf-8")
     return KINDS[config["architectures"][0]]

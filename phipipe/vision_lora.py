@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe import mapped, vision
-from phipipe.backends.base import Inputs, Params
 from phipipe.errors import StepFailed
+from phipipe.steps import Inputs, Params
 
 BASE = ".base_layer."
 

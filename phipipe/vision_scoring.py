@@ -9,17 +9,19 @@ one that its runtime ships: differences of both count.
 from __future__ import annotations
 
 import importlib
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from phipipe import backends, progress, transformers_tokenizer, vision
-from phipipe.backends.base import Inputs, Params
+from phipipe import backends, progress, reports, transformers_tokenizer, vision
+from phipipe.backends.base import Runtime
 from phipipe.errors import StepFailed
 from phipipe.limited import LimitedTokenizer
 from phipipe.reference import log_softmax, score
+from phipipe.reports import Described, Picture, Sight, Vision
+from phipipe.sanity import common_prefix
+from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 24
 
 
-class Seeing(Protocol):
+class Seeing(Runtime, Protocol):
     """What ``Backend.open`` gives for an artifact with eyes, besides ``Runtime``."""
 
     def look(self, picture: Path, prompt: str) -> Floats:
@@ -70,15 +72,15 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     model = Layerwise(inputs["source"])
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = model.generate(prompts, ANSWER_TOKENS)
-    told: list[dict[str, Any]] = []
+    told = []
     for picture, logits, vectors, answer in zip(
         pictures, model.logits(prompts), seen, answers, strict=True
     ):
         np.save(out / f"{picture.name}.npy", log_softmax(np.array(logits[-len(after) - 1 :])))
         text = tokenizer.decode(answer)
-        told.append({"name": picture.name, "vectors": len(vectors), "answer": answer, "text": text})
-    report = {"prompt": prompt, "before": before, "after": after, "pictures": told}
-    (out / "vision.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        told.append(Picture(name=picture.name, vectors=len(vectors), answer=answer, text=text))
+    report = Sight(prompt=prompt, before=before, after=after, pictures=told)
+    reports.write_in_order(out / report.FILE, report.as_json())
 
 
 def _prompt(tokenizer: LimitedTokenizer, after_mark: str) -> str:
@@ -101,59 +103,53 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import numpy as np
 
-    told = json.loads((inputs["baseline"] / "vision.json").read_text("utf-8"))
-    prompt, after = told["prompt"], told["after"]
+    sight = reports.read(Sight, inputs["baseline"])
     backend = backends.load(params["backend"])
-    runtime: Any = backend.open(inputs["artifact"])
+    runtime = cast("Seeing", backend.open(inputs["artifact"]))
     tokenizer = backend.tokenizer(inputs["artifact"])
     parts, answers, agreed = [], [], []
-    for i, picture in enumerate(told["pictures"]):
-        file = inputs["pictures"] / f"{picture['name']}.png"
-        logits = runtime.look(file, prompt)
-        expected = len(told["before"]) + picture["vectors"] + len(after)
-        if len(logits) != expected or not np.isfinite(logits).all():
-            raise StepFailed(
-                f"the runtime makes {len(logits)} positions of `{file.name}` and its question, "
-                f"not {expected}"
-            )
-        row = score(
-            np.load(inputs["baseline"] / f"{picture['name']}.npy"),
-            np.array(logits[-len(after) - 1 :], np.float32),
-            np.array([0, *after], np.int32),
-        )
-        parts.append(row)
-        answer = list(runtime.describe(file, prompt, ANSWER_TOKENS))
-        agreed.append(_agreement(answer, picture["answer"]))
-        answers.append(
-            {
-                "picture": picture["name"],
-                "text": tokenizer.decode(answer),
-                "original": picture["text"],
-            }
-        )
-        progress.report(i + 1, len(told["pictures"]), "pictures")
+    for i, picture in enumerate(sight.pictures):
+        file = inputs["pictures"] / f"{picture.name}.png"
+        parts.append(_scored(runtime, file, sight, picture, inputs["baseline"]))
+        answer = list(runtime.describe(file, sight.prompt, ANSWER_TOKENS))
+        agreed.append(common_prefix(answer, picture.answer) / len(picture.answer))
+        text = tokenizer.decode(answer)
+        answers.append(Described(picture=picture.name, text=text, original=picture.text))
+        progress.report(i + 1, len(sight.pictures), "pictures")
     runtime.close()
     divergence, top1 = (
         np.concatenate([row[name] for row in parts]).astype(np.float64) for name in ("kld", "top1")
     )
-    report = {
-        "metrics": {"image_kld_mean": float(divergence.mean()), "image_top1": float(top1.mean())},
-        "kld_by_picture": {
-            p["name"]: float(row["kld"].mean())
-            for p, row in zip(told["pictures"], parts, strict=True)
+    report = Vision(
+        metrics={"image_kld_mean": float(divergence.mean()), "image_top1": float(top1.mean())},
+        kld_by_picture={
+            picture.name: float(row["kld"].mean())
+            for picture, row in zip(sight.pictures, parts, strict=True)
         },
-        "positions": len(divergence),
-        "vectors": {p["name"]: p["vectors"] for p in told["pictures"]},
-        "greedy_agreement": math.fsum(agreed) / len(agreed),
-        "question": vision.QUESTION,
-        "answers": answers,
-    }
-    (out / "vision.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-
-
-def _agreement(found: Sequence[int], expected: Sequence[int]) -> float:
-    """Share of the original's answer that comes out the same, from its start."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found)
+        positions=len(divergence),
+        vectors={picture.name: picture.vectors for picture in sight.pictures},
+        greedy_agreement=math.fsum(agreed) / len(agreed),
+        question=vision.QUESTION,
+        answers=answers,
     )
-    return min(same, len(expected)) / len(expected)
+    reports.write_in_order(out / report.FILE, report.as_json())
+
+
+def _scored(
+    runtime: Seeing, file: Path, sight: Sight, picture: Picture, baseline: Path
+) -> dict[str, Floats]:
+    """``reference.score`` of the positions from the picture's last vector to the question's end."""
+    import numpy as np
+
+    logits, after = runtime.look(file, sight.prompt), sight.after
+    expected = len(sight.before) + picture.vectors + len(after)
+    if len(logits) != expected or not np.isfinite(logits).all():
+        raise StepFailed(
+            f"the runtime makes {len(logits)} positions of `{file.name}` and its question, "
+            f"not {expected}"
+        )
+    return score(
+        np.load(baseline / f"{picture.name}.npy"),
+        np.array(logits[-len(after) - 1 :], np.float32),
+        np.array([0, *after], np.int32),
+    )

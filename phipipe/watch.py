@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from phipipe import worker
+from phipipe import hardware
 from phipipe.children import tree
 from phipipe.settings import Settings
 
@@ -83,7 +83,7 @@ def memory_of(process: psutil.Process) -> tuple[int, int]:
     """(resident, anonymous and shared) bytes; the two are one where the system does not tell them
     apart."""
     if sys.platform == "linux":
-        fields = worker.status(process.pid)
+        fields = hardware.memory_of(process.pid)
         return fields["VmRSS"], fields["RssAnon"] + fields["RssShmem"]
     rss = int(process.memory_info().rss)
     return rss, rss

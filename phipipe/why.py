@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phipipe import keys
-from phipipe.backends.base import Json
+from phipipe.steps import Json
 from phipipe.store import Store
 
 RECENT = 1000  # of the newest records, one is looked for

@@ -2,8 +2,7 @@
 
 started as  ``PYTHON -P -c <bootstrap>`` (``children.python_command``); only phipipe's own folder is
 added reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
-            {"runs": "module:function", "inputs": {name: path}, "params": {...}, "path": [import
-            roots]}
+            {"runs": "room/verb", "inputs": {name: path}, "params": {...}, "path": [import roots]}
 writes      FOLDER/out/            the step's files
             FOLDER/log.txt         all that the step prints, native code included
             FOLDER/progress.json   now and then
@@ -22,7 +21,6 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
-import importlib
 import json
 import os
 import queue
@@ -36,7 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from phipipe import progress
+from phipipe import hardware, progress, steps
 from phipipe.children import kill_tree, tree
 from phipipe.errors import PhipipeError, encoded
 from phipipe.prohibitions import prohibit
@@ -115,8 +113,7 @@ def _serve(folder: Path) -> None:
 def _call(request: dict[str, Any], out: Path) -> None:
     sys.path += [root for root in request["path"] if root not in sys.path]
     out.mkdir()
-    module, _, function = request["runs"].partition(":")
-    step = getattr(importlib.import_module(module), function)
+    step = steps.resolve(request["runs"])
     step({name: Path(path) for name, path in request["inputs"].items()}, out, request["params"])
 
 
@@ -205,7 +202,7 @@ def _memory() -> dict[str, int]:
     that were served.
     """
     with contextlib.suppress(OSError):
-        fields = status(os.getpid())
+        fields = hardware.memory_of(os.getpid())
         return {
             "peak_rss_bytes": fields["VmHWM"],
             "peak_anon_bytes": fields["RssAnon"] + fields["RssShmem"],
@@ -221,17 +218,3 @@ def _memory() -> dict[str, int]:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"peak_rss_bytes": peak, "peak_anon_bytes": int(memory.rss)}
     return {"peak_rss_bytes": 0, "peak_anon_bytes": 0}
-
-
-def status(pid: int) -> dict[str, int]:
-    """The sizes, in bytes, of /proc/PID/status; 0 for what is not told (a dead process has none).
-
-    Raises:
-        OSError: no such process, or not Linux.
-    """
-    fields = dict.fromkeys(("VmHWM", "VmRSS", "RssAnon", "RssShmem"), 0)
-    for line in Path(f"/proc/{pid}/status").read_text("ascii", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name in fields:
-            fields[name] = int(value.split()[0]) * 1024
-    return fields

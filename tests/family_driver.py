@@ -9,7 +9,6 @@ the runtime's own logits without a cache; equal token ids; or the error.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -18,20 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from testing import oracle
 
-from phipipe import backends
+from phipipe import backends, steps
 from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
-from phipipe.reference import log_softmax
-
-
-def kld(expected: Any, actual: Any) -> float:
-    """Mean over positions, in nats, as ``evaluate`` has it."""
-    p, q = (
-        log_softmax(np.asarray(logits, np.float32)).astype(np.float64)
-        for logits in (expected, actual)
-    )
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
+from phipipe.sanity import PARITY_TEXT
 
 
 def convert(root: Path, job: dict[str, Any]) -> None:
@@ -42,12 +32,11 @@ def convert(root: Path, job: dict[str, Any]) -> None:
         made[step["name"]] = out
         if out.is_dir():
             continue
-        module, _, function = step["runs"].partition(":")
         part = out.with_name(out.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         inputs = {name: made[needed] for name, needed in step["needs"].items()}
-        getattr(importlib.import_module(module), function)(inputs, part, step["params"])
+        steps.resolve(step["runs"])(inputs, part, step["params"])
         part.rename(out)
 
 
@@ -59,7 +48,7 @@ def measure(root: Path, job: dict[str, Any], backend: Any) -> dict[str, Any]:
     artifact = root / "artifacts" / job["steps"][-1]["folder"]
     ids = told["ids"][: len(expected)]
     runtime = backend.open(artifact)
-    facts: dict[str, Any] = {"kld": kld(expected, runtime.logits(ids))}
+    facts: dict[str, Any] = {"kld": oracle.kld(expected, runtime.logits(ids))}
     answer = list(runtime.generate(ids, told["answers"]))
     rows = runtime.logits([*ids, *answer])[len(ids) - 1 : -1]
     facts["gaps"] = [float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)]

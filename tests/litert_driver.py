@@ -11,20 +11,21 @@ import hashlib
 import json
 import shutil
 import sys
-import traceback
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import litert_lm
 import numpy as np
+from testing import oracle
+from testing.drive import answer, message
 
 from phipipe import chat_templates, litert_file, models, rules
 from phipipe.backends import litert as backend
-from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.backends.base import Job
 from phipipe.hub import BUILTIN_MODELS
+from phipipe.sanity import PARITY_TEXT
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,7 +51,7 @@ def planned(source: Path, precision: str, **options: Any) -> list[Any]:
     patch = {
         k: v for fix in rules.fixups(recipe, checkpoint).values() for k, v in fix["patch"].items()
     }
-    return backend.steps(recipe, backend.Options.model_validate(options), checkpoint, patch)
+    return backend.steps(Job(recipe, backend.Options.model_validate(options), checkpoint, patch))
 
 
 def converted(source: Path, out: Path, **options: Any) -> Path:
@@ -67,23 +68,12 @@ def finished(source: Path, model: Path, root: Path, precision: str, **options: A
     return model
 
 
-def log_softmax(logits: Any) -> Any:
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-
-
-def kld(expected: Any, actual: Any) -> float:
-    p, q = log_softmax(expected), log_softmax(actual)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
 def measured(folder: Path, expected: Any, ids: list[int], prompt: int = 150) -> dict[str, Any]:
     """``prompt`` is longer than the prefill signature, and no multiple of it."""
     runtime = backend.open(folder)
     logits = runtime.logits(ids)
     facts = {
-        "kld": kld(expected, logits),
+        "kld": oracle.kld(expected, logits),
         "again": bool(np.array_equal(logits, runtime.logits(ids))),
         "causal": bool(np.array_equal(runtime.logits(ids[:9]), logits[:9])),
         "dtype": str(logits.dtype),
@@ -96,14 +86,6 @@ def measured(folder: Path, expected: Any, ids: list[int], prompt: int = 150) -> 
     facts["chain"] = chain[prompt:]
     runtime.close()
     return facts
-
-
-def message(call: Callable[[], object]) -> list[str]:
-    try:
-        call()
-    except PhipipeError as error:
-        return [type(error).__name__, error.message]
-    return ["nothing raised", ""]
 
 
 def fidelity(root: Path) -> dict[str, Any]:
@@ -259,13 +241,8 @@ def templates(root: Path) -> dict[str, Any]:
 
 
 def main(root: Path) -> None:
-    facts: dict[str, Any] = {}
-    for check in (fidelity, variants, bundle, failures, reproducible, tokenizer, templates):
-        try:
-            facts[check.__name__] = check(root)
-        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
-            facts[check.__name__] = {"error": traceback.format_exc()}
-    (root / "facts.json").write_text(json.dumps(facts, indent=2))
+    checks = (fidelity, variants, bundle, failures, reproducible, tokenizer, templates)
+    answer(root / "facts.json", {check.__name__: partial(check, root) for check in checks})
 
 
 if __name__ == "__main__":

@@ -11,21 +11,22 @@ import importlib
 import json
 import shutil
 import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from testing import oracle
+from testing.drive import answer, message
 
 from phipipe import models
 from phipipe.backends import mlx as backend
-from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.backends.base import Job
 from phipipe.hub import BUILTIN_MODELS
+from phipipe.sanity import PARITY_TEXT
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,7 +53,9 @@ def clean(folder: Path) -> Path:
 
 def steps(precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision)
-    return backend.steps(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+    return backend.steps(
+        Job(recipe, backend.Options.model_validate(options), models.read(TINY), {})
+    )
 
 
 def build(root: Path, name: str, precision: str, source: Path, **options: Any) -> Path:
@@ -104,22 +107,11 @@ def quantization(folder: Path) -> Any:
     return config.get("quantization"), config.get("quantization_config")
 
 
-def log_softmax(logits: Any) -> Any:
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-
-
-def kld(expected: Any, actual: Any) -> float:
-    p, q = log_softmax(expected), log_softmax(actual)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
 def measured(folder: Path, expected: Any, ids: list[int]) -> dict[str, Any]:
     runtime = backend.open(folder)
     logits = runtime.logits(ids)
     facts = {
-        "kld": kld(expected, logits),
+        "kld": oracle.kld(expected, logits),
         "causal": float(np.abs(runtime.logits(ids[:9]) - logits[:9]).max()),
         "again": bool(np.array_equal(logits, runtime.logits(ids))),
         "dtype": str(logits.dtype),
@@ -131,14 +123,6 @@ def measured(folder: Path, expected: Any, ids: list[int]) -> dict[str, Any]:
     facts["chain"] = chain[20:]
     runtime.close()
     return facts
-
-
-def message(call: Callable[[], object]) -> list[str]:
-    try:
-        call()
-    except PhipipeError as error:
-        return [type(error).__name__, error.message]
-    return ["nothing raised", ""]
 
 
 def equality(root: Path) -> dict[str, Any]:
@@ -157,7 +141,7 @@ def direct(root: Path) -> dict[str, Any]:
     for name in ("int4", "int8", "mxfp4", "mixed"):
         precision, options = CASES[name]
         recipe: Any = SimpleNamespace(precision=precision)
-        (step,) = backend.steps(recipe, backend.Options.model_validate(options), large, {})
+        (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = made(root / f"direct-{name}")
         backend.quantize({"source": root / "source"}, out, step.params)
         two = root / name / "quantize"
@@ -272,22 +256,8 @@ def tokenizer(root: Path) -> dict[str, Any]:
 
 
 def main(root: Path) -> None:
-    facts: dict[str, Any] = {}
-    for check in (
-        equality,
-        direct,
-        fidelity,
-        variants,
-        products,
-        failures,
-        reproducible,
-        tokenizer,
-    ):
-        try:
-            facts[check.__name__] = check(root)
-        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
-            facts[check.__name__] = {"error": traceback.format_exc()}
-    (root / "facts.json").write_text(json.dumps(facts, indent=2))
+    checks = (equality, direct, fidelity, variants, products, failures, reproducible, tokenizer)
+    answer(root / "facts.json", {check.__name__: partial(check, root) for check in checks})
 
 
 if __name__ == "__main__":

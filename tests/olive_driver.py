@@ -12,15 +12,17 @@ import json
 import os
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch_driver import SOURCE, _tied, digest, kld, message, reference, tokens
+from testing import oracle
+from testing.drive import answer, message
+from testing.variants import TINY, digest, tied, tokens
 from transformers import AutoModelForCausalLM
 
 from phipipe import (
@@ -50,7 +52,7 @@ PLAIN = {"bits": 4, "group_size": 32, "symmetric": True, "mixed": "none", "damp"
 EVENTS: list[str] = []  # connections that were tried, processes that were started
 
 
-def rotate(root: Path, name: str, source: Path = SOURCE, **params: Any) -> Path:
+def rotate(root: Path, name: str, source: Path = TINY, **params: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
     inputs = {"source": source, "calibration": root / "calibration"}
@@ -58,7 +60,7 @@ def rotate(root: Path, name: str, source: Path = SOURCE, **params: Any) -> Path:
     return out
 
 
-def gptq(root: Path, name: str, source: Path = SOURCE, **params: Any) -> Path:
+def gptq(root: Path, name: str, source: Path = TINY, **params: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
     olive_passes.gptq({"source": source, "calibration": root / "calibration"}, out, PLAIN | params)
@@ -86,7 +88,7 @@ def levels(packed: Any, width: int) -> Any:
 
 def bits(folder: Path) -> dict[str, int]:
     """Rounded linear → bits, from the sizes of what is stored and of the source."""
-    own, made = weights(SOURCE), weights(folder)
+    own, made = weights(TINY), weights(folder)
     found = (name.removesuffix(".qweight") for name in made if name.endswith(".qweight"))
     return {
         name: 8 * made[f"{name}.qweight"].shape[1] // own[f"{name}.weight"].shape[1]
@@ -135,11 +137,11 @@ def nearest(size: int, symmetric: bool = True) -> Callable[[str, Any], Any]:
 
 
 def rotation(root: Path) -> dict[str, Any]:
-    tied = _tied(root / "tied")
+    joined = tied(root / "tied")
     ids = tokens("evaluation.txt", 1, 200)[0].tolist()
     facts: dict[str, Any] = {}
-    for label, source in (("plain", SOURCE), ("tied", tied)):
-        before, expected, own = digest(source), reference(source, ids), weights(source)
+    for label, source in (("plain", TINY), ("tied", joined)):
+        before, expected, own = digest(source), oracle.logits(source, ids), weights(source)
         for name, params in (
             ROTATIONS.items() if label == "plain" else [("quarot", ROTATIONS["quarot"])]
         ):
@@ -150,7 +152,7 @@ def rotation(root: Path) -> dict[str, Any]:
                 json.loads((f / "config.json").read_text("utf-8")) for f in (made, source)
             )
             facts[f"{label} {name}"] = {
-                "kld": kld(expected, reference(made, ids)),
+                "kld": oracle.kld(expected, oracle.logits(made, ids)),
                 "equal": [k for k, t in own.items() if t.dim() == 2 and turned[k].equal(t.float())],
                 "new": sorted(set(turned) - set(own)),
                 "config": sorted(k for k in config if config[k] != theirs.get(k)),
@@ -166,21 +168,21 @@ def rotation(root: Path) -> dict[str, Any]:
 
 
 def rounding(root: Path) -> dict[str, Any]:
-    expected = logits(SOURCE, lambda name, weight: weight)
+    expected = logits(TINY, lambda name, weight: weight)
     facts: dict[str, Any] = {"kld": {}, "nearest": {}, "bits": {}}
     for name, params in ROUNDINGS.items():
         made = gptq(root, f"gptq-{name}", **params)
-        facts["kld"][name] = kld(expected, logits(SOURCE, dense(made)))
+        facts["kld"][name] = oracle.kld(expected, logits(TINY, dense(made)))
         facts["bits"][name] = bits(made)
     for name, size, symmetric in (
         ("plain", 32, True),
         ("asymmetric", 32, False),
         ("128", 128, True),
     ):
-        facts["nearest"][name] = kld(expected, logits(SOURCE, nearest(size, symmetric)))
+        facts["nearest"][name] = oracle.kld(expected, logits(TINY, nearest(size, symmetric)))
     turned = root / "plain-quarot"
     made = gptq(root, "gptq-rotated", turned)
-    facts["rotated"] = kld(expected, logits(turned, dense(made)))
+    facts["rotated"] = oracle.kld(expected, logits(turned, dense(made)))
     tied = gptq(root, "gptq-tied", root / "tied")
     packed = {
         name: str(tensor.dtype)
@@ -188,7 +190,7 @@ def rounding(root: Path) -> dict[str, Any]:
         if name.startswith(("lm_head", "model.e"))
     }
     files = {
-        p.name: p.read_bytes() == (SOURCE / p.name).read_bytes()
+        p.name: p.read_bytes() == (TINY / p.name).read_bytes()
         for p in (root / "gptq-plain").iterdir()
     }
     return facts | {
@@ -201,8 +203,8 @@ def outliers(root: Path) -> dict[str, float]:
     """A model with weights that stand out, computing the same: a channel of each value head, and
     what reads it."""
     folder = root / "outliers"
-    shutil.copytree(SOURCE, folder)
-    tensors = weights(SOURCE)
+    shutil.copytree(TINY, folder)
+    tensors = weights(TINY)
     for i in range(5):
         qkv, o = (f"model.layers.{i}.self_attn.{name}_proj.weight" for name in ("qkv", "o"))
         joined, reading = tensors[qkv].float(), tensors[o].float()
@@ -213,11 +215,11 @@ def outliers(root: Path) -> dict[str, float]:
         tensors |= {qkv: joined, o: reading}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     turned = rotate(root, "outliers-rotated", folder, method="quarot")
-    expected = logits(SOURCE, lambda name, weight: weight)
+    expected = logits(TINY, lambda name, weight: weight)
     return {
-        "same": kld(expected, logits(folder, lambda name, weight: weight)),
-        "as it is": kld(expected, logits(folder, nearest(32))),
-        "rotated": kld(expected, logits(turned, nearest(32))),
+        "same": oracle.kld(expected, logits(folder, lambda name, weight: weight)),
+        "as it is": oracle.kld(expected, logits(folder, nearest(32))),
+        "rotated": oracle.kld(expected, logits(turned, nearest(32))),
     }
 
 
@@ -246,7 +248,7 @@ def settings(root: Path) -> dict[str, list[str]]:
 
     globals()["Silent"] = Silent
     olive_passes.PASSES = {**olive_passes.PASSES, "Silent": __name__}
-    model = olive_passes.open_model(SOURCE)
+    model = olive_passes.open_model(TINY)
     asked = {"bits": 4, "group_size": 32, "sym": True}
     tries: dict[str, tuple[str, dict[str, Any]]] = {
         "typo": ("Gptq", {"bits": 4, "grup_size": 32}),
@@ -276,10 +278,10 @@ def failures(root: Path) -> dict[str, list[str]]:
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         if made == "plain-quarot":
-            return message(lambda: olive_checkpoint.verify_rotated(SOURCE, folder))
-        return message(lambda: olive_checkpoint.verify_packed(SOURCE, folder, PLAIN, {}))
+            return message(lambda: olive_checkpoint.verify_rotated(TINY, folder))
+        return message(lambda: olive_checkpoint.verify_packed(TINY, folder, PLAIN, {}))
 
-    own = weights(SOURCE)
+    own = weights(TINY)
     embedding = "model.embed_tokens.weight"
     plain, turned = "gptq-plain", "plain-quarot"
     return {
@@ -299,12 +301,10 @@ def failures(root: Path) -> dict[str, list[str]]:
         ),
         "more": tampered("more", plain, lambda t: t.update({f"{layer}.qzeros": torch.zeros(1)})),
         "bits": message(
-            lambda: olive_checkpoint.verify_packed(SOURCE, root / plain, PLAIN | {"bits": 8}, {})
+            lambda: olive_checkpoint.verify_packed(TINY, root / plain, PLAIN | {"bits": 8}, {})
         ),
         "layers": message(
-            lambda: olive_checkpoint.verify_packed(
-                SOURCE, root / "gptq-down", PLAIN, {"lm_head": 8}
-            )
+            lambda: olive_checkpoint.verify_packed(TINY, root / "gptq-down", PLAIN, {"lm_head": 8})
         ),
         "not rotated": tampered(
             "same", turned, lambda t: t.update({f"{layer}.weight": own[f"{layer}.weight"].float()})
@@ -334,18 +334,18 @@ def models(root: Path) -> dict[str, Any]:
     compute well."""
     facts: dict[str, Any] = {"kld": {}, "levels": {}, "scales": {}, "linears": {}}
     windows = tokens("evaluation.txt", 4, 128)
-    expected = np.concatenate([reference(SOURCE, window.tolist()) for window in windows])
+    expected = np.concatenate([oracle.logits(TINY, window.tolist()) for window in windows])
     for api in ("cpu", "cuda", "webgpu", "directml"):
         width = {"provider": backend.PROVIDERS[api], "io_dtype": "fp32" if api == "cpu" else "fp16"}
         converted = root / "onnx" / api / "converted"
         converted.mkdir(parents=True)
-        backend.convert({"source": SOURCE}, converted, {"config_patch": {}, **width})
+        backend.convert({"source": TINY}, converted, {"config_patch": {}, **width})
         for name in ("default", *ROUNDINGS) if api == "cpu" else ("down", "asymmetric"):
             out = root / "onnx" / api / name
             quantize(root, converted, out, name)
             case = f"{api} {name}"
             session = backend.open(out)
-            facts["kld"][case] = kld(
+            facts["kld"][case] = oracle.kld(
                 expected, np.concatenate([session.logits(w.tolist()) for w in windows])
             )
             session.close()
@@ -451,20 +451,15 @@ def main(root: Path, onnx: bool) -> None:
         "slices": slices,
     }
     if not onnx:
-        olive_passes.open_model(SOURCE)  # imports ask `uname` about this machine
+        olive_passes.open_model(TINY)  # imports ask `uname` about this machine
         sys.addaudithook(listen)
         (root / "calibration").mkdir()
         np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 128))
         steps = (rotation, rounding, outliers, reproducible, settings, failures, outside)
         checks = {step.__name__: step for step in steps}
     sys.addaudithook(prohibitions.refuse)
-    facts: dict[str, Any] = {}
-    for name, check in checks.items():
-        try:
-            facts[name] = check(root)
-        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
-            facts[name] = {"error": traceback.format_exc()}
-    (root / ("onnx.json" if onnx else "facts.json")).write_text(json.dumps(facts, indent=2))
+    path = root / ("onnx.json" if onnx else "facts.json")
+    answer(path, {name: partial(check, root) for name, check in checks.items()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +22,13 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime_genai.models import builder
 from safetensors.torch import load_file, save_file
+from testing import oracle
+from testing.drive import answer, message
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
-from transformers import AutoModelForCausalLM
 
 from phipipe import mapped, models, onnx_graph, onnx_quantize, rules
 from phipipe.backends import onnxruntime as backend
-from phipipe.errors import PhipipeError
 
 # Recipe options, and the same in the bare builder's words. Block 16 where zero points need an even
 # number of blocks.
@@ -225,19 +224,6 @@ def tokens(count: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(7).integers(4, 500, count)]
 
 
-def reference(source: Path, ids: Sequence[int]) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    with torch.inference_mode():
-        return model(torch.tensor([list(ids)])).logits[0].numpy()
-
-
-def kld(expected: Any, actual: Any) -> float:
-    p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (expected, actual))
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
 def run(folder: Path, prompt: Sequence[int], limit: int = 6) -> dict[str, Any]:
     """Logits of ``prompt``, greedy generation, and whether each of its tokens is the likeliest or
     as good as that."""
@@ -248,15 +234,6 @@ def run(folder: Path, prompt: Sequence[int], limit: int = 6) -> dict[str, Any]:
     gaps = [float(row.max() - row[token]) for row, token in zip(rows, made, strict=True)]
     runtime.close()
     return {"logits": logits, "same": max(gaps, default=0.0) < NEAR, "count": len(made)}
-
-
-def message(call: Callable[[], object]) -> list[str]:
-    """[class, message, hint] of the failure."""
-    try:
-        call()
-    except PhipipeError as error:
-        return [type(error).__name__, error.message, error.hint or ""]
-    return ["nothing raised", "", ""]
 
 
 def tampered(good: Path, out: Path, change: Callable[[Any], None]) -> list[str]:
@@ -313,14 +290,14 @@ def fidelity(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     ids = tokens(48)
     for source in (plain, tied):
-        expected = reference(source, ids)
+        expected = oracle.logits(source, ids)
         made = {
             name: run(root / source.name / name, ids)
             for name in ("fp32", "default", "int8", "layers")
         }
         facts[source.name] = {
             "largest_difference": float(np.abs(made["fp32"]["logits"] - expected).max()),
-            "kld": {name: kld(expected, one["logits"]) for name, one in made.items()},
+            "kld": {name: oracle.kld(expected, one["logits"]) for name, one in made.items()},
             "chains": {name: one["same"] and one["count"] > 0 for name, one in made.items()},
             "dtype": str(made["fp32"]["logits"].dtype),
         }
@@ -332,7 +309,7 @@ def providers(root: Path, plain: Path) -> dict[str, Any]:
     this CPU."""
     facts: dict[str, Any] = {}
     ids = tokens(48)
-    expected = reference(plain, ids)
+    expected = oracle.logits(plain, ids)
     for api, provider in backend.PROVIDERS.items():
         for precision in backend.PRECISIONS[api] if api != "cpu" else ():
             name = f"{api} {precision}"
@@ -347,7 +324,7 @@ def providers(root: Path, plain: Path) -> dict[str, Any]:
             made = run(model, ids)
             facts[name] = {
                 "differences": differences(model, theirs),
-                "kld": kld(expected, made["logits"]),
+                "kld": oracle.kld(expected, made["logits"]),
                 "chain": made["same"] and made["count"] > 0,
                 "dtype": str(made["logits"].dtype),
                 "linears": onnx_graph.describe(model)["linears"],
@@ -373,7 +350,7 @@ def window(root: Path) -> dict[str, Any]:
     for name, folder in (("fp32", model), ("int4", quantize(model, root / "window" / "int4"))):
         for count in (20, 150):
             made = run(folder, tokens(count))
-            difference = float(np.abs(made["logits"] - reference(source, tokens(count))).max())
+            difference = float(np.abs(made["logits"] - oracle.logits(source, tokens(count))).max())
             facts[f"{name} {count}"] = {"largest_difference": difference, "chain": made["same"]}
     return facts
 
@@ -533,7 +510,6 @@ def main(root: Path) -> None:
         original_max_position_embeddings=32,
         sliding_window=262144,
     )
-    facts: dict[str, Any] = {}
     for source in (plain, tied):
         convert(source, root / source.name / "fp32")
     checks: dict[str, Callable[[], dict[str, Any]]] = {
@@ -548,12 +524,7 @@ def main(root: Path) -> None:
         "foreign": lambda: foreign(root, plain),
         "tokenizer": lambda: tokenizer(root, plain),
     }
-    for name, check in checks.items():
-        try:
-            facts[name] = check()
-        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
-            facts[name] = {"error": traceback.format_exc()}
-    (root / "facts.json").write_text(json.dumps(facts, indent=2))
+    answer(root / "facts.json", checks)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import phi4mm_checkpoints as small
 import torch
 from safetensors.torch import load_file
+from testing import phi4mm_checkpoints as small
 
 from phipipe import vision_siglip
 

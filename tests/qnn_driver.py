@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
+from testing import oracle
+from testing.drive import answer, message
 
 from phipipe import qnn_graph, static_session, static_weights
 from phipipe.backends import qnn as backend
-from phipipe.errors import PhipipeError
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 LENGTHS = {"prompt_length": 64, "context_length": 256}
 VARIANTS = ("source", "tied", "longrope")
@@ -33,25 +33,6 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def message(call: Callable[[], object]) -> list[str]:
-    try:
-        call()
-    except PhipipeError as error:
-        return [type(error).__name__, error.message]
-    return ["nothing raised", ""]
-
-
-def log_softmax(logits: Any) -> Any:
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-
-
-def kld(expected: Any, actual: Any) -> float:
-    p, q = log_softmax(expected), log_softmax(actual)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
 def convert(root: Path) -> dict[str, Any]:
     """Chunks of a prompt, then single tokens, against transformers; for tied, partly rotated and
     LongRoPE models."""
@@ -61,8 +42,8 @@ def convert(root: Path) -> dict[str, Any]:
         backend.convert({"source": root / name}, out, {"config_patch": {}, "parts": 1, **LENGTHS})
         session, expected = static_session.Session(out), np.load(root / f"{name}.npy")
         facts[name] = {
-            "decoded": kld(expected[:150], session.decode(ids[:150], 100)),
-            "chunks": kld(expected[:200], session.logits(ids[:200])),
+            "decoded": oracle.kld(expected[:150], session.decode(ids[:150], 100)),
+            "chunks": oracle.kld(expected[:200], session.logits(ids[:200])),
         }
         answer = list(session.generate(ids[:40], 6))
         chain = list(ids[:40])
@@ -106,8 +87,8 @@ def split(root: Path) -> dict[str, Any]:
         config = json.loads((out["compiled"] / "genai_config.json").read_text())
         facts[str(parts)] = {
             "difference": float(np.abs(found["float"] - whole).max()),
-            "fixed": kld(expected[:80], found["fixed"]),
-            "compiled": kld(expected[:80], found["compiled"]),
+            "fixed": oracle.kld(expected[:80], found["fixed"]),
+            "compiled": oracle.kld(expected[:80], found["compiled"]),
             "nodes": [node.op_type for graph in graphs for node in graph.node],
             "pipeline": config["model"]["decoder"]["pipeline"],
             "float files": files(out["float"]),
@@ -151,7 +132,7 @@ def quantize(root: Path) -> dict[str, Any]:
         )
         session = static_session.Session(out)
         facts[name] = {
-            "kld": kld(expected[:120], session.decode(ids[:120], 64)),
+            "kld": oracle.kld(expected[:120], session.decode(ids[:120], 64)),
             "caches": session.facts["caches"],
         }
         session.close()
@@ -205,7 +186,7 @@ def compile(root: Path) -> dict[str, Any]:
         }
         facts[name]["config"] = json.loads((out / "genai_config.json").read_text())
     session = static_session.Session(root / "compiled" / "apart")
-    facts["kld"] = kld(expected[:80], session.decode(ids[:80], 64))
+    facts["kld"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
     session.close()
     facts["shared on the emulator"] = message(lambda: backend.open(root / "compiled" / "shared"))
     tokenizer = backend.tokenizer(root / "compiled" / "shared")
@@ -228,13 +209,8 @@ def compile(root: Path) -> dict[str, Any]:
 
 
 def main(root: Path) -> None:
-    facts: dict[str, Any] = {}
-    for check in (convert, quantize, compile, split, round_off):
-        try:
-            facts[check.__name__] = check(root)
-        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
-            facts[check.__name__] = {"error": traceback.format_exc()}
-    (root / "facts.json").write_text(json.dumps(facts, indent=2))
+    checks = (convert, quantize, compile, split, round_off)
+    answer(root / "facts.json", {check.__name__: partial(check, root) for check in checks})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import textwrap
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -198,11 +199,10 @@ def _run(python: Path, script: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.integration
-def test_the_card_states_the_perplexity_that_is_measured(ort_python: Path) -> None:
+def test_the_card_states_the_perplexity_that_is_measured(python_of: Callable[[str], Path]) -> None:
     stated = re.search(r"\*\*([\d.]+)\*\* per token", (MODEL / "README.md").read_text("utf-8"))
     measured = _run(
-        ort_python,
+        python_of("onnxruntime"),
         "import sys, pathlib; from phipipe.assets import train; "
         "print(train.perplexity(pathlib.Path(sys.argv[1]))[0])",
     )
@@ -211,9 +211,8 @@ def test_the_card_states_the_perplexity_that_is_measured(ort_python: Path) -> No
     assert measured < 10
 
 
-@pytest.mark.integration
 def test_both_tokenizers_give_the_same_ids_and_the_text_back(
-    tmp_path: Path, ort_python: Path
+    tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
     prose = MARKUP.sub("", (TEXTS / "evaluation.txt").read_text("utf-8")).split("\n\n")
     texts = [
@@ -238,14 +237,13 @@ def test_both_tokenizers_give_the_same_ids_and_the_text_back(
         ids = [auto(text, add_special_tokens=False)["input_ids"] for text in texts]
         print(json.dumps([[piece.encode(t) == i, auto.decode(i) == t] for t, i in zip(texts, ids)]))
     """
-    verdicts = _run(ort_python, script, str(tmp_path / "texts.json"))
+    verdicts = _run(python_of("onnxruntime"), script, str(tmp_path / "texts.json"))
     assert [
         text for text, verdict in zip(texts, verdicts, strict=True) if verdict != [True, True]
     ] == []
 
 
-@pytest.mark.integration
-def test_the_chat_template_renders_as_phi3s_does(ort_python: Path) -> None:
+def test_the_chat_template_renders_as_phi3s_does(python_of: Callable[[str], Path]) -> None:
     script = """
         import json, sys
         from transformers import AutoTokenizer
@@ -256,7 +254,7 @@ def test_the_chat_template_renders_as_phi3s_does(ort_python: Path) -> None:
         done = tokenizer.apply_chat_template(chat, tokenize=False)
         print(json.dumps([ask, done, tokenizer(ask)["input_ids"][:1], tokenizer("Hello!")["input_ids"][:1]]))
     """
-    ask, done, first, hello = _run(ort_python, script)
+    ask, done, first, hello = _run(python_of("onnxruntime"), script)
     start = "<|system|>\nBe kind.<|end|>\n<|user|>\nHello!<|end|>\n<|assistant|>\n"
     assert ask == start
     assert done == start + "Hi.<|end|>\n<|endoftext|>"
@@ -264,8 +262,7 @@ def test_the_chat_template_renders_as_phi3s_does(ort_python: Path) -> None:
     assert hello != [1]  # as in Phi-3, no beginning-of-text token is added
 
 
-@pytest.mark.integration
-def test_a_user_turn_is_answered_and_the_answer_ends(ort_python: Path) -> None:
+def test_a_user_turn_is_answered_and_the_answer_ends(python_of: Callable[[str], Path]) -> None:
     script = """
         import json, sys
         import torch
@@ -281,7 +278,7 @@ def test_a_user_turn_is_answered_and_the_answer_ends(ort_python: Path) -> None:
             answers.append([output[-1], tokenizer.decode(output, skip_special_tokens=True)])
         print(json.dumps(answers))
     """
-    answers = _run(ort_python, script)
+    answers = _run(python_of("onnxruntime"), script)
     assert [last for last, _ in answers] == [tokenizer.END] * 3
     story, _, home = (text for _, text in answers)
     assert "fox" in story

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe.backends.base import staged
+from phipipe.staging import staged
 
 
 @pytest.fixture

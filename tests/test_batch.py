@@ -3,157 +3,49 @@ are cheap."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import documents
 import pytest
-import small_package
+from testing import documents, light_builds
+from testing.light_builds import CALLS, FIGURES, TROUBLE, USUAL, prepare
+from testing.places import TESTS
+from testing.recipes import write
+from testing.shell import Run
 
 from phipipe import (
+    accept,
     backends,
     batch,
+    batch_folder,
     batch_report,
-    board,
-    cli,
+    board_file,
     comparison,
     manifest,
     plan,
     preflight,
     selection,
 )
-from phipipe import device as devices
-from phipipe.backends.base import Step
 from phipipe.errors import (
-    GateFailed,
     PhipipeError,
     RecipeError,
     StepFailed,
     StepKilled,
-    TargetError,
 )
 from phipipe.nodes import graph
 from phipipe.plan import Plan
 from phipipe.recipe import Build
 from phipipe.selection import Wanted
-
-Run = Callable[..., tuple[int, str, str]]
-
-CALLS: list[str] = []
-FIGURES: dict[
-    str, dict[str, float]
-] = {}  # build → what will be measured of it; anything else as USUAL
-TROUBLE: dict[str, str] = {}  # build → "refused", "failed", "gated"
-USUAL = {"kld_mean": 0.02, "top1": 0.95, "size_gib": 2.0, "bits_per_weight": 4.5}
-BASELINE = {"tokens": 4096, "window": 512, "skip": 0, "ppl": 5.3, "ppl_stderr": 0.1}
-HOST = {"cores": 2, "machine": "x86_64", "memory_gib": 24, "processor": "some", "system": "Linux"}
+from phipipe.steps import Step
 
 PREPARE = plan.prepare  # the real one
-
-# --- steps
-
-
-def take(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    CALLS.append(f"take {params['what']}")
-    (out / "content.txt").write_text(str(params["what"]))
-
-
-def evaluate(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    CALLS.append(f"evaluate {params['name']}")
-    if params.get("trouble") == "failed":
-        raise StepFailed("the tool said \x1b[31mno\x1b[0m <&>", hint="try less")
-    fidelity = {"metrics": params["figures"], "stderr": {"kld_mean": 1e-4}, "sanity": {}}
-    (out / "metrics.json").write_text(json.dumps(fidelity))
-    if "decode_tokens_per_s" in params["figures"]:
-        raise AssertionError("speed is measured elsewhere")
-
-
-def measure(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    speed = {"metrics": params["speed"], "spread": {}, "host": params["host"], "prompt_tokens": 128}
-    (out / "speed.json").write_text(json.dumps(speed))
-
-
-def gates(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    if params.get("trouble") == "gated":
-        raise GateFailed("gate failed: `kld_mean` is 0.3, the recipe wants max 0.1")
-    (out / "gates.json").write_text("[]")
-
-
-def package(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    CALLS.append(f"package {params['name']}")
-    (out / "model.onnx.data").write_bytes(b"x" * 100)
-    metrics = json.loads((inputs["metrics"] / "metrics.json").read_text())
-    profile = {"by_position": [0.01] * 32, "quantiles": [0.01] * 101}
-    text = (inputs["text"] / "content.txt").read_text()
-    told = {name: params[name] for name in ("name", "backend", "precision")}
-    made = small_package.described()
-    of_source = {
-        "name": params["source"],
-        "digest": hashlib.sha256(params["source"].encode()).hexdigest(),
-    }
-    of_text = hashlib.sha256(text.encode()).hexdigest()
-    described = {
-        **made,
-        **told,
-        "recipe": {name: told[name] for name in ("backend", "precision")},
-        "source": {**made["source"], **of_source},
-        "fidelity": {
-            **metrics,
-            "profile": profile,
-            "baseline": {**BASELINE, "tokens": params["tokens"]},
-        },
-        "speed": json.loads((inputs["speed"] / "speed.json").read_text()),
-        "steps": {
-            name: {"key": name, "digest": of_text, "tools": {}}
-            for name in ("text", "source", "gates")
-        },
-    }
-    manifest.seal(out, described)
-
-
-def _step(
-    name: str, needs: Mapping[str, str] | None = None, function: str = "", /, **params: Any
-) -> Step:
-    runs = f"test_batch:{function or name}"
-    return Step(name=name, runs=runs, version=1, needs=dict(needs or {}), params=params)
-
-
-def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
-    """In place of ``plan.prepare``: steps that take no time, by what the test says of this
-    build."""
-    recipe, name = build.recipe, build.name
-    if TROUBLE.get(name) == "refused":
-        raise TargetError("cannot be", hint="take another device")
-    figures = USUAL | FIGURES.get(name, {})
-    fidelity = {n: v for n, v in figures.items() if n not in batch.SPEEDS}
-    speed = {n: v for n, v in figures.items() if n in batch.SPEEDS}
-    trouble = {"trouble": TROUBLE.get(name)}
-    source = str(recipe.source.builtin or recipe.source.path)
-    told = {"backend": recipe.backend, "precision": recipe.precision, "source": source}
-    steps = (
-        _step("source", {}, "take", what=source),
-        _step("text", {}, "take", what=recipe.evaluate.text.file or "stories"),
-        _step("evaluate", {"source": "source", "text": "text"}, name=name, figures=fidelity, **trouble),
-        _step("measure", {"source": "source"}, speed=speed, host={**HOST, "cores": int(figures.get("cores", 2))}),
-        _step("gates", {"metrics": "evaluate"}, **trouble),
-        _step(
-            "package", {"metrics": "evaluate", "speed": "measure", "gates": "gates", "text": "text"},
-            name=name, tokens=recipe.evaluate.tokens, **told,
-        ),
-    )  # fmt: skip
-    return Plan(
-        build=build, device=devices.load("cpu-x86_64"), api="cpu", on_target="true", steps=steps
-    )
-
-
-# --- fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -161,38 +53,14 @@ def cheap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     CALLS.clear()
     FIGURES.clear()
     TROUBLE.clear()
-    if "llamacpp_python" not in request.fixturenames:  # that test is the real thing
+    if "toolchains" not in request.fixturenames:  # that test is the real thing
         monkeypatch.setattr(plan, "prepare", prepare)
-        monkeypatch.setitem(sys.modules, "test_batch", sys.modules[__name__])
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(run: Run) -> Run:
     """Run `phipipe batch` in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["phipipe", "batch", *map(str, words)])
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ending.value.code or 0), out, err
-
-    return command
-
-
-def write(
-    folder: Path,
-    name: str,
-    more: str = "",
-    source: str = "{builtin: tiny-phi3}",
-    evaluate: str = "",
-) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.yaml"
-    text = f"name: {name}\nsource: {source}\ndevice: cpu-x86_64\nprecision: int4\n"
-    path.write_text(text + (f"evaluate: {evaluate}\n" if evaluate else "") + more, "utf-8")
-    return path
+    return partial(run, "batch")
 
 
 def summary(folder: Path = Path("batch")) -> dict[str, Any]:
@@ -486,11 +354,11 @@ def test_no_build_takes_the_place_of_a_report(run: Run, tmp_path: Path, name: st
 
 
 def versions(name: str = "a") -> list[str]:
-    return [path.name for path in batch.versions(Path("batch") / name)]
+    return [path.name for path in batch_folder.versions(Path("batch") / name)]
 
 
 def pointed(name: str = "a") -> str | None:
-    return batch.latest(Path("batch") / name)
+    return batch_folder.latest(Path("batch") / name)
 
 
 def test_packages_lie_under_their_version_and_latest_names_one(run: Run, tmp_path: Path) -> None:
@@ -574,11 +442,11 @@ def test_tolerances_and_tags_change_no_key(tmp_path: Path) -> None:
 def test_better_is_no_regression_and_a_metric_that_is_gone_is_one() -> None:
     before = {"kld_mean": 0.02, "top1": 0.9, "decode_tokens_per_s": 100.0}
     limits = {"kld_mean": 0.0, "top1": 0.05, "decode_tokens_per_s": 10.0, "ppl": 1.0}
-    assert not batch.regressions(
+    assert not accept.regressions(
         before, {"kld_mean": 0.01, "top1": 0.86, "decode_tokens_per_s": 900.0}, limits
     )
-    assert not batch.regressions(before, before, limits)
-    found = batch.regressions(before, {"kld_mean": 0.020001, "top1": 0.84}, limits)
+    assert not accept.regressions(before, before, limits)
+    found = accept.regressions(before, {"kld_mean": 0.020001, "top1": 0.84}, limits)
     assert [(one.metric, one.after) for one in found] == [
         ("decode_tokens_per_s", None), ("kld_mean", 0.020001), ("top1", 0.84),
     ]  # fmt: skip
@@ -615,15 +483,15 @@ def test_a_pointer_that_names_nothing_is_written_anew(run: Run, tmp_path: Path, 
 def test_a_pointer_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "a"
     home.mkdir()
-    batch.point(home, "0" * 16)
+    batch_folder.point(home, "0" * 16)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("phipipe.collect._flush", full)
     with pytest.raises(OSError, match="No space"):
-        batch.point(home, "1" * 16)
-    assert batch.latest(home) == "0" * 16
+        batch_folder.point(home, "1" * 16)
+    assert batch_folder.latest(home) == "0" * 16
     assert [path.name for path in home.iterdir()] == ["latest"]
 
 
@@ -667,7 +535,7 @@ def test_one_model_is_one_board(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "r", "b")
     TROUBLE["b"] = "failed"
     run("r")
-    entries = board.load((Path("batch") / "board.json").read_text("utf-8"))
+    entries = board_file.load((Path("batch") / "board.json").read_text("utf-8"))
     assert [(e.name, e.error is None) for e in entries] == [("a", True), ("b", False)]
     assert "plotly" in (Path("batch") / "board.html").read_text("utf-8")
 
@@ -682,7 +550,7 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
     assert 'href="boards/script.html"' in page
     assert "<script>" not in page
     run("r", "--name", "a")  # what was not asked for stays on the board
-    assert {e.name for e in board.load((Path("batch") / "board.json").read_text("utf-8"))} == {
+    assert {e.name for e in board_file.load((Path("batch") / "board.json").read_text("utf-8"))} == {
         "a",
         "b",
     }
@@ -699,9 +567,9 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
 
 
 def test_worst_is_the_highest_code() -> None:
-    def ended(error: PhipipeError | None) -> batch.Done:
+    def ended(error: PhipipeError | None) -> accept.Done:
         item = selection.Item(name="a", path=Path("a.yaml"))
-        return batch.Done(item=item, error=error, metrics={}, before={})
+        return accept.Done(item=item, error=error, metrics={}, before={})
 
     assert batch_report.exit_code([ended(None)]) == 0
     assert (
@@ -719,7 +587,7 @@ def test_a_second_batch_goes_on_after_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["test_batch"], "package", stop)
+        patch.setattr(light_builds, "package", stop)
         assert run("r")[0] == 130
     assert not (Path("batch") / "batch.json").exists()
     evaluated = CALLS.count("evaluate a")
@@ -731,10 +599,10 @@ def test_a_second_batch_goes_on_after_an_interruption(
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
-import test_batch
+from testing import light_builds
 from phipipe import cli, plan
-plan.prepare = test_batch.prepare
-test_batch.package = lambda inputs, out, params: os._exit(9)
+plan.prepare = light_builds.prepare
+light_builds.package = lambda inputs, out, params: os._exit(9)
 cli.main()
 """
 
@@ -744,7 +612,7 @@ def test_a_batch_that_was_killed_ends_as_one_that_was_not(
 ) -> None:
     for name in "ab":
         write(tmp_path / "r", name)
-    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), "batch", "r", "--jobs", "1"]
+    words = [sys.executable, "-c", KILLED, str(TESTS), "batch", "r", "--jobs", "1"]
     assert subprocess.run(words, cwd=tmp_path, capture_output=True, check=False).returncode == 9
     assert run("r")[0] == 0
     assert "evaluate a" not in CALLS  # by the process that is gone
@@ -769,9 +637,7 @@ def test_what_killed_batches_left_goes(run: Run, tmp_path: Path) -> None:
 # --- the embedded model, two runtimes
 
 
-def test_the_embedded_model_in_two_runtimes(
-    run: Run, tmp_path: Path, ort_python: Path, llamacpp_python: Path, torch_python: Path
-) -> None:
+def test_the_embedded_model_in_two_runtimes(run: Run, tmp_path: Path, toolchains: Path) -> None:
     shared = "{tokens: 512, window: 256, tolerance: {kld_mean: 0.001, size_gib: 0.0001}}"
     measured = "measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}\n"
     write(tmp_path / "r", "ort", measured, evaluate=shared)
@@ -784,7 +650,7 @@ def test_the_embedded_model_in_two_runtimes(
     for row in summary()["builds"]:
         assert not manifest.verify(Path("batch") / row["package"])
         assert row["metrics"]["kld_mean"] > 0
-    assert {e.backend for e in board.load(Path("batch/board.json").read_text("utf-8"))} == {
+    assert {e.backend for e in board_file.load(Path("batch/board.json").read_text("utf-8"))} == {
         "onnxruntime",
         "llamacpp",
     }

@@ -15,119 +15,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing.boards import HOST, MAC, entry, nineteen
 
-from phipipe import backends, board, board_html, board_text
-from phipipe.board import Entry
+from phipipe import backends, board, board_entry, board_file, board_html, board_text
+from phipipe.board_entry import Entry
+from phipipe.description import Description
 from phipipe.errors import SourceError
-
-HOST = {
-    "cores": 2,
-    "machine": "x86_64",
-    "memory_gib": 24,
-    "processor": "AMD EPYC",
-    "system": "Linux",
-}
-MAC = {
-    "cores": 8,
-    "machine": "arm64",
-    "memory_gib": 16,
-    "processor": "Apple M2",
-    "system": "Darwin",
-}
-CELLS: list[tuple[str, str, str, float, float]] = [
-    ("onnxruntime", "fp32", "float32", 32.1, 0.0),
-    ("onnxruntime", "fp16", "float16", 16.1, 3e-7),
-    ("onnxruntime", "int8", "MatMulNBits, 8 bits, blocks of 32", 8.6, 4e-4),
-    ("onnxruntime", "int8", "MatMulNBits, 8 bits, blocks of 128", 8.3, 7e-4),
-    ("onnxruntime", "int4", "MatMulNBits, 4 bits, blocks of 32", 4.9, 0.022),
-    ("onnxruntime", "int4", "MatMulNBits, 4 bits, blocks of 128", 4.5, 0.036),
-    ("torch", "fp32", "float32", 32.0, 0.0),
-    ("torch", "fp16", "float16", 16.0, 2e-7),
-    ("torch", "int4", "AutoRound W4A16", 4.4, 0.025),
-    ("llamacpp", "fp16", "GGUF F16", 16.0, 4e-7),
-    ("llamacpp", "int8", "GGUF Q8_0", 8.5, 3.5e-4),
-    ("llamacpp", "int4", "GGUF Q4_K_M", 4.9, 0.017),
-    ("llamacpp", "int4", "GGUF Q4_0", 4.55, 0.041),
-    ("openvino", "fp16", "FP16", 16.02, 5e-7),
-    ("openvino", "int8", "INT8_ASYM, per channel", 8.1, 9e-4),
-    ("openvino", "int4", "INT4_SYM, groups of 64", 4.3, 0.045),
-    ("mlx", "fp16", "float16", 16.01, 4.5e-7),
-    ("mlx", "int4", "affine, groups of 64", 4.5, 0.033),
-]
-PLACES: dict[str, dict[str, Any]] = {
-    "mlx": {"device": "Apple silicon", "api": "metal", "on_target": "false", "host": MAC},
-    "openvino": {"device": "Intel NPU", "api": "intel-npu", "on_target": "emulated"},
-}
-
-
-def entry(
-    name: str = "one",
-    bits: float = 4.5,
-    kld: float = 0.02,
-    size: float | None = None,
-    **changed: Any,
-) -> Entry:
-    gib = bits / 2.2 if size is None else size
-    metrics = {
-        "kld_mean": kld,
-        "top1": 0.97,
-        "ppl": 5.4,
-        "ppl_ratio": 1.01,
-        "size_gib": gib,
-        "bits_per_weight": bits,
-    }
-    metrics |= {
-        "decode_tokens_per_s": 100 / bits,
-        "prefill_tokens_per_s": 90.0,
-        "ttft_s": 1.4,
-        "peak_memory_gib": gib,
-    }
-    usual: dict[str, Any] = {
-        "backend": "onnxruntime",
-        "precision": "int4",
-        "scheme": "MatMulNBits, 4 bits, blocks of 32",
-        "device": "CPU (x86-64)",
-        "api": "cpu",
-        "on_target": "true",
-        "source": "phi-3-mini",
-        "source_digest": "a" * 64,
-        "parameters": 3_821_079_552,
-        "text": "stories",
-        "text_digest": "b" * 64,
-        "tokens": 4096,
-        "window": 512,
-        "baseline_ppl": 5.3,
-        "metrics": metrics,
-        "stderr": {"kld_mean": kld / 30},
-        "spread": {"decode_tokens_per_s": [90 / bits, 105 / bits]},
-        "profile": {"by_position": [kld] * 32, "quantiles": [0.0, *(kld * q / 50 for q in range(1, 101))]},
-        "sanity": {"tokenizer_equal": True, "chat_template_equal": True, "greedy_agreement": 0.8,
-                   "answers_ended": [True, False], "repetition": 0.1},
-        "host": HOST,
-        "prompt_tokens": 128,
-        "phipipe": "0.1.0",
-        "tools": {"torch": "2.13.0"},
-        "keys": {"source": "c" * 64},
-    }  # fmt: skip
-    return Entry(name=name, **(usual | changed))
-
-
-def nineteen() -> list[Entry]:
-    made = [
-        entry(f"{b}-{p}-{i}", bits, kld, backend=b, precision=p, scheme=s, **PLACES.get(b, {}))
-        for i, (b, p, s, bits, kld) in enumerate(CELLS)
-    ]
-    return [
-        *made,
-        board.failed(
-            "onnxruntime-gptq", "onnxruntime", "int4", "`quantize` was ended:\n\x1b[31mmemory"
-        ),
-    ]
 
 
 def test_most_digits_of_agreement_per_bit_come_first_and_failures_last() -> None:
     entries = [
-        board.failed("z", "torch", "fp16", "no"),
+        board_entry.failed("z", "torch", "fp16", "no"),
         entry("far", 4, 1e-2),
         entry("near", 8, 1e-8),
         entry("zero", 32, 0),
@@ -149,9 +47,9 @@ def test_equal_names_are_told_apart() -> None:
 
 def test_a_board_survives_its_file() -> None:
     entries = nineteen()
-    again = board.load(board.dump(entries))
+    again = board_file.load(board_file.dump(entries))
     assert again == board.ranked(entries)
-    assert board.dump(again) == board.dump(reversed(entries))
+    assert board_file.dump(again) == board_file.dump(reversed(entries))
 
 
 @st.composite
@@ -165,7 +63,7 @@ def drawn_entries(draw: st.DrawFn) -> list[Entry]:
             draw(st.sampled_from(["mlx", "new"])),
         )
         if draw(st.integers(0, 3)) == 0:
-            made.append(board.failed(f"b{i}", backend, "int4", "no memory", device))
+            made.append(board_entry.failed(f"b{i}", backend, "int4", "no memory", device))
             continue
         figures = {
             "kld_mean": draw(st.sampled_from([0.0, 0.01, 0.5])),
@@ -199,7 +97,7 @@ def test_any_board_has_its_answers_in_every_order_and_after_its_file(
 ) -> None:
     found = board.answers(entries)
     assert board.answers(dice.sample(entries, len(entries))) == found
-    assert board.answers(board.load(board.dump(entries))) == found
+    assert board.answers(board_file.load(board_file.dump(entries))) == found
     assert all(line.isprintable() for line in board_text.advice(entries))
     assert [
         line for line in board_text.markdown(entries).splitlines() if line.startswith("# ")
@@ -208,7 +106,7 @@ def test_any_board_has_its_answers_in_every_order_and_after_its_file(
 
 
 def changed(**new: Any) -> str:
-    raw = json.loads(board.dump([entry()]))
+    raw = json.loads(board_file.dump([entry()]))
     for name, value in new.items():
         (raw if name in ("type", "format", "entries") else raw["entries"][0])[name] = value
     return json.dumps(raw)
@@ -241,7 +139,7 @@ def changed(**new: Any) -> str:
 )
 def test_what_is_no_board_is_refused(text: str, said: str) -> None:
     with pytest.raises(SourceError, match=re.escape(said)):
-        board.load(text)
+        board_file.load(text)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +158,7 @@ def test_what_is_no_board_is_refused(text: str, said: str) -> None:
 def test_builds_that_do_not_compare_are_refused(other: dict[str, Any], said: str) -> None:
     with pytest.raises(SourceError, match=said) as caught:
         board.check_comparable(
-            [entry("one"), board.failed("x", "torch", "int4", "no"), entry("two", **other)]
+            [entry("one"), board_entry.failed("x", "torch", "int4", "no"), entry("two", **other)]
         )
     assert caught.value.hint
 
@@ -294,7 +192,7 @@ def test_a_narrow_table_still_says_what_matters() -> None:
 
 
 def test_a_board_without_a_success_says_so() -> None:
-    entries = [board.failed("x", "torch", "int4", "no memory")]
+    entries = [board_entry.failed("x", "torch", "int4", "no memory")]
     assert board.lines(board.answers(entries)) == ["Nothing to ship: no build succeeded."]
     for text in (
         board_text.table(entries),
@@ -302,7 +200,7 @@ def test_a_board_without_a_success_says_so() -> None:
         board_html.render(entries),
     ):
         assert "no memory" in text
-    assert board.load(board.dump(entries)) == entries
+    assert board_file.load(board_file.dump(entries)) == entries
     assert "Nothing" in board_html.render([])
 
 
@@ -332,7 +230,7 @@ def test_text_markdown_page_and_data_say_the_same_of_every_device() -> None:
     assert len(found) == 3
     page = Page(board_html.render(entries))
     markdown = board_text.markdown(entries)
-    for answer, told in zip(found, json.loads(board.dump(entries))["picks"], strict=True):
+    for answer, told in zip(found, json.loads(board_file.dump(entries))["picks"], strict=True):
         assert answer.line in page.seen
         assert answer.line in markdown
         assert told["line"] == answer.line
@@ -355,7 +253,7 @@ def test_text_markdown_page_and_data_say_the_same_of_every_device() -> None:
 
 def test_markdown_holds_whatever_it_is_told() -> None:
     text = board_text.markdown(
-        [entry("a|b\n# c"), board.failed("x", "torch", "int4", "| <b>\n\n# heading")]
+        [entry("a|b\n# c"), board_entry.failed("x", "torch", "int4", "| <b>\n\n# heading")]
     )
     assert len([line for line in text.splitlines() if line.startswith("#")]) == 2
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -460,7 +358,7 @@ def test_plot_colours_stand_out_from_the_page(pages: tuple[str, int]) -> None:
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("theme", [0, 1])
 def test_every_backend_has_a_colour_of_its_own_for_all_eyes(theme: int, sight: str) -> None:
-    assert set(board_html.BACKENDS) == set(backends.names())
+    assert all(backends.load(name).colour is not None for name in backends.names())
     assert (
         len({board_html._colour(entry(backend=name)) for name in (*backends.names(), "another")})
         == 8
@@ -494,9 +392,9 @@ def figures(page: Page) -> dict[str, Any]:
 def test_a_divergence_of_zero_keeps_its_place_on_the_logarithmic_axis(page: Page) -> None:
     scatter = figures(page)["plot-front-figure"]
     heights = [y for trace in scatter["data"] for y in trace["y"] if y is not None]
-    assert min(heights) == board.ZERO
+    assert min(heights) == board_entry.ZERO
     assert scatter["layout"]["yaxis"]["ticktext"][-1].startswith("0 (≤ 10")
-    assert scatter["layout"]["yaxis"]["tickvals"][-1] == board.ZERO
+    assert scatter["layout"]["yaxis"]["tickvals"][-1] == board_entry.ZERO
     without = figures(Page(board_html.render([entry()])))["plot-front-figure"]
     assert not any(text.startswith("0 (") for text in without["layout"]["yaxis"]["ticktext"])
 
@@ -522,11 +420,11 @@ def test_nothing_breaks_out_of_the_page() -> None:
     )
     entries = [
         entry(NASTY, **told, host={"system": NASTY}, tools={NASTY: NASTY}, keys={NASTY: NASTY}),
-        board.failed(f"2{NASTY}", NASTY, NASTY, NASTY),
+        board_entry.failed(f"2{NASTY}", NASTY, NASTY, NASTY),
     ]
     page, plain = (
         Page(board_html.render(entries, NASTY)),
-        Page(board_html.render([entry("x"), board.failed("y", "z", "z", "z")])),
+        Page(board_html.render([entry("x"), board_entry.failed("y", "z", "z", "z")])),
     )
     assert len(page.scripts) == len(plain.scripts)
     assert [tag for tag, _ in page.tags if tag in ("script", "img", "b")] == ["script"] * len(
@@ -560,19 +458,20 @@ def test_labels_are_one_short_line() -> None:
 
 def test_an_entry_says_what_its_manifest_says() -> None:
     step = {"digest": "t" * 64, "key": "k" * 64, "tools": {"torch": "2.13.0", "idna": "3.20"}}
-    manifest = {
+    manifest = Description.model_validate({
         "name": "tiny", "backend": "torch", "backend_title": "PyTorch", "precision": "fp16", "scheme": "float16",
         "api": "cpu", "on_target": "true", "phipipe": "0.1.0", "device": {"title": "CPU"},
-        "recipe": {"evaluate": {"text": {"builtin": "stories"}}}, "steps": {"text": step},
-        "source": {"kind": "hub", "repo": "someone/phi", "digest": "s" * 64, "parameters": 5},
+        "recipe": {"backend": "torch", "precision": "fp16", "evaluate": {"text": {"builtin": "stories"}}}, "steps": {"text": step},
+        "source": {"kind": "hub", "repo": "someone/phi", "digest": "s" * 64, "parameters": 5,
+            "architecture": "Phi3ForCausalLM", "context_length": 64},
         "fidelity": {
             "baseline": {"tokens": 64, "window": 32, "skip": 0, "ppl": 2.0, "ppl_stderr": 0.1},
             "metrics": {"kld_mean": 1e-7, "size_gib": 0.1, "bits_per_weight": 16.0},
             "stderr": {}, "profile": {"by_position": [1e-7], "quantiles": [0.0] * 101}, "sanity": {}, "positions": 62,
         },
         "speed": {"metrics": {"ttft_s": 0.1}, "spread": {"ttft_s": [0.1, 0.2]}, "host": HOST, "prompt_tokens": 16},
-    }  # fmt: skip
-    made = board.from_manifest(manifest)
+    })  # fmt: skip
+    made = board_entry.from_manifest(manifest)
     assert (made.source, made.text, made.text_digest) == ("someone/phi", "stories", "t" * 64)
     assert made.metrics == {
         "kld_mean": 1e-7,
@@ -581,4 +480,4 @@ def test_an_entry_says_what_its_manifest_says() -> None:
         "ttft_s": 0.1,
     }
     assert (dict(made.tools), dict(made.keys)) == ({"torch": "2.13.0"}, {"text": "k" * 64})
-    assert board.load(board.dump([made])) == [made]
+    assert board_file.load(board_file.dump([made])) == [made]

@@ -13,20 +13,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hostile_paths
 import pytest
+from testing import hostile_paths
 
 from phipipe import events, keys, outside
-from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
 from phipipe.manner import Manner
 from phipipe.plan import Plan
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
 Spoil = Callable[[Path], object]
+STEPS = {"work": f"{__name__}:work"}
 
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -56,7 +57,7 @@ class Workshop:
         self.plan = made
 
     def step(self, name: str, *needs: str, **rest: Any) -> Step:
-        runs = "test_cache_damage:work"
+        runs = f"{__name__}/work"
         return Step(
             name=name,
             runs=runs,

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import small_package
 from hypothesis import given
 from hypothesis import strategies as st
+from testing import small_package
 
 from phipipe import backends, chat, chat_process, manifest
 from phipipe.chat import Talk, converse, main, pieces, visible
@@ -312,7 +312,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runtime = Parrot("hello")
 
     class Backend:
-        TOOLCHAIN = "parrot"
+        toolchain = "parrot"
 
         @staticmethod
         def open(folder: Path) -> Parrot:

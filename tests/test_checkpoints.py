@@ -11,11 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import hostile_checkpoints as hostile
 import pytest
-from hostile_checkpoints import CONFIG, INDEX, WEIGHTS, Mutation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing import hostile_checkpoints as hostile
+from testing.hostile_checkpoints import CONFIG, INDEX, WEIGHTS, Mutation
+from testing.places import QUICKSTART
 
 from phipipe import (
     backends,
@@ -30,7 +31,6 @@ from phipipe import (
 )
 from phipipe.errors import SourceError, TargetError
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 # Each backend with a device and a precision that it has there.
 BUILDS = {
     "onnxruntime": "cpu-x86_64",
@@ -114,6 +114,7 @@ def test_the_small_checkpoint_is_fit(small: Path) -> None:
     assert planned(small).warnings == ()
 
 
+@pytest.mark.full
 def test_a_thousand_spoiled_checkpoints_are_refused_in_a_sentence_or_plan(small: Path) -> None:
     """What is not refused is fit to be planned with; nothing ends as a bug, nothing reaches a
     terminal raw."""
@@ -165,6 +166,7 @@ def test_what_an_odd_config_leads_to_is_never_a_bug(
         planned(small, backend)
 
 
+@pytest.mark.full
 def test_what_is_huge_is_refused_before_it_is_looked_at(small: Path) -> None:
     good = hostile.files()
     for mutation in hostile.huge():

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from testing.places import QUICKSTART
 
 from phipipe import checks
 from phipipe.checks import Check
 from phipipe.cli import cli
 from phipipe.settings import Settings
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="scripts with a #! line")
 
 
@@ -229,7 +229,7 @@ def test_the_command_ends_with_1_only_for_a_recipe_that_could_not_run(
     assert alone.exit_code == 0
     rows = {check["name"]: check for check in json.loads(alone.stdout)["checks"]}
     assert rows["package index"]["ok"] is False
-    asked = CliRunner().invoke(cli, ["doctor", str(RECIPES / "quickstart.yaml")])
+    asked = CliRunner().invoke(cli, ["doctor", str(QUICKSTART)])
     assert asked.exit_code == 1
     assert "NO  quickstart" in asked.stdout
     assert "try: " in asked.stdout.partition("NO  quickstart")[2]

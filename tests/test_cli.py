@@ -11,27 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from testing.places import QUICKSTART, RECIPES
+from testing.shell import Run
 
 from phipipe import cli, hub, upkeep
-
-ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run one command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["phipipe", *map(str, words)])
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ending.value.code or 0), out, err
-
-    return command
 
 
 def commands() -> list[str]:
@@ -56,7 +39,7 @@ def test_a_mistyped_command_is_guessed(run: Run) -> None:
     assert "Did you mean `validate`?" in err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_validates_plans_and_begins_with_its_command(
     run: Run, path: Path
 ) -> None:

@@ -18,17 +18,26 @@ from typing import Any
 
 import psutil
 import pytest
-from clock import within
-from remote_client import attempt, planned
-from test_remote_store import bucket, server  # noqa: F401 (`server` is a fixture)
-from tiny_toolchain import Tiny, wait_until
+from testing.clock import within
+from testing.drive import PATHS
+from testing.places import QUICKSTART, ROOT, TESTS
+from testing.remote_client import attempt, planned
+from testing.shared_store import bucket
+from testing.tiny_toolchain import Tiny, wait_until
 
-from phipipe import cluster, cluster_dask, cluster_resources, cluster_worker, manifest, show
-from phipipe.backends.base import Step
+from phipipe import (
+    cluster,
+    cluster_dask,
+    cluster_placement,
+    cluster_resources,
+    cluster_worker,
+    manifest,
+    show,
+)
 from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError, decoded
 from phipipe.settings import Settings
+from phipipe.steps import Step
 
-HERE = Path(__file__).parent
 RECIPE = """
 name: four
 source: {builtin: tiny-phi3}
@@ -56,7 +65,7 @@ class Machines:
         log = (self.folder / f"{name}.log").open("wb")
         variables = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+            "PYTHONPATH": PATHS,
             **environment,
         }
         self.started.append(
@@ -125,7 +134,7 @@ def run(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[str
     """``phipipe`` with a cache of its own."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(ROOT),
         "PHIPIPE_CACHE": str(folder / name),
     }
     command = [sys.executable, "-m", "phipipe", *words]
@@ -149,13 +158,13 @@ def board(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.crash
 @pytest.mark.timeout(900)
 def test_three_workers_of_which_one_is_killed_make_the_same_board(
     machines: Machines,
     tmp_path: Path,
-    server: str,  # noqa: F811
+    server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = tmp_path / "four.yaml"
@@ -189,7 +198,7 @@ def test_three_workers_of_which_one_is_killed_make_the_same_board(
     assert "everything was cached" in again.stdout
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 def test_what_no_worker_can_do_fails_at_once(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -197,7 +206,7 @@ def test_what_no_worker_can_do_fails_at_once(
     monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
     machines.scheduler()
     machines.worker("w0", "torch")
-    recipe = HERE.parent / "recipes" / "quickstart.yaml"
+    recipe = QUICKSTART
     with within(60):
         done = run(
             tmp_path,
@@ -214,10 +223,10 @@ def test_what_no_worker_can_do_fails_at_once(
     assert f"phipipe worker --scheduler {machines.url}" in done.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
-    recipe, out = HERE.parent / "recipes" / "quickstart.yaml", tmp_path / "out"
+    recipe, out = QUICKSTART, tmp_path / "out"
     words = [
         sys.executable,
         "-m",
@@ -231,7 +240,7 @@ def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     ]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(ROOT),
         "PHIPIPE_CACHE": str(tmp_path / "cache"),
     }
     both = [
@@ -259,6 +268,7 @@ def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.full
 @pytest.mark.timeout(200)
 def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,14 +276,14 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
     machines.scheduler()
     for name, tool in (("w0", "torch"), ("w1", "onnxruntime")):
-        machines.worker(name, tool, PHIPIPE_TOOLCHAIN="current", PHIPIPE_WORKER_PATH=str(HERE))
+        machines.worker(name, tool, PHIPIPE_TOOLCHAIN="current", PHIPIPE_WORKER_PATH=str(TESTS))
 
     def step(name: str, tool: str, tenths: int, *needs: str) -> Step:
         params: dict[str, Any] = {"name": name, "tenths": tenths}
         wanted = {need: need for need in needs}
         return Step(
             name=name,
-            runs="remote_client:rest",
+            runs="testing.remote_client/rest",
             version=1,
             needs=wanted,
             params=params,
@@ -309,16 +319,17 @@ def test_what_is_deleted_from_the_shared_store_meanwhile_is_shared_again(
     assert {(total, unit) for _, total, unit in told} == {(40, "tenths")}
 
 
+@pytest.mark.full
 @pytest.mark.timeout(100)
 def test_what_is_damaged_in_a_workers_cache_is_made_again(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_TOOLCHAIN": "current"}
-    for name, value in (shared | {"PHIPIPE_WORKER_PATH": str(HERE)}).items():
+    for name, value in (shared | {"PHIPIPE_WORKER_PATH": str(TESTS)}).items():
         monkeypatch.setenv(name, value)
     params: dict[str, Any] = {"name": "first", "tenths": 0}
     first = Step(
-        name="first", runs="remote_client:rest", version=1, params=params, toolchain="torch"
+        name="first", runs="testing.remote_client/rest", version=1, params=params, toolchain="torch"
     )
     second = replace(
         first, name="second", needs={"first": "first"}, params=params | {"name": "second"}
@@ -347,7 +358,7 @@ def measured(**more: Any) -> Step:
     params = {"name": "m", "tenths": 30}
     step = Step(
         name="m",
-        runs="remote_client:rest",
+        runs="testing.remote_client/rest",
         version=1,
         params=params,
         toolchain="torch",
@@ -356,6 +367,7 @@ def measured(**more: Any) -> Step:
     return replace(step, **more)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,7 +377,7 @@ def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
     workers: dict[str, subprocess.Popen[bytes]] = {}
     for name in ("alpha", "beta"):
         words = (
-            "other_machine",
+            "testing.other_machine",
             name,
             "worker",
             "--scheduler",
@@ -376,7 +388,7 @@ def test_one_kind_of_machine_measures_and_where_it_is_lost_another_does(
         own = {
             "PHIPIPE_CACHE": str(tmp_path / name),
             "PHIPIPE_TOOLCHAIN": "current",
-            "PHIPIPE_WORKER_PATH": str(HERE),
+            "PHIPIPE_WORKER_PATH": str(TESTS),
         }
         workers[name] = machines.start(name, *words, **own)
         machines.wait_for(name, "working for")
@@ -411,17 +423,17 @@ def test_what_a_step_needs_is_chosen_alike_every_time() -> None:
     ]
     offers[0]["device npu"] = 1e6
     for order in (offers, offers[::-1]):
-        assert cluster.needs(measured(), order, "tcp://h:1") == {
+        assert cluster_placement.needs(measured(), order, "tcp://h:1") == {
             "toolchain torch": 1.0,
             "host a": 1.0,
         }
-        bound = cluster.needs(measured(machine=("device npu",)), order, "tcp://h:1")
+        bound = cluster_placement.needs(measured(machine=("device npu",)), order, "tcp://h:1")
         assert bound == {"toolchain torch": 1.0, "device npu": 1.0, "host b": 1.0}
-    assert "host a" not in cluster.needs(measured(measurement=False), offers, "tcp://h:1")
+    assert "host a" not in cluster_placement.needs(measured(measurement=False), offers, "tcp://h:1")
     with pytest.raises(
         TargetError, match="none of 3 workers: it needs machine arm64 and 32 GiB of memory"
     ):
-        cluster.needs(
+        cluster_placement.needs(
             measured(machine=("machine arm64",), memory_bytes=32 * 2**30), offers, "tcp://h:1"
         )
 
@@ -441,14 +453,14 @@ def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION", "true")
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("certificates")
 def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
-    recipe = HERE.parent / "recipes" / "quickstart.yaml"
+    recipe = QUICKSTART
     first = machines.scheduler("tls")
     machines.worker("w0")
     words = ("phipipe", "run", str(recipe), "--on", machines.url, "--out", str(tmp_path / "out"))
@@ -468,7 +480,7 @@ def test_a_lost_scheduler_ends_the_run_and_the_next_goes_on(
     )
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 def test_workers_that_are_not_there_yet_are_waited_for(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,7 +626,7 @@ def test_addresses_that_make_no_sense(url: str) -> None:
 
 
 def test_a_worker_of_another_version_says_so() -> None:
-    step = cluster_worker.described(Step(name="s", runs="m:f", version=1))
+    step = cluster_worker.described(Step(name="s", runs="m/f", version=1))
     told = json.loads(
         cluster_worker.work(
             json.dumps({"phipipe": "0.0.1", "task": "t", "step": step, "inputs": {}})
@@ -630,7 +642,7 @@ def test_an_input_that_is_not_shared_is_named(
     from phipipe import __version__
 
     monkeypatch.setenv("PHIPIPE_REMOTE", tmp_path.as_uri())
-    step = cluster_worker.described(Step(name="s", runs="m:f", version=1, needs={"text": "text"}))
+    step = cluster_worker.described(Step(name="s", runs="m/f", version=1, needs={"text": "text"}))
     told = json.loads(
         cluster_worker.work(
             json.dumps(
@@ -709,12 +721,12 @@ def test_while_a_worker_installs_a_toolchain_it_does_steps_of_others(
     tiny = Tiny(tmp_path / "tiny")
     (tiny.locks / "empty.txt").write_text("", "utf-8")
     monkeypatch.setattr(toolchain, "LOCKS", tiny.locks)
-    own = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_WORKER_PATH": str(HERE)}
+    own = {"PHIPIPE_REMOTE": (tmp_path / "shared").as_uri(), "PHIPIPE_WORKER_PATH": str(TESTS)}
     for name, value in (tiny.variables | own).items():
         monkeypatch.setenv(name, value)
 
     def work(tool: str, measurement: bool = False) -> dict[str, Any]:
-        runs = "steps_cheap:count"
+        runs = "testing.steps_cheap/count"
         step = Step(
             name=tool,
             runs=runs,

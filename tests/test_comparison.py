@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import documents
 import pytest
-from test_board import entry, nineteen
+from testing import documents
+from testing.boards import entry, nineteen
 
 from phipipe import board, comparison
 from phipipe.errors import SourceError

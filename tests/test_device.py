@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clock import DEADLINE_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing.clock import DEADLINE_MS
+from testing.places import QUICKSTART, RECIPES
 
 from phipipe import backends, device, plan, recipe
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 
-ROOT = Path(__file__).resolve().parent.parent
 MINE = """\
 title: My board
 memory_gib: 3.5
@@ -167,7 +167,7 @@ def test_a_spoiled_file_is_a_device_or_a_clear_error(
 
 def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() -> None:
     def quantized(*sets: str) -> Any:
-        start = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+        start = QUICKSTART
         words = ["device=raspberry-pi-5", "quantize={}", *sets]
         (build,) = recipe.load(start, sets=words, options=backends.OptionsOf())
         return next(step.params for step in plan.prepare(build).steps if step.name == "quantize")
@@ -185,18 +185,18 @@ def test_defaults_are_values_of_some_backend() -> None:
                 pair for table in unit.defaults.values() for pair in table.items()
             ):
                 able = [
-                    b for b in backends.names() if option in backends.load(b).Options.model_fields
+                    b for b in backends.names() if option in backends.load(b).options.model_fields
                 ]
                 assert able
                 for backend in able:
-                    backends.load(backend).Options.model_validate({option: value})
+                    backends.load(backend).options.model_validate({option: value})
 
 
 @pytest.mark.parametrize("name", device.names())
 def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: str) -> None:
     found = device.load(name)
     assert found.recipe
-    start = ROOT / "recipes" / f"{found.recipe}.yaml"
+    start = RECIPES / f"{found.recipe}.yaml"
     (build,) = recipe.load(
         start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf()
     )
@@ -217,9 +217,7 @@ def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
 def test_the_chip_of_a_context_is_the_devices() -> None:
     def soc(*sets: str) -> Any:
         words = ["backend=qnn", "quantize={}", *sets]
-        (build,) = recipe.load(
-            ROOT / "recipes" / "quickstart.yaml", sets=words, options=backends.OptionsOf()
-        )
+        (build,) = recipe.load(QUICKSTART, sets=words, options=backends.OptionsOf())
         return next(
             step.params["soc"]["model"]
             for step in plan.prepare(build).steps

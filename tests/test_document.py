@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from clock import DEADLINE_MS, computed_within
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing.clock import DEADLINE_MS, computed_within
 
 from phipipe import document
 from phipipe.errors import RecipeError

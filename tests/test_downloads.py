@@ -39,7 +39,7 @@ def put(store: Store, name: str, size: int) -> str:
     with store.scratch() as scratch:
         (scratch / "out").mkdir()
         (scratch / "out" / "f").write_bytes(name.encode() * size)
-        return store.commit(name * 64, scratch / "out", {"runs": "m:f"}).digest
+        return store.commit(name * 64, scratch / "out", {"runs": "m/f"}).digest
 
 
 def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phipipe import evaluate
+from phipipe import evaluate, gates, reference, sanity
 from phipipe.errors import GateFailed, StepFailed
 
 Array = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ def test_every_position_agrees_with_the_definition_in_float64(seed: int, scale: 
     a, b, tokens = made(seed, scale=scale)
     p, q = exact(a)[:-1], exact(b)[:-1]
     rows = np.arange(len(tokens) - 1)
-    found = evaluate.score(evaluate.log_softmax(a.copy()), b.copy(), tokens)
+    found = reference.score(reference.log_softmax(a.copy()), b.copy(), tokens)
     np.testing.assert_allclose(found["kld"], (np.exp(p) * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["nll"], -q[rows, tokens[1:]], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
@@ -52,7 +52,7 @@ def test_every_position_agrees_with_the_definition_in_float64(seed: int, scale: 
 def test_a_model_compared_with_itself_has_no_divergence() -> None:
     a, _, tokens = made(1)
     metrics, _ = evaluate.summarise(
-        evaluate.score(evaluate.log_softmax(a.copy()), a.copy(), tokens)
+        reference.score(reference.log_softmax(a.copy()), a.copy(), tokens)
     )
     assert metrics["kld_max"] < 1e-6
     assert metrics["top1"] == 1
@@ -62,14 +62,14 @@ def test_a_model_compared_with_itself_has_no_divergence() -> None:
 def test_padding_beyond_the_source_vocabulary_is_not_a_difference() -> None:
     a, _, tokens = made(2)
     padded = np.concatenate([a, np.full((len(a), 14), -30, np.float32)], axis=1)
-    found = evaluate.score(evaluate.log_softmax(a.copy()), padded, tokens)
+    found = reference.score(reference.log_softmax(a.copy()), padded, tokens)
     assert found["kld"].max() < 1e-6
 
 
 def test_a_smaller_vocabulary_is_an_error() -> None:
     a, b, tokens = made(3)
     with pytest.raises(StepFailed, match="predicts 40 tokens"):
-        evaluate.score(evaluate.log_softmax(a), b[:, :40], tokens)
+        reference.score(reference.log_softmax(a), b[:, :40], tokens)
 
 
 def test_perplexity_is_the_exponential_of_the_mean_log_likelihood() -> None:
@@ -96,7 +96,7 @@ def test_missing_positions_fail() -> None:
         evaluate._finite(np.zeros((1, 5), np.float32), 4)
 
 
-def gates(tmp_path: Path, **limits: dict[str, float]) -> Path:
+def judged(tmp_path: Path, **limits: dict[str, float]) -> Path:
     for name, metrics in (("metrics", {"kld_mean": 0.02, "top1": 0.9}), ("speed", {"ttft_s": 0.1})):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.json").write_text(
@@ -104,7 +104,7 @@ def gates(tmp_path: Path, **limits: dict[str, float]) -> Path:
         )
     (tmp_path / "out").mkdir()
     inputs = {"metrics": tmp_path / "metrics", "speed": tmp_path / "speed"}
-    evaluate.check_gates(inputs, tmp_path / "out", {"gates": limits})
+    gates.check_gates(inputs, tmp_path / "out", {"gates": limits})
     return tmp_path / "out" / "gates.json"
 
 
@@ -113,7 +113,7 @@ SANE = {"tokenizer_equal": True, "chat_template_equal": True}
 
 def test_gates_that_hold_are_recorded(tmp_path: Path) -> None:
     verdicts = json.loads(
-        gates(tmp_path, kld_mean={"max": 0.05}, top1={"min": 0.5, "max": 1}).read_text("utf-8")
+        judged(tmp_path, kld_mean={"max": 0.05}, top1={"min": 0.5, "max": 1}).read_text("utf-8")
     )
     assert [v["metric"] for v in verdicts] == ["kld_mean", "top1"]
     assert all(v["passed"] for v in verdicts)
@@ -121,7 +121,7 @@ def test_gates_that_hold_are_recorded(tmp_path: Path) -> None:
 
 def test_every_failing_gate_is_named_with_limit_and_value(tmp_path: Path) -> None:
     with pytest.raises(GateFailed) as caught:
-        gates(tmp_path, kld_mean={"max": 0.01}, top1={"min": 0.95})
+        judged(tmp_path, kld_mean={"max": 0.01}, top1={"min": 0.95})
     assert caught.value.exit_code == 7
     assert "`kld_mean` is 0.02, the recipe wants max 0.01" in caught.value.message
     assert "`top1` is 0.9, the recipe wants min 0.95" in caught.value.message
@@ -129,7 +129,7 @@ def test_every_failing_gate_is_named_with_limit_and_value(tmp_path: Path) -> Non
 
 def test_a_metric_that_was_not_measured_fails_closed(tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="was not measured"):
-        gates(tmp_path, decode_tokens_per_s={"min": 1})
+        judged(tmp_path, decode_tokens_per_s={"min": 1})
 
 
 @pytest.mark.parametrize(
@@ -142,18 +142,18 @@ def test_a_conversion_that_changed_the_model_stops_the_build(
     (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
     (tmp_path / "out").mkdir()
     if passes:
-        evaluate.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
+        gates.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
         assert (tmp_path / "out" / "parity.json").is_file()
     else:
         with pytest.raises(StepFailed, match="conversion itself"):
-            evaluate.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
+            gates.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
 
 
 def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> None:
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": False}}
     (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
     with pytest.raises(StepFailed, match="token ids") as caught:
-        evaluate.check_parity({"metrics": tmp_path}, tmp_path, {"kld_mean": 1e-6})
+        gates.check_parity({"metrics": tmp_path}, tmp_path, {"kld_mean": 1e-6})
     assert "disagree" in str(caught.value.hint)
 
 
@@ -161,7 +161,7 @@ def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> 
     ("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([7] * 13, 0.9), ([], 0.0), ([1, 2], 0.0)]
 )
 def test_repetition_is_the_share_of_repeated_four_grams(ids: list[int], share: float) -> None:
-    assert evaluate._repetition(ids) == pytest.approx(share)
+    assert sanity.repetition(ids) == pytest.approx(share)
 
 
 def test_size_counts_every_file_and_weights_apart(tmp_path: Path) -> None:

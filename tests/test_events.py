@@ -12,27 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from test_cli import Run, run  # noqa: F401 (a fixture)
-from test_schedule import plan, step
+from testing.plans import plan, recorded, step
+from testing.shell import Run
 
-from phipipe import event_words, events, past_runs, schedule
+from phipipe import event_words, events, past_runs
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
-from phipipe.manner import Manner
-from phipipe.plan import Plan
-from phipipe.settings import Settings
 from phipipe.show import Lines, Silent
-from phipipe.store import Store
-
-
-def recorded(cache: Path, *plans: Plan, stream: io.StringIO | None = None) -> list[dict[str, Any]]:
-    """The events of a run of ``plans``, as they are kept."""
-    store = Store(cache)
-    named = [one.build.name for one in plans]
-    with events.recorded(cache, "run", named, Silent(), stream) as recorder:
-        own, one = Settings(cache=cache, toolchains=cache), Manner(jobs=1)
-        for done in schedule.attempt(plans, store, own, recorder, one):
-            recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
-    return [dict(event) for event in past_runs.find(cache, "latest").events]
 
 
 def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -189,14 +174,14 @@ def test_every_event_has_a_line_for_people(own_cache: Path) -> None:
         assert not said.endswith(event["time"])
 
 
-def test_a_run_that_is_not_there_is_said_so(run: Run) -> None:  # noqa: F811
+def test_a_run_that_is_not_there_is_said_so(run: Run) -> None:
     code, out, err = run("runs", "show", "nope")
     assert (code, out) == (SourceError.exit_code, "")
     assert "there is no run `nope`" in err
     assert "phipipe runs ls" in err
 
 
-def test_runs_are_listed_shown_and_told(run: Run, own_cache: Path) -> None:  # noqa: F811
+def test_runs_are_listed_shown_and_told(run: Run, own_cache: Path) -> None:
     recorded(own_cache, plan("a", step("x"), step("y", "x", fail=True)))
     code, out, _ = run("runs", "ls")
     assert code == 0
@@ -214,7 +199,7 @@ def test_runs_are_listed_shown_and_told(run: Run, own_cache: Path) -> None:  # n
     )
 
 
-def test_as_json_nothing_else_is_said(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_as_json_nothing_else_is_said(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "broken.yaml"
     recipe.write_text("name: broken\n", "utf-8")
     code, out, err = run("run", str(recipe), "--log-format", "json")

@@ -86,7 +86,7 @@ def test_every_exit_code_is_explained() -> None:
 
 def test_nothing_is_explained_that_is_not_there() -> None:
     assert set(explain.table().rules) == set(RULES)
-    assert set(explain.table().fixups) == {fix.id for fix in rules.FIXUPS}
+    assert set(explain.table().fixups) == {fix.id for fix in explain.every_fixup()}
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_checkpoints import LONG, MEMBERS, SHORT, slug
-from hostile_checkpoints import header, written
-from test_plan import QUICKSTART
+from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
+from testing.hostile_checkpoints import header, written
+from testing.places import QUICKSTART, ROOT
 
 from phipipe import backends, family, hub, layouts, models, recipe, support, vision
-from phipipe.backends.base import Step
 from phipipe.errors import TargetError
 from phipipe.hub import Original
 from phipipe.plan import Plan, prepare
 from phipipe.recipe import Source
 from phipipe.scoring import PARITY_KLD_MEAN
+from phipipe.steps import Step
 
-HERE = Path(__file__).parent
+DRIVER = Path(__file__).parent / "family_driver.py"
 WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
@@ -73,7 +73,7 @@ BARE = {
     "openvino": [("Phi-3-medium-128k", "source", "short")],
     "mlx": [("Phi-3.5-mini", "source", "short"), ("Phi-4-mini", "resaved", "long")],
 }
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def plan_of(
@@ -119,7 +119,7 @@ def headers_of(member: family.Member, folder: Path) -> Original:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
     end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
     checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
-    return Original(checkpoint, Step(name="source", runs="phipipe.hub:take", version=1))
+    return Original(checkpoint, Step(name="source", runs="hub/take", version=1))
 
 
 def job(
@@ -129,7 +129,7 @@ def job(
     conversion."""
     source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
     for step in plan_of(root / source, backend, window).steps:
-        if not step.runs.startswith("phipipe.backends."):
+        if not step.runs.startswith(f"{backend}/"):
             continue
         told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
         told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
@@ -161,7 +161,7 @@ def wanted(backend: str) -> list[tuple[str, str, str]]:
 
 def drive(python: Path, *words: Path | str) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "2",
     }
@@ -172,30 +172,37 @@ def drive(python: Path, *words: Path | str) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(torch_python, HERE / "family_checkpoints.py", root)
+    drive(python_of("torch"), "-m", "testing.family_checkpoints", root)
     return root
 
 
+def chosen_by(item: pytest.Item) -> tuple[Any, ...] | None:
+    """The words of the job that a test of this session looks at: nothing else is computed."""
+    told = item.callspec.params if hasattr(item, "callspec") and item.path == Path(__file__) else {}
+    if "kind" in told:
+        return told["backend"], told["member"], told["kind"], told["window"]
+    return (told["backend"], *told["case"], True) if "case" in told else None
+
+
 @pytest.fixture(scope="session")
-def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+def found(
+    checkpoints: Path, python_of: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Callable[[str], dict[str, Any]]:
     """What the driver found out about a backend's jobs, by their names; run when it is first asked
     for."""
 
     @cache
     def facts(backend: str) -> dict[str, Any]:
-        jobs = [job(checkpoints, backend, *case) for case in wanted(backend)]
-        jobs += [job(checkpoints, backend, *case, bare=True) for case in BARE.get(backend, ())]
+        chosen = (chosen_by(item) for item in request.session.items)
+        jobs = [job(checkpoints, *words) for words in chosen if words and words[0] == backend]
         (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
-        tools = {"onnxruntime": "ort_python", "llamacpp": "torch_python"}
-        convert_with = request.getfixturevalue(tools.get(backend, f"{backend}_python"))
-        measure_with = (
-            convert_with if backend != "llamacpp" else request.getfixturevalue("llamacpp_python")
-        )
-        drive(convert_with, HERE / "family_driver.py", checkpoints, backend, "convert")
-        drive(measure_with, HERE / "family_driver.py", checkpoints, backend, "measure")
+        convert_with = python_of("torch" if backend == "llamacpp" else backend)
+        measure_with = python_of(backend)
+        drive(convert_with, DRIVER, checkpoints, backend, "convert")
+        drive(measure_with, DRIVER, checkpoints, backend, "measure")
         read = {
             action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
             for action in ("convert", "measure")
@@ -205,15 +212,21 @@ def found(checkpoints: Path, request: pytest.FixtureRequest) -> Callable[[str], 
     return facts
 
 
-# llama.cpp last: beside these, another of pytest's workers compiles it.
+# llama.cpp last: it is compiled beside these.
 CASES = [(b, *case) for b in sorted(BUILDS, key="llamacpp".__eq__) for case in wanted(b)]
+RESAVED = ("onnxruntime", "Phi-4-mini", "resaved", "short")  # the others of its kind run at night
 
 
 @pytest.mark.timeout(
     1800
 )  # the first of a backend's waits for its toolchain, and for all of its builds
 @pytest.mark.parametrize(
-    ("backend", "member", "kind", "window"), CASES, ids=lambda value: str(value)
+    ("backend", "member", "kind", "window"),
+    [
+        pytest.param(*c, marks=pytest.mark.nightly if c[2] == "resaved" and c != RESAVED else ())
+        for c in CASES
+    ],
+    ids=str,
 )
 def test_what_the_table_promises_is_exact(
     found: Callable[[str], dict[str, Any]], backend: str, member: str, kind: str, window: str

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from testing.places import QUICKSTART, RECIPES
 
 from phipipe import backends, device, fit, hub, models, plan, recipe
 from phipipe.errors import TargetError
 from phipipe.models import Checkpoint
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 TINY = models.read(hub.BUILTIN_MODELS["tiny-phi3"])
 
 
@@ -118,9 +118,7 @@ def fixed(made: plan.Plan) -> int:
 
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
-    (build,) = recipe.load(
-        RECIPES / "quickstart.yaml", sets=("context=4096",), options=backends.OptionsOf()
-    )
+    (build,) = recipe.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
     made = plan.prepare(build)
     assert made.fit
     assert made.fit.context == 2048
@@ -161,9 +159,7 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
         words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
-        (build,) = recipe.load(
-            RECIPES / "quickstart.yaml", sets=words, options=backends.OptionsOf()
-        )
+        (build,) = recipe.load(QUICKSTART, sets=words, options=backends.OptionsOf())
         return plan.prepare(build).api
 
     assert api() == "intel-npu"

@@ -11,11 +11,10 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import hostile_packages
 import pytest
-import small_package
-from hostile_packages import field, node, onnx, text
-from small_package import array
+from testing import hostile_packages, small_package
+from testing.hostile_packages import field, node, onnx, text
+from testing.small_package import array
 
 from phipipe import package, peek_modelfile
 

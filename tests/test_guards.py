@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from testing.places import ROOT, TESTS
 
 import phipipe
 from phipipe import backends
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(phipipe.__file__).parent
 HEAVY = {
     "torch",
@@ -58,6 +58,9 @@ LAYERS = (
         "interrupts",
         "metrics",
         "progress",
+        "steps",
+        "words",
+        "pages",
         "sockets",
         "streams",
         "visible",
@@ -157,6 +160,12 @@ LAYERS = (
         "card",
         "manifest",
         "manifest_schema",
+        "description",
+        "markdown",
+        "reports",
+        "sanity",
+        "original",
+        "gates",
         "gate",
         "leaks",
         "toolchain",
@@ -166,6 +175,8 @@ LAYERS = (
         "remedies",
         "picks",
         "board",
+        "board_entry",
+        "board_file",
         "board_columns",
         "board_html",
         "board_text",
@@ -193,6 +204,7 @@ LAYERS = (
         "show",
         "events",
         "again",
+        "package_original",
         "catalogue",
         "comparison",
         "support",
@@ -201,8 +213,8 @@ LAYERS = (
         "hooks",
     },
     {"schemas", "listing_text", "answers"},
-    {"batch"},
-    {"batch_report"},
+    {"batch", "accept", "batch_folder"},
+    {"batch_report", "batch_pages", "junit"},
     {"console", "uncaught"},
     {"flow"},
     {"upkeep", "nightly", "listings"},
@@ -357,7 +369,7 @@ def nameless(call: ast.Call) -> str | None:
     runtimes = {
         "archive",
         "backend",
-        "module",
+        "face",
         "Image",
         "Images",
         "genai.Images",
@@ -413,3 +425,13 @@ def test_commands_print_through_the_console_alone(name: str) -> None:
     assert not re.search(
         r"click\.(s?echo|secho)\(|(?<![\w.])print\(|sys\.std(out|err)\.write", text
     )
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: p.name)
+def test_no_test_imports_another_test(path: Path) -> None:
+    """What files share lies in ``testing``, fixtures in ``testing.fixtures``."""
+    text = path.read_text("utf-8")  # programs in strings import, too
+    imported = re.findall(
+        r"^\s*(?:from|import) +((?:test_\w+|conftest)\b|\w+_driver\b)", text, re.M
+    )
+    assert imported == []

@@ -10,19 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostile_paths
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing import hostile_paths, small_package
 
 from phipipe import (
     again,
     backends,
-    board,
+    board_entry,
     comparison,
     console,
     exports,
+    manifest_schema,
     selection,
     timetable,
     user_paths,
@@ -33,10 +34,11 @@ from phipipe.user_paths import Kind
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
 
 
+@pytest.mark.full
 def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path) -> None:
     """Every command × every place for a path × every kind of odd path, and odd values for the other
     options."""
-    command = [sys.executable, hostile_paths.__file__, str(tmp_path / "odd")]
+    command = [sys.executable, "-m", "testing.hostile_paths", str(tmp_path / "odd")]
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", cwd=tmp_path
     )
@@ -142,7 +144,10 @@ def test_what_is_wrong_with_an_option_names_the_option_and_the_path(
 
 
 def test_too_few_tokens_for_a_window_are_the_options_fault_not_the_texts() -> None:
-    manifest = {"recipe": json.loads(json.dumps(yaml.safe_load(hostile_paths.RECIPE)))}
+    recipe = yaml.safe_load(hostile_paths.RECIPE)
+    manifest = manifest_schema.parse(
+        small_package.described(recipe=recipe, **{n: recipe[n] for n in ("backend", "precision")})
+    )
     with pytest.raises(
         RecipeError, match=r"--tokens 256 is less than one window of 512 tokens"
     ) as caught:
@@ -169,7 +174,7 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
             folder.mkdir(exist_ok=True)
             make(folder / name)
 
-    entries = [board.failed("x", "onnxruntime", "int4", "it failed")]
+    entries = [board_entry.failed("x", "onnxruntime", "int4", "it failed")]
     for name in ("board.html", "nightly.service", "board.json"):
         occupied(name)
     for kind in ("pipe", "link", "loop", "folder"):

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hub_server
 import pytest
-from clock import within
-from hub_server import Fault, Hub
-from test_package import Kitchen
+from testing import hub_server
+from testing.clock import within
+from testing.hub_server import Fault, Hub
+from testing.kitchen import Kitchen
+from testing.places import QUICKSTART, ROOT
 
 from phipipe import (
     again,
@@ -41,8 +42,6 @@ from phipipe.settings import Settings
 from phipipe.store import Store
 from phipipe.transfer_failures import Pace
 
-ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 WEIGHTS = "model.safetensors"
 CANARY = "hf_canaryCanaryCanary"
@@ -833,6 +832,7 @@ cli.main()
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("spoil", "kept", "words", "hint"),
     [

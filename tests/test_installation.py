@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from filelock import FileLock
-from tiny_toolchain import Tiny, kill, kills, wait_until
+from testing.tiny_toolchain import Tiny, kill, kills, wait_until
 
 from phipipe import launcher, toolchain
 from phipipe.errors import Interrupted, ToolchainError

@@ -85,6 +85,7 @@ def mutate(record: dict[str, Any], dice: random.Random) -> dict[str, Any]:
     return changed
 
 
+@pytest.mark.full
 @settings(max_examples=500, deadline=None)
 @given(RECORDS, st.randoms(use_true_random=False))
 def test_a_key_changes_if_and_only_if_the_meaning_changes(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plan import planned as from_quickstart
+from testing.plans import planned as from_quickstart
 
 from phipipe import backends, first_layers, hub, mapped, models, plan, recipe, schedule
 from phipipe.manner import Manner
@@ -162,7 +162,6 @@ def runs(
     return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "llamacpp", "mlx"])
 def test_a_large_model_becomes_the_same_file(
     runs: dict[str, tuple[Outcome, Outcome]], backend: str

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from phipipe import evaluate, layerwise
+from phipipe import layerwise, original
 
 DRIVER = Path(__file__).parent / "layerwise_driver.py"
 MAPPED = ["tied", "window", "longrope", "phi", "phimoe", "bf16", "fp16", "apart"]
@@ -19,19 +20,24 @@ WIDE = ["fp32", "mixed"]  # computed with as they are stored, or cast as a whole
 
 
 @pytest.fixture(scope="session")
-def facts(torch_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("layerwise")
     environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [torch_python, DRIVER, folder], env=environment, capture_output=True, text=True, check=False
+        [python_of("torch"), DRIVER, folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
     return found
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", [*MAPPED, *WIDE])
 def test_logits_are_the_whole_models_to_the_bit(facts: dict[str, Any], name: str) -> None:
     found = facts[name]
@@ -40,20 +46,17 @@ def test_logits_are_the_whole_models_to_the_bit(facts: dict[str, Any], name: str
     assert found["equal"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", [*MAPPED, *WIDE])
 def test_answers_are_the_whole_models(facts: dict[str, Any], name: str) -> None:
     assert facts[name]["answers"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", [*MAPPED, *WIDE])
 def test_answers_leave_no_state(facts: dict[str, Any], name: str) -> None:
     assert facts[name]["again"]
     assert facts[name]["none"] == []
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("names", "layers"), [(MAPPED, 1), (WIDE, 0)])
 def test_one_layer_is_widened_at_a_time(
     facts: dict[str, Any], names: list[str], layers: int
@@ -61,7 +64,6 @@ def test_one_layer_is_widened_at_a_time(
     assert [facts[name]["layers_in_memory"] for name in names] == [layers] * len(names)
 
 
-@pytest.mark.integration
 def test_a_weight_that_is_no_number_is_the_originals_fault(facts: dict[str, Any]) -> None:
     told = facts["refusals"]
     assert len(told) == 3
@@ -109,9 +111,9 @@ def test_a_quantized_original_is_loaded_as_a_whole(
         logits=lambda window: window[:1], generate=lambda prompt, limit: iter(prompt[:limit])
     )
     monkeypatch.setattr(
-        evaluate.backends, "load", lambda name: SimpleNamespace(open=lambda folder: runtime)
+        original.backends, "load", lambda name: SimpleNamespace(open=lambda folder: runtime)
     )
     (tmp_path / "config.json").write_text('{"quantization_config": {}}', "utf-8")
-    model: Any = evaluate._original(tmp_path)
+    model: Any = original.load(tmp_path)
     assert list(model.logits([[1, 2], [3, 4]])) == [[1], [3]]
     assert model.generate([[5, 6, 7], [8]], 2) == [[5, 6], [8]]

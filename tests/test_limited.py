@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_templates import ATTACKS, DEEP, deep, variations
+from testing.hostile_templates import ATTACKS, DEEP, deep, variations
+from testing.places import TESTS
 
 from phipipe import chat_templates, hub, limited, models, template_files
 from phipipe.children import python_command
@@ -81,6 +82,7 @@ def test_there_are_enough_attacks() -> None:
     assert len(set(made.values())) == len(made)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the parent looks on, and limits")
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_a_template_that_attacks_gets_no_more_than_its_share(name: str) -> None:
@@ -101,6 +103,7 @@ def test_a_template_that_attacks_gets_no_more_than_its_share(name: str) -> None:
         assert last["peak"] - told[0]["value"]["VmHWM"] < RENDER.memory + 16 * MIB
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", DEEP)
 @pytest.mark.parametrize("levels", [300, 3000, 30_000])
 def test_a_deep_template_ends_no_process_of_ours(kind: str, levels: int) -> None:
@@ -192,7 +195,7 @@ class Odd:
 
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     child = Child("test_limited:Odd", imports=["test_limited"], whose="checkpoint")
     yield child
     child.close()
@@ -340,7 +343,6 @@ def test_an_ordinary_template_passes_even_if_it_knows_no_system_message(tmp_path
 # -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("part", "value"),
     [
@@ -375,7 +377,7 @@ def test_an_ordinary_template_passes_even_if_it_knows_no_system_message(tmp_path
     ids=("regex", "replace", "decoder"),
 )
 def test_a_tokenizer_that_attacks_is_refused(
-    part: str, value: Any, tmp_path: Path, torch_python: Path
+    part: str, value: Any, tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
     folder = checkpoint(tmp_path / "source")
     told = json.loads((folder / "tokenizer.json").read_text("utf-8"))
@@ -388,7 +390,10 @@ def test_a_tokenizer_that_attacks_is_refused(
         "except errors.PhipipeError as e: print(type(e).__name__, e.message)"
     )
     done = subprocess.run(
-        python_command(torch_python, call, str(folder)), capture_output=True, text=True, check=False
+        python_command(python_of("torch"), call, str(folder)),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("SourceError the checkpoint's tokenizer"), done.stdout

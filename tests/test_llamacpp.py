@@ -9,16 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from shapes import phi3
+from testing.shapes import phi3
 
-from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models
+from phipipe import chat_templates, hub, llama_gguf, llama_modelfile, models, rules
 from phipipe.backends import llamacpp
+from phipipe.backends.base import Job
 from phipipe.children import python_command
 from phipipe.errors import StepFailed
 from phipipe.models import Checkpoint
@@ -64,13 +66,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def converted(work: Path, torch_python: Path) -> dict[str, Any]:
-    return drive(torch_python, work, "torch")
+def converted(work: Path, python_of: Callable[[str], Path]) -> dict[str, Any]:
+    return drive(python_of("torch"), work, "torch")
 
 
 @pytest.fixture(scope="session")
-def quantized(converted: dict[str, Any], work: Path, llamacpp_python: Path) -> dict[str, Any]:
-    return drive(llamacpp_python, work, "llamacpp")
+def quantized(
+    converted: dict[str, Any], work: Path, python_of: Callable[[str], Path]
+) -> dict[str, Any]:
+    return drive(python_of("llamacpp"), work, "llamacpp")
 
 
 def recipe(precision: str = "int4", **more: Any) -> Any:
@@ -103,13 +107,15 @@ def advised(
     made = llamacpp.Options.model_validate(options)
     return {
         a.rule: a.level
-        for a in llamacpp.advise(recipe(precision, context=context), made, checkpoint(**more))
+        for a in rules.check(
+            Job(recipe(precision, context=context), made, checkpoint(**more)), llamacpp.RULES
+        )
     }
 
 
 def steps(options: dict[str, Any], precision: str = "int4") -> list[Any]:
     return llamacpp.steps(
-        recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {}
+        Job(recipe(precision), llamacpp.Options.model_validate(options), checkpoint(), {})
     )
 
 
@@ -142,7 +148,7 @@ def test_options_describe_themselves() -> None:
     ("precision", "kind"), [("fp32", "F32"), ("fp16", "F16"), ("int8", "Q8_0"), ("int4", "Q4_K_M")]
 )
 def test_each_precision_has_its_default(precision: str, kind: str) -> None:
-    assert llamacpp.scheme(recipe(precision), llamacpp.Options()) == kind
+    assert llamacpp.scheme(Job(recipe(precision), llamacpp.Options())) == kind
 
 
 @pytest.mark.parametrize(
@@ -413,7 +419,7 @@ def test_ollamas_context_is_the_recipes_and_never_beyond_the_models(
     asked: int | None, facts: dict[str, Any], served: int
 ) -> None:
     (step, *_) = llamacpp.steps(
-        recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {}
+        Job(recipe("int4", context=asked), llamacpp.Options(), checkpoint(**facts), {})
     )
     assert step.params["context"] == served
 
@@ -427,9 +433,8 @@ def test_ollamas_context_is_the_recipes_and_never_beyond_the_models(
         (None, None, {"<|endoftext|>", "<|end|>"}),
     ],
 )
-@pytest.mark.integration
 def test_every_token_that_ends_an_answer_is_a_stop(
-    generation: Any, config: Any, stops: set[str], tmp_path: Path, torch_python: Path
+    generation: Any, config: Any, stops: set[str], tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
     for name in models.files(TINY):
         shutil.copyfile(TINY / name, tmp_path / name)
@@ -439,7 +444,7 @@ def test_every_token_that_ends_an_answer_is_a_stop(
     call = "import sys; from pathlib import Path; from phipipe import llama_modelfile\n"
     call += "print(llama_modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
     done = subprocess.run(
-        python_command(torch_python, call, str(tmp_path)),
+        python_command(python_of("torch"), call, str(tmp_path)),
         capture_output=True,
         text=True,
         check=True,
@@ -450,7 +455,6 @@ def test_every_token_that_ends_an_answer_is_a_stop(
     assert "PARAMETER num_ctx 512\n" in done.stdout
 
 
-@pytest.mark.integration
 class TestConversion:
     def test_it_equals_upstreams_converter_byte_for_byte(self, converted: dict[str, Any]) -> None:
         assert converted["upstream"] == converted["bf16"]
@@ -483,7 +487,6 @@ class TestConversion:
         assert converted["odd_template"] is None
 
 
-@pytest.mark.integration
 class TestQuantization:
     def test_every_type_is_stored_as_itself(self, quantized: dict[str, Any]) -> None:
         raised = {
@@ -522,7 +525,6 @@ class TestQuantization:
         assert "ffn_dwn" in quantized["no_such"]
 
 
-@pytest.mark.integration
 class TestRuntime:
     def test_ids_equal_the_sources_around_special_tokens(self, quantized: dict[str, Any]) -> None:
         assert quantized["ids_equal"]

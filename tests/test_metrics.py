@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from phipipe import batch, report
+from phipipe import accept, report
 from phipipe.metrics import METRICS, ROWS, WORDS, Metric, names
+from phipipe.reports import Metrics, Speed, Vision
 
 ROW: dict[str, Any] = {
     "name": "kld_min",
@@ -59,19 +60,21 @@ def test_no_metric_is_in_the_table_twice() -> None:
 def test_a_loss_counts_in_the_direction_of_the_table(metric: Metric) -> None:
     worse, better = (0.5, 0.75) if metric.better == "higher" else (0.75, 0.5)
     assert metric.loss(better, worse) == 0.25
-    (found,) = batch.regressions({metric.name: better}, {metric.name: worse}, {metric.name: 0.2})
+    (found,) = accept.regressions({metric.name: better}, {metric.name: worse}, {metric.name: 0.2})
     assert (found.before, found.after) == (better, worse)
-    assert not batch.regressions({metric.name: worse}, {metric.name: better}, {metric.name: 0.0})
+    assert not accept.regressions({metric.name: worse}, {metric.name: better}, {metric.name: 0.0})
 
 
 @pytest.mark.parametrize("metric", ROWS, ids=lambda row: row.name)
 def test_every_metric_that_was_measured_has_a_row_in_the_table(metric: Metric) -> None:
     value = {metric.name: 0.5}
-    fidelity: dict[str, Any] = {"metrics": value if metric.kind in ("fidelity", "size") else {}}
-    if metric.kind == "pictures":
-        fidelity["vision"] = {"metrics": value, "positions": 3, "vectors": [0]}
-    speed = {"metrics": value} if metric.kind == "speed" else None
-    (row,) = report.fidelity_table(fidelity, speed)
+    fidelity = Metrics(metrics=value if metric.kind in ("fidelity", "size") else {})
+    pictures, speed = metric.kind == "pictures", metric.kind == "speed"
+    (row,) = report.fidelity_table(
+        fidelity,
+        Speed(metrics=value) if speed else None,
+        vision=Vision(metrics=value, positions=3, vectors={"a": 0}) if pictures else None,
+    )
     assert (row.group, row.metric, row.title) == (metric.kind, metric.name, metric.title)
     assert not re.search("[{}]", row.reads_as)
 

@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from shapes import phi3
+from testing.checkpoints import LONGROPE, source, tie
+from testing.drive import drive, section
+from testing.shapes import phi3
 
-from phipipe import hub, models
+from phipipe import hub, rules
 from phipipe.backends import mlx
+from phipipe.backends.base import Job
 from phipipe.models import Checkpoint
 
-HERE = Path(__file__).parent
+DRIVER = Path(__file__).parent / "mlx_driver.py"
+
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
-LONGROPE = {
-    "max_position_embeddings": 8192,
-    "original_max_position_embeddings": 512,
-    "rope_scaling": {
-        "type": "longrope",
-        "short_factor": [1 + i / 64 for i in range(32)],
-        "long_factor": [2 + i / 8 for i in range(32)],
-    },
-}
-
-
-def source(folder: Path, **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    for name in models.files(TINY):
-        shutil.copyfile(TINY / name, folder / name)
-    changed = json.loads((TINY / "config.json").read_text("utf-8")) | config
-    (folder / "config.json").write_text(json.dumps(changed), "utf-8")
-    return folder
-
-
-def drive(python: Path, *words: Path | str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python, *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="session")
 def facts(
-    mlx_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("mlx")
@@ -59,32 +35,18 @@ def facts(
     tie(source(root / "tied", tie_word_embeddings=True))
     text = hub.ASSETS / "stories" / "evaluation.txt"
     drive(
-        torch_python, HERE / "reference_driver.py", root, text, "400", "source", "longrope", "tied"
+        python_of("torch"),
+        "-m",
+        "testing.reference",
+        root,
+        text,
+        "400",
+        "source",
+        "longrope",
+        "tied",
     )
-    drive(mlx_python, HERE / "mlx_driver.py", root)
+    drive(python_of("mlx"), DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
-
-
-def tie(folder: Path) -> None:
-    """Take the LM head's own matrix away."""
-    data = (folder / "model.safetensors").read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    start, end = header.pop("lm_head.weight")["data_offsets"]
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["data_offsets"][0] >= end:
-            entry["data_offsets"] = [offset - (end - start) for offset in entry["data_offsets"]]
-    packed = json.dumps(header).encode()
-    body = data[8 + size :]
-    (folder / "model.safetensors").write_bytes(
-        len(packed).to_bytes(8, "little") + packed + body[:start] + body[end:]
-    )
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
     return found
 
 
@@ -100,8 +62,9 @@ def checkpoint(**changes: Any) -> Checkpoint:
 def advice(
     precision: str, shape: Any = None, window: int = 512, context: int | None = None, **options: Any
 ) -> list[tuple[str, str]]:
-    found = mlx.advise(
-        recipe(precision, window, context), mlx.Options(**options), shape or checkpoint()
+    found = rules.check(
+        Job(recipe(precision, window, context), mlx.Options(**options), shape or checkpoint()),
+        mlx.RULES,
     )
     return [(entry.rule, entry.level) for entry in found]
 
@@ -166,7 +129,7 @@ def test_what_mlx_computes_otherwise_is_told() -> None:
 
 def test_all_but_fp32_share_one_conversion() -> None:
     def planned(precision: str) -> list[Any]:
-        return mlx.steps(recipe(precision), mlx.Options(), checkpoint(), {})
+        return mlx.steps(Job(recipe(precision), mlx.Options(), checkpoint(), {}))
 
     assert planned("fp16")[0] == planned("int8")[0] == planned("int4")[0]
     assert planned("fp16")[0].params["dtype"] == "bfloat16"
@@ -187,25 +150,21 @@ CASES = [
 ]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["fp16", "fp32", *CASES])
 def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")[case] == [True, True]
 
 
-@pytest.mark.integration
 def test_scoring_with_numpys_products_gives_the_same(facts: dict[str, Any]) -> None:
     found = section(facts, "products")
     assert len(found) == 12
     assert max(found.values()) < 1e-4
 
 
-@pytest.mark.integration
 def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
     assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "limit"),
     [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4-32", 3e-3), ("int4", 5e-3)],
@@ -218,7 +177,6 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], case: str, limi
     assert found["dtype"] == "float32"
 
 
-@pytest.mark.integration
 def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert (
@@ -227,18 +185,15 @@ def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     assert kld["int4"] < kld["mxfp4"]
 
 
-@pytest.mark.integration
 def test_generation_follows_the_logits(facts: dict[str, Any]) -> None:
     found = section(facts, "fidelity")["fp32"]
     assert found["generated"] == found["chain"]
 
 
-@pytest.mark.integration
 def test_tied_embeddings_are_exact(facts: dict[str, Any]) -> None:
     assert section(facts, "variants")["tied"] < 1e-6
 
 
-@pytest.mark.integration
 def test_longropes_short_factors_are_built_in(facts: dict[str, Any]) -> None:
     """F2: as mlx-lm stands, it applies the long factors to every prompt."""
     found = section(facts, "variants")
@@ -246,7 +201,6 @@ def test_longropes_short_factors_are_built_in(facts: dict[str, Any]) -> None:
     assert found["raw"] > 1e-2
 
 
-@pytest.mark.integration
 def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) -> None:
     found = section(facts, "failures")
     assert found["fine"][0] == "nothing raised"
@@ -260,7 +214,6 @@ def test_what_was_stored_is_compared_with_what_was_asked(facts: dict[str, Any]) 
         assert words in found[name][1]
 
 
-@pytest.mark.integration
 def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -> None:
     found = section(facts, "reproducible")
     assert found["same"]
@@ -268,7 +221,6 @@ def test_builds_are_reproducible_and_keep_the_tokenizer(facts: dict[str, Any]) -
     assert len(found["kept"]) == 3
 
 
-@pytest.mark.integration
 def test_the_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "tokenizer")
     assert found["ids"][0] == found["ids"][1]

@@ -4,19 +4,22 @@ that ship."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from test_mlx import HERE, drive, section
-from test_quickstart import Shell
+from testing.drive import drive, section
+from testing.shell import Shell
 
 from phipipe import olive_passes
 from phipipe.backends import onnxruntime, qnn
+from phipipe.backends.base import Job
 from phipipe.device import Unit
+
+DRIVER = Path(__file__).parent / "olive_driver.py"
 
 CASES = ["plain", "asymmetric", "128", "head", "down", "layers"]
 GPUS = ["cuda", "webgpu", "directml"]
@@ -47,11 +50,11 @@ measure: {prompt_tokens: 16, new_tokens: 2, repetitions: 1}
 
 
 @pytest.fixture(scope="session")
-def folder(olive_python: Path, ort_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the driver made and found out, first in Olive's Python, then in onnxruntime's."""
     root = tmp_path_factory.mktemp("olive")
-    drive(olive_python, HERE / "olive_driver.py", root)
-    drive(ort_python, HERE / "olive_driver.py", root, "onnx")
+    drive(python_of("olive"), DRIVER, root)
+    drive(python_of("onnxruntime"), DRIVER, root, "onnx")
     return root
 
 
@@ -94,7 +97,7 @@ def checkpoint(**changes: Any) -> Any:
 def planned(precision: str = "int4", api: str = "cpu", **options: Any) -> dict[str, Any]:
     unit = Unit(api=api, precisions=(precision,))
     made = onnxruntime.steps(
-        recipe(precision), onnxruntime.Options(**options), checkpoint(), {}, unit
+        Job(recipe(precision), onnxruntime.Options(**options), checkpoint(), {}, unit)
     )
     return {step.name: step for step in made}
 
@@ -185,19 +188,18 @@ def test_down_is_olives_k_quant_down() -> None:
 
 
 def test_the_npus_graphs_are_made_of_the_rotated_checkpoint() -> None:
-    made = qnn.steps(recipe(), qnn.Options(rotate="quarot"), checkpoint(), {})
+    made = qnn.steps(Job(recipe(), qnn.Options(rotate="quarot"), checkpoint(), {}))
     assert [step.name for step in made[:2]] == ["rotate", "convert"]
     assert made[1].needs == {"source": "rotate"}
-    assert qnn.scheme(recipe(), qnn.Options(rotate="quarot")).endswith(", rotated")
+    assert qnn.scheme(Job(recipe(), qnn.Options(rotate="quarot"))).endswith(", rotated")
 
 
 def test_schemes_name_what_olive_did() -> None:
     options = onnxruntime.Options(algorithm="gptq", rotate="quarot", mixed="down")
     words = "MatMulNBits, 4 bits, blocks of 32, 8-bit head and down projections, GPTQ, rotated"
-    assert onnxruntime.scheme(recipe(), options) == words
+    assert onnxruntime.scheme(Job(recipe(), options)) == words
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["plain quarot", "plain random", "plain spinquant", "tied quarot"])
 def test_a_rotated_model_computes_the_same_with_other_weights(
     facts: dict[str, Any], case: str
@@ -208,7 +210,6 @@ def test_a_rotated_model_computes_the_same_with_other_weights(
     assert found["unchanged"], "the source"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["plain quarot", "tied quarot"])
 def test_a_rotated_checkpoint_keeps_the_sources_files(facts: dict[str, Any], case: str) -> None:
     found = section(facts, "rotation")[case]
@@ -219,32 +220,27 @@ def test_a_rotated_checkpoint_keeps_the_sources_files(facts: dict[str, Any], cas
     assert all(name == "config.json" or name.startswith("model") for name in found["changed"])
 
 
-@pytest.mark.integration
 def test_spinquant_learns(facts: dict[str, Any]) -> None:
     assert section(facts, "rotation")["learned"] > 0
 
 
-@pytest.mark.integration
 def test_rotation_spreads_weights_that_stand_out(facts: dict[str, Any]) -> None:
     found = section(facts, "outliers")
     assert found["same"] < 1e-6
     assert found["rotated"] < 0.6 * found["as it is"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["plain", "asymmetric", "128"])
 def test_gptq_is_closer_than_rounding_to_nearest(facts: dict[str, Any], case: str) -> None:
     found = section(facts, "rounding")
     assert found["kld"][case] < 0.6 * found["nearest"][case]
 
 
-@pytest.mark.integration
 def test_more_bits_are_closer(facts: dict[str, Any]) -> None:
     found = section(facts, "rounding")["kld"]
     assert found["layers"] < found["down"] < found["head"] < found["plain"] < found["128"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "raised"),
     [
@@ -262,7 +258,6 @@ def test_exactly_what_was_asked_stays_at_8_bits(
     assert set(found.values()) <= {4, 8}
 
 
-@pytest.mark.integration
 def test_what_is_not_rounded_is_the_sources_own(facts: dict[str, Any]) -> None:
     found = section(facts, "rounding")
     assert found["changed"] == ["config.json", "model.safetensors"]
@@ -270,13 +265,11 @@ def test_what_is_not_rounded_is_the_sources_own(facts: dict[str, Any]) -> None:
     assert found["tied"] == {**head, "model.embed_tokens.weight": "torch.bfloat16"}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("step", ["quarot", "random", "spinquant", "gptq"])
 def test_two_runs_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> None:
     assert section(facts, "reproducible")[step]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -290,12 +283,11 @@ def test_two_runs_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> Non
     ],
 )
 def test_what_olive_ignores_is_an_error(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, said = section(facts, "settings")[case]
+    kind, said, _ = section(facts, "settings")[case]
     assert kind == "StepFailed"
     assert words in said
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -313,23 +305,20 @@ def test_what_olive_ignores_is_an_error(facts: dict[str, Any], case: str, words:
     ],
 )
 def test_results_that_were_not_asked_for_fail(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, said = section(facts, "failures")[case]
+    kind, said, _ = section(facts, "failures")[case]
     assert kind == "StepFailed"
     assert words in said
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["untouched", "untouched rotation"])
 def test_an_untouched_result_passes(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "failures")[case][0] == "nothing raised"
 
 
-@pytest.mark.integration
 def test_olive_connects_nowhere_and_leaves_nothing_behind(facts: dict[str, Any]) -> None:
     assert section(facts, "outside") == {"events": [], "telemetry": "None", "scratch": []}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     "case", [*(f"cpu {name}" for name in CASES), *(f"{api} down" for api in GPUS)]
 )
@@ -343,7 +332,6 @@ def test_the_integers_that_ship_are_those_that_were_learned(
     )  # a GPU's graph has them in 16 bits
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_the_model_computes_what_the_rounded_checkpoint_does(
     facts: dict[str, Any], case: str
@@ -352,7 +340,6 @@ def test_the_model_computes_what_the_rounded_checkpoint_does(
     assert section(facts, "models")["kld"][f"cpu {case}"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.integration
 def test_learned_rounding_is_closer_than_onnxruntimes_own(facts: dict[str, Any]) -> None:
     found = section(facts, "models")
     assert found["kld"]["cpu plain"] < 0.7 * found["kld"]["cpu default"]
@@ -360,7 +347,6 @@ def test_learned_rounding_is_closer_than_onnxruntimes_own(facts: dict[str, Any])
     assert found["linears"]["directml down"] == {"4": 33, "8": 3}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -371,17 +357,15 @@ def test_learned_rounding_is_closer_than_onnxruntimes_own(facts: dict[str, Any])
     ],
 )
 def test_another_models_integers_are_refused(facts: dict[str, Any], case: str, words: str) -> None:
-    kind, said = section(facts, "mistakes")[case]
+    kind, said, _ = section(facts, "mistakes")[case]
     assert kind == "StepFailed"
     assert words in said
 
 
-@pytest.mark.integration
 def test_looking_at_slices_changes_no_byte(facts: dict[str, Any]) -> None:
     assert facts["slices"] == []
 
 
-@pytest.mark.integration
 def test_recipes_with_olives_steps_run_to_the_end(builds: dict[str, dict[str, Any]]) -> None:
     kld = {name: build["evaluation"]["metrics"]["kld_mean"] for name, build in builds.items()}
     assert kld["learned-gptq"] < 0.5 * kld["learned-nearest"]
@@ -391,7 +375,6 @@ def test_recipes_with_olives_steps_run_to_the_end(builds: dict[str, dict[str, An
     assert "gptq" not in ran["learned-nearest"]
 
 
-@pytest.mark.integration
 def test_a_rotated_model_decodes_on_the_emulated_npu(shell: Shell) -> None:
     path = shell.folder / "npu.yaml"
     path.write_text(NPU)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from phipipe.backends import onnxruntime
+from phipipe.backends.base import Job
 from phipipe.device import Unit
 from phipipe.onnx_graph import Linear
 
@@ -20,12 +22,18 @@ DRIVER = Path(__file__).parent / "onnxruntime_driver.py"
 
 
 @pytest.fixture(scope="session")
-def facts(ort_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("onnxruntime")
     environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [ort_python, DRIVER, folder], env=environment, capture_output=True, text=True, check=False
+        [python_of("onnxruntime"), DRIVER, folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
@@ -85,7 +93,7 @@ def planned(precision: str) -> list[Any]:
         parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
     )
     return onnxruntime.steps(
-        recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]}
+        Job(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
     )
 
 
@@ -105,7 +113,7 @@ def on(api: str, precision: str, **options: Any) -> list[Any]:
         parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
     )
     unit = Unit(api=api, precisions=(precision,))
-    return onnxruntime.steps(recipe, onnxruntime.Options(**options), checkpoint, {}, unit)
+    return onnxruntime.steps(Job(recipe, onnxruntime.Options(**options), checkpoint, {}, unit))
 
 
 def test_gpus_get_graphs_of_their_own_in_16_bits() -> None:
@@ -131,7 +139,7 @@ def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> Non
     checkpoint: Any = SimpleNamespace(
         parameters=2 * 10**9, vocab_size=512, hidden_size=128, tied=False, large=True
     )
-    convert, quantize = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
+    convert, quantize = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
     assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (
         True,
         None,
@@ -139,12 +147,11 @@ def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> Non
     )
     assert convert.output_bytes < 10**9 < quantize.output_bytes
     recipe.precision = "fp32"
-    (whole,) = onnxruntime.steps(recipe, onnxruntime.Options(), checkpoint, {})
+    (whole,) = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
     assert whole.unquantized == "fp32"
     assert "linked" not in whole.params
 
 
-@pytest.mark.integration
 def test_rounding_from_the_checkpoint_changes_no_byte(facts: dict[str, Any]) -> None:
     found = section(facts, "links")
     assert len(found["made"]) == 22
@@ -154,7 +161,6 @@ def test_rounding_from_the_checkpoint_changes_no_byte(facts: dict[str, Any]) -> 
     assert all(size < 100_000 for size in found["data_bytes"].values())  # norms and rotary tables
 
 
-@pytest.mark.integration
 def test_a_checkpoint_that_is_not_the_linked_one_is_named(facts: dict[str, Any]) -> None:
     found = section(facts, "links")
     assert found["lost"][:2] == [
@@ -165,7 +171,6 @@ def test_a_checkpoint_that_is_not_the_linked_one_is_named(facts: dict[str, Any])
     assert "is too short" in found["short"][1]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -186,13 +191,11 @@ def test_weights_of_another_architecture_are_refused(
 GPUS = [(api, p) for api, table in onnxruntime.PRECISIONS.items() for p in table if api != "cpu"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("api", "precision"), GPUS)
 def test_a_gpus_graph_is_the_bare_builders(facts: dict[str, Any], api: str, precision: str) -> None:
     assert section(facts, "providers")[f"{api} {precision}"]["differences"] == []
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("api", "precision"), GPUS)
 def test_a_gpus_graph_computes_the_sources_logits(
     facts: dict[str, Any], api: str, precision: str
@@ -206,7 +209,6 @@ def test_a_gpus_graph_computes_the_sources_logits(
     }
 
 
-@pytest.mark.integration
 def test_a_graph_for_another_provider_or_of_another_width_is_found(facts: dict[str, Any]) -> None:
     found = section(facts, "providers")
     assert "provider `dml`" in found["for another"][1]
@@ -255,19 +257,16 @@ CASES = [
 ]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_weights_nodes_and_files_equal_the_bare_builders(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")["equal"][case] == []
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["default", "rtn", "k_quant", "k_quant-layers", "exclude"])
 def test_tied_weights_equal_the_bare_builders(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")["equal_tied"][case] == []
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("case", "weights"),
     [
@@ -287,7 +286,6 @@ def test_tied_embeddings_work_where_the_builders_do_not(
     assert "node /model/embed_tokens/GatherBlockQuantized" in different
 
 
-@pytest.mark.integration
 def test_describe_counts_bits(facts: dict[str, Any]) -> None:
     bits = section(facts, "equality")["bits"]
     assert bits["plain default"]["linears"] == {"4": 16}
@@ -298,7 +296,6 @@ def test_describe_counts_bits(facts: dict[str, Any]) -> None:
     )  # 4 bits, a scale per 32 weights, a few norms
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("source", ["plain", "tied"])
 def test_fp32_logits_are_those_of_transformers(facts: dict[str, Any], source: str) -> None:
     found = section(facts, "fidelity")[source]
@@ -306,20 +303,17 @@ def test_fp32_logits_are_those_of_transformers(facts: dict[str, Any], source: st
     assert found["dtype"] == "float32"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("source", ["plain", "tied"])
 def test_more_bits_are_closer(facts: dict[str, Any], source: str) -> None:
     found = section(facts, "fidelity")[source]["kld"]
     assert found["fp32"] < found["int8"] < found["layers"] < found["default"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("source", ["plain", "tied"])
 def test_generation_follows_the_logits(facts: dict[str, Any], source: str) -> None:
     assert set(section(facts, "fidelity")[source]["chains"].values()) == {True}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("prompt", [20, 150])
 def test_prompts_shorter_and_longer_than_the_window_run(facts: dict[str, Any], prompt: int) -> None:
     found = section(facts, "window")
@@ -328,12 +322,10 @@ def test_prompts_shorter_and_longer_than_the_window_run(facts: dict[str, Any], p
     assert found[f"int4 {prompt}"]["chain"]
 
 
-@pytest.mark.integration
 def test_the_source_is_never_changed(facts: dict[str, Any]) -> None:
     assert section(facts, "window")["source_unchanged"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("attribute", ["bits", "accuracy_level", "block_size", "K"])
 def test_a_wrong_attribute_is_found(facts: dict[str, Any], attribute: str) -> None:
     kind, message, _ = section(facts, "failures")[attribute]
@@ -342,18 +334,15 @@ def test_a_wrong_attribute_is_found(facts: dict[str, Any], attribute: str) -> No
     assert attribute in message
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("change", ["swapped", "twins", "dropped"])
 def test_wrong_weights_are_found(facts: dict[str, Any], change: str) -> None:
     assert section(facts, "failures")[change][0] == "StepFailed"
 
 
-@pytest.mark.integration
 def test_an_untouched_graph_passes(facts: dict[str, Any]) -> None:
     assert section(facts, "failures")["untouched"][0] == "nothing raised"
 
 
-@pytest.mark.integration
 def test_an_exclusion_that_matches_nothing_is_refused(facts: dict[str, Any]) -> None:
     kind, message, hint = section(facts, "failures")["exclude"]
     assert kind == "RecipeError"
@@ -361,19 +350,16 @@ def test_an_exclusion_that_matches_nothing_is_refused(facts: dict[str, Any]) -> 
     assert "`/model/layers.1/mlp/down_proj/MatMul`" in hint
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("step", ["convert", "default", "int8"])
 def test_two_builds_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> None:
     assert section(facts, "reproducible")[step]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["default", "k_quant-layers", "int8-rtn", "embeddings"])
 def test_quantizing_in_slices_changes_no_byte(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "slices")[case] == []
 
 
-@pytest.mark.integration
 def test_the_packaged_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "tokenizer")
     assert found["ids"][0] == found["ids"][1]

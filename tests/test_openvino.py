@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +14,22 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from phipipe import rules
 from phipipe.backends import openvino
+from phipipe.backends.base import Job
+from phipipe.models import Checkpoint
 
 DRIVER = Path(__file__).parent / "openvino_driver.py"
 
 
 @pytest.fixture(scope="session")
-def facts(openvino_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("openvino") / "facts"
     environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
-    command = [openvino_python, DRIVER, folder]
+    command = [python_of("openvino"), DRIVER, folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
@@ -42,6 +48,13 @@ def recipe(precision: str) -> Any:
     )
 
 
+class Shape(SimpleNamespace):
+    """What of a checkpoint is looked at here."""
+
+    input_widths = Checkpoint.input_widths
+    is_divided_by = Checkpoint.is_divided_by
+
+
 def checkpoint(**changes: Any) -> Any:
     shape: dict[str, Any] = {
         "large": False,
@@ -57,17 +70,19 @@ def checkpoint(**changes: Any) -> Any:
         "context_length": 4096,
         "original_context_length": 4096,
     }
-    return SimpleNamespace(**shape | changes)
+    return Shape(**shape | changes)
 
 
 def advice(precision: str, shape: Any = None, **options: Any) -> list[tuple[str, str]]:
-    found = openvino.advise(recipe(precision), openvino.Options(**options), shape or checkpoint())
+    found = rules.check(
+        Job(recipe(precision), openvino.Options(**options), shape or checkpoint()), openvino.RULES
+    )
     return [(entry.rule, entry.level) for entry in found]
 
 
 def planned(precision: str, **options: Any) -> list[Any]:
     return openvino.steps(
-        recipe(precision), openvino.Options(**options), checkpoint(), {"use_cache": True}
+        Job(recipe(precision), openvino.Options(**options), checkpoint(), {"use_cache": True})
     )
 
 
@@ -134,7 +149,7 @@ def test_parameters_of_steps_are_json() -> None:
 
 def test_schemes_are_few_words() -> None:
     def words(precision: str, **options: Any) -> str:
-        return openvino.scheme(recipe(precision), openvino.Options(**options))
+        return openvino.scheme(Job(recipe(precision), openvino.Options(**options)))
 
     assert words("int4") == "int4 asymmetric, groups of 128"
     assert (
@@ -191,7 +206,9 @@ def test_longrope_is_warned_of() -> None:
 def test_groups_that_do_not_divide_a_row_are_refused(
     shape: dict[str, int], size: Any, layer: str, working: str
 ) -> None:
-    found = openvino.advise(recipe("int4"), openvino.Options(group_size=size), checkpoint(**shape))
+    found = rules.check(
+        Job(recipe("int4"), openvino.Options(group_size=size), checkpoint(**shape)), openvino.RULES
+    )
     assert [(entry.rule, entry.level) for entry in found] == [("V13", "error")]
     assert layer in found[0].message
     assert f": {working} " in (found[0].hint or "")
@@ -201,13 +218,11 @@ CASES = ["int4-symmetric", "int4", "int8", "int8-symmetric"]
 OPTIONS = ["row", "32", "ratio", "hessian", "none", "all", "awq-scale", "learned"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_constants_and_settings_equal_the_exporters(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "equality")[case] == [True, True]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "limit"), [("fp32", 1e-6), ("fp16", 1e-6), ("int8", 1e-4), ("int4", 2e-3)]
 )
@@ -215,7 +230,6 @@ def test_logits_are_those_of_transformers(facts: dict[str, Any], name: str, limi
     assert section(facts, "fidelity")[name]["kld"] < limit
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["fp32", "fp16", *CASES, *OPTIONS])
 def test_generation_follows_the_logits_and_leaves_no_state(
     facts: dict[str, Any], name: str
@@ -226,14 +240,12 @@ def test_generation_follows_the_logits_and_leaves_no_state(
     assert found["dtype"] == "float32"
 
 
-@pytest.mark.integration
 def test_more_bits_and_calibration_are_closer(facts: dict[str, Any]) -> None:
     kld = {name: found["kld"] for name, found in section(facts, "fidelity").items()}
     assert kld["fp16"] < kld["int8"] < kld["learned"] < kld["int4"] < kld["all"]
     assert kld["32"] < kld["int4"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["fp32", "fp16", *CASES, "row", "32", "none", "all"])
 def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> None:
     planned, actual = section(facts, "sizes")[name]
@@ -242,7 +254,7 @@ def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> N
 
 def test_planned_memory_is_what_was_measured_at_full_size() -> None:
     shape = checkpoint(parameters=3_821_079_552, weight_bytes=7_642_159_104)
-    made = openvino.steps(recipe("int4"), openvino.Options(symmetric=True), shape, {})
+    made = openvino.steps(Job(recipe("int4"), openvino.Options(symmetric=True), shape, {}))
     assert [step.memory_bytes for step in made] == [
         pytest.approx(0.87e9, rel=0.2),
         pytest.approx(1.62e9, rel=0.2),
@@ -265,7 +277,7 @@ def test_planned_memory_of_large_models_is_what_was_measured(
         "hidden_size": hidden,
     }
     (step,) = openvino.steps(
-        recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {}
+        Job(recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {})
     )
     assert step.memory_bytes == pytest.approx(measured, rel=0.05)
 
@@ -273,11 +285,10 @@ def test_planned_memory_of_large_models_is_what_was_measured(
 def test_weights_that_stay_in_files_take_no_memory() -> None:
     assert planned("fp16")[0].memory_bytes == openvino.CONVERSION_BYTES
     stored = checkpoint(weight_bytes=1_200_000_000)
-    (step,) = openvino.steps(recipe("fp16"), openvino.Options(), stored, {})
+    (step,) = openvino.steps(Job(recipe("fp16"), openvino.Options(), stored, {}))
     assert step.memory_bytes == openvino.CONVERSION_BYTES + 600_000_000
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["tied", "longrope", "window"])
 def test_other_architectures_are_exact(facts: dict[str, Any], name: str) -> None:
     for count in (48, 200):
@@ -286,12 +297,10 @@ def test_other_architectures_are_exact(facts: dict[str, Any], name: str) -> None
         assert found["chain"]
 
 
-@pytest.mark.integration
 def test_a_tied_embedding_is_the_head_and_no_other_layer_is(facts: dict[str, Any]) -> None:
     assert section(facts, "variants")["tied kinds"] == ["u8", "u4"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     "change",
     ["symmetric", "group", "backup", "all", "share", "bits", "float", "zero", "lost", "quantized"],
@@ -300,7 +309,6 @@ def test_a_graph_that_was_not_asked_for_is_found(facts: dict[str, Any], change: 
     assert section(facts, "failures")[change][0] == "StepFailed"
 
 
-@pytest.mark.integration
 def test_failures_name_the_layer(facts: dict[str, Any]) -> None:
     found = section(facts, "failures")
     assert found["untouched"][0] == "nothing raised"
@@ -308,13 +316,11 @@ def test_failures_name_the_layer(facts: dict[str, Any]) -> None:
         assert f"`{found['name']}`" in found[change][1]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("step", ["convert", "int4", "learned"])
 def test_two_builds_are_equal_to_the_byte(facts: dict[str, Any], step: str) -> None:
     assert section(facts, "reproducible")[step]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("model", ["whole", "tied"])
 @pytest.mark.parametrize("dtype", ["fp16", "mixed"])
 def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(
@@ -323,18 +329,15 @@ def test_a_graph_is_the_same_whatever_its_weights_were_stored_in(
     assert section(facts, "stored")[f"{model} {dtype}"]
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["int8", "none", "tied", "all", "mixed"])
 def test_a_large_models_weights_are_the_same(facts: dict[str, Any], case: str) -> None:
     assert section(facts, "direct")[case]
 
 
-@pytest.mark.integration
 def test_nothing_of_this_machine_ships_and_nothing_calls_home(facts: dict[str, Any]) -> None:
     assert section(facts, "privacy") == {"named": [], "telemetry": False}
 
 
-@pytest.mark.integration
 def test_the_packaged_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     found = section(facts, "tokenizer")
     assert found["ids"][0] == found["ids"][1]
@@ -342,7 +345,6 @@ def test_the_packaged_tokenizer_is_the_sources(facts: dict[str, Any]) -> None:
     assert found["chat"] == "<|user|>\nhi<|end|>\n<|assistant|>\n"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("case", ["int4-symmetric", "row"])
 def test_the_npus_pipeline_gives_the_likeliest_tokens(facts: dict[str, Any], case: str) -> None:
     found = section(facts, "npu")[case]
@@ -350,7 +352,6 @@ def test_the_npus_pipeline_gives_the_likeliest_tokens(facts: dict[str, Any], cas
     assert (found["pipeline"], found["tokens"]) == ("NPUW on CPU", 32)
 
 
-@pytest.mark.integration
 def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> None:
     found = section(facts, "npu")
     assert len(found["streamed"]) == 16
@@ -362,8 +363,7 @@ def test_the_pipeline_hands_over_tokens_as_they_come(facts: dict[str, Any]) -> N
     ]
 
 
-@pytest.mark.integration
 def test_another_answer_of_the_npus_pipeline_fails(facts: dict[str, Any]) -> None:
-    kind, message = section(facts, "npu")["wrong"]
+    kind, message, _ = section(facts, "npu")["wrong"]
     assert kind == "StepFailed"
     assert "nats less likely" in message

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
-import documents
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from test_cli import QUICKSTART, Run, run  # noqa: F401 (a fixture)
-from test_schedule import plan, step
+from testing import documents
+from testing.places import QUICKSTART, RECIPES, ROOT
+from testing.plans import plan, step
+from testing.shell import Run
 
 from phipipe import answers, cli, device, output, schedule, schemas, several, show, upkeep
 from phipipe.errors import (
@@ -38,7 +39,6 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-ROOT = Path(__file__).resolve().parent.parent
 PEOPLE = re.compile(
     r"\d (B|KiB|MiB|GiB)\b|\b(ago|just now|not installed|nothing to set|all set)\b|^-$|^–$"
 )
@@ -94,6 +94,7 @@ def test_a_schema_is_closed_and_takes_a_failure(name: str) -> None:
     assert not documents.validator(name).is_valid({"error": "x"})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "words",
     [
@@ -110,9 +111,9 @@ def test_a_schema_is_closed_and_takes_a_failure(name: str) -> None:
         ("cache", "verify"),
         ("cache", "gc", "--budget", "0", "--dry-run"),
         ("runs", "ls"),
-        ("validate", QUICKSTART, ROOT / "recipes" / "board.yaml"),
+        ("validate", QUICKSTART, RECIPES / "board.yaml"),
         ("plan", QUICKSTART),
-        ("plan", ROOT / "recipes" / "board.yaml", "--only", "mlx-int4", "--only", "torch-fp32"),
+        ("plan", RECIPES / "board.yaml", "--only", "mlx-int4", "--only", "torch-fp32"),
         ("init", "new.yaml"),
         ("pin", QUICKSTART),
         ("schedule", "export", "--systemd", QUICKSTART),
@@ -122,7 +123,7 @@ def test_a_schema_is_closed_and_takes_a_failure(name: str) -> None:
     ],
     ids=lambda words: " ".join(Path(word).name for word in words),
 )
-def test_what_a_command_prints_is_as_its_schema_says(run: Run, words: Sequence[str | Path]) -> None:  # noqa: F811
+def test_what_a_command_prints_is_as_its_schema_says(run: Run, words: Sequence[str | Path]) -> None:
     code, out, err = run(*words, "--json")
     assert code == 0, err
     document = documents.fits(words, out)
@@ -136,7 +137,7 @@ def test_what_a_command_prints_is_as_its_schema_says(run: Run, words: Sequence[s
         assert not [text for text in texts(document) if PEOPLE.search(text)]
 
 
-def test_what_an_installed_toolchain_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_an_installed_toolchain_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHIPIPE_TOOLCHAIN", "current")
     for words in (
         ("toolchain", "install", "torch"),
@@ -152,7 +153,7 @@ def test_what_an_installed_toolchain_is(run: Run, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("words", WITH_JSON, ids=" ".join)
 @pytest.mark.parametrize("wrong", ["--nope", "--json=3"])
-def test_a_wrong_option_is_told_in_json_too(run: Run, words: Sequence[str], wrong: str) -> None:  # noqa: F811
+def test_a_wrong_option_is_told_in_json_too(run: Run, words: Sequence[str], wrong: str) -> None:
     code, out, err = run(*words, "--json", wrong)
     assert code == 2
     told = documents.fits(words, out)["error"]
@@ -190,7 +191,7 @@ def test_a_wrong_option_is_told_in_json_too(run: Run, words: Sequence[str], wron
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else str(words),
 )
 def test_a_failure_is_one_document_with_the_exit_code(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     words: Sequence[str],
     code: int,
@@ -210,7 +211,7 @@ def test_a_failure_is_one_document_with_the_exit_code(
     assert run(*words)[1] == ""  # and who asks for no JSON gets none
 
 
-def test_a_place_is_file_line_and_column(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_place_is_file_line_and_column(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: X\nsorce: {}\nprecision: int3\ndevice: x\n", "utf-8")
     told = json.loads(run("plan", "bad.yaml", "--json")[1])["error"]
     assert told["place"] == {"file": "bad.yaml", "line": 1, "column": 1}
@@ -218,7 +219,7 @@ def test_a_place_is_file_line_and_column(run: Run, tmp_path: Path) -> None:  # n
     assert {(1, 7), (2, 1), (3, 12)} <= set(places)
 
 
-def test_every_problem_of_validate_is_an_entry(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_every_problem_of_validate_is_an_entry(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: X\nsorce: {}\nprecision: int3\ndevice: x\n", "utf-8")
     code, out, _ = run("validate", QUICKSTART, "bad.yaml", "nope.yaml", "--json")
     good, bad, missing = documents.fits(["validate"], out)
@@ -241,7 +242,7 @@ def test_every_problem_of_validate_is_an_entry(run: Run, tmp_path: Path) -> None
     assert [(p["file"], p["line"]) for p in missing["problems"]] == [("nope.yaml", None)]
 
 
-def test_plan_is_an_array_of_builds_that_say_what_they_are(run: Run) -> None:  # noqa: F811
+def test_plan_is_an_array_of_builds_that_say_what_they_are(run: Run) -> None:
     (one,) = documents.fits(["plan"], run("plan", QUICKSTART, "--json")[1])
     told = [
         one[key] for key in ("name", "device", "unit", "backend", "precision", "source", "refusal")
@@ -250,7 +251,7 @@ def test_plan_is_an_array_of_builds_that_say_what_they_are(run: Run) -> None:  #
 
 
 def test_strict_plans_exit_where_run_would_refuse(
-    run: Run,  # noqa: F811
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert run("plan", QUICKSTART, "--strict")[0] == 0
@@ -293,8 +294,8 @@ def test_what_builds_came_to_is_told_also_of_failed_ones(own_cache: Path) -> Non
     assert (last["cached"], last["seconds"]) == (True, None)
 
 
-def test_runs_are_told(run: Run, own_cache: Path) -> None:  # noqa: F811
-    from test_events import recorded
+def test_runs_are_told(run: Run, own_cache: Path) -> None:
+    from testing.plans import recorded
 
     recorded(own_cache, plan("a", step("x"), step("y", "x", fail=True)))
     for words in (
@@ -311,7 +312,7 @@ def test_runs_are_told(run: Run, own_cache: Path) -> None:  # noqa: F811
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["used"])
 
 
-def test_a_bug_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_bug_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("on purpose")
 
@@ -323,7 +324,7 @@ def test_a_bug_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # no
     Path(told["message"].split("report it with ")[1]).unlink()
 
 
-def test_who_is_stopped_tells_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_who_is_stopped_tells_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped() -> None:
         raise KeyboardInterrupt
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_board import entry
+from testing.boards import entry
 
-from phipipe import backends, board, board_text, picks, remedies, report
+from phipipe import backends, board, board_entry, board_file, board_text, picks, remedies, report
 from phipipe.device import load, names
 from phipipe.picks import Answer, Candidate, Speed
 
@@ -266,14 +266,14 @@ def test_where_no_4_bit_file_is_fit_none_is_recommended_and_what_would_be_is_sai
 
 
 def test_a_board_says_its_answers_as_data() -> None:
-    raw = json.loads(board.dump(TRAINED))
+    raw = json.loads(board_file.dump(TRAINED))
     (told,) = raw["picks"]
     (answer,) = board.answers(TRAINED)
     assert told == json.loads(json.dumps(asdict(answer)))
 
 
 def test_a_failed_build_still_names_its_device() -> None:
-    lost = board.failed("x", "mlx", "int4", "no memory", "Mac", "metal")
+    lost = board_entry.failed("x", "mlx", "int4", "no memory", "Mac", "metal")
     assert [a.line for a in board.answers([lost])] == [
         "Mac, metal: nothing to ship: no build succeeded."
     ]
@@ -284,12 +284,12 @@ def test_a_failed_build_still_names_its_device() -> None:
 @pytest.mark.parametrize("backend", backends.names())
 def test_what_would_be_closer_is_valid_on_every_unit_it_is_said_of(backend: str) -> None:
     module = backends.load(backend)
-    assert backend in remedies.FINER
-    for row in remedies.FINER[backend]:
-        module.Options.model_validate(row.options)
+    assert module.finer
+    for row in module.finer:
+        module.options.model_validate(row.options)
         for target in map(load, names()):
             for unit in (
-                u for u in target.units if u.api in module.APIS and u.api not in row.not_on
+                u for u in target.units if u.api in module.apis and u.api not in row.not_on
             ):
                 insisted = unit.constraints.get("int4", {})
                 assert all(

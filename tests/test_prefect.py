@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 import pytest
 import uv
-from test_batch import write
-from test_cli import QUICKSTART, Run, run  # noqa: F401 (a fixture)
+from testing.places import QUICKSTART, ROOT
+from testing.recipes import write
+from testing.shell import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 YEARLY = "0 0 1 1 *"
 FAST = "{tokens: 512, window: 256%s}"
 MEASURED = "measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}\n"
@@ -67,7 +67,7 @@ def test_constraints_are_exact_versions_and_hold_the_extra() -> None:
     ],
 )
 def test_what_is_wrong_is_said_before_any_server_is_asked(
-    run: Run,  # noqa: F811
+    run: Run,
     words: list[str],
     said: list[str],
 ) -> None:
@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said_before_any_server_is_asked(
     assert all(word in err for word in said), err
 
 
-def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "phipipe.flow", raising=False)
     monkeypatch.setitem(sys.modules, "prefect", None)
     code, _, err = run("schedule", "serve", QUICKSTART)
@@ -85,7 +85,7 @@ def test_without_prefect_the_extra_is_named(run: Run, monkeypatch: pytest.Monkey
     assert "pip install 'phipipe[prefect]'" in err
 
 
-def test_the_next_times_are_those_of_the_zone(run: Run) -> None:  # noqa: F811
+def test_the_next_times_are_those_of_the_zone(run: Run) -> None:
     _, _, err = run(
         "schedule",
         "serve",
@@ -104,7 +104,7 @@ def test_the_next_times_are_those_of_the_zone(run: Run) -> None:  # noqa: F811
 
 
 @pytest.fixture(scope="session")
-def prefect_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+def prefect_python(tmp_path_factory: pytest.TempPathFactory, toolchains: Path) -> str:
     """A Python with `phipipe[prefect]` as users are told to install it."""
     if importlib.util.find_spec("prefect"):
         return sys.executable
@@ -258,9 +258,10 @@ def server(
     prefect_python: str,
     tmp_path_factory: pytest.TempPathFactory,
     toolchains: Path,
-    ort_python: Path,
-    torch_python: Path,
+    python_of: Callable[[str], Path],
 ) -> Iterator[Server]:
+    for name in ("onnxruntime", "torch"):  # before anything is timed
+        python_of(name)
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
     (folder / "tmp").mkdir()
@@ -359,6 +360,7 @@ def _first(server: Server, deployment: str) -> dict[str, Any]:
     return dict(until(begun, 100))
 
 
+@pytest.mark.nightly
 def test_one_at_a_time_and_a_cancelled_run_ends_its_batch(server: Server) -> None:
     long = "measure: {prompt_tokens: 512, new_tokens: 256, repetitions: 1000}\n"
     path = write(server.folder / "long", "long", long, evaluate=FAST % "")
@@ -397,6 +399,7 @@ def test_one_at_a_time_and_a_cancelled_run_ends_its_batch(server: Server) -> Non
     }  # nothing is lost
 
 
+@pytest.mark.nightly
 def test_a_worker_of_a_pool_runs_what_is_left_to_it(server: Server) -> None:
     subprocess.run(
         server.command("prefect", "work-pool", "create", "cuda", "--type", "process"),
@@ -454,6 +457,7 @@ def refused(prefect_python: str, tmp_path: Path) -> Callable[[str], tuple[int, s
     return command
 
 
+@pytest.mark.nightly
 def test_no_server_is_named(refused: Callable[[str], tuple[int, str]]) -> None:
     code, err = refused("")
     assert code == 8
@@ -461,6 +465,7 @@ def test_no_server_is_named(refused: Callable[[str], tuple[int, str]]) -> None:
     assert "prefect server start" in err
 
 
+@pytest.mark.nightly
 def test_no_server_answers_and_no_secret_is_shown(
     refused: Callable[[str], tuple[int, str]],
 ) -> None:
@@ -471,6 +476,7 @@ def test_no_server_answers_and_no_secret_is_shown(
     assert "prefect server start" in err
 
 
+@pytest.mark.nightly
 def test_a_server_of_another_version(refused: Callable[[str], tuple[int, str]]) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from testing.places import QUICKSTART
 
 from phipipe import backends, cli, hardware, plan, preflight, recipe
 from phipipe.errors import StepKilled, StoreError
@@ -14,7 +15,6 @@ from phipipe.plan import Plan
 from phipipe.settings import Settings
 from phipipe.store import Store
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 GIB = 2**30
 
 

@@ -16,14 +16,16 @@ from pathlib import Path
 import hypothesis
 import psutil
 import pytest
-from clock import LOAD, within
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_worker import TESTS, Bench, alive, family, gone, posix, settings
+from testing.clock import LOAD, within
+from testing.places import TESTS
+from testing.tiers import sizes
+from testing.workers import Bench, alive, bare_bench, family, gone, posix
 
 from phipipe import endings
 from phipipe.errors import Interrupted, SourceError, StepFailed, StepKilled, ToolchainError
-from phipipe.process import Request, Server
+from phipipe.process import Request
 from phipipe.settings import COMPUTING, OFFLINE, is_among
 
 LINUX = sys.platform == "linux"
@@ -44,12 +46,6 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-
-
-def bare_bench(folder: Path, python: Path) -> Bench:
-    made = Bench(folder)
-    made.worker = Server(python, name="test", log_folder=folder / "logs", settings=settings())
-    return made
 
 
 def log_of(error: StepFailed | StepKilled) -> Path:
@@ -231,7 +227,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_process import bare_bench
+from testing.workers import bare_bench
 def stop(signum, frame):
     raise SystemExit(143)
 signal.signal(signal.SIGTERM, stop)
@@ -274,11 +270,15 @@ def test_a_parent_that_is_asked_to_stop_is_gone_in_5_seconds_with_all_its_own(
         assert gone(pids, 0.2)
 
 
+@pytest.mark.full
 @posix
 @pytest.mark.crash
-def test_of_20_parents_that_are_killed_none_leaves_a_process_or_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parents_in_all", sizes(20, 200))
+def test_of_parents_that_are_killed_none_leaves_a_process_or_a_folder(
+    tmp_path: Path, parents_in_all: int
+) -> None:
     ways = [("spawn",), ("sleep",), ("spawn", "hold"), ("compute_a_huge_power",)]
-    for batch in range(5):
+    for batch in range(parents_in_all // len(ways)):
         folders = [tmp_path / f"{batch}-{i}" for i in range(len(ways))]
         parents = [start_parent(folder, *way) for folder, way in zip(folders, ways, strict=True)]
         families = [family(folder / "pids.json") for folder in folders]
@@ -478,7 +478,10 @@ def test_without_psutil_a_worker_serves_reports_and_ends_like_any_other(
         seen: list[tuple[int, int, str]] = []
         (tmp_path / "report").mkdir()
         request = Request(
-            step="report", runs="steps_cheap:report", inputs={}, params={"total": 2, "pause_s": 0.3}
+            step="report",
+            runs="testing.steps_cheap/report",
+            inputs={},
+            params={"total": 2, "pause_s": 0.3},
         )
         made.worker.run(request, tmp_path / "report", on_progress=lambda *told: seen.append(told))
         assert seen[-1] == (2, 2, "windows")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from shapes import phi3
-from test_mlx import HERE, drive, section, source, tie
+from testing import small_package
+from testing.checkpoints import source, tie
+from testing.drive import drive, section
+from testing.shapes import phi3
 
-from phipipe import card, hub, static_graph, static_session
+from phipipe import card, hub, rules, static_graph, static_session
 from phipipe.backends import qnn
+from phipipe.backends.base import Job
+from phipipe.description import Description
 from phipipe.errors import StepFailed
 from phipipe.models import Checkpoint
+
+DRIVER = Path(__file__).parent / "qnn_driver.py"
 
 PARTLY_ROTATED = {
     "max_position_embeddings": 8192,
@@ -32,17 +39,18 @@ PARTLY_ROTATED = {
 
 @pytest.fixture(scope="session")
 def facts(
-    qnn_python: Path, torch_python: Path, tmp_path_factory: pytest.TempPathFactory
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the driver found out in the toolchain's Python, against logits of transformers."""
     root = tmp_path_factory.mktemp("qnn")
     source(root / "source")
     source(root / "longrope", **PARTLY_ROTATED)
     tie(source(root / "tied", tie_word_embeddings=True))
-    reference, stories = HERE / "reference_driver.py", hub.ASSETS / "stories"
+    stories = hub.ASSETS / "stories"
     drive(
-        torch_python,
-        reference,
+        python_of("torch"),
+        "-m",
+        "testing.reference",
         root,
         stories / "evaluation.txt",
         "250",
@@ -51,12 +59,20 @@ def facts(
         "tied",
     )
     shutil.copytree(root / "source", root / "words" / "source")
-    drive(torch_python, reference, root / "words", stories / "calibration.txt", "1536", "source")
+    drive(
+        python_of("torch"),
+        "-m",
+        "testing.reference",
+        root / "words",
+        stories / "calibration.txt",
+        "1536",
+        "source",
+    )
     ids = json.loads((root / "words" / "ids.json").read_text())
     (root / "calibration.json").write_text(
         json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)])
     )
-    drive(qnn_python, HERE / "qnn_driver.py", root)
+    drive(python_of("qnn"), DRIVER, root)
     found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
     return found
 
@@ -74,7 +90,7 @@ def checkpoint(**changes: Any) -> Checkpoint:
 
 
 def advice(asked: Any, shape: Any = None, **options: Any) -> list[tuple[str, str]]:
-    found = qnn.advise(asked, qnn.Options(**options), shape or checkpoint())
+    found = rules.check(Job(asked, qnn.Options(**options), shape or checkpoint()), qnn.RULES)
     return [(entry.rule, entry.level) for entry in found]
 
 
@@ -116,7 +132,7 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
 
 def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() -> None:
     def flags(**changes: Any) -> dict[str, tuple[bool, bool]]:
-        made = qnn.steps(recipe(), qnn.Options(), checkpoint(**changes), {})
+        made = qnn.steps(Job(recipe(), qnn.Options(), checkpoint(**changes), {}))
         return {step.name: (step.twin, step.tried) for step in made if step.twin or step.tried}
 
     assert flags(parameters=10_000_000) == {"compile-apart": (True, True)}
@@ -127,7 +143,7 @@ def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() 
 
 
 def test_both_compilations_start_from_the_same_graphs() -> None:
-    made = qnn.steps(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {})
+    made = qnn.steps(Job(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {}))
     assert [(s.name, s.twin) for s in made] == [
         ("convert", False),
         ("quantize", False),
@@ -137,7 +153,7 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
     assert made[2].needs == made[3].needs == {"model": "quantize"}
     assert made[3].params == {"soc": {"model": 69, "arch": 79}, "shared": True}
     assert made[1].params == {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
-    assert qnn.steps(recipe(), qnn.Options(), checkpoint(), {})[1].params == {
+    assert qnn.steps(Job(recipe(), qnn.Options(), checkpoint(), {}))[1].params == {
         "bits": 8,
         "keep_8bit": [],
     }
@@ -145,7 +161,7 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
 
 def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_many() -> None:
     def parts(precision: str, shape: Any = None, **options: Any) -> Any:
-        return qnn.steps(recipe(precision), qnn.Options(**options), shape or checkpoint(), {})[
+        return qnn.steps(Job(recipe(precision), qnn.Options(**options), shape or checkpoint(), {}))[
             0
         ].params["parts"]
 
@@ -169,22 +185,18 @@ def test_parts_are_consecutive_layers_of_nearly_one_size() -> None:
 
 @pytest.mark.parametrize("template", [None, {"sha256": "0"}])
 def test_the_cards_snippet_registers_the_provider_and_keeps_to_the_context(template: Any) -> None:
-    manifest = {
-        "backend": "qnn",
-        "api": "hexagon",
-        "precision": "int4",
-        "recipe": {"quantize": {"context_length": 256}},
-        "source": {"context_length": 4096},
-        "chat_template": template,
-        "steps": {
-            "compile": {"tools": {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}}
-        },
-    }
-    words = (
-        str(card._snippet(card._environment(), manifest))
-        .removeprefix("```python\n")
-        .removesuffix("```")
+    step = {"key": "k", "digest": "d", "inputs": {}}
+    tools = {"onnxruntime-qnn": "2.7.0", "onnxruntime-genai": "0.18.0"}
+    described = small_package.described(
+        backend="qnn",
+        api="hexagon",
+        context_length=4096,
+        recipe={"backend": "qnn", "precision": "int4", "quantize": {"context_length": 256}},
+        chat_template=template,
+        steps={"compile": {**step, "tools": tools}},
     )
+    program = card.snippet(Description.model_validate(described))
+    words = str(program).removeprefix("```python\n").removesuffix("```")
     compile(words, "snippet", "exec")
     assert "onnxruntime-qnn==2.7.0" in words.splitlines()[0]
     assert "register_execution_provider_library" in words
@@ -213,7 +225,6 @@ def test_longropes_factors_follow_the_compiled_context() -> None:
     assert short.attention_factor == pytest.approx((1 + 4 / 9) ** 0.5)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["source", "tied", "longrope"])
 def test_static_graphs_are_exact_in_chunks_and_token_by_token(
     facts: dict[str, Any], name: str
@@ -224,7 +235,6 @@ def test_static_graphs_are_exact_in_chunks_and_token_by_token(
     assert found["chain"]
 
 
-@pytest.mark.integration
 def test_fixed_point_is_close_prompt_and_decode_together(facts: dict[str, Any]) -> None:
     found = section(facts, "quantize")
     assert found["int8"]["kld"] < 2e-3
@@ -233,7 +243,6 @@ def test_fixed_point_is_close_prompt_and_decode_together(facts: dict[str, Any]) 
     assert found["reproducible"]
 
 
-@pytest.mark.integration
 def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> None:
     found = section(facts, "quantize")
     assert found["down"]
@@ -247,20 +256,17 @@ def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> Non
         assert words in found[name][1]
 
 
-@pytest.mark.integration
 def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> None:
     kind, words = section(facts, "quantize")["short"]
     assert kind == "StepFailed"
     assert "2 windows of 70 tokens" in words
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["apart", "shared", "other"])
 def test_every_graph_is_one_context(facts: dict[str, Any], name: str) -> None:
     assert section(facts, "compile")[name]["nodes"] == ["EPContext"] * 4
 
 
-@pytest.mark.integration
 def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> None:
     found = section(facts, "compile")
     assert len(found["apart"]["binaries"]) == 4
@@ -270,19 +276,16 @@ def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> N
     )
 
 
-@pytest.mark.integration
 def test_the_emulated_npu_decodes_as_the_original(facts: dict[str, Any]) -> None:
     assert section(facts, "compile")["kld"] < 1e-2
 
 
-@pytest.mark.integration
 def test_what_the_emulator_cannot_load_is_said(facts: dict[str, Any]) -> None:
     kind, words = section(facts, "compile")["shared on the emulator"]
     assert kind == "StepFailed"
     assert "share their weights" in words
 
 
-@pytest.mark.integration
 def test_a_graph_that_is_not_whole_on_the_npu_is_refused(facts: dict[str, Any]) -> None:
     kind, words = section(facts, "compile")["broken"]
     assert kind == "StepFailed"
@@ -290,7 +293,6 @@ def test_a_graph_that_is_not_whole_on_the_npu_is_refused(facts: dict[str, Any]) 
     assert "NonZero" in words
 
 
-@pytest.mark.integration
 def test_the_pipelines_config_names_every_graph_and_its_chip(facts: dict[str, Any]) -> None:
     found = section(facts, "compile")
     stages = found["other"]["config"]["model"]["decoder"]["pipeline"]
@@ -307,7 +309,6 @@ def test_the_pipelines_config_names_every_graph_and_its_chip(facts: dict[str, An
     assert found["ids"][0] == found["ids"][1], "onnxruntime-genai reads the folder"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_a_split_model_predicts_as_the_whole_one(facts: dict[str, Any], parts: int) -> None:
     found = section(facts, "split")
@@ -317,7 +318,6 @@ def test_a_split_model_predicts_as_the_whole_one(facts: dict[str, Any], parts: i
     assert found[str(parts)]["nodes"] == ["EPContext"] * 2 * (parts + 1)
 
 
-@pytest.mark.integration
 def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -> None:
     stages = {
         name: stage
@@ -342,7 +342,6 @@ def test_a_split_models_pipeline_hands_hidden_states_on(facts: dict[str, Any]) -
     assert "present_value_4" in second["outputs"]
 
 
-@pytest.mark.integration
 def test_weights_are_written_once_and_only_what_is_needed_goes_on(facts: dict[str, Any]) -> None:
     found = section(facts, "split")["2"]
     data = {"decoder_0.data", "decoder_1.data", "head.data", "embedding.data"}
@@ -352,7 +351,6 @@ def test_weights_are_written_once_and_only_what_is_needed_goes_on(facts: dict[st
     }
 
 
-@pytest.mark.integration
 def test_weights_are_rounded_to_the_nearest_step(facts: dict[str, Any]) -> None:
     found = section(facts, "round_off")
     assert found["8"]["range"][1] - found["8"]["range"][0] > 200

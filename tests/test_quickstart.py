@@ -9,65 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import documents
-import hostile_packages
 import pytest
+from testing import hostile_packages
+from testing.places import QUICKSTART
+from testing.shell import Shell
 
 from phipipe import hub, package
 from phipipe import manifest as manifests
-
-ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-pytestmark = pytest.mark.integration
-
-
-class Shell:
-    """The command line as a user has it, over a cache and a package folder of this module's own."""
-
-    def __init__(self, folder: Path, toolchains: Path) -> None:
-        self.folder, self.cache = folder, folder / "cache"
-        self._env = {
-            **os.environ,
-            "PHIPIPE_CACHE": str(self.cache),
-            "PHIPIPE_TOOLCHAINS": str(toolchains),
-        }
-
-    def __call__(
-        self,
-        *words: str | Path,
-        expect: int = 0,
-        env: Mapping[str, str] | None = None,
-        timeout: float = 580,
-    ) -> Any:
-        command = [sys.executable, "-m", "phipipe", *map(str, words)]
-        environment = {**self._env, **(env or {})}
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=environment,
-            timeout=timeout,
-            check=False,
-        )
-        assert done.returncode == expect, (
-            f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        )
-        if "--json" in words:
-            documents.fits(words, done.stdout)
-        return done
-
-    def run(
-        self, *words: str | Path, recipe: Path = QUICKSTART, expect: int = 0
-    ) -> list[dict[str, Any]]:
-        answer: list[dict[str, Any]] = json.loads(
-            self("run", recipe, "--json", *words, expect=expect).stdout
-        )
-        return answer
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +42,7 @@ def stored(shell: Shell, build: Mapping[str, Any], step: str) -> Path:
     return shell.cache / "objects" / str(steps(build)[step]["digest"])
 
 
+@pytest.mark.always
 def test_the_first_run_does_real_work_and_passes_its_gates(first: dict[str, Any]) -> None:
     assert first["ok"]
     assert not any(step["cached"] for step in first["steps"])
@@ -130,7 +83,7 @@ def test_the_package_is_complete_and_says_how_it_was_made(
     folder = shell.folder / "packages" / "quickstart"
     assert package.verify(folder) == []
     manifest = package.read_manifest(folder)
-    names = {entry["path"] for entry in manifest["files"]}
+    names = {entry.path for entry in manifest.files}
     assert {
         "model.onnx",
         "model.onnx.data",
@@ -139,12 +92,12 @@ def test_the_package_is_complete_and_says_how_it_was_made(
         "README.md",
         "LICENSE",
     } <= names
-    assert manifest["steps"]["quantize"]["tools"]["onnxruntime-genai"]
+    assert manifest.steps["quantize"].tools["onnxruntime-genai"]
     assert str(shell.folder) not in (folder / "manifest.json").read_text("utf-8")
 
 
 def test_the_package_runs_in_onnxruntime_genai_without_phipipe(
-    shell: Shell, first: dict[str, Any], ort_python: Path
+    shell: Shell, first: dict[str, Any], python_of: Callable[[str], Path]
 ) -> None:
     code = """
 import json, sys
@@ -163,7 +116,11 @@ print(tokenizer.decode(tokens))
 """
     folder = shell.folder / "packages" / "quickstart"
     done = subprocess.run(
-        [ort_python, "-c", code, folder], capture_output=True, text=True, check=True, cwd=folder
+        [python_of("onnxruntime"), "-c", code, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
     )
     assert len(done.stdout.split()) > 10
 
@@ -329,7 +286,7 @@ def test_a_packages_template_that_attacks_ends_in_one_sentence(
     (folder / "chat_template.jinja").write_text(template, "utf-8")
     for name in (manifests.SUMS, manifests.NAME):
         (folder / name).unlink()
-    manifests.seal(folder, described)
+    manifests.seal(folder, described.as_json())
     said = shell("chat", folder, "--prompt", "Hi", expect=8)
     assert said.stdout == ""
     assert words in said.stderr
@@ -373,7 +330,7 @@ OPTIONS = "genai model/decoder/session_options"
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize("hook", ["custom_ops_library", "enable_profiling"])
 def test_no_command_runs_a_hook_that_the_runtime_itself_would(
-    shell: Shell, first: dict[str, Any], ort_python: Path, tmp_path: Path, hook: str
+    shell: Shell, first: dict[str, Any], python_of: Callable[[str], Path], tmp_path: Path, hook: str
 ) -> None:
     """The runtime alone leaves something behind (so the hook is a real one); phipipe's commands
     leave nothing."""
@@ -396,5 +353,7 @@ def test_no_command_runs_a_hook_that_the_runtime_itself_would(
     shell("compare", folder, expect=8)
     assert not list(canary.iterdir())
     alone = "import sys, os; os.chdir(sys.argv[1]); import onnxruntime_genai as g; g.Model('.')"
-    subprocess.run([ort_python, "-c", alone, folder], check=False, capture_output=True)
+    subprocess.run(
+        [python_of("onnxruntime"), "-c", alone, folder], check=False, capture_output=True
+    )
     assert list(canary.iterdir())

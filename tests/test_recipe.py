@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from clock import DEADLINE_MS, computed_within
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing.clock import DEADLINE_MS, computed_within
+from testing.tiers import sizes
 
 from phipipe import backends, document, file_names, recipe
 from phipipe.errors import PhipipeError, RecipeError
@@ -283,23 +284,24 @@ RESHAPED = st.dictionaries(st.sampled_from(KEYS), ODD, max_size=4).map(
 )
 
 
-@settings(
-    max_examples=2000,
-    deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(st.one_of(mutated(), RESHAPED, st.text(max_size=200), st.binary(max_size=200)))
+@pytest.mark.full
+@pytest.mark.parametrize("files", sizes(2000, 100_000))
 def test_whatever_the_file_holds_the_answer_is_a_build_or_a_clear_error(
-    tmp_path: Path, text: str | bytes
+    tmp_path: Path, files: int
 ) -> None:
-    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    try:
-        builds = load(tmp_path, raw)
-    except PhipipeError as error:
-        assert error.exit_code == 2  # noqa: PT017 (both outcomes are right, a traceback is not)
-        assert PLACE.match(error.message.replace(str(tmp_path / "r.yaml"), "r.yaml"))  # noqa: PT017
-    else:
-        assert builds
+    @settings(max_examples=files, deadline=DEADLINE_MS)
+    @given(st.one_of(mutated(), RESHAPED, st.text(max_size=200), st.binary(max_size=200)))
+    def check(text: str | bytes) -> None:
+        raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        try:
+            builds = load(tmp_path, raw)
+        except PhipipeError as error:
+            assert error.exit_code == 2  # noqa: PT017 (both outcomes are right, a traceback is not)
+            assert PLACE.match(error.message.replace(str(tmp_path / "r.yaml"), "r.yaml"))  # noqa: PT017
+        else:
+            assert builds
+
+    check()
 
 
 @settings(
@@ -356,6 +358,7 @@ def slips(lines: list[str]) -> Iterator[tuple[int, str]]:
             yield i + 1, "\n".join([*lines[:i], new, *lines[i + 1 :]]) + "\n"
 
 
+@pytest.mark.full
 def test_999_of_1000_slips_are_reported_with_their_line(tmp_path: Path) -> None:
     """R8. Which of two lines has the wrong indentation, nobody can know: such a message names
     both."""

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_client import attempt, chain, run
+from testing.drive import PATHS
+from testing.remote_client import attempt, chain, run
+from testing.shared_store import SECRET, bucket
 
 from phipipe import blobs, keys, remote_store, turns
 from phipipe.blobs import Blobs
@@ -24,22 +25,6 @@ from phipipe.errors import RecipeError, ToolchainError
 from phipipe.remote_store import SharedStore
 from phipipe.settings import Settings
 from phipipe.store import Store
-
-HERE = Path(__file__).parent
-SECRET = "rather-secret-key-0815"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3 server, which ends with the module."""
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
 
 OTHERS = os.environ.get(
     "PHIPIPE_TEST_REMOTES", ""
@@ -58,16 +43,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         place = bucket(request.getfixturevalue("server"), tmp_path, monkeypatch)
     monkeypatch.setenv("PHIPIPE_REMOTE", place)
     return place
-
-
-def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = "b" + keys.key_of({"for": str(tmp_path)})[:20]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")).close()
-    return f"s3://{name}/some/prefix"
 
 
 def opened(url: str) -> Any:
@@ -283,15 +258,16 @@ def test_readers_take_and_give_nothing(
     assert names(url, "") == before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("clients", [16])
 def test_clients_that_start_at_once_build_each_step_once(
     url: str, tmp_path: Path, clients: int
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
+    environment = {**os.environ, "PYTHONPATH": PATHS}
     words = [str(tmp_path / "log"), "3", "0.5"]
     started = [
         subprocess.Popen(
-            [sys.executable, HERE / "remote_client.py", tmp_path / f"cache{i}", *words],
+            [sys.executable, "-m", "testing.remote_client", tmp_path / f"cache{i}", *words],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phipipe import report
+from phipipe.reports import Metrics, Scored, Speed
 
 METRICS: dict[str, Any] = {
     "metrics": {
@@ -38,7 +39,7 @@ SPEED: dict[str, Any] = {
     "spread": {"decode_tokens_per_s": [500.2, 560.9]},
     "prompt_tokens": 128,
 }
-BASELINE = {"ppl": 5.366, "ppl_stderr": 0.119}
+BASELINE = Scored(tokens=4096, window=256, ppl=5.366, ppl_stderr=0.119)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,8 @@ def test_sizes_take_the_unit_that_suits_them(gib: float, shown: tuple[str, str])
 
 
 def rows(**changes: Any) -> dict[str, report.Row]:
-    found = report.fidelity_table({**METRICS, **changes}, SPEED, BASELINE)
+    metrics = Metrics.model_validate({**METRICS, **changes})
+    found = report.fidelity_table(metrics, Speed.model_validate(SPEED), BASELINE)
     return {row.metric: row for row in found}
 
 
@@ -123,10 +125,10 @@ def test_every_measurement_has_one_row() -> None:
 
 
 def test_a_measurement_that_was_not_taken_has_none() -> None:
-    speed = {"metrics": {"ttft_s": 0.1}}
-    found = report.fidelity_table({"metrics": {"kld_mean": 0.1}}, speed)
+    speed = Speed(metrics={"ttft_s": 0.1})
+    found = report.fidelity_table(Metrics(metrics={"kld_mean": 0.1}), speed)
     assert [row.metric for row in found] == ["kld_mean", "ttft_s"]
-    assert report.fidelity_table({"metrics": {}}) == []
+    assert report.fidelity_table(Metrics(metrics={})) == []
 
 
 def test_rows_say_value_unit_and_meaning() -> None:
@@ -163,7 +165,7 @@ def test_the_yardstick_is_llama_3_in_two_formats(kld: float, word: str) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_plain_tables_fit_the_width_and_line_up(width: int) -> None:
-    lines = report.plain_table(report.fidelity_table(METRICS, SPEED, BASELINE), width).splitlines()
+    lines = report.plain_table(list(rows().values()), width).splitlines()
     assert max(map(len, lines)) <= width
     starts = {line.index(" " * 3, 2) for line in lines if line.startswith("  bits_per_weight")}
     assert starts
@@ -173,7 +175,7 @@ def test_plain_tables_fit_the_width_and_line_up(width: int) -> None:
 
 
 def test_markdown_tables_have_one_row_per_measurement() -> None:
-    found = report.fidelity_table(METRICS, SPEED, BASELINE)
+    found = list(rows().values())
     lines = report.markdown_table(found).splitlines()
     assert len(lines) == len(found) + 2
     assert {line.count("|") for line in lines} == {4}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_disk
+from testing import drive
 
 from phipipe import room, uncaught
 from phipipe.errors import StoreError
@@ -27,10 +27,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         unshare,
         "-Urm",
         sys.executable,
-        small_disk.__file__,
+        "-m",
+        "testing.small_disk",
         str(tmp_path_factory.mktemp("disks")),
     ]
-    environment = {**os.environ, "UV_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": drive.PATHS, "UV_OFFLINE": "1"}
     done = subprocess.run(
         command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False
     )

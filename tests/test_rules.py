@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shapes import phi3
+from testing.shapes import phi3
 
 from phipipe import backends, rules
+from phipipe.backends.base import Job
 from phipipe.models import Checkpoint
 
 Facts = dict[str, Any]
@@ -92,17 +93,14 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"algorithm": "gptq", "block_size": 64, "intermediate_size": 8224},
         {"algorithm": "gptq", "block_size": 32, "intermediate_size": 8224},
     ),
-    "O24": (
-        {"algorithm": "gptq", "config": {"quantization_config": {"bits": 4}}},
-        {"config": {"quantization_config": {"bits": 4}}},
-    ),
     "O25": ({"rotate": "quarot", "tied": True}, {"rotate": "quarot"}),
     "O19": (
         {"config": {"partial_rotary_factor": 0.25}},
         {"config": {"partial_rotary_factor": 0.5}},
     ),
 }
-TABLE = {rule.id: rule for rule in (*rules.MODELS, *rules.ONNXRUNTIME)}
+RULES = (*rules.MODELS, *rules.SOFTMAX_ROUTED, *rules.ONNXRUNTIME)
+TABLE = {rule.id: rule for rule in RULES}
 
 
 def recipe_of(changes: Facts) -> Any:
@@ -119,12 +117,15 @@ def checkpoint_of(changes: Facts) -> Checkpoint:
 
 def hits(rule: rules.Rule, changes: Facts) -> list[Any]:
     options: Any = SimpleNamespace(**(OPTIONS | {k: v for k, v in changes.items() if k in OPTIONS}))
-    return rules.check(recipe_of(changes), options, checkpoint_of(changes), [rule])
+    recipe = recipe_of(changes)
+    own = (*rules.MODELS, *backends.load(recipe.backend).rules)
+    job = Job(recipe, options, checkpoint_of(changes))
+    return rules.check(job, [rule] if rule in own else [])
 
 
 def test_every_rule_has_a_case() -> None:
     assert set(TABLE) == set(CASES)
-    assert len(TABLE) == len(rules.MODELS) + len(rules.ONNXRUNTIME)
+    assert len(TABLE) == len(RULES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -238,12 +239,12 @@ UNIFORM: dict[
 @pytest.mark.parametrize("name", backends.names())
 def test_every_backend_warns_of_a_phi_4_mini_in_four_bits_alone(name: str) -> None:
     def warned(precision: str, options: Facts, **more: Any) -> bool:
-        chosen = backends.load(name).Options.model_validate(options)
+        chosen = backends.load(name).options.model_validate(options)
         recipe, mini = (
             recipe_of({"backend": name, "precision": precision}),
             checkpoint_of(MINI | more),
         )
-        return any(a.rule == "D02" and a.hint for a in rules.check(recipe, chosen, mini))
+        return any(a.rule == "D02" and a.hint for a in rules.check(Job(recipe, chosen, mini)))
 
     uniform, mixed = UNIFORM[name]
     assert warned("int4", uniform)
@@ -255,11 +256,11 @@ def test_every_backend_warns_of_a_phi_4_mini_in_four_bits_alone(name: str) -> No
 @pytest.mark.parametrize("name", ["vision", "audio"])
 def test_parts_are_named_in_the_refusal(name: str) -> None:
     shape = checkpoint_of({"config": {f"{name}_config": {"hidden_size": 8}}})
-    (advice,) = rules.check(recipe_of({}), SimpleNamespace(**OPTIONS), shape)
+    (advice,) = rules.check(Job(recipe_of({}), SimpleNamespace(**OPTIONS), shape))
     assert (advice.rule, f"{name} parts" in advice.message) == ("M03", True)
 
 
-def test_a_backend_that_takes_a_model_whole_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_takes_a_model_whole_is_not_refused() -> None:
     shape = checkpoint_of(
         {
             "config": {
@@ -268,9 +269,8 @@ def test_a_backend_that_takes_a_model_whole_is_not_refused(monkeypatch: pytest.M
             }
         }
     )
-    monkeypatch.setattr(rules, "MULTIMODAL", {"Phi3VForCausalLM": frozenset({"openvino"})})
     told = {
-        b: rules.check(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape)
+        b: rules.check(Job(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape))
         for b in ("openvino", "mlx")
     }
     assert [a.rule for a in told["mlx"]] == ["M03"]

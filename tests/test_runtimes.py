@@ -6,19 +6,19 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_quickstart import ROOT, Shell
+from testing.places import RECIPES
+from testing.shell import Shell
 
 from phipipe import package
 
-BOARD = ROOT / "recipes" / "board.yaml"
+BOARD = RECIPES / "board.yaml"
 FEWER = ("--set", "evaluate.tokens=2048", "--set", "measure.repetitions=2")
 KLD_MEAN = {"fp32": 1e-6, "fp16": 1e-6, "int8": 1e-4, "int4": 5e-3}
-pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +157,10 @@ def snippet(folder: Path) -> str:
 @pytest.mark.parametrize("backend", ["llamacpp", "openvino", "mlx", "torch"])
 @pytest.mark.parametrize("precision", ["int4", "fp16"])
 def test_the_cards_program_runs_the_package_without_phipipe(
-    said: str, shell: Shell, request: pytest.FixtureRequest, backend: str, precision: str
+    said: str, shell: Shell, python_of: Callable[[str], Path], backend: str, precision: str
 ) -> None:
     folder = shell.folder / "packages" / f"board-{backend}-{precision}"
-    python = request.getfixturevalue(f"{backend}_python")
-    command = [python, "-I", "-c", snippet(folder), folder]
+    command = [python_of(backend), "-I", "-c", snippet(folder), folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(
@@ -175,8 +174,8 @@ def test_a_package_made_with_a_calibration_text_says_so(said: str, shell: Shell)
     words = ("--only", "board-llamacpp-int4", "--set", options, "--set", "calibrate.tokens=4096")
     (build,) = shell.run(*FEWER, *words, "--out", "calibrated", recipe=BOARD)
     manifest = package.read_manifest(shell.folder / "calibrated" / "board-llamacpp-int4")
-    assert manifest["recipe"]["calibrate"]["tokens"] == 4096
-    assert {"calibration-text", "calibration", "imatrix"} <= manifest["steps"].keys()
+    assert manifest.recipe.as_json()["calibrate"]["tokens"] == 4096
+    assert {"calibration-text", "calibration", "imatrix"} <= manifest.steps.keys()
     assert build["evaluation"]["metrics"]["bits_per_weight"] < 4.6
 
 
@@ -193,11 +192,12 @@ def test_an_npu_package_was_tried_through_the_npus_pipeline(said: str, shell: Sh
     )
     (build,) = shell.run(*words)
     folder = shell.folder / "npu" / "quickstart"
-    manifest: Mapping[str, Any] = package.read_manifest(folder)
-    assert manifest["on_target"] == "emulated"
-    assert manifest["emulation"]["gap_nats"] < 0.01
-    assert manifest["emulation"]["prompt_length"] == manifest["recipe"]["quantize"]["prompt_length"]
-    assert manifest["recipe"]["quantize"]["symmetric"]
+    manifest = package.read_manifest(folder)
+    assert manifest.emulation is not None
+    assert manifest.on_target == "emulated"
+    assert manifest.emulation["gap_nats"] < 0.01
+    assert manifest.emulation["prompt_length"] == manifest.recipe.quantize["prompt_length"]
+    assert manifest.recipe.quantize["symmetric"]
     assert '"NPU", lengths' in snippet(folder)
     assert build["ok"]
 
@@ -231,8 +231,9 @@ def test_a_qualcomm_package_was_decoded_on_the_emulator(
     (build,) = shell.run(*words)
     folder = shell.folder / f"qnn-{precision}" / "quickstart"
     manifest = package.read_manifest(folder)
-    assert (manifest["on_target"], manifest["twin"]) == ("emulated", "compile-apart")
-    assert manifest["emulation"]["decode_kld_mean"] < limit
+    assert (manifest.on_target, manifest.twin) == ("emulated", "compile-apart")
+    assert manifest.emulation is not None
+    assert manifest.emulation["decode_kld_mean"] < limit
     assert build["evaluation"]["metrics"]["kld_mean"] < limit
     assert {path.name for path in folder.glob("*.bin")} == {
         "decoder_0_prompt_qnn.bin",

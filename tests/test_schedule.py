@@ -6,20 +6,19 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_toolchain import Tiny, wait_until
+from testing.places import TESTS
+from testing.plans import CALLS, plan, step
+from testing.tiny_toolchain import Tiny, wait_until
 
 from phipipe import executor, nodes, schedule, servers, todo, toolchain
-from phipipe.backends.base import Outside, Step
 from phipipe.errors import (
     Interrupted,
     PhipipeError,
@@ -35,50 +34,11 @@ from phipipe.results import Outcome, Result, Waiting
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
-CALLS: list[tuple[str, float, float]] = []
-GUARD = threading.Lock()
 GATE = threading.Event()
-
-
-def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    """A light step: waits, fails or writes, as ``params`` say; notes when it ran."""
-    start = time.monotonic()
-    if params.get("fail"):
-        raise StepFailed(f"{params['name']} cannot")
-    if params.get("bug"):
-        raise ZeroDivisionError
-    time.sleep(params.get("seconds", 0.0))
-    (out / "name.txt").write_text(params["name"])
-    with GUARD:
-        CALLS.append((params["name"], start, time.monotonic()))
-
-
-def step(
-    name: str,
-    *needs: str,
-    after: tuple[str, ...] = (),
-    memory_bytes: int = 0,
-    alone: bool = False,
-    **params: Any,
-) -> Step:
-    return Step(
-        name=name,
-        runs="test_schedule:work",
-        version=1,
-        needs={n: n for n in needs},
-        after=after,
-        params={"name": name, **params},
-        memory_bytes=memory_bytes,
-        measurement=alone,
-    )
-
-
-def plan(name: str, *steps: Step) -> Plan:
-    build: Any = SimpleNamespace(name=name, recipe=SimpleNamespace(backend=name[0]))
-    made: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
-    return made  # type: ignore[no-any-return]
+STEPS = {"work": f"{__name__}:work"}
 
 
 @pytest.fixture(autouse=True)
@@ -193,13 +153,19 @@ def test_a_failure_after_order_alone_counts_too(store: Store) -> None:
     assert names() == []
 
 
-def test_no_memory_in_one_worker_leaves_the_others_alone(store: Store, ort_python: Path) -> None:
+def test_no_memory_in_one_worker_leaves_the_others_alone(
+    store: Store, python_of: Callable[[str], Path]
+) -> None:
+    python_of("onnxruntime")
+
     def in_worker(what: str, **params: Any) -> Step:
-        return replace(step("work", **params), toolchain="onnxruntime", runs=f"steps_cheap:{what}")
+        return replace(
+            step("work", **params), toolchain="onnxruntime", runs=f"testing.steps_cheap/{what}"
+        )
 
     limits = {
         **os.environ,
-        "PHIPIPE_WORKER_PATH": str(Path(__file__).parent),
+        "PHIPIPE_WORKER_PATH": str(TESTS),
         "PHIPIPE_MEMORY_LIMIT_GIB": "0.25",
     }
     plans = [plan("a", in_worker("allocate_until_killed")), plan("b", in_worker("count"))]
@@ -368,7 +334,8 @@ def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [servers.threads_per_server(jobs) for jobs in (1, 2, 8)] == [4, 2, 1]
 
 
-def test_a_stopped_bench_starts_nothing(store: Store, torch_python: Path) -> None:
+def test_a_stopped_bench_starts_nothing(store: Store, python_of: Callable[[str], Path]) -> None:
+    python_of("torch")
     bench = executor.Bench(store, Settings.read(), print)
     bench.stop()
     one = replace(step("x"), toolchain="torch")
@@ -392,9 +359,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
     """A toolchain, `tiny`, whose installation takes until ``go_on``."""
     made = Tiny(tmp_path / "tiny")
     monkeypatch.setattr(toolchain, "LOCKS", made.locks)
-    for name, value in (
-        made.variables | {"PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}
-    ).items():
+    for name, value in (made.variables | {"PHIPIPE_WORKER_PATH": str(TESTS)}).items():
         monkeypatch.setenv(name, value)
     yield made
     made.go_on()
@@ -404,7 +369,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
 
 def heavy(name: str, *needs: str, runs: str = "count", **params: Any) -> Step:
     """A step that runs in toolchain `tiny`."""
-    return replace(step(name, *needs, **params), toolchain="tiny", runs=f"steps_cheap:{runs}")
+    return replace(
+        step(name, *needs, **params), toolchain="tiny", runs=f"testing.steps_cheap/{runs}"
+    )
 
 
 class Told(Silent):

@@ -13,12 +13,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from testing.places import RECIPES, ROOT
 
 from phipipe import backends, device, recipe, schema, starter
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.metrics import METRICS
 
-ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = backends.OptionsOf()
 BASE: dict[str, Any] = {
     "name": "x",
@@ -42,7 +42,7 @@ def test_the_schema_in_the_repository_is_up_to_date() -> None:
     assert (ROOT / "schemas" / "recipe.schema.json").read_text("utf-8") == schema.dump(OPTIONS)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_fits_the_schema(validator: Draft202012Validator, path: Path) -> None:
     assert not list(validator.iter_errors(yaml.safe_load(path.read_text("utf-8"))))
     assert "yaml-language-server: $schema=../schemas/recipe.schema.json" in path.read_text("utf-8")

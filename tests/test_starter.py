@@ -11,19 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub_server
 import pytest
 import yaml
-from test_cli import Run, run  # noqa: F401 (a fixture)
+from testing import hub_server
+from testing.places import RECIPES
+from testing.shell import Run
 
-from phipipe import backends, device, hub, plan, plans, starter, targets, transfer_failures
+from phipipe import backends, device, hub, output, plan, plans, starter, targets, transfer_failures
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 
 
-def write(path: Path, **given: str | None) -> starter.Starter:
+def write(path: Path, **given: str | None) -> tuple[output.Started, tuple[str, ...]]:
     usual = {
         "device": "cpu-x86_64",
         "precision": None,
@@ -38,12 +38,12 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
     name: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "r.yaml"
-    made = write(path, device=name)
+    made, _ = write(path, device=name)
     targets.checked(path)
     (planned,) = plans.planned(path)
     target = device.load(name)
     assert planned.api == target.units[0].api == made.unit
-    own = yaml.safe_load((ROOT / "recipes" / f"{target.recipe}.yaml").read_text("utf-8"))
+    own = yaml.safe_load((RECIPES / f"{target.recipe}.yaml").read_text("utf-8"))
     told = yaml.safe_load(path.read_text("utf-8"))
     kept = [told.get(key) for key in ("precision", "quantize", "backend")]
     assert kept == [own.get("precision"), own.get("quantize"), own.get("backend", "onnxruntime")]
@@ -65,7 +65,7 @@ def test_a_starter_of_a_folder_plans_where_no_shipped_recipe_is_at_hand(
 def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_other(
     tmp_path: Path,
 ) -> None:
-    assert set(starter.PREFERRED) == set(backends.names())
+    assert len({backends.load(name).rank for name in backends.names()}) == len(backends.names())
     target = device.load("core-ultra-2")
     for backend in backends.names():
         for precision in starter.PRECISIONS:
@@ -96,7 +96,7 @@ def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_ot
 )
 @pytest.mark.parametrize("folder", [".", "new/er", "a b"])
 def test_the_printed_command_works_when_copied(
-    run: Run,  # noqa: F811
+    run: Run,
     name: str,
     folder: str,
     tmp_path: Path,
@@ -143,11 +143,11 @@ def test_a_folder_counts_from_the_working_folder_and_is_written_as_seen_from_the
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "sub" / "model").mkdir(parents=True)
-    made = write(Path(recipe), source=source)
+    _, notes = write(Path(recipe), source=source)
     told = yaml.safe_load(Path(recipe).read_text("utf-8"))["source"]
     assert told == {"path": said}
     there = (tmp_path / Path(recipe).parent / Path(said).expanduser()).is_dir()
-    assert bool(made.notes) != there  # a folder that is not there yet is said
+    assert bool(notes) != there  # a folder that is not there yet is said
 
 
 def test_a_folder_that_looks_like_somebodys_home_is_none(
@@ -182,7 +182,7 @@ def test_a_device_file_is_written_as_seen_from_the_recipe(
         "[fp32]}]\n"
     )
     (tmp_path / "mine.yaml").write_text(f"{text}sources: [https://example.org/]\n", "utf-8")
-    made = write(Path("sub/r.yaml"), device="mine.yaml")
+    made, _ = write(Path("sub/r.yaml"), device="mine.yaml")
     assert (made.unit, made.precision, made.device) == ("cpu", "fp32", "../mine.yaml")
     plans.planned(Path("sub/r.yaml"))
     with pytest.raises(RecipeError, match="no device file"):
@@ -233,10 +233,10 @@ def test_a_hub_source_is_pinned_to_the_commit_that_the_hub_names(
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         served.branches["dev"] = served.commit
         for i, said in enumerate(("someone/tiny", "someone/tiny@main", "someone/tiny@dev")):
-            made = write(tmp_path / f"{i}.yaml", source=said)
+            made, notes = write(tmp_path / f"{i}.yaml", source=said)
             told = yaml.safe_load((tmp_path / f"{i}.yaml").read_text("utf-8"))["source"]
             assert told == {"repo": "someone/tiny", "revision": served.commit}
-            assert (made.pinned, made.notes) == (True, ())
+            assert (made.pinned, notes) == (True, ())
         (planned,) = plans.planned(
             tmp_path / "0.yaml",
             ["evaluate.text={builtin: stories}", "calibrate.text={builtin: stories}"],
@@ -250,7 +250,7 @@ def test_a_hub_source_is_pinned_to_the_commit_that_the_hub_names(
 
 @pytest.mark.parametrize("why", ["offline", "unreachable", "broken"])
 def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     why: str,
@@ -286,7 +286,7 @@ def test_a_commit_is_taken_as_it_is_without_asking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert write(tmp_path / "r.yaml", source="a/b@" + "0" * 40).pinned
+    assert write(tmp_path / "r.yaml", source="a/b@" + "0" * 40)[0].pinned
 
 
 def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
@@ -313,11 +313,7 @@ def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -
 
 def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
-    assert (
-        write(tmp_path / "a.yaml", source=str(tmp_path / "model.gguf"))
-        .notes[0]
-        .endswith("model.gguf` is a file, and a folder is meant")
-    )
-    assert (
-        "there is no folder" in write(tmp_path / "b.yaml", source=str(tmp_path / "nope")).notes[0]
-    )
+    _, (note,) = write(tmp_path / "a.yaml", source=str(tmp_path / "model.gguf"))
+    assert note.endswith("model.gguf` is a file, and a folder is meant")
+    _, (note,) = write(tmp_path / "b.yaml", source=str(tmp_path / "nope"))
+    assert "there is no folder" in note

@@ -19,6 +19,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from testing.tiers import sizes
 
 from phipipe import collect, keys
 from phipipe.errors import StepFailed, StoreError
@@ -27,7 +28,7 @@ from phipipe.store import Store
 
 FILES = {"model.bin": b"weights" * 1000, "sub/config.json": b"{}"}
 RECORD = {
-    "runs": "m:f",
+    "runs": "m/f",
     "version": 1,
     "params": {"bits": 4},
     "inputs": {},
@@ -654,7 +655,7 @@ def test_usage_has_a_row_for_each_record(store: Store) -> None:
     put(store, 2)
     rows = store.usage()
     assert {row.key for row in rows} == {key(1), key(2)}
-    assert {(row.runs, row.size_bytes) for row in rows} == {("m:f", 7002)}
+    assert {(row.runs, row.size_bytes) for row in rows} == {("m/f", 7002)}
     assert all(row.created.tzinfo and row.used >= row.created for row in rows)
 
 
@@ -842,14 +843,16 @@ class Collections(RuleBasedStateMachine):
             pins.discard(stored.digest)
 
 
+@pytest.mark.full
 @posix
-def test_collections_spare_what_is_needed_and_keep_the_budget() -> None:
+@pytest.mark.parametrize("rounds", sizes(30, 200))
+def test_collections_spare_what_is_needed_and_keep_the_budget(rounds: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     checks = [HealthCheck.too_slow]
     run_state_machine_as_test(
         Collections,
         settings=settings(
-            max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=checks
+            max_examples=rounds, stateful_step_count=25, deadline=None, suppress_health_check=checks
         ),
     )

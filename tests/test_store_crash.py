@@ -24,6 +24,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing.tiers import sizes
 
 from phipipe import keys, room
 from phipipe.errors import StoreError
@@ -31,6 +32,7 @@ from phipipe.records import Damaged, Stored
 from phipipe.store import Store
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.crash,
     pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals"),
     pytest.mark.timeout(120),
@@ -38,7 +40,7 @@ pytestmark = [
 
 STRACE = shutil.which("strace")
 STEPS = 4
-RECORD = {"runs": "m:f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
+RECORD = {"runs": "m/f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
 
 
 def files(number: int) -> dict[str, bytes]:
@@ -185,9 +187,12 @@ def same(found: object, expected: object) -> None:
     assert found == expected
 
 
-def test_killed_at_any_time_nothing_wrong_is_left(tmp_path: Path, digests: list[str]) -> None:
+@pytest.mark.parametrize("kills", sizes(30, 500))
+def test_killed_at_any_time_nothing_wrong_is_left(
+    tmp_path: Path, digests: list[str], kills: int
+) -> None:
     dice = random.Random(1)
-    for _ in range(30):
+    for _ in range(kills):
         child = start(lambda: busy(tmp_path / "store"))
         time.sleep(dice.uniform(0.0, 0.12))
         os.kill(child, signal.SIGKILL)
@@ -233,18 +238,19 @@ def traced(body: Callable[[], object], *options: str) -> int:
         os.close(go)
 
 
+@pytest.mark.parametrize("kills", sizes(30, 500))
 def test_killed_at_any_system_call_nothing_wrong_is_left(
-    tmp_path: Path, digests: list[str]
+    tmp_path: Path, digests: list[str], kills: int
 ) -> None:
     dice = random.Random(2)
     killed = 0
-    for trial in range(30):
+    for trial in range(kills):
         calls = CALLS[trial % len(CALLS)]
         option = f"inject={calls}:signal=KILL:when={dice.randint(1, 40)}"
         code = traced(lambda: busy(tmp_path / "store"), "-e", f"trace={calls}", "-e", option)
         killed += code == -signal.SIGKILL
         check_after_kill(tmp_path / "store", digests)
-    assert killed == 30
+    assert killed == kills
 
 
 # Flipped bits
@@ -258,11 +264,19 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-@given(data=st.data())
+@pytest.mark.parametrize("flips", sizes(200, 1000))
 def test_every_flipped_bit_is_found_before_use_and_built_again(
-    full: Path, digests: list[str], data: st.DataObject
+    full: Path, digests: list[str], flips: int
 ) -> None:
+    checks = list(HealthCheck)
+    options = settings(
+        max_examples=flips, deadline=None, suppress_health_check=checks, database=None
+    )
+    options(given(data=st.data())(lambda data: flip(full, digests, data)))()
+
+
+def flip(full: Path, digests: list[str], data: st.DataObject) -> None:
+    """Flip one bit of the store; see that it is noticed, and that all is built again."""
     kind = data.draw(st.sampled_from(["objects", "actions"]))
     path = data.draw(st.sampled_from(sorted(p for p in (full / kind).rglob("*") if p.is_file())))
     status, raw = path.stat(), bytearray(path.read_bytes())

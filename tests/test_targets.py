@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from test_quickstart import ROOT, Shell
+from testing.places import RECIPES, ROOT
+from testing.shell import Shell
 
 from phipipe import backends, device, family, hub, models, package, recipe, remote, support
 from phipipe import plan as planner
-from phipipe.backends.base import Step
+from phipipe.steps import Step
 
-TARGETS = ROOT / "recipes" / "all-targets.yaml"
+TARGETS = RECIPES / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
 # The emulated NPU is slow.
 FEWER = (
@@ -28,11 +29,23 @@ FEWER = (
     "--set",
     "calibrate.tokens=4096",
 )
-MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
-SHIPPED = {
-    path.stem: yaml.safe_load(path.read_text("utf-8"))
-    for path in sorted((ROOT / "recipes").glob("*-*.yaml"))
+ELSEWHERE = {  # rows whose device no machine of ours is, and what is said there
+    "nvidia-gpu-onnxruntime": "this machine has no NVIDIA GPU",
+    "apple-silicon-mlx": (
+        "this machine's processor is x86_64, and that of Apple silicon (Mac) is arm64"
+    ),
+    "snapdragon-x-npu": "this machine's processor is x86_64, and that of Snapdragon X NPU is arm64",
+    "directml-gpu": "no toolchain of phipipe's runs `onnxruntime` packages on `directml` yet",
+    "vulkan-gpu": "this machine has no GPU that this build of llama.cpp can use",
+    "intel-gpu": "this machine has no Intel GPU that OpenVINO can use",
+    "intel-npu": "this machine has no Intel NPU that OpenVINO can use",
 }
+MATRIX = yaml.safe_load(TARGETS.read_text("utf-8"))["matrix"]
+ROWS = {row["name"]: row for row in MATRIX}
+SHIPPED = {
+    path.stem: yaml.safe_load(path.read_text("utf-8")) for path in sorted(RECIPES.glob("*-*.yaml"))
+}
+EXAMPLE = "phi4-cpu-int4"  # the others are built at night
 FROM_HUB = [name for name, told in SHIPPED.items() if "repo" in told["source"]]
 
 
@@ -56,6 +69,18 @@ def different() -> list[str]:
             kinds.setdefault(
                 json.dumps([told["backend"], api, told["precision"], told.get("quantize")]), name
             )
+    return list(kinds.values())
+
+
+def of_each_kind() -> list[dict[str, Any]]:
+    """Rows of the matrix, one for each kind of artifact: backend, unit and precision.
+
+    Tests name some rows; those speak for their kinds.
+    """
+    kinds: dict[tuple[object, ...], dict[str, Any]] = {}
+    for row in sorted(MATRIX, key=lambda row: row["name"] not in ELSEWHERE):
+        kind = row.get("backend", "onnxruntime"), unit_of(row).api, row.get("precision", "int4")
+        kinds.setdefault(kind, row)
     return list(kinds.values())
 
 
@@ -94,7 +119,7 @@ def test_a_text_without_a_place_for_the_table_is_refused() -> None:
 def test_recipes_of_the_hub_fit_their_models_and_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (build,) = recipe.load(ROOT / "recipes" / f"{name}.yaml", options=backends.OptionsOf())
+    (build,) = recipe.load(RECIPES / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
     original = hub.Original(
         models.of_config(member.config, member.tokenizer), Step(name="source", runs="", version=1)
@@ -115,7 +140,7 @@ def test_recipes_of_the_hub_fit_their_models_and_devices(
 
 @pytest.mark.parametrize("name", FROM_HUB)
 def test_a_recipe_says_how_to_run_it(name: str) -> None:
-    text = (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
+    text = (RECIPES / f"{name}.yaml").read_text("utf-8")
     assert f"#   phipipe run recipes/{name}.yaml\n" in text
     assert SHIPPED[name]["name"] == name
     assert re.fullmatch("[0-9a-f]{40}", SHIPPED[name]["source"]["revision"])
@@ -126,21 +151,40 @@ def shell(tmp_path_factory: pytest.TempPathFactory, toolchains: Path) -> Shell:
     return Shell(tmp_path_factory.mktemp("targets"), toolchains)
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(of_each_kind(), id="kinds"),
+        pytest.param(MATRIX, id="matrix", marks=pytest.mark.nightly),
+    ],
+)
+def rows(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """What is built of the matrix."""
+    chosen: list[dict[str, Any]] = request.param
+    return chosen
+
+
+def only(rows: list[dict[str, Any]]) -> list[str]:
+    """The command line's words for these rows alone."""
+    return [word for row in rows for word in ("--only", f"all-targets-{row['name']}")]
+
+
 @pytest.fixture(scope="module")
-def entries(shell: Shell) -> dict[str, dict[str, Any]]:
-    """The board of the whole matrix, by row."""
-    shell("run", TARGETS, *FEWER, timeout=1700)
+def entries(shell: Shell, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The board, by row."""
+    shell("run", TARGETS, *FEWER, *only(rows), timeout=1700)
     board = json.loads(
         (shell.folder / "packages" / "all-targets" / "board.json").read_text("utf-8")
     )
     return {entry["name"].removeprefix("all-targets-"): entry for entry in board["entries"]}
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
-def test_every_target_is_built_and_says_what_ran_where(entries: dict[str, dict[str, Any]]) -> None:
-    assert set(entries) == {row["name"] for row in MATRIX}
-    for row in MATRIX:
+def test_every_target_is_built_and_says_what_ran_where(
+    rows: list[dict[str, Any]], entries: dict[str, dict[str, Any]]
+) -> None:
+    assert set(entries) == {row["name"] for row in rows}
+    for row in rows:
         entry, api = entries[row["name"]], unit_of(row).api
         assert entry["error"] is None
         assert entry["api"] == api
@@ -154,13 +198,12 @@ def test_every_target_is_built_and_says_what_ran_where(entries: dict[str, dict[s
         assert entry["sanity"]["tokenizer_equal"], row["name"]
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_what_plan_says_of_the_size_is_what_is_built(
-    shell: Shell, entries: dict[str, dict[str, Any]]
+    shell: Shell, rows: list[dict[str, Any]], entries: dict[str, dict[str, Any]]
 ) -> None:
-    plans = json.loads(shell("plan", TARGETS, *FEWER, "--json").stdout)
-    assert len(plans) == len(MATRIX)
+    plans = json.loads(shell("plan", TARGETS, *FEWER, *only(rows), "--json").stdout)
+    assert len(plans) == len(rows)
     for plan in plans:
         entry = entries[plan["name"].removeprefix("all-targets-")]
         built = entry["metrics"]["size_gib"] * 2**30
@@ -168,13 +211,16 @@ def test_what_plan_says_of_the_size_is_what_is_built(
         assert abs(plan["fit"]["weight_bytes"] - built) < 0.15 * built + 2**20, plan["name"]
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", different())
-def test_every_recipe_builds_the_embedded_model(
-    shell: Shell, entries: dict[str, dict[str, Any]], name: str
-) -> None:
-    path = ROOT / "recipes" / f"{name}.yaml"
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == EXAMPLE else pytest.mark.nightly)
+        for name in different()
+    ],
+)
+def test_every_recipe_builds_the_embedded_model(shell: Shell, name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
     words = (
         "--set",
         "evaluate.tokens=512",
@@ -191,13 +237,12 @@ def test_every_recipe_builds_the_embedded_model(
     manifest = package.read_manifest(folder)
     assert build["ok"]
     assert package.verify(folder) == []
-    assert manifest["on_target"] == (
-        "emulated" if "npu" in path.stem or "snapdragon" in path.stem else manifest["on_target"]
+    assert manifest.on_target == (
+        "emulated" if "npu" in path.stem or "snapdragon" in path.stem else manifest.on_target
     )
     assert (folder / "reference" / "top.npz").is_file()
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 def test_a_package_is_measured_on_its_device_without_the_original(
     shell: Shell, entries: dict[str, dict[str, Any]], tmp_path: Path
@@ -224,25 +269,9 @@ def test_a_package_is_measured_on_its_device_without_the_original(
     assert "≥" in shell("compare", folder, report).stdout
 
 
-@pytest.mark.integration
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ("nvidia-gpu-onnxruntime", "this machine has no NVIDIA GPU"),
-        (
-            "apple-silicon-mlx",
-            "this machine's processor is x86_64, and that of Apple silicon (Mac) is arm64",
-        ),
-        (
-            "snapdragon-x-npu",
-            "this machine's processor is x86_64, and that of Snapdragon X NPU is arm64",
-        ),
-        ("directml-gpu", "no toolchain of phipipe's runs `onnxruntime` packages on `directml` yet"),
-        ("vulkan-gpu", "this machine has no GPU that this build of llama.cpp can use"),
-        ("intel-gpu", "this machine has no Intel GPU that OpenVINO can use"),
-        ("intel-npu", "this machine has no Intel NPU that OpenVINO can use"),
-    ],
+    ("row", "words"), ELSEWHERE.items(), ids=[unit_of(ROWS[name]).api for name in ELSEWHERE]
 )
 def test_a_machine_that_is_not_the_device_is_told_so(
     shell: Shell, entries: dict[str, dict[str, Any]], row: str, words: str

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testing.places import ROOT
 
 from phipipe import hub, text_files
 from phipipe.errors import SourceError
@@ -39,23 +41,21 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def tables(
-    tmp_path_factory: pytest.TempPathFactory, torch_python: Path
+    tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]
 ) -> tuple[Path, dict[str, Any]]:
     """A folder of Parquet files, and what is read in each."""
     folder = tmp_path_factory.mktemp("tables")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    words = [torch_python, "-c", WRITE, folder, json.dumps(ROWS)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [python_of("torch"), "-c", WRITE, folder, json.dumps(ROWS)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, json.loads(done.stdout)
 
 
-@pytest.mark.integration
 def test_rows_end_their_lines_and_are_else_as_they_are(tables: tuple[Path, dict[str, Any]]) -> None:
     assert tables[1]["good"] == "\n = A heading = \n\nTwo lines\nof a row\nthe last \N{SNOWMAN}\n"
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "said"),
     [("numbers", "other things than text"), ("other", "no column `text`"), ("broken", "Parquet")],
@@ -67,7 +67,6 @@ def test_what_holds_no_text_is_named(
     assert f"`{name}.parquet`" in tables[1][name]["error"]
 
 
-@pytest.mark.integration
 def test_a_table_is_not_learned_from_and_evaluated_on(tables: tuple[Path, dict[str, Any]]) -> None:
     good, other = Text(file="good.parquet"), Text(file="other.parquet")
     assert hub.same_text(good, good, tables[0])

@@ -21,7 +21,8 @@ import yaml
 from cronsim import CronSim
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import QUICKSTART, Run, run  # noqa: F401 (a fixture)
+from testing.places import QUICKSTART
+from testing.shell import Run
 
 from phipipe import hooks, timetable
 from phipipe.errors import RecipeError, StoreError
@@ -159,7 +160,7 @@ def test_only_files_of_ours_are_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", list(timetable.FORMATS))
-def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None:  # noqa: F811
+def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None:
     words = (
         "schedule",
         "export",
@@ -182,7 +183,7 @@ def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None: 
 
 @pytest.mark.parametrize("kind", ["cron", "systemd", "airflow"])
 def test_engines_with_an_empty_environment_get_our_settings_and_all_options(
-    run: Run,  # noqa: F811
+    run: Run,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -214,7 +215,7 @@ def test_engines_with_an_empty_environment_get_our_settings_and_all_options(
         assert any(word in one for one in found), word
 
 
-def test_mistakes_of_export_end_with_2(run: Run) -> None:  # noqa: F811
+def test_mistakes_of_export_end_with_2(run: Run) -> None:
     for words in (
         [QUICKSTART],
         ["--cron", QUICKSTART, "--at", "often"],

@@ -219,6 +219,7 @@ def test_what_exists_elsewhere_only_is_refused_before_anything_is_installed(
     assert not home.toolchains.exists()
 
 
+@pytest.mark.usefixtures("toolchains")  # asks the package index
 def test_each_lock_is_what_its_extra_asks_for() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "phipipe.lock", "--check"],
@@ -229,7 +230,7 @@ def test_each_lock_is_what_its_extra_asks_for() -> None:
     assert done.stdout == "stale: none\n", done.stdout + done.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("toolchains")
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, "no-such-compiler")

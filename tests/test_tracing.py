@@ -15,8 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from test_events import recorded
-from test_schedule import plan, step
+from testing.plans import plan, recorded, step
 
 from phipipe import events, past_runs, tracing
 from phipipe.errors import ToolchainError

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from testing.hub_server import Fault, Hub
+from testing.places import ROOT
 
 from phipipe import exchange, transfer, transfer_failures
 from phipipe.errors import Interrupted, SourceError
@@ -23,7 +24,6 @@ from phipipe.exchange import Address
 from phipipe.published import Published
 from phipipe.transfer_failures import Pace
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = random.Random(7).randbytes(3_000_000)
 FILE = Published("weights.safetensors", len(DATA), "sha256", hashlib.sha256(DATA).hexdigest())
 

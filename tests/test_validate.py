@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from test_cli import Run, run  # noqa: F401 (a fixture)
+from testing.places import RECIPES
+from testing.shell import Run
 
 from phipipe import backends, device, hub, plans, recipe, rules, targets
-from phipipe.backends.base import ANY_MODEL
+from phipipe.backends.base import ANY_MODEL, Job
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.starter import PRECISIONS
 
@@ -89,7 +90,7 @@ def test_the_lines_of_the_variants_that_cannot_be_are_named_and_no_others(
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
 def test_every_command_says_all_of_them_with_the_line_and_the_caret(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     command: str,
 ) -> None:
@@ -163,7 +164,7 @@ def test_the_key_that_decides_is_the_place(
 
 
 def test_what_is_wrong_with_the_file_and_with_the_target_is_said_together(
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
 ) -> None:
     written(
@@ -228,10 +229,16 @@ def test_what_is_said_without_a_model_is_said_of_the_embedded_one_too(
         name="x", source=source, device="any", backend=backend, precision=precision
     )  # type: ignore[arg-type]
     module, checkpoint = backends.load(backend), hub.original(source, Path()).checkpoint
-    for options in (module.Options(), *with_one_changed(module.Options)):
-        known = rules.check(made, options, checkpoint) + module.advise(made, options, checkpoint)
-        assert {a.rule for a in rules.check(made, options, ANY_MODEL)} <= {a.rule for a in known}
-        assert {a.rule for a in module.advise(made, options, ANY_MODEL)} <= {a.rule for a in known}
+    for options in (module.options(), *with_one_changed(module.options)):
+        known = rules.check(Job(made, options, checkpoint)) + rules.check(
+            Job(made, options, checkpoint), module.rules
+        )
+        assert {a.rule for a in rules.check(Job(made, options, ANY_MODEL))} <= {
+            a.rule for a in known
+        }
+        assert {a.rule for a in rules.check(Job(made, options, ANY_MODEL), module.rules)} <= {
+            a.rule for a in known
+        }
 
 
 def with_one_changed(model: type) -> Iterator[object]:
@@ -287,8 +294,6 @@ def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(
     assert len(caught.value.problems) == 100
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_nothing_that_is_shipped_is_refused(path: Path) -> None:
     assert targets.problems(recipe.load(path, options=backends.OptionsOf())) == []

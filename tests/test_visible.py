@@ -10,17 +10,17 @@ import unicodedata
 from pathlib import Path
 
 import click
-import hostile_paths
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testing import hostile_paths
+from testing.places import QUICKSTART, ROOT
 
 from phipipe import answers, console, hub, show
 from phipipe.errors import PhipipeError
 from phipipe.visible import json_again, json_text, one_line, visible
 
-ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+QUICKSTART = str(QUICKSTART)
 ANYTHING = st.text(st.characters(exclude_categories=()))
 VALUES = st.recursive(ANYTHING | st.none() | st.booleans() | st.integers(), st.lists, max_leaves=5)
 ACTING = "\x00\x07\x08\r\x1b\x7f\x85\x9b\u2028\u2029\u202a\u202e\u2066\u2069\ud800\udcff"

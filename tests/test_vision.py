@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import struct
-import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from testing.drive import drive
+from testing.seeing import RECIPE, planned, seen
 
 from phipipe import (
     again,
     backends,
-    board,
+    board_entry,
     hub,
     manifest,
     mapped,
@@ -29,47 +29,12 @@ from phipipe import (
 )
 from phipipe.errors import GateFailed, TargetError
 from phipipe.manner import Manner
-from phipipe.package import verify
-from phipipe.plan import Plan
 from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-HERE = Path(__file__).parent
-RECIPE = """
-name: seeing
-source: {path: SOURCE}
-device: cpu-x86_64
-backend: onnxruntime
-precision: fp32
-evaluate: {text: {builtin: stories}, tokens: 512, window: 256}
-measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
-"""
-
-
-def run(python: Path, *words: str | Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
-    done = subprocess.run(
-        [python, *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
-    """What ``vision_checkpoints`` leaves."""
-    folder = tmp_path_factory.mktemp("seeing")
-    run(torch_python, HERE / "vision_checkpoints.py", folder)
-    return folder
-
-
-def planned(source: Path, *sets: str) -> Plan:
-    path = source.parent / "recipe.yaml"
-    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+DRIVER = Path(__file__).parent / "vision_driver.py"
 
 
 @pytest.mark.parametrize("picture", vision.PICTURES, ids=lambda p: p.name)
@@ -92,11 +57,10 @@ def test_pictures_are_valid_files(picture: vision.Picture) -> None:
     assert middle[:3] == b"\xd0\x20\x20"  # the disc
 
 
-@pytest.mark.integration
 def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
-    made: Path, torch_python: Path
+    seeing: Path, python_of: Callable[[str], Path]
 ) -> None:
-    told = json.loads(run(torch_python, HERE / "vision_driver.py", made))
+    told = json.loads(drive(python_of("torch"), DRIVER, seeing))
     assert told["clip"] < 1e-5
     assert told["order"] < 1e-5
     assert told["same"] < 0.01  # of 255
@@ -110,19 +74,18 @@ def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
     }
 
 
-@pytest.mark.integration
-def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Path) -> None:
-    vision.cut({"original": made / "source"}, tmp_path, {})
-    whole, part = models.read(made / "source"), models.read(tmp_path)
+def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: Path) -> None:
+    vision.cut({"original": seeing / "source"}, tmp_path, {})
+    whole, part = models.read(seeing / "source"), models.read(tmp_path)
     assert (part.architecture, part.parts, whole.parts) == ("Phi3ForCausalLM", (), ("vision",))
     assert vision.language(whole).parameters == part.parameters < whole.parameters
     assert "auto_map" not in part.config
-    theirs, ours = mapped.places(made / "source"), mapped.places(tmp_path)
+    theirs, ours = mapped.places(seeing / "source"), mapped.places(tmp_path)
     others = vision.KINDS[vision.PHI3].others
     assert {name for name in theirs if not name.startswith(others)} == set(ours)
     for name, place in ours.items():
         old = theirs[name]
-        bytes_of = (made / "source" / old.file).read_bytes()[
+        bytes_of = (seeing / "source" / old.file).read_bytes()[
             old.offset : old.offset + old.size_bytes
         ]
         assert (tmp_path / place.file).read_bytes()[
@@ -130,24 +93,22 @@ def test_the_language_model_is_a_checkpoint_of_its_own(made: Path, tmp_path: Pat
         ] == bytes_of
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
-    "name", [n for n in backends.names() if n not in vision.KINDS[vision.PHI3].backends]
+    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).eyes]
 )
-def test_other_backends_say_who_can(made: Path, name: str) -> None:
+def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
     device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(
         name, "cpu-x86_64"
     )
     with pytest.raises(TargetError, match=r"M03") as refused:
-        planned(made / "source", f"backend={name}", f"device={device}", "precision=int8")
+        planned(seeing / "source", f"backend={name}", f"device={device}", "precision=int8")
     assert refused.value.hint
     assert "backend: onnxruntime" in refused.value.hint
 
 
-@pytest.mark.integration
-def test_units_without_eyes_are_refused(made: Path) -> None:
+def test_units_without_eyes_are_refused(seeing: Path) -> None:
     with pytest.raises(TargetError, match="see") as refused:
-        planned(made / "source", "device=nvidia-gpu", "precision=fp16")
+        planned(seeing / "source", "device=nvidia-gpu", "precision=fp16")
     assert "cuda" in refused.value.message
 
 
@@ -162,9 +123,8 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
         plan.prepare(build)
 
 
-@pytest.mark.integration
-def test_eyes_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "source", tmp_path / "source")
+def test_eyes_of_another_kind_are_refused(seeing: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeing / "source", tmp_path / "source")
     config = json.loads((tmp_path / "source" / "config.json").read_text("utf-8"))
     config["embd_layer"]["hd_transform_order"] = "glb_sub"
     (tmp_path / "source" / "config.json").write_text(json.dumps(config), "utf-8")
@@ -173,29 +133,24 @@ def test_eyes_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
+def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     """The small model at fp32, at 4 bits, and with a gate on pictures that nothing passes."""
-    settings, store = Settings(cache=made / "cache", toolchains=toolchains), Store(made / "cache")
+    settings, store = (
+        Settings(cache=seeing / "cache", toolchains=toolchains),
+        Store(seeing / "cache"),
+    )
     asked = {
         "fp32": (),
         "int4": ("precision=int4", "name=four"),
         "gated": ("precision=int4", "name=gated"),
     }
     asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
-    plans = [planned(made / "source", *sets) for sets in asked.values()]
-    manner = Manner(out=made / "packages", jobs=2)
+    plans = [planned(seeing / "source", *sets) for sets in asked.values()]
+    manner = Manner(out=seeing / "packages", jobs=2)
     ends = schedule.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
-def seen(done: Outcome) -> Any:
-    assert done.error is None
-    assert done.package is not None
-    assert verify(done.package) == []
-    return json.loads((done.package / manifest.NAME).read_text("utf-8"))["fidelity"]["vision"]
-
-
-@pytest.mark.integration
 def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) -> None:
     found = seen(builds["fp32"])
     assert (
@@ -211,12 +166,12 @@ def test_unquantized_it_sees_what_the_original_sees(builds: dict[str, Outcome]) 
     }  # 12 h (12 w + 1) + 157 for 3 × 4 and 4 × 3 crops
 
 
-@pytest.mark.integration
 def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> None:
     found = seen(builds["int4"])
     package = builds["int4"].package
     assert package is not None
     told = json.loads((package / manifest.NAME).read_text("utf-8"))
+    read = manifest.read_manifest(package)
     assert 1e-4 < found["metrics"]["image_kld_mean"] < 3 * told["fidelity"]["metrics"]["kld_mean"]
     assert told["steps"]["eyes"]["params"]["bits"] == 8
     assert (
@@ -227,20 +182,24 @@ def test_at_four_bits_text_and_pictures_suffer_alike(builds: dict[str, Outcome])
     assert told["source"]["architecture"] == "Phi3VForCausalLM"
     assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
     assert "### Pictures" in (package / "README.md").read_text("utf-8")
-    assert board.from_manifest(told).metrics["kld_mean"] == told["fidelity"]["metrics"]["kld_mean"]
+    assert (
+        board_entry.from_manifest(read).metrics["kld_mean"]
+        == told["fidelity"]["metrics"]["kld_mean"]
+    )
 
 
-@pytest.mark.integration
 def test_gates_on_pictures_hold_a_package_back(builds: dict[str, Outcome]) -> None:
     assert isinstance(builds["gated"].error, GateFailed)
     assert "image_kld_mean" in builds["gated"].error.message
     assert builds["gated"].package is None
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], ort_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = builds["int4"].package
     assert package is not None
@@ -253,20 +212,18 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(ort_python, tmp_path / "run.py", package, *files).strip()
+    assert drive(python_of("onnxruntime"), tmp_path / "run.py", package, *files).strip()
 
 
-@pytest.mark.integration
 def test_a_package_is_evaluated_again_with_its_eyes(
-    builds: dict[str, Outcome], made: Path, tmp_path: Path, toolchains: Path
+    builds: dict[str, Outcome], seeing: Path, tmp_path: Path, toolchains: Path
 ) -> None:
     package = builds["int4"].package
     assert package is not None
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
-    again_plan = again.plan(package, store, text=None, tokens=None, source=made / "source")
+    again_plan = again.plan(package, store, text=None, tokens=None, source=seeing / "source")
     settings = Settings(cache=store.root, toolchains=toolchains)
-    manner = Manner(jobs=2)
-    (done,) = schedule.attempt([again_plan], store, settings, Silent(), manner)
+    (done,) = schedule.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
     assert done.error is None
     found = done.load("vision-evaluate", "vision.json")["metrics"]
     assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)

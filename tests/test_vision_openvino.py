@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_vision import HERE, made, planned, run, seen  # noqa: F401 (`made` is a fixture)
+from testing.drive import drive
+from testing.seeing import planned, seen
 
 from phipipe import manifest, schedule, vision
 from phipipe.manner import Manner
@@ -16,20 +18,24 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+# Nightly: OpenVINO's eyes have Phi-4-multimodal's tests, and these models ONNX Runtime's.
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:  # noqa: F811
+def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     """The small model at fp32, at 8 and at 4 bits."""
-    settings, store = Settings(cache=made / "cache", toolchains=toolchains), Store(made / "cache")
+    settings, store = (
+        Settings(cache=seeing / "cache", toolchains=toolchains),
+        Store(seeing / "cache"),
+    )
     common = ("backend=openvino", "device=intel-cpu")
     asked = {
         name: (*common, f"precision={name}", f"name={name}") for name in ("fp32", "int8", "int4")
     }
     asked["int4"] += ("quantize={group_size: 32}",)
-    plans = [planned(made / "source", *sets) for sets in asked.values()]
-    manner = Manner(out=made / "packages", jobs=2)
+    plans = [planned(seeing / "source", *sets) for sets in asked.values()]
+    manner = Manner(out=seeing / "packages", jobs=2)
     ends = schedule.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
@@ -68,14 +74,15 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], prec
 
 
 def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_not_square(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path
+    builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     for picture in (*vision.PICTURES, *vision.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
-    said = run(
-        openvino_python,
-        HERE / "vision_openvino_driver.py",
+    said = drive(
+        python_of("openvino"),
+        "-m",
+        "testing.openvino_answers",
         package,
         *sorted(tmp_path.glob("*.png")),
     )
@@ -84,13 +91,16 @@ def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_
         max(gaps["large"], gaps["small"]) < 0.1
     )  # the pipeline's own arithmetic; 0.06 was measured
     # openvino-genai gives width for height: once this fails, pictures need no padding any more
-    # (`vision.Kind.square`)
+    # (`Backend.square`)
     assert min(gaps["wide"], gaps["tall"]) > 0.3
 
 
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = folder(builds, "int4")
     (program,) = re.findall(
@@ -102,9 +112,9 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(openvino_python, tmp_path / "run.py", package, *files).strip()
+    assert drive(python_of("openvino"), tmp_path / "run.py", package, *files).strip()
 
 
-def test_the_plan_says_what_the_runtime_gets_wrong(made: Path) -> None:  # noqa: F811
-    told = planned(made / "source", "backend=openvino", "device=intel-cpu").warnings
+def test_the_plan_says_what_the_runtime_gets_wrong(seeing: Path) -> None:
+    told = planned(seeing / "source", "backend=openvino", "device=intel-cpu").warnings
     assert [advice.message for advice in told if advice.rule == "M18"]

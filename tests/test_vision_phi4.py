@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_vision import HERE, planned, run, seen
+from testing.drive import drive
+from testing.seeing import planned, seen
 
 from phipipe import manifest, models, schedule, vision
 from phipipe.errors import TargetError
@@ -20,15 +22,17 @@ from phipipe.settings import Settings
 from phipipe.show import Silent
 from phipipe.store import Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+DRIVER = Path(__file__).parent / "phi4mm_driver.py"
+
+pytestmark = pytest.mark.timeout(600)
 BUILD = ("backend=openvino", "device=intel-cpu")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, torch_python: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]) -> Path:
     """What ``phi4mm_checkpoints`` leaves."""
     folder = tmp_path_factory.mktemp("phi4mm")
-    run(torch_python, HERE / "phi4mm_checkpoints.py", folder)
+    drive(python_of("torch"), "-m", "testing.phi4mm_checkpoints", folder)
     return folder
 
 
@@ -51,12 +55,12 @@ def package_of(builds: dict[str, Outcome], name: str) -> Path:
 
 
 def test_the_eyes_are_transformers_own_and_the_adapter_is_merged(
-    made: Path, builds: dict[str, Outcome], torch_python: Path
+    made: Path, builds: dict[str, Outcome], python_of: Callable[[str], Path]
 ) -> None:
     told = json.loads(
-        run(
-            torch_python,
-            HERE / "phi4mm_driver.py",
+        drive(
+            python_of("torch"),
+            DRIVER,
             made / "source",
             builds["fp32"].results["source"].stored.path,
         )
@@ -78,7 +82,7 @@ def test_the_language_model_is_phi4_mini(made: Path, builds: dict[str, Outcome])
 
 
 def test_an_adapter_that_is_incomplete_is_refused(
-    made: Path, tmp_path: Path, torch_python: Path
+    made: Path, tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
     shutil.copytree(made / "source", tmp_path / "source")
     path = tmp_path / "source" / "config.json"
@@ -90,7 +94,7 @@ def test_an_adapter_that_is_incomplete_is_refused(
         "try: vision_lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
         "except StepFailed as error: print(error.message)"
     )
-    said = run(torch_python, "-c", code, tmp_path / "source", tmp_path / "out")
+    said = drive(python_of("torch"), "-c", code, tmp_path / "source", tmp_path / "out")
     assert "rank 9" in said
 
 
@@ -115,16 +119,17 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> N
 
 
 def test_the_pipelines_answers_follow_from_the_graphs(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path
+    builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     # one that fills its crops, some with padding below or at the right, and one of more crops than
     # are allowed
     shown = (*vision.LARGER, *vision.SQUARES, vision.Picture(name="long", width=16600, height=60))
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
-    said = run(
-        openvino_python,
-        HERE / "vision_openvino_driver.py",
+    said = drive(
+        python_of("openvino"),
+        "-m",
+        "testing.openvino_answers",
         package_of(builds, "int4"),
         *sorted(tmp_path.glob("*.png")),
     )
@@ -135,7 +140,10 @@ def test_the_pipelines_answers_follow_from_the_graphs(
 
 @pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
 def test_the_cards_program_answers(
-    builds: dict[str, Outcome], openvino_python: Path, tmp_path: Path, pictures: tuple[str, ...]
+    builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
 ) -> None:
     package = package_of(builds, "int4")
     (program,) = re.findall(
@@ -148,7 +156,7 @@ def test_the_cards_program_answers(
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert run(openvino_python, tmp_path / "run.py", package, *files).strip()
+    assert drive(python_of("openvino"), tmp_path / "run.py", package, *files).strip()
 
 
 def test_the_plan_says_what_is_left_out(made: Path) -> None:

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from testing import hostile_paths
+from testing.places import QUICKSTART
 
 from phipipe import backends, keys, plan, recipe, why
-from phipipe.backends.base import Outside, Step
 from phipipe.executor import Bench
 from phipipe.schedule import attempt
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Outside, Step
 from phipipe.store import Store
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.yaml"
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 LEAVES = (
     st.none()
@@ -129,12 +130,10 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": True}, "content": content}
     (folder / name / "metrics.json").write_text(json.dumps(report))
     files = Outside(folder / name, ("metrics.json",))
-    source = Step(
-        name="source", runs="phipipe.hub:take", version=1, outside={"files": files}, copies=True
-    )
+    source = Step(name="source", runs="hub/take", version=1, outside={"files": files}, copies=True)
     check = Step(
         name="check",
-        runs="phipipe.evaluate:check_parity",
+        runs="evaluate/check_parity",
         version=1,
         needs={"metrics": "source"},
         params={"kld_mean": limit},
@@ -187,3 +186,20 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
     (made,) = recipe.load(QUICKSTART, options=backends.OptionsOf())
     assert {step.recipe for step in plan.prepare(made).steps} == {"quickstart"}
+
+
+def test_records_from_when_steps_had_addresses_are_listed_and_not_matched(
+    tmp_path: Path, store: Store
+) -> None:
+    made = build(tmp_path, "one", 0.1, "one", "mine")
+    earlier = "phipipe.evaluate:check_parity"
+    record = {"format": 1, "runs": earlier, "version": 1, "params": {}, "inputs": {}}
+    with store.session(), store.scratch() as scratch:
+        (scratch / "out").mkdir()
+        (scratch / "out" / "parity.json").write_text("{}")
+        store.commit("ab" * 32, scratch / "out", {**record, "tools": {}, "step": "check"})
+    run(made, store)
+    assert reasons(made, store) == ["", ""]
+    listed = {row.runs for row in store.usage()}
+    assert listed == {earlier, "evaluate/check_parity", "hub/take"}
+    assert hostile_paths.outcome(["cache", "ls"])[0] == 0

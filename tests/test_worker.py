@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from clock import LOAD, within
+from testing.clock import within
+from testing.places import TESTS
+from testing.workers import Bench, family, gone, posix
 
 from phipipe.errors import (
     GateFailed,
@@ -27,47 +26,9 @@ from phipipe.errors import (
     StoreError,
     ToolchainError,
 )
-from phipipe.process import Outcome, Request, Server
-from phipipe.settings import Settings
+from phipipe.process import Outcome, Request
 
-TESTS = Path(__file__).parent
 Run = Callable[..., Outcome]
-posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-
-
-def settings(**limits: str) -> Settings:
-    return Settings.read({**os.environ, "PHIPIPE_WORKER_PATH": str(TESTS), **limits})
-
-
-class Bench:
-    """A worker and the folders of its requests."""
-
-    def __init__(self, folder: Path, **limits: str) -> None:
-        self.folder, self.made = folder, 0
-        self.worker = Server(
-            Path(sys.executable),
-            name="test",
-            log_folder=folder / "logs",
-            settings=settings(**limits),
-        )
-
-    def __call__(self, step: str, inputs: dict[str, Path] | None = None, **params: Any) -> Outcome:
-        self.made += 1
-        scratch = self.folder / f"request-{self.made}"
-        scratch.mkdir(parents=True)
-        request = Request(step=step, runs=f"steps_cheap:{step}", inputs=inputs or {}, params=params)
-        return self.worker.run(request, scratch)
-
-    @property
-    def out(self) -> Path:
-        return self.folder / f"request-{self.made}" / "out"
-
-    def logs(self) -> str:
-        return "".join(
-            p.read_text("utf-8", errors="replace")
-            for p in (self.folder / "logs").rglob("*")
-            if p.is_file()
-        )
 
 
 @pytest.fixture
@@ -148,33 +109,6 @@ def test_a_limit_ends_the_step_within_seconds_and_names_itself(
     made.worker.close()
 
 
-def family(path: Path) -> list[int]:
-    """Process ids that a step wrote down, as soon as they are there."""
-    for _ in range(200 * LOAD):
-        if path.is_file() and (found := json.loads(path.read_text() or "[]")):
-            return [int(pid) for pid in found]
-        time.sleep(0.05)
-    raise AssertionError("the step did not start")
-
-
-def alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def gone(pids: list[int], seconds: float = 5) -> bool:
-    end = time.monotonic() + seconds * LOAD
-    while alive(pids) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not alive(pids)
-
-
 @posix
 def test_children_that_ignore_sigterm_go_too(tmp_path: Path) -> None:
     made = Bench(tmp_path, PHIPIPE_STEP_TIMEOUT_S="3")
@@ -190,7 +124,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_worker import Bench
+from testing.workers import Bench
 def stop(signum, frame):
     raise SystemExit(143)
 signal.signal(signal.SIGTERM, stop)
@@ -261,7 +195,10 @@ def test_progress_arrives(bench: Bench) -> None:
     scratch = bench.folder / "progress"
     scratch.mkdir()
     request = Request(
-        step="report", runs="steps_cheap:report", inputs={}, params={"total": 8, "pause_s": 0.15}
+        step="report",
+        runs="testing.steps_cheap/report",
+        inputs={},
+        params={"total": 8, "pause_s": 0.15},
     )
     bench.worker.run(request, scratch, on_progress=lambda *report: seen.append(report))
     assert len(seen) > 1

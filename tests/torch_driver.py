@@ -6,27 +6,25 @@ network).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
+from testing import oracle
+from testing.drive import answer, message
+from testing.variants import TINY, digest, tied, tokens
+from transformers import PhiConfig, PhiForCausalLM
 
 from phipipe import prohibitions, torch_checkpoint
 from phipipe.backends import torch as backend
-from phipipe.errors import PhipipeError
-from phipipe.hub import BUILTIN_MODELS
 
-SOURCE = BUILTIN_MODELS["tiny-phi3"]
-STORIES = SOURCE.parent / "stories"
 STARTED: list[str] = []  # processes that were started meanwhile
 CASES: dict[str, dict[str, Any]] = {
     "int4": {},
@@ -39,13 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def tokens(name: str, windows: int, window: int) -> Any:
-    text = (STORIES / name).read_text("utf-8")[: 12 * windows * window]
-    ids = AutoTokenizer.from_pretrained(SOURCE)(text, add_special_tokens=False)["input_ids"]
-    return np.asarray(ids[: windows * window], np.int32).reshape(windows, window)
-
-
-def quantize(root: Path, name: str, source: Path = SOURCE, **options: Any) -> Path:
+def quantize(root: Path, name: str, source: Path = TINY, **options: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
     params = {"bits": 4, "algorithm": "rtn", "group_size": 128, "symmetric": True} | options
@@ -54,18 +46,6 @@ def quantize(root: Path, name: str, source: Path = SOURCE, **options: Any) -> Pa
         inputs["calibration"] = root / "calibration"
     backend.quantize(inputs, out, params)
     return out
-
-
-def digest(folder: Path) -> str:
-    files = (p.name.encode() + p.read_bytes() for p in sorted(folder.iterdir()))
-    return hashlib.sha256(b"".join(files)).hexdigest()
-
-
-def reference(folder: Path, ids: Sequence[int]) -> Any:
-    """Logits of a checkpoint in fp32, straight from transformers."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        return model(torch.tensor([list(ids)])).logits[0].numpy()
 
 
 def run(folder: Path, windows: Any) -> dict[str, Any]:
@@ -78,11 +58,6 @@ def run(folder: Path, windows: Any) -> dict[str, Any]:
         chain.append(int(runtime.logits(chain)[-1].argmax()))
     runtime.close()
     return {"logits": logits, "chain": chain[16:] == made and bool(made)}
-
-
-def kld(expected: Any, actual: Any) -> float:
-    p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (expected, actual))
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def unpacked(folder: Path, name: str, bits: int) -> Any:
@@ -99,11 +74,11 @@ def unpacked(folder: Path, name: str, bits: int) -> Any:
 
 def fidelity(root: Path) -> dict[str, Any]:
     windows = tokens("evaluation.txt", 4, 128)
-    expected = np.concatenate([reference(SOURCE, window.tolist()) for window in windows])
+    expected = np.concatenate([oracle.logits(TINY, window.tolist()) for window in windows])
     facts: dict[str, Any] = {"kld": {}, "chain": {}, "dtype": {}}
     for name, options in CASES.items():
         made = run(quantize(root, name, **options), windows)
-        facts["kld"][name] = kld(expected, made["logits"])
+        facts["kld"][name] = oracle.kld(expected, made["logits"])
         facts["chain"][name] = made["chain"]
         facts["dtype"][name] = str(made["logits"].dtype)
     return facts
@@ -113,10 +88,10 @@ def files(root: Path) -> dict[str, Any]:
     """What lies in the folder: the source's own files, a config with one more key, weights as
     described."""
     made = root / "int4"
-    theirs, ours = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (SOURCE, made))
+    theirs, ours = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (TINY, made))
     config = json.loads(ours["config.json"])
     settings = config.pop("quantization_config")
-    weights = load_file(SOURCE / "model.safetensors")
+    weights = load_file(TINY / "model.safetensors")
     name = "model.layers.1.mlp.down_proj"
     errors = {}
     for case, bits in (("int4", 4), ("int8", 8)):
@@ -132,7 +107,7 @@ def files(root: Path) -> dict[str, Any]:
         "settings": settings,
         "errors": errors,
         "absolute": [
-            n for n in ours if str(root).encode() in ours[n] or str(SOURCE).encode() in ours[n]
+            n for n in ours if str(root).encode() in ours[n] or str(TINY).encode() in ours[n]
         ],
     }
 
@@ -140,7 +115,7 @@ def files(root: Path) -> dict[str, Any]:
 def reproducible(root: Path) -> dict[str, bool]:
     """A second run, from a copy elsewhere, into a folder of another name."""
     copy = root / "elsewhere" / "model"
-    shutil.copytree(SOURCE, copy)
+    shutil.copytree(TINY, copy)
     (root / "again").mkdir()
     shutil.copytree(root / "calibration", root / "again" / "calibration")
     names = ("int4", "int8", "int4-asymmetric", "signround")
@@ -153,42 +128,19 @@ def sources(root: Path) -> dict[str, Any]:
     """Layouts that the embedded model does not have: tied, in shards, LongRoPE; and Phi-2, with
     biases."""
     facts: dict[str, Any] = {}
-    for name, make in (("tied", _tied), ("phi2", _phi2)):
+    for name, make in (("tied", tied), ("phi2", _phi2)):
         source = make(root / "sources" / name)
         before = digest(source)
         ids = [int(t) for t in np.random.default_rng(7).integers(4, 500, 48)]
         made = quantize(root, f"{name}-int8", source, bits=8, group_size=32)
         facts[name] = {
-            "kld": kld(reference(source, ids), run(made, np.asarray([ids]))["logits"]),
+            "kld": oracle.kld(oracle.logits(source, ids), run(made, np.asarray([ids]))["logits"]),
             "names": sorted(p.name for p in made.iterdir()),
             "unchanged": digest(source) == before,
         }
     index = json.loads((root / "tied-int8" / torch_checkpoint.INDEX).read_text("utf-8"))
     found = {k: p.name for p in (root / "tied-int8").glob("*.safetensors") for k in load_file(p)}
     return facts | {"index": index["weight_map"] == found}
-
-
-def _tied(folder: Path) -> Path:
-    shutil.copytree(SOURCE, folder)
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["lm_head.weight"]
-    (folder / "model.safetensors").unlink()
-    where = {}
-    for i in (1, 2):
-        part = {k: t for n, (k, t) in enumerate(sorted(tensors.items())) if n % 2 == i - 1}
-        save_file(part, folder / f"model-0000{i}-of-00002.safetensors", metadata={"format": "pt"})
-        where |= dict.fromkeys(part, f"model-0000{i}-of-00002.safetensors")
-    (folder / torch_checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    rope = {
-        "type": "longrope",
-        "short_factor": [1.0] * 24,
-        "long_factor": [1.0 + i / 2 for i in range(24)],
-    }
-    config |= {"tie_word_embeddings": True, "partial_rotary_factor": 0.75, "rope_scaling": rope}
-    config |= {"original_max_position_embeddings": 32}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def _phi2(folder: Path) -> Path:
@@ -206,16 +158,8 @@ def _phi2(folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(SOURCE / name, folder / name)
+        shutil.copyfile(TINY / name, folder / name)
     return folder
-
-
-def message(call: Callable[[], object]) -> list[str]:
-    try:
-        call()
-    except PhipipeError as error:
-        return [type(error).__name__, error.message]
-    return ["nothing raised", ""]
 
 
 def failures(root: Path) -> dict[str, list[str]]:
@@ -229,7 +173,7 @@ def failures(root: Path) -> dict[str, list[str]]:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return message(lambda: torch_checkpoint.verify(SOURCE, folder, params))
+        return message(lambda: torch_checkpoint.verify(TINY, folder, params))
 
     def without_scales(tensors: dict[str, Any]) -> None:
         del tensors[f"{layer}.scales"]
@@ -251,8 +195,8 @@ def failures(root: Path) -> dict[str, list[str]]:
             "norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})
         ),
         "more": tampered("more", lambda t: t.update({"lm_head.qweight": torch.zeros(1)})),
-        "bits": message(lambda: torch_checkpoint.verify(SOURCE, root / "int8", params)),
-        "groups": message(lambda: torch_checkpoint.verify(SOURCE, root / "int4-32", params)),
+        "bits": message(lambda: torch_checkpoint.verify(TINY, root / "int8", params)),
+        "groups": message(lambda: torch_checkpoint.verify(TINY, root / "int4-32", params)),
     }
 
 
@@ -279,13 +223,7 @@ def main(root: Path) -> None:
             "scratch": [p.name for p in root.glob(".*")],
         },
     }
-    facts: dict[str, Any] = {}
-    for name, check in checks.items():
-        try:
-            facts[name] = check(root)
-        except Exception:  # noqa: BLE001 (the test that asks for it shows it; the others still run)
-            facts[name] = {"error": traceback.format_exc()}
-    (root / "facts.json").write_text(json.dumps(facts, indent=2))
+    answer(root / "facts.json", {name: partial(check, root) for name, check in checks.items()})
 
 
 if __name__ == "__main__":

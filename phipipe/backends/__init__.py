@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phipipe.document import near
 from phipipe.errors import TargetError
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class OptionsOf(Mapping[str, "type[BaseModel]"]):
-    """Backend name → its ``Options``; imports a backend's module when it is asked for, no other."""
+    """Backend name → its options; imports a backend's module when it is asked for, no other."""
 
     def __getitem__(self, name: str) -> type[BaseModel]:
-        return load(name).Options
+        return load(name).options
 
     def __iter__(self) -> Iterator[str]:
         return iter(names())
@@ -41,8 +41,9 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"))
 
 
-def load(name: str) -> Backend:
-    """Import the backend ``name``. Light: heavy packages are imported by its steps only.
+def load(name: str) -> Backend[Any]:
+    """The face of the backend ``name``, imported now. Light: heavy packages are imported by its
+    steps only.
 
     Raises:
         TargetError: there is no such backend.
@@ -51,14 +52,14 @@ def load(name: str) -> Backend:
         raise TargetError(
             f"unknown backend `{name}`{near(name, names())}", hint=f"backends: {', '.join(names())}"
         )
-    module: Backend = importlib.import_module(f"{__name__}.{name}")
-    return module
+    face: Backend[Any] = importlib.import_module(f"{__name__}.{name}").FACE
+    return face
 
 
 def able(name: str, target: Device, unit: Unit) -> list[Precision]:
     """Precisions that backend ``name`` builds for ``unit`` of ``target``, in the unit's order."""
-    module = load(name)
-    table = module.PRECISIONS.get(unit.api, {}) if module.SYSTEMS & set(target.systems) else {}
+    face = load(name)
+    table = face.precisions.get(unit.api, {}) if face.systems & set(target.systems) else {}
     return [precision for precision in unit.precisions if precision in table]
 
 

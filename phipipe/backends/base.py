@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
 from phipipe.errors import TargetError
+from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,102 +19,7 @@ if TYPE_CHECKING:
     from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
-
-Json = Any
-"""A JSON value: None, bool, int, float, str, list or dict of these."""
-
-Inputs = Mapping[str, Path]
-Params = Mapping[str, Json]
-
-
-@dataclass(frozen=True)
-class Outside:
-    """Files that lie outside the store and enter it, or are read once: a checkpoint, a text, a
-    package.
-
-    Only the files' names and contents decide a key, never ``folder``.
-    """
-
-    folder: Path
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One node of the plan: a function that reads ``inputs`` and writes into a folder.
-
-    ``runs`` is ``module:function`` with the signature ``(inputs, out, params) -> None``.
-    ``version`` is bumped by hand whenever the function's output changes. ``needs`` maps the
-    function's input names to names of earlier steps; a backend may name ``source`` (the
-    checkpoint), ``calibration`` (``evaluate.calibration``'s tokens) and its own steps. ``params``
-    holds everything else that decides the bytes. ``unquantized`` marks a plain conversion: its
-    output must equal the baseline but for rounding at that width, and is compared with it before
-    any later step of the backend starts.
-    """
-
-    name: str
-    runs: str
-    version: int
-    needs: Mapping[str, str] = field(default_factory=dict)
-    after: tuple[
-        str, ...
-    ] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
-    params: Params = field(default_factory=dict)
-    outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
-    # takes the one of ``outside`` into the store as it is: output and input have the same digest
-    copies: bool = False
-    folder: Path | None = (
-        # of a light step that can go on where it was cut short: it works here, and this is kept
-        None
-    )
-    toolchain: str | None = None  # None: light enough to run in the parent process
-    measurement: bool = (
-        False  # the host belongs into the key, and the step gets a process of its own
-    )
-    machine: tuple[
-        str, ...
-    ] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
-    unquantized: Precision | None = None
-    # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
-    twin: bool = False
-    # run as the unit would run it, in place of the artifact, which this machine cannot load
-    tried: bool = False
-    provenance: bool = (
-        False  # the executor adds ``params["steps"]``: the records of all steps before it
-    )
-    output_bytes: int = 0  # estimate, for `plan` and the disk check
-    memory_bytes: int = 0  # estimate of the peak, for `plan`
-    # whose step it is; not in the key: it tells which earlier results are worth comparing with
-    recipe: str = ""
-    loaded_bytes: int = (
-        0  # estimate of what its output takes when it is opened; 0: as much as in fp32
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """Something that a rule finds in a recipe: ``level`` is "error" or "warning", ``hint`` the
-    remedy."""
-
-    level: str
-    rule: str
-    message: str
-    hint: str | None = None
-
-    @property
-    def sentence(self) -> str:
-        """What is wrong and what to do, on one line."""
-        return f"{self.message} [{self.rule}]" + (f". What to do: {self.hint}" if self.hint else "")
-
-    @property
-    def lines(self) -> list[str]:
-        """The same for a terminal or a log."""
-        remedy = [f"  try: {self.hint}"] if self.hint else []
-        return [f"{self.level}: {self.message} [{self.rule}]", *remedy]
-
-    def as_json(self) -> dict[str, str | None]:
-        """The same for machines."""
-        return {"rule": self.rule, "level": self.level, "message": self.message, "hint": self.hint}
+    from phipipe.rules import Fixup, Rule
 
 
 class Unseen(Exception):
@@ -132,6 +34,29 @@ class _AnyModel:
 
 
 ANY_MODEL = cast("Checkpoint", _AnyModel())
+
+Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
+
+
+@dataclass(frozen=True)
+class Job(Generic[Chosen]):
+    """What a backend is asked to build.
+
+    ``checkpoint`` is ``ANY_MODEL`` where none was read. ``patch`` holds what the checkpoint's
+    fix-ups set in ``config.json``; converters apply it to a ``staged`` copy. ``unit`` is the part
+    of the device that will run the artifact, None for this machine's CPU.
+    """
+
+    recipe: Recipe
+    options: Chosen
+    checkpoint: Checkpoint = ANY_MODEL
+    patch: Mapping[str, Json] = field(default_factory=dict)
+    unit: Unit | None = None
+
+    @property
+    def api(self) -> str:
+        """The API of the unit."""
+        return self.unit.api if self.unit else "cpu"
 
 
 class Runtime(Protocol):
@@ -163,37 +88,6 @@ class Tokenizer(Protocol):
         answer."""
 
 
-def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
-    """The checkpoint ``source`` in the new folder ``scratch``, its ``config.json`` patched.
-
-    ``patch`` replaces top-level keys. ``source`` itself is never changed: weights are hard links to
-    its files, which no converter opens for writing, where the file system has them; everything else
-    is copied. Nothing is a symbolic link, which converters refuse or follow.
-    """
-    scratch.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_file():
-            take = _link if path.suffix == ".safetensors" else shutil.copyfile
-            take(path, scratch / path.name)
-    config = scratch / "config.json"
-    patched = json.loads(config.read_text("utf-8")) | dict(patch)
-    config.write_text(json.dumps(patched, indent=2) + "\n", "utf-8")
-    return scratch
-
-
-def _link(source: Path, target: Path) -> None:
-    """Another name for ``source``; a copy where the system refuses, and on Windows.
-
-    There, the name of a read-only file is removed by making the file writable, which would be the
-    store's own.
-    """
-    if os.name != "nt":
-        with contextlib.suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copyfile(source, target)
-
-
 def absent(unit: str, seen: str) -> TargetError:
     """The error for a machine without ``unit``; ``seen`` says who looked for it."""
     return TargetError(
@@ -203,74 +97,104 @@ def absent(unit: str, seen: str) -> TargetError:
     )
 
 
-class Backend(Protocol):
-    """The fixed set of names that ``phipipe/backends/<name>.py`` defines at module level."""
+class Opener(Protocol):
+    """How a backend loads an artifact (called inside the backend's toolchain)."""
 
-    TITLE: str
-    TOOLCHAIN: str
-    APIS: frozenset[str]  # device unit APIs it can serve (phipipe/devices/*.yaml)
-    SYSTEMS: frozenset[str]  # operating systems that its runtime exists for
-    HOST_APIS: frozenset[
-        str
-    ]  # of these, what a build is measured on where the build machine has it
-    EMULATED: Mapping[
-        str, str
-    ]  # API → a step (``module:function``) that runs an artifact as that unit would, here
-    PRECISIONS: Mapping[str, Mapping[Precision, str]]  # per API: ours → its own scheme
-    ON_DEVICE: Mapping[
-        str, str
-    ]  # API → the toolchain in which ``open(artifact, api)`` runs it on a machine that has it
-    TOKENS_ONLY: frozenset[
-        str
-    ]  # of these, units whose runtime gives no logits: only speed is measured there
-    FILES: tuple[
-        str, ...
-    ]  # what its packages hold besides what all have (``gate.COMMON``), as patterns of file names
-    CACHE_BYTES: Mapping[
-        str, int
-    ]  # per API: bytes of one value in the KV cache, as the runtime keeps it by default
-
-    @property
-    def Options(self) -> type[BaseModel]:
-        """The recipe's `quantize:` section."""
-
-    def steps(
-        self,
-        recipe: Recipe,
-        options: BaseModel,
-        checkpoint: Checkpoint,
-        config_patch: Mapping[str, Json],
-        unit: Unit | None = None,
-    ) -> list[Step]:
-        """Steps from ``source`` to the artifact; the last one's output is what ships.
-
-        ``options`` is an instance of this module's ``Options``. ``config_patch`` holds the
-        checkpoint's recorded fix-ups; converters apply it to a ``staged`` copy. ``unit`` is the
-        part of the device that will run the artifact, None for this machine's CPU.
-        """
-
-    def scheme(self, recipe: Recipe, options: BaseModel) -> str:
-        """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
-
-    def context_length(self, options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-        """Positions of the cache (prompt and answer) that the artifact fixes; None if it grows as
-        it is used."""
-
-    def advise(self, recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-        """What is impossible ("error") or unwise ("warning") here, before anything is run.
-
-        Where ``checkpoint`` is ``ANY_MODEL``, what holds for every model.
-        """
-
-    def open(self, artifact: Path, api: str = "cpu") -> Runtime:
-        """Load an artifact (called inside the backend's toolchain).
-
-        With "cpu" it is loaded so that figures show what the stored values are worth, whatever unit
-        it is meant for; with another API of ``ON_DEVICE``, on that unit of this machine.
+    def __call__(self, artifact: Path, api: str = "cpu") -> Runtime:
+        """With "cpu" it is loaded so that figures show what the stored values are worth, whatever
+        unit it is meant for; with another API of ``toolchain_on``, on that unit of this machine.
 
         Raises:
             TargetError: this machine has no such unit, or this toolchain cannot use it.
         """
 
-    def tokenizer(self, artifact: Path) -> Tokenizer:
-        """Open the artifact's own tokenizer (called inside the backend's toolchain)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Finer:
+    """``options`` of ``quantize`` that bring an int4 build closer to the original.
+
+    A scheme that holds the words ``told`` has them already; units ``not_on``, and a scheme that
+    holds ``unless``, rule them out.
+    """
+
+    options: Mapping[str, Json]
+    told: str
+    not_on: frozenset[str] = frozenset()
+    unless: str = "\0"
+
+
+def _grows(job: Job[Any]) -> int | None:
+    """The cache grows as it is used."""
+    return None
+
+
+def _is_uniform(options: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend(Generic[Chosen]):
+    """The face of a runtime family: all that the rest of phipipe knows of it.
+
+    ``phipipe/backends/<name>.py`` declares one as ``FACE``. It is light: what is heavy is imported
+    by ``open``, ``tokenizer`` and the steps, when they run.
+    """
+
+    title: str
+    toolchain: str
+    options: type[Chosen]  # the recipe's `quantize:` section
+    precisions: Mapping[str, Mapping[Precision, str]]
+    """API of a device's unit (phipipe/devices/*.yaml) → our precision → the runtime's own word."""
+    systems: frozenset[str]  # operating systems that the runtime exists for
+    cache_bytes: Mapping[str, int]
+    """Per API: bytes of one value in the KV cache, as the runtime keeps it by default."""
+    files: tuple[str, ...]
+    """What packages hold besides what all have (``gate.COMMON``), as patterns of file names."""
+    steps: Callable[[Job[Chosen]], list[Step]]
+    """Steps from ``source`` to the artifact; the last one's output is what ships."""
+    scheme: Callable[[Job[Chosen]], str]
+    """How the weights are stored, in the runtime's own words and few of them: "Q4_K_M"."""
+    open: Opener
+    tokenizer: Callable[[Path], Tokenizer]
+    """Open the artifact's own tokenizer (called inside the backend's toolchain)."""
+
+    context_length: Callable[[Job[Chosen]], int | None] = _grows
+    """Positions of the cache (prompt and answer) that the artifact fixes; None: it grows."""
+    rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``rules.MODELS``
+    fixups: tuple[Fixup, ...] = ()  # besides ``rules.FIXUPS``, and after them
+    reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
+    is_uniform: Callable[[Chosen], bool] = _is_uniform
+    """Whether options of an int4 build give all layers the same width."""
+    wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider
+    finer: tuple[Finer, ...] = ()  # what brings an int4 build closer, first the first
+    host_apis: frozenset[str] = frozenset({"cpu"})
+    """Units that a build is measured on where the build machine has them."""
+    toolchains: Mapping[str, str] | None = None
+    """API → the toolchain that runs an artifact on such a unit; None: ``toolchain``, on all."""
+    tokens_only: frozenset[str] = frozenset()
+    """Units whose runtime gives no logits: only speed is measured there."""
+    emulated: Mapping[str, str] = field(default_factory=dict)
+    """API → the step that runs an artifact here as that unit would."""
+    eyes: Mapping[str, str] = field(default_factory=dict)
+    """Architecture that sees (``vision.KINDS``) → the step that puts its eyes beside the
+    artifact."""
+    square: frozenset[str] = frozenset()
+    """Of these, architectures whose pictures are seen right only where they are square."""
+    has_contexts: bool = False  # its ONNX files may hold compiled parts of a graph
+    quantized_by: frozenset[str] | None = None
+    """Words for ``quant_method`` in its ``config.json``; None: no runtime reads that file."""
+    is_compiled: bool = False  # the toolchain's main package comes as source code
+    rank: int = 100  # of several that fit, `phipipe init` takes the lowest
+    colour: int | None = None  # its place in ``board_html.SERIES``; None: grey
+
+    @property
+    def apis(self) -> frozenset[str]:
+        """APIs of the device units that it serves."""
+        return frozenset(self.precisions)
+
+    def toolchain_on(self, api: str) -> str | None:
+        """The toolchain in which ``open(artifact, api)`` runs it on a machine that has such a unit;
+        None: there is none."""
+        if self.toolchains is not None:
+            return self.toolchains.get(api)
+        return self.toolchain if api in self.precisions else None

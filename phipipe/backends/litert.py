@@ -17,32 +17,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import group_rules
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import Fixup, Rule
+from phipipe.staging import copy_beside
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
-    from phipipe.device import Unit
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+    from phipipe.steps import Inputs, Params
 
-TITLE = "LiteRT"
 TOOLCHAIN = "litert"
-APIS = frozenset({"cpu"})
-SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios"})
-ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
-TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 4)
-HOST_APIS = frozenset({"cpu"})
-EMULATED: Mapping[str, str] = {}
-FILES: tuple[str, ...] = ("config.json", "model.tflite", "model.litertlm")
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.litert:convert",
+    "quantize": "phipipe.backends.litert:quantize",
+    "bundle": "phipipe.backends.litert:bundle",
+}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
     "int8": "int8 per row, dynamic or weight only",
     "int4": "int4 in groups or per row, dynamic or weight only",
 }
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"cpu": _SCHEMES}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 # A cache of fixed length is taken whole when the model is opened: 2,048 tokens are what a phone can
 # spare.
@@ -88,9 +85,9 @@ class Options(BaseModel):
     )
 
 
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """Type of the weights, what shares a scale, and how they are used."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     if recipe.precision not in BITS:
         return "float32"
     group = _group(recipe, options)
@@ -123,29 +120,21 @@ def _prefill(options: Options, checkpoint: Checkpoint) -> int:
     return options.prefill_length or min(PREFILL, _context(options, checkpoint))
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """``convert`` in fp32, one for all precisions; for int8 and int4 ``quantize``; ``bundle`` if it
     is wanted."""
-    from phipipe.backends.base import Step
-
-    assert isinstance(options, Options)
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     parameters = checkpoint.parameters
     made = [
         Step(
             name="convert",
-            runs="phipipe.backends.litert:convert",
+            runs="litert/convert",
             version=1,
             needs={"source": "source"},
             params={
                 "prefill_length": _prefill(options, checkpoint),
                 "context_length": _context(options, checkpoint),
-                "config_patch": dict(config_patch),
+                "config_patch": dict(job.patch),
             },
             toolchain=TOOLCHAIN,
             unquantized="fp32",
@@ -160,7 +149,7 @@ def steps(
         made.append(
             Step(
                 name="quantize",
-                runs="phipipe.backends.litert:quantize",
+                runs="litert/quantize",
                 version=1,
                 needs={"model": "convert"},
                 params={
@@ -177,7 +166,7 @@ def steps(
         made.append(
             Step(
                 name="bundle",
-                runs="phipipe.backends.litert:bundle",
+                runs="litert/bundle",
                 version=1,
                 needs={"model": made[-1].name},
                 params={"context_length": _context(options, checkpoint)},
@@ -190,7 +179,7 @@ def steps(
 
 
 def _odd(group: int, checkpoint: Checkpoint) -> bool:
-    return group > 0 and any(width % group for width in group_rules.widths(checkpoint).values())
+    return group > 0 and not checkpoint.is_divided_by(group)
 
 
 def _working(checkpoint: Checkpoint) -> str:
@@ -297,15 +286,16 @@ RULES = (
 )
 
 
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """The cache that was exported."""
-    assert isinstance(options, Options)
-    return _context(options, checkpoint)
-
-
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    return check(recipe, options, checkpoint, RULES)
+FIXUPS = (
+    Fixup(
+        id="F3",
+        rule="R06",
+        when=lambda r, c: c.model_type == "phi3" and c.sliding_window is not None,
+        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never "
+        "longer than it",
+        patch=lambda c: {"sliding_window": None},
+    ),
+)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
@@ -317,8 +307,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
-    from phipipe.backends.base import staged
     from phipipe.litert_file import MODEL, read, verify_floats
+    from phipipe.staging import staged
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = staged(inputs["source"], params["config_patch"], Path(scratch) / "model")
@@ -360,10 +350,11 @@ def _export(source: Path, work: Path, params: Params) -> None:
 
 def _copy_others(source: Path, out: Path) -> None:
     """The checkpoint's tokenizer and config files as they are; weights stay behind."""
-    for path in sorted(source.iterdir()):
-        weights = "safetensors" in path.name or path.suffix in (".tflite", ".litertlm")
-        if path.is_file() and not weights:
-            shutil.copyfile(path, out / path.name)
+    copy_beside(
+        source,
+        out,
+        leave=lambda name: "safetensors" in name or name.endswith((".tflite", ".litertlm")),
+    )
 
 
 def _check_lengths(model: Path, params: Params) -> None:
@@ -440,8 +431,22 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return of_folder(artifact)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import litert as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="LiteRT",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions={"cpu": _SCHEMES},
+    systems=frozenset({"linux", "windows", "macos", "android", "ios"}),
+    cache_bytes={"cpu": 4},
+    files=("config.json", "model.tflite", "model.litertlm"),
+    steps=steps,
+    scheme=scheme,
+    context_length=lambda job: _context(job.options, job.checkpoint),
+    rules=RULES,
+    fixups=FIXUPS,
+    finer=(Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
+    open=open,
+    tokenizer=tokenizer,
+    rank=6,
+    colour=5,
+)

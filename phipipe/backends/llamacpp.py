@@ -19,34 +19,33 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
-from phipipe.rules import WINDOWLESS, Rule, check
+from phipipe.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
-    from phipipe.device import Unit
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+    from phipipe.steps import Inputs, Params
 
-TITLE = "llama.cpp (GGUF)"
 TOOLCHAIN = "llamacpp"
-APIS = frozenset({"cpu", "cuda", "metal", "opencl", "vulkan"})
-SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios"})
-ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
-TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
-HOST_APIS = frozenset({"cpu", "metal"})  # its wheel is compiled without CUDA, Vulkan, OpenCL
-EMULATED: Mapping[str, str] = {}
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.llamacpp:convert",
+    "imatrix": "phipipe.llama_imatrix:imatrix",
+    "quantize": "phipipe.backends.llamacpp:quantize",
+}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "F32",
     "fp16": "F16, BF16",
     "int8": "Q8_0",
     "int4": "Q4_K_M and others",
 }
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
+# int4 types that keep the sensitive layers wider; no type is Q4_K_M.
+_WIDER = frozenset({None, "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K"})
 OLLAMA_CONTEXT = 4096
 MODEL, MODELFILE, IMATRIX = "model.gguf", "Modelfile", "imatrix.npz"
-FILES: tuple[str, ...] = (MODEL, MODELFILE)
 
 
 class Type(NamedTuple):
@@ -157,15 +156,14 @@ class Options(BaseModel):
     )
 
 
-def type_of(recipe: Recipe, options: BaseModel) -> str:
+def type_of(recipe: Recipe, options: Options) -> str:
     """The file type that a recipe asks for."""
-    assert isinstance(options, Options)
     return options.type or DEFAULTS[recipe.precision]
 
 
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """The file type, and what is exceptional."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     words = [type_of(recipe, options), *(["importance matrix"] if options.imatrix else [])]
     words += ["pure"] if options.pure else []
     words += [f"{name} {kind}" for name, kind in _special(options).items()]
@@ -177,29 +175,21 @@ def _special(options: Options) -> Mapping[str, str]:
     return {name: kind for name, kind in named.items() if kind} | dict(options.tensors)
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """``convert``, shared by all quantized types; ``imatrix`` where asked for; ``quantize``."""
-    from phipipe.backends.base import Step
-
-    assert isinstance(options, Options)
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     wanted, parameters = type_of(recipe, options), checkpoint.parameters
     # Quantization starts from the checkpoint's own width, so that nothing is rounded twice.
     kind = wanted if wanted in FLOATS else _own_width(checkpoint)
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.llamacpp:convert",
+        runs="llamacpp/convert",
         version=2,
         needs={"source": "source"},
         params={
             "type": kind,
             "name": _model_name(recipe, checkpoint),
-            "config_patch": dict(config_patch),
+            "config_patch": dict(job.patch),
             "context": _served(recipe, checkpoint),
         },
         toolchain="torch",
@@ -215,7 +205,7 @@ def steps(
         made.append(
             Step(
                 name="imatrix",
-                runs="phipipe.llama_imatrix:imatrix",
+                runs="llamacpp/imatrix",
                 version=1,
                 needs={"source": "source", "calibration": "calibration"},
                 toolchain="torch",
@@ -225,7 +215,7 @@ def steps(
     named = {"output_type": options.output_type, "embedding_type": options.embedding_type}
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.llamacpp:quantize",
+        runs="llamacpp/quantize",
         version=1,
         needs=needs,
         params={
@@ -277,14 +267,6 @@ def _model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
         return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
     named = checkpoint.model_type != "phi3" or re.search("phi-?3", name, re.IGNORECASE)
     return name if named else f"Phi-3 {name}"
-
-
-def _widths(c: Checkpoint) -> dict[str, int]:
-    return {"hidden size": c.hidden_size, "intermediate size": c.intermediate_size}
-
-
-def _odd(c: Checkpoint, block: int) -> bool:
-    return any(width % block for width in _widths(c).values())
 
 
 def _belongs(precision: str, kind: str) -> bool:
@@ -339,7 +321,7 @@ RULES = (
     Rule(
         id="L11",
         level="error",
-        when=lambda r, o, c: type_of(r, o) in BLOCK_256 and _odd(c, 256),
+        when=lambda r, o, c: type_of(r, o) in BLOCK_256 and not c.is_divided_by(256),
         message="`{recipe.precision}` would be stored in blocks of 256, which do not divide "
         "this model's layers "
         "(hidden size {checkpoint.hidden_size}, intermediate size "
@@ -350,7 +332,7 @@ RULES = (
     Rule(
         id="L12",
         level="error",
-        when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and _odd(c, 32),
+        when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and not c.is_divided_by(32),
         message="blocks of 32 do not divide this model's layers (hidden size "
         "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size})",
@@ -372,6 +354,7 @@ RULES = (
         hint="take the added token out of the tokenizer's files, and pad with one that the "
         "model has",
     ),
+    *SOFTMAX_ROUTED,
     *WINDOWLESS,
     Rule(
         id="M10",
@@ -387,16 +370,6 @@ RULES = (
 )
 
 
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """The cache grows as it is used."""
-    return None
-
-
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    return check(recipe, options, checkpoint, RULES)
-
-
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["source"]``, a checkpoint, to ``model.gguf`` in ``params["type"]``, and an
     Ollama ``Modelfile``.
@@ -408,7 +381,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     import tempfile
 
     from phipipe import llama_gguf, llama_modelfile
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         # A folder of a neutral name: the converter reads names and sizes out of folder names.
@@ -507,8 +480,28 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return llama_session.vocabulary(artifact / MODEL)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import llamacpp as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="llama.cpp (GGUF)",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions=dict.fromkeys(("cpu", "cuda", "metal", "opencl", "vulkan"), _SCHEMES),
+    systems=frozenset({"linux", "windows", "macos", "android", "ios"}),
+    # its wheel is compiled without CUDA, Vulkan, OpenCL
+    host_apis=frozenset({"cpu", "metal"}),
+    cache_bytes=dict.fromkeys(("cpu", "cuda", "metal", "opencl", "vulkan"), 2),
+    files=(MODEL, MODELFILE),
+    is_compiled=True,
+    steps=steps,
+    scheme=scheme,
+    rules=RULES,
+    is_uniform=lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
+    wider="set `quantize.type: Q4_K_M`",
+    finer=(
+        Finer(options={"imatrix": True}, told="importance matrix"),
+        Finer(options={"type": "Q6_K"}, told="Q6_K"),
+    ),
+    open=open,
+    tokenizer=tokenizer,
+    rank=5,
+    colour=2,
+)

@@ -16,35 +16,33 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phipipe import models
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
-from phipipe.rules import WINDOWLESS, Rule, check
+from phipipe.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
+from phipipe.staging import copy_beside
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
-    from phipipe.device import Unit
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
+    from phipipe.steps import Inputs, Json, Params
 
-TITLE = "Apple MLX (mlx-lm)"
 TOOLCHAIN = "mlx"
-APIS = frozenset({"metal"})
-SYSTEMS = frozenset({"macos", "ios"})
-ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
-TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 2)
-HOST_APIS = frozenset({"metal"})
-EMULATED: Mapping[str, str] = {}
-FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.mlx:convert",
+    "quantize": "phipipe.backends.mlx:quantize",
+}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
     "fp16": "float16, bfloat16",
     "int8": "8 bits affine, mxfp8",
     "int4": "2 to 6 bits affine, mxfp4, nvfp4, mixed",
 }
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"metal": _SCHEMES}
 GROUPS: Mapping[str, int] = {
     "affine": 64,
     "mxfp4": 32,
@@ -89,9 +87,9 @@ class Options(BaseModel):
     )
 
 
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """Bits, mode and group size."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     if recipe.precision == "fp32":
         return "float32"
     if recipe.precision == "fp16":
@@ -112,30 +110,22 @@ def _group(options: Options) -> int:
     return options.group_size or GROUPS[options.mode]
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """``convert``, one in 16 bits for all but fp32; for int8 and int4 ``quantize``.
 
     A large model is not written out in 16 bits first: ``quantize`` then reads the checkpoint
     itself.
     """
-    from phipipe.backends.base import Step
-
-    assert isinstance(options, Options)
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     parameters = checkpoint.parameters
     dtype = "float32" if recipe.precision == "fp32" else options.dtype or _own_dtype(checkpoint)
     width = 4 if dtype == "float32" else 2
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.mlx:convert",
+        runs="mlx/convert",
         version=1,
         needs={"source": "source"},
-        params={"dtype": dtype, "config_patch": dict(config_patch)},
+        params={"dtype": dtype, "config_patch": dict(job.patch)},
         toolchain=TOOLCHAIN,
         unquantized="fp32" if dtype == "float32" else "fp16",
         output_bytes=width * parameters,
@@ -144,10 +134,10 @@ def steps(
     if recipe.precision.startswith("fp"):
         return [convert_step]
     bits, group = _bits(recipe, options), _group(options)
-    direct = {"dtype": dtype, "config_patch": dict(config_patch)} if checkpoint.large else {}
+    direct = {"dtype": dtype, "config_patch": dict(job.patch)} if checkpoint.large else {}
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.mlx:quantize",
+        runs="mlx/quantize",
         version=1,
         needs={"source": "source"} if direct else {"model": "convert"},
         params={
@@ -168,12 +158,6 @@ def steps(
 def _own_dtype(checkpoint: Checkpoint) -> str:
     found = str(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype"))
     return found if found in ("float16", "bfloat16") else "float16"
-
-
-def _odd(options: Options, checkpoint: Checkpoint) -> bool:
-    return any(
-        width % _group(options) for width in (checkpoint.hidden_size, checkpoint.intermediate_size)
-    )
 
 
 RULES = (
@@ -216,7 +200,7 @@ RULES = (
     Rule(
         id="X08",
         level="error",
-        when=lambda r, o, c: not r.precision.startswith("fp") and _odd(o, c),
+        when=lambda r, o, c: not r.precision.startswith("fp") and not c.is_divided_by(_group(o)),
         message="the group size does not divide this model's layers (hidden size "
         "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those "
@@ -230,6 +214,7 @@ RULES = (
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
         hint="take `quantize` out, or choose int8 or int4",
     ),
+    *SOFTMAX_ROUTED,
     *WINDOWLESS,
     Rule(
         id="M11",
@@ -254,14 +239,23 @@ RULES = (
 )
 
 
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """The cache grows as it is used."""
-    return None
+def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
+    return {**scaling, "long_factor": scaling["short_factor"]}
 
 
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    return check(recipe, options, checkpoint, RULES)
+FIXUPS = (
+    Fixup(
+        id="F2",
+        rule="M11",
+        when=lambda r, c: (
+            c.rope_scaling is not None and r.evaluate.window <= c.original_context_length
+        ),
+        reason="mlx-lm applies LongRoPE's long factors to every prompt; with the short ones in "
+        "their place it is exact "
+        "up to the original context length",
+        patch=lambda c: {"rope_scaling": _with_short_factors(c.rope_scaling or {})},
+    ),
+)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
@@ -295,7 +289,7 @@ def _opened(checkpoint: Path, params: Params, scratch: Path) -> tuple[Any, dict[
     from mlx.utils import tree_map_with_path
     from mlx_lm import utils
 
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     dtype, source = (
         getattr(mx, params["dtype"]),
@@ -324,15 +318,11 @@ def _castable(model: Any) -> Callable[[str], bool]:
 def _save(model: Any, config: dict[str, Any], source: Path, out: Path) -> None:
     """mlx-lm's own files, but the tokenizer's as they are in ``source``: saving them again would
     change them."""
-    import shutil
-
     from mlx_lm import utils
 
     utils.save_model(out, model, donate_model=True)
     utils.save_config(config, out / "config.json")
-    for path in sorted(source.iterdir()):
-        if path.is_file() and "safetensors" not in path.name and not (out / path.name).exists():
-            shutil.copyfile(path, out / path.name)
+    copy_beside(source, out, leave=lambda name: "safetensors" in name or (out / name).exists())
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -472,8 +462,7 @@ class _Session:
         self._mx: Any = mx
         self._model: Any = None  # for generation, as it is used; loaded in place of the other
         self._wide: Any = None  # for scoring
-        ends = utils.load_config(folder).get("eos_token_id")
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._ends = models.end_ids(utils.load_config(folder).get("eos_token_id"))
         self._folder = folder
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -539,8 +528,28 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return of_mlx(artifact)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import mlx as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="Apple MLX (mlx-lm)",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions={"metal": _SCHEMES},
+    systems=frozenset({"macos", "ios"}),
+    host_apis=frozenset({"metal"}),
+    cache_bytes={"metal": 2},
+    files=("config.json", "*.safetensors", "*.safetensors.index.json"),
+    quantized_by=frozenset(),
+    steps=steps,
+    scheme=scheme,
+    rules=RULES,
+    fixups=FIXUPS,
+    is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4,
+    wider="set `quantize.mixed: mixed_4_6`",
+    finer=(
+        Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"),
+        Finer(options={"bits": 6}, told="6-bit"),
+    ),
+    open=open,
+    tokenizer=tokenizer,
+    rank=4,
+    colour=4,
+)

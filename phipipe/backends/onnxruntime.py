@@ -26,20 +26,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from phipipe import rules, vision
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import RecipeError, StepFailed
+from phipipe.staging import copy_beside
+from phipipe.steps import Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
-    from phipipe.device import Unit
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.olive_checkpoint import Packed
     from phipipe.onnx_graph import Linear, Scheme
-    from phipipe.recipe import Precision, Recipe
+    from phipipe.recipe import Precision
+    from phipipe.steps import Inputs, Json, Params
 
-TITLE = "ONNX Runtime GenAI"
 TOOLCHAIN = "onnxruntime"
-HOST_APIS = frozenset({"cpu", "cuda"})
-EMULATED: Mapping[str, str] = {}
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.onnxruntime:convert",
+    "quantize": "phipipe.backends.onnxruntime:quantize",
+    "vision": "phipipe.onnx_vision:vision",
+}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "float32",
     "fp16": "float16",
@@ -58,13 +64,6 @@ _ABLE: Mapping[str, tuple[Precision, ...]] = {
 PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
     api: {p: _SCHEMES[p] for p in able} for api, able in _ABLE.items()
 }
-APIS = frozenset(PRECISIONS)
-SYSTEMS = frozenset({"linux", "windows", "macos", "android", "ios", "web"})
-ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN, "cuda": "onnxruntime-cuda"}
-TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = {
-    api: 4 if api == "cpu" else 2 for api in APIS
-}  # as wide as what goes in and out
 # The builder's names for execution providers, also the keys of their options in genai_config.json.
 PROVIDERS: Mapping[str, str] = {
     "cpu": "cpu",
@@ -82,17 +81,6 @@ _LOADED = 1.2  # × the file: onnxruntime packs the integers anew; measured at 4
 _GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
 LM_HEAD = "/lm_head/MatMul"
 CONFIG = "genai_config.json"
-FILES: tuple[str, ...] = (
-    CONFIG,
-    "processor_config.json",
-    "model.onnx",
-    "model.onnx.data",
-    "vision.onnx",
-    "vision.onnx.data",
-    "embedding.onnx",
-)
-# Everything else of ours is imported where it is used: `phipipe validate` loads this module for its
-# Options.
 
 
 class Options(BaseModel):
@@ -166,13 +154,7 @@ class Options(BaseModel):
         return data
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """``convert``, shared by all precisions of one kind of device, and for int8 and int4
     ``quantize``.
 
@@ -180,16 +162,15 @@ def steps(
     ``quantize``.
     """
     from phipipe import olive_passes
-    from phipipe.backends.base import Step
 
-    assert isinstance(options, Options)
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     before = olive_passes.rotations(
         options.rotate if recipe.precision in BITS else None, recipe, checkpoint
     )
     source = before[-1].name if before else "source"
-    api = unit.api if unit else "cpu"
+    api = job.api
     wide = api == "cpu"
-    parameters, patch = checkpoint.parameters, dict(config_patch)
+    parameters, patch = checkpoint.parameters, dict(job.patch)
     # what comes in and goes out is fp16 on GPUs, the layout of attention is each provider's own
     made = {} if api == "cpu" else {"provider": PROVIDERS[api], "io_dtype": "fp16"}
     # a large model's weights are not written out before they are rounded: quantize reads them in
@@ -197,7 +178,7 @@ def steps(
     linked = checkpoint.large and recipe.precision in BITS
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.onnxruntime:convert",
+        runs="onnxruntime/convert",
         version=2,
         needs={"source": source},
         params={"config_patch": patch, **made, **({"linked": True} if linked else {})},
@@ -228,7 +209,7 @@ def steps(
     )
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.onnxruntime:quantize",
+        runs="onnxruntime/quantize",
         version=1,
         needs=needs,
         params={
@@ -270,9 +251,9 @@ def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width:
     return stored + int(loose)
 
 
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """Operator, bits, block size and what is exceptional."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     if recipe.precision not in BITS:
         return _SCHEMES[recipe.precision]
     kept = {"head": ", 8-bit head", "layers": ", sensitive layers at 8 bits"}
@@ -287,16 +268,16 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     )
 
 
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """The cache grows as it is used."""
-    return None
-
-
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    from phipipe import rules
-
-    return rules.check(recipe, options, checkpoint, rules.ONNXRUNTIME)
+FIXUPS = (
+    rules.Fixup(
+        id="F1",
+        rule="M08",
+        when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
+        reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
+        "config.json lists",
+        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
+    ),
+)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
@@ -312,7 +293,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import tempfile
 
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = inputs["source"]
@@ -405,7 +386,6 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: onnxruntime's quantizer did something else than asked.
     """
     import json
-    import shutil
 
     from phipipe import olive_checkpoint, onnx_graph, onnx_quantize
 
@@ -427,9 +407,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         rounded = {name: partial(learned.at, places[name]) for name in schemes}
     embedding = _embedding(source, wanted, schemes, options)
     onnx_quantize.quantize(source, out, schemes, embedding, rounded, checkpoint)
-    for path in sorted(source.iterdir()):
-        if path.name not in (onnx_graph.MODEL, onnx_graph.DATA):
-            shutil.copyfile(path, out / path.name)
+    graph = (onnx_graph.MODEL, onnx_graph.DATA)
+    copy_beside(source, out, leave=lambda name: name in graph)
     onnx_graph.verify(out, wanted, schemes, embedding)
 
 
@@ -533,8 +512,35 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return onnx_session.tokenizer(artifact)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import onnxruntime as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="ONNX Runtime GenAI",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions=PRECISIONS,
+    systems=frozenset({"linux", "windows", "macos", "android", "ios", "web"}),
+    host_apis=frozenset({"cpu", "cuda"}),
+    toolchains={"cpu": TOOLCHAIN, "cuda": "onnxruntime-cuda"},
+    # as wide as what goes in and out
+    cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
+    files=(
+        CONFIG,
+        "processor_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "vision.onnx",
+        "vision.onnx.data",
+        "embedding.onnx",
+    ),
+    eyes={vision.PHI3: "onnxruntime/vision"},
+    steps=steps,
+    scheme=scheme,
+    rules=rules.ONNXRUNTIME,
+    fixups=FIXUPS,
+    is_uniform=lambda o: o.mixed == "none",
+    wider="set `quantize.mixed: layers`",
+    finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
+    open=open,
+    tokenizer=tokenizer,
+    rank=1,
+    colour=0,
+)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,47 +23,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phipipe import group_rules
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
+from phipipe import group_rules, vision
+from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import Rule
+from phipipe.staging import copy_beside
+from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.device import Unit
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
 
 Change = Callable[[Any], Any]  # of an openvino.Model
 
-TITLE = "OpenVINO (NNCF)"
 TOOLCHAIN = "openvino"
-APIS = frozenset({"cpu", "intel-gpu", "intel-npu"})
-SYSTEMS = frozenset({"linux", "windows", "macos"})
-ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
-TOKENS_ONLY: frozenset[str] = frozenset({"intel-npu"})
-CACHE_BYTES: Mapping[str, int] = {
-    "cpu": 1,
-    "intel-gpu": 2,
-    "intel-npu": 2,
-}  # the CPU plugin keeps 8 bits
-HOST_APIS = frozenset({"cpu"})
-EMULATED: Mapping[str, str] = {"intel-npu": "phipipe.backends.openvino:verify_npu"}
-FILES: tuple[str, ...] = (
-    "config.json",
-    "preprocessor_config.json",
-    "openvino_*.xml",
-    "openvino_*.bin",
-)
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.openvino:convert",
+    "quantize": "phipipe.backends.openvino:quantize",
+    "vision": "phipipe.openvino_vision:eyes",
+    "verify_npu": "phipipe.backends.openvino:verify_npu",
+}
 _SCHEMES: Mapping[Precision, str] = {
     "fp32": "f32",
     "fp16": "f16",
     "int8": "int8 per row",
     "int4": "int4 in groups",
-}
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {
-    "cpu": _SCHEMES,
-    "intel-gpu": {name: words for name, words in _SCHEMES.items() if name != "fp32"},
-    "intel-npu": {"int4": _SCHEMES["int4"]},
 }
 QUANTIZED = ("int8", "int4")
 ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPTQ"}
@@ -229,21 +212,16 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
+def context_length(job: Job[Options]) -> int | None:
     """An NPU's cache has room for the longest prompt and the answer; elsewhere it grows as it is
     used."""
-    assert isinstance(options, Options)
-    return options.prompt_length + options.response_length if api == "intel-npu" else None
+    options = job.options
+    return options.prompt_length + options.response_length if job.api == "intel-npu" else None
 
 
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    return check(recipe, options, checkpoint, RULES)
-
-
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """Bits, symmetry, groups, and what is exceptional: "int4 asymmetric, groups of 128"."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     if recipe.precision not in QUANTIZED:
         return _SCHEMES[recipe.precision]
     words = [f"{recipe.precision} {'symmetric' if options.symmetric else 'asymmetric'}"]
@@ -257,13 +235,7 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
     return ", ".join(words)
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """``convert`` to 16 bits, shared by fp16, int8 and int4 (fp32 has its own); ``quantize`` for
     the last two.
 
@@ -271,16 +243,16 @@ def steps(
     each matrix as it lies in the checkpoint. Tracing it again for another variant takes less time
     than writing it and reading it back.
     """
-    assert isinstance(options, Options)
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     width: Precision = "fp32" if recipe.precision == "fp32" else "fp16"
     parameters, size = checkpoint.parameters, 4 if width == "fp32" else 2
     cast = size != 2 or checkpoint.weight_bytes != 2 * parameters
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.openvino:convert",
+        runs="openvino/convert",
         version=1,
         needs={"source": "source"},
-        params={"precision": width, "config_patch": dict(config_patch)},
+        params={"precision": width, "config_patch": dict(job.patch)},
         unquantized=width,
         toolchain=TOOLCHAIN,
         output_bytes=size * parameters,
@@ -306,10 +278,10 @@ def steps(
         memory += made + 2 * parameters + 4 * recipe.calibrate.tokens * checkpoint.intermediate_size
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.openvino:quantize",
+        runs="openvino/quantize",
         version=1,
         needs=needs,
-        params={"bits": bits, **chosen, **({"config_patch": dict(config_patch)} if direct else {})},
+        params={"bits": bits, **chosen, **({"config_patch": dict(job.patch)} if direct else {})},
         toolchain=TOOLCHAIN,
         output_bytes=made,
         memory_bytes=memory,
@@ -359,18 +331,15 @@ def _convert(
     import tempfile
 
     from phipipe import models, openvino_graph, openvino_session
-    from phipipe.backends.base import staged
+    from phipipe.staging import staged
 
     openvino_session.quiet()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as scratch:
         source = staged(source, patch, Path(scratch) / "model")
         with openvino_graph.one_thread(), _changed(change):
             _export(source, out, precision)
-        for name in models.files(
-            source
-        ):  # transformers 5 rewrites them in a layout that other tools misread
-            if not name.endswith((".safetensors", ".index.json")):
-                shutil.copyfile(source / name, out / name)
+        # transformers 5 rewrites them in a layout that other tools misread
+        copy_beside(source, out, models.loose_files(source))
     for path in sorted(out.glob("*.xml")):
         openvino_graph.number_nodes(path)
 
@@ -493,9 +462,7 @@ def _quantize_converted(source: Path, out: Path, change: Change) -> None:
         change(openvino_session.read(source)), str(out / MODEL), compress_to_fp16=False
     )
     openvino_graph.number_nodes(out / MODEL)
-    for path in sorted(source.iterdir()):
-        if path.stem != Path(MODEL).stem:
-            shutil.copyfile(path, out / path.name)
+    copy_beside(source, out, leave=lambda name: Path(name).stem == Path(MODEL).stem)
 
 
 def verify_npu(inputs: Inputs, out: Path, params: Params) -> None:
@@ -577,8 +544,36 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return openvino_session.tokenizer(artifact)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import openvino as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="OpenVINO (NNCF)",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions={
+        "cpu": _SCHEMES,
+        "intel-gpu": {name: words for name, words in _SCHEMES.items() if name != "fp32"},
+        "intel-npu": {"int4": _SCHEMES["int4"]},
+    },
+    systems=frozenset({"linux", "windows", "macos"}),
+    tokens_only=frozenset({"intel-npu"}),
+    emulated={"intel-npu": "openvino/verify_npu"},
+    cache_bytes={"cpu": 1, "intel-gpu": 2, "intel-npu": 2},  # the CPU plugin keeps 8 bits
+    files=("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin"),
+    eyes=dict.fromkeys((vision.PHI3, vision.PHI4), "openvino/vision"),
+    # openvino-genai 2026.4 takes the crops of others for as many high as they are wide
+    # (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
+    square=frozenset({vision.PHI3}),
+    steps=steps,
+    scheme=scheme,
+    context_length=context_length,
+    rules=RULES,
+    is_uniform=lambda o: o.ratio == 1,
+    wider="set `quantize.ratio: 0.8`, or `precision: int8`",
+    finer=(
+        Finer(options={"awq": True, "scale_estimation": True}, told="scale estimation"),
+        Finer(options={"ratio": 0.8}, told="of the weights", not_on=frozenset({"intel-npu"})),
+    ),
+    open=open,
+    tokenizer=tokenizer,
+    rank=2,
+    colour=3,
+)

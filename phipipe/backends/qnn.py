@@ -15,28 +15,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phipipe.backends.base import Backend, Finer, Job
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import Rule
+from phipipe.staging import copy_beside
+from phipipe.steps import Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer
-    from phipipe.device import Unit
+    from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.models import Checkpoint
     from phipipe.recipe import Precision, Recipe
     from phipipe.static_graph import Shape
     from phipipe.static_weights import Weights
+    from phipipe.steps import Inputs, Params
 
-TITLE = "Qualcomm QNN (ONNX Runtime GenAI)"
 TOOLCHAIN = "qnn"
-APIS = frozenset({"hexagon"})
-SYSTEMS = frozenset({"windows", "android"})
-ON_DEVICE: Mapping[str, str] = dict.fromkeys(APIS, TOOLCHAIN)
-TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = dict.fromkeys(APIS, 1)
-HOST_APIS: frozenset[str] = frozenset()
-EMULATED: Mapping[str, str] = {"hexagon": "phipipe.evaluate:check_decode"}
+STEPS: Mapping[str, str] = {
+    "convert": "phipipe.backends.qnn:convert",
+    "quantize": "phipipe.backends.qnn:quantize",
+    "compile": "phipipe.backends.qnn:compile",
+}
 _SCHEMES: Mapping[Precision, str] = {"int8": "w8a16", "int4": "w4a16"}
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = {"hexagon": _SCHEMES}
 # Qualcomm's numbers of chips: soc_model and the HTP's architecture, as in the QNN headers and
 # onnxruntime-qnn's pages.
 SOCS: Mapping[str, Mapping[str, int]] = {
@@ -46,7 +45,6 @@ SOCS: Mapping[str, Mapping[str, int]] = {
     "8-elite": {"model": 69, "arch": 79},
 }
 CONFIG = "genai_config.json"
-FILES: tuple[str, ...] = (CONFIG, "static.json", "*.onnx", "*.data", "*.bin")
 PART_BYTES = (
     2**30
 )  # of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes
@@ -216,13 +214,7 @@ def parts_of(checkpoint: Checkpoint) -> int:
     return -(-checkpoint.layers // most)
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """``convert`` (float), ``quantize`` (calibrated), ``compile-apart`` to be emulated, ``compile``
     to be shipped.
 
@@ -230,9 +222,8 @@ def steps(
     ``quantize``.
     """
     from phipipe import olive_passes
-    from phipipe.backends.base import Step
 
-    assert isinstance(options, Options)
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     bits = 8 if recipe.precision == "int8" else 4
     kept = options.keep_8bit if bits == 4 else []
     parts = options.parts or parts_of(checkpoint)
@@ -247,9 +238,9 @@ def steps(
     before = olive_passes.rotations(options.rotate, recipe, checkpoint)
     convert_step = Step(
         name="convert",
-        runs="phipipe.backends.qnn:convert",
+        runs="qnn/convert",
         needs={"source": before[-1].name if before else "source"},
-        params={"config_patch": dict(config_patch), **shape},
+        params={"config_patch": dict(job.patch), **shape},
         unquantized="fp32",
         output_bytes=sizes["float"],
         memory_bytes=sizes["tensor"] * 3 + 2**29,
@@ -257,7 +248,7 @@ def steps(
     )
     quantize_step = Step(
         name="quantize",
-        runs="phipipe.backends.qnn:quantize",
+        runs="qnn/quantize",
         needs={"model": "convert", "calibration": "calibration"},
         params={"bits": bits, "keep_8bit": sorted(kept)},
         twin=not small,
@@ -272,7 +263,7 @@ def steps(
     compiled = [
         Step(
             name=name,
-            runs="phipipe.backends.qnn:compile",
+            runs="qnn/compile",
             needs={"model": "quantize"},
             params={"soc": dict(SOCS[options.soc]), "shared": shared},
             twin=small and not shared,
@@ -308,9 +299,9 @@ def _sizes(
     }
 
 
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """Bits of weights and activations, and what is exceptional."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     words = _SCHEMES[recipe.precision]
     kept = (
         f", {' and '.join(options.keep_8bit)} at 8 bits"
@@ -318,17 +309,6 @@ def scheme(recipe: Recipe, options: BaseModel) -> str:
         else ""
     )
     return f"{words}{kept}, 8-bit caches{', rotated' if options.rotate else ''}"
-
-
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """The cache that was compiled."""
-    assert isinstance(options, Options)
-    return options.context_length
-
-
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    return check(recipe, options, checkpoint, RULES)
 
 
 def convert(inputs: Inputs, out: Path, params: Params) -> None:
@@ -340,7 +320,6 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     and the tokenizer's files.
     """
     import json
-    import shutil
 
     from phipipe import models, static_graph
     from phipipe.static_weights import Weights
@@ -366,7 +345,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         "parts": params["parts"],
     }
     facts |= {
-        "ends": ends if isinstance(ends, list) else [ends],
+        "ends": models.end_ids(ends),
         "caches": "float32",
         "soc": None,
         "shared": False,
@@ -374,9 +353,8 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     facts |= {"begin": config.get("bos_token_id"), "pad": config.get("pad_token_id")}
     facts |= {"vocabulary": config["vocab_size"]}
     _write_graphs(out, shapes, Weights(source), facts)
-    for name in models.files(source):
-        if not name.endswith((".safetensors", ".safetensors.index.json")) and name != "config.json":
-            shutil.copyfile(source / name, out / name)
+    names = models.loose_files(source)
+    copy_beside(source, out, names, leave=lambda name: name == "config.json")
     _describe(out, facts)
 
 
@@ -467,17 +445,13 @@ def _bits(graph: Path, params: Params) -> dict[str, int]:
 
 def _copy_rest(source: Path, out: Path) -> None:
     """The files that no step changes: the embedding, the tokenizer's, the licence."""
-    import shutil
-
     from phipipe import static_session
 
     weights = {
         static_session.data_of(stage)
         for stage in static_session.stages(static_session.facts_of(source))
     }
-    for path in sorted(source.iterdir()):
-        if path.name not in weights and not (out / path.name).exists():
-            shutil.copyfile(path, out / path.name)
+    copy_beside(source, out, leave=lambda name: name in weights or (out / name).exists())
 
 
 def compile(inputs: Inputs, out: Path, params: Params) -> None:
@@ -554,8 +528,26 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return onnx_session.tokenizer(artifact)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import qnn as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="Qualcomm QNN (ONNX Runtime GenAI)",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions={"hexagon": _SCHEMES},
+    systems=frozenset({"windows", "android"}),
+    host_apis=frozenset(),
+    emulated={"hexagon": "evaluate/check_decode"},
+    cache_bytes={"hexagon": 1},
+    files=(CONFIG, "static.json", "*.onnx", "*.data", "*.bin"),
+    has_contexts=True,
+    steps=steps,
+    scheme=scheme,
+    context_length=lambda job: job.options.context_length,
+    rules=RULES,
+    is_uniform=lambda o: not o.keep_8bit,
+    wider="leave `quantize.keep_8bit` as it is by default",
+    finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
+    open=open,
+    tokenizer=tokenizer,
+    rank=3,
+    colour=6,
+)

@@ -21,28 +21,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from phipipe import group_rules, models, torch_checkpoint
-from phipipe.backends.base import Advice, Inputs, Json, Params, Runtime, Step, Tokenizer, staged
+from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.errors import StepFailed
-from phipipe.rules import Rule, check
+from phipipe.rules import Rule
+from phipipe.staging import staged
+from phipipe.steps import Inputs, Json, Params, Step
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.device import Unit
-    from phipipe.models import Checkpoint
-    from phipipe.recipe import Precision, Recipe
+    from phipipe.recipe import Precision
 
-TITLE = "PyTorch checkpoint (transformers)"
 TOOLCHAIN = "torch"
-APIS = frozenset({"cpu", "cuda", "metal"})
-SYSTEMS = frozenset({"linux", "windows", "macos"})
-ON_DEVICE: Mapping[str, str] = {"cpu": TOOLCHAIN}
-TOKENS_ONLY: frozenset[str] = frozenset()
-CACHE_BYTES: Mapping[str, int] = {api: 4 if api == "cpu" else 2 for api in APIS}
-HOST_APIS = frozenset({"cpu"})
-EMULATED: Mapping[str, str] = {}
-FILES: tuple[str, ...] = ("config.json", "*.safetensors", "*.safetensors.index.json")
+STEPS: Mapping[str, str] = {
+    "cast": "phipipe.backends.torch:cast",
+    "quantize": "phipipe.backends.torch:quantize",
+}
 _DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 _SCHEMES: Mapping[Precision, str] = {
@@ -50,7 +45,6 @@ _SCHEMES: Mapping[Precision, str] = {
     "int8": "auto-round, 8 bits",
     "int4": "auto-round, 4 bits",
 }
-PRECISIONS: Mapping[str, Mapping[Precision, str]] = dict.fromkeys(sorted(APIS), _SCHEMES)
 ITERATIONS = 200  # auto-round's own default
 
 
@@ -123,37 +117,25 @@ RULES: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: (
             r.precision in BITS
-            and math.gcd(*group_rules.widths(c).values(), c.kv_heads * c.head_size) % 32 != 0
+            and math.gcd(*c.input_widths.values(), c.kv_heads * c.head_size) % 32 != 0
         ),
         message="auto-round packs weights whose width and height are multiples of 32; this "
         "model has others",
         hint="choose fp16 or fp32",
     ),
-    Rule(
-        id="T07",
-        level="error",
-        when=lambda r, o, c: r.precision in BITS and "quantization_config" in c.config,
-        message="the checkpoint is quantized already; start from the original model's files",
-        hint="name them in `source`",
-    ),
     group_rules.rule("T03", BITS, (32, 64, 128)),
 )
 
 
-def steps(
-    recipe: Recipe,
-    options: BaseModel,
-    checkpoint: Checkpoint,
-    config_patch: Mapping[str, Json],
-    unit: Unit | None = None,
-) -> list[Step]:
+def steps(job: Job[Options]) -> list[Step]:
     """One step, straight from the checkpoint: ``convert`` (a cast), or ``quantize``."""
+    recipe, checkpoint = job.recipe, job.checkpoint
     if recipe.precision in BITS:
-        return [_quantize_step(recipe, options, checkpoint)]
+        return [_quantize_step(job)]
     size = checkpoint.parameters * (4 if recipe.precision == "fp32" else 2)
     step = Step(
         name="convert",
-        runs="phipipe.backends.torch:cast",
+        runs="torch/cast",
         version=2,
         needs={"source": "source"},
         params={"dtype": _DTYPES[recipe.precision]},
@@ -165,8 +147,8 @@ def steps(
     return [step]
 
 
-def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> Step:
-    assert isinstance(options, Options)
+def _quantize_step(job: Job[Options]) -> Step:
+    recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     bits, learns = BITS[recipe.precision], options.algorithm == "signround"
     params: dict[str, Json] = {
         "bits": bits,
@@ -181,7 +163,7 @@ def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -
         memory += 12 * recipe.calibrate.tokens * checkpoint.hidden_size + 2**30
     return Step(
         name="quantize",
-        runs="phipipe.backends.torch:quantize",
+        runs="torch/quantize",
         version=1,
         needs=needs,
         params=params,
@@ -192,24 +174,14 @@ def _quantize_step(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -
     )
 
 
-def scheme(recipe: Recipe, options: BaseModel) -> str:
+def scheme(job: Job[Options]) -> str:
     """The dtype; or the format, its bits and groups."""
-    assert isinstance(options, Options)
+    recipe, options = job.recipe, job.options
     if recipe.precision not in BITS:
         return _DTYPES[recipe.precision]
     kind = "symmetric" if options.symmetric else "asymmetric"
     groups = "a scale per row" if options.group_size == -1 else f"groups of {options.group_size}"
     return f"auto-round, {BITS[recipe.precision]} bits {kind}, {groups}"
-
-
-def context_length(options: BaseModel, checkpoint: Checkpoint, api: str) -> int | None:
-    """The cache grows as it is used."""
-    return None
-
-
-def advise(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> list[Advice]:
-    """The rules of this backend."""
-    return check(recipe, options, checkpoint, RULES)
 
 
 def cast(inputs: Inputs, out: Path, params: Params) -> None:
@@ -386,8 +358,7 @@ class _Torch:
 
         self._torch = torch
         self._model = _load(folder)
-        ends = self._model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._ends = models.end_ids(self._model.generation_config.eos_token_id)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         with self._torch.inference_mode():
@@ -423,8 +394,23 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return of_folder(artifact)
 
 
-if TYPE_CHECKING:
-    from phipipe.backends import torch as _this
-    from phipipe.backends.base import Backend
-
-    _: Backend = _this
+FACE = Backend(
+    title="PyTorch checkpoint (transformers)",
+    toolchain=TOOLCHAIN,
+    options=Options,
+    precisions=dict.fromkeys(("cpu", "cuda", "metal"), _SCHEMES),
+    systems=frozenset({"linux", "windows", "macos"}),
+    toolchains={"cpu": TOOLCHAIN},
+    cache_bytes={"cpu": 4, "cuda": 2, "metal": 2},
+    files=("config.json", "*.safetensors", "*.safetensors.index.json"),
+    quantized_by=frozenset({"auto-round"}),
+    reads_resaved=True,
+    steps=steps,
+    scheme=scheme,
+    rules=RULES,
+    finer=(Finer(options={"algorithm": "signround", "group_size": 32}, told="groups of 32"),),
+    open=open,
+    tokenizer=tokenizer,
+    rank=7,
+    colour=1,
+)

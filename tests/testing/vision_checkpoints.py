@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import family_checkpoints as text
-
 from phipipe import family
 from phipipe.assets import tokenizer
+from testing import family_checkpoints as text
 
 WIDTH, INNER, LAYERS, SIDE = 1024, 256, 3, 24  # openvino-genai has the original width alone
 PREFIX = "model.vision_embed_tokens."

@@ -1,5 +1,6 @@
-"""One of several machines: ``python remote_client.py CACHE LOG [STEPS [SECONDS]]`` runs a chain of
-light steps.
+"""One of several machines, and plans of light steps for them.
+
+``python -m testing.remote_client CACHE LOG STEPS SECONDS`` runs a chain of them.
 
 Each step that is really done leaves a line in LOG. Where results are shared, the environment says.
 """
@@ -15,13 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from phipipe import progress, schedule
-from phipipe.backends.base import Step
 from phipipe.manner import Engine, Manner
 from phipipe.plan import Plan
 from phipipe.results import Outcome
 from phipipe.settings import Settings
 from phipipe.show import Silent
+from phipipe.steps import Step
 from phipipe.store import Store
+
+STEPS = {"work": "testing.remote_client:work", "rest": "testing.remote_client:rest"}
 
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -51,7 +54,7 @@ def chain(steps: int, seconds: float = 0.0) -> Plan:
     made = [
         Step(
             name=f"s{i}",
-            runs="remote_client:work",
+            runs="testing.remote_client/work",
             version=1,
             needs={"before": f"s{i - 1}"} if i else {},
             params={"name": f"s{i}", "seconds": seconds},
@@ -95,7 +98,7 @@ def attempt(cache: Path, plan: Plan, engine: Engine | None) -> tuple[Outcome, No
 
 
 if __name__ == "__main__":
-    sys.modules["remote_client"] = sys.modules["__main__"]
+    sys.modules["testing.remote_client"] = sys.modules["__main__"]
     os.environ["REMOTE_CLIENT_LOG"] = sys.argv[2]
     count, seconds = int(sys.argv[3]), float(sys.argv[4])
     outcome, lines = run(Path(sys.argv[1]), chain(count, seconds))

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import family_checkpoints as text
-
 from phipipe import family
 from phipipe.assets import tokenizer
+from testing import family_checkpoints as text
 
 WIDTH, INNER, LAYERS, SIDE, RANK, ALPHA = 128, 160, 3, 32, 8, 24
 PREFIX = "model.embed_tokens_extend.image_embed."

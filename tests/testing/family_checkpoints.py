@@ -22,7 +22,7 @@ from typing import Any
 
 from phipipe import family
 from phipipe.assets import stories, tokenizer
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 ORIGINAL, WINDOW, SHORT, LONG, ANSWER = 256, 255, 96, 400, 8
 SEED = 20

@@ -1,5 +1,5 @@
-"""Runs in the openvino toolchain: ``python vision_openvino_driver.py PACKAGE PICTURE…`` prints
-JSON.
+"""Runs in the openvino toolchain: ``python -m testing.openvino_answers PACKAGE PICTURE…``
+prints JSON.
 
 By picture how much less likely than the likeliest, in nats, the worst token of the pipeline's
 greedy answers is by the logits that the package's graphs give, one by one.

@@ -1,4 +1,4 @@
-"""Runs in the torch toolchain: ``python reference_driver.py ROOT TEXT COUNT MODEL...``.
+"""Runs in the torch toolchain: ``python -m testing.reference ROOT TEXT COUNT MODEL...``.
 
 Writes ROOT/ids.json, the first COUNT tokens of TEXT, ROOT/parity.json, those of the text that
 tokenizers are compared on, and ROOT/MODEL.npy for each folder ROOT/MODEL: float32
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phipipe.evaluate import PARITY_TEXT
+from phipipe.sanity import PARITY_TEXT
 
 
 def main(root: Path, text: Path, count: int, names: list[str]) -> None:

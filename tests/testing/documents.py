@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
-SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
+from testing.places import ROOT
+
+SCHEMAS = ROOT / "schemas"
 GROUPS = ("devices", "backends", "toolchain", "cache", "runs", "schedule")
 
 

@@ -1,7 +1,7 @@
 """A made-up toolchain that installs in a moment and from no network: its one package is built here,
 as llama.cpp is.
 
-    python tests/tiny_toolchain.py [KILLS]
+    PYTHONPATH=tests python -m testing.tiny_toolchain [KILLS]
 
 kills installations at random moments and counts what they leave behind; ``kills`` is the same for a
 program. Standard library and psutil alone, besides ``phipipe.toolchain`` in processes of its own.

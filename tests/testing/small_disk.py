@@ -1,8 +1,8 @@
 """What is said on disks that are too small, each case a function: run inside a namespace of its own
 that may mount.
 
-``python small_disk.py FOLDER`` prints one JSON object: case → [exit code, message, hint, the disk's
-path].
+``python -m testing.small_disk FOLDER`` prints one JSON object: case → [exit code, message, hint,
+the disk's path].
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from phipipe.errors import PhipipeError
 from phipipe.process import Request, Server
 from phipipe.settings import Settings
 from phipipe.store import Store
+from testing.places import TESTS
 
 MIB = 2**20
-RECORD = {"runs": "m:f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
+RECORD = {"runs": "m/f", "version": 1, "params": {}, "inputs": {}, "tools": {}, "usage": {}}
 KEY = "ab" * 32
+STEPS = {
+    name: f"testing.small_disk:{name}"
+    for name in ("write_much", "write_aside", "pass_words_on", "map_too_much")
+}
 
 
 def write_much(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
@@ -59,10 +64,8 @@ def map_too_much(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any
 
 
 def work(folder: Path, cache: Path, function: str, **params: Any) -> None:
-    settings = Settings.read(
-        {"PHIPIPE_CACHE": str(cache), "PHIPIPE_WORKER_PATH": str(Path(__file__).parent)}
-    )
-    request = Request(step="tried", runs=f"small_disk:{function}", inputs={}, params=params)
+    settings = Settings.read({"PHIPIPE_CACHE": str(cache), "PHIPIPE_WORKER_PATH": str(TESTS)})
+    request = Request(step="tried", runs=f"testing.small_disk/{function}", inputs={}, params=params)
     (cache / "tmp").mkdir(parents=True)
     python = Path(sys.executable)
     with Server(python, name="test", log_folder=cache / "logs", settings=settings) as worker:

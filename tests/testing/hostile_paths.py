@@ -1,8 +1,8 @@
 """Odd paths and odd arguments of every kind, and command lines that hand them to every command.
 
-Light: the standard library and the command line alone. Run as a program (``python hostile_paths.py
-FOLDER``) it tries them all in this one process, and prints a JSON line for each: before it, so that
-a hang has a name, and after it.
+Light: the standard library and the command line alone. Run as a program (``python -m
+testing.hostile_paths FOLDER``) it tries them all in this one process, and prints a JSON line for
+each: before it, so that a hang has a name, and after it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from testing.places import ROOT
+
 DOCUMENTED = frozenset({0, 2, 3, 4, 5, 6, 7, 8, 9, 130})
 RECIPE = """\
 name: tried

@@ -1,5 +1,7 @@
-"""A worker on another kind of machine: ``python -m other_machine PROCESSOR WORDS…`` is ``phipipe
-WORDS…`` there."""
+"""A worker on another kind of machine.
+
+``python -m testing.other_machine PROCESSOR WORDS…`` is ``phipipe WORDS…`` there.
+"""
 
 from __future__ import annotations
 

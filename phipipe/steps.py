@@ -1,0 +1,181 @@
+"""What a plan is made of, and which function a step's name stands for.
+
+A step is known by its name, ``room/verb``: it stands in keys, records, requests and manifests, and
+never changes. Where the function lies is looked up by the process that runs it, so a module can
+move and every stored result stays what it was. Light: toolchains import this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phipipe.recipe import Precision
+
+Json = Any
+"""A JSON value: None, bool, int, float, str, list or dict of these."""
+
+Inputs = Mapping[str, Path]
+Params = Mapping[str, Json]
+Function = Callable[[Inputs, Path, Params], None]
+
+ADDRESSES: Mapping[str, str] = {
+    "algorithms/gptq": "phipipe.olive_passes:gptq",
+    "algorithms/rotate": "phipipe.olive_passes:rotate",
+    "evaluate/baseline": "phipipe.evaluate:baseline",
+    "evaluate/baseline_pictures": "phipipe.vision_scoring:baseline",
+    "evaluate/calibration": "phipipe.evaluate:calibration",
+    "evaluate/check_decode": "phipipe.gates:check_decode",
+    "evaluate/check_gates": "phipipe.gates:check_gates",
+    "evaluate/check_parity": "phipipe.gates:check_parity",
+    "evaluate/compare": "phipipe.evaluate:compare",
+    "evaluate/compare_pictures": "phipipe.vision_scoring:compare",
+    "evaluate/keep_reference": "phipipe.reference:keep",
+    "evaluate/measure": "phipipe.measure:measure",
+    "hub/fetch": "phipipe.remote:fetch",
+    "hub/take": "phipipe.hub:take",
+    "models/cut_layers": "phipipe.first_layers:cut",
+    "package/assemble": "phipipe.package:package",
+    "vision/cut_language": "phipipe.vision:cut",
+    "vision/draw_pictures": "phipipe.vision:draw",
+    "vision/merge_lora": "phipipe.vision_lora:cut",
+}
+"""Name → ``module:function`` of the steps that no backend owns. A backend's face has ``STEPS``."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Files that lie outside the store and enter it, or are read once: a checkpoint, a text, a
+    package.
+
+    Only the files' names and contents decide a key, never ``folder``.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One node of the plan: a function that reads ``inputs`` and writes into a folder.
+
+    ``runs`` is the name of a function with the signature ``(inputs, out, params) -> None``.
+    ``version`` is bumped by hand whenever the function's output changes. ``needs`` maps the
+    function's input names to names of earlier steps; a backend may name ``source`` (the
+    checkpoint), ``calibration`` (``evaluate.calibration``'s tokens) and its own steps. ``params``
+    holds everything else that decides the bytes. ``unquantized`` marks a plain conversion: its
+    output must equal the baseline but for rounding at that width, and is compared with it before
+    any later step of the backend starts.
+    """
+
+    name: str
+    runs: str
+    version: int
+    needs: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[
+        str, ...
+    ] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
+    params: Params = field(default_factory=dict)
+    outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
+    # takes the one of ``outside`` into the store as it is: output and input have the same digest
+    copies: bool = False
+    folder: Path | None = (
+        # of a light step that can go on where it was cut short: it works here, and this is kept
+        None
+    )
+    toolchain: str | None = None  # None: light enough to run in the parent process
+    measurement: bool = (
+        False  # the host belongs into the key, and the step gets a process of its own
+    )
+    machine: tuple[
+        str, ...
+    ] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
+    unquantized: Precision | None = None
+    # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
+    twin: bool = False
+    # run as the unit would run it, in place of the artifact, which this machine cannot load
+    tried: bool = False
+    provenance: bool = (
+        False  # the executor adds ``params["steps"]``: the records of all steps before it
+    )
+    output_bytes: int = 0  # estimate, for `plan` and the disk check
+    memory_bytes: int = 0  # estimate of the peak, for `plan`
+    # whose step it is; not in the key: it tells which earlier results are worth comparing with
+    recipe: str = ""
+    loaded_bytes: int = (
+        0  # estimate of what its output takes when it is opened; 0: as much as in fp32
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Something that a rule finds in a recipe: ``level`` is "error" or "warning", ``hint`` the
+    remedy."""
+
+    level: str
+    rule: str
+    message: str
+    hint: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong and what to do, on one line."""
+        return f"{self.message} [{self.rule}]" + (f". What to do: {self.hint}" if self.hint else "")
+
+    @property
+    def lines(self) -> list[str]:
+        """The same for a terminal or a log."""
+        remedy = [f"  try: {self.hint}"] if self.hint else []
+        return [f"{self.level}: {self.message} [{self.rule}]", *remedy]
+
+    def as_json(self) -> dict[str, str | None]:
+        """The same for machines."""
+        return {"rule": self.rule, "level": self.level, "message": self.message, "hint": self.hint}
+
+
+def resolve(name: str) -> Function:
+    """The function of step ``name``, imported. No backend is, where the step belongs to none.
+
+    Raises:
+        LookupError: no step has this name.
+        ImportError: its module, or what that imports, is not there.
+    """
+    module, _, function = address(name).partition(":")
+    step: Function = getattr(importlib.import_module(module), function)
+    return step
+
+
+def address(name: str) -> str:
+    """``module:function`` of step ``name``; imports the backend whose step it is.
+
+    Raises:
+        LookupError: no step has this name.
+    """
+    room, _, verb = name.partition("/")
+    known = ADDRESSES.get(name) or own_steps(room).get(verb)
+    if known is None:
+        raise LookupError(f"no step is called `{name}`")
+    return known
+
+
+def own_steps(room: str) -> Mapping[str, str]:
+    """What the face of ``room`` declares: a backend, or else a module on the import path, where
+    tests keep theirs (PHIPIPE_WORKER_PATH)."""
+    backends = str(Path(__file__).parent / "backends")
+    if importlib.machinery.PathFinder.find_spec(room, [backends]):
+        room = f"phipipe.backends.{room}"
+    elif not all(part.isidentifier() for part in room.split(".")):
+        return {}
+    try:
+        face = importlib.import_module(room)
+    except ModuleNotFoundError as error:
+        if error.name and room.startswith(error.name):
+            return {}
+        raise
+    steps: Mapping[str, str] = getattr(face, "STEPS", {})
+    return steps

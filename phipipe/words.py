@@ -1,0 +1,28 @@
+"""Sizes in bytes as people read them."""
+
+from __future__ import annotations
+
+MIB, GIB = 2**20, 2**30
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(size_bytes: float, decimals: int = 1) -> str:
+    """A size of memory or of files: in MiB, and from 1 GiB on in GiB with ``decimals``."""
+    if size_bytes < GIB:
+        return f"{size_bytes / MIB:.0f} MiB"
+    return f"{size_bytes / GIB:.{decimals}f} GiB"
+
+
+def gib(size_bytes: float) -> str:
+    """A size that is compared with others: always in GiB."""
+    return f"{size_bytes / GIB:.2f} GiB"
+
+
+def human(size_bytes: int) -> str:
+    """A size of any kind, in the unit that suits it."""
+    value, unit = float(size_bytes), "B"
+    for unit in UNITS:
+        if value < 1024 or unit == UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"

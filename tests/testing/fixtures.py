@@ -1,0 +1,48 @@
+"""Fixtures that several files use; ``conftest.py`` loads them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from phipipe import cli
+from testing.drive import drive
+from testing.shell import Run
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run one command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["phipipe", *map(str, words)])
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ending.value.code or 0), out, err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an S3 server, which ends with the module."""
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]) -> Path:
+    """What ``vision_checkpoints`` leaves."""
+    folder = tmp_path_factory.mktemp("seeing")
+    drive(python_of("torch"), "-m", "testing.vision_checkpoints", folder)
+    return folder

@@ -1,0 +1,80 @@
+"""Plans: the quickstart's, and graphs of steps that take no time."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from phipipe import backends, events, past_runs, recipe, schedule
+from phipipe import plan as planning
+from phipipe.errors import StepFailed
+from phipipe.manner import Manner
+from phipipe.plan import Plan
+from phipipe.settings import Settings
+from phipipe.show import Silent
+from phipipe.steps import Step
+from phipipe.store import Store
+from testing.places import QUICKSTART
+
+CALLS: list[tuple[str, float, float]] = []
+GUARD = threading.Lock()
+
+
+def planned(*sets: str) -> Plan:
+    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    return planning.prepare(build)
+
+
+def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
+    """A light step: waits, fails or writes, as ``params`` say; notes when it ran."""
+    start = time.monotonic()
+    if params.get("fail"):
+        raise StepFailed(f"{params['name']} cannot")
+    if params.get("bug"):
+        raise ZeroDivisionError
+    time.sleep(params.get("seconds", 0.0))
+    (out / "name.txt").write_text(params["name"])
+    with GUARD:
+        CALLS.append((params["name"], start, time.monotonic()))
+
+
+def step(
+    name: str,
+    *needs: str,
+    after: tuple[str, ...] = (),
+    memory_bytes: int = 0,
+    alone: bool = False,
+    **params: Any,
+) -> Step:
+    return Step(
+        name=name,
+        runs=f"{__name__}:work",
+        version=1,
+        needs={n: n for n in needs},
+        after=after,
+        params={"name": name, **params},
+        memory_bytes=memory_bytes,
+        measurement=alone,
+    )
+
+
+def plan(name: str, *steps: Step) -> Plan:
+    build: Any = SimpleNamespace(name=name, recipe=SimpleNamespace(backend=name[0]))
+    made: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
+    return made  # type: ignore[no-any-return]
+
+
+def recorded(cache: Path, *plans: Plan, stream: io.StringIO | None = None) -> list[dict[str, Any]]:
+    """The events of a run of ``plans``, as they are kept."""
+    store = Store(cache)
+    named = [one.build.name for one in plans]
+    with events.recorded(cache, "run", named, Silent(), stream) as recorder:
+        own, one = Settings(cache=cache, toolchains=cache), Manner(jobs=1)
+        for done in schedule.attempt(plans, store, own, recorder, one):
+            recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
+    return [dict(event) for event in past_runs.find(cache, "latest").events]

@@ -1,0 +1,36 @@
+"""Builds of small models that see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from phipipe import backends, manifest, plan, recipe
+from phipipe.package import verify
+from phipipe.plan import Plan
+from phipipe.results import Outcome
+
+RECIPE = """
+name: seeing
+source: {path: SOURCE}
+device: cpu-x86_64
+backend: onnxruntime
+precision: fp32
+evaluate: {text: {builtin: stories}, tokens: 512, window: 256}
+measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
+"""
+
+
+def planned(source: Path, *sets: str) -> Plan:
+    path = source.parent / "recipe.yaml"
+    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
+    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
+    return plan.prepare(build)
+
+
+def seen(done: Outcome) -> Any:
+    assert done.error is None
+    assert done.package is not None
+    assert verify(done.package) == []
+    return json.loads((done.package / manifest.NAME).read_text("utf-8"))["fidelity"]["vision"]
