@@ -37,8 +37,10 @@ from testing import (  # noqa: E402 (the tests' own)
     tiny_toolchain,
 )
 
-from phipipe import chat_templates, hub, manifest  # noqa: E402
 from phipipe.errors import PhipipeError  # noqa: E402
+from phipipe.hub import take
+from phipipe.package import manifest  # noqa: E402
+from phipipe.sandbox import chat_templates
 
 Input = TypeVar("Input")
 BUG = 70
@@ -250,7 +252,7 @@ def paths(attack: Attack) -> Tally:
     tally = Tally("paths and values on the command line", "exit 70")
     folder = attack.home / "odd"
     folder.mkdir()
-    shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder / "package")
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], folder / "package")
     before = Path.cwd()
     (folder / "here").mkdir()
     os.chdir(folder / "here")

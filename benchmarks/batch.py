@@ -23,14 +23,17 @@ from typing import Any
 
 import psutil
 
-from phipipe import backends, batch, hub, schedule, selection
-from phipipe.nodes import graph
-from phipipe.plan import Plan
-from phipipe.selection import Wanted
+from phipipe import backends
+from phipipe.batch import batch, selection
+from phipipe.batch.selection import Wanted
+from phipipe.cli.show import Silent
+from phipipe.hub import take
+from phipipe.plan.plan import Plan
+from phipipe.run import dispatch
+from phipipe.run.nodes import graph
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 
 SOURCES = 50
 VARIANTS = [
@@ -63,7 +66,7 @@ def timed(what: str, per: int, unit: str) -> Iterator[None]:
 
 def recipes(folder: Path, count: int) -> None:
     """``count`` recipe files of ``SOURCES`` checkpoints, which share one weight file's bytes."""
-    embedded = hub.BUILTIN_MODELS["tiny-phi3"]
+    embedded = take.BUILTIN_MODELS["tiny-phi3"]
     for i in range(SOURCES):
         model = folder / f"model-{i}"
         model.mkdir()
@@ -130,7 +133,7 @@ def running(folder: Path, count: int) -> None:
     plans = chains(count)
     for what in ("running", "looking up"):
         with timed(f"{what} {count} steps of {len(plans)} builds", count, "step"):
-            outcomes = schedule.attempt(plans, Store(settings.cache), settings, Silent())
+            outcomes = dispatch.attempt(plans, Store(settings.cache), settings, Silent())
         assert all(outcome.error is None for outcome in outcomes)
         assert all(outcome.all_cached for outcome in outcomes) == (what == "looking up")
 

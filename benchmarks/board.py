@@ -22,12 +22,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from phipipe import backends, measure, plan, recipe, schedule, toolchain
-from phipipe.manner import Manner
-from phipipe.plan import Plan
+from phipipe import backends
+from phipipe.cli.show import Silent
+from phipipe.evaluate import speed
+from phipipe.plan import plan
+from phipipe.plan.plan import Plan
+from phipipe.recipe import recipe
+from phipipe.run import dispatch
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
-from phipipe.show import Silent
-from phipipe.store import Store
+from phipipe.store.store import Store
+from phipipe.toolchains import environments
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
@@ -68,7 +73,7 @@ def ours(
 ) -> tuple[float, dict[str, float], int]:
     """(wall seconds, step seconds by backend, steps that ran)."""
     made, start = plans(extra), time.perf_counter()
-    outcomes = schedule.attempt(made, store, settings, Silent(), Manner(jobs=jobs))
+    outcomes = dispatch.attempt(made, store, settings, Silent(), Manner(jobs=jobs))
     wall = time.perf_counter() - start
     seconds: dict[str, float] = defaultdict(float)
     seen = set()
@@ -84,7 +89,7 @@ def ours(
 
 def upstream(settings: Settings, work: Path) -> Commands:
     """Backend → its own tools' commands for the same files."""
-    python = {name: toolchain.ensure(name, settings, print).python for name in backends.names()}
+    python = {name: environments.ensure(name, settings, print).python for name in backends.names()}
     builder = (
         python["onnxruntime"],
         "-m",
@@ -173,7 +178,7 @@ def upstream(settings: Settings, work: Path) -> Commands:
 
 def converter(work: Path) -> Path:
     """llama.cpp's own script, from the source archive of the llama-cpp-python in the lock."""
-    lines = (toolchain.LOCKS / "llamacpp.txt").read_text("utf-8").splitlines()
+    lines = (environments.LOCKS / "llamacpp.txt").read_text("utf-8").splitlines()
     package = next(line for line in lines if line.startswith("llama-cpp-python=="))
     command = [
         sys.executable,
@@ -220,7 +225,7 @@ def main() -> None:
         more = "  - {backend: llamacpp, precision: int4, name: more, quantize: {type: Q5_K_M}}\n"
         again, _, added = ours(store, settings, args.jobs, more)
         theirs = {name: sum(map(run, list_)) for name, list_ in commands.items()}
-    host = measure.host()
+    host = speed.host()
     machine = (
         f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
     )

@@ -99,7 +99,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
-    from phipipe.plan import Plan
+    from phipipe.plan.plan import Plan
     from phipipe.steps import Step
 
     made = []
@@ -122,11 +122,12 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
 
 def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:
     """What digest each step has, done on the cluster at ``url``, or here."""
-    from phipipe import cluster, schedule
-    from phipipe.manner import Manner
+    from phipipe.cli.show import Silent
+    from phipipe.cluster import client as cluster
+    from phipipe.run import dispatch as schedule
+    from phipipe.run.manner import Manner
     from phipipe.settings import Settings
-    from phipipe.show import Silent
-    from phipipe.store import Store
+    from phipipe.store.store import Store
 
     manner = Manner(jobs=jobs, engine=cluster.engine(url) if url else None)
     (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), manner)

@@ -27,12 +27,18 @@ import board
 import checkpoint
 import psutil
 
-from phipipe import backends, children, measure, plan, recipe, schedule, toolchain
-from phipipe.manner import Manner
+from phipipe import backends
+from phipipe.cli.show import Silent
+from phipipe.evaluate import speed
+from phipipe.plan import plan
+from phipipe.processes import children
+from phipipe.recipe import recipe
+from phipipe.run import dispatch
+from phipipe.run.manner import Manner
+from phipipe.run.watch import memory_of
 from phipipe.settings import Settings
-from phipipe.show import Silent
-from phipipe.store import Store
-from phipipe.watch import memory_of
+from phipipe.store.store import Store
+from phipipe.toolchains import environments
 
 RECIPES: Mapping[str, str] = {
     "onnxruntime": "device: cpu-x86_64\nquantize: {block_size: 32}",
@@ -83,7 +89,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     ):  # the first alone: storing the checkpoint is not converting it
         steps = tuple(replace(step, after=()) for step in made.steps if step.name in wanted)
         start = time.perf_counter()
-        (outcome,) = schedule.attempt(
+        (outcome,) = dispatch.attempt(
             [replace(made, steps=steps)], store, settings, Silent(), Manner(jobs=1)
         )
         cost.seconds = time.perf_counter() - start
@@ -105,7 +111,7 @@ def upstream(
     source: Path, work: Path, settings: Settings, backend: str
 ) -> Sequence[Sequence[str | Path]]:
     """The bare tools' commands for the same file, written to ``work``."""
-    python = toolchain.ensure(backend, settings, print).python
+    python = environments.ensure(backend, settings, print).python
     if backend == "onnxruntime":
         build = (
             python,
@@ -143,7 +149,11 @@ def upstream(
             work / "mlx",
         )
         return [(*convert, "-q", "--q-bits", "4", "--q-group-size", "64")]
-    converter = (toolchain.ensure("torch", settings, print).python, board.converter(work), source)
+    converter = (
+        environments.ensure("torch", settings, print).python,
+        board.converter(work),
+        source,
+    )
     return [
         (*converter, "--outtype", "bf16", "--outfile", work / "bf16.gguf"),
         (python, "-c", board.QUANTIZE, work / "bf16.gguf", work / "q.gguf", "Q4_K_M"),
@@ -206,8 +216,8 @@ def main() -> None:
             checkpoint.write(source, checkpoint.config(chosen.name))
         store = Store(work / "cache")
         for backend in chosen.only:
-            toolchain.ensure(backend, settings, print)
-        host = measure.host()
+            environments.ensure(backend, settings, print)
+        host = speed.host()
         print(
             f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, "
             f"{host['system']}\n"

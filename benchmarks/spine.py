@@ -25,8 +25,9 @@ from pathlib import Path
 import psutil
 import uv
 
-from phipipe import measure, toolchain, uv_settings
+from phipipe.evaluate import speed
 from phipipe.settings import Settings
+from phipipe.toolchains import environments, uv_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
@@ -165,7 +166,7 @@ def builds(repetitions: int, work: Path) -> tuple[list[tuple[str, str, str, str]
         subprocess.run(
             (*PHIPIPE, "toolchain", "install", name), check=True, env=env, stdout=subprocess.DEVNULL
         )
-    python = toolchain.ensure("onnxruntime", Settings.read(env), print).python
+    python = environments.ensure("onnxruntime", Settings.read(env), print).python
     first, bare = [], []
     for i in range(repetitions):
         for folder in ("objects", "actions"):
@@ -269,7 +270,7 @@ def main() -> None:
         rows += built
         if not args.no_olive:
             rows += olive(args.repetitions, Path(folder), cached)
-    host = measure.host()
+    host = speed.host()
     machine = (
         f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']}"
     )

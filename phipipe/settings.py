@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from phipipe import user_paths
 from phipipe.errors import RecipeError
+from phipipe.files import user_paths
 
 OFFLINE = dict.fromkeys(
     (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phipipe.recipe import Precision
+    from phipipe.recipe.recipe import Precision
 
 Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of these."""
@@ -25,25 +25,25 @@ Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
 
 ADDRESSES: Mapping[str, str] = {
-    "algorithms/gptq": "phipipe.olive_passes:gptq",
-    "algorithms/rotate": "phipipe.olive_passes:rotate",
-    "evaluate/baseline": "phipipe.evaluate:baseline",
-    "evaluate/baseline_pictures": "phipipe.vision_scoring:baseline",
-    "evaluate/calibration": "phipipe.evaluate:calibration",
-    "evaluate/check_decode": "phipipe.gates:check_decode",
-    "evaluate/check_gates": "phipipe.gates:check_gates",
-    "evaluate/check_parity": "phipipe.gates:check_parity",
-    "evaluate/compare": "phipipe.evaluate:compare",
-    "evaluate/compare_pictures": "phipipe.vision_scoring:compare",
-    "evaluate/keep_reference": "phipipe.reference:keep",
-    "evaluate/measure": "phipipe.measure:measure",
-    "hub/fetch": "phipipe.remote:fetch",
-    "hub/take": "phipipe.hub:take",
-    "models/cut_layers": "phipipe.first_layers:cut",
-    "package/assemble": "phipipe.package:package",
-    "vision/cut_language": "phipipe.vision:cut",
-    "vision/draw_pictures": "phipipe.vision:draw",
-    "vision/merge_lora": "phipipe.vision_lora:cut",
+    "algorithms/gptq": "phipipe.algorithms.olive:gptq",
+    "algorithms/rotate": "phipipe.algorithms.olive:rotate",
+    "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",
+    "evaluate/baseline_pictures": "phipipe.evaluate.pictures:baseline",
+    "evaluate/calibration": "phipipe.evaluate.fidelity:calibration",
+    "evaluate/check_decode": "phipipe.evaluate.gates:check_decode",
+    "evaluate/check_gates": "phipipe.evaluate.gates:check_gates",
+    "evaluate/check_parity": "phipipe.evaluate.gates:check_parity",
+    "evaluate/compare": "phipipe.evaluate.fidelity:compare",
+    "evaluate/compare_pictures": "phipipe.evaluate.pictures:compare",
+    "evaluate/keep_reference": "phipipe.evaluate.reference:keep",
+    "evaluate/measure": "phipipe.evaluate.speed:measure",
+    "hub/fetch": "phipipe.hub.repository:fetch",
+    "hub/take": "phipipe.hub.take:take",
+    "models/cut_layers": "phipipe.models.first_layers:cut",
+    "package/assemble": "phipipe.package.package:package",
+    "vision/cut_language": "phipipe.models.seeing:cut",
+    "vision/draw_pictures": "phipipe.models.seeing:draw",
+    "vision/merge_lora": "phipipe.vision.lora:cut",
 }
 """Name → ``module:function`` of the steps that no backend owns. A backend's face has ``STEPS``."""
 

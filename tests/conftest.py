@@ -21,8 +21,10 @@ from testing import tiers
 from testing.clock import SHARING
 from xdist.scheduler import LoadScopeScheduling
 
-from phipipe import hardware, hub, toolchain
+from phipipe import hardware
+from phipipe.hub import take
 from phipipe.settings import Settings
+from phipipe.toolchains import environments
 
 # A script's `&`, or nohup, ignores Ctrl-C; our children would, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -137,7 +139,7 @@ def python_of(toolchains: Path) -> Callable[[str], Path]:
     @cache
     def python(name: str) -> Path:
         settings = Settings.read({**os.environ, **places(toolchains)})
-        return toolchain.ensure(name, settings, print).python
+        return environments.ensure(name, settings, print).python
 
     return python
 
@@ -162,5 +164,5 @@ def own_cache(
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may spoil."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(hub.BUILTIN_MODELS["tiny-phi3"], folder)
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], folder)
     return folder

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from phipipe import accept, report
+from phipipe.batch import accept
+from phipipe.evaluate.reports import Metrics, Speed, Vision
 from phipipe.metrics import METRICS, ROWS, WORDS, Metric, names
-from phipipe.reports import Metrics, Speed, Vision
+from phipipe.package import figures
 
 ROW: dict[str, Any] = {
     "name": "kld_min",
@@ -70,7 +71,7 @@ def test_every_metric_that_was_measured_has_a_row_in_the_table(metric: Metric) -
     value = {metric.name: 0.5}
     fidelity = Metrics(metrics=value if metric.kind in ("fidelity", "size") else {})
     pictures, speed = metric.kind == "pictures", metric.kind == "speed"
-    (row,) = report.fidelity_table(
+    (row,) = figures.fidelity_table(
         fidelity,
         Speed(metrics=value) if speed else None,
         vision=Vision(metrics=value, positions=3, vectors={"a": 0}) if pictures else None,

@@ -18,16 +18,19 @@ from typing import Any
 import pytest
 
 import phipipe
-from phipipe import backends, device, plan, recipe, steps, vision
+from phipipe import backends, steps
+from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.plan import Plan
-from phipipe.process import Request, Server
-from phipipe.results import Result
-from phipipe.schedule import attempt
+from phipipe.models import seeing as vision
+from phipipe.plan import plan
+from phipipe.plan.plan import Plan
+from phipipe.recipe import device, recipe
+from phipipe.run.dispatch import attempt
+from phipipe.run.process import Request, Server
+from phipipe.run.results import Result
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -94,7 +97,7 @@ def test_a_step_of_no_backend_is_there_without_any() -> None:
 @pytest.mark.parametrize(
     "name",
     ["evaluate/nothing", "torch/nothing", "nowhere/cast", "base/staged", "os/system", "torch", "",
-     "/", "../hub/take", "phipipe.hub:take", "phipipe.hub/take"],
+     "/", "../hub/take", "phipipe.hub.take:take", "phipipe.hub/take"],
 )  # fmt: skip
 def test_an_unknown_name_is_named(name: str) -> None:
     with pytest.raises(LookupError, match=re.escape(f"no step is called `{name}`")):

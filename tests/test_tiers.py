@@ -14,9 +14,9 @@ import pytest
 import yaml
 from testing import tiers
 
-from phipipe import toolchain
 from phipipe.errors import ToolchainError
 from phipipe.settings import Settings
+from phipipe.toolchains import environments
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -99,9 +99,9 @@ def test_what_uses_a_toolchain_through_a_fixture_is_of_the_tier_integration(
 def test_without_the_fixture_no_toolchain_is_there_and_none_is_installed() -> None:
     """So a test without the mark cannot use a real one."""
     settings = Settings.read()
-    assert not [name for name in toolchain.names() if toolchain.installed(name, settings)]
+    assert not [name for name in environments.names() if environments.installed(name, settings)]
     with pytest.raises(ToolchainError, match="could not be installed"):
-        toolchain.ensure("torch", settings, print)
+        environments.ensure("torch", settings, print)
 
 
 def test_the_workflow_runs_the_readmes_two_commands_on_three_systems() -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from testing import hostile_paths
 from testing.places import QUICKSTART, ROOT
 
-from phipipe import answers, console, hub, show
+from phipipe.cli import answers, console, show
 from phipipe.errors import PhipipeError
+from phipipe.hub import take
 from phipipe.visible import json_again, json_text, one_line, visible
 
 QUICKSTART = str(QUICKSTART)
@@ -74,10 +75,10 @@ def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str
 def test_a_config_a_recipe_and_an_argument_cannot_command_the_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    for path in hub.BUILTIN_MODELS["tiny-phi3"].iterdir():
+    for path in take.BUILTIN_MODELS["tiny-phi3"].iterdir():
         (folder / path.name).symlink_to(path)
     (folder / "config.json").unlink()
-    config = json.loads((hub.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
+    config = json.loads((take.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "architectures": [EVIL]}), "utf-8")
     said = [
         hostile_paths.outcome(

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from phipipe.document import near
 from phipipe.errors import TargetError
+from phipipe.recipe.document import near
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from phipipe.backends.base import Backend
-    from phipipe.device import Device, Unit
-    from phipipe.recipe import Precision
+    from phipipe.recipe.device import Device, Unit
+    from phipipe.recipe.recipe import Precision
 
 
 class OptionsOf(Mapping[str, "type[BaseModel]"]):
@@ -38,7 +38,7 @@ class OptionsOf(Mapping[str, "type[BaseModel]"]):
 @cache
 def names() -> tuple[str, ...]:
     """Names of all backends, sorted."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg))
 
 
 def load(name: str) -> Backend[Any]:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.device import Unit
-    from phipipe.models import Checkpoint
-    from phipipe.recipe import Precision, Recipe
-    from phipipe.rules import Fixup, Rule
+    from phipipe.backends.rules import Fixup, Rule
+    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.recipe.device import Unit
+    from phipipe.recipe.recipe import Precision, Recipe
 
 
 class Unseen(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from phipipe import board_entry
-from phipipe.board_entry import Entry
+from phipipe.board import entry as board_entry
+from phipipe.board.entry import Entry
 
 HOST = {
     "cores": 2,

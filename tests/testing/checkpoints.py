@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from phipipe import hub, models
+from phipipe.hub import take
+from phipipe.models import checkpoints
 
-TINY = hub.BUILTIN_MODELS["tiny-phi3"]
+TINY = take.BUILTIN_MODELS["tiny-phi3"]
 LONGROPE = {
     "max_position_embeddings": 8192,
     "original_max_position_embeddings": 512,
@@ -23,7 +24,7 @@ LONGROPE = {
 
 def source(folder: Path, **config: Any) -> Path:
     folder.mkdir(parents=True)
-    for name in models.files(TINY):
+    for name in checkpoints.files(TINY):
         shutil.copyfile(TINY / name, folder / name)
     changed = json.loads((TINY / "config.json").read_text("utf-8")) | config
     (folder / "config.json").write_text(json.dumps(changed), "utf-8")

@@ -20,9 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from phipipe import family
 from phipipe.assets import stories, tokenizer
-from phipipe.sanity import PARITY_TEXT
+from phipipe.evaluate.sanity import PARITY_TEXT
+from phipipe.models import family
 
 ORIGINAL, WINDOW, SHORT, LONG, ANSWER = 256, 255, 96, 400, 8
 SEED = 20
@@ -276,9 +276,9 @@ def main(root: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from phipipe import transformers_tokenizer
     from phipipe.backends import torch as baseline
-    from phipipe.layerwise import Layerwise
+    from phipipe.models import tokenizer as transformers_tokenizer
+    from phipipe.models.layerwise import Layerwise
 
     text = stories.file_text("evaluation")
     for member in MEMBERS:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phipipe import manifest
+from phipipe.package import manifest
 
 BACKENDS = ("onnxruntime", "qnn", "openvino", "mlx", "torch", "llamacpp", "litert")
 

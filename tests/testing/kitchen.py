@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phipipe import package
 from phipipe.errors import StepFailed
+from phipipe.package import package
 from testing import small_package
 
 MIT = """MIT License

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phipipe import accept, manifest
-from phipipe import device as devices
+from phipipe.batch import accept
 from phipipe.errors import GateFailed, StepFailed, TargetError
-from phipipe.plan import Plan
-from phipipe.recipe import Build
+from phipipe.package import manifest
+from phipipe.plan.plan import Plan
+from phipipe.recipe import device as devices
+from phipipe.recipe.recipe import Build
 from phipipe.steps import Step
 from testing import small_package
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from phipipe import executor, measure
 from phipipe.cli import main
+from phipipe.evaluate import speed
+from phipipe.run import bench
 
 if __name__ == "__main__":
-    there = {**measure.host(), "processor": sys.argv.pop(1)}
-    measure.host = executor.host = lambda: there  # type: ignore[attr-defined]
+    there = {**speed.host(), "processor": sys.argv.pop(1)}
+    speed.host = bench.host = lambda: there  # type: ignore[attr-defined]
     sys.exit(main())

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from phipipe import family
 from phipipe.assets import tokenizer
+from phipipe.models import family
 from testing import family_checkpoints as text
 
 WIDTH, INNER, LAYERS, SIDE, RANK, ALPHA = 128, 160, 3, 32, 8, 24

@@ -10,15 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from phipipe import backends, events, past_runs, recipe, schedule
-from phipipe import plan as planning
+from phipipe import backends
+from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed
-from phipipe.manner import Manner
-from phipipe.plan import Plan
+from phipipe.plan import plan as planning
+from phipipe.plan.plan import Plan
+from phipipe.recipe import recipe
+from phipipe.run import dispatch, events, past_runs
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 from testing.places import QUICKSTART
 
 CALLS: list[tuple[str, float, float]] = []
@@ -75,6 +77,6 @@ def recorded(cache: Path, *plans: Plan, stream: io.StringIO | None = None) -> li
     named = [one.build.name for one in plans]
     with events.recorded(cache, "run", named, Silent(), stream) as recorder:
         own, one = Settings(cache=cache, toolchains=cache), Manner(jobs=1)
-        for done in schedule.attempt(plans, store, own, recorder, one):
+        for done in dispatch.attempt(plans, store, own, recorder, one):
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return [dict(event) for event in past_runs.find(cache, "latest").events]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phipipe.sanity import PARITY_TEXT
+from phipipe.evaluate.sanity import PARITY_TEXT
 
 
 def main(root: Path, text: Path, count: int, names: list[str]) -> None:

@@ -15,14 +15,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from phipipe import progress, schedule
-from phipipe.manner import Engine, Manner
-from phipipe.plan import Plan
-from phipipe.results import Outcome
+from phipipe import progress
+from phipipe.cli.show import Silent
+from phipipe.plan.plan import Plan
+from phipipe.run import dispatch
+from phipipe.run.manner import Engine, Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
-from phipipe.show import Silent
 from phipipe.steps import Step
-from phipipe.store import Store
+from phipipe.store.store import Store
 
 STEPS = {"work": "testing.remote_client:work", "rest": "testing.remote_client:rest"}
 
@@ -93,7 +94,7 @@ def run(cache: Path, plan: Plan) -> tuple[Outcome, list[str]]:
 def attempt(cache: Path, plan: Plan, engine: Engine | None) -> tuple[Outcome, Noted]:
     heard = Noted()
     manner = Manner(jobs=2, engine=engine)
-    (done,) = schedule.attempt([plan], Store(cache), Settings.read(), heard, manner)
+    (done,) = dispatch.attempt([plan], Store(cache), Settings.read(), heard, manner)
     return done, heard
 
 

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends, manifest, plan, recipe
-from phipipe.package import verify
-from phipipe.plan import Plan
-from phipipe.results import Outcome
+from phipipe import backends
+from phipipe.package import manifest
+from phipipe.package.package import verify
+from phipipe.plan import plan
+from phipipe.plan.plan import Plan
+from phipipe.recipe import recipe
+from phipipe.run.results import Outcome
 
 RECIPE = """
 name: seeing

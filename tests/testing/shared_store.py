@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phipipe import keys
+from phipipe.store import keys
 
 SECRET = "rather-secret-key-0815"
 

@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phipipe import refusals, starter, toolchain
 from phipipe.errors import PhipipeError
-from phipipe.process import Request, Server
+from phipipe.plan import starter
+from phipipe.run.process import Request, Server
 from phipipe.settings import Settings
-from phipipe.store import Store
+from phipipe.store import refusals
+from phipipe.store.store import Store
+from phipipe.toolchains import environments
 from testing.places import TESTS
 
 MIB = 2**20
@@ -124,7 +126,7 @@ def installation(disk: Path, spare: Path) -> None:
         {"PHIPIPE_CACHE": str(spare / "cache"), "PHIPIPE_TOOLCHAINS": str(disk / "toolchains")}
     )
     (disk / "filler").write_bytes(b"x" * (disk_free(disk) - 12 * 1024))
-    toolchain.ensure("torch", settings, lambda line: None)
+    environments.ensure("torch", settings, lambda line: None)
 
 
 def disk_free(disk: Path) -> int:

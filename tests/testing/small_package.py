@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phipipe import manifest
+from phipipe.package import manifest
 
 DIGEST = "0" * 64
 

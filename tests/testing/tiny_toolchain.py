@@ -4,7 +4,7 @@ as llama.cpp is.
     PYTHONPATH=tests python -m testing.tiny_toolchain [KILLS]
 
 kills installations at random moments and counts what they leave behind; ``kills`` is the same for a
-program. Standard library and psutil alone, besides ``phipipe.toolchain`` in processes of its own.
+program. Standard library and psutil alone, besides ``phipipe.toolchains.environments`` in processes of its own.
 """
 
 from __future__ import annotations

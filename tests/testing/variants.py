@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from phipipe.hub import ASSETS, BUILTIN_MODELS
-from phipipe.torch_checkpoint import INDEX
+from phipipe.hub.take import ASSETS, BUILTIN_MODELS
+from phipipe.models.tensors import INDEX
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from phipipe import family
 from phipipe.assets import tokenizer
+from phipipe.models import family
 from testing import family_checkpoints as text
 
 WIDTH, INNER, LAYERS, SIDE = 1024, 256, 3, 24  # openvino-genai has the original width alone

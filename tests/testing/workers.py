@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from phipipe.process import Outcome, Request, Server
+from phipipe.run.process import Outcome, Request, Server
 from phipipe.settings import Settings
 from testing.clock import LOAD
 from testing.places import TESTS

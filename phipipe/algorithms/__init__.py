@@ -1,0 +1,1 @@
+"""What no single backend owns: algorithms that change weights."""

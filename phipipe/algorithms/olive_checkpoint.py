@@ -1,0 +1,301 @@
+"""Checkpoints that Olive's passes make: rewritten over the source's own files, checked, and packed
+weights read.
+
+Olive's layout of a rounded linear [n, k]: ``qweight`` uint8 [n, k × bits / 8], packed from the
+lowest bits up; ``scales`` [n, k / group size]; ``qzeros`` uint8 [n, groups, packed], if asymmetric.
+These are the bytes that ONNX Runtime's ``MatMulNBits`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phipipe.errors import StepFailed
+from phipipe.models import tensors as torch_checkpoint
+from phipipe.models.tensors import read, shards, tensors, where_are
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from phipipe.steps import Params
+
+HEAD = "lm_head"
+EMBEDDING = "model.embed_tokens.weight"
+PARTS = ("qweight", "scales", "qzeros")
+# What a checkpoint keeps as one matrix and a graph may hold apart, rows in this order.
+JOINED: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A rounded weight [n, k]: ``weight`` uint8 [n, k × bits / 8], ``scales`` float32 [n, groups],
+    ``zeros`` packed."""
+
+    bits: int
+    group_size: int
+    weight: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    zeros: npt.NDArray[np.uint8] | None
+
+    def rows(self, start: int, stop: int) -> Packed:
+        """The part that makes outputs ``start`` to ``stop``."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        return Packed(
+            bits=self.bits,
+            group_size=self.group_size,
+            weight=self.weight[start:stop],
+            scales=self.scales[start:stop],
+            zeros=zeros,
+        )
+
+    def dense(self) -> npt.NDArray[np.float32]:
+        """The weight [n, k] that these integers stand for."""
+        import numpy as np
+
+        levels = _unpacked(self.weight, self.bits).reshape(*self.scales.shape, -1)
+        middle = np.full(self.scales.shape, 2 ** (self.bits - 1))
+        zeros = (
+            middle
+            if self.zeros is None
+            else _unpacked(self.zeros, self.bits)[:, : self.scales.shape[1]]
+        )
+        made: Any = (levels - zeros[..., None]).astype(np.float32) * self.scales[..., None]
+        dense: npt.NDArray[np.float32] = made.reshape(len(self.scales), -1)
+        return dense
+
+
+def _unpacked(packed: npt.NDArray[np.uint8], bits: int) -> Any:
+    import numpy as np
+
+    if bits == 8:
+        return packed.astype(np.int32)
+    return np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a node's weight lies: rows ``start`` to ``stop`` of the checkpoint's ``linear``."""
+
+    linear: str
+    start: int
+    stop: int
+
+
+class Rounded:
+    """The rounded linears of a checkpoint in Olive's layout, read one at a time (without torch)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._where = {name: path for path in shards(folder) for name in _names(path)}
+        self._settings = json.loads((folder / "config.json").read_text("utf-8"))[
+            "quantization_config"
+        ]
+
+    def __contains__(self, linear: str) -> bool:
+        return f"{linear}.qweight" in self._where
+
+    def bits(self, linear: str) -> int:
+        """Bits of each of its integers."""
+        override = (self._settings.get("overrides") or {}).get(linear, {})
+        return int(override.get("bits", self._settings["bits"]))
+
+    def packed(self, linear: str) -> Packed:
+        """The integers and scales of ``linear``, "model.layers.0.mlp.down_proj"."""
+        found = {
+            part: self._read(f"{linear}.{part}")
+            for part in PARTS
+            if f"{linear}.{part}" in self._where
+        }
+        return Packed(
+            bits=self.bits(linear),
+            group_size=self._settings["group_size"],
+            weight=found["qweight"],
+            scales=found["scales"],
+            zeros=found.get("qzeros"),
+        )
+
+    def at(self, place: Place) -> Packed:
+        """The part of a linear that ``place`` names."""
+        return self.packed(place.linear).rows(place.start, place.stop)
+
+    def _read(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        with safe_open(self._where[name], framework="numpy") as shard:
+            return shard.get_tensor(name)
+
+
+def places(rounded: Rounded, sizes: Mapping[str, int]) -> dict[str, Place]:
+    """Node → where its weight lies, for the nodes of an ONNX decoder; ``sizes`` are their numbers
+    of outputs.
+
+    Raises:
+        StepFailed: the checkpoint has no rounded weight for a node.
+    """
+    return {node: _place(node, rounded, sizes) for node in sizes}
+
+
+def _place(node: str, rounded: Rounded, sizes: Mapping[str, int]) -> Place:
+    linear = (
+        node.strip("/").removesuffix("/MatMul").replace("/attn/", "/self_attn/").replace("/", ".")
+    )
+    size = sizes[node]
+    if linear in rounded:
+        return Place(linear=linear, start=0, stop=size)
+    prefix, _, last = linear.rpartition(".")
+    for joined, parts in JOINED.items():
+        if last in parts and f"{prefix}.{joined}" in rounded:
+            before = [node.replace(f"/{last}/", f"/{part}/") for part in parts[: parts.index(last)]]
+            start = sum(sizes[other] for other in before)
+            return Place(linear=f"{prefix}.{joined}", start=start, stop=start + size)
+    raise StepFailed(f"the rounded checkpoint has no weight for `{node}`")
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as shard:
+        return list(shard.keys())
+
+
+def write_rotated(source: Path, made: Path, out: Path) -> None:
+    """The files of ``source`` with the weights of ``made``; an LM head of its own beside the
+    embedding."""
+    where = where_are(shards(made))
+    tied = f"{HEAD}.weight" not in where_are(shards(source))
+
+    def change(name: str, tensor: Any) -> dict[str, Any]:
+        names = [name, *([f"{HEAD}.weight"] if tied and name == EMBEDDING else [])]
+        if missing := [one for one in names if one not in where]:
+            raise StepFailed(f"Olive left `{missing[0]}` out")
+        return {one: read(where[one], one) for one in names}
+
+    settings = {"torch_dtype": "float32", "tie_word_embeddings": False}
+    torch_checkpoint.rewrite(source, out, change, settings)
+
+
+def verify_rotated(source: Path, folder: Path) -> None:
+    """Every tensor is there in fp32, norms are fused away, linears rotated, the embedding's rows of
+    equal length.
+
+    That the whole model computes the same is for the parity check behind the conversion to prove.
+
+    Raises:
+        StepFailed: names the first tensor that is not as it should be.
+    """
+    import torch
+
+    present = where_are(shards(folder))
+    own = set(where_are(shards(source)))
+    if set(present) != own | {f"{HEAD}.weight"}:
+        odd = min(set(present) ^ (own | {f"{HEAD}.weight"}))
+        raise StepFailed(f"the rotated checkpoint and its source differ in `{odd}`")
+    for name, tensor in (pair for path in shards(source) for pair in tensors(path)):
+        rotated = read(present[name], name)
+        if (
+            rotated.dtype != torch.float32
+            or rotated.shape != tensor.shape
+            or not rotated.isfinite().all()
+        ):
+            raise StepFailed(
+                f"`{name}` is {rotated.dtype} {tuple(rotated.shape)} after rotation, or not finite"
+            )
+        if tensor.dim() == 1:
+            if name.endswith("norm.weight") and not rotated.eq(1).all():
+                raise StepFailed(f"`{name}` was not fused into the linears behind it")
+        elif rotated.equal(tensor.float()):
+            raise StepFailed(f"`{name}` was not rotated")
+        if name == EMBEDDING:
+            lengths = [value.double().norm(dim=1) for value in (tensor, rotated)]
+            if not torch.allclose(*lengths, rtol=1e-4, atol=1e-6):
+                raise StepFailed(
+                    f"`{name}` was not rotated but distorted: its rows changed in length"
+                )
+
+
+def write_packed(source: Path, made: Path, out: Path) -> None:
+    """The files of ``source`` with the integers and scales of ``made`` in place of its linears."""
+    where = where_are(shards(made))
+    settings = json.loads((made / "config.json").read_text("utf-8")).get("quantization_config")
+    if not settings:
+        raise StepFailed("Olive's checkpoint does not say that it is quantized")
+    tied = f"{HEAD}.weight" not in where_are(shards(source))
+
+    def change(name: str, tensor: Any) -> dict[str, Any]:
+        linears = [name.removesuffix(".weight"), *([HEAD] if tied and name == EMBEDDING else [])]
+        keys = [f"{linear}.{part}" for linear in linears for part in PARTS]
+        packed = {key: read(where[key], key) for key in keys if key in where}
+        return packed if name != EMBEDDING and packed else {name: tensor, **packed}
+
+    changes = {"quantization_config": settings} | ({"tie_word_embeddings": False} if tied else {})
+    torch_checkpoint.rewrite(source, out, change, changes)
+
+
+def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[str, int]) -> None:
+    """Every linear, the LM head included, is packed as asked: ``raised`` names those with other
+    bits than usual.
+
+    Every other tensor is the source's own.
+
+    Raises:
+        StepFailed: names the first tensor that is not as it should be.
+    """
+    settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    wanted = {name: params[name] for name in ("bits", "group_size", "symmetric")}
+    wanted |= {"quant_method": "olive", "lm_head": True, "embeds": False}
+    wanted["overrides"] = {name: {"bits": bits} for name, bits in raised.items()} or None
+    for key, value in wanted.items():
+        if settings.get(key) != value:
+            raise StepFailed(f"Olive wrote `{key}: {settings.get(key)}`, not {value}")
+    present = where_are(shards(folder))
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, tensor in (pair for path in shards(source) for pair in tensors(path)):
+        linear = name.removesuffix(".weight")
+        if tensor.dim() == 2 and (linear == HEAD or torch_checkpoint.LINEAR.fullmatch(name)):
+            shapes[linear] = tuple(tensor.shape)
+        elif name not in present or not read(present.pop(name), name).equal(tensor):
+            raise StepFailed(f"`{name}` is not the source's own")
+        if name == EMBEDDING:
+            shapes.setdefault(HEAD, tuple(tensor.shape))
+    if unknown := set(raised) - set(shapes):
+        raise StepFailed(f"Olive keeps `{min(unknown)}` at 8 bits, which is no linear of the model")
+    for linear, shape in shapes.items():
+        _check_packed(linear, shape, raised.get(linear, params["bits"]), present, params)
+    if present:
+        raise StepFailed(f"unexpected tensor `{min(present)}`")
+
+
+def _check_packed(
+    linear: str, shape: tuple[int, int], bits: int, present: dict[str, Path], params: Params
+) -> None:
+    """Take the parts of ``linear``, whose weight is ``shape`` in the source, out of ``present`` and
+    check them."""
+    import torch
+
+    rows, width = shape
+    groups = width // params["group_size"]
+    expected = {
+        "qweight": (torch.uint8, (rows, width * bits // 8)),
+        "scales": (torch.float32, (rows, groups)),
+    } | (
+        {}
+        if params["symmetric"]
+        else {"qzeros": (torch.uint8, (rows, math.ceil(groups * bits / 8)))}
+    )
+    for part, wanted in expected.items():
+        name = f"{linear}.{part}"
+        if name not in present:
+            raise StepFailed(f"Olive left `{linear}` unquantized: there is no `{part}`")
+        tensor = read(present.pop(name), name)
+        if (tensor.dtype, tuple(tensor.shape)) != wanted:
+            raise StepFailed(f"`{name}` is {tensor.dtype} {tuple(tensor.shape)}, not {wanted}")
+        if part == "scales" and not (tensor.isfinite().all() and (tensor > 0).all()):
+            raise StepFailed(f"`{name}` has values that are not positive numbers")

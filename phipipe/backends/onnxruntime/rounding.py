@@ -1,0 +1,282 @@
+"""Rounding the weights of an ONNX decoder graph to few bits, one slice of one weight at a time.
+
+Every slice goes through onnxruntime's own ``MatMulNBitsQuantizer``. It rounds a weight [K, N] in
+blocks along K, column by column, so slicing along N changes no byte, and memory does not grow with
+the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from phipipe.backends.onnxruntime.graph import DATA, QUANTIZED, Scheme, attributes, load, save
+from phipipe.backends.onnxruntime.links import Weights
+from phipipe.errors import StepFailed
+from phipipe.progress import report
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from phipipe.algorithms.olive_checkpoint import Packed
+    from phipipe.backends.onnxruntime.links import Matrix
+
+    Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+EMBEDDING = "/model/embed_tokens/Gather"
+
+_ALIGNMENT = 64  # bytes; a cache line, and what the widest vector load of a CPU wants
+_FAR = 0.25  # share of a weight's squares that rounding moves it by, at most
+_SLICE = 2**20  # elements rounded at a time: 4 MiB in fp32, about 200 MiB at the peak of k_quant
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    schemes: Mapping[str, Scheme],
+    embedding: Scheme | None,
+    rounded: Mapping[str, Callable[[], Packed]] = MappingProxyType({}),
+    checkpoint: Path | None = None,
+) -> None:
+    """Write the graph of ``source`` to ``out`` with the linears named in ``schemes`` quantized.
+
+    Those named in ``rounded`` too get the integers and scales from there, all others are rounded
+    here. ``checkpoint`` has the weights that ``source`` links to.
+
+    An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is
+    set; an untied one is quantized by it. Everything else is copied.
+    """
+    model = load(source)
+    stored = Weights(source, checkpoint)
+    weights = {
+        node.input[1]: (node, schemes[node.name])
+        for node in model.graph.node
+        if node.name in schemes
+    }
+    lookup = next(node for node in model.graph.node if node.name == EMBEDDING)
+    transpose = next((node for node in model.graph.node if node.output[0] == lookup.input[0]), None)
+    if embedding and transpose is None:
+        weights[lookup.input[0]] = (lookup, embedding)
+    unshared = transpose.input[0] if transpose is not None and embedding is None else None
+    written: list[Any] = []
+    with (out / DATA).open("wb") as stream:
+        for done, tensor in enumerate(model.graph.initializer):
+            report(done, len(model.graph.initializer), "weights")
+            if tensor.name in weights:
+                node, scheme = weights[tensor.name]
+                matrix = stored.matrix(tensor)
+                if node.name in rounded:
+                    made = _filled(tensor.name, matrix, node, scheme, rounded[node.name]())
+                else:
+                    made = _quantized(tensor.name, matrix, node, scheme)
+                written += [_append(stream, piece, [piece.raw_data]) for piece in made]
+            if tensor.name not in weights or tensor.name == unshared:
+                written.append(_append(stream, tensor, stored.chunks(tensor, _SLICE)))
+    if embedding and transpose is not None:
+        _share(model, transpose, lookup, weights[transpose.input[0]][0])
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend(written)
+    save(model, out)
+
+
+def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
+    """Turn ``Transpose → Gather`` over the head's fp32 weight into a gather from its quantized
+    form."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    stored = attributes(head)
+    rows, row_bytes = stored["N"], stored["K"] * stored["bits"] // 8
+    shape = f"/model/constants/INT64/[{rows}, {row_bytes}]"
+    constant = helper.make_node(
+        "Constant",
+        [],
+        [shape],
+        name=shape.replace("constants", "constant_nodes"),
+        value=numpy_helper.from_array(np.array([rows, row_bytes], dtype=np.int64), shape),
+    )
+    base = gather.name.removesuffix("/Gather")
+    reshape = helper.make_node(
+        "Reshape", [head.input[1], shape], [f"{base}/Reshape/output_0"], f"{base}/Reshape"
+    )
+    lookup = helper.make_node(
+        "GatherBlockQuantized",
+        [reshape.output[0], gather.input[1], *head.input[2:]],
+        [f"{base}/GatherBlockQuantized/output_0"],
+        f"{base}/GatherBlockQuantized",
+        domain="com.microsoft",
+        bits=stored["bits"],
+        block_size=stored["block_size"],
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    old, new = gather.output[0], lookup.output[0]
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    transpose.CopyFrom(reshape)
+    gather.CopyFrom(lookup)
+    stale = {f"{base}/Transpose/output_0", old}
+    values = [v for v in model.graph.value_info if v.name not in stale]
+    model.graph.ClearField("value_info")
+    model.graph.value_info.extend(values)
+    model.graph.node.insert(0, constant)
+
+
+def _quantized(name: str, weight: Matrix, node: Any, scheme: Scheme) -> list[Any]:
+    """The tensors that replace ``weight``; ``node`` becomes the one that reads them."""
+    axis = 1 if node.op_type == "MatMul" else 0  # the axis whose slices do not know each other
+    step = max(
+        2, _SLICE // weight.shape[1 - axis] // 2 * 2
+    )  # even: 4-bit values are packed in pairs
+    made: Any = None
+    joined: list[Any] = []
+    parts: list[list[bytes]] = []
+    for start in range(0, weight.shape[axis], step):
+        made, joined, raw = _run(node, name, weight.part(start, start + step, axis), scheme)
+        parts.append(raw)
+    for attribute in made.attribute:
+        if attribute.name == "N":
+            attribute.i = weight.shape[1]
+    node.CopyFrom(made)
+    for position, tensor in enumerate(joined):
+        tensor.dims[0] = weight.shape[axis]
+        tensor.raw_data = b"".join(raw[position] for raw in parts)
+    return joined
+
+
+def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed) -> list[Any]:
+    """Like ``_quantized``, but integers and scales are those of ``packed``; scales take the graph's
+    width.
+
+    Raises:
+        StepFailed: they are of another shape, or not ``weight``'s.
+    """
+    from onnx import helper
+
+    _check_same(name, weight, packed)
+    made, joined, _ = _run(
+        node, name, weight.part(0, 2, 1), scheme
+    )  # for names, types and attributes
+    for attribute in made.attribute:
+        if attribute.name == "N":
+            attribute.i = weight.shape[1]
+    values: list[Any] = [packed.weight, packed.scales, packed.zeros]
+    for tensor, value in zip(joined, values, strict=False):
+        tensor.dims[0] = weight.shape[1]
+        if value is None or math.prod(tensor.dims) != value.size:
+            raise StepFailed(
+                f"the rounded weight for `{node.name}` does not have the shape {list(tensor.dims)}"
+            )
+        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)  # uint8, or the graph's width
+        tensor.raw_data = value.astype(kind).tobytes()
+    node.CopyFrom(made)
+    return joined
+
+
+def _check_same(name: str, weight: Matrix, packed: Packed) -> None:
+    """Rounding moves a weight by a tenth of its size or so; another matrix of the same shape is
+    farther off."""
+    import numpy as np
+
+    off = size = 0.0
+    step = max(1, _SLICE // weight.shape[0])
+    for start in range(0, weight.shape[1], step):
+        part = weight.part(start, start + step, 1).T.astype(np.float32)
+        off += float(np.square(packed.rows(start, start + step).dense() - part).sum())
+        size += float(np.square(part).sum())
+    if off > _FAR * size:
+        raise StepFailed(f"the rounded weight for `{name}` is that of another matrix")
+
+
+def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[Any], list[bytes]]:
+    """Put one slice of weight ``name`` through onnxruntime's quantizer, as a graph of one node.
+
+    Returns the new node, its tensors without their data, and the data. All are copies: a protobuf
+    message keeps the memory of everything that was ever in it, here the fp32 slice.
+    """
+    from onnx import NodeProto, TensorProto
+
+    with quantizer_module() as ort:
+        quantizer = ort.MatMulNBitsQuantizer(
+            _one_node(node, name, part),
+            bits=scheme.bits,
+            block_size=scheme.block_size,
+            is_symmetric=scheme.symmetric,
+            accuracy_level=scheme.accuracy_level,
+            op_types_to_quantize=(node.op_type,),
+            algo_config=_algorithm(ort, node, scheme),
+        )
+        quantizer.process()
+    graph = quantizer.model.model.graph
+    if len(graph.node) != 1 or graph.node[0].op_type not in QUANTIZED:
+        raise StepFailed(f"onnxruntime did not quantize `{node.name}`")
+    made = NodeProto()
+    made.CopyFrom(graph.node[0])
+    tensors = [
+        TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in graph.initializer
+    ]
+    return made, tensors, [t.raw_data for t in graph.initializer]
+
+
+def _one_node(node: Any, name: str, weight: Floats) -> Any:
+    """A model of ``node`` alone; built in place, since onnx's helpers copy the weight at every
+    level."""
+    from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+    model = ModelProto(ir_version=10, opset_import=[helper.make_opsetid("", 21)])
+    model.graph.name = "slice"
+    model.graph.node.add().CopyFrom(node)
+    model.graph.input.extend(ValueInfoProto(name=read) for read in node.input if read != name)
+    model.graph.output.extend(ValueInfoProto(name=written) for written in node.output)
+    kind = TensorProto.FLOAT if weight.itemsize == 4 else TensorProto.FLOAT16
+    tensor = model.graph.initializer.add(name=name, data_type=kind, dims=weight.shape)
+    tensor.raw_data = weight.tobytes()
+    return model
+
+
+def _algorithm(ort: Any, node: Any, scheme: Scheme) -> Any:
+    """None is "default"; the other two take their bits per node, and know nothing of embeddings."""
+    if scheme.algorithm in {"default", "gptq"} or node.op_type != "MatMul":
+        return None
+    kind = {"rtn": ort.RTNWeightOnlyQuantConfig, "k_quant": ort.KQuantWeightOnlyQuantConfig}[
+        scheme.algorithm
+    ]
+    return kind(customized_weight_config={node.name: {"bits": scheme.bits}})
+
+
+@contextlib.contextmanager
+def quantizer_module() -> Iterator[Any]:
+    """onnxruntime's module, kept from printing progress bars and from reconfiguring the root
+    logger."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    with contextlib.redirect_stdout(io.StringIO()):
+        from onnxruntime.quantization import matmul_nbits_quantizer
+
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        matmul_nbits_quantizer.logger.setLevel(logging.WARNING)
+        yield matmul_nbits_quantizer
+
+
+def _append(stream: BinaryIO, tensor: Any, chunks: Iterable[bytes]) -> Any:
+    """Write ``chunks``, the bytes of ``tensor``, to ``stream``; returns the initializer that points
+    there."""
+    from onnx import TensorProto
+
+    stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+    start = stream.tell()
+    for chunk in chunks:
+        stream.write(chunk)
+    stub = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    stub.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA), ("offset", start), ("length", stream.tell() - start)):
+        stub.external_data.add(key=key, value=str(value))
+    return stub

@@ -1,0 +1,222 @@
+"""Running a folder of ONNX Runtime GenAI: logits, greedy generation, and its own tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phipipe import hardware
+from phipipe.backends.base import absent
+from phipipe.backends.onnxruntime.graph import MODEL
+from phipipe.models import checkpoints
+from phipipe.sandbox import limited
+from phipipe.sandbox.limited import LimitedTokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+CONFIG = "genai_config.json"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Session:
+    """``Runtime`` over a folder. Each half is loaded when it is asked for, in place of the other.
+
+    Raises:
+        TargetError: ``api`` is "cuda", and this machine has no such GPU.
+    """
+
+    def __init__(self, folder: Path, api: str = "cpu") -> None:
+        self._folder, self._provider = folder, PROVIDERS[api]
+        if api != "cpu":
+            _check_provider(self._provider)
+        self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
+        self._session: Any = None
+        self._embedding: Any = None  # of a model that sees
+        self._model: Any = None
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        if self._session is None:
+            self._model = None
+            self._session = _session(self._folder, self._provider)
+            if "embedding" in self._config:
+                self._embedding = _session(
+                    self._folder, self._provider, self._config["embedding"]["filename"]
+                )
+        feeds = _feeds(self._session, self._config["decoder"], tokens)
+        if self._embedding is not None:
+            feeds |= {
+                "inputs_embeds": _embedded(
+                    self._embedding, self._config["decoder"]["hidden_size"], tokens
+                )
+            }
+        output: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0].astype(
+            "float32", copy=False
+        )
+        return output
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        ends = set(checkpoints.end_ids(self._config["eos_token_id"]))
+        if (
+            self._provider == PROVIDERS["cpu"]
+            and self._config["decoder"]["session_options"]["provider_options"]
+        ):
+            return self._by_logits(prompt, limit, ends)
+        return self._by_genai(prompt, limit, ends)
+
+    def _by_logits(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
+        """A GPU's graph on the CPU: onnxruntime-genai would ask for the GPU, and cannot decode fp16
+        caches here."""
+        tokens = list(prompt)
+        for _ in range(min(limit, self._config["context_length"] - len(tokens))):
+            tokens.append(int(self.logits(tokens)[-1].argmax()))
+            yield tokens[-1]
+            if tokens[-1] in ends:
+                return
+
+    def _by_genai(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
+        generator, room = self._generator(len(prompt), limit)
+        generator.append_tokens(list(prompt))
+        yield from _greedy(generator, room, ends)
+
+    def look(self, picture: Path, prompt: str) -> npt.NDArray[np.float32]:
+        """Logits of every position of ``prompt`` with the picture in it, float32 [n,
+        vocabulary]."""
+        inputs, count = self._inputs(picture, prompt)
+        generator, _ = self._generator(count, 1)
+        generator.set_inputs(inputs)
+        generator.generate_next_token()
+        output: npt.NDArray[np.float32] = generator.get_output("logits")[0].astype(
+            "float32", copy=False
+        )
+        return output
+
+    def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:
+        """At most ``limit`` token ids of the answer to ``prompt`` with the picture in it, chosen
+        greedily."""
+        inputs, count = self._inputs(picture, prompt)
+        generator, room = self._generator(count, limit)
+        generator.set_inputs(inputs)
+        return _greedy(generator, room, set(checkpoints.end_ids(self._config["eos_token_id"])))
+
+    def _inputs(self, picture: Path, prompt: str) -> tuple[Any, int]:
+        """What the runtime's own processor makes of both, and how many positions that is."""
+        import onnxruntime_genai as genai
+
+        processor = self._loaded().create_multimodal_processor()
+        inputs = processor(prompt, images=genai.Images.open(str(picture)))
+        return inputs, int(inputs["input_ids"].as_numpy().shape[-1])
+
+    def _loaded(self) -> Any:
+        import onnxruntime_genai as genai
+
+        if self._model is None:
+            self._session = self._embedding = None
+            self._model = genai.Model(str(self._folder))
+        return self._model
+
+    def _generator(self, length: int, limit: int) -> tuple[Any, int]:
+        """A greedy generator for a prompt of ``length`` tokens, and how many it may answer with."""
+        import onnxruntime_genai as genai
+
+        params = genai.GeneratorParams(self._loaded())
+        longest = min(length + limit, self._config["context_length"])
+        params.set_search_options(
+            do_sample=False, num_beams=1, repetition_penalty=1.0, max_length=longest
+        )
+        return genai.Generator(self._model, params), longest - length
+
+    def close(self) -> None:
+        self._session = self._embedding = self._model = None
+
+
+def _greedy(generator: Any, room: int, ends: set[int]) -> Iterator[int]:
+    for _ in range(room):
+        generator.generate_next_token()
+        token = int(generator.get_next_tokens()[0])
+        yield token
+        if token in ends:
+            return
+
+
+def _check_provider(provider: str) -> None:
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers() or not hardware.nvidia():
+        raise absent("NVIDIA GPU", "onnxruntime's CUDA provider")
+    onnxruntime.preload_dlls()  # CUDA's libraries come as packages beside it, where no loader looks
+
+
+def _session(folder: Path, provider: str, name: str = MODEL) -> Any:
+    import onnxruntime
+    import psutil
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = min(hardware.cores(), psutil.cpu_count(logical=False) or 1)
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3  # errors; the exception carries the message anyway
+    return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
+
+
+def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+    """Inputs for one pass over ``tokens`` [1, n] with empty caches [1, kv heads, 0, head size]."""
+    import numpy as np
+
+    count = len(tokens)
+    cache = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
+    known = {
+        "input_ids": np.array([tokens], np.int64),
+        "attention_mask": np.ones((1, count), np.int64),
+        "position_ids": np.arange(count, dtype=np.int64)[None],
+    }
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    wanted = [entry for entry in session.get_inputs() if entry.name != "inputs_embeds"]
+    return {
+        e.name: known[e.name] if e.name in known else np.zeros(cache, kinds[e.type]) for e in wanted
+    }
+
+
+def _embedded(session: Any, hidden: int, tokens: Sequence[int]) -> Any:
+    """What the decoder of a model that sees is given for ``tokens``, [1, n, hidden]; there are no
+    pictures."""
+    import numpy as np
+
+    kind = np.float16 if session.get_inputs()[1].type == "tensor(float16)" else np.float32
+    feeds = {
+        "input_ids": np.array([tokens], np.int64),
+        "image_features": np.zeros((0, hidden), kind),
+    }
+    return session.run(None, feeds)[0]
+
+
+def tokenizer(folder: Path) -> LimitedTokenizer:
+    """The folder's tokenizer as onnxruntime-genai reads it, in a limited child."""
+    return limited.tokenizer(
+        "phipipe.backends.onnxruntime.session:GenaiTokenizer", folder, ["onnxruntime_genai"]
+    )
+
+
+class GenaiTokenizer:
+    """For a limited child: ``Tokenizer`` as onnxruntime-genai reads it; it does not load the
+    weights."""
+
+    def __init__(self, folder: str) -> None:
+        import onnxruntime_genai as genai
+
+        self._tokenizer = genai.Tokenizer(folder)
+        self._tokenizer.update_options(add_special_tokens="false", skip_special_tokens="true")
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids))).removeprefix(
+            " "
+        )  # SentencePiece's mark of a first word
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        chat = json.dumps([dict(message) for message in messages])
+        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))

@@ -1,0 +1,126 @@
+"""Weights of an OpenVINO graph to 8 or 4 bits with NNCF, one matrix in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_LARGE_BYTES = 2**16
+
+
+def compress(model: Any, params: Mapping[str, Any], calibration: Path | None) -> Any:
+    """``model`` as NNCF leaves it, for the ``params`` of step ``quantize``; ``calibration``: the
+    windows of tokens.
+
+    Every argument that matters is explicit, since NNCF's defaults depend on one another.
+    """
+    import nncf
+
+    kind = "SYM" if params["symmetric"] else "ASYM"
+    mode = nncf.CompressWeightsMode[f"INT{params['bits']}_{kind}"]
+    if params["bits"] == 8:
+        return _described(nncf.compress_weights(model, mode=mode, ratio=1.0, group_size=-1))
+    dataset, count = _dataset(calibration) if calibration else (None, 128)
+    fallback = nncf.quantization.advanced_parameters.GroupSizeFallbackMode.ERROR
+    compressed = nncf.compress_weights(
+        model,
+        mode=mode,
+        ratio=params["ratio"],
+        group_size=params["group_size"],
+        all_layers=params["all_layers"],
+        dataset=dataset,
+        sensitivity_metric=nncf.SensitivityMetric(params["sensitivity"]),
+        subset_size=count,
+        awq=params["awq"],
+        scale_estimation=params["scale_estimation"],
+        gptq=params["gptq"],
+        lora_correction=False,
+        backup_mode=nncf.BackupMode(params["backup"]),
+        advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
+    )
+    return _described(compressed)
+
+
+def _dataset(calibration: Path) -> tuple[Any, int]:
+    """The calibration windows as model inputs, and their number."""
+    import nncf
+    import numpy as np
+
+    from phipipe.backends.openvino import session
+
+    tokens = np.load(calibration / "tokens.npy", allow_pickle=False)
+    return nncf.Dataset([session.feeds(window) for window in tokens]), len(tokens)
+
+
+def _described(model: Any) -> Any:
+    """What optimum does after compressing: quantized models leave the cache's precision to the
+    runtime."""
+    import nncf
+
+    options = (
+        model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    )
+    if "KV_CACHE_PRECISION" in options:
+        options.pop("KV_CACHE_PRECISION")
+        model.set_rt_info(options, "runtime_options")
+    model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
+    return model
+
+
+@contextlib.contextmanager
+def lean(folder: Path) -> Iterator[None]:
+    """Have NNCF read bf16 weights as fp16, and keep the large constants that it makes in a nameless
+    file in ``folder``.
+
+    Memory would hold the whole result otherwise. A graph made inside is of use inside only.
+    """
+    import tempfile
+    from unittest.mock import patch
+
+    import numpy as np
+    import openvino
+    from nncf.quantization.algorithms.weight_compression import openvino_backend as nncf_backend
+
+    make, read = nncf_backend.create_ov_const_from_tensor, nncf_backend.get_const_value_as_ov_tensor
+    mapped: list[Any] = []
+
+    def moved(tensor: Any, dtype: Any, name: str | None = None) -> Any:
+        constant = make(tensor, dtype, name)
+        if constant.get_byte_size() < _LARGE_BYTES:
+            return constant
+        values = constant.data  # of 4 bits: two in a byte
+        start = stream.seek(0, 2)
+        stream.write(values.reshape(-1).view(np.uint8).data)
+        stream.flush()
+        mapped.append(np.memmap(stream, values.dtype, "r+", start, values.shape))
+        shape, kind = constant.get_output_shape(0), constant.get_element_type()
+        return openvino.opset13.constant(
+            openvino.Tensor(mapped[-1], shape, kind), name=name, shared_memory=True
+        )
+
+    def as_fp16(constant: Any) -> Any:
+        return (
+            _fp16(constant) if constant.get_element_type() == openvino.Type.bf16 else read(constant)
+        )
+
+    with (
+        tempfile.TemporaryFile(dir=folder) as stream,
+        patch.object(nncf_backend, make.__name__, moved),
+        patch.object(nncf_backend, read.__name__, as_fp16),
+    ):
+        yield
+        mapped.clear()
+
+
+def _fp16(constant: Any) -> Any:
+    """The values of a bf16 constant as an fp16 tensor, rounded as ``openvino_graph.to_fp16`` rounds
+    them."""
+    import numpy as np
+    import openvino
+    import torch
+
+    raw = np.asarray(constant.data).view(np.int16)
+    halves = torch.from_numpy(raw).view(torch.bfloat16).to(torch.float16)
+    return openvino.Tensor(halves.numpy().reshape(tuple(constant.get_output_shape(0))))

@@ -1,0 +1,1 @@
+"""Many recipes at once, again and again: selection, acceptance, reports, timetables."""

@@ -1,0 +1,1 @@
+"""Builds side by side: entries, picks, table, page."""

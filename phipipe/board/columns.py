@@ -1,0 +1,98 @@
+"""The board's columns: what a cell shows, and the signs that say how its figure is to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from phipipe.board.board import done, elsewhere
+from phipipe.board.entry import Entry, one_line
+from phipipe.metrics import METRICS
+from phipipe.package import figures
+
+ON_TARGET = ("false", "emulated", "true")
+FRONT = (
+    "on its device's Pareto front: nothing smaller is as close to the original, or, of the "
+    "fastest, none smaller is"
+)
+MARKS = {
+    "†": "measured on another machine or with another prompt than most: speeds do not compare",
+    "~": "the device was emulated: what it computes is the device's, the speed is not",
+    "°": "not measured on the device: fidelity holds there, speed and memory do not",
+    "≥": "measured on the device against the likeliest tokens of each position, which travel "
+    "with the package: a lower "
+    "bound",
+}
+
+
+def marks(entry: Entry, away: frozenset[str]) -> str:
+    """What must be known of its speed, as signs that ``MARKS`` explains."""
+    target = {"emulated": "~", "false": "°"}.get(entry.on_target, "")
+    return target + ("†" if entry.name in away else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the board: ``value`` is what it sorts by, ``text`` what it shows."""
+
+    title: str
+    short: str  # its title where it is narrow
+    value: Callable[[Entry], float | None]
+    text: Callable[[Entry], str]
+    speed: bool  # its cells carry marks
+
+
+def _metric(name: str) -> Column:
+    metric = METRICS[name]
+
+    def value(entry: Entry) -> float | None:
+        return entry.metrics[name] * metric.factor if name in entry.metrics else None
+
+    def text(entry: Entry) -> str:
+        found = value(entry)
+        if found is None:
+            return "–"
+        if metric.is_size:
+            return " ".join(figures.size(found)) if found > 0 else "0"
+        if name == "kld_mean":
+            return ("≥ " if entry.reference else "") + figures.with_error(
+                found, entry.stderr.get(name)
+            )
+        if metric.unit == "s":
+            return (
+                f"{figures.number(found)} s" if found >= 1 else f"{figures.number(1000 * found)} ms"
+            )
+        return figures.number(found, metric.digits)
+
+    return Column(metric.column, metric.heading, value, text, metric.kind == "speed")
+
+
+COLUMNS = (
+    *map(_metric, ("size_gib", "bits_per_weight", "kld_mean")),
+    Column(
+        "on target",
+        "target",
+        lambda e: ON_TARGET.index(e.on_target),
+        lambda e: e.on_target,
+        speed=False,
+    ),
+    *map(_metric, ("top1", "ppl_ratio", "decode_tokens_per_s", "ttft_s", "peak_memory_gib")),
+)
+
+
+def cell(column: Column, entry: Entry, away: frozenset[str]) -> str:
+    """What ``column`` shows of ``entry``, with its marks."""
+    shown = column.text(entry)
+    signs = marks(entry, away) if column.speed and column.value(entry) is not None else ""
+    return f"{shown} {signs}" if signs else shown
+
+
+def build_words(entry: Entry) -> str:
+    return one_line(f"{entry.backend} {entry.scheme or entry.precision}")
+
+
+def notes(entries: Sequence[Entry]) -> list[str]:
+    """The explanations of those marks that occur."""
+    away = elsewhere(entries)
+    used = "".join(marks(e, away) + ("≥" if e.reference else "") for e in done(entries))
+    return [f"{sign} {meaning}" for sign, meaning in MARKS.items() if sign in used]

@@ -1,0 +1,219 @@
+"""A build on the board: what it is, what was measured, and where the numbers come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from phipipe.errors import SourceError
+from phipipe.evaluate.reports import Metrics, Speed
+from phipipe.metrics import names
+from phipipe.package import card, figures
+from phipipe.package.description import Description, Text
+
+ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
+SPEED = names("speed")
+REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One build: what it is, what was measured, and where the numbers come from."""
+
+    # read by pydantic in ``load``: a board is data from outside
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }
+
+    name: str
+    backend: str
+    precision: str
+    error: str | None = None  # why there is no artifact; then nothing below is known
+    backend_title: str = ""
+    scheme: str = ""
+    device: str = ""  # its title
+    api: str = ""
+    on_target: Literal["true", "emulated", "false"] = "false"
+    source: str = ""
+    source_digest: str = ""
+    parameters: int = 0
+    text: str = ""  # the evaluation text, in words
+    text_digest: str = ""
+    tokens: int = 0
+    window: int = 0
+    skip: int = 0
+    baseline_ppl: float = 0.0
+    metrics: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by the names of ``metrics.METRICS``
+    stderr: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    profile: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    sanity: Mapping[str, bool | float | Sequence[bool] | None] = field(default_factory=dict)
+    host: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    phipipe: str = ""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)  # step → key
+    measured: bool = (
+        False  # on the device, by `phipipe measure`: takes the place of the build's own entry
+    )
+    reference: bool = False  # scored by what the package carries: its divergence is a lower bound
+
+    @property
+    def kld(self) -> float:
+        return self.metrics["kld_mean"]
+
+    @property
+    def size(self) -> float:
+        return self.metrics["size_gib"]
+
+    @property
+    def score(self) -> float:
+        """Digits of agreement per bit; see the module's text."""
+        return -math.log10(max(self.kld, ZERO)) / self.metrics["bits_per_weight"]
+
+    @property
+    def conditions(self) -> tuple[str, int]:
+        """What two speeds must share to compare."""
+        return figures.host_words(self.host), self.prompt_tokens
+
+    @property
+    def sound(self) -> bool:
+        """Whether it reads text and chats as the original does; nothing else is worth shipping."""
+        return all(
+            self.sanity.get(name, True) for name in ("tokenizer_equal", "chat_template_equal")
+        )
+
+
+def from_manifest(manifest: Description) -> Entry:
+    """The entry of a finished package, by its manifest.
+
+    Raises:
+        SourceError: figures are missing without which a build cannot be compared.
+    """
+    fidelity, speed, source, steps = (
+        manifest.fidelity,
+        manifest.speed,
+        manifest.source,
+        manifest.steps,
+    )
+    baseline = fidelity.baseline
+    tools = dict(tool for step in steps.values() for tool in card.main_tools(step))
+    entry = Entry(
+        name=manifest.name,
+        backend=manifest.backend,
+        precision=manifest.precision,
+        backend_title=manifest.backend_title,
+        scheme=manifest.scheme,
+        api=manifest.api,
+        device=manifest.device.title,
+        on_target=manifest.on_target,
+        source=source.title,
+        source_digest=source.digest,
+        parameters=source.parameters,
+        text=_text_words(manifest.recipe.evaluate.text),
+        text_digest=steps["text"].digest,
+        tokens=baseline.tokens,
+        window=baseline.window,
+        skip=baseline.skip,
+        baseline_ppl=baseline.ppl,
+        metrics={**fidelity.metrics, **speed.metrics},
+        stderr=fidelity.stderr,
+        profile=fidelity.profile,
+        sanity=fidelity.sanity.as_json(),
+        spread=speed.spread,
+        host=speed.host,
+        prompt_tokens=speed.prompt_tokens,
+        phipipe=manifest.phipipe,
+        tools=dict(sorted(tools.items())),
+        keys={name: steps[name].key for name in sorted(steps)},
+    )
+    if wrong := complaint(entry):
+        raise SourceError(
+            f"the manifest of `{one_line(entry.name)}` {wrong}", hint="build the package again"
+        )
+    return entry
+
+
+def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) -> Entry:
+    """The entry of a package that was measured on its device, by the reference data that it
+    carries.
+
+    Without an ``evaluation`` (a device that gives no logits) fidelity stays that of the build.
+    """
+    built = from_manifest(manifest)
+    kept = {name: value for name, value in built.metrics.items() if name not in SPEED}
+    entry = replace(
+        built,
+        on_target="true",
+        measured=True,
+        metrics={**kept, **speed.metrics},
+        spread=speed.spread,
+        host=speed.host,
+        prompt_tokens=speed.prompt_tokens,
+    )
+    if evaluation is None:
+        return entry
+    # of the artifact, without what lies beside it
+    sizes = {name: built.metrics[name] for name in REQUIRED[1:]}
+    return replace(
+        entry,
+        reference=True,
+        metrics={**entry.metrics, **evaluation.metrics, **sizes},
+        stderr=evaluation.stderr,
+        profile=evaluation.profile,
+        sanity=evaluation.sanity.as_json(),
+    )
+
+
+def failed(
+    name: str, backend: str, precision: str, message: str, device: str = "", api: str = ""
+) -> Entry:
+    """The entry of a build that came to nothing; of its device at least the title may be known."""
+    told = message or "failed"
+    return Entry(
+        name=name, backend=backend, precision=precision, error=told, device=device, api=api
+    )
+
+
+def _text_words(text: Text) -> str:
+    return text.builtin or (text.dataset.repo if text.dataset else None) or text.file or "unnamed"
+
+
+def complaint(entry: Entry) -> str | None:
+    """What in an entry's values cannot be."""
+    if entry.error is not None:
+        return None
+    if missing := [name for name in REQUIRED if name not in entry.metrics]:
+        return f"has no `{missing[0]}`"
+    if any(entry.metrics[name] <= 0 for name in REQUIRED[1:]):
+        return "has no size"
+    if not all(math.isfinite(value) for value in (*entry.metrics.values(), *entry.stderr.values())):
+        return "has a figure that is no number"
+    curves = (
+        value for name in ("by_position", "quantiles") for value in entry.profile.get(name, ())
+    )
+    if min([*entry.metrics.values(), *entry.stderr.values(), *curves]) < 0:
+        return "has a figure below zero"
+    sanity = {name: isinstance(value, Sequence) for name, value in entry.sanity.items()}
+    if (
+        sanity.get("answers_ended") is False
+        or sanity.get("greedy_agreement")
+        or sanity.get("repetition")
+    ):
+        return "has sanity flags of another kind"
+    return (
+        None
+        if all(len(ends) == 2 for ends in entry.spread.values())
+        else "has a spread that is no pair"
+    )
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters: it may come from a tool that failed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

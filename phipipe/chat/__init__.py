@@ -1,0 +1,1 @@
+"""A talk with a finished package, in its own toolchain."""

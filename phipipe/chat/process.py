@@ -1,0 +1,159 @@
+"""Parent side of ``phipipe chat``: starts the conversation's process, watches its memory, says how
+it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from phipipe import hardware
+from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
+from phipipe.processes import interrupts
+from phipipe.processes.children import kill_tree, python_command, tree
+from phipipe.run.endings import NO_MEMORY
+from phipipe.run.watch import memory_of
+from phipipe.sandbox import limited
+from phipipe.settings import Settings, child_environment
+
+SAMPLE_S = 0.2
+PRESSES, PRESSES_S = 3, 5.0  # of Ctrl-C, and how long they count: who does not listen is killed
+GIB = 2**30
+MORE_MEMORY = "close other programs, or use a machine with more memory"
+SERVE = "from phipipe.chat import serve; serve()"
+LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"
+
+
+def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str = SERVE) -> int:
+    """Hold the conversation of ``request`` (see ``chat.serve``) in ``python``, on our own stdin,
+    stdout and stderr.
+
+    ``call`` is what the process does.
+
+    Returns:
+        The chat's exit code.
+
+    Raises:
+        PhipipeError: the one that the chat raised; StepKilled if it was ended, by us or by the
+            system.
+    """
+    with tempfile.TemporaryDirectory(prefix="phipipe-chat-", ignore_cleanup_errors=True) as name:
+        home = Path(name)
+        (home / REQUEST).write_text(json.dumps(dict(request)), "utf-8")
+        environment = child_environment(offline=True, keep_path=settings.use_current)
+        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), name)
+        # what starts with them held back takes them when it is ready: see chat.serve
+        interrupts.hold_back()
+        try:
+            process = subprocess.Popen(
+                python_command(python, call, name), cwd=home, env=environment
+            )
+        except OSError as error:
+            interrupts.take()
+            raise ToolchainError(
+                f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}",
+                hint=_repair(request),
+            ) from None
+        watch = _Watch(process, settings)
+        try:
+            interrupts.take()
+            watch.wait()
+        finally:
+            watch.kill()
+        return _ended(home, process.returncode, watch.verdict, request)
+
+
+@dataclass
+class _Watch:
+    """Waits for the chat and looks on; ``verdict`` says why we ended it."""
+
+    process: subprocess.Popen[bytes]
+    settings: Settings
+    verdict: str = ""
+    _presses: list[float] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Until it has ended, or has to."""
+        limit, words = hardware.memory_bytes(), "this machine has"
+        if (
+            self.settings.memory_limit_gib is not None
+            and self.settings.memory_limit_gib * GIB < limit
+        ):
+            limit = int(self.settings.memory_limit_gib * GIB)
+            words = f"PHIPIPE_MEMORY_LIMIT_GIB={self.settings.memory_limit_gib:g}"
+        while self.process.returncode is None and not self.verdict:
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(SAMPLE_S)
+                if self._memory() > limit:
+                    self.verdict = f"it took more memory than {words}"
+            except KeyboardInterrupt:  # the chat itself decides what Ctrl-C means
+                self._pressed()
+
+    def kill(self) -> None:
+        """End what is left of it."""
+        if self.process.returncode is not None:
+            return
+        kill_tree(
+            self.process.pid
+        )  # what it started; it is in our own group, since the terminal is its
+        self.process.kill()
+        self.process.wait()
+
+    def _pressed(self) -> None:
+        now = time.monotonic()
+        self._presses = [*(at for at in self._presses if now - at < PRESSES_S), now]
+        if len(self._presses) >= PRESSES:
+            raise Interrupted("stopped: the chat did not listen to Ctrl-C, and was killed")
+
+    def _memory(self) -> int:
+        total = 0
+        for member in tree(self.process.pid):
+            with contextlib.suppress(psutil.Error, OSError):  # it is gone meanwhile
+                total += memory_of(member)[1]
+        return total
+
+
+def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> int:
+    try:
+        told: dict[str, Any] = json.loads((home / RESPONSE).read_text("utf-8"))
+    except (OSError, ValueError):
+        raise _died(home, code, verdict, request) from None
+    if "error" not in told:
+        return int(told["code"])
+    raise decoded(told["error"])
+
+
+def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> PhipipeError:
+    """Why there is no response."""
+    if verdict:
+        return StepKilled(f"the chat was ended: {verdict}", hint=MORE_MEMORY)
+    name = limited.ending(code)
+    if name == "SIGINT":
+        return Interrupted()
+    log = home / LOG
+    said = log.read_bytes()[-16384:].decode("utf-8", "replace") if log.is_file() else None
+    if said is None and code > 0:
+        return ToolchainError(
+            f"toolchain `{request['toolchain']}` cannot be started ({name})", hint=_repair(request)
+        )
+    if name == "SIGKILL" or (said and NO_MEMORY.search(said)):
+        return StepKilled(
+            f"the chat was ended ({name}): most likely the system ran out of memory",
+            hint=MORE_MEMORY,
+        )
+    return StepKilled(
+        f"the package's runtime crashed ({name})", hint=f"phipipe verify {request['folder']}"
+    )
+
+
+def _repair(request: Mapping[str, Any]) -> str:
+    return f"phipipe toolchain install {request['toolchain']} --force"

@@ -1,0 +1,192 @@
+"""What the listing commands say to people: the data of ``catalogue`` as tables and outlines."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phipipe.output import lists
+from phipipe.words import human
+
+Row = Mapping[str, Any]
+
+
+def devices(rows: Sequence[lists.Device]) -> str:
+    """The list of devices."""
+    return table(
+        [{"device": row.device, "units": " ".join(row.units), "title": row.title} for row in rows]
+    )
+
+
+def device(row: lists.DeviceDetails) -> str:
+    """All about one device."""
+    builds: dict[str, str] = {}
+    for unit in row.units:
+        for backend, precisions in unit.backends.items():
+            words = " ".join((unit.unit, *precisions))
+            builds[backend] = f"{builds[backend]}; {words}" if backend in builds else words
+    units = {
+        u.unit: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions)
+        for u in row.units
+    }
+    told = {
+        "device": row.device,
+        "title": row.title,
+        "processor": row.architecture,
+        "systems": ", ".join(row.systems),
+        "memory_gib": row.memory_gib,
+        "units": units,
+        "constraints": {unit.unit: unit.constraints for unit in row.units if unit.constraints},
+        "defaults": {unit.unit: unit.defaults for unit in row.units if unit.defaults},
+        "backends": dict(sorted(builds.items())) or "none of this version",
+        "start from": row.start,
+        "notes": row.notes,
+        "sources": row.sources,
+    }
+    return outline(told)
+
+
+def backends(rows: Sequence[lists.Backend]) -> str:
+    """The list of backends."""
+    cells = [
+        (row.backend, " ".join(row.precisions), " ".join(row.units), row.title) for row in rows
+    ]
+    return table(
+        [dict(zip(("backend", "precisions", "units", "title"), row, strict=True)) for row in cells]
+    )
+
+
+def backend(row: lists.BackendDetails) -> str:
+    """All about one backend."""
+    options = {
+        name: {"default": option.default, "type": option.type, "what": option.what}
+        for name, option in row.quantize.items()
+    }
+    told = {
+        "backend": row.backend,
+        "title": row.title,
+        "toolchain": row.toolchain,
+        "precisions": row.precisions,
+    }
+    return outline({**told, "quantize": options or "nothing to set"})
+
+
+def toolchains(rows: Sequence[lists.Toolchain]) -> str:
+    """The list of toolchains."""
+    return table(
+        [
+            {
+                "toolchain": row.toolchain,
+                "state": _state(row),
+                "size": "-" if row.size_bytes is None else human(row.size_bytes),
+                "path": row.path or "-",
+            }
+            for row in rows
+        ]
+    )
+
+
+def stored(rows: Sequence[lists.Stored]) -> str:
+    """What the cache holds."""
+    return table(
+        [
+            {
+                "key": (row.key or "-")[:12],
+                "step": _step(row.runs) or f"unfinished download of {row.repository}",
+                "size": human(row.size_bytes),
+                "created": _ago(row.created),
+                "used": _ago(row.used),
+            }
+            for row in rows
+        ]
+    )
+
+
+def _step(runs: str | None) -> str:
+    """A step's name; of an old record its module's address, without the packages."""
+    return (runs or "").rpartition(".")[2]
+
+
+def collected(row: lists.Collected) -> str:
+    """What a garbage collection did."""
+    verb = "would free" if row.dry_run else "freed"
+    return f"{verb} {human(row.freed_bytes)}, {human(row.kept_bytes)} kept"
+
+
+def runs(rows: Sequence[lists.Run]) -> str:
+    """The list of runs."""
+    names = ("id", "command", "started", "state", "exit_code", "seconds", "builds")
+    return table([cells({name: getattr(row, name) for name in names}) for row in rows])
+
+
+def cells(row: Row) -> dict[str, Any]:
+    """A row of data as people read it."""
+    words = {
+        name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()
+    }
+    return {name: "–" if value is None else value for name, value in words.items()}
+
+
+def doctor(row: lists.Doctor) -> str:
+    """What this machine has."""
+    partial = [f"{part.repository}, {human(part.size_bytes)}" for part in row.unfinished_downloads]
+    told = {
+        "phipipe": row.phipipe,
+        "python": row.python,
+        "machine": row.machine,
+        "memory available": human(row.memory_available_bytes),
+        "nvidia gpu": row.nvidia or "none",
+        "cache": row.cache,
+        "disk free for the cache": human(row.cache_free_bytes),
+        "unfinished downloads": partial,
+        "toolchains": {one.toolchain: _state(one) for one in row.toolchains},
+        "next": f"{row.next}   (or on first use)" if row.next else "all set",
+    }
+    return outline(told)
+
+
+def _state(row: lists.Toolchain) -> str:
+    return f"{row.packages} packages" if row.installed else "not installed"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows under the names of their columns."""
+    if not rows:
+        return "nothing yet"
+    columns = list(rows[0])
+    lines = [columns, *([str(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def outline(row: Row) -> str:
+    """One thing with all that is known of it; what is not known is left out."""
+    return "\n".join(_outline(row))
+
+
+def _outline(row: Row, depth: int = 0) -> list[str]:
+    indent, width = "  " * depth, max((len(str(k)) for k in row), default=0)
+    lines = []
+    for key, value in row.items():
+        if value is None or value in ({}, []):
+            continue
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}", *_outline(value, depth + 1)]
+        elif isinstance(value, list):
+            lines += [f"{indent}{key}", *(f"{indent}  {item}" for item in value)]
+        else:
+            lines.append(f"{indent}{key!s:{width}}  {value}")
+    return lines
+
+
+def _ago(moment: str) -> str:
+    seconds = (
+        datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
+    ).total_seconds()
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"

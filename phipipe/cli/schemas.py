@@ -1,0 +1,128 @@
+"""The JSON schemas that phipipe publishes: of recipes, and of what each command prints with
+``--json``.
+
+They lie in ``schemas/``: ``recipe.schema.json``, and ``output/COMMAND.schema.json``, each complete
+in itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from phipipe import backends
+from phipipe.board import entry, picks
+from phipipe.cli import explain
+from phipipe.errors import RecipeError
+from phipipe.output import documents, lists
+from phipipe.recipe import schema
+from phipipe.recipe.document import near
+
+RECIPE = "recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """The content of ``board.json``."""
+
+    type: str
+    format: int
+    phipipe: str
+    entries: list[entry.Entry]
+    picks: list[picks.Answer]
+
+
+# Command → its document; each may print ``output.Failure`` instead.
+DOCUMENTS: Mapping[str, Any] = {
+    "run": list[documents.Built],
+    "plan": list[documents.Planned],
+    "validate": list[documents.Validated],
+    "eval": documents.Built,
+    "measure": Board,
+    "compare": Board,
+    "verify": documents.Verified,
+    "init": documents.Started,
+    "devices": list[lists.Device],
+    "devices-show": lists.DeviceDetails,
+    "backends": list[lists.Backend],
+    "backends-show": lists.BackendDetails,
+    "batch": documents.Batch,
+    "schedule-export": documents.Exported,
+    "schema": list[lists.SchemaFile],
+    "pin": list[documents.Pinned],
+    "toolchain-ls": list[lists.Toolchain],
+    "toolchain-install": list[lists.Toolchain],
+    "toolchain-path": lists.Toolchain,
+    "cache-ls": list[lists.Stored],
+    "cache-verify": lists.CacheVerified,
+    "cache-gc": lists.Collected,
+    "runs-ls": list[lists.Run],
+    "runs-show": lists.RunDetails,
+    "runs-logs": list[dict[str, Any]],
+    "explain": list[explain.Explanation] | explain.Explanation,
+    "doctor": lists.Doctor,
+}
+
+
+def text(name: str) -> str:
+    """The schema ``name``: "recipe", or a command, as the text of its file.
+
+    Raises:
+        RecipeError: there is no such schema.
+    """
+    if name == RECIPE:
+        return schema.dump({name: backends.load(name).options for name in backends.names()})
+    return _dump(of_command(name))
+
+
+def of_command(name: str) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of what the command ``name`` prints with ``--json``.
+
+    Raises:
+        RecipeError: there is no such command, or it prints no JSON.
+    """
+    command = "-".join(name.split())
+    if command not in DOCUMENTS:
+        known = (RECIPE, *DOCUMENTS)
+        raise RecipeError(
+            f"there is no schema `{name}`{near(name, known)}", hint=f"schemas: {', '.join(known)}"
+        )
+    made = TypeAdapter(DOCUMENTS[command] | documents.Failure).json_schema(mode="serialization")
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"phipipe {name} --json",
+    }
+    return {**head, **_closed(schema.untitled(made))}
+
+
+def files() -> dict[Path, str]:
+    """Every schema, by its path in ``schemas/``."""
+    made = {Path(f"{RECIPE}.schema.json"): text(RECIPE)}
+    return made | {Path("output") / f"{name}.schema.json": text(name) for name in DOCUMENTS}
+
+
+def bundle() -> str:
+    """All schemas in one JSON document, by name."""
+    return _dump({name: json.loads(text(name)) for name in (RECIPE, *DOCUMENTS)})
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _closed(value: Any) -> Any:
+    """The schema with objects that have the fields listed, no other; and those without a list as
+    they are."""
+    if isinstance(value, list):
+        return [_closed(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _closed(inner) for key, inner in value.items()}
+    if value.get("type") == "object" and isinstance(value.get("properties"), dict):
+        made["additionalProperties"] = False
+    return made

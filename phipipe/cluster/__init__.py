@@ -1,0 +1,1 @@
+"""Machines that share the work: Dask client and worker."""

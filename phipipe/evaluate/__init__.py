@@ -1,0 +1,1 @@
+"""Fidelity, sanity, generation and speed, through ``Runtime`` alone."""

@@ -1,0 +1,238 @@
+"""Fidelity: how far an artifact's predictions lie from the original model's, on the same tokens.
+
+The baseline is the downloaded model in PyTorch, fp32. Its tokenizer makes the tokens; they are cut
+into windows, each scored from an empty context; every position but a window's last predicts a known
+token. With ``skip``, a window's first positions are read but not scored: with half a window, and a
+text whose last window is full, the perplexity is that of llama.cpp's own tool (``llama-perplexity
+-c WINDOW``). Every runtime gets the same windows through ``Runtime.logits``, so numbers compare
+across runtimes.
+
+Per position, with P the baseline's and Q the artifact's distribution over the vocabulary (natural
+logarithms, no temperature):
+
+- KL divergence  sum_v P(v) (ln P(v) - ln Q(v))        (Kullback & Leibler 1951)
+- negative log-likelihood of the true next token; perplexity = exp(mean)
+- top-1 agreement: argmax P == argmax Q
+- Δp = Q(true token) - P(true token)
+
+Standard errors are the sample standard deviation over positions / sqrt(positions): neighbouring
+positions are not independent, so read them as lower bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phipipe import backends, progress
+from phipipe.errors import SourceError, StepFailed
+from phipipe.evaluate import original, reference, reports, sanity
+from phipipe.evaluate.reference import log_softmax
+from phipipe.evaluate.reports import Baseline, Metrics
+from phipipe.models import texts, tokenizer
+from phipipe.package.figures import counted
+from phipipe.steps import Inputs, Params
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+    Ints = npt.NDArray[np.int32]
+
+
+def baseline(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: tokenize the text with the source's tokenizer, score it with the source model in fp32.
+
+    ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32
+    [windows, window], ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
+
+    Raises:
+        SourceError: the text has fewer tokens than one window.
+    """
+    import numpy as np
+
+    tokens = _tokens(inputs["source"], texts.read(_only_file(inputs["text"])), params)
+    model = original.load(inputs["source"])
+    np.save(out / "tokens.npy", tokens)
+    logprobs: Floats | None = None
+    nll: list[Floats] = []
+    for i, (window, logits) in enumerate(zip(tokens, model.logits(tokens.tolist()), strict=True)):
+        scores = log_softmax(_finite(logits, len(window)))
+        if logprobs is None:
+            shape = (len(tokens), *scores.shape)
+            logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
+        logprobs[i] = scores
+        nll.append(-scores[np.arange(len(window) - 1), window[1:]][params["skip"] :])
+        progress.report(i + 1, len(tokens), "windows")
+    assert isinstance(logprobs, np.memmap)
+    logprobs.flush()
+    mean, error = _mean_and_error(np.concatenate(nll))
+    parity_ids, chats = sanity.expected(inputs["source"], model)
+    report = Baseline(
+        tokens=int(tokens.size),
+        window=int(params["window"]),
+        skip=int(params["skip"]),
+        ppl=math.exp(mean),
+        ppl_stderr=math.exp(mean) * error,
+        parity_ids=parity_ids,
+        chats=chats,
+    )
+    reports.write(out, report)
+
+
+def calibration(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: the tokens that data-aware quantization learns from, the same for every backend.
+
+    ``inputs``: source, text. ``params``: tokens, window. Writes ``tokens.npy`` int32 [windows,
+    window].
+
+    Raises:
+        SourceError: the text has too few tokens.
+    """
+    import numpy as np
+
+    text = texts.read(_only_file(inputs["text"]))
+    np.save(out / "tokens.npy", _tokens(inputs["source"], text, params, "calibration"))
+
+
+def compare(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: score an artifact on the baseline's tokens and compare.
+
+    ``inputs``: artifact; baseline, or the reference data of a package. ``params``: backend,
+    parameters (of the source model), and api, the unit to run on (default "cpu"). Writes
+    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1 - skip]: kld, nll,
+    nll_baseline).
+
+    Raises:
+        StepFailed: the artifact yields NaN or another vocabulary.
+    """
+    import numpy as np
+
+    backend = backends.load(params["backend"])
+    tokens = np.load(inputs["baseline"] / "tokens.npy")
+    scores = reference.scores_of(inputs["baseline"])
+    expected = reports.read(Baseline, inputs["baseline"])
+    runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
+    rows = []
+    for i, window in enumerate(tokens):
+        logits = _finite(runtime.logits(window.tolist()), len(window))
+        rows.append(
+            {name: values[expected.skip :] for name, values in scores(i, logits, window).items()}
+        )
+        progress.report(i + 1, len(tokens), "windows")
+    positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)
+    runtime.close()
+    np.savez(out / "positions.npz", **{n: positions[n] for n in ("kld", "nll", "nll_baseline")})  # type: ignore[arg-type]
+    metrics, errors = summarise(positions)
+    metrics |= size(inputs.get("shipped", inputs["artifact"]), int(params["parameters"]))
+    report = Metrics(
+        metrics=metrics,
+        stderr=errors,
+        positions=positions["kld"].size,
+        profile=profile(positions["kld"]),
+        sanity=checks,
+        answers=answers,
+    )
+    reports.write(out, report)
+
+
+def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics by the names of ``metrics.METRICS``, and standard errors of those that are means."""
+    import numpy as np
+
+    flat = {name: values.ravel().astype(np.float64) for name, values in positions.items()}
+    kld, kld_error = _mean_and_error(flat["kld"])
+    top1, top1_error = _mean_and_error(flat["top1"])
+    nll, nll_error = _mean_and_error(flat["nll"])
+    change, change_error = _mean_and_error(flat["nll"] - flat["nll_baseline"])
+    metrics = {
+        "kld_mean": kld,
+        "kld_median": float(np.median(flat["kld"])),
+        "kld_p99": float(np.quantile(flat["kld"], 0.99)),
+        "kld_max": float(flat["kld"].max()),
+        "top1": top1,
+        "ppl": math.exp(nll),
+        "ppl_ratio": math.exp(change),
+        "dp_rms": math.sqrt(float((flat["dp"] ** 2).mean())),
+    }
+    errors = {
+        "kld_mean": kld_error,
+        "top1": top1_error,
+        "ppl": math.exp(nll) * nll_error,
+        "ppl_ratio": math.exp(change) * change_error,
+    }
+    return metrics, errors
+
+
+def profile(kld: Floats) -> dict[str, list[float]]:
+    """Where the divergence lies, small enough to travel with a package.
+
+    Args:
+        kld: float32 [windows, positions].
+
+    Returns:
+        ``by_position``: mean over windows and over each of at most 32 equal stretches of the
+            window, from
+        its start; ``quantiles``: the 0, 1, … 100 % quantiles over all positions. In nats.
+    """
+    import numpy as np
+
+    stretches = np.array_split(kld.astype(np.float64).mean(0), min(32, kld.shape[1]))
+    return {
+        "by_position": [float(part.mean()) for part in stretches],
+        "quantiles": [float(q) for q in np.quantile(kld, np.linspace(0, 1, 101))],
+    }
+
+
+def size(artifact: Path, parameters: int) -> dict[str, float]:
+    """``size_gib`` of all files but a package's reference data, ``bits_per_weight`` of those with
+    weights or graph."""
+    beside = artifact / reference.FOLDER
+    everything = {
+        p: p.stat().st_size for p in artifact.rglob("*") if p.is_file() and p.parent != beside
+    }
+    text = {".json", ".jinja", ".txt", ".md", ".model", ""}
+    weights = sum(n for p, n in everything.items() if p.suffix not in text)
+    return {
+        "size_gib": sum(everything.values()) / 2**30,
+        "bits_per_weight": 8 * weights / parameters,
+    }
+
+
+def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
+    import numpy as np
+
+    ids = tokenizer.of_source(source).encode(text)
+    window, wanted = int(params["window"]), int(params["tokens"])
+    count = min(wanted, len(ids)) // window
+    if len(ids) < wanted or not count:
+        raise SourceError(
+            f"the {purpose} text has {counted(len(ids), 'token')}, the recipe asks for {wanted}",
+            hint=f"lower `{purpose[:-3]}e.tokens` or give a longer text",
+        )
+    return np.asarray(ids[: count * window], np.int32).reshape(count, window)
+
+
+def _finite(logits: Floats, rows: int) -> Floats:
+    import numpy as np
+
+    if logits.shape[0] != rows or not np.isfinite(logits).all():
+        raise StepFailed(
+            "the model's logits are not finite numbers for every position: the artifact is broken"
+        )
+    return np.ascontiguousarray(logits, np.float32)
+
+
+def _mean_and_error(values: npt.NDArray[np.floating]) -> tuple[float, float]:
+    import numpy as np
+
+    return float(np.mean(values, dtype=np.float64)), float(
+        np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values))
+    )
+
+
+def _only_file(folder: Path) -> Path:
+    return next(p for p in folder.iterdir() if p.is_file())

@@ -1,0 +1,158 @@
+"""Steps that stop a build: nothing unfit is packaged, and nothing is built on what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from phipipe import backends
+from phipipe.backends.base import Runtime
+from phipipe.errors import GateFailed, StepFailed
+from phipipe.evaluate import reports
+from phipipe.evaluate.reference import score
+from phipipe.evaluate.reports import Metrics, Parity, Speed, Verdict, Vision
+from phipipe.steps import Inputs, Params
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+
+DECODED = 32  # tokens that an emulated artifact decodes one by one
+# The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong
+# is nats off.
+DECODE_KLD = 1.0
+DECODE_KLD_MEAN: Mapping[str, float] = {"int8": 0.01, "int4": 0.1}
+
+
+class Decoding(Runtime, Protocol):
+    """What ``Backend.open`` gives for an artifact whose unit is emulated, besides ``Runtime``."""
+
+    pipeline: str
+
+    def decode(self, tokens: Sequence[int], prompt: int) -> Floats:
+        """Logits of every token, float32 [len(tokens), vocabulary]: the first ``prompt`` are read
+        at once, the others one by one."""
+
+
+def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on
+    it.
+
+    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal;
+    layers, where only the model's first ones were compared.
+
+    Raises:
+        StepFailed: it does not, or its tokenizer gives other ids for some text.
+    """
+    report = reports.read(Metrics, inputs["metrics"])
+    if not report.sanity.tokenizer_equal:
+        raise StepFailed(
+            "the packaged tokenizer gives other token ids than the original's on a text in "
+            "several scripts and code",
+            hint="if the checkpoint has several tokenizer files (tokenizer.json, "
+            "tokenizer.model), they disagree: "
+            "take them again from the original repository",
+        )
+    measured = report.metrics["kld_mean"]
+    if not measured <= params["kld_mean"]:
+        raise StepFailed(
+            f"the conversion itself changed the model: mean KL divergence {measured:.2e} from "
+            f"the original before any "
+            f"quantization, where at most {params['kld_mean']:.0e} is rounding",
+            hint="the converter or the checkpoint (position encoding, say) is at fault, not the "
+            "recipe",
+        )
+    part = {"layers": params["layers"]} if "layers" in params else {}
+    parity = Parity(kld_mean=measured, limit=params["kld_mean"], **part)
+    reports.write(out, parity)
+
+
+def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
+
+    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}}.
+    A metric that was not measured fails.
+
+    Raises:
+        GateFailed: names every gate that failed, its limit and the value.
+    """
+    metrics = dict(reports.read(Metrics, inputs["metrics"]).metrics)
+    metrics |= reports.read(Speed, inputs["speed"]).metrics
+    if "vision" in inputs:
+        metrics |= reports.read(Vision, inputs["vision"]).metrics
+    verdicts = [
+        _verdict(name, metrics.get(name), limits)
+        for name, limits in sorted(params["gates"].items())
+    ]
+    if failures := [_words(one) for one in verdicts if not one.passed]:
+        raise GateFailed(
+            "gate failed: " + "; ".join(failures),
+            hint="nothing was packaged; change `evaluate.gates`, or quantize less: more bits, "
+            "smaller groups",
+        )
+    reports.write_verdicts(out, verdicts)
+
+
+def _verdict(metric: str, value: float | None, limits: Mapping[str, float]) -> Verdict:
+    passed = value is not None and (
+        limits.get("min", -math.inf) <= value <= limits.get("max", math.inf)
+    )
+    return Verdict.model_validate({"metric": metric, "value": value, **limits, "passed": passed})
+
+
+def _words(failure: Verdict) -> str:
+    limits = {name: getattr(failure, name) for name in ("min", "max")}
+    wanted = " and ".join(f"{name} {v:g}" for name, v in limits.items() if v is not None)
+    shown = "was not measured" if failure.value is None else f"is {failure.value:.4g}"
+    return f"`{failure.metric}` {shown}, the recipe wants {wanted}"
+
+
+def check_decode(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: an artifact that reads a prompt at once and then token by token predicts as the
+    original does.
+
+    ``inputs``: artifact, baseline. ``params``: backend, precision, prompt_length, and decoded, how
+    many one by one. Writes ``emulation.json``.
+
+    Raises:
+        StepFailed: mean KL divergence of the positions decoded one by one is above
+            ``DECODE_KLD_MEAN``, or of very few positions above ``DECODE_KLD``.
+    """
+    prompt, decoded = int(params["prompt_length"]), int(params.get("decoded", DECODED))
+    tokens, logp = _first_tokens(inputs["baseline"], prompt, decoded)
+    runtime = cast("Decoding", backends.load(params["backend"]).open(inputs["artifact"]))
+    logits = runtime.decode(tokens.tolist(), prompt)
+    runtime.close()
+    divergence = score(logp, logits, tokens)["kld"]
+    mean = float(divergence[prompt:].mean())
+    report = {
+        "pipeline": runtime.pipeline,
+        "prompt_tokens": prompt,
+        "tokens": decoded,
+        "prompt_kld_mean": float(divergence[:prompt].mean()),
+        "decode_kld_mean": mean,
+    }
+    reports.write_in_order(out / reports.EMULATION, report)
+    # of few tokens, one may stand out
+    limit = DECODE_KLD_MEAN[params["precision"]] if decoded == DECODED else DECODE_KLD
+    if not mean <= limit:
+        raise StepFailed(f"decoding token by token, mean KL divergence is {mean:.2e}")
+
+
+def _first_tokens(
+    baseline: Path, prompt: int, decoded: int
+) -> tuple[npt.NDArray[np.int32], Floats]:
+    """The evaluation text's first tokens, and the original's log-probabilities of them."""
+    import numpy as np
+
+    tokens = np.load(baseline / "tokens.npy", allow_pickle=False)[0][: prompt + decoded]
+    logprobs = np.load(baseline / "logprobs.npy", mmap_mode="r", allow_pickle=False)
+    if len(tokens) < prompt + decoded:
+        raise StepFailed(
+            f"`evaluate.window` is too short to decode {decoded} tokens after a prompt of {prompt}"
+        )
+    return tokens, logprobs[0][: len(tokens)]

@@ -1,0 +1,78 @@
+"""What a table of averages hides: answers that never end, loops, a tokenizer that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phipipe.backends.base import Backend, Runtime
+from phipipe.evaluate.original import Original
+from phipipe.evaluate.reports import Answer, Baseline, Chat, Sanity
+from phipipe.models import tokenizer as transformers_tokenizer
+
+# Asked of every model, greedily; rendered with the source's own chat template.
+PROMPTS = ("Tell me a short story about a fox.", "Where is the key?", "What is 2 plus 3?")
+CONTINUATION_TOKENS = 96
+
+# A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces,
+# digits.
+PARITY_TEXT = """Once, in Köln, a fox said: "It's 7:45 – we're late!"  Two  spaces.
+Καλημέρα, добрый день, こんにちは, 你好, مرحبا, नमस्ते 🙂👩‍🚀 e\u0301 ﬁ
+def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
+{"key": [1, 22, 333], "ok": true}  <b>&amp;</b> 1000000 0.001 1e-9
+"""
+
+
+def expected(source: Path, model: Original) -> tuple[list[int], list[Chat]]:
+    """What a runtime and its packaged tokenizer must reproduce: the ids of ``PARITY_TEXT``, and
+    rendered chats with their greedy answers."""
+    tokenizer = transformers_tokenizer.of_source(source)
+    prompts = PROMPTS if tokenizer.facts["chat_template"] else ()
+    rendered = [tokenizer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
+    ids = [tokenizer.encode(text) for text in rendered]
+    answers = model.generate(ids, CONTINUATION_TOKENS)
+    chats = [
+        Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
+        for prompt, text, read, answer in zip(prompts, rendered, ids, answers, strict=True)
+    ]
+    return tokenizer.encode(PARITY_TEXT), chats
+
+
+def check(
+    backend: Backend[Any], runtime: Runtime, artifact: Path, baseline: Baseline
+) -> tuple[Sanity, list[Answer]]:
+    """How ``artifact``, opened as ``runtime``, reads texts and answers, beside the original."""
+    tokenizer, chats = backend.tokenizer(artifact), baseline.chats
+    answers = [list(runtime.generate(chat.ids, CONTINUATION_TOKENS)) for chat in chats]
+    same = [common_prefix(answer, chat.answer) for answer, chat in zip(answers, chats, strict=True)]
+    longest = [max(1, len(chat.answer)) for chat in chats]
+    rendered = [
+        tokenizer.render([{"role": "user", "content": chat.prompt}]) == chat.rendered
+        for chat in chats
+    ]
+    sanity = Sanity(
+        tokenizer_equal=tokenizer.encode(PARITY_TEXT) == baseline.parity_ids
+        and all(tokenizer.encode(chat.rendered) == chat.ids for chat in chats),
+        chat_template_equal=all(rendered),
+        greedy_agreement=sum(same) / sum(longest) if longest else None,
+        answers_ended=[len(answer) < CONTINUATION_TOKENS for answer in answers],
+        repetition=max((repetition(answer) for answer in answers), default=0.0),
+    )
+    return sanity, [
+        Answer(prompt=chat.prompt, text=tokenizer.decode(answer))
+        for answer, chat in zip(answers, chats, strict=True)
+    ]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids ``a`` and ``b`` share from their start."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of n-grams that occurred before in the same answer: 0 is none, near 1 is a loop."""
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

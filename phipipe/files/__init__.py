@@ -1,0 +1,1 @@
+"""What every room reads from a disk with care: JSON, names, paths that users give."""

@@ -1,0 +1,201 @@
+"""How a model and a text come from a hub: what planning needs at once, the weights as a step.
+
+``<cache>/hub/<kind>s/<owner>/<name>/<commit>/`` holds ``listing.json`` (what the hub publishes),
+``view/`` (small files whole, of each safetensors file its header alone, all that a plan reads),
+``parts/`` (downloads on their way, which a killed run leaves for the next, or for `cache gc`:
+``downloads``) and ``whole/`` (all files, until the store takes them). A commit never changes, so
+what was asked once is never asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phipipe.errors import SourceError
+from phipipe.hub import client
+from phipipe.hub import view as hub_view
+from phipipe.hub.client import Listing, Repository
+from phipipe.hub.parts import (
+    alone,
+    base_name,
+    check_room,
+    download,
+    folder_of,
+    is_at_hand,
+    is_weights,
+    part_of,
+)
+from phipipe.hub.published import Published
+from phipipe.models import checkpoints, texts, weights
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.sandbox import chat_templates
+from phipipe.steps import Inputs, Params, Step
+
+if TYPE_CHECKING:
+    from phipipe.recipe.recipe import Dataset, Source
+
+
+def model_of(source: Source) -> Repository:
+    """The repository that a recipe's ``source`` names."""
+    return Repository("model", str(source.repo), str(source.revision))
+
+
+def dataset_of(dataset: Dataset) -> Repository:
+    """The repository that a recipe's data set names."""
+    return Repository("dataset", dataset.repo, dataset.revision)
+
+
+def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
+    """The model's shape and files, without its weights: a few requests the first time, then none.
+
+    Raises:
+        SourceError: it cannot be had, is no checkpoint, or wants code to be run; see
+            ``models.read``.
+        StoreError: the cache cannot be written.
+    """
+    with _writing(folder_of(repo)):
+        listing = hub_view.listing(repo)
+        if listing.pickles and not any(
+            file.name.endswith(".safetensors") for file in listing.files
+        ):
+            raise SourceError(
+                f"`{repo}` holds its weights as pickles only (`{listing.pickles[0]}`); loading "
+                f"those can run code",
+                hint="take a repository with safetensors files",
+            )
+        view = folder_of(repo) / "view"
+        hub_view.complete(repo, listing.files, view)
+        try:
+            return _read(repo, listing, view)
+        except SourceError:
+            if client.is_offline():
+                raise
+        for file in listing.files:  # nothing vouches for a header: it may have been damaged here
+            if is_weights(file):
+                (view / file.name).unlink(missing_ok=True)
+        hub_view.complete(repo, listing.files, view)
+        return _read(repo, listing, view)
+
+
+def _read(repo: Repository, listing: Listing, view: Path) -> tuple[Checkpoint, Listing]:
+    """The model, and of its listing the files that are part of it."""
+    with _named(repo, view):
+        checkpoint = checkpoints.read(view, {file.name: file.size for file in listing.files})
+        ignored = weights.choose(view).ignored
+    kept = tuple(file for file in listing.files if file.name not in ignored)
+    return checkpoint, dataclasses.replace(listing, files=kept) if ignored else listing
+
+
+def is_known(repo: Repository) -> bool:
+    """Whether the hub was asked before what ``repo`` holds, and the cache remembers."""
+    return hub_view.remembered(folder_of(repo) / "listing.json") is not None
+
+
+def text_of(dataset: Dataset) -> Path:
+    """The data set's file, downloaded and verified: for those who have to look into it before any
+    step.
+
+    Raises:
+        SourceError: it cannot be had.
+        StoreError: the cache cannot be written.
+    """
+    repo = dataset_of(dataset)
+    view = folder_of(repo, dataset.file) / "view"
+    with _writing(view):
+        hub_view.complete(repo, hub_view.listing(repo, dataset.file).files, view)
+    return view / base_name(dataset.file)
+
+
+def source_step(repo: Repository, listing: Listing) -> Step:
+    """The step that downloads the model's files; its key says which repository, commit and hashes,
+    and nothing else."""
+    return _step("source", repo, listing, folder_of(repo))
+
+
+def text_step(dataset: Dataset, name: str) -> Step:
+    """The step that downloads the data set's file.
+
+    Raises:
+        SourceError: the hub does not have it.
+        StoreError: the cache cannot be written.
+    """
+    repo = dataset_of(dataset)
+    with _writing(folder_of(repo)):
+        return _step(
+            name, repo, hub_view.listing(repo, dataset.file), folder_of(repo, dataset.file)
+        )
+
+
+def _step(name: str, repo: Repository, listing: Listing, folder: Path) -> Step:
+    files = [dataclasses.asdict(file) for file in listing.files]
+    return Step(
+        name=name,
+        runs="hub/fetch",
+        version=1,
+        params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
+        folder=folder / "whole",
+        output_bytes=sum(file.size for file in listing.files),
+    )
+
+
+def fetch(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: put the published files into ``out``: from the cache, from the hub client's cache, or
+    over the network.
+
+    Whatever its way, a file is hashed on it. Partial downloads stay in the cache until all files
+    are there, and these stay in ``out`` until they are stored.
+
+    Raises:
+        SourceError: a file cannot be had, or is not what was published; the checkpoint's files
+            disagree.
+        StoreError: there is no room, or the disk fails.
+    """
+    repo = Repository(params["kind"], params["repo"], params["revision"])
+    files = [Published(**file) for file in params["files"]]
+    folder = folder_of(repo, files[0].name if repo.kind == "dataset" else None)
+    with _writing(folder), alone(folder):
+        names = {base_name(file.name) for file in files}
+        for path in out.iterdir():
+            if path.name not in names:  # a copy that was cut short
+                path.unlink()
+        missing = [file for file in files if not is_at_hand(repo, file, folder, out)]
+        needed = check_room(repo, missing, folder / "parts")
+        with _writing(folder, needed):
+            download(repo, missing, folder / "parts")
+        for file in missing:
+            shutil.move(part_of(folder / "parts", file), out / base_name(file.name))
+    if repo.kind == "dataset":
+        texts.check(out / base_name(files[0].name), f"{repo}/{files[0].name}")
+        return
+    with _named(repo, out):
+        checkpoints.read(out)
+        chat_templates.check(out)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """The system's refusals in words; a full disk takes nothing that was there."""
+    # toolchains, which import this module too, need not have what it needs
+    from phipipe.store import refusals
+
+    with refusals.guard(folder, needed_bytes):
+        yield
+
+
+@contextlib.contextmanager
+def _named(repo: Repository, folder: Path) -> Iterator[None]:
+    """Errors that speak of ``folder``, a place of ours, speak of the repository."""
+    try:
+        yield
+    except SourceError as error:
+        message = error.message.replace(f"{folder}{os.sep}", f"{repo}/")
+        message = message.replace(str(folder), str(repo))
+        look = f"look at {repo.page}/tree/{repo.revision}"
+        hint = f"{error.hint}; {look}" if error.hint else look
+        raise SourceError(message, hint=hint) from None

@@ -1,0 +1,146 @@
+"""How a model and a text enter the store: from the package itself, a folder of the user's, or a hub
+(``remote``).
+
+Only the files that a toolchain may see are taken (``models.ALLOWED``), by copy. The source itself
+is never changed, and what was copied must hash to what was read when the key was made.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phipipe.errors import SourceError
+from phipipe.files import user_paths
+from phipipe.hub import repository
+from phipipe.models import checkpoints
+from phipipe.models import texts as text_files
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.sandbox import chat_templates
+from phipipe.steps import Inputs, Outside, Params, Step
+
+if TYPE_CHECKING:
+    from phipipe.recipe.recipe import Source, Text
+
+ASSETS = Path(str(package_files("phipipe"))) / "assets"
+BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
+BUILTIN_TEXTS = {
+    "stories": ASSETS / "stories"
+}  # each a folder with ``evaluation.txt`` and ``calibration.txt``
+
+
+@dataclass(frozen=True)
+class Original:
+    """A recipe's source: its shape, the step that takes it into the store, and its licence if its
+    hub names one."""
+
+    checkpoint: Checkpoint
+    step: Step
+    licence: str | None = None
+
+
+def original(source: Source, base: Path) -> Original:
+    """What ``source`` names; a relative path counts from the recipe's folder ``base``.
+
+    Raises:
+        SourceError: see ``models.read``; or the hub does not give it.
+        StoreError: what the hub says cannot be kept in the cache.
+    """
+    if source.repo is not None:
+        repo = repository.model_of(source)
+        checkpoint, listing = repository.checkpoint_of(repo)
+        return Original(checkpoint, repository.source_step(repo, listing), listing.licence)
+    folder = (
+        BUILTIN_MODELS[source.builtin]
+        if source.builtin is not None
+        else user_paths.inside(base, str(source.path))
+    )
+    checkpoint = checkpoints.read(folder)
+    return Original(checkpoint, _source_step(checkpoint))
+
+
+def source_step(folder: Path) -> Step:
+    """The step that takes the checkpoint in ``folder`` into the store.
+
+    Raises:
+        SourceError: see ``models.read``.
+    """
+    return _source_step(checkpoints.read(folder))
+
+
+def _source_step(checkpoint: Checkpoint) -> Step:
+    folder = checkpoint.folder
+    return Step(
+        name="source",
+        runs="hub/take",
+        version=1,
+        outside={"files": Outside(folder, tuple(checkpoints.files(folder)))},
+        copies=True,
+        output_bytes=checkpoint.weight_bytes,
+    )
+
+
+def text_step(text: Text, base: Path, purpose: str = "evaluation") -> Step:
+    """The step that takes the text for ``purpose`` ("evaluation" or "calibration") into the store.
+
+    Raises:
+        SourceError: the file is missing, a folder, (nearly) empty or not UTF-8; or the hub does not
+            give it.
+    """
+    name = "text" if purpose == "evaluation" else f"{purpose}-text"
+    if text.dataset is not None:
+        return repository.text_step(text.dataset, name)
+    path = _text_path(text, base, purpose)
+    outside = {"files": Outside(path.parent, (path.name,))}
+    return Step(name=name, runs="hub/take", version=1, outside=outside, copies=True)
+
+
+def _text_path(text: Text, base: Path, purpose: str) -> Path:
+    if text.dataset is not None:
+        return repository.text_of(text.dataset)
+    if text.builtin is not None:
+        return BUILTIN_TEXTS[text.builtin] / f"{purpose}.txt"
+    path = user_paths.inside(base, str(text.file))
+    where = "evaluate.text.file" if purpose == "evaluation" else "calibrate.text.file"
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise SourceError(f"{purpose} text `{path}` {kind}", hint=f"check `{where}`")
+    text_files.check(path, f"{purpose} text `{path}`")
+    return path
+
+
+def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
+    """Whether one of the two texts contains the other, but for white space: then quantization saw
+    the exam.
+
+    Tables are compared as files: what reads them is in a toolchain.
+
+    Raises:
+        SourceError: see ``text_step``.
+    """
+    texts = ((evaluation, "evaluation"), (calibration, "calibration"))
+    paths = [_text_path(text, base, purpose) for text, purpose in texts]
+    if any(map(text_files.is_table, paths)):
+        return paths[0].read_bytes() == paths[1].read_bytes()
+    words = [" ".join(path.read_text("utf-8").split()) for path in paths]
+    return words[0] in words[1] or words[1] in words[0]
+
+
+def take(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: copy the files as they are. ``inputs["files"]`` is a folder, ``params["files"]`` the
+    names in it.
+
+    The executor adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
+    with the one in the key, so a source that changes meanwhile is noticed.
+
+    Raises:
+        SourceError: see ``models.read``; or its chat template takes more than it may.
+    """
+    for name in params["files"]:
+        shutil.copyfile(inputs["files"] / name, out / name)
+    if "config.json" in params["files"]:
+        checkpoints.read(out)
+        chat_templates.check(out)

@@ -1,0 +1,1 @@
+"""For developers of phipipe: locks and the table of support."""

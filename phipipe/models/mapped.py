@@ -1,0 +1,179 @@
+"""PyTorch models whose weights stay in the checkpoint's files: opening one takes no memory,
+whatever its size.
+
+Called inside toolchains that have torch and transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phipipe import progress
+from phipipe.errors import StepFailed
+from phipipe.models import checkpoints, weights
+
+# safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CHUNK = 2**24  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor's bytes lie: ``file`` of a checkpoint, ``offset`` in bytes, safetensors
+    ``dtype``, ``shape``."""
+
+    file: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * weights.DTYPE_BITS[self.dtype] // 8
+
+
+def places(folder: Path) -> dict[str, Place]:
+    """Tensor name → where it lies, for all weights of the checkpoint."""
+    return {
+        tensor.name: Place(file=name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape)
+        for name in checkpoints.weight_files(folder)
+        for tensor in weights.tensors(folder / name)
+    }
+
+
+def write(
+    path: Path,
+    source: Path,
+    kept: Mapping[str, Place],
+    made: Mapping[str, Callable[[], bytes]] | None = None,
+) -> None:
+    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that
+    order.
+
+    ``made`` gives the bytes of those that are not as they were, of the same dtype and shape.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, place in kept.items():
+        start, end = end, end + place.size_bytes
+        header[name] = {"dtype": place.dtype, "shape": place.shape, "data_offsets": [start, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as target:
+        target.write(struct.pack("<Q", len(raw)) + raw)
+        for done, (name, place) in enumerate(kept.items()):
+            progress.report(done, len(kept), "weights")
+            if made and name in made:
+                target.write(made[name]())
+                continue
+            with (source / place.file).open("rb") as stream:
+                stream.seek(place.offset)
+                for at in range(0, place.size_bytes, _CHUNK):
+                    target.write(stream.read(min(_CHUNK, place.size_bytes - at)))
+
+
+class Checkpoint:
+    """The tensors of a checkpoint, mapped: read when they are used, dropped by the system when
+    memory is short."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        self.folder, self.places = folder, places(folder)
+        self._bytes: dict[str, Any] = {}
+        for name in sorted({place.file for place in self.places.values()}):
+            with (folder / name).open("rb") as stream:
+                view = mmap.mmap(
+                    stream.fileno(), 0, access=mmap.ACCESS_COPY
+                )  # torch wants memory it could write to
+            self._bytes[name] = torch.frombuffer(view, dtype=torch.uint8)
+
+    def tensor(self, name: str) -> Any:
+        """The tensor ``name``, a view of the file."""
+        import torch
+
+        place = self.places[name]
+        if place.dtype not in DTYPES:
+            raise StepFailed(
+                f"`{name}` has the dtype {place.dtype}; weights are read as {', '.join(DTYPES)}"
+            )
+        dtype: torch.dtype = getattr(torch, DTYPES[place.dtype])
+        raw = self._bytes[place.file][place.offset : place.offset + place.size_bytes]
+        return self._aligned(raw, dtype).reshape(place.shape)
+
+    def _aligned(self, raw: Any, dtype: Any) -> Any:
+        """``raw`` as ``dtype``; a copy where the writer of the file did not align its tensors."""
+        return (raw if raw.storage_offset() % dtype.itemsize == 0 else raw.clone()).view(dtype)
+
+    def where(self, tensor: Any) -> tuple[str, int] | None:
+        """(file, offset in bytes) if the first element of ``tensor`` lies in a mapped file."""
+        address = tensor.data_ptr()
+        for name, raw in self._bytes.items():
+            offset = address - raw.data_ptr()
+            if 0 <= offset < raw.numel():
+                return name, offset
+        return None
+
+    def model(self) -> Any:
+        """transformers' model for this checkpoint; its weights are views of the files, in their own
+        dtypes.
+
+        Buffers that are not in the files (rotary frequencies) are computed as usual.
+
+        Raises:
+            StepFailed: names and shapes of the files' tensors are not the architecture's.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(
+            self.folder, trust_remote_code=False, local_files_only=True
+        )
+        with _meta_parameters():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        state = {name: self.tensor(name) for name in self.places}
+        try:
+            loaded = model.load_state_dict(state, strict=False, assign=True)
+        except RuntimeError as error:
+            raise StepFailed(f"the checkpoint does not fit its config: {error}") from None
+        model.tie_weights()
+        missing = sorted(
+            name for name, weight in model.named_parameters() if weight.device.type == "meta"
+        )
+        if missing or loaded.unexpected_keys:
+            odd = (
+                f"`{missing[0]}` is missing"
+                if missing
+                else f"`{loaded.unexpected_keys[0]}` is unknown to it"
+            )
+            raise StepFailed(f"the weights are not those of a {type(model).__name__}: {odd}")
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+        return model.eval()
+
+
+@contextlib.contextmanager
+def _meta_parameters() -> Iterator[None]:
+    """Parameters that are made inside have shapes only; buffers are real."""
+    import torch
+
+    register = torch.nn.Module.register_parameter
+
+    def shapes_only(module: Any, name: str, parameter: Any) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            kept = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            module._parameters[name] = kept
+
+    torch.nn.Module.register_parameter = shapes_only
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register

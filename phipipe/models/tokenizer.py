@@ -1,0 +1,100 @@
+"""What transformers reads in a folder: its config, and the tokenizer for every runtime that takes
+it from there.
+
+Tokenizers live in limited children (``limited``); only what works for such a child uses
+transformers' own here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phipipe.models import checkpoints
+from phipipe.sandbox import limited
+from phipipe.sandbox.limited import LimitedTokenizer
+
+
+class TransformersTokenizer:
+    """``Tokenizer`` over one of transformers', or over what wraps one (mlx-lm's)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def facts(self) -> dict[str, Any]:
+        """chat_template (None, text, or texts by name), bos_token, bos_token_id, eos_token_id."""
+        names = ("chat_template", "bos_token", "bos_token_id", "eos_token_id")
+        return {name: getattr(self._tokenizer, name, None) for name in names}
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of ``text``; without added special tokens, unless they are asked for."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token(self, number: int) -> str:
+        """What stands in the vocabulary as ``number``."""
+        return str(self._tokenizer.convert_ids_to_tokens(number))
+
+    def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
+        """A chat in the folder's template, ready for the answer unless it is not to ``ask`` for
+        one."""
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=ask
+            )
+        )
+
+
+def config_of(folder: Path) -> Any:
+    """The folder's config where transformers would misread it; None, its own default, everywhere
+    else."""
+    from transformers import AutoConfig
+
+    told = json.loads((folder / "config.json").read_text("utf-8"))
+    changed = checkpoints.respelled(told)
+    return AutoConfig.for_model(**told | changed) if changed else None
+
+
+def load(folder: Path) -> Any:
+    """transformers' own tokenizer of ``folder``, in this process; nothing is downloaded, no code of
+    it is run."""
+    from transformers import AutoTokenizer
+
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    return AutoTokenizer.from_pretrained(folder, config=config_of(folder), **settings)
+
+
+def opened(folder: str) -> TransformersTokenizer:
+    """``load``, for a limited child."""
+    return TransformersTokenizer(load(Path(folder)))
+
+
+def of_folder(folder: Path, whose: str = "package") -> LimitedTokenizer:
+    """The tokenizer that transformers reads from ``folder``; see ``limited.tokenizer``."""
+    imports = ("transformers:AutoTokenizer", "transformers:AutoConfig")
+    return limited.tokenizer("phipipe.models.tokenizer:opened", folder, imports, whose)
+
+
+def of_source(folder: Path) -> LimitedTokenizer:
+    """The tokenizer of the checkpoint in ``folder``."""
+    return of_folder(folder, "checkpoint")
+
+
+def opened_by_mlx(folder: str) -> TransformersTokenizer:
+    """mlx-lm's own, for a limited child."""
+    from mlx_lm.utils import load_tokenizer
+
+    return TransformersTokenizer(
+        load_tokenizer(Path(folder), {"trust_remote_code": False, "local_files_only": True})
+    )
+
+
+def of_mlx(folder: Path) -> LimitedTokenizer:
+    """The tokenizer that mlx-lm reads from ``folder``; see ``limited.tokenizer``."""
+    imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
+    return limited.tokenizer("phipipe.models.tokenizer:opened_by_mlx", folder, imports)

@@ -1,0 +1,1 @@
+"""Manifest, card, figures, and the gate for strangers' packages."""

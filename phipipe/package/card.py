@@ -1,0 +1,234 @@
+"""The model card: README.md with Hugging Face front matter, from what was measured.
+
+Nothing that a model, a checkpoint or a recipe says can change the card's structure: every value the
+template prints is escaped unless it is ``Safe``, text of models stands in code blocks whose fences
+it cannot close, and the front matter is dumped, not templated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from phipipe import backends
+from phipipe.evaluate.reports import Answer, Baseline, Verdict
+from phipipe.evaluate.sanity import CONTINUATION_TOKENS
+from phipipe.files import pages
+from phipipe.package import figures
+from phipipe.package.description import Description, Licence, Source, Step, Text
+from phipipe.package.markdown import Safe, block, code, inline, link
+from phipipe.steps import Json
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+PRECISION_WORDS = {
+    "fp32": "32-bit floating-point weights",
+    "fp16": "16-bit floating-point weights",
+    "int8": "8-bit weights",
+    "int4": "4-bit weights",
+}
+# What a reader wants to see of some sixty packages; the manifest has them all.
+MAIN_TOOLS = re.compile(
+    r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|"
+    r"auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
+)
+SNIPPET_TOKENS = 512
+PICTURE_TOKENS = 8192  # of a prompt with up to three pictures and its answer
+REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
+
+
+def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) -> str:
+    """The text of README.md.
+
+    Args:
+        baseline: the original's answers are in its ``chats``.
+        answers: the artifact's, to the same questions.
+    """
+    environment = _environment()
+    fidelity, speed = package.fidelity, package.speed
+    rows = figures.fidelity_table(fidelity, speed, fidelity.baseline, fidelity.vision)
+    view = {
+        **dict(package),
+        "what": PRECISION_WORDS.get(package.precision, package.precision),
+        "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
+        "quality": Safe(figures.markdown_table([row for row in rows if row.group == "fidelity"])),
+        "pictures": Safe(figures.markdown_table([row for row in rows if row.group == "pictures"])),
+        "speeds": Safe(
+            figures.markdown_table([row for row in rows if row.group in ("size", "speed")])
+        ),
+        "anchors": {
+            name: figures.number(value, 2) for name, value in (figures.KLD_8_BIT, figures.KLD_4_BIT)
+        },
+        "samples": _samples(baseline, answers),
+        "text": _text(package.recipe.evaluate.text),
+        "host": figures.host_words(speed.host),
+        "order": _order(package.steps),
+        "tools": _tools(package.steps),
+        "limits": _limits(package, baseline),
+        "snippet": snippet(package),
+        "licence": _licence(package.licence),
+        "parameters": figures.number(package.source.parameters / 1e6) + " million",
+        "original": _original(package.source),
+        "answer_tokens": CONTINUATION_TOKENS,
+    }
+    return _front_matter(package) + environment.get_template("card.md.j2").render(view)
+
+
+def _environment() -> Environment:
+    made = pages.environment(inline)  # Markdown, not HTML: ``inline`` escapes
+    made.filters |= {
+        "code": code,
+        "codes": lambda values: Safe(", ".join(map(code, values))),
+        "block": block,
+        "link": link,
+        "number": figures.number,
+        "counted": figures.counted,
+        "bounds": _bounds,
+        "markdown": Safe,
+    }
+    return made
+
+
+def _bounds(gate: Verdict) -> str:
+    limits = (("at least", gate.min), ("at most", gate.max))
+    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+
+
+def _front_matter(package: Description) -> str:
+    import yaml
+
+    source, licence = package.source, package.licence
+    facts: dict[str, Json] = {"license": licence.id or "unknown"}
+    if licence.id == "other" and licence.files:
+        facts |= {"license_name": "see-license-file", "license_link": licence.files[0]}
+    if source.kind == "hub":
+        facts |= {"base_model": source.repo}
+        quantized = package.precision.startswith("int")
+        facts |= {"base_model_relation": "quantized"} if quantized else {}
+    chat = ["conversational"] if package.chat_template else []
+    facts |= {
+        "library_name": package.backend,
+        "pipeline_tag": "image-text-to-text" if package.fidelity.vision else "text-generation",
+        "tags": ["phipipe", package.backend, package.precision, package.device.name, *chat],
+    }
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
+
+
+def _samples(baseline: Baseline, answers: Sequence[Answer]) -> list[dict[str, str | bool]]:
+    return [
+        {
+            "prompt": answer.prompt,
+            "original": chat.text,
+            "here": answer.text,
+            "same": chat.text == answer.text,
+        }
+        for chat, answer in zip(baseline.chats, answers, strict=True)
+    ]
+
+
+def _order(steps: Mapping[str, Step]) -> list[str]:
+    """Steps after what they read, else as the plan has them; what only takes files in reads what it
+    leaves."""
+    made, ordered = {step.digest for step in steps.values()}, list[str]()
+    while len(ordered) < len(steps):
+        there = {steps[name].digest for name in ordered}
+        waiting = [name for name in steps if name not in ordered]
+        needed = {
+            name: set(steps[name].inputs.values()) & made - {steps[name].digest} for name in waiting
+        }
+        ordered.append(next((name for name in waiting if needed[name] <= there), waiting[0]))
+    return ordered
+
+
+def _original(source: Source) -> Safe:
+    if source.kind == "hub":
+        return Safe(f"{code(source.repo)} at commit {code(source.revision)}")
+    where = (
+        f"phipipe's embedded model {code(source.name)}"
+        if source.kind == "builtin"
+        else f"the local checkpoint {code(source.name)}"
+    )
+    return Safe(where)
+
+
+def _text(text: Text) -> str:
+    if text.builtin is not None:
+        return f"phipipe's embedded text “{text.builtin}”"
+    if text.dataset is not None:
+        return f"a text from the data set {text.dataset.repo}"
+    return f"the text file “{'unnamed' if text.file is None else text.file}”"
+
+
+def _tools(steps: Mapping[str, Step]) -> list[str]:
+    named = {(name, version) for step in steps.values() for name, version in main_tools(step)}
+    return [f"{name} {version}" for name, version in sorted(named)]
+
+
+def main_tools(step: Step) -> Iterator[tuple[str, str]]:
+    """Names and versions of what a reader wants to see of the packages that ``step`` had."""
+    return ((name, version) for name, version in step.tools.items() if MAIN_TOOLS.fullmatch(name))
+
+
+def _limits(package: Description, baseline: Baseline) -> list[str]:
+    """What a reader must know and the tables do not say."""
+    sanity = package.fidelity.sanity
+    lines = [*package.warnings]
+    if sanity.tokenizer_equal is False:
+        lines.append("The packaged tokenizer does not give the original's ids on the test text.")
+    if sanity.chat_template_equal is False:
+        lines.append("The runtime renders the chat template differently from the original.")
+    ended = zip(sanity.answers_ended, baseline.chats, strict=False)
+    if endless := sum(not end and len(chat.answer) < CONTINUATION_TOKENS for end, chat in ended):
+        lines.append(
+            f"{endless} of the sample answers below had not ended when the original's had."
+        )
+    if (sanity.repetition or 0) > REPETITIVE:
+        lines.append("It repeats itself in a sample answer.")
+    return lines
+
+
+def snippet(package: Description) -> Safe | None:
+    """A program that runs the package with its runtime alone; backends without one have none."""
+    from jinja2 import TemplateNotFound
+
+    try:
+        template = _environment().get_template(f"run-{package.backend}.py.j2")
+    except TemplateNotFound:
+        return None
+    context = package.source.context_length
+    view = {
+        "versions": {n: v for step in package.steps.values() for n, v in step.tools.items()},
+        "chat": bool(package.chat_template),
+        "max_length": min(SNIPPET_TOKENS, context),
+        "api": package.api,
+        "sees": package.fidelity.vision is not None,
+        "square": package.source.architecture in backends.load(package.backend).square,
+        "picture_length": min(PICTURE_TOKENS, context),
+        "options": package.recipe.quantize,
+        "quantized": package.precision in ("int4", "int8"),
+    }
+    return block(template.render(view), "python")
+
+
+def _licence(licence: Licence) -> dict[str, Safe]:
+    """Its name for the overview, and the sentence that says where the name comes from."""
+    name, files = licence.id, Safe(" and ".join(map(code, licence.files)))
+    if not files:
+        words = f"{inline(name)}, says the recipe" if name else "none came with the original"
+        said = f"The recipe states {inline(name)}, but the original" if name else "The original"
+        return {
+            "words": Safe(words),
+            "sentence": Safe(
+                f"{said} came without a licence file, so there is none here. Ask its publisher "
+                f"first."
+            ),
+        }
+    origin = "the recipe says" if licence.stated else "by its wording"
+    named = "" if name in (None, "other") else f" It is {inline(name)}, {origin}."
+    words = files if name in (None, "other") else f"{inline(name)} ({files})"
+    return {
+        "words": Safe(words),
+        "sentence": Safe(f"The original's own licence is in {files} and holds here too.{named}"),
+    }

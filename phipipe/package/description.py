@@ -1,0 +1,151 @@
+"""What a package says of itself, part by part: the manifest but for its list of files.
+
+Kinds alone: what a stranger's manifest must keep to besides is in ``manifest_schema``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from phipipe.evaluate import reports
+from phipipe.evaluate.reports import Report, Words
+from phipipe.steps import Json
+
+
+class File(Report):
+    """A file by its content."""
+
+    path: Words
+    size: int
+    sha256: Words
+
+
+class Source(Report):
+    """Where the original is, and what it is."""
+
+    kind: Words
+    name: Words | None = None
+    repo: Words | None = None
+    revision: Words | None = None
+    license: Words | None = None
+    architecture: Words
+    parameters: int
+    context_length: int
+    digest: Words
+    files: Sequence[File] = Field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What it is called: of the hub's, the repository."""
+        return self.name or str(self.repo)
+
+
+class Step(Report):
+    """A step's record."""
+
+    key: Words
+    digest: Words
+    tools: dict[Words, Words]
+    params: dict[Words, Json] = Field(default_factory=dict)
+    inputs: dict[Words, Words] = Field(default_factory=dict)
+    outputs: Sequence[File] = Field(default_factory=list)
+    runs: Words = ""
+    version: int = 1
+
+
+class Fidelity(reports.Metrics):
+    """How far the artifact is from the original."""
+
+    baseline: reports.Scored
+    parity: reports.Parity | None = None
+    vision: reports.Vision | None = None
+
+
+class Device(Report):
+    """The device, as far as it travels."""
+
+    name: Words = ""
+    title: Words
+    architecture: Words | None = None
+    sources: list[Words] = Field(default_factory=list)
+
+
+class DataSet(Report):
+    """Where a text comes from."""
+
+    repo: Words
+
+
+class Text(Report):
+    """The evaluation text."""
+
+    builtin: Words | None = None
+    file: Words | None = None
+    dataset: DataSet | None = None
+
+
+class Evaluation(Report):
+    """How the artifact was evaluated."""
+
+    text: Text = Text()
+
+
+class Recipe(Report):
+    """Of the recipe, what is read without being built again; ``finished`` reads it whole."""
+
+    backend: Words
+    precision: Words
+    device: Words = ""
+    quantize: dict[Words, Json] = Field(default_factory=dict)
+    evaluate: Evaluation = Evaluation()
+
+
+class Template(Report):
+    """The chat template: its hash, and what showed that it is the source's."""
+
+    sha256: Words
+
+
+class Licence(Report):
+    """The original's licence: the hub's name of it, and its files; ``stated`` is what the recipe
+    says."""
+
+    id: Words | None = None
+    stated: bool = False
+    files: list[Words] = Field(default_factory=list)
+
+
+class Fixup(Report):
+    """What was changed in a copy of ``config.json``, and why."""
+
+    reason: Words
+    patch: dict[Words, Json] = Field(default_factory=dict)
+
+
+class Description(Report):
+    """The whole, with defaults for what the first packages did not have yet."""
+
+    name: Words
+    phipipe: Words
+    backend: Words
+    backend_title: Words
+    precision: Words
+    scheme: Words
+    api: Words
+    on_target: Literal["true", "emulated", "false"]
+    device: Device
+    recipe: Recipe
+    source: Source
+    fidelity: Fidelity
+    speed: reports.Speed
+    chat_template: Template | None = None
+    steps: Mapping[Words, Step]
+    licence: Licence = Licence()
+    fixups: dict[Words, Fixup] = Field(default_factory=dict)
+    warnings: list[Words] = Field(default_factory=list)
+    gates: list[reports.Verdict] = Field(default_factory=list)
+    twin: Words | None = None
+    emulation: dict[Words, Json] | None = None

@@ -1,0 +1,216 @@
+"""Measurements as text: one place that decides digits, units and the words a number reads as.
+
+Pure functions over what ``evaluate`` and ``measure`` wrote. A value with a standard error shows as
+many digits as the error allows; small divergences are written as 1.14e-7.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from phipipe import words
+from phipipe.evaluate.reports import Metrics, Scored, Speed, Vision
+from phipipe.metrics import ROWS, Metric
+
+# Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual
+# yardstick. Another model, another text: an orientation, never a limit.
+KLD_8_BIT = ("Q8_0", 0.0014)
+KLD_4_BIT = ("Q4_K_M", 0.031)
+# The coarsest 4-bit file in common use, of the same table (llama.cpp, tools/perplexity/README.md,
+# LLaMA 3 8b): what predicts worse than that is not what people mean by a 4-bit model, and the board
+# recommends no such file.
+KLD_FIT = ("Q4_0", 0.072)
+SMALL = 1e-3  # below this, numbers are written with an exponent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: ``metric`` is its name in recipes' gates, ``group`` its kind."""
+
+    group: str
+    metric: str
+    title: str
+    value: str
+    unit: str
+    reads_as: str
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 build``, ``2 builds``, ``1,000 builds``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``value`` with ``digits`` significant digits: ``0.0123``, ``1.14e-7``, ``12,300``."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    if value == 0:
+        return "0"
+    exponent = _exponent(float(f"{value:.{digits - 1}e}"))
+    if abs(value) < SMALL:
+        return _scaled(value, exponent, digits - 1)
+    decimals = digits - 1 - exponent
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def with_error(value: float, stderr: float | None) -> str:
+    """``0.00203 ± 0.00005``: the error with one digit (two, if it begins with 1 or 2), the value
+    cut to match."""
+    if not stderr or not math.isfinite(stderr) or not math.isfinite(value):
+        return number(value)
+    digits = 2 if {f"{stderr:.{n}e}"[0] for n in (0, 1)} & {"1", "2"} else 1
+    last = (
+        _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1
+    )  # power of ten of the last digit shown
+    largest = max(abs(value), stderr)
+    if largest < SMALL:
+        exponent = _exponent(round(largest, -last))
+        decimals = max(exponent - last, 0)
+        return f"{_scaled(value, exponent, decimals)} ± {_scaled(stderr, exponent, decimals)}"
+    return " ± ".join(f"{round(x, -last):,.{max(-last, 0)}f}" for x in (value, stderr))
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value)))
+
+
+def _scaled(value: float, exponent: int, decimals: int) -> str:
+    return f"{value / 10.0**exponent:.{decimals}f}e{exponent}"
+
+
+def size(gib: float) -> tuple[str, str]:
+    """A size in the unit that suits it, and that unit."""
+    for unit, factor in (("GiB", 1), ("MiB", 2**10)):
+        if gib * factor >= 1:
+            return number(gib * factor), unit
+    return number(gib * 2**20), "KiB"
+
+
+def host_words(host: Mapping[str, object]) -> str:
+    """The machine in one line."""
+    known = host.get("cores") and host.get("processor")
+    cores = f"{host['cores']} cores of {host['processor']}" if known else ""
+    memory = f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else ""
+    system = " ".join(str(host[name]) for name in ("system", "machine") if host.get(name))
+    return ", ".join(part for part in (cores, memory, system) if part) or "an unrecorded machine"
+
+
+def peaks(usage: Mapping[str, float]) -> str:
+    """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the
+    files it mapped."""
+    kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
+    said = [f"{words.gib(usage[name])} {kind}" for kind, name in kinds if usage.get(name)]
+    return f", peak {', '.join(said)}" if said else ""
+
+
+def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[str, str]:
+    """A figure as tables show it, and its unit: digits by its error or the metric, bytes by their
+    size."""
+    if metric.is_size and value > 0:
+        return size(value)
+    value, error = value * metric.factor, stderr and stderr * metric.factor
+    return (with_error(value, error) if stderr else number(value, metric.digits)), metric.unit
+
+
+def fidelity_table(
+    metrics: Metrics,
+    speed: Speed | None = None,
+    baseline: Scored | None = None,
+    vision: Vision | None = None,
+) -> list[Row]:
+    """Rows for everything that was measured, in the order of the table of metrics.
+
+    Args:
+        baseline: its perplexity is shown beside the artifact's.
+    """
+    values = {
+        **metrics.metrics,
+        **(vision.metrics if vision else {}),
+        **(speed.metrics if speed else {}),
+    }
+    words = {
+        "yardstick": yardstick(values.get("kld_mean", 0.0)),
+        "original": _original(baseline),
+        "change": _change(values, metrics.stderr),
+        "prompt": _prompt(speed),
+        "pictures": _questions(vision) if vision else "",
+    }
+    rows = []
+    for metric in ROWS:
+        if metric.name in values:
+            value, unit = shown(metric, values[metric.name], metrics.stderr.get(metric.name))
+            told = metric.reads_as.format(**words) + _spread(metric, speed)
+            rows.append(Row(metric.kind, metric.name, metric.title, value, unit, told))
+    return rows
+
+
+def yardstick(kld_mean: float) -> str:
+    """Where a mean KL divergence lies on the field's usual scale, in words."""
+    (eight, low), (four, high) = KLD_8_BIT, KLD_4_BIT
+    if kld_mean < low:
+        return f"closer than a usual 8-bit model ({eight}: {low:g})"
+    if kld_mean <= high:
+        return f"between usual 8-bit ({eight}: {low:g}) and 4-bit ones ({four}: {high:g})"
+    return f"further off than a usual 4-bit model ({four}: {high:g})"
+
+
+def _original(baseline: Scored | None) -> str:
+    if baseline is None:
+        return ""
+    return f"the original has {with_error(baseline.ppl, baseline.ppl_stderr)}"
+
+
+def _change(values: Mapping[str, float], errors: Mapping[str, float]) -> str:
+    change, error = values.get("ppl_ratio", 1.0) - 1, errors.get("ppl_ratio", 0.0)
+    if abs(change) <= 2 * error:
+        return "no change beyond twice the standard error"
+    return (
+        f"predicts the text {number(100 * abs(change), 2)} % {'worse' if change > 0 else 'better'}"
+    )
+
+
+def _prompt(speed: Speed | None) -> str:
+    if speed is None or not speed.prompt_tokens:
+        return "prompt"
+    return f"prompt of {counted(speed.prompt_tokens, 'token')}"
+
+
+def _questions(vision: Vision) -> str:
+    return (
+        f"{counted(vision.positions, 'position')} of questions about "
+        f"{counted(len(vision.vectors), 'picture')}"
+    )
+
+
+def _spread(metric: Metric, speed: Speed | None) -> str:
+    """Lowest and highest of the repetitions, in the unit of the figure."""
+    if speed is None or metric.name not in speed.spread:
+        return ""
+    low, high = (number(metric.factor * end) for end in speed.spread[metric.name])
+    return f"; {low} to {high}"
+
+
+def plain_table(rows: Sequence[Row], width: int = 100) -> str:
+    """The rows as aligned text, no line longer than ``width`` characters."""
+    cells = [(row.metric, f"{row.value} {row.unit}".rstrip(), row.reads_as) for row in rows]
+    first, second = (max((len(c[i]) for c in cells), default=0) for i in (0, 1))
+    indent = " " * (first + second + 8)
+    lines = []
+    for metric, value, reads_as in cells:
+        head = f"  {metric:{first}}   {value:{second}}   "
+        filled = textwrap.wrap(reads_as, width, initial_indent=head, subsequent_indent=indent)
+        lines += filled or [head.rstrip()]
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, with the names that gates use."""
+    lines = ["| | value | reads as |", "|---|---:|---|"]
+    lines += [
+        f"| {r.title} (`{r.metric}`) | {f'{r.value} {r.unit}'.rstrip()} | {r.reads_as} |"
+        for r in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,299 @@
+"""The list that makes a package a closed world: what is in it, and whether it still is exactly
+that.
+
+``manifest.json`` names every other file with its size and SHA-256; its own ``digest`` covers the
+rest of itself. ``SHA256SUMS`` says the same for people without phipipe. Whoever rewrites all three
+consistently is not found out: that takes a signature, which lies apart from the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from phipipe.errors import SourceError
+from phipipe.evaluate.reports import dump
+from phipipe.files import file_names, json_files
+from phipipe.package import manifest_schema
+from phipipe.package.manifest_schema import File, Malformed, Manifest
+from phipipe.steps import Json
+from phipipe.store import keys
+from phipipe.store.keys import FileEntry
+
+NAME = "manifest.json"
+SUMS = "SHA256SUMS"
+TYPE = "phipipe-package"
+FORMAT = 1
+MAX_BYTES = 8 * 2**20  # the longest that phipipe has made has 0.2
+MAX_ADDED = 1000  # files that do not belong there, after which nobody wants to know of more
+THREADS = min(8, os.cpu_count() or 1)
+
+
+class _Newer(SourceError):
+    """The package was made by a phipipe that knows more than this one."""
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One way in which a folder is not the package it claims to be."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def digest(manifest: Mapping[str, Json]) -> str:
+    """SHA-256 over everything in the manifest but ``digest`` itself."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(dump(rest).encode()).hexdigest()
+
+
+def sums(entries: Iterable[FileEntry | File]) -> str:
+    """The text of ``SHA256SUMS``, for ``sha256sum -c``."""
+    return "".join(
+        f"{entry.sha256}  {entry.path}\n" for entry in entries if entry.path not in (NAME, SUMS)
+    )
+
+
+def seal(folder: Path, described: Mapping[str, Json]) -> None:
+    """Write ``SHA256SUMS`` and ``manifest.json`` into ``folder``, which holds everything else."""
+    files = list(keys.hash_tree(folder))
+    text = sums(files).encode()
+    (folder / SUMS).write_bytes(text)
+    own = FileEntry(SUMS, len(text), hashlib.sha256(text).hexdigest())
+    listed = [asdict(entry) for entry in sorted([*files, own], key=lambda entry: entry.path)]
+    manifest = {**described, "files": listed}
+    (folder / NAME).write_bytes(dump(manifest | {"digest": digest(manifest)}).encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the package in ``folder``, itself intact; says nothing of the other files.
+
+    Raises:
+        SourceError: ``folder`` is no package, its manifest was changed, or a newer phipipe made it.
+    """
+    raw = _raw(folder)
+    try:
+        manifest = json_files.parse(raw, folder / NAME)
+    except SourceError as error:
+        raise SourceError(
+            f"{error.message}; the package is damaged", hint="build the package again"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("type") != TYPE:
+        raise SourceError(
+            f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=_HINT
+        )
+    version = manifest.get("format")
+    if type(version) is int and version > FORMAT:
+        raise _Newer(
+            f"`{folder}` was made by a newer phipipe: its format is {version}, this phipipe "
+            f"reads up to {FORMAT}",
+            hint="install the newest phipipe",
+        )
+    try:
+        _check_spelling(manifest, raw)
+        _check_files(manifest.get("files"))
+        return manifest_schema.parse(manifest)
+    except Malformed as error:
+        raise SourceError(
+            f"`{folder / NAME}` is damaged: {error}", hint="build the package again"
+        ) from None
+
+
+_HINT = "packages are folders that `phipipe run RECIPE` writes"
+
+
+def _raw(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise SourceError(f"no package at `{folder}`: there is no such folder", hint=_HINT)
+    path = folder / NAME
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            raise SourceError(
+                f"`{path}` is damaged: it is no plain file of a sensible size", hint=_HINT
+            )
+        return json_files.read_bytes(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise SourceError(
+            f"`{folder}` is no phipipe package: it has no `{NAME}`", hint=_HINT
+        ) from None
+    except OSError as error:
+        raise SourceError(f"cannot read `{path}`: {error.strerror}") from None
+
+
+def _check_spelling(manifest: Mapping[str, Json], raw: bytes) -> None:
+    if manifest.get("format") != FORMAT or type(manifest["format"]) is not int:
+        raise Malformed("its format is unknown")
+    try:
+        if manifest.get("digest") != digest(manifest):
+            raise Malformed("its content does not match its own digest")
+        # spaces, doubled keys: nothing may hide in what parsers skip
+        if dump(manifest).encode() != raw:
+            raise Malformed("it is not written as phipipe writes it")
+    except Malformed:
+        raise
+    except (ValueError, RecursionError):
+        raise Malformed("it holds values that phipipe does not write") from None
+
+
+def _check_files(entries: object) -> None:
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise Malformed("it lists no files")
+    if len(entries) > manifest_schema.MAX_FILES:
+        raise Malformed(
+            f"it lists {len(entries)} files, and no package has more than "
+            f"{manifest_schema.MAX_FILES}"
+        )
+    paths: set[str] = set()
+    for entry in entries:
+        path = _path_of(entry)
+        if file_names.alike(path) in paths:
+            raise Malformed(f"it lists `{path}` twice")
+        paths.add(file_names.alike(path))
+    folders = {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}
+    if clash := sorted(paths & folders):
+        raise Malformed(f"it lists `{json_files.shown(clash[0])}` as a file and as a folder")
+    if file_names.alike(SUMS) not in paths:
+        raise Malformed(f"it does not list `{SUMS}`")
+
+
+def _path_of(entry: Mapping[str, Json]) -> str:
+    """The path in an entry of the file list, which may stand there."""
+    path = entry.get("path")
+    if isinstance(path, str) and ((reason := file_names.unsafe(path)) or path == NAME):
+        raise Malformed(f"it lists `{json_files.shown(path)}`: {reason or 'it cannot list itself'}")
+    try:
+        return File.model_validate(entry).path
+    except ValidationError:
+        raise Malformed("an entry of its file list is malformed") from None
+
+
+def verify(folder: Path) -> list[Finding]:
+    """Everything by which ``folder`` differs from what was packaged; an empty list if it is intact.
+
+    Reads every byte once and follows no link. Nothing is exempt: no hidden file, no ``.git``.
+
+    Raises:
+        SourceError: there is no such folder, or a newer phipipe made the package.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"no package at `{folder}`: there is no such folder", hint=_HINT)
+    try:
+        manifest = read_manifest(folder)
+    except _Newer:
+        raise
+    except SourceError as error:
+        return [Finding(NAME, error.message)]
+    entries = {entry.path: entry for entry in manifest.files}
+    try:
+        present = _present(folder, entries)
+    except OSError as error:
+        raise SourceError(f"cannot read `{error.filename}`: {error.strerror}") from None
+    if present is None:
+        return [
+            Finding(".", f"more than {MAX_ADDED} files were added: the package does not list them")
+        ]
+    findings = [*_misfits(present, entries), *_changes(folder, present, entries)]
+    if (
+        not any(f.path == SUMS for f in findings)
+        and (folder / SUMS).read_bytes() != sums(manifest.files).encode()
+    ):
+        findings.append(Finding(SUMS, f"does not say what `{NAME}` says"))
+    return sorted(findings)
+
+
+def _present(folder: Path, listed: Mapping[str, File]) -> dict[str, os.stat_result] | None:
+    """What lies in ``folder``; None if that is far more than what is ``listed``."""
+    folders = _folders(listed)
+    most = len(listed) + len(folders) + MAX_ADDED
+    present = dict(islice(_walk(folder, known=folders), most))
+    return present if len(present) < most else None
+
+
+def _misfits(
+    present: Mapping[str, os.stat_result], listed: Mapping[str, File]
+) -> Iterator[Finding]:
+    """What is missing, was added, or is of another kind."""
+    folders = _folders(listed)
+    for path, status in present.items():
+        if message := _misfit(status, path in folders, path in listed or path == NAME):
+            yield Finding(_shown(path), message)
+    yield from (Finding(path, "is missing") for path in listed if path not in present)
+
+
+def _changes(
+    folder: Path, present: Mapping[str, os.stat_result], listed: Mapping[str, File]
+) -> list[Finding]:
+    """Listed files whose content is another."""
+    regular = [listed[p] for p, s in present.items() if p in listed and stat.S_ISREG(s.st_mode)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [f for f in pool.map(lambda entry: _changed(folder, entry), regular) if f]
+
+
+def _folders(paths: Iterable[str]) -> frozenset[str]:
+    """Every folder that a listed file needs."""
+    return frozenset("/".join(p.split("/")[:i]) for p in paths for i in range(1, p.count("/") + 1))
+
+
+def _walk(
+    folder: Path, known: frozenset[str] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Relative path and own status of everything below ``folder``; does not enter folders outside
+    ``known``."""
+    waiting = [""]
+    while waiting:
+        parent = waiting.pop()
+        with os.scandir(folder / parent) as found:
+            for entry in found:
+                path = f"{parent}/{entry.name}" if parent else entry.name
+                yield path, entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False) and (known is None or path in known):
+                    waiting.append(path)
+
+
+def _misfit(status: os.stat_result, is_folder: bool, is_file: bool) -> str | None:
+    """What is wrong with something that lies in the package, apart from its content.
+
+    ``is_folder`` and ``is_file`` say what the manifest expects in its place.
+    """
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFLNK:
+        return "is a symbolic link"
+    if kind == stat.S_IFDIR:
+        return None if is_folder else "was added: a folder that the package does not have"
+    if kind != stat.S_IFREG:
+        return "is neither file nor folder"
+    if not is_file:
+        return "was added: the package does not list it"
+    if os.name != "nt" and status.st_mode & 0o7111:
+        return "was made executable: packages hold data only"
+    return None
+
+
+def _changed(folder: Path, entry: File) -> Finding | None:
+    path = folder / entry.path
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            return Finding(entry.path, f"was changed: it has {size} bytes instead of {entry.size}")
+        if keys.hash_file(path) != entry.sha256:
+            return Finding(entry.path, "was changed: same size, other content")
+    except OSError as error:
+        return Finding(entry.path, f"cannot be read: {error.strerror}")
+    return None
+
+
+def _shown(path: str) -> str:
+    """A name as it may be printed: anything odd escaped."""
+    return path if path.isprintable() else ascii(path)[1:-1]

@@ -1,0 +1,318 @@
+"""What a manifest must hold before anything believes it: kinds and bounds of every value that
+phipipe uses later.
+
+Unknown keys are left alone (a later phipipe may add some within a format), but no value anywhere in
+a manifest escapes the bounds on text and numbers. What came into format 1 later is optional here,
+and gets its default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+
+from phipipe import backends
+from phipipe.evaluate import reports
+from phipipe.files import file_names
+from phipipe.files.json_files import shown
+from phipipe.package import description
+from phipipe.recipe.recipe import COMMIT, REPO, SLUG
+from phipipe.steps import Json
+
+MAX_FILES = 10_000
+MAX_TEXT = 100_000  # characters of one text
+MAX_LEVELS = 24
+MAX_NUMBER = 1e18
+SMALLEST = 1e-60  # below what 32-bit floats hold; nearer to zero, ratios of figures overflow
+# Control characters but line ends and tabs, halves of surrogate pairs, and signs that turn the
+# direction of writing.
+_REFUSED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+# what models said: any characters; cards escape them, and nothing else shows them
+SAID = "fidelity.vision.answers."
+_TOO_DEEP = object()
+
+
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
+def _figure(number: float) -> float:
+    if 0 < number < SMALLEST:
+        raise ValueError("it is too small a number")
+    return number
+
+
+def _plain(name: str) -> str:
+    if re.search(r"[\\/]", name):
+        raise ValueError("it is no plain name")
+    return name
+
+
+Line = Annotated[str, Field(max_length=1000), AfterValidator(_line)]
+Key = Annotated[str, Field(max_length=200), AfterValidator(_line)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Figure = Annotated[float, Field(ge=0, le=MAX_NUMBER), AfterValidator(_figure)]
+Share = Annotated[float, Field(gt=1e-12, le=1e12)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Figures = Annotated[dict[Key, Figure], Field(max_length=200)]
+Curve = Annotated[list[Figure], Field(max_length=10_000)]
+
+
+class Malformed(ValueError):
+    """A manifest that is not as phipipe writes it; the message says where."""
+
+
+class Part(reports.Report):
+    """A part of a manifest. What a later phipipe may have added is left alone."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class File(Part, description.File):
+    """A file by its content; the only part that never grew, and never will within a format."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[str, Field(max_length=file_names.MAX_PATH), AfterValidator(_line)]
+    size: Annotated[int, Field(ge=0, le=2**50)]
+    sha256: Digest
+
+
+Files = Annotated[list[File], Field(max_length=MAX_FILES)]
+
+
+class Source(Part, description.Source):
+    """Where the original is, and what it is."""
+
+    kind: Literal["hub", "builtin", "path"]
+    name: Line | None = None
+    repo: Annotated[str, Field(pattern=REPO, max_length=200)] | None = None
+    revision: Annotated[str, Field(pattern=COMMIT)] | None = None
+    license: Line | None = None
+    architecture: Line
+    parameters: Annotated[int, Field(ge=1, le=10**15)]
+    context_length: Annotated[int, Field(ge=1, le=2**31)]
+    digest: Digest
+    files: Files = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Source:
+        if self.kind == "hub" and not (self.repo and self.revision):
+            raise ValueError("it names no repository and revision")
+        if self.kind != "hub" and not self.name:
+            raise ValueError("it has no name")
+        if self.kind == "builtin" and not re.fullmatch(SLUG[1:-1], str(self.name)):
+            raise ValueError("its name is no model of phipipe's")
+        return self
+
+
+class Step(Part, description.Step):
+    """A step's record."""
+
+    key: Line
+    digest: Digest
+    tools: Annotated[dict[Key, Line], Field(max_length=2000)]
+    params: dict[Key, Json] = Field(default_factory=dict)
+    inputs: dict[Key, Line] = Field(default_factory=dict)
+    outputs: Files = Field(default_factory=list)
+    runs: Line = ""
+    version: Count = 1
+
+
+class Baseline(Part, reports.Scored):
+    """On what the original was scored, and how well it did."""
+
+    tokens: Count
+    window: Count
+    skip: Count = 0
+    ppl: Figure
+    ppl_stderr: Figure = 0.0
+
+
+class _Required(Part):
+    kld_mean: Figure
+    size_gib: Share
+    bits_per_weight: Share
+
+
+class Vision(Part, reports.Vision):
+    """What became of pictures."""
+
+    metrics: Figures = Field(default_factory=dict)
+
+
+class Sanity(Part, reports.Sanity):
+    """What a table of averages hides."""
+
+    __pydantic_extra__: dict[Key, bool | Figure | list[bool] | None]
+
+    greedy_agreement: Figure | None = None
+    repetition: Figure | None = None
+
+
+class Fidelity(Part, description.Fidelity):
+    """How far the artifact is from the original."""
+
+    metrics: Figures
+    stderr: Figures
+    positions: Count = 0
+    profile: Annotated[dict[Key, Curve], Field(max_length=20)] = Field(default_factory=dict)
+    sanity: Sanity
+    baseline: Baseline
+    vision: Vision | None = None
+
+    @model_validator(mode="after")
+    def _has_what_boards_need(self) -> Fidelity:
+        _Required.model_validate(self.metrics)
+        if len(self.profile.get("quantiles", [])) == 1:
+            raise ValueError("one quantile is no curve")
+        return self
+
+
+class Speed(Part, reports.Speed):
+    """How fast it was, and where."""
+
+    metrics: Figures
+    spread: Annotated[
+        dict[Key, Annotated[list[Figure], Field(min_length=2, max_length=2)]], Field(max_length=50)
+    ] = Field(default_factory=dict)
+    host: Annotated[dict[Key, Line | int | float | None], Field(max_length=50)] = Field(
+        default_factory=dict
+    )
+    prompt_tokens: Count = 0
+    new_tokens: Count = 0
+
+
+class Device(Part, description.Device):
+    """The device, as far as it travels."""
+
+    name: Line = ""
+    title: Annotated[Line, Field(min_length=1)]
+    architecture: Line | None = None
+    sources: list[Line] = Field(default_factory=list)
+
+
+class DataSet(Part, description.DataSet):
+    """Where a text comes from."""
+
+    repo: Line
+
+
+class Text(Part, description.Text):
+    """The evaluation text."""
+
+    builtin: Line | None = None
+    file: Annotated[Line, AfterValidator(_plain)] | None = None
+    dataset: DataSet | None = None
+
+
+class Evaluation(Part, description.Evaluation):
+    """How it was evaluated."""
+
+    text: Text = Text()
+
+
+class Recipe(Part, description.Recipe):
+    """Of the recipe, what is read without being built again; ``again`` reads it whole."""
+
+    backend: Line
+    precision: Line
+    device: Annotated[Line, AfterValidator(_plain)] = ""
+    evaluate: Evaluation = Evaluation()
+
+
+class Manifest(Part, description.Description):
+    """``manifest.json``."""
+
+    name: Annotated[str, Field(pattern=SLUG)]
+    phipipe: Line
+    backend: Line
+    backend_title: Line
+    precision: Line
+    scheme: Line
+    api: Line
+    on_target: Literal["true", "emulated", "false"]
+    device: Device
+    recipe: Recipe
+    source: Source
+    fidelity: Fidelity
+    speed: Speed
+    steps: Annotated[dict[Key, Step], Field(max_length=500)]
+    fixups: dict[Key, description.Fixup] = Field(default_factory=dict)
+    warnings: Annotated[list[str], Field(max_length=1000)] = Field(default_factory=list)
+    gates: Annotated[list[reports.Verdict], Field(max_length=200)] = Field(default_factory=list)
+    twin: Line | None = None
+    files: Files = Field(default_factory=list)
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Manifest:
+        if (self.recipe.backend, self.recipe.precision) != (self.backend, self.precision):
+            raise ValueError("its recipe is for another backend or precision")
+        if missing := {"text", "source"} - set(self.steps):
+            raise ValueError(f"`steps` has no `{min(missing)}`")
+        return self
+
+
+def parse(manifest: Mapping[str, Json]) -> Manifest:
+    """``manifest`` as its parts.
+
+    Raises:
+        Malformed: something in it is not as phipipe writes it, in words.
+    """
+    for where, value in _leaves(manifest):
+        if reason := _unfit(value, by_model=where.startswith(SAID)):
+            raise Malformed(f"`{shown(where)}` {reason}")
+    try:
+        whole = Manifest.model_validate(dict(manifest))
+    except ValidationError as error:
+        raise Malformed(_words(error)) from None
+    if whole.backend not in backends.names():
+        raise Malformed(
+            f"it is for a backend `{shown(whole.backend)}`, which this phipipe does not have"
+        )
+    return whole
+
+
+def _words(error: ValidationError) -> str:
+    if where := reports.place(error):
+        return f"`{shown(where)}` is not as phipipe writes it"
+    reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+    return f"it is not as phipipe writes it: {reason.removeprefix('Value error, ')}"
+
+
+def _leaves(value: object) -> Iterator[tuple[str, object]]:
+    """(dotted path, value) of every key and every value that holds no others, and of what is nested
+    too deep."""
+    waiting: list[tuple[str, int, object]] = [("", 0, value)]
+    while waiting:
+        where, level, inner = waiting.pop()
+        if level > MAX_LEVELS:
+            yield where, _TOO_DEEP
+        elif isinstance(inner, Mapping):
+            for key, one in inner.items():
+                path = f"{where}.{key}" if where else str(key)
+                yield path, str(key)
+                waiting.append((path, level + 1, one))
+        elif isinstance(inner, list):
+            waiting += [(where, level + 1, one) for one in inner]
+        else:
+            yield where, inner
+
+
+def _unfit(value: object, by_model: bool) -> str | None:
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            return f"is a text of more than {MAX_TEXT} characters"
+        odd = not by_model and _REFUSED.search(value)
+        return "holds characters that no text of phipipe's has" if odd else None
+    if value is _TOO_DEEP:
+        return f"is nested deeper than {MAX_LEVELS} levels"
+    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        return "is too large a number"
+    return None

@@ -1,0 +1,78 @@
+"""The original of a finished package: the very checkpoint that it was made from, wherever it is
+now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phipipe.errors import SourceError
+from phipipe.hub import repository, take
+from phipipe.hub.client import Repository
+from phipipe.hub.take import Original
+from phipipe.models import checkpoints
+from phipipe.package.manifest_schema import Manifest
+from phipipe.steps import Outside
+from phipipe.store import digests
+from phipipe.store.store import Store
+
+
+def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
+    """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub
+    again."""
+    source = manifest.source
+    repo = (
+        Repository("model", str(source.repo), str(source.revision))
+        if source.kind == "hub"
+        else None
+    )
+    # the cache has it as it came, or brings it: no copy is made
+    if repo and given is None and repository.is_known(repo):
+        return _from_hub(manifest, repo)
+    folder = given or _at_hand(manifest, store)
+    if folder is not None:
+        checkpoint = checkpoints.read(folder)
+        if not _is_original(manifest, folder, store):
+            raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
+        return Original(checkpoint, take.source_step(folder))
+    if repo:
+        return _from_hub(manifest, repo)
+    raise SourceError(
+        f"the original checkpoint of this package (`{source.name}`) is not in the cache any more",
+        hint="give its folder: --source DIR",
+    )
+
+
+def _at_hand(manifest: Manifest, store: Store) -> Path | None:
+    source = manifest.source
+    if source.kind == "builtin":
+        if source.name not in take.BUILTIN_MODELS:
+            raise SourceError(
+                f"phipipe has no model `{source.name}` of its own, which the package names "
+                f"as its source"
+            )
+        return take.BUILTIN_MODELS[source.name]
+    stored = store.root / "objects" / source.digest
+    return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
+
+
+def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
+    files = tuple(checkpoints.files(folder))
+    return bool(digests.digest(Outside(folder, files), store.root) == manifest.source.digest)
+
+
+def _from_hub(manifest: Manifest, repo: Repository) -> Original:
+    """The original as ``run`` had it: the same commit, the same published hashes."""
+    try:
+        checkpoint, found = repository.checkpoint_of(repo)
+        step = repository.source_step(repo, found)
+        made = manifest.steps
+        if step.params != made.get("original", made["source"]).params:
+            raise SourceError(
+                f"`{repo}` is published with other files than those this package was made from"
+            )
+    except SourceError as error:
+        here = "if you have the original, give its folder: --source DIR"
+        raise SourceError(
+            error.message, hint=f"{error.hint}; {here}" if error.hint else here
+        ) from None
+    return Original(checkpoint, step, found.licence)

@@ -1,0 +1,370 @@
+"""The step that makes what ships: the artifact, its card, its licence, its recipe and its manifest.
+
+Same inputs, same bytes: no time, no host name, no path of the build machine enters a package.
+Light: it runs in the parent process. What reads packages comes in here: ``open_``, ``verify``,
+``read_manifest``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phipipe import __version__
+from phipipe.errors import SourceError, StepFailed
+from phipipe.evaluate import reference, reports
+from phipipe.evaluate.reports import Baseline, Metrics, Parity, Sanity, Speed, Vision
+from phipipe.files import file_names
+from phipipe.package import card, gate, leaks
+from phipipe.package import manifest as manifests
+from phipipe.package.description import Description, Licence
+from phipipe.package.manifest import Finding, read_manifest
+from phipipe.package.manifest_schema import Manifest
+from phipipe.settings import Settings
+from phipipe.steps import Inputs, Json, Params
+from phipipe.store.files import copy
+
+if TYPE_CHECKING:
+    import yaml
+
+__all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
+
+CARD, RECIPE = "README.md", "recipe.yaml"
+RESERVED = frozenset(
+    name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER)
+)
+LICENCES = ("LICENSE*", "NOTICE*")
+RECIPE_ORDER = (
+    "name", "source", "device", "unit", "backend", "precision", "context", "quantize", "evaluate", "measure", "package",
+)  # fmt: skip
+# Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
+KNOWN_LICENCES = {
+    "mit": ("permission is hereby granted, free of charge", "without warranty of any kind"),
+    "apache-2.0": ("apache license", "version 2.0, january 2004"),
+}
+
+
+def package(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step (light): put together what ships.
+
+    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was
+    a conversion; vision and original of a model that sees.
+    ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of
+    all steps before.
+
+    Raises:
+        StepFailed: the artifact holds something that cannot ship, its chat template is not the
+            source's, or a path of this machine would leave it.
+    """
+    _copy(inputs["artifact"], out)
+    shutil.copytree(
+        inputs["reference"],
+        out / reference.FOLDER,
+        copy_function=lambda a, b: copy(Path(a), Path(b)),
+    )
+    licence = _licence(inputs["source"], out, params["source"].get("license"))
+    _write(out / RECIPE, recipe_text(params))
+    baseline = reports.read(Baseline, inputs["baseline"])
+    metrics = reports.read(Metrics, inputs["metrics"])
+    described = _describe(inputs, params, baseline, metrics, licence)
+    _write(out / CARD, card.render(described, baseline, metrics.answers))
+    _refuse_leaks(
+        inputs, out, [one.text for one in metrics.answers] + [chat.text for chat in baseline.chats]
+    )
+    manifests.seal(out, described.as_json())
+    try:
+        gate.pass_(out, read_manifest(out))
+    except SourceError as error:
+        raise StepFailed(
+            f"no command of phipipe's would open this package: {error.message}"
+        ) from None
+
+
+def verify(folder: Path) -> list[Finding]:
+    """Everything by which ``folder`` differs from what was packaged, or that phipipe never
+    packages; often nothing.
+
+    Raises:
+        SourceError: there is no such folder, or a newer phipipe made the package.
+    """
+    changed = manifests.verify(folder)
+    if any(finding.path == manifests.NAME for finding in changed):
+        return changed
+    skip = [finding.path for finding in changed]
+    return sorted({*changed, *gate.findings(folder, read_manifest(folder), skip)})
+
+
+def open_(folder: Path) -> Manifest:
+    """The manifest of the package in ``folder``, every file of which is as it was packaged and has
+    passed the gate.
+
+    What reads a package calls this first, right before it does.
+
+    Raises:
+        SourceError: it is no package, was changed, or holds what phipipe never packages.
+    """
+    made = read_manifest(folder)
+    if changed := manifests.verify(folder):
+        raise SourceError(
+            f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}"
+        )
+    gate.pass_(folder, made)
+    return made
+
+
+def _copy(artifact: Path, out: Path) -> None:
+    """The artifact's files, byte for byte; plain files only."""
+    for path in sorted(artifact.rglob("*")):
+        name = path.relative_to(artifact).as_posix()
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise StepFailed(
+                f"the artifact's `{name}` is no plain file: packages hold neither links nor devices"
+            )
+        if reason := file_names.unsafe(name):
+            raise StepFailed(f"the artifact's `{ascii(name)[1:-1]}` cannot ship: {reason}")
+        if name.split("/")[0].casefold() in RESERVED:
+            raise StepFailed(
+                f"the artifact has a `{name}` of its own, where the package's must stand"
+            )
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # on a file system that ignores case
+            raise StepFailed(f"the artifact has two files that some systems call `{name}`")
+        copy(path, target)
+    if not any(out.iterdir()):
+        raise StepFailed("the artifact is empty: there is nothing to package")
+
+
+def _licence(source: Path, out: Path, stated: str | None) -> Licence:
+    """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence,
+    if known."""
+    found = sorted(
+        {path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()}
+    )
+    for path in found:
+        target = out / path.name
+        if not target.exists():
+            copy(path, target)
+        elif target.read_bytes() != path.read_bytes():
+            raise StepFailed(f"the artifact's `{path.name}` is not the source's")
+    texts = [path for path in found if path.name.upper().startswith("LICENSE")]
+    recognised = (
+        _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
+    )
+    known = stated or recognised or ("other" if texts else None)
+    return Licence(id=known, stated=stated is not None, files=[path.name for path in found])
+
+
+def _recognised(text: str) -> str | None:
+    words = " ".join(text.casefold().split())
+    return next(
+        (name for name, said in KNOWN_LICENCES.items() if all(phrase in words for phrase in said)),
+        None,
+    )
+
+
+def _describe(
+    inputs: Inputs, params: Params, baseline: Baseline, metrics: Metrics, licence: Licence
+) -> Description:
+    """The manifest but for files and digest."""
+    recipe = portable(params)
+    steps = {name: _provenance(step) for name, step in params["steps"].items()}
+    original = steps["original" if "original" in inputs else "source"]
+    same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
+    emulation = inputs.get("emulation")
+    return Description.model_validate(
+        {
+            "type": manifests.TYPE,
+            "format": manifests.FORMAT,
+            "phipipe": __version__,
+            **{name: params[name] for name in same},
+            "recipe": recipe,
+            "precision": recipe["precision"],
+            "source": {
+                **params["source"],
+                "digest": original["digest"],
+                "files": original["outputs"],
+            },
+            "fixups": params["fixups"],
+            "chat_template": _same_template(inputs, metrics.sanity),
+            "fidelity": _fidelity(inputs, baseline, metrics),
+            "speed": reports.read(Speed, inputs["speed"]),
+            "licence": licence,
+            "gates": reports.verdicts(inputs["gates"]),
+            "twin": params.get("twin"),
+            "emulation": _json(next(emulation.glob("*.json"))) if emulation else None,
+            "steps": steps,
+        }
+    )
+
+
+def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:
+    kept = {"metrics", "stderr", "positions", "profile", "sanity"}
+    scored = {"tokens", "window", "skip", "ppl", "ppl_stderr"}
+    fidelity = metrics.model_dump(include=kept, exclude_unset=True)
+    fidelity["baseline"] = baseline.model_dump(include=scored, exclude_unset=True)
+    if "parity" in inputs:
+        fidelity["parity"] = reports.read(Parity, inputs["parity"])
+    if "vision" in inputs:
+        fidelity["vision"] = reports.read(Vision, inputs["vision"])
+    return fidelity
+
+
+def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
+    """A step's record without what differs from run to run: of its outputs, names and content
+    count."""
+    outputs = [
+        {name: output[name] for name in ("path", "size", "sha256")} for output in step["outputs"]
+    ]
+    names = ("key", "runs", "version", "params", "inputs", "tools", "digest")
+    return {**{name: step[name] for name in names}, "outputs": outputs}
+
+
+def _same_template(inputs: Inputs, sanity: Sanity) -> dict[str, Json] | None:
+    """The chat template's hash; a package whose template is not the source's is not made.
+
+    A changed template changes what the model is told, unseen. Formats that keep the template inside
+    a binary file are compared by what they render, in ``evaluate``.
+    """
+    wanted, found = template_of(inputs["source"]), template_of(inputs["artifact"])
+    if wanted is None and found is None:
+        return None
+    if found is not None and found != wanted:
+        raise StepFailed(
+            "the artifact's chat template is not the source's"
+            + ("" if wanted else ", which has none"),
+            hint="the converter changed it; do not ship this",
+        )
+    if found is None and not sanity.chat_template_equal:
+        raise StepFailed("the artifact lost the source's chat template")
+    assert wanted is not None
+    compared = "text" if found is not None else "rendering"
+    return {
+        "sha256": hashlib.sha256(wanted.encode()).hexdigest(),
+        "equals_source": True,
+        "compared": compared,
+    }
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template in ``folder``, where transformers would look for it; named ones as
+    canonical JSON."""
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        settings = _json(folder / name) if (folder / name).is_file() else {}
+        found = settings.get("chat_template") if isinstance(settings, dict) else None
+        if isinstance(found, list):
+            named = {entry["name"]: entry["template"] for entry in found}
+            return (
+                str(named["default"])
+                if set(named) == {"default"}
+                else json.dumps(named, sort_keys=True)
+            )
+        if found:
+            return str(found)
+    return None
+
+
+def portable(params: Params) -> dict[str, Json]:
+    """The recipe without paths of this machine: of a folder or file only its name is left."""
+    recipe: dict[str, Json] = json.loads(json.dumps(params["recipe"]))
+    if "path" in recipe["source"]:
+        recipe["source"]["path"] = params["source"]["name"]
+    for section in ("evaluate", "calibrate"):
+        text = recipe.get(section, {}).get("text", {})
+        if "file" in text:
+            text["file"] = _basename(text["file"])
+    recipe["device"] = _basename(recipe["device"])
+    return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
+
+
+def _basename(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def recipe_text(params: Params) -> str:
+    """``recipe.yaml``: what to run to get this package again."""
+    import yaml
+
+    recipe = portable(params)
+    lines = [
+        "# The recipe of this package, every default written out.",
+        f"#   phipipe run {RECIPE}",
+    ]
+    if "path" in recipe["source"]:
+        lines.append("# The checkpoint does not travel with it: add --set 'source={path: FOLDER}'.")
+    if "file" in recipe.get("evaluate", {}).get("text", {}):
+        lines.append("# Neither does the evaluation text: add --set 'evaluate.text={file: FILE}'.")
+    body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)
+    return "\n".join(lines) + f"\n{body}"
+
+
+def _dumper() -> type[yaml.SafeDumper]:
+    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in
+    YAML 1.2."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        plain = re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+    Dumper.add_representer(str, text)
+    return Dumper
+
+
+def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:
+    settings = Settings.read()
+    own = [
+        Path.home(),
+        Path(tempfile.gettempdir()),
+        settings.cache,
+        settings.toolchains,
+        out.parent,
+    ]
+    own += [folder.parent for folder in inputs.values()]
+    quoted = (
+        text.encode("utf-8", "surrogatepass") for text in chain(answers, _texts(inputs["source"]))
+    )
+    found = leaks.find(out, own, quoted)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise StepFailed(
+            f"`{found[0].file}`, line {found[0].line}, holds a path of the build machine: "
+            f"`{found[0].path}`{more}",
+            hint="if it is in the checkpoint's own files, remove it there; else report a bug in "
+            "phipipe",
+        )
+
+
+def _texts(source: Path) -> Iterator[str]:
+    for path in sorted(source.iterdir()):
+        if (
+            path.is_file()
+            and path.suffix != ".safetensors"
+            and path.stat().st_size <= leaks.MAX_BYTES
+        ):
+            yield path.read_text("utf-8", errors="replace")
+
+
+def _json(path: Path) -> Json:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())  # no newline translation

@@ -1,0 +1,1 @@
+"""Recipe × device × backend → steps; every cross-check; cost."""

@@ -1,0 +1,47 @@
+"""Where an artifact's figures are taken: on the device, on a machine like it, emulated, or
+anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phipipe import hardware
+from phipipe.backends.base import Backend
+from phipipe.recipe.device import Device
+
+
+def measured_there(target: Device, api: str, backend: Backend[Any]) -> bool:
+    """Whether an artifact for ``target``'s unit ``api`` is measured on such a unit.
+
+    A machine that surely has one will do; and where steps go to other machines, one that says it
+    *is* the device.
+    """
+    told = f"device {target.name}" in hardware.kinds() and backend.toolchain_on(api) is not None
+    return told or (api in backend.host_apis and hardware.has(api))
+
+
+def on_target(target: Device, api: str, backend: Backend[Any]) -> str:
+    """Whether numbers taken where steps run are the device's own: "true"; "emulated"; or
+    "false"."""
+    is_one = hardware.kinds() & {*target.machines, f"device {target.name}"}
+    if is_one and measured_there(target, api, backend):
+        return "true"
+    return "emulated" if api in backend.emulated else "false"
+
+
+def opened_with(backend: Backend[Any], api: str, there: bool) -> tuple[str, str]:
+    """Toolchain and API that an artifact for ``api`` is opened with: its own unit if it is
+    ``there``, else the CPU."""
+    own = backend.toolchain_on(api) if there else None
+    return (own, api) if own else (backend.toolchain, "cpu")
+
+
+def machine(target: Device, api: str, on_target: str) -> tuple[str, ...]:
+    """What a machine must be (``Step.machine``) for figures taken on its ``api`` to be ``target``'s
+    own as far as ``on_target`` says so: otherwise any that has such a unit."""
+    kinds, own = hardware.kinds(), f"device {target.name}"
+    if on_target == "true" and own in kinds:
+        return (own,)
+    alike = [kind for kind in target.machines if kind in kinds][:1] if on_target == "true" else []
+    has = [hardware.TOLD[api]] if api in hardware.TOLD else []
+    return tuple(f"machine {kind}" for kind in dict.fromkeys([*alike, *has]))

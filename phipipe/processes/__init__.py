@@ -1,0 +1,1 @@
+"""Processes that we start: how they are launched, served and ended."""

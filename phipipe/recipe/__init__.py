@@ -1,0 +1,1 @@
+"""What the user writes: YAML with places, recipes, devices and the schema."""

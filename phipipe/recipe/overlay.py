@@ -1,0 +1,62 @@
+"""Values laid over a recipe's own: by the command line (``--set``), by a variant, by a choice of
+variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phipipe.errors import RecipeError
+from phipipe.recipe.document import MAX_DEPTH, is_text, near, shorten
+
+
+def parts(text: str) -> tuple[tuple[str, ...], str, str]:
+    """``dotted.key=value`` as key, value, and how a message repeats it.
+
+    Raises:
+        RecipeError: it is nothing of the kind.
+    """
+    dotted, equals, value = text.partition("=")
+    where, shown = tuple(dotted.split(".", MAX_DEPTH + 1)), shorten(text)
+    if not equals or not all(where):
+        raise RecipeError(f"--set {shown}: give it as KEY=VALUE, such as --set precision=int8")
+    if len(where) > MAX_DEPTH:
+        raise RecipeError(f"--set {shown}: a key of more than {MAX_DEPTH} parts")
+    if not is_text(dotted):
+        raise RecipeError(f"--set {shown}: a key with control characters")
+    return where, value, shown
+
+
+def put(data: dict[str, Any], where: tuple[str, ...], value: Any, text: str) -> None:
+    """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so."""
+    inner = data
+    for key in where[:-1]:
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
+    inner[where[-1]] = value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
+    made = dict(base)
+    for key, value in over.items():
+        old = made.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and key != "text":
+            made[key] = merge(old, value)
+        else:
+            made[key] = value
+    return made
+
+
+def wanted(only: Sequence[str], known: Sequence[str], recipe: str) -> set[str]:
+    """Names of the builds that ``only`` asks for; the recipe's own name may be left out."""
+    short = {name.removeprefix(f"{recipe}-"): name for name in known}
+    for name in only:
+        if name not in known and name not in short:
+            guess = near(name, [*short, *known])
+            raise RecipeError(
+                f"--only {shorten(name)}: no such variant{guess}",
+                hint=f"variants: {', '.join(known)}",
+            )
+    return {short.get(name, name) for name in only}

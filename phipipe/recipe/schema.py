@@ -1,0 +1,142 @@
+"""The JSON schema of recipes: for editors' YAML language servers, generated from the models.
+
+It says whatever JSON schema can. What needs two values compared (``window`` ≤ ``tokens``, ``min`` ≤
+``max``, names of variants, a variant merged with the rest) is left to ``recipe.load``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from phipipe.metrics import ROWS
+from phipipe.recipe import device
+from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
+from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
+
+Schema = dict[str, Any]
+CHOICES = {"Source": ("repo", "path", "builtin"), "Text": ("builtin", "file", "dataset")}
+
+
+def build(options: Mapping[str, type[BaseModel]]) -> Schema:
+    """JSON schema (draft 2020-12) of a recipe file; ``options`` are the backends' ``quantize:``
+    models."""
+    schema: Schema = Recipe.model_json_schema()
+    definitions: Schema = schema["$defs"]
+    fields: Schema = schema["properties"]
+    _sharpen(definitions)
+    fields["backend"]["enum"] = sorted(options)
+    fields["device"]["anyOf"] = [{"enum": list(device.names())}, {"pattern": r"\.ya?ml$"}]
+    fields["quantize"] = {
+        "type": "object",
+        "default": {},
+        "description": fields["quantize"]["description"],
+    }
+    for name, model in sorted(options.items()):
+        made = model.model_json_schema()
+        definitions |= made.pop("$defs", {})
+        definitions[f"quantize-{name}"] = made
+    fields["matrix"] = _matrix(fields, sorted(options))
+    schema["allOf"] = [_rule(name) for name in sorted(options)]
+    varied = [key for key in schema["required"] if key in VARIANT_KEYS and key != "name"]
+    schema["required"] = [key for key in schema["required"] if key not in varied]
+    schema["anyOf"] = [{"required": varied}, {"required": ["matrix"]}]
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **untitled(schema)}
+    return schema | {"title": "phipipe recipe"}
+
+
+def dump(options: Mapping[str, type[BaseModel]]) -> str:
+    """The schema as the text of ``schemas/recipe.schema.json``."""
+    return json.dumps(build(options), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _sharpen(definitions: Schema) -> None:
+    """Add what the models' validators check and pydantic cannot know."""
+    for name, choices in CHOICES.items():
+        definitions[name]["oneOf"] = [{"required": [key]} for key in choices]
+    definitions["Source"]["dependentRequired"] = {"repo": ["revision"], "revision": ["repo"]}
+    definitions["Gate"]["anyOf"] = [{"required": ["min"]}, {"required": ["max"]}]
+    for name in (*CHOICES, "Gate"):
+        properties = definitions[name]["properties"]
+        definitions[name]["properties"] = {
+            key: _not_null(value) for key, value in properties.items()
+        }
+    # A path inside a data set: no `..`, `.` or empty part, no backslash.
+    definitions["Dataset"]["properties"]["file"] |= {
+        "pattern": r"^[^/\\]+(/[^/\\]+)*$",
+        "not": {"pattern": r"(^|/)\.\.?(/|$)"},
+    }
+    gates = definitions["Evaluate"]["properties"]["gates"]
+    del gates["propertyNames"]
+    gates["properties"] = {
+        row.name: {"$ref": "#/$defs/Gate", "description": row.meaning} for row in ROWS
+    }
+    gates["additionalProperties"] = False
+
+
+def _matrix(fields: Schema, backends: list[str]) -> Schema:
+    """Variants; a variant's ``quantize`` is that of its own backend, or of the recipe's
+    (``_rule``)."""
+    description = "Its name, if `BACKEND-PRECISION` will not do; the package is called RECIPE-NAME."
+    name = {"type": "string", "pattern": SLUG, "description": description}
+    variant = {
+        key: {k: v for k, v in fields[key].items() if k != "default"} for key in VARIANT_KEYS
+    }
+    own = [
+        {
+            "if": {"properties": {"backend": {"const": backend}}, "required": ["backend"]},
+            "then": {"properties": {"quantize": {"$ref": f"#/$defs/quantize-{backend}"}}},
+        }
+        for backend in backends
+    ]
+    return {
+        "description": "Variants: each is laid on the rest of the recipe, and is one build.",
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_VARIANTS,
+        "items": {
+            "type": "object",
+            "description": "What differs in this build.",
+            "additionalProperties": False,
+            "properties": variant | {"name": name},
+            "allOf": own,
+        },
+    }
+
+
+def _rule(backend: str) -> Schema:
+    """Where the recipe's backend is ``backend``, its options, in the recipe and in variants that
+    name no other."""
+    chosen: Schema = {"properties": {"backend": {"const": backend}}}
+    if backend != BACKEND:
+        chosen["required"] = ["backend"]
+    quantize = {"properties": {"quantize": {"$ref": f"#/$defs/quantize-{backend}"}}}
+    inherits = {"if": {"type": "object", "not": {"required": ["backend"]}}, "then": quantize}
+    return {
+        "if": chosen,
+        "then": {"properties": {**quantize["properties"], "matrix": {"items": inherits}}},
+    }
+
+
+def _not_null(value: Schema) -> Schema:
+    """Absent, or a value: a recipe has no use for null."""
+    kept = [choice for choice in value.get("anyOf", ()) if choice.get("type") != "null"]
+    rest = {key: inner for key, inner in value.items() if key not in ("anyOf", "default")}
+    return {**rest, **kept[0]} if len(kept) == 1 else value
+
+
+def untitled(value: Any) -> Any:
+    """A schema without pydantic's titles, which repeat the keys (a property that is called `title`
+    stays)."""
+    if isinstance(value, list):
+        return [untitled(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: untitled(inner)
+        for key, inner in value.items()
+        if key != "title" or not isinstance(inner, str)
+    }

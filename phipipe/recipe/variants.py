@@ -1,0 +1,22 @@
+"""How a variant of a matrix is laid on the rest of its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from phipipe.recipe import overlay
+
+VARIANT_KEYS = (
+    "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate", "evaluate", "measure",
+)  # fmt: skip
+BACKEND = "onnxruntime"  # where a recipe names none
+
+
+def lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
+    over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
+    other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
+    return overlay.merge(
+        {key: value for key, value in base.items() if not (other and key == "quantize")}, over
+    )

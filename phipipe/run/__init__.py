@@ -1,0 +1,1 @@
+"""The bench that does steps: graph, processes, events."""

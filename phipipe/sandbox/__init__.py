@@ -1,0 +1,1 @@
+"""Strangers' templates and tokenizers, tried in a child with limits."""

@@ -1,0 +1,1 @@
+"""Objects by content, their keys and files, downloads, and the tier that machines share."""

@@ -1,0 +1,1 @@
+"""Environments of backends, each made by uv from its lock."""

@@ -1,0 +1,218 @@
+"""Runs in the qnn toolchain: ``python qnn_driver.py FOLDER`` leaves FOLDER/facts.json.
+
+One process for all checks of test_qnn.py. FOLDER holds checkpoints and what transformers makes of
+them (see there).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+from testing import oracle
+from testing.drive import answer, message
+
+from phipipe.backends import qnn as backend
+from phipipe.backends.qnn import fixed_point, weights
+from phipipe.backends.qnn import session as static_session
+from phipipe.evaluate.sanity import PARITY_TEXT
+
+LENGTHS = {"prompt_length": 64, "context_length": 256}
+VARIANTS = ("source", "tied", "longrope")
+PARTS = (1, 2, 4)
+INT4 = {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def convert(root: Path) -> dict[str, Any]:
+    """Chunks of a prompt, then single tokens, against transformers; for tied, partly rotated and
+    LongRoPE models."""
+    ids, facts = json.loads((root / "ids.json").read_text()), {}
+    for name in VARIANTS:
+        out = made(root / "float" / name)
+        backend.convert({"source": root / name}, out, {"config_patch": {}, "parts": 1, **LENGTHS})
+        session, expected = static_session.Session(out), np.load(root / f"{name}.npy")
+        facts[name] = {
+            "decoded": oracle.kld(expected[:150], session.decode(ids[:150], 100)),
+            "chunks": oracle.kld(expected[:200], session.logits(ids[:200])),
+        }
+        answer = list(session.generate(ids[:40], 6))
+        chain = list(ids[:40])
+        for _ in answer:
+            chain.append(int(session.logits(chain)[-1].argmax()))
+        facts[name]["chain"] = answer == chain[40:]
+        session.close()
+    return facts
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def split(root: Path) -> dict[str, Any]:
+    """The same model in several parts: float, fixed point, on the emulator."""
+    ids, facts = json.loads((root / "ids.json").read_text())[:80], {}
+    expected = np.load(root / "source.npy")
+    whole = static_session.Session(root / "float" / "source").decode(ids, 64)
+    for parts in PARTS:
+        out = {
+            name: made(root / "split" / str(parts) / name)
+            for name in ("float", "fixed", "compiled")
+        }
+        backend.convert(
+            {"source": root / "source"},
+            out["float"],
+            {"config_patch": {}, "parts": parts, **LENGTHS},
+        )
+        inputs = {"model": out["float"], "calibration": root / "calibration"}
+        backend.quantize(inputs, out["fixed"], {"bits": 8, "keep_8bit": []})
+        apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
+        backend.compile({"model": out["fixed"]}, out["compiled"], apart)
+        found = {
+            name: static_session.Session(folder).decode(ids, 64) for name, folder in out.items()
+        }
+        graphs = [
+            onnx.load(str(p), load_external_data=False).graph
+            for p in out["compiled"].glob("*_*.onnx")
+        ]
+        config = json.loads((out["compiled"] / "genai_config.json").read_text())
+        facts[str(parts)] = {
+            "difference": float(np.abs(found["float"] - whole).max()),
+            "fixed": oracle.kld(expected[:80], found["fixed"]),
+            "compiled": oracle.kld(expected[:80], found["compiled"]),
+            "nodes": [node.op_type for graph in graphs for node in graph.node],
+            "pipeline": config["model"]["decoder"]["pipeline"],
+            "float files": files(out["float"]),
+            "compiled files": files(out["compiled"]),
+        }
+    return facts
+
+
+def round_off(root: Path) -> dict[str, Any]:
+    """Weights as they are stored against what they were."""
+    folder, facts = root / "float" / "source", {}
+    model = onnx.load(str(folder / "decoder_0_token.onnx"), load_external_data=False)
+    (tensor,) = (
+        t for t in model.graph.initializer if t.name == "model.layers.1.mlp.gate_proj.weight"
+    )
+    value = weights.value_of(tensor, folder)
+    for width in (8, 4):
+        scale = fixed_point.scale_of(value, width)
+        stored = fixed_point.rounded(value, scale, width)
+        found = {
+            "steps off": float(np.abs(value / scale - stored).max()),
+            "scales": list(scale.shape),
+        }
+        facts[str(width)] = found | {"range": [int(stored.min()), int(stored.max())]}
+    odd = weights.pairs(np.array([[1, -1, 7], [-8, 0, 3], [2, 5, -3]], np.int8))
+    return facts | {"outputs": value.shape[1], "pairs": odd.tolist()}
+
+
+def quantize(root: Path) -> dict[str, Any]:
+    ids, expected = json.loads((root / "ids.json").read_text()), np.load(root / "source.npy")
+    calibration = made(root / "calibration")
+    np.save(
+        calibration / "tokens.npy",
+        np.asarray(json.loads((root / "calibration.json").read_text()), np.int32),
+    )
+    facts: dict[str, Any] = {}
+    for name, params in (("int8", {"bits": 8, "keep_8bit": []}), ("int4", INT4), ("again", INT4)):
+        out = made(root / name)
+        backend.quantize(
+            {"model": root / "float" / "source", "calibration": calibration}, out, params
+        )
+        session = static_session.Session(out)
+        facts[name] = {
+            "kld": oracle.kld(expected[:120], session.decode(ids[:120], 64)),
+            "caches": session.facts["caches"],
+        }
+        session.close()
+    model = onnx.load(str(root / "int4" / "decoder_0_token.onnx"), load_external_data=False)
+    stored = {t.name.removesuffix("_quantized"): t.data_type for t in model.graph.initializer}
+    facts["down"] = stored["model.layers.1.mlp.down_proj.weight"] == TensorProto.INT8
+    facts["gate"] = stored["model.layers.1.mlp.gate_proj.weight"] == TensorProto.INT4
+    same = [
+        (root / "int4" / p.name).read_bytes() == p.read_bytes() for p in (root / "again").iterdir()
+    ]
+    facts["reproducible"] = all(same) and len(same) > 5
+    bits8 = backend._bits(
+        root / "float" / "source" / "head_prompt.onnx", {"bits": 4, "keep_8bit": []}
+    )
+    facts["wrong_bits"] = message(
+        lambda: fixed_point.verify(root / "int8" / "head_prompt.onnx", bits8, {})
+    )
+    facts["float"] = message(
+        lambda: fixed_point.verify(root / "float" / "source" / "head_prompt.onnx", bits8, {})
+    )
+    ranges = {f"{kind}_{i}": (0.5, 7) for i in range(5) for kind in ("key", "value")}
+    facts["range"] = message(
+        lambda: fixed_point.verify(root / "int8" / "decoder_0_prompt.onnx", {}, ranges)
+    )
+    short = made(root / "short")
+    np.save(short / "tokens.npy", np.zeros((2, 70), np.int32))
+    wrong = {"model": root / "float" / "source", "calibration": short}
+    facts["short"] = message(
+        lambda: backend.quantize(wrong, made(root / "unused"), {"bits": 8, "keep_8bit": []})
+    )
+    return facts
+
+
+def compile(root: Path) -> dict[str, Any]:
+    ids, expected = json.loads((root / "ids.json").read_text()), np.load(root / "source.npy")
+    facts: dict[str, Any] = {}
+    for name, soc, shared in (
+        ("apart", "x-elite", False),
+        ("shared", "x-elite", True),
+        ("other", "8-elite", True),
+    ):
+        out = made(root / "compiled" / name)
+        backend.compile(
+            {"model": root / "int4"}, out, {"soc": dict(backend.SOCS[soc]), "shared": shared}
+        )
+        graphs = [onnx.load(str(p), load_external_data=False).graph for p in out.glob("*_*.onnx")]
+        binaries = {p.name: p.stat().st_size for p in out.glob("*.bin")}
+        facts[name] = {
+            "nodes": [n.op_type for graph in graphs for n in graph.node],
+            "binaries": binaries,
+        }
+        facts[name]["config"] = json.loads((out / "genai_config.json").read_text())
+    session = static_session.Session(root / "compiled" / "apart")
+    facts["kld"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
+    session.close()
+    facts["shared on the emulator"] = message(lambda: backend.open(root / "compiled" / "shared"))
+    tokenizer = backend.tokenizer(root / "compiled" / "shared")
+    facts["ids"] = [tokenizer.encode(PARITY_TEXT), json.loads((root / "parity.json").read_text())]
+    broken = onnx.load(str(root / "int4" / "head_prompt.onnx"), load_external_data=False)
+    node = onnx.helper.make_node("NonZero", ["hidden_states"], ["where"], name="data_dependent")
+    broken.graph.node.append(node)
+    broken.graph.output.append(
+        onnx.helper.make_tensor_value_info("where", TensorProto.INT64, [3, None])
+    )
+    folder = made(root / "broken")
+    for path in (root / "int4").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    onnx.save(broken, str(folder / "head_prompt.onnx"))
+    apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
+    facts["broken"] = message(
+        lambda: backend.compile({"model": folder}, made(root / "unused2"), apart)
+    )
+    return facts
+
+
+def main(root: Path) -> None:
+    checks = (convert, quantize, compile, split, round_off)
+    answer(root / "facts.json", {check.__name__: partial(check, root) for check in checks})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

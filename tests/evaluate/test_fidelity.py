@@ -1,0 +1,172 @@
+"""The numbers that decide what ships, checked against their definitions in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phipipe.errors import GateFailed, StepFailed
+from phipipe.evaluate import fidelity, gates, reference, sanity
+
+Array = npt.NDArray[np.float32]
+
+
+def made(
+    seed: int, n: int = 16, vocabulary: int = 50, scale: float = 3.0
+) -> tuple[Array, Array, npt.NDArray[np.int32]]:
+    random = np.random.default_rng(seed)
+    a, b = (random.normal(0, scale, (n, vocabulary)).astype(np.float32) for _ in range(2))
+    return a, b, random.integers(0, vocabulary, n).astype(np.int32)
+
+
+def exact(logits: Array) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    return (
+        wide
+        - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - wide.max(-1, keepdims=True)
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 20))
+def test_every_position_agrees_with_the_definition_in_float64(seed: int, scale: float) -> None:
+    a, b, tokens = made(seed, scale=scale)
+    p, q = exact(a)[:-1], exact(b)[:-1]
+    rows = np.arange(len(tokens) - 1)
+    found = reference.score(reference.log_softmax(a.copy()), b.copy(), tokens)
+    np.testing.assert_allclose(found["kld"], (np.exp(p) * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["nll"], -q[rows, tokens[1:]], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found["dp"], np.exp(q[rows, tokens[1:]]) - np.exp(p[rows, tokens[1:]]), atol=1e-5
+    )
+    assert (found["top1"] == (p.argmax(-1) == q.argmax(-1))).all()
+
+
+def test_a_model_compared_with_itself_has_no_divergence() -> None:
+    a, _, tokens = made(1)
+    metrics, _ = fidelity.summarise(
+        reference.score(reference.log_softmax(a.copy()), a.copy(), tokens)
+    )
+    assert metrics["kld_max"] < 1e-6
+    assert metrics["top1"] == 1
+    assert metrics["ppl_ratio"] == pytest.approx(1, abs=1e-6)
+
+
+def test_padding_beyond_the_source_vocabulary_is_not_a_difference() -> None:
+    a, _, tokens = made(2)
+    padded = np.concatenate([a, np.full((len(a), 14), -30, np.float32)], axis=1)
+    found = reference.score(reference.log_softmax(a.copy()), padded, tokens)
+    assert found["kld"].max() < 1e-6
+
+
+def test_a_smaller_vocabulary_is_an_error() -> None:
+    a, b, tokens = made(3)
+    with pytest.raises(StepFailed, match="predicts 40 tokens"):
+        reference.score(reference.log_softmax(a), b[:, :40], tokens)
+
+
+def test_perplexity_is_the_exponential_of_the_mean_log_likelihood() -> None:
+    positions = {
+        name: np.array([[1.0, 3.0]], np.float32)
+        for name in ("kld", "nll", "nll_baseline", "dp", "top1")
+    }
+    metrics, errors = fidelity.summarise(positions)
+    assert metrics["ppl"] == pytest.approx(np.exp(2))
+    assert metrics["ppl_ratio"] == pytest.approx(1)
+    assert errors["kld_mean"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_numbers_fail(spoil: float) -> None:
+    logits = np.zeros((4, 5), np.float32)
+    logits[2, 3] = spoil
+    with pytest.raises(StepFailed, match="not finite"):
+        fidelity._finite(logits, 4)
+
+
+def test_missing_positions_fail() -> None:
+    with pytest.raises(StepFailed):
+        fidelity._finite(np.zeros((1, 5), np.float32), 4)
+
+
+def judged(tmp_path: Path, **limits: dict[str, float]) -> Path:
+    for name, metrics in (("metrics", {"kld_mean": 0.02, "top1": 0.9}), ("speed", {"ttft_s": 0.1})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text(
+            json.dumps({"metrics": metrics, "sanity": SANE}), "utf-8"
+        )
+    (tmp_path / "out").mkdir()
+    inputs = {"metrics": tmp_path / "metrics", "speed": tmp_path / "speed"}
+    gates.check_gates(inputs, tmp_path / "out", {"gates": limits})
+    return tmp_path / "out" / "gates.json"
+
+
+SANE = {"tokenizer_equal": True, "chat_template_equal": True}
+
+
+def test_gates_that_hold_are_recorded(tmp_path: Path) -> None:
+    verdicts = json.loads(
+        judged(tmp_path, kld_mean={"max": 0.05}, top1={"min": 0.5, "max": 1}).read_text("utf-8")
+    )
+    assert [v["metric"] for v in verdicts] == ["kld_mean", "top1"]
+    assert all(v["passed"] for v in verdicts)
+
+
+def test_every_failing_gate_is_named_with_limit_and_value(tmp_path: Path) -> None:
+    with pytest.raises(GateFailed) as caught:
+        judged(tmp_path, kld_mean={"max": 0.01}, top1={"min": 0.95})
+    assert caught.value.exit_code == 7
+    assert "`kld_mean` is 0.02, the recipe wants max 0.01" in caught.value.message
+    assert "`top1` is 0.9, the recipe wants min 0.95" in caught.value.message
+
+
+def test_a_metric_that_was_not_measured_fails_closed(tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="was not measured"):
+        judged(tmp_path, decode_tokens_per_s={"min": 1})
+
+
+@pytest.mark.parametrize(
+    ("value", "passes"), [(9e-7, True), (1e-6, True), (1.1e-6, False), (float("inf"), False)]
+)
+def test_a_conversion_that_changed_the_model_stops_the_build(
+    tmp_path: Path, value: float, passes: bool
+) -> None:
+    report = {"metrics": {"kld_mean": value}, "sanity": {"tokenizer_equal": True}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
+    (tmp_path / "out").mkdir()
+    if passes:
+        gates.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
+        assert (tmp_path / "out" / "parity.json").is_file()
+    else:
+        with pytest.raises(StepFailed, match="conversion itself"):
+            gates.check_parity({"metrics": tmp_path}, tmp_path / "out", {"kld_mean": 1e-6})
+
+
+def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> None:
+    report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": False}}
+    (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
+    with pytest.raises(StepFailed, match="token ids") as caught:
+        gates.check_parity({"metrics": tmp_path}, tmp_path, {"kld_mean": 1e-6})
+    assert "disagree" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("ids", "share"), [([1, 2, 3, 4, 5], 0.0), ([7] * 13, 0.9), ([], 0.0), ([1, 2], 0.0)]
+)
+def test_repetition_is_the_share_of_repeated_four_grams(ids: list[int], share: float) -> None:
+    assert sanity.repetition(ids) == pytest.approx(share)
+
+
+def test_size_counts_every_file_and_weights_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
+    (tmp_path / "tokenizer.json").write_bytes(bytes(24))
+    found = fidelity.size(tmp_path, parameters=2000)
+    assert found["bits_per_weight"] == pytest.approx(4.0)
+    assert found["size_gib"] == pytest.approx(1024 / 2**30)

@@ -1,0 +1,326 @@
+"""Every family member on every backend: planned as a user's build is, converted, compared with
+transformers.
+
+The cells are those of the README's table. One process per toolchain does all members.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
+from testing.hostile_checkpoints import header, written
+from testing.places import QUICKSTART, ROOT
+
+from phipipe import backends
+from phipipe.errors import TargetError
+from phipipe.hub import take
+from phipipe.hub.take import Original
+from phipipe.maintain import support
+from phipipe.models import checkpoints as models
+from phipipe.models import family, layouts, seeing
+from phipipe.plan.plan import Plan, prepare
+from phipipe.plan.scoring import PARITY_KLD_MEAN
+from phipipe.recipe import recipe
+from phipipe.recipe.recipe import Source
+from phipipe.steps import Step
+
+DRIVER = Path(__file__).parent / "family_driver.py"
+WINDOWS = {"short": SHORT, "long": LONG}
+LIMIT = PARITY_KLD_MEAN["fp32"]
+NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
+# backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
+BUILDS = {
+    "onnxruntime": ("cpu-x86_64", "fp32"),
+    "llamacpp": ("cpu-x86_64", "fp32"),
+    "openvino": ("cpu-x86_64", "fp32"),
+    "mlx": ("apple-silicon", "fp32"),
+    "torch": ("cpu-x86_64", "fp16"),
+    "litert": ("cpu-x86_64", "fp32"),
+    "qnn": ("snapdragon-x-npu", "int8"),
+}
+# These take seconds for each conversion: the last member of a row speaks for it.
+SLOW = ("litert", "openvino")
+CHOSEN = {
+    b: MEMBERS if b not in SLOW else tuple({m.row: m for m in MEMBERS}.values()) for b in BUILDS
+}
+AGAIN = {  # also as transformers 5 saves them
+    "onnxruntime": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
+    "openvino": ("Phi-4-mini", "Phi-3.5-MoE"),
+    "mlx": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
+    "llamacpp": ("Phi-2",),
+}
+# Limits of the backends: what they refuse for windows of 400 tokens.
+REFUSED_LONG = {
+    ("llamacpp", "Phi-3-mini-4k"): "M09",
+    ("llamacpp", "Phi-3-medium-4k"): "M09",
+    ("mlx", "Phi-3-mini-4k"): "M09",
+    ("mlx", "Phi-3-medium-4k"): "M09",
+    ("qnn", "Phi-3-mini-4k"): "Q12",
+    ("qnn", "Phi-3-medium-4k"): "Q12",
+    ("litert", "Phi-3-medium-4k"): "R04",
+    ("litert", "Phi-3-medium-128k"): "R04",
+    ("litert", "Phi-4-mini"): "R04",
+}
+# Conversions without the fix-up: proof that it is needed, and that the comparison would notice.
+BARE = {
+    "onnxruntime": [("Phi-3-mini-4k", "source", "long"), ("Phi-3-medium-128k", "source", "short")],
+    "openvino": [("Phi-3-medium-128k", "source", "short")],
+    "mlx": [("Phi-3.5-mini", "source", "short"), ("Phi-4-mini", "resaved", "long")],
+}
+pytestmark = pytest.mark.timeout(600)
+
+
+def plan_of(
+    source: Path,
+    backend: str,
+    window: str,
+    read: Callable[[Source, Path], Original] = take.original,
+) -> Plan:
+    """The plan of a build with evaluation windows of that kind.
+
+    Raises:
+        TargetError: it is refused.
+    """
+    device, precision = BUILDS[backend]
+    context = {"short": 192, "long": 512}[window]
+    options = f"{{context_length: {context}}}" if backend == "qnn" else "{}"
+    sets = [
+        f"source={{path: {source.as_posix()}}}",
+        f"device={device}",
+        f"backend={backend}",
+        f"quantize={options}",
+    ]
+    sets += [
+        f"precision={precision}",
+        "calibrate.text={builtin: stories}",
+        "evaluate.text={builtin: stories}",
+    ]
+    sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
+    sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
+    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    return prepare(build, read)
+
+
+def headers_of(member: family.Member, folder: Path) -> Original:
+    """The member at its full size: config, headers, and the embedded model's tokenizer; planning
+    reads no more."""
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], folder)
+    (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
+    shape = models.of_config(member.config, member.tokenizer)
+    if layout := layouts.LAYOUTS.get(shape.architecture):
+        shapes = layouts.wanted(layout, models.sizes_of(shape))
+    else:
+        shapes = {f"model.layers.{i}.mlp.down_proj.weight": (1,) for i in range(shape.layers)}
+    head = header({name: list(lengths) for name, lengths in shapes.items()})
+    raw = written(head)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
+    end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
+    checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
+    return Original(checkpoint, Step(name="source", runs="hub/take", version=1))
+
+
+def job(
+    root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False
+) -> dict[str, Any]:
+    """What the driver needs of a plan: the backend's steps up to the first unquantized
+    conversion."""
+    source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
+    for step in plan_of(root / source, backend, window).steps:
+        if not step.runs.startswith(f"{backend}/"):
+            continue
+        told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
+        told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
+        before = [made["folder"] for made in steps]
+        digest = hashlib.sha256(json.dumps([source, before, told], sort_keys=True).encode())
+        steps.append(told | {"folder": f"{backend}-{digest.hexdigest()[:16]}"})
+        if step.unquantized:
+            break
+    return {
+        "name": name_of(member, kind, window, bare),
+        "source": source,
+        "window": window,
+        "steps": steps,
+    }
+
+
+def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
+    return f"{member} {kind} {window}{' bare' if bare else ''}"
+
+
+def wanted(backend: str) -> list[tuple[str, str, str]]:
+    """(member, kind of source, window) of everything that is to work."""
+    works = {cell.row for cell in support.cells() if cell.backend == backend and cell.works}
+    chosen = [(m.name, "source") for m in CHOSEN[backend] if m.row in works]
+    chosen += [(name, "resaved") for name in AGAIN.get(backend, ())]
+    found = [(name, kind, window) for name, kind in chosen for window in WINDOWS]
+    return [case for case in found if case[2] == "short" or (backend, case[0]) not in REFUSED_LONG]
+
+
+def drive(python: Path, *words: Path | str) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [python, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all members' small checkpoints."""
+    root = tmp_path_factory.mktemp("family")
+    drive(python_of("torch"), "-m", "testing.family_checkpoints", root)
+    return root
+
+
+def chosen_by(item: pytest.Item) -> tuple[Any, ...] | None:
+    """The words of the job that a test of this session looks at: nothing else is computed."""
+    told = item.callspec.params if hasattr(item, "callspec") and item.path == Path(__file__) else {}
+    if "kind" in told:
+        return told["backend"], told["member"], told["kind"], told["window"]
+    return (told["backend"], *told["case"], True) if "case" in told else None
+
+
+@pytest.fixture(scope="session")
+def found(
+    checkpoints: Path, python_of: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Callable[[str], dict[str, Any]]:
+    """What the driver found out about a backend's jobs, by their names; run when it is first asked
+    for."""
+
+    @cache
+    def facts(backend: str) -> dict[str, Any]:
+        chosen = (chosen_by(item) for item in request.session.items)
+        jobs = [job(checkpoints, *words) for words in chosen if words and words[0] == backend]
+        (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
+        convert_with = python_of("torch" if backend == "llamacpp" else backend)
+        measure_with = python_of(backend)
+        drive(convert_with, DRIVER, checkpoints, backend, "convert")
+        drive(measure_with, DRIVER, checkpoints, backend, "measure")
+        read = {
+            action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
+            for action in ("convert", "measure")
+        }
+        return {**read["measure"], **read["convert"]}
+
+    return facts
+
+
+# llama.cpp last: it is compiled beside these.
+CASES = [(b, *case) for b in sorted(BUILDS, key="llamacpp".__eq__) for case in wanted(b)]
+RESAVED = ("onnxruntime", "Phi-4-mini", "resaved", "short")  # the others of its kind run at night
+
+
+@pytest.mark.timeout(
+    1800
+)  # the first of a backend's waits for its toolchain, and for all of its builds
+@pytest.mark.parametrize(
+    ("backend", "member", "kind", "window"),
+    [
+        pytest.param(*c, marks=pytest.mark.nightly if c[2] == "resaved" and c != RESAVED else ())
+        for c in CASES
+    ],
+    ids=str,
+)
+def test_what_the_table_promises_is_exact(
+    found: Callable[[str], dict[str, Any]], backend: str, member: str, kind: str, window: str
+) -> None:
+    facts = found(backend)[name_of(member, kind, window)]
+    assert "error" not in facts, facts["error"][-3000:]
+    assert facts["kld"] < LIMIT
+    assert facts["tokenizer"], "the packaged tokenizer gives the original's ids"
+    assert len(facts["gaps"]) == facts["answers"]
+    assert max(facts["gaps"]) < NEAR, "with a cache, the answer is what the logits say"
+
+
+def test_every_working_cell_of_the_table_is_among_them() -> None:
+    rows = {m.name: m.row for m in MEMBERS}
+    tested = {
+        (rows[member], backend) for backend, member, kind, window in CASES if kind == "source"
+    }
+    # test_vision*.py have those of models that see
+    tested |= {
+        (member.row, backend)
+        for member in family.MEMBERS
+        if (kind := seeing.KINDS.get(member.config["architectures"][0]))
+        for backend in kind.backends
+    }
+    assert {(cell.row, cell.backend) for cell in support.cells() if cell.works} == tested
+    assert {cell.backend for cell in support.cells()} == set(BUILDS)
+    assert {cell.row for cell in support.cells()} == {member.row for member in family.MEMBERS}
+
+
+@pytest.mark.parametrize(("backend", "case"), [(b, c) for b in BARE for c in BARE[b]], ids=str)
+def test_without_the_fix_up_it_fails_or_differs(
+    found: Callable[[str], dict[str, Any]], backend: str, case: tuple[str, str, str]
+) -> None:
+    facts = found(backend)[name_of(*case, bare=True)]
+    assert "error" in facts or facts["kld"] > 1000 * LIMIT or max(facts["gaps"]) > 10 * NEAR
+
+
+@pytest.mark.parametrize(
+    "cell", [c for c in support.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
+)
+def test_every_other_cell_is_refused_with_its_reason(cell: support.Cell, tmp_path: Path) -> None:
+    for member in (m for m in family.MEMBERS if m.row == cell.row):
+        made = headers_of(member, tmp_path / slug(member.name))
+        assert family.of(made.checkpoint.config) is member
+        with pytest.raises(TargetError) as refused:
+            plan_of(tmp_path, cell.backend, "short", lambda source, base, made=made: made)
+        assert f"[{next(iter(cell.errors))}]" in refused.value.message
+        assert refused.value.hint
+
+
+@pytest.mark.parametrize(("backend", "member"), REFUSED_LONG)
+def test_windows_beyond_a_backends_limit_are_refused(
+    checkpoints: Path, backend: str, member: str
+) -> None:
+    with pytest.raises(TargetError) as refused:
+        plan_of(checkpoints / slug(member) / "source", backend, "long")
+    assert f"[{REFUSED_LONG[backend, member]}]" in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("member", ["Phi-3.5-mini", "Phi-4"])
+def test_llamacpp_wants_the_original_tokenizer_files(checkpoints: Path, member: str) -> None:
+    with pytest.raises(TargetError, match=r"\[L08\]"):
+        plan_of(checkpoints / slug(member) / "resaved", "llamacpp", "short")
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_the_config_alone_tells_what_the_weights_are(
+    checkpoints: Path, member: family.Member
+) -> None:
+    for kind in ("source", "resaved"):
+        read = models.read(checkpoints / slug(member.name) / kind)
+        assert read.parameters == family.parameters(read.config)
+        assert read.longrope == bool(member.config.get("rope_scaling"))
+        assert read.partial_rotary_factor == member.config.get("partial_rotary_factor", 1.0)
+        assert read.rope_theta == member.config["rope_theta"]
+    assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (
+        "other" if member.config["model_type"] == "phi" else member.tokenizer
+    )
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_the_baseline_computes_every_member_layer_by_layer(
+    checkpoints: Path, member: family.Member
+) -> None:
+    told = json.loads((checkpoints / slug(member.name) / "told.json").read_text("utf-8"))
+    assert max(told["layerwise"]) < 1e-4
+    whole, by_layer = told["answered"]
+    assert whole == by_layer
