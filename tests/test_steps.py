@@ -26,6 +26,7 @@ from phipipe.plan import plan
 from phipipe.plan.plan import Plan
 from phipipe.recipe import device, recipe
 from phipipe.run.dispatch import attempt
+from phipipe.run.manner import Manner
 from phipipe.run.process import Request, Server
 from phipipe.run.results import Result
 from phipipe.settings import Settings
@@ -135,7 +136,7 @@ def chain(toolchain: str | None) -> Plan:
 
 
 def build(cache: Path, planned: Plan) -> dict[str, Result]:
-    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), None, 1)
+    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), Manner(jobs=1))
     assert outcome.error is None, outcome.error
     return outcome.results
 

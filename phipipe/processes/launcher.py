@@ -95,7 +95,9 @@ def _start(job: Job, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     own_path = {name: os.environ[name] for name in OWN_PATH if name in os.environ}
     return subprocess.Popen(
         python_command(
-            Path(sys.executable), "from phipipe.launcher import launch; launch()", described
+            Path(sys.executable),
+            "from phipipe.processes.launcher import launch; launch()",
+            described,
         ),
         stdin=stdin,
         stdout=subprocess.DEVNULL,

@@ -216,7 +216,9 @@ class Server:
         self._home = Path(tempfile.mkdtemp(prefix="phipipe-"))
         environment = child_environment(offline=True, keep_path=self._settings.use_current)
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._home)) | self._env
-        command = python_command(self._python.absolute(), "from phipipe.worker import main; main()")
+        command = python_command(
+            self._python.absolute(), "from phipipe.processes.step_server import main; main()"
+        )
         try:
             with log.open("ab") as stderr:
                 self._process = subprocess.Popen(
@@ -270,7 +272,10 @@ def _start_guard(pid: int, home: Path) -> subprocess.Popen[bytes]:
     """What ends the server ``pid``, and removes its ``home``, when we are dead."""
     return subprocess.Popen(
         python_command(
-            Path(sys.executable), "from phipipe.worker import guard; guard()", str(pid), str(home)
+            Path(sys.executable),
+            "from phipipe.processes.step_server import guard; guard()",
+            str(pid),
+            str(home),
         ),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from testing.drive import PATHS
 
 from phipipe.evaluate import original
 from phipipe.models import layerwise
@@ -26,7 +27,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("layerwise")
-    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python_of("torch"), DRIVER, folder],
         env=environment,

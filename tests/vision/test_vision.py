@@ -31,7 +31,7 @@ from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
-DRIVER = Path(__file__).parent / "vision_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 
 @pytest.mark.parametrize("picture", vision.PICTURES, ids=lambda p: p.name)

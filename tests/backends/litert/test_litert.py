@@ -24,7 +24,7 @@ from phipipe.hub import take
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.package import package
 
-DRIVER = Path(__file__).parent / "litert_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 TEMPLATES = {
     "phi": "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' "

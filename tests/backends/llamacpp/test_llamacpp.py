@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from testing.drive import PATHS
 from testing.shapes import phi3
 
 from phipipe.backends import llamacpp, rules
@@ -30,11 +31,11 @@ from phipipe.sandbox import chat_templates
 from phipipe.toolchains.environments import LOCKS
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
-DRIVER = Path(__file__).parent / "llamacpp_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 
 def drive(python: Path, folder: Path, toolchain: str) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     command = [str(python), str(DRIVER), str(folder), toolchain]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -19,7 +19,7 @@ from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.models.checkpoints import Checkpoint
 
-DRIVER = Path(__file__).parent / "mlx_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from testing.drive import PATHS
 
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime.graph import Linear
 from phipipe.recipe.device import Unit
 
-DRIVER = Path(__file__).parent / "onnxruntime_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("onnxruntime")
-    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python_of("onnxruntime"), DRIVER, folder],
         env=environment,

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from testing.drive import PATHS
 
 from phipipe.backends import openvino, rules
 from phipipe.backends.base import Job
 from phipipe.models.checkpoints import Checkpoint
 
-DRIVER = Path(__file__).parent / "openvino_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("openvino") / "facts"
-    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     command = [python_of("openvino"), DRIVER, folder]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -25,7 +25,7 @@ from phipipe.models.checkpoints import Checkpoint
 from phipipe.package import card
 from phipipe.package.description import Description
 
-DRIVER = Path(__file__).parent / "qnn_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 
 PARTLY_ROTATED = {
     "max_position_embeddings": 8192,

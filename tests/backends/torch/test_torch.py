@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from testing.drive import PATHS
 
 from phipipe.backends import torch
 from phipipe.backends.base import Job
 from phipipe.backends.rules import check
 from phipipe.models.checkpoints import Checkpoint
 
-DRIVER = Path(__file__).parent / "torch_driver.py"
+DRIVER = Path(__file__).parent / "driver.py"
 CASES = ["int4", "int4-32", "int4-row", "int4-asymmetric", "int8", "int8-row", "signround"]
 
 
@@ -28,7 +29,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("torch")
-    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python_of("torch"), DRIVER, folder],
         env=environment,
