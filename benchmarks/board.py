@@ -27,7 +27,7 @@ from phipipe.cli.show import Silent
 from phipipe.evaluate import speed
 from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.settings import Settings
@@ -61,7 +61,7 @@ def plans(extra: str = "") -> list[Plan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
-        made = [plan.prepare(build) for build in recipe.load(path, options=backends.OptionsOf())]
+        made = [plan.prepare(build) for build in load.load(path, options=backends.OptionsOf())]
     return [
         replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))
         for p in made

@@ -32,7 +32,7 @@ from phipipe.cli.show import Silent
 from phipipe.evaluate import speed
 from phipipe.plan import plan
 from phipipe.processes import children
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.run.watch import memory_of
@@ -80,7 +80,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     path.write_text(
         text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
     )
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = load.load(path, options=backends.OptionsOf())
     made = plan.prepare(build)
     cost = Cost()
     for wanted in (

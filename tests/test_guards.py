@@ -52,7 +52,7 @@ HEAVY |= {
 
 # Rooms, from the ground up: a room may import from those in rows below its own.
 ROWS = (
-    ("errors", "progress", "visible", "hardware", "words", "metrics"),
+    ("errors", "progress", "visible", "hardware", "words", "suggestions", "metrics"),
     ("steps", "failures", "files"),
     ("settings",),
     ("processes", "store"),

@@ -3,8 +3,9 @@ move without any stored result being made again."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import inspect
+import importlib.util
 import itertools
 import json
 import re
@@ -21,10 +22,9 @@ import phipipe
 from phipipe import backends, steps
 from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.models import seeing as vision
 from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, recipe
+from phipipe.recipe import device, load
 from phipipe.run.dispatch import attempt
 from phipipe.run.manner import Manner
 from phipipe.run.process import Request, Server
@@ -32,6 +32,7 @@ from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
+from phipipe.vision import kinds
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -53,7 +54,7 @@ def planned() -> Iterator[Step]:
                 f"device={devices[api]}",
                 "quantize={}",
             )
-            (build,) = recipe.load(
+            (build,) = load.load(
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
@@ -63,7 +64,19 @@ def planned() -> Iterator[Step]:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_has_a_function_that_takes_what_a_step_gets(name: str) -> None:
     assert NAME.fullmatch(name)
-    assert list(inspect.signature(steps.resolve(name)).parameters) == ["inputs", "out", "params"]
+    assert parameters(steps.address(name)) == ["inputs", "out", "params"]
+
+
+def parameters(address: str) -> list[str]:
+    """Of the function at ``address``, read from its module's source: a toolchain alone may be able
+    to import that."""
+    module, _, function = address.partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    return [argument.arg for argument in found.args.args]
 
 
 def test_no_two_names_mean_one_function() -> None:
@@ -82,8 +95,10 @@ def test_no_plan_has_another_name() -> None:
 
 def test_tables_have_no_other_name() -> None:
     emulated = {s for name in backends.names() for s in backends.load(name).emulated.values()}
-    seeing = {name for backend in backends.names() for name in backends.load(backend).eyes.values()}
-    assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
+    seeing = {
+        name for backend in backends.names() for name in backends.load(backend).vision.values()
+    }
+    assert emulated | seeing | {kind.cut for kind in kinds.KINDS.values()} <= NAMES
 
 
 def test_a_step_of_no_backend_is_there_without_any() -> None:

@@ -25,7 +25,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError
 from phipipe.package.card import MAIN_TOOLS
 from phipipe.plan import plan as planner
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import preflight
 from phipipe.store import shared
 from phipipe.store.store import Store
@@ -34,7 +34,7 @@ from phipipe.words import size
 
 if TYPE_CHECKING:
     from phipipe.plan.plan import Plan
-    from phipipe.recipe.recipe import Build
+    from phipipe.recipe.build import Build
     from phipipe.settings import Settings
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
@@ -251,7 +251,7 @@ def recipes(paths: Iterable[Path], settings: Settings, found: Sequence[Check]) -
     """Whether every build of the recipes could run here; ``found`` is what ``machine`` knows."""
     for path in paths:
         try:
-            builds = recipe.load(path, options=backends.OptionsOf())
+            builds = load.load(path, options=backends.OptionsOf())
         except PhipipeError as error:
             yield _refused(path, path.stem, error)
             continue

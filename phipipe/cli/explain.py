@@ -18,12 +18,13 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter
 
 from phipipe import __version__, backends
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules
 from phipipe.backends.rules import Fixup, Rule
 from phipipe.errors import RecipeError
 from phipipe.models import remarks
 from phipipe.recipe import document
 from phipipe.recipe.recipe import Model
+from phipipe.suggestions import near, shorten
 
 SINCE = f"phipipe {__version__}"  # of what no version of a tool brought
 FILE = Path(__file__).parents[1] / "assets" / "explanations.yaml"
@@ -78,14 +79,14 @@ def table() -> Table:
 
 def every_rule() -> Iterator[Rule]:
     """Rules of all tables; some ids stand in several."""
-    yield from rules.MODELS
+    yield from model_rules.RULES
     for face in map(backends.load, backends.names()):
         yield from face.rules
 
 
 def every_fixup() -> Iterator[Fixup]:
     """Fix-ups of all tables."""
-    yield from rules.FIXUPS
+    yield from fixups.FIXUPS
     for face in map(backends.load, backends.names()):
         yield from face.fixups
 
@@ -118,9 +119,9 @@ def find(name: str) -> Explanation:
     if wanted in known:
         return known[wanted]
     same = [one for one in known if one[:1] == wanted[:1]]
-    guess = document.near(wanted, known) or (f"; there are {', '.join(same)}" if same else "")
+    guess = near(wanted, known) or (f"; there are {', '.join(same)}" if same else "")
     raise RecipeError(
-        f"nothing is called `{document.shorten(name)}`{guess}",
+        f"nothing is called `{shorten(name)}`{guess}",
         hint="`phipipe explain` lists everything",
     )
 

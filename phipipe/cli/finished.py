@@ -20,21 +20,22 @@ from phipipe.evaluate import reference, reports
 from phipipe.evaluate.reports import Metrics, Speed
 from phipipe.files import json_files
 from phipipe.hub import take
-from phipipe.models import layerwise
-from phipipe.models import seeing as vision
+from phipipe.models import layerwise_memory
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.plan import machine, scoring
+from phipipe.plan import machine, scoring, vision_steps
 from phipipe.plan.plan import Plan
 from phipipe.recipe import device
+from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
-from phipipe.recipe.recipe import Build, Recipe, Text, recorded
+from phipipe.recipe.recipe import Recipe, Text, recorded
 from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.steps import Outside, Step
 from phipipe.store.store import Store
 from phipipe.toolchains import environments as toolchain
+from phipipe.vision import kinds
 
 
 def plan(
@@ -49,17 +50,19 @@ def plan(
     manifest = package.open_(folder)
     recipe = _recipe(manifest, text, tokens)
     original = package_original.find(manifest, store, source)
-    seeing = original.checkpoint if vision.sees(original.checkpoint) else None
-    checkpoint = vision.language(seeing) if seeing else original.checkpoint
+    seeing = original.checkpoint if kinds.sees(original.checkpoint) else None
+    checkpoint = kinds.language(seeing) if seeing else original.checkpoint
     backend = backends.load(recipe.backend)
-    memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    source_step = vision.cut_step(seeing) if seeing else original.step
+    memory = layerwise_memory.memory_bytes(
+        checkpoint, recipe.evaluate.tokens, recipe.evaluate.window
+    )
+    source_step = vision_steps.cut_step(seeing) if seeing else original.step
     text_step = take.text_step(recipe.evaluate.text, Path.cwd())
     parameters = original.checkpoint.parameters
     opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
     shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
     scored = (
-        *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
+        *(vision_steps.scoring_steps(seeing, shipped, recipe) if seeing else ()),
         scoring.compare_step("evaluate", "artifact", recipe, backend.toolchain, parameters, opened),
         scoring.measure_step("artifact", recipe, backend.toolchain, opened),
     )

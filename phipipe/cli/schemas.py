@@ -21,7 +21,7 @@ from phipipe.cli import explain
 from phipipe.errors import RecipeError
 from phipipe.output import documents, lists
 from phipipe.recipe import schema
-from phipipe.recipe.document import near
+from phipipe.suggestions import near
 
 RECIPE = "recipe"
 

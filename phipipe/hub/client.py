@@ -20,7 +20,7 @@ from phipipe.hub import exchange
 from phipipe.hub.exchange import Address
 from phipipe.hub.failures import Fault, Unreachable, fault_of, patiently, status_error
 from phipipe.hub.published import Published
-from phipipe.models import checkpoints, weights
+from phipipe.models import checkpoints, weight_files
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
@@ -117,7 +117,7 @@ def listing(repo: Repository) -> Listing:
         )
     names = [str(sibling.rfilename) for sibling in info.siblings or ()]
     pickles = sorted(
-        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weights.PICKLES)
+        name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weight_files.PICKLES)
     )
     files = [
         _published(repo, s.rfilename, s.size, s.blob_id, s.lfs)

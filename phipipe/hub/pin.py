@@ -15,8 +15,10 @@ from typing import Any
 from phipipe.errors import RecipeError
 from phipipe.hub import client
 from phipipe.hub.client import Repository
-from phipipe.recipe.document import Document, Where, parse, read, resolve
+from phipipe.recipe.document import parse, read
+from phipipe.recipe.places import Document, Where
 from phipipe.recipe.recipe import COMMIT, REPO
+from phipipe.recipe.scalars import resolve
 
 KINDS = {"source": "model", "dataset": "dataset"}  # the keys whose mapping names a repository
 

@@ -32,7 +32,7 @@ from phipipe.hub.parts import (
     part_of,
 )
 from phipipe.hub.published import Published
-from phipipe.models import checkpoints, texts, weights
+from phipipe.models import checkpoints, texts, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
@@ -87,7 +87,7 @@ def _read(repo: Repository, listing: Listing, view: Path) -> tuple[Checkpoint, L
     """The model, and of its listing the files that are part of it."""
     with _named(repo, view):
         checkpoint = checkpoints.read(view, {file.name: file.size for file in listing.files})
-        ignored = weights.choose(view).ignored
+        ignored = weight_files.choose(view).ignored
     kept = tuple(file for file in listing.files if file.name not in ignored)
     return checkpoint, dataclasses.replace(listing, files=kept) if ignored else listing
 

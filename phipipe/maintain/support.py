@@ -17,13 +17,14 @@ from functools import cache
 from pathlib import Path
 
 from phipipe import backends
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
-from phipipe.models import checkpoints, family, seeing
+from phipipe.models import checkpoints, family
 from phipipe.recipe import device
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Recipe, Source
 from phipipe.steps import Advice, Json
+from phipipe.vision import kinds
 
 BEGIN, END = (
     "<!-- support: begin (python -m phipipe.maintain.support --write README.md) -->",
@@ -99,21 +100,21 @@ def _cell(row: str, name: str) -> Cell:
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
     )
     options, found = backend.options(), list[Advice]()
-    fixups: dict[str, dict[str, Json]] = {}
+    patches: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
         checkpoint = checkpoints.of_config(member.config, member.tokenizer)
         job = Job(recipe, options, checkpoint)
-        found += rules.check(job)
-        if seeing.sees(checkpoint) and not any(a.level == "error" for a in found):
-            job = replace(job, checkpoint=seeing.language(checkpoint))
-            found += rules.check(job)
+        found += rules.check(job, model_rules.RULES)
+        if kinds.sees(checkpoint) and not any(a.level == "error" for a in found):
+            job = replace(job, checkpoint=kinds.language(checkpoint))
+            found += rules.check(job, model_rules.RULES)
         found += rules.check(job, backend.rules)
-        fixups |= rules.fixups(recipe, job.checkpoint)
+        patches |= fixups.needed(recipe, job.checkpoint)
     return Cell(
         row=row,
         backend=name,
         errors={a.rule: a.message for a in found if a.level == "error"},
-        fixups={fix: str(told["reason"]) for fix, told in sorted(fixups.items())},
+        fixups={fix: str(told["reason"]) for fix, told in sorted(patches.items())},
         limits={
             a.rule: a.message for a in found if a.level == "warning" and a.rule.startswith("M")
         },

@@ -1,83 +1,25 @@
 """PyTorch models whose weights stay in the checkpoint's files: opening one takes no memory,
 whatever its size.
 
-Called inside toolchains that have torch and transformers.
+Imported in toolchains alone, by what has torch and transformers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import mmap
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from phipipe import progress
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints, weights
+from phipipe.models.tensor_places import places
 
 # safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CHUNK = 2**24  # bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a tensor's bytes lie: ``file`` of a checkpoint, ``offset`` in bytes, safetensors
-    ``dtype``, ``shape``."""
-
-    file: str
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * weights.DTYPE_BITS[self.dtype] // 8
-
-
-def places(folder: Path) -> dict[str, Place]:
-    """Tensor name → where it lies, for all weights of the checkpoint."""
-    return {
-        tensor.name: Place(file=name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape)
-        for name in checkpoints.weight_files(folder)
-        for tensor in weights.tensors(folder / name)
-    }
-
-
-def write(
-    path: Path,
-    source: Path,
-    kept: Mapping[str, Place],
-    made: Mapping[str, Callable[[], bytes]] | None = None,
-) -> None:
-    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that
-    order.
-
-    ``made`` gives the bytes of those that are not as they were, of the same dtype and shape.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, place in kept.items():
-        start, end = end, end + place.size_bytes
-        header[name] = {"dtype": place.dtype, "shape": place.shape, "data_offsets": [start, end]}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as target:
-        target.write(struct.pack("<Q", len(raw)) + raw)
-        for done, (name, place) in enumerate(kept.items()):
-            progress.report(done, len(kept), "weights")
-            if made and name in made:
-                target.write(made[name]())
-                continue
-            with (source / place.file).open("rb") as stream:
-                stream.seek(place.offset)
-                for at in range(0, place.size_bytes, _CHUNK):
-                    target.write(stream.read(min(_CHUNK, place.size_bytes - at)))
 
 
 class Checkpoint:
@@ -85,8 +27,6 @@ class Checkpoint:
     memory is short."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
-
         self.folder, self.places = folder, places(folder)
         self._bytes: dict[str, Any] = {}
         for name in sorted({place.file for place in self.places.values()}):
@@ -98,8 +38,6 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Any:
         """The tensor ``name``, a view of the file."""
-        import torch
-
         place = self.places[name]
         if place.dtype not in DTYPES:
             raise StepFailed(
@@ -131,8 +69,6 @@ class Checkpoint:
         Raises:
             StepFailed: names and shapes of the files' tensors are not the architecture's.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         config = AutoConfig.from_pretrained(
             self.folder, trust_remote_code=False, local_files_only=True
         )
@@ -162,8 +98,6 @@ class Checkpoint:
 @contextlib.contextmanager
 def _meta_parameters() -> Iterator[None]:
     """Parameters that are made inside have shapes only; buffers are real."""
-    import torch
-
     register = torch.nn.Module.register_parameter
 
     def shapes_only(module: Any, name: str, parameter: Any) -> None:

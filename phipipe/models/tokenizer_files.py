@@ -189,3 +189,11 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     return settings(path) if path.name == "tokenizer_config.json" else json_files.read_object(path)
+
+
+def end_ids(ids: Any) -> list[int]:
+    """Ids of the tokens that end a text, of what a config has as `eos_token_id`: one, several or
+    none."""
+    if ids is None:
+        return []
+    return list(ids) if isinstance(ids, list) else [ids]

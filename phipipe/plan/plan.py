@@ -15,22 +15,23 @@ from typing import Any
 from pydantic import BaseModel
 
 from phipipe import backends, metrics
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.models import first_layers, fit, layerwise
-from phipipe.models import seeing as vision
+from phipipe.models import first_layers, fit, layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.fit import Fit
 from phipipe.plan import machine as venue
-from phipipe.plan import scoring, targets
+from phipipe.plan import scoring, targets, vision_steps
 from phipipe.plan.targets import placed
+from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device, Unit
-from phipipe.recipe.recipe import Build, Recipe, Source, Text, problem_at, wikitext
+from phipipe.recipe.recipe import Recipe, Source, Text, wikitext
 from phipipe.steps import Advice, Json, Step
 from phipipe.toolchains import environments
+from phipipe.vision import kinds
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -93,18 +94,18 @@ def prepare(
     with placed(build, "source", "path"):
         original = read(recipe.source, build.folder)
     options = _with_context(recipe, options, original.checkpoint)
-    general = rules.check(Job(recipe, options, original.checkpoint))
+    general = rules.check(Job(recipe, options, original.checkpoint), model_rules.RULES)
     targets.refuse(build, general)
-    seeing = original.checkpoint if vision.sees(original.checkpoint) else None
-    checkpoint = vision.language(seeing) if seeing else original.checkpoint
-    fixups = rules.fixups(recipe, checkpoint)
-    job = Job(recipe, options, checkpoint, _patch(fixups), unit)
-    advice = [*rules.check(job), *rules.check(job, backend.rules)]
+    seeing = original.checkpoint if kinds.sees(original.checkpoint) else None
+    checkpoint = kinds.language(seeing) if seeing else original.checkpoint
+    patches = fixups.needed(recipe, checkpoint)
+    job = Job(recipe, options, checkpoint, _patch(patches), unit)
+    advice = [*rules.check(job, model_rules.RULES), *rules.check(job, backend.rules)]
     advice += [found for found in general if found not in advice]
     targets.refuse(build, advice)
-    _check_eyes(build, seeing, unit)
+    _check_vision(build, seeing, unit)
     made = backend.steps(job)
-    made += [vision.eyes_step(seeing, made[-1], recipe)] if seeing else []
+    made += [vision_steps.vision_step(seeing, made[-1], recipe)] if seeing else []
     needed = _fit(build, target, job, made[-1].output_bytes)
     plan = Plan(
         build=build,
@@ -115,7 +116,7 @@ def prepare(
         seeing=seeing,
         steps=(),
         warnings=(*_remarks(original.checkpoint), *(a for a in advice if a.level == "warning")),
-        fixups=fixups,
+        fixups=patches,
         fit=needed,
     )
     whole = replace(
@@ -140,11 +141,11 @@ def _remarks(checkpoint: Checkpoint) -> list[Advice]:
     ]
 
 
-def _check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
+def _check_vision(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
     """Refuse a unit that eyes are not built for, and gates on pictures where there are none."""
-    if seeing and unit.api not in vision.APIS:
+    if seeing and unit.api not in kinds.APIS:
         message = (
-            f"models that see are built for {', '.join(sorted(vision.APIS))}, not yet for "
+            f"models that see are built for {', '.join(sorted(kinds.APIS))}, not yet for "
             f"`{unit.api}`"
         )
         raise problem_at(
@@ -228,8 +229,10 @@ def _chain(plan: Plan, original: Original, made: list[Step], job: Job[BaseModel]
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
     with placed(plan.build, "evaluate", "text", "file"):
         text = take.text_step(recipe.evaluate.text, plan.build.folder)
-    memory = layerwise.memory_bytes(plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    source = vision.cut_step(plan.seeing) if plan.seeing else original.step
+    memory = layerwise_memory.memory_bytes(
+        plan.checkpoint, recipe.evaluate.tokens, recipe.evaluate.window
+    )
+    source = vision_steps.cut_step(plan.seeing) if plan.seeing else original.step
     steps = scoring.fidelity_steps(recipe, source, text, memory_bytes=memory)
     steps = [replace(original.step, name="original"), *steps] if plan.seeing else steps
     baseline = steps[-1]
@@ -260,7 +263,7 @@ def _chain(plan: Plan, original: Original, made: list[Step], job: Job[BaseModel]
     gates = {
         name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
     }
-    seen = vision.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
+    seen = vision_steps.scoring_steps(plan.seeing, artifact, recipe) if plan.seeing else []
     return [
         *steps,
         *(replace(step, after=checks) for step in seen),
@@ -300,7 +303,7 @@ def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     """Compare the unquantized conversion of the model's first layers with the baseline's."""
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
-    patch = _patch(rules.fixups(recipe, small))
+    patch = _patch(fixups.needed(recipe, small))
     made = backend.steps(replace(job, checkpoint=small, patch=patch))
     if not any(step.unquantized for step in made):
         return []

@@ -13,7 +13,7 @@ from phipipe.hub.take import Original
 from phipipe.plan import plan as planner
 from phipipe.plan import targets
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.recipe.recipe import Source
 
 
@@ -48,7 +48,7 @@ def planned(
         PhipipeError: all that is wrong, as one error: as ``targets.checked``; SourceError as
             ``plan.prepare``. Models are not looked at as long as the file itself is wrong.
     """
-    builds, error = recipe.gather(path, sets=sets, only=only, options=backends.OptionsOf())
+    builds, error = load.gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if error:
         raise failures.as_one([error, *targets.problems(builds)])
     plans, errors, read = [], list[PhipipeError](), ReadOnce()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from phipipe.models import first_layers, layerwise
+from phipipe.models import first_layers, layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
@@ -140,7 +140,9 @@ def slice_steps(
         name: f"slice-{name}" for name in wanted
     }
     window = min(recipe.evaluate.tokens, recipe.evaluate.window)
-    (*_, baseline) = fidelity_steps(recipe, cut, cut, layerwise.memory_bytes(small, window, window))
+    (*_, baseline) = fidelity_steps(
+        recipe, cut, cut, layerwise_memory.memory_bytes(small, window, window)
+    )
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in made if step.name in wanted]

@@ -27,9 +27,11 @@ from phipipe.models import checkpoints
 from phipipe.output import documents
 from phipipe.plan import targets
 from phipipe.recipe import device as devices
-from phipipe.recipe import recipe as recipes
-from phipipe.recipe.document import complaints, parse, read, resolve
+from phipipe.recipe import load
+from phipipe.recipe.complaints import complaints
+from phipipe.recipe.document import parse, read
 from phipipe.recipe.recipe import COMMIT, REPO, Recipe
+from phipipe.recipe.scalars import resolve
 from phipipe.recipe.variants import BACKEND
 from phipipe.store import free_space
 
@@ -311,7 +313,7 @@ def _checked(text: str, path: Path, source: _Source) -> tuple[str, str]:
             for where, message, _ in complaints(error, Recipe)
         ]
         raise RecipeError("\n".join(found)) from None
-    builds, wrong = recipes.of_document(
+    builds, wrong = load.of_document(
         document, user_paths.resolved(path.parent), options=backends.OptionsOf()
     )
     errors: Sequence[PhipipeError] = [*([wrong] if wrong else []), *targets.problems(builds)]

@@ -11,14 +11,16 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from phipipe import backends, failures
-from phipipe.backends import rules
+from phipipe.backends import model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.recipe import device
+from phipipe.recipe.build import Build, paths_of, problem_at
 from phipipe.recipe.device import Device, Unit
-from phipipe.recipe.document import Where, near
-from phipipe.recipe.recipe import Build, gather, paths_of, problem_at
+from phipipe.recipe.load import gather
+from phipipe.recipe.places import Where
 from phipipe.steps import Advice
+from phipipe.suggestions import near
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)
@@ -111,7 +113,10 @@ def placed(build: Build, *where: str) -> Iterator[None]:
 def _rules(build: Build, options: BaseModel) -> list[Advice]:
     """What the rules say of every model: those that look at the model say nothing."""
     job = Job(build.recipe, options)
-    return [*rules.check(job), *rules.check(job, backends.load(build.recipe.backend).rules)]
+    return [
+        *rules.check(job, model_rules.RULES),
+        *rules.check(job, backends.load(build.recipe.backend).rules),
+    ]
 
 
 def _device(build: Build) -> Device:

@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from phipipe.errors import TargetError
-from phipipe.recipe.document import At, Problem, complaints, near, read
+from phipipe.recipe.complaints import At, complaints
+from phipipe.recipe.document import read
+from phipipe.recipe.places import Problem
 from phipipe.recipe.recipe import SLUG, Model, Precision
+from phipipe.suggestions import near
 
 FOLDER = Path(__file__).parents[1] / "devices"
 Api = Literal[

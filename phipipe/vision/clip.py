@@ -24,7 +24,7 @@ from phipipe.errors import StepFailed
 from phipipe.models import mapped
 
 if TYPE_CHECKING:
-    from phipipe.models.seeing import Picture
+    from phipipe.vision.pictures import Picture
 
 PREFIX = "model.vision_embed_tokens."
 CROP, PATCH = 336, 14  # pixels

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from phipipe.errors import StepFailed
-from phipipe.models import mapped, seeing
+from phipipe.models import mapped
+from phipipe.vision import pictures
 
 if TYPE_CHECKING:
-    from phipipe.models.seeing import Picture
+    from phipipe.vision.pictures import Picture
 
 PREFIX = "model.embed_tokens_extend.image_embed."
 CROP, PATCH = 448, 14  # pixels
@@ -195,7 +196,7 @@ def prepare(picture: Picture, crops: int) -> tuple[Tensor, Tensor, tuple[int, in
     """
     raw = torch.frombuffer(bytearray(picture.pixels()), dtype=torch.uint8)
     image = raw.view(picture.height, picture.width, 3).permute(2, 0, 1).float()[None]
-    high, wide = seeing.grid(picture.width, picture.height, crops, CROP)
+    high, wide = pictures.grid(picture.width, picture.height, crops, CROP)
     size, rest = fitted(picture.width, picture.height, (high, wide))
     image = functional.interpolate(
         image, size, mode="bilinear", antialias=True, align_corners=False

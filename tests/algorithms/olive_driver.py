@@ -8,6 +8,7 @@ pickles, no network).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,12 +26,15 @@ from testing.drive import answer, message
 from testing.variants import TINY, digest, tied, tokens
 from transformers import AutoModelForCausalLM
 
-from phipipe.algorithms import olive, olive_checkpoint
+from phipipe.algorithms import olive_checkpoint
 from phipipe.backends import onnxruntime as backend
 from phipipe.backends.onnxruntime import graph as onnx_graph
 from phipipe.backends.onnxruntime import rounding as onnx_quantize
-from phipipe.models import tensors as torch_checkpoint
+from phipipe.models import weight_files
 from phipipe.processes import prohibitions
+
+with contextlib.suppress(ModuleNotFoundError):  # ONNX Runtime's toolchain has no Olive
+    from phipipe.algorithms import olive_run
 
 ROTATIONS: dict[str, dict[str, Any]] = {
     "quarot": {"method": "quarot"},
@@ -53,21 +57,21 @@ def rotate(root: Path, name: str, source: Path = TINY, **params: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
     inputs = {"source": source, "calibration": root / "calibration"}
-    olive.rotate(inputs, out, {"mode": "hadamard", "seed": 0} | params)
+    olive_run.rotate(inputs, out, {"mode": "hadamard", "seed": 0} | params)
     return out
 
 
 def gptq(root: Path, name: str, source: Path = TINY, **params: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
-    olive.gptq({"source": source, "calibration": root / "calibration"}, out, PLAIN | params)
+    olive_run.gptq({"source": source, "calibration": root / "calibration"}, out, PLAIN | params)
     return out
 
 
 def weights(folder: Path) -> dict[str, Any]:
     return {
         name: tensor
-        for path in torch_checkpoint.shards(folder)
+        for path in weight_files.shards(folder)
         for name, tensor in load_file(path).items()
     }
 
@@ -244,8 +248,8 @@ def settings(root: Path) -> dict[str, list[str]]:
             return model
 
     globals()["Silent"] = Silent
-    olive.PASSES = {**olive.PASSES, "Silent": __name__}
-    model = olive.open_model(TINY)
+    olive_run.PASSES = {**olive_run.PASSES, "Silent": __name__}
+    model = olive_run.open_model(TINY)
     asked = {"bits": 4, "group_size": 32, "sym": True}
     tries: dict[str, tuple[str, dict[str, Any]]] = {
         "typo": ("Gptq", {"bits": 4, "grup_size": 32}),
@@ -259,7 +263,7 @@ def settings(root: Path) -> dict[str, list[str]]:
 
     def said(name: str) -> list[str]:
         kind, asked = tries[name]
-        return message(lambda: olive.run_pass(kind, model, root / f"never-{name}", asked))
+        return message(lambda: olive_run.run_pass(kind, model, root / f"never-{name}", asked))
 
     return {name: said(name) for name in tries}
 
@@ -448,7 +452,6 @@ def main(root: Path, onnx: bool) -> None:
         "slices": slices,
     }
     if not onnx:
-        olive.open_model(TINY)  # imports ask `uname` about this machine
         sys.addaudithook(listen)
         (root / "calibration").mkdir()
         np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 128))

@@ -23,7 +23,7 @@ from phipipe.models import remarks
 from phipipe.output import documents
 from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import events, past_runs
 from phipipe.run.results import Outcome
 
@@ -125,7 +125,7 @@ WARNED = ("precision=fp16", "device=webgpu-browser", "quantize={block_size: 64}"
 def warned() -> Plan:
     """A build that a rule warns of."""
     path = PACKAGE.parent / "recipes" / "quickstart.yaml"
-    (build,) = recipe.load(path, sets=WARNED, options=backends.OptionsOf())
+    (build,) = load.load(path, sets=WARNED, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -154,7 +154,7 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
 def test_all_remedies_of_a_refusal_are_shown() -> None:
     path = PACKAGE.parent / "recipes" / "quickstart.yaml"
     sets = ("precision=int8", "quantize={embeddings: quantized, algorithm: gptq}")
-    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
     with pytest.raises(TargetError) as refused:
         plan.prepare(build)
     assert {"O16", "O22"} <= set(re.findall(r"\[(O\d+)\]", refused.value.message))

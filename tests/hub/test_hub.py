@@ -30,7 +30,7 @@ from phipipe.hub import view as hub_view
 from phipipe.hub.failures import Pace
 from phipipe.models import checkpoints
 from phipipe.plan import plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run.bench import Bench
 from phipipe.run.results import Result, Waiting
 from phipipe.settings import Settings
@@ -74,7 +74,7 @@ def source(served: Hub, **changes: str) -> str:
 
 
 def planned(*sets: str) -> plan.Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -907,7 +907,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             time.sleep(0.005)
         process.kill()
     served.pause_s = 0.0
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = load.load(path, options=backends.OptionsOf())
     assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES + 2**20
 
@@ -978,7 +978,7 @@ def test_pin_writes_the_commit_and_nothing_else(
         "SOURCE", after.replace("REPO", served.repo).replace("COMMIT", written)
     )
     assert path.read_bytes().decode() == expected
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = load.load(path, options=backends.OptionsOf())
     assert build.recipe.source.revision == commit
     assert pin.pin(path) == []
 
@@ -990,7 +990,7 @@ def test_a_branch_that_moves_after_pinning_changes_nothing(
     assert cli("pin", path).stdout.endswith(f"{served.repo} main → {served.commit}\n")
     assert "pinned already" in cli("pin", path).stdout
     served.branches["main"] = "f" * 40
-    (build,) = recipe.load(path, options=backends.OptionsOf())
+    (build,) = load.load(path, options=backends.OptionsOf())
     assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
 
 

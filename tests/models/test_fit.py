@@ -14,7 +14,7 @@ from phipipe.hub import take
 from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.plan import plan
-from phipipe.recipe import device, recipe
+from phipipe.recipe import device, load
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])
 
@@ -40,7 +40,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str, name: str = "quickstart"
 ) -> plan.Plan:
     monkeypatch.setattr(checkpoints, "read", lambda folder: checkpoint)
-    (build,) = recipe.load(
+    (build,) = load.load(
         RECIPES / f"{name}.yaml",
         sets=("source={builtin: tiny-phi3}", *sets),
         options=backends.OptionsOf(),
@@ -122,7 +122,7 @@ def fixed(made: plan.Plan) -> int:
 
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
-    (build,) = recipe.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
     made = plan.prepare(build)
     assert made.fit
     assert made.fit.context == 2048
@@ -163,7 +163,7 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
         words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
-        (build,) = recipe.load(QUICKSTART, sets=words, options=backends.OptionsOf())
+        (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
         return plan.prepare(build).api
 
     assert api() == "intel-npu"

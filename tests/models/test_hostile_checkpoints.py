@@ -21,9 +21,9 @@ from testing.places import QUICKSTART
 from phipipe import backends
 from phipipe.errors import SourceError, TargetError
 from phipipe.files import json_files
-from phipipe.models import checkpoints, config_check, family, layouts, remarks
+from phipipe.models import checkpoints, config_bounds, family, layouts, remarks
 from phipipe.plan import plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 
 # Each backend with a device and a precision that it has there.
 BUILDS = {
@@ -91,7 +91,7 @@ def planned(folder: Path, backend: str = "torch") -> plan.Plan:
         "evaluate.gates={}",
     ]
     sets += ["evaluate.text={builtin: stories}", "evaluate.tokens=256", "evaluate.window=64"]
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 
@@ -175,13 +175,13 @@ def test_what_is_huge_is_refused_before_it_is_looked_at(small: Path) -> None:
 
 
 NUMBERS = sorted(
-    set(config_check.NUMBERS) & (set(CONFIG) | {"num_local_experts", "num_experts_per_tok"})
+    set(config_bounds.NUMBERS) & (set(CONFIG) | {"num_local_experts", "num_experts_per_tok"})
 )
 
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_of_a_config_has_a_kind_and_bounds(small: Path, key: str) -> None:
-    bound = config_check.NUMBERS[key]
+    bound = config_bounds.NUMBERS[key]
     wrong: list[object] = [True, "12", {}, [], [[1]], -7, 10**13]
     for value in [*wrong, *([1.5] if bound.whole else [])]:
         edit(small, **{key: value})
@@ -194,9 +194,9 @@ def test_the_bounds_leave_the_family_room(member: family.Member) -> None:
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and key in config_check.NUMBERS
+            and key in config_bounds.NUMBERS
         ):
-            bound = config_check.NUMBERS[key]
+            bound = config_bounds.NUMBERS[key]
             assert bound.low <= value <= bound.high / 8 or bound.high <= 1 or value == bound.high
 
 

@@ -20,7 +20,7 @@ from phipipe.cli.show import Silent
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.hub import take as hub
 from phipipe.plan import plan
-from phipipe.recipe import device, recipe
+from phipipe.recipe import device, load
 from phipipe.run.dispatch import attempt
 from phipipe.run.nodes import graph
 from phipipe.settings import Settings
@@ -203,7 +203,7 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
 
 
 def test_the_board_recipe_is_one_graph_from_one_source() -> None:
-    builds = recipe.load(ROOT / "board.yaml", options=backends.OptionsOf())
+    builds = load.load(ROOT / "board.yaml", options=backends.OptionsOf())
     plans = [plan.prepare(build) for build in builds]
     assert {made.build.recipe.backend for made in plans} == {
         "torch",

@@ -13,7 +13,7 @@ from phipipe import backends, cli, hardware
 from phipipe.errors import StepKilled, StoreError
 from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import preflight
 from phipipe.settings import Settings
 from phipipe.store.store import Store
@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 def planned(*sets: str) -> Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return plan.prepare(build)
 
 

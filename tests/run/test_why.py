@@ -17,7 +17,7 @@ from testing.places import QUICKSTART
 from phipipe import backends
 from phipipe.cli.show import Silent
 from phipipe.plan import plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import why
 from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
@@ -142,7 +142,7 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
         needs={"metrics": "source"},
         params={"kld_mean": limit},
     )
-    (made,) = recipe.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
+    (made,) = load.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
     steps = tuple(replace(step, recipe=recipe_name) for step in (source, check))
     return replace(plan.prepare(made), steps=steps)
 
@@ -188,7 +188,7 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 
 
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
-    (made,) = recipe.load(QUICKSTART, options=backends.OptionsOf())
+    (made,) = load.load(QUICKSTART, options=backends.OptionsOf())
     assert {step.recipe for step in plan.prepare(made).steps} == {"quickstart"}
 
 

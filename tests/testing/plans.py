@@ -15,7 +15,7 @@ from phipipe.cli.show import Silent
 from phipipe.errors import StepFailed
 from phipipe.plan import plan as planning
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import dispatch, events, past_runs
 from phipipe.run.manner import Manner
 from phipipe.settings import Settings
@@ -28,7 +28,7 @@ GUARD = threading.Lock()
 
 
 def planned(*sets: str) -> Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return planning.prepare(build)
 
 

@@ -20,22 +20,23 @@ from phipipe.cli import finished
 from phipipe.cli.show import Silent
 from phipipe.errors import GateFailed, TargetError
 from phipipe.hub import take
-from phipipe.models import checkpoints, mapped
-from phipipe.models import seeing as vision
+from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
 from phipipe.plan import plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
+from phipipe.vision import kinds, language
+from phipipe.vision import pictures as vision_pictures
 
 DRIVER = Path(__file__).parent / "driver.py"
 
 
-@pytest.mark.parametrize("picture", vision.PICTURES, ids=lambda p: p.name)
-def test_pictures_are_valid_files(picture: vision.Picture) -> None:
+@pytest.mark.parametrize("picture", vision_pictures.PICTURES, ids=lambda p: p.name)
+def test_pictures_are_valid_files(picture: vision_pictures.Picture) -> None:
     raw, chunks, at = picture.png(), {}, 8
     while at < len(raw):
         (length,) = struct.unpack(">I", raw[at : at + 4])
@@ -72,13 +73,13 @@ def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
 
 
 def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: Path) -> None:
-    vision.cut({"original": seeing / "source"}, tmp_path, {})
+    language.cut({"original": seeing / "source"}, tmp_path, {})
     whole, part = checkpoints.read(seeing / "source"), checkpoints.read(tmp_path)
     assert (part.architecture, part.parts, whole.parts) == ("Phi3ForCausalLM", (), ("vision",))
-    assert vision.language(whole).parameters == part.parameters < whole.parameters
+    assert kinds.language(whole).parameters == part.parameters < whole.parameters
     assert "auto_map" not in part.config
-    theirs, ours = mapped.places(seeing / "source"), mapped.places(tmp_path)
-    others = vision.KINDS[vision.PHI3].others
+    theirs, ours = tensor_places.places(seeing / "source"), tensor_places.places(tmp_path)
+    others = kinds.KINDS[kinds.PHI3].others
     assert {name for name in theirs if not name.startswith(others)} == set(ours)
     for name, place in ours.items():
         old = theirs[name]
@@ -91,7 +92,7 @@ def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).eyes]
+    "name", [n for n in backends.names() if kinds.PHI3 not in backends.load(n).vision]
 )
 def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
     device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(
@@ -113,7 +114,7 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
     source = take.BUILTIN_MODELS["tiny-phi3"]
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(
+    (build,) = load.load(
         path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
     )
     with pytest.raises(TargetError, match="image_top1"):
@@ -202,7 +203,7 @@ def test_the_cards_program_answers(
     )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.PICTURES:
+    for picture in vision_pictures.PICTURES:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

@@ -16,13 +16,15 @@ from testing.seeing import planned, seen
 
 from phipipe.cli.show import Silent
 from phipipe.errors import TargetError
-from phipipe.models import checkpoints, seeing
+from phipipe.models import checkpoints
 from phipipe.package import manifest
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
+from phipipe.vision import kinds
+from phipipe.vision import pictures as vision_pictures
 
 DRIVER = Path(__file__).parent / "phi4mm_driver.py"
 
@@ -79,7 +81,7 @@ def test_the_language_model_is_phi4_mini(made: Path, builds: dict[str, Outcome])
     )
     assert (part.architecture, part.model_type, part.parts) == ("Phi3ForCausalLM", "phi3", ())
     assert whole.parts == ("vision", "audio")
-    assert seeing.language(whole).parameters == part.parameters < whole.parameters
+    assert kinds.language(whole).parameters == part.parameters < whole.parameters
     assert not {"vision_lora", "speech_lora", "embd_layer", "auto_map"} & set(part.config)
 
 
@@ -116,7 +118,7 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> N
         < 1e-3 + 3 * told["fidelity"]["metrics"]["kld_mean"]
     )
     assert told["steps"]["eyes"]["params"]["bits"] == 8
-    assert told["source"]["architecture"] == seeing.PHI4
+    assert told["source"]["architecture"] == kinds.PHI4
     assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
 
 
@@ -125,7 +127,11 @@ def test_the_pipelines_answers_follow_from_the_graphs(
 ) -> None:
     # one that fills its crops, some with padding below or at the right, and one of more crops than
     # are allowed
-    shown = (*seeing.LARGER, *seeing.SQUARES, seeing.Picture(name="long", width=16600, height=60))
+    shown = (
+        *vision_pictures.LARGER,
+        *vision_pictures.SQUARES,
+        vision_pictures.Picture(name="long", width=16600, height=60),
+    )
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     said = drive(
@@ -154,7 +160,7 @@ def test_the_cards_program_answers(
     assert "ImageOps" not in program  # the pipeline pads by itself
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in seeing.LARGER:
+    for picture in vision_pictures.LARGER:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

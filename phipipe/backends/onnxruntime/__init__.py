@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phipipe.backends import rules
 from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.onnxruntime.rules import RULES
+from phipipe.backends.rules import Fixup
 from phipipe.errors import RecipeError, StepFailed
-from phipipe.models import seeing
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Json, Params, Step
+from phipipe.vision import kinds as vision
 
 if TYPE_CHECKING:
-    from phipipe.algorithms.olive_checkpoint import Packed
+    from phipipe.algorithms.olive_packed import Packed
     from phipipe.backends.base import Runtime, Tokenizer
     from phipipe.backends.onnxruntime.graph import Linear, Scheme
     from phipipe.models.checkpoints import Checkpoint
@@ -268,7 +269,7 @@ def scheme(job: Job[Options]) -> str:
 
 
 FIXUPS = (
-    rules.Fixup(
+    Fixup(
         id="F1",
         rule="M08",
         when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
@@ -388,7 +389,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import json
 
-    from phipipe.algorithms import olive_checkpoint
+    from phipipe.algorithms import olive_packed
     from phipipe.backends.onnxruntime import graph as onnx_graph
     from phipipe.backends.onnxruntime import rounding as onnx_quantize
 
@@ -401,8 +402,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     schemes = schemes_of(wanted, options, params["bits"], layers)
     rounded: dict[str, Callable[[], Packed]] = {}
     if options.algorithm == "gptq":
-        learned = olive_checkpoint.Rounded(inputs["rounded"])
-        places = olive_checkpoint.places(learned, {linear.name: linear.n for linear in wanted})
+        learned = olive_packed.Rounded(inputs["rounded"])
+        places = olive_packed.places(learned, {linear.name: linear.n for linear in wanted})
         schemes = {
             name: replace(one, bits=learned.bits(places[name].linear))
             for name, one in schemes.items()
@@ -534,10 +535,10 @@ FACE = Backend(
         "vision.onnx.data",
         "embedding.onnx",
     ),
-    eyes={seeing.PHI3: "onnxruntime/vision"},
+    vision={vision.PHI3: "onnxruntime/vision"},
     steps=steps,
     scheme=scheme,
-    rules=rules.ONNXRUNTIME,
+    rules=RULES,
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none",
     wider="set `quantize.mixed: layers`",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe.backends.onnxruntime import graph
 from phipipe.errors import StepFailed
-from phipipe.models import mapped
+from phipipe.models import mapped, tensor_places
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +183,9 @@ def check(folder: Path, model: Any, checkpoint: Path) -> None:
             linked += size
             weights.matrix(tensor)
     matrices = sum(
-        place.size_bytes for place in mapped.places(checkpoint).values() if len(place.shape) > 1
+        place.size_bytes
+        for place in tensor_places.places(checkpoint).values()
+        if len(place.shape) > 1
     )
     if linked != matrices:
         raise StepFailed(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from phipipe.algorithms.olive_checkpoint import Packed
+    from phipipe.algorithms.olive_packed import Packed
     from phipipe.backends.onnxruntime.links import Matrix
 
     Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]

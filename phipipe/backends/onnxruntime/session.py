@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from phipipe import hardware
 from phipipe.backends.base import absent
 from phipipe.backends.onnxruntime.graph import MODEL
-from phipipe.models import checkpoints
-from phipipe.sandbox import limited
-from phipipe.sandbox.limited import LimitedTokenizer
+from phipipe.models import tokenizer_files
+from phipipe.sandbox import tokenizer as limited_tokenizer
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ class Session:
         return output
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        ends = set(checkpoints.end_ids(self._config["eos_token_id"]))
+        ends = set(tokenizer_files.end_ids(self._config["eos_token_id"]))
         if (
             self._provider == PROVIDERS["cpu"]
             and self._config["decoder"]["session_options"]["provider_options"]
@@ -100,7 +100,7 @@ class Session:
         inputs, count = self._inputs(picture, prompt)
         generator, room = self._generator(count, limit)
         generator.set_inputs(inputs)
-        return _greedy(generator, room, set(checkpoints.end_ids(self._config["eos_token_id"])))
+        return _greedy(generator, room, set(tokenizer_files.end_ids(self._config["eos_token_id"])))
 
     def _inputs(self, picture: Path, prompt: str) -> tuple[Any, int]:
         """What the runtime's own processor makes of both, and how many positions that is."""
@@ -194,7 +194,7 @@ def _embedded(session: Any, hidden: int, tokens: Sequence[int]) -> Any:
 
 def tokenizer(folder: Path) -> LimitedTokenizer:
     """The folder's tokenizer as onnxruntime-genai reads it, in a limited child."""
-    return limited.tokenizer(
+    return limited_tokenizer.open_in_child(
         "phipipe.backends.onnxruntime.session:GenaiTokenizer", folder, ["onnxruntime_genai"]
     )
 

@@ -323,7 +323,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
 
     from phipipe.backends.qnn import graph as static_graph
     from phipipe.backends.qnn.weights import Weights
-    from phipipe.models import checkpoints
+    from phipipe.models import checkpoints, tokenizer_files
 
     source = inputs["source"]
     config = json.loads((source / "config.json").read_text("utf-8")) | params["config_patch"]
@@ -346,7 +346,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         "parts": params["parts"],
     }
     facts |= {
-        "ends": checkpoints.end_ids(ends),
+        "ends": tokenizer_files.end_ids(ends),
         "caches": "float32",
         "soc": None,
         "shared": False,

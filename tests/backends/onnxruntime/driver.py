@@ -27,8 +27,8 @@ from testing.drive import answer, message
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 
+from phipipe.backends import fixups
 from phipipe.backends import onnxruntime as backend
-from phipipe.backends import rules
 from phipipe.backends.onnxruntime import graph, rounding
 from phipipe.models import checkpoints, mapped
 
@@ -344,7 +344,7 @@ def window(root: Path) -> dict[str, Any]:
     source = checkpoint(root / "sources" / "window", sliding_window=63)
     before = {p.name: p.read_bytes() for p in source.iterdir()}
     recipe: Any = SimpleNamespace(backend="onnxruntime")
-    patch = rules.fixups(recipe, checkpoints.read(source))["F1"]["patch"]
+    patch = fixups.needed(recipe, checkpoints.read(source))["F1"]["patch"]
     model = convert(source, root / "window" / "fp32", patch)
     facts: dict[str, Any] = {
         "source_unchanged": before == {p.name: p.read_bytes() for p in source.iterdir()}

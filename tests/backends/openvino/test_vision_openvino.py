@@ -12,13 +12,13 @@ from testing.drive import drive
 from testing.seeing import planned, seen
 
 from phipipe.cli.show import Silent
-from phipipe.models import seeing as vision
 from phipipe.package import manifest
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
+from phipipe.vision import pictures as vision_pictures
 
 # Nightly: OpenVINO's eyes have Phi-4-multimodal's tests, and these models ONNX Runtime's.
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
@@ -78,7 +78,7 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], prec
 def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_not_square(
     builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    for picture in (*vision.PICTURES, *vision.SQUARES):
+    for picture in (*vision_pictures.PICTURES, *vision_pictures.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
     said = drive(
@@ -110,7 +110,7 @@ def test_the_cards_program_answers(
     )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.PICTURES:
+    for picture in vision_pictures.PICTURES:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
