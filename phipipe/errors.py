@@ -19,7 +19,7 @@ for users.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 
 class Place(NamedTuple):
@@ -117,7 +117,7 @@ SAME_VERSION = "use the same phipipe on both sides"
 ENDINGS = (130, 143)  # the exit codes that one kind, ``Interrupted``, has
 
 
-def encoded(error: PhipipeError) -> dict[str, Any]:
+def encoded(error: PhipipeError) -> dict[str, object]:
     """``error`` as JSON: kind, code, message, hint, problems (message, file, line, column),
     details."""
     return {
@@ -193,9 +193,9 @@ def _located(described: object) -> Located | None:
     return Located(message, Place(file, line, column))
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _list(value: object) -> Sequence[Any]:
+def _list(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else ()

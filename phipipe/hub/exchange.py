@@ -8,7 +8,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from phipipe.errors import SourceError
@@ -19,6 +19,24 @@ REDIRECTS = 5
 TWICE_BYTES = 2**20  # at most so many come again after a kill, over all connections
 READ_BYTES = 2**16  # that the HTTP library takes from a connection at once
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Response(Protocol):
+    """An answer of the HTTP library, whose content is still to come."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    extensions: Mapping[str, Any]
+
+    def iter_raw(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
+
+
+class Client(Protocol):
+    """A pool of connections of the HTTP library."""
+
+    def build_request(self, method: str, url: str, *, headers: Mapping[str, str]) -> object: ...
+    def send(self, request: object, *, stream: bool) -> Response: ...
 
 
 @dataclass(frozen=True)
@@ -48,14 +66,17 @@ def http() -> Any:
     return importlib.import_module(type(library().get_session()).__module__.partition(".")[0])
 
 
-def client(connections: int = 1) -> Any:
+def client(connections: int = 1) -> contextlib.AbstractContextManager[Client]:
     """A pool for so many connections. Redirects are followed here, not there: they decide who gets
     a token."""
     pace = failures.PACE
     limits = http().Timeout(pace.stall_s, connect=min(pace.stall_s, 15.0), pool=None)
     unread = TWICE_BYTES // connections - 2 * READ_BYTES
     hooks = {"response": [lambda response: sockets.bound_unread(response, unread)]}
-    return http().Client(follow_redirects=False, timeout=limits, event_hooks=hooks)
+    pool: contextlib.AbstractContextManager[Client] = http().Client(
+        follow_redirects=False, timeout=limits, event_hooks=hooks
+    )
+    return pool
 
 
 def is_private(url: str) -> bool:
@@ -65,7 +86,7 @@ def is_private(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def opened(pool: Any, address: Address, wanted: str | None) -> Iterator[Any]:
+def opened(pool: Client, address: Address, wanted: str | None) -> Iterator[Response]:
     """The answer to a GET of the range ``wanted`` (None: all), redirects followed.
 
     Raises:
@@ -79,7 +100,7 @@ def opened(pool: Any, address: Address, wanted: str | None) -> Iterator[Any]:
         raise fault_of(error) from None
 
 
-def _answer(pool: Any, address: Address, wanted: str | None) -> Any:
+def _answer(pool: Client, address: Address, wanted: str | None) -> Response:
     """The first answer that is no redirect; the token goes nowhere but to the first host."""
     url, headers = address.url, {"Accept-Encoding": "identity", "User-Agent": "phipipe"}
     if wanted:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import responses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from phipipe.errors import Interrupted, SourceError
 
@@ -100,9 +100,10 @@ def fault_of(error: Exception) -> Fault:
     return Fault(f"the connection broke ({type(error).__name__})")
 
 
-def _host(error: Any) -> str:
+def _host(error: Exception) -> str:
     with contextlib.suppress(RuntimeError):  # it belongs to no request
-        return f" to {error.request.url.host}"
+        request = getattr(error, "request", None)
+        return f" to {request.url.host}" if request else ""
     return ""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from phipipe.errors import RecipeError
 from phipipe.hub import client
@@ -19,8 +19,12 @@ from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Where
 from phipipe.recipe.recipe import COMMIT, REPO
 from phipipe.recipe.scalars import resolve
+from phipipe.steps import Json
 
-KINDS = {"source": "model", "dataset": "dataset"}  # the keys whose mapping names a repository
+KINDS: dict[str, Literal["model", "dataset"]] = {
+    "source": "model",
+    "dataset": "dataset",
+}  # the keys whose mapping names a repository
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def names_any(path: Path) -> bool:
     return any(_repositories(read(path).data))
 
 
-def _unpinned(data: Any) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+def _unpinned(data: Json) -> Iterator[tuple[Where, Literal["model", "dataset"], dict[str, Json]]]:
     """(place, kind, mapping) of every repository in a recipe's data that is at no commit."""
     return (
         (where, kind, repository)
@@ -77,7 +81,9 @@ def _unpinned(data: Any) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
     )
 
 
-def _repositories(data: Any, where: Where = ()) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+def _repositories(
+    data: Json, where: Where = ()
+) -> Iterator[tuple[Where, Literal["model", "dataset"], dict[str, Json]]]:
     """(place, kind, mapping) of every repository in a recipe's data."""
     if isinstance(data, list):
         for i, inner in enumerate(data):
@@ -110,7 +116,7 @@ def _slot(
     document: Document,
     scalars: dict[tuple[int, int], tuple[int, int]],
     where: Where,
-    repository: dict[str, Any],
+    repository: dict[str, Json],
 ) -> tuple[int, int, str]:
     """Where the commit goes in the text, and the revision that stands there."""
     text = document.text
@@ -133,7 +139,7 @@ def _is_flow(
     return document.values[where] not in scalars
 
 
-def _text(document: Document, where: Where, repository: dict[str, Any], commit: str) -> str:
+def _text(document: Document, where: Where, repository: dict[str, Json], commit: str) -> str:
     # 40 digits would be a number
     value = commit if isinstance(resolve(commit), str) else f'"{commit}"'
     if repository.get("revision") is not None:
@@ -146,14 +152,14 @@ def _text(document: Document, where: Where, repository: dict[str, Any], commit: 
     return f"{line_end}{' ' * (document.keys[(*where, 'repo')][1] - 1)}revision: {value}"
 
 
-def _inner(data: Any, where: Where) -> Any:
+def _inner(data: Json, where: Where) -> Json:
     for key in where:
         data = data[key]
     return data
 
 
 def _rewrite(
-    path: Path, document: Document, edits: list[tuple[int, int, str]], wanted: Any
+    path: Path, document: Document, edits: list[tuple[int, int, str]], wanted: Json
 ) -> None:
     text = document.text
     for start, end, new in sorted(edits, reverse=True):

@@ -6,7 +6,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 CHUNK = 2**20  # of what is read from a disk
 
@@ -21,7 +20,7 @@ class Published:
     algorithm: str
     digest: str
 
-    def hash(self) -> Any:
+    def hash(self) -> hashlib._Hash:
         """A fresh hash object for this file's content."""
         if self.algorithm == "sha256":
             return hashlib.sha256()

@@ -15,11 +15,10 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import Interrupted, SourceError
 from phipipe.hub import exchange
-from phipipe.hub.exchange import Address
+from phipipe.hub.exchange import Address, Client, Response
 from phipipe.hub.failures import GO_ON, Fault, patiently, status_error
 from phipipe.hub.published import Part, Published
 
@@ -30,7 +29,7 @@ NO_PROXY = (
 
 
 def fetch(
-    pool: Any,
+    pool: Client,
     address: Address,
     file: Published,
     path: Path,
@@ -71,7 +70,7 @@ def fetch(
 
 
 def _attempt(
-    pool: Any,
+    pool: Client,
     address: Address,
     part: Part,
     on_bytes: Callable[[int], None],
@@ -103,7 +102,7 @@ def _attempt(
         raise Fault(f"the connection ended after {part.position} of {file.size} bytes")
 
 
-def head(pool: Any, address: Address, file: Published, count: int) -> bytes:
+def head(pool: Client, address: Address, file: Published, count: int) -> bytes:
     """The first ``count`` bytes of ``file`` (all of it where it is shorter). Nothing vouches for
     them.
 
@@ -126,7 +125,7 @@ def head(pool: Any, address: Address, file: Published, count: int) -> bytes:
 
 
 def _begin(
-    response: Any, address: Address, file: Published, offset: int, count: int | None = None
+    response: Response, address: Address, file: Published, offset: int, count: int | None = None
 ) -> int:
     """Check what is to come against what was asked for; how many bytes to skip where the range was
     ignored.
@@ -214,7 +213,7 @@ class _Transfers:
         for job in sorted(jobs, key=lambda job: -job[1].size):
             self._waiting.put(job)
 
-    def work(self, pool: Any) -> None:
+    def work(self, pool: Client) -> None:
         """Fetch one file after another, until there are no more or one fails."""
         while not self.stopped.is_set():
             try:

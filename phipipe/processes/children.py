@@ -15,7 +15,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
 
 PARENT_S = 1.0
 
@@ -43,7 +46,7 @@ def own_group() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
-def tree(pid: int) -> list[Any]:
+def tree(pid: int) -> list[psutil.Process]:
     """psutil's view of process ``pid`` and all that descend from it; nothing without psutil."""
     try:
         import psutil
@@ -56,7 +59,7 @@ def tree(pid: int) -> list[Any]:
         return []
 
 
-def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
+def kill_tree(pid: int, seen: Sequence[psutil.Process] = ()) -> None:
     """Kill the process group of ``pid``, its descendants that left the group, and those ``seen``
     before."""
     members = [*tree(pid), *seen]
@@ -71,7 +74,7 @@ def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
             _end(member)
 
 
-def _end(process: Any) -> None:
+def _end(process: psutil.Process) -> None:
     import psutil
 
     # gone meanwhile; psutil checks that the id was not used again
@@ -115,7 +118,7 @@ def terminate(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGTERM)
 
 
-def reap(process: subprocess.Popen[str], seen: Sequence[Any], seconds: float) -> None:
+def reap(process: subprocess.Popen[str], seen: Sequence[psutil.Process], seconds: float) -> None:
     """Kill ``process`` with all that it started, if it still runs, and take its exit code."""
     if process.returncode is None:  # once it is reaped, its id may be another's
         kill_tree(process.pid, seen)

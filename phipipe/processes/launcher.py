@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
 from filelock import FileLock, Timeout
@@ -157,7 +157,7 @@ def alone(lock: Path, waits: Beat, stop: Stop) -> Iterator[None]:
         held.release()
 
 
-def strays(program: str, folder: Path) -> Iterator[Any]:
+def strays(program: str, folder: Path) -> Iterator[psutil.Process]:
     """Processes of ``program`` that were told to work on ``folder``, and whose launcher was killed,
     too."""
     for process in psutil.process_iter(["cmdline"]):

@@ -21,7 +21,7 @@ def prohibit() -> None:
     sys.meta_path.insert(0, NoTorchLoad())
 
 
-def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+def refuse(event: str, arguments: tuple[object, ...]) -> None:
     """Audit hook: no pickle is ever loaded (promise S1), and no step but download leaves this
     machine (S8)."""
     if event == "pickle.find_class":
@@ -36,7 +36,8 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
                     f"refused to connect to {host}: only the download step uses the network"
                 )
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        host = os.fsdecode(arguments[0] or "")
+        name = arguments[0]
+        host = os.fsdecode(name) if isinstance(name, str | bytes) else ""
         if not _is_local(host):
             raise PermissionError(
                 f"refused to look up {host}: only the download step uses the network"

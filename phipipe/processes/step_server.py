@@ -32,12 +32,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from phipipe import hardware, progress, steps
 from phipipe.errors import PhipipeError, encoded
 from phipipe.processes.children import kill_tree, tree
 from phipipe.processes.prohibitions import prohibit
+from phipipe.steps import Json
 
 PROGRESS_EVERY_S = 0.2
 GUARD_S = 2.0  # a guard that lives has long been done by then
@@ -96,7 +97,7 @@ def _serve(folder: Path) -> None:
     start = time.perf_counter()
     try:
         _call(json.loads((folder / "request.json").read_text("utf-8")), folder / "out")
-        response: dict[str, Any] = {"ok": True}
+        response: dict[str, Json] = {"ok": True}
     except BaseException as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
         response = {"ok": False, **_described(error)}
         _flush()
@@ -110,16 +111,16 @@ def _serve(folder: Path) -> None:
     aside.replace(folder / "response.json")
 
 
-def _call(request: dict[str, Any], out: Path) -> None:
+def _call(request: dict[str, Json], out: Path) -> None:
     sys.path += [root for root in request["path"] if root not in sys.path]
     out.mkdir()
     step = steps.resolve(request["runs"])
     step({name: Path(path) for name, path in request["inputs"].items()}, out, request["params"])
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def _described(error: BaseException) -> dict[str, Json]:
     """What the parent needs to raise the same failure."""
-    failure: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
+    failure: dict[str, Json] = {"kind": type(error).__name__, "message": str(error)}
     failure["traceback"] = "".join(traceback.format_exception(error))
     if isinstance(error, PhipipeError):
         failure["error"] = encoded(error)

@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from phipipe import words
 from phipipe.errors import PhipipeError, StepFailed, StepKilled, ToolchainError, decoded
 from phipipe.settings import Settings
+from phipipe.steps import Json
 from phipipe.store import free_space
 
 NO_MEMORY = re.compile(
@@ -63,7 +63,7 @@ class Ending:
             hint=f"its log: {self.log}",
         )
 
-    def failed(self, failure: Mapping[str, Any]) -> PhipipeError:
+    def failed(self, failure: Mapping[str, Json]) -> PhipipeError:
         """The step's own ``failure``, as it was answered, to be raised again as what it is."""
         message = str(failure["message"])
         if "error" in failure:
@@ -87,7 +87,7 @@ class Ending:
             hint=f"its log: {self.log}",
         )
 
-    def _lacks_room(self, failure: Mapping[str, Any], message: str) -> bool:
+    def _lacks_room(self, failure: Mapping[str, Json], message: str) -> bool:
         if failure.get("errno") in free_space.FULL or free_space.SAID.search(message):
             return True
         return bool(NO_MEMORY.search(message)) and free_space.is_full(
@@ -139,7 +139,7 @@ def _repair(toolchain: str, settings: Settings) -> str:
     return f"phipipe toolchain install {toolchain} --force"
 
 
-def _lacks_memory(failure: Mapping[str, Any], message: str) -> bool:
+def _lacks_memory(failure: Mapping[str, Json], message: str) -> bool:
     has_words = failure["kind"] == "MemoryError" or bool(NO_MEMORY.search(message))
     return has_words or failure.get("returncode") in KILLED
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from phipipe.package.figures import peaks
+from phipipe.steps import Json
+
+Event = Mapping[str, Json]  # see ``events``
 
 
-def line(event: Mapping[str, Any]) -> str:
+def line(event: Event) -> str:
     """An event for people, and when it was."""
     return f"{event['time']}  {words(event)}"
 
 
-def words(event: Mapping[str, Any]) -> str:
+def words(event: Event) -> str:
     """An event for people."""
     kind, step = event["event"], event.get("step", "")
     sentences: dict[str, Callable[[], str]] = {
@@ -37,7 +39,7 @@ def words(event: Mapping[str, Any]) -> str:
     return sentences[kind]() if kind in sentences else json.dumps(dict(event))
 
 
-def row(event: Mapping[str, Any]) -> dict[str, Any]:
+def row(event: Event) -> dict[str, Json]:
     """How a step or a build ended, for a table."""
     state = "failed" if "exit_code" in event else "cached" if event.get("cached") else "done"
     seconds = event.get("seconds")
@@ -52,7 +54,7 @@ def row(event: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _finished(event: Mapping[str, Any]) -> str:
+def _finished(event: Event) -> str:
     if event["cached"]:
         origin = "  from the shared store" if event.get("shared") else ""
         return f"{event['step']}  cached  {event['key'][:12]}{origin}"
@@ -63,17 +65,17 @@ def _finished(event: Mapping[str, Any]) -> str:
     )
 
 
-def _installed(event: Mapping[str, Any]) -> str:
+def _installed(event: Event) -> str:
     ended = f"failed ({event['exit_code']})" if "exit_code" in event else "is ready"
     return f"toolchain `{event['toolchain']}` {ended} after {event['seconds']:.1f} s"
 
 
-def _built(event: Mapping[str, Any]) -> str:
+def _built(event: Event) -> str:
     if event["ok"]:
         place = f"  {event['package']}" if "package" in event else ""
         return f"{event['build']}  built in {event['seconds']:.1f} s{place}"
     return f"{event['build']}  failed ({event['exit_code']}): {event['message']}{_hint(event)}"
 
 
-def _hint(event: Mapping[str, Any]) -> str:
+def _hint(event: Event) -> str:
     return f"\n  try: {event['hint']}" if event.get("hint") else ""

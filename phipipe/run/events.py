@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 
@@ -41,7 +41,7 @@ from phipipe.errors import Interrupted, PhipipeError, StoreError, encoded
 from phipipe.run import past_runs, tracing
 from phipipe.run.results import Listener, Result
 from phipipe.run.tracing import Sink
-from phipipe.steps import Advice
+from phipipe.steps import Advice, Json
 from phipipe.visible import json_text
 
 VERSION = 1
@@ -59,7 +59,7 @@ def now() -> str:
     )
 
 
-def failure(error: PhipipeError) -> dict[str, Any]:
+def failure(error: PhipipeError) -> dict[str, Json]:
     """What events say of an error."""
     whole = encoded(error)
     return {"exit_code": whole.pop("code")} | {name: x for name, x in whole.items() if x}
@@ -77,7 +77,7 @@ class Recorder:
         self._writing = threading.Lock()
         self.code = 0  # the highest exit code of the builds so far
 
-    def write(self, event: str, **fields: Any) -> None:
+    def write(self, event: str, **fields: Json) -> None:
         """One event, to be seen at once."""
         whole = {"event": event, "time": now(), "run": self._run, **fields}
         with self._writing:  # notes come from any thread

@@ -6,15 +6,14 @@ import contextlib
 import difflib
 import json
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from phipipe.errors import Interrupted, SourceError
 from phipipe.run import event_words
+from phipipe.run.event_words import Event
 
 FILE = "events.jsonl"
 LATEST = "latest"
@@ -34,10 +33,10 @@ class Run:
     state: str
     exit_code: int | None
     seconds: float | None
-    events: tuple[Mapping[str, Any], ...] = field(repr=False)
+    events: tuple[Event, ...] = field(repr=False)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[Event]:
     """The events in a run's folder; a last line that a killed process has not finished is left out,
     as is damage."""
     path = folder / FILE
@@ -47,7 +46,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError:
         return []
-    events = []
+    events: list[Event] = []
     for written in text.splitlines():
         with contextlib.suppress(*SENSELESS):
             event = json.loads(written)
@@ -56,7 +55,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _is_run(event: Mapping[str, Any]) -> bool:
+def _is_run(event: Event) -> bool:
     """Whether all that others look up in ``event`` is there and of its type; ``line`` has looked at
     the rest."""
     if event["event"] in ("step_finished", "step_failed", "build_finished"):
@@ -90,7 +89,7 @@ def find(cache: Path, name: str) -> Run:
     return named[0]
 
 
-def of_step(run: Run, step: str | None) -> list[Mapping[str, Any]]:
+def of_step(run: Run, step: str | None) -> list[Event]:
     """The events of ``run`` that are about ``step``, by its name or with its build's; None: all.
 
     Raises:
@@ -108,7 +107,7 @@ def of_step(run: Run, step: str | None) -> list[Mapping[str, Any]]:
     return [event for event in run.events if step in _names(event)]
 
 
-def _names(event: Mapping[str, Any]) -> tuple[str, str]:
+def _names(event: Event) -> tuple[str, str]:
     """A step's name with its build's, and alone."""
     name = str(event.get("step", ""))
     return name, name.rpartition(": ")[2]
@@ -137,7 +136,7 @@ def _run(folder: Path) -> Run | None:
     )
 
 
-def _alive(first: Mapping[str, Any]) -> bool:
+def _alive(first: Event) -> bool:
     """Whether the process that wrote ``run_started`` is still there; its number may have come to
     another."""
     with contextlib.suppress(psutil.Error, KeyError, ValueError, TypeError, OverflowError):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 
@@ -32,6 +32,7 @@ from phipipe.processes.children import (
 from phipipe.run.endings import Ending, cannot_start, keep_log
 from phipipe.run.watch import OnProgress, Watch
 from phipipe.settings import Settings, child_environment
+from phipipe.steps import Json
 
 SAMPLE_S = 0.1
 GRACE_S = 2.0  # between a polite end and a forced one
@@ -44,7 +45,7 @@ class Request:
     step: str
     runs: str
     inputs: Mapping[str, Path]
-    params: Mapping[str, Any]
+    params: Mapping[str, Json]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,9 +292,9 @@ def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
     lines.put("")
 
 
-def _read_response(folder: Path) -> dict[str, Any] | None:
+def _read_response(folder: Path) -> dict[str, Json] | None:
     try:
-        value: dict[str, Any] = json.loads((folder / "response.json").read_text("utf-8"))
+        value: dict[str, Json] = json.loads((folder / "response.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return value

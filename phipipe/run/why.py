@@ -12,7 +12,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from phipipe.steps import Json
 from phipipe.store import keys
@@ -99,7 +98,7 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
     return changes
 
 
-def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Json, Json]]:
     """(path, old, new) of every leaf in which two values differ; what is on one side only is
     ``ABSENT`` in words."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -112,7 +111,7 @@ def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Any, Any
         yield path, old, new
 
 
-def shown(old: Any, new: Any) -> str:
+def shown(old: Json, new: Json) -> str:
     """``32 → 64``: two values that differ, so that one sees how."""
     a, b = _text(old), _text(new)
     if a == b:  # the text "true" and the truth, say
@@ -129,7 +128,7 @@ def _cut(text: str, start: int) -> str:
     return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
 
 
-def _text(value: Any) -> str:
+def _text(value: Json) -> str:
     plain = (
         isinstance(value, str)
         and value.isprintable()
@@ -139,7 +138,7 @@ def _text(value: Any) -> str:
     return str(value) if plain else _json(value)
 
 
-def _json(value: Any) -> str:
+def _json(value: Json) -> str:
     if value is _MISSING:
         return ABSENT
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)

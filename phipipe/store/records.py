@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import StoreError
+from phipipe.steps import Json
 from phipipe.store import files, keys, refusals
 
 
@@ -38,7 +38,7 @@ class Stored:
     key: str
     digest: str
     path: Path
-    outputs: tuple[Mapping[str, Any], ...]  # path, size, sha256, mtime_ns
+    outputs: tuple[Mapping[str, Json], ...]  # path, size, sha256, mtime_ns
 
     @property
     def size_bytes(self) -> int:
@@ -66,7 +66,7 @@ class Records:
         """Where the record of ``key`` is, or will be."""
         return self.folder / f"{key}.json"
 
-    def read(self, key: str) -> dict[str, Any]:
+    def read(self, key: str) -> dict[str, Json]:
         """The record of ``key``, intact.
 
         Raises:
@@ -87,7 +87,7 @@ class Records:
         except StoreError:
             raise Damaged(f"the record {key[:12]} is damaged", "") from None
 
-    def read_all(self, newest: int | None = None) -> Iterator[dict[str, Any]]:
+    def read_all(self, newest: int | None = None) -> Iterator[dict[str, Json]]:
         """All intact records by key; or so many, the ``newest`` first."""
         paths = sorted(self.folder.glob("*.json"))
         if newest is not None:
@@ -96,7 +96,7 @@ class Records:
             with contextlib.suppress(Missing, Damaged):
                 yield self.read(path.stem)
 
-    def result(self, record: Mapping[str, Any]) -> Stored:
+    def result(self, record: Mapping[str, Json]) -> Stored:
         """The result that ``record`` tells of."""
         path = self._root / "objects" / record["digest"]
         return Stored(record["key"], record["digest"], path, tuple(record["outputs"]))
@@ -138,7 +138,9 @@ class Records:
         return rows
 
 
-def outputs_of(entries: Iterable[keys.FileEntry], times: Mapping[str, int]) -> list[dict[str, Any]]:
+def outputs_of(
+    entries: Iterable[keys.FileEntry], times: Mapping[str, int]
+) -> list[dict[str, Json]]:
     """The files of a tree as its record lists them; ``times`` in nanoseconds."""
     return [
         {"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]}

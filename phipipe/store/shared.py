@@ -15,10 +15,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.errors import RecipeError, StoreError, ToolchainError
 from phipipe.settings import SECRET, Settings
+from phipipe.steps import Json
 from phipipe.store import keys
 from phipipe.store.blobs import Blobs, Unfit
 from phipipe.store.records import Stored
@@ -99,7 +100,7 @@ class SharedStore:
             self._stop_reading(error)
         return None
 
-    def record(self, key: str) -> dict[str, Any] | None:
+    def record(self, key: str) -> dict[str, Json] | None:
         """The record of the result ``key`` there; None if there is none, or a damaged one."""
         try:
             raw = self._bucket.get(_action(key))
@@ -207,7 +208,7 @@ def _action(key: str) -> str:
     return f"actions/{key}.json"
 
 
-def _entries(record: Mapping[str, Any]) -> list[keys.FileEntry]:
+def _entries(record: Mapping[str, Json]) -> list[keys.FileEntry]:
     """The files that ``record`` lists.
 
     Raises:

@@ -16,11 +16,11 @@ import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from phipipe.errors import StepFailed, StoreError
+from phipipe.steps import Json
 from phipipe.store import claims, exports, files, free_space, keys, refusals, verification
 from phipipe.store import folder as store_folder
 from phipipe.store.collection import Collector, GcReport
@@ -52,7 +52,7 @@ class Store:
 
     # What is there
 
-    def record(self, key: str) -> dict[str, Any]:
+    def record(self, key: str) -> dict[str, Json]:
         """The record of ``key``, intact.
 
         Raises:
@@ -61,7 +61,7 @@ class Store:
         """
         return self._records.read(key)
 
-    def records(self, newest: int | None = None) -> Iterator[dict[str, Any]]:
+    def records(self, newest: int | None = None) -> Iterator[dict[str, Json]]:
         """All intact records by key; or so many, the ``newest`` first."""
         return self._records.read_all(newest)
 
@@ -127,7 +127,7 @@ class Store:
 
     # Adding
 
-    def commit(self, key: str, folder: Path, record: Mapping[str, Any]) -> Stored:
+    def commit(self, key: str, folder: Path, record: Mapping[str, Json]) -> Stored:
         """Take the files of ``folder`` (gone after this) as the result of ``key``.
 
         ``record`` says what made them; digest, outputs and a digest of the record itself are added.
@@ -191,7 +191,7 @@ class Store:
             f"the stored tree {digest[:12]} keeps being damaged", hint="check the disk"
         )
 
-    def _heal(self, record: Mapping[str, Any], current: Stored) -> None:
+    def _heal(self, record: Mapping[str, Json], current: Stored) -> None:
         """Remember the times that files have now, whose content was just found right; else they are
         hashed again."""
         with (
