@@ -1,7 +1,7 @@
 """Steps on other machines: the client's side of ``--on dask://HOST``.
 
 Dask carries strings alone: a step's description there, its key and digest back. Data goes through
-the shared store (``remote_store``), so a worker that is lost costs its step, and a scheduler that
+the shared store (``store.shared``), so a worker that is lost costs its step, and a scheduler that
 is lost costs nothing that had finished. A step that reads this machine's files, or needs no
 toolchain, is done here; all others where they can be: workers advertise toolchains, memory and what
 they are as Dask's resources.

@@ -60,7 +60,7 @@ class Scheduler:
 
     def do(self, step: Step, inputs: Mapping[str, str], on_progress: OnProgress) -> str:
         """Have a worker do ``step``, whose ``inputs`` are keys; its answer, see
-        ``cluster_worker.work``.
+        ``worker.work``.
 
         Raises:
             TargetError: no worker can.

@@ -194,7 +194,7 @@ def serve(
     """Work for the scheduler at ``url`` (``dask://HOST:PORT``), and for those that follow it there,
     until we are ended.
 
-    ``offered``: ``cluster_resources.resources``.
+    ``offered``: ``resources.resources``.
 
     Raises:
         RecipeError: nothing is shared, or certificates are missing.

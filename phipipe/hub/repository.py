@@ -56,7 +56,7 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
 
     Raises:
         SourceError: it cannot be had, is no checkpoint, or wants code to be run; see
-            ``models.read``.
+            ``checkpoints.read``.
         StoreError: the cache cannot be written.
     """
     with _writing(folder_of(repo)):

@@ -162,11 +162,12 @@ def _too_little_disk(
     ):
         if amount > free:
             largest = max(steps, key=lambda step: step.output_bytes)
+            remedy = free_space.KEEP_CACHE if where == cache else free_space.KEEP_OUT
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about "
                 f"{words.size(amount)}, and {words.size(free)} are "
                 f"free; step `{largest.name}` writes most, {words.size(largest.output_bytes)}",
-                hint=f"{free_space.KEEP_CACHE if where == cache else free_space.KEEP_OUT}; {OVERRIDE}",
+                hint=f"{remedy}; {OVERRIDE}",
             )
     return None
 

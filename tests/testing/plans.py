@@ -26,6 +26,8 @@ from testing.places import QUICKSTART
 CALLS: list[tuple[str, float, float]] = []
 GUARD = threading.Lock()
 
+STEPS = {"work": f"{__name__}:work"}
+
 
 def planned(*sets: str) -> Plan:
     (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
@@ -55,7 +57,7 @@ def step(
 ) -> Step:
     return Step(
         name=name,
-        runs=f"{__name__}:work",
+        runs=f"{__name__}/work",
         version=1,
         needs={n: n for n in needs},
         after=after,
