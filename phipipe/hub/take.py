@@ -1,8 +1,8 @@
 """How a model and a text enter the store: from the package itself, a folder of the user's, or a hub
 (``repository``).
 
-Only the files that a toolchain may see are taken (``checkpoints.ALLOWED``), by copy. The source itself
-is never changed, and what was copied must hash to what was read when the key was made.
+Only the files that a toolchain may see are taken (``checkpoints.ALLOWED``), by copy. The source
+itself is never changed, and what was copied must hash to what was read when the key was made.
 """
 
 from __future__ import annotations

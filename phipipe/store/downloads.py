@@ -1,9 +1,9 @@
 """Downloads of which no result came yet: what a killed run leaves for the next, until room is
 needed.
 
-They lie below ``<cache>/hub``, as ``hub.repository`` says, in ``parts/`` and ``whole/``. Whoever works on
-one holds a lock beside it. What the hub was asked (``listing.json``, ``view/``) is small, serves
-every later plan, and stays.
+They lie below ``<cache>/hub``, as ``hub.repository`` says, in ``parts/`` and ``whole/``. Whoever
+works on one holds a lock beside it. What the hub was asked (``listing.json``, ``view/``) is small,
+serves every later plan, and stays.
 """
 
 from __future__ import annotations
