@@ -11,7 +11,7 @@ from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.plan import plan
+from phipipe.plan.plan import Plan
 from phipipe.recipe import device
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])
@@ -34,7 +34,7 @@ PHI4_MINI = shaped(
 )  # fmt: skip
 
 
-def planned_for(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str) -> plan.Plan:
+def planned_for(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str) -> Plan:
     """The quickstart's plan, were the embedded model ``checkpoint``."""
     monkeypatch.setattr(checkpoints, "read", lambda folder: checkpoint)
     return planned(*sets)
@@ -106,7 +106,7 @@ def test_a_cache_of_fixed_length_takes_the_recipes_context(monkeypatch: pytest.M
         )
 
 
-def fixed(made: plan.Plan) -> int:
+def fixed(made: Plan) -> int:
     (convert,) = (step for step in made.steps if step.name == "convert")
     assert made.fit
     assert made.fit.context == convert.params["context_length"]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from testing import hostile_paths
 from testing.plans import planned
 
-from phipipe.cli.show import Silent
-from phipipe.plan import plan
+from phipipe.cli.listeners import Silent
+from phipipe.plan.plan import Plan
 from phipipe.run import why
 from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
@@ -126,7 +126,7 @@ def test_whatever_two_records_hold_every_difference_is_seen(
 # --- what is compared with what
 
 
-def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> plan.Plan:
+def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> Plan:
     """A checkpoint and a light step that reads it."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": True}, "content": content}
@@ -144,7 +144,7 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
     return replace(planned(f"name={recipe_name}"), steps=steps)
 
 
-def reasons(made: plan.Plan, store: Store) -> list[str]:
+def reasons(made: Plan, store: Store) -> list[str]:
     return [item.why for item in Bench(store, Settings.read(), print).foresee(made)]
 
 
@@ -153,7 +153,7 @@ def store(own_cache: Path) -> Store:
     return Store(own_cache)
 
 
-def run(made: plan.Plan, store: Store) -> None:
+def run(made: Plan, store: Store) -> None:
     (outcome,) = attempt([made], store, Settings.read(), Silent())
     assert outcome.error is None
 

@@ -9,7 +9,7 @@ from typing import Any
 from phipipe.package import manifest
 from phipipe.package.package import verify
 from phipipe.plan.plan import Plan
-from phipipe.run.bench import Outcome
+from phipipe.run.results import Outcome
 from testing import plans
 
 RECIPE = """

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe import progress
 from phipipe.errors import StepFailed
-from phipipe.models import tokenizer
 
 if TYPE_CHECKING:
     from phipipe.steps import Inputs, Params
@@ -29,13 +28,15 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from phipipe.models import transformers_files
+
     settings: dict[str, Any] = {
         "trust_remote_code": False,
         "use_safetensors": True,
         "local_files_only": True,
     }
     settings |= {
-        "config": tokenizer.config_of(inputs["source"]),
+        "config": transformers_files.config_of(inputs["source"]),
         "dtype": torch.float32,
     }
     model = AutoModelForCausalLM.from_pretrained(inputs["source"], **settings).eval()

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phipipe.files import json_files
-from phipipe.models import checkpoints
 from phipipe.models import tokenizer as transformers_tokenizer
-from phipipe.sandbox.limited import LimitedTokenizer, Raised
+from phipipe.models import tokenizer_files
+from phipipe.sandbox.limited import Raised
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 CLOCK = "strftime_now"
@@ -255,7 +256,7 @@ def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
             if (source / name).is_file()
             else None
         )
-        ids += checkpoints.end_ids(found)
+        ids += tokenizer_files.end_ids(found)
     ids.append(tokenizer.facts["eos_token_id"])
     if end and len(last := tokenizer.encode(end)) == 1:
         ids += last

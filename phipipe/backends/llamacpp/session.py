@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from phipipe import hardware
 from phipipe.backends.base import absent
 from phipipe.errors import RecipeError, StepFailed
-from phipipe.sandbox import limited
-from phipipe.sandbox.limited import LimitedTokenizer
+from phipipe.sandbox import tokenizer
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,7 +265,7 @@ class Session:
 
 def vocabulary(path: Path) -> LimitedTokenizer:
     """The tokenizer and the chat template inside a GGUF, in a limited child."""
-    return limited.tokenizer(
+    return tokenizer.open_in_child(
         "phipipe.backends.llamacpp.session:Vocabulary",
         path,
         ["llama_cpp", "llama_cpp.llama_chat_format"],

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints
+from phipipe.models import tokenizer_files
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Step
 
@@ -462,7 +462,7 @@ class _Session:
         self._mx: Any = mx
         self._model: Any = None  # for generation, as it is used; loaded in place of the other
         self._wide: Any = None  # for scoring
-        self._ends = checkpoints.end_ids(utils.load_config(folder).get("eos_token_id"))
+        self._ends = tokenizer_files.end_ids(utils.load_config(folder).get("eos_token_id"))
         self._folder = folder
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -523,9 +523,9 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it."""
-    from phipipe.models.tokenizer import of_mlx
+    from phipipe.backends.mlx.tokenizer import of_folder
 
-    return of_mlx(artifact)
+    return of_folder(artifact)
 
 
 FACE = Backend(

@@ -27,9 +27,9 @@ from phipipe.backends import group_rules
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.rules import Rule
 from phipipe.errors import StepFailed
-from phipipe.models import seeing
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params, Step
+from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoints import Checkpoint
@@ -41,7 +41,7 @@ TOOLCHAIN = "openvino"
 STEPS: Mapping[str, str] = {
     "convert": "phipipe.backends.openvino:convert",
     "quantize": "phipipe.backends.openvino:quantize",
-    "vision": "phipipe.backends.openvino.vision:eyes",
+    "vision": "phipipe.backends.openvino.vision:vision_graphs",
     "verify_npu": "phipipe.backends.openvino:verify_npu",
 }
 _SCHEMES: Mapping[Precision, str] = {
@@ -558,10 +558,10 @@ FACE = Backend(
     emulated={"intel-npu": "openvino/verify_npu"},
     cache_bytes={"cpu": 1, "intel-gpu": 2, "intel-npu": 2},  # the CPU plugin keeps 8 bits
     files=("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin"),
-    eyes=dict.fromkeys((seeing.PHI3, seeing.PHI4), "openvino/vision"),
+    vision=dict.fromkeys((kinds.PHI3, kinds.PHI4), "openvino/vision"),
     # openvino-genai 2026.4 takes the crops of others for as many high as they are wide
     # (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
-    square=frozenset({seeing.PHI3}),
+    square=frozenset({kinds.PHI3}),
     steps=steps,
     scheme=scheme,
     context_length=context_length,

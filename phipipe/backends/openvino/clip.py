@@ -23,14 +23,14 @@ CUBIC = -0.5  # coefficient of the pipeline's bicubic interpolation
 def seen(
     image: npt.NDArray[np.uint8],
     settings: Mapping[str, Any],
-    eyes: Callable[..., Any],
+    tower: Callable[..., Any],
     row_end: Floats,
     between: Floats,
 ) -> Floats:
     """What the projection is given for ``image`` [height, width, 3], float32 [vectors, 4 ·
     width]."""
     crops, (high, wide) = prepare(image, settings)
-    return laid_out(eyes([crops])[0], high, wide, row_end, between)
+    return laid_out(tower([crops])[0], high, wide, row_end, between)
 
 
 def prepare(

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe.backends.base import absent
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints
-from phipipe.sandbox import limited
-from phipipe.sandbox.limited import LimitedTokenizer
+from phipipe.models import tokenizer_files
+from phipipe.sandbox import tokenizer as limited_tokenizer
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MODEL = "openvino_model.xml"
 # Of a model that sees; the names are openvino-genai's.
 LANGUAGE, EMBEDDING = "openvino_language_model.xml", "openvino_text_embeddings_model.xml"
-EYES, PROJECTION = "openvino_vision_embeddings_model.xml", "openvino_vision_projection_model.xml"
+VISION, PROJECTION = "openvino_vision_embeddings_model.xml", "openvino_vision_projection_model.xml"
 EMBEDS = "inputs_embeds"
 # Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored
 # weights cost.
@@ -212,7 +212,7 @@ class Session:
         import openvino
 
         config = json.loads((folder / "generation_config.json").read_text("utf-8"))
-        self._ends = set(checkpoints.end_ids(config.get("eos_token_id")))
+        self._ends = set(tokenizer_files.end_ids(config.get("eos_token_id")))
         self._core = openvino.Core()
         gpu = api == "intel-gpu"
         if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):
@@ -255,7 +255,7 @@ class Session:
 
 def tokenizer(folder: Path) -> LimitedTokenizer:
     """The folder's tokenizer as openvino-genai reads it, in a limited child."""
-    return limited.tokenizer(
+    return limited_tokenizer.open_in_child(
         "phipipe.backends.openvino.session:GenaiTokenizer", folder, ["openvino", "openvino_genai"]
     )
 

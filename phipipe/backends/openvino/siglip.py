@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from phipipe.models import seeing
+from phipipe.vision import pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ PATCHES, SIDE = 32, 16  # patches, and vectors, along a side of a crop
 def seen(
     image: npt.NDArray[np.uint8],
     settings: Mapping[str, Any],
-    eyes: Callable[..., Any],
+    tower: Callable[..., Any],
     row_end: Floats,
     between: Floats,
 ) -> Floats:
@@ -32,7 +32,7 @@ def seen(
     import numpy as np
 
     crops, masks, (high, wide) = prepare(image, settings)
-    found = eyes([crops, masks, positions(masks)])[0]
+    found = tower([crops, masks, positions(masks)])[0]
     parts = _joined(found[1:].reshape(high, wide, SIDE, SIDE, -1))
     useful = _joined(masks[1:, ::2, ::2].reshape(high, wide, SIDE, SIDE, 1))[..., 0]
     parts = parts[: useful[:, 0].sum(), : useful[0].sum()]
@@ -60,7 +60,7 @@ def prepare(
     import numpy as np
 
     height, width = image.shape[:2]
-    high, wide = seeing.grid(width, height, settings["dynamic_hd"], CROP)
+    high, wide = pictures.grid(width, height, settings["dynamic_hd"], CROP)
     # the pipeline's arithmetic is in 32 bits
     scales = (
         np.float32(wide * CROP) / np.float32(width),

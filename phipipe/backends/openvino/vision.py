@@ -16,9 +16,9 @@ from typing import Any
 from phipipe.backends.openvino import graph as openvino_graph
 from phipipe.backends.openvino import session
 from phipipe.errors import StepFailed
-from phipipe.models import seeing
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params
+from phipipe.vision import kinds
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EQUAL, EQUAL_ROUNDED = (
@@ -38,7 +38,7 @@ class Part:
     inputs: tuple[tuple[str, Any, list[int]], ...]
 
 
-def eyes(inputs: Inputs, out: Path, params: Params) -> None:
+def vision_graphs(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the language model ``inputs["model"]`` and the eyes of the checkpoint
     ``inputs["original"]`` in one folder.
 
@@ -54,7 +54,7 @@ def eyes(inputs: Inputs, out: Path, params: Params) -> None:
     copy_beside(model, out, leave=lambda name: Path(name).stem == graph)
     _cut_at_embedding(model, out)
     config = json.loads((original / CONFIG).read_text("utf-8"))
-    parts_of = _phi3_parts if config["architectures"][0] == seeing.PHI3 else _phi4_parts
+    parts_of = _phi3_parts if config["architectures"][0] == kinds.PHI3 else _phi4_parts
     tower, parts, processor = parts_of(original)
     for part in parts:
         _convert(part, out, params["bits"], wide=_stored_wide(model))
@@ -79,13 +79,13 @@ def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
     joined = torch.randn(1, 9, 4 * width, generator=draw)
     settings = {
         "image_processor_type": "Phi3VImageProcessor",
-        "num_crops": seeing.KINDS[seeing.PHI3].crops,
+        "num_crops": kinds.KINDS[kinds.PHI3].crops,
         "num_img_tokens": clip.SIDE**2,
         "image_mean": clip.MEAN,
         "image_std": clip.DEVIATION,
     }
     seen = Part(
-        file=session.EYES,
+        file=session.VISION,
         module=tower.clip,
         inputs=(("pixel_values", crops, [-1, *crops.shape[1:]]),),
     )
@@ -106,7 +106,7 @@ def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
     masks[1, side // 2 :] = False
     places = siglip.positions(masks)
     seen = Part(
-        file=session.EYES,
+        file=session.VISION,
         module=tower.siglip,
         inputs=(
             ("pixel_values", crops, [-1, *crops.shape[1:]]),
@@ -117,7 +117,7 @@ def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
     joined = torch.randn(1, 9, tower.row_end.shape[0], generator=draw)
     settings = {
         "image_processor_type": "Phi4MMImageProcessor",
-        "dynamic_hd": seeing.KINDS[seeing.PHI4].crops,
+        "dynamic_hd": kinds.KINDS[kinds.PHI4].crops,
         "image_mean": [siglip.MEAN] * 3,
         "image_std": [siglip.DEVIATION] * 3,
     }

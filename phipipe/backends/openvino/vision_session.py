@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe.backends.openvino import clip, session, siglip
-from phipipe.models import seeing
+from phipipe.vision import pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +53,7 @@ class Session(session.Session):
         """Logits of every position of ``prompt`` with the picture in it, float32 [n,
         vocabulary]."""
         tokenizer = session.tokenizer(self._folder)
-        before, after = (tokenizer.encode(part) for part in prompt.split(seeing.MARK))
+        before, after = (tokenizer.encode(part) for part in prompt.split(pictures.MARK))
         return self.seen(picture, before, after)
 
     def seen(self, picture: Path, before: Sequence[int], after: Sequence[int]) -> Floats:
@@ -72,9 +72,9 @@ class Session(session.Session):
         settings = json.loads((self._folder / "preprocessor_config.json").read_text("utf-8"))
         row_end = np.asarray(self._config["sub_GN"][0][0][0], np.float32)
         between = np.asarray(self._config["glb_GN"][0][0], np.float32)
-        eyes = self._compiled(self._folder / session.EYES).infer
+        tower = self._compiled(self._folder / session.VISION).infer
         way = siglip if self._config["model_type"] == "phi4mm" else clip
-        joined = way.seen(pixels(picture), settings, eyes, row_end, between)
+        joined = way.seen(pixels(picture), settings, tower, row_end, between)
         made: Floats = (
             self._compiled(self._folder / session.PROJECTION).infer([joined[None]])[0].copy()
         )

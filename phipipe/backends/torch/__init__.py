@@ -24,7 +24,7 @@ from phipipe.backends import group_rules
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.rules import Rule
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints, tensors
+from phipipe.models import longrope, tokenizer_files
 from phipipe.models.staging import staged
 from phipipe.steps import Inputs, Json, Params, Step
 
@@ -190,6 +190,8 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
     ``params["dtype"]``."""
     import torch
 
+    from phipipe.models import tensors
+
     dtype = getattr(torch, params["dtype"])
 
     def change(name: str, tensor: Any) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _respelled(source: Path) -> dict[str, Any]:
-    return checkpoints.respelled(json.loads((source / "config.json").read_text("utf-8")))
+    return longrope.respelled(json.loads((source / "config.json").read_text("utf-8")))
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
@@ -213,6 +215,9 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: auto-round did something else than asked.
     """
     import tempfile
+
+    from phipipe.backends.torch import verify
+    from phipipe.models import tensors
 
     source, patch = inputs["source"], _respelled(inputs["source"])
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
@@ -232,7 +237,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
             return {key: tensors.read(made[key], key) for key in parts} or {name: tensor}
 
         tensors.rewrite(source, out, change, {"quantization_config": settings, **patch})
-    tensors.verify(source, out, params)
+    verify.verify(source, out, params)
 
 
 def _auto_round(source: Path, out: Path, params: Params, calibration: Path | None) -> None:
@@ -297,7 +302,7 @@ def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from phipipe.models.tokenizer import config_of
+    from phipipe.models.transformers_files import config_of
 
     settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
     settings |= {"trust_remote_code": False, "use_safetensors": True, "config": config_of(folder)}
@@ -357,7 +362,7 @@ class _Torch:
 
         self._torch = torch
         self._model = _load(folder)
-        self._ends = checkpoints.end_ids(self._model.generation_config.eos_token_id)
+        self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         with self._torch.inference_mode():
