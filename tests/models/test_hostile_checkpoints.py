@@ -545,7 +545,7 @@ def test_rotary_scalings_that_phi_models_do_not_have_are_refused_alike(
                          ids=lambda member: member.name)  # fmt: skip
 def test_the_tables_of_tensors_add_up_to_the_published_sizes(member: family.Member) -> None:
     shape = checkpoints.of_config(member.config)
-    sizes = checkpoints.sizes_of(shape)
+    sizes = layouts.sizes_of(shape)
     found = layouts.wanted(layouts.LAYOUTS[shape.architecture], sizes)
     lists = [lengths for name, lengths in found.items() if ".lora_" not in name]
     assert (
