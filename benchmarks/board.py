@@ -29,6 +29,7 @@ from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import dispatch
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -73,7 +74,7 @@ def ours(
 ) -> tuple[float, dict[str, float], int]:
     """(wall seconds, step seconds by backend, steps that ran)."""
     builds, start = plans(extra), time.perf_counter()
-    outcomes = dispatch.attempt(builds, store, settings, Silent(), None, jobs)
+    outcomes = dispatch.attempt(builds, store, settings, Silent(), Manner(jobs=jobs))
     wall = time.perf_counter() - start
     seconds: dict[str, float] = defaultdict(float)
     seen = set()

@@ -126,13 +126,12 @@ def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) ->
     from phipipe.cli.listeners import Silent
     from phipipe.cluster import client as cluster
     from phipipe.run import dispatch as schedule
+    from phipipe.run.manner import Manner
     from phipipe.settings import Settings
     from phipipe.store.store import Store
 
-    engine = cluster.engine(url) if url else None
-    (done,) = schedule.attempt(
-        [work], Store(cache), Settings.read(), Silent(), None, jobs, engine=engine
-    )
+    manner = Manner(jobs=jobs, engine=cluster.engine(url) if url else None)
+    (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), manner)
     if done.error:
         raise done.error
     return {name: result.stored.digest for name, result in done.results.items()}

@@ -31,10 +31,11 @@ from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
 from phipipe.plan import prepare
-from phipipe.processes import step_server
+from phipipe.processes import children
 from phipipe.recipe import load
 from phipipe.run import dispatch
-from phipipe.run.process import memory_of
+from phipipe.run.manner import Manner
+from phipipe.run.watch import memory_of
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -87,7 +88,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
         steps = tuple(replace(step, after=()) for step in whole.steps if step.name in wanted)
         start = time.perf_counter()
         (outcome,) = dispatch.attempt(
-            [replace(whole, steps=steps)], store, settings, Silent(), None, 1
+            [replace(whole, steps=steps)], store, settings, Silent(), Manner(jobs=1)
         )
         cost.seconds = time.perf_counter() - start
         if outcome.error:
@@ -161,7 +162,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
 def _memory(pid: int) -> tuple[int, int]:
     """(anonymous, resident) bytes of the process and its children."""
     anon = rss = 0
-    for member in step_server.tree(pid):
+    for member in children.tree(pid):
         try:
             resident, private = memory_of(member)
         except (psutil.Error, OSError):  # it has just ended

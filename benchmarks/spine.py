@@ -28,7 +28,7 @@ import uv
 
 from phipipe.evaluate import speed
 from phipipe.settings import Settings
-from phipipe.toolchains import environments
+from phipipe.toolchains import environments, uv_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
@@ -226,7 +226,7 @@ def _evaluation(
 
 def olive(repetitions: int, work: Path, cached: Cost) -> list[Row]:
     """The same build with Olive, repeated from Olive's own cache."""
-    env = dict(os.environ) | environments.uv_environment(os.environ)
+    env = dict(os.environ) | uv_settings.from_pip(os.environ)
     venv = work / "olive"
     subprocess.run(
         (uv.find_uv_bin(), "venv", "-q", str(venv), "--python", sys.executable), check=True, env=env

@@ -25,9 +25,10 @@ from phipipe.errors import StepFailed, TargetError
 from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import device, load
-from phipipe.run.bench import Result
 from phipipe.run.dispatch import attempt
-from phipipe.run.process import Request, Worker
+from phipipe.run.manner import Manner
+from phipipe.run.process import Request, Server
+from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
@@ -123,7 +124,7 @@ def test_a_worker_that_is_asked_for_an_unknown_step_says_so(tmp_path: Path) -> N
     request = Request(step="odd", runs="evaluate/nothing", inputs={}, params={})
     settings = Settings.read({"PHIPIPE_CACHE": str(tmp_path)})
     python, logs = Path(sys.executable), tmp_path / "logs"
-    worker = Worker(python, name="test", log_folder=logs, settings=settings)
+    worker = Server(python, name="test", log_folder=logs, settings=settings)
     with worker, pytest.raises(StepFailed, match="no step is called `evaluate/nothing`"):
         worker.run(request, tmp_path)
 
@@ -150,7 +151,7 @@ def chain(toolchain: str | None) -> Plan:
 
 
 def build(cache: Path, planned: Plan) -> dict[str, Result]:
-    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), None, 1)
+    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), Manner(jobs=1))
     assert outcome.error is None, outcome.error
     return outcome.results
 

@@ -40,7 +40,7 @@ from phipipe import words
 from phipipe.batch import report as batch_report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
 from phipipe.metrics import Metric
-from phipipe.run import events
+from phipipe.run import event_words
 
 FLOW = "phipipe-batch"
 # for a batch to end its steps; less than the 30 s after which Prefect kills a cancelled run's
@@ -139,7 +139,7 @@ def log_entry(line: str) -> tuple[int, str]:
     if not isinstance(event, dict) or "event" not in event:
         return logging.WARNING, line.rstrip()  # another program's
     failed = event["event"] in ("error", "step_failed") or event.get("ok") is False
-    return logging.ERROR if failed else logging.INFO, events.words(event)
+    return logging.ERROR if failed else logging.INFO, event_words.words(event)
 
 
 def _summary(text: str) -> dict[str, Any] | None:

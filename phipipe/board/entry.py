@@ -12,7 +12,7 @@ from phipipe.evaluate.reports import Metrics, Speed
 from phipipe.metrics import names
 from phipipe.package import card, figures
 from phipipe.package.description import Description, Text
-from phipipe.run.bench import Outcome
+from phipipe.run.results import Outcome
 
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
 SPEED = names("speed")

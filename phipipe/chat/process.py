@@ -19,7 +19,8 @@ from phipipe import hardware
 from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
 from phipipe.processes import interrupts
 from phipipe.processes.children import kill_tree, python_command, tree
-from phipipe.run.process import NO_MEMORY, memory_of
+from phipipe.run.endings import NO_MEMORY
+from phipipe.run.watch import memory_of
 from phipipe.sandbox import limited
 from phipipe.settings import Settings, child_environment
 

@@ -22,7 +22,7 @@ from phipipe.chat.lines import converse
 from phipipe.chat.talk import INTERRUPTED, OK, Talk, refusing
 from phipipe.errors import PhipipeError, RecipeError, encoded
 from phipipe.package.manifest import read_manifest
-from phipipe.processes import interrupts, step_server
+from phipipe.processes import children, interrupts, prohibitions
 from phipipe.visible import visible
 
 MAX_TOLD = 600  # characters of a library's own words
@@ -87,9 +87,9 @@ def serve() -> None:
     """
     home = Path(sys.argv[1])
     screen.enclose(home / "log.txt")
-    sys.addaudithook(step_server.refuse)
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
-    step_server.end_with_parent()
+    sys.addaudithook(prohibitions.refuse)
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
+    children.end_with_parent()
     request = json.loads((home / "request.json").read_text("utf-8"))
     aside = home / "response.tmp"
     aside.write_text(json.dumps(_outcome(request)), "utf-8")

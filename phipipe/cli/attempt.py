@@ -16,7 +16,7 @@ from phipipe.errors import SourceError
 if TYPE_CHECKING:
     from phipipe.board.entry import Entry
     from phipipe.plan.plan import Plan
-    from phipipe.run.bench import Outcome
+    from phipipe.run.results import Outcome
 
 NARROWEST, WIDEST = 80, 160  # columns of a board
 
@@ -55,6 +55,7 @@ def attempt(
     """
     from phipipe.cli import listeners
     from phipipe.run import dispatch, events
+    from phipipe.run.manner import Manner
 
     settings, store = place
     names, stream = [plan.build.name for plan in plans], sys.stderr if LOG.as_events else None
@@ -69,9 +70,7 @@ def attempt(
             store,
             settings,
             recorder,
-            out,
-            jobs,
-            engine=engine_of(on),
+            Manner(out=out, jobs=jobs, engine=engine_of(on)),
         )
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)

@@ -131,7 +131,8 @@ def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequen
 
     Results go through PHIPIPE_REMOTE, which all machines name alike.
     """
+    from phipipe.cluster import resources as shares
     from phipipe.cluster import worker as cluster_worker
 
-    resources = cluster_worker.resources(devices, toolchains)
+    resources = shares.resources(devices, toolchains)
     cluster_worker.serve(scheduler, settings_of_user(), jobs, resources, note)

@@ -19,7 +19,7 @@ from phipipe.errors import TargetError
 from phipipe.files.user_paths import Kind
 
 if TYPE_CHECKING:
-    from phipipe.run.bench import Outcome
+    from phipipe.run.results import Outcome
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
 ONLY = click.option(

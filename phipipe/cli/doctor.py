@@ -24,7 +24,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError
 from phipipe.settings import Settings
 from phipipe.store import shared
-from phipipe.toolchains import environments
+from phipipe.toolchains import installation, uv_settings
 from phipipe.words import size
 
 COMPILER, INDEX = "C++ compiler", "package index"  # checks that others look up by name
@@ -73,7 +73,7 @@ def compiler() -> Check:
             name=COMPILER,
             ok=False,
             message=f"{words}; {needs}",
-            hint=environments.COMPILER.partition(": ")[2],
+            hint=installation.COMPILER.partition(": ")[2],
         )
     # On macOS the commands are there without the tools, and would open a window that asks for them.
     asked = ["xcode-select", "-p"] if platform.system() == "Darwin" else [program, "--version"]
@@ -86,7 +86,7 @@ def compiler() -> Check:
             name=COMPILER,
             ok=False,
             message=f"`{program}` does not work; {needs}",
-            hint=environments.COMPILER,
+            hint=installation.COMPILER,
         )
     return Check(name=COMPILER, ok=True, message=program)
 
@@ -116,7 +116,7 @@ def _answers(command: Sequence[str], limit_s: float, speaks: bool = False) -> bo
 
 def index(limit_s: float = INDEX_S) -> Check:
     """Whether packages can be had from where uv is told to look."""
-    advice = f"{environments.NETWORK} (`UV_*`, `PIP_*`, proxies); what is installed works without"
+    advice = f"{installation.NETWORK} (`UV_*`, `PIP_*`, proxies); what is installed works without"
     try:
         done = _ask_index(limit_s)
     except subprocess.TimeoutExpired:
@@ -127,7 +127,7 @@ def index(limit_s: float = INDEX_S) -> Check:
         return Check(name=INDEX, ok=False, message=message, hint="install phipipe again")
     if done.returncode == 0:
         return Check(name=INDEX, ok=True, message="answers")
-    lines = [line.strip(" ╰─▶×│├") for line in environments.redact(done.stderr).splitlines()]
+    lines = [line.strip(" ╰─▶×│├") for line in uv_settings.redact(done.stderr).splitlines()]
     last = next((line for line in reversed(lines) if line), "no reason given")
     reason = re.sub(r"^(cause|hint|error): ", "", last)
     return Check(name=INDEX, ok=False, message=f"cannot be used: {reason}", hint=advice)
@@ -140,7 +140,7 @@ def _ask_index(limit_s: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [uv.find_uv_bin(), *words],
         input=PROBE,
-        env=os.environ | environments.uv_environment(os.environ) | impatient,
+        env=os.environ | uv_settings.from_pip(os.environ) | impatient,
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -218,7 +218,7 @@ def remote(settings: Settings, limit_s: float = REMOTE_S) -> Check:
     asking.join(limit_s)
     if answered[:1] == [True]:
         return Check(name=name, ok=True, message="answers")
-    message = environments.redact(notes[-1]) if notes else f"gave no answer within {limit_s:.0f} s"
+    message = uv_settings.redact(notes[-1]) if notes else f"gave no answer within {limit_s:.0f} s"
     return Check(name=name, ok=False, message=message, hint=advice)
 
 

@@ -15,7 +15,7 @@ from phipipe.output import documents, lists
 from phipipe.recipe import device as targets
 from phipipe.settings import Settings
 from phipipe.store import downloads
-from phipipe.store.files import GcReport
+from phipipe.store.collection import GcReport
 from phipipe.store.store import Store
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -166,7 +166,7 @@ def stored(store: Store) -> list[lists.Stored]:
         ))
         for usage in store.usage()
     ]  # fmt: skip
-    for part in downloads.found(store.root):
+    for part in downloads.unfinished(store.root):
         used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
         row = lists.Stored(
             key=None, runs=None, repository=part.repository, size_bytes=part.size_bytes,
@@ -208,7 +208,7 @@ def doctor(settings: Settings, checks: Sequence[lists.Check] = ()) -> lists.Doct
         cache_free_bytes=disk.free,
         unfinished_downloads=[
             lists.Download(repository=part.repository, size_bytes=part.size_bytes)
-            for part in downloads.found(settings.cache)
+            for part in downloads.unfinished(settings.cache)
         ],
         toolchains=rows,
         next=f"phipipe toolchain install {' '.join(missing)}" if missing else None,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 from phipipe.cli.show import ending, heading, ready, warning_lines
 from phipipe.errors import PhipipeError
 from phipipe.plan.plan import Plan
-from phipipe.run.bench import Listener, Result
 from phipipe.run.nodes import labels
+from phipipe.run.results import Listener, Result
 from phipipe.visible import one_line, visible
 
 if TYPE_CHECKING:

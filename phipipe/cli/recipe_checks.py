@@ -19,7 +19,7 @@ from phipipe.recipe.build import Build
 from phipipe.run import preflight
 from phipipe.settings import Settings
 from phipipe.store.store import Store
-from phipipe.toolchains import environments
+from phipipe.toolchains import environments, uv_settings
 
 
 def recipes(paths: Iterable[Path], settings: Settings, machine: Sequence[Check]) -> Iterator[Check]:
@@ -85,7 +85,7 @@ def _lacking(path: Path, plan: Plan) -> Iterator[Check]:
         lock = (environments.LOCKS / f"{name}.txt").read_text("utf-8")
         pinned = re.findall(r"(?m)^([a-z0-9._-]+)==[^;\n]*$", lock)
         main = {package for package in pinned if MAIN_TOOLS.fullmatch(package)}
-        lost = sorted(p for p in main - {*environments.EXCLUDED} if not _is_here(p))
+        lost = sorted(p for p in main - {*uv_settings.EXCLUDED} if not _is_here(p))
         if lost:
             message = f"this Python lacks {', '.join(f'`{package}`' for package in lost)}"
             hint = f"pip install 'phipipe[{name}]', or unset PHIPIPE_TOOLCHAIN"

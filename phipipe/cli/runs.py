@@ -12,7 +12,7 @@ from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
 
 if TYPE_CHECKING:
-    from phipipe.run.events import Run
+    from phipipe.run.past_runs import Run
 
 ENDS = ("step_finished", "step_failed", "build_finished")  # events that `show` lists
 
@@ -28,9 +28,9 @@ def list_runs(as_json: bool) -> None:
     """List runs, the newest first."""
     from phipipe.cli import tables
     from phipipe.output import lists
-    from phipipe.run import events
+    from phipipe.run import past_runs
 
-    rows = [lists.Run(**_fields(run)) for run in events.runs(settings_of_user().cache)]
+    rows = [lists.Run(**_fields(run)) for run in past_runs.runs(settings_of_user().cache)]
     answers.give(rows) if as_json else echo(tables.runs(rows))
 
 
@@ -41,14 +41,14 @@ def show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
     from phipipe.cli import tables
     from phipipe.output import lists
-    from phipipe.run import events
+    from phipipe.run import event_words, past_runs
 
-    run = events.find(settings_of_user().cache, run_id)
+    run = past_runs.find(settings_of_user().cache, run_id)
     if as_json:
         details = [dict(event) for event in run.events]
         answers.give(lists.RunDetails(**_fields(run), events=details))
         return
-    rows = [events.row(event) for event in run.events if event["event"] in ENDS]
+    rows = [event_words.row(event) for event in run.events if event["event"] in ENDS]
     echo(f"{run.id}  {run.command}, {run.state}\n")
     echo(tables.table([tables.cells(row) for row in rows]))
 
@@ -59,13 +59,13 @@ def show(run_id: str, as_json: bool) -> None:
 @AS_JSON
 def logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
-    from phipipe.run import events
+    from phipipe.run import event_words, past_runs
 
-    lines = events.of_step(events.find(settings_of_user().cache, run_id), step)
+    lines = past_runs.of_step(past_runs.find(settings_of_user().cache, run_id), step)
     if as_json:
         answers.give(lines)
     for event in () if as_json else lines:
-        echo(events.line(event))
+        echo(event_words.line(event))
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
 from phipipe.output import documents
 from phipipe.package import figures
 from phipipe.plan.plan import Plan
-from phipipe.run.bench import Forecast, Outcome, Result
+from phipipe.run.results import Forecast, Outcome, Result
 
 
 def heading(plan: Plan) -> str:

@@ -21,7 +21,9 @@ from pathlib import Path
 import uv
 
 from phipipe.settings import installer_environment
-from phipipe.toolchains.environments import EXCLUDED, LOCKS, names, uv_environment
+from phipipe.toolchains import uv_settings
+from phipipe.toolchains.environments import LOCKS, names
+from phipipe.toolchains.uv_settings import EXCLUDED
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 HARDWARE = re.compile(r"^(nvidia-|cuda-|triton|pytorch-triton)")
@@ -52,7 +54,7 @@ def _resolve(requirements: Sequence[str], draft: Path, excludes: Path) -> None:
         command,
         input="\n".join(requirements).encode(),
         check=True,
-        env=installer_environment() | uv_environment(os.environ),
+        env=installer_environment() | uv_settings.from_pip(os.environ),
         stdout=subprocess.DEVNULL,
     )
 

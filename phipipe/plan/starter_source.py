@@ -12,7 +12,7 @@ from phipipe.errors import RecipeError
 from phipipe.files import user_paths
 from phipipe.hub import client
 from phipipe.hub.client import Repository
-from phipipe.hub.transfer import Unreachable
+from phipipe.hub.failures import Unreachable
 from phipipe.recipe.recipe import COMMIT, REPO
 
 

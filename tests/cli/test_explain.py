@@ -24,8 +24,8 @@ from phipipe.output import documents
 from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
-from phipipe.run import events
-from phipipe.run.bench import Outcome
+from phipipe.run import events, past_runs
+from phipipe.run.results import Outcome
 
 PACKAGE = Path(phipipe.__file__).parent
 RULES = {rule.id: rule for rule in explain.every_rule()}
@@ -147,7 +147,7 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
     assert documents.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
     with events.recorded(tmp_path, "run", [made.build.name], listeners.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)
-    (event,) = [e for e in events.find(tmp_path, "latest").events if e["event"] == "warning"]
+    (event,) = [e for e in past_runs.find(tmp_path, "latest").events if e["event"] == "warning"]
     assert expected.items() <= event.items()
 
 

@@ -25,7 +25,7 @@ from phipipe.files import user_paths
 from phipipe.files.user_paths import Kind
 from phipipe.package import manifest_schema
 from phipipe.run import finished
-from phipipe.store import files as collect
+from phipipe.store import exports
 
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
 
@@ -185,7 +185,7 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
                 cli_files.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
     assert (tmp_path / "precious").read_text("utf-8") == "mine"
     with pytest.raises(StoreError, match="in the way"):
-        collect.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
+        exports.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

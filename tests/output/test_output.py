@@ -39,6 +39,7 @@ from phipipe.errors import (
 from phipipe.output import documents as output
 from phipipe.recipe import device
 from phipipe.run import dispatch
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -284,8 +285,9 @@ def test_what_builds_came_to_is_told_also_of_failed_ones(own_cache: Path) -> Non
         for made in (plan("a", step("x")), plan("b", step("x"), step("y", "x", fail=True)))
     ]
     store, settings = Store(own_cache), Settings(cache=own_cache, toolchains=own_cache)
-    done = dispatch.attempt(plans, store, settings, Silent(), jobs=1)
-    again = dispatch.attempt(plans[:1], store, settings, Silent(), jobs=1)
+    one = Manner(jobs=1)
+    done = dispatch.attempt(plans, store, settings, Silent(), one)
+    again = dispatch.attempt(plans[:1], store, settings, Silent(), one)
     rows = documents.fits(
         ["run"], json.dumps(output.plain([show.outcome_json(one) for one in [*done, *again]]))
     )

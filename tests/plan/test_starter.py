@@ -19,7 +19,7 @@ from testing.shell import Run
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
-from phipipe.hub import take, transfer
+from phipipe.hub import failures, take
 from phipipe.output import documents
 from phipipe.plan import plans, prepare, starter, starter_choice, targets
 from phipipe.recipe import device
@@ -259,7 +259,7 @@ def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
     monkeypatch: pytest.MonkeyPatch,
     why: str,
 ) -> None:
-    monkeypatch.setattr(transfer, "PACE", transfer.Pace(attempts=2, first_s=0.01))
+    monkeypatch.setattr(failures, "PACE", failures.Pace(attempts=2, first_s=0.01))
     with hub_server.of_folder(TINY, repo="someone/tiny") as served:
         monkeypatch.setenv(
             "HF_ENDPOINT", "http://127.0.0.1:9" if why == "unreachable" else served.url

@@ -24,7 +24,8 @@ from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -161,7 +162,8 @@ def runs(
             for backend in chosen
             for made in [planned(folder, backend)]
         ]
-        ends = dispatch.attempt([*small, *large], store, settings, Silent(), folder / "packages", 2)
+        manner = Manner(out=folder / "packages", jobs=2)
+        ends = dispatch.attempt([*small, *large], store, settings, Silent(), manner)
     return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
 
 

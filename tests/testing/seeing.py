@@ -12,7 +12,7 @@ from phipipe.package.package import verify
 from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
-from phipipe.run.bench import Outcome
+from phipipe.run.results import Outcome
 
 RECIPE = """
 name: seeing

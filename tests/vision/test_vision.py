@@ -24,7 +24,8 @@ from phipipe.package import manifest
 from phipipe.plan import prepare
 from phipipe.recipe import load
 from phipipe.run import dispatch, finished
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import kinds, language
@@ -142,7 +143,8 @@ def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     }
     asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
     plans = [planned(seeing / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), seeing / "packages", 2)
+    manner = Manner(out=seeing / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -217,7 +219,7 @@ def test_a_package_is_evaluated_again_with_its_eyes(
         package, store, text=None, tokens=None, source=seeing / "source"
     )
     settings = Settings(cache=store.root, toolchains=toolchains)
-    (done,) = dispatch.attempt([again_plan], store, settings, Silent(), None, 2)
+    (done,) = dispatch.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
     assert done.error is None
     found = done.load("vision-evaluate", "vision.json")["metrics"]
     assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)

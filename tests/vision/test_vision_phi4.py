@@ -19,7 +19,8 @@ from phipipe.errors import TargetError
 from phipipe.models import checkpoints
 from phipipe.package import manifest
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import kinds
@@ -46,7 +47,8 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
     asked = {name: (*BUILD, f"precision={name}", f"name={name}") for name in ("fp32", "int4")}
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    manner = Manner(out=made / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
