@@ -1,8 +1,8 @@
 """The kinds of attacks that ``attack.py`` counts: packages, manifests, checkpoints, recipes, paths,
 templates, and killed installations.
 
-The inputs are the tests' own (``tests/testing/hostile_*.py``), and the commands the real ones, in this
-process.
+The inputs are the tests' own (``tests/testing/hostile_*.py``), and the commands the real ones, in
+this process.
 """
 
 from __future__ import annotations
