@@ -30,9 +30,9 @@ from testing import (  # noqa: E402 (the tests' own)
 )
 
 from phipipe.errors import PhipipeError  # noqa: E402
-from phipipe.hub import take
+from phipipe.hub import take  # noqa: E402
 from phipipe.package import manifest  # noqa: E402
-from phipipe.sandbox import chat_templates
+from phipipe.sandbox import chat_templates  # noqa: E402
 
 Input = TypeVar("Input")
 BUG = 70
