@@ -176,7 +176,7 @@ def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(
 def test_a_file_never_takes_the_number_of_an_output_that_is_closed(tmp_path: Path) -> None:
     """Else what is printed would land in it: a lock, a record."""
     code = (
-        "from phipipe import streams; streams.prepare(); file = open(FILE, 'w'); "
+        "from phipipe.cli import streams; streams.prepare(); file = open(FILE, 'w'); "
         "file.write(str(file.fileno()))"
     )
     command = [sys.executable, "-c", f"FILE = {str(tmp_path / 'number')!r}; {code}"]

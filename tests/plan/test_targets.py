@@ -16,7 +16,7 @@ from testing.shell import Shell
 
 from phipipe import backends
 from phipipe.hub import repository, take
-from phipipe.maintain import support
+from phipipe.maintain import readme_tables
 from phipipe.models import checkpoints, family
 from phipipe.package import package
 from phipipe.plan import prepare as planner
@@ -122,15 +122,17 @@ def test_no_device_and_no_unit_is_missing() -> None:
 
 def test_the_readme_has_the_table_of_today() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert support.placed(readme) == readme, "python -m phipipe.maintain.support --write README.md"
-    table = support.markdown()
+    assert readme_tables.placed(readme) == readme, (
+        "python -m phipipe.maintain.readme_tables --write README.md"
+    )
+    table = readme_tables.markdown()
     for name in (*device.names(), *backends.names()):
         assert f"`{name}`" in table
 
 
 def test_a_text_without_a_place_for_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="no place for the table"):
-        support.placed("# Title")
+        readme_tables.placed("# Title")
 
 
 @pytest.mark.parametrize("name", FROM_HUB)
