@@ -20,9 +20,9 @@ import pytest
 
 import phipipe
 from phipipe import backends, steps
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import device, load
 from phipipe.run.dispatch import attempt
@@ -58,7 +58,7 @@ def planned() -> Iterator[Step]:
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from plan.prepare(build).steps
+                yield from prepare.prepare(build).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

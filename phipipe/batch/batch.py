@@ -24,7 +24,7 @@ from phipipe.batch.folder import DIGITS, LOCK
 from phipipe.batch.selection import Item
 from phipipe.errors import PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.package import manifest
-from phipipe.plan import plan as planner
+from phipipe.plan import prepare as planner
 from phipipe.plan.plans import ReadOnce
 from phipipe.run import dispatch, preflight
 from phipipe.run.manner import Engine, Manner

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import __version__
+from phipipe import __version__, words
 from phipipe.batch import folder, junit
 from phipipe.batch import pages as batch_pages
 from phipipe.batch.accept import Done
@@ -102,7 +102,7 @@ def table(done: Sequence[Done]) -> str:
         for row in rows
     ]
     counted = [f"{n} {state}" for state in STATES if (n := sum(d.state == state for d in done))]
-    total = f"{figures.counted(len(done), 'build')}: {', '.join(counted)}"
+    total = f"{words.counted(len(done), 'build')}: {', '.join(counted)}"
     return "\n".join([*(line.rstrip() for line in lines), "", total])
 
 

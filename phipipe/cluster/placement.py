@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from phipipe.cluster.dask import PREFIX
 from phipipe.cluster.resources import HOST
 from phipipe.errors import TargetError
-from phipipe.package.figures import counted
 from phipipe.steps import Step
+from phipipe.words import counted
 
 
 def needs(step: Step, offers: Sequence[Mapping[str, float]], where: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from phipipe import backends, hardware, words
 from phipipe.errors import PhipipeError, StepKilled, StoreError
-from phipipe.plan import plan as planner
+from phipipe.plan import prepare as planner
 from phipipe.plan.plan import Plan
 from phipipe.run.bench import Bench
 from phipipe.run.nodes import graph

@@ -28,13 +28,17 @@ from transformers import AutoModelForCausalLM
 
 from phipipe.algorithms import olive_checkpoint
 from phipipe.backends import onnxruntime as backend
-from phipipe.backends.onnxruntime import graph as onnx_graph
-from phipipe.backends.onnxruntime import rounding as onnx_quantize
 from phipipe.models import weight_files
 from phipipe.processes import prohibitions
 
 with contextlib.suppress(ModuleNotFoundError):  # ONNX Runtime's toolchain has no Olive
     from phipipe.algorithms import olive_run
+with contextlib.suppress(ModuleNotFoundError):  # Olive's toolchain has no onnxruntime-genai
+    from testing import onnx_facts
+
+    from phipipe.backends.onnxruntime import convert as onnx_convert
+    from phipipe.backends.onnxruntime import quantize as onnx_quantize
+    from phipipe.backends.onnxruntime import rounding as onnx_rounding
 
 ROTATIONS: dict[str, dict[str, Any]] = {
     "quarot": {"method": "quarot"},
@@ -340,7 +344,7 @@ def models(root: Path) -> dict[str, Any]:
         width = {"provider": backend.PROVIDERS[api], "io_dtype": "fp32" if api == "cpu" else "fp16"}
         converted = root / "onnx" / api / "converted"
         converted.mkdir(parents=True)
-        backend.convert({"source": TINY}, converted, {"config_patch": {}, **width})
+        onnx_convert.convert({"source": TINY}, converted, {"config_patch": {}, **width})
         for name in ("default", *ROUNDINGS) if api == "cpu" else ("down", "asymmetric"):
             out = root / "onnx" / api / name
             quantize(root, converted, out, name)
@@ -350,7 +354,7 @@ def models(root: Path) -> dict[str, Any]:
                 expected, np.concatenate([session.logits(w.tolist()) for w in windows])
             )
             session.close()
-            facts["linears"][case] = onnx_graph.describe(out)["linears"]
+            facts["linears"][case] = onnx_facts.describe(out)["linears"]
             if name != "default":
                 facts["levels"][case], facts["scales"][case] = compared(out, root / f"gptq-{name}")
     return facts
@@ -368,7 +372,7 @@ def quantize(
         "mixed": asked["mixed"],
     }
     inputs = {"model": converted, "rounded": rounded or root / f"gptq-{name}"}
-    backend.quantize(inputs, out, {"bits": 4, "accuracy_level": 0, **options})
+    onnx_quantize.quantize(inputs, out, {"bits": 4, "accuracy_level": 0, **options})
 
 
 def compared(folder: Path, made: Path) -> tuple[list[str], float]:
@@ -426,10 +430,10 @@ def mistakes(root: Path) -> dict[str, list[str]]:
 
 def slices(root: Path) -> list[str]:
     """Looking at a few columns at a time changes nothing."""
-    whole, onnx_quantize._SLICE = onnx_quantize._SLICE, 5000
+    whole, onnx_rounding.SLICE = onnx_rounding.SLICE, 5000
     out = root / "onnx" / "sliced"
     quantize(root, root / "onnx" / "cpu" / "converted", out, "down")
-    onnx_quantize._SLICE = whole
+    onnx_rounding.SLICE = whole
     pairs = [(p, root / "onnx" / "cpu" / "down" / p.name) for p in out.iterdir()]
     return [p.name for p, other in pairs if p.read_bytes() != other.read_bytes()]
 

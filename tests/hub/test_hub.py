@@ -22,15 +22,16 @@ from testing.kitchen import Kitchen
 from testing.places import QUICKSTART, ROOT
 
 from phipipe import backends
-from phipipe.cli import finished as again
 from phipipe.errors import SourceError, StoreError
 from phipipe.hub import client, exchange, failures, pin
 from phipipe.hub import take as hub
 from phipipe.hub import view as hub_view
 from phipipe.hub.failures import Pace
 from phipipe.models import checkpoints
-from phipipe.plan import plan
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
 from phipipe.recipe import load
+from phipipe.run import finished
 from phipipe.run.bench import Bench
 from phipipe.run.results import Result, Waiting
 from phipipe.settings import Settings
@@ -73,14 +74,14 @@ def source(served: Hub, **changes: str) -> str:
     return f"source={{repo: {told['repo']}, revision: {told['revision']}}}"
 
 
-def planned(*sets: str) -> plan.Plan:
+def planned(*sets: str) -> Plan:
     (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def made(
     name: str,
-    planned: plan.Plan,
+    planned: Plan,
     cache: Path,
     told: Callable[[int, int, str], None] = lambda *report: None,
 ) -> Result:
@@ -640,8 +641,8 @@ def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def evaluated(package: Path, cache: Path, given: Path | None = None) -> plan.Plan:
-    return again.plan(package, Store(cache), text=None, tokens=512, source=given)
+def evaluated(package: Path, cache: Path, given: Path | None = None) -> Plan:
+    return finished.plan_evaluation(package, Store(cache), text=None, tokens=512, source=given)
 
 
 def test_an_original_that_the_cache_lost_comes_from_its_hub_again(
@@ -908,7 +909,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
         process.kill()
     served.pause_s = 0.0
     (build,) = load.load(path, options=backends.OptionsOf())
-    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", prepare.prepare(build), own_cache).stored.path) == allowed()
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES + 2**20
 
 
@@ -991,7 +992,7 @@ def test_a_branch_that_moves_after_pinning_changes_nothing(
     assert "pinned already" in cli("pin", path).stdout
     served.branches["main"] = "f" * 40
     (build,) = load.load(path, options=backends.OptionsOf())
-    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", prepare.prepare(build), own_cache).stored.path) == allowed()
 
 
 def test_pin_finds_data_sets_in_variants_too(texts: Hub, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from phipipe.hub.take import Original
 from phipipe.maintain import support
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
-from phipipe.plan.plan import Plan, prepare
+from phipipe.plan.plan import Plan
+from phipipe.plan.prepare import prepare
 from phipipe.plan.scoring import PARITY_KLD_MEAN
 from phipipe.recipe import load
 from phipipe.recipe.recipe import Source
@@ -120,7 +121,7 @@ def headers_of(member: family.Member, folder: Path) -> Original:
     (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
     shape = models.of_config(member.config, member.tokenizer)
     if layout := layouts.LAYOUTS.get(shape.architecture):
-        shapes = layouts.wanted(layout, models.sizes_of(shape))
+        shapes = layouts.wanted(layout, layouts.sizes_of(shape))
     else:
         shapes = {f"model.layers.{i}.mlp.down_proj.weight": (1,) for i in range(shape.layers)}
     head = header({name: list(lengths) for name, lengths in shapes.items()})

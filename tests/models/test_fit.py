@@ -13,7 +13,8 @@ from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.plan import plan
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
 from phipipe.recipe import device, load
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])
@@ -38,14 +39,14 @@ PHI4_MINI = shaped(
 
 def planned(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str, name: str = "quickstart"
-) -> plan.Plan:
+) -> Plan:
     monkeypatch.setattr(checkpoints, "read", lambda folder: checkpoint)
     (build,) = load.load(
         RECIPES / f"{name}.yaml",
         sets=("source={builtin: tiny-phi3}", *sets),
         options=backends.OptionsOf(),
     )
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def test_the_cache_is_keys_and_values_of_every_layer() -> None:
@@ -114,7 +115,7 @@ def test_a_cache_of_fixed_length_takes_the_recipes_context(monkeypatch: pytest.M
         )
 
 
-def fixed(made: plan.Plan) -> int:
+def fixed(made: Plan) -> int:
     (convert,) = (step for step in made.steps if step.name == "convert")
     assert made.fit
     assert made.fit.context == convert.params["context_length"]
@@ -123,7 +124,7 @@ def fixed(made: plan.Plan) -> int:
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
     (build,) = load.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
-    made = plan.prepare(build)
+    made = prepare.prepare(build)
     assert made.fit
     assert made.fit.context == 2048
     assert [a.rule for a in made.warnings] == ["M14"]
@@ -164,7 +165,7 @@ def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
         words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
         (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
-        return plan.prepare(build).api
+        return prepare.prepare(build).api
 
     assert api() == "intel-npu"
     assert [api(f"unit={unit.api}") for unit in device.load("core-ultra-2").units] == [

@@ -22,7 +22,8 @@ from phipipe import backends
 from phipipe.errors import SourceError, TargetError
 from phipipe.files import json_files
 from phipipe.models import checkpoints, config_bounds, family, layouts, remarks
-from phipipe.plan import plan
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 
 # Each backend with a device and a precision that it has there.
@@ -78,7 +79,7 @@ def refused(folder: Path) -> SourceError:
     return caught.value
 
 
-def planned(folder: Path, backend: str = "torch") -> plan.Plan:
+def planned(folder: Path, backend: str = "torch") -> Plan:
     sets = [
         f"source={{path: {folder.as_posix()}}}",
         f"backend={backend}",
@@ -92,7 +93,7 @@ def planned(folder: Path, backend: str = "torch") -> plan.Plan:
     ]
     sets += ["evaluate.text={builtin: stories}", "evaluate.tokens=256", "evaluate.window=64"]
     (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def spoil(folder: Path, mutation: Mutation) -> None:
@@ -544,7 +545,7 @@ def test_rotary_scalings_that_phi_models_do_not_have_are_refused_alike(
                          ids=lambda member: member.name)  # fmt: skip
 def test_the_tables_of_tensors_add_up_to_the_published_sizes(member: family.Member) -> None:
     shape = checkpoints.of_config(member.config)
-    sizes = checkpoints.sizes_of(shape)
+    sizes = layouts.sizes_of(shape)
     found = layouts.wanted(layouts.LAYOUTS[shape.architecture], sizes)
     lists = [lengths for name, lengths in found.items() if ".lora_" not in name]
     assert (

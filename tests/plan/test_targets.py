@@ -19,7 +19,7 @@ from phipipe.hub import repository, take
 from phipipe.maintain import support
 from phipipe.models import checkpoints, family
 from phipipe.package import package
-from phipipe.plan import plan as planner
+from phipipe.plan import prepare as planner
 from phipipe.recipe import device, load
 from phipipe.steps import Step
 

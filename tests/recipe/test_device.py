@@ -14,7 +14,7 @@ from testing.places import QUICKSTART, RECIPES
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, TargetError
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.recipe import device, load
 
 MINE = """\
@@ -172,7 +172,7 @@ def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() 
         start = QUICKSTART
         words = ["device=raspberry-pi-5", "quantize={}", *sets]
         (build,) = load.load(start, sets=words, options=backends.OptionsOf())
-        return next(step.params for step in plan.prepare(build).steps if step.name == "quantize")
+        return next(step.params for step in prepare.prepare(build).steps if step.name == "quantize")
 
     assert quantized("backend=llamacpp")["type"] == "Q4_0"
     assert quantized("backend=llamacpp", "quantize={type: Q4_K_M}")["type"] == "Q4_K_M"
@@ -202,7 +202,7 @@ def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: 
     (build,) = load.load(
         start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf()
     )
-    assert plan.prepare(build).device is found
+    assert prepare.prepare(build).device is found
 
 
 def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
@@ -222,7 +222,7 @@ def test_the_chip_of_a_context_is_the_devices() -> None:
         (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
         return next(
             step.params["soc"]["model"]
-            for step in plan.prepare(build).steps
+            for step in prepare.prepare(build).steps
             if step.name == "compile"
         )
 

@@ -18,7 +18,7 @@ from testing.places import TESTS
 from testing.plans import CALLS, plan, step
 from testing.tiny_toolchain import Tiny, wait_until
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import (
     Interrupted,
     PhipipeError,

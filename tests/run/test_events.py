@@ -15,7 +15,7 @@ import pytest
 from testing.plans import plan, recorded, step
 from testing.shell import Run
 
-from phipipe.cli.show import Lines, Silent
+from phipipe.cli.listeners import Lines, Silent
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
 from phipipe.run import event_words, events, past_runs
 

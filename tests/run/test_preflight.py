@@ -11,7 +11,7 @@ from testing.places import QUICKSTART
 
 from phipipe import backends, cli, hardware
 from phipipe.errors import StepKilled, StoreError
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import preflight
@@ -23,7 +23,7 @@ GIB = 2**30
 
 def planned(*sets: str) -> Plan:
     (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def with_sizes(made: Plan, **sizes: dict[str, int]) -> Plan:

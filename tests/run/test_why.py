@@ -15,8 +15,9 @@ from testing import hostile_paths
 from testing.places import QUICKSTART
 
 from phipipe import backends
-from phipipe.cli.show import Silent
-from phipipe.plan import plan
+from phipipe.cli.listeners import Silent
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import why
 from phipipe.run.bench import Bench
@@ -128,7 +129,7 @@ def test_whatever_two_records_hold_every_difference_is_seen(
 # --- what is compared with what
 
 
-def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> plan.Plan:
+def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> Plan:
     """A checkpoint and a light step that reads it."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": True}, "content": content}
@@ -144,10 +145,10 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
     )
     (made,) = load.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
     steps = tuple(replace(step, recipe=recipe_name) for step in (source, check))
-    return replace(plan.prepare(made), steps=steps)
+    return replace(prepare.prepare(made), steps=steps)
 
 
-def reasons(made: plan.Plan, store: Store) -> list[str]:
+def reasons(made: Plan, store: Store) -> list[str]:
     return [item.why for item in Bench(store, Settings.read(), print).foresee(made)]
 
 
@@ -156,7 +157,7 @@ def store(own_cache: Path) -> Store:
     return Store(own_cache)
 
 
-def run(made: plan.Plan, store: Store) -> None:
+def run(made: Plan, store: Store) -> None:
     (outcome,) = attempt([made], store, Settings.read(), Silent())
     assert outcome.error is None
 
@@ -189,7 +190,7 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
     (made,) = load.load(QUICKSTART, options=backends.OptionsOf())
-    assert {step.recipe for step in plan.prepare(made).steps} == {"quickstart"}
+    assert {step.recipe for step in prepare.prepare(made).steps} == {"quickstart"}
 
 
 def test_records_from_when_steps_had_addresses_are_listed_and_not_matched(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from testing import hostile_paths
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.plan.plan import Plan
 from phipipe.run import events
 from phipipe.run.bench import Bench

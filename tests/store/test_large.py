@@ -16,11 +16,11 @@ import pytest
 from testing.plans import planned as from_quickstart
 
 from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.hub import take
 from phipipe.models import checkpoints, first_layers, tensor_places
 from phipipe.package.package import verify
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import dispatch
@@ -52,7 +52,7 @@ def planned(folder: Path, backend: str) -> Plan:
     path = folder / f"{backend}.yaml"
     path.write_text(RECIPE.replace("DEVICE", DEVICES[backend]).replace("BACKEND", backend), "utf-8")
     (build,) = load.load(path, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 @pytest.fixture

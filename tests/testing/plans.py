@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed
-from phipipe.plan import plan as planning
+from phipipe.plan import prepare as planning
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import dispatch, events, past_runs

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from phipipe import progress
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.plan.plan import Plan
 from phipipe.run import dispatch
 from phipipe.run.manner import Engine, Manner

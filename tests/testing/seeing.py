@@ -9,7 +9,7 @@ from typing import Any
 from phipipe import backends
 from phipipe.package import manifest
 from phipipe.package.package import verify
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run.results import Outcome
@@ -29,7 +29,7 @@ def planned(source: Path, *sets: str) -> Plan:
     path = source.parent / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
     (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def seen(done: Outcome) -> Any:

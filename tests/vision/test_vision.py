@@ -16,15 +16,14 @@ from testing.seeing import RECIPE, planned, seen
 
 from phipipe import backends
 from phipipe.board import entry
-from phipipe.cli import finished
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import GateFailed, TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.recipe import load
-from phipipe.run import dispatch
+from phipipe.run import dispatch, finished
 from phipipe.run.manner import Manner
 from phipipe.run.results import Outcome
 from phipipe.settings import Settings
@@ -118,7 +117,7 @@ def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
         path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
     )
     with pytest.raises(TargetError, match="image_top1"):
-        plan.prepare(build)
+        prepare.prepare(build)
 
 
 def test_eyes_of_another_kind_are_refused(seeing: Path, tmp_path: Path) -> None:
@@ -216,7 +215,9 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     package = builds["int4"].package
     assert package is not None
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
-    again_plan = finished.plan(package, store, text=None, tokens=None, source=seeing / "source")
+    again_plan = finished.plan_evaluation(
+        package, store, text=None, tokens=None, source=seeing / "source"
+    )
     settings = Settings(cache=store.root, toolchains=toolchains)
     (done,) = dispatch.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
     assert done.error is None

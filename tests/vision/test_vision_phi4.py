@@ -14,7 +14,7 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import TargetError
 from phipipe.models import checkpoints
 from phipipe.package import manifest
@@ -93,9 +93,9 @@ def test_an_adapter_that_is_incomplete_is_refused(
     path.write_text(path.read_text("utf-8").replace('"r": 8', '"r": 9'), "utf-8")
     (tmp_path / "out").mkdir()
     code = (
-        "import sys; from pathlib import Path; from phipipe import vision_lora\n"
+        "import sys; from pathlib import Path; from phipipe.vision import lora\n"
         "from phipipe.errors import StepFailed\n"
-        "try: vision_lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
+        "try: lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
         "except StepFailed as error: print(error.message)"
     )
     said = drive(python_of("torch"), "-c", code, tmp_path / "source", tmp_path / "out")

@@ -523,9 +523,9 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it."""
-    from phipipe.models.tokenizer import of_mlx
+    from phipipe.backends.mlx.tokenizer import of_folder
 
-    return of_mlx(artifact)
+    return of_folder(artifact)
 
 
 FACE = Backend(

@@ -441,8 +441,8 @@ def test_every_token_that_ends_an_answer_is_a_stop(
     for name, ends in (("generation_config.json", generation), ("config.json", config)):
         told = json.loads((tmp_path / name).read_text("utf-8"))
         (tmp_path / name).write_text(json.dumps(told | {"eos_token_id": ends}), "utf-8")
-    call = "import sys; from pathlib import Path; from phipipe import llama_modelfile\n"
-    call += "print(llama_modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
+    call = "import sys; from pathlib import Path; from phipipe.backends.llamacpp import modelfile\n"
+    call += "print(modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
     done = subprocess.run(
         python_command(python_of("torch"), call, str(tmp_path)),
         capture_output=True,

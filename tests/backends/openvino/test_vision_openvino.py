@@ -11,7 +11,7 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.package import manifest
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
