@@ -81,7 +81,9 @@ def test_no_plan_has_another_name() -> None:
 
 def test_tables_have_no_other_name() -> None:
     emulated = {s for name in backends.names() for s in backends.load(name).emulated.values()}
-    seeing = {name for backend in backends.names() for name in backends.load(backend).eyes.values()}
+    seeing = {
+        name for backend in backends.names() for name in backends.load(backend).vision.values()
+    }
     assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
 
 

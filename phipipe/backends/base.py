@@ -1,4 +1,4 @@
-"""What a backend module must offer, and the few types that cross its border."""
+"""What a backend must offer, and the few types that cross its border."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _is_uniform(options: Any) -> bool:
 class Backend(Generic[Chosen]):
     """The face of a runtime family: all that the rest of phipipe knows of it.
 
-    ``phipipe/backends/<name>.py`` declares one as ``FACE``. It is light: what is heavy is imported
+    ``phipipe/backends/<name>/__init__.py`` declares one as ``FACE``. It is light: what is heavy is imported
     by ``open``, ``tokenizer`` and the steps, when they run.
     """
 
@@ -175,7 +175,7 @@ class Backend(Generic[Chosen]):
     """Units whose runtime gives no logits: only speed is measured there."""
     emulated: Mapping[str, str] = field(default_factory=dict)
     """API → the step that runs an artifact here as that unit would."""
-    eyes: Mapping[str, str] = field(default_factory=dict)
+    vision: Mapping[str, str] = field(default_factory=dict)
     """Architecture that sees (``vision.KINDS``) → the step that puts its eyes beside the
     artifact."""
     square: frozenset[str] = frozenset()

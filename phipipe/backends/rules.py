@@ -204,7 +204,7 @@ MODELS: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: (
             (bool(c.parts) or c.architecture in MULTIMODAL)
-            and c.architecture not in backends.load(r.backend).eyes
+            and c.architecture not in backends.load(r.backend).vision
         ),
         message="the model has {checkpoint.besides} besides text, and `{recipe.backend}` builds "
         "have no place for them",
@@ -241,7 +241,7 @@ MODELS: tuple[Rule, ...] = (
         id="M20",
         level="warning",
         when=lambda r, o, c: (
-            c.architecture == seeing.PHI4 and seeing.PHI4 in backends.load(r.backend).eyes
+            c.architecture == seeing.PHI4 and seeing.PHI4 in backends.load(r.backend).vision
         ),
         message="what hears is left out, and the adapter that the original uses with pictures "
         "alone is merged in for "

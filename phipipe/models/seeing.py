@@ -181,7 +181,7 @@ def eyes_step(original: Checkpoint, artifact: Step, recipe: Recipe) -> Step:
     bits = EYES_BITS.get(recipe.precision)
     return Step(
         name="eyes",
-        runs=backends.load(recipe.backend).eyes[original.architecture],
+        runs=backends.load(recipe.backend).vision[original.architecture],
         version=1,
         needs={"model": artifact.name, "original": "original"},
         params={"bits": bits},

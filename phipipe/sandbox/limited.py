@@ -144,7 +144,7 @@ class Child:
         self.close()
         try:
             process = subprocess.Popen(
-                python_command(Path(sys.executable), "from phipipe.limited_child import main; " "main()"),
+                python_command(Path(sys.executable), "from phipipe.sandbox.child import main; main()"),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii",
                 env=child_environment(offline=True, keep_path=True) | ONE_THREAD,
             )  # fmt: skip

@@ -90,7 +90,7 @@ def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).eyes]
+    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).vision]
 )
 def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
     device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(

@@ -534,7 +534,7 @@ FACE = Backend(
         "vision.onnx.data",
         "embedding.onnx",
     ),
-    eyes={seeing.PHI3: "onnxruntime/vision"},
+    vision={seeing.PHI3: "onnxruntime/vision"},
     steps=steps,
     scheme=scheme,
     rules=rules.ONNXRUNTIME,
