@@ -1,4 +1,4 @@
-"""One folder per runtime family; the listing of this one listing is the registry."""
+"""One folder per runtime family; the listing of this folder is the registry."""
 
 from __future__ import annotations
 
