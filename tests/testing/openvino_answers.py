@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 from phipipe.backends import openvino as backend
-from phipipe.backends.openvino import session
 from phipipe.models import seeing
 
 QUESTIONS = ("What is it?", "Who?", seeing.QUESTION)
 
 
 def main(package: Path, pictures: list[Path]) -> None:
-    runtime, tokenizer = backend.open(package), session.tokenizer(package)
+    runtime, tokenizer = backend.open(package), backend.tokenizer(package)
     found: dict[str, float] = {}
     for picture in pictures:
         gaps = []
