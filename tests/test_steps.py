@@ -3,8 +3,9 @@ move without any stored result being made again."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import inspect
+import importlib.util
 import itertools
 import json
 import re
@@ -19,18 +20,19 @@ import pytest
 
 import phipipe
 from phipipe import backends, steps
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.models import seeing as vision
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, recipe
-from phipipe.run.bench import Result
+from phipipe.recipe import device, load
 from phipipe.run.dispatch import attempt
-from phipipe.run.process import Request, Worker
+from phipipe.run.manner import Manner
+from phipipe.run.process import Request, Server
+from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
+from phipipe.vision import kinds
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -52,17 +54,29 @@ def planned() -> Iterator[Step]:
                 f"device={devices[api]}",
                 "quantize={}",
             )
-            (build,) = recipe.load(
+            (build,) = load.load(
                 quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from plan.prepare(build).steps
+                yield from prepare.prepare(build).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_has_a_function_that_takes_what_a_step_gets(name: str) -> None:
     assert NAME.fullmatch(name)
-    assert list(inspect.signature(steps.resolve(name)).parameters) == ["inputs", "out", "params"]
+    assert parameters(steps.address(name)) == ["inputs", "out", "params"]
+
+
+def parameters(address: str) -> list[str]:
+    """Of the function at ``address``, read from its module's source: a toolchain alone may be able
+    to import that."""
+    module, _, function = address.partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    return [argument.arg for argument in found.args.args]
 
 
 def test_no_two_names_mean_one_function() -> None:
@@ -84,7 +98,7 @@ def test_tables_have_no_other_name() -> None:
     seeing = {
         name for backend in backends.names() for name in backends.load(backend).vision.values()
     }
-    assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
+    assert emulated | seeing | {kind.cut for kind in kinds.KINDS.values()} <= NAMES
 
 
 def test_a_step_of_no_backend_is_there_without_any() -> None:
@@ -110,7 +124,7 @@ def test_a_worker_that_is_asked_for_an_unknown_step_says_so(tmp_path: Path) -> N
     request = Request(step="odd", runs="evaluate/nothing", inputs={}, params={})
     settings = Settings.read({"PHIPIPE_CACHE": str(tmp_path)})
     python, logs = Path(sys.executable), tmp_path / "logs"
-    worker = Worker(python, name="test", log_folder=logs, settings=settings)
+    worker = Server(python, name="test", log_folder=logs, settings=settings)
     with worker, pytest.raises(StepFailed, match="no step is called `evaluate/nothing`"):
         worker.run(request, tmp_path)
 
@@ -137,7 +151,7 @@ def chain(toolchain: str | None) -> Plan:
 
 
 def build(cache: Path, planned: Plan) -> dict[str, Result]:
-    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), None, 1)
+    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), Manner(jobs=1))
     assert outcome.error is None, outcome.error
     return outcome.results
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from phipipe.errors import TargetError
+from phipipe.models.any_model import ANY_MODEL
 from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
     from phipipe.recipe.device import Unit
     from phipipe.recipe.recipe import Precision, Recipe
 
-
-class Unseen(Exception):
-    """Something of a checkpoint was asked for where no checkpoint was read."""
-
-
-class _AnyModel:
-    """In a checkpoint's place where none was read: what looks at it cannot be decided."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise Unseen(name)
-
-
-ANY_MODEL = cast("Checkpoint", _AnyModel())
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
 
@@ -160,8 +148,8 @@ class Backend(Generic[Chosen]):
 
     context_length: Callable[[Job[Chosen]], int | None] = _grows
     """Positions of the cache (prompt and answer) that the artifact fixes; None: it grows."""
-    rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``rules.MODELS``
-    fixups: tuple[Fixup, ...] = ()  # besides ``rules.FIXUPS``, and after them
+    rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``model_rules.RULES``
+    fixups: tuple[Fixup, ...] = ()  # besides ``fixups.FIXUPS``, and after them
     reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""

@@ -78,8 +78,8 @@ class Changes:
 
 def _top(folder: Path) -> Path | None:
     """The root of the repository that ``folder`` is in."""
-    found = _git(folder, "rev-parse", "--show-toplevel")
-    return None if found is None else resolved(Path(found.rstrip("\r\n")))
+    root = _git(folder, "rev-parse", "--show-toplevel")
+    return None if root is None else resolved(Path(root.rstrip("\r\n")))
 
 
 def _git(folder: Path, *words: str) -> str | None:

@@ -12,6 +12,7 @@ from phipipe.evaluate.reports import Metrics, Speed
 from phipipe.metrics import names
 from phipipe.package import card, figures
 from phipipe.package.description import Description, Text
+from phipipe.run.results import Outcome
 
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
 SPEED = names("speed")
@@ -169,6 +170,13 @@ def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) ->
         profile=evaluation.profile,
         sanity=evaluation.sanity.as_json(),
     )
+
+
+def of_measurement(manifest: Description, outcome: Outcome) -> Entry:
+    """What was measured on the device, as an entry that takes the place of the build's own."""
+    speed = outcome.load("measure", Speed)
+    assert speed is not None  # the only step that every such plan has
+    return measured(manifest, outcome.load("evaluate", Metrics), speed)
 
 
 def failed(

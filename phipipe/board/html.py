@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phipipe import backends
+from phipipe import backends, words
 from phipipe.board import board, picks
 from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, marks, notes
 from phipipe.board.entry import ZERO, Entry, one_line
@@ -235,7 +235,7 @@ def _plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, Any
     ):
         if bars := [e for e in done if metric in e.metrics]:
             better = METRICS[metric].better
-            said = f"Bar chart of {axis}, {report.counted(len(bars), 'build')}."
+            said = f"Bar chart of {axis}, {words.counted(len(bars), 'build')}."
             alike = not board.elsewhere(bars) and {e.on_target for e in bars} == {"true"}
             if metric == "size_gib" or (
                 alike and len({e.device for e in bars}) == 1

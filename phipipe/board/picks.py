@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from phipipe.package import figures
+from phipipe.words import counted
 
 Aim = Literal["size", "fidelity", "answer speed"]
 Place = Literal["true", "emulated", "false"]
@@ -282,7 +283,7 @@ def _line(answer: Answer) -> str:
 
 def _clause(found: Sequence[Pick], *, alone: bool) -> str:
     equals = [name for pick in found for name in pick.equals]
-    like = figures.counted(len(equals), "other") if len(equals) > 2 else " and ".join(equals)
+    like = counted(len(equals), "other") if len(equals) > 2 else " and ".join(equals)
     name = f"{found[0].build} (on {found[0].unit})" if found[0].unit else found[0].build
     aims = [pick.aim for pick in found]
     words = (

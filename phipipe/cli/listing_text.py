@@ -30,7 +30,7 @@ def device(row: lists.DeviceDetails) -> str:
         u.unit: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions)
         for u in row.units
     }
-    told = {
+    facts = {
         "device": row.device,
         "title": row.title,
         "processor": row.architecture,
@@ -44,7 +44,7 @@ def device(row: lists.DeviceDetails) -> str:
         "notes": row.notes,
         "sources": row.sources,
     }
-    return outline(told)
+    return outline(facts)
 
 
 def backends(rows: Sequence[lists.Backend]) -> str:
@@ -63,13 +63,13 @@ def backend(row: lists.BackendDetails) -> str:
         name: {"default": option.default, "type": option.type, "what": option.what}
         for name, option in row.quantize.items()
     }
-    told = {
+    facts = {
         "backend": row.backend,
         "title": row.title,
         "toolchain": row.toolchain,
         "precisions": row.precisions,
     }
-    return outline({**told, "quantize": options or "nothing to set"})
+    return outline({**facts, "quantize": options or "nothing to set"})
 
 
 def toolchains(rows: Sequence[lists.Toolchain]) -> str:
@@ -131,7 +131,7 @@ def cells(row: Row) -> dict[str, Any]:
 def doctor(row: lists.Doctor) -> str:
     """What this machine has."""
     partial = [f"{part.repository}, {human(part.size_bytes)}" for part in row.unfinished_downloads]
-    told = {
+    facts = {
         "phipipe": row.phipipe,
         "python": row.python,
         "machine": row.machine,
@@ -143,7 +143,7 @@ def doctor(row: lists.Doctor) -> str:
         "toolchains": {one.toolchain: _state(one) for one in row.toolchains},
         "next": f"{row.next}   (or on first use)" if row.next else "all set",
     }
-    return outline(told)
+    return outline(facts)
 
 
 def _state(row: lists.Toolchain) -> str:

@@ -15,7 +15,7 @@ from phipipe.output import documents, lists
 from phipipe.recipe import device as targets
 from phipipe.settings import Settings
 from phipipe.store import downloads
-from phipipe.store.files import GcReport
+from phipipe.store.collection import GcReport
 from phipipe.store.store import Store
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -26,32 +26,31 @@ def devices() -> list[lists.Device]:
     return [
         lists.Device(
             device=name,
-            title=found.title,
-            architecture=found.architecture,
-            systems=list(found.systems),
-            memory_gib=found.memory_gib,
-            units=[unit.api for unit in found.units],
-            recipe=found.recipe,
+            title=target.title,
+            architecture=target.architecture,
+            systems=list(target.systems),
+            memory_gib=target.memory_gib,
+            units=[unit.api for unit in target.units],
+            recipe=target.recipe,
         )
-        for name in targets.names()
-        for found in [targets.load(name)]
+        for name, target in ((name, targets.load(name)) for name in targets.names())
     ]
 
 
 def device(name: str) -> lists.DeviceDetails:
     """One device: its units, what builds for it here, and where the facts come from."""
-    found = targets.load(name)
+    target = targets.load(name)
     return lists.DeviceDetails(
         device=name,
-        title=found.title,
-        architecture=found.architecture,
-        systems=list(found.systems),
-        memory_gib=found.memory_gib,
-        units=[_unit(found, unit) for unit in found.units],
-        recipe=found.recipe,
-        start=_start(found),
-        notes=found.notes,
-        sources=list(found.sources),
+        title=target.title,
+        architecture=target.architecture,
+        systems=list(target.systems),
+        memory_gib=target.memory_gib,
+        units=[_unit(target, unit) for unit in target.units],
+        recipe=target.recipe,
+        start=_start(target),
+        notes=target.notes,
+        sources=list(target.sources),
     )
 
 
@@ -147,14 +146,14 @@ def toolchain_row(name: str, settings: Settings) -> lists.Toolchain:
     """
     from phipipe.toolchains import environments
 
-    found = environments.installed(name, settings)
+    there = environments.installed(name, settings)
     return lists.Toolchain(
         toolchain=name,
-        installed=found is not None,
-        packages=len(found.packages) if found else None,
-        size_bytes=environments.size_bytes(name, settings) if found else None,
-        path=str(found.path) if found else None,
-        python=str(found.python) if found else None,
+        installed=there is not None,
+        packages=len(there.packages) if there else None,
+        size_bytes=environments.size_bytes(name, settings) if there else None,
+        path=str(there.path) if there else None,
+        python=str(there.python) if there else None,
     )
 
 
@@ -167,7 +166,7 @@ def stored(store: Store) -> list[lists.Stored]:
         ))
         for usage in store.usage()
     ]  # fmt: skip
-    for part in downloads.found(store.root):
+    for part in downloads.unfinished(store.root):
         used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
         row = lists.Stored(
             key=None, runs=None, repository=part.repository, size_bytes=part.size_bytes,
@@ -209,7 +208,7 @@ def doctor(settings: Settings, checks: Sequence[lists.Check] = ()) -> lists.Doct
         cache_free_bytes=disk.free,
         unfinished_downloads=[
             lists.Download(repository=part.repository, size_bytes=part.size_bytes)
-            for part in downloads.found(settings.cache)
+            for part in downloads.unfinished(settings.cache)
         ],
         toolchains=rows,
         next=f"phipipe toolchain install {' '.join(missing)}" if missing else None,

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from phipipe import backends
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
-from phipipe.models import checkpoints, family, seeing
+from phipipe.models import checkpoints, family
+from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe import device
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Recipe, Source
 from phipipe.steps import Advice, Json
+from phipipe.vision import kinds
 
 BEGIN, END = (
     "<!-- support: begin (python -m phipipe.maintain.support --write README.md) -->",
@@ -51,13 +53,13 @@ def markdown() -> str:
 
 def _groups() -> list[list[Device]]:
     """Devices that differ in memory or words only, in order of their names."""
-    found: dict[tuple[object, ...], list[Device]] = {}
+    groups: dict[tuple[object, ...], list[Device]] = {}
     for name in device.names():
         target = device.load(name)
         kind = (target.systems, tuple((unit.api, unit.precisions) for unit in target.units))
-        found.setdefault(kind, []).append(target)
+        groups.setdefault(kind, []).append(target)
     return [
-        sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in found.values()
+        sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in groups.values()
     ]
 
 
@@ -98,26 +100,41 @@ def _cell(row: str, name: str) -> Cell:
     recipe = Recipe(
         name="table", source=Source(path="."), device="any", backend=name, precision=precision
     )
-    options, found = backend.options(), list[Advice]()
-    fixups: dict[str, dict[str, Json]] = {}
+    advice = list[Advice]()
+    patches: dict[str, dict[str, Json]] = {}
     for member in (member for member in family.MEMBERS if member.row == row):
-        checkpoint = checkpoints.of_config(member.config, member.tokenizer)
-        job = Job(recipe, options, checkpoint)
-        found += rules.check(job)
-        if seeing.sees(checkpoint) and not any(a.level == "error" for a in found):
-            job = replace(job, checkpoint=seeing.language(checkpoint))
-            found += rules.check(job)
-        found += rules.check(job, backend.rules)
-        fixups |= rules.fixups(recipe, job.checkpoint)
+        whole = checkpoints.of_config(member.config, member.tokenizer)
+        checkpoint, more = _advised(recipe, whole, refused=_refuses(advice))
+        advice += more
+        patches |= fixups.needed(recipe, checkpoint)
     return Cell(
         row=row,
         backend=name,
-        errors={a.rule: a.message for a in found if a.level == "error"},
-        fixups={fix: str(told["reason"]) for fix, told in sorted(fixups.items())},
+        errors={a.rule: a.message for a in advice if a.level == "error"},
+        fixups={name: str(fix["reason"]) for name, fix in sorted(patches.items())},
         limits={
-            a.rule: a.message for a in found if a.level == "warning" and a.rule.startswith("M")
+            a.rule: a.message for a in advice if a.level == "warning" and a.rule.startswith("M")
         },
     )
+
+
+def _refuses(advice: Iterable[Advice]) -> bool:
+    return any(one.level == "error" for one in advice)
+
+
+def _advised(
+    recipe: Recipe, whole: Checkpoint, *, refused: bool
+) -> tuple[Checkpoint, list[Advice]]:
+    """What is built of ``whole``, and what the rules say; of a model that sees only its language
+    model is, if nothing is ``refused`` so far."""
+    backend = backends.load(recipe.backend)
+    job = Job(recipe, backend.options(), whole)
+    advice = rules.check(job, model_rules.RULES)
+    if kinds.sees(whole) and not refused and not _refuses(advice):
+        job = replace(job, checkpoint=kinds.language(whole))
+        advice += rules.check(job, model_rules.RULES)
+    advice += rules.check(job, backend.rules)
+    return job.checkpoint, advice
 
 
 def family_markdown() -> str:

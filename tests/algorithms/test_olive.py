@@ -17,6 +17,8 @@ from testing.shell import Shell
 from phipipe.algorithms import olive
 from phipipe.backends import onnxruntime, qnn
 from phipipe.backends.base import Job
+from phipipe.backends.onnxruntime.layout import LM_HEAD
+from phipipe.backends.onnxruntime.schemes import raised_nodes
 from phipipe.recipe.device import Unit
 
 DRIVER = Path(__file__).parent / "olive_driver.py"
@@ -177,8 +179,8 @@ def test_rotations_are_hadamards_where_olive_has_one(size: int, there: bool) -> 
 
 def test_down_is_olives_k_quant_down() -> None:
     names = {f"/model/layers.{i}/mlp/down_proj/MatMul": i for i in range(32)}
-    raised = onnxruntime._raised("down", 32)
-    assert onnxruntime.LM_HEAD in raised
+    raised = raised_nodes("down", 32)
+    assert LM_HEAD in raised
     assert {names[name] for name in raised if name in names} == {
         *range(4),
         *range(28, 32),

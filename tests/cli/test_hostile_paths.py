@@ -19,12 +19,13 @@ from testing import hostile_paths, small_package
 from phipipe import backends
 from phipipe.batch import boards, selection, timetable
 from phipipe.board import entry
-from phipipe.cli import console, finished
+from phipipe.cli import files as cli_files
 from phipipe.errors import RecipeError, SourceError, StoreError
 from phipipe.files import user_paths
 from phipipe.files.user_paths import Kind
 from phipipe.package import manifest_schema
-from phipipe.store import files as collect
+from phipipe.run import finished
+from phipipe.store import exports
 
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
 
@@ -181,10 +182,10 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
             boards.of_paths([tmp_path / f"board.json-{kind}"])
         if kind != "link":  # a link of the user's own is followed where a file is named outright
             with pytest.raises(RecipeError):
-                console.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
+                cli_files.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
     assert (tmp_path / "precious").read_text("utf-8") == "mine"
     with pytest.raises(StoreError, match="in the way"):
-        collect.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
+        exports.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

@@ -28,12 +28,14 @@ from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.maintain import support
 from phipipe.models import checkpoints as models
-from phipipe.models import family, layouts, seeing
-from phipipe.plan.plan import Plan, prepare
+from phipipe.models import family, layouts
+from phipipe.plan.plan import Plan
+from phipipe.plan.prepare import prepare
 from phipipe.plan.scoring import PARITY_KLD_MEAN
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.recipe.recipe import Source
 from phipipe.steps import Step
+from phipipe.vision import kinds
 
 DRIVER = Path(__file__).parent / "family_driver.py"
 WINDOWS = {"short": SHORT, "long": LONG}
@@ -108,7 +110,7 @@ def plan_of(
     ]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
     sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return prepare(build, read)
 
 
@@ -119,7 +121,7 @@ def headers_of(member: family.Member, folder: Path) -> Original:
     (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
     shape = models.of_config(member.config, member.tokenizer)
     if layout := layouts.LAYOUTS.get(shape.architecture):
-        shapes = layouts.wanted(layout, models.sizes_of(shape))
+        shapes = layouts.wanted(layout, layouts.sizes_of(shape))
     else:
         shapes = {f"model.layers.{i}.mlp.down_proj.weight": (1,) for i in range(shape.layers)}
     head = header({name: list(lengths) for name, lengths in shapes.items()})
@@ -256,7 +258,7 @@ def test_every_working_cell_of_the_table_is_among_them() -> None:
     tested |= {
         (member.row, backend)
         for member in family.MEMBERS
-        if (kind := seeing.KINDS.get(member.config["architectures"][0]))
+        if (kind := kinds.KINDS.get(member.config["architectures"][0]))
         for backend in kind.backends
     }
     assert {(cell.row, cell.backend) for cell in support.cells() if cell.works} == tested

@@ -13,8 +13,9 @@ from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.plan import plan
-from phipipe.recipe import device, recipe
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
+from phipipe.recipe import device, load
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])
 
@@ -38,14 +39,14 @@ PHI4_MINI = shaped(
 
 def planned(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str, name: str = "quickstart"
-) -> plan.Plan:
+) -> Plan:
     monkeypatch.setattr(checkpoints, "read", lambda folder: checkpoint)
-    (build,) = recipe.load(
+    (build,) = load.load(
         RECIPES / f"{name}.yaml",
         sets=("source={builtin: tiny-phi3}", *sets),
         options=backends.OptionsOf(),
     )
-    return plan.prepare(build)
+    return prepare.prepare(build)
 
 
 def test_the_cache_is_keys_and_values_of_every_layer() -> None:
@@ -114,7 +115,7 @@ def test_a_cache_of_fixed_length_takes_the_recipes_context(monkeypatch: pytest.M
         )
 
 
-def fixed(made: plan.Plan) -> int:
+def fixed(made: Plan) -> int:
     (convert,) = (step for step in made.steps if step.name == "convert")
     assert made.fit
     assert made.fit.context == convert.params["context_length"]
@@ -122,8 +123,8 @@ def fixed(made: plan.Plan) -> int:
 
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
-    (build,) = recipe.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
-    made = plan.prepare(build)
+    (build,) = load.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
+    made = prepare.prepare(build)
     assert made.fit
     assert made.fit.context == 2048
     assert [a.rule for a in made.warnings] == ["M14"]
@@ -163,8 +164,8 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
         words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
-        (build,) = recipe.load(QUICKSTART, sets=words, options=backends.OptionsOf())
-        return plan.prepare(build).api
+        (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
+        return prepare.prepare(build).api
 
     assert api() == "intel-npu"
     assert [api(f"unit={unit.api}") for unit in device.load("core-ultra-2").units] == [

@@ -14,7 +14,7 @@ import pytest
 from testing.drive import PATHS
 
 from phipipe.evaluate import original
-from phipipe.models import layerwise
+from phipipe.models import layerwise_memory
 
 DRIVER = Path(__file__).parent / "layerwise_driver.py"
 MAPPED = ["tied", "window", "longrope", "phi", "phimoe", "bf16", "fp16", "apart"]
@@ -92,18 +92,20 @@ def phi(**changes: Any) -> Any:
 
 
 def test_memory_is_that_of_a_layer_and_the_head() -> None:
-    assert layerwise.memory_bytes(phi(), 1024, 512) == pytest.approx(1.43e9, rel=0.2)  # measured
+    assert layerwise_memory.memory_bytes(phi(), 1024, 512) == pytest.approx(
+        1.43e9, rel=0.2
+    )  # measured
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
-    assert layerwise.memory_bytes(phi(), 10_000_000, 512) == layerwise.memory_bytes(
-        phi(), layerwise.TOGETHER, 512
+    assert layerwise_memory.memory_bytes(phi(), 10_000_000, 512) == layerwise_memory.memory_bytes(
+        phi(), layerwise_memory.TOGETHER, 512
     )
 
 
 @pytest.mark.parametrize("changes", [{"weight_bytes": 7_700_000_000}, {"model_type": "phimoe"}])
 def test_what_is_not_mapped_counts(changes: dict[str, Any]) -> None:
-    assert layerwise.memory_bytes(phi(**changes), 1024, 512) > 7_600_000_000
+    assert layerwise_memory.memory_bytes(phi(**changes), 1024, 512) > 7_600_000_000
 
 
 def test_a_quantized_original_is_loaded_as_a_whole(

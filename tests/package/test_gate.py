@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from testing import hostile_packages, small_package
 
 from phipipe import backends, cli
-from phipipe.cli import finished
 from phipipe.errors import PhipipeError, SourceError, StepFailed
 from phipipe.files import file_names
 from phipipe.models import checkpoints
 from phipipe.package import gate, manifest_schema, package
+from phipipe.run import finished
 from phipipe.store.store import Store
 
 OPENING = (["chat", "--prompt", "hi"], ["eval"], ["measure"], ["compare"], ["verify"])
@@ -219,9 +219,9 @@ def test_no_manifest_whatever_is_a_bug(small: Path, command: Command, own_cache:
         else:
             assert code == 0, what
             assert _ending(
-                lambda: finished.plan(small, store, text=None, tokens=None, source=None)
+                lambda: finished.plan_evaluation(small, store, text=None, tokens=None, source=None)
             ) in {0, 2, 3, 8}, what
-            assert _ending(lambda: finished.on_device(small)) in {0, 2, 3, 8}, what
+            assert _ending(lambda: finished.plan_measurement(small)) in {0, 2, 3, 8}, what
     assert refused > 80
 
 

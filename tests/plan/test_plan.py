@@ -16,11 +16,12 @@ from testing.places import QUICKSTART
 from testing.plans import planned
 
 from phipipe import backends, hardware
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.hub import take as hub
-from phipipe.plan import plan
-from phipipe.recipe import device, recipe
+from phipipe.plan import prepare
+from phipipe.plan.plan import Plan
+from phipipe.recipe import device, load
 from phipipe.run.dispatch import attempt
 from phipipe.run.nodes import graph
 from phipipe.settings import Settings
@@ -203,8 +204,8 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
 
 
 def test_the_board_recipe_is_one_graph_from_one_source() -> None:
-    builds = recipe.load(ROOT / "board.yaml", options=backends.OptionsOf())
-    plans = [plan.prepare(build) for build in builds]
+    builds = load.load(ROOT / "board.yaml", options=backends.OptionsOf())
+    plans = [prepare.prepare(build) for build in builds]
     assert {made.build.recipe.backend for made in plans} == {
         "torch",
         "onnxruntime",
@@ -224,7 +225,7 @@ def test_the_board_recipe_is_one_graph_from_one_source() -> None:
     assert missing == {("onnxruntime", "fp16")}, "GPUs only: its CPU kernels cannot decode in it"
 
 
-def cheap(tmp_path: Path, *steps: Step) -> plan.Plan:
+def cheap(tmp_path: Path, *steps: Step) -> Plan:
     """The quickstart's plan with other steps: light ones, which run right here."""
     return replace(planned(), steps=steps)
 
@@ -258,7 +259,7 @@ def store(own_cache: Path) -> Store:
     return Store(own_cache)
 
 
-def run(made: plan.Plan, store: Store) -> list[bool]:
+def run(made: Plan, store: Store) -> list[bool]:
     (outcome,) = attempt([made], store, Settings.read(), Silent())
     if outcome.error:
         raise outcome.error

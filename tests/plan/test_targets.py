@@ -19,8 +19,8 @@ from phipipe.hub import repository, take
 from phipipe.maintain import support
 from phipipe.models import checkpoints, family
 from phipipe.package import package
-from phipipe.plan import plan as planner
-from phipipe.recipe import device, recipe
+from phipipe.plan import prepare as planner
+from phipipe.recipe import device, load
 from phipipe.steps import Step
 
 TARGETS = RECIPES / "all-targets.yaml"
@@ -124,7 +124,7 @@ def test_a_text_without_a_place_for_the_table_is_refused() -> None:
 def test_recipes_of_the_hub_fit_their_models_and_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (build,) = recipe.load(RECIPES / f"{name}.yaml", options=backends.OptionsOf())
+    (build,) = load.load(RECIPES / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
     original = take.Original(
         checkpoints.of_config(member.config, member.tokenizer),

@@ -14,8 +14,8 @@ from testing.places import QUICKSTART, RECIPES
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, TargetError
-from phipipe.plan import plan
-from phipipe.recipe import device, recipe
+from phipipe.plan import prepare
+from phipipe.recipe import device, load
 
 MINE = """\
 title: My board
@@ -171,8 +171,8 @@ def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() 
     def quantized(*sets: str) -> Any:
         start = QUICKSTART
         words = ["device=raspberry-pi-5", "quantize={}", *sets]
-        (build,) = recipe.load(start, sets=words, options=backends.OptionsOf())
-        return next(step.params for step in plan.prepare(build).steps if step.name == "quantize")
+        (build,) = load.load(start, sets=words, options=backends.OptionsOf())
+        return next(step.params for step in prepare.prepare(build).steps if step.name == "quantize")
 
     assert quantized("backend=llamacpp")["type"] == "Q4_0"
     assert quantized("backend=llamacpp", "quantize={type: Q4_K_M}")["type"] == "Q4_K_M"
@@ -199,10 +199,10 @@ def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: 
     found = device.load(name)
     assert found.recipe
     start = RECIPES / f"{found.recipe}.yaml"
-    (build,) = recipe.load(
+    (build,) = load.load(
         start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf()
     )
-    assert plan.prepare(build).device is found
+    assert prepare.prepare(build).device is found
 
 
 def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
@@ -219,10 +219,10 @@ def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
 def test_the_chip_of_a_context_is_the_devices() -> None:
     def soc(*sets: str) -> Any:
         words = ["backend=qnn", "quantize={}", *sets]
-        (build,) = recipe.load(QUICKSTART, sets=words, options=backends.OptionsOf())
+        (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
         return next(
             step.params["soc"]["model"]
-            for step in plan.prepare(build).steps
+            for step in prepare.prepare(build).steps
             if step.name == "compile"
         )
 

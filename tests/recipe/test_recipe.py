@@ -21,6 +21,8 @@ from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import file_names
 from phipipe.metrics import METRICS
 from phipipe.recipe import document, recipe
+from phipipe.recipe import load as recipe_load
+from phipipe.recipe.build import Build, problem_at
 
 GOOD = """\
 name: good
@@ -44,10 +46,10 @@ tags: [a, b]
 OPTIONS = backends.OptionsOf()
 
 
-def load(tmp_path: Path, text: str | bytes, **how: Any) -> list[recipe.Build]:
+def load(tmp_path: Path, text: str | bytes, **how: Any) -> list[Build]:
     path = tmp_path / "r.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return recipe.load(path, options=OPTIONS, **how)
+    return recipe_load.load(path, options=OPTIONS, **how)
 
 
 def refusal(tmp_path: Path, text: str | bytes, **how: Any) -> str:
@@ -156,9 +158,9 @@ def test_what_is_no_recipe_is_refused_in_words(
 def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text(GOOD)
     with pytest.raises(RecipeError, match=r"did you mean `quick\.yaml`"):
-        recipe.load(tmp_path / "quikc.yaml", options=OPTIONS)
+        recipe_load.load(tmp_path / "quikc.yaml", options=OPTIONS)
     with pytest.raises(RecipeError, match="is a folder"):
-        recipe.load(tmp_path, options=OPTIONS)
+        recipe_load.load(tmp_path, options=OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -465,16 +467,16 @@ def test_variants_merge_maps_but_replace_the_choice_of_a_text(tmp_path: Path) ->
 
 def test_target_errors_point_at_the_value_wherever_it_was_said(tmp_path: Path) -> None:
     first, second = load(tmp_path, MATRIX, sets=["device=intel-npu"])
-    assert recipe.problem_at(first, ("precision",), "no").message.startswith(
+    assert problem_at(first, ("precision",), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:19:17: no\n"
     )
-    assert recipe.problem_at(first, ("quantize", "block_size"), "no").message.startswith(
+    assert problem_at(first, ("quantize", "block_size"), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:7:15: "
     )
-    assert recipe.problem_at(second, ("backend",), "no").message.startswith(
+    assert problem_at(second, ("backend",), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:20:28: "
     )
-    error = recipe.problem_at(second, ("device",), "no", "try this")
+    error = problem_at(second, ("device",), "no", "try this")
     assert (error.message, error.hint, error.exit_code) == (
         "--set device=intel-npu: no",
         "try this",

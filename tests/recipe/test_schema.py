@@ -19,7 +19,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.metrics import METRICS
 from phipipe.plan import starter
-from phipipe.recipe import device, recipe, schema
+from phipipe.recipe import device, load, schema
 
 OPTIONS = backends.OptionsOf()
 BASE: dict[str, Any] = {
@@ -92,7 +92,7 @@ def test_schema_and_models_agree(
     data = BASE | change
     (tmp_path / "r.yaml").write_text(json.dumps(data), "utf-8")
     try:
-        recipe.load(tmp_path / "r.yaml", options=OPTIONS)
+        load.load(tmp_path / "r.yaml", options=OPTIONS)
     except PhipipeError:
         fits = False
     else:
@@ -207,7 +207,7 @@ def complaints(path: Path, data: Any) -> list[str]:
     schema."""
     path.write_text(json.dumps(data), "utf-8")
     try:
-        for build in recipe.load(path, options=OPTIONS):
+        for build in load.load(path, options=OPTIONS):
             if not build.recipe.device.endswith((".yaml", ".yml")):
                 device.load(build.recipe.device)
     except PhipipeError as error:

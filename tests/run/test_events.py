@@ -15,9 +15,9 @@ import pytest
 from testing.plans import plan, recorded, step
 from testing.shell import Run
 
-from phipipe.cli.show import Lines, Silent
+from phipipe.cli.listeners import Lines, Silent
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
-from phipipe.run import events
+from phipipe.run import event_words, events, past_runs
 
 
 def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def test_a_second_run_says_what_was_cached(own_cache: Path) -> None:
         False,
         True,
     ]
-    assert [one.state for one in events.runs(own_cache)] == ["ok", "ok"]
+    assert [one.state for one in past_runs.runs(own_cache)] == ["ok", "ok"]
 
 
 def test_a_failure_is_the_steps_the_builds_and_the_runs(own_cache: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_failure_is_the_steps_the_builds_and_the_runs(own_cache: Path) -> None
         True,
     )
     assert found[-1]["exit_code"] == StepFailed.exit_code
-    assert events.find(own_cache, "latest").state == "failed"
+    assert past_runs.find(own_cache, "latest").state == "failed"
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_what_ends_a_run_is_kept(
 ) -> None:
     with pytest.raises(type(error)), events.recorded(own_cache, "run", ["a"], Silent()):
         raise error
-    found = events.find(own_cache, "latest")
+    found = past_runs.find(own_cache, "latest")
     assert (found.exit_code, found.state) == (code, state)
 
 
-def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> events.Run:
+def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> past_runs.Run:
     """A run that says no more after ``started``, but for ``rest``."""
     folder = cache / "runs" / "20260101-000000-abcd"
     folder.mkdir(parents=True)
@@ -118,8 +118,8 @@ def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> events.Run:
         "builds": ["a"],
         **started,
     }
-    (folder / events.FILE).write_text(json.dumps(first) + "\n" + rest, "utf-8")
-    return events.find(cache, "2026")
+    (folder / past_runs.FILE).write_text(json.dumps(first) + "\n" + rest, "utf-8")
+    return past_runs.find(cache, "2026")
 
 
 def test_a_process_that_was_killed_leaves_an_interrupted_run(own_cache: Path) -> None:
@@ -149,7 +149,7 @@ def test_old_runs_go(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(5):
         with events.recorded(own_cache, "run", [str(i)], Silent()):
             pass
-    assert [one.builds for one in events.runs(own_cache)] == [("4",), ("3",), ("2",)]
+    assert [one.builds for one in past_runs.runs(own_cache)] == [("4",), ("3",), ("2",)]
 
 
 def test_progress_is_not_written_for_every_window(own_cache: Path) -> None:
@@ -158,7 +158,7 @@ def test_progress_is_not_written_for_every_window(own_cache: Path) -> None:
             recorder.progress("x", i, 100, "windows")
         recorder.progress("y", 1, 100, "windows")
     found = of_kind(
-        [dict(event) for event in events.find(own_cache, "latest").events], "step_progress"
+        [dict(event) for event in past_runs.find(own_cache, "latest").events], "step_progress"
     )
     assert [event["step"] for event in found] == ["x", "y"]
 
@@ -169,7 +169,7 @@ def test_every_event_has_a_line_for_people(own_cache: Path) -> None:
     )
     extra = [{"event": "note", "time": "t", "text": "words"}, {"event": "later", "time": "t"}]
     for event in [*found, *extra]:
-        said = events.line(event)
+        said = event_words.line(event)
         assert said.startswith(event["time"])
         assert not said.endswith(event["time"])
 
@@ -246,14 +246,14 @@ def test_installations_are_events_and_lines(own_cache: Path) -> None:
         of_kind(told, "toolchain_started"),
         of_kind(told, "toolchain_finished"),
     )
-    assert events.words(began) == "installing toolchain `torch`"
-    assert events.words(fine) == "toolchain `torch` is ready after 12.3 s"
+    assert event_words.words(began) == "installing toolchain `torch`"
+    assert event_words.words(fine) == "toolchain `torch` is ready after 12.3 s"
     assert (failed["exit_code"], failed["kind"], failed["hint"]) == (
         4,
         "ToolchainError",
         "check it",
     )
-    assert events.words(failed) == "toolchain `mlx` failed (4) after 0.5 s"
+    assert event_words.words(failed) == "toolchain `mlx` failed (4) after 0.5 s"
     assert shown.getvalue().splitlines() == [
         "  toolchain `torch` is ready (12.3 s)",
         "  toolchain `mlx` could not be installed (0.5 s)",

@@ -11,9 +11,9 @@ from testing.places import QUICKSTART
 
 from phipipe import backends, cli, hardware
 from phipipe.errors import StepKilled, StoreError
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import preflight
 from phipipe.settings import Settings
 from phipipe.store.store import Store
@@ -22,8 +22,8 @@ GIB = 2**30
 
 
 def planned(*sets: str) -> Plan:
-    (build,) = recipe.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    return prepare.prepare(build)
 
 
 def with_sizes(made: Plan, **sizes: dict[str, int]) -> Plan:

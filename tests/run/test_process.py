@@ -24,7 +24,7 @@ from testing.tiers import sizes
 from testing.workers import Bench, alive, bare_bench, family, gone, posix
 
 from phipipe.errors import Interrupted, SourceError, StepFailed, StepKilled, ToolchainError
-from phipipe.run import process
+from phipipe.run import endings
 from phipipe.run.process import Request
 from phipipe.settings import COMPUTING, OFFLINE, is_among
 
@@ -89,7 +89,7 @@ def test_a_failed_step_costs_the_next_one_no_new_worker(bench: Bench) -> None:
 def test_the_logs_that_are_kept_do_not_grow_without_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "KEPT_LOGS", 3)
+    monkeypatch.setattr(endings, "KEPT_LOGS", 3)
     for _ in range(6):
         with pytest.raises(StepFailed):
             bench("fail")

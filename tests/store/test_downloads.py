@@ -49,7 +49,7 @@ def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:
     whole.mkdir()
     (whole / "config.json").write_bytes(b"{}")
     part(store, TEXT, 7)
-    found = {one.repository: one for one in downloads.found(store.root)}
+    found = {one.repository: one for one in downloads.unfinished(store.root)}
     assert {name: one.size_bytes for name, one in found.items()} == {
         f"someone/tiny@{COMMIT}": 1002,
         f"texts@{COMMIT}": 7,
@@ -61,10 +61,10 @@ def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:
 
 def test_what_only_a_plan_asked_is_no_download(store: Store) -> None:
     part(store).unlink()
-    assert downloads.found(store.root) == []
+    assert downloads.unfinished(store.root) == []
     part(store, size=0)
-    assert downloads.found(store.root) == []
-    assert downloads.found(store.root / "nothing") == []
+    assert downloads.unfinished(store.root) == []
+    assert downloads.unfinished(store.root / "nothing") == []
 
 
 def test_cache_ls_and_doctor_show_them(store: Store) -> None:
@@ -144,6 +144,6 @@ def test_where_locks_do_nothing_none_is_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = part(store)
-    monkeypatch.setattr(store, "_locks_work", False)
+    monkeypatch.setattr(store._pins, "locks_work", False)
     assert store.gc(0).removed == ()
     assert path.exists()

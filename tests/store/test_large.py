@@ -16,15 +16,16 @@ import pytest
 from testing.plans import planned as from_quickstart
 
 from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.hub import take
-from phipipe.models import checkpoints, first_layers, mapped
+from phipipe.models import checkpoints, first_layers, tensor_places
 from phipipe.package.package import verify
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
+from phipipe.recipe import load
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -50,8 +51,8 @@ DEVICES |= {"litert": "android-phone", "qnn": "snapdragon-x-npu", "torch": "cpu-
 def planned(folder: Path, backend: str) -> Plan:
     path = folder / f"{backend}.yaml"
     path.write_text(RECIPE.replace("DEVICE", DEVICES[backend]).replace("BACKEND", backend), "utf-8")
-    (build,) = recipe.load(path, options=backends.OptionsOf())
-    return plan.prepare(build)
+    (build,) = load.load(path, options=backends.OptionsOf())
+    return prepare.prepare(build)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_the_slice_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "slice"
     out.mkdir()
     first_layers.cut({"source": TINY}, out, {"layers": 2})
-    whole, part = mapped.places(TINY), mapped.places(out)
+    whole, part = tensor_places.places(TINY), tensor_places.places(out)
     read = checkpoints.read(out)
     assert read.layers == 2
     assert set(whole) - set(part) == {
@@ -161,7 +162,8 @@ def runs(
             for backend in chosen
             for made in [planned(folder, backend)]
         ]
-        ends = dispatch.attempt([*small, *large], store, settings, Silent(), folder / "packages", 2)
+        manner = Manner(out=folder / "packages", jobs=2)
+        ends = dispatch.attempt([*small, *large], store, settings, Silent(), manner)
     return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
 
 

@@ -16,7 +16,7 @@ from phipipe.errors import GateFailed, StepFailed, TargetError
 from phipipe.package import manifest
 from phipipe.plan.plan import Plan
 from phipipe.recipe import device as devices
-from phipipe.recipe.recipe import Build
+from phipipe.recipe.build import Build
 from phipipe.steps import Step
 from testing import small_package
 

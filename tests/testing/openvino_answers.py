@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from phipipe.backends import openvino as backend
-from phipipe.models import seeing
+from phipipe.vision import pictures as vision_pictures
 
-QUESTIONS = ("What is it?", "Who?", seeing.QUESTION)
+QUESTIONS = ("What is it?", "Who?", vision_pictures.QUESTION)
 
 
 def main(package: Path, pictures: list[Path]) -> None:
@@ -23,8 +23,8 @@ def main(package: Path, pictures: list[Path]) -> None:
     for picture in pictures:
         gaps = []
         for question in QUESTIONS:
-            prompt = f"<|user|>\n{seeing.MARK}\n{question}<|end|>\n<|assistant|>\n"
-            before, after = (tokenizer.encode(part) for part in prompt.split(seeing.MARK))
+            prompt = f"<|user|>\n{vision_pictures.MARK}\n{question}<|end|>\n<|assistant|>\n"
+            before, after = (tokenizer.encode(part) for part in prompt.split(vision_pictures.MARK))
             answer = list(runtime.describe(picture, prompt, 8))  # type: ignore[attr-defined]
             rows = runtime.seen(picture, before, [*after, *answer])[-len(answer) - 1 : -1]  # type: ignore[attr-defined]
             gaps += [float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)]

@@ -9,10 +9,10 @@ from typing import Any
 from phipipe import backends
 from phipipe.package import manifest
 from phipipe.package.package import verify
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import recipe
-from phipipe.run.bench import Outcome
+from phipipe.recipe import load
+from phipipe.run.results import Outcome
 
 RECIPE = """
 name: seeing
@@ -28,8 +28,8 @@ measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
 def planned(source: Path, *sets: str) -> Plan:
     path = source.parent / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(path, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
+    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
+    return prepare.prepare(build)
 
 
 def seen(done: Outcome) -> Any:

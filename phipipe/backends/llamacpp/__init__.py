@@ -173,10 +173,10 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The vocabulary and chat template inside the GGUF, in a limited child."""
-    from phipipe.sandbox import limited
+    from phipipe.sandbox.tokenizer import open_in_child
 
     opener = "phipipe.backends.llamacpp.vocabulary:Vocabulary"
-    return limited.tokenizer(opener, artifact / MODEL, ["llama_cpp", "llama_cpp.llama_chat_format"])
+    return open_in_child(opener, artifact / MODEL, ["llama_cpp", "llama_cpp.llama_chat_format"])
 
 
 FACE = Backend(

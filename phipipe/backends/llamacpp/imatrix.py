@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from phipipe import progress
 from phipipe.backends.llamacpp import IMATRIX
 from phipipe.errors import StepFailed
-from phipipe.models import tokenizer
+from phipipe.models.transformers_files import config_of
 from phipipe.steps import Inputs, Params
 
 
@@ -30,7 +30,7 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     """
     model = AutoModelForCausalLM.from_pretrained(
         inputs["source"],
-        config=tokenizer.config_of(inputs["source"]),
+        config=config_of(inputs["source"]),
         dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=False,

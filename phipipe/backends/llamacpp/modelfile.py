@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phipipe.files import json_files
-from phipipe.models import checkpoints
 from phipipe.models import tokenizer as transformers_tokenizer
-from phipipe.sandbox.limited import LimitedTokenizer, Raised
+from phipipe.models import tokenizer_files
+from phipipe.sandbox.limited import Raised
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 CLOCK = "strftime_now"
@@ -251,7 +252,7 @@ def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
     for name in ("generation_config.json", "config.json"):
         if (source / name).is_file():
             settings = json_files.read_object(source / name)
-            ids += checkpoints.end_ids(settings.get("eos_token_id"))
+            ids += tokenizer_files.end_ids(settings.get("eos_token_id"))
     ids.append(tokenizer.facts["eos_token_id"])
     last = tokenizer.encode(end) if end else []
     ids += last if len(last) == 1 else []

@@ -119,10 +119,11 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 
 def tokenizer(artifact: Path) -> Tokenizer:
-    """The tokenizer as mlx-lm reads it."""
-    from phipipe.models.tokenizer import of_mlx
+    """The tokenizer as mlx-lm reads it, in a limited child."""
+    from phipipe.sandbox.tokenizer import open_in_child
 
-    return of_mlx(artifact)
+    imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
+    return open_in_child("phipipe.backends.mlx.vocabulary:opened", artifact, imports)
 
 
 FACE = Backend(

@@ -14,7 +14,7 @@ from mlx_lm import utils
 from mlx_lm.generate import generate_step
 
 from phipipe.backends.base import absent
-from phipipe.models import checkpoints
+from phipipe.models import tokenizer_files
 
 BLAS_BYTES = 2**26  # weights beyond this are scored with numpy's products where there is no GPU
 
@@ -31,7 +31,7 @@ class Session:
             raise absent("Apple GPU", "MLX")
         self._model: nn.Module | None = None  # for generation, as it is used
         self._wide: nn.Module | None = None  # for scoring
-        self._ends = checkpoints.end_ids(utils.load_config(folder).get("eos_token_id"))
+        self._ends = tokenizer_files.end_ids(utils.load_config(folder).get("eos_token_id"))
         self._folder = folder
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -23,8 +23,8 @@ from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
-from phipipe.models import seeing
 from phipipe.steps import Step
+from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoints import Checkpoint
@@ -191,10 +191,10 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer graphs that ship in the folder, as openvino-genai reads them, in a limited
     child."""
-    from phipipe.sandbox import limited
+    from phipipe.sandbox.tokenizer import open_in_child
 
     module = "phipipe.backends.openvino.vocabulary"
-    return limited.tokenizer(f"{module}:GenaiTokenizer", artifact, [module])
+    return open_in_child(f"{module}:GenaiTokenizer", artifact, [module])
 
 
 FACE = Backend(
@@ -211,10 +211,10 @@ FACE = Backend(
     emulated={"intel-npu": "openvino/verify_npu"},
     cache_bytes={"cpu": 1, "intel-gpu": 2, "intel-npu": 2},  # the CPU plugin keeps 8 bits
     files=("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin"),
-    vision=dict.fromkeys((seeing.PHI3, seeing.PHI4), "openvino/vision"),
+    vision=dict.fromkeys((kinds.PHI3, kinds.PHI4), "openvino/vision"),
     # openvino-genai 2026.4 takes the crops of others for as many high as they are wide
     # (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
-    square=frozenset({seeing.PHI3}),
+    square=frozenset({kinds.PHI3}),
     steps=steps,
     scheme=scheme,
     context_length=context_length,

@@ -12,7 +12,7 @@ import openvino
 
 from phipipe.backends.base import absent
 from phipipe.backends.openvino.files import MODEL
-from phipipe.models import checkpoints
+from phipipe.models import tokenizer_files
 
 EMBEDS = "inputs_embeds"
 # Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored
@@ -50,7 +50,7 @@ class Session:
 
     def __init__(self, folder: Path, api: str = "cpu") -> None:
         config = json.loads((folder / "generation_config.json").read_text("utf-8"))
-        self._ends = set(checkpoints.end_ids(config.get("eos_token_id")))
+        self._ends = set(tokenizer_files.end_ids(config.get("eos_token_id")))
         self._core = openvino.Core()
         gpu = api == "intel-gpu"
         if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import openvino
 from openvino import opset13
 
-from phipipe.models import seeing
 from phipipe.steps import Json
+from phipipe.vision import pictures
 
 Floats = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.bool_]
@@ -59,7 +59,7 @@ def prepare(
 
     ``settings``: ``preprocessor_config.json``.
     """
-    high, wide = seeing.grid(image.shape[1], image.shape[0], settings["dynamic_hd"], CROP)
+    high, wide = pictures.grid(image.shape[1], image.shape[0], settings["dynamic_hd"], CROP)
     size = _scaled(image.shape[0], image.shape[1], high, wide)
     below, right = high * CROP - size[0], wide * CROP - size[1]
     floats = (image.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None]

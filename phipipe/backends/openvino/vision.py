@@ -20,10 +20,9 @@ import torch
 from phipipe.backends.openvino import graph, session, stored
 from phipipe.backends.openvino.files import EMBEDDING, LANGUAGE, MODEL, PROJECTION, VISION
 from phipipe.errors import StepFailed
-from phipipe.models import seeing
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Json, Params
-from phipipe.vision import clip, siglip
+from phipipe.vision import clip, kinds, siglip
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EQUAL, EQUAL_ROUNDED = 1e-3, 0.2  # how far graphs may be from PyTorch, of the largest value
@@ -59,7 +58,7 @@ def vision_graphs(inputs: Inputs, out: Path, params: Params) -> None:
     copy_beside(model, out, leave=lambda name: Path(name).stem == Path(MODEL).stem)
     _cut_at_embedding(model, out)
     config = json.loads((original / CONFIG).read_text("utf-8"))
-    parts_of = _phi3_parts if config["architectures"][0] == seeing.PHI3 else _phi4_parts
+    parts_of = _phi3_parts if config["architectures"][0] == kinds.PHI3 else _phi4_parts
     tower, parts, processor = parts_of(original)
     for part in parts:
         _convert(part, out, params["bits"], wide=_stored_wide(model))
@@ -79,7 +78,7 @@ def _phi3_parts(original: Path) -> Converted:
     joined = torch.randn(1, 9, 4 * width, generator=draw)
     settings = {
         "image_processor_type": "Phi3VImageProcessor",
-        "num_crops": seeing.KINDS[seeing.PHI3].crops,
+        "num_crops": kinds.KINDS[kinds.PHI3].crops,
         "num_img_tokens": clip.SIDE**2,
         "image_mean": clip.MEAN,
         "image_std": clip.DEVIATION,
@@ -113,7 +112,7 @@ def _phi4_parts(original: Path) -> Converted:
     joined = torch.randn(1, 9, tower.row_end.shape[0], generator=draw)
     settings = {
         "image_processor_type": "Phi4MMImageProcessor",
-        "dynamic_hd": seeing.KINDS[seeing.PHI4].crops,
+        "dynamic_hd": kinds.KINDS[kinds.PHI4].crops,
         "image_mean": [siglip.MEAN] * 3,
         "image_std": [siglip.DEVIATION] * 3,
     }

@@ -21,7 +21,7 @@ from PIL import Image
 from phipipe.backends.openvino import clip, session, siglip, tokenizer
 from phipipe.backends.openvino.files import EMBEDDING, LANGUAGE, PROJECTION, VISION
 from phipipe.backends.openvino.pipeline import greedy, streamed
-from phipipe.models import seeing
+from phipipe.vision import pictures
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,7 +54,7 @@ class Session(session.Session):
         """Logits of every position of ``prompt`` with the picture in it, float32 [n,
         vocabulary]."""
         known = tokenizer(self._folder)
-        before, after = (known.encode(part) for part in prompt.split(seeing.MARK))
+        before, after = (known.encode(part) for part in prompt.split(pictures.MARK))
         return self.seen(picture, before, after)
 
     def seen(self, picture: Path, before: Sequence[int], after: Sequence[int]) -> Floats:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from phipipe.models import checkpoints, tensors
+from phipipe.models import longrope, tensors
 from phipipe.steps import Inputs, Json, Params
 
 
@@ -25,4 +25,4 @@ def cast(inputs: Inputs, out: Path, params: Params) -> None:
 
 def respelled(source: Path) -> dict[str, Json]:
     """Keys of ``config.json`` that transformers must find spelled in another way."""
-    return checkpoints.respelled(json.loads((source / "config.json").read_text("utf-8")))
+    return longrope.respelled(json.loads((source / "config.json").read_text("utf-8")))

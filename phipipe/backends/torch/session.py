@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints
-from phipipe.models.tokenizer import config_of
+from phipipe.models import tokenizer_files
+from phipipe.models.transformers_files import config_of
 
 
 class Session:
@@ -21,7 +21,7 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self._model = _load(folder)
-        self._ends = checkpoints.end_ids(self._model.generation_config.eos_token_id)
+        self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():

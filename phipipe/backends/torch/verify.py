@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from phipipe.errors import StepFailed
-from phipipe.models.tensors import LINEAR, read, shards, tensors, where_are
+from phipipe.models.tensors import LINEAR, read, tensors, where_are
+from phipipe.models.weight_files import shards
 from phipipe.steps import Params
 
 

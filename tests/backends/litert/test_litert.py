@@ -18,7 +18,7 @@ from testing.drive import drive
 from testing.shapes import phi3
 from testing.shell import Shell
 
-from phipipe.backends import litert, rules
+from phipipe.backends import fixups, litert, rules
 from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.models.checkpoints import Checkpoint
@@ -194,9 +194,9 @@ def test_the_cache_ends_where_the_model_would_differ() -> None:
 
 
 def test_a_sliding_window_is_taken_out_of_the_staged_copy() -> None:
-    found = rules.fixups(recipe(), checkpoint(sliding_window=2047))
+    found = fixups.needed(recipe(), checkpoint(sliding_window=2047))
     assert found["F3"]["patch"] == {"sliding_window": None}
-    assert rules.fixups(recipe(), checkpoint()) == {}
+    assert fixups.needed(recipe(), checkpoint()) == {}
 
 
 def test_all_precisions_share_one_conversion() -> None:

@@ -16,7 +16,7 @@ from testing.drive import PATHS
 
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
-from phipipe.backends.onnxruntime.graph import Linear
+from phipipe.backends.onnxruntime.schemes import Linear, schemes_of
 from phipipe.recipe.device import Unit
 
 DRIVER = Path(__file__).parent / "driver.py"
@@ -224,20 +224,20 @@ def test_parameters_of_steps_are_json() -> None:
 
 def test_mixed_head_raises_the_lm_head_only() -> None:
     names = ["/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul"]
-    schemes = onnxruntime.schemes_of(linears(*names), onnxruntime.Options(mixed="head"), 4, 32)
+    schemes = schemes_of(linears(*names), onnxruntime.Options(mixed="head"), 4, 32)
     assert [schemes[name].bits for name in names] == [4, 8]
 
 
 def test_mixed_layers_raises_llama_cpps_choice() -> None:
     names = [f"/model/layers.{i}/mlp/down_proj/MatMul" for i in range(32)]
-    schemes = onnxruntime.schemes_of(linears(*names), onnxruntime.Options(mixed="layers"), 4, 32)
+    schemes = schemes_of(linears(*names), onnxruntime.Options(mixed="layers"), 4, 32)
     raised = [i for i, name in enumerate(names) if schemes[name].bits == 8]
     assert raised == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
 
 
 def test_excluded_nodes_have_no_scheme() -> None:
     wanted = linears("/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul")
-    schemes = onnxruntime.schemes_of(wanted, onnxruntime.Options(exclude=("*/down_proj/*",)), 4, 1)
+    schemes = schemes_of(wanted, onnxruntime.Options(exclude=("*/down_proj/*",)), 4, 1)
     assert set(schemes) == {"/lm_head/MatMul"}
 
 

@@ -25,8 +25,8 @@ from transformers import PhiConfig, PhiForCausalLM
 from phipipe.backends import torch as backend
 from phipipe.backends.torch.quantize import quantize as quantize_step
 from phipipe.backends.torch.verify import verify
-from phipipe.models.tensors import INDEX
-from phipipe.processes import step_server
+from phipipe.models.weight_files import INDEX
+from phipipe.processes import prohibitions
 
 STARTED: list[str] = []  # processes that were started meanwhile
 CASES: dict[str, dict[str, Any]] = {
@@ -211,7 +211,7 @@ def listen(event: str, arguments: tuple[Any, ...]) -> None:
 def main(root: Path) -> None:
     import auto_round  # noqa: F401 (py-cpuinfo asks `file` and `uname` about this machine when it is imported)
 
-    sys.addaudithook(step_server.refuse)
+    sys.addaudithook(prohibitions.refuse)
     sys.addaudithook(listen)
     (root / "calibration").mkdir()
     np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 64))
@@ -230,5 +230,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
     main(Path(sys.argv[1]))

@@ -1,9 +1,7 @@
-"""What can be done with a finished package: evaluate it again, measure it on its device, talk to
-it."""
+"""Plans for finished packages: evaluate one again, or measure it on its device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,32 +10,25 @@ from pydantic import ValidationError
 
 from phipipe import backends, hardware
 from phipipe.backends.base import Backend, absent
-from phipipe.board import entry as board_entry
-from phipipe.board.entry import Entry
-from phipipe.chat import process
 from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.evaluate import reference, reports
-from phipipe.evaluate.reports import Metrics, Speed
 from phipipe.files import json_files
 from phipipe.hub import take
-from phipipe.models import layerwise
-from phipipe.models import seeing as vision
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.plan import machine, scoring
+from phipipe.plan import machine, scoring, vision_steps
 from phipipe.plan.plan import Plan
 from phipipe.recipe import device
+from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
-from phipipe.recipe.recipe import Build, Recipe, Text, recorded
-from phipipe.run.bench import Outcome
-from phipipe.settings import Settings
+from phipipe.recipe.recipe import Recipe, Text, recorded
 from phipipe.steps import Outside, Step
 from phipipe.store.store import Store
-from phipipe.toolchains import environments as toolchain
+from phipipe.vision import kinds
 
 
-def plan(
+def plan_evaluation(
     folder: Path, store: Store, *, text: Path | None, tokens: int | None, source: Path | None
 ) -> Plan:
     """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
@@ -49,19 +40,20 @@ def plan(
     manifest = package.open_(folder)
     recipe = _recipe(manifest, text, tokens)
     original = package_original.find(manifest, store, source)
-    seeing = original.checkpoint if vision.sees(original.checkpoint) else None
-    checkpoint = vision.language(seeing) if seeing else original.checkpoint
+    seeing = original.checkpoint if kinds.sees(original.checkpoint) else None
+    checkpoint = kinds.language(seeing) if seeing else original.checkpoint
     backend = backends.load(recipe.backend)
-    memory = layerwise.memory_bytes(checkpoint, recipe.evaluate.tokens, recipe.evaluate.window)
-    source_step = vision.cut_step(seeing) if seeing else original.step
     text_step = take.text_step(recipe.evaluate.text, Path.cwd())
     parameters = original.checkpoint.parameters
-    opened = 4 * checkpoint.parameters + scoring.RUNTIME_BYTES
+    opened = scoring.Opened(
+        toolchain=backend.toolchain,
+        memory_bytes=4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
+    )
     shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
     scored = (
-        *(vision.scoring_steps(seeing, shipped, recipe) if seeing else ()),
-        scoring.compare_step("evaluate", "artifact", recipe, backend.toolchain, parameters, opened),
-        scoring.measure_step("artifact", recipe, backend.toolchain, opened),
+        *(vision_steps.scoring_steps(seeing, shipped, recipe) if seeing else ()),
+        scoring.compare_step("evaluate", "artifact", recipe, opened, parameters=parameters),
+        scoring.measure_step("artifact", recipe, opened),
     )
     target = device.load(recipe.device, Path.cwd())
     api = _api_of(target, manifest)
@@ -72,8 +64,7 @@ def plan(
         on_target=machine.on_target(target, api, backend),
         source=checkpoint,
         steps=(
-            *([replace(original.step, name="original")] if seeing else ()),
-            *scoring.fidelity_steps(recipe, source_step, text_step, memory),
+            *scoring.ground_steps(recipe, original, text_step),
             *(_reading(step, _artifact(folder, manifest)) for step in scored),
         ),
     )
@@ -93,7 +84,7 @@ def _build(manifest: Manifest, recipe: Recipe) -> Build:
     return Build(name=manifest.name, recipe=recipe, folder=Path.cwd(), options=None)
 
 
-def on_device(folder: Path) -> Plan:
+def plan_measurement(folder: Path) -> Plan:
     """The steps that measure the package in ``folder`` on this machine, which is the device:
     evaluate, measure.
 
@@ -118,11 +109,13 @@ def on_device(folder: Path) -> Plan:
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
     parameters = manifest.source.parameters
-    opened = 4 * parameters + scoring.RUNTIME_BYTES
-    steps = [scoring.measure_step("artifact", recipe, toolchain, opened, api)]
+    opened = scoring.Opened(
+        toolchain=toolchain, memory_bytes=4 * parameters + scoring.RUNTIME_BYTES, api=api
+    )
+    steps = [scoring.measure_step("artifact", recipe, opened)]
     if api not in backend.tokens_only:
         compare = scoring.compare_step(
-            "evaluate", "artifact", recipe, toolchain, parameters, opened, api
+            "evaluate", "artifact", recipe, opened, parameters=parameters
         )
         steps.insert(0, compare)
     return Plan(
@@ -159,15 +152,6 @@ def _toolchain_here(
             f"`{folder}` has no reference data: an older phipipe made it", hint="build it again"
         )
     return toolchain
-
-
-def report(folder: Path, outcome: Outcome) -> Entry:
-    """What was measured on the device, as an entry of a board that takes the place of the build's
-    own."""
-    speed = outcome.load("measure", Speed)
-    assert speed is not None  # the only step that every such plan has
-    manifest = package.read_manifest(folder)
-    return board_entry.measured(manifest, outcome.load("evaluate", Metrics), speed)
 
 
 def _device(manifest: Manifest) -> Device:
@@ -220,39 +204,3 @@ def _recipe(manifest: Manifest, text: Path | None, tokens: int | None) -> Recipe
             )
         changed["tokens"] = tokens
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})
-
-
-def chat(
-    folder: Path,
-    settings: Settings,
-    note: Callable[[str], None],
-    *,
-    prompt: str | None,
-    system: str | None,
-    tokens: int,
-) -> int:
-    """Talk to the package in ``folder`` inside its backend's toolchain, on our own stdin and
-    stdout.
-
-    Returns:
-        The chat's exit code.
-
-    Raises:
-        SourceError: it is no package, was changed, holds what phipipe never packages, or its
-            template or tokenizer takes more than it may.
-        ToolchainError: its toolchain cannot be installed, or is damaged.
-        StepFailed: its runtime refuses it.
-        StepKilled: its process was ended: memory, signal.
-    """
-    manifest = package.open_(folder)
-    name = backends.load(manifest.backend).toolchain
-    installed = toolchain.ensure(name, settings, note)
-    request = {
-        "folder": str(folder.absolute()),
-        "backend": manifest.backend,
-        "toolchain": name,
-        "prompt": prompt,
-        "system": system,
-        "tokens": tokens,
-    }
-    return process.hold(installed.python, request, settings)
