@@ -124,8 +124,8 @@ def _is_uniform(options: Any) -> bool:
 class Backend(Generic[Chosen]):
     """The face of a runtime family: all that the rest of phipipe knows of it.
 
-    ``phipipe/backends/<name>/__init__.py`` declares one as ``FACE``. It is light: what is heavy is imported
-    by ``open``, ``tokenizer`` and the steps, when they run.
+    ``phipipe/backends/<name>/__init__.py`` declares one as ``FACE``. It is light: what is heavy is
+    imported by ``open``, ``tokenizer`` and the steps, when they run.
     """
 
     title: str
