@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -111,12 +111,12 @@ class Finer:
     unless: str = "\0"
 
 
-def _grows(job: Job[Any]) -> int | None:
+def _grows(job: Job[Chosen]) -> int | None:
     """The cache grows as it is used."""
     return None
 
 
-def _is_uniform(options: Any) -> bool:
+def _is_uniform(options: object) -> bool:
     return True
 
 

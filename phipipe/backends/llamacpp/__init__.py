@@ -21,6 +21,7 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.llamacpp.options import Options, type_of
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import FLOATS, TYPES
+from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -173,8 +174,6 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The vocabulary and chat template inside the GGUF, in a limited child."""
-    from phipipe.sandbox.tokenizer import open_in_child
-
     opener = "phipipe.backends.llamacpp.vocabulary:Vocabulary"
     return open_in_child(opener, artifact / MODEL, ["llama_cpp", "llama_cpp.llama_chat_format"])
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.mlx.options import Options, bits_of, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
+from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -120,8 +121,6 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it, in a limited child."""
-    from phipipe.sandbox.tokenizer import open_in_child
-
     imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
     return open_in_child("phipipe.backends.mlx.vocabulary:opened", artifact, imports)
 

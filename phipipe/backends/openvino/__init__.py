@@ -23,6 +23,7 @@ from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
+from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 from phipipe.vision import kinds
 
@@ -191,8 +192,6 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer graphs that ship in the folder, as openvino-genai reads them, in a limited
     child."""
-    from phipipe.sandbox.tokenizer import open_in_child
-
     module = "phipipe.backends.openvino.vocabulary"
     return open_in_child(f"{module}:GenaiTokenizer", artifact, [module])
 

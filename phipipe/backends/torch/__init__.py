@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe.backends import group_rules
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.rules import Rule
+from phipipe.models.tokenizer import of_folder
 from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
@@ -187,8 +188,6 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The checkpoint's tokenizer as transformers reads it."""
-    from phipipe.models.tokenizer import of_folder
-
     return of_folder(artifact)
 
 
