@@ -1,18 +1,14 @@
-"""What a GGUF of ours really holds: read back from its header, and compared with what was asked."""
+"""What a GGUF of ours really holds, compared with what was asked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from phipipe.backends.llamacpp.types import FLOATS
 from phipipe.errors import StepFailed
-
-if TYPE_CHECKING:
-    from phipipe.steps import Params
-
-FLOATS = ("F32", "F16", "BF16")
+from phipipe.steps import Params
 
 
 class Tensor(NamedTuple):
@@ -23,35 +19,25 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def tensors(path: Path) -> Sequence[Tensor]:
-    """All tensors of a file that phipipe's own steps wrote (the reader hangs on hostile ones)."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    return [
-        Tensor(t.name, t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in reader.tensors
-    ]
-
-
-def linears(path: Path) -> Sequence[Tensor]:
+def linears(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The matrices that are multiplied with activations: all but the embedding."""
-    return [t for t in tensors(path) if len(t.shape) > 1 and t.name != "token_embd.weight"]
+    return [t for t in tensors if len(t.shape) > 1 and t.name != "token_embd.weight"]
 
 
-def check_floats(path: Path, kind: str) -> None:
+def check_floats(tensors: Sequence[Tensor], kind: str) -> None:
     """Every matrix is stored as ``kind``.
 
     Raises:
         StepFailed: one is not, or there are none.
     """
-    matrices = [t for t in tensors(path) if len(t.shape) > 1]
+    matrices = [t for t in tensors if len(t.shape) > 1]
     wrong = [t for t in matrices if t.type != kind]
     if wrong or not matrices:
-        found = f"`{wrong[0].name}` is {wrong[0].type}" if wrong else "it has no matrix"
-        raise StepFailed(f"the conversion is not {kind}: {found}")
+        reason = f"`{wrong[0].name}` is {wrong[0].type}" if wrong else "it has no matrix"
+        raise StepFailed(f"the conversion is not {kind}: {reason}")
 
 
-def check_quantized(path: Path, kind: str, params: Params) -> None:
+def check_quantized(tensors: Sequence[Tensor], kind: str, params: Params) -> None:
     """Layers are stored in ``kind`` or in what the options name; nothing was left at 16 bits
     unasked.
 
@@ -61,17 +47,17 @@ def check_quantized(path: Path, kind: str, params: Params) -> None:
     Raises:
         StepFailed: something else was written.
     """
-    found = {t.name: t for t in tensors(path) if len(t.shape) > 1}
-    asked = _asked(found, params)
+    matrices = {t.name: t for t in tensors if len(t.shape) > 1}
+    asked = _asked(matrices, params)
     for name, wanted in asked.items():
-        if found[name].type != wanted:
+        if matrices[name].type != wanted:
             raise StepFailed(
-                f"`{name}` was asked for in {wanted}, and llama.cpp stored {found[name].type}"
+                f"`{name}` was asked for in {wanted}, and llama.cpp stored {matrices[name].type}"
             )
-    left = [t for t in found.values() if t.type in FLOATS and t.name not in asked]
+    left = [t for t in matrices.values() if t.type in FLOATS and t.name not in asked]
     if left:
         raise StepFailed(f"llama.cpp left `{left[0].name}` in {left[0].type}")
-    layers = [t for t in found.values() if t.name.startswith("blk.") and t.name not in asked]
+    layers = [t for t in matrices.values() if t.name.startswith("blk.") and t.name not in asked]
     strays = [t for t in layers if t.type != kind] if params["pure"] else []
     if strays or (layers and not any(t.type == kind for t in layers)):
         stray = (strays or layers)[0]
@@ -80,10 +66,10 @@ def check_quantized(path: Path, kind: str, params: Params) -> None:
         )
 
 
-def _asked(found: dict[str, Tensor], params: Params) -> dict[str, str]:
+def _asked(matrices: dict[str, Tensor], params: Params) -> dict[str, str]:
     """Tensor name → type, for what the options name one by one; llama.cpp's order of precedence."""
     asked = {}
-    for name in found:
+    for name in matrices:
         for pattern, kind in params["tensors"]:
             if re.search(pattern, name):
                 asked[name] = kind
@@ -91,7 +77,7 @@ def _asked(found: dict[str, Tensor], params: Params) -> dict[str, str]:
     if params["embedding_type"]:
         asked["token_embd.weight"] = params["embedding_type"]
     if params["output_type"]:
-        name = "output.weight" if "output.weight" in found else "token_embd.weight"
+        name = "output.weight" if "output.weight" in matrices else "token_embd.weight"
         asked.setdefault(name, params["output_type"])
         asked[name] = params["output_type"] if name == "output.weight" else asked[name]
     return asked
