@@ -528,12 +528,12 @@ def test_a_calibration_text_of_a_hub_is_compared_with_the_exam(texts: Hub) -> No
 
 DOWNLOAD = """
 import sys
-from phipipe import hub_client, remote
-repo = hub_client.Repository("model", sys.argv[1], sys.argv[2])
-_, found = remote.checkpoint_of(repo)
-step = remote.source_step(repo, found)
+from phipipe.hub import client, repository
+repo = client.Repository("model", sys.argv[1], sys.argv[2])
+_, found = repository.checkpoint_of(repo)
+step = repository.source_step(repo, found)
 step.folder.mkdir(parents=True, exist_ok=True)
-remote.fetch({}, step.folder, step.params)
+repository.fetch({}, step.folder, step.params)
 print(step.folder)
 """
 
@@ -816,8 +816,9 @@ def asks_for_time(served: Hub) -> None:
 
 PACED = """
 import sys
-from phipipe import cli, transfer_failures
-transfer_failures.PACE = transfer_failures.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
+from phipipe import cli
+from phipipe.hub import failures
+failures.PACE = failures.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
 sys.argv[0] = "phipipe"
 cli.main()
 """

@@ -267,7 +267,7 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
 STALLED = """
 import sys, time
 from pathlib import Path
-from phipipe import exchange, published, transfer
+from phipipe.hub import exchange, published, transfer
 from phipipe.errors import SourceError
 
 def write(part, data, whole=published.Part.write):

@@ -105,10 +105,10 @@ def test_several_processes_install_it_once(home: Settings, tmp_path: Path) -> No
     code = """
 import sys
 from pathlib import Path
-from phipipe import toolchain
+from phipipe.toolchains import environments
 from phipipe.settings import Settings
-toolchain.LOCKS = Path(sys.argv[1])
-toolchain.ensure("tiny", Settings.read(), print)
+environments.LOCKS = Path(sys.argv[1])
+environments.ensure("tiny", Settings.read(), print)
 """
     environment = {**os.environ, "PHIPIPE_TOOLCHAINS": str(home.toolchains)}
     command = [sys.executable, "-c", code, str(environments.LOCKS)]
