@@ -25,8 +25,8 @@ Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
 
 ADDRESSES: Mapping[str, str] = {
-    "algorithms/gptq": "phipipe.algorithms.olive:gptq",
-    "algorithms/rotate": "phipipe.algorithms.olive:rotate",
+    "algorithms/gptq": "phipipe.algorithms.olive_run:gptq",
+    "algorithms/rotate": "phipipe.algorithms.olive_run:rotate",
     "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",
     "evaluate/baseline_pictures": "phipipe.evaluate.pictures:baseline",
     "evaluate/calibration": "phipipe.evaluate.fidelity:calibration",
@@ -41,8 +41,8 @@ ADDRESSES: Mapping[str, str] = {
     "hub/take": "phipipe.hub.take:take",
     "models/cut_layers": "phipipe.models.first_layers:cut",
     "package/assemble": "phipipe.package.package:package",
-    "vision/cut_language": "phipipe.models.seeing:cut",
-    "vision/draw_pictures": "phipipe.models.seeing:draw",
+    "vision/cut_language": "phipipe.vision.language:cut",
+    "vision/draw_pictures": "phipipe.vision.pictures:draw",
     "vision/merge_lora": "phipipe.vision.lora:cut",
 }
 """Name → ``module:function`` of the steps that no backend owns. A backend's face has ``STEPS``."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,3 +86,54 @@ def test_every_metric_that_was_measured_has_a_row_in_the_table(metric: Metric) -
 
 def test_every_word_that_a_row_may_use_is_used() -> None:
     assert {word for row in ROWS for word in re.findall(r"\{(\w+)\}", row.reads_as)} == WORDS
+
+
+ADDED = """
+import importlib.util, json, sys
+from pathlib import Path
+spec = importlib.util.find_spec("phipipe.metrics")
+text = spec.loader.get_source("phipipe.metrics").replace("ROWS = (", "ROWS = (Metric(**%r),", 1)
+module = importlib.util.module_from_spec(spec)
+sys.modules["phipipe.metrics"] = module
+exec(compile(text, spec.origin, "exec"), vars(module))
+
+from phipipe import backends
+from phipipe.batch import accept
+from phipipe.evaluate.reports import Metrics
+from phipipe.package import figures
+from phipipe.recipe import load, schema
+
+(build,) = load.load(Path(sys.argv[1]), options=backends.OptionsOf())
+evaluate = build.recipe.evaluate
+fidelity = Metrics(metrics={"kld_min": 0.5})
+print(json.dumps({
+    "gate": evaluate.gates["kld_min"].max,
+    "tolerance": evaluate.tolerance["kld_min"],
+    "loss": accept.regressions({"kld_min": 0.25}, {"kld_min": 0.5}, evaluate.tolerance)[0].limit,
+    "table": [row.title for row in figures.fidelity_table(fidelity, None)],
+    "schema": "kld_min" in schema.dump(backends.OptionsOf()),
+}))
+"""
+
+
+def test_a_new_metric_is_one_row(tmp_path: Path) -> None:
+    """Recipes, their schema, gates, tolerances and tables know it then; what is left is to compute
+    it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: new\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
+        "evaluate: {gates: {kld_min: {max: 0.6}}, tolerance: {kld_min: 0.1}}\n",
+        "utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ADDED % ROW, recipe],
+        capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "gate": 0.6,
+        "tolerance": 0.1,
+        "loss": 0.1,
+        "table": ["KL divergence, lowest"],
+        "schema": True,
+    }

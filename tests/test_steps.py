@@ -3,8 +3,9 @@ move without any stored result being made again."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import inspect
+import importlib.util
 import itertools
 import json
 import re
@@ -16,21 +17,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from testing.plans import planned
 
 import phipipe
 from phipipe import backends, steps
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.models import seeing as vision
-from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, recipe
-from phipipe.run.bench import Result
+from phipipe.recipe import device
 from phipipe.run.dispatch import attempt
-from phipipe.run.process import Request, Worker
+from phipipe.run.manner import Manner
+from phipipe.run.process import Request, Server
+from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
+from phipipe.vision import kinds
 
 PACKAGE = Path(phipipe.__file__).parent
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
@@ -39,10 +41,9 @@ OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.own_steps
 NAMES = {*steps.ADDRESSES, *OWN}
 
 
-def planned() -> Iterator[Step]:
+def all_steps() -> Iterator[Step]:
     """Steps of the recipe that needs no network, on every backend, at all precisions, on a device
     for each unit."""
-    quickstart = PACKAGE.parent / "recipes" / "quickstart.yaml"
     devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
     for backend in backends.names():
         for api, precision in itertools.product(sorted(backends.load(backend).apis), PRECISIONS):
@@ -51,18 +52,28 @@ def planned() -> Iterator[Step]:
                 f"precision={precision}",
                 f"device={devices[api]}",
                 "quantize={}",
-            )
-            (build,) = recipe.load(
-                quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
+                f"unit={api}",
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from plan.prepare(build).steps
+                yield from planned(*sets).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_has_a_function_that_takes_what_a_step_gets(name: str) -> None:
     assert NAME.fullmatch(name)
-    assert list(inspect.signature(steps.resolve(name)).parameters) == ["inputs", "out", "params"]
+    assert parameters(steps.address(name)) == ["inputs", "out", "params"]
+
+
+def parameters(address: str) -> list[str]:
+    """Of the function at ``address``, read from its module's source: a toolchain alone may be able
+    to import that."""
+    module, _, function = address.partition(":")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    return [argument.arg for argument in found.args.args]
 
 
 def test_no_two_names_mean_one_function() -> None:
@@ -74,15 +85,17 @@ def test_what_a_backend_owns_stands_in_its_own_face() -> None:
 
 
 def test_no_plan_has_another_name() -> None:
-    runs = {step.runs for step in planned()}
+    runs = {step.runs for step in all_steps()}
     assert len(runs) > 10
     assert runs <= NAMES
 
 
 def test_tables_have_no_other_name() -> None:
     emulated = {s for name in backends.names() for s in backends.load(name).emulated.values()}
-    seeing = {name for backend in backends.names() for name in backends.load(backend).eyes.values()}
-    assert emulated | seeing | {kind.cut for kind in vision.KINDS.values()} <= NAMES
+    seeing = {
+        name for backend in backends.names() for name in backends.load(backend).vision.values()
+    }
+    assert emulated | seeing | {kind.cut for kind in kinds.KINDS.values()} <= NAMES
 
 
 def test_a_step_of_no_backend_is_there_without_any() -> None:
@@ -108,7 +121,7 @@ def test_a_worker_that_is_asked_for_an_unknown_step_says_so(tmp_path: Path) -> N
     request = Request(step="odd", runs="evaluate/nothing", inputs={}, params={})
     settings = Settings.read({"PHIPIPE_CACHE": str(tmp_path)})
     python, logs = Path(sys.executable), tmp_path / "logs"
-    worker = Worker(python, name="test", log_folder=logs, settings=settings)
+    worker = Server(python, name="test", log_folder=logs, settings=settings)
     with worker, pytest.raises(StepFailed, match="no step is called `evaluate/nothing`"):
         worker.run(request, tmp_path)
 
@@ -135,7 +148,7 @@ def chain(toolchain: str | None) -> Plan:
 
 
 def build(cache: Path, planned: Plan) -> dict[str, Result]:
-    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), None, 1)
+    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), Manner(jobs=1))
     assert outcome.error is None, outcome.error
     return outcome.results
 

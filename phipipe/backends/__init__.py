@@ -1,4 +1,4 @@
-"""One module per runtime family; the folder listing is the registry."""
+"""One folder per runtime family; the listing of this folder is the registry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from phipipe.errors import TargetError
-from phipipe.recipe.document import near
+from phipipe.suggestions import near
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -1,15 +1,16 @@
-"""What a backend module must offer, and the few types that cross its border."""
+"""What a backend must offer, and the few types that cross its border."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from phipipe.errors import TargetError
+from phipipe.models.any_model import ANY_MODEL
 from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
     from phipipe.recipe.device import Unit
     from phipipe.recipe.recipe import Precision, Recipe
 
-
-class Unseen(Exception):
-    """Something of a checkpoint was asked for where no checkpoint was read."""
-
-
-class _AnyModel:
-    """In a checkpoint's place where none was read: what looks at it cannot be decided."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise Unseen(name)
-
-
-ANY_MODEL = cast("Checkpoint", _AnyModel())
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
 
@@ -123,12 +111,12 @@ class Finer:
     unless: str = "\0"
 
 
-def _grows(job: Job[Any]) -> int | None:
+def _grows(job: Job[Chosen]) -> int | None:
     """The cache grows as it is used."""
     return None
 
 
-def _is_uniform(options: Any) -> bool:
+def _is_uniform(options: object) -> bool:
     return True
 
 
@@ -136,8 +124,8 @@ def _is_uniform(options: Any) -> bool:
 class Backend(Generic[Chosen]):
     """The face of a runtime family: all that the rest of phipipe knows of it.
 
-    ``phipipe/backends/<name>.py`` declares one as ``FACE``. It is light: what is heavy is imported
-    by ``open``, ``tokenizer`` and the steps, when they run.
+    ``phipipe/backends/<name>/__init__.py`` declares one as ``FACE``. It is light: what is heavy is
+    imported by ``open``, ``tokenizer`` and the steps, when they run.
     """
 
     title: str
@@ -160,8 +148,8 @@ class Backend(Generic[Chosen]):
 
     context_length: Callable[[Job[Chosen]], int | None] = _grows
     """Positions of the cache (prompt and answer) that the artifact fixes; None: it grows."""
-    rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``rules.MODELS``
-    fixups: tuple[Fixup, ...] = ()  # besides ``rules.FIXUPS``, and after them
+    rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``model_rules.RULES``
+    fixups: tuple[Fixup, ...] = ()  # besides ``fixups.FIXUPS``, and after them
     reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""
@@ -175,7 +163,7 @@ class Backend(Generic[Chosen]):
     """Units whose runtime gives no logits: only speed is measured there."""
     emulated: Mapping[str, str] = field(default_factory=dict)
     """API → the step that runs an artifact here as that unit would."""
-    eyes: Mapping[str, str] = field(default_factory=dict)
+    vision: Mapping[str, str] = field(default_factory=dict)
     """Architecture that sees (``vision.KINDS``) → the step that puts its eyes beside the
     artifact."""
     square: frozenset[str] = frozenset()
@@ -185,7 +173,7 @@ class Backend(Generic[Chosen]):
     """Words for ``quant_method`` in its ``config.json``; None: no runtime reads that file."""
     is_compiled: bool = False  # the toolchain's main package comes as source code
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
-    colour: int | None = None  # its place in ``board_html.SERIES``; None: grey
+    colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 
     @property
     def apis(self) -> frozenset[str]:

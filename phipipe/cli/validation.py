@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phipipe.errors import PhipipeError
 from phipipe.output import documents
-from phipipe.recipe.recipe import Build
+from phipipe.recipe.build import Build
 
 
 def told(path: Path, builds: Sequence[Build], error: PhipipeError | None) -> documents.Validated:

@@ -21,10 +21,11 @@ from phipipe.evaluate import reports
 from phipipe.evaluate.reference import log_softmax, score
 from phipipe.evaluate.reports import Described, Picture, Sight, Vision
 from phipipe.evaluate.sanity import common_prefix
-from phipipe.models import seeing
 from phipipe.models import tokenizer as transformers_tokenizer
-from phipipe.sandbox.limited import LimitedTokenizer
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 from phipipe.steps import Inputs, Params
+from phipipe.vision import kinds
+from phipipe.vision import pictures as vision_pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,7 @@ class Seeing(Runtime, Protocol):
     """What ``Backend.open`` gives for an artifact with eyes, besides ``Runtime``."""
 
     def look(self, picture: Path, prompt: str) -> Floats:
-        """Logits of every position of ``prompt``, in which ``vision.MARK`` stands for the picture,
+        """Logits of every position of ``prompt``, in which ``vision_pictures.MARK`` stands for the picture,
         float32 [n, v]."""
 
     def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:
@@ -51,7 +52,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what the original makes of the pictures.
 
     ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per
-    picture; square (false) and kind, as ``vision.pictures`` has them. Writes
+    picture; square (false) and kind, as ``vision_pictures.shown`` has them. Writes
     ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and
     ``vision.json``.
     """
@@ -61,15 +62,15 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     from phipipe.models.layerwise import Layerwise
 
     tokenizer = transformers_tokenizer.of_source(inputs["source"])
-    kind = seeing.KINDS[params.get("kind", seeing.PHI3)]
+    kind = kinds.KINDS[params.get("kind", kinds.PHI3)]
     prompt = _prompt(tokenizer, kind.after_mark)
-    before, after = (tokenizer.encode(part) for part in prompt.split(seeing.MARK))
-    eyes = importlib.import_module(kind.tower)
-    tower, seen = eyes.load(inputs["original"]), []
-    pictures = seeing.pictures(params)
+    before, after = (tokenizer.encode(part) for part in prompt.split(vision_pictures.MARK))
+    network = importlib.import_module(kind.tower)
+    tower, seen = network.load(inputs["original"]), []
+    pictures = vision_pictures.shown(params)
     with torch.inference_mode():
         for picture in pictures:
-            seen.append(eyes.see(tower, picture, int(params["crops"])))
+            seen.append(network.see(tower, picture, int(params["crops"])))
             progress.report(len(seen), len(pictures), "pictures")
     del tower
     model = Layerwise(inputs["source"])
@@ -88,7 +89,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
 def _prompt(tokenizer: LimitedTokenizer, after_mark: str) -> str:
     """The question in the chat template, the picture first, as these models were trained."""
-    said = f"{seeing.MARK}{after_mark}{seeing.QUESTION}"
+    said = f"{vision_pictures.MARK}{after_mark}{vision_pictures.QUESTION}"
     if not tokenizer.facts["chat_template"]:
         return said
     return tokenizer.render([{"role": "user", "content": said}])
@@ -132,7 +133,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         positions=len(divergence),
         vectors={picture.name: picture.vectors for picture in sight.pictures},
         greedy_agreement=math.fsum(agreed) / len(agreed),
-        question=seeing.QUESTION,
+        question=vision_pictures.QUESTION,
         answers=answers,
     )
     reports.write_in_order(out / report.FILE, report.as_json())

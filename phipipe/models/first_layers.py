@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from phipipe.models import checkpoints, mapped
+from phipipe.models import checkpoints, tensor_places
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params, Step
@@ -53,8 +53,8 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): ``inputs["source"]`` with its first ``params["layers"]`` layers alone, bytes as
     they are."""
     source, layers = inputs["source"], int(params["layers"])
-    places = mapped.places(source)
-    mapped.write(
+    places = tensor_places.places(source)
+    tensor_places.write(
         out / WEIGHTS,
         source,
         {name: place for name, place in places.items() if _layer(name) < layers},
@@ -69,5 +69,5 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
 
 def _layer(name: str) -> int:
     """Number of the layer that the tensor ``name`` belongs to; -1 outside of them."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else -1
+    match = _LAYER.search(name)
+    return int(match[1]) if match else -1

@@ -13,53 +13,27 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM
 
 from phipipe import progress
 from phipipe.errors import SourceError
-from phipipe.models import checkpoints
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from phipipe.models.checkpoints import Checkpoint
-
-TOGETHER = (
-    2**16
-)  # tokens that go through the layers at once: their hidden states take 4 bytes a value
+from phipipe.models import tensors, tokenizer_files, transformers_files
+from phipipe.models.layerwise_memory import TOGETHER
 
 
-# An interpreter with torch and transformers. With it, `memory_bytes` was 11 % above the largest
-# RssAnon of 20 samples a second (Linux, 2 windows of 512 tokens, shape of Phi-3.5-mini: 1.43 GB).
-RUNTIME_BYTES = 2**29
-
-
-def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
-    """Peak of anonymous memory for the logits of ``tokens`` tokens in windows of ``window``."""
-    ends = checkpoint.vocab_size * checkpoint.hidden_size
-    layer = (checkpoint.parameters - ends * (1 if checkpoint.tied else 2)) // checkpoint.layers
-    states = min(tokens, max(TOGETHER, window)) * checkpoint.hidden_size
-    scores = (
-        3 * window * checkpoint.vocab_size
-    )  # a window's logits, and what its softmax makes of them
-    whole = 0
-    if checkpoint.weight_bytes not in (2 * checkpoint.parameters, 4 * checkpoint.parameters):
-        whole = 4 * checkpoint.parameters  # of several dtypes, or quantized: nothing is mapped
-    elif checkpoint.model_type == "phimoe":
-        whole = checkpoint.weight_bytes  # experts are merged
-    return 4 * (layer + ends + states + scores) + whole + RUNTIME_BYTES
-
-
-def _check_finite(name: str, tensor: Any) -> None:
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuse a weight of the original that is no number: all that follows would be blamed on the
     conversion.
 
     Raises:
         SourceError: names the tensor.
     """
-    import torch
-
     if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor.detach()))):
         what = "NaN" if bool(tensor.isnan().any()) else "infinite values"
         raise SourceError(
@@ -73,7 +47,7 @@ class _Pass:
     """One text on its way: ``hidden`` [1, tokens, hidden size], and what the model hands each layer
     beside it."""
 
-    hidden: Any
+    hidden: torch.Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     cache: Any
 
@@ -82,29 +56,23 @@ class Layerwise:
     """The causal language model of the checkpoint in ``folder``, in fp32."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        from phipipe.models import tensors, tokenizer
-
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = tensors.dtypes(folder)
-        dtype = (
-            stored.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
-        )  # cast, nothing is mapped
+        # Where they are cast, nothing is mapped.
+        dtype = stored.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
         settings: dict[str, Any] = {
             "local_files_only": True,
             "trust_remote_code": False,
             "use_safetensors": True,
         }
-        settings["config"] = tokenizer.config_of(folder)
+        settings["config"] = transformers_files.config_of(folder)
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, **settings
         ).eval()
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)
         self._room: dict[Any, Any] = {}
-        self._ends = checkpoints.end_ids(self._model.generation_config.eos_token_id)
+        self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
                 module.float()
@@ -120,18 +88,16 @@ class Layerwise:
                     _check_finite(name, tensor)
         self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
 
-    def embed(self, ids: Sequence[int]) -> Any:
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
-        import torch
-
         with torch.inference_mode():
             return self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)).float()
 
-    def logits(self, windows: Sequence[Sequence[int] | Any]) -> Iterator[npt.NDArray[np.float32]]:
+    def logits(
+        self, windows: Sequence[Sequence[int] | torch.Tensor]
+    ) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of every position of each window (ids, or vectors as of ``embed``), float32
         [len(window), vocabulary], in order."""
-        import torch
-
         group = max(1, TOGETHER // max(map(len, windows)))
         for start in range(0, len(windows), group):
             with torch.inference_mode():
@@ -139,15 +105,15 @@ class Layerwise:
                 self._advance(passes)
             while passes:
                 with torch.inference_mode():
-                    made = self._leave(passes.pop(0))
-                yield made[0].numpy()
+                    logits = self._leave(passes.pop(0))
+                yield logits[0].numpy()
 
-    def generate(self, prompts: Sequence[Sequence[int] | Any], limit: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int] | torch.Tensor], limit: int
+    ) -> list[list[int]]:
         """To each prompt (ids, or vectors as of ``embed``) at most ``limit`` token ids, chosen
         greedily; an end-of-text token is the last."""
-        import torch
-
-        pending: list[Sequence[int] | Any] = list(prompts)
+        pending: list[Sequence[int] | torch.Tensor] = list(prompts)
         caches: list[Any] = [None] * len(prompts)
         answers: list[list[int]] = [[] for _ in prompts]
         going = list(range(len(prompts)))
@@ -165,7 +131,9 @@ class Layerwise:
             progress.report(step + 1, limit, "tokens")
         return answers
 
-    def _enter(self, text: Sequence[int] | Any, cache: Any = None, cached: bool = False) -> _Pass:
+    def _enter(
+        self, text: Sequence[int] | torch.Tensor, cache: Any = None, cached: bool = False
+    ) -> _Pass:
         """What reaches the layers: the model is run without them, and what it would have called
         them with is kept."""
         hidden = (self.embed(text) if isinstance(text, Sequence) else text)[None]
@@ -175,8 +143,6 @@ class Layerwise:
 
     def _advance(self, passes: Sequence[_Pass]) -> None:
         """Take all passes through all layers."""
-        from torch.func import functional_call
-
         for i, layer in enumerate(self._layers):
             weights = self._widened(layer)
             if i in self._unseen:
@@ -185,27 +151,23 @@ class Layerwise:
                     _check_finite(f"model.layers.{i}.{name}", tensor)
             for one in passes:
                 args, settings = one.calls[i]
-                made = functional_call(layer, weights, (one.hidden, *args), settings)
-                one.hidden = made[0] if isinstance(made, tuple) else made
+                output = functional_call(layer, weights, (one.hidden, *args), settings)
+                one.hidden = output[0] if isinstance(output, tuple) else output
 
-    def _widened(self, layer: Any) -> dict[str, Any]:
+    def _widened(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The layer's weights in fp32, in the memory that the layer before it had."""
-        import torch
-
-        made = {}
+        wide = {}
         for name, tensor in layer.named_parameters():
             if tensor.dtype == torch.float32:
-                made[name] = tensor
+                wide[name] = tensor
             else:
                 room = self._room.setdefault((name, tensor.shape), torch.empty(0))
-                made[name] = room.resize_(tensor.shape).copy_(tensor)
-        return made
+                wide[name] = room.resize_(tensor.shape).copy_(tensor)
+        return wide
 
-    def _leave(self, one: _Pass) -> Any:
+    def _leave(self, one: _Pass) -> torch.Tensor:
         """Logits [1, tokens, vocabulary] of a pass that is through: the model is run without its
         layers."""
-        from torch.func import functional_call
-
         with self._without_layers():
             settings = {"inputs_embeds": one.hidden, "use_cache": False}
             return functional_call(self._model, self._head, (), settings, tie_weights=False).logits
@@ -214,12 +176,10 @@ class Layerwise:
     def _without_layers(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         """The model without its layers; yields, call by call, what each was called with beside the
         hidden states."""
-        import torch
-
         calls = []
 
         class Passes(torch.nn.Module):  # type: ignore[misc]
-            def forward(self, hidden: Any, *args: Any, **settings: Any) -> Any:
+            def forward(self, hidden: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
                 calls.append((args, settings))
                 return hidden
 

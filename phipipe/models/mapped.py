@@ -1,83 +1,25 @@
 """PyTorch models whose weights stay in the checkpoint's files: opening one takes no memory,
 whatever its size.
 
-Called inside toolchains that have torch and transformers.
+Imported in toolchains alone, by what has torch and transformers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import mmap
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from phipipe import progress
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints, weights
+from phipipe.models.tensor_places import places
 
 # safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CHUNK = 2**24  # bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a tensor's bytes lie: ``file`` of a checkpoint, ``offset`` in bytes, safetensors
-    ``dtype``, ``shape``."""
-
-    file: str
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * weights.DTYPE_BITS[self.dtype] // 8
-
-
-def places(folder: Path) -> dict[str, Place]:
-    """Tensor name → where it lies, for all weights of the checkpoint."""
-    return {
-        tensor.name: Place(file=name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape)
-        for name in checkpoints.weight_files(folder)
-        for tensor in weights.tensors(folder / name)
-    }
-
-
-def write(
-    path: Path,
-    source: Path,
-    kept: Mapping[str, Place],
-    made: Mapping[str, Callable[[], bytes]] | None = None,
-) -> None:
-    """A safetensors file at ``path`` of ``kept``, tensors of the checkpoint ``source``, in that
-    order.
-
-    ``made`` gives the bytes of those that are not as they were, of the same dtype and shape.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, place in kept.items():
-        start, end = end, end + place.size_bytes
-        header[name] = {"dtype": place.dtype, "shape": place.shape, "data_offsets": [start, end]}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as target:
-        target.write(struct.pack("<Q", len(raw)) + raw)
-        for done, (name, place) in enumerate(kept.items()):
-            progress.report(done, len(kept), "weights")
-            if made and name in made:
-                target.write(made[name]())
-                continue
-            with (source / place.file).open("rb") as stream:
-                stream.seek(place.offset)
-                for at in range(0, place.size_bytes, _CHUNK):
-                    target.write(stream.read(min(_CHUNK, place.size_bytes - at)))
 
 
 class Checkpoint:
@@ -85,8 +27,6 @@ class Checkpoint:
     memory is short."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
-
         self.folder, self.places = folder, places(folder)
         self._bytes: dict[str, Any] = {}
         for name in sorted({place.file for place in self.places.values()}):
@@ -96,10 +36,8 @@ class Checkpoint:
                 )  # torch wants memory it could write to
             self._bytes[name] = torch.frombuffer(view, dtype=torch.uint8)
 
-    def tensor(self, name: str) -> Any:
+    def tensor(self, name: str) -> torch.Tensor:
         """The tensor ``name``, a view of the file."""
-        import torch
-
         place = self.places[name]
         if place.dtype not in DTYPES:
             raise StepFailed(
@@ -109,11 +47,11 @@ class Checkpoint:
         raw = self._bytes[place.file][place.offset : place.offset + place.size_bytes]
         return self._aligned(raw, dtype).reshape(place.shape)
 
-    def _aligned(self, raw: Any, dtype: Any) -> Any:
+    def _aligned(self, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``raw`` as ``dtype``; a copy where the writer of the file did not align its tensors."""
         return (raw if raw.storage_offset() % dtype.itemsize == 0 else raw.clone()).view(dtype)
 
-    def where(self, tensor: Any) -> tuple[str, int] | None:
+    def where(self, tensor: torch.Tensor) -> tuple[str, int] | None:
         """(file, offset in bytes) if the first element of ``tensor`` lies in a mapped file."""
         address = tensor.data_ptr()
         for name, raw in self._bytes.items():
@@ -122,7 +60,7 @@ class Checkpoint:
                 return name, offset
         return None
 
-    def model(self) -> Any:
+    def model(self) -> torch.nn.Module:
         """transformers' model for this checkpoint; its weights are views of the files, in their own
         dtypes.
 
@@ -131,8 +69,6 @@ class Checkpoint:
         Raises:
             StepFailed: names and shapes of the files' tensors are not the architecture's.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         config = AutoConfig.from_pretrained(
             self.folder, trust_remote_code=False, local_files_only=True
         )
@@ -162,11 +98,11 @@ class Checkpoint:
 @contextlib.contextmanager
 def _meta_parameters() -> Iterator[None]:
     """Parameters that are made inside have shapes only; buffers are real."""
-    import torch
-
     register = torch.nn.Module.register_parameter
 
-    def shapes_only(module: Any, name: str, parameter: Any) -> None:
+    def shapes_only(
+        module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
+    ) -> None:
         register(module, name, parameter)
         if parameter is not None:
             kept = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)

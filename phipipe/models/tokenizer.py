@@ -1,20 +1,14 @@
-"""What transformers reads in a folder: its config, and the tokenizer for every runtime that takes
-it from there.
-
-Tokenizers live in limited children (``limited``); only what works for such a child uses
-transformers' own here.
-"""
+"""The tokenizer that transformers reads from a folder, for every runtime that takes it from there:
+in a limited child (``limited``)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phipipe.models import checkpoints
-from phipipe.sandbox import limited
-from phipipe.sandbox.limited import LimitedTokenizer
+from phipipe.sandbox import tokenizer as limited_tokenizer
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 
 class TransformersTokenizer:
@@ -50,51 +44,14 @@ class TransformersTokenizer:
         )
 
 
-def config_of(folder: Path) -> Any:
-    """The folder's config where transformers would misread it; None, its own default, everywhere
-    else."""
-    from transformers import AutoConfig
-
-    told = json.loads((folder / "config.json").read_text("utf-8"))
-    changed = checkpoints.respelled(told)
-    return AutoConfig.for_model(**told | changed) if changed else None
-
-
-def load(folder: Path) -> Any:
-    """transformers' own tokenizer of ``folder``, in this process; nothing is downloaded, no code of
-    it is run."""
-    from transformers import AutoTokenizer
-
-    settings = {"trust_remote_code": False, "local_files_only": True}
-    return AutoTokenizer.from_pretrained(folder, config=config_of(folder), **settings)
-
-
-def opened(folder: str) -> TransformersTokenizer:
-    """``load``, for a limited child."""
-    return TransformersTokenizer(load(Path(folder)))
-
-
 def of_folder(folder: Path, whose: str = "package") -> LimitedTokenizer:
-    """The tokenizer that transformers reads from ``folder``; see ``limited.tokenizer``."""
+    """The tokenizer that transformers reads from ``folder``; see ``open_in_child``."""
     imports = ("transformers:AutoTokenizer", "transformers:AutoConfig")
-    return limited.tokenizer("phipipe.models.tokenizer:opened", folder, imports, whose)
+    return limited_tokenizer.open_in_child(
+        "phipipe.models.transformers_files:opened", folder, imports, whose
+    )
 
 
 def of_source(folder: Path) -> LimitedTokenizer:
     """The tokenizer of the checkpoint in ``folder``."""
     return of_folder(folder, "checkpoint")
-
-
-def opened_by_mlx(folder: str) -> TransformersTokenizer:
-    """mlx-lm's own, for a limited child."""
-    from mlx_lm.utils import load_tokenizer
-
-    return TransformersTokenizer(
-        load_tokenizer(Path(folder), {"trust_remote_code": False, "local_files_only": True})
-    )
-
-
-def of_mlx(folder: Path) -> LimitedTokenizer:
-    """The tokenizer that mlx-lm reads from ``folder``; see ``limited.tokenizer``."""
-    imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
-    return limited.tokenizer("phipipe.models.tokenizer:opened_by_mlx", folder, imports)

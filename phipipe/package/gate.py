@@ -23,7 +23,7 @@ from phipipe import backends
 from phipipe.errors import SourceError
 from phipipe.evaluate import reference
 from phipipe.files import json_files
-from phipipe.models import code_keys, config_check, weights
+from phipipe.models import code_keys, config_check, weight_files, weights
 from phipipe.package import (
     gate_genai,
     gate_reference,
@@ -256,7 +256,7 @@ def _safetensors(path: Path) -> Iterator[str]:
 
 def _index(path: Path, beside: Files) -> Iterator[str]:
     """Which file each tensor lies in: transformers goes wherever it says."""
-    places = json_files.read_object(path, weights.MAX_INDEX_BYTES).get("weight_map")
+    places = json_files.read_object(path, weight_files.MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict):
         yield "has no `weight_map`, the table of tensors and their files"
     elif not all(isinstance(place, str) and place in beside for place in places.values()):

@@ -11,14 +11,16 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from phipipe import backends, failures
-from phipipe.backends import rules
+from phipipe.backends import model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.recipe import device
+from phipipe.recipe.build import Build, paths_of, problem_at
 from phipipe.recipe.device import Device, Unit
-from phipipe.recipe.document import Where, near
-from phipipe.recipe.recipe import Build, gather, paths_of, problem_at
+from phipipe.recipe.load import gather
+from phipipe.recipe.places import Where
 from phipipe.steps import Advice
+from phipipe.suggestions import near
 
 BACKEND: Where = ("backend",)
 DEVICE: Where = ("device",)
@@ -61,13 +63,13 @@ def check(build: Build) -> None:
 
 def problems(builds: Iterable[Build]) -> list[PhipipeError]:
     """Why each of ``builds`` that is impossible is so."""
-    found = []
+    errors = []
     for build in builds:
         try:
             check(build)
         except PhipipeError as error:
-            found.append(error)
-    return found
+            errors.append(error)
+    return errors
 
 
 def checked(path: Path, sets: Sequence[str] = (), only: Sequence[str] = ()) -> list[Build]:
@@ -104,14 +106,17 @@ def placed(build: Build, *where: str) -> Iterator[None]:
     except SourceError as error:
         if where not in dict(paths_of(build.recipe)):
             raise
-        found = build.locate((where,), error.message)
-        raise SourceError(found.message, hint=error.hint, problems=found.problems) from None
+        located = build.locate((where,), error.message)
+        raise SourceError(located.message, hint=error.hint, problems=located.problems) from None
 
 
 def _rules(build: Build, options: BaseModel) -> list[Advice]:
     """What the rules say of every model: those that look at the model say nothing."""
     job = Job(build.recipe, options)
-    return [*rules.check(job), *rules.check(job, backends.load(build.recipe.backend).rules)]
+    return [
+        *rules.check(job, model_rules.RULES),
+        *rules.check(job, backends.load(build.recipe.backend).rules),
+    ]
 
 
 def _device(build: Build) -> Device:
@@ -120,8 +125,8 @@ def _device(build: Build) -> Device:
     except PhipipeError as error:
         if error.problems:  # in a device file of the user's
             raise
-        found = build.locate((DEVICE,), error.message)
-        raise type(error)(found.message, hint=error.hint, problems=found.problems) from None
+        located = build.locate((DEVICE,), error.message)
+        raise type(error)(located.message, hint=error.hint, problems=located.problems) from None
 
 
 def _unit(build: Build, target: Device) -> Unit:

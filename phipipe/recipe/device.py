@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from phipipe.errors import TargetError
-from phipipe.recipe.document import At, Problem, complaints, near, read
+from phipipe.recipe.complaints import At, complaints
+from phipipe.recipe.document import read
+from phipipe.recipe.places import Problem
 from phipipe.recipe.recipe import SLUG, Model, Precision
+from phipipe.suggestions import near
 
 FOLDER = Path(__file__).parents[1] / "devices"
 Api = Literal[
-    "cpu", "cuda", "tensorrt-rtx", "directml", "webgpu", "vulkan", "metal", "opencl", "hexagon", "intel-gpu",
-    "intel-npu", "ryzen-npu",
+    "cpu", "cuda", "tensorrt-rtx", "directml", "webgpu", "vulkan", "metal", "opencl", "hexagon",
+    "intel-gpu", "intel-npu", "ryzen-npu",
 ]  # fmt: skip
 System = Literal["linux", "windows", "macos", "android", "ios", "web"]
 Machine = Literal["x86_64", "arm64", "nvidia", "apple"]
@@ -134,8 +137,8 @@ def _read(path: Path) -> Device:
             json.dumps({**document.data, "name": path.stem}), strict=True
         )
     except ValidationError as error:
-        found = complaints(error, Device)
-        problems += [Problem(*document.place(where, key), message) for where, message, key in found]
+        for where, message, key in complaints(error, Device):
+            problems.append(Problem(*document.place(where, key), message))
     if problems:
         raise document.error(problems)
     return device

@@ -1,13 +1,14 @@
-"""Values laid over a recipe's own: by the command line (``--set``), by a variant, by a choice of
-variants."""
+"""What the command line says of a recipe: values laid over its own (``--set``), a choice of
+variants (``--only``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from phipipe.errors import RecipeError
-from phipipe.recipe.document import MAX_DEPTH, is_text, near, shorten
+from phipipe.recipe.document import MAX_DEPTH, is_text
+from phipipe.steps import Json
+from phipipe.suggestions import near, shorten
 
 
 def parts(text: str) -> tuple[tuple[str, ...], str, str]:
@@ -27,7 +28,7 @@ def parts(text: str) -> tuple[tuple[str, ...], str, str]:
     return where, value, shown
 
 
-def put(data: dict[str, Any], where: tuple[str, ...], value: Any, text: str) -> None:
+def put(data: dict[str, Json], where: tuple[str, ...], value: Json, text: str) -> None:
     """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so."""
     inner = data
     for key in where[:-1]:
@@ -35,18 +36,6 @@ def put(data: dict[str, Any], where: tuple[str, ...], value: Any, text: str) -> 
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
     inner[where[-1]] = value
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
-    made = dict(base)
-    for key, value in over.items():
-        old = made.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and key != "text":
-            made[key] = merge(old, value)
-        else:
-            made[key] = value
-    return made
 
 
 def wanted(only: Sequence[str], known: Sequence[str], recipe: str) -> set[str]:

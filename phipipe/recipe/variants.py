@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from phipipe.recipe import overlay
+from phipipe.steps import Json
 
 VARIANT_KEYS = (
-    "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate", "evaluate", "measure",
+    "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate",
+    "evaluate", "measure",
 )  # fmt: skip
 BACKEND = "onnxruntime"  # where a recipe names none
 
 
-def lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+def lay(base: Mapping[str, Json], variant: Mapping[str, Json]) -> dict[str, Json]:
     """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
     over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
     other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
-    return overlay.merge(
+    return merge(
         {key: value for key, value in base.items() if not (other and key == "quantize")}, over
     )
+
+
+def merge(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
+    """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and key != "text":
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged

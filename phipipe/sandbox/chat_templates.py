@@ -1,16 +1,14 @@
-"""Chat templates as transformers renders them, and the trial that a stranger's passes before
-anything else reads it."""
+"""The trial that a stranger's chat template passes before anything else reads it."""
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.sandbox import limited, template_files
+from phipipe.sandbox.watch import RENDER
 
 CHATS: Sequence[Sequence[str]] = (
     ("user",),
@@ -18,24 +16,6 @@ CHATS: Sequence[Sequence[str]] = (
     ("user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant", "user"),
 )
-
-
-class Template:
-    """One template, compiled; for a limited child, which is told the special tokens as JSON."""
-
-    def __init__(self, text: str, specials: str = "{}") -> None:
-        self._template = _environment().from_string(text)
-        self._specials: dict[str, str] = json.loads(specials)
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The chat, ready for the answer."""
-        given = {
-            "messages": messages,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": True,
-        }
-        return str(self._template.render(**self._specials | given))
 
 
 def check(folder: Path) -> None:
@@ -61,10 +41,14 @@ class Renderer:
     def __init__(
         self, text: str, *, whose: str = "package", specials: Mapping[str, str] | None = None
     ) -> None:
-        self._child = limited.Child(
-            "phipipe.sandbox.chat_templates:Template", text, json.dumps(dict(specials or {})),
-            whose=whose, what="chat template", bounds=limited.RENDER,
-        )  # fmt: skip
+        opening = limited.Opening(
+            "phipipe.sandbox.jinja_templates:Template",
+            (text, json.dumps(dict(specials or {}))),
+            whose=whose,
+            what="chat template",
+            bounds=RENDER,
+        )
+        self._child = limited.Child(opening)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat, ready for the answer.
@@ -74,7 +58,7 @@ class Renderer:
             limited.Raised: the template, or Jinja, refuses.
         """
         chat = [dict(message) for message in messages]
-        return str(self._child.call("render", chat, bounds=limited.RENDER, what="chat template"))
+        return str(self._child.call("render", chat, bounds=RENDER, what="chat template"))
 
     def close(self) -> None:
         """End the child."""
@@ -89,44 +73,3 @@ def _try(renderer: Renderer, roles: Sequence[str], name: str) -> None:
             raise SourceError(
                 f"the checkpoint's chat template `{name}` is refused: {refusal.message}"
             ) from None
-
-
-def _environment() -> Any:
-    """Jinja as transformers sets it up: sandboxed, nothing can be changed from within."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
-
-
-def _generation() -> Any:
-    """The tag ``{% generation %}``, which marks answers for training and changes no text."""
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    return Generation
-
-
-def _to_json(value: object, **given: Any) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=False,
-        **{k: v for k, v in given.items() if k in ("indent", "sort_keys")},
-    )
-
-
-def _raise(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)

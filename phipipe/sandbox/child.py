@@ -25,7 +25,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from phipipe import hardware
-from phipipe.processes import step_server
+from phipipe.processes import prohibitions
+
+if sys.platform != "win32":
+    import resource
 
 NO_MEMORY = re.compile(r"bad[_ ]?alloc|allocate|out of memory|length_error|max_size", re.IGNORECASE)
 TOLD = 500  # characters of an exception's message
@@ -78,7 +81,7 @@ class Server:
 
     def compile(self, template: str) -> None:
         """Compile a chat template, as transformers does."""
-        importlib.import_module("phipipe.sandbox.chat_templates").Template(template)
+        importlib.import_module("phipipe.sandbox.jinja_templates").Template(template)
 
     def open(self, opener: str, arguments: Sequence[str], trial: bool) -> Any:
         """Make the object that later calls go to, by ``module:function``; a tokenizer is tried on a
@@ -102,16 +105,13 @@ class Server:
         if sys.platform == "win32":
             yield
             return
-        import resource
-
         base, before = self._base or _sizes(), {}
+        # Address space is reserved more than it is used: by each thread's heap.
         for name, kind, room in (
             ("VmData", resource.RLIMIT_DATA, memory),
             ("VmSize", resource.RLIMIT_AS, 4 * memory),
         ):
-            if (
-                name in base
-            ):  # address space is reserved more than it is used: by each thread's heap
+            if name in base:
                 before[kind] = resource.getrlimit(kind)
                 wanted, most = base[name] + room, before[kind][1]
                 resource.setrlimit(kind, (wanted if most < 0 else min(wanted, most), most))
@@ -132,15 +132,14 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
-    sys.addaudithook(step_server.refuse)
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
+    prohibitions.prohibit()
     server = Server()
     for line in lines:
         request = json.loads(line)
-        told = server.answer(request)
+        answer = server.answer(request)
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps({"id": request["id"], **told}), file=control, flush=True)
-        if "over" in told:
+            print(json.dumps({"id": request["id"], **answer}), file=control, flush=True)
+        if "over" in answer:
             os._exit(0)
 
 

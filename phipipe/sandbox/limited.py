@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,39 +25,11 @@ from typing import Any, TextIO
 
 from phipipe.errors import PhipipeError, SourceError, StepFailed, StepKilled, ToolchainError
 from phipipe.processes.children import python_command
-from phipipe.sandbox import template_files
+from phipipe.sandbox.watch import IMPORT, OPEN, RENDER, SAMPLE_S, Bounds, Watch, excess
 from phipipe.settings import child_environment
 
-MIB = 2**20
-SAMPLE_S = 0.05
-WALL_FACTOR, WALL_S = (
-    15,
-    60.0,
-)  # a busy machine's seconds for one of CPU, and what is allowed on top
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
 CRASHES = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What one call may take: CPU time, memory above what the child had before, characters of the
-    answer."""
-
-    cpu_s: float
-    memory: int
-    reply: int = 64 * MIB
-
-
-RENDER = Bounds(cpu_s=2, memory=256 * MIB, reply=16 * MIB)
-IMPORT = Bounds(cpu_s=300, memory=16 * 1024 * MIB)
-OPEN = Bounds(cpu_s=20, memory=1024 * MIB)
-
-
-def for_text(length: int) -> Bounds:
-    """For a text of ``length`` characters or tokens: slow tokenizers do 50,000 a second."""
-    return Bounds(
-        cpu_s=20 + length / 20_000, memory=1024 * MIB + 512 * length, reply=MIB + 256 * length
-    )
 
 
 class Raised(StepFailed):
@@ -72,28 +43,31 @@ class Raised(StepFailed):
         self.kind = kind
 
 
-class Child:
-    """A child that opens one object by ``opener`` ("module:function") and calls its methods within
-    limits.
+@dataclass(frozen=True)
+class Opening:
+    """What a child opens: ``opener`` ("module:function") called with ``arguments``, within
+    ``bounds``.
 
     ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and
-    ``what`` stand in messages. ``bounds`` are those of opening; with ``templates``, by name, it is
-    a tokenizer: these are compiled before it is opened, since runtimes do so with parsers that take
-    their time, and it is tried on a text then.
+    ``what`` stand in messages. With ``templates``, by name, it is a tokenizer: these are compiled
+    before it is opened, since runtimes do so with parsers that take their time, and it is tried on
+    a text then.
     """
 
-    def __init__(
-        self,
-        opener: str,
-        *arguments: str,
-        imports: Sequence[str] = (),
-        whose: str = "package",
-        what: str = "tokenizer",
-        bounds: Bounds = OPEN,
-        templates: Mapping[str, str] | None = None,
-    ) -> None:
-        self._opener, self._arguments, self._imports = opener, arguments, tuple(imports)
-        self._whose, self._what, self._bounds, self._templates = whose, what, bounds, templates
+    opener: str
+    arguments: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    whose: str = "package"
+    what: str = "tokenizer"
+    bounds: Bounds = OPEN
+    templates: Mapping[str, str] | None = None
+
+
+class Child:
+    """A child that opens one object and calls its methods within limits."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -142,42 +116,36 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        try:
-            process = subprocess.Popen(
-                python_command(Path(sys.executable), "from phipipe.limited_child import main; " "main()"),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii",
-                env=child_environment(offline=True, keep_path=True) | ONE_THREAD,
-            )  # fmt: skip
-        except OSError as error:
-            raise ToolchainError(
-                f"`{sys.executable}` cannot be started: {error.strerror}"
-            ) from None
+        process = _started()
         self._process, self._lines = process, queue.SimpleQueue()
         self._end = weakref.finalize(self, _finish, process)
         threading.Thread(target=_read, args=(process.stdout, self._lines), daemon=True).start()
         try:
-            self._ask("import", [[*self._imports, "jinja2.sandbox"]], IMPORT, "libraries")
-            tokenizer = self._templates is not None
-            for name, text in (self._templates or {}).items():
-                self._compile(name, text)
-            try:
-                self.facts = self._ask(
-                    "open", [self._opener, self._arguments, tokenizer], self._bounds, self._what
-                )
-            except Raised as error:
-                raise SourceError(
-                    f"the {self._whose}'s {self._what} cannot be used: {error}"
-                ) from None
+            self._ask("import", [[*self._opening.imports, "jinja2.sandbox"]], IMPORT, "libraries")
+            self._open()
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> None:
+        opening = self._opening
+        for name, text in (opening.templates or {}).items():
+            self._compile(name, text)
+        tokenizer = opening.templates is not None
+        arguments = [opening.opener, opening.arguments, tokenizer]
+        try:
+            self.facts = self._ask("open", arguments, opening.bounds, opening.what)
+        except Raised as error:
+            raise SourceError(
+                f"the {opening.whose}'s {opening.what} cannot be used: {error}"
+            ) from None
 
     def _compile(self, name: str, text: str) -> None:
         try:
             self._ask("compile", [text], RENDER, "chat template")
         except Raised as error:
             raise SourceError(
-                f"the {self._whose}'s chat template `{name}` is no valid one: {error}"
+                f"the {self._opening.whose}'s chat template `{name}` is no valid one: {error}"
             ) from None
 
     def _ask(self, method: str, arguments: Sequence[Any], bounds: Bounds, what: str) -> Any:
@@ -187,7 +155,7 @@ class Child:
         number = next(self._numbers)
         request = {"id": number, "call": method, "arguments": arguments}
         request |= {"cpu_s": bounds.cpu_s, "memory": bounds.memory, "reply": bounds.reply}
-        watch = _Watch(process.pid, bounds)
+        watch = Watch(process.pid, bounds)
         try:
             with contextlib.suppress(OSError):  # it has just died: _wait will see that
                 process.stdin.write(json.dumps(request) + "\n")
@@ -195,17 +163,17 @@ class Child:
         except BaseException:  # Ctrl-C: half a request may be on its way
             self.close()
             raise
-        told = self._wait(number, watch)
-        if isinstance(told, str):
+        answer = self._wait(number, watch)
+        if isinstance(answer, str):
             self.close()
-            raise self._over(what, told)
-        if told is None:
+            raise self._over(what, answer)
+        if answer is None:
             code = process.wait()
             self.close()
             raise self._died(what, code, bounds)
-        return self._value(told, bounds, what)
+        return self._value(answer, bounds, what)
 
-    def _wait(self, number: int, watch: _Watch) -> dict[str, Any] | str | None:
+    def _wait(self, number: int, watch: Watch) -> dict[str, Any] | str | None:
         """The answer; or what it took too much of; or None when the child is gone."""
         while True:
             try:
@@ -216,98 +184,57 @@ class Child:
                 continue
             if not line:
                 return None
-            told: dict[str, Any] = json.loads(line)
-            if told["id"] == number:  # others were asked by who did not wait for the answer
-                return told
+            answer: dict[str, Any] = json.loads(line)
+            if answer["id"] == number:  # others were asked by who did not wait for the answer
+                return answer
 
-    def _value(self, told: Mapping[str, Any], bounds: Bounds, what: str) -> Any:
-        if "value" in told:
-            return told["value"]
-        message = str(told["message"])
-        if "missing" in told:
-            raise ImportError(message, name=told["missing"] or None)
-        if "over" in told:
+    def _value(self, answer: Mapping[str, Any], bounds: Bounds, what: str) -> Any:
+        if "value" in answer:
+            return answer["value"]
+        message = str(answer["message"])
+        if "missing" in answer:
+            raise ImportError(message, name=answer["missing"] or None)
+        if "over" in answer:
             self.close()
-            raise self._over(what, _excess(str(told["over"]), bounds))
-        raise Raised(message, kind=told["raised"])
+            raise self._over(what, excess(str(answer["over"]), bounds))
+        raise Raised(message, kind=answer["raised"])
 
     def _over(self, what: str, excess: str) -> SourceError:
         return SourceError(
-            f"the {self._whose}'s {what} {excess}: it is refused",
+            f"the {self._opening.whose}'s {what} {excess}: it is refused",
             hint=f"take the {what} from the original model's repository",
         )
 
     def _died(self, what: str, code: int, bounds: Bounds) -> PhipipeError:
         name = ending(code)
         if name in ("SIGPROF", "SIGXCPU"):
-            return self._over(what, _excess("cpu", bounds))
+            return self._over(what, excess("cpu", bounds))
         if name in CRASHES or code >= 0xC0000000:
             return self._over(what, f"makes the program that reads it crash ({name})")
         if name == "SIGKILL":
             return StepKilled(
-                f"reading the {self._whose}'s {what} was killed by SIGKILL: most likely the "
-                f"system ran out of memory",
+                f"reading the {self._opening.whose}'s {what} was killed by SIGKILL: most likely "
+                "the system ran out of memory",
                 hint="close other programs",
             )
         if name.startswith("SIG"):
-            return StepKilled(f"reading the {self._whose}'s {what} was ended by {name}")
+            return StepKilled(f"reading the {self._opening.whose}'s {what} was ended by {name}")
         return ToolchainError(f"`{sys.executable}` cannot run phipipe's own code ({name})")
 
 
-class LimitedTokenizer:
-    """``Tokenizer`` over one that lives in a limited child; see ``transformers_tokenizer`` for what
-    ``facts`` holds."""
-
-    def __init__(self, child: Child) -> None:
-        self._child = child
-        child.start()
-        self.facts = child.facts
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of ``text``; with ``special``, those that the tokenizer adds to a text too
-        (transformers' only)."""
-        more = [True] if special else []
-        found: list[int] = self._child.call(
-            "encode", text, *more, bounds=for_text(len(text)), what="tokenizer"
+def _started() -> subprocess.Popen[str]:
+    code = "from phipipe.sandbox.child import main; main()"
+    try:
+        return subprocess.Popen(
+            python_command(Path(sys.executable), code),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="ascii",
+            env=child_environment(offline=True, keep_path=True) | ONE_THREAD,
         )
-        return found
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, without special tokens."""
-        return str(
-            self._child.call("decode", list(ids), bounds=for_text(len(ids)), what="tokenizer")
-        )
-
-    def token(self, number: int) -> str:
-        """What stands in the vocabulary as ``number`` (transformers' only)."""
-        return str(self._child.call("token", number, bounds=for_text(1), what="tokenizer"))
-
-    def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
-        """A chat in the template; ready for the answer with ``ask`` (without it, transformers'
-        only)."""
-        more = [] if ask else [False]
-        chat = [dict(message) for message in messages]
-        return str(self._child.call("render", chat, *more, bounds=RENDER, what="chat template"))
-
-    def close(self) -> None:
-        """End the child."""
-        self._child.close()
-
-
-def tokenizer(
-    opener: str, folder: Path, imports: Sequence[str], whose: str = "package"
-) -> LimitedTokenizer:
-    """The tokenizer that ``opener`` ("module:function") makes of ``folder``, in a limited child.
-
-    Raises:
-        SourceError: reading it, or a text with it, took more than it may.
-        StepFailed: its library refused it.
-        ImportError: this Python lacks a library.
-    """
-    templates = template_files.read(folder) if folder.is_dir() else {}
-    return LimitedTokenizer(
-        Child(opener, str(folder), imports=imports, whose=whose, templates=templates)
-    )
+    except OSError as error:
+        raise ToolchainError(f"`{sys.executable}` cannot be started: {error.strerror}") from None
 
 
 def ending(code: int) -> str:
@@ -316,52 +243,6 @@ def ending(code: int) -> str:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit code {code}" if code < 256 else f"exit code {code:#x}"
-
-
-class _Watch:
-    """Looks on where the child cannot be limited by its system, or sleeps."""
-
-    def __init__(self, pid: int, bounds: Bounds) -> None:
-        self._bounds = bounds
-        self._deadline = time.monotonic() + WALL_S + WALL_FACTOR * bounds.cpu_s
-        self._process = self._cpu = self._rss = None
-        with contextlib.suppress(ImportError):  # a toolchain of the user's own may lack it
-            import psutil
-
-            with contextlib.suppress(psutil.Error):
-                self._process = psutil.Process(pid)
-                self._cpu, self._rss = self._seen()
-
-    def over(self) -> str | None:
-        """What the child took too much of."""
-        if time.monotonic() > self._deadline:
-            return f"gave no answer within {WALL_S + WALL_FACTOR * self._bounds.cpu_s:.0f} s"
-        if self._process is None or self._cpu is None or self._rss is None:
-            return None
-        import psutil
-
-        try:
-            cpu, rss = self._seen()
-        except psutil.Error:  # it is gone: its pipe says so
-            return None
-        if cpu - self._cpu > self._bounds.cpu_s + SAMPLE_S:
-            return _excess("cpu", self._bounds)
-        return _excess("memory", self._bounds) if rss - self._rss > self._bounds.memory else None
-
-    def _seen(self) -> tuple[Any, Any]:
-        assert self._process is not None
-        times = self._process.cpu_times()
-        return times.user + times.system, self._process.memory_info().rss
-
-
-def _excess(kind: str, bounds: Bounds) -> str:
-    words = {
-        "cpu": f"computes for more than {bounds.cpu_s:.0f} s",
-        "RecursionError": "calls itself without end",
-        "OverflowError": "counts further than it may",
-        "reply": f"makes more than {bounds.reply} characters",
-    }
-    return words.get(kind, f"takes more than {bounds.memory // MIB} MiB of memory")
 
 
 def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:

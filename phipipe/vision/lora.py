@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from phipipe.errors import StepFailed
-from phipipe.models import mapped, seeing
+from phipipe.models import mapped, tensor_places
 from phipipe.steps import Inputs, Params
+from phipipe.vision import language
 
 BASE = ".base_layer."
 
@@ -28,29 +30,27 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
     """
     original = inputs["original"]
     checkpoint = mapped.Checkpoint(original)
-    others = seeing.cut_files(original, out).others
+    others = language.cut_files(original, out).others
     rank, alpha = _adapter(original)
-    kept, made = {}, {}
+    kept, merged = {}, {}
     for name, place in checkpoint.places.items():
         if name.startswith(others) or ".lora_" in name:
             continue
         plain = name.replace(BASE, ".")
         kept[plain] = place
         if plain != name:
-            made[plain] = partial(_merged, checkpoint, name, rank, alpha)
-    mapped.write(out / seeing.WEIGHTS, original, kept, made)
+            merged[plain] = partial(_merged, checkpoint, name, rank, alpha)
+    tensor_places.write(out / language.WEIGHTS, original, kept, merged)
 
 
 def _adapter(original: Path) -> tuple[int, float]:
     """Rank and alpha of the pictures' adapter (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
-    told = json.loads((original / "config.json").read_text("utf-8"))["vision_lora"]
-    return int(told["r"]), float(told["lora_alpha"])
+    settings = json.loads((original / "config.json").read_text("utf-8"))["vision_lora"]
+    return int(settings["r"]), float(settings["lora_alpha"])
 
 
 def _merged(checkpoint: mapped.Checkpoint, name: str, rank: int, alpha: float) -> bytes:
     """W + alpha / rank · B · A, added in fp32 and stored like W."""
-    import torch
-
     stem, kind = name.split(BASE)
     base = checkpoint.tensor(name)
     if kind != "weight":
@@ -70,8 +70,6 @@ def _merged(checkpoint: mapped.Checkpoint, name: str, rank: int, alpha: float) -
     )
 
 
-def _bytes(tensor: Any) -> bytes:
-    import torch
-
+def _bytes(tensor: torch.Tensor) -> bytes:
     raw: bytes = tensor.contiguous().view(torch.uint8).numpy().tobytes()
     return raw

@@ -8,6 +8,7 @@ pickles, no network).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,12 +26,19 @@ from testing.drive import answer, message
 from testing.variants import TINY, digest, tied, tokens
 from transformers import AutoModelForCausalLM
 
-from phipipe.algorithms import olive, olive_checkpoint
+from phipipe.algorithms import olive_checkpoint
 from phipipe.backends import onnxruntime as backend
-from phipipe.backends.onnxruntime import graph as onnx_graph
-from phipipe.backends.onnxruntime import rounding as onnx_quantize
-from phipipe.models import tensors as torch_checkpoint
-from phipipe.processes import step_server
+from phipipe.models import weight_files
+from phipipe.processes import prohibitions
+
+with contextlib.suppress(ModuleNotFoundError):  # ONNX Runtime's toolchain has no Olive
+    from phipipe.algorithms import olive_run
+with contextlib.suppress(ModuleNotFoundError):  # Olive's toolchain has no onnxruntime-genai
+    from testing import onnx_facts
+
+    from phipipe.backends.onnxruntime import convert as onnx_convert
+    from phipipe.backends.onnxruntime import quantize as onnx_quantize
+    from phipipe.backends.onnxruntime import rounding as onnx_rounding
 
 ROTATIONS: dict[str, dict[str, Any]] = {
     "quarot": {"method": "quarot"},
@@ -53,21 +61,21 @@ def rotate(root: Path, name: str, source: Path = TINY, **params: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
     inputs = {"source": source, "calibration": root / "calibration"}
-    olive.rotate(inputs, out, {"mode": "hadamard", "seed": 0} | params)
+    olive_run.rotate(inputs, out, {"mode": "hadamard", "seed": 0} | params)
     return out
 
 
 def gptq(root: Path, name: str, source: Path = TINY, **params: Any) -> Path:
     out = root / name
     out.mkdir(parents=True)
-    olive.gptq({"source": source, "calibration": root / "calibration"}, out, PLAIN | params)
+    olive_run.gptq({"source": source, "calibration": root / "calibration"}, out, PLAIN | params)
     return out
 
 
 def weights(folder: Path) -> dict[str, Any]:
     return {
         name: tensor
-        for path in torch_checkpoint.shards(folder)
+        for path in weight_files.shards(folder)
         for name, tensor in load_file(path).items()
     }
 
@@ -244,8 +252,8 @@ def settings(root: Path) -> dict[str, list[str]]:
             return model
 
     globals()["Silent"] = Silent
-    olive.PASSES = {**olive.PASSES, "Silent": __name__}
-    model = olive.open_model(TINY)
+    olive_run.PASSES = {**olive_run.PASSES, "Silent": __name__}
+    model = olive_run.open_model(TINY)
     asked = {"bits": 4, "group_size": 32, "sym": True}
     tries: dict[str, tuple[str, dict[str, Any]]] = {
         "typo": ("Gptq", {"bits": 4, "grup_size": 32}),
@@ -259,7 +267,7 @@ def settings(root: Path) -> dict[str, list[str]]:
 
     def said(name: str) -> list[str]:
         kind, asked = tries[name]
-        return message(lambda: olive.run_pass(kind, model, root / f"never-{name}", asked))
+        return message(lambda: olive_run.run_pass(kind, model, root / f"never-{name}", asked))
 
     return {name: said(name) for name in tries}
 
@@ -336,7 +344,7 @@ def models(root: Path) -> dict[str, Any]:
         width = {"provider": backend.PROVIDERS[api], "io_dtype": "fp32" if api == "cpu" else "fp16"}
         converted = root / "onnx" / api / "converted"
         converted.mkdir(parents=True)
-        backend.convert({"source": TINY}, converted, {"config_patch": {}, **width})
+        onnx_convert.convert({"source": TINY}, converted, {"config_patch": {}, **width})
         for name in ("default", *ROUNDINGS) if api == "cpu" else ("down", "asymmetric"):
             out = root / "onnx" / api / name
             quantize(root, converted, out, name)
@@ -346,7 +354,7 @@ def models(root: Path) -> dict[str, Any]:
                 expected, np.concatenate([session.logits(w.tolist()) for w in windows])
             )
             session.close()
-            facts["linears"][case] = onnx_graph.describe(out)["linears"]
+            facts["linears"][case] = onnx_facts.describe(out)["linears"]
             if name != "default":
                 facts["levels"][case], facts["scales"][case] = compared(out, root / f"gptq-{name}")
     return facts
@@ -364,7 +372,7 @@ def quantize(
         "mixed": asked["mixed"],
     }
     inputs = {"model": converted, "rounded": rounded or root / f"gptq-{name}"}
-    backend.quantize(inputs, out, {"bits": 4, "accuracy_level": 0, **options})
+    onnx_quantize.quantize(inputs, out, {"bits": 4, "accuracy_level": 0, **options})
 
 
 def compared(folder: Path, made: Path) -> tuple[list[str], float]:
@@ -422,10 +430,10 @@ def mistakes(root: Path) -> dict[str, list[str]]:
 
 def slices(root: Path) -> list[str]:
     """Looking at a few columns at a time changes nothing."""
-    whole, onnx_quantize._SLICE = onnx_quantize._SLICE, 5000
+    whole, onnx_rounding.SLICE = onnx_rounding.SLICE, 5000
     out = root / "onnx" / "sliced"
     quantize(root, root / "onnx" / "cpu" / "converted", out, "down")
-    onnx_quantize._SLICE = whole
+    onnx_rounding.SLICE = whole
     pairs = [(p, root / "onnx" / "cpu" / "down" / p.name) for p in out.iterdir()]
     return [p.name for p, other in pairs if p.read_bytes() != other.read_bytes()]
 
@@ -448,20 +456,19 @@ def main(root: Path, onnx: bool) -> None:
         "slices": slices,
     }
     if not onnx:
-        olive.open_model(TINY)  # imports ask `uname` about this machine
         sys.addaudithook(listen)
         (root / "calibration").mkdir()
         np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 128))
         steps = (rotation, rounding, outliers, reproducible, settings, failures, outside)
         checks = {step.__name__: step for step in steps}
-    sys.addaudithook(step_server.refuse)
+    sys.addaudithook(prohibitions.refuse)
     path = root / ("onnx.json" if onnx else "facts.json")
     answer(path, {name: partial(check, root) for name, check in checks.items()})
 
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
     torch.set_num_threads(
         1
     )  # matrices are small: on a busy machine threads mostly wait for each other

@@ -3,7 +3,6 @@ that ship."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +10,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import drive, section
+from testing.drive import drive, read, section
 from testing.shell import Shell
 
 from phipipe.algorithms import olive
 from phipipe.backends import onnxruntime, qnn
 from phipipe.backends.base import Job
+from phipipe.backends.onnxruntime.layout import LM_HEAD
+from phipipe.backends.onnxruntime.schemes import raised_nodes
 from phipipe.recipe.device import Unit
 
 DRIVER = Path(__file__).parent / "olive_driver.py"
@@ -60,8 +61,7 @@ def folder(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def facts(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
-    return found | json.loads((folder / "onnx.json").read_text("utf-8"))
+    return read(folder / "facts.json") | read(folder / "onnx.json")
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +177,8 @@ def test_rotations_are_hadamards_where_olive_has_one(size: int, there: bool) -> 
 
 def test_down_is_olives_k_quant_down() -> None:
     names = {f"/model/layers.{i}/mlp/down_proj/MatMul": i for i in range(32)}
-    raised = onnxruntime._raised("down", 32)
-    assert onnxruntime.LM_HEAD in raised
+    raised = raised_nodes("down", 32)
+    assert LM_HEAD in raised
     assert {names[name] for name in raised if name in names} == {
         *range(4),
         *range(28, 32),

@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from testing.places import RECIPES
 from testing.shell import Run
 
 from phipipe import backends
-from phipipe.backends import rules
-from phipipe.backends.base import ANY_MODEL, Job
+from phipipe.backends import model_rules, rules
+from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import take
+from phipipe.models.any_model import ANY_MODEL
 from phipipe.plan import plans, targets
 from phipipe.plan.starter import PRECISIONS
-from phipipe.recipe import device, recipe
+from phipipe.recipe import device, load, recipe
 
 HEAD = (
     "name: x\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nbackend: "
@@ -63,9 +64,7 @@ variants = st.lists(
 )
 
 
-@examples(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@examples(max_examples=60, deadline=None)
 @given(variants)
 def test_the_lines_of_the_variants_that_cannot_be_are_named_and_no_others(
     tmp_path: Path, chosen: list[tuple[str, str | None, str, str]]
@@ -234,15 +233,11 @@ def test_what_is_said_without_a_model_is_said_of_the_embedded_one_too(
     )  # type: ignore[arg-type]
     module, checkpoint = backends.load(backend), take.original(source, Path()).checkpoint
     for options in (module.options(), *with_one_changed(module.options)):
-        known = rules.check(Job(made, options, checkpoint)) + rules.check(
-            Job(made, options, checkpoint), module.rules
-        )
-        assert {a.rule for a in rules.check(Job(made, options, ANY_MODEL))} <= {
-            a.rule for a in known
-        }
-        assert {a.rule for a in rules.check(Job(made, options, ANY_MODEL), module.rules)} <= {
-            a.rule for a in known
-        }
+        job, unread = Job(made, options, checkpoint), Job(made, options, ANY_MODEL)
+        known = [*rules.check(job, model_rules.RULES), *rules.check(job, module.rules)]
+        names = {advice.rule for advice in known}
+        assert {advice.rule for advice in rules.check(unread, model_rules.RULES)} <= names
+        assert {advice.rule for advice in rules.check(unread, module.rules)} <= names
 
 
 def with_one_changed(model: type) -> Iterator[object]:
@@ -300,4 +295,4 @@ def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_nothing_that_is_shipped_is_refused(path: Path) -> None:
-    assert targets.problems(recipe.load(path, options=backends.OptionsOf())) == []
+    assert targets.problems(load.load(path, options=backends.OptionsOf())) == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from phipipe.errors import SourceError
 from phipipe.hub import take
-from phipipe.models import checkpoints, code_keys, family, weights
+from phipipe.models import checkpoints, code_keys, family, longrope, weights
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 
@@ -71,7 +71,7 @@ def test_other_scalings_are_not_longrope(checkpoint: Path) -> None:
     for scaling in ({"type": "yarn", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}, None):
         edit(checkpoint, rope_scaling=scaling)
         assert not checkpoints.read(checkpoint).longrope
-        assert checkpoints.respelled(checkpoints.read(checkpoint).config) == {}
+        assert longrope.respelled(checkpoints.read(checkpoint).config) == {}
 
 
 def test_settings_that_moved_are_found(checkpoint: Path) -> None:

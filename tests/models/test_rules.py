@@ -9,8 +9,9 @@ import pytest
 from testing.shapes import phi3
 
 from phipipe import backends
-from phipipe.backends import rules
+from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
+from phipipe.backends.onnxruntime import rules as onnxruntime_rules
 from phipipe.models.checkpoints import Checkpoint
 
 Facts = dict[str, Any]
@@ -100,7 +101,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"config": {"partial_rotary_factor": 0.5}},
     ),
 }
-RULES = (*rules.MODELS, *rules.SOFTMAX_ROUTED, *rules.ONNXRUNTIME)
+RULES = (*model_rules.RULES, *rules.SOFTMAX_ROUTED, *onnxruntime_rules.RULES)
 TABLE = {rule.id: rule for rule in RULES}
 
 
@@ -119,7 +120,7 @@ def checkpoint_of(changes: Facts) -> Checkpoint:
 def hits(rule: rules.Rule, changes: Facts) -> list[Any]:
     options: Any = SimpleNamespace(**(OPTIONS | {k: v for k, v in changes.items() if k in OPTIONS}))
     recipe = recipe_of(changes)
-    own = (*rules.MODELS, *backends.load(recipe.backend).rules)
+    own = (*model_rules.RULES, *backends.load(recipe.backend).rules)
     job = Job(recipe, options, checkpoint_of(changes))
     return rules.check(job, [rule] if rule in own else [])
 
@@ -147,7 +148,7 @@ def test_a_plain_phi3_meets_no_rule(rule: rules.Rule) -> None:
 
 
 def fixes(**changes: Any) -> dict[str, Any]:
-    return rules.fixups(recipe_of(changes), checkpoint_of(changes))
+    return fixups.needed(recipe_of(changes), checkpoint_of(changes))
 
 
 def test_f1_lists_the_sliding_layers() -> None:
@@ -245,7 +246,10 @@ def test_every_backend_warns_of_a_phi_4_mini_in_four_bits_alone(name: str) -> No
             recipe_of({"backend": name, "precision": precision}),
             checkpoint_of(MINI | more),
         )
-        return any(a.rule == "D02" and a.hint for a in rules.check(Job(recipe, chosen, mini)))
+        return any(
+            a.rule == "D02" and a.hint
+            for a in rules.check(Job(recipe, chosen, mini), model_rules.RULES)
+        )
 
     uniform, mixed = UNIFORM[name]
     assert warned("int4", uniform)
@@ -257,7 +261,8 @@ def test_every_backend_warns_of_a_phi_4_mini_in_four_bits_alone(name: str) -> No
 @pytest.mark.parametrize("name", ["vision", "audio"])
 def test_parts_are_named_in_the_refusal(name: str) -> None:
     shape = checkpoint_of({"config": {f"{name}_config": {"hidden_size": 8}}})
-    (advice,) = rules.check(Job(recipe_of({}), SimpleNamespace(**OPTIONS), shape))
+    job = Job(recipe_of({}), SimpleNamespace(**OPTIONS), shape)
+    (advice,) = rules.check(job, model_rules.RULES)
     assert (advice.rule, f"{name} parts" in advice.message) == ("M03", True)
 
 
@@ -271,7 +276,9 @@ def test_a_backend_that_takes_a_model_whole_is_not_refused() -> None:
         }
     )
     told = {
-        b: rules.check(Job(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape))
+        b: rules.check(
+            Job(recipe_of({"backend": b}), SimpleNamespace(**OPTIONS), shape), model_rules.RULES
+        )
         for b in ("openvino", "mlx")
     }
     assert [a.rule for a in told["mlx"]] == ["M03"]

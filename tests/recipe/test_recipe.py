@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.clock import DEADLINE_MS, computed_within
 from testing.tiers import sizes
@@ -21,6 +21,8 @@ from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import file_names
 from phipipe.metrics import METRICS
 from phipipe.recipe import document, recipe
+from phipipe.recipe import load as recipe_load
+from phipipe.recipe.build import Build, problem_at
 
 GOOD = """\
 name: good
@@ -44,10 +46,10 @@ tags: [a, b]
 OPTIONS = backends.OptionsOf()
 
 
-def load(tmp_path: Path, text: str | bytes, **how: Any) -> list[recipe.Build]:
+def load(tmp_path: Path, text: str | bytes, **how: Any) -> list[Build]:
     path = tmp_path / "r.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return recipe.load(path, options=OPTIONS, **how)
+    return recipe_load.load(path, options=OPTIONS, **how)
 
 
 def refusal(tmp_path: Path, text: str | bytes, **how: Any) -> str:
@@ -156,9 +158,9 @@ def test_what_is_no_recipe_is_refused_in_words(
 def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text(GOOD)
     with pytest.raises(RecipeError, match=r"did you mean `quick\.yaml`"):
-        recipe.load(tmp_path / "quikc.yaml", options=OPTIONS)
+        recipe_load.load(tmp_path / "quikc.yaml", options=OPTIONS)
     with pytest.raises(RecipeError, match="is a folder"):
-        recipe.load(tmp_path, options=OPTIONS)
+        recipe_load.load(tmp_path, options=OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,13 @@ def test_a_matrix_merges_and_does_not_hand_options_to_another_backend(tmp_path: 
 )
 def test_mistakes_in_a_matrix_are_named(tmp_path: Path, extra: str, words: str) -> None:
     assert words in refusal(tmp_path, MATRIX + extra)
+
+
+def test_what_one_variant_says_is_missing_from_the_other(tmp_path: Path) -> None:
+    text = GOOD.replace("device: cpu-x86_64\n", "")
+    matrix = "matrix:\n  - {name: a, device: cpu-x86_64}\n  - {name: b}\n"
+    line = text.count("\n") + 3
+    assert f"r.yaml:{line}:" in refusal(tmp_path, text + matrix)
 
 
 def test_only_picks_by_either_name_and_knows_what_there_is(tmp_path: Path) -> None:
@@ -309,7 +318,6 @@ def test_whatever_the_file_holds_the_answer_is_a_build_or_a_clear_error(
 @settings(
     max_examples=300,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.sampled_from([i for i, line in enumerate(LINES) if ":" in line]), st.sampled_from("qxz"))
 def test_a_misspelt_key_is_reported_on_its_own_line(tmp_path: Path, at: int, letter: str) -> None:
@@ -465,16 +473,16 @@ def test_variants_merge_maps_but_replace_the_choice_of_a_text(tmp_path: Path) ->
 
 def test_target_errors_point_at_the_value_wherever_it_was_said(tmp_path: Path) -> None:
     first, second = load(tmp_path, MATRIX, sets=["device=intel-npu"])
-    assert recipe.problem_at(first, ("precision",), "no").message.startswith(
+    assert problem_at(first, ("precision",), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:19:17: no\n"
     )
-    assert recipe.problem_at(first, ("quantize", "block_size"), "no").message.startswith(
+    assert problem_at(first, ("quantize", "block_size"), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:7:15: "
     )
-    assert recipe.problem_at(second, ("backend",), "no").message.startswith(
+    assert problem_at(second, ("backend",), "no").message.startswith(
         f"{tmp_path / 'r.yaml'}:20:28: "
     )
-    error = recipe.problem_at(second, ("device",), "no", "try this")
+    error = problem_at(second, ("device",), "no", "try this")
     assert (error.message, error.hint, error.exit_code) == (
         "--set device=intel-npu: no",
         "try this",
@@ -565,7 +573,6 @@ def dumped(data: Mapping[str, Any]) -> str:
 @settings(
     max_examples=200,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(VALID)
 def test_a_recipe_written_out_loads_as_itself(tmp_path: Path, data: dict[str, Any]) -> None:
@@ -579,7 +586,6 @@ def test_a_recipe_written_out_loads_as_itself(tmp_path: Path, data: dict[str, An
 @settings(
     max_examples=200,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(VALID, VALID, st.data())
 def test_set_is_the_same_as_an_edit(

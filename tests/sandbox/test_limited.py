@@ -22,8 +22,9 @@ from phipipe.errors import PhipipeError, SourceError, StepKilled, ToolchainError
 from phipipe.hub import take
 from phipipe.models import checkpoints
 from phipipe.processes.children import python_command
-from phipipe.sandbox import chat_templates, limited, template_files
-from phipipe.sandbox.limited import MIB, RENDER, Bounds, Child, Raised
+from phipipe.sandbox import chat_templates, template_files, watch
+from phipipe.sandbox.limited import Child, Opening, Raised
+from phipipe.sandbox.watch import MIB, RENDER, Bounds
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 CHAT = [{"role": "user", "content": "Say hi."}]
@@ -41,7 +42,7 @@ TIMED = {
     "cycle",
 }
 TIMED |= {"tojson", "sum", "counting", "power", "wordwrap", "urlize", "striptags"}
-CHILD = python_command(Path(sys.executable), "from phipipe.limited_child import main; main()")
+CHILD = python_command(Path(sys.executable), "from phipipe.sandbox.child import main; main()")
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def asked(template: str, cpu_s: float) -> tuple[list[dict[str, Any]], int, float
     bounds = {"cpu_s": cpu_s, "memory": RENDER.memory, "reply": RENDER.reply}
     calls = [
         ("import", [["jinja2.sandbox"]]),
-        ("open", ["phipipe.sandbox.chat_templates:Template", [template], False]),
+        ("open", ["phipipe.sandbox.jinja_templates:Template", [template], False]),
     ]
     requests = [
         {"id": i, "call": c, "arguments": a}
@@ -198,7 +199,7 @@ class Odd:
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    child = Child("test_limited:Odd", imports=["test_limited"], whose="checkpoint")
+    child = Child(Opening("test_limited:Odd", imports=("test_limited",), whose="checkpoint"))
     yield child
     child.close()
 
@@ -236,7 +237,7 @@ def test_an_answer_too_long_is_refused(odd: Child) -> None:
 @POSIX
 def test_one_that_sleeps_is_ended_too(odd: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     odd.start()
-    monkeypatch.setattr(limited, "WALL_S", 0.1)
+    monkeypatch.setattr(watch, "WALL_S", 0.1)
     with pytest.raises(SourceError, match="gave no answer within"):
         odd.call("wait", bounds=Bounds(cpu_s=0.01, memory=MIB), what="tokenizer")
 
@@ -249,7 +250,7 @@ def test_a_child_that_is_asked_for_something_private_or_unknown_says_no(odd: Chi
 
 def test_a_library_that_is_missing_is_an_import_error(odd: Child) -> None:
     with pytest.raises(ImportError, match="no_such_library"):
-        Child("test_limited:Odd", imports=["no_such_library"]).start()
+        Child(Opening("test_limited:Odd", imports=("no_such_library",))).start()
 
 
 def test_a_python_that_cannot_run_is_a_damaged_toolchain(
@@ -257,7 +258,7 @@ def test_a_python_that_cannot_run_is_a_damaged_toolchain(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(ToolchainError, match="cannot be started"):
-        Child("test_limited:Odd").start()
+        Child(Opening("test_limited:Odd")).start()
 
 
 @POSIX
@@ -385,8 +386,8 @@ def test_a_tokenizer_that_attacks_is_refused(
     told = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     (folder / "tokenizer.json").write_text(json.dumps(told | {part: value}), "utf-8")
     call = (
-        "import sys; from pathlib import Path; from phipipe import transformers_tokenizer as t, "
-        "errors\n"
+        "import sys; from pathlib import Path; from phipipe import errors; "
+        "from phipipe.models import tokenizer as t\n"
         "try: tokenizer = t.of_source(Path(sys.argv[1])); tokenizer.encode('a' * 60 + '!'); "
         "print('ok')\n"
         "except errors.PhipipeError as e: print(type(e).__name__, e.message)"

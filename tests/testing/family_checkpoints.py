@@ -277,14 +277,14 @@ def main(root: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from phipipe.backends import torch as baseline
-    from phipipe.models import tokenizer as transformers_tokenizer
+    from phipipe.models import transformers_files
     from phipipe.models.layerwise import Layerwise
 
     text = stories.file_text("evaluation")
     for member in MEMBERS:
         folder = root / slug(member.name)
         make(member, folder / "source")
-        known = transformers_tokenizer.load(folder / "source")
+        known = transformers_files.load(folder / "source")
         ids = known(text[: 20 * LONG], add_special_tokens=False)["input_ids"][:LONG]
         parity = known(PARITY_TEXT, add_special_tokens=False)["input_ids"]
         runtime, layers = baseline.open(folder / "source"), Layerwise(folder / "source")
@@ -301,7 +301,7 @@ def main(root: Path) -> None:
         ]
         (folder / "told.json").write_text(json.dumps(told))
         runtime.close()
-        config = transformers_tokenizer.config_of(folder / "source")
+        config = transformers_files.config_of(folder / "source")
         model = AutoModelForCausalLM.from_pretrained(
             folder / "source", config=config, dtype=torch.bfloat16
         )

@@ -12,20 +12,19 @@ import sys
 from pathlib import Path
 
 from phipipe.backends import openvino as backend
-from phipipe.backends.openvino import session
-from phipipe.models import seeing
+from phipipe.vision import pictures as vision_pictures
 
-QUESTIONS = ("What is it?", "Who?", seeing.QUESTION)
+QUESTIONS = ("What is it?", "Who?", vision_pictures.QUESTION)
 
 
 def main(package: Path, pictures: list[Path]) -> None:
-    runtime, tokenizer = backend.open(package), session.tokenizer(package)
+    runtime, tokenizer = backend.open(package), backend.tokenizer(package)
     found: dict[str, float] = {}
     for picture in pictures:
         gaps = []
         for question in QUESTIONS:
-            prompt = f"<|user|>\n{seeing.MARK}\n{question}<|end|>\n<|assistant|>\n"
-            before, after = (tokenizer.encode(part) for part in prompt.split(seeing.MARK))
+            prompt = f"<|user|>\n{vision_pictures.MARK}\n{question}<|end|>\n<|assistant|>\n"
+            before, after = (tokenizer.encode(part) for part in prompt.split(vision_pictures.MARK))
             answer = list(runtime.describe(picture, prompt, 8))  # type: ignore[attr-defined]
             rows = runtime.seen(picture, before, [*after, *answer])[-len(answer) - 1 : -1]  # type: ignore[attr-defined]
             gaps += [float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)]

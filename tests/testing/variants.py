@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from phipipe.hub.take import ASSETS, BUILTIN_MODELS
-from phipipe.models.tensors import INDEX
+from phipipe.models.weight_files import INDEX
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from phipipe.models import seeing
 from phipipe.vision import clip as vision_tower
+from phipipe.vision import pictures
 
 
 def worst(found: Any, expected: Any) -> float:
@@ -57,8 +57,8 @@ def main(root: Path) -> None:
         pixels = torch.randn(len(sizes), 5, 3, 336, 336, generator=torch.Generator().manual_seed(2))
         expected = torch.cat([laid_out(tower, *pair) for pair in zip(pixels, sizes, strict=True)])
         order = worst(tower(pixels, torch.tensor(sizes)), expected)
-    prepared, square = {}, seeing.Picture(name="square", width=672, height=672)
-    for picture in (*seeing.PICTURES, square):
+    prepared, square = {}, pictures.Picture(name="square", width=672, height=672)
+    for picture in (*pictures.PICTURES, square):
         for crops in (4, 16):
             made, size = vision_tower.prepare(picture, crops)
             prepared[f"{picture.name} {crops}"] = [list(made.shape), list(size)]

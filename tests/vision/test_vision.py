@@ -12,29 +12,28 @@ from pathlib import Path
 
 import pytest
 from testing.drive import drive
-from testing.seeing import RECIPE, planned, seen
+from testing.seeing import planned, seen
 
 from phipipe import backends
 from phipipe.board import entry
-from phipipe.cli import finished
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import GateFailed, TargetError
 from phipipe.hub import take
-from phipipe.models import checkpoints, mapped
-from phipipe.models import seeing as vision
+from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
-from phipipe.plan import plan
-from phipipe.recipe import recipe
-from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run import dispatch, finished
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
+from phipipe.vision import kinds, language
+from phipipe.vision import pictures as vision_pictures
 
 DRIVER = Path(__file__).parent / "driver.py"
 
 
-@pytest.mark.parametrize("picture", vision.PICTURES, ids=lambda p: p.name)
-def test_pictures_are_valid_files(picture: vision.Picture) -> None:
+@pytest.mark.parametrize("picture", vision_pictures.PICTURES, ids=lambda p: p.name)
+def test_pictures_are_valid_files(picture: vision_pictures.Picture) -> None:
     raw, chunks, at = picture.png(), {}, 8
     while at < len(raw):
         (length,) = struct.unpack(">I", raw[at : at + 4])
@@ -71,13 +70,13 @@ def test_the_eyes_are_transformers_clip_and_pictures_are_laid_out_row_by_row(
 
 
 def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: Path) -> None:
-    vision.cut({"original": seeing / "source"}, tmp_path, {})
+    language.cut({"original": seeing / "source"}, tmp_path, {})
     whole, part = checkpoints.read(seeing / "source"), checkpoints.read(tmp_path)
     assert (part.architecture, part.parts, whole.parts) == ("Phi3ForCausalLM", (), ("vision",))
-    assert vision.language(whole).parameters == part.parameters < whole.parameters
+    assert kinds.language(whole).parameters == part.parameters < whole.parameters
     assert "auto_map" not in part.config
-    theirs, ours = mapped.places(seeing / "source"), mapped.places(tmp_path)
-    others = vision.KINDS[vision.PHI3].others
+    theirs, ours = tensor_places.places(seeing / "source"), tensor_places.places(tmp_path)
+    others = kinds.KINDS[kinds.PHI3].others
     assert {name for name in theirs if not name.startswith(others)} == set(ours)
     for name, place in ours.items():
         old = theirs[name]
@@ -90,7 +89,7 @@ def test_the_language_model_is_a_checkpoint_of_its_own(seeing: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in backends.names() if vision.PHI3 not in backends.load(n).eyes]
+    "name", [n for n in backends.names() if kinds.PHI3 not in backends.load(n).vision]
 )
 def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
     device = {"mlx": "mac-16gb", "qnn": "snapdragon-x-npu", "litert": "android-phone"}.get(
@@ -109,14 +108,9 @@ def test_units_without_eyes_are_refused(seeing: Path) -> None:
 
 
 def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
-    source = take.BUILTIN_MODELS["tiny-phi3"]
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = recipe.load(
-        path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
-    )
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], tmp_path / "source")
     with pytest.raises(TargetError, match="image_top1"):
-        plan.prepare(build)
+        planned(tmp_path / "source", "evaluate.gates={image_top1: {min: 0.5}}")
 
 
 def test_eyes_of_another_kind_are_refused(seeing: Path, tmp_path: Path) -> None:
@@ -142,7 +136,8 @@ def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     }
     asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
     plans = [planned(seeing / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), seeing / "packages", 2)
+    manner = Manner(out=seeing / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -200,7 +195,7 @@ def test_the_cards_program_answers(
     )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.PICTURES:
+    for picture in vision_pictures.PICTURES:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
@@ -213,9 +208,11 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     package = builds["int4"].package
     assert package is not None
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
-    again_plan = finished.plan(package, store, text=None, tokens=None, source=seeing / "source")
+    again_plan = finished.plan_evaluation(
+        package, store, text=None, tokens=None, source=seeing / "source"
+    )
     settings = Settings(cache=store.root, toolchains=toolchains)
-    (done,) = dispatch.attempt([again_plan], store, settings, Silent(), None, 2)
+    (done,) = dispatch.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
     assert done.error is None
     found = done.load("vision-evaluate", "vision.json")["metrics"]
     assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)

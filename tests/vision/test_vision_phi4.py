@@ -14,14 +14,17 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import TargetError
-from phipipe.models import checkpoints, seeing
+from phipipe.models import checkpoints
 from phipipe.package import manifest
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
+from phipipe.vision import kinds
+from phipipe.vision import pictures as vision_pictures
 
 DRIVER = Path(__file__).parent / "phi4mm_driver.py"
 
@@ -44,7 +47,8 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
     asked = {name: (*BUILD, f"precision={name}", f"name={name}") for name in ("fp32", "int4")}
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    manner = Manner(out=made / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -77,7 +81,7 @@ def test_the_language_model_is_phi4_mini(made: Path, builds: dict[str, Outcome])
     )
     assert (part.architecture, part.model_type, part.parts) == ("Phi3ForCausalLM", "phi3", ())
     assert whole.parts == ("vision", "audio")
-    assert seeing.language(whole).parameters == part.parameters < whole.parameters
+    assert kinds.language(whole).parameters == part.parameters < whole.parameters
     assert not {"vision_lora", "speech_lora", "embd_layer", "auto_map"} & set(part.config)
 
 
@@ -89,9 +93,9 @@ def test_an_adapter_that_is_incomplete_is_refused(
     path.write_text(path.read_text("utf-8").replace('"r": 8', '"r": 9'), "utf-8")
     (tmp_path / "out").mkdir()
     code = (
-        "import sys; from pathlib import Path; from phipipe import vision_lora\n"
+        "import sys; from pathlib import Path; from phipipe.vision import lora\n"
         "from phipipe.errors import StepFailed\n"
-        "try: vision_lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
+        "try: lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
         "except StepFailed as error: print(error.message)"
     )
     said = drive(python_of("torch"), "-c", code, tmp_path / "source", tmp_path / "out")
@@ -114,7 +118,7 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome]) -> N
         < 1e-3 + 3 * told["fidelity"]["metrics"]["kld_mean"]
     )
     assert told["steps"]["eyes"]["params"]["bits"] == 8
-    assert told["source"]["architecture"] == seeing.PHI4
+    assert told["source"]["architecture"] == kinds.PHI4
     assert told["fidelity"]["parity"]["kld_mean"] <= told["fidelity"]["parity"]["limit"]
 
 
@@ -123,7 +127,11 @@ def test_the_pipelines_answers_follow_from_the_graphs(
 ) -> None:
     # one that fills its crops, some with padding below or at the right, and one of more crops than
     # are allowed
-    shown = (*seeing.LARGER, *seeing.SQUARES, seeing.Picture(name="long", width=16600, height=60))
+    shown = (
+        *vision_pictures.LARGER,
+        *vision_pictures.SQUARES,
+        vision_pictures.Picture(name="long", width=16600, height=60),
+    )
     for picture in shown:
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     said = drive(
@@ -152,7 +160,7 @@ def test_the_cards_program_answers(
     assert "ImageOps" not in program  # the pipeline pads by itself
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in seeing.LARGER:
+    for picture in vision_pictures.LARGER:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

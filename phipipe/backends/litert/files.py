@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phipipe.errors import StepFailed
-from phipipe.models import checkpoints
-from phipipe.sandbox.limited import LimitedTokenizer, Raised
+from phipipe.models import tokenizer_files
+from phipipe.sandbox.limited import Raised
+from phipipe.sandbox.tokenizer import LimitedTokenizer
 
 if TYPE_CHECKING:
     from phipipe.steps import Json
@@ -297,7 +298,7 @@ def ends(folder: Path) -> tuple[int, ...]:
             else None
         )
         if found is not None:
-            return tuple(sorted(checkpoints.end_ids(found)))
+            return tuple(sorted(tokenizer_files.end_ids(found)))
     return ()
 
 

@@ -13,31 +13,26 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from types import MappingProxyType, ModuleType
+from typing import BinaryIO
 
-from phipipe.backends.onnxruntime.graph import DATA, QUANTIZED, Scheme, attributes, load, save
-from phipipe.backends.onnxruntime.links import Weights
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from phipipe.algorithms.olive_packed import Packed
+from phipipe.backends.onnxruntime.graph import QUANTIZED, attributes, load, save
+from phipipe.backends.onnxruntime.layout import DATA, LOOKUP
+from phipipe.backends.onnxruntime.links import Floats, Matrix, Weights
+from phipipe.backends.onnxruntime.schemes import Scheme
 from phipipe.errors import StepFailed
 from phipipe.progress import report
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from phipipe.algorithms.olive_checkpoint import Packed
-    from phipipe.backends.onnxruntime.links import Matrix
-
-    Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
-
-EMBEDDING = "/model/embed_tokens/Gather"
-
 _ALIGNMENT = 64  # bytes; a cache line, and what the widest vector load of a CPU wants
 _FAR = 0.25  # share of a weight's squares that rounding moves it by, at most
-_SLICE = 2**20  # elements rounded at a time: 4 MiB in fp32, about 200 MiB at the peak of k_quant
+SLICE = 2**20  # elements rounded at a time: 4 MiB in fp32, about 200 MiB at the peak of k_quant
 
 
-def quantize(
+def write_rounded(
     source: Path,
     out: Path,
     schemes: Mapping[str, Scheme],
@@ -55,30 +50,23 @@ def quantize(
     """
     model = load(source)
     stored = Weights(source, checkpoint)
-    weights = {
-        node.input[1]: (node, schemes[node.name])
-        for node in model.graph.node
-        if node.name in schemes
-    }
-    lookup = next(node for node in model.graph.node if node.name == EMBEDDING)
-    transpose = next((node for node in model.graph.node if node.output[0] == lookup.input[0]), None)
+    nodes = model.graph.node
+    weights = {node.input[1]: (node, schemes[node.name]) for node in nodes if node.name in schemes}
+    lookup = next(node for node in nodes if node.name == LOOKUP)
+    transpose = next((node for node in nodes if node.output[0] == lookup.input[0]), None)
     if embedding and transpose is None:
         weights[lookup.input[0]] = (lookup, embedding)
     unshared = transpose.input[0] if transpose is not None and embedding is None else None
-    written: list[Any] = []
+    written: list[TensorProto] = []
     with (out / DATA).open("wb") as stream:
         for done, tensor in enumerate(model.graph.initializer):
             report(done, len(model.graph.initializer), "weights")
             if tensor.name in weights:
                 node, scheme = weights[tensor.name]
-                matrix = stored.matrix(tensor)
-                if node.name in rounded:
-                    made = _filled(tensor.name, matrix, node, scheme, rounded[node.name]())
-                else:
-                    made = _quantized(tensor.name, matrix, node, scheme)
-                written += [_append(stream, piece, [piece.raw_data]) for piece in made]
+                pieces = _replacements(stored.matrix(tensor), tensor.name, node, scheme, rounded)
+                written += [_append(stream, piece, [piece.raw_data]) for piece in pieces]
             if tensor.name not in weights or tensor.name == unshared:
-                written.append(_append(stream, tensor, stored.chunks(tensor, _SLICE)))
+                written.append(_append(stream, tensor, stored.chunks(tensor, SLICE)))
     if embedding and transpose is not None:
         _share(model, transpose, lookup, weights[transpose.input[0]][0])
     model.graph.ClearField("initializer")
@@ -86,12 +74,40 @@ def quantize(
     save(model, out)
 
 
-def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
+def _replacements(
+    weight: Matrix,
+    name: str,
+    node: NodeProto,
+    scheme: Scheme,
+    rounded: Mapping[str, Callable[[], Packed]],
+) -> list[TensorProto]:
+    """The tensors that replace ``weight``, from ``rounded`` if its node is named there; ``node``
+    becomes the one that reads them."""
+    if node.name in rounded:
+        return _filled(name, weight, node, scheme, rounded[node.name]())
+    return _quantized(name, weight, node, scheme)
+
+
+def _share(model: ModelProto, transpose: NodeProto, gather: NodeProto, head: NodeProto) -> None:
     """Turn ``Transpose → Gather`` over the head's fp32 weight into a gather from its quantized
     form."""
-    import numpy as np
-    from onnx import helper, numpy_helper
+    constant, reshape, lookup = _gather_quantized(gather, head)
+    old, new = gather.output[0], lookup.output[0]
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    base = gather.name.removesuffix("/Gather")
+    stale = {f"{base}/Transpose/output_0", old}
+    transpose.CopyFrom(reshape)
+    gather.CopyFrom(lookup)
+    values = [v for v in model.graph.value_info if v.name not in stale]
+    model.graph.ClearField("value_info")
+    model.graph.value_info.extend(values)
+    model.graph.node.insert(0, constant)
 
+
+def _gather_quantized(gather: NodeProto, head: NodeProto) -> tuple[NodeProto, NodeProto, NodeProto]:
+    """Nodes that look up what ``gather`` does in the packed weight of ``head``: a shape, the weight
+    in that shape [rows, bytes of a row], and the lookup."""
     stored = attributes(head)
     rows, row_bytes = stored["N"], stored["K"] * stored["bits"] // 8
     shape = f"/model/constants/INT64/[{rows}, {row_bytes}]"
@@ -117,58 +133,49 @@ def _share(model: Any, transpose: Any, gather: Any, head: Any) -> None:
         gather_axis=0,
         quantize_axis=1,
     )
-    old, new = gather.output[0], lookup.output[0]
-    for node in model.graph.node:
-        node.input[:] = [new if name == old else name for name in node.input]
-    transpose.CopyFrom(reshape)
-    gather.CopyFrom(lookup)
-    stale = {f"{base}/Transpose/output_0", old}
-    values = [v for v in model.graph.value_info if v.name not in stale]
-    model.graph.ClearField("value_info")
-    model.graph.value_info.extend(values)
-    model.graph.node.insert(0, constant)
+    return constant, reshape, lookup
 
 
-def _quantized(name: str, weight: Matrix, node: Any, scheme: Scheme) -> list[Any]:
+def _quantized(name: str, weight: Matrix, node: NodeProto, scheme: Scheme) -> list[TensorProto]:
     """The tensors that replace ``weight``; ``node`` becomes the one that reads them."""
     axis = 1 if node.op_type == "MatMul" else 0  # the axis whose slices do not know each other
-    step = max(
-        2, _SLICE // weight.shape[1 - axis] // 2 * 2
-    )  # even: 4-bit values are packed in pairs
-    made: Any = None
-    joined: list[Any] = []
+    # even: 4-bit values are packed in pairs
+    step = max(2, SLICE // weight.shape[1 - axis] // 2 * 2)
+    reader = NodeProto()
+    tensors: list[TensorProto] = []
     parts: list[list[bytes]] = []
     for start in range(0, weight.shape[axis], step):
-        made, joined, raw = _run(node, name, weight.part(start, start + step, axis), scheme)
+        reader, tensors, raw = _run(node, name, weight.part(start, start + step, axis), scheme)
         parts.append(raw)
-    for attribute in made.attribute:
-        if attribute.name == "N":
-            attribute.i = weight.shape[1]
-    node.CopyFrom(made)
-    for position, tensor in enumerate(joined):
+    _replace(node, reader, weight.shape[1])
+    for position, tensor in enumerate(tensors):
         tensor.dims[0] = weight.shape[axis]
         tensor.raw_data = b"".join(raw[position] for raw in parts)
-    return joined
+    return tensors
 
 
-def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed) -> list[Any]:
+def _replace(node: NodeProto, reader: NodeProto, columns: int) -> None:
+    """``node`` becomes ``reader``, which was made for a slice of the weight's ``columns``."""
+    for attribute in reader.attribute:
+        if attribute.name == "N":
+            attribute.i = columns
+    node.CopyFrom(reader)
+
+
+def _filled(
+    name: str, weight: Matrix, node: NodeProto, scheme: Scheme, packed: Packed
+) -> list[TensorProto]:
     """Like ``_quantized``, but integers and scales are those of ``packed``; scales take the graph's
     width.
 
     Raises:
         StepFailed: they are of another shape, or not ``weight``'s.
     """
-    from onnx import helper
-
     _check_same(name, weight, packed)
-    made, joined, _ = _run(
-        node, name, weight.part(0, 2, 1), scheme
-    )  # for names, types and attributes
-    for attribute in made.attribute:
-        if attribute.name == "N":
-            attribute.i = weight.shape[1]
-    values: list[Any] = [packed.weight, packed.scales, packed.zeros]
-    for tensor, value in zip(joined, values, strict=False):
+    # for names, types and attributes
+    reader, tensors, _ = _run(node, name, weight.part(0, 2, 1), scheme)
+    values = (packed.weight, packed.scales, packed.zeros)
+    for tensor, value in zip(tensors, values, strict=False):
         tensor.dims[0] = weight.shape[1]
         if value is None or math.prod(tensor.dims) != value.size:
             raise StepFailed(
@@ -176,17 +183,15 @@ def _filled(name: str, weight: Matrix, node: Any, scheme: Scheme, packed: Packed
             )
         kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)  # uint8, or the graph's width
         tensor.raw_data = value.astype(kind).tobytes()
-    node.CopyFrom(made)
-    return joined
+    _replace(node, reader, weight.shape[1])
+    return tensors
 
 
 def _check_same(name: str, weight: Matrix, packed: Packed) -> None:
     """Rounding moves a weight by a tenth of its size or so; another matrix of the same shape is
     farther off."""
-    import numpy as np
-
     off = size = 0.0
-    step = max(1, _SLICE // weight.shape[0])
+    step = max(1, SLICE // weight.shape[0])
     for start in range(0, weight.shape[1], step):
         part = weight.part(start, start + step, 1).T.astype(np.float32)
         off += float(np.square(packed.rows(start, start + step).dense() - part).sum())
@@ -195,14 +200,14 @@ def _check_same(name: str, weight: Matrix, packed: Packed) -> None:
         raise StepFailed(f"the rounded weight for `{name}` is that of another matrix")
 
 
-def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[Any], list[bytes]]:
+def _run(
+    node: NodeProto, name: str, part: Floats, scheme: Scheme
+) -> tuple[NodeProto, list[TensorProto], list[bytes]]:
     """Put one slice of weight ``name`` through onnxruntime's quantizer, as a graph of one node.
 
     Returns the new node, its tensors without their data, and the data. All are copies: a protobuf
     message keeps the memory of everything that was ever in it, here the fp32 slice.
     """
-    from onnx import NodeProto, TensorProto
-
     with quantizer_module() as ort:
         quantizer = ort.MatMulNBitsQuantizer(
             _one_node(node, name, part),
@@ -217,19 +222,17 @@ def _run(node: Any, name: str, part: Floats, scheme: Scheme) -> tuple[Any, list[
     graph = quantizer.model.model.graph
     if len(graph.node) != 1 or graph.node[0].op_type not in QUANTIZED:
         raise StepFailed(f"onnxruntime did not quantize `{node.name}`")
-    made = NodeProto()
-    made.CopyFrom(graph.node[0])
+    reader = NodeProto()
+    reader.CopyFrom(graph.node[0])
     tensors = [
         TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in graph.initializer
     ]
-    return made, tensors, [t.raw_data for t in graph.initializer]
+    return reader, tensors, [t.raw_data for t in graph.initializer]
 
 
-def _one_node(node: Any, name: str, weight: Floats) -> Any:
+def _one_node(node: NodeProto, name: str, weight: Floats) -> ModelProto:
     """A model of ``node`` alone; built in place, since onnx's helpers copy the weight at every
     level."""
-    from onnx import ModelProto, TensorProto, ValueInfoProto, helper
-
     model = ModelProto(ir_version=10, opset_import=[helper.make_opsetid("", 21)])
     model.graph.name = "slice"
     model.graph.node.add().CopyFrom(node)
@@ -241,7 +244,7 @@ def _one_node(node: Any, name: str, weight: Floats) -> Any:
     return model
 
 
-def _algorithm(ort: Any, node: Any, scheme: Scheme) -> Any:
+def _algorithm(ort: ModuleType, node: NodeProto, scheme: Scheme) -> object:
     """None is "default"; the other two take their bits per node, and know nothing of embeddings."""
     if scheme.algorithm in {"default", "gptq"} or node.op_type != "MatMul":
         return None
@@ -252,7 +255,7 @@ def _algorithm(ort: Any, node: Any, scheme: Scheme) -> Any:
 
 
 @contextlib.contextmanager
-def quantizer_module() -> Iterator[Any]:
+def quantizer_module() -> Iterator[ModuleType]:
     """onnxruntime's module, kept from printing progress bars and from reconfiguring the root
     logger."""
     root = logging.getLogger()
@@ -266,11 +269,9 @@ def quantizer_module() -> Iterator[Any]:
         yield matmul_nbits_quantizer
 
 
-def _append(stream: BinaryIO, tensor: Any, chunks: Iterable[bytes]) -> Any:
+def _append(stream: BinaryIO, tensor: TensorProto, chunks: Iterable[bytes]) -> TensorProto:
     """Write ``chunks``, the bytes of ``tensor``, to ``stream``; returns the initializer that points
     there."""
-    from onnx import TensorProto
-
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
     start = stream.tell()
     for chunk in chunks:

@@ -1,24 +1,23 @@
-"""Running a folder of ONNX Runtime GenAI: logits, greedy generation, and its own tokenizer."""
+"""Running a folder of ONNX Runtime GenAI: logits and greedy generation."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import onnxruntime_genai as genai
+import psutil
 
 from phipipe import hardware
 from phipipe.backends.base import absent
-from phipipe.backends.onnxruntime.graph import MODEL
-from phipipe.models import checkpoints
-from phipipe.sandbox import limited
-from phipipe.sandbox.limited import LimitedTokenizer
+from phipipe.backends.onnxruntime.layout import CONFIG, MODEL
+from phipipe.models import tokenizer_files
+from phipipe.steps import Json
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-CONFIG = "genai_config.json"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -34,9 +33,9 @@ class Session:
         if api != "cpu":
             _check_provider(self._provider)
         self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
-        self._session: Any = None
-        self._embedding: Any = None  # of a model that sees
-        self._model: Any = None
+        self._session: onnxruntime.InferenceSession | None = None
+        self._embedding: onnxruntime.InferenceSession | None = None  # of a model that sees
+        self._model: genai.Model | None = None
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         if self._session is None:
@@ -59,7 +58,7 @@ class Session:
         return output
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        ends = set(checkpoints.end_ids(self._config["eos_token_id"]))
+        ends = set(tokenizer_files.end_ids(self._config["eos_token_id"]))
         if (
             self._provider == PROVIDERS["cpu"]
             and self._config["decoder"]["session_options"]["provider_options"]
@@ -100,28 +99,22 @@ class Session:
         inputs, count = self._inputs(picture, prompt)
         generator, room = self._generator(count, limit)
         generator.set_inputs(inputs)
-        return _greedy(generator, room, set(checkpoints.end_ids(self._config["eos_token_id"])))
+        return _greedy(generator, room, set(tokenizer_files.end_ids(self._config["eos_token_id"])))
 
-    def _inputs(self, picture: Path, prompt: str) -> tuple[Any, int]:
+    def _inputs(self, picture: Path, prompt: str) -> tuple[genai.NamedTensors, int]:
         """What the runtime's own processor makes of both, and how many positions that is."""
-        import onnxruntime_genai as genai
-
         processor = self._loaded().create_multimodal_processor()
         inputs = processor(prompt, images=genai.Images.open(str(picture)))
         return inputs, int(inputs["input_ids"].as_numpy().shape[-1])
 
-    def _loaded(self) -> Any:
-        import onnxruntime_genai as genai
-
+    def _loaded(self) -> genai.Model:
         if self._model is None:
             self._session = self._embedding = None
             self._model = genai.Model(str(self._folder))
         return self._model
 
-    def _generator(self, length: int, limit: int) -> tuple[Any, int]:
+    def _generator(self, length: int, limit: int) -> tuple[genai.Generator, int]:
         """A greedy generator for a prompt of ``length`` tokens, and how many it may answer with."""
-        import onnxruntime_genai as genai
-
         params = genai.GeneratorParams(self._loaded())
         longest = min(length + limit, self._config["context_length"])
         params.set_search_options(
@@ -133,7 +126,7 @@ class Session:
         self._session = self._embedding = self._model = None
 
 
-def _greedy(generator: Any, room: int, ends: set[int]) -> Iterator[int]:
+def _greedy(generator: genai.Generator, room: int, ends: set[int]) -> Iterator[int]:
     for _ in range(room):
         generator.generate_next_token()
         token = int(generator.get_next_tokens()[0])
@@ -143,17 +136,12 @@ def _greedy(generator: Any, room: int, ends: set[int]) -> Iterator[int]:
 
 
 def _check_provider(provider: str) -> None:
-    import onnxruntime
-
     if provider not in onnxruntime.get_available_providers() or not hardware.nvidia():
         raise absent("NVIDIA GPU", "onnxruntime's CUDA provider")
     onnxruntime.preload_dlls()  # CUDA's libraries come as packages beside it, where no loader looks
 
 
-def _session(folder: Path, provider: str, name: str = MODEL) -> Any:
-    import onnxruntime
-    import psutil
-
+def _session(folder: Path, provider: str, name: str = MODEL) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(hardware.cores(), psutil.cpu_count(logical=False) or 1)
     options.use_deterministic_compute = True
@@ -161,10 +149,10 @@ def _session(folder: Path, provider: str, name: str = MODEL) -> Any:
     return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
 
 
-def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+def _feeds(
+    session: onnxruntime.InferenceSession, decoder: Mapping[str, Json], tokens: Sequence[int]
+) -> dict[str, npt.NDArray[np.generic]]:
     """Inputs for one pass over ``tokens`` [1, n] with empty caches [1, kv heads, 0, head size]."""
-    import numpy as np
-
     count = len(tokens)
     cache = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
     known = {
@@ -179,44 +167,15 @@ def _feeds(session: Any, decoder: Mapping[str, Any], tokens: Sequence[int]) -> d
     }
 
 
-def _embedded(session: Any, hidden: int, tokens: Sequence[int]) -> Any:
+def _embedded(
+    session: onnxruntime.InferenceSession, hidden: int, tokens: Sequence[int]
+) -> npt.NDArray[np.floating]:
     """What the decoder of a model that sees is given for ``tokens``, [1, n, hidden]; there are no
     pictures."""
-    import numpy as np
-
     kind = np.float16 if session.get_inputs()[1].type == "tensor(float16)" else np.float32
     feeds = {
         "input_ids": np.array([tokens], np.int64),
         "image_features": np.zeros((0, hidden), kind),
     }
-    return session.run(None, feeds)[0]
-
-
-def tokenizer(folder: Path) -> LimitedTokenizer:
-    """The folder's tokenizer as onnxruntime-genai reads it, in a limited child."""
-    return limited.tokenizer(
-        "phipipe.backends.onnxruntime.session:GenaiTokenizer", folder, ["onnxruntime_genai"]
-    )
-
-
-class GenaiTokenizer:
-    """For a limited child: ``Tokenizer`` as onnxruntime-genai reads it; it does not load the
-    weights."""
-
-    def __init__(self, folder: str) -> None:
-        import onnxruntime_genai as genai
-
-        self._tokenizer = genai.Tokenizer(folder)
-        self._tokenizer.update_options(add_special_tokens="false", skip_special_tokens="true")
-
-    def encode(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids))).removeprefix(
-            " "
-        )  # SentencePiece's mark of a first word
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        chat = json.dumps([dict(message) for message in messages])
-        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))
+    vectors: npt.NDArray[np.floating] = session.run(None, feeds)[0]
+    return vectors

@@ -1,8 +1,8 @@
-"""Eyes for a folder of ONNX Runtime GenAI: its ``phi3v`` pipeline of ``vision.onnx``,
+"""Vision for a folder of ONNX Runtime GenAI: its ``phi3v`` pipeline of ``vision.onnx``,
 ``embedding.onnx`` and decoder.
 
 onnxruntime-genai's builder makes the decoder alone; upstream's other two come from edited copies of
-the model's own code. Here the tower of ``vision_tower`` is exported, and the embedding is moved out
+the model's own code. Here the tower of ``vision.clip`` is exported, and the embedding is moved out
 of the finished decoder's graph; its weight stays where it is, in the decoder's data file.
 """
 
@@ -11,20 +11,29 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
 from phipipe.backends.onnxruntime import graph as onnx_graph
 from phipipe.backends.onnxruntime import rounding
+from phipipe.backends.onnxruntime.layout import CONFIG, EMBEDDING, LOOKUP, PROCESSOR, VISION
 from phipipe.errors import StepFailed
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params
+from phipipe.vision import clip
 
-CONFIG, PROCESSOR = "genai_config.json", "processor_config.json"
-VISION, EMBEDDING = "vision.onnx", "embedding.onnx"
 EMBEDS = "inputs_embeds"
-OPSET, IR_VERSION = 17, 10
+OPSET = 17
 EQUAL = 1e-3  # the export may differ from PyTorch by this share of the largest value
+NEAR = 0.2  # the same, where the matrices were rounded
 BLOCK = 32  # weights that share a scale
 # onnxruntime-extensions' pipeline; its last operation always cuts into 16 crops at most, whatever
 # it is told.
@@ -34,12 +43,14 @@ _OPERATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("phi3_image_transform", "Phi3ImageTransform", {"num_crops": 16, "num_img_tokens": 144}),
 )
 
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+
 
 def vision(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the decoder ``inputs["model"]`` and the eyes of the checkpoint ``inputs["original"]``
-    in one folder.
+    """Step: the decoder ``inputs["model"]`` and the vision part of the checkpoint
+    ``inputs["original"]`` in one folder.
 
-    ``params``: bits (8, or None for fp32) of the eyes' matrices.
+    ``params``: bits (8, or None for fp32) of the vision part's matrices.
 
     Raises:
         StepFailed: the checkpoint's vision part is of another kind, or the export computes
@@ -53,80 +64,83 @@ def vision(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _export(source: Path, out: Path, bits: int | None) -> None:
-    import onnx
-    import torch
-
-    from phipipe.vision import clip
-
+    """Write the tower of ``source``, and hold what it computes against PyTorch's."""
     tower = clip.load(source)
-    crop = clip.CROP
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([[crop, 2 * crop], [crop, crop]])
-    pixels = torch.randn(len(sizes), 3, 3, crop, crop, generator=generator)
-    scratch = out / "exported"
-    scratch.mkdir()
-    names = {"input_names": ["pixel_values", "image_sizes"], "output_names": ["image_features"]}
-    axes = {
-        "pixel_values": {0: "images", 1: "crops"},
-        "image_sizes": {0: "images"},
-        "image_features": {0: "vectors"},
-    }
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch would rather have its newer exporter, which needs onnxscript
-        target = str(scratch / VISION)
-        torch.onnx.export(
-            tower,
-            (pixels, sizes),
-            target,
-            dynamo=False,
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            **names,
-        )
-        expected = tower(pixels, sizes).numpy()
+    feeds, expected = _tried(tower)
+    model = _traced(tower, feeds, out / "exported")
     del tower
-    made = onnx.load(scratch / VISION)
-    shutil.rmtree(scratch)
     if bits:
-        made = _rounded(made, bits)
+        model = _rounded(model, bits)
     onnx.save_model(
-        made,
+        model,
         out / VISION,
         save_as_external_data=True,
         location=f"{VISION}.data",
         size_threshold=1024,
     )
-    _compare(
-        out,
-        {"pixel_values": pixels.numpy(), "image_sizes": sizes.numpy()},
-        expected,
-        EQUAL if bits is None else 0.2,
-    )
+    arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
+    _compare(out, arrays, expected, NEAR if bits else EQUAL)
 
 
-def _rounded(model: Any, bits: int) -> Any:
+def _tried(
+    tower: torch.nn.Module,
+) -> tuple[dict[str, torch.Tensor], npt.NDArray[np.float32]]:
+    """Two pictures of chance, one of them twice as wide, and what PyTorch makes of them."""
+    crop = clip.CROP
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([[crop, 2 * crop], [crop, crop]])
+    pixels = torch.randn(len(sizes), 3, 3, crop, crop, generator=generator)
+    with torch.inference_mode():
+        vectors: npt.NDArray[np.float32] = tower(pixels, sizes).numpy()
+    return {"pixel_values": pixels, "image_sizes": sizes}, vectors
+
+
+def _traced(tower: torch.nn.Module, feeds: Mapping[str, torch.Tensor], scratch: Path) -> ModelProto:
+    """``tower`` as a graph, by PyTorch's tracing exporter; ``scratch`` is gone afterwards."""
+    axes = {
+        "pixel_values": {0: "images", 1: "crops"},
+        "image_sizes": {0: "images"},
+        "image_features": {0: "vectors"},
+    }
+    scratch.mkdir()
+    with torch.inference_mode(), warnings.catch_warnings():
+        # torch would rather have its newer exporter, which needs onnxscript
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            tower,
+            tuple(feeds.values()),
+            str(scratch / VISION),
+            dynamo=False,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            input_names=list(feeds),
+            output_names=["image_features"],
+        )
+    model = onnx.load(scratch / VISION)
+    shutil.rmtree(scratch)
+    return model
+
+
+def _rounded(model: ModelProto, bits: int) -> ModelProto:
     """``model`` with its matrices at ``bits`` bits, symmetric, as onnxruntime's own tool rounds
     them."""
     with rounding.quantizer_module() as nbits:
         settings = nbits.DefaultWeightOnlyQuantConfig(
             block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=bits
         )
-        made = nbits.MatMulNBitsQuantizer(model, algo_config=settings)
-        made.process()
-    return made.model.model
+        quantizer = nbits.MatMulNBitsQuantizer(model, algo_config=settings)
+        quantizer.process()
+    return quantizer.model.model
 
 
-def _compare(folder: Path, feeds: dict[str, Any], expected: Any, tolerance: float) -> None:
-    import numpy as np
-    import onnxruntime
-
+def _compare(
+    folder: Path, feeds: Arrays, expected: npt.NDArray[np.float32], tolerance: float
+) -> None:
     session = onnxruntime.InferenceSession(str(folder / VISION), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, feeds)
+    (vectors,) = session.run(None, feeds)
     worst = (
-        float(np.abs(found - expected).max() / np.abs(expected).max())
-        if found.shape == expected.shape
+        float(np.abs(vectors - expected).max() / np.abs(expected).max())
+        if vectors.shape == expected.shape
         else np.inf
     )
     if not worst <= tolerance:
@@ -139,25 +153,35 @@ def _move_embedding(folder: Path) -> None:
     """Take the lookup out of the decoder, which then asks for vectors, and put it into a graph of
     its own.
 
-    That graph also lays the eyes' vectors where ids are negative, as onnxruntime-genai marks them.
+    That graph also lays the pictures' vectors where ids are negative, as onnxruntime-genai marks
+    them.
     """
-    import onnx
-    from onnx import TensorProto, helper
-
     model = onnx_graph.load(folder)
     graph = model.graph
-    lookup = next(node for node in graph.node if node.name == rounding.EMBEDDING)
+    lookup = next(node for node in graph.node if node.name == LOOKUP)
     if [node.name for node in graph.node if "input_ids" in node.input] != [lookup.name]:
         raise StepFailed("the decoder reads token ids elsewhere than in its embedding")
     moved = [node for node in graph.node if node.output[0] in lookup.input] + [lookup]
     hidden = json.loads((folder / CONFIG).read_text("utf-8"))["model"]["decoder"]["hidden_size"]
     element = next(t.data_type for t in graph.initializer if t.data_type in onnx_graph.FLOATS)
-    ids = helper.make_tensor_value_info(
-        "input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]
-    )
-    features = helper.make_tensor_value_info("image_features", element, ["vectors", hidden])
     embeds = helper.make_tensor_value_info(
         EMBEDS, element, ["batch_size", "sequence_length", hidden]
+    )
+    embedding = _embedding(model, moved, embeds)
+    (folder / EMBEDDING).write_bytes(embedding.SerializeToString(deterministic=True))
+    _without(model, moved, embeds)
+    onnx_graph.save(model, folder)
+
+
+def _embedding(model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoProto) -> ModelProto:
+    """The nodes ``moved`` of ``model`` as a graph of their own, with vectors of pictures laid
+    between those of ``input_ids``; its output is ``embeds``."""
+    kind = embeds.type.tensor_type
+    features = helper.make_tensor_value_info(
+        "image_features", kind.elem_type, ["vectors", kind.shape.dim[-1].dim_value]
+    )
+    ids = helper.make_tensor_value_info(
+        "input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]
     )
     placing = [
         helper.make_node("Max", ["input_ids", "zero"], ["known_ids"]),
@@ -166,22 +190,19 @@ def _move_embedding(folder: Path) -> None:
         helper.make_node("Transpose", ["image_axes"], ["image_places"], perm=[1, 0]),
         helper.make_node("ScatterND", ["embedded", "image_places", "image_features"], [EMBEDS]),
     ]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in moved]
-    nodes[-1].input[list(lookup.input).index("input_ids")] = "known_ids"
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in moved]
+    nodes[-1].input[list(nodes[-1].input).index("input_ids")] = "known_ids"
     nodes[-1].output[0] = "embedded"
     read = {name for node in nodes for name in node.input}
-    held = [tensor for tensor in graph.initializer if tensor.name in read]
+    held = [tensor for tensor in model.graph.initializer if tensor.name in read]
     zero = helper.make_tensor("zero", TensorProto.INT64, [], [0])
-    made = helper.make_graph(
+    graph = helper.make_graph(
         [placing[0], *nodes, *placing[1:]], "embedding", [ids, features], [embeds], [*held, zero]
     )
-    whole = helper.make_model(made, opset_imports=model.opset_import, ir_version=model.ir_version)
-    (folder / EMBEDDING).write_bytes(whole.SerializeToString(deterministic=True))
-    _without(model, moved, embeds)
-    onnx_graph.save(model, folder)
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _without(model: Any, moved: list[Any], embeds: Any) -> None:
+def _without(model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoProto) -> None:
     """Drop the nodes ``moved``, the last of which is the lookup: its output becomes the graph's
     input ``embeds``."""
     graph, produced = model.graph, moved[-1].output[0]
@@ -202,6 +223,7 @@ def _without(model: Any, moved: list[Any], embeds: Any) -> None:
 
 
 def _configure(folder: Path) -> None:
+    """Tell onnxruntime-genai of the three graphs, and how it lays out a picture."""
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     model = config["model"]
     inputs = {key: value for key, value in model["decoder"]["inputs"].items() if key != "input_ids"}
@@ -215,16 +237,16 @@ def _configure(folder: Path) -> None:
     taken = {"pixel_values": "pixel_values", "image_sizes": "image_sizes"}
     model["vision"] = {"filename": VISION, "inputs": taken, "outputs": features}
     model["type"] = "phi3v"
-    _write(folder / CONFIG, config)
+    _write_json(folder / CONFIG, config)
     domain = {"domain": "com.microsoft.extensions"}
     operations = [
         {"name": n, **domain, "type": t, **({"attrs": a} if a else {})} for n, t, a in _OPERATIONS
     ]
     transforms = [{"operation": operation} for operation in operations]
-    _write(
+    _write_json(
         folder / PROCESSOR, {"processor": {"name": "image_processing", "transforms": transforms}}
     )
 
 
-def _write(path: Path, value: object) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phipipe.backends import genai
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.rules import Rule
 from phipipe.errors import StepFailed
@@ -22,7 +23,7 @@ from phipipe.models.staging import copy_beside
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Runtime, Tokenizer
+    from phipipe.backends.base import Runtime
     from phipipe.backends.qnn.graph import Shape
     from phipipe.backends.qnn.weights import Weights
     from phipipe.models.checkpoints import Checkpoint
@@ -323,7 +324,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
 
     from phipipe.backends.qnn import graph as static_graph
     from phipipe.backends.qnn.weights import Weights
-    from phipipe.models import checkpoints
+    from phipipe.models import checkpoints, tokenizer_files
 
     source = inputs["source"]
     config = json.loads((source / "config.json").read_text("utf-8")) | params["config_patch"]
@@ -346,7 +347,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         "parts": params["parts"],
     }
     facts |= {
-        "ends": checkpoints.end_ids(ends),
+        "ends": tokenizer_files.end_ids(ends),
         "caches": "float32",
         "soc": None,
         "shared": False,
@@ -525,13 +526,6 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return static_session.Session(artifact)
 
 
-def tokenizer(artifact: Path) -> Tokenizer:
-    """The tokenizer that ships, as onnxruntime-genai reads it."""
-    from phipipe.backends.onnxruntime import session as onnx_session
-
-    return onnx_session.tokenizer(artifact)
-
-
 FACE = Backend(
     title="Qualcomm QNN (ONNX Runtime GenAI)",
     toolchain=TOOLCHAIN,
@@ -551,7 +545,7 @@ FACE = Backend(
     wider="leave `quantize.keep_8bit` as it is by default",
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
     open=open,
-    tokenizer=tokenizer,
+    tokenizer=genai.tokenizer,
     rank=3,
     colour=6,
 )

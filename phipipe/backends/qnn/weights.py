@@ -24,11 +24,11 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
     """
 
     def __init__(self, folder: Path) -> None:
-        from phipipe.models import checkpoints
+        from phipipe.models import weight_files
 
         self._places = {
             name: place
-            for file in checkpoints.weight_files(folder)
+            for file in weight_files.choose(folder).files
             for name, place in _places(folder / file)
         }
         self._places.setdefault("lm_head.weight", self._places["model.embed_tokens.weight"])

@@ -21,8 +21,8 @@ import numpy as np
 from testing import oracle
 from testing.drive import answer, message
 
+from phipipe.backends import fixups
 from phipipe.backends import litert as backend
-from phipipe.backends import rules
 from phipipe.backends.base import Job
 from phipipe.backends.litert import files
 from phipipe.evaluate.sanity import PARITY_TEXT
@@ -52,7 +52,7 @@ def planned(source: Path, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="litert")
     checkpoint = checkpoints.read(source)
     patch = {
-        k: v for fix in rules.fixups(recipe, checkpoint).values() for k, v in fix["patch"].items()
+        k: v for fix in fixups.needed(recipe, checkpoint).values() for k, v in fix["patch"].items()
     }
     return backend.steps(Job(recipe, backend.Options.model_validate(options), checkpoint, patch))
 

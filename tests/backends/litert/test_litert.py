@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from testing.checkpoints import LONGROPE, source, tie
-from testing.drive import drive
+from testing.drive import drive, facts_of, section
 from testing.shapes import phi3
 from testing.shell import Shell
 
-from phipipe.backends import litert, rules
+from phipipe.backends import fixups, litert, rules
 from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.models.checkpoints import Checkpoint
@@ -64,15 +64,7 @@ def facts(
         "sliding",
         "tied",
     )
-    drive(python_of("litert"), DRIVER, root)
-    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
-    return found
+    return facts_of(python_of("litert"), DRIVER, root)
 
 
 def recipe(precision: str = "int4", window: int = 512, prompt: int = 128) -> Any:
@@ -194,9 +186,9 @@ def test_the_cache_ends_where_the_model_would_differ() -> None:
 
 
 def test_a_sliding_window_is_taken_out_of_the_staged_copy() -> None:
-    found = rules.fixups(recipe(), checkpoint(sliding_window=2047))
+    found = fixups.needed(recipe(), checkpoint(sliding_window=2047))
     assert found["F3"]["patch"] == {"sliding_window": None}
-    assert rules.fixups(recipe(), checkpoint()) == {}
+    assert fixups.needed(recipe(), checkpoint()) == {}
 
 
 def test_all_precisions_share_one_conversion() -> None:

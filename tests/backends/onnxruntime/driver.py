@@ -22,14 +22,17 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime_genai.models import builder
 from safetensors.torch import load_file, save_file
-from testing import oracle
+from testing import onnx_facts, oracle
 from testing.drive import answer, message
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 
+from phipipe.backends import fixups
 from phipipe.backends import onnxruntime as backend
-from phipipe.backends import rules
-from phipipe.backends.onnxruntime import graph, rounding
+from phipipe.backends.onnxruntime import convert as conversion
+from phipipe.backends.onnxruntime import graph, layout, rounding, schemes
+from phipipe.backends.onnxruntime import quantize as quantization
+from phipipe.backends.onnxruntime.verify import verify
 from phipipe.models import checkpoints, mapped
 
 # Recipe options, and the same in the bare builder's words. Block 16 where zero points need an even
@@ -176,7 +179,7 @@ def _tokenizer(size: int) -> Tokenizer:
 
 def convert(source: Path, out: Path, patch: dict[str, Any] | None = None, **where: Any) -> Path:
     out.mkdir(parents=True)
-    backend.convert({"source": source}, out, {"config_patch": patch or {}, **where})
+    conversion.convert({"source": source}, out, {"config_patch": patch or {}, **where})
     return out
 
 
@@ -185,7 +188,7 @@ def quantize(
 ) -> Path:
     out.mkdir(parents=True)
     chosen = backend.Options.model_validate({"accuracy_level": 4} | options).model_dump(mode="json")
-    backend.quantize(
+    quantization.quantize(
         {"model": model} | ({"source": source} if source else {}),
         out,
         {"bits": backend.BITS[precision], **chosen},
@@ -205,7 +208,7 @@ def bare(
 
 def contents(folder: Path) -> dict[str, Any]:
     """Initializers by value, nodes by what they are and read, other files by bytes."""
-    model = onnx.load(str(folder / graph.MODEL))
+    model = onnx.load(str(folder / layout.MODEL))
     facts: dict[str, Any] = {
         t.name: (t.data_type, tuple(t.dims), numpy_helper.to_array(t).tobytes())
         for t in model.graph.initializer
@@ -213,7 +216,7 @@ def contents(folder: Path) -> dict[str, Any]:
     for node in model.graph.node:
         attributes = sorted((a.name, str(helper.get_attribute_value(a))) for a in node.attribute)
         facts[f"node {node.name}"] = (node.op_type, list(node.input), list(node.output), attributes)
-    files = (p for p in folder.iterdir() if not p.name.startswith(graph.MODEL))
+    files = (p for p in folder.iterdir() if not p.name.startswith(layout.MODEL))
     return facts | {f"file {p.name}": p.read_bytes() for p in files}
 
 
@@ -245,9 +248,9 @@ def tampered(good: Path, out: Path, change: Callable[[Any], None]) -> list[str]:
     wanted = graph.linears(graph.load(good.parent / "fp32"))
     change(model)
     graph.save(model, out)
-    (out / graph.DATA).write_bytes((good / graph.DATA).read_bytes())
-    schemes = backend.schemes_of(wanted, backend.Options(accuracy_level=4), 4, 3)
-    return message(lambda: graph.verify(out, wanted, schemes, None))
+    (out / layout.DATA).write_bytes((good / layout.DATA).read_bytes())
+    asked = schemes.schemes_of(wanted, backend.Options(accuracy_level=4), 4, 3)
+    return message(lambda: verify(out, wanted, asked, None))
 
 
 def _set(name: str, value: int) -> Callable[[Any], None]:
@@ -284,7 +287,7 @@ def equality(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
             ours = quantize(model, root / source.name / name, precision, **options)
             theirs = bare(source, root / source.name / f"{name}.bare", precision, extra)
             facts[key][name] = differences(ours, theirs)
-            facts["bits"][f"{source.name} {name}"] = graph.describe(ours)
+            facts["bits"][f"{source.name} {name}"] = onnx_facts.describe(ours)
     return facts
 
 
@@ -329,13 +332,11 @@ def providers(root: Path, plain: Path) -> dict[str, Any]:
                 "kld": oracle.kld(expected, made["logits"]),
                 "chain": made["same"] and made["count"] > 0,
                 "dtype": str(made["logits"].dtype),
-                "linears": graph.describe(model)["linears"],
+                "linears": onnx_facts.describe(model)["linears"],
             }
     wrong = root / "gpu" / "cuda-fp16"
-    facts["for another"] = message(lambda: backend._check_conversion(wrong, "dml", "fp16", None))
-    facts["of another width"] = message(
-        lambda: backend._check_conversion(wrong, "cuda", "fp32", None)
-    )
+    facts["for another"] = message(lambda: conversion.check(wrong, "dml", "fp16", None))
+    facts["of another width"] = message(lambda: conversion.check(wrong, "cuda", "fp32", None))
     return facts
 
 
@@ -344,7 +345,7 @@ def window(root: Path) -> dict[str, Any]:
     source = checkpoint(root / "sources" / "window", sliding_window=63)
     before = {p.name: p.read_bytes() for p in source.iterdir()}
     recipe: Any = SimpleNamespace(backend="onnxruntime")
-    patch = rules.fixups(recipe, checkpoints.read(source))["F1"]["patch"]
+    patch = fixups.needed(recipe, checkpoints.read(source))["F1"]["patch"]
     model = convert(source, root / "window" / "fp32", patch)
     facts: dict[str, Any] = {
         "source_unchanged": before == {p.name: p.read_bytes() for p in source.iterdir()}
@@ -400,13 +401,13 @@ def reproducible(root: Path, plain: Path) -> dict[str, bool]:
 
 def slices(root: Path) -> dict[str, list[str]]:
     """Quantizing in slices of a few columns (or rows of the embedding) changes nothing."""
-    whole, rounding._SLICE = rounding._SLICE, 5000
+    whole, rounding.SLICE = rounding.SLICE, 5000
     made = {}
     for name in ("default", "k_quant-layers", "int8-rtn", "embeddings"):
         precision, options, _ = CASES[name]
         ours = quantize(root / "plain" / "fp32", root / "slices" / name, precision, **options)
         made[name] = differences(ours, root / "plain" / name)
-    rounding._SLICE = whole
+    rounding.SLICE = whole
     return made
 
 
@@ -418,7 +419,7 @@ def links(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
     cases = {plain: tuple(CASES), tied: TIED_CASES, shards: ("default",)}
     for source, names in cases.items():
         model = convert(source, root / "links" / source.name, linked=True)
-        facts["data_bytes"][source.name] = (model / graph.DATA).stat().st_size
+        facts["data_bytes"][source.name] = (model / layout.DATA).stat().st_size
         for name in names:
             precision, options, _ = CASES[name]
             out = root / "links" / f"{source.name}-{name}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +10,11 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from testing.drive import facts_of, section
 
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
-from phipipe.backends.onnxruntime.graph import Linear
+from phipipe.backends.onnxruntime.schemes import Linear, schemes_of
 from phipipe.recipe.device import Unit
 
 DRIVER = Path(__file__).parent / "driver.py"
@@ -27,23 +26,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("onnxruntime")
-    environment = os.environ | {"PYTHONPATH": str(DRIVER.parent.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python_of("onnxruntime"), DRIVER, folder],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
-    return found
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
-    return found
+    return facts_of(python_of("onnxruntime"), DRIVER, folder)
 
 
 def linears(*names: str) -> list[Linear]:
@@ -223,20 +206,20 @@ def test_parameters_of_steps_are_json() -> None:
 
 def test_mixed_head_raises_the_lm_head_only() -> None:
     names = ["/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul"]
-    schemes = onnxruntime.schemes_of(linears(*names), onnxruntime.Options(mixed="head"), 4, 32)
+    schemes = schemes_of(linears(*names), onnxruntime.Options(mixed="head"), 4, 32)
     assert [schemes[name].bits for name in names] == [4, 8]
 
 
 def test_mixed_layers_raises_llama_cpps_choice() -> None:
     names = [f"/model/layers.{i}/mlp/down_proj/MatMul" for i in range(32)]
-    schemes = onnxruntime.schemes_of(linears(*names), onnxruntime.Options(mixed="layers"), 4, 32)
+    schemes = schemes_of(linears(*names), onnxruntime.Options(mixed="layers"), 4, 32)
     raised = [i for i, name in enumerate(names) if schemes[name].bits == 8]
     assert raised == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
 
 
 def test_excluded_nodes_have_no_scheme() -> None:
     wanted = linears("/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul")
-    schemes = onnxruntime.schemes_of(wanted, onnxruntime.Options(exclude=("*/down_proj/*",)), 4, 1)
+    schemes = schemes_of(wanted, onnxruntime.Options(exclude=("*/down_proj/*",)), 4, 1)
     assert set(schemes) == {"/lm_head/MatMul"}
 
 

@@ -11,13 +11,14 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe.cli.show import Silent
-from phipipe.models import seeing as vision
+from phipipe.cli.listeners import Silent
 from phipipe.package import manifest
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
+from phipipe.vision import pictures as vision_pictures
 
 # Nightly: OpenVINO's eyes have Phi-4-multimodal's tests, and these models ONNX Runtime's.
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
@@ -36,7 +37,8 @@ def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     }
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(seeing / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), seeing / "packages", 2)
+    manner = Manner(out=seeing / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -76,7 +78,7 @@ def test_rounded_text_and_pictures_suffer_alike(builds: dict[str, Outcome], prec
 def test_the_pipelines_answers_follow_from_the_graphs_but_for_pictures_that_are_not_square(
     builds: dict[str, Outcome], python_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    for picture in (*vision.PICTURES, *vision.SQUARES):
+    for picture in (*vision_pictures.PICTURES, *vision_pictures.SQUARES):
         (tmp_path / f"{picture.name}.png").write_bytes(picture.png())
     package = folder(builds, "int4")
     said = drive(
@@ -108,7 +110,7 @@ def test_the_cards_program_answers(
     )
     (tmp_path / "run.py").write_text(program, "utf-8")
     files = []
-    for picture in vision.PICTURES:
+    for picture in vision_pictures.PICTURES:
         if picture.name in pictures:
             files.append(tmp_path / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())

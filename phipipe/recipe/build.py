@@ -1,0 +1,50 @@
+"""One recipe to build: a variant of a matrix merged in, its options validated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from phipipe.errors import RecipeError, TargetError
+from phipipe.recipe.places import Where
+from phipipe.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Build:
+    """One recipe to build: a variant of a matrix has been merged in, ``options`` validated."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+    options: BaseModel | None
+    locate: Callable[[Sequence[Where], str], RecipeError] = field(
+        default=lambda places, message: RecipeError(message), compare=False
+    )
+
+
+def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
+    """Paths of the user's that ``recipe`` names, and where it does."""
+    learned = recipe.calibrate.text.file if recipe.calibrate.text else None
+    named: list[tuple[Where, str | None]] = [
+        (("source", "path"), recipe.source.path),
+        (("evaluate", "text", "file"), recipe.evaluate.text.file),
+        (("calibrate", "text", "file"), learned),
+        (("device",), recipe.device if recipe.device.endswith((".yaml", ".yml")) else None),
+    ]
+    return [(where, text) for where, text in named if text is not None]
+
+
+def problem_at(
+    build: Build, where: Where, message: str, hint: str | None = None, *others: Where
+) -> TargetError:
+    """A TargetError that points at the place in the recipe that ``message`` speaks of.
+
+    Where ``others`` have a part in it as well, the one that decides is shown: what the command line
+    says, else what the variant says, else what is written at all.
+    """
+    error = build.locate((where, *others), message)
+    return TargetError(error.message, hint=hint, problems=error.problems)

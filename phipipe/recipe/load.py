@@ -1,0 +1,248 @@
+"""Recipe files on their way to builds: every problem is reported at once, with its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from phipipe.errors import RecipeError
+from phipipe.files import file_names, user_paths
+from phipipe.recipe import overlay
+from phipipe.recipe.build import Build, paths_of
+from phipipe.recipe.complaints import complaints, gone
+from phipipe.recipe.document import parse, read
+from phipipe.recipe.places import Document, Problem, Where
+from phipipe.recipe.problems import Problems
+from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
+from phipipe.recipe.variants import BACKEND, VARIANT_KEYS, lay
+from phipipe.steps import Json
+from phipipe.suggestions import near, shorten
+
+_NO_MATRIX = "a matrix is a list of variants, each a mapping such as `{precision: int8}`"
+_NO_NAME = (
+    "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first"
+)
+
+
+def load(
+    path: Path,
+    *,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> list[Build]:
+    """The builds that the file ``path`` describes.
+
+    Args:
+        options: backend name → the model of its ``quantize:`` section.
+        sets: ``dotted.key=value`` overrides, the value in YAML; they win over every variant of a
+            matrix, too.
+        only: names of the variants wanted, all if empty; nothing is asked of the others.
+
+    Raises:
+        RecipeError: everything that is wrong with the file, by line and column, or an unknown name
+            in ``only``.
+    """
+    builds, error = gather(path, options=options, sets=sets, only=only)
+    if error:
+        raise error
+    return builds
+
+
+def gather(
+    path: Path,
+    *,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> tuple[list[Build], RecipeError | None]:
+    """As ``load``: what is wrong with the file, and the builds of the variants that are right all
+    the same.
+
+    Raises:
+        RecipeError: nothing in the file can be looked at.
+    """
+    return of_document(
+        read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only
+    )
+
+
+def of_document(
+    document: Document,
+    folder: Path,
+    *,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> tuple[list[Build], RecipeError | None]:
+    """As ``gather``, of a text that was read already; relative paths in it count from ``folder``.
+
+    Raises:
+        RecipeError: nothing in the text can be looked at.
+    """
+    loading = _Loading(document, options)
+    loading.override(sets)
+    return loading.builds(folder, only)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A recipe's data with one entry of its matrix merged in; ``at`` is the entry's place."""
+
+    data: dict[str, Json]
+    name: str
+    at: Where = ()
+
+
+class _Loading:
+    """One file on its way to builds: gathers problems instead of stopping at the first."""
+
+    def __init__(self, document: Document, options: Mapping[str, type[BaseModel]]) -> None:
+        self._document, self._options = document, options
+        self._problems = Problems(document)
+        self._overrides: list[tuple[tuple[str, ...], Json, str]] = []
+        if not isinstance(document.data, dict):
+            message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
+            raise document.error([Problem(*document.place(()), message)])
+        self._data: dict[str, Json] = document.data
+
+    def override(self, sets: Sequence[str]) -> None:
+        """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
+        for text in sets:
+            where, value, shown = overlay.parts(text)
+            parsed = _parsed(value, shown)
+            overlay.put(self._data, where, parsed.data, shown)
+            if where[0] != "matrix":
+                self._overrides.append((where, parsed.data, shown))
+            self._problems.overlay(where, parsed.values, shown)
+
+    def builds(
+        self, folder: Path, only: Sequence[str] = ()
+    ) -> tuple[list[Build], RecipeError | None]:
+        base = {key: value for key, value in self._data.items() if key != "matrix"}
+        name = str(base.get("name"))
+        variants = self._variants(base) if "matrix" in self._data else [_Variant(base, name)]
+        if only and not self._problems:
+            chosen = overlay.wanted(only, [variant.name for variant in variants], name)
+            variants = [variant for variant in variants if variant.name in chosen]
+        builds = []
+        for variant in variants:
+            if not self._problems.enough and (build := self._build(variant, folder)):
+                builds.append(build)
+        return builds, self._problems.error if self._problems else None
+
+    def _variants(self, base: dict[str, Json]) -> list[_Variant]:
+        """One for every entry of the matrix."""
+        matrix = self._data["matrix"]
+        if not isinstance(matrix, list) or not matrix:
+            self._problems.note(("matrix",), _NO_MATRIX)
+            return []
+        if len(matrix) > MAX_VARIANTS:
+            message = f"a matrix has at most {MAX_VARIANTS} variants"
+            self._problems.note(("matrix", MAX_VARIANTS), message)
+        variants: list[_Variant] = []
+        names: dict[str, int] = {}
+        for i, entry in enumerate(matrix[:MAX_VARIANTS]):
+            at: Where = ("matrix", i)
+            if not isinstance(entry, dict):
+                self._problems.note(at, _NO_MATRIX)
+                continue
+            variant = self._variant(base, entry, at)
+            if (first := names.get(variant.name)) and set(entry) <= set(VARIANT_KEYS):
+                message = f"a second variant `{shorten(variant.name)}`, as on line {first}"
+                self._problems.note(at, f"{message}; give it a `name:` of its own")
+            names.setdefault(variant.name, self._document.place(at)[0])
+            variants.append(replace(variant, name=f"{base.get('name')}-{variant.name}"))
+        return variants
+
+    def _variant(self, base: dict[str, Json], entry: dict[str, Json], at: Where) -> _Variant:
+        """``entry`` of the matrix, under the name that it has beside the others."""
+        merged = lay(base, entry)
+        for key in entry:
+            if key not in VARIANT_KEYS:
+                self._problems.note((*at, key), _unknown_in_variant(key), key=True)
+        name = entry.get("name", f"{merged.get('backend', BACKEND)}-{merged.get('precision')}")
+        if "name" in entry and not (isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)):
+            self._problems.note((*at, "name"), _NO_NAME)
+        elif words := _unfit(str(base.get("name")), str(name)):
+            self._problems.note(at, words)
+        merged = deepcopy(merged)
+        for where, value, text in self._overrides:
+            overlay.put(merged, where, value, text)
+        return _Variant(merged, str(name), at)
+
+    def _build(self, variant: _Variant, folder: Path) -> Build | None:
+        data = variant.data
+        recipe = self._validate(Recipe, data, (), variant.at)
+        options = None
+        backend, quantize = data.get("backend", BACKEND), data.get("quantize", {})
+        if isinstance(backend, str) and backend not in self._options:
+            guess = near(backend, self._options) or f"; there are {', '.join(self._options)}"
+            message = f"unknown backend `{shorten(backend)}`{guess}"
+            self._problems.note(("backend",), message, variant=variant.at)
+        elif isinstance(backend, str) and isinstance(quantize, dict):
+            options = self._validate(self._options[backend], quantize, ("quantize",), variant.at)
+        if recipe is not None:
+            self._look_at_paths(recipe, folder, variant.at)
+        if recipe is None or options is None:
+            return None
+
+        def locate(places: Sequence[Where], message: str) -> RecipeError:
+            return self._problems.located(places, message, variant.at)
+
+        return Build(variant.name, recipe, folder, options, locate)
+
+    def _look_at_paths(self, recipe: Recipe, folder: Path, variant: Where) -> None:
+        """What no machine could have at a path is said where the path stands; that it is missing
+        here is for later."""
+        for where, text in paths_of(recipe):
+            path = folder / os.path.expanduser(text)  # noqa: PTH111 (never raises)
+            if odd := user_paths.oddity(path, text):
+                self._problems.note(where, f"`{shorten(text)}` {odd}", variant=variant)
+
+    def _validate(self, model: type[BaseModel], data: Json, prefix: Where, variant: Where) -> Json:
+        try:
+            # JSON's strict mode is the one we want: a list may become a tuple, "12" no number.
+            return model.model_validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            for where, message, key in complaints(error, model):
+                if self._problems.enough:
+                    break
+                self._problems.note((*prefix, *where), message, key=key, variant=variant)
+        return None
+
+
+def _parsed(value: str, shown: str) -> Document:
+    """The YAML ``value`` of an override; ``shown`` is how a message repeats the override."""
+    if not value.strip():
+        return Document("", "", values={(): (1, 1)})
+    try:
+        return parse(value, "")
+    except RecipeError as error:
+        # Without the place, which means nothing in so short a text.
+        words = error.message.splitlines()[0].partition(": ")[2]
+        raise RecipeError(f"--set {shown}: {words}") from None
+
+
+def _unknown_in_variant(key: str) -> str:
+    if key in Recipe.GONE:
+        return gone(Recipe, key)
+    if key in Recipe.model_fields:
+        return f"`{key}` is the same for all variants; write it before the matrix"
+    return f"unknown key `{shorten(key)}` in a variant{near(key, VARIANT_KEYS)}"
+
+
+def _unfit(recipe: str, name: str) -> str | None:
+    """Why the package of the variant ``name`` of ``recipe`` cannot be called after both."""
+    if reason := file_names.unfit(f"{recipe}-{name}"):
+        return f"no folder can have the name `{shorten(name)}` everywhere: {reason}"
+    if len(f"{recipe}-{name}") > 80:
+        return "the recipe's and the variant's name have more than 80 characters together"
+    return None
