@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,10 +33,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
-# A busy machine draws slowly; and folders are fresh for a test, not for each of its examples.
-checks = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
-hypothesis.settings.register_profile("phipipe", suppress_health_check=checks)
-hypothesis.settings.load_profile("phipipe")
+# How busy the machine is says nothing about the code; and folders are fresh for a test, not for each
+# of its examples.
+CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+settings.register_profile("phipipe", deadline=None, suppress_health_check=CHECKS)
+settings.load_profile("phipipe")
 pytest_plugins = ["testing.fixtures"]
 
 # Files that take minutes, the longest first: they start first, so that none runs alone at the end.
@@ -45,9 +45,6 @@ SLOW = (
     *("targets", "family", "runtimes", "litert", "openvino", "vision_phi4", "qnn", "olive"),
     *("vision", "cluster", "large", "quickstart"),
 )
-# How busy the machine is says nothing about the code.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared")
 WORKER_GIB = 6  # what a test's processes may take at once
 KEPT = "PHIPIPE_TEST_TOOLCHAINS"
 # Two installers work beside the tests: compiling llama.cpp takes minutes of one core.
