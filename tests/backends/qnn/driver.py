@@ -190,7 +190,7 @@ def compile(root: Path) -> dict[str, Any]:
     facts["kld"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
     session.close()
     facts["shared on the emulator"] = message(lambda: backend.open(root / "compiled" / "shared"))
-    tokenizer = backend.tokenizer(root / "compiled" / "shared")
+    tokenizer = backend.FACE.tokenizer(root / "compiled" / "shared")
     facts["ids"] = [tokenizer.encode(PARITY_TEXT), json.loads((root / "parity.json").read_text())]
     broken = onnx.load(str(root / "int4" / "head_prompt.onnx"), load_external_data=False)
     node = onnx.helper.make_node("NonZero", ["hidden_states"], ["where"], name="data_dependent")
