@@ -26,7 +26,7 @@ import psutil
 from phipipe import backends
 from phipipe.batch import batch, selection
 from phipipe.batch.selection import Wanted
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.hub import take
 from phipipe.plan.plan import Plan
 from phipipe.run import dispatch
@@ -110,7 +110,7 @@ def planning(folder: Path, count: int) -> None:
 
 def chains(count: int) -> list[Plan]:
     """Builds of ``LENGTH`` steps each, the first of which all share."""
-    made = []
+    plans = []
     for build in range(count // LENGTH):
         steps = [Step(name="s0", runs="batch/write", version=1, params={"n": 0})]
         for i in range(1, LENGTH):
@@ -124,8 +124,8 @@ def chains(count: int) -> list[Plan]:
             steps.append(step)
         named: Any = SimpleNamespace(name=f"b{build}", recipe=SimpleNamespace(backend="none"))
         plan: Any = Plan(build=named, device=None, api="cpu", on_target="false", steps=tuple(steps))  # type: ignore[arg-type]
-        made.append(plan)
-    return made
+        plans.append(plan)
+    return plans
 
 
 def running(folder: Path, count: int) -> None:

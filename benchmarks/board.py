@@ -23,12 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
-from phipipe.plan import plan
+from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import dispatch
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -52,7 +53,8 @@ params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
 assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), params) == 0
 """
-Commands = Mapping[str, Sequence[Sequence[str | Path]]]
+Command = Sequence[str | Path]
+Commands = Mapping[str, Sequence[Command]]
 
 
 def plans(extra: str = "") -> list[Plan]:
@@ -60,10 +62,10 @@ def plans(extra: str = "") -> list[Plan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
-        made = [plan.prepare(build) for build in load.load(path, options=backends.OptionsOf())]
+        whole = [prepare.prepare(build) for build in load.load(path, options=backends.OptionsOf())]
     return [
         replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))
-        for p in made
+        for p in whole
     ]
 
 
@@ -71,8 +73,8 @@ def ours(
     store: Store, settings: Settings, jobs: int | None, extra: str = ""
 ) -> tuple[float, dict[str, float], int]:
     """(wall seconds, step seconds by backend, steps that ran)."""
-    made, start = plans(extra), time.perf_counter()
-    outcomes = dispatch.attempt(made, store, settings, Silent(), None, jobs)
+    builds, start = plans(extra), time.perf_counter()
+    outcomes = dispatch.attempt(builds, store, settings, Silent(), Manner(jobs=jobs))
     wall = time.perf_counter() - start
     seconds: dict[str, float] = defaultdict(float)
     seen = set()
@@ -89,90 +91,62 @@ def ours(
 def upstream(settings: Settings, work: Path) -> Commands:
     """Backend → its own tools' commands for the same files."""
     python = {name: environments.ensure(name, settings, print).python for name in backends.names()}
-    builder = (
-        python["onnxruntime"],
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-m",
-        MODEL,
-        "-i",
-        MODEL,
-        "-e",
-        "cpu",
-    )
-    rounding = (
-        python["torch"],
-        "-m",
-        "auto_round",
-        "--model",
-        MODEL,
-        "--iters",
-        "0",
-        "--disable_opt_rtn",
-    )
-    rounding = (*rounding, "--format", "auto_round")
-    exporter = (
-        python["openvino"],
-        "-m",
-        "optimum.commands.optimum_cli",
-        "export",
-        "openvino",
-        "--model",
-        MODEL,
-    )
-    exporter = (*exporter, "--task", "text-generation-with-past")
-    mlx = (python["mlx"], "-m", "mlx_lm", "convert", "--hf-path", MODEL)
-    to_gguf = (python["torch"], converter(work), MODEL)
-    quantizer = (python["llamacpp"], "-c", QUANTIZE, work / "bf16.gguf")
     return {
-        "torch": [
-            (python["torch"], "-c", CAST, MODEL, work / "fp32", "float32"),
-            (python["torch"], "-c", CAST, MODEL, work / "fp16", "float16"),
-            (*rounding, "--bits", "8", "--group_size", "128", "--output_dir", work / "ar8"),
-            (*rounding, "--bits", "4", "--group_size", "32", "--output_dir", work / "ar4"),
-        ],
-        "onnxruntime": [
-            (
-                *builder,
-                "-p",
-                precision,
-                "-o",
-                work / f"onnx-{precision}",
-                "-c",
-                work / "builder-cache",
-            )
-            for precision in ("fp32", "int8", "int4")
-        ],
-        "llamacpp": [
-            *(
-                (*to_gguf, "--outtype", kind, "--outfile", work / f"{kind}.gguf")
-                for kind in ("f32", "f16", "bf16")
-            ),
-            *((*quantizer, work / f"{kind}.gguf", kind) for kind in ("Q8_0", "Q4_K_M")),
-        ],
-        "openvino": [
-            *(
-                (*exporter, "--weight-format", kind, work / f"ov-{kind}")
-                for kind in ("fp32", "fp16", "int8")
-            ),
-            (
-                *exporter,
-                "--weight-format",
-                "int4",
-                "--group-size",
-                "128",
-                "--ratio",
-                "1.0",
-                work / "ov-int4",
-            ),
-        ],
-        "mlx": [
-            (*mlx, "--mlx-path", work / "mlx32", "--dtype", "float32"),
-            (*mlx, "--mlx-path", work / "mlx16"),
-            (*mlx, "--mlx-path", work / "mlx8", "-q", "--q-bits", "8", "--q-group-size", "64"),
-            (*mlx, "--mlx-path", work / "mlx4", "-q", "--q-bits", "4", "--q-group-size", "64"),
-        ],
+        "torch": _torch(python["torch"], work),
+        "onnxruntime": _onnxruntime(python["onnxruntime"], work),
+        "llamacpp": _llamacpp(python["torch"], python["llamacpp"], work),
+        "openvino": _openvino(python["openvino"], work),
+        "mlx": _mlx(python["mlx"], work),
     }
+
+
+def _torch(python: Path, work: Path) -> list[Command]:
+    rounding = (python, *["-m", "auto_round", "--iters", "0", "--disable_opt_rtn"])
+    rounding += ("--format", "auto_round", "--model", MODEL)
+    return [
+        (python, "-c", CAST, MODEL, work / "fp32", "float32"),
+        (python, "-c", CAST, MODEL, work / "fp16", "float16"),
+        (*rounding, "--bits", "8", "--group_size", "128", "--output_dir", work / "ar8"),
+        (*rounding, "--bits", "4", "--group_size", "32", "--output_dir", work / "ar4"),
+    ]
+
+
+def _onnxruntime(python: Path, work: Path) -> list[Command]:
+    builder = (python, "-m", "onnxruntime_genai.models.builder", "-m", MODEL, "-i", MODEL)
+    builder += ("-e", "cpu", "-c", work / "builder-cache")
+    return [
+        (*builder, "-p", precision, "-o", work / f"onnx-{precision}")
+        for precision in ("fp32", "int8", "int4")
+    ]
+
+
+def _llamacpp(torch: Path, python: Path, work: Path) -> list[Command]:
+    to_gguf = (torch, converter(work), MODEL)
+    quantizer = (python, "-c", QUANTIZE, work / "bf16.gguf")
+    return [
+        *(
+            (*to_gguf, "--outtype", kind, "--outfile", work / f"{kind}.gguf")
+            for kind in ("f32", "f16", "bf16")
+        ),
+        *((*quantizer, work / f"{kind}.gguf", kind) for kind in ("Q8_0", "Q4_K_M")),
+    ]
+
+
+def _openvino(python: Path, work: Path) -> list[Command]:
+    exporter = (python, "-m", "optimum.commands.optimum_cli", "export", "openvino")
+    exporter += ("--model", MODEL, "--task", "text-generation-with-past", "--weight-format")
+    int4 = (*exporter, "int4", "--group-size", "128", "--ratio", "1.0", work / "ov-int4")
+    return [*((*exporter, kind, work / f"ov-{kind}") for kind in ("fp32", "fp16", "int8")), int4]
+
+
+def _mlx(python: Path, work: Path) -> list[Command]:
+    convert = (python, "-m", "mlx_lm", "convert", "--hf-path", MODEL, "--mlx-path")
+    return [
+        (*convert, work / "mlx32", "--dtype", "float32"),
+        (*convert, work / "mlx16"),
+        (*convert, work / "mlx8", "-q", "--q-bits", "8", "--q-group-size", "64"),
+        (*convert, work / "mlx4", "-q", "--q-bits", "4", "--q-group-size", "64"),
+    ]
 
 
 def converter(work: Path) -> Path:
@@ -195,7 +169,7 @@ def converter(work: Path) -> Path:
     return next(work.glob("*/vendor/llama.cpp/convert_hf_to_gguf.py"))
 
 
-def run(command: Sequence[str | Path]) -> float:
+def run(command: Command) -> float:
     """Wall seconds of ``command``; a failure ends the benchmark."""
     quiet = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "NNCF_CI": "1"}
     start = time.perf_counter()

@@ -76,20 +76,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 def config(name: str) -> dict[str, Any]:
     """The ``config.json`` of family member ``name``; LongRoPE's factors are a ramp, the real ones
     are learned."""
-    made = json.loads((TOKENIZER / "config.json").read_text("utf-8")) | SHAPES[name]
-    if made["max_position_embeddings"] > made["original_max_position_embeddings"]:
+    settings = json.loads((TOKENIZER / "config.json").read_text("utf-8")) | SHAPES[name]
+    if settings["max_position_embeddings"] > settings["original_max_position_embeddings"]:
         rotary = (
-            made["hidden_size"]
-            // made["num_attention_heads"]
-            * made.get("partial_rotary_factor", 1)
+            settings["hidden_size"]
+            // settings["num_attention_heads"]
+            * settings.get("partial_rotary_factor", 1)
         )
         short = [round(1 + i / rotary, 4) for i in range(int(rotary) // 2)]
-        made["rope_scaling"] = {
+        settings["rope_scaling"] = {
             "type": "longrope",
             "short_factor": short,
             "long_factor": [16 * f for f in short],
         }
-    return made
+    return settings
 
 
 def tensors(shape: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -112,16 +112,16 @@ def tensors(shape: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def shards(shape: dict[str, Any], limit: int = SHARD_BYTES) -> list[dict[str, tuple[int, ...]]]:
     """The tensors, spread over files of at most ``limit`` bytes."""
-    made: list[dict[str, tuple[int, ...]]] = [{}]
+    files: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for name, dims in tensors(shape):
         length = 2 * math.prod(dims)
-        if made[-1] and size + length > limit:
-            made.append({})
+        if files[-1] and size + length > limit:
+            files.append({})
             size = 0
-        made[-1][name] = dims
+        files[-1][name] = dims
         size += length
-    return made
+    return files
 
 
 def values(rng: np.random.Generator, count: int) -> npt.NDArray[np.uint16]:

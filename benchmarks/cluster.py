@@ -78,9 +78,9 @@ class Farm:
 
     def _heard(self, name: str, words: str) -> str:
         path = self.folder / f"{name}.log"
-        while not (found := re.search(words, path.read_text("utf-8", "replace"))):
+        while not (line := re.search(words, path.read_text("utf-8", "replace"))):
             time.sleep(0.1)
-        return found[1]
+        return line[1]
 
     def close(self) -> None:
         for process in (*self.workers, self.scheduler):
@@ -99,14 +99,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
+    # Here, since every step's process imports this module.
     from phipipe.plan.plan import Plan
     from phipipe.steps import Step
 
-    made = []
+    built = []
     for i in range(steps):
         needs = {"before": f"s{i - chains}"} if chains and i >= chains else {}
         params = {"name": f"{turn} {i}", "seconds": seconds}
-        made.append(
+        built.append(
             Step(
                 name=f"s{i}",
                 runs="cluster/sleep",
@@ -117,21 +118,20 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
             )
         )
     build: Any = SimpleNamespace(name="many", recipe=SimpleNamespace(backend="none"))
-    return Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(made))  # type: ignore[arg-type]
+    return Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(built))  # type: ignore[arg-type]
 
 
 def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:
     """What digest each step has, done on the cluster at ``url``, or here."""
-    from phipipe.cli.show import Silent
+    from phipipe.cli.listeners import Silent
     from phipipe.cluster import client as cluster
     from phipipe.run import dispatch as schedule
+    from phipipe.run.manner import Manner
     from phipipe.settings import Settings
     from phipipe.store.store import Store
 
-    engine = cluster.engine(url) if url else None
-    (done,) = schedule.attempt(
-        [work], Store(cache), Settings.read(), Silent(), None, jobs, engine=engine
-    )
+    manner = Manner(jobs=jobs, engine=cluster.engine(url) if url else None)
+    (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), manner)
     if done.error:
         raise done.error
     return {name: result.stored.digest for name, result in done.results.items()}
@@ -175,41 +175,44 @@ SHAPE: dict[str, Any] = {"steps": 60, "seconds": 0.5, "chains": 6}  # of what is
 
 def kills(count: int) -> dict[str, Any]:
     """Kill workers, schedulers and clients at random, start them again, until ``count`` are dead
-    and the work is done.
-
-    Whenever a client has finished, another one starts with new work. Then the digests of unbroken
-    runs on this machine.
-    """
+    and the work is done. Then the digests of unbroken runs on this machine."""
     killed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        farm, turn = Farm(Path(folder)), 0
-        found: list[dict[str, str]] = []
+        farm = Farm(Path(folder))
         try:
-            for _ in range(4):
-                farm.worker()
-            farm.wait_for(4)
-            client = _client(farm, turn)
-            while killed.total() < count or client.poll() is None:
-                if client.poll() is not None:
-                    found += _found(farm, turn)
-                    turn = len(found)
-                    client = _client(farm, turn)
-                time.sleep(random.uniform(1, 3))
-                if killed.total() < count:
-                    client = _kill(farm, client, turn, killed)
-            found += _found(farm, turn)
+            digests = _disturb(farm, count, killed)
         finally:
             farm.close()
-            end(client)
-        os.environ |= {
-            name: farm.environment[name] for name in ("PHIPIPE_WORKER_PATH", "PHIPIPE_TOOLCHAIN")
-        }
+        names = ("PHIPIPE_WORKER_PATH", "PHIPIPE_TOOLCHAIN")
+        os.environ |= {name: farm.environment[name] for name in names}
         os.environ.pop("PHIPIPE_REMOTE", None)
         whole = [
             attempt(Path(folder) / f"calm{i}", plan(**SHAPE, turn=i), None, 8)
-            for i in range(len(found))
+            for i in range(len(digests))
         ]
-    return {"killed": killed, "clients_done": len(found), "same_digests": found == whole}
+    return {"killed": killed, "clients_done": len(digests), "same_digests": digests == whole}
+
+
+def _disturb(farm: Farm, count: int, killed: Counter[str]) -> list[dict[str, str]]:
+    """The digests of each client that has finished, after which another one started with new
+    work."""
+    for _ in range(4):
+        farm.worker()
+    farm.wait_for(4)
+    digests: list[dict[str, str]] = []
+    turn, client = 0, _client(farm, 0)
+    try:
+        while killed.total() < count or client.poll() is None:
+            if client.poll() is not None:
+                digests += _digests(farm, turn)
+                turn = len(digests)
+                client = _client(farm, turn)
+            time.sleep(random.uniform(1, 3))
+            if killed.total() < count:
+                client = _kill(farm, client, turn, killed)
+        return [*digests, *_digests(farm, turn)]
+    finally:
+        end(client)
 
 
 def _kill(farm: Farm, client: Any, turn: int, killed: Counter[str]) -> Any:
@@ -236,7 +239,7 @@ def _client(farm: Farm, turn: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _found(farm: Farm, turn: int) -> list[dict[str, str]]:
+def _digests(farm: Farm, turn: int) -> list[dict[str, str]]:
     """The digests that the client of this ``turn`` wrote, none if it failed: then the same work is
     started again."""
     path = farm.folder / f"client{turn}" / "digests.json"
@@ -260,8 +263,10 @@ def main() -> None:
         (cache / "digests.tmp").write_text(json.dumps(digests), "utf-8")
         (cache / "digests.tmp").replace(cache / "digests.json")
         return
-    told = kills(asked.kills) if asked.kills else speed(asked.workers, asked.steps, asked.seconds)
-    print(json.dumps(told, indent=2))
+    figures = (
+        kills(asked.kills) if asked.kills else speed(asked.workers, asked.steps, asked.seconds)
+    )
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

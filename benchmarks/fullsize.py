@@ -28,13 +28,14 @@ import checkpoint
 import psutil
 
 from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
-from phipipe.plan import plan
-from phipipe.processes import step_server
+from phipipe.plan import prepare
+from phipipe.processes import children
 from phipipe.recipe import load
 from phipipe.run import dispatch
-from phipipe.run.process import memory_of
+from phipipe.run.manner import Manner
+from phipipe.run.watch import memory_of
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -80,16 +81,14 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
         text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
     )
     (build,) = load.load(path, options=backends.OptionsOf())
-    made = plan.prepare(build)
+    whole = prepare.prepare(build)
     cost = Cost()
-    for wanted in (
-        ("source",),
-        ("source", *MAKING),
-    ):  # the first alone: storing the checkpoint is not converting it
-        steps = tuple(replace(step, after=()) for step in made.steps if step.name in wanted)
+    # The first alone: storing the checkpoint is not converting it.
+    for wanted in (("source",), ("source", *MAKING)):
+        steps = tuple(replace(step, after=()) for step in whole.steps if step.name in wanted)
         start = time.perf_counter()
         (outcome,) = dispatch.attempt(
-            [replace(made, steps=steps)], store, settings, Silent(), None, 1
+            [replace(whole, steps=steps)], store, settings, Silent(), Manner(jobs=1)
         )
         cost.seconds = time.perf_counter() - start
         if outcome.error:
@@ -112,41 +111,17 @@ def upstream(
     """The bare tools' commands for the same file, written to ``work``."""
     python = environments.ensure(backend, settings, print).python
     if backend == "onnxruntime":
-        build = (
-            python,
-            "-m",
-            "onnxruntime_genai.models.builder",
-            "-m",
-            source,
-            "-i",
-            source,
-            "-o",
-            work / "onnx",
-        )
-        return [(*build, "-p", "int4", "-e", "cpu", "-c", work / "builder-cache")]
+        build = (python, "-m", "onnxruntime_genai.models.builder", "-m", source, "-i", source)
+        build += ("-e", "cpu", "-c", work / "builder-cache")
+        return [(*build, "-p", "int4", "-o", work / "onnx")]
     if backend == "openvino":
-        export = (
-            python,
-            "-m",
-            "optimum.commands.optimum_cli",
-            "export",
-            "openvino",
-            "--model",
-            source,
-        )
+        export = (python, "-m", "optimum.commands.optimum_cli", "export", "openvino")
+        export += ("--model", source, "--task", "text-generation-with-past")
         rounding = ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0")
-        return [(*export, "--task", "text-generation-with-past", *rounding, work / "ov")]
+        return [(*export, *rounding, work / "ov")]
     if backend == "mlx":
-        convert = (
-            python,
-            "-m",
-            "mlx_lm",
-            "convert",
-            "--hf-path",
-            source,
-            "--mlx-path",
-            work / "mlx",
-        )
+        convert = (python, "-m", "mlx_lm", "convert", "--hf-path", source)
+        convert += ("--mlx-path", work / "mlx")
         return [(*convert, "-q", "--q-bits", "4", "--q-group-size", "64")]
     converter = (
         environments.ensure("torch", settings, print).python,
@@ -187,7 +162,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
 def _memory(pid: int) -> tuple[int, int]:
     """(anonymous, resident) bytes of the process and its children."""
     anon = rss = 0
-    for member in step_server.tree(pid):
+    for member in children.tree(pid):
         try:
             resident, private = memory_of(member)
         except (psutil.Error, OSError):  # it has just ended

@@ -19,7 +19,7 @@ for users.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 
 class Place(NamedTuple):
@@ -46,12 +46,10 @@ class PhipipeError(Exception):
     """
 
     exit_code = 70
-    parts: tuple[
-        PhipipeError, ...
-    ] = ()  # what it was made of, where it stands for several (``several.as_one``)
-    DETAILS: ClassVar[
-        tuple[str, ...]
-    ] = ()  # a kind's own attributes, all of them texts: they cross borders with it
+    # what it was made of, where it stands for several (``several.as_one``)
+    parts: tuple[PhipipeError, ...] = ()
+    # a kind's own attributes, all of them texts: they cross borders with it
+    DETAILS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, message: str, *, hint: str | None = None, problems: Sequence[Located] = ()
@@ -119,7 +117,7 @@ SAME_VERSION = "use the same phipipe on both sides"
 ENDINGS = (130, 143)  # the exit codes that one kind, ``Interrupted``, has
 
 
-def encoded(error: PhipipeError) -> dict[str, Any]:
+def encoded(error: PhipipeError) -> dict[str, object]:
     """``error`` as JSON: kind, code, message, hint, problems (message, file, line, column),
     details."""
     return {
@@ -132,25 +130,26 @@ def encoded(error: PhipipeError) -> dict[str, Any]:
     }
 
 
-def decoded(told: object, *, before: str = "") -> PhipipeError:
+def decoded(described: object, *, before: str = "") -> PhipipeError:
     """The error that ``encoded`` described; ``before`` comes before its message.
 
     Who described it may be older or newer, or not in its right mind: a kind that is unknown here
     becomes the plain one of its exit code, what makes no sense is left out, and nothing is ever
     raised.
     """
-    told = told if isinstance(told, Mapping) else {}
-    code, message, hint = told.get("code"), told.get("message"), told.get("hint")
+    fields = _mapping(described)
+    code, message, hint = fields.get("code"), fields.get("message"), fields.get("hint")
     details = {
         name: value
-        for name, value in _mapping(told.get("details")).items()
+        for name, value in _mapping(fields.get("details")).items()
         if isinstance(value, str)
     }
-    kind = _kind(told.get("kind"), code, details)
+    kind = _kind(fields.get("kind"), code, details)
     error = kind.__new__(kind)
     if not isinstance(message, str):
         message, hint = UNREADABLE, SAME_VERSION
-    problems = [made for one in _list(told.get("problems")) if (made := _located(one))]
+    located = map(_located, _list(fields.get("problems")))
+    problems = [problem for problem in located if problem]
     PhipipeError.__init__(
         error, before + message, hint=hint if isinstance(hint, str) else None, problems=problems
     )
@@ -182,18 +181,21 @@ def _kind(name: object, code: object, details: Mapping[str, str]) -> type[Phipip
     return next(iter([kind for kind in named if kind in alike] or named or alike), StepFailed)
 
 
-def _located(told: object) -> Located | None:
-    told = _mapping(told)
-    message, file = told.get("message"), told.get("file")
+def _located(described: object) -> Located | None:
+    fields = _mapping(described)
+    message, file = fields.get("message"), fields.get("file")
     if not isinstance(message, str) or not isinstance(file, str):
         return None
-    line, column = (n if type(n := told.get(name)) is int else None for name in ("line", "column"))
+    line, column = (
+        number if type(number) is int else None
+        for number in (fields.get("line"), fields.get("column"))
+    )
     return Located(message, Place(file, line, column))
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _list(value: object) -> Sequence[Any]:
+def _list(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else ()

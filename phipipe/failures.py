@@ -16,33 +16,30 @@ def as_one(errors: Sequence[PhipipeError]) -> PhipipeError:
     Its class and exit code are those of the error with the highest exit code, as a batch ends: what
     comes later in a build counts as worse. ``parts`` are the errors themselves.
     """
-    parts = list(
-        {
-            (type(error), error.message, error.hint, error.problems): error for error in errors
-        }.values()
-    )
+    by_words = {(type(e), e.message, e.hint, e.problems): e for e in errors}
+    parts = list(by_words.values())
     if len(parts) == 1:
         return parts[0]
     hints = {error.hint for error in parts}
-    shown = [_said(error, alone=len(hints) == 1) for error in parts[:MOST]]
+    shown = [_worded(error, alone=len(hints) == 1) for error in parts[:MOST]]
     shown += [f"… and {len(parts) - MOST} more"] if len(parts) > MOST else []
     worst = max(parts, key=lambda error: error.exit_code)
     # what no constructor of its own stands in the way of
     kind: type[PhipipeError] = next(
         k for k in map(_any, type(worst).__mro__) if k.__init__ is PhipipeError.__init__
     )
-    made = kind(
+    whole = kind(
         "\n".join(shown),
         hint=hints.pop() if len(hints) == 1 else None,
         problems=[problem for error in parts for problem in error.problems],
     )
-    made.parts = tuple(parts)
-    return made
+    whole.parts = tuple(parts)
+    return whole
 
 
 def _any(kind: type) -> Any:
     return kind
 
 
-def _said(error: PhipipeError, alone: bool) -> str:
+def _worded(error: PhipipeError, alone: bool) -> str:
     return error.message if alone or not error.hint else f"{error.message}\n  try: {error.hint}"

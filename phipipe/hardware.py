@@ -99,7 +99,10 @@ def settle(count: int) -> None:
     """
     import psutil
 
-    if not hasattr(os, "sched_setaffinity") or len(mine := os.sched_getaffinity(0)) <= count:
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    mine = os.sched_getaffinity(0)
+    if len(mine) <= count:
         return
     busy = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
     os.sched_setaffinity(0, sorted(mine, key=lambda cpu: busy.get(cpu, 0.0))[:count])
@@ -129,17 +132,18 @@ def kinds() -> frozenset[str]:
     """What a device file may name in ``machines``: architecture, "nvidia", "apple"; of this
     machine, or inside ``there`` of those that steps run on, with ``device NAME`` for what they are
     besides."""
-    if (told := _THERE.get()) is not None:
-        return told
+    elsewhere = _THERE.get()
+    if elsewhere is not None:
+        return elsewhere
     apple = platform.system() == "Darwin" and architecture() == "arm64"
     own = {architecture(), *(["nvidia"] if nvidia() else []), *(["apple"] if apple else [])}
     return frozenset(own)
 
 
 @contextlib.contextmanager
-def there(found: frozenset[str]) -> Iterator[None]:
-    """While this lasts, plans are made for machines of kinds ``found`` instead of this one."""
-    token = _THERE.set(found)
+def there(others: frozenset[str]) -> Iterator[None]:
+    """While this lasts, plans are made for machines of kinds ``others`` instead of this one."""
+    token = _THERE.set(others)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ _own = threading.local()  # what one thread alone listens to: several steps may 
 
 
 def listen(listener: Listener) -> None:
-    """Hand every later report to ``listener`` alone (the worker does this for each request)."""
+    """Hand every later report to ``listener`` alone (a step server does, for each request)."""
     global _listener
     _listener = listener
 

@@ -94,12 +94,14 @@ WITH_PASSWORDS = re.compile(
 # Variables whose values are never repeated in a message, and a second fence, a wider one, for what
 # a `*` lets through.
 SECRET = re.compile(
-    r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY|JWT|PEM|AUTH|DSN|COOKIE)(_|$)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
+    r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY|JWT|PEM|AUTH|DSN|COOKIE)(_|$)"
+    r"|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
     r"|API_?KEY|ACCESS_KEY|PRIVATE_?KEY|WEBHOOK|^(AWS|AZURE)_",
     re.IGNORECASE,
 )
 FENCE = re.compile(
-    rf"{SECRET.pattern}|BEARER|OAUTH|CREDS|(^|_)(PRIVATE|SIGNING|SESSION|SAS|PIN|SALT|LICENSE|CONN(ECTION)?)(_|$)",
+    rf"{SECRET.pattern}|BEARER|OAUTH|CREDS"
+    r"|(^|_)(PRIVATE|SIGNING|SESSION|SAS|PIN|SALT|LICENSE|CONN(ECTION)?)(_|$)",
     re.IGNORECASE,
 )
 REMOTES = ("s3://", "gs://", "az://", "abfs://", "file:///")
@@ -115,17 +117,14 @@ class Settings:
     use_current: bool = False  # PHIPIPE_TOOLCHAIN=current: no environments of our own
     step_timeout_s: float | None = None
     idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
-    memory_limit_gib: float | None = (
-        None  # of a step's whole process tree, files mapped into memory not counted
-    )
-    preflight: bool = (
-        True  # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
-    )
+    # of a step's whole process tree, files mapped into memory not counted
+    memory_limit_gib: float | None = None
+    # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
+    preflight: bool = True
     remote: str | None = None  # PHIPIPE_REMOTE: where results are shared with other machines
     remote_writes: bool = True  # PHIPIPE_REMOTE_MODE=read: take from there, give nothing
-    worker_path: tuple[
-        Path, ...
-    ] = ()  # further import roots of workers (tests keep their steps there)
+    # further import roots of step servers (tests keep their steps there)
+    server_path: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -161,7 +160,7 @@ class Settings:
             preflight=preflight != "off",
             remote=_remote(environ),
             remote_writes=mode != "read",
-            worker_path=tuple(Path(root).absolute() for root in roots if root),
+            server_path=tuple(Path(root).absolute() for root in roots if root),
         )
 
 
@@ -227,7 +226,8 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
     text = environ.get(name)
     if not text:
         return None
-    folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 (Path's raises where there is no such user)
+    # Path's own raises where there is no such user
+    folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111
     if odd := user_paths.problem(folder, user_paths.Kind.NEW_FOLDER, text):
         raise RecipeError(
             f"{name} is `{user_paths.shown(text)}`, which {odd}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 MAX_GUESSES = 4  # names that one "did you mean" has
 MAX_SHOWN = 60  # characters of a user's value that a message repeats
@@ -29,7 +28,7 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A user's value as a message repeats it."""
     if value is None:
         return "nothing"

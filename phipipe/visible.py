@@ -53,12 +53,12 @@ def json_text(value: object, *, indent: int | None = None, encoding: str | None 
         text.encode(encoding or "utf-8", "surrogatepass" if encoding is None else "strict")
     except (UnicodeEncodeError, LookupError):
         return json.dumps(value, indent=indent, default=str)
-    return _IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return _IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def json_again(text: str) -> str:
     """JSON that is written already, with escapes where ``json_text`` has them."""
-    return _IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return _IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def in_plain_signs(error: UnicodeError) -> tuple[str, int]:
@@ -66,12 +66,10 @@ def in_plain_signs(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     failed = error.object[error.start : error.end]
-    told = "".join(
-        PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in failed
-    )
-    return told, error.end
+    plain = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in failed)
+    return "".join(plain), error.end
 
 
-def _escape(found: re.Match[str]) -> str:
-    number = ord(found.group())
+def _escape(match: re.Match[str]) -> str:
+    number = ord(match.group())
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people read them."""
+"""Sizes and counts as people read them."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def human(size_bytes: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 build``, ``2 builds``, ``1,000 builds``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -15,8 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
+from hypothesis import HealthCheck
 from testing import tiers
 from testing.clock import SHARING
 from xdist.scheduler import LoadScopeScheduling
@@ -32,6 +34,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
+# A busy machine draws slowly; and folders are fresh for a test, not for each of its examples.
+checks = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+hypothesis.settings.register_profile("phipipe", suppress_health_check=checks)
+hypothesis.settings.load_profile("phipipe")
 pytest_plugins = ["testing.fixtures"]
 
 # Files that take long, with their seconds: they start first, so that none runs alone at the end.

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from testing.places import ROOT
+from testing.places import ROOT, TESTS
 
 import phipipe
 from phipipe import backends
@@ -159,7 +159,7 @@ def test_the_parent_never_imports_a_toolchain(words: list[str]) -> None:
 
 def test_what_toolchains_import_needs_little() -> None:
     """Not every toolchain has what the parent has."""
-    assert not imported("import phipipe.hub") & {
+    assert not imported("import phipipe.hub.take") & {
         *HEAVY,
         "filelock",
         "yaml",
@@ -299,11 +299,21 @@ def test_the_guard_of_encodings_knows_them() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda p: p.stem)
-def test_commands_print_through_the_console_alone(path: Path) -> None:
+def test_commands_print_through_their_messages_alone(path: Path) -> None:
     """There strangers' text becomes visible, and there it is made fit for the stream's encoding."""
-    if path.stem in {"console", "answers", "streams"}:
+    if path.stem in {"messages", "answers", "streams"}:
         return
     text = path.read_text("utf-8")
     assert not re.search(
         r"click\.(s?echo|secho)\(|(?<![\w.])print\(|sys\.std(out|err)\.write", text
     )
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: p.name)
+def test_no_test_imports_another_test(path: Path) -> None:
+    """What files share lies in ``testing``, fixtures in ``testing.fixtures``."""
+    text = path.read_text("utf-8")  # programs in strings import, too
+    imported = re.findall(
+        r"^\s*(?:from|import) +((?:test_\w+|conftest)\b|\w+_driver\b)", text, re.M
+    )
+    assert imported == []

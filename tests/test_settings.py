@@ -172,7 +172,7 @@ def test_import_roots_of_workers_are_absolute_and_may_be_several(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = Settings.read({"PHIPIPE_WORKER_PATH": os.pathsep.join(["a", str(tmp_path / "b"), ""])})
-    assert found.worker_path == (tmp_path / "a", tmp_path / "b")
+    assert found.server_path == (tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize(

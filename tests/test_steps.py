@@ -17,17 +17,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from testing.plans import planned
 
 import phipipe
 from phipipe import backends, steps
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, load
-from phipipe.run.bench import Result
+from phipipe.recipe import device
 from phipipe.run.dispatch import attempt
-from phipipe.run.process import Request, Worker
+from phipipe.run.manner import Manner
+from phipipe.run.process import Request, Server
+from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
@@ -40,10 +41,9 @@ OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.own_steps
 NAMES = {*steps.ADDRESSES, *OWN}
 
 
-def planned() -> Iterator[Step]:
+def all_steps() -> Iterator[Step]:
     """Steps of the recipe that needs no network, on every backend, at all precisions, on a device
     for each unit."""
-    quickstart = PACKAGE.parent / "recipes" / "quickstart.yaml"
     devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
     for backend in backends.names():
         for api, precision in itertools.product(sorted(backends.load(backend).apis), PRECISIONS):
@@ -52,12 +52,10 @@ def planned() -> Iterator[Step]:
                 f"precision={precision}",
                 f"device={devices[api]}",
                 "quantize={}",
-            )
-            (build,) = load.load(
-                quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
+                f"unit={api}",
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from plan.prepare(build).steps
+                yield from planned(*sets).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -87,7 +85,7 @@ def test_what_a_backend_owns_stands_in_its_own_face() -> None:
 
 
 def test_no_plan_has_another_name() -> None:
-    runs = {step.runs for step in planned()}
+    runs = {step.runs for step in all_steps()}
     assert len(runs) > 10
     assert runs <= NAMES
 
@@ -123,7 +121,7 @@ def test_a_worker_that_is_asked_for_an_unknown_step_says_so(tmp_path: Path) -> N
     request = Request(step="odd", runs="evaluate/nothing", inputs={}, params={})
     settings = Settings.read({"PHIPIPE_CACHE": str(tmp_path)})
     python, logs = Path(sys.executable), tmp_path / "logs"
-    worker = Worker(python, name="test", log_folder=logs, settings=settings)
+    worker = Server(python, name="test", log_folder=logs, settings=settings)
     with worker, pytest.raises(StepFailed, match="no step is called `evaluate/nothing`"):
         worker.run(request, tmp_path)
 
@@ -150,7 +148,7 @@ def chain(toolchain: str | None) -> Plan:
 
 
 def build(cache: Path, planned: Plan) -> dict[str, Result]:
-    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), None, 1)
+    (outcome,) = attempt([planned], Store(cache), Settings.read(), Silent(), Manner(jobs=1))
     assert outcome.error is None, outcome.error
     return outcome.results
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from testing import hostile_paths
 from testing.places import QUICKSTART, ROOT
 
-from phipipe.cli import answers, console, show
+from phipipe.cli import answers, listeners, messages
 from phipipe.errors import PhipipeError
 from phipipe.hub import take
 from phipipe.visible import json_again, json_text, one_line, visible
@@ -58,14 +58,14 @@ def test_json_says_the_same_and_shows_nothing_that_acts(
 
 
 def test_every_way_to_print_makes_text_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    console.echo(EVIL)
-    console.note(EVIL)
-    console.complain(PhipipeError(EVIL, hint=EVIL))
-    console.misused(click.UsageError(EVIL))
+    messages.echo(EVIL)
+    messages.note(EVIL)
+    messages.complain(PhipipeError(EVIL, hint=EVIL))
+    messages.misused(click.UsageError(EVIL))
     answers.give({EVIL: [EVIL]})
     answers.give_text(json.dumps(EVIL, ensure_ascii=False))
-    show.Lines(10, sys.stderr).note(EVIL)
-    show.Lines(10, sys.stderr).started("step", EVIL)
+    listeners.Lines(10, sys.stderr).note(EVIL)
+    listeners.Lines(10, sys.stderr).started("step", EVIL)
     out, err = capsys.readouterr()
     assert not set(out + err) & set(ACTING)
     assert out.count("owned") == 4
@@ -176,7 +176,7 @@ def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(
 def test_a_file_never_takes_the_number_of_an_output_that_is_closed(tmp_path: Path) -> None:
     """Else what is printed would land in it: a lock, a record."""
     code = (
-        "from phipipe import streams; streams.prepare(); file = open(FILE, 'w'); "
+        "from phipipe.cli import streams; streams.prepare(); file = open(FILE, 'w'); "
         "file.write(str(file.fileno()))"
     )
     command = [sys.executable, "-c", f"FILE = {str(tmp_path / 'number')!r}; {code}"]

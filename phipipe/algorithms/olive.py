@@ -1,5 +1,5 @@
-"""Olive's passes as steps before a conversion: weights rotated (QuaRot, SpinQuant), rounding learned
-by GPTQ.
+"""Olive's passes as steps before a conversion: weights rotated (QuaRot, SpinQuant), rounding
+learned by GPTQ.
 
 A rotation is fused into the weights (norms go into the linears behind them), so the model computes
 the same, in the same architecture; what QuaRot would rotate while running stays out. Checkpoints

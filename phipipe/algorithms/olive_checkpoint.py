@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ def write_rotated(source: Path, made: Path, out: Path) -> None:
     where = where_are(shards(made))
     tied = f"{HEAD}.weight" not in where_are(shards(source))
 
-    def change(name: str, tensor: Any) -> dict[str, Any]:
+    def change(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         names = [name, *([f"{HEAD}.weight"] if tied and name == EMBEDDING else [])]
         if missing := [one for one in names if one not in where]:
             raise StepFailed(f"Olive left `{missing[0]}` out")
@@ -82,7 +81,7 @@ def write_packed(source: Path, made: Path, out: Path) -> None:
         raise StepFailed("Olive's checkpoint does not say that it is quantized")
     tied = f"{HEAD}.weight" not in where_are(shards(source))
 
-    def change(name: str, tensor: Any) -> dict[str, Any]:
+    def change(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         linears = [name.removesuffix(".weight"), *([HEAD] if tied and name == EMBEDDING else [])]
         keys = [f"{linear}.{part}" for linear in linears for part in PARTS]
         packed = {key: read(where[key], key) for key in keys if key in where}

@@ -64,7 +64,7 @@ class Packed:
         return dense.reshape(len(self.scales), -1)
 
 
-def _unpacked(packed: npt.NDArray[np.uint8], bits: int) -> Any:
+def _unpacked(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
     if bits == 8:
         return packed.astype(np.int32)
     return np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1).astype(np.int32)

@@ -112,14 +112,16 @@ def gptq(inputs: Inputs, out: Path, params: Params) -> None:
     olive_checkpoint.verify_packed(source, out, params, raised)
 
 
-def open_model(folder: Path) -> Any:
+def open_model(folder: Path) -> HfModelHandler:
     """Olive's handle of a checkpoint, to be read in fp32 and never with code of its own."""
     return HfModelHandler(
         str(folder), load_kwargs={"torch_dtype": "float32", "trust_remote_code": False}
     )
 
 
-def run_pass(name: str, model: Any, out: Path | None, settings: Mapping[str, Any]) -> Any:
+def run_pass(
+    name: str, model: HfModelHandler, out: Path | None, settings: Mapping[str, Any]
+) -> HfModelHandler:
     """Run Olive's pass ``name`` on ``model`` into the new folder ``out``; returns Olive's handle of
     the result.
 
@@ -162,7 +164,7 @@ def _checked(kind: Any, accelerator: Any, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-def _raised(model: Any) -> dict[str, int]:
+def _raised(model: HfModelHandler) -> dict[str, int]:
     """Linear → its bits, where Olive chose others than the usual ones.
 
     Raises:
@@ -175,18 +177,18 @@ def _raised(model: Any) -> dict[str, int]:
     return linears
 
 
-def _windows(calibration: Path) -> Any:
+def _windows(calibration: Path) -> torch.Tensor:
     """The calibration's tokens, int64 [windows, window]."""
     return torch.from_numpy(
         np.load(calibration / "tokens.npy", allow_pickle=False).astype(np.int64)
     )
 
 
-def _calibration(folder: Path) -> Any:
+def _calibration(folder: Path) -> DataConfig:
     """The calibration's tokens, one window at a time, as the data that Olive's passes read (else it
     downloads some)."""
 
-    def load(folder: str) -> list[Any]:
+    def load(folder: str) -> list[tuple[dict[str, torch.Tensor], int]]:
         return [
             ({"input_ids": row, "attention_mask": torch.ones_like(row)}, 0)
             for row in _windows(Path(folder))
@@ -203,7 +205,7 @@ def _calibration(folder: Path) -> Any:
     )
 
 
-def _training(seed: int) -> Any:
+def _training(seed: int) -> HFTrainingArguments:
     """How SpinQuant learns: Olive's own rates, one pass over the calibration, in fp32 on the
     CPU."""
     more = {"fp16": False, "use_cpu": True, "seed": seed, "data_seed": seed, "save_strategy": "no"}

@@ -1,17 +1,20 @@
-"""A seeded grammar of little stories: the text that the embedded model learns, is calibrated on and judged by.
+"""A seeded grammar of little stories: the text that the embedded model learns, is calibrated on and
+judged by.
 
 ``stories/grammar.txt`` holds the words, in two kinds of sections:
 
-- ``@ kind home food`` heads records, one a line, fields separated by ``|``; a story picks some of each,
-  the second pick's fields are called ``kind2``, ``home2``, and so on;
-- ``= name`` heads a rule, one alternative a line; earlier lines are likelier, so that there is a skewed
-  distribution to learn. ``question => answer`` lines belong to the story whose rule they are named after.
+- ``@ kind home food`` heads records, one a line, fields separated by ``|``; a story picks some of
+  each, the second pick's fields are called ``kind2``, ``home2``, and so on;
+- ``= name`` heads a rule, one alternative a line; earlier lines are likelier, so that there is a
+  skewed distribution to learn. ``question => answer`` lines belong to the story whose rule they are
+  named after.
 
-In an alternative, ``{x}`` is the story's word or the rule of that name, ``{X}`` and ``{XY}`` the same with
-a capital or in capitals, ``{a x}`` with the fitting article, ``{this|that}`` a choice on the spot.
+In an alternative, ``{x}`` is the story's word or the rule of that name, ``{X}`` and ``{XY}`` the
+same with a capital or in capitals, ``{a x}`` with the fitting article, ``{this|that}`` a choice on
+the spot.
 
-Splits cannot overlap: the hash of a story's own text decides which split it belongs to, whatever is asked
-about it, and no story is used twice.
+Splits cannot overlap: the hash of a story's own text decides which split it belongs to, whatever is
+asked about it, and no story is used twice.
 
     python -m phipipe.assets.stories FOLDER      # writes calibration.txt and evaluation.txt
 """
@@ -76,7 +79,8 @@ _T = TypeVar("_T")
 
 
 def documents(split: Split) -> Iterator[str]:
-    """Endless distinct documents of a split, always in the same order: stories, and chats about stories."""
+    """Endless distinct documents of a split, always in the same order: stories, and chats about
+    stories."""
     seen: set[str] = set()
     for number in count():
         story, document = _document(random.Random(f"{SEED}:{number}"))
@@ -87,7 +91,8 @@ def documents(split: Split) -> Iterator[str]:
 
 
 def small_talk() -> Iterator[str]:
-    """Endless short chats without a story, for training only: sums, facts, definitions (they repeat)."""
+    """Endless short chats without a story, for training only: sums, facts, definitions (they
+    repeat)."""
     for number in count():
         rng = random.Random(f"{SEED}:talk:{number}")
         words = _world(rng)

@@ -74,8 +74,10 @@ pipeline_tag: text-generation
 
 # tiny-phi3
 
-A real but very small Phi-3: it tells and answers questions about little stories, {millions:.1f} million parameters in
-{megabytes:.1f} MB. phipipe carries it so that whole pipelines run and are tested in seconds, offline. It knows nothing
+A real but very small Phi-3: it tells and answers questions about little stories, {millions:.1f} \
+million parameters in
+{megabytes:.1f} MB. phipipe carries it so that whole pipelines run and are tested in seconds, \
+offline. It knows nothing
 of the world and is of no use beyond that.
 
 | | |
@@ -83,26 +85,33 @@ of the world and is of no use beyond that.
 | Architecture | `Phi3ForCausalLM`, {num_hidden_layers} layers, no rope scaling, no sliding window |
 | Hidden / intermediate size | {hidden_size} / {intermediate_size} |
 | Attention | {num_attention_heads} heads of 64, {num_key_value_heads} key/value heads |
-| Vocabulary | {pieces} SentencePiece pieces (BPE, byte fallback), {added} tokens of Phi-3's, padded to {vocab_size} |
+| Vocabulary | {pieces} SentencePiece pieces (BPE, byte fallback), {added} tokens of Phi-3's, \
+padded to {vocab_size} |
 | Context | {max_position_embeddings} tokens; trained on windows of {window} |
 | Weights | bfloat16, embeddings not tied |
 
 ## Training
 
-Text: stories and chats in Phi-3's chat format, made by the seeded grammar in `phipipe/assets/stories.py`; all of it was
-written for phipipe. {steps} steps of {rows} windows of {window} tokens ({tokens:.1f} million tokens), AdamW, bfloat16
+Text: stories and chats in Phi-3's chat format, made by the seeded grammar in \
+`phipipe/assets/stories.py`; all of it was
+written for phipipe. {steps} steps of {rows} windows of {window} tokens ({tokens:.1f} million \
+tokens), AdamW, bfloat16
 autocast, two CPU threads.
 
 ## Evaluation
 
-Perplexity on the evaluation text, which shares no story with the training text: **{perplexity:.4f}** per token.
-Protocol: `phipipe/assets/stories/evaluation.txt`, tokenized without a beginning-of-text token, cut into consecutive
-windows of {window} tokens, each scored in fp32 from an empty context; all tokens of a window but its first count
+Perplexity on the evaluation text, which shares no story with the training text: \
+**{perplexity:.4f}** per token.
+Protocol: `phipipe/assets/stories/evaluation.txt`, tokenized without a beginning-of-text token, \
+cut into consecutive
+windows of {window} tokens, each scored in fp32 from an empty context; all tokens of a window but \
+its first count
 ({predicted} in all); an incomplete last window is dropped.
 
 ## Provenance
 
-Made from nothing by `python -m phipipe.assets.train --out FOLDER --steps {steps}` with seed {seed} (text, tokenizer,
+Made from nothing by `python -m phipipe.assets.train --out FOLDER --steps {steps}` with seed \
+{seed} (text, tokenizer,
 weights); no other model, data set or text went into it. torch {torch}, transformers {transformers}.
 MIT License, phipipe contributors.
 """

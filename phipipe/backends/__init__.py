@@ -1,4 +1,4 @@
-"""One module per runtime family; the folder listing is the registry."""
+"""One folder per runtime family; the listing of this folder is the registry."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a backend module must offer, and the few types that cross its border."""
+"""What a backend must offer, and the few types that cross its border."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -111,12 +111,12 @@ class Finer:
     unless: str = "\0"
 
 
-def _grows(job: Job[Any]) -> int | None:
+def _grows(job: Job[Chosen]) -> int | None:
     """The cache grows as it is used."""
     return None
 
 
-def _is_uniform(options: Any) -> bool:
+def _is_uniform(options: object) -> bool:
     return True
 
 
@@ -124,8 +124,8 @@ def _is_uniform(options: Any) -> bool:
 class Backend(Generic[Chosen]):
     """The face of a runtime family: all that the rest of phipipe knows of it.
 
-    ``phipipe/backends/<name>.py`` declares one as ``FACE``. It is light: what is heavy is imported
-    by ``open``, ``tokenizer`` and the steps, when they run.
+    ``phipipe/backends/<name>/__init__.py`` declares one as ``FACE``. It is light: what is heavy is
+    imported by ``open``, ``tokenizer`` and the steps, when they run.
     """
 
     title: str
@@ -173,7 +173,7 @@ class Backend(Generic[Chosen]):
     """Words for ``quant_method`` in its ``config.json``; None: no runtime reads that file."""
     is_compiled: bool = False  # the toolchain's main package comes as source code
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
-    colour: int | None = None  # its place in ``board_html.SERIES``; None: grey
+    colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 
     @property
     def apis(self) -> frozenset[str]:

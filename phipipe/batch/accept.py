@@ -16,8 +16,8 @@ from phipipe.errors import GateFailed, PhipipeError, Skipped
 from phipipe.evaluate.reports import Metrics, Speed, Vision
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.run.bench import Outcome
-from phipipe.store import files, free_space
+from phipipe.run.results import Outcome
+from phipipe.store import free_space, refusals
 
 SIZES, SPEEDS = metrics.names("size"), metrics.names("speed")
 
@@ -81,7 +81,7 @@ def finish(
 ) -> Done:
     """``_accept``, whose own failures are the build's."""
     try:
-        with files.guard(out, remedy=free_space.KEEP_OUT):
+        with refusals.guard(out, remedy=free_space.KEEP_OUT):
             return _accept(item, outcome, out, keep, note)
     except PhipipeError as error:
         return Done(item=item, outcome=outcome, error=error, metrics={}, before={})

@@ -24,12 +24,13 @@ from phipipe.batch.folder import DIGITS, LOCK
 from phipipe.batch.selection import Item
 from phipipe.errors import PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.package import manifest
-from phipipe.plan import plan as planner
+from phipipe.plan import prepare as planner
 from phipipe.plan.plans import ReadOnce
 from phipipe.run import dispatch, preflight
-from phipipe.run.bench import Listener
+from phipipe.run.manner import Engine, Manner
+from phipipe.run.results import Listener
 from phipipe.settings import Settings
-from phipipe.store import files, free_space
+from phipipe.store import claims, free_space, refusals
 from phipipe.store.store import Store
 
 RESERVED = frozenset(
@@ -101,14 +102,14 @@ def run(
     jobs: int | None = None,
     keep: int = 3,
     fail_fast: bool = False,
-    engine: dispatch.Engine | None = None,
+    engine: Engine | None = None,
 ) -> list[Done]:
     """Build what is planned, and accept what is good enough.
 
     Args:
         keep: packages kept for each build that came to one, the one named by ``latest`` always
             among them.
-        engine: see ``schedule.attempt``.
+        engine: see ``Manner``.
         fail_fast: start nothing more after the first failure; a refused item is one.
 
     Raises:
@@ -121,10 +122,8 @@ def run(
         return [Done(item=i, error=i.error or reason, metrics={}, before={}) for i in items]
     planned = [item for item in items if item.plan]
     plans = [item.plan for item in planned if item.plan]
-    outcomes = dispatch.attempt(
-        plans, store, settings, listener, out, jobs, place=_place,
-        fail_fast=fail_fast, engine=engine,
-    )  # fmt: skip
+    manner = Manner(out=out, place=_place, jobs=jobs, fail_fast=fail_fast, engine=engine)
+    outcomes = dispatch.attempt(plans, store, settings, listener, manner)
     results = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
     with _locked(out, planned):
         return [
@@ -142,9 +141,9 @@ def _locked(out: Path, planned: Iterable[Item]) -> Iterator[None]:
 
     Another batch may end at this moment: each compares with what the other accepted.
     """
-    with files.guard(out, remedy=free_space.KEEP_OUT):
+    with refusals.guard(out, remedy=free_space.KEEP_OUT):
         out.mkdir(parents=True, exist_ok=True)
-        locks_work = files.locks_work(out / LOCK)
+        locks_work = claims.locks_work(out / LOCK)
     with FileLock(out / LOCK):
         for folder in [out, *(out / item.name for item in planned)] if locks_work else ():
             batch_folder.sweep(folder)

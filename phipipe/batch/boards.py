@@ -13,8 +13,8 @@ from phipipe.board.entry import Entry
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.files.json_files import read_bytes
 from phipipe.package import package
-from phipipe.run.bench import Outcome
-from phipipe.store import files, free_space
+from phipipe.run.results import Outcome
+from phipipe.store import claims, free_space, refusals
 
 NAME = "board.json"
 
@@ -90,9 +90,9 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
         "board.md": board_text.markdown(entries, title),
         "board.html": html.render(entries, title),
     }
-    with files.guard(folder, remedy=free_space.KEEP_OUT):
+    with refusals.guard(folder, remedy=free_space.KEEP_OUT):
         folder.mkdir(parents=True, exist_ok=True)
-        with files.claim(
+        with claims.claim(
             folder, ".board."
         ) as aside:  # whatever has the name now, is replaced and not written into
             for name, text in texts.items():

@@ -12,13 +12,13 @@ import re
 from pathlib import Path
 
 from phipipe.package import manifest
-from phipipe.store import files
+from phipipe.store import claims, files
 
 LATEST = "latest"
 LOCK = ".batch.lock"
 DIGITS = 16  # of a digest, in a version
 VERSION = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
-LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``collect.claim`` names what is being written
+LEFT = re.compile(r"(\.[\w-]+\.)[0-9a-f]{32}")  # how ``claims.claim`` names what is being written
 
 
 def latest(home: Path) -> str | None:
@@ -33,7 +33,7 @@ def latest(home: Path) -> str | None:
 def point(home: Path, version: str) -> None:
     """Make ``latest`` name ``version``: readers see the old line or the new one, also after a power
     loss."""
-    with files.claim(home, f".{LATEST}.") as aside:
+    with claims.claim(home, f".{LATEST}.") as aside:
         files.write(aside / LATEST, f"{version}\n".encode())
         (aside / LATEST).replace(home / LATEST)
         files.flush_folder(home)
@@ -60,10 +60,10 @@ def sweep(home: Path) -> None:
     """Remove what batches that were killed have left half done."""
     found = [LEFT.fullmatch(path.name) for path in home.iterdir()] if home.is_dir() else []
     for prefix in {match.group(1) for match in found if match}:
-        files.sweep(home, prefix)
+        claims.sweep(home, prefix)
 
 
 def remove(folder: Path) -> None:
     """Rename first: nobody shall take half a package for a whole one."""
-    with files.claim(folder.parent, f".{folder.name}.") as aside:
+    with claims.claim(folder.parent, f".{folder.name}.") as aside:
         folder.rename(aside / "old")

@@ -36,11 +36,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
+from phipipe import words
 from phipipe.batch import report as batch_report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
 from phipipe.metrics import Metric
-from phipipe.package import figures
-from phipipe.run import events
+from phipipe.run import event_words
 
 FLOW = "phipipe-batch"
 # for a batch to end its steps; less than the 30 s after which Prefect kills a cancelled run's
@@ -77,15 +77,15 @@ def batch(words: list[str], folder: str) -> State[Any]:
         return Failed(
             message=f"exit code {RecipeError.exit_code}: no folder `{folder}` on this machine"
         )
-    logger, said = get_run_logger(), ""
+    logger, last_error = get_run_logger(), ""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as answer,
         _started(words, folder, answer) as process,
     ):
         assert process.stderr is not None  # a pipe
         for line in process.stderr:
-            level, text = told(line)
-            said = text if level == logging.ERROR else said
+            level, text = log_entry(line)
+            last_error = text if level == logging.ERROR else last_error
             logger.log(level, text)
         code = process.wait()
         answer.seek(0)
@@ -93,7 +93,9 @@ def batch(words: list[str], folder: str) -> State[Any]:
     if summary:
         create_table_artifact(table(summary), key=key(here.name), description=counted(summary))
     if code:
-        return Failed(message=f"exit code {code}: {trouble(summary) or said or 'without a word'}")
+        return Failed(
+            message=f"exit code {code}: {trouble(summary) or last_error or 'without a word'}"
+        )
     return Completed(message=counted(summary))
 
 
@@ -114,15 +116,21 @@ def _started(words: Sequence[str], folder: str, answer: IO[str]) -> Iterator[sub
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+            _end(process)
 
 
-def told(line: str) -> tuple[int, str]:
+def _end(process: subprocess.Popen[str]) -> None:
+    """Have ``process`` end itself, or kill it."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def log_entry(line: str) -> tuple[int, str]:
     """A line that the batch wrote to stderr, as the level and the text of one in Prefect's log."""
     try:
         event = json.loads(line)
@@ -131,17 +139,17 @@ def told(line: str) -> tuple[int, str]:
     if not isinstance(event, dict) or "event" not in event:
         return logging.WARNING, line.rstrip()  # another program's
     failed = event["event"] in ("error", "step_failed") or event.get("ok") is False
-    return logging.ERROR if failed else logging.INFO, events.words(event)
+    return logging.ERROR if failed else logging.INFO, event_words.words(event)
 
 
 def _summary(text: str) -> dict[str, Any] | None:
     """What ``phipipe batch --json`` printed; None where it had nothing to say."""
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        return (
-            found if isinstance(found, dict) and "builds" in found else None
-        )  # else it has failed before any
-    return None
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return None
+    # Without builds it has failed before any.
+    return document if isinstance(document, dict) and "builds" in document else None
 
 
 def counted(summary: Mapping[str, Any] | None) -> str:
@@ -149,7 +157,7 @@ def counted(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "done"
     states = ", ".join(f"{n} {state}" for state, n in summary["states"].items() if n)
-    return f"{figures.counted(len(summary['builds']), 'build')}: {states}"
+    return f"{words.counted(len(summary['builds']), 'build')}: {states}"
 
 
 def trouble(summary: Mapping[str, Any] | None) -> str:

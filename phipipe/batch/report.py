@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import __version__
+from phipipe import __version__, words
 from phipipe.batch import folder, junit
 from phipipe.batch import pages as batch_pages
 from phipipe.batch.accept import Done
@@ -22,8 +22,8 @@ from phipipe.errors import Skipped
 from phipipe.metrics import METRICS, Metric
 from phipipe.output import documents
 from phipipe.package import figures
-from phipipe.store import files, free_space
-from phipipe.store.store import Stored
+from phipipe.store import claims, files, free_space, refusals
+from phipipe.store.records import Stored
 
 TYPE = "phipipe-batch"
 FORMAT = 1
@@ -102,7 +102,7 @@ def table(done: Sequence[Done]) -> str:
         for row in rows
     ]
     counted = [f"{n} {state}" for state in STATES if (n := sum(d.state == state for d in done))]
-    total = f"{figures.counted(len(done), 'build')}: {', '.join(counted)}"
+    total = f"{words.counted(len(done), 'build')}: {', '.join(counted)}"
     return "\n".join([*(line.rstrip() for line in lines), "", total])
 
 
@@ -144,7 +144,7 @@ def write(done: Sequence[Done], out: Path, title: str, summary: documents.Batch)
         **pages,
         "batch.json": dump(summary),
     }
-    with files.guard(out, remedy=free_space.KEEP_OUT), files.claim(out, ".report.") as aside:
+    with refusals.guard(out, remedy=free_space.KEEP_OUT), claims.claim(out, ".report.") as aside:
         for name, text in texts.items():
             written, target = aside / Path(name).name, out / name
             target.parent.mkdir(exist_ok=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from phipipe.batch.changed import Changes
+from phipipe.batch.git_changes import Changes
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import inside, resolved
-from phipipe.package.figures import counted
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.recipe.build import Build
 from phipipe.suggestions import shorten
+from phipipe.words import counted
 
 PATTERN = "*.yaml"
 MAX_GLOB = 200  # characters; long ones take long to match

@@ -19,7 +19,8 @@ from phipipe import hardware
 from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
 from phipipe.processes import interrupts
 from phipipe.processes.children import kill_tree, python_command, tree
-from phipipe.run.process import NO_MEMORY, memory_of
+from phipipe.run.endings import NO_MEMORY
+from phipipe.run.watch import memory_of
 from phipipe.sandbox import limited
 from phipipe.settings import Settings, child_environment
 
@@ -27,7 +28,7 @@ SAMPLE_S = 0.2
 PRESSES, PRESSES_S = 3, 5.0  # of Ctrl-C, and how long they count: who does not listen is killed
 GIB = 2**30
 MORE_MEMORY = "close other programs, or use a machine with more memory"
-SERVE = "from phipipe.chat import serve; serve()"
+SERVE = "from phipipe.chat.serve import serve; serve()"
 LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"
 
 
@@ -82,12 +83,9 @@ class _Watch:
     def wait(self) -> None:
         """Until it has ended, or has to."""
         limit, words = hardware.memory_bytes(), "this machine has"
-        if (
-            self.settings.memory_limit_gib is not None
-            and self.settings.memory_limit_gib * GIB < limit
-        ):
-            limit = int(self.settings.memory_limit_gib * GIB)
-            words = f"PHIPIPE_MEMORY_LIMIT_GIB={self.settings.memory_limit_gib:g}"
+        chosen_gib = self.settings.memory_limit_gib
+        if chosen_gib is not None and chosen_gib * GIB < limit:
+            limit, words = int(chosen_gib * GIB), f"PHIPIPE_MEMORY_LIMIT_GIB={chosen_gib:g}"
         while self.process.returncode is None and not self.verdict:
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,12 +121,12 @@ class _Watch:
 
 def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> int:
     try:
-        told: dict[str, Any] = json.loads((home / RESPONSE).read_text("utf-8"))
+        response: dict[str, Any] = json.loads((home / RESPONSE).read_text("utf-8"))
     except (OSError, ValueError):
         raise _died(home, code, verdict, request) from None
-    if "error" not in told:
-        return int(told["code"])
-    raise decoded(told["error"])
+    if "error" not in response:
+        return int(response["code"])
+    raise decoded(response["error"])
 
 
 def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> PhipipeError:
@@ -139,12 +137,12 @@ def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> Ph
     if name == "SIGINT":
         return Interrupted()
     log = home / LOG
-    said = log.read_bytes()[-16384:].decode("utf-8", "replace") if log.is_file() else None
-    if said is None and code > 0:
+    tail = log.read_bytes()[-16384:].decode("utf-8", "replace") if log.is_file() else None
+    if tail is None and code > 0:
         return ToolchainError(
             f"toolchain `{request['toolchain']}` cannot be started ({name})", hint=_repair(request)
         )
-    if name == "SIGKILL" or (said and NO_MEMORY.search(said)):
+    if name == "SIGKILL" or (tail and NO_MEMORY.search(tail)):
         return StepKilled(
             f"the chat was ended ({name}): most likely the system ran out of memory",
             hint=MORE_MEMORY,

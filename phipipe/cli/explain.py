@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import string
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -95,16 +96,16 @@ def every_fixup() -> Iterator[Fixup]:
 def explanations() -> Mapping[str, Explanation]:
     """All of them by id: exit codes, rules, fix-ups."""
     known = table()
-    found = {
+    rows = {
         code: Explanation(id=code, kind="exit code", **row.model_dump())
         for code, row in known.exits.items()
     }
     advised = {rule.id: rule for rule in every_rule()}
-    found |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
-    found |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
-    made = sorted(every_fixup(), key=lambda fix: fix.id)
-    alone = {fix.id: tuple({fix.rule} - found.keys()) for fix in made}
-    return found | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in made}
+    rows |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
+    rows |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
+    fixups = sorted(every_fixup(), key=lambda fix: fix.id)
+    alone = {fix.id: tuple({fix.rule} - rows.keys()) for fix in fixups}
+    return rows | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in fixups}
 
 
 def find(name: str) -> Explanation:
@@ -154,18 +155,16 @@ def _of_fixup(fix: Fixup, facts: Facts, also: tuple[str, ...]) -> Explanation:
 def _general(text: str, words: Mapping[str, str] | None = None) -> str:
     """A rule's words where no build is at hand: ``{checkpoint.sliding_window}`` becomes
     SLIDING_WINDOW."""
-    said = []
+    parts = []
     for before, name, _, _ in string.Formatter().parse(text):
-        said.append(before)
+        parts.append(before)
         if name:
-            said.append((words or {}).get(name, re.split(r"[.]", name)[-1].upper()))
-    return "".join(said)
+            parts.append((words or {}).get(name, re.split(r"[.]", name)[-1].upper()))
+    return "".join(parts)
 
 
 def text(one: Explanation) -> str:
     """An explanation for people."""
-    import textwrap
-
     parts = {
         "what": one.what,
         "why": one.why,
@@ -191,8 +190,6 @@ def text(one: Explanation) -> str:
 
 def listing() -> str:
     """All of them for people, a line each."""
-    import textwrap
-
     return "\n".join(
         f"{one.id:5}{one.kind:11}{textwrap.shorten(one.what, 96, placeholder=' …')}"
         for one in explanations().values()

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from phipipe import backends
-from phipipe.board import entry, picks
+from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
 from phipipe.output import documents, lists
@@ -34,7 +34,7 @@ class Board:
     format: int
     phipipe: str
     entries: list[entry.Entry]
-    picks: list[picks.Answer]
+    picks: list[candidates.Answer]
 
 
 # Command → its document; each may print ``output.Failure`` instead.
@@ -92,18 +92,18 @@ def of_command(name: str) -> dict[str, Any]:
         raise RecipeError(
             f"there is no schema `{name}`{near(name, known)}", hint=f"schemas: {', '.join(known)}"
         )
-    made = TypeAdapter(DOCUMENTS[command] | documents.Failure).json_schema(mode="serialization")
+    own = TypeAdapter(DOCUMENTS[command] | documents.Failure).json_schema(mode="serialization")
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"phipipe {name} --json",
     }
-    return {**head, **_closed(schema.untitled(made))}
+    return {**head, **_closed(schema.untitled(own))}
 
 
 def files() -> dict[Path, str]:
     """Every schema, by its path in ``schemas/``."""
-    made = {Path(f"{RECIPE}.schema.json"): text(RECIPE)}
-    return made | {Path("output") / f"{name}.schema.json": text(name) for name in DOCUMENTS}
+    recipes = {Path(f"{RECIPE}.schema.json"): text(RECIPE)}
+    return recipes | {Path("output") / f"{name}.schema.json": text(name) for name in DOCUMENTS}
 
 
 def bundle() -> str:
@@ -122,7 +122,7 @@ def _closed(value: Any) -> Any:
         return [_closed(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    made = {key: _closed(inner) for key, inner in value.items()}
+    closed = {key: _closed(inner) for key, inner in value.items()}
     if value.get("type") == "object" and isinstance(value.get("properties"), dict):
-        made["additionalProperties"] = False
-    return made
+        closed["additionalProperties"] = False
+    return closed

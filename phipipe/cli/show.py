@@ -1,12 +1,9 @@
-"""What a run looks like: live on a terminal, plain lines anywhere else; and its closing table."""
+"""What plans and outcomes look like: words for people, rows for machines."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
 
 from phipipe import words
 from phipipe.errors import PhipipeError
@@ -14,180 +11,7 @@ from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
 from phipipe.output import documents
 from phipipe.package import figures
 from phipipe.plan.plan import Plan
-from phipipe.run.bench import Forecast, Listener, Outcome, Result
-from phipipe.run.nodes import labels
-from phipipe.visible import one_line, visible
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-HEARTBEAT_S = 30.0  # a log without a line for longer looks like a hang
-
-
-class Silent:
-    """A listener that shows nothing."""
-
-    def started(self, label: str, why: str) -> None: ...
-    def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
-    def finished(self, label: str, result: Result) -> None: ...
-    def failed(self, label: str, error: PhipipeError) -> None: ...
-    def installing(self, toolchain: str) -> None: ...
-    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None: ...
-    def note(self, line: str) -> None: ...
-
-
-class Lines:
-    """One plain line per event: for logs, pipes and schedulers."""
-
-    def __init__(self, width: int, stream: TextIO) -> None:
-        self._stream, self._width = stream, width
-        self._said: dict[str, float] = {}
-
-    def _line(self, label: str, text: str) -> None:
-        self.note(f"{label:{self._width}}  {text}")
-        self._said[label] = time.monotonic()
-
-    def started(self, label: str, why: str) -> None:
-        self._line(label, f"runs: {why}")
-
-    def progress(self, label: str, done: int, total: int, unit: str) -> None:
-        if time.monotonic() - self._said.get(label, 0.0) > HEARTBEAT_S:
-            self._line(label, f"{done} of {total} {unit}")
-
-    def finished(self, label: str, result: Result) -> None:
-        self._line(label, ending(result))
-
-    def failed(self, label: str, error: PhipipeError) -> None:
-        self._line(label, "failed")
-
-    def installing(self, toolchain: str) -> None:
-        """Whoever installs says so himself: it may be another process."""
-
-    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
-        self.note(ready(toolchain, seconds, error))
-
-    def note(self, line: str) -> None:
-        self._stream.write(f"  {visible(line)}\n")  # at once: notes come from any thread
-        self._stream.flush()
-
-
-class Live:
-    """Every running step with a bar, finished ones above them."""
-
-    def __init__(self, width: int, progress: Progress) -> None:
-        self._progress, self._width = progress, width
-        self._tasks: dict[str, TaskID] = {}
-
-    def introduce(self, plans: Sequence[Plan]) -> None:
-        """Say what is being built."""
-        for plan in plans:
-            self._progress.console.print(visible(heading(plan)), style="bold", markup=False)
-            for line in _warnings(plan):
-                self._progress.console.print(visible(f"  {line}"), style="yellow", markup=False)
-
-    def started(self, label: str, why: str) -> None:
-        self._tasks[label] = self._progress.add_task(
-            f"  {label:{self._width}}  {one_line(why)}", total=None
-        )
-
-    def progress(self, label: str, done: int, total: int, unit: str) -> None:
-        if label in self._tasks:
-            self._progress.update(self._tasks[label], completed=done, total=total)
-
-    def finished(self, label: str, result: Result) -> None:
-        from rich.text import Text
-
-        if label in self._tasks:
-            self._progress.remove_task(self._tasks.pop(label))
-        style = "dim" if result.cached else "green"
-        line = Text.assemble(f"  {label:{self._width}}  ", (visible(ending(result)), style))
-        self._progress.console.print(line)
-
-    def failed(self, label: str, error: PhipipeError) -> None:
-        from rich.text import Text
-
-        if label in self._tasks:
-            self._progress.remove_task(self._tasks.pop(label))
-        self._progress.console.print(Text.assemble(f"  {label:{self._width}}  ", ("failed", "red")))
-
-    def installing(self, toolchain: str) -> None:
-        self._tasks[toolchain] = self._progress.add_task(
-            f"  installing toolchain `{toolchain}`", total=None
-        )
-
-    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
-        self._progress.remove_task(self._tasks.pop(toolchain))
-        self.note(ready(toolchain, seconds, error))
-
-    def note(self, line: str) -> None:
-        from rich.text import Text
-
-        self._progress.console.print(Text(f"  {visible(line)}", "yellow"))
-
-
-class Terse(Lines):
-    """Plain lines for many builds: nothing is said of what was cached."""
-
-    def finished(self, label: str, result: Result) -> None:
-        if not result.cached:
-            super().finished(label, result)
-
-
-@contextmanager
-def many(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iterator[Listener]:
-    """The listener for a batch of builds, after warnings alone."""
-    if silent:
-        yield Silent()
-        return
-    width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
-    for plan in plans:
-        for line in _warnings(plan):
-            print(visible(f"  {plan.build.name}: {line}"), file=stream, flush=True)
-    if not stream.isatty():
-        yield Terse(width, stream)
-        return
-    with _live(width, stream) as live:
-        yield live
-
-
-@contextmanager
-def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iterator[Listener]:
-    """The listener that suits ``stream``, after lines that say what is being built."""
-    if silent:
-        yield Silent()
-        return
-    width = max(len(label) for label in labels(plans))
-    if not stream.isatty():
-        for plan in plans:
-            print(visible(heading(plan)), file=stream, flush=True)
-            for line in _warnings(plan):
-                print(visible(f"  {line}"), file=stream, flush=True)
-        yield Lines(width, stream)
-    else:
-        with _live(width, stream) as live:
-            live.introduce(plans)
-            yield live
-    print(file=stream, flush=True)  # what follows is no progress
-
-
-@contextmanager
-def _live(width: int, stream: TextIO) -> Iterator[Live]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(file=stream, highlight=False)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(24),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Live(width, progress)
-
-
-def _warnings(plan: Plan) -> list[str]:
-    return [line for warning in plan.warnings for line in warning.lines]
+from phipipe.run.results import Forecast, Outcome, Result
 
 
 def heading(plan: Plan) -> str:
@@ -203,6 +27,11 @@ def source_words(plan: Plan) -> str:
     """What the original is called."""
     source = plan.build.recipe.source
     return source.builtin or source.repo or Path(str(source.path)).name
+
+
+def warning_lines(plan: Plan) -> list[str]:
+    """What is doubtful about a build, line by line."""
+    return [line for warning in plan.warnings for line in warning.lines]
 
 
 def ready(toolchain: str, seconds: float, error: PhipipeError | None) -> str:
@@ -224,7 +53,7 @@ def ending(result: Result) -> str:
     )
 
 
-def outcome(done: Outcome) -> str:
+def describe_outcome(done: Outcome) -> str:
     """The closing words of one build: table, place, next commands. Empty for a failed one."""
     metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
     if done.error or not (metrics or speed):
@@ -252,14 +81,14 @@ def outcome(done: Outcome) -> str:
 
 def outcome_json(done: Outcome) -> documents.Built:
     """The same for machines."""
-    made, error = done.plan.build.recipe, done.error
+    recipe, error = done.plan.build.recipe, done.error
     metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
     return documents.Built(
         name=done.plan.build.name,
         device=done.plan.device.name,
         unit=done.plan.api,
-        backend=made.backend,
-        precision=made.precision,
+        backend=recipe.backend,
+        precision=recipe.precision,
         ok=error is None,
         package=None if done.package is None else str(done.package),
         seconds=round(done.seconds, 3),
@@ -297,8 +126,28 @@ def _step(name: str, result: Result) -> documents.DoneStep:
     )
 
 
-def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
+def describe_plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
     """A table of steps: cached or not, why, and what they need."""
+    lines = [heading(planned)]
+    lines += [f"  {line}" for line in warning_lines(planned)]
+    lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
+    lines += [f"  {line}" for line in _steps(forecast)]
+    if planned.fit is not None:
+        memory_gib = planned.fit.memory_gib
+        room = f", of {memory_gib:g} GiB" if memory_gib else ""
+        lines.append(f"  on the device about {planned.fit.words()}{room}")
+    todo = [item.step for item in forecast if not item.cached]
+    peak = max((step.memory_bytes for step in todo), default=0)
+    lines.append(
+        f"  {len(todo)} of {words.counted(len(forecast), 'step')} will run"
+        + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
+        + (f"; peak about {words.size(peak)} anonymous" if peak else "")
+    )
+    return "\n".join(lines)
+
+
+def _steps(forecast: Sequence[Forecast]) -> list[str]:
+    """A line for each step, under a head; the last column is as long as it is."""
     rows = [("step", "state", "disk", "anonymous", "why")]
     for item in forecast:
         step = item.step
@@ -307,39 +156,23 @@ def plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
             (step.name, state, _size(step.output_bytes), _size(step.memory_bytes), item.why)
         )
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [heading(planned)]
-    lines += [f"  {line}" for line in _warnings(planned)]
-    lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
-    lines += [
-        "  "
-        + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip()
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip()
         for row in rows
     ]
-    if planned.fit is not None:
-        has = planned.fit.memory_gib
-        room = f", of {has:g} GiB" if has else ""
-        lines.append(f"  on the device about {planned.fit.words()}{room}")
-    todo = [item.step for item in forecast if not item.cached]
-    peak = max((step.memory_bytes for step in todo), default=0)
-    lines.append(
-        f"  {len(todo)} of {figures.counted(len(forecast), 'step')} will run"
-        + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
-        + (f"; peak about {words.size(peak)} anonymous" if peak else "")
-    )
-    return "\n".join(lines)
 
 
 def plan_json(
     planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError | None
 ) -> documents.Planned:
     """The same for machines; ``refusal``: why `run` would refuse."""
-    made, fit = planned.build.recipe, planned.fit
+    recipe, fit = planned.build.recipe, planned.fit
     return documents.Planned(
         name=planned.build.name,
         device=planned.device.name,
         unit=planned.api,
-        backend=made.backend,
-        precision=made.precision,
+        backend=recipe.backend,
+        precision=recipe.precision,
         source=source_words(planned),
         on_target=planned.on_target,
         memory_bytes=planned.memory_bytes,

@@ -14,6 +14,7 @@ import io
 import os
 import select
 import sys
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, TextIO
 
 from phipipe.visible import in_plain_signs
@@ -49,9 +50,8 @@ class _Sturdy(io.RawIOBase):
                 written = self._inner.write(data)
                 if written is not None:
                     return written
-                select.select(
-                    [], [self._inner], []
-                )  # a pipe that never blocks is full: Node's, for one
+                # a pipe that never blocks is full: Node's, for one
+                select.select([], [self._inner], [])
             except OSError as error:
                 self.trouble = error
         return size
@@ -72,10 +72,9 @@ def trouble() -> OSError | None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     inner = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    found = inner.trouble if isinstance(inner, _Sturdy) else None
-    return (
-        None if found is None or found.errno in (errno.EPIPE, errno.EINVAL) else found
-    )  # EINVAL: Windows' EPIPE
+    failure = inner.trouble if isinstance(inner, _Sturdy) else None
+    # EINVAL: Windows' EPIPE
+    return None if failure is None or failure.errno in (errno.EPIPE, errno.EINVAL) else failure
 
 
 def _open_what_is_closed() -> None:
@@ -85,12 +84,11 @@ def _open_what_is_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # takes the lowest number that is free: this one
+            # takes the lowest number that is free: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            nowhere: TextIO = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (for good)
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for good)
             setattr(sys, name, nowhere)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from phipipe import __version__
 from phipipe.errors import PhipipeError, SourceError, StepKilled, StoreError
+from phipipe.store import free_space
 
 
 def _numbers(names: str) -> frozenset[int]:
@@ -55,8 +56,6 @@ def explained(error: BaseException) -> PhipipeError | None:
 
 def _refused(error: OSError) -> PhipipeError | None:
     """The system's refusal, by what it is about."""
-    from phipipe.store import free_space
-
     named = [
         os.fsdecode(name)
         for name in (error.filename, error.filename2)
@@ -99,15 +98,16 @@ def _is_here() -> bool:
     return False
 
 
-def _with_log(error: BaseException, told: PhipipeError) -> PhipipeError:
-    return type(told)(
-        told.message, hint=f"look at what you gave; details are in {log(error, 'error')}"
+def _with_log(error: BaseException, words: PhipipeError) -> PhipipeError:
+    """``words``, and where more is written."""
+    return type(words)(
+        words.message, hint=f"look at what you gave; details are in {log(error, 'error')}"
     )
 
 
 def log(error: BaseException, kind: str = "bug") -> str:
     """Where the traceback was written; a traceback reaches the user only as the path of a file."""
-    said = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile(
             "w",
@@ -117,6 +117,6 @@ def log(error: BaseException, kind: str = "bug") -> str:
             encoding="utf-8",
             errors="backslashreplace",
         ) as file:
-            file.write(f"phipipe {__version__}, Python {sys.version}\n\n{said}")
+            file.write(f"phipipe {__version__}, Python {sys.version}\n\n{text}")
         return file.name
     return f"no log, since the temporary folder takes none ({type(error).__name__})"

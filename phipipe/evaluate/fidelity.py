@@ -31,8 +31,8 @@ from phipipe.evaluate import original, reference, reports, sanity
 from phipipe.evaluate.reference import log_softmax
 from phipipe.evaluate.reports import Baseline, Metrics
 from phipipe.models import texts, tokenizer
-from phipipe.package.figures import counted
 from phipipe.steps import Inputs, Params
+from phipipe.words import counted
 
 if TYPE_CHECKING:
     import numpy as np

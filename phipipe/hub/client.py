@@ -12,19 +12,22 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 from phipipe.errors import SourceError
-from phipipe.hub import transfer
-from phipipe.hub.transfer import Published, Remote
+from phipipe.hub import exchange
+from phipipe.hub.exchange import Address
+from phipipe.hub.failures import Fault, Unreachable, fault_of, patiently, status_error
+from phipipe.hub.published import Published
 from phipipe.models import checkpoints, weight_files
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
 ASKS = 4  # times in a row that no answer counts as a pause; somebody may be waiting for a plan
 OFFLINE_HINT = "unset HF_HUB_OFFLINE and run it once with a network; after that it works without"
+# what the hub's client raises of a web page, or of some other service
+NO_ANSWER = (ValueError, TypeError, KeyError, AttributeError)
 LOGIN = "`hf auth login`, or set HF_TOKEN"
 
 
@@ -44,11 +47,11 @@ class Repository:
         """Its address for people."""
         return f"{endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
-    def remote(self, file: str) -> Remote:
+    def address(self, file: str) -> Address:
         """Where ``file`` is had, with the user's token if there is one."""
         key = token()
         url = f"{self.page}/resolve/{self.revision}/{quote(file)}"
-        return Remote(url, lambda status, headers: refused(self, status, headers, file), key)
+        return Address(url, lambda status, headers: refused(self, status, headers, file), key)
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ def endpoint() -> str:
 
 def token() -> str | None:
     """The user's token, None if there is none or it could be read on its way to the endpoint."""
-    if not transfer.is_private(endpoint()):
+    if not exchange.is_private(endpoint()):
         return None
-    found = transfer.library().get_token()
-    return str(found) if found else None
+    known = exchange.library().get_token()
+    return str(known) if known else None
 
 
 def is_allowed(name: str) -> bool:
@@ -133,13 +136,13 @@ def single(repo: Repository, file: str) -> Listing:
     Raises:
         SourceError: as ``listing``, or there is no such file.
     """
-    found = _asked(
+    entries = _asked(
         repo,
         lambda api: api.get_paths_info(
             repo.name, [file], revision=repo.revision, repo_type=repo.kind
         ),
     )
-    for entry in found:
+    for entry in entries:
         if getattr(entry, "blob_id", None) and entry.path == file:
             return Listing((_published(repo, file, entry.size, entry.blob_id, entry.lfs),))
     raise refused(repo, 404, {"x-error-code": "EntryNotFound"}, file)
@@ -153,7 +156,7 @@ def commit_of(repo: Repository) -> str:
     """
     if is_offline():
         message = f"cannot ask which commit `{repo.name}` is at: HF_HUB_OFFLINE is set"
-        raise transfer.Unreachable(message, hint=OFFLINE_HINT)
+        raise Unreachable(message, hint=OFFLINE_HINT)
     info = _asked(
         repo,
         lambda api: api.repo_info(
@@ -185,29 +188,21 @@ def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
     """
 
     def once() -> T:
-        library, http = transfer.library(), transfer.http()
+        library, http = exchange.library(), exchange.http()
         try:
             return ask(library.HfApi(endpoint=endpoint(), token=token() or False))
         except library.errors.HFValidationError:
             raise SourceError(f"`{repo.name}` is no name that a repository can have") from None
         except library.errors.HfHubHTTPError as error:
             status, headers = int(error.response.status_code), error.response.headers
-            raise transfer.status_error(
-                status, headers, lambda: refused(repo, status, headers)
-            ) from None
+            raise status_error(status, headers, lambda: refused(repo, status, headers)) from None
         except http.TransportError as error:
-            raise transfer.Fault(str(transfer.fault_of(error)), attempts=ASKS) from None
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ):  # a web page, or some other service
-            raise transfer.Fault(
-                f"{urlsplit(endpoint()).netloc} does not answer like a hub", attempts=2
-            ) from None
+            raise Fault(str(fault_of(error)), attempts=ASKS) from None
+        except NO_ANSWER:
+            host = urlsplit(endpoint()).netloc
+            raise Fault(f"{host} does not answer like a hub", attempts=2) from None
 
-    return transfer.patiently(once, f"cannot ask the hub about `{repo.name}`")
+    return patiently(once, f"cannot ask the hub about `{repo.name}`")
 
 
 def refused(
@@ -217,15 +212,7 @@ def refused(
     code = {name.lower(): value for name, value in headers.items()}.get("x-error-code", "")
     known = token() is not None
     if code == "GatedRepo":
-        who = (
-            "the account of your token has not accepted its licence"
-            if known
-            else "its licence has to be accepted"
-        )
-        then = "with that account" if known else f"then {LOGIN}"
-        return SourceError(
-            f"`{repo.name}` is gated: {who}", hint=f"accept it on {repo.page}, {then}"
-        )
+        return _gated(repo, known)
     if status == 401 and known:
         hint = f"{LOGIN} to a new one; public models need none"
         return SourceError("the hub refuses your token: revoked, expired or mistyped", hint=hint)
@@ -236,65 +223,25 @@ def refused(
         )
         return SourceError(f"`{repo.name}` has no revision `{repo.revision}`", hint=hint)
     if code == "EntryNotFound" or (status == 404 and file and not code):
-        return SourceError(
-            f"`{repo}` has no file `{file}`", hint=f"look at {repo.page}/tree/{repo.revision}"
-        )
+        hint = f"look at {repo.page}/tree/{repo.revision}"
+        return SourceError(f"`{repo}` has no file `{file}`", hint=hint)
     if status in (401, 404) or code == "RepoNotFound":
-        hint = "check the name; if it is private: " + (
-            "your token's account may not read it" if known else LOGIN
-        )
-        return SourceError(
-            f"there is no {repo.kind} `{repo.name}` on the hub, or it is private", hint=hint
-        )
+        then = "your token's account may not read it" if known else LOGIN
+        message = f"there is no {repo.kind} `{repo.name}` on the hub, or it is private"
+        return SourceError(message, hint=f"check the name; if it is private: {then}")
     if status == 403:
-        hint = (
-            f"give the token the right to read it, or accept its terms on {repo.page}"
-            if known
-            else LOGIN
-        )
-        return SourceError(f"the hub does not let you read `{repo.name}`", hint=hint)
+        allow = f"give the token the right to read it, or accept its terms on {repo.page}"
+        message = f"the hub does not let you read `{repo.name}`"
+        return SourceError(message, hint=allow if known else LOGIN)
     return SourceError(f"the hub answers {status} for `{repo.name}`", hint=f"look at {repo.page}")
 
 
-def _hub_cache() -> Path:
-    """Where the hub's own client keeps its downloads."""
-    if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111 (never raises)
-    if home := os.environ.get("HF_HOME"):
-        return Path(os.path.expanduser(os.path.expandvars(home))) / "hub"  # noqa: PTH111
-    return Path(str(transfer.library().constants.HF_HUB_CACHE))
-
-
-def cached(repo: Repository, file: str) -> Path | None:
-    """``file`` in the hub client's own cache, unchecked; None if it is not there."""
-    found = transfer.library().try_to_load_from_cache(
-        repo.name, file, cache_dir=_hub_cache(), revision=repo.revision, repo_type=repo.kind
+def _gated(repo: Repository, known: bool) -> SourceError:
+    """``known``: whether the hub knows who asks."""
+    if not known:
+        hint = f"accept it on {repo.page}, then {LOGIN}"
+        return SourceError(f"`{repo.name}` is gated: its licence has to be accepted", hint=hint)
+    return SourceError(
+        f"`{repo.name}` is gated: the account of your token has not accepted its licence",
+        hint=f"accept it on {repo.page}, with that account",
     )
-    return Path(found) if isinstance(found, str) else None
-
-
-def cached_listing(repo: Repository, file: str | None = None) -> Listing | None:
-    """What the hub client's own cache has of ``repo`` (of its one ``file``), None where it cannot
-    vouch for it.
-
-    Its blobs are named by the hash that the hub published. Where links are not possible it keeps
-    plain copies, without hashes: then the hub has to be asked once.
-    """
-    snapshot = (
-        _hub_cache() / f"{repo.kind}s--{repo.name.replace('/', '--')}" / "snapshots" / repo.revision
-    )
-    if not snapshot.is_dir():
-        return None
-    names = (
-        [file]
-        if file
-        else sorted(path.name for path in snapshot.iterdir() if is_allowed(path.name))
-    )
-    files = []
-    for name in names:
-        blob = (snapshot / name).resolve()
-        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or not blob.is_file():
-            return None
-        algorithm = "sha256" if len(blob.name) == 64 else "git-sha1"
-        files.append(Published(name, blob.stat().st_size, algorithm, blob.name))
-    return Listing(tuple(files)) if files else None

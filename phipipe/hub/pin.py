@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from phipipe.errors import RecipeError
 from phipipe.hub import client
@@ -19,8 +19,12 @@ from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Where
 from phipipe.recipe.recipe import COMMIT, REPO
 from phipipe.recipe.scalars import resolve
+from phipipe.steps import Json
 
-KINDS = {"source": "model", "dataset": "dataset"}  # the keys whose mapping names a repository
+KINDS: dict[str, Literal["model", "dataset"]] = {
+    "source": "model",
+    "dataset": "dataset",
+}  # the keys whose mapping names a repository
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,12 @@ def pin(path: Path) -> list[Pinned]:
     pinned: list[Pinned] = []
     wanted = deepcopy(document.data)
     scalars = _scalars(document.text)
-    for where, kind, told in _unpinned(document.data):
-        start, end, revision = _slot(document, scalars, where, told)
-        commit = client.commit_of(Repository(kind, told["repo"], revision or "main"))
-        edits.append((start, end, _text(document, where, told, commit)))
+    for where, kind, repository in _unpinned(document.data):
+        start, end, revision = _slot(document, scalars, where, repository)
+        commit = client.commit_of(Repository(kind, repository["repo"], revision or "main"))
+        edits.append((start, end, _text(document, where, repository, commit)))
         _inner(wanted, where)["revision"] = commit
-        pinned.append(Pinned(told["repo"], revision or "main", commit))
+        pinned.append(Pinned(repository["repo"], revision or "main", commit))
     if edits:
         _rewrite(path, document, edits, wanted)
     return pinned
@@ -68,16 +72,18 @@ def names_any(path: Path) -> bool:
     return any(_repositories(read(path).data))
 
 
-def _unpinned(data: Any) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+def _unpinned(data: Json) -> Iterator[tuple[Where, Literal["model", "dataset"], dict[str, Json]]]:
     """(place, kind, mapping) of every repository in a recipe's data that is at no commit."""
     return (
-        found
-        for found in _repositories(data)
-        if not re.fullmatch(COMMIT[1:-1], str(found[2].get("revision")))
+        (where, kind, repository)
+        for where, kind, repository in _repositories(data)
+        if not re.fullmatch(COMMIT[1:-1], str(repository.get("revision")))
     )
 
 
-def _repositories(data: Any, where: Where = ()) -> Iterator[tuple[Where, Any, dict[str, Any]]]:
+def _repositories(
+    data: Json, where: Where = ()
+) -> Iterator[tuple[Where, Literal["model", "dataset"], dict[str, Json]]]:
     """(place, kind, mapping) of every repository in a recipe's data."""
     if isinstance(data, list):
         for i, inner in enumerate(data):
@@ -110,14 +116,14 @@ def _slot(
     document: Document,
     scalars: dict[tuple[int, int], tuple[int, int]],
     where: Where,
-    told: dict[str, Any],
+    repository: dict[str, Json],
 ) -> tuple[int, int, str]:
     """Where the commit goes in the text, and the revision that stands there."""
     text = document.text
-    if told.get("revision") is not None:
+    if repository.get("revision") is not None:
         start, end = scalars[document.values[(*where, "revision")]]
         return start, end, text[start:end].strip("\"'")
-    if "revision" in told:  # a key without a value
+    if "revision" in repository:  # a key without a value
         colon = text.index(":", scalars[document.keys[(*where, "revision")]][1]) + 1
         return colon, colon, ""
     end = scalars[document.values[(*where, "repo")]][1]
@@ -133,13 +139,12 @@ def _is_flow(
     return document.values[where] not in scalars
 
 
-def _text(document: Document, where: Where, told: dict[str, Any], commit: str) -> str:
-    value = (
-        commit if isinstance(resolve(commit), str) else f'"{commit}"'
-    )  # 40 digits would be a number
-    if told.get("revision") is not None:
+def _text(document: Document, where: Where, repository: dict[str, Json], commit: str) -> str:
+    # 40 digits would be a number
+    value = commit if isinstance(resolve(commit), str) else f'"{commit}"'
+    if repository.get("revision") is not None:
         return value
-    if "revision" in told:
+    if "revision" in repository:
         return f" {value}"
     if _is_flow(document, _scalars(document.text), where):
         return f", revision: {value}"
@@ -147,14 +152,14 @@ def _text(document: Document, where: Where, told: dict[str, Any], commit: str) -
     return f"{line_end}{' ' * (document.keys[(*where, 'repo')][1] - 1)}revision: {value}"
 
 
-def _inner(data: Any, where: Where) -> Any:
+def _inner(data: Json, where: Where) -> Json:
     for key in where:
         data = data[key]
     return data
 
 
 def _rewrite(
-    path: Path, document: Document, edits: list[tuple[int, int, str]], wanted: Any
+    path: Path, document: Document, edits: list[tuple[int, int, str]], wanted: Json
 ) -> None:
     text = document.text
     for start, end, new in sorted(edits, reverse=True):

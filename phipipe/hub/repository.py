@@ -11,33 +11,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
-import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import progress, words
-from phipipe.errors import SourceError, StoreError
-from phipipe.hub import client, transfer
+from phipipe.errors import SourceError
+from phipipe.hub import client
+from phipipe.hub import view as hub_view
 from phipipe.hub.client import Listing, Repository
-from phipipe.hub.transfer import Published
-from phipipe.models import checkpoints, texts, weight_files, weights
+from phipipe.hub.parts import (
+    alone,
+    base_name,
+    check_room,
+    download,
+    folder_of,
+    is_at_hand,
+    is_weights,
+    part_of,
+)
+from phipipe.hub.published import Published
+from phipipe.models import checkpoints, texts, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
-from phipipe.settings import Settings
 from phipipe.steps import Inputs, Params, Step
-from phipipe.store import free_space, keys
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Dataset, Source
-
-HEAD_BYTES = 2**16  # read first of a safetensors file: most headers fit
-MIB = 2**20
 
 
 def model_of(source: Source) -> Repository:
@@ -55,43 +56,45 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
 
     Raises:
         SourceError: it cannot be had, is no checkpoint, or wants code to be run; see
-            ``models.read``.
+            ``checkpoints.read``.
         StoreError: the cache cannot be written.
     """
-    with _writing(_folder(repo)):
-        found = _listing(repo)
-        if found.pickles and not any(file.name.endswith(".safetensors") for file in found.files):
+    with _writing(folder_of(repo)):
+        listing = hub_view.listing(repo)
+        if listing.pickles and not any(
+            file.name.endswith(".safetensors") for file in listing.files
+        ):
             raise SourceError(
-                f"`{repo}` holds its weights as pickles only (`{found.pickles[0]}`); loading "
+                f"`{repo}` holds its weights as pickles only (`{listing.pickles[0]}`); loading "
                 f"those can run code",
                 hint="take a repository with safetensors files",
             )
-        view = _folder(repo) / "view"
-        _complete_view(repo, found.files, view)
+        view = folder_of(repo) / "view"
+        hub_view.complete(repo, listing.files, view)
         try:
-            return _read(repo, found, view)
+            return _read(repo, listing, view)
         except SourceError:
             if client.is_offline():
                 raise
-        for file in found.files:  # nothing vouches for a header: it may have been damaged here
-            if _is_weights(file):
+        for file in listing.files:  # nothing vouches for a header: it may have been damaged here
+            if is_weights(file):
                 (view / file.name).unlink(missing_ok=True)
-        _complete_view(repo, found.files, view)
-        return _read(repo, found, view)
+        hub_view.complete(repo, listing.files, view)
+        return _read(repo, listing, view)
 
 
-def _read(repo: Repository, found: Listing, view: Path) -> tuple[Checkpoint, Listing]:
+def _read(repo: Repository, listing: Listing, view: Path) -> tuple[Checkpoint, Listing]:
     """The model, and of its listing the files that are part of it."""
     with _named(repo, view):
-        checkpoint = checkpoints.read(view, {file.name: file.size for file in found.files})
+        checkpoint = checkpoints.read(view, {file.name: file.size for file in listing.files})
         ignored = weight_files.choose(view).ignored
-    kept = tuple(file for file in found.files if file.name not in ignored)
-    return checkpoint, dataclasses.replace(found, files=kept) if ignored else found
+    kept = tuple(file for file in listing.files if file.name not in ignored)
+    return checkpoint, dataclasses.replace(listing, files=kept) if ignored else listing
 
 
 def is_known(repo: Repository) -> bool:
     """Whether the hub was asked before what ``repo`` holds, and the cache remembers."""
-    return _remembered(_folder(repo) / "listing.json") is not None
+    return hub_view.remembered(folder_of(repo) / "listing.json") is not None
 
 
 def text_of(dataset: Dataset) -> Path:
@@ -103,16 +106,16 @@ def text_of(dataset: Dataset) -> Path:
         StoreError: the cache cannot be written.
     """
     repo = dataset_of(dataset)
-    view = _folder(repo, dataset.file) / "view"
+    view = folder_of(repo, dataset.file) / "view"
     with _writing(view):
-        _complete_view(repo, _listing(repo, dataset.file).files, view)
-    return view / _base(dataset.file)
+        hub_view.complete(repo, hub_view.listing(repo, dataset.file).files, view)
+    return view / base_name(dataset.file)
 
 
-def source_step(repo: Repository, found: Listing) -> Step:
+def source_step(repo: Repository, listing: Listing) -> Step:
     """The step that downloads the model's files; its key says which repository, commit and hashes,
     and nothing else."""
-    return _step("source", repo, found, _folder(repo))
+    return _step("source", repo, listing, folder_of(repo))
 
 
 def text_step(dataset: Dataset, name: str) -> Step:
@@ -123,19 +126,21 @@ def text_step(dataset: Dataset, name: str) -> Step:
         StoreError: the cache cannot be written.
     """
     repo = dataset_of(dataset)
-    with _writing(_folder(repo)):
-        return _step(name, repo, _listing(repo, dataset.file), _folder(repo, dataset.file))
+    with _writing(folder_of(repo)):
+        return _step(
+            name, repo, hub_view.listing(repo, dataset.file), folder_of(repo, dataset.file)
+        )
 
 
-def _step(name: str, repo: Repository, found: Listing, folder: Path) -> Step:
-    files = [dataclasses.asdict(file) for file in found.files]
+def _step(name: str, repo: Repository, listing: Listing, folder: Path) -> Step:
+    files = [dataclasses.asdict(file) for file in listing.files]
     return Step(
         name=name,
         runs="hub/fetch",
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
         folder=folder / "whole",
-        output_bytes=sum(file.size for file in found.files),
+        output_bytes=sum(file.size for file in listing.files),
     )
 
 
@@ -153,60 +158,33 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     """
     repo = Repository(params["kind"], params["repo"], params["revision"])
     files = [Published(**file) for file in params["files"]]
-    folder = _folder(repo, files[0].name if repo.kind == "dataset" else None)
-    with _writing(folder), _alone(folder):
+    folder = folder_of(repo, files[0].name if repo.kind == "dataset" else None)
+    with _writing(folder), alone(folder):
+        names = {base_name(file.name) for file in files}
         for path in out.iterdir():
-            if path.name not in {_base(file.name) for file in files}:  # a copy that was cut short
+            if path.name not in names:  # a copy that was cut short
                 path.unlink()
-        missing = [file for file in files if not _at_hand(repo, file, folder, out)]
-        needed = _check_room(repo, missing, folder / "parts")
+        missing = [file for file in files if not is_at_hand(repo, file, folder, out)]
+        needed = check_room(repo, missing, folder / "parts")
         with _writing(folder, needed):
-            _download(repo, missing, folder / "parts")
+            download(repo, missing, folder / "parts")
         for file in missing:
-            shutil.move(_part(folder / "parts", file), out / _base(file.name))
+            shutil.move(part_of(folder / "parts", file), out / base_name(file.name))
     if repo.kind == "dataset":
-        texts.check(out / _base(files[0].name), f"{repo}/{files[0].name}")
+        texts.check(out / base_name(files[0].name), f"{repo}/{files[0].name}")
         return
     with _named(repo, out):
         checkpoints.read(out)
         chat_templates.check(out)
 
 
-def _folder(repo: Repository, file: str | None = None) -> Path:
-    folder = Settings.read().cache / "hub" / f"{repo.kind}s" / repo.name / repo.revision
-    return folder / hashlib.sha256(file.encode()).hexdigest()[:16] if file else folder
-
-
-def _base(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def _part(parts: Path, file: Published) -> Path:
-    return parts / f"{_base(file.name)}.part"
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Others may read the cache meanwhile, but no other process writes the same partial files."""
-    from filelock import FileLock
-
-    (folder / "parts").mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        yield
-
-
-def _is_weights(file: Published) -> bool:
-    return file.name.endswith(".safetensors")
-
-
 @contextlib.contextmanager
 def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
-    from phipipe.store import (
-        files as collect,  # toolchains, which import this module too, need not have what it needs
-    )
+    # toolchains, which import this module too, need not have what it needs
+    from phipipe.store import refusals
 
-    with collect.guard(folder, needed_bytes):
+    with refusals.guard(folder, needed_bytes):
         yield
 
 
@@ -216,178 +194,8 @@ def _named(repo: Repository, folder: Path) -> Iterator[None]:
     try:
         yield
     except SourceError as error:
-        said = error.message.replace(f"{folder}{os.sep}", f"{repo}/").replace(
-            str(folder), str(repo)
-        )
-        look = f"look at {_page(repo)}"
-        raise SourceError(said, hint=f"{error.hint}; {look}" if error.hint else look) from None
-
-
-def _page(repo: Repository) -> str:
-    return f"{repo.page}/tree/{repo.revision}"
-
-
-def _listing(repo: Repository, file: str | None = None) -> Listing:
-    """What the hub publishes, as it told us once."""
-    path = _folder(repo, file) / "listing.json"
-    if known := _remembered(path):
-        return known
-    if client.is_offline():
-        found = client.cached_listing(repo, file)
-        if found is None:
-            what = f"`{repo}`" if file is None else f"`{file}` of `{repo}`"
-            raise SourceError(
-                f"{what} is not in the cache, and HF_HUB_OFFLINE is set",
-                hint=client.OFFLINE_HINT,
-            )
-        return found  # not remembered: the hub client's cache need not have all files
-    found = client.single(repo, file) if file else client.listing(repo)
-    _write(path, keys.seal_record(dataclasses.asdict(found)))
-    return found
-
-
-def _remembered(path: Path) -> Listing | None:
-    try:
-        raw = path.read_bytes() if path.is_file() else b""
-        told = json.loads(raw)
-        if "check" in told:  # listings of earlier versions have none
-            told = keys.open_sealed(raw)
-        files = tuple(Published(**file) for file in told["files"])
-        return Listing(files, tuple(told["pickles"]), told["licence"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-        StoreError,
-    ):  # absent or damaged: asked for again
-        return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    aside.write_bytes(data)
-    aside.replace(path)
-
-
-def _complete_view(repo: Repository, files: Sequence[Published], view: Path) -> None:
-    """Fetch what ``view`` lacks: every file whole, of weights the header."""
-    view.mkdir(parents=True, exist_ok=True)
-    parts, whole = view.parent / "parts", []
-    for file in files:
-        target = view / _base(file.name)
-        if _is_weights(file):
-            if not _is_head(target):
-                _write(target, _head(repo, file))
-        elif not file.matches(target) and not _copy(client.cached(repo, file.name), target, file):
-            whole.append(file)
-    if whole:
-        with _alone(view.parent):
-            _download(repo, whole, parts)
-            for file in whole:
-                _part(parts, file).replace(view / _base(file.name))
-
-
-def _is_head(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        raw = path.read_bytes()
-        return len(raw) >= 8 and len(raw) == _head_bytes(raw)
-    return False
-
-
-def _head_bytes(raw: bytes) -> int:
-    """How many bytes the header and its length take, as the first 8 bytes say; no more than a
-    header may have."""
-    length = struct.unpack("<Q", raw[:8])[0] if len(raw) >= 8 else 0
-    return 8 + int(length) if length <= weights.MAX_HEADER_BYTES else 8
-
-
-def _head(repo: Repository, file: Published) -> bytes:
-    """The header of a safetensors file."""
-    if there := client.cached(repo, file.name):
-        with there.open("rb") as stream:
-            raw = stream.read(8)
-            return raw + stream.read(_head_bytes(raw) - 8)
-    _need_network(repo, file)
-    remote = repo.remote(file.name)
-    with transfer.client() as pool:
-        raw = transfer.head(pool, remote, file, HEAD_BYTES)
-        if _head_bytes(raw) > len(raw):
-            raw = transfer.head(pool, remote, file, _head_bytes(raw))
-    return raw[: _head_bytes(raw)]
-
-
-def _need_network(repo: Repository, file: Published) -> None:
-    if client.is_offline():
-        message = f"`{file.name}` of `{repo}` is not in the cache, and HF_HUB_OFFLINE is set"
-        raise SourceError(message, hint=client.OFFLINE_HINT)
-
-
-def _at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bool:
-    """Copy ``file`` into ``out`` from this machine, if it is here and is what was published."""
-    target = out / _base(file.name)
-    if file.matches(target):  # from a run that was killed when all was there
-        return True
-    if not _is_weights(file) and _copy(folder / "view" / _base(file.name), target, file):
-        return True
-    part = _part(folder / "parts", file)
-    if (
-        part.exists() and not client.is_offline()
-    ):  # on its way: its hash is checked as it is completed
-        return False
-    if part.exists() and file.matches(part):
-        shutil.move(part, target)
-        return True
-    return _copy(client.cached(repo, file.name), target, file)
-
-
-def _copy(source: Path | None, target: Path, file: Published) -> bool:
-    """Copy ``source`` to ``target``, hashing what is copied; False, and no ``target``, if it is not
-    ``file``."""
-    if source is None or not source.is_file() or source.stat().st_size != file.size:
-        return False
-    found = file.hash()
-    aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    with source.open("rb") as reading, aside.open("wb") as writing:
-        while chunk := reading.read(transfer.CHUNK):
-            found.update(chunk)
-            writing.write(chunk)
-    if found.hexdigest() != file.digest:
-        aside.unlink()
-        return False
-    aside.replace(target)
-    return True
-
-
-def _check_room(repo: Repository, files: Sequence[Published], parts: Path) -> int:
-    """Bytes of ``files`` that are still to come; refused where the disk cannot hold them."""
-    needed = sum(file.size - _size(_part(parts, file)) for file in files)
-    free = shutil.disk_usage(parts).free
-    if needed > free:
-        raise StoreError(
-            f"`{repo}` needs {words.size(needed)} more, and `{Settings.read().cache}` has "
-            f"{words.size(free)} free",
-            hint=free_space.KEEP_CACHE,
-        )
-    return needed
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _download(repo: Repository, files: Sequence[Published], parts: Path) -> None:
-    """Bring all ``files`` over the network, whole and verified, into their partial files."""
-    if not files:
-        return
-    _need_network(repo, files[0])
-    transfer.fetch_all(
-        [(repo.remote(file.name), file, _part(parts, file)) for file in files], _reporter(files)
-    )
-
-
-def _reporter(files: Sequence[Published]) -> Callable[[int], None]:
-    total = sum(file.size for file in files) // MIB
-    return lambda there: progress.report(min(there // MIB, total), total, "MiB")
+        message = error.message.replace(f"{folder}{os.sep}", f"{repo}/")
+        message = message.replace(str(folder), str(repo))
+        look = f"look at {repo.page}/tree/{repo.revision}"
+        hint = f"{error.hint}; {look}" if error.hint else look
+        raise SourceError(message, hint=hint) from None

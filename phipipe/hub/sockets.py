@@ -30,7 +30,7 @@ def _is_near(link: socket.socket) -> bool:
     """Whether a round trip takes ``NEAR_S`` at most. Only Linux tells; elsewhere this very machine
     alone is near."""
     if sys.platform == "linux":
-        told = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
-        round_trip_us: int = struct.unpack_from("=I", told, 68)[0]  # linux/tcp.h: tcpi_rtt
+        state = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
+        round_trip_us: int = struct.unpack_from("=I", state, 68)[0]  # linux/tcp.h: tcpi_rtt
         return round_trip_us / 1e6 <= NEAR_S
     return ipaddress.ip_address(link.getpeername()[0].partition("%")[0]).is_loopback

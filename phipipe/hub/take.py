@@ -1,8 +1,8 @@
 """How a model and a text enter the store: from the package itself, a folder of the user's, or a hub
-(``remote``).
+(``repository``).
 
-Only the files that a toolchain may see are taken (``models.ALLOWED``), by copy. The source itself
-is never changed, and what was copied must hash to what was read when the key was made.
+Only the files that a toolchain may see are taken (``checkpoints.ALLOWED``), by copy. The source
+itself is never changed, and what was copied must hash to what was read when the key was made.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def original(source: Source, base: Path) -> Original:
     """What ``source`` names; a relative path counts from the recipe's folder ``base``.
 
     Raises:
-        SourceError: see ``models.read``; or the hub does not give it.
+        SourceError: see ``checkpoints.read``; or the hub does not give it.
         StoreError: what the hub says cannot be kept in the cache.
     """
     if source.repo is not None:
         repo = repository.model_of(source)
-        checkpoint, found = repository.checkpoint_of(repo)
-        return Original(checkpoint, repository.source_step(repo, found), found.licence)
+        checkpoint, listing = repository.checkpoint_of(repo)
+        return Original(checkpoint, repository.source_step(repo, listing), listing.licence)
     folder = (
         BUILTIN_MODELS[source.builtin]
         if source.builtin is not None
@@ -66,7 +66,7 @@ def source_step(folder: Path) -> Step:
     """The step that takes the checkpoint in ``folder`` into the store.
 
     Raises:
-        SourceError: see ``models.read``.
+        SourceError: see ``checkpoints.read``.
     """
     return _source_step(checkpoints.read(folder))
 
@@ -137,7 +137,7 @@ def take(inputs: Inputs, out: Path, params: Params) -> None:
     with the one in the key, so a source that changes meanwhile is noticed.
 
     Raises:
-        SourceError: see ``models.read``; or its chat template takes more than it may.
+        SourceError: see ``checkpoints.read``; or its chat template takes more than it may.
     """
     for name in params["files"]:
         shutil.copyfile(inputs["files"] / name, out / name)

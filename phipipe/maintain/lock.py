@@ -15,10 +15,15 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import uv
+
 from phipipe.settings import installer_environment
-from phipipe.toolchains.environments import EXCLUDED, LOCKS, names, uv_environment
+from phipipe.toolchains import uv_settings
+from phipipe.toolchains.environments import LOCKS, names
+from phipipe.toolchains.uv_settings import EXCLUDED
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 HARDWARE = re.compile(r"^(nvidia-|cuda-|triton|pytorch-triton)")
@@ -27,51 +32,42 @@ HARDWARE = re.compile(r"^(nvidia-|cuda-|triton|pytorch-triton)")
 def compile(name: str, output: Path) -> str:
     """The lock of extra ``name`` as it would be now; versions in ``output``, if it exists, are kept
     where they fit."""
-    import uv
-
     extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
-    command = [
-        uv.find_uv_bin(),
-        "pip",
-        "compile",
-        "-",
-        "--universal",
-        "--python-version",
-        "3.11",
-        "--quiet",
-    ]
-    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    environment = installer_environment() | uv_environment(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "lock.txt"
         if output.is_file():
             draft.write_bytes(output.read_bytes())
-        excludes = Path(folder) / "excludes.txt"
-        excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
-        command += ["--output-file", str(draft), "--excludes", str(excludes)]
-        subprocess.run(
-            command,
-            input="\n".join(extras[name]).encode(),
-            check=True,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-        )
+        _resolve(extras[name], draft, Path(folder) / "excludes.txt")
         lines = draft.read_text("utf-8").splitlines()
     gpu = name.endswith("-cuda")  # there torch does not bring them along: nothing does
-    kept = [
-        re.sub(r"\+cpu\b.*", "", line)
-        for line in lines
-        if line and (gpu or not HARDWARE.match(line))
-    ]
-    whole = {
-        line for line in kept if ";" not in line
-    }  # a build for CPUs and the plain one are one line here
-    kept = [
+    return "\n".join(_portable(line for line in lines if gpu or not HARDWARE.match(line))) + "\n"
+
+
+def _resolve(requirements: Sequence[str], draft: Path, excludes: Path) -> None:
+    """Have uv write into ``draft`` the versions of all that ``requirements`` bring along."""
+    excludes.write_text("\n".join(EXCLUDED) + "\n", "utf-8")
+    command = [uv.find_uv_bin(), "pip", "compile", "-", "--quiet"]
+    command += ["--universal", "--python-version", "3.11"]
+    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+    command += ["--output-file", str(draft), "--excludes", str(excludes)]
+    subprocess.run(
+        command,
+        input="\n".join(requirements).encode(),
+        check=True,
+        env=installer_environment() | uv_settings.from_pip(os.environ),
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _portable(lines: Iterable[str]) -> list[str]:
+    """``lines`` with a package's build for CPUs and its plain one as one."""
+    plain = [re.sub(r"\+cpu\b.*", "", line) for line in lines if line]
+    whole = {line for line in plain if ";" not in line}
+    return [
         line
-        for line in dict.fromkeys(kept)
+        for line in dict.fromkeys(plain)
         if line.partition(" ;")[0] not in whole or line in whole
     ]
-    return "\n".join(kept) + "\n"
 
 
 def main() -> int:

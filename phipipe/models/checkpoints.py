@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
@@ -19,13 +18,14 @@ from phipipe.models import (
     family,
     foreign,
     layout_check,
+    layouts,
     longrope,
     tokenizer_files,
     vetting,
     weight_files,
 )
-from phipipe.models.layouts import Sizes
 from phipipe.models.remarks import Remark
+from phipipe.steps import Json
 
 # What a toolchain may see of a checkpoint. Everything else (code, pickles, pictures) stays outside.
 ALLOWED = (
@@ -72,7 +72,7 @@ class Checkpoint:
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Json]
     architecture: str
     model_type: str
     vocab_size: int
@@ -87,7 +87,7 @@ class Checkpoint:
     sliding_window: int | None
     tied: bool
     longrope: bool
-    rope_scaling: Mapping[str, Any] | None
+    rope_scaling: Mapping[str, Json] | None
     rope_theta: float
     partial_rotary_factor: float
     experts: int  # 0 in a dense model
@@ -188,7 +188,9 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         *vetting.note_files_beside(folder, choice),
         *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=sizes is None),
     ]
-    layout_check.check(folder, checkpoint.architecture, sizes_of(checkpoint, tensors), tensors)
+    layout_check.check(
+        folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
+    )
     remarks += tokenizer_files.check(folder, checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
         raise SourceError(
@@ -211,32 +213,7 @@ def _config_file(folder: Path) -> Path:
     return path
 
 
-def sizes_of(checkpoint: Checkpoint, tensors: Iterable[str] = ()) -> Sizes:
-    """What the shapes of the model's tensors follow from."""
-    config = checkpoint.config
-    ranks = {name: (config.get(f"{name}_lora") or {}).get("r") for name in ("vision", "speech")}
-    adapted = checkpoint.architecture == "Phi4MMForCausalLM"
-    return Sizes(
-        vocab=checkpoint.vocab_size,
-        hidden=checkpoint.hidden_size,
-        inner=checkpoint.intermediate_size,
-        layers=checkpoint.layers,
-        spare_layers=config.get("num_nextn_predict_layers") or 0,
-        heads=checkpoint.heads,
-        kv_heads=checkpoint.kv_heads,
-        head=checkpoint.head_size,
-        experts=checkpoint.experts,
-        tied=checkpoint.tied,
-        attention_bias=bool(config.get("attention_bias")),
-        mlp_bias=bool(config.get("mlp_bias")),
-        head_bias=checkpoint.model_type == "phi" or bool(config.get("lm_head_bias")),
-        norms=bool(config.get("qk_layernorm")),
-        ranks=tuple((name, rank) for name, rank in ranks.items() if rank) if adapted else (),
-        merged=any(name.endswith(".mlp.experts.gate_up_proj") for name in tensors),
-    )
-
-
-def of_config(config: Mapping[str, Any], tokenizer: str = "other") -> Checkpoint:
+def of_config(config: Mapping[str, Json], tokenizer: str = "other") -> Checkpoint:
     """The shape that ``config`` alone describes, its parameters counted by formula and stored in 16
     bits.
 
@@ -248,13 +225,13 @@ def of_config(config: Mapping[str, Any], tokenizer: str = "other") -> Checkpoint
     return _checkpoint(Path(), config, tokenizer, count, 2 * count)
 
 
-def _inner(config: Mapping[str, Any]) -> int:
+def _inner(config: Mapping[str, Json]) -> int:
     name = "ff_intermediate_size" if "ff_intermediate_size" in config else "intermediate_size"
     return int(config[name])
 
 
 def _checkpoint(
-    folder: Path, config: Mapping[str, Any], tokenizer: str, parameters: int, weight_bytes: int
+    folder: Path, config: Mapping[str, Json], tokenizer: str, parameters: int, weight_bytes: int
 ) -> Checkpoint:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor")
@@ -293,7 +270,7 @@ def _checkpoint(
     )
 
 
-def _has(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+def _has(config: Mapping[str, Json], names: Iterable[str]) -> bool:
     return any(
         key in names and value not in (None, {}, []) for _, key, value in json_files.walk(config)
     )

@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
+from phipipe.steps import Json
 
 # transformers (auto_map, and CVE-2026-4372's kernel and attention fields), mlx-lm (model_file),
 # ONNX Runtime GenAI (custom_ops_library). None of them has a value that a model needs.
@@ -81,7 +81,7 @@ FILES = frozenset(
 )
 
 
-def hooks(settings: Mapping[str, Any]) -> Iterator[str]:
+def hooks(settings: Mapping[str, Json]) -> Iterator[str]:
     """What in ``settings`` would make some tool run code or read elsewhere, each a phrase to follow
     the file's name."""
     for where, key, value in json_files.walk(settings):
@@ -95,7 +95,7 @@ def hooks(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"names a file that lies elsewhere (`{json_files.shown(where)}`)"
 
 
-def refuse(path: Path, settings: Mapping[str, Any]) -> None:
+def refuse(path: Path, settings: Mapping[str, Json]) -> None:
     """Refuse ``settings``, the content of ``path``, if any key in it asks some tool to run code or
     to read elsewhere.
 

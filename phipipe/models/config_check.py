@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models.config_bounds import ACTIVATIONS, CHOICES, FLAGS, NUMBERS, TABLES, TEXTS, Bound
+from phipipe.steps import Json
 
 KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", "llama")
 NEEDED = (
@@ -30,7 +31,7 @@ _CONTROL = re.compile(
 )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Json]:
     """The settings in ``path``, a ``config.json`` or one like it, within all bounds.
 
     Raises:
@@ -41,7 +42,7 @@ def read(path: Path) -> dict[str, Any]:
     return settings
 
 
-def check_model(path: Path, config: Mapping[str, Any]) -> None:
+def check_model(path: Path, config: Mapping[str, Json]) -> None:
     """Check that what ``config``, the content of ``path``, says of a model's shape is one.
 
     Raises:
@@ -67,20 +68,20 @@ def check_model(path: Path, config: Mapping[str, Any]) -> None:
     _check_rope(path, config)
 
 
-def _check_activation(path: Path, config: Mapping[str, Any]) -> None:
+def _check_activation(path: Path, config: Mapping[str, Json]) -> None:
     name = config.get("hidden_act")
     if name is not None and name not in ACTIVATIONS and config["model_type"] in KNOWN:
         what = f"(`{json_files.shown(name)}`) is no activation that transformers has"
         _odd(path, "hidden_act", what)
 
 
-def _check_padding(path: Path, config: Mapping[str, Any]) -> None:
+def _check_padding(path: Path, config: Mapping[str, Json]) -> None:
     padding, last = config.get("pad_token_id"), config["vocab_size"] - 1
     if type(padding) is int and padding > last:  # transformers' embedding asserts it
         _odd(path, "pad_token_id", f"is {padding}, and the model's tokens end at {last}")
 
 
-def _check_layer_types(path: Path, config: Mapping[str, Any]) -> None:
+def _check_layer_types(path: Path, config: Mapping[str, Json]) -> None:
     types, layers = config.get("layer_types"), config["num_hidden_layers"]
     if types is None:
         return
@@ -93,7 +94,7 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
-def _check_names(path: Path, config: Mapping[str, Any]) -> None:
+def _check_names(path: Path, config: Mapping[str, Json]) -> None:
     """The names by which tools choose a model's class."""
     named = config.get("architectures")
     listed = isinstance(named, list) and named and all(_is_name(name) for name in named)
@@ -105,7 +106,7 @@ def _check_names(path: Path, config: Mapping[str, Any]) -> None:
         _odd(path, "model_type", "is no name")
 
 
-def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
+def _check_rope(path: Path, config: Mapping[str, Json]) -> None:
     """Each is said once, and LongRoPE's lists have a factor for each pair of rotary dimensions."""
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.get(key) or {}
@@ -129,7 +130,7 @@ def _check_rope(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_agreement(
-    path: Path, config: Mapping[str, Any], key: str, rope: Mapping[str, Any]
+    path: Path, config: Mapping[str, Json], key: str, rope: Mapping[str, Json]
 ) -> None:
     """Of two spellings of a setting some tools read the one, some the other."""
     kinds = {
@@ -155,7 +156,7 @@ def _check_agreement(
             )
 
 
-def _check_all(path: Path, value: Any, where: str) -> None:
+def _check_all(path: Path, value: Json, where: str) -> None:
     """Every leaf below ``where``, a dotted path."""
     if isinstance(value, dict):
         _check_size(path, value, where)
@@ -176,12 +177,12 @@ def _check_all(path: Path, value: Any, where: str) -> None:
         _odd(path, where, "is too large a number")
 
 
-def _check_size(path: Path, value: dict[str, Any] | list[Any], where: str) -> None:
+def _check_size(path: Path, value: dict[str, Json] | list[Json], where: str) -> None:
     if len(value) > MAX_ENTRIES:
         _odd(path, where, f"has {len(value)} entries")
 
 
-def _check_key(path: Path, at: str, key: str, value: Any) -> None:
+def _check_key(path: Path, at: str, key: str, value: Json) -> None:
     """One key by its name, wherever it stands."""
     if value is None:
         return
@@ -199,7 +200,7 @@ def _check_key(path: Path, at: str, key: str, value: Any) -> None:
         _check_number(path, at, value, bound)
 
 
-def _check_number(path: Path, at: str, value: Any, bound: Bound) -> None:
+def _check_number(path: Path, at: str, value: Json, bound: Bound) -> None:
     if value == []:
         _odd(path, at, "is an empty list")
     kinds = (int,) if bound.whole else (int, float)
@@ -210,7 +211,7 @@ def _check_number(path: Path, at: str, value: Any, bound: Bound) -> None:
             _odd(path, at, f"is {number}; between {bound.low:g} and {bound.high:g} makes sense")
 
 
-def _check_auto_map(path: Path, at: str, value: Any) -> None:
+def _check_auto_map(path: Path, at: str, value: Json) -> None:
     """Classes in modules, by name: "module.Class", or "owner/name--module.Class"; a tokenizer has
     two."""
     for named in value.values() if isinstance(value, dict) else [value]:

@@ -8,12 +8,13 @@ depends on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-Config = Mapping[str, Any]
+from phipipe.steps import Json
+
+Config = Mapping[str, Json]
 
 
-def phi(hidden: int, layers: int, rotary: float) -> dict[str, Any]:
+def phi(hidden: int, layers: int, rotary: float) -> dict[str, Json]:
     """Phi-1 to Phi-2, of ``layers`` layers; ``rotary`` is the share of dimensions that turn."""
     return {
         "architectures": ["PhiForCausalLM"],
@@ -62,7 +63,7 @@ _WIDE: Config = {
 MEDIUM: Config = {**MINI, **_WIDE, "num_key_value_heads": 10}
 
 
-def longrope(pairs: int, kind: str = "longrope") -> dict[str, Any]:
+def longrope(pairs: int, kind: str = "longrope") -> dict[str, Json]:
     """What 128k models add; ``pairs`` is half the number of rotary dimensions of a head."""
     scaling = {"type": kind, "short_factor": [1.0] * pairs, "long_factor": [2.0] * pairs}
     return {"max_position_embeddings": 131072, "rope_scaling": scaling, "sliding_window": 262144}
@@ -107,12 +108,12 @@ MOE: Config = {
 }
 
 
-def slim(inner: int) -> dict[str, Any]:
+def slim(inner: int) -> dict[str, Json]:
     """SlimMoE: Phi-3.5-MoE with narrower experts, before its context was extended."""
     short = {"max_position_embeddings": 4096, "rope_scaling": None, "sliding_window": 2047}
     return {**MOE, **short, "intermediate_size": inner}
 
 
-def remote(base: Config, architecture: str, model_type: str, **more: Any) -> dict[str, Any]:
+def remote(base: Config, architecture: str, model_type: str, **more: Json) -> dict[str, Json]:
     """``base`` under the names of an architecture that is not plain text, or not built in."""
     return {**base, "architectures": [architecture], "model_type": model_type, **more}

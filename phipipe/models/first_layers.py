@@ -69,5 +69,5 @@ def cut(inputs: Inputs, out: Path, params: Params) -> None:
 
 def _layer(name: str) -> int:
     """Number of the layer that the tensor ``name`` belongs to; -1 outside of them."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else -1
+    match = _LAYER.search(name)
+    return int(match[1]) if match else -1

@@ -8,10 +8,10 @@ graph needs while it computes depends on its runtime.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from phipipe import words
 from phipipe.models.checkpoints import Checkpoint
+from phipipe.steps import Json
 
 # tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
 CONTEXT = 4096
@@ -50,12 +50,13 @@ class Fit:
 
     def words(self) -> str:
         """The sum, for people."""
-        parts = f"weights {words.size(self.weight_bytes, 2)} + cache {words.size(self.cache_bytes, 2)} ({self.cache_words})"
+        weights, cache = words.size(self.weight_bytes, 2), words.size(self.cache_bytes, 2)
+        total, runtime = words.size(self.total_bytes, 2), words.size(RUNTIME_BYTES, 2)
         return (
-            f"{words.size(self.total_bytes, 2)} = {parts} + runtime {words.size(RUNTIME_BYTES, 2)}"
+            f"{total} = weights {weights} + cache {cache} ({self.cache_words}) + runtime {runtime}"
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Json]:
         """The same for machines."""
         names = ("weight_bytes", "context", "cache_bytes", "total_bytes", "memory_gib", "fits")
         return {name: getattr(self, name) for name in names}

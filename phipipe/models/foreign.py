@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models import family
+from phipipe.steps import Json
 
 _NAMES = {
     "awq": "AWQ",
@@ -30,7 +30,7 @@ _OTHER = re.compile(
 )
 
 
-def refuse(path: Path, config: Mapping[str, Any]) -> None:
+def refuse(path: Path, config: Mapping[str, Json]) -> None:
     """Refuse what ``config``, the content of ``path``, says is quantized or no model that writes.
 
     Raises:
@@ -52,27 +52,27 @@ def refuse(path: Path, config: Mapping[str, Any]) -> None:
         )
     key = next((key for key in ("quantization_config", "quantization") if config.get(key)), None)
     if key:
-        told = config[key]
+        settings = config[key]
         raise SourceError(
-            f"`{path}` is of a model that is quantized already (`{key}`: {_format(told)}); "
+            f"`{path}` is of a model that is quantized already (`{key}`: {_format(settings)}); "
             "quantizing it again would lose more than the figures could tell",
             hint=f"{_original(config)}; if these are merged weights in 16 bits, remove the key",
         )
 
 
-def _format(told: Mapping[str, Any]) -> str:
-    kind = told.get("quant_method")
+def _format(settings: Mapping[str, Json]) -> str:
+    kind = settings.get("quant_method")
     if isinstance(kind, str):
         name = _NAMES.get(kind, json_files.shown(kind))
     else:
-        name = "MLX" if "group_size" in told else "in an unnamed format"
-    bits = told.get("bits") or (
-        4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else None
+        name = "MLX" if "group_size" in settings else "in an unnamed format"
+    bits = settings.get("bits") or (
+        4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None
     )
     return f"{name}, {bits} bits" if isinstance(bits, int) and 0 < bits < 65 else name
 
 
-def _original(config: Mapping[str, Any]) -> str:
+def _original(config: Mapping[str, Json]) -> str:
     """Where the weights in 16 bits are, as far as the config tells."""
     try:
         member = family.of(config)

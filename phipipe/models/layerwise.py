@@ -27,7 +27,7 @@ from phipipe.models import tensors, tokenizer_files, transformers_files
 from phipipe.models.layerwise_memory import TOGETHER
 
 
-def _check_finite(name: str, tensor: Any) -> None:
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuse a weight of the original that is no number: all that follows would be blamed on the
     conversion.
 
@@ -47,7 +47,7 @@ class _Pass:
     """One text on its way: ``hidden`` [1, tokens, hidden size], and what the model hands each layer
     beside it."""
 
-    hidden: Any
+    hidden: torch.Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     cache: Any
 
@@ -88,12 +88,14 @@ class Layerwise:
                     _check_finite(name, tensor)
         self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
 
-    def embed(self, ids: Sequence[int]) -> Any:
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
         with torch.inference_mode():
             return self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)).float()
 
-    def logits(self, windows: Sequence[Sequence[int] | Any]) -> Iterator[npt.NDArray[np.float32]]:
+    def logits(
+        self, windows: Sequence[Sequence[int] | torch.Tensor]
+    ) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of every position of each window (ids, or vectors as of ``embed``), float32
         [len(window), vocabulary], in order."""
         group = max(1, TOGETHER // max(map(len, windows)))
@@ -106,10 +108,12 @@ class Layerwise:
                     logits = self._leave(passes.pop(0))
                 yield logits[0].numpy()
 
-    def generate(self, prompts: Sequence[Sequence[int] | Any], limit: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int] | torch.Tensor], limit: int
+    ) -> list[list[int]]:
         """To each prompt (ids, or vectors as of ``embed``) at most ``limit`` token ids, chosen
         greedily; an end-of-text token is the last."""
-        pending: list[Sequence[int] | Any] = list(prompts)
+        pending: list[Sequence[int] | torch.Tensor] = list(prompts)
         caches: list[Any] = [None] * len(prompts)
         answers: list[list[int]] = [[] for _ in prompts]
         going = list(range(len(prompts)))
@@ -127,7 +131,9 @@ class Layerwise:
             progress.report(step + 1, limit, "tokens")
         return answers
 
-    def _enter(self, text: Sequence[int] | Any, cache: Any = None, cached: bool = False) -> _Pass:
+    def _enter(
+        self, text: Sequence[int] | torch.Tensor, cache: Any = None, cached: bool = False
+    ) -> _Pass:
         """What reaches the layers: the model is run without them, and what it would have called
         them with is kept."""
         hidden = (self.embed(text) if isinstance(text, Sequence) else text)[None]
@@ -148,7 +154,7 @@ class Layerwise:
                 output = functional_call(layer, weights, (one.hidden, *args), settings)
                 one.hidden = output[0] if isinstance(output, tuple) else output
 
-    def _widened(self, layer: Any) -> dict[str, Any]:
+    def _widened(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The layer's weights in fp32, in the memory that the layer before it had."""
         wide = {}
         for name, tensor in layer.named_parameters():
@@ -159,7 +165,7 @@ class Layerwise:
                 wide[name] = room.resize_(tensor.shape).copy_(tensor)
         return wide
 
-    def _leave(self, one: _Pass) -> Any:
+    def _leave(self, one: _Pass) -> torch.Tensor:
         """Logits [1, tokens, vocabulary] of a pass that is through: the model is run without its
         layers."""
         with self._without_layers():
@@ -173,7 +179,7 @@ class Layerwise:
         calls = []
 
         class Passes(torch.nn.Module):  # type: ignore[misc]
-            def forward(self, hidden: Any, *args: Any, **settings: Any) -> Any:
+            def forward(self, hidden: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
                 calls.append((args, settings))
                 return hidden
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoints import Checkpoint
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
@@ -154,6 +158,31 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _BUFFER = re.compile(
     r"(.*\.)?(rotary_emb\.(\w*inv_freq|cos_cached|sin_cached)|position_ids|masked_bias)"
 )
+
+
+def sizes_of(checkpoint: Checkpoint, tensors: Iterable[str] = ()) -> Sizes:
+    """What the shapes of the model's tensors follow from."""
+    config = checkpoint.config
+    ranks = {name: (config.get(f"{name}_lora") or {}).get("r") for name in ("vision", "speech")}
+    adapted = checkpoint.architecture == "Phi4MMForCausalLM"
+    return Sizes(
+        vocab=checkpoint.vocab_size,
+        hidden=checkpoint.hidden_size,
+        inner=checkpoint.intermediate_size,
+        layers=checkpoint.layers,
+        spare_layers=config.get("num_nextn_predict_layers") or 0,
+        heads=checkpoint.heads,
+        kv_heads=checkpoint.kv_heads,
+        head=checkpoint.head_size,
+        experts=checkpoint.experts,
+        tied=checkpoint.tied,
+        attention_bias=bool(config.get("attention_bias")),
+        mlp_bias=bool(config.get("mlp_bias")),
+        head_bias=checkpoint.model_type == "phi" or bool(config.get("lm_head_bias")),
+        norms=bool(config.get("qk_layernorm")),
+        ranks=tuple((name, rank) for name, rank in ranks.items() if rank) if adapted else (),
+        merged=any(name.endswith(".mlp.experts.gate_up_proj") for name in tensors),
+    )
 
 
 def wanted(layout: Layout, sizes: Sizes) -> dict[str, Shape]:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from phipipe.steps import Json
 
 _FIRST_NAMES = ("su", "yarn")
 _KEYS = (
@@ -18,7 +19,7 @@ _KEYS = (
 )
 
 
-def spelled(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+def spelled(rope: Mapping[str, Json]) -> dict[str, Json] | None:
     """The LongRoPE that ``rope``, a config's rotary settings, asks for; None where it asks for
     none."""
     kind = str(rope.get("rope_type") or rope.get("type") or "")
@@ -28,7 +29,7 @@ def spelled(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"type": "longrope", **{key: rope[key] for key in _KEYS if key in rope}}
 
 
-def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
+def respelled(config: Mapping[str, Json]) -> dict[str, Json]:
     """What to replace in ``config`` for tools that know LongRoPE by its present name only; often
     nothing.
 

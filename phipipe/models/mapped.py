@@ -36,7 +36,7 @@ class Checkpoint:
                 )  # torch wants memory it could write to
             self._bytes[name] = torch.frombuffer(view, dtype=torch.uint8)
 
-    def tensor(self, name: str) -> Any:
+    def tensor(self, name: str) -> torch.Tensor:
         """The tensor ``name``, a view of the file."""
         place = self.places[name]
         if place.dtype not in DTYPES:
@@ -47,11 +47,11 @@ class Checkpoint:
         raw = self._bytes[place.file][place.offset : place.offset + place.size_bytes]
         return self._aligned(raw, dtype).reshape(place.shape)
 
-    def _aligned(self, raw: Any, dtype: Any) -> Any:
+    def _aligned(self, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``raw`` as ``dtype``; a copy where the writer of the file did not align its tensors."""
         return (raw if raw.storage_offset() % dtype.itemsize == 0 else raw.clone()).view(dtype)
 
-    def where(self, tensor: Any) -> tuple[str, int] | None:
+    def where(self, tensor: torch.Tensor) -> tuple[str, int] | None:
         """(file, offset in bytes) if the first element of ``tensor`` lies in a mapped file."""
         address = tensor.data_ptr()
         for name, raw in self._bytes.items():
@@ -60,7 +60,7 @@ class Checkpoint:
                 return name, offset
         return None
 
-    def model(self) -> Any:
+    def model(self) -> torch.nn.Module:
         """transformers' model for this checkpoint; its weights are views of the files, in their own
         dtypes.
 
@@ -100,7 +100,9 @@ def _meta_parameters() -> Iterator[None]:
     """Parameters that are made inside have shapes only; buffers are real."""
     register = torch.nn.Module.register_parameter
 
-    def shapes_only(module: Any, name: str, parameter: Any) -> None:
+    def shapes_only(
+        module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
+    ) -> None:
         register(module, name, parameter)
         if parameter is not None:
             kept = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)

@@ -89,8 +89,8 @@ KINDS: Mapping[str, Kind] = {
 def of(rule: str, *names: str) -> Remark:
     """The remark of the kind ``rule`` about ``names``."""
     kind = KINDS[rule]
-    told = [f"`{name}`" for name in names[:3]]
-    words = ", ".join(told[:-1]) + (" and " if len(told) > 1 else "") + told[-1]
-    if len(names) > len(told):
-        words = f"{', '.join(told)} and {len(names) - len(told)} more"
+    shown = [f"`{name}`" for name in names[:3]]
+    words = ", ".join(shown[:-1]) + (" and " if len(shown) > 1 else "") + shown[-1]
+    if len(names) > len(shown):
+        words = f"{', '.join(shown)} and {len(names) - len(shown)} more"
     return Remark(rule=rule, message=kind.message.format(names=words), hint=kind.hint)

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -19,7 +19,9 @@ from phipipe.steps import Json
 # Of these, the two-dimensional ones; norms have one dimension.
 LINEAR = re.compile(r"model\.layers\.\d+\..+\.weight")
 PARTS = ("qweight", "qzeros", "scales", "g_idx")  # the last with zero points only
-Change = Callable[[str, Any], dict[str, Any]]  # a tensor's name and value → what takes its place
+Change = Callable[
+    [str, torch.Tensor], dict[str, torch.Tensor]
+]  # a tensor's name and value → what takes its place
 
 
 def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json]) -> None:
@@ -32,7 +34,7 @@ def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json
     where: dict[str, str] = {}
     total = 0
     for path in shards(source):
-        changed: dict[str, Any] = {}
+        changed: dict[str, torch.Tensor] = {}
         for name, tensor in tensors(path):
             changed |= change(name, tensor)
         save_file(changed, out / path.name, metadata={"format": "pt"})
@@ -52,14 +54,14 @@ def where_are(paths: Sequence[Path]) -> dict[str, Path]:
     return {name: path for path in paths for name, _ in tensors(path)}
 
 
-def tensors(path: Path) -> Iterator[tuple[str, Any]]:
+def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of every tensor of a file, one in memory at a time."""
     with safe_open(path, framework="pt") as shard:
         for name in shard.keys():  # noqa: SIM118 (not a mapping)
             yield name, shard.get_tensor(name)
 
 
-def read(path: Path, name: str) -> Any:
+def read(path: Path, name: str) -> torch.Tensor:
     """The tensor ``name`` of the file ``path``."""
     with safe_open(path, framework="pt") as shard:
         return shard.get_tensor(name)

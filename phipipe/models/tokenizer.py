@@ -55,20 +55,3 @@ def of_folder(folder: Path, whose: str = "package") -> LimitedTokenizer:
 def of_source(folder: Path) -> LimitedTokenizer:
     """The tokenizer of the checkpoint in ``folder``."""
     return of_folder(folder, "checkpoint")
-
-
-def opened_by_mlx(folder: str) -> TransformersTokenizer:
-    """mlx-lm's own, for a limited child."""
-    from mlx_lm.utils import load_tokenizer
-
-    return TransformersTokenizer(
-        load_tokenizer(Path(folder), {"trust_remote_code": False, "local_files_only": True})
-    )
-
-
-def of_mlx(folder: Path) -> LimitedTokenizer:
-    """The tokenizer that mlx-lm reads from ``folder``; see ``open_in_child``."""
-    imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
-    return limited_tokenizer.open_in_child(
-        "phipipe.models.tokenizer:opened_by_mlx", folder, imports
-    )

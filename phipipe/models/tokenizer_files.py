@@ -10,42 +10,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models import remarks
 from phipipe.models.remarks import Remark
+from phipipe.steps import Json
 
 _HINT = "take all tokenizer files from one place, best the original repository"
 MAX_TOKENS, MAX_SETTINGS_BYTES = 2**22, 2**23
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask"))
 
 
-def settings(path: Path) -> dict[str, Any]:
+def settings(path: Path) -> dict[str, Json]:
     """What ``tokenizer_config.json`` or ``special_tokens_map.json`` in ``path`` says, each key of
     its own kind.
 
     Raises:
         SourceError: names the file and the key.
     """
-    found = json_files.read_object(path, MAX_SETTINGS_BYTES)
+    content = json_files.read_object(path, MAX_SETTINGS_BYTES)
     for key, kinds in _KINDS.items():
-        value = found.get(key)
+        value = content.get(key)
         if value is not None and (
             not isinstance(value, kinds) or (value is True or value is False) is not (bool in kinds)
         ):
             raise SourceError(f"`{path}` is malformed: `{key}` is {_kind(value)}", hint=_HINT)
     for key in _SPECIAL:
-        if isinstance(found.get(key), dict) and not isinstance(found[key].get("content"), str):
+        if isinstance(content.get(key), dict) and not isinstance(content[key].get("content"), str):
             raise SourceError(f"`{path}` is malformed: `{key}` has no text", hint=_HINT)
-    name = found.get("tokenizer_class")
+    name = content.get("tokenizer_class")
     if name is not None and (not name.isprintable() or len(name) > 100):
         raise SourceError(
             f"`{path}` is malformed: `tokenizer_class` is no name of a class", hint=_HINT
         )
-    if isinstance(found.get("chat_template"), list):
-        for entry in found["chat_template"]:
+    if isinstance(content.get("chat_template"), list):
+        for entry in content["chat_template"]:
             if not isinstance(entry, dict) or not all(
                 isinstance(entry.get(k), str) for k in ("name", "template")
             ):
@@ -53,7 +53,7 @@ def settings(path: Path) -> dict[str, Any]:
                     f"`{path}` is malformed: `chat_template` has one without name or text",
                     hint=_HINT,
                 )
-    return found
+    return content
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -130,21 +130,21 @@ def check(folder: Path, vocab_size: int) -> list[Remark]:
 def _padding(folder: Path) -> str | None:
     """The token that batches are filled up with."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file() and (found := settings(folder / name).get("pad_token")):
-            return str(found["content"] if isinstance(found, dict) else found)
+        if (folder / name).is_file() and (token := settings(folder / name).get("pad_token")):
+            return str(token["content"] if isinstance(token, dict) else token)
     return None
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str, int, bool]]:
     """(file, token, id, whether it was added to the vocabulary proper) for all that the files
     say."""
-    for file, token, number, is_added in _told(folder):
+    for file, token, number, is_added in _listed(folder):
         if not isinstance(token, str) or type(number) is not int or not 0 <= number < MAX_TOKENS:
             raise _damaged(folder / file, "has a token without text or number")
         yield file, token, number, is_added
 
 
-def _told(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
+def _listed(folder: Path) -> Iterator[tuple[str, Json, Json, bool]]:
     file = "tokenizer.json"
     whole = _json(folder / file)
     model = whole.get("model", None if whole else {"vocab": {}})
@@ -170,7 +170,7 @@ def _told(folder: Path) -> Iterator[tuple[str, Any, Any, bool]]:
     yield from ((file, token, number, True) for token, number in _json(folder / file).items())
 
 
-def _list(path: Path, value: Any) -> list[dict[str, Any]]:
+def _list(path: Path, value: Json) -> list[dict[str, Json]]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -184,14 +184,14 @@ def _damaged(path: Path, what: str) -> SourceError:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Json]:
     """What is in ``path``, an empty mapping where there is no such file."""
     if not path.is_file():
         return {}
     return settings(path) if path.name == "tokenizer_config.json" else json_files.read_object(path)
 
 
-def end_ids(ids: Any) -> list[int]:
+def end_ids(ids: Json) -> list[int]:
     """Ids of the tokens that end a text, of what a config has as `eos_token_id`: one, several or
     none."""
     if ids is None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer
 
 from phipipe.models import longrope
 from phipipe.models.tokenizer import TransformersTokenizer
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-def config_of(folder: Path) -> Any:
+
+def config_of(folder: Path) -> PretrainedConfig | None:
     """The folder's config where transformers would misread it; None, its own default, everywhere
     else."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -23,7 +26,7 @@ def config_of(folder: Path) -> Any:
     return AutoConfig.for_model(**config | changes) if changes else None
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path) -> PreTrainedTokenizerBase:
     """transformers' own tokenizer of ``folder``, in this process; nothing is downloaded, no code of
     it is run."""
     settings = {"trust_remote_code": False, "local_files_only": True}

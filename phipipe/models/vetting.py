@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
@@ -23,6 +22,7 @@ from phipipe.models import (
 from phipipe.models.remarks import Remark
 from phipipe.models.weight_files import Choice
 from phipipe.models.weights import Tensor
+from phipipe.steps import Json
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 # What trainers leave beside the weights: no pickle of these holds a model.
@@ -31,7 +31,7 @@ _TRAINING = re.compile(
 )
 
 
-def refuse_code(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
+def refuse_code(folder: Path, config: Mapping[str, Json]) -> list[Remark]:
     """Refuse what would make a tool run code that came with the weights (promise S2).
 
     An ``auto_map`` alone is harmless and common (Phi-3.5-mini has one): without the code beside it,
@@ -74,7 +74,7 @@ def _texts(value: object) -> list[str]:
     return [text for part in inner for text in _texts(part)]
 
 
-def optional_settings(path: Path) -> dict[str, Any]:
+def optional_settings(path: Path) -> dict[str, Json]:
     """A settings file that need not be there."""
     if not path.is_file():
         return {}
@@ -85,7 +85,7 @@ def optional_settings(path: Path) -> dict[str, Any]:
     )
 
 
-def with_architecture(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[Remark]]:
+def with_architecture(path: Path, config: dict[str, Json]) -> tuple[dict[str, Json], list[Remark]]:
     """``config`` with the class that its type stands for, where it names none."""
     of_type = {layout.model_type: name for name, layout in reversed(list(layouts.LAYOUTS.items()))}
     kind = config["model_type"]
@@ -136,7 +136,7 @@ def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
                 json_files.refuse_pointer(stream.read(json_files.POINTER_BYTES), folder / name)
 
 
-def note_unknown_ends(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
+def note_unknown_ends(folder: Path, config: Mapping[str, Json]) -> list[Remark]:
     """Tokens at which a text ends and that the model does not have."""
     generation = "generation_config.json"
     beyond: list[str] = []
@@ -149,7 +149,7 @@ def note_unknown_ends(folder: Path, config: Mapping[str, Any]) -> list[Remark]:
     return [remarks.of("W07", *beyond)] if beyond else []
 
 
-def note_double_settings(config: Mapping[str, Any]) -> list[Remark]:
+def note_double_settings(config: Mapping[str, Json]) -> list[Remark]:
     """Rotary settings of which an older value was left beside `rope_parameters`."""
     new = config.get("rope_parameters") or {}
     names = [

@@ -11,10 +11,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import NoReturn, TypeGuard
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
+from phipipe.steps import Json
 
 # Bits per element of safetensors dtypes (safetensors' own table).
 DTYPE_BITS: Mapping[str, int] = {
@@ -80,7 +81,7 @@ def tensors(path: Path, size: int | None = None) -> list[Tensor]:
     return ordered
 
 
-def _entries(raw: bytes, path: Path) -> dict[str, Any]:
+def _entries(raw: bytes, path: Path) -> dict[str, Json]:
     """Tensor → what the header ``raw`` says of it."""
     corrupt = f"`{path}` has a corrupt safetensors header"
     try:
@@ -118,7 +119,7 @@ def _header(path: Path, size: int) -> bytes:
     return raw
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
+def _tensor(path: Path, name: str, entry: Json, start: int) -> Tensor:
     check_name(path, name)
     if not isinstance(entry, dict):
         _odd(path, name, "has no dtype, shape and place")
@@ -148,12 +149,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
     )
 
 
-def _are_offsets(value: Any) -> TypeGuard[list[int]]:
+def _are_offsets(value: Json) -> TypeGuard[list[int]]:
     whole = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
     return whole and len(value) == 2
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Json) -> bool:
     return type(value) is int and 0 <= value <= MAX_ELEMENTS
 
 

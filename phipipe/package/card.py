@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from phipipe import backends
+from phipipe import backends, words
 from phipipe.evaluate.reports import Answer, Baseline, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
@@ -84,7 +84,7 @@ def _environment() -> Environment:
         "block": block,
         "link": link,
         "number": figures.number,
-        "counted": figures.counted,
+        "counted": words.counted,
         "bounds": _bounds,
         "markdown": Safe,
     }

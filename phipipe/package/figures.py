@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from phipipe import words
 from phipipe.evaluate.reports import Metrics, Scored, Speed, Vision
 from phipipe.metrics import ROWS, Metric
+from phipipe.words import counted
 
 # Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual
 # yardstick. Another model, another text: an orientation, never a limit.
@@ -36,11 +37,6 @@ class Row:
     value: str
     unit: str
     reads_as: str
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 build``, ``2 builds``, ``1,000 builds``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -58,15 +58,15 @@ def likeliest(path: Path) -> Iterator[str]:
         for name, (kind, rank) in _ARRAYS.items():
             with archive.open(entries[name]) as stream:
                 shape = _shape(stream, entries[name].file_size, kind, rank)
-                if shape is None:
-                    yield f"has no array `{name}` as phipipe writes it"
-                    return
-                shapes[name] = shape
-                if kind == "i4":
-                    ids = _ids(stream)
-                    most[name] = max(ids)
-                    if min(ids) < 0:
-                        yield f"has numbers below zero (`{name}`)"
+                ids = _ids(stream) if shape is not None and name in most else None
+            if shape is None:
+                yield f"has no array `{name}` as phipipe writes it"
+                return
+            shapes[name] = shape
+            if ids is not None:
+                most[name] = max(ids)
+            if ids is not None and min(ids) < 0:
+                yield f"has numbers below zero (`{name}`)"
     yield from _fit(path, shapes, most)
 
 
@@ -93,11 +93,11 @@ def _fit(
 def _shape(stream: BinaryIO | Any, size: int, kind: str, rank: int) -> tuple[int, ...] | None:
     """The shape of the array in ``stream``, of ``size`` bytes with its header; None if it is not of
     this kind."""
-    found = _HEADER.fullmatch(stream.read(_START))
-    shape = tuple(int(number) for number in re.findall(rb"\d+", found[2])) if found else ()
+    header = _HEADER.fullmatch(stream.read(_START))
+    shape = tuple(int(number) for number in re.findall(rb"\d+", header[2])) if header else ()
     if (
-        found is None
-        or found[1].decode() != kind
+        header is None
+        or header[1].decode() != kind
         or len(shape) != rank
         or math.prod(shape) * 4 + _START != size
     ):
@@ -113,10 +113,10 @@ def _ids(stream: BinaryIO | Any) -> array[int]:
     return numbers
 
 
-def baseline(told: Mapping[str, Any]) -> Iterator[str]:
+def baseline(written: Mapping[str, Any]) -> Iterator[str]:
     """Phrases, to follow the file's name, on what is odd in ``baseline.json``."""
-    skip, chats = told.get("skip"), told.get("chats")
-    if not _is_id(skip) or not _are_ids(told.get("parity_ids")):
+    skip, chats = written.get("skip"), written.get("chats")
+    if not _is_id(skip) or not _are_ids(written.get("parity_ids")):
         yield "has no `skip` or no `parity_ids` as phipipe writes them"
     if (
         not isinstance(chats, list)

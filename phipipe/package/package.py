@@ -30,7 +30,7 @@ from phipipe.package.manifest import Finding, read_manifest
 from phipipe.package.manifest_schema import Manifest
 from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Params
-from phipipe.store.store import copy
+from phipipe.store.files import copy
 
 if TYPE_CHECKING:
     import yaml

@@ -74,13 +74,13 @@ def problems(path: Path) -> list[str]:
         if data[:8] != MAGIC:
             return list(_model(_Buffer(data, 0, len(data))))
         end = int.from_bytes(data[END_AT : END_AT + 8], "little")
-        found: list[str] = []
+        phrases: list[str] = []
         for kind, first, last in _sections(_Buffer(data, BEGIN, min(end, len(data)))):
             if kind not in _SECTIONS:
-                found.append(f"has a part of a kind ({kind}) that phipipe never writes")
+                phrases.append(f"has a part of a kind ({kind}) that phipipe never writes")
             elif kind == _MODEL_SECTION:
-                found += _model(_Buffer(data, first, last))
-        return found
+                phrases += _model(_Buffer(data, first, last))
+        return phrases
 
 
 def _sections(header: _Buffer) -> Iterator[tuple[int, int, int]]:

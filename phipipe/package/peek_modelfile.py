@@ -15,8 +15,8 @@ _INSTRUCTIONS = frozenset({"FROM", "TEMPLATE", "PARAMETER", "SYSTEM", "LICENSE",
 # Ollama takes `PARAMETER adapter PATH` for an adapter: any other name could be an instruction.
 _PARAMETERS = frozenset(
     {
-        "min_p", "num_ctx", "num_keep", "num_predict", "repeat_last_n", "repeat_penalty", "seed", "stop", "temperature",
-        "top_k", "top_p", "typical_p",
+        "min_p", "num_ctx", "num_keep", "num_predict", "repeat_last_n", "repeat_penalty", "seed",
+        "stop", "temperature", "top_k", "top_p", "typical_p",
     }
 )  # fmt: skip
 _LINE = re.compile(r"[ \t]*([A-Za-z]+)[ \t]+(.*)")
@@ -29,8 +29,8 @@ def problems(text: str) -> Iterator[str]:
     for line in lines:
         if not line.strip() or line.lstrip(" \t").startswith("#"):
             continue
-        found = _LINE.fullmatch(line)
-        word, value = (found[1].upper(), found[2]) if found else ("", "")
+        instruction = _LINE.fullmatch(line)
+        word, value = (instruction[1].upper(), instruction[2]) if instruction else ("", "")
         named = _NAMED.fullmatch(value) if word in ("PARAMETER", "MESSAGE") else None
         odd = word in ("PARAMETER", "MESSAGE") and (
             not named or (word == "PARAMETER" and named[1] not in _PARAMETERS)

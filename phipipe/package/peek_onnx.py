@@ -89,7 +89,7 @@ class _Reader:
         for number, first, last in self._fields(start, end):
             texts[number] = (first, last)
             if (inner := inside.get(number)) == "training":
-                self._found("holds a training graph, which phipipe never writes")
+                self._complain("holds a training graph, which phipipe never writes")
             elif inner == "property":
                 self._property(first, last)
             elif inner == "entry":
@@ -99,26 +99,26 @@ class _Reader:
         if kind == "node":
             self._node(texts, start, end)
 
-    def _found(self, phrase: str) -> None:
+    def _complain(self, phrase: str) -> None:
         self.problems.setdefault(phrase)
 
     def _pair(self, start: int, end: int) -> tuple[str, str]:
-        found = {
+        texts = {
             number: self._text(*place)
             for number, *place in self._fields(start, end)
             if number in (1, 2)
         }
-        return found.get(1, ""), found.get(2, "")
+        return texts.get(1, ""), texts.get(2, "")
 
     def _property(self, start: int, end: int) -> None:
         key, _ = self._pair(start, end)
         if key == "ort_config":
-            self._found("carries settings of a session (`ort_config`)")
+            self._complain("carries settings of a session (`ort_config`)")
 
     def _external(self, start: int, end: int) -> None:
         key, value = self._pair(start, end)
         if key == "location" and not self._allowed(value):
-            self._found(
+            self._complain(
                 f"reads weights from `{json_files.shown(value)}`, which is no file of the package"
             )
 
@@ -127,9 +127,9 @@ class _Reader:
             self._text(*places[number]) if number in places else "" for number in (4, 7)
         )
         if domain not in DOMAINS:
-            self._found(f"has operators of another library (`{json_files.shown(domain)}`)")
+            self._complain(f"has operators of another library (`{json_files.shown(domain)}`)")
         if kind == CONTEXT and not self._contexts:
-            self._found("holds a compiled graph (`EPContext`), which this backend never writes")
+            self._complain("holds a compiled graph (`EPContext`), which this backend never writes")
         elif kind == CONTEXT:
             self._context(start, end)
 
@@ -142,9 +142,9 @@ class _Reader:
             if name == "ep_cache_context" and (
                 4 not in attribute or not self._allowed(self._text(*attribute[4]))
             ):
-                self._found("reads a compiled graph that is no file of the package")
+                self._complain("reads a compiled graph that is no file of the package")
             if name == "embed_mode" and attribute.get(3, (0, 0))[0]:
-                self._found("holds a compiled graph itself, which phipipe never writes")
+                self._complain("holds a compiled graph itself, which phipipe never writes")
 
 
 def problems(

@@ -16,8 +16,8 @@ def measured_there(target: Device, api: str, backend: Backend[Any]) -> bool:
     A machine that surely has one will do; and where steps go to other machines, one that says it
     *is* the device.
     """
-    told = f"device {target.name}" in hardware.kinds() and backend.toolchain_on(api) is not None
-    return told or (api in backend.host_apis and hardware.has(api))
+    is_named = f"device {target.name}" in hardware.kinds() and backend.toolchain_on(api) is not None
+    return is_named or (api in backend.host_apis and hardware.has(api))
 
 
 def on_target(target: Device, api: str, backend: Backend[Any]) -> str:

@@ -10,7 +10,7 @@ from phipipe import backends, failures
 from phipipe.errors import PhipipeError
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.plan import plan as planner
+from phipipe.plan import prepare as planner
 from phipipe.plan import targets
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
@@ -22,20 +22,20 @@ class ReadOnce:
     again."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Source, Path | None], Original | PhipipeError] = {}
+        self._answers: dict[tuple[Source, Path | None], Original | PhipipeError] = {}
 
     def __call__(self, source: Source, folder: Path) -> Original:
         """As ``hub.original``."""
         at = (source, folder if source.path is not None else None)
-        if at not in self._found:
+        if at not in self._answers:
             try:
-                self._found[at] = take.original(source, folder)
+                self._answers[at] = take.original(source, folder)
             except PhipipeError as error:
-                self._found[at] = error
-        found = self._found[at]
-        if isinstance(found, PhipipeError):
-            raise found
-        return found
+                self._answers[at] = error
+        answer = self._answers[at]
+        if isinstance(answer, PhipipeError):
+            raise answer
+        return answer
 
 
 def planned(

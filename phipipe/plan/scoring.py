@@ -4,12 +4,15 @@ parity."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from phipipe.hub.take import Original
 from phipipe.models import first_layers, layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
+from phipipe.plan import vision_steps
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
+from phipipe.vision import kinds
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
 # unquantized conversion; measured on the embedded model with a margin of about ten.
@@ -17,6 +20,19 @@ PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
 
 # What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
 RUNTIME_BYTES = 2**29
+
+
+def ground_steps(recipe: Recipe, original: Original, text: Step) -> list[Step]:
+    """What every score of a build or a package rests on: source, text and the baseline's scores;
+    of a model that sees, first the original that its language model is cut from."""
+    whole = original.checkpoint
+    seeing = kinds.sees(whole)
+    language = kinds.language(whole) if seeing else whole
+    memory = layerwise_memory.memory_bytes(language, recipe.evaluate.tokens, recipe.evaluate.window)
+    if not seeing:
+        return fidelity_steps(recipe, original.step, text, memory)
+    steps = fidelity_steps(recipe, vision_steps.cut_step(whole), text, memory)
+    return [replace(original.step, name="original"), *steps]
 
 
 def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
@@ -53,43 +69,45 @@ def served_bytes(artifact: Step, checkpoint: Checkpoint) -> int:
     ) + RUNTIME_BYTES
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """How an artifact is opened on this machine: in which toolchain, on which unit, and what that
+    takes."""
+
+    toolchain: str
+    memory_bytes: int
+    api: str = "cpu"
+
+
 def compare_step(
-    name: str,
-    artifact: str,
-    recipe: Recipe,
-    toolchain: str,
-    parameters: int,
-    memory_bytes: int,
-    api: str = "cpu",
+    name: str, artifact: str, recipe: Recipe, opened: Opened, *, parameters: int
 ) -> Step:
-    """Score the output of step ``artifact`` on the baseline's tokens, on the unit ``api`` of this
-    machine."""
+    """Score the output of step ``artifact``, a model of so many ``parameters``, on the baseline's
+    tokens."""
     return Step(
         name=name,
         runs="evaluate/compare",
         version=3,
         needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, "parameters": parameters, **_on(api)},
-        measurement=api != "cpu",  # a GPU's figures are its own
-        toolchain=toolchain,
+        params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api)},
+        measurement=opened.api != "cpu",  # a GPU's figures are its own
+        toolchain=opened.toolchain,
         output_bytes=12 * recipe.evaluate.tokens,
-        memory_bytes=memory_bytes,
+        memory_bytes=opened.memory_bytes,
     )
 
 
-def measure_step(
-    artifact: str, recipe: Recipe, toolchain: str, memory_bytes: int, api: str = "cpu"
-) -> Step:
-    """Time the output of step ``artifact`` on the unit ``api`` of this machine."""
+def measure_step(artifact: str, recipe: Recipe, opened: Opened) -> Step:
+    """Time the output of step ``artifact``."""
     return Step(
         name="measure",
         runs="evaluate/measure",
         version=1,
         needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(api)},
-        toolchain=toolchain,
+        params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(opened.api)},
+        toolchain=opened.toolchain,
         measurement=True,
-        memory_bytes=memory_bytes,
+        memory_bytes=opened.memory_bytes,
     )
 
 
@@ -103,11 +121,9 @@ def parity_steps(
     """Compare an unquantized conversion with the baseline, and stop where it differs by more than
     rounding."""
     assert convert.unquantized is not None
-    memory_bytes = opened_bytes(convert, recipe, checkpoint)
+    opened = Opened(toolchain=toolchain, memory_bytes=opened_bytes(convert, recipe, checkpoint))
     return [
-        compare_step(
-            "parity", convert.name, recipe, toolchain, checkpoint.parameters, memory_bytes
-        ),
+        compare_step("parity", convert.name, recipe, opened, parameters=checkpoint.parameters),
         Step(
             name="check-parity",
             runs="evaluate/check_parity",
@@ -119,9 +135,9 @@ def parity_steps(
 
 
 def slice_steps(
-    checkpoint: Checkpoint, made: Sequence[Step], recipe: Recipe, toolchain: str
+    checkpoint: Checkpoint, built: Sequence[Step], recipe: Recipe, toolchain: str
 ) -> list[Step]:
-    """Parity of the first layers of a large ``checkpoint``; ``made`` are a backend's steps for
+    """Parity of the first layers of a large ``checkpoint``; ``built`` are a backend's steps for
     these layers.
 
     Of them those are taken that the unquantized one needs. All get names of their own: the whole
@@ -129,8 +145,8 @@ def slice_steps(
     """
     cut = first_layers.step(checkpoint)
     small = first_layers.of(checkpoint)
-    convert = next(step for step in made if step.unquantized)
-    earlier = {step.name: step for step in made}
+    convert = next(step for step in built if step.unquantized)
+    earlier = {step.name: step for step in built}
     wanted = [convert.name]
     for name in wanted:
         wanted += [
@@ -145,7 +161,7 @@ def slice_steps(
     )
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
-    chain += [step for step in made if step.name in wanted]
+    chain += [step for step in built if step.name in wanted]
     compare, check = parity_steps(convert, recipe, toolchain, small)
     renamed = [
         replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names))

@@ -63,13 +63,13 @@ def check(build: Build) -> None:
 
 def problems(builds: Iterable[Build]) -> list[PhipipeError]:
     """Why each of ``builds`` that is impossible is so."""
-    found = []
+    errors = []
     for build in builds:
         try:
             check(build)
         except PhipipeError as error:
-            found.append(error)
-    return found
+            errors.append(error)
+    return errors
 
 
 def checked(path: Path, sets: Sequence[str] = (), only: Sequence[str] = ()) -> list[Build]:
@@ -106,8 +106,8 @@ def placed(build: Build, *where: str) -> Iterator[None]:
     except SourceError as error:
         if where not in dict(paths_of(build.recipe)):
             raise
-        found = build.locate((where,), error.message)
-        raise SourceError(found.message, hint=error.hint, problems=found.problems) from None
+        located = build.locate((where,), error.message)
+        raise SourceError(located.message, hint=error.hint, problems=located.problems) from None
 
 
 def _rules(build: Build, options: BaseModel) -> list[Advice]:
@@ -125,8 +125,8 @@ def _device(build: Build) -> Device:
     except PhipipeError as error:
         if error.problems:  # in a device file of the user's
             raise
-        found = build.locate((DEVICE,), error.message)
-        raise type(error)(found.message, hint=error.hint, problems=found.problems) from None
+        located = build.locate((DEVICE,), error.message)
+        raise type(error)(located.message, hint=error.hint, problems=located.problems) from None
 
 
 def _unit(build: Build, target: Device) -> Unit:

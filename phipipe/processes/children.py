@@ -11,9 +11,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
+
+PARENT_S = 1.0
 
 # Makes phipipe importable in a toolchain's Python, and nothing of what is installed beside it.
 BOOTSTRAP = """
@@ -39,7 +46,7 @@ def own_group() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
-def tree(pid: int) -> list[Any]:
+def tree(pid: int) -> list[psutil.Process]:
     """psutil's view of process ``pid`` and all that descend from it; nothing without psutil."""
     try:
         import psutil
@@ -52,7 +59,7 @@ def tree(pid: int) -> list[Any]:
         return []
 
 
-def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
+def kill_tree(pid: int, seen: Sequence[psutil.Process] = ()) -> None:
     """Kill the process group of ``pid``, its descendants that left the group, and those ``seen``
     before."""
     members = [*tree(pid), *seen]
@@ -67,10 +74,55 @@ def kill_tree(pid: int, seen: Sequence[Any] = ()) -> None:
             _end(member)
 
 
-def _end(process: Any) -> None:
+def _end(process: psutil.Process) -> None:
     import psutil
 
-    with contextlib.suppress(
-        psutil.Error
-    ):  # gone meanwhile; psutil checks that the id was not used again
+    # gone meanwhile; psutil checks that the id was not used again
+    with contextlib.suppress(psutil.Error):
         process.kill()
+
+
+def end_with_parent() -> None:
+    """From now on, end this process when the one that started it is gone; nothing on Windows."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_S)
+        os._exit(1)
+
+    if sys.platform != "win32":
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+def has_exited(process: subprocess.Popen[str]) -> bool:
+    """Whether ``process`` has ended; it is left unreaped where that can be, so that nobody else
+    gets its id yet."""
+    if process.returncode is None and sys.platform != "win32" and hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return process.poll() is not None
+
+
+def await_exit(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait so many ``seconds`` at the longest until ``process`` has ended."""
+    end = time.monotonic() + seconds
+    while not has_exited(process) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def terminate(process: subprocess.Popen[str]) -> None:
+    """Ask ``process`` and its group to end."""
+    if sys.platform == "win32":
+        process.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def reap(process: subprocess.Popen[str], seen: Sequence[psutil.Process], seconds: float) -> None:
+    """Kill ``process`` with all that it started, if it still runs, and take its exit code."""
+    if process.returncode is None:  # once it is reaped, its id may be another's
+        kill_tree(process.pid, seen)
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(seconds)

@@ -23,7 +23,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
+
+import psutil
+from filelock import FileLock, Timeout
 
 from phipipe.errors import Interrupted
 from phipipe.processes.children import kill_tree, own_group, python_command
@@ -31,11 +34,9 @@ from phipipe.processes.children import kill_tree, own_group, python_command
 LOOK_S = 0.1
 HEARTBEAT_S = 60.0  # what takes minutes shall not look like a hang
 GRACE_S = 10.0  # that a launcher has to end its program and remove what it made
-SAID_BYTES = 65536  # of what a program says, the last ones are kept
-OWN_PATH = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-)  # for the launcher, which imports what we import; not for its programs
+OUTPUT_BYTES = 65536  # of what a program says, the last ones are kept
+# for the launcher, which imports what we import; not for its programs
+OWN_PATH = ("PYTHONPATH", "PYTHONHOME")
 
 Beat = Callable[[float], None]  # hears, now and then, how many seconds have passed
 Stop = Callable[[], bool]  # whether somebody wants the end
@@ -63,30 +64,10 @@ def run(job: Job, beat: Beat, stop: Stop) -> tuple[int, str]:
         Interrupted: ``stop`` said so. Then, and after any other exception, nothing of ``job`` runs
             any more.
     """
-    paths = {
-        "busy": str(job.busy),
-        "remove": [str(p) for p in job.remove],
-        "temporary": str(job.temporary),
-    }
-    told = json.dumps({"commands": [[*command] for command in job.commands], **paths})
-    command = python_command(
-        Path(sys.executable), "from phipipe.launcher import launch; launch()", told
-    )
-    environment = {
-        **job.environment,
-        **{name: os.environ[name] for name in OWN_PATH if name in os.environ},
-    }
     theirs, ours = os.pipe()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=theirs,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                env=environment,
-                **own_group(),
-            )
+            process = _start(job, theirs, output)
         except BaseException:
             os.close(ours)
             raise
@@ -97,8 +78,33 @@ def run(job: Job, beat: Beat, stop: Stop) -> tuple[int, str]:
         finally:
             os.close(ours)
             _end(process)
-        said.seek(max(0, said.seek(0, os.SEEK_END) - SAID_BYTES))
-        return code, said.read().decode("utf-8", "replace")
+        output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT_BYTES))
+        return code, output.read().decode("utf-8", "replace")
+
+
+def _start(job: Job, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The launcher of ``job``."""
+    described = json.dumps(
+        {
+            "commands": [[*command] for command in job.commands],
+            "busy": str(job.busy),
+            "remove": [str(path) for path in job.remove],
+            "temporary": str(job.temporary),
+        }
+    )
+    own_path = {name: os.environ[name] for name in OWN_PATH if name in os.environ}
+    return subprocess.Popen(
+        python_command(
+            Path(sys.executable),
+            "from phipipe.processes.launcher import launch; launch()",
+            described,
+        ),
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=output,
+        env={**job.environment, **own_path},
+        **own_group(),
+    )
 
 
 def _wait(process: subprocess.Popen[bytes], beat: Beat, stop: Stop) -> int:
@@ -133,8 +139,6 @@ def alone(lock: Path, waits: Beat, stop: Stop) -> Iterator[None]:
         Interrupted: ``stop`` said so.
         OSError: the file cannot be made.
     """
-    from filelock import FileLock, Timeout
-
     held, start, heard = FileLock(lock), time.monotonic(), None
     while True:
         try:
@@ -153,11 +157,9 @@ def alone(lock: Path, waits: Beat, stop: Stop) -> Iterator[None]:
         held.release()
 
 
-def strays(program: str, folder: Path) -> Iterator[Any]:
+def strays(program: str, folder: Path) -> Iterator[psutil.Process]:
     """Processes of ``program`` that were told to work on ``folder``, and whose launcher was killed,
     too."""
-    import psutil
-
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
         if Path(words[0]).stem == program and any(str(folder) in word for word in words[1:]):
@@ -166,12 +168,10 @@ def strays(program: str, folder: Path) -> Iterator[Any]:
 
 def end_strays(program: str, folder: Path) -> None:
     """End ``strays``, with all that they started."""
-    import psutil
-
-    found = list(strays(program, folder))
-    for process in found:
+    processes = list(strays(program, folder))
+    for process in processes:
         kill_tree(process.pid)
-    psutil.wait_procs(found, GRACE_S)
+    psutil.wait_procs(processes, GRACE_S)
 
 
 # In the launcher
@@ -179,8 +179,6 @@ def end_strays(program: str, folder: Path) -> None:
 
 def launch() -> None:
     """Do the job in ARGV[1] and end as its last program did; when stdin ends, at once."""
-    from filelock import FileLock
-
     job = json.loads(sys.argv[1])
     home = Path(job["temporary"])
     with FileLock(job["busy"]):

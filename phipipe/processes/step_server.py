@@ -6,7 +6,7 @@ added reads       one line per request on stdin: a folder (as a JSON string) wit
 writes      FOLDER/out/            the step's files
             FOLDER/log.txt         all that the step prints, native code included
             FOLDER/progress.json   now and then
-            FOLDER/response.json   last; if it is missing, the worker died
+            FOLDER/response.json   last; if it is missing, the server died
 says        on stdout: "ready", then "done" for each finished request
 ends        when stdin does: the parent is done, or dead. Whatever still runs then is killed.
 
@@ -21,8 +21,6 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
-import importlib.machinery
-import ipaddress
 import json
 import os
 import queue
@@ -34,18 +32,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from phipipe import hardware, progress, steps
-from phipipe.errors import PhipipeError, SourceError, encoded
-from phipipe.processes.children import kill_tree as kill_tree
-from phipipe.processes.children import tree as tree
+from phipipe.errors import PhipipeError, encoded
+from phipipe.processes.children import kill_tree, tree
+from phipipe.processes.prohibitions import prohibit
+from phipipe.steps import Json
 
 PROGRESS_EVERY_S = 0.2
-PARENT_S = 1.0
 GUARD_S = 2.0  # a guard that lives has long been done by then
-# Modules through which a process talks with children of its own; these pickles come from us.
-OWN_PICKLES = {"multiprocessing.connection", "multiprocessing.queues"}
 
 
 def main() -> None:
@@ -60,8 +56,7 @@ def main() -> None:
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines, requests), daemon=True).start()
     faulthandler.enable()  # a crash in native code leaves a Python traceback in the log
-    sys.addaudithook(refuse)
-    sys.meta_path.insert(0, NoTorchLoad())
+    prohibit()
     home = Path.cwd()
     print("ready", file=control, flush=True)
     while True:
@@ -75,7 +70,7 @@ def guard() -> None:
     """In a process of its own: when stdin ends, the parent is dead. Kills the tree of ARGV[1],
     removes folder ARGV[2].
 
-    The worker's own thread does the same, but never gets its turn while native code holds the
+    The server's own thread does the same, but never gets its turn while native code holds the
     interpreter's lock. PR_SET_PDEATHSIG would be no help: it fires when the parent's *thread* ends,
     and reaches no grandchild.
     """
@@ -95,76 +90,6 @@ def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
     os._exit(1)
 
 
-def end_with_parent() -> None:
-    """From now on, end this process when the one that started it is gone; nothing on Windows."""
-
-    def watch(parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_S)
-        os._exit(1)
-
-    if sys.platform != "win32":
-        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
-
-
-def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: no pickle is ever loaded (promise S1), and no step but download leaves this
-    machine (S8)."""
-    if event == "pickle.find_class":
-        if sys._getframe(1).f_globals.get("__name__") not in OWN_PICKLES:
-            refuse_pickle(f"`{arguments[0]}.{arguments[1]}`")
-    elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-        address = arguments[1]
-        if isinstance(address, tuple) and isinstance(address[0], str | bytes | bytearray):
-            host = address[0] if isinstance(address[0], str) else os.fsdecode(bytes(address[0]))
-            if not _is_local(host):
-                raise PermissionError(
-                    f"refused to connect to {host}: only the download step uses the network"
-                )
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        host = os.fsdecode(arguments[0] or "")
-        if not _is_local(host):
-            raise PermissionError(
-                f"refused to look up {host}: only the download step uses the network"
-            )
-
-
-def refuse_pickle(what: str) -> None:
-    """Raise: pickles can run code."""
-    raise SourceError(
-        f"refused to unpickle {what}: a pickle can run any code",
-        hint="use a checkpoint in safetensors format",
-    )
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host in ("localhost", "")
-
-
-class NoTorchLoad:
-    """Import hook: ``torch.load`` refuses. With ``weights_only`` it has an unpickler that no audit
-    hook sees."""
-
-    def find_spec(
-        self, name: str, path: Any = None, target: Any = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "torch.serialization":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def then_replace(module: Any) -> None:
-                execute(module)
-                module.load = lambda f, *rest, **named: refuse_pickle(f"`{getattr(f, 'name', f)}`")
-
-            spec.loader.exec_module = then_replace  # type: ignore[method-assign]
-        return spec
-
-
 def _serve(folder: Path) -> None:
     _print_to(folder / "log.txt")
     _reset_peak()
@@ -172,9 +97,9 @@ def _serve(folder: Path) -> None:
     start = time.perf_counter()
     try:
         _call(json.loads((folder / "request.json").read_text("utf-8")), folder / "out")
-        response: dict[str, Any] = {"ok": True}
+        response: dict[str, Json] = {"ok": True}
     except BaseException as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
-        response = {"ok": False, **_told(error)}
+        response = {"ok": False, **_described(error)}
         _flush()
         traceback.print_exc()
         traceback.clear_frames(error.__traceback__)  # they may hold a model
@@ -186,27 +111,27 @@ def _serve(folder: Path) -> None:
     aside.replace(folder / "response.json")
 
 
-def _call(request: dict[str, Any], out: Path) -> None:
+def _call(request: dict[str, Json], out: Path) -> None:
     sys.path += [root for root in request["path"] if root not in sys.path]
     out.mkdir()
     step = steps.resolve(request["runs"])
     step({name: Path(path) for name, path in request["inputs"].items()}, out, request["params"])
 
 
-def _told(error: BaseException) -> dict[str, Any]:
+def _described(error: BaseException) -> dict[str, Json]:
     """What the parent needs to raise the same failure."""
-    told: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
-    told["traceback"] = "".join(traceback.format_exception(error))
+    failure: dict[str, Json] = {"kind": type(error).__name__, "message": str(error)}
+    failure["traceback"] = "".join(traceback.format_exception(error))
     if isinstance(error, PhipipeError):
-        told["error"] = encoded(error)
+        failure["error"] = encoded(error)
     if isinstance(error, OSError):
-        told["errno"] = error.errno
+        failure["errno"] = error.errno
     if isinstance(error, subprocess.CalledProcessError):
-        told["returncode"] = error.returncode
+        failure["returncode"] = error.returncode
     for cause in _causes(error):
         if isinstance(cause, ImportError) and not isinstance(error, PhipipeError):
-            told |= {"import": cause.name or "", "message": str(cause)}
-    return told
+            failure |= {"import": cause.name or "", "message": str(cause)}
+    return failure
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -274,8 +199,8 @@ def _memory() -> dict[str, int]:
     """Peak resident bytes of this process, and its anonymous bytes now.
 
     VmHWM on Linux, never ``ru_maxrss``, which a child inherits there across exec. On Windows the
-    peak working set and on macOS ``ru_maxrss`` (its own there, but nothing resets it): of all this
-    worker's steps.
+    peak working set and on macOS ``ru_maxrss`` (its own there, but nothing resets it): of all steps
+    that were served.
     """
     with contextlib.suppress(OSError):
         fields = hardware.memory_of(os.getpid())

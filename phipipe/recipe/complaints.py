@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.recipe.places import Where
 from phipipe.recipe.scalars import resolve
+from phipipe.steps import Json
 from phipipe.suggestions import near, shorten, show
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def gone(model: type[BaseModel], name: str) -> str:
     return f"`{name}` is no key any more: {advice}" if advice else ""
 
 
-def _choice(word: str, given: Any, expected: str) -> str:
+def _choice(word: str, given: Json, expected: str) -> str:
     known = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
     if given is None:
         return f"no {word} here; it is one of {', '.join(known)}"
@@ -83,7 +84,7 @@ def _choice(word: str, given: Any, expected: str) -> str:
     return f"unknown {word} {shown}{choices}{guess}"
 
 
-def _expected(kind: str, given: Any, limits: dict[str, Any], otherwise: str) -> str:
+def _expected(kind: str, given: Json, limits: dict[str, Json], otherwise: str) -> str:
     if kind in _TYPES:
         return f"expected {_TYPES[kind]}, got {show(given)}{_quotes(kind, given)}"
     words = {
@@ -97,7 +98,7 @@ def _expected(kind: str, given: Any, limits: dict[str, Any], otherwise: str) -> 
     return words.get(kind, otherwise)
 
 
-def _quotes(kind: str, given: Any) -> str:
+def _quotes(kind: str, given: Json) -> str:
     """Advice where a value is of another type only for its quotes, or for the lack of them."""
     if kind == "string_type" and isinstance(given, bool | int | float):
         return "; put it in quotes"
@@ -130,7 +131,7 @@ def _pattern(name: str, given: str, pattern: str) -> str:
 
 def _fields(model: type[BaseModel], where: Where) -> list[str]:
     """Keys that are known where an unknown one was found."""
-    current: Any = model
+    current: Json = model
     for part in where:
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         inner = [annotation, *getattr(annotation, "__args__", ())]

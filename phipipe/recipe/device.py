@@ -18,8 +18,8 @@ from phipipe.suggestions import near
 
 FOLDER = Path(__file__).parents[1] / "devices"
 Api = Literal[
-    "cpu", "cuda", "tensorrt-rtx", "directml", "webgpu", "vulkan", "metal", "opencl", "hexagon", "intel-gpu",
-    "intel-npu", "ryzen-npu",
+    "cpu", "cuda", "tensorrt-rtx", "directml", "webgpu", "vulkan", "metal", "opencl", "hexagon",
+    "intel-gpu", "intel-npu", "ryzen-npu",
 ]  # fmt: skip
 System = Literal["linux", "windows", "macos", "android", "ios", "web"]
 Machine = Literal["x86_64", "arm64", "nvidia", "apple"]
@@ -137,8 +137,8 @@ def _read(path: Path) -> Device:
             json.dumps({**document.data, "name": path.stem}), strict=True
         )
     except ValidationError as error:
-        found = complaints(error, Device)
-        problems += [Problem(*document.place(where, key), message) for where, message, key in found]
+        for where, message, key in complaints(error, Device):
+            problems.append(Problem(*document.place(where, key), message))
     if problems:
         raise document.error(problems)
     return device

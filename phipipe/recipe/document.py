@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -18,6 +18,7 @@ from phipipe.files import user_paths
 from phipipe.recipe import yaml_errors
 from phipipe.recipe.places import BREAK, Document, Problem, Where
 from phipipe.recipe.scalars import resolve
+from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
 
 MAX_BYTES = 2**20
@@ -125,11 +126,11 @@ class _Builder:
     """Builds data from events; everything unwelcome stops it at once, except duplicate keys, which
     it gathers."""
 
-    def __init__(self, document: Document, events: Iterator[Any]) -> None:
+    def __init__(self, document: Document, events: Iterator[Json]) -> None:
         self._document, self._events, self._nodes = document, events, 0
         self.problems: list[Problem] = []
 
-    def document(self) -> Any:
+    def document(self) -> Json:
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
                 break
@@ -141,10 +142,10 @@ class _Builder:
                 self._stop(event, "a second document; a recipe is one")
         return data
 
-    def _stop(self, event: Any, message: str) -> NoReturn:
+    def _stop(self, event: Json, message: str) -> NoReturn:
         raise self._document.error([Problem(*_place(event), message)])
 
-    def _build(self, event: Any, where: Where, depth: int) -> Any:
+    def _build(self, event: Json, where: Where, depth: int) -> Json:
         self._nodes += 1
         self._check(event, depth)
         self._document.values[where] = _place(event)
@@ -154,7 +155,7 @@ class _Builder:
             return self._sequence(where, depth)
         return self._mapping(where, depth)
 
-    def _check(self, event: Any, depth: int) -> None:
+    def _check(self, event: Json, depth: int) -> None:
         if self._nodes > MAX_NODES:
             self._stop(event, f"more than {MAX_NODES} values")
         if depth > MAX_DEPTH:
@@ -166,15 +167,23 @@ class _Builder:
         if event.tag is not None:
             self._stop(event, f"a tag (`{shorten(event.tag)}`); recipes have none")
 
-    def _sequence(self, where: Where, depth: int) -> list[Any]:
-        items: list[Any] = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+    def _sequence(self, where: Where, depth: int) -> list[Json]:
+        items: list[Json] = []
+        for event in self._until(yaml.SequenceEndEvent):
             items.append(self._build(event, (*where, len(items)), depth + 1))
         return items
 
-    def _mapping(self, where: Where, depth: int) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+    def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
+        """The next events, each taken when it is asked for, up to one of the kind ``end``."""
+        while True:
+            event = next(self._events)
+            if isinstance(event, end):
+                return
+            yield event
+
+    def _mapping(self, where: Where, depth: int) -> dict[str, Json]:
+        mapping: dict[str, Json] = {}
+        for event in self._until(yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.anchor or event.tag:
                 self._stop(event, "a key must be plain text")
             self._check_printable(event)
@@ -187,7 +196,7 @@ class _Builder:
             mapping[key] = self._build(next(self._events), (*where, key), depth + 1)
         return mapping
 
-    def _scalar(self, event: Any) -> Any:
+    def _scalar(self, event: Json) -> Json:
         self._check_printable(event)
         if event.style not in (None, ""):
             return event.value
@@ -196,11 +205,11 @@ class _Builder:
         except OverflowError:
             self._stop(event, "a number with too many digits")
 
-    def _check_printable(self, event: Any) -> None:
+    def _check_printable(self, event: Json) -> None:
         if control := re.search(_CONTROL, event.value):
             self._stop(event, f"text with the control character {control.group()!a}")
 
 
-def _place(event: Any) -> tuple[int, int]:
+def _place(event: Json) -> tuple[int, int]:
     """Line and column of ``event``, from 1."""
     return event.start_mark.line + 1, event.start_mark.column + 1

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,6 +22,7 @@ from phipipe.recipe.places import Document, Problem, Where
 from phipipe.recipe.problems import Problems
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS, lay
+from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
 
 _NO_MATRIX = "a matrix is a list of variants, each a mapping such as `{precision: int8}`"
@@ -96,7 +96,7 @@ def of_document(
 class _Variant:
     """A recipe's data with one entry of its matrix merged in; ``at`` is the entry's place."""
 
-    data: dict[str, Any]
+    data: dict[str, Json]
     name: str
     at: Where = ()
 
@@ -107,11 +107,11 @@ class _Loading:
     def __init__(self, document: Document, options: Mapping[str, type[BaseModel]]) -> None:
         self._document, self._options = document, options
         self._problems = Problems(document)
-        self._overrides: list[tuple[tuple[str, ...], Any, str]] = []
+        self._overrides: list[tuple[tuple[str, ...], Json, str]] = []
         if not isinstance(document.data, dict):
             message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
             raise document.error([Problem(*document.place(()), message)])
-        self._data: dict[str, Any] = document.data
+        self._data: dict[str, Json] = document.data
 
     def override(self, sets: Sequence[str]) -> None:
         """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
@@ -138,7 +138,7 @@ class _Loading:
                 builds.append(build)
         return builds, self._problems.error if self._problems else None
 
-    def _variants(self, base: dict[str, Any]) -> list[_Variant]:
+    def _variants(self, base: dict[str, Json]) -> list[_Variant]:
         """One for every entry of the matrix."""
         matrix = self._data["matrix"]
         if not isinstance(matrix, list) or not matrix:
@@ -162,7 +162,7 @@ class _Loading:
             variants.append(replace(variant, name=f"{base.get('name')}-{variant.name}"))
         return variants
 
-    def _variant(self, base: dict[str, Any], entry: dict[str, Any], at: Where) -> _Variant:
+    def _variant(self, base: dict[str, Json], entry: dict[str, Json], at: Where) -> _Variant:
         """``entry`` of the matrix, under the name that it has beside the others."""
         merged = lay(base, entry)
         for key in entry:
@@ -182,12 +182,12 @@ class _Loading:
         data = variant.data
         recipe = self._validate(Recipe, data, (), variant.at)
         options = None
-        backend = data.get("backend", BACKEND)
+        backend, quantize = data.get("backend", BACKEND), data.get("quantize", {})
         if isinstance(backend, str) and backend not in self._options:
             guess = near(backend, self._options) or f"; there are {', '.join(self._options)}"
             message = f"unknown backend `{shorten(backend)}`{guess}"
             self._problems.note(("backend",), message, variant=variant.at)
-        elif isinstance(backend, str) and isinstance(quantize := data.get("quantize", {}), dict):
+        elif isinstance(backend, str) and isinstance(quantize, dict):
             options = self._validate(self._options[backend], quantize, ("quantize",), variant.at)
         if recipe is not None:
             self._look_at_paths(recipe, folder, variant.at)
@@ -207,7 +207,7 @@ class _Loading:
             if odd := user_paths.oddity(path, text):
                 self._problems.note(where, f"`{shorten(text)}` {odd}", variant=variant)
 
-    def _validate(self, model: type[BaseModel], data: Any, prefix: Where, variant: Where) -> Any:
+    def _validate(self, model: type[BaseModel], data: Json, prefix: Where, variant: Where) -> Json:
         try:
             # JSON's strict mode is the one we want: a list may become a tuple, "12" no number.
             return model.model_validate_json(json.dumps(data), strict=True)

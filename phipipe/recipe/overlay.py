@@ -4,10 +4,10 @@ variants (``--only``)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from phipipe.errors import RecipeError
 from phipipe.recipe.document import MAX_DEPTH, is_text
+from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
 
 
@@ -28,7 +28,7 @@ def parts(text: str) -> tuple[tuple[str, ...], str, str]:
     return where, value, shown
 
 
-def put(data: dict[str, Any], where: tuple[str, ...], value: Any, text: str) -> None:
+def put(data: dict[str, Json], where: tuple[str, ...], value: Json, text: str) -> None:
     """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so."""
     inner = data
     for key in where[:-1]:

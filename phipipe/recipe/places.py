@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from phipipe.errors import Located, Place, RecipeError
+from phipipe.steps import Json
 
 MAX_PROBLEMS = 50  # that one message lists: nobody reads more, and each costs a search
 BREAK = "\r\n|[\n\r\x85\u2028\u2029]"  # what YAML's scanner counts as the end of a line
@@ -30,7 +31,7 @@ class Document:
 
     name: str
     text: str
-    data: Any = None
+    data: Json = None
     keys: dict[Where, tuple[int, int]] = field(default_factory=dict)
     values: dict[Where, tuple[int, int]] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ place."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,7 @@ from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe.complaints import At
 from phipipe.recipe.variants import BACKEND
+from phipipe.steps import Json
 from phipipe.suggestions import shorten
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
@@ -40,7 +41,7 @@ class Sparse(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _written(cls, data: Any) -> Any:
+    def _written(cls, data: Json) -> Json:
         for key in data if isinstance(data, dict) else ():
             if data[key] is None and key in cls.model_fields:
                 raise At(key, f"`{key}` has no value; write one, or leave the key out")
@@ -50,10 +51,9 @@ class Sparse(Model):
 def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
     given = [name for name in names if getattr(value, name) is not None]
     if len(given) != 1:
-        said = " and ".join(f"`{name}`" for name in given) or "none"
-        raise ValueError(
-            f"give exactly one of {', '.join(f'`{n}`' for n in names)}; there is {said}"
-        )
+        there = " and ".join(f"`{name}`" for name in given) or "none"
+        choices = ", ".join(f"`{name}`" for name in names)
+        raise ValueError(f"give exactly one of {choices}; there is {there}")
 
 
 class Dataset(Model):
@@ -232,7 +232,7 @@ class Recipe(Model):
         "memory; without it 4096, "
         "or what the model can where that is less.",
     )
-    quantize: dict[str, Any] = Field(
+    quantize: dict[str, Json] = Field(
         {}, description="The backend's own options (`phipipe backends NAME`)."
     )
     calibrate: Calibrate = Field(
@@ -246,7 +246,7 @@ class Recipe(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_text(cls, data: Any) -> Any:
+    def _usual_text(cls, data: Json) -> Json:
         """Models of the hub are judged on the field's usual text."""
         source, evaluate = (
             (data.get(key, {}) for key in ("source", "evaluate"))
@@ -263,7 +263,7 @@ class Recipe(Model):
         return data
 
 
-def recorded(data: Mapping[str, Any]) -> Recipe:
+def recorded(data: Mapping[str, Json]) -> Recipe:
     """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may
     be gone."""
     return Recipe.model_validate(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
+Scalar = str | int | float | None
 MAX_DIGITS = 300  # of a number; longer ones are typing accidents, and slow to read
 
 # YAML 1.2.2, 10.3.2: the core schema's tag resolution.
@@ -16,7 +16,7 @@ _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 _SPECIAL = r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"
 
 
-def resolve(text: str) -> Any:
+def resolve(text: str) -> Scalar:
     """A plain scalar's value by YAML 1.2's core schema.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -16,8 +15,9 @@ from phipipe.metrics import ROWS
 from phipipe.recipe import device
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
+from phipipe.steps import Json
 
-Schema = dict[str, Any]
+Schema = dict[str, Json]
 CHOICES = {"Source": ("repo", "path", "builtin"), "Text": ("builtin", "file", "dataset")}
 
 
@@ -36,9 +36,9 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
         "description": fields["quantize"]["description"],
     }
     for name, model in sorted(options.items()):
-        made = model.model_json_schema()
-        definitions |= made.pop("$defs", {})
-        definitions[f"quantize-{name}"] = made
+        section = model.model_json_schema()
+        definitions |= section.pop("$defs", {})
+        definitions[f"quantize-{name}"] = section
     fields["matrix"] = _matrix(fields, sorted(options))
     schema["allOf"] = [_rule(name) for name in sorted(options)]
     varied = [key for key in schema["required"] if key in VARIANT_KEYS and key != "name"]
@@ -128,7 +128,7 @@ def _not_null(value: Schema) -> Schema:
     return {**rest, **kept[0]} if len(kept) == 1 else value
 
 
-def untitled(value: Any) -> Any:
+def untitled(value: Json) -> Json:
     """A schema without pydantic's titles, which repeat the keys (a property that is called `title`
     stays)."""
     if isinstance(value, list):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from phipipe.steps import Json
 
 VARIANT_KEYS = (
     "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate",
@@ -12,7 +13,7 @@ VARIANT_KEYS = (
 BACKEND = "onnxruntime"  # where a recipe names none
 
 
-def lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+def lay(base: Mapping[str, Json], variant: Mapping[str, Json]) -> dict[str, Json]:
     """``variant`` laid on ``base``; another backend's ``quantize`` is not inherited."""
     over = {key: value for key, value in variant.items() if key in VARIANT_KEYS and key != "name"}
     other = over.get("backend", base.get("backend", BACKEND)) != base.get("backend", BACKEND)
@@ -21,7 +22,7 @@ def lay(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
     """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
     merged = dict(base)
     for key, value in over.items():

@@ -20,7 +20,8 @@ _CLOSING = (yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 class _Failure:
     """Where the parser gave up and its words; lines and columns count from 1.
 
-    ``lines`` are those of ``text``, up to ``line`` at least: the scanner counts one beyond the last.
+    ``lines`` are those of ``text``, up to ``line`` at least: the scanner counts one beyond the
+    last.
     ``start`` is the parser's mark of what it was reading then.
     """
 

@@ -1,5 +1,5 @@
 """One step: stored already? else run and commit. Keys, caching and damage are decided here; order
-is ``schedule``'s.
+is ``dispatch``'s.
 
 A step's key needs the digests of its inputs, so keys are found on the way. What a step is about to
 read is hashed first; damage is put aside, and whoever made it makes it again.
@@ -7,113 +7,34 @@ read is hashed first; damage is put aside, and whoever made it makes it again.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
-from phipipe import hardware, progress, steps
-from phipipe.errors import Interrupted, PhipipeError, SourceError, ToolchainError
-from phipipe.evaluate import reports
-from phipipe.evaluate.reports import R
+from phipipe import progress, steps
+from phipipe.errors import Interrupted, SourceError, StoreError
 from phipipe.evaluate.speed import host
 from phipipe.plan.plan import Plan
 from phipipe.run import why
-from phipipe.run.process import Request, Worker
+from phipipe.run.process import Request
+from phipipe.run.results import Forecast, OnProgress, Result, Results, Waiting
+from phipipe.run.servers import Servers
+from phipipe.run.tools import Tools
 from phipipe.settings import Settings
 from phipipe.steps import Json, Step
 from phipipe.store import digests as outside
 from phipipe.store import downloads, keys
 from phipipe.store import shared as remote_store
-from phipipe.store.shared import Remote
-from phipipe.store.store import Store, Stored
-from phipipe.toolchains import environments as toolchain
-from phipipe.toolchains.environments import Installed
-
-
-class Listener(Protocol):
-    """Who shows what happens. ``label`` names the step, and the build where it belongs to one of
-    several.
-
-    Every method but ``note`` is called from the run's own thread only.
-    """
-
-    def started(self, label: str, why: str) -> None: ...
-    def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
-    def finished(self, label: str, result: Result) -> None: ...
-    def failed(self, label: str, error: PhipipeError) -> None: ...
-    def installing(self, toolchain: str) -> None: ...
-    def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None: ...
-    def note(self, line: str) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of one step. ``usage`` has seconds and peak bytes, empty for a cached one."""
-
-    step: Step
-    key: str
-    stored: Stored
-    cached: bool
-    shared: bool = False  # cached on another machine: it came from the remote store
-    usage: Mapping[str, float] = field(default_factory=dict)
-    machine: str | None = None  # who did it, if not this one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What ``plan`` says of one step. ``key`` is None where an input is still to be made."""
-
-    step: Step
-    key: str | None
-    cached: bool
-    why: str
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """How one build ended. ``package`` is None where none was asked for, or where it failed."""
-
-    plan: Plan
-    results: dict[str, Result] = field(default_factory=dict)
-    package: Path | None = None
-    error: PhipipeError | None = None
-    seconds: float = 0.0
-
-    @property
-    def all_cached(self) -> bool:
-        return self.error is None and all(result.cached for result in self.results.values())
-
-    def load(self, step: str, kind: type[R]) -> R | None:
-        """The report that ``step`` wrote, or None if that step did not come about."""
-        result = self.results.get(step)
-        return reports.read(kind, result.stored.path) if result else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """A step whose result is not stored: all that is needed to make it."""
-
-    step: Step
-    key: str
-    record: dict[str, Json]
-    why: str
-
-
-Results = Mapping[str, Result]  # input name → what fills it
+from phipipe.store.records import Stored
+from phipipe.store.store import Store
 
 
 class Bench:
-    """Where steps are done: the store, the toolchains, the workers.
+    """Where steps are done on this machine: the store, the toolchains, the step servers.
 
-    ``lacks``, ``prepare`` and ``make`` may be called from several threads, everything else from
-    one. ``threads`` is what each worker may compute with, None for all cores; measurements always
-    get all.
+    ``threads`` is what each server may compute with, None for all cores; measurements always get
+    all.
     """
 
     def __init__(
@@ -123,17 +44,10 @@ class Bench:
         note: Callable[[str], None],
         threads: int | None = None,
     ) -> None:
-        self._store, self._settings, self._note, self._threads = store, settings, note, threads
-        self._idle: dict[str, list[Worker]] = defaultdict(list)
-        self._busy: set[Worker] = set()
-        self._toolchains: dict[str, Installed] = {}
-        self._checked: set[str] = set()
-        self._preparing: defaultdict[str, threading.Lock] = defaultdict(
-            threading.Lock
-        )  # one installs, others wait
-        self._workers = threading.Lock()
-        self._stopped = False
-        self._remote = remote_store.connect(settings, note)
+        self._store = store
+        self._servers = Servers(settings, store.root / "logs", threads)
+        self._tools = Tools(settings, note, lambda: self._servers.stopped)
+        self.shared = remote_store.connect(settings, note)
         self._history: why.History | None = None
 
     def here(self, step: Step) -> bool:
@@ -144,13 +58,7 @@ class Bench:
         """The toolchain that must be installed here (``prepare``) before ``look`` can tell the key
         of ``step``."""
         name = step.toolchain
-        if (
-            name is not None
-            and name not in self._toolchains
-            and (found := toolchain.installed(name, self._settings))
-        ):
-            self._toolchains[name] = found
-        return None if name in self._toolchains else name
+        return None if name is None or self._tools.has(name) else name
 
     def prepare(self, name: str) -> None:
         """Have toolchain ``name`` installed. This can take minutes; ``stop`` ends it.
@@ -158,34 +66,33 @@ class Bench:
         Raises:
             ToolchainError: it cannot be installed.
         """
-        self._toolchain(name)
+        self._tools.get(name)
+
+    def dismiss(self, keep: set[str]) -> None:
+        """Let idle servers go, but those of the toolchains in ``keep``."""
+        self._servers.dismiss(keep)
+
+    def stop(self, force: bool = False) -> None:
+        """Make every running step end soon with ``Interrupted``; with ``force`` at once. No new one
+        starts."""
+        self._servers.stop(force)
 
     def close(self) -> None:
         """No more steps will come."""
         self.dismiss(keep=set())
 
-    @property
-    def shared(self) -> Remote | None:
-        """Where results are shared."""
-        return self._remote
-
-    def _record_of(self, result: Result) -> Mapping[str, Json]:
-        return self._store.record(result.key)
-
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
         """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's
         provenance."""
-        record = self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
+        record = self._record(step, _digests(inputs), before)
         key = keys.key_of(record)
         if stored := self._store.lookup(key):
-            if not (self._remote and self._remote.lacks(key, self._store)):
+            if not (self.shared and self.shared.lacks(key, self._store)):
                 return Result(step=step, key=key, stored=stored, cached=True)
             return Waiting(step=step, key=key, record=record, why="stored, not shared yet")
         return Waiting(step=step, key=key, record=record, why=self._explain(step, record, key))
 
-    def make(
-        self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]
-    ) -> Result:
+    def make(self, waiting: Waiting, inputs: Results, on_progress: OnProgress) -> Result:
         """Run the step, unless another process has meanwhile.
 
         Raises:
@@ -196,8 +103,8 @@ class Bench:
         sharing = progress.listening(on_progress)  # the step itself has ways of its own to be heard
         with self._store.lock(key), downloads.in_use(step.folder), sharing:
             if stored := self._store.lookup(key):
-                if self._remote and self._remote.lacks(key, self._store):
-                    self._remote.offer(stored, self._store)
+                if self.shared and self.shared.lacks(key, self._store):
+                    self.shared.offer(stored, self._store)
                 return Result(step=step, key=key, stored=stored, cached=True)
             with self._turn(key) as shared:
                 if shared:
@@ -205,11 +112,9 @@ class Bench:
                 return self._make(waiting, inputs, on_progress)
 
     def _turn(self, key: str) -> AbstractContextManager[Stored | None]:
-        return self._remote.turn(key, self._store) if self._remote else nullcontext()
+        return self.shared.turn(key, self._store) if self.shared else nullcontext()
 
-    def _make(
-        self, waiting: Waiting, inputs: Results, on_progress: Callable[[int, int, str], None]
-    ) -> Result:
+    def _make(self, waiting: Waiting, inputs: Results, on_progress: OnProgress) -> Result:
         step, key = waiting.step, waiting.key
         paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
         paths |= {name: source.folder for name, source in step.outside.items()}
@@ -219,24 +124,25 @@ class Bench:
                 step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"]
             )
             if step.toolchain:
-                self._check(step.toolchain, waiting.record["tools"])
-                usage = self._in_worker(step, request, scratch, on_progress)
+                self._tools.check(step.toolchain, waiting.record["tools"])
+                with self._servers.lend(
+                    self._tools.get(step.toolchain), step.measurement
+                ) as server:
+                    usage = server.run(request, scratch, on_progress).usage()
             else:
                 usage = self._in_process(request, out, on_progress)
             self._check_copy(step, waiting.record, out)
-            told = {"step": step.name, "recipe": step.recipe, "usage": usage}
-            stored = self._store.commit(key, out, {**waiting.record, **told})
-        if self._remote:
-            self._remote.offer(stored, self._store)
+            about = {"step": step.name, "recipe": step.recipe, "usage": usage}
+            stored = self._store.commit(key, out, {**waiting.record, **about})
+        if self.shared:
+            self.shared.offer(stored, self._store)
         return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
 
     def peek(self, step: Step, inputs: Results, before: Results) -> Result | None:
         """The stored result of ``step``, changing nothing; None if it must be made."""
-        if not self._is_installed(step.toolchain):
+        if step.toolchain and not self._tools.would_have(step.toolchain):
             return None
-        key = keys.key_of(
-            self._record(step, {name: r.stored.digest for name, r in inputs.items()}, before)
-        )
+        key = keys.key_of(self._record(step, _digests(inputs), before))
         stored = self._store.peek(key)
         return None if stored is None else Result(step=step, key=key, stored=stored, cached=True)
 
@@ -248,12 +154,11 @@ class Bench:
     def _foresee(self, step: Step, done: dict[str, Result]) -> Forecast:
         waits = [needed for needed in step.needs.values() if needed not in done]
         if waits:
-            return Forecast(
-                step=step, key=None, cached=False, why=f"needs `{waits[0]}`, which will run"
-            )
-        if not self._is_installed(step.toolchain):
-            why = f"toolchain `{step.toolchain}` is not installed yet"
-            return Forecast(step=step, key=None, cached=False, why=why)
+            reason = f"needs `{waits[0]}`, which will run"
+            return Forecast(step=step, key=None, cached=False, why=reason)
+        if step.toolchain and not self._tools.would_have(step.toolchain):
+            reason = f"toolchain `{step.toolchain}` is not installed yet"
+            return Forecast(step=step, key=None, cached=False, why=reason)
         digests = {name: done[needed].stored.digest for name, needed in step.needs.items()}
         record = self._record(step, digests, done)
         key = keys.key_of(record)
@@ -299,51 +204,17 @@ class Bench:
             "version": step.version,
             "params": params,
             "inputs": inputs | digests,
-            "tools": dict(self._toolchain(step.toolchain).packages) if step.toolchain else {},
+            "tools": dict(self._tools.get(step.toolchain).packages) if step.toolchain else {},
         }
         if step.measurement:
             record["host"] = host()
         return record
 
-    def _is_installed(self, name: str | None) -> bool:
-        return (
-            name is None
-            or name in self._toolchains
-            or toolchain.installed(name, self._settings) is not None
-        )
-
-    def _toolchain(self, name: str) -> Installed:
-        with self._preparing[name]:
-            if name not in self._toolchains:
-                self._toolchains[name] = toolchain.ensure(
-                    name, self._settings, self._note, self._is_stopped
-                )
-            return self._toolchains[name]
-
-    def _check(self, name: str, tools: Mapping[str, Json]) -> None:
-        """Before the first real use of toolchain ``name``: are all files there, and is it still
-        what the key says?"""
-        with self._preparing[name]:
-            if name not in self._checked:
-                self._toolchains[name] = toolchain.check(
-                    name, self._settings, self._note, self._is_stopped
-                )
-                self._checked.add(name)
-            if self._toolchains[name].packages != tools:
-                raise ToolchainError(
-                    f"toolchain `{name}` was replaced meanwhile", hint="run the same command again"
-                )
-
-    def _is_stopped(self) -> bool:
-        return self._stopped
-
-    def _in_process(
-        self, request: Request, out: Path, on_progress: Callable[[int, int, str], None]
-    ) -> dict[str, float]:
+    def _in_process(self, request: Request, out: Path, on_progress: OnProgress) -> dict[str, float]:
         """Run a light step right here: it copies or downloads files, or reads small JSON."""
 
         def heard(done: int, total: int, unit: str) -> None:
-            if self._stopped:  # nobody can kill a thread: it ends where it reports
+            if self._servers.stopped:  # nobody can kill a thread: it ends where it reports
                 raise Interrupted("stopped")
             on_progress(done, total, unit)
 
@@ -354,90 +225,24 @@ class Bench:
             function(request.inputs, out, request.params)
         return {"seconds": time.perf_counter() - start}
 
-    def _in_worker(
-        self,
-        step: Step,
-        request: Request,
-        scratch: Path,
-        on_progress: Callable[[int, int, str], None],
-    ) -> dict[str, float]:
-        with self._worker(str(step.toolchain), own=step.measurement) as worker:
-            return worker.run(request, scratch, on_progress=on_progress).usage()
-
-    @contextmanager
-    def _worker(self, name: str, own: bool) -> Iterator[Worker]:
-        """A worker of toolchain ``name``, imports and all; a measurement's ``own``, so that memory
-        is its own."""
-        with self._workers:
-            if self._stopped:
-                raise Interrupted("stopped")
-            worker = (
-                self._idle[name].pop() if self._idle[name] and not own else self._start(name, own)
-            )
-            self._busy.add(worker)
+    def _record_of(self, result: Result) -> Mapping[str, Json]:
+        """The record of ``result``, which may be on another machine."""
         try:
-            yield worker
-        except BaseException:
-            own = True  # whatever state it is in, nobody else gets it
-            raise
-        finally:
-            with self._workers:
-                self._busy.discard(worker)
-                if not own:
-                    self._idle[name].append(worker)
-            if own:
-                worker.close()
-
-    def _start(self, name: str, own: bool) -> Worker:
-        threads = None if own else self._threads
-        if threads is None and "OMP_NUM_THREADS" not in os.environ:
-            threads = threads_per_worker(1)
-        limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        return Worker(
-            self._toolchain(name).python,
-            name=name,
-            log_folder=self._store.root / "logs",
-            settings=self._settings,
-            env=limit,
-        )
-
-    def dismiss(self, keep: set[str]) -> None:
-        """Let idle workers go, but those of the toolchains in ``keep``."""
-        with self._workers:
-            gone = [
-                worker for name in self._idle if name not in keep for worker in self._idle[name]
-            ]
-            self._idle = defaultdict(
-                list, {name: ws for name, ws in self._idle.items() if name in keep}
-            )
-        for worker in gone:
-            worker.close()
-
-    def stop(self, force: bool = False) -> None:
-        """Make every running step end soon with ``Interrupted``; with ``force`` at once. No new one
-        starts."""
-        with self._workers:
-            self._stopped = True
-            busy = list(self._busy)
-        for worker in busy:
-            worker.stop(force)
+            return self._store.record(result.key)
+        except StoreError:
+            record = self.shared.record(result.key) if self.shared else None
+            if record is None:
+                raise
+            return record
 
 
-def threads_per_worker(jobs: int) -> int | None:
-    """Threads that each of ``jobs`` workers may use. No more than cores: llama.cpp's threads spin.
-
-    None for all that the machine has: runtimes count them in their own ways, and know of no
-    container's share.
-    """
-    cores = hardware.cores()
-    return max(1, cores // jobs) if jobs > 1 or cores < (os.cpu_count() or 1) else None
+def _digests(inputs: Results) -> dict[str, str]:
+    return {name: result.stored.digest for name, result in inputs.items()}
 
 
 def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:
-    told = {
-        name: record[name] for name in ("runs", "version", "params", "inputs", "tools", "digest")
-    }
+    names = ("runs", "version", "params", "inputs", "tools", "digest")
     files = [
         {name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]
     ]  # no times
-    return told | {"outputs": files, "key": key}
+    return {name: record[name] for name in names} | {"outputs": files, "key": key}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from phipipe.plan.plan import Plan
-from phipipe.run.bench import Result, Waiting
+from phipipe.run.results import Result, Waiting
 from phipipe.steps import Step
 from phipipe.store import keys
 
@@ -52,11 +52,11 @@ def graph(plans: Sequence[Plan]) -> Graph:
     """The graph of ``plans``, to be looked at only. Several parts of a run ask for it in turn; it
     is built once."""
     global _last
-    known, made = _last
+    known, latest = _last
     if len(known) != len(plans) or any(a is not b for a, b in zip(known, plans, strict=True)):
-        made = _graph(plans)
-        _last = (tuple(plans), made)
-    return made
+        latest = _graph(plans)
+        _last = (tuple(plans), latest)
+    return latest
 
 
 def _graph(plans: Sequence[Plan]) -> Graph:
@@ -93,7 +93,7 @@ def labels(plans: Sequence[Plan]) -> list[str]:
 def _node(step: Step, own: dict[str, str]) -> Node:
     """``own`` has the identities of the plan's earlier steps by name."""
     needs = {name: own[needed] for name, needed in step.needs.items()}
-    told = {
+    identifying = {
         "runs": step.runs,
         "version": step.version,
         "params": dict(step.params),
@@ -107,5 +107,10 @@ def _node(step: Step, own: dict[str, str]) -> Node:
     after = set(own.values()) if step.provenance else {own[name] for name in step.after}
     before = dict(own) if step.provenance else {}
     return Node(
-        step=step, identity=keys.key_of(told), needs=needs, after=after, builds=set(), before=before
+        step=step,
+        identity=keys.key_of(identifying),
+        needs=needs,
+        after=after,
+        builds=set(),
+        before=before,
     )

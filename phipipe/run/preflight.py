@@ -15,10 +15,11 @@ from pathlib import Path
 
 from phipipe import backends, hardware, words
 from phipipe.errors import PhipipeError, StepKilled, StoreError
-from phipipe.plan import plan as planner
+from phipipe.plan import prepare as planner
 from phipipe.plan.plan import Plan
-from phipipe.run.bench import Bench, Result
+from phipipe.run.bench import Bench
 from phipipe.run.nodes import graph
+from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store import downloads, free_space
@@ -76,14 +77,14 @@ def too_large(plans: Sequence[Plan], store: Store, settings: Settings) -> dict[i
     """By its place in ``plans``, why one cannot be built here: a step that is not cached takes too
     much memory."""
     here, bench = machine(store, settings, None), Bench(store, settings, lambda line: None)
-    found = {}
+    refusals = {}
     for i, plan in enumerate(plans):
         if plan.memory_bytes <= here.memory_bytes:
             continue
         waiting = [(plan, item.step) for item in bench.foresee(plan) if not item.cached]
         if refusal := _too_little_memory(waiting, here):
-            found[i] = refusal
-    return found
+            refusals[i] = refusal
+    return refusals
 
 
 def too_little_disk(
@@ -115,8 +116,7 @@ def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> S
         return None
     message = (
         f"`{plan.build.name}` does not fit this machine: step `{step.name}` takes about "
-        f"{words.size(step.memory_bytes)} "
-        f"of memory, and there are {words.size(here.memory_bytes)}"
+        f"{words.size(step.memory_bytes)} of memory, and there are {words.size(here.memory_bytes)}"
     )
     others = [
         f"`backend: {name}` ({words.size(size)})"
@@ -134,7 +134,7 @@ def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> S
 def _others(plan: Plan) -> list[tuple[str, int]]:
     """Other backends for the same device and precision, with the memory that building with them
     takes at most."""
-    found = []
+    others = []
     for name in backends.serving(plan.device, plan.build.recipe.precision):
         if name == plan.build.recipe.backend:
             continue
@@ -143,10 +143,10 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
         )
         build = replace(plan.build, recipe=recipe, options=backends.load(name).options())
         try:
-            found.append((name, planner.prepare(build).memory_bytes))
+            others.append((name, planner.prepare(build).memory_bytes))
         except PhipipeError:  # the model or the unit is not for this backend: it is no way out
             continue
-    return sorted(found, key=lambda item: item[1])
+    return sorted(others, key=lambda item: item[1])
 
 
 def _too_little_disk(
@@ -162,11 +162,12 @@ def _too_little_disk(
     ):
         if amount > free:
             largest = max(steps, key=lambda step: step.output_bytes)
+            remedy = free_space.KEEP_CACHE if where == cache else free_space.KEEP_OUT
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about "
                 f"{words.size(amount)}, and {words.size(free)} are "
                 f"free; step `{largest.name}` writes most, {words.size(largest.output_bytes)}",
-                hint=f"{free_space.KEEP_CACHE if where == cache else free_space.KEEP_OUT}; {OVERRIDE}",
+                hint=f"{remedy}; {OVERRIDE}",
             )
     return None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phipipe import __version__
 from phipipe.errors import ToolchainError
+from phipipe.run.event_words import Event
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -24,7 +25,7 @@ UNLESS = "OTEL_SDK_DISABLED"  # OpenTelemetry's own
 SERVICE = "phipipe"
 EXPORT_TIMEOUT_S = 10.0
 
-Sink = Callable[[Mapping[str, Any]], None]
+Sink = Callable[[Event], None]
 
 
 class Spans:
@@ -35,13 +36,13 @@ class Spans:
         self._run: Any = None
         self._steps: dict[str, Any] = {}
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         kind, step = event["event"], str(event.get("step"))
         if kind == "run_started":
-            told = {"phipipe.run": event["run"], "phipipe.builds": list(event["builds"])}
-            self._run = self._tracer.start_span(f"phipipe {event['command']}", attributes=told)
+            about = {"phipipe.run": event["run"], "phipipe.builds": list(event["builds"])}
+            self._run = self._tracer.start_span(f"phipipe {event['command']}", attributes=about)
         elif kind == "step_started":
-            self._steps[step] = self._start(step, {"phipipe.run.why": event["why"]})
+            self._steps[step] = self._start(step, {"phipipe.why": event["why"]})
         elif kind in ("step_finished", "step_failed") and step in self._steps:
             self._end(self._steps.pop(step), event)
         elif kind == "run_finished":
@@ -49,28 +50,25 @@ class Spans:
                 span.end()
             self._end(self._run, event)
 
-    def _start(self, name: str, told: Mapping[str, Any]) -> Any:
+    def _start(self, name: str, attributes: Event) -> Any:
         from opentelemetry.trace import set_span_in_context
 
-        return self._tracer.start_span(name, set_span_in_context(self._run), attributes=told)
+        return self._tracer.start_span(name, set_span_in_context(self._run), attributes=attributes)
 
-    def _end(self, span: Any, event: Mapping[str, Any]) -> None:
+    def _end(self, span: Any, event: Event) -> None:
         from opentelemetry.trace import Status, StatusCode
 
         left_out = ("event", "time", "run", "step")
         simple = str, int, float  # what an attribute may be
-        told = {
+        attributes = {
             f"phipipe.{n}": v
             for n, v in event.items()
             if n not in left_out and isinstance(v, simple)
         }
-        span.set_attributes(told)
+        span.set_attributes(attributes)
         if event.get("exit_code"):
-            span.set_status(
-                Status(
-                    StatusCode.ERROR, str(event.get("message", f"exit code {event['exit_code']}"))
-                )
-            )
+            message = event.get("message", f"exit code {event['exit_code']}")
+            span.set_status(Status(StatusCode.ERROR, str(message)))
         span.end()
 
 
@@ -115,18 +113,18 @@ def spans(
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
     """What OpenTelemetry logs, which would otherwise stand between our lines."""
-    found: list[str] = []
+    complaints: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
+            complaints.append(record.getMessage())
 
     logger, handler = logging.getLogger("opentelemetry"), Collector(logging.WARNING)
     before = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield found
+        yield complaints
     finally:
         logger.removeHandler(handler)
         logger.propagate = before

@@ -12,7 +12,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from phipipe.steps import Json
 from phipipe.store import keys
@@ -56,12 +55,12 @@ def history(store: Store) -> History:
     known: defaultdict[tuple[str, ...], list[Known]] = defaultdict(list)
     for record in records:
         step = str(record.get("step"))
-        told = Known(
+        past = Known(
             facts=_comparable(record),
             recipe=str(record.get("recipe", "")),
             models=_models(step, record, models),
         )
-        known[_kind(step, record)].append(told)
+        known[_kind(step, record)].append(past)
     return History(known=known, models=models)
 
 
@@ -69,14 +68,14 @@ def explain(past: History, step: str, record: Mapping[str, Json], recipe: str = 
     """Why ``record`` has no result yet: what differs from the nearest one of the same recipe or
     model."""
     models, own = past.models_of(step, record), _comparable(record)
-    found = [
+    candidates = [
         differences(known.facts, own)
         for known in past.known.get(_kind(step, record), ())
         if (recipe and known.recipe == recipe) or known.models & models or known.facts == own
     ]
-    if not found:
+    if not candidates:
         return "first time"
-    nearest = min(found, key=len)
+    nearest = min(candidates, key=len)
     if not nearest:
         return "its stored result is gone"
     more = f" and {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else ""
@@ -85,22 +84,21 @@ def explain(past: History, step: str, record: Mapping[str, Json], recipe: str = 
 
 def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
     """What differs between two records, most telling first."""
-    found = ["phipipe's own step"] if old.get("version") != new.get("version") else []
+    changes = ["phipipe's own step"] if old.get("version") != new.get("version") else []
     names = sorted({*old.get("inputs", {}), *new.get("inputs", {})})
-    found += [
+    changes += [
         f"input {name}"
         for name in names
         if old.get("inputs", {}).get(name) != new.get("inputs", {}).get(name)
     ]
     for part, prefix in (("params", "params"), ("tools", ""), ("host", "host")):
         for path, before, after in leaves(old.get(part, {}), new.get(part, {}), prefix):
-            found.append(
-                "an earlier step" if path == "params.steps" else f"{path} {shown(before, after)}"
-            )
-    return found
+            is_earlier = path == "params.steps"
+            changes.append("an earlier step" if is_earlier else f"{path} {shown(before, after)}")
+    return changes
 
 
-def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Json, Json]]:
     """(path, old, new) of every leaf in which two values differ; what is on one side only is
     ``ABSENT`` in words."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -113,7 +111,7 @@ def leaves(old: Json, new: Json, path: str = "") -> Iterator[tuple[str, Any, Any
         yield path, old, new
 
 
-def shown(old: Any, new: Any) -> str:
+def shown(old: Json, new: Json) -> str:
     """``32 → 64``: two values that differ, so that one sees how."""
     a, b = _text(old), _text(new)
     if a == b:  # the text "true" and the truth, say
@@ -130,7 +128,7 @@ def _cut(text: str, start: int) -> str:
     return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
 
 
-def _text(value: Any) -> str:
+def _text(value: Json) -> str:
     plain = (
         isinstance(value, str)
         and value.isprintable()
@@ -140,7 +138,7 @@ def _text(value: Any) -> str:
     return str(value) if plain else _json(value)
 
 
-def _json(value: Any) -> str:
+def _json(value: Json) -> str:
     if value is _MISSING:
         return ABSENT
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
@@ -156,14 +154,11 @@ def _inside(path: str, name: str) -> str:
 def _comparable(record: Mapping[str, Json]) -> dict[str, Json]:
     """What two records of one kind may differ in; of a package's long provenance only whether it
     differs."""
-    made = {
-        name: record[name]
-        for name in ("version", "inputs", "params", "tools", "host")
-        if name in record
-    }
-    if "steps" in made["params"]:
-        made["params"] = {**made["params"], "steps": keys.key_of(made["params"]["steps"])}
-    return made
+    names = ("version", "inputs", "params", "tools", "host")
+    facts = {name: record[name] for name in names if name in record}
+    if "steps" in facts["params"]:
+        facts["params"] = {**facts["params"], "steps": keys.key_of(facts["params"]["steps"])}
+    return facts
 
 
 def _kind(step: str, record: Mapping[str, Json]) -> tuple[str, ...]:
@@ -174,23 +169,23 @@ def _kind(step: str, record: Mapping[str, Json]) -> tuple[str, ...]:
 def _lineage(records: Sequence[Mapping[str, Json]]) -> dict[str, frozenset[str]]:
     """Digest of a result → digests of the models that it was made of. Records come newest first,
     mostly."""
-    found: dict[str, frozenset[str]] = {}
+    lineage: dict[str, frozenset[str]] = {}
     for _ in range(len(records)):  # at most the longest chain; twice in practice
-        before = sum(map(len, found.values()))
+        before = sum(map(len, lineage.values()))
         for record in reversed(records):
-            models = _models(str(record.get("step")), record, found)
+            models = _models(str(record.get("step")), record, lineage)
             digest = str(record.get("digest"))
-            found[digest] = found.get(digest, frozenset()) | models
-        if sum(map(len, found.values())) == before:
+            lineage[digest] = lineage.get(digest, frozenset()) | models
+        if sum(map(len, lineage.values())) == before:
             break
-    return found
+    return lineage
 
 
 def _models(
     step: str, record: Mapping[str, Json], known: Mapping[str, frozenset[str]]
 ) -> frozenset[str]:
     inputs: Mapping[str, str] = record["inputs"]
-    found = {inputs[name] for name in SOURCES & inputs.keys()}
+    own = {inputs[name] for name in SOURCES & inputs.keys()}
     if step in SOURCES and record.get("digest"):
-        found.add(str(record["digest"]))
-    return frozenset(found).union(*(known.get(digest, frozenset()) for digest in inputs.values()))
+        own.add(str(record["digest"]))
+    return frozenset(own).union(*(known.get(digest, frozenset()) for digest in inputs.values()))

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from phipipe import hardware
-from phipipe.processes import step_server
+from phipipe.processes import prohibitions
 
 if sys.platform != "win32":
     import resource
@@ -132,8 +132,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
-    sys.addaudithook(step_server.refuse)
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
+    prohibitions.prohibit()
     server = Server()
     for line in lines:
         request = json.loads(line)

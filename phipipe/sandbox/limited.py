@@ -213,8 +213,8 @@ class Child:
             return self._over(what, f"makes the program that reads it crash ({name})")
         if name == "SIGKILL":
             return StepKilled(
-                f"reading the {self._opening.whose}'s {what} was killed by SIGKILL: most likely the "
-                f"system ran out of memory",
+                f"reading the {self._opening.whose}'s {what} was killed by SIGKILL: most likely "
+                "the system ran out of memory",
                 hint="close other programs",
             )
         if name.startswith("SIG"):
@@ -223,7 +223,7 @@ class Child:
 
 
 def _started() -> subprocess.Popen[str]:
-    code = "from phipipe.limited_child import main; main()"
+    code = "from phipipe.sandbox.child import main; main()"
     try:
         return subprocess.Popen(
             python_command(Path(sys.executable), code),

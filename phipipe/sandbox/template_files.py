@@ -20,23 +20,23 @@ def read(folder: Path) -> dict[str, str]:
     Raises:
         SourceError: a file that should hold one is damaged or too large.
     """
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
         if (folder / name).is_file():
-            found |= _told(json_files.read_object(folder / name).get("chat_template"))
+            templates |= _inside(json_files.read_object(folder / name).get("chat_template"))
     if (folder / "chat_template.jinja").is_file():
-        found["default"] = _text(folder / "chat_template.jinja")
-    found |= {path.stem: _text(path) for path in sorted((folder / NAMED).glob("*.jinja"))}
-    for name, text in found.items():
+        templates["default"] = _text(folder / "chat_template.jinja")
+    templates |= {path.stem: _text(path) for path in sorted((folder / NAMED).glob("*.jinja"))}
+    for name, text in templates.items():
         if len(text) > MAX_LENGTH:
             raise SourceError(
                 f"the chat template `{name}` has {len(text)} characters, at most {MAX_LENGTH} "
                 f"make sense"
             )
-    return found
+    return templates
 
 
-def _told(value: object) -> dict[str, str]:
+def _inside(value: object) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, dict):

@@ -14,14 +14,13 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 from phipipe.errors import SourceError, StoreError
 from phipipe.files import user_paths
-from phipipe.steps import Outside
+from phipipe.steps import Json, Outside
 from phipipe.store import files, keys
 
-Entries = dict[str, dict[str, Any]]
+Entries = dict[str, dict[str, Json]]
 FOLDER = "outside"
 
 # A file written this shortly before it was hashed may change again within its timestamp's
@@ -36,7 +35,7 @@ def digest(source: Outside, cache: Path) -> str:
         SourceError: a file is missing or cannot be read.
     """
     memory = _memory(source, cache)
-    known, seen = _load(memory) or {}, dict[str, dict[str, Any]]()
+    known, seen = _load(memory) or {}, dict[str, dict[str, Json]]()
     for name in source.files:
         try:
             seen[name] = _entry(source.folder / name, known.get(name))
@@ -56,16 +55,15 @@ def forget(source: Outside, cache: Path) -> None:
 
 def verify(cache: Path) -> list[str]:
     """Forget what is damaged of what is remembered; one line per finding."""
-    home, findings = cache / FOLDER, []
+    findings, paths = [], list[Path]()
     with contextlib.suppress(OSError):
-        for path in sorted(home.iterdir()):
-            if path.suffix == ".json" and _load(path) is None:
-                if not _is_earlier(path):
-                    findings.append(
-                        f"what is remembered of files outside the cache is damaged "
-                        f"({path.name[:12]})"
-                    )
-                _remove(path)
+        paths = sorted((cache / FOLDER).glob("*.json"))
+    damaged = [path for path in paths if _load(path) is None]
+    for path in damaged:
+        if not _is_earlier(path):
+            words = "what is remembered of files outside the cache is damaged"
+            findings.append(f"{words} ({path.name[:12]})")
+        _remove(path)
     return findings
 
 
@@ -74,7 +72,7 @@ def _memory(source: Outside, cache: Path) -> Path:
     return cache / FOLDER / f"{name}.json"
 
 
-def _entry(path: Path, known: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(path: Path, known: dict[str, Json] | None) -> dict[str, Json]:
     status = path.stat()
     stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if (
@@ -108,7 +106,7 @@ def _is_earlier(path: Path) -> bool:
     return isinstance(value, dict) and bool(value) and all(map(_is_entry, value.values()))
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     """Whether ``entry`` has all that ``_entry`` makes. A sum can be right over something that is
     none."""
     numbers = ("size", "mtime_ns", "hashed_ns")

@@ -1,9 +1,9 @@
 """Downloads of which no result came yet: what a killed run leaves for the next, until room is
 needed.
 
-They lie below ``<cache>/hub``, as ``remote`` says, in ``parts/`` and ``whole/``. Whoever works on
-one holds a lock beside it. What the hub was asked (``listing.json``, ``view/``) is small, serves
-every later plan, and stays.
+They lie below ``<cache>/hub``, as ``hub.repository`` says, in ``parts/`` and ``whole/``. Whoever
+works on one holds a lock beside it. What the hub was asked (``listing.json``, ``view/``) is small,
+serves every later plan, and stays.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Download:
     used_ns: int
 
 
-def found(root: Path) -> list[Download]:
+def unfinished(root: Path) -> list[Download]:
     """All unfinished downloads in the cache ``root``."""
     folders = {
         path.parent for name in FOLDERS for path in (root / "hub").rglob(name) if path.is_dir()
     }
-    made = (_describe(root, folder) for folder in sorted(folders))
-    return [download for download in made if download is not None]
+    described = (_describe(root, folder) for folder in sorted(folders))
+    return [download for download in described if download is not None]
 
 
 def size_bytes(folder: Path) -> int:
@@ -94,17 +94,22 @@ def in_use(folder: Path | None) -> Iterator[None]:
 def idle(root: Path) -> Iterator[tuple[dict[str, Download], set[str]]]:
     """All downloads by their path in ``root``, and the paths of those at work; the others cannot
     start meanwhile."""
-    everything, busy = {d.folder.relative_to(root).as_posix(): d for d in found(root)}, set()
+    everything = {d.folder.relative_to(root).as_posix(): d for d in unfinished(root)}
     with contextlib.ExitStack() as stack:
-        for name, download in everything.items():
-            try:
-                for lock in (download.folder / name for name in LOCKS):
-                    # a full disk has no room for new ones, and whoever makes one waits at another
-                    if lock.exists():
-                        stack.enter_context(FileLock(lock, blocking=False))
-            except Timeout:
-                busy.add(name)
+        busy = {name for name, download in everything.items() if not _hold(download, stack)}
         yield everything, busy
+
+
+def _hold(download: Download, stack: contextlib.ExitStack) -> bool:
+    """Whether nobody works on ``download``; then nobody can while ``stack`` is open."""
+    try:
+        for lock in (download.folder / name for name in LOCKS):
+            # a full disk has no room for new ones, and whoever makes one waits at another
+            if lock.exists():
+                stack.enter_context(FileLock(lock, blocking=False))
+    except Timeout:
+        return False
+    return True
 
 
 def remove(download: Download) -> None:

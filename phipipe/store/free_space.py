@@ -29,7 +29,7 @@ SMALL_BYTES = 2**20  # less than this free is full
 PLENTY_BYTES, FEW_FILES = (
     64 * 2**20,
     1000,
-)  # a disk with so much room, and so few files left, lacks files
+)  # a disk with so much room, and so few files, lacks files
 KEEP_CACHE = "phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk"
 KEEP_OUT = "make room there, or choose another --out"
 KEEP_TEMPORARY = (
@@ -51,9 +51,8 @@ class Folder(NamedTuple):
 
 class _Free(NamedTuple):
     size: int  # bytes
-    files: (
-        int | None
-    )  # that may still be made; None where the file system has no such limit, or does not say
+    # that may still be made; None where the file system has no such limit, or does not say
+    files: int | None
 
 
 def of_steps(settings: Settings) -> list[Folder]:
@@ -81,10 +80,10 @@ def _temporary() -> Folder:
 def candidates(named: Path | None = None) -> list[Folder]:
     """Folders that phipipe writes to; or the one that an error ``named`` a file in."""
     settings = Settings.read()
-    found = [*of_steps(settings), Folder(settings.toolchains, KEEP_TOOLCHAINS)]
+    folders = [*of_steps(settings), Folder(settings.toolchains, KEEP_TOOLCHAINS)]
     if named is None:
-        return found
-    ours = [folder for folder in found if named.absolute().is_relative_to(folder.path)]
+        return folders
+    ours = [folder for folder in folders if named.absolute().is_relative_to(folder.path)]
     return [
         max(ours, key=lambda folder: len(folder.path.parts), default=Folder(named.parent, KEEP_OUT))
     ]
@@ -93,8 +92,8 @@ def candidates(named: Path | None = None) -> list[Folder]:
 def blamed(error: Exception, folder: Folder) -> Folder:
     """Which folder had no room, where ``folder`` was being written to: the one that ``error`` names
     a file of."""
-    told = (getattr(error, "filename", None), getattr(error, "filename2", None))
-    names = [Path(name).absolute() for name in told if isinstance(name, str)]
+    named = (getattr(error, "filename", None), getattr(error, "filename2", None))
+    names = [Path(name).absolute() for name in named if isinstance(name, str)]
     if any(name.is_relative_to(folder.path.absolute()) for name in names):
         return folder
     if names:
@@ -145,8 +144,8 @@ def fullest(folders: Sequence[Folder]) -> Folder | None:
 
 def is_full(folders: Sequence[Folder]) -> bool:
     """Whether one of ``folders`` takes nothing any more, whatever an error says."""
-    found = [free for folder in folders if (free := _free(folder.path))]
-    return any(free.files == 0 or free.size < SMALL_BYTES for free in found)
+    known = [free for folder in folders if (free := _free(folder.path))]
+    return any(free.files == 0 or free.size < SMALL_BYTES for free in known)
 
 
 def _free(path: Path) -> _Free | None:
@@ -155,7 +154,7 @@ def _free(path: Path) -> _Free | None:
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         files = None
         if hasattr(os, "statvfs"):
-            told = os.statvfs(there)
-            files = told.f_favail if told.f_files else None
+            status = os.statvfs(there)
+            files = status.f_favail if status.f_files else None
         return _Free(shutil.disk_usage(there).free, files)
     return None

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from phipipe.errors import StoreError
+from phipipe.steps import Json
 
 FORMAT = 2  # since 2, `runs` is a step's name, no module's address
 """Part of every key: raise it when the meaning of records changes, and old ones are ignored, never
@@ -41,7 +41,7 @@ class FileEntry:
     sha256: str
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """JSON bytes that are the same for the same meaning: sorted keys, no spaces, whole floats as
     integers.
 
@@ -59,7 +59,7 @@ def canonical(value: Any) -> bytes:
         raise StoreError(f"a key cannot be made of this value: {error}") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     kind = type(value)  # thousands of steps are described at once: what is usual comes first
     if kind in _SCALARS:
         return value
@@ -78,7 +78,7 @@ def _plain(value: Any) -> Any:
     raise StoreError(f"a key cannot be made of {type(value).__name__} {value!r:.80}")
 
 
-def key_of(record: Mapping[str, Any]) -> str:
+def key_of(record: Mapping[str, object]) -> str:
     """A step's key: SHA-256 in hex over its canonical record, apart from every other kind of
     digest."""
     return hashlib.sha256(b"phipipe step\0" + canonical(record)).hexdigest()
@@ -136,7 +136,7 @@ def walk(folder: Path) -> dict[str, os.stat_result]:
         StoreError: there is a link, a device, an empty folder: something that a tree of files
             cannot hold.
     """
-    found: dict[str, os.stat_result] = {}
+    files: dict[str, os.stat_result] = {}
     waiting = [""]
     while waiting:
         parent = waiting.pop()
@@ -149,12 +149,12 @@ def walk(folder: Path) -> dict[str, os.stat_result]:
             if stat.S_ISDIR(status.st_mode):
                 waiting.append(path)
             elif stat.S_ISREG(status.st_mode):
-                found[path] = status
+                files[path] = status
             else:
                 raise StoreError(
                     f"`{path}` is neither a plain file nor a folder: a step may not leave that"
                 )
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
@@ -163,16 +163,16 @@ def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
     Raises:
         StoreError: see ``walk``.
     """
-    found = walk(folder)
+    files = walk(folder)
     with ThreadPoolExecutor(threads or _THREADS) as pool:
-        sums = pool.map(lambda path: hash_file(folder / path), found)
+        sums = pool.map(lambda path: hash_file(folder / path), files)
         return [
-            FileEntry(path, found[path].st_size, digest)
-            for path, digest in zip(found, sums, strict=True)
+            FileEntry(path, files[path].st_size, digest)
+            for path, digest in zip(files, sums, strict=True)
         ]
 
 
-def seal_record(record: Mapping[str, Any]) -> bytes:
+def seal_record(record: Mapping[str, object]) -> bytes:
     """The bytes to store ``record`` as: JSON with a digest of itself, so that no flipped bit goes
     unseen."""
     rest = {name: value for name, value in record.items() if name != "check"}
@@ -180,7 +180,7 @@ def seal_record(record: Mapping[str, Any]) -> bytes:
     return json.dumps({**rest, "check": check}, indent=1).encode()
 
 
-def open_sealed(raw: bytes) -> dict[str, Any]:
+def open_sealed(raw: bytes) -> dict[str, Json]:
     """What ``seal_record`` made ``raw`` of.
 
     Raises:
@@ -195,7 +195,7 @@ def open_sealed(raw: bytes) -> dict[str, Any]:
     raise StoreError("it is not what was written")
 
 
-def open_record(raw: bytes, key: str) -> dict[str, Any]:
+def open_record(raw: bytes, key: str) -> dict[str, Json]:
     """The record in ``raw``, which must be the very bytes that were sealed for ``key``.
 
     Raises:

@@ -110,12 +110,11 @@ class Tower(nn.Module):  # type: ignore[misc]
 
     def forward(self, pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
         count, crops = pixel_values.shape[:2]
-        found = self.features(pixel_values.flatten(0, 1)).flatten(0, 1)
-        rows = torch.cat([found, self.row_end[None], self.between[None]])
-        end, between = found.shape[0], found.shape[0] + 1
-        first = torch.arange(count)[:, None, None] * (
-            crops * SIDE * SIDE
-        )  # of each picture's vectors
+        features = self.features(pixel_values.flatten(0, 1)).flatten(0, 1)
+        rows = torch.cat([features, self.row_end[None], self.between[None]])
+        end, between = features.shape[0], features.shape[0] + 1
+        # The first of each picture's vectors.
+        first = torch.arange(count)[:, None, None] * (crops * SIDE * SIDE)
         high, wide = ((image_sizes[:, i] // CROP * SIDE)[:, None, None] for i in (0, 1))
         row = torch.arange((crops - 1) * SIDE)[None, :, None]
         column = torch.arange((crops - 1) * SIDE + 1)[None, None, :]

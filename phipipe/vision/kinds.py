@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from phipipe.models import checkpoints
 from phipipe.models.checkpoints import Checkpoint
+from phipipe.steps import Json
 
 APIS = frozenset({"cpu"})  # units that eyes are built for
 PHI3, PHI4 = "Phi3VForCausalLM", "Phi4MMForCausalLM"
@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def language_config(config: Mapping[str, Json]) -> dict[str, Json]:
     """``config.json`` of the language model in a model of ``config`` that sees."""
     kind = KINDS[str(config["architectures"][0])]
     kept = {key: value for key, value in config.items() if key not in kind.keys}

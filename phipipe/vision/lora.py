@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -71,6 +70,6 @@ def _merged(checkpoint: mapped.Checkpoint, name: str, rank: int, alpha: float) -
     )
 
 
-def _bytes(tensor: Any) -> bytes:
+def _bytes(tensor: torch.Tensor) -> bytes:
     raw: bytes = tensor.contiguous().view(torch.uint8).numpy().tobytes()
     return raw

@@ -100,10 +100,10 @@ class Tower(nn.Module):  # type: ignore[misc]
     def forward(self, pixel_values: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
         """``pixel_values`` [1 + h · w, 3, 448, 448], ``masks`` bool [1 + h · w, 32, 32], ``grid`` =
         (h, w)."""
-        found = self.siglip(pixel_values, masks, positions(masks))
+        crops = self.siglip(pixel_values, masks, positions(masks))
         high, wide = grid
         parts = (
-            found[1:]
+            crops[1:]
             .view(high, wide, SIDE, SIDE, -1)
             .transpose(1, 2)
             .reshape(high * SIDE, wide * SIDE, -1)
@@ -115,15 +115,15 @@ class Tower(nn.Module):  # type: ignore[misc]
             .reshape(high * SIDE, wide * SIDE)
         )
         parts = parts[: int(useful[:, 0].sum()), : int(useful[0].sum())]
-        whole = found[0].view(SIDE, SIDE, -1)
+        whole = crops[0].view(SIDE, SIDE, -1)
         rows = torch.cat([self._rows(parts), self.between[None], self._rows(whole)])
         projected: Tensor = self.img_projection(rows)
         return projected
 
-    def _rows(self, found: Tensor) -> Tensor:
+    def _rows(self, grid: Tensor) -> Tensor:
         """[rows, columns, width] with the vector that ends a row, one after the other."""
-        ends = self.row_end.expand(found.shape[0], 1, -1)
-        return torch.cat([found, ends], 1).flatten(0, 1)
+        ends = self.row_end.expand(grid.shape[0], 1, -1)
+        return torch.cat([grid, ends], 1).flatten(0, 1)
 
 
 def positions(masks: Tensor) -> Tensor:

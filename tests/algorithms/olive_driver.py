@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from phipipe.algorithms import olive_checkpoint
 from phipipe.backends import onnxruntime as backend
 from phipipe.models import weight_files
-from phipipe.processes import step_server
+from phipipe.processes import prohibitions
 
 with contextlib.suppress(ModuleNotFoundError):  # ONNX Runtime's toolchain has no Olive
     from phipipe.algorithms import olive_run
@@ -461,14 +461,14 @@ def main(root: Path, onnx: bool) -> None:
         np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 128))
         steps = (rotation, rounding, outliers, reproducible, settings, failures, outside)
         checks = {step.__name__: step for step in steps}
-    sys.addaudithook(step_server.refuse)
+    sys.addaudithook(prohibitions.refuse)
     path = root / ("onnx.json" if onnx else "facts.json")
     answer(path, {name: partial(check, root) for name, check in checks.items()})
 
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
     torch.set_num_threads(
         1
     )  # matrices are small: on a busy machine threads mostly wait for each other

@@ -32,7 +32,7 @@ from phipipe.errors import (
     StepKilled,
 )
 from phipipe.package import manifest
-from phipipe.plan import plan
+from phipipe.plan import prepare as plan
 from phipipe.plan.plan import Plan
 from phipipe.recipe.build import Build
 from phipipe.run import preflight

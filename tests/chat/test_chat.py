@@ -21,8 +21,13 @@ from hypothesis import strategies as st
 from testing import small_package
 
 from phipipe import backends
-from phipipe.chat import conversation, process
-from phipipe.chat.conversation import Talk, converse, main, pieces, visible
+from phipipe.chat import lines as chat_lines
+from phipipe.chat import pieces as chat_pieces
+from phipipe.chat import process
+from phipipe.chat.lines import converse
+from phipipe.chat.pieces import pieces
+from phipipe.chat.serve import main
+from phipipe.chat.talk import Talk
 from phipipe.errors import (
     PhipipeError,
     RecipeError,
@@ -34,6 +39,7 @@ from phipipe.errors import (
 from phipipe.package import manifest
 from phipipe.sandbox.limited import Raised
 from phipipe.settings import Settings
+from phipipe.visible import visible
 
 END = 256
 
@@ -153,7 +159,7 @@ def test_long_answers_are_not_decoded_again_from_the_start() -> None:
         return Bytes().decode(ids)
 
     assert "".join(pieces(decode, b"x" * 5000)) == "x" * 5000
-    assert longest <= 4 * conversation.KEEP_TOKENS
+    assert longest <= 4 * chat_pieces.KEEP_TOKENS
 
 
 def test_a_model_cannot_command_the_terminal() -> None:
@@ -405,7 +411,7 @@ def test_a_text_without_tokens_is_not_handed_to_the_runtime() -> None:
 
 def test_a_line_without_end_is_refused() -> None:
     with pytest.raises(RecipeError, match="a prompt has more than"):
-        converse(talk(Parrot("x")), io.StringIO("x" * (2 * conversation.MAX_LINE)))
+        converse(talk(Parrot("x")), io.StringIO("x" * (2 * chat_lines.MAX_LINE)))
 
 
 ENDINGS = [
@@ -429,9 +435,7 @@ ENDINGS = [
 def test_every_death_of_the_chat_is_a_sentence(
     does: str, kind: type[PhipipeError], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    call = (
-        "import os, signal, sys, time; from pathlib import Path; from phipipe import chat_screen; "
-    )
+    call = "import os, signal, sys, time; from pathlib import Path; from phipipe.chat import screen as chat_screen; "
     call += f"chat_screen.enclose(Path(sys.argv[1]) / 'log.txt'); {does}"
     settings = replace(Settings.read(), memory_limit_gib=0.25)
     with pytest.raises(kind, match=re.escape(words)):

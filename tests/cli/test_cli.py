@@ -15,7 +15,7 @@ from testing.places import QUICKSTART, RECIPES
 from testing.shell import Run
 
 from phipipe import cli
-from phipipe.cli import upkeep
+from phipipe.cli import help
 from phipipe.hub import take
 
 
@@ -249,7 +249,7 @@ def test_a_bug_ends_with_70_and_a_log(run: Run, monkeypatch: pytest.MonkeyPatch)
     def broken() -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(upkeep, "settings_of_user", broken)
+    monkeypatch.setattr(help, "settings_of_user", broken)
     code, _, err = run("doctor")
     assert code == 70
     assert "Traceback" not in err

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from testing.places import QUICKSTART
 
-from phipipe.cli import cli, doctor
+from phipipe.cli import cli, doctor, recipe_checks
 from phipipe.cli.doctor import Check
 from phipipe.settings import Settings
 
@@ -155,7 +155,7 @@ def asked(tmp_path: Path, sets: str, *, broken: str = "") -> list[Check]:
     path.write_text(f"name: mine\nsource: {{builtin: tiny-phi3}}\n{sets}", "utf-8")
     settings = Settings(cache=tmp_path / "cache", toolchains=tmp_path / "toolchains")
     told = [Check(name=broken, ok=False, message="no", hint="mend it")] if broken else []
-    return list(doctor.recipes([path], settings, told))
+    return list(recipe_checks.recipes([path], settings, told))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_recipe_that_could_not_run_is_named_with_a_remedy(
     tmp_path: Path, sets: str, words: str
 ) -> None:
     found = asked(tmp_path, sets)
-    assert doctor.fit_to_run(found) == (not words)
+    assert recipe_checks.fit_to_run(found) == (not words)
     assert not words or (words in found[0].message and found[0].recipe)
 
 
@@ -184,7 +184,7 @@ def test_a_missing_toolchain_is_no_obstacle_where_it_can_be_installed(tmp_path: 
     assert (found.ok, found.hint) == (False, "mend it")
     assert "`llamacpp`" in found.message
     assert len(asked(tmp_path, sets, broken="package index")) == 2
-    assert doctor.fit_to_run(
+    assert recipe_checks.fit_to_run(
         asked(tmp_path, sets.replace("llamacpp", "torch"), broken="C++ compiler")
     )
 
@@ -207,11 +207,11 @@ def test_the_running_python_must_have_what_the_recipe_needs(
 
     absent = {"onnxruntime-genai"}
     monkeypatch.setattr(importlib.metadata, "version", version)
-    (found,) = doctor.recipes([path], settings, [])
+    (found,) = recipe_checks.recipes([path], settings, [])
     assert (found.ok, found.message) == (False, "this Python lacks `onnxruntime-genai`")
     assert "phipipe[onnxruntime]" in str(found.hint)
     absent.clear()
-    assert doctor.fit_to_run(doctor.recipes([path], settings, []))
+    assert recipe_checks.fit_to_run(recipe_checks.recipes([path], settings, []))
 
 
 def test_every_variant_is_asked_about(tmp_path: Path) -> None:

@@ -13,19 +13,18 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from testing.plans import planned
 
 import phipipe
-from phipipe import backends, errors
+from phipipe import errors
 from phipipe.backends import rules
-from phipipe.cli import cli, explain, show
+from phipipe.cli import cli, explain, listeners, show
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.models import remarks
 from phipipe.output import documents
-from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
-from phipipe.run import events
-from phipipe.run.bench import Outcome
+from phipipe.run import events, past_runs
+from phipipe.run.results import Outcome
 
 PACKAGE = Path(phipipe.__file__).parent
 RULES = {rule.id: rule for rule in explain.every_rule()}
@@ -69,7 +68,7 @@ def test_nobody_gives_advice_past_the_tables() -> None:
     advising = {
         p.name for p in PACKAGE.rglob("*.py") if re.search(r"\bAdvice\([^)]", p.read_text("utf-8"))
     }
-    assert advising == {"rules.py", "plan.py"}  # which repeats what ``remarks`` has a table of
+    assert advising == {"rules.py", "prepare.py"}  # which repeats what ``remarks`` has a table of
 
 
 def test_every_exit_code_is_explained() -> None:
@@ -124,9 +123,7 @@ WARNED = ("precision=fp16", "device=webgpu-browser", "quantize={block_size: 64}"
 
 def warned() -> Plan:
     """A build that a rule warns of."""
-    path = PACKAGE.parent / "recipes" / "quickstart.yaml"
-    (build,) = load.load(path, sets=WARNED, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return planned(*WARNED)
 
 
 def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_path: Path) -> None:
@@ -134,29 +131,27 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
     (advice,) = made.warnings
     assert advice.hint
     logs = []
-    for listening in (show.listener, show.many):
+    for listening in (listeners.listener, listeners.many):
         stream = io.StringIO()
         with listening([made], stream):
             logs.append(stream.getvalue())
     (manifest,) = (step.params["warnings"] for step in made.steps if step.name == "package")
-    for told in (show.plan(made, []), *logs, "\n".join(manifest)):
+    for told in (show.describe_plan(made, []), *logs, "\n".join(manifest)):
         assert f"{advice.message} [O14]" in told
         assert advice.hint in told.partition("[O14]")[2]
     expected = {"rule": "O14", "level": "warning", "message": advice.message, "hint": advice.hint}
     assert documents.plain(show.plan_json(made, [], None))["warnings"] == [expected]
     assert documents.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
-    with events.recorded(tmp_path, "run", [made.build.name], show.Silent()) as recorder:
+    with events.recorded(tmp_path, "run", [made.build.name], listeners.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)
-    (event,) = [e for e in events.find(tmp_path, "latest").events if e["event"] == "warning"]
+    (event,) = [e for e in past_runs.find(tmp_path, "latest").events if e["event"] == "warning"]
     assert expected.items() <= event.items()
 
 
 def test_all_remedies_of_a_refusal_are_shown() -> None:
-    path = PACKAGE.parent / "recipes" / "quickstart.yaml"
     sets = ("precision=int8", "quantize={embeddings: quantized, algorithm: gptq}")
-    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
     with pytest.raises(TargetError) as refused:
-        plan.prepare(build)
+        planned(*sets)
     assert {"O16", "O22"} <= set(re.findall(r"\[(O\d+)\]", refused.value.message))
     for name in ("O16", "O22"):
         assert str(RULES[name].hint) in str(refused.value.hint)

@@ -12,19 +12,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing import hostile_paths, small_package
+from testing.drive import PATHS
 
 from phipipe import backends
 from phipipe.batch import boards, selection, timetable
 from phipipe.board import entry
-from phipipe.cli import console, finished
+from phipipe.cli import files as cli_files
 from phipipe.errors import RecipeError, SourceError, StoreError
 from phipipe.files import user_paths
 from phipipe.files.user_paths import Kind
 from phipipe.package import manifest_schema
-from phipipe.store import files as collect
+from phipipe.run import finished
+from phipipe.store import exports
 
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named
 
@@ -35,7 +37,12 @@ def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path)
     options."""
     command = [sys.executable, "-m", "testing.hostile_paths", str(tmp_path / "odd")]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", cwd=tmp_path
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": PATHS},
     )
     try:
         said, _ = child.communicate(timeout=LIMIT_S)
@@ -96,9 +103,7 @@ def test_links_are_followed_to_what_they_name(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=400))
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None)
 def test_every_text_is_a_path_or_is_refused_in_words(tmp_path: Path, text: str) -> None:
     for kind in Kind:
         told = user_paths.problem(tmp_path / text, kind, text)
@@ -181,10 +186,10 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
             boards.of_paths([tmp_path / f"board.json-{kind}"])
         if kind != "link":  # a link of the user's own is followed where a file is named outright
             with pytest.raises(RecipeError):
-                console.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
+                cli_files.save(tmp_path / f"board.json-{kind}" / "board.json", "text")
     assert (tmp_path / "precious").read_text("utf-8") == "mine"
     with pytest.raises(StoreError, match="in the way"):
-        collect.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
+        exports.check_replaceable(tmp_path / "board.json-pipe" / "board.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

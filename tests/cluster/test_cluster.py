@@ -27,6 +27,8 @@ from testing.tiny_toolchain import Tiny, wait_until
 
 from phipipe.cli import show
 from phipipe.cluster import client as cluster
+from phipipe.cluster import dask as cluster_dask
+from phipipe.cluster import placement, resources
 from phipipe.cluster import worker as cluster_worker
 from phipipe.errors import PhipipeError, RecipeError, TargetError, ToolchainError, decoded
 from phipipe.package import manifest
@@ -418,17 +420,17 @@ def test_what_a_step_needs_is_chosen_alike_every_time() -> None:
     ]
     offers[0]["device npu"] = 1e6
     for order in (offers, offers[::-1]):
-        assert cluster.needs(measured(), order, "tcp://h:1") == {
+        assert placement.needs(measured(), order, "tcp://h:1") == {
             "toolchain torch": 1.0,
             "host a": 1.0,
         }
-        bound = cluster.needs(measured(machine=("device npu",)), order, "tcp://h:1")
+        bound = placement.needs(measured(machine=("device npu",)), order, "tcp://h:1")
         assert bound == {"toolchain torch": 1.0, "device npu": 1.0, "host b": 1.0}
-    assert "host a" not in cluster.needs(measured(measurement=False), offers, "tcp://h:1")
+    assert "host a" not in placement.needs(measured(measurement=False), offers, "tcp://h:1")
     with pytest.raises(
         TargetError, match="none of 3 workers: it needs machine arm64 and 32 GiB of memory"
     ):
-        cluster.needs(
+        placement.needs(
             measured(machine=("machine arm64",), memory_bytes=32 * 2**30), offers, "tcp://h:1"
         )
 
@@ -521,7 +523,7 @@ def test_without_a_shared_store_there_is_no_cluster(tmp_path: Path) -> None:
 
 
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
+    monkeypatch.setattr(cluster_dask, "CONNECT_S", 1.0)
     found = made(tmp_path, "dask://127.0.0.1:1", PHIPIPE_REMOTE=tmp_path.as_uri())
     assert isinstance(found, ToolchainError)
     assert "no scheduler answers" in found.message
@@ -535,7 +537,7 @@ def test_tls_on_one_side_only_is_named(
     import dask
 
     machines.scheduler("tls")
-    monkeypatch.setattr(cluster_worker, "CONNECT_S", 5.0)
+    monkeypatch.setattr(cluster_dask, "CONNECT_S", 5.0)
     with dask.config.set({"distributed.comm.require-encryption": False}):
         found = made(tmp_path, machines.url, PHIPIPE_REMOTE=tmp_path.as_uri())
     assert "hangs up" in found.message
@@ -545,8 +547,8 @@ def test_tls_on_one_side_only_is_named(
 def test_a_worker_without_a_scheduler_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_worker, "CONNECT_S", 1.0)
-    had = cluster_worker.resources((), ())
+    monkeypatch.setattr(cluster_dask, "CONNECT_S", 1.0)
+    had = resources.resources((), ())
     with pytest.raises(ToolchainError, match=r"no scheduler answers at `dask://127\.0\.0\.1:1`"):
         cluster_worker.serve(
             "dask://127.0.0.1:1",
@@ -581,7 +583,7 @@ def test_certificates_that_are_not_there_are_named(
     tls = {"ca-file": ca, "worker.cert": cert, "worker.key": key}
     settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
     with dask.config.set(settings), pytest.raises(RecipeError, match=words):
-        cluster_worker.security("tls://farm:8786", "worker")
+        cluster_dask.security("tls://farm:8786", "worker")
 
 
 @pytest.mark.timeout(120)
@@ -613,13 +615,13 @@ def test_off_loopback_there_is_tls_or_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_addresses(url: str, expected: str) -> None:
-    assert cluster_worker.address(url) == expected
+    assert cluster_dask.address(url) == expected
 
 
 @pytest.mark.parametrize("url", ["tcp://h:1", "dask://h", "dask://h:x", "dask://:1", "h:1"])
 def test_addresses_that_make_no_sense(url: str) -> None:
     with pytest.raises(RecipeError, match="scheduler's address"):
-        cluster_worker.address(url)
+        cluster_dask.address(url)
 
 
 def test_a_worker_of_another_version_says_so() -> None:
@@ -660,8 +662,8 @@ def test_an_input_that_is_not_shared_is_named(
 
 def test_unknown_toolchains_are_refused() -> None:
     with pytest.raises(ToolchainError, match="nonesuch"):
-        cluster_worker.resources((), ("nonesuch",))
-    assert "toolchain torch" in cluster_worker.resources((), ())
+        resources.resources((), ("nonesuch",))
+    assert "toolchain torch" in resources.resources((), ())
 
 
 def test_a_worker_is_a_device_only_if_it_can_be(tmp_path: Path) -> None:
@@ -669,15 +671,15 @@ def test_a_worker_is_a_device_only_if_it_can_be(tmp_path: Path) -> None:
 
     other = {"x86_64": "cpu-arm64", "arm64": "cpu-x86_64"}[hardware.architecture()]
     with pytest.raises(TargetError, match="its processor is"):
-        cluster_worker.resources((other,), ())
+        resources.resources((other,), ())
     with pytest.raises(TargetError, match="did you mean `intel-npu`"):
-        cluster_worker.resources(("intel-nqu",), ())
+        resources.resources(("intel-nqu",), ())
     own = tmp_path / "bench.yaml"
     own.write_text(
         "title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://example.org]\n",
         "utf-8",
     )
-    assert "device bench" in cluster_worker.resources((str(own),), ())
+    assert "device bench" in resources.resources((str(own),), ())
 
 
 def test_a_measurement_has_its_worker_for_itself() -> None:

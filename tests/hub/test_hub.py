@@ -19,20 +19,24 @@ from testing import hub_server
 from testing.clock import within
 from testing.hub_server import Fault, Hub
 from testing.kitchen import Kitchen
-from testing.places import QUICKSTART, ROOT
+from testing.places import ROOT
+from testing.plans import planned
 
 from phipipe import backends
-from phipipe.cli import finished as again
 from phipipe.errors import SourceError, StoreError
-from phipipe.hub import client, pin, repository, transfer
+from phipipe.hub import client, exchange, failures, pin
 from phipipe.hub import take as hub
-from phipipe.hub.transfer import Pace
+from phipipe.hub import view as hub_view
+from phipipe.hub.failures import Pace
 from phipipe.models import checkpoints
-from phipipe.plan import plan
+from phipipe.plan.plan import Plan
 from phipipe.recipe import load
-from phipipe.run.bench import Bench, Result, Waiting
+from phipipe.run import finished
+from phipipe.run.bench import Bench
+from phipipe.run.results import Result, Waiting
 from phipipe.settings import Settings
-from phipipe.store.store import Store, Stored
+from phipipe.store.records import Stored
+from phipipe.store.store import Store
 
 TINY = hub.BUILTIN_MODELS["tiny-phi3"]
 WEIGHTS = "model.safetensors"
@@ -46,9 +50,11 @@ def own_hub_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "hf"
     monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setattr(transfer.library().constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(exchange.library().constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(
-        transfer, "PACE", Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
+        failures,
+        "PACE",
+        Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1),
     )
     return home
 
@@ -68,14 +74,9 @@ def source(served: Hub, **changes: str) -> str:
     return f"source={{repo: {told['repo']}, revision: {told['revision']}}}"
 
 
-def planned(*sets: str) -> plan.Plan:
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return plan.prepare(build)
-
-
 def made(
     name: str,
-    planned: plan.Plan,
+    planned: Plan,
     cache: Path,
     told: Callable[[int, int, str], None] = lambda *report: None,
 ) -> Result:
@@ -98,7 +99,7 @@ def allowed() -> dict[str, bytes]:
 def test_a_plan_needs_headers_only_and_the_second_needs_nobody(served: Hub) -> None:
     first = planned(source(served))
     assert first.checkpoint.parameters == checkpoints.read(TINY).parameters
-    assert served.sent(WEIGHTS) <= repository.HEAD_BYTES
+    assert served.sent(WEIGHTS) <= hub_view.HEAD_BYTES
     asked = len(served.seen)
     again = planned(source(served))
     assert len(served.seen) == asked
@@ -112,7 +113,7 @@ def test_the_step_brings_the_published_files_and_never_code(served: Hub, own_cac
     (parts,) = (own_cache / "hub").rglob("parts")
     assert not list(parts.iterdir())
     assert made("source", planned(source(served)), own_cache).cached
-    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + repository.HEAD_BYTES
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES
 
 
 def test_a_download_says_how_far_it_is(served: Hub, own_cache: Path) -> None:
@@ -264,7 +265,7 @@ def test_weights_that_are_not_the_models_are_not_even_brought(served: Hub, own_c
     assert {advice.rule for advice in found.warnings} == {"W01"}
     assert found.checkpoint.parameters == plain.checkpoint.parameters
     assert contents(made("source", found, own_cache).stored.path) == allowed()
-    assert served.sent("consolidated.safetensors") <= repository.HEAD_BYTES
+    assert served.sent("consolidated.safetensors") <= hub_view.HEAD_BYTES
 
 
 BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
@@ -457,7 +458,7 @@ def test_a_disk_without_room_is_said_before_anything_is_loaded(
     with pytest.raises(StoreError, match="needs 10 MiB more") as refused:
         made("source", build, own_cache)
     assert "cache gc" in str(refused.value.hint)
-    assert served.sent(WEIGHTS) <= repository.HEAD_BYTES
+    assert served.sent(WEIGHTS) <= hub_view.HEAD_BYTES
 
 
 def test_a_network_that_dies_at_any_request_is_an_error_and_the_next_run_goes_on(
@@ -473,10 +474,10 @@ def test_a_network_that_dies_at_any_request_is_an_error_and_the_next_run_goes_on
             hints.add(error.hint)
         assert served.requests > alive
         assert not list(own_cache.glob("actions/*"))
-    assert hints == {transfer.GO_ON}
+    assert hints == {failures.GO_ON}
     assert contents(result.stored.path) == allowed()
     assert alive > 0
-    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + repository.HEAD_BYTES
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES
 
 
 @pytest.fixture
@@ -527,12 +528,12 @@ def test_a_calibration_text_of_a_hub_is_compared_with_the_exam(texts: Hub) -> No
 
 DOWNLOAD = """
 import sys
-from phipipe import hub_client, remote
-repo = hub_client.Repository("model", sys.argv[1], sys.argv[2])
-_, found = remote.checkpoint_of(repo)
-step = remote.source_step(repo, found)
+from phipipe.hub import client, repository
+repo = client.Repository("model", sys.argv[1], sys.argv[2])
+_, found = repository.checkpoint_of(repo)
+step = repository.source_step(repo, found)
 step.folder.mkdir(parents=True, exist_ok=True)
-remote.fetch({}, step.folder, step.params)
+repository.fetch({}, step.folder, step.params)
 print(step.folder)
 """
 
@@ -563,7 +564,7 @@ def test_after_a_kill_at_most_one_mebibyte_comes_twice(served: Hub, own_cache: P
         process.communicate()
     served.pause_s = 0.0
     assert downloaded(served) == allowed()
-    twice = served.sent(WEIGHTS) - len(served.files[WEIGHTS]) - repository.HEAD_BYTES
+    twice = served.sent(WEIGHTS) - len(served.files[WEIGHTS]) - hub_view.HEAD_BYTES
     assert twice <= 3 * 2**20
 
 
@@ -588,7 +589,7 @@ def test_a_collection_amid_a_download_takes_nothing_from_it(served: Hub, own_cac
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert contents(Path(out.strip())) == allowed()
-    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + repository.HEAD_BYTES
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES
 
 
 def test_a_collection_before_a_download_is_stored_takes_nothing_from_it(
@@ -635,8 +636,8 @@ def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def evaluated(package: Path, cache: Path, given: Path | None = None) -> plan.Plan:
-    return again.plan(package, Store(cache), text=None, tokens=512, source=given)
+def evaluated(package: Path, cache: Path, given: Path | None = None) -> Plan:
+    return finished.plan_evaluation(package, Store(cache), text=None, tokens=512, source=given)
 
 
 def test_an_original_that_the_cache_lost_comes_from_its_hub_again(
@@ -736,7 +737,7 @@ def test_a_disk_that_fills_keeps_what_came(served: Hub, own_cache: Path) -> None
     (part,) = (own_cache / "hub").rglob("*.part")
     assert part.read_bytes() == served.files[WEIGHTS][:4_000_000]
     assert downloaded(served) == allowed()
-    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + repository.HEAD_BYTES + 2**20
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES + 2**20
 
 
 def cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -815,8 +816,9 @@ def asks_for_time(served: Hub) -> None:
 
 PACED = """
 import sys
-from phipipe import cli, transfer
-transfer.PACE = transfer.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
+from phipipe import cli
+from phipipe.hub import failures
+failures.PACE = failures.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
 sys.argv[0] = "phipipe"
 cli.main()
 """
@@ -902,9 +904,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             time.sleep(0.005)
         process.kill()
     served.pause_s = 0.0
-    (build,) = load.load(path, options=backends.OptionsOf())
-    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
-    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + repository.HEAD_BYTES + 2**20
+    assert contents(made("source", planned(path=path), own_cache).stored.path) == allowed()
+    assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES + 2**20
 
 
 def test_the_command_line_never_shows_a_token(
@@ -985,8 +986,7 @@ def test_a_branch_that_moves_after_pinning_changes_nothing(
     assert cli("pin", path).stdout.endswith(f"{served.repo} main → {served.commit}\n")
     assert "pinned already" in cli("pin", path).stdout
     served.branches["main"] = "f" * 40
-    (build,) = load.load(path, options=backends.OptionsOf())
-    assert contents(made("source", plan.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", planned(path=path), own_cache).stored.path) == allowed()
 
 
 def test_pin_finds_data_sets_in_variants_too(texts: Hub, tmp_path: Path) -> None:

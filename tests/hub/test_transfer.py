@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.hub_server import Fault, Hub
 from testing.places import ROOT
 
 from phipipe.errors import Interrupted, SourceError
-from phipipe.hub import transfer
-from phipipe.hub.transfer import Pace, Published, Remote
+from phipipe.hub import exchange, failures, transfer
+from phipipe.hub.exchange import Address
+from phipipe.hub.failures import Pace
+from phipipe.hub.published import Published
 
 DATA = random.Random(7).randbytes(3_000_000)
 FILE = Published("weights.safetensors", len(DATA), "sha256", hashlib.sha256(DATA).hexdigest())
@@ -29,7 +31,9 @@ FILE = Published("weights.safetensors", len(DATA), "sha256", hashlib.sha256(DATA
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        transfer, "PACE", Pace(attempts=4, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.3)
+        failures,
+        "PACE",
+        Pace(attempts=4, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.3),
     )
 
 
@@ -39,14 +43,17 @@ def hub() -> Iterator[Hub]:
         yield running
 
 
-def remote(hub: Hub, token: str | None = None) -> Remote:
+def address(hub: Hub, token: str | None = None) -> Address:
     url = f"{hub.url}/{hub.repo}/resolve/{hub.commit}/{FILE.name}"
-    return Remote(url, lambda status, headers: SourceError(f"refused with {status}"), token)
+    return Address(url, lambda status, headers: SourceError(f"refused with {status}"), token)
 
 
 def fetch(hub: Hub, path: Path, token: str | None = None) -> bytes:
-    with transfer.client() as pool:
-        transfer.fetch(pool, remote(hub, token), FILE, path)
+    """The file; what was said of its bytes meanwhile adds up to its size."""
+    counts: list[int] = []
+    with exchange.client() as pool:
+        transfer.fetch(pool, address(hub, token), FILE, path, counts.append)
+    assert sum(counts) == FILE.size
     return path.read_bytes()
 
 
@@ -155,22 +162,22 @@ def test_a_token_follows_a_redirect_to_the_same_host(hub: Hub, tmp_path: Path) -
 
 
 def test_a_token_is_shown_nowhere(hub: Hub) -> None:
-    assert "hf_canary" not in repr(remote(hub, "hf_canary"))
+    assert "hf_canary" not in repr(address(hub, "hf_canary"))
 
 
 def test_a_secure_address_never_redirects_to_a_plain_one() -> None:
-    assert transfer.is_private("https://hub.example")
-    assert transfer.is_private("http://127.0.0.1:80")
-    assert not transfer.is_private("http://hub.example")
+    assert exchange.is_private("https://hub.example")
+    assert exchange.is_private("http://127.0.0.1:80")
+    assert not exchange.is_private("http://hub.example")
 
 
 def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
     refused = ssl.SSLCertVerificationError("no")
     refused.verify_message = "self-signed certificate"
-    error = transfer.http().ConnectError("broken")
+    error = exchange.http().ConnectError("broken")
     error.__cause__ = refused
     with pytest.raises(SourceError, match="self-signed") as told:
-        transfer.fault_of(error)
+        failures.fault_of(error)
     assert "SSL_CERT_FILE" in str(told.value.hint)
 
 
@@ -183,18 +190,18 @@ def test_a_server_that_asks_for_time_gets_it(hub: Hub, tmp_path: Path) -> None:
             return False
 
     hub.faults[FILE.name] = [Fault("status", status=429, headers={"Retry-After": "7"})]
-    with transfer.client() as pool:
-        transfer.fetch(pool, remote(hub), FILE, tmp_path / "part", stopped=Watch())
+    with exchange.client() as pool:
+        transfer.fetch(pool, address(hub), FILE, tmp_path / "part", stopped=Watch())
     assert waits == [0.3]  # of the 7 s, what the pace allows
 
 
 def test_a_head_is_read_alone_whether_ranges_work_or_not(hub: Hub) -> None:
-    with transfer.client() as pool:
-        assert transfer.head(pool, remote(hub), FILE, 1000) == DATA[:1000]
+    with exchange.client() as pool:
+        assert transfer.head(pool, address(hub), FILE, 1000) == DATA[:1000]
         assert hub.sent(FILE.name) == 1000
         hub.faults[FILE.name] = [Fault("no-range"), Fault("cut", at=10), Fault("status")]
-        assert transfer.head(pool, remote(hub), FILE, 1000) == DATA[:1000]
-        assert transfer.head(pool, remote(hub), FILE, 1000) == DATA[:1000]
+        assert transfer.head(pool, address(hub), FILE, 1000) == DATA[:1000]
+        assert transfer.head(pool, address(hub), FILE, 1000) == DATA[:1000]
 
 
 def test_stopping_ends_a_transfer_and_keeps_its_partial_file(hub: Hub, tmp_path: Path) -> None:
@@ -205,7 +212,7 @@ def test_stopping_ends_a_transfer_and_keeps_its_partial_file(hub: Hub, tmp_path:
             raise Interrupted("stopped")
 
     with pytest.raises(Interrupted):
-        transfer.fetch_all([(remote(hub), FILE, tmp_path / "part")], stop)
+        transfer.fetch_all([(address(hub), FILE, tmp_path / "part")], stop)
     kept = (tmp_path / "part").read_bytes()
     assert 500_000 <= len(kept) < len(DATA)
     assert DATA.startswith(kept)
@@ -220,7 +227,7 @@ def test_several_files_come_at_once_and_one_failure_ends_all(tmp_path: Path) -> 
             url = f"{hub.url}/{hub.repo}/resolve/{hub.commit}/{name}"
             file = Published(name, len(data), "sha256", hashlib.sha256(data).hexdigest())
             jobs.append(
-                (Remote(url, lambda s, h: SourceError(f"refused with {s}")), file, tmp_path / name)
+                (Address(url, lambda s, h: SourceError(f"refused with {s}")), file, tmp_path / name)
             )
         told: list[int] = []
         transfer.fetch_all(jobs, told.append)
@@ -233,9 +240,7 @@ def test_several_files_come_at_once_and_one_failure_ends_all(tmp_path: Path) -> 
             transfer.fetch_all(jobs, told.append)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 300_000), max_size=8),
     start=st.integers(0, 300_000),
@@ -252,8 +257,8 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
         hub.faults[file.name] = [Fault("cut", at=max(cut, 1)) for cut in cuts]
         if ignore:
             hub.faults[file.name].append(Fault("no-range"))
-        with transfer.client() as pool:
-            transfer.fetch(pool, remote(hub), file, folder / "part")
+        with exchange.client() as pool:
+            transfer.fetch(pool, address(hub), file, folder / "part")
         assert (folder / "part").read_bytes() == data
         if not ignore:
             assert hub.sent(file.name) <= len(data) - start  # not one byte twice
@@ -262,20 +267,20 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
 STALLED = """
 import sys, time
 from pathlib import Path
-from phipipe import transfer
+from phipipe.hub import exchange, published, transfer
 from phipipe.errors import SourceError
 
-def write(part, data, whole=transfer._Part.write):
+def write(part, data, whole=published.Part.write):
     if part.position > part.file.size / 2:
         time.sleep(60)  # and the server sends whatever there is room for
     whole(part, data)
 
 url, size, digest, stall, *parts = sys.argv[1:]
 if stall:
-    transfer._Part.write = write
+    published.Part.write = write
 refuse = lambda status, headers: SourceError(f"refused with {status}")
-jobs = [(Path(p), transfer.Published(Path(p).name, int(size), "sha256", digest)) for p in parts]
-transfer.fetch_all([(transfer.Remote(url + file.name, refuse), file, part) for part, file in jobs], lambda there: None)
+jobs = [(Path(p), published.Published(Path(p).name, int(size), "sha256", digest)) for p in parts]
+transfer.fetch_all([(exchange.Address(url + file.name, refuse), file, part) for part, file in jobs], lambda there: None)
 """
 
 

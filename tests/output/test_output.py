@@ -24,8 +24,8 @@ from testing.plans import plan, step
 from testing.shell import Run
 
 from phipipe import cli, failures
-from phipipe.cli import answers, schemas, show, upkeep
-from phipipe.cli.show import Silent
+from phipipe.cli import answers, help, schemas, show
+from phipipe.cli.listeners import Silent
 from phipipe.errors import (
     Located,
     PhipipeError,
@@ -39,6 +39,7 @@ from phipipe.errors import (
 from phipipe.output import documents as output
 from phipipe.recipe import device
 from phipipe.run import dispatch
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -284,8 +285,9 @@ def test_what_builds_came_to_is_told_also_of_failed_ones(own_cache: Path) -> Non
         for made in (plan("a", step("x")), plan("b", step("x"), step("y", "x", fail=True)))
     ]
     store, settings = Store(own_cache), Settings(cache=own_cache, toolchains=own_cache)
-    done = dispatch.attempt(plans, store, settings, Silent(), jobs=1)
-    again = dispatch.attempt(plans[:1], store, settings, Silent(), jobs=1)
+    one = Manner(jobs=1)
+    done = dispatch.attempt(plans, store, settings, Silent(), one)
+    again = dispatch.attempt(plans[:1], store, settings, Silent(), one)
     rows = documents.fits(
         ["run"], json.dumps(output.plain([show.outcome_json(one) for one in [*done, *again]]))
     )
@@ -318,7 +320,7 @@ def test_a_bug_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(upkeep, "settings_of_user", broken)
+    monkeypatch.setattr(help, "settings_of_user", broken)
     code, out, _ = run("doctor", "--json")
     assert code == 70
     told = documents.fits(["doctor"], out)["error"]
@@ -330,7 +332,7 @@ def test_who_is_stopped_tells_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(upkeep, "settings_of_user", stopped)
+    monkeypatch.setattr(help, "settings_of_user", stopped)
     code, out, _ = run("doctor", "--json")
     assert code == 130
     assert documents.fits(["doctor"], out)["error"]["kind"] == "Interrupted"
@@ -404,9 +406,9 @@ def test_several_errors_are_one_that_says_them_all(errors: list[PhipipeError]) -
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that can be caught")
 def test_a_process_that_is_terminated_leaves_its_document(tmp_path: Path) -> None:
-    code = "import sys, time, phipipe.cli as c\nfrom phipipe import upkeep\n"
+    code = "import sys, time, phipipe.cli as c\nfrom phipipe.cli import help as cli_help\n"
     code += "def slow():\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
-    code += "upkeep.settings_of_user = slow\nsys.argv = ['phipipe', 'doctor', '--json']\nc.main()"
+    code += "cli_help.settings_of_user = slow\nsys.argv = ['phipipe', 'doctor', '--json']\nc.main()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -19,9 +19,9 @@ from testing.shell import Run
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
-from phipipe.hub import take, transfer
+from phipipe.hub import failures, take
 from phipipe.output import documents
-from phipipe.plan import plan, plans, starter, targets
+from phipipe.plan import plans, prepare, starter, starter_choice, targets
 from phipipe.recipe import device
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
@@ -60,7 +60,7 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
 def test_a_starter_of_a_folder_plans_where_no_shipped_recipe_is_at_hand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(starter_choice, "SHIPPED", tmp_path / "none")
     write(tmp_path / "r.yaml", device=name, source=str(TINY))
     (planned,) = plans.planned(tmp_path / "r.yaml")
     assert planned.api == device.load(name).units[0].api
@@ -72,7 +72,7 @@ def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_ot
     assert len({backends.load(name).rank for name in backends.names()}) == len(backends.names())
     target = device.load("core-ultra-2")
     for backend in backends.names():
-        for precision in starter.PRECISIONS:
+        for precision in starter_choice.PRECISIONS:
             path = tmp_path / f"{backend}-{precision}.yaml"
             works = any(precision in backends.able(backend, target, unit) for unit in target.units)
             if works:
@@ -259,7 +259,7 @@ def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
     monkeypatch: pytest.MonkeyPatch,
     why: str,
 ) -> None:
-    monkeypatch.setattr(transfer, "PACE", transfer.Pace(attempts=2, first_s=0.01))
+    monkeypatch.setattr(failures, "PACE", failures.Pace(attempts=2, first_s=0.01))
     with hub_server.of_folder(TINY, repo="someone/tiny") as served:
         monkeypatch.setenv(
             "HF_ENDPOINT", "http://127.0.0.1:9" if why == "unreachable" else served.url
@@ -294,7 +294,7 @@ def test_a_commit_is_taken_as_it_is_without_asking(
 
 
 def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from phipipe import starter\n"
+    code = "import sys; from pathlib import Path; from phipipe.plan import starter\n"
     code += (
         f"starter.write(Path({str(tmp_path / 'r.yaml')!r}), device='cpu-x86_64', "
         f"precision=None, backend=None, "
@@ -312,7 +312,7 @@ def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
 def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -> None:
     write(tmp_path / "r.yaml")
     (build,) = targets.checked(tmp_path / "r.yaml")
-    assert plan.prepare(build).build.name == "r"
+    assert prepare.prepare(build).build.name == "r"
 
 
 def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from testing.places import TESTS
 from testing.plans import CALLS, plan, step
 from testing.tiny_toolchain import Tiny, wait_until
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import (
     Interrupted,
     PhipipeError,
@@ -29,10 +29,11 @@ from phipipe.errors import (
 )
 from phipipe.plan.plan import Plan
 from phipipe.run import bench as executor
-from phipipe.run import dispatch, nodes
-from phipipe.run.bench import Result
+from phipipe.run import dispatch, nodes, servers, todo
 from phipipe.run.dispatch import attempt
+from phipipe.run.manner import Manner, default_jobs
 from phipipe.run.nodes import graph, labels
+from phipipe.run.results import Outcome, Result, Waiting
 from phipipe.settings import Settings
 from phipipe.steps import Outside, Step
 from phipipe.store.store import Store
@@ -55,8 +56,8 @@ def store(own_cache: Path) -> Store:
     return Store(own_cache)
 
 
-def run(store: Store, *plans: Plan, jobs: int = 4, listener: Any = None) -> list[executor.Outcome]:
-    return attempt(plans, store, Settings.read(), listener or Silent(), None, jobs)
+def run(store: Store, *plans: Plan, jobs: int = 4, listener: Any = None) -> list[Outcome]:
+    return attempt(plans, store, Settings.read(), listener or Silent(), Manner(jobs=jobs))
 
 
 def names() -> list[str]:
@@ -170,7 +171,7 @@ def test_no_memory_in_one_worker_leaves_the_others_alone(
         "PHIPIPE_MEMORY_LIMIT_GIB": "0.25",
     }
     plans = [plan("a", in_worker("allocate_until_killed")), plan("b", in_worker("count"))]
-    greedy, modest = attempt(plans, store, Settings.read(limits), Silent(), None, 2)
+    greedy, modest = attempt(plans, store, Settings.read(limits), Silent(), Manner(jobs=2))
     assert isinstance(greedy.error, StepKilled)
     assert "memory" in f"{greedy.error.message} {greedy.error.hint}"
     assert modest.error is None
@@ -263,8 +264,7 @@ def test_any_graph_runs_every_step_once_after_its_inputs(
         Store(root),
         Settings.read(),
         Silent(),
-        None,
-        data.draw(st.integers(1, 4)),
+        Manner(jobs=data.draw(st.integers(1, 4))),
     )
     assert outcome.error is None
     assert sorted(names()) == sorted(s.name for s in made)
@@ -276,14 +276,14 @@ def test_bookkeeping_grows_with_the_steps_not_with_their_square(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    has_inputs = dispatch._Run._has_inputs
+    has_inputs = todo.Todo.has_inputs
 
-    def counted(self: dispatch._Run, node: dispatch.Node) -> bool:
+    def counted(self: todo.Todo, node: nodes.Node) -> bool:
         nonlocal asked
         asked += 1
         return has_inputs(self, node)
 
-    monkeypatch.setattr(dispatch._Run, "_has_inputs", counted)
+    monkeypatch.setattr(todo.Todo, "has_inputs", counted)
     took = []
     for builds in (10, 40):
         asked = 0
@@ -305,7 +305,7 @@ def test_after_a_failure_nothing_more_is_started_if_that_is_wished(store: Store)
         plan("bad", step("x", fail=True)),
         *(plan(f"b{i}", step(f"s{i}", seconds=0.05)) for i in range(5)),
     ]
-    done = attempt(plans, store, Settings.read(), Silent(), None, 1, fail_fast=True)
+    done = attempt(plans, store, Settings.read(), Silent(), Manner(jobs=1, fail_fast=True))
     assert isinstance(done[0].error, StepFailed)
     assert all(isinstance(outcome.error, Skipped) for outcome in done[1:])
     assert not names()
@@ -315,7 +315,7 @@ def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     def machine(cores: int, gib: int) -> int:
         monkeypatch.setattr("phipipe.hardware.cores", lambda: cores)
         monkeypatch.setattr("phipipe.hardware.memory_bytes", lambda: gib * 2**30)
-        return dispatch.default_jobs()
+        return default_jobs()
 
     assert [machine(1, 64), machine(2, 24), machine(16, 64), machine(64, 256), machine(16, 7)] == [
         2,
@@ -329,11 +329,11 @@ def test_default_jobs_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     monkeypatch.setattr("phipipe.hardware.cores", lambda: 16)
-    assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 4, 8, 32)] == [None, 8, 4, 2, 1]
+    assert [servers.threads_per_server(jobs) for jobs in (1, 2, 4, 8, 32)] == [None, 8, 4, 2, 1]
     monkeypatch.setattr(
         "phipipe.hardware.cores", lambda: 4
     )  # a container's share, which runtimes do not see
-    assert [executor.threads_per_worker(jobs) for jobs in (1, 2, 8)] == [4, 2, 1]
+    assert [servers.threads_per_server(jobs) for jobs in (1, 2, 8)] == [4, 2, 1]
 
 
 def test_a_stopped_bench_starts_nothing(store: Store, python_of: Callable[[str], Path]) -> None:
@@ -342,7 +342,7 @@ def test_a_stopped_bench_starts_nothing(store: Store, python_of: Callable[[str],
     bench.stop()
     one = replace(step("x"), toolchain="torch")
     waiting = bench.look(one, {}, {})
-    assert isinstance(waiting, executor.Waiting)
+    assert isinstance(waiting, Waiting)
     with pytest.raises(Interrupted):
         bench.make(waiting, {}, lambda *report: None)
 
@@ -474,7 +474,7 @@ def test_an_installation_that_nobody_waits_for_any_more_is_given_up(
     store: Store, tiny: Tiny
 ) -> None:
     plans = [plan("a", heavy("h")), plan("b", step("x", fail=True))]
-    done = attempt(plans, store, Settings.read(), Silent(), None, 2, fail_fast=True)
+    done = attempt(plans, store, Settings.read(), Silent(), Manner(jobs=2, fail_fast=True))
     assert [type(outcome.error) for outcome in done] == [Skipped, StepFailed]
     assert tiny.processes() == []
     assert tiny.left_overs() == []
@@ -487,7 +487,8 @@ def test_a_worker_is_kept_as_long_as_steps_of_its_toolchain_are_to_come(
     tiny.go_on()
     steps = heavy("one"), step("between", "one"), heavy("two", "between")
     (outcome,) = run(store, plan("a", *steps), jobs=1)
-    found = [outcome.load(name, "count.json") for name in ("one", "two")]
+    folders = [outcome.results[name].stored.path for name in ("one", "two")]
+    found = [json.loads((folder / "count.json").read_text("utf-8")) for folder in folders]
     assert [calls for calls, _ in found] == [1, 2], "heavy imports happen once a run"
     assert found[0][1] == found[1][1]
 
@@ -505,7 +506,7 @@ def test_other_machines_are_asked_for_so_many_steps_at_a_time(
     monkeypatch.setattr(dispatch, "AWAY", 3)
     told = Told()
     made = plan("a", *(step(f"s{i}") for i in range(10)))
-    (outcome,) = attempt([made], store, Settings.read(), told, None, 1, engine=Elsewhere)
+    (outcome,) = attempt([made], store, Settings.read(), told, Manner(jobs=1, engine=Elsewhere))
     assert outcome.error is None
     assert told.most == 3
 

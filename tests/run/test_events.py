@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -15,9 +16,9 @@ import pytest
 from testing.plans import plan, recorded, step
 from testing.shell import Run
 
-from phipipe.cli.show import Lines, Silent
+from phipipe.cli.listeners import Lines, Silent
 from phipipe.errors import Interrupted, PhipipeError, SourceError, StepFailed, ToolchainError
-from phipipe.run import events
+from phipipe.run import event_words, events, past_runs
 
 
 def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -70,7 +71,7 @@ def test_a_second_run_says_what_was_cached(own_cache: Path) -> None:
         False,
         True,
     ]
-    assert [one.state for one in events.runs(own_cache)] == ["ok", "ok"]
+    assert [one.state for one in past_runs.runs(own_cache)] == ["ok", "ok"]
 
 
 def test_a_failure_is_the_steps_the_builds_and_the_runs(own_cache: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_failure_is_the_steps_the_builds_and_the_runs(own_cache: Path) -> None
         True,
     )
     assert found[-1]["exit_code"] == StepFailed.exit_code
-    assert events.find(own_cache, "latest").state == "failed"
+    assert past_runs.find(own_cache, "latest").state == "failed"
 
 
 @pytest.mark.parametrize(
@@ -103,11 +104,11 @@ def test_what_ends_a_run_is_kept(
 ) -> None:
     with pytest.raises(type(error)), events.recorded(own_cache, "run", ["a"], Silent()):
         raise error
-    found = events.find(own_cache, "latest")
+    found = past_runs.find(own_cache, "latest")
     assert (found.exit_code, found.state) == (code, state)
 
 
-def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> events.Run:
+def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> past_runs.Run:
     """A run that says no more after ``started``, but for ``rest``."""
     folder = cache / "runs" / "20260101-000000-abcd"
     folder.mkdir(parents=True)
@@ -118,8 +119,8 @@ def left(cache: Path, started: Mapping[str, Any], rest: str = "") -> events.Run:
         "builds": ["a"],
         **started,
     }
-    (folder / events.FILE).write_text(json.dumps(first) + "\n" + rest, "utf-8")
-    return events.find(cache, "2026")
+    (folder / past_runs.FILE).write_text(json.dumps(first) + "\n" + rest, "utf-8")
+    return past_runs.find(cache, "2026")
 
 
 def test_a_process_that_was_killed_leaves_an_interrupted_run(own_cache: Path) -> None:
@@ -149,7 +150,7 @@ def test_old_runs_go(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(5):
         with events.recorded(own_cache, "run", [str(i)], Silent()):
             pass
-    assert [one.builds for one in events.runs(own_cache)] == [("4",), ("3",), ("2",)]
+    assert [one.builds for one in past_runs.runs(own_cache)] == [("4",), ("3",), ("2",)]
 
 
 def test_progress_is_not_written_for_every_window(own_cache: Path) -> None:
@@ -158,20 +159,63 @@ def test_progress_is_not_written_for_every_window(own_cache: Path) -> None:
             recorder.progress("x", i, 100, "windows")
         recorder.progress("y", 1, 100, "windows")
     found = of_kind(
-        [dict(event) for event in events.find(own_cache, "latest").events], "step_progress"
+        [dict(event) for event in past_runs.find(own_cache, "latest").events], "step_progress"
     )
     assert [event["step"] for event in found] == ["x", "y"]
 
 
-def test_every_event_has_a_line_for_people(own_cache: Path) -> None:
+def test_a_run_is_told_line_by_line(own_cache: Path) -> None:
     found = recorded(
         own_cache, plan("a", step("x"), step("y", "x", fail=True)), plan("b", step("z"))
     )
-    extra = [{"event": "note", "time": "t", "text": "words"}, {"event": "later", "time": "t"}]
-    for event in [*found, *extra]:
-        said = events.line(event)
-        assert said.startswith(event["time"])
-        assert not said.endswith(event["time"])
+    told = [event_words.line(event).removeprefix(f"{event['time']}  ") for event in found]
+    plain = [re.sub(r"\b[0-9a-f]{12}\b", "KEY", re.sub(r"\d+\.\d s", "N s", one)) for one in told]
+    assert plain[0] == "run: a, b"
+    assert sorted(plain[1:-1]) == [
+        "a  failed (5): y cannot",
+        "a: x  done    KEY  N s",
+        "a: x  runs: first time",
+        "a: y  failed (5): y cannot",
+        "a: y  runs: first time",
+        "b  built in N s",
+        "b: z  done    KEY  N s",
+        "b: z  runs: first time",
+    ]
+    assert plain[-1] == "ended with exit code 5 after N s"
+
+
+STORED = {"event": "step_finished", "step": "x", "cached": True, "key": "ab" * 32}
+TOOL = {"event": "toolchain_finished", "toolchain": "mlx", "seconds": 61.0}
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"event": "run_started", "command": "batch", "builds": []}, "batch: nothing"),
+        (
+            {"event": "step_progress", "step": "x", "done": 3, "total": 8, "unit": "windows"},
+            "x  3 of 8 windows",
+        ),
+        (STORED, "x  cached  abababababab"),
+        (STORED | {"shared": True}, "x  cached  abababababab  from the shared store"),
+        (
+            STORED | {"cached": False, "seconds": 2.5, "machine": "w1"},
+            "x  done    abababababab  2.5 s, on w1",
+        ),
+        ({"event": "toolchain_started", "toolchain": "mlx"}, "installing toolchain `mlx`"),
+        (TOOL, "toolchain `mlx` is ready after 61.0 s"),
+        (TOOL | {"exit_code": 4}, "toolchain `mlx` failed (4) after 61.0 s"),
+        ({"event": "note", "text": "a note"}, "a note"),
+        ({"event": "error", "message": "it is full", "hint": "tidy"}, "it is full\n  try: tidy"),
+        (
+            {"event": "build_finished", "build": "a", "ok": True, "seconds": 9.0, "package": "p/a"},
+            "a  built in 9.0 s  p/a",
+        ),
+        ({"event": "of a later version", "n": 1}, '{"event": "of a later version", "n": 1}'),
+    ],
+)
+def test_an_event_in_words(event: dict[str, Any], words: str) -> None:
+    assert event_words.words(event) == words
 
 
 def test_a_run_that_is_not_there_is_said_so(run: Run) -> None:
@@ -246,14 +290,14 @@ def test_installations_are_events_and_lines(own_cache: Path) -> None:
         of_kind(told, "toolchain_started"),
         of_kind(told, "toolchain_finished"),
     )
-    assert events.words(began) == "installing toolchain `torch`"
-    assert events.words(fine) == "toolchain `torch` is ready after 12.3 s"
+    assert event_words.words(began) == "installing toolchain `torch`"
+    assert event_words.words(fine) == "toolchain `torch` is ready after 12.3 s"
     assert (failed["exit_code"], failed["kind"], failed["hint"]) == (
         4,
         "ToolchainError",
         "check it",
     )
-    assert events.words(failed) == "toolchain `mlx` failed (4) after 0.5 s"
+    assert event_words.words(failed) == "toolchain `mlx` failed (4) after 0.5 s"
     assert shown.getvalue().splitlines() == [
         "  toolchain `torch` is ready (12.3 s)",
         "  toolchain `mlx` could not be installed (0.5 s)",

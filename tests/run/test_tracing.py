@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from testing.plans import plan, recorded, step
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import ToolchainError
-from phipipe.run import events, tracing
+from phipipe.run import events, past_runs, tracing
 
 
 def made(cache: Path, fail: bool = False) -> dict[str, Span]:
@@ -113,7 +113,7 @@ def test_a_collector_that_refuses_fails_no_run(
     listener = Noting()
     with events.recorded(own_cache, "run", ["a"], listener):
         pass
-    assert events.find(own_cache, "latest").state == "ok"
+    assert past_runs.find(own_cache, "latest").state == "ok"
     assert len(listener.said) == 1
     assert "could not be delivered" in listener.said[0]
     assert capsys.readouterr().err == ""

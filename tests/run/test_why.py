@@ -12,12 +12,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from testing import hostile_paths
-from testing.places import QUICKSTART
+from testing.plans import planned
 
-from phipipe import backends
-from phipipe.cli.show import Silent
-from phipipe.plan import plan
-from phipipe.recipe import load
+from phipipe.cli.listeners import Silent
+from phipipe.plan.plan import Plan
 from phipipe.run import why
 from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
@@ -128,7 +126,7 @@ def test_whatever_two_records_hold_every_difference_is_seen(
 # --- what is compared with what
 
 
-def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> plan.Plan:
+def build(folder: Path, content: str, limit: float, name: str, recipe_name: str) -> Plan:
     """A checkpoint and a light step that reads it."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": True}, "content": content}
@@ -142,12 +140,11 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
         needs={"metrics": "source"},
         params={"kld_mean": limit},
     )
-    (made,) = load.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
     steps = tuple(replace(step, recipe=recipe_name) for step in (source, check))
-    return replace(plan.prepare(made), steps=steps)
+    return replace(planned(f"name={recipe_name}"), steps=steps)
 
 
-def reasons(made: plan.Plan, store: Store) -> list[str]:
+def reasons(made: Plan, store: Store) -> list[str]:
     return [item.why for item in Bench(store, Settings.read(), print).foresee(made)]
 
 
@@ -156,7 +153,7 @@ def store(own_cache: Path) -> Store:
     return Store(own_cache)
 
 
-def run(made: plan.Plan, store: Store) -> None:
+def run(made: Plan, store: Store) -> None:
     (outcome,) = attempt([made], store, Settings.read(), Silent())
     assert outcome.error is None
 
@@ -188,8 +185,7 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 
 
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
-    (made,) = load.load(QUICKSTART, options=backends.OptionsOf())
-    assert {step.recipe for step in plan.prepare(made).steps} == {"quickstart"}
+    assert {step.recipe for step in planned().steps} == {"quickstart"}
 
 
 def test_records_from_when_steps_had_addresses_are_listed_and_not_matched(

@@ -42,7 +42,7 @@ TIMED = {
     "cycle",
 }
 TIMED |= {"tojson", "sum", "counting", "power", "wordwrap", "urlize", "striptags"}
-CHILD = python_command(Path(sys.executable), "from phipipe.limited_child import main; main()")
+CHILD = python_command(Path(sys.executable), "from phipipe.sandbox.child import main; main()")
 
 
 @contextlib.contextmanager
@@ -386,8 +386,8 @@ def test_a_tokenizer_that_attacks_is_refused(
     told = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     (folder / "tokenizer.json").write_text(json.dumps(told | {part: value}), "utf-8")
     call = (
-        "import sys; from pathlib import Path; from phipipe import transformers_tokenizer as t, "
-        "errors\n"
+        "import sys; from pathlib import Path; from phipipe import errors; "
+        "from phipipe.models import tokenizer as t\n"
         "try: tokenizer = t.of_source(Path(sys.argv[1])); tokenizer.encode('a' * 60 + '!'); "
         "print('ok')\n"
         "except errors.PhipipeError as e: print(type(e).__name__, e.message)"

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from testing import hostile_paths
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.plan.plan import Plan
 from phipipe.run import events
 from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.steps import Outside, Step
 from phipipe.store import digests, keys
@@ -71,7 +72,7 @@ class Workshop:
         """Digest of every step's result."""
         store = Store(self.cache)
         with events.recorded(self.cache, "run", ["tried"], Silent()) as recorder:
-            (outcome,) = attempt([self.plan], store, Settings.read(), recorder, None, 1)
+            (outcome,) = attempt([self.plan], store, Settings.read(), recorder, Manner(jobs=1))
             recorder.ended("tried", outcome.error)
         assert outcome.error is None, outcome.error
         return {name: result.stored.digest for name, result in outcome.results.items()}

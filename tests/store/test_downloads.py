@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from phipipe.cli import listing_text, tables
+from phipipe.cli import facts, tables
 from phipipe.settings import Settings
 from phipipe.store import downloads
 from phipipe.store.store import Store
@@ -49,7 +49,7 @@ def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:
     whole.mkdir()
     (whole / "config.json").write_bytes(b"{}")
     part(store, TEXT, 7)
-    found = {one.repository: one for one in downloads.found(store.root)}
+    found = {one.repository: one for one in downloads.unfinished(store.root)}
     assert {name: one.size_bytes for name, one in found.items()} == {
         f"someone/tiny@{COMMIT}": 1002,
         f"texts@{COMMIT}": 7,
@@ -61,16 +61,16 @@ def test_a_download_says_which_how_much_and_since_when(store: Store) -> None:
 
 def test_what_only_a_plan_asked_is_no_download(store: Store) -> None:
     part(store).unlink()
-    assert downloads.found(store.root) == []
+    assert downloads.unfinished(store.root) == []
     part(store, size=0)
-    assert downloads.found(store.root) == []
-    assert downloads.found(store.root / "nothing") == []
+    assert downloads.unfinished(store.root) == []
+    assert downloads.unfinished(store.root / "nothing") == []
 
 
 def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     put(store, "a", 10)
     part(store, size=3 * 2**20, age_s=7200)
-    newest, oldest = rows = tables.stored(store)
+    newest, oldest = rows = facts.stored(store)
     assert newest.key is not None
     assert newest.key.startswith("a" * 12)
     assert (oldest.key, oldest.repository, oldest.size_bytes) == (
@@ -81,9 +81,9 @@ def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     assert oldest.used.endswith("Z")
     assert (
         f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago   2 h ago"
-        in listing_text.stored(rows)
+        in tables.stored(rows)
     )
-    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in listing_text.doctor(tables.doctor(Settings.read()))
+    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in tables.doctor(facts.doctor(Settings.read()))
 
 
 def test_they_are_collected_in_the_order_of_their_last_use(store: Store) -> None:
@@ -144,6 +144,6 @@ def test_where_locks_do_nothing_none_is_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = part(store)
-    monkeypatch.setattr(store, "_locks_work", False)
+    monkeypatch.setattr(store._pins, "locks_work", False)
     assert store.gc(0).removed == ()
     assert path.exists()

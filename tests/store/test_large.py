@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testing.plans import planned as from_quickstart
+from testing.plans import planned as from_recipe
 
-from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.hub import take
 from phipipe.models import checkpoints, first_layers, tensor_places
 from phipipe.package.package import verify
-from phipipe.plan import plan
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -50,8 +48,7 @@ DEVICES |= {"litert": "android-phone", "qnn": "snapdragon-x-npu", "torch": "cpu-
 def planned(folder: Path, backend: str) -> Plan:
     path = folder / f"{backend}.yaml"
     path.write_text(RECIPE.replace("DEVICE", DEVICES[backend]).replace("BACKEND", backend), "utf-8")
-    (build,) = load.load(path, options=backends.OptionsOf())
-    return plan.prepare(build)
+    return from_recipe(path=path)
 
 
 @pytest.fixture
@@ -87,7 +84,7 @@ def test_fix_ups_of_the_first_layers_are_made_for_those(large: None, checkpoint:
     config = json.loads((checkpoint / "config.json").read_text("utf-8")) | {"sliding_window": 1000}
     (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
     sets = (f"source={{path: {checkpoint.as_posix()}}}", "evaluate.text={builtin: stories}")
-    steps = {step.name: step for step in from_quickstart(*sets).steps}
+    steps = {step.name: step for step in from_recipe(*sets).steps}
     assert (
         len(steps["convert"].params["config_patch"]["layer_types"]) == config["num_hidden_layers"]
     )
@@ -161,7 +158,8 @@ def runs(
             for backend in chosen
             for made in [planned(folder, backend)]
         ]
-        ends = dispatch.attempt([*small, *large], store, settings, Silent(), folder / "packages", 2)
+        manner = Manner(out=folder / "packages", jobs=2)
+        ends = dispatch.attempt([*small, *large], store, settings, Silent(), manner)
     return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
 
 

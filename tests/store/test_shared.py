@@ -20,9 +20,11 @@ from testing.shared_store import SECRET, bucket
 
 from phipipe.errors import RecipeError, ToolchainError
 from phipipe.settings import Settings
-from phipipe.store import keys
+from phipipe.store import blobs, keys, turns
 from phipipe.store import shared as remote_store
-from phipipe.store.shared import Remote
+from phipipe.store.blobs import Blobs
+from phipipe.store.bucket import Bucket
+from phipipe.store.shared import SharedStore
 from phipipe.store.store import Store
 
 OTHERS = os.environ.get(
@@ -45,7 +47,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def opened(url: str) -> Any:
-    return Remote(url, print)._there
+    return Bucket(url)._there
 
 
 def names(url: str, prefix: str) -> list[str]:
@@ -85,15 +87,15 @@ def test_what_was_made_before_or_could_not_be_shared_is_shared_by_the_next_run(
     monkeypatch.delenv("PHIPIPE_REMOTE")
     alone, _ = run(tmp_path / "one", chain(2))
     monkeypatch.setenv("PHIPIPE_REMOTE", url)
-    upload = Remote._upload
+    upload = Blobs.upload
 
-    def cut(self: Remote, sha256: str, path: Path, size: int) -> None:
+    def cut(self: Blobs, sha256: str, path: Path, size: int) -> None:
         if path.name == "own.txt":
             raise OSError("the line is cut")
         upload(self, sha256, path, size)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Remote, "_upload", cut)
+        broken.setattr(Blobs, "upload", cut)
         _, (said,) = run(tmp_path / "one", chain(2))
     assert "does not take results" in said
     assert names(url, "actions") == []
@@ -104,7 +106,7 @@ def test_what_was_made_before_or_could_not_be_shared_is_shared_by_the_next_run(
     assert [r.shared for r in other.results.values()] == [True, True]
     assert other.results["s1"].stored.digest == alone.results["s1"].stored.digest
     assert log(tmp_path) == ["s0", "s1"]
-    monkeypatch.setattr(Remote, "offer", None)  # nobody asks again
+    monkeypatch.setattr(SharedStore, "offer", None)  # nobody asks again
     for machine in ("one", "two"):
         again, said = run(tmp_path / machine, chain(2))
         assert (again.error, again.all_cached, said) == (None, True, [])
@@ -158,7 +160,7 @@ def test_what_is_wrong_there_is_said_built_again_and_replaced(
 def test_a_download_goes_on_where_it_was_cut(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_store, "PIECE", 3000)
+    monkeypatch.setattr(blobs, "PIECE", 3000)
     first, _ = run(tmp_path / "one", chain(1))
     big = first.results["s0"].stored.path / "same.bin"
     digest, content = keys.hash_file(big), big.read_bytes()
@@ -166,13 +168,13 @@ def test_a_download_goes_on_where_it_was_cut(
     parts.mkdir(parents=True)
     (parts / digest).write_bytes(content[:20_000])
     asked: list[tuple[int, int]] = []
-    take = Remote._range
+    take = Bucket.range
 
-    def counted(self: Remote, name: str, start: int, end: int) -> bytes:
+    def counted(self: Bucket, name: str, start: int, end: int) -> bytes:
         asked.append((start, end))
         return take(self, name, start, end)
 
-    monkeypatch.setattr(Remote, "_range", counted)
+    monkeypatch.setattr(Bucket, "range", counted)
     second, said = run(tmp_path / "two", chain(1))
     assert (second.error, said) == (None, [])
     assert second.results["s0"].shared
@@ -186,23 +188,23 @@ def test_a_download_goes_on_where_it_was_cut(
 def test_an_upload_goes_on_where_it_was_cut(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_store, "PIECE", 3000)
-    monkeypatch.setattr(remote_store, "UPLOADS", 1)
-    monkeypatch.setattr(remote_store, "MIB", 1)
-    put, sent = Remote._put, list[str]()
+    monkeypatch.setattr(blobs, "PIECE", 3000)
+    monkeypatch.setattr(blobs, "UPLOADS", 1)
+    monkeypatch.setattr(blobs, "MIB", 1)
+    put, sent = Bucket.put, list[str]()
 
-    def cut(self: Remote, name: str, content: bytes, *, replace: bool = False) -> bool:
+    def cut(self: Bucket, name: str, content: bytes, *, replace: bool = False) -> bool:
         if name.startswith("blobs/") and len(sent) == 5:
             raise OSError("the line is cut")
         sent.extend([name] if name.startswith("blobs/") else [])
         return put(self, name, content, replace=replace)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Remote, "_put", cut)
+        broken.setattr(Bucket, "put", cut)
         _, (said,) = run(tmp_path / "one", chain(1))
     assert "does not take results" in said
     assert len(sent) == 5
-    monkeypatch.setattr(Remote, "_put", lambda *a, **k: (sent.append(a[1]), put(*a, **k))[1])
+    monkeypatch.setattr(Bucket, "put", lambda *a, **k: (sent.append(a[1]), put(*a, **k))[1])
     done, heard = attempt(tmp_path / "one", chain(1), None)
     assert done.all_cached
     assert (
@@ -220,7 +222,7 @@ def test_a_piece_that_is_wrong_is_replaced(
 ) -> None:
     import obstore
 
-    monkeypatch.setattr(remote_store, "PIECE", 3000)
+    monkeypatch.setattr(blobs, "PIECE", 3000)
     first, _ = run(tmp_path / "one", chain(1))
     digest = keys.hash_file(first.results["s0"].stored.path / "same.bin")
     obstore.put(opened(url), f"blobs/{digest}.3", b"x" * 3000)
@@ -230,6 +232,17 @@ def test_a_piece_that_is_wrong_is_replaced(
     third, said = run(tmp_path / "three", chain(1))
     assert (third.results["s0"].shared, said) == (True, [])
     assert log(tmp_path) == ["s0", "s0"]
+
+
+def test_unfinished_downloads_are_kept_for_a_week(url: str, tmp_path: Path) -> None:
+    run(tmp_path / "one", chain(1))
+    parts = tmp_path / "two" / "remote"
+    parts.mkdir(parents=True)
+    for days in (0, 6, 8):
+        (parts / str(days)).write_bytes(b"y" * 1000)
+        os.utime(parts / str(days), (time.time() - days * 24 * 60 * 60,) * 2)
+    assert run(tmp_path / "two", chain(1))[0].results["s0"].shared
+    assert {name for name in "068" if (parts / name).exists()} == {"0", "6"}
 
 
 def test_a_part_that_is_damaged_costs_one_build_and_nothing_more(url: str, tmp_path: Path) -> None:
@@ -289,8 +302,8 @@ def test_a_claim_that_nobody_renews_is_taken_over(
     there = opened(url)
     obstore.delete(there, f"actions/{key}.json")
     obstore.put(there, f"claims/{key}", b"somebody who was killed, with a clock of its own")
-    monkeypatch.setattr(remote_store, "STALE_S", 0.5)
-    monkeypatch.setattr(remote_store, "POLL_S", 0.1)
+    monkeypatch.setattr(turns, "STALE_S", 0.5)
+    monkeypatch.setattr(turns, "POLL_S", 0.1)
     second, said = run(tmp_path / "two", chain(1))
     assert second.error is None
     assert [line.partition(",")[0] for line in said] == [
@@ -308,21 +321,21 @@ def test_a_claim_in_ones_own_name_is_ones_own(url: str, tmp_path: Path) -> None:
     key, there, store = first.results["s0"].key, opened(url), Store(tmp_path / "two")
     obstore.delete(there, f"actions/{key}.json")
     obstore.put(there, f"claims/{key}", b"task-7 beat")
-    token = remote_store.OWNER.set("task-7")
+    token = turns.OWNER.set("task-7")
     try:
-        with Remote(url, pytest.fail).turn(key, store) as found:
+        with SharedStore(url, pytest.fail).turn(key, store) as found:
             assert found is None
     finally:
-        remote_store.OWNER.reset(token)
+        turns.OWNER.reset(token)
     assert names(url, "claims") == []
 
 
 def test_a_claim_that_is_renewed_is_waited_for(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_store, "STALE_S", 0.6)
-    monkeypatch.setattr(remote_store, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(remote_store, "POLL_S", 0.1)
+    monkeypatch.setattr(turns, "STALE_S", 0.6)
+    monkeypatch.setattr(turns, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(turns, "POLL_S", 0.1)
     ended: list[Any] = []
     other = threading.Thread(target=lambda: ended.append(run(tmp_path / "one", chain(1, 2.5))))
     other.start()
@@ -393,7 +406,7 @@ def test_without_permission_the_build_goes_on_alone_and_asks_once(
 def test_nobody_there_is_no_failure_and_secrets_are_not_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_store, "RETRIES", 0)
+    monkeypatch.setattr("phipipe.store.bucket.RETRIES", 0)
     remote_at("http://127.0.0.1:9", tmp_path, monkeypatch)
     done, said = run(tmp_path / "one", chain(2))
     assert done.error is None
@@ -407,7 +420,7 @@ def test_nobody_there_is_no_failure_and_secrets_are_not_told(
 
 def test_a_secret_in_an_error_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
-    assert SECRET not in remote_store.told(
+    assert SECRET not in remote_store.describe(
         ValueError(f"denied for {SECRET}\n\nDebug source:\n{SECRET}")
     )
 

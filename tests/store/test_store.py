@@ -24,7 +24,8 @@ from testing.tiers import sizes
 from phipipe.errors import StepFailed, StoreError
 from phipipe.store import files as collect
 from phipipe.store import keys
-from phipipe.store.store import Damaged, Store, Stored
+from phipipe.store.records import Damaged, Records, Stored
+from phipipe.store.store import Store
 
 FILES = {"model.bin": b"weights" * 1000, "sub/config.json": b"{}"}
 RECORD = {
@@ -355,7 +356,7 @@ def test_what_was_replaced_since_it_was_seen_is_not_put_aside(store: Store, root
     seen = collect.identity(stored.path)
     stored.path.rename(root / "quarantine" / "by another")
     stored = put(store)
-    store._put_aside(stored.path, seen, "damaged")
+    store._quarantine.put(stored.path, seen, "damaged")
     assert Store(root).lookup(key()) == stored
 
 
@@ -703,13 +704,13 @@ def test_the_pins_of_the_dead_hold_nothing(store: Store, root: Path) -> None:
 def test_nothing_is_collected_between_its_tree_and_its_record(
     store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enter, reports = Store._enter, []
+    enter, reports = Records.enter, []
 
-    def slowly(self: Store, written: Path, name: str) -> None:
+    def slowly(self: Records, written: Path, name: str) -> None:
         reports.append(Store(root).gc(0))
         enter(self, written, name)
 
-    monkeypatch.setattr(Store, "_enter", slowly)
+    monkeypatch.setattr(Records, "enter", slowly)
     stored = put(store)
     assert [report.removed for report in reports] == [()]
     assert store.lookup(key()) == stored

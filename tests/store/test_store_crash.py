@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from testing.tiers import sizes
 
 from phipipe.errors import StoreError
-from phipipe.store import files as collect
-from phipipe.store import keys
-from phipipe.store.store import Damaged, Store, Stored
+from phipipe.store import free_space, keys
+from phipipe.store.records import Damaged, Stored
+from phipipe.store.store import Store
 
 pytestmark = [
     pytest.mark.full,
@@ -442,7 +442,7 @@ def test_a_failing_system_call_is_a_typed_error_and_leaves_nothing_half(
         with monkeypatch.context() as patch, made(store, 0) as out:
             patch.setattr(os, call, faulty)
             error = refusal(lambda: store.materialise(store.commit(key(0), out, RECORD), target))  # noqa: B023
-        assert error is None or "free" in error.message or number not in collect.FULL
+        assert error is None or "free" in error.message or number not in free_space.FULL
         check_visible(root, digests)
         assert run(root, target) == digests
         check_clean(root)

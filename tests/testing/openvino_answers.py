@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 from phipipe.backends import openvino as backend
-from phipipe.backends.openvino import session
 from phipipe.vision import pictures as vision_pictures
 
 QUESTIONS = ("What is it?", "Who?", vision_pictures.QUESTION)
 
 
 def main(package: Path, pictures: list[Path]) -> None:
-    runtime, tokenizer = backend.open(package), session.tokenizer(package)
+    runtime, tokenizer = backend.open(package), backend.tokenizer(package)
     found: dict[str, float] = {}
     for picture in pictures:
         gaps = []

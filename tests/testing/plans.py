@@ -11,12 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from phipipe import backends
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed
-from phipipe.plan import plan as planning
+from phipipe.plan import prepare as planning
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
-from phipipe.run import dispatch, events
+from phipipe.run import dispatch, events, past_runs
+from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
@@ -25,9 +26,12 @@ from testing.places import QUICKSTART
 CALLS: list[tuple[str, float, float]] = []
 GUARD = threading.Lock()
 
+STEPS = {"work": f"{__name__}:work"}
 
-def planned(*sets: str) -> Plan:
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+
+def planned(*sets: str, path: Path = QUICKSTART) -> Plan:
+    """The plan of a recipe for one build, with ``sets`` laid on it."""
+    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
     return planning.prepare(build)
 
 
@@ -54,7 +58,7 @@ def step(
 ) -> Step:
     return Step(
         name=name,
-        runs=f"{__name__}:work",
+        runs=f"{__name__}/work",
         version=1,
         needs={n: n for n in needs},
         after=after,
@@ -75,8 +79,7 @@ def recorded(cache: Path, *plans: Plan, stream: io.StringIO | None = None) -> li
     store = Store(cache)
     named = [one.build.name for one in plans]
     with events.recorded(cache, "run", named, Silent(), stream) as recorder:
-        for done in dispatch.attempt(
-            plans, store, Settings(cache=cache, toolchains=cache), recorder, jobs=1
-        ):
+        own, one = Settings(cache=cache, toolchains=cache), Manner(jobs=1)
+        for done in dispatch.attempt(plans, store, own, recorder, one):
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
-    return [dict(event) for event in events.find(cache, "latest").events]
+    return [dict(event) for event in past_runs.find(cache, "latest").events]

@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from phipipe import progress
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.plan.plan import Plan
 from phipipe.run import dispatch
+from phipipe.run.manner import Engine, Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
@@ -83,17 +85,16 @@ class Noted(Silent):
         self.lines.append(line)
 
 
-def run(cache: Path, plan: Plan) -> tuple[dispatch.Outcome, list[str]]:
+def run(cache: Path, plan: Plan) -> tuple[Outcome, list[str]]:
     """The outcome of ``plan`` in ``cache``, and what was said."""
     done, heard = attempt(cache, plan, None)
     return done, heard.lines
 
 
-def attempt(
-    cache: Path, plan: Plan, engine: dispatch.Engine | None
-) -> tuple[dispatch.Outcome, Noted]:
+def attempt(cache: Path, plan: Plan, engine: Engine | None) -> tuple[Outcome, Noted]:
     heard = Noted()
-    (done,) = dispatch.attempt([plan], Store(cache), Settings.read(), heard, None, 2, engine=engine)
+    manner = Manner(jobs=2, engine=engine)
+    (done,) = dispatch.attempt([plan], Store(cache), Settings.read(), heard, manner)
     return done, heard
 
 

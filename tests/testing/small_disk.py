@@ -19,9 +19,9 @@ from typing import Any
 
 from phipipe.errors import PhipipeError
 from phipipe.plan import starter
-from phipipe.run.process import Request, Worker
+from phipipe.run.process import Request, Server
 from phipipe.settings import Settings
-from phipipe.store import files
+from phipipe.store import refusals
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
 from testing.places import TESTS
@@ -70,7 +70,7 @@ def work(folder: Path, cache: Path, function: str, **params: Any) -> None:
     request = Request(step="tried", runs=f"testing.small_disk/{function}", inputs={}, params=params)
     (cache / "tmp").mkdir(parents=True)
     python = Path(sys.executable)
-    with Worker(python, name="test", log_folder=cache / "logs", settings=settings) as worker:
+    with Server(python, name="test", log_folder=cache / "logs", settings=settings) as worker:
         worker.run(request, cache / "tmp")
 
 
@@ -135,7 +135,7 @@ def disk_free(disk: Path) -> int:
 
 
 def report(disk: Path, spare: Path) -> None:
-    with files.guard(disk / "comparison", remedy="choose another --out"):
+    with refusals.guard(disk / "comparison", remedy="choose another --out"):
         (disk / "board.html").write_bytes(b"x" * 8 * MIB)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from phipipe.run.process import Outcome, Request, Worker
+from phipipe.run.process import Outcome, Request, Server
 from phipipe.settings import Settings
 from testing.clock import LOAD
 from testing.places import TESTS
@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, folder: Path, **limits: str) -> None:
         self.folder, self.made = folder, 0
-        self.worker = Worker(
+        self.worker = Server(
             Path(sys.executable),
             name="test",
             log_folder=folder / "logs",
@@ -59,7 +59,7 @@ class Bench:
 
 def bare_bench(folder: Path, python: Path) -> Bench:
     made = Bench(folder)
-    made.worker = Worker(python, name="test", log_folder=folder / "logs", settings=settings())
+    made.worker = Server(python, name="test", log_folder=folder / "logs", settings=settings())
     return made
 
 

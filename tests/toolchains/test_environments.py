@@ -12,7 +12,7 @@ import pytest
 
 from phipipe.errors import ToolchainError
 from phipipe.settings import Settings
-from phipipe.toolchains import environments
+from phipipe.toolchains import environments, uv_settings
 
 PACKAGE = "iniconfig==2.1.0"
 
@@ -105,10 +105,10 @@ def test_several_processes_install_it_once(home: Settings, tmp_path: Path) -> No
     code = """
 import sys
 from pathlib import Path
-from phipipe import toolchain
+from phipipe.toolchains import environments
 from phipipe.settings import Settings
-toolchain.LOCKS = Path(sys.argv[1])
-toolchain.ensure("tiny", Settings.read(), print)
+environments.LOCKS = Path(sys.argv[1])
+environments.ensure("tiny", Settings.read(), print)
 """
     environment = {**os.environ, "PHIPIPE_TOOLCHAINS": str(home.toolchains)}
     command = [sys.executable, "-c", code, str(environments.LOCKS)]
@@ -142,18 +142,18 @@ def test_the_running_interpreter_can_be_the_toolchain() -> None:
 
 
 def test_pips_settings_reach_uv_unless_uv_has_its_own() -> None:
-    made = environments.uv_environment(
+    made = uv_settings.from_pip(
         {"PIP_FIND_LINKS": "/a /b", "PIP_INDEX_URL": "https://x", "UV_DEFAULT_INDEX": "y"}
     )
     assert made == {"UV_FIND_LINKS": "/a,/b"}
 
 
 def test_each_of_pips_settings_has_its_counterpart() -> None:
-    made = environments.uv_environment(
+    made = uv_settings.from_pip(
         {"PIP_INDEX_URL": "https://x", "PIP_EXTRA_INDEX_URL": "https://y", "PIP_CERT": "/c"}
     )
     assert made == {"UV_DEFAULT_INDEX": "https://x", "UV_INDEX": "https://y", "SSL_CERT_FILE": "/c"}
-    assert environments.uv_environment({"PIP_INDEX_URL": "", "PATH": "/bin"}) == {}
+    assert uv_settings.from_pip({"PIP_INDEX_URL": "", "PATH": "/bin"}) == {}
 
 
 def test_a_file_that_was_cut_short_is_noticed_and_a_whole_toolchain_is_left_alone(
@@ -181,7 +181,7 @@ def test_a_toolchain_that_is_removed_is_gone(home: Settings) -> None:
 
 def test_credentials_in_urls_are_not_repeated() -> None:
     assert (
-        environments.redact("from https://me:secret@host/simple failed")
+        uv_settings.redact("from https://me:secret@host/simple failed")
         == "from https://***@host/simple failed"
     )
 
@@ -247,6 +247,6 @@ def test_what_needs_a_gpu_is_of_use_where_one_is(
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(environments, "_has_nvidia", lambda: there)
+    monkeypatch.setattr(environments, "has_nvidia", lambda: there)
     assert environments.is_useful("onnxruntime-cuda") is there
     assert environments.is_useful("onnxruntime")

@@ -12,20 +12,18 @@ from pathlib import Path
 
 import pytest
 from testing.drive import drive
-from testing.seeing import RECIPE, planned, seen
+from testing.seeing import planned, seen
 
 from phipipe import backends
 from phipipe.board import entry
-from phipipe.cli import finished
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import GateFailed, TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
-from phipipe.plan import plan
-from phipipe.recipe import load
-from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run import dispatch, finished
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import kinds, language
@@ -110,14 +108,9 @@ def test_units_without_eyes_are_refused(seeing: Path) -> None:
 
 
 def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
-    source = take.BUILTIN_MODELS["tiny-phi3"]
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = load.load(
-        path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
-    )
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], tmp_path / "source")
     with pytest.raises(TargetError, match="image_top1"):
-        plan.prepare(build)
+        planned(tmp_path / "source", "evaluate.gates={image_top1: {min: 0.5}}")
 
 
 def test_eyes_of_another_kind_are_refused(seeing: Path, tmp_path: Path) -> None:
@@ -143,7 +136,8 @@ def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     }
     asked["gated"] += ("evaluate.gates={image_kld_mean: {max: 1.0e-9}}",)
     plans = [planned(seeing / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), seeing / "packages", 2)
+    manner = Manner(out=seeing / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -214,9 +208,11 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     package = builds["int4"].package
     assert package is not None
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
-    again_plan = finished.plan(package, store, text=None, tokens=None, source=seeing / "source")
+    again_plan = finished.plan_evaluation(
+        package, store, text=None, tokens=None, source=seeing / "source"
+    )
     settings = Settings(cache=store.root, toolchains=toolchains)
-    (done,) = dispatch.attempt([again_plan], store, settings, Silent(), None, 2)
+    (done,) = dispatch.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
     assert done.error is None
     found = done.load("vision-evaluate", "vision.json")["metrics"]
     assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)

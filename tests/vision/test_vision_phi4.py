@@ -14,12 +14,13 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.errors import TargetError
 from phipipe.models import checkpoints
 from phipipe.package import manifest
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import kinds
@@ -46,7 +47,8 @@ def builds(made: Path, toolchains: Path) -> dict[str, Outcome]:
     asked = {name: (*BUILD, f"precision={name}", f"name={name}") for name in ("fp32", "int4")}
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(made / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), made / "packages", 2)
+    manner = Manner(out=made / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 
@@ -91,9 +93,9 @@ def test_an_adapter_that_is_incomplete_is_refused(
     path.write_text(path.read_text("utf-8").replace('"r": 8', '"r": 9'), "utf-8")
     (tmp_path / "out").mkdir()
     code = (
-        "import sys; from pathlib import Path; from phipipe import vision_lora\n"
+        "import sys; from pathlib import Path; from phipipe.vision import lora\n"
         "from phipipe.errors import StepFailed\n"
-        "try: vision_lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
+        "try: lora.cut({'original': Path(sys.argv[1])}, Path(sys.argv[2]), {})\n"
         "except StepFailed as error: print(error.message)"
     )
     said = drive(python_of("torch"), "-c", code, tmp_path / "source", tmp_path / "out")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from phipipe import progress
+from phipipe.backends.llamacpp import IMATRIX
 from phipipe.errors import StepFailed
-
-if TYPE_CHECKING:
-    from phipipe.steps import Inputs, Params
-
-FILE = "imatrix.npz"
+from phipipe.models.transformers_files import config_of
+from phipipe.steps import Inputs, Params
 
 
 def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
@@ -24,26 +28,41 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: a linear has no name in GGUF, or some input never was non-zero.
     """
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from phipipe.models import transformers_files
-
-    settings: dict[str, Any] = {
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        "local_files_only": True,
-    }
-    settings |= {
-        "config": transformers_files.config_of(inputs["source"]),
-        "dtype": torch.float32,
-    }
-    model = AutoModelForCausalLM.from_pretrained(inputs["source"], **settings).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        inputs["source"],
+        config=config_of(inputs["source"]),
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    ).eval()
     windows = np.load(inputs["calibration"] / "tokens.npy")
-    sums: dict[str, Any] = {}
+    rename = _names(model.config.model_type, model.config.num_hidden_layers)
+    vectors = {
+        f"{rename(name)}.weight": (total / windows.size).numpy()
+        for name, total in _squares(model, windows).items()
+    }
+    for name, values in vectors.items():
+        if not np.isfinite(values).all() or not values.any():
+            raise StepFailed(f"the calibration text drives nothing in `{name}`")
+    if not vectors:
+        raise StepFailed("the model has no linears")
+    np.savez(out / IMATRIX, **{name: row.astype(np.float32) for name, row in vectors.items()})
+
+
+def _squares(model: PreTrainedModel, windows: npt.NDArray[np.int32]) -> dict[str, torch.Tensor]:
+    """The sum of the squares of every linear's inputs over ``windows`` of tokens, in fp64."""
+    sums: dict[str, torch.Tensor] = {}
+
+    def adder(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def add(_module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            squares = given[0].reshape(-1, given[0].shape[-1]).double().square().sum(0)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        return add
+
     hooks = [
-        module.register_forward_pre_hook(_adder(sums, name))
+        module.register_forward_pre_hook(adder(name))
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     ]
@@ -53,36 +72,11 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
             progress.report(i + 1, len(windows), "windows")
     for hook in hooks:
         hook.remove()
-    rename = _names(model.config.model_type, model.config.num_hidden_layers)
-    vectors = {
-        f"{rename(name)}.weight": (total / windows.size).numpy() for name, total in sums.items()
-    }
-    dead = [
-        name
-        for name, values in vectors.items()
-        if not np.isfinite(values).all() or not values.any()
-    ]
-    if dead or not vectors:
-        raise StepFailed(
-            f"the calibration text drives nothing in `{dead[0]}`"
-            if dead
-            else "the model has no linears"
-        )
-    np.savez(out / FILE, **{name: values.astype(np.float32) for name, values in vectors.items()})
+    return sums
 
 
-def _adder(sums: dict[str, Any], name: str) -> Any:
-    def add(_module: Any, given: tuple[Any, ...]) -> None:
-        squares = given[0].reshape(-1, given[0].shape[-1]).double().square().sum(0)
-        sums[name] = sums[name] + squares if name in sums else squares
-
-    return add
-
-
-def _names(model_type: str, layers: int) -> Any:
+def _names(model_type: str, layers: int) -> Callable[[str], str]:
     """A function from transformers' module names to GGUF's tensor names."""
-    import gguf
-
     by_name = {name.replace("-", ""): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     by_name |= {"phi": gguf.MODEL_ARCH.PHI2}
     architecture = by_name.get(model_type.replace("_", ""))
@@ -91,9 +85,9 @@ def _names(model_type: str, layers: int) -> Any:
     table = gguf.get_tensor_name_map(architecture, layers)
 
     def rename(name: str) -> str:
-        found = table.get_name(name)
-        if found is None:
+        known = table.get_name(name)
+        if known is None:
             raise StepFailed(f"GGUF has no name for the layer `{name}`")
-        return str(found)
+        return str(known)
 
     return rename

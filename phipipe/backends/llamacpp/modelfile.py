@@ -24,7 +24,7 @@ ROLES = ("system", "user", "assistant", "tool")
 CLOCK = "strftime_now"
 TOOLS = "⟦tools⟧"
 Frames = Mapping[str, tuple[str, str]]  # role → text before and after a content
-Found = tuple[str, Frames, str]
+Layout = tuple[str, Frames, str]  # text before all, frames, text that asks for the answer
 Render = Callable[[Sequence[Mapping[str, str]]], str]
 CHATS: Sequence[Sequence[str]] = (
     ("user",),
@@ -47,12 +47,9 @@ def text(source: Path, model: str, context: int) -> str:
     """The Modelfile for the GGUF file ``model`` beside it; reads the checkpoint ``source``'s
     tokenizer."""
     tokenizer = transformers_tokenizer.of_source(source)
-    told = tokenizer.facts["chat_template"]
-    template = (
-        translated(tokenizer.render, told if isinstance(told, str) else json.dumps(told))
-        if told
-        else Template()
-    )
+    jinja = tokenizer.facts["chat_template"]
+    written = jinja if isinstance(jinja, str) else json.dumps(jinja)
+    template = translated(tokenizer.render, written) if jinja else Template()
     lines = [
         "# ollama create NAME -f Modelfile",
         f"FROM ./{model}",
@@ -64,38 +61,38 @@ def text(source: Path, model: str, context: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def translated(render: Render, told: str) -> Template:
-    """The chat template ``told``, which ``render`` carries out, for Ollama."""
-    if CLOCK in told:
+def translated(render: Render, jinja: str) -> Template:
+    """The chat template ``jinja``, which ``render`` carries out, for Ollama."""
+    if CLOCK in jinja:
         return Template(
             (
                 "The source's chat template tells today's date, which Ollama's cannot: Ollama "
                 "picks one by the GGUF's.",
             )
         )
-    found = frames(render)
-    if found is None:
+    layout = frames(render)
+    if layout is None:
         return Template(
             (
                 "The source's chat template has no equal in Ollama's language; Ollama picks one "
                 "by the GGUF's.",
             )
         )
-    remarks, head, frame = [], *found[:2]
+    remarks, head, frame = [], *layout[:2]
     if "system" not in frame:
         remarks.append("The source's chat template refuses system messages: they are left out.")
-    tools = tool_frame(render, found) if "tools" in told else None
-    if "tools" in told and tools is None:
+    tools = tool_frame(render, layout) if "tools" in jinja else None
+    if "tools" in jinja and tools is None:
         remarks.append(
             "The source's chat template knows tools in a way that Ollama's language does not: "
             "none are told."
         )
     return Template(
-        tuple(remarks), go_template(head, frame, found[2], tools), frame["assistant"][1].strip()
+        tuple(remarks), go_template(head, frame, layout[2], tools), frame["assistant"][1].strip()
     )
 
 
-def frames(render: Render) -> Found | None:
+def frames(render: Render) -> Layout | None:
     """(text before all, role → frame, text that asks for the answer), or None if that is not how it
     renders.
 
@@ -117,7 +114,7 @@ def frames(render: Render) -> Found | None:
     cuts = (_candidate(bare, twice, whole, opening, ask[:i], ask[i:]) for i in range(len(ask) + 1))
     chats = [chat for chat in CHATS if whole is not None or "system" not in chat]
     wanted = [_rendered(render, chat) for chat in chats]
-    fits = [c for c in cuts if c and [_carried_out(c, chat) for chat in chats] == wanted]
+    fits = [c for c in cuts if c and [carried_out(c, chat) for chat in chats] == wanted]
     # Several cuts give the same text for these chats; a user's turn most likely ends as an
     # assistant's does.
     best = next(
@@ -126,43 +123,43 @@ def frames(render: Render) -> Found | None:
     return best and _with_tool_role(render, best)
 
 
-def _with_tool_role(render: Render, found: Found) -> Found:
-    """``found``, and what stands around a tool's answer if the template takes one."""
-    head, frame, ask = found
+def _with_tool_role(render: Render, layout: Layout) -> Layout:
+    """``layout``, and what stands around a tool's answer if the template takes one."""
+    head, frame, ask = layout
     chat = ("user", "assistant", "tool")
     parts, after = _marked(render, chat), frame["assistant"][1]
     if parts is None or not parts[2].startswith(after) or not parts[3].endswith(ask):
-        return found
+        return layout
     tool = (parts[2][len(after) :], parts[3][: len(parts[3]) - len(ask)])
     more = (head, {**frame, "tool": tool}, ask)
-    return more if _carried_out(more, chat) == _rendered(render, chat) else found
+    return more if carried_out(more, chat) == _rendered(render, chat) else layout
 
 
-def tool_frame(render: Render, found: Found) -> tuple[str, str] | None:
+def tool_frame(render: Render, layout: Layout) -> tuple[str, str] | None:
     """Text between a system message's content and the tools that it carries, and after these; None
     without such."""
-    if "system" not in found[1]:
+    if "system" not in layout[1]:
         return None
-    system, user = _messages(("system", "user"))
+    system, user = messages(("system", "user"))
     try:
-        said = render([{**system, "tools": TOOLS}, user])
+        whole = render([{**system, "tools": TOOLS}, user])
     except Raised:
         return None
-    before, after = found[1]["system"]
+    before, after = layout[1]["system"]
     opening, closing = (
-        f"{found[0]}{before}{system['content']}",
-        _carried_out(("", found[1], found[2]), ("system", "user")),
+        f"{layout[0]}{before}{system['content']}",
+        carried_out(("", layout[1], layout[2]), ("system", "user")),
     )
     closing = closing[len(before + system["content"] + after) :]
-    inside = said.removeprefix(opening).removesuffix(closing)
+    inside = whole.removeprefix(opening).removesuffix(closing)
     left, mark, right = inside.partition(TOOLS)
-    fits = mark and TOOLS not in right and f"{opening}{inside}{closing}" == said
+    fits = mark and TOOLS not in right and f"{opening}{inside}{closing}" == whole
     return (left, right) if fits else None
 
 
 def _candidate(
     bare: list[str], twice: list[str], whole: list[str] | None, opening: str, after: str, ask: str
-) -> Found | None:
+) -> Layout | None:
     head = bare[0][: len(bare[0]) - len(opening)]
     if not twice[1].startswith(after) or not twice[2].endswith(opening):
         return None
@@ -178,14 +175,15 @@ def _candidate(
     return head, {"system": system, **frame}, ask
 
 
-def _messages(chat: Sequence[str]) -> list[dict[str, str]]:
+def messages(chat: Sequence[str]) -> list[dict[str, str]]:
+    """A message of each role, with a mark for its content."""
     return [{"role": role, "content": f"⟦{i}⟧"} for i, role in enumerate(chat)]
 
 
 def _rendered(render: Render, chat: Sequence[str]) -> str | None:
     """``chat`` in the template; None if it refuses."""
     try:
-        return render(_messages(chat))
+        return render(messages(chat))
     except Raised:
         return None
 
@@ -212,10 +210,11 @@ def _common_end(a: str, b: str) -> str:
     return common[start:] if start >= 0 else common
 
 
-def _carried_out(candidate: Found, chat: Sequence[str]) -> str:
+def carried_out(candidate: Layout, chat: Sequence[str]) -> str:
+    """``chat`` as ``candidate`` has it."""
     head, frame, ask = candidate
     body = "".join(
-        f"{frame[m['role']][0]}{m['content']}{frame[m['role']][1]}" for m in _messages(chat)
+        f"{frame[m['role']][0]}{m['content']}{frame[m['role']][1]}" for m in messages(chat)
     )
     return head + body + ask
 
@@ -251,15 +250,12 @@ def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
     the template."""
     ids: list[Any] = []
     for name in ("generation_config.json", "config.json"):
-        found = (
-            json_files.read_object(source / name).get("eos_token_id")
-            if (source / name).is_file()
-            else None
-        )
-        ids += tokenizer_files.end_ids(found)
+        if (source / name).is_file():
+            settings = json_files.read_object(source / name)
+            ids += tokenizer_files.end_ids(settings.get("eos_token_id"))
     ids.append(tokenizer.facts["eos_token_id"])
-    if end and len(last := tokenizer.encode(end)) == 1:
-        ids += last
+    last = tokenizer.encode(end) if end else []
+    ids += last if len(last) == 1 else []
     return [
         tokenizer.token(number) for number in dict.fromkeys(i for i in ids if isinstance(i, int))
     ]

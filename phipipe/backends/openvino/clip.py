@@ -7,14 +7,15 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy as np
+import numpy.typing as npt
 
-    Floats = npt.NDArray[np.float32]
+from phipipe.steps import Json
+
+Floats = npt.NDArray[np.float32]
+Tower = Callable[[Sequence[Floats]], Sequence[Floats]]  # a graph: its inputs → its outputs
 
 CROP, SIDE = 336, 12  # pixels, and vectors, along a side of a crop
 CUBIC = -0.5  # coefficient of the pipeline's bicubic interpolation
@@ -22,8 +23,8 @@ CUBIC = -0.5  # coefficient of the pipeline's bicubic interpolation
 
 def seen(
     image: npt.NDArray[np.uint8],
-    settings: Mapping[str, Any],
-    tower: Callable[..., Any],
+    settings: Mapping[str, Json],
+    tower: Tower,
     row_end: Floats,
     between: Floats,
 ) -> Floats:
@@ -34,15 +35,13 @@ def seen(
 
 
 def prepare(
-    image: npt.NDArray[np.uint8], settings: Mapping[str, Any]
+    image: npt.NDArray[np.uint8], settings: Mapping[str, Json]
 ) -> tuple[Floats, tuple[int, int]]:
     """An image as the pipeline crops it: float32 [1 + n, 3, 336, 336], and how many crops it is
     high and wide.
 
     ``settings``: ``preprocessor_config.json``.
     """
-    import numpy as np
-
     turned = image.shape[1] < image.shape[0]
     source = image.transpose(1, 0, 2) if turned else image
     ratio = source.shape[1] / source.shape[0]
@@ -71,48 +70,42 @@ def prepare(
 def _linear(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """Bilinear, as the pipeline does it: corners are not quite aligned, and fractions are cut
     off."""
-    import numpy as np
-
-    made = image.astype(np.float32)
+    resized = image.astype(np.float32)
     for axis, length in ((1, width), (0, height)):
         place = np.arange(length, dtype=np.float32) * (
             np.float32(image.shape[axis] - 1) / np.float32(length)
         )
         left = place.astype(np.int64)
         share = (place - left).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        low, high = np.take(made, left, axis), np.take(made, left + 1, axis)
-        made = low + (high - low) * share
-    return made.astype(np.uint8)
+        low, high = np.take(resized, left, axis), np.take(resized, left + 1, axis)
+        resized = low + (high - low) * share
+    return resized.astype(np.uint8)
 
 
 def _cubic(length: int) -> Floats:
     """Weights [336, length] of the bicubic interpolation of a row of ``length`` pixels to 336."""
-    import numpy as np
-
-    made = np.zeros((CROP, length), np.float32)
+    weights = np.zeros((CROP, length), np.float32)
     for i in range(CROP):
         place = i * length / CROP
         for tap in range(-1, 3):
             x = abs(place - math.floor(place) - tap)
             near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
             far = ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
-            made[i, min(max(math.floor(place) + tap, 0), length - 1)] += near if x <= 1 else far
-    return made
+            weights[i, min(max(math.floor(place) + tap, 0), length - 1)] += near if x <= 1 else far
+    return weights
 
 
 def laid_out(patches: Floats, high: int, wide: int, row_end: Floats, between: Floats) -> Floats:
     """Patches of all crops [1 + n, 576, w] in the order of the rows they form, joined by fours:
     [vectors, 4 · w]."""
-    import numpy as np
-
     count, _, width = patches.shape
     joined = patches.reshape(count, SIDE, 2, SIDE, 2, width).transpose(0, 1, 3, 2, 4, 5)
     joined = joined.reshape(count, SIDE, SIDE, 4 * width)
     grid = joined[1 : 1 + high * wide].reshape(high, wide, SIDE, SIDE, -1).transpose(0, 2, 1, 3, 4)
 
-    def rows(found: Floats) -> Floats:
-        ends = np.broadcast_to(row_end, (found.shape[0], 1, len(row_end)))
-        return np.concatenate([found, ends], 1).reshape(-1, len(row_end))
+    def rows(sheet: Floats) -> Floats:
+        ends = np.broadcast_to(row_end, (sheet.shape[0], 1, len(row_end)))
+        return np.concatenate([sheet, ends], 1).reshape(-1, len(row_end))
 
     return np.concatenate(
         [rows(grid.reshape(high * SIDE, wide * SIDE, -1)), between[None], rows(joined[0])]

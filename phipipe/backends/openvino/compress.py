@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
+
+import nncf
+import numpy as np
+import numpy.typing as npt
+import openvino
+import torch
+from nncf.quantization.algorithms.weight_compression import openvino_backend as nncf_backend
+
+from phipipe.backends.openvino import session
+from phipipe.backends.openvino.patches import replaced
+from phipipe.steps import Params
 
 _LARGE_BYTES = 2**16
 
 
-def compress(model: Any, params: Mapping[str, Any], calibration: Path | None) -> Any:
+def compress(model: openvino.Model, params: Params, calibration: Path | None) -> openvino.Model:
     """``model`` as NNCF leaves it, for the ``params`` of step ``quantize``; ``calibration``: the
     windows of tokens.
 
     Every argument that matters is explicit, since NNCF's defaults depend on one another.
     """
-    import nncf
-
     kind = "SYM" if params["symmetric"] else "ASYM"
     mode = nncf.CompressWeightsMode[f"INT{params['bits']}_{kind}"]
     if params["bits"] == 8:
@@ -43,22 +53,15 @@ def compress(model: Any, params: Mapping[str, Any], calibration: Path | None) ->
     return _described(compressed)
 
 
-def _dataset(calibration: Path) -> tuple[Any, int]:
+def _dataset(calibration: Path) -> tuple[nncf.Dataset, int]:
     """The calibration windows as model inputs, and their number."""
-    import nncf
-    import numpy as np
-
-    from phipipe.backends.openvino import session
-
     tokens = np.load(calibration / "tokens.npy", allow_pickle=False)
     return nncf.Dataset([session.feeds(window) for window in tokens]), len(tokens)
 
 
-def _described(model: Any) -> Any:
+def _described(model: openvino.Model) -> openvino.Model:
     """What optimum does after compressing: quantized models leave the cache's precision to the
     runtime."""
-    import nncf
-
     options = (
         model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
     )
@@ -76,51 +79,41 @@ def lean(folder: Path) -> Iterator[None]:
 
     Memory would hold the whole result otherwise. A graph made inside is of use inside only.
     """
-    import tempfile
-    from unittest.mock import patch
-
-    import numpy as np
-    import openvino
-    from nncf.quantization.algorithms.weight_compression import openvino_backend as nncf_backend
-
     make, read = nncf_backend.create_ov_const_from_tensor, nncf_backend.get_const_value_as_ov_tensor
-    mapped: list[Any] = []
+    mapped: list[npt.NDArray[np.generic]] = []
 
-    def moved(tensor: Any, dtype: Any, name: str | None = None) -> Any:
+    def moved(
+        tensor: nncf.Tensor, dtype: openvino.Type, name: str | None = None
+    ) -> openvino.op.Constant:
         constant = make(tensor, dtype, name)
         if constant.get_byte_size() < _LARGE_BYTES:
             return constant
-        values = constant.data  # of 4 bits: two in a byte
-        start = stream.seek(0, 2)
-        stream.write(values.reshape(-1).view(np.uint8).data)
-        stream.flush()
-        mapped.append(np.memmap(stream, values.dtype, "r+", start, values.shape))
+        mapped.append(_written(constant, stream))
         shape, kind = constant.get_output_shape(0), constant.get_element_type()
-        return openvino.opset13.constant(
-            openvino.Tensor(mapped[-1], shape, kind), name=name, shared_memory=True
-        )
+        values = openvino.Tensor(mapped[-1], shape, kind)
+        return openvino.opset13.constant(values, name=name, shared_memory=True)
 
-    def as_fp16(constant: Any) -> Any:
-        return (
-            _fp16(constant) if constant.get_element_type() == openvino.Type.bf16 else read(constant)
-        )
+    def as_fp16(constant: openvino.op.Constant) -> openvino.Tensor:
+        is_bf16 = constant.get_element_type() == openvino.Type.bf16
+        return _fp16(constant) if is_bf16 else read(constant)
 
-    with (
-        tempfile.TemporaryFile(dir=folder) as stream,
-        patch.object(nncf_backend, make.__name__, moved),
-        patch.object(nncf_backend, read.__name__, as_fp16),
-    ):
+    functions: dict[str, Callable[..., object]] = {make.__name__: moved, read.__name__: as_fp16}
+    with tempfile.TemporaryFile(dir=folder) as stream, replaced(nncf_backend, functions):
         yield
         mapped.clear()
 
 
-def _fp16(constant: Any) -> Any:
-    """The values of a bf16 constant as an fp16 tensor, rounded as ``openvino_graph.to_fp16`` rounds
-    them."""
-    import numpy as np
-    import openvino
-    import torch
+def _written(constant: openvino.op.Constant, stream: IO[bytes]) -> npt.NDArray[np.generic]:
+    """The values of ``constant`` at the end of ``stream``, mapped; of 4 bits, two in a byte."""
+    values = constant.data
+    start = stream.seek(0, 2)
+    stream.write(values.reshape(-1).view(np.uint8).data)
+    stream.flush()
+    return np.memmap(stream, values.dtype, "r+", start, values.shape)
 
+
+def _fp16(constant: openvino.op.Constant) -> openvino.Tensor:
+    """The values of a bf16 constant as an fp16 tensor, rounded as ``graph.to_fp16`` rounds them."""
     raw = np.asarray(constant.data).view(np.int16)
     halves = torch.from_numpy(raw).view(torch.bfloat16).to(torch.float16)
     return openvino.Tensor(halves.numpy().reshape(tuple(constant.get_output_shape(0))))

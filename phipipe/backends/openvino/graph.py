@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 _CHUNK_BYTES = 2**25
 _CONSTANT = re.compile(r'<data element_type="bf16"[^>]*? offset="(\d+)" size="(\d+)"')
 
@@ -20,8 +22,8 @@ def number_nodes(path: Path) -> None:
     def renamed(name: re.Match[str]) -> str:
         return order.setdefault(name[0], f"{name[1]}_{len(order)}")
 
-    def attribute(found: re.Match[str]) -> str:
-        return re.sub(r"(?<![^\",])([A-Z][A-Za-z0-9]*)_\d+(?=[\",._])", renamed, found[0])
+    def attribute(text: re.Match[str]) -> str:
+        return re.sub(r"(?<![^\",])([A-Z][A-Za-z0-9]*)_\d+(?=[\",._])", renamed, text[0])
 
     text = re.sub(r'<net name="Model\d+"', '<net name="Model"', path.read_text("utf-8"), count=1)
     text = re.sub(r'(?<= )(?:name|names|output_names)="[^"]*"', attribute, text)
@@ -35,11 +37,9 @@ def to_fp16(path: Path) -> None:
     Magnitudes from 2^-17 to 65,504 are exact, smaller ones off by at most 2^-25, larger ones become
     infinite: as they do when a model is loaded in fp16.
     """
-    import torch
-
     text = path.read_text("utf-8")
     places = {
-        (int(found[1]), int(found[2])) for found in _CONSTANT.finditer(text)
+        (int(match[1]), int(match[2])) for match in _CONSTANT.finditer(text)
     }  # equal constants share a place
     with path.with_suffix(".bin").open("r+b") as stream:
         for offset, size in sorted(places):
@@ -59,8 +59,6 @@ def to_fp16(path: Path) -> None:
 def one_thread() -> Iterator[None]:
     """Have torch compute in one thread: in a trace of tiny operations, a second one doubles the
     time by waiting."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

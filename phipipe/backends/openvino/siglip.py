@@ -5,17 +5,21 @@ It resizes in floats with OpenVINO's own interpolation, which is therefore used 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import openvino
+from openvino import opset13
+
+from phipipe.steps import Json
 from phipipe.vision import pictures
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
-    Masks = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+Masks = npt.NDArray[np.bool_]
+Tower = Callable[[Sequence[npt.NDArray[np.generic]]], Sequence[Floats]]  # inputs → outputs
+Pixels = TypeVar("Pixels", bound=np.generic)
 
 CROP, PATCH = 448, 14  # pixels
 PATCHES, SIDE = 32, 16  # patches, and vectors, along a side of a crop
@@ -23,53 +27,40 @@ PATCHES, SIDE = 32, 16  # patches, and vectors, along a side of a crop
 
 def seen(
     image: npt.NDArray[np.uint8],
-    settings: Mapping[str, Any],
-    tower: Callable[..., Any],
+    settings: Mapping[str, Json],
+    tower: Tower,
     row_end: Floats,
     between: Floats,
 ) -> Floats:
     """What the projection is given for ``image`` [height, width, 3], float32 [vectors, width]."""
-    import numpy as np
-
     crops, masks, (high, wide) = prepare(image, settings)
-    found = tower([crops, masks, positions(masks)])[0]
-    parts = _joined(found[1:].reshape(high, wide, SIDE, SIDE, -1))
+    vectors = tower([crops, masks, positions(masks)])[0]
+    parts = _joined(vectors[1:].reshape(high, wide, SIDE, SIDE, -1))
     useful = _joined(masks[1:, ::2, ::2].reshape(high, wide, SIDE, SIDE, 1))[..., 0]
     parts = parts[: useful[:, 0].sum(), : useful[0].sum()]
 
-    def rows(vectors: Floats) -> Floats:
-        ends = np.broadcast_to(row_end, (vectors.shape[0], 1, len(row_end)))
-        return np.concatenate([vectors, ends], 1).reshape(-1, len(row_end))
+    def rows(sheet: Floats) -> Floats:
+        ends = np.broadcast_to(row_end, (sheet.shape[0], 1, len(row_end)))
+        return np.concatenate([sheet, ends], 1).reshape(-1, len(row_end))
 
-    return np.concatenate([rows(parts), between[None], rows(found[0].reshape(SIDE, SIDE, -1))])
+    return np.concatenate([rows(parts), between[None], rows(vectors[0].reshape(SIDE, SIDE, -1))])
 
 
-def _joined(crops: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _joined(crops: npt.NDArray[Pixels]) -> npt.NDArray[Pixels]:
     """[high, wide, side, side, n] as one sheet [high · side, wide · side, n]."""
     high, wide, side, _, last = crops.shape
     return crops.transpose(0, 2, 1, 3, 4).reshape(high * side, wide * side, last)
 
 
 def prepare(
-    image: npt.NDArray[np.uint8], settings: Mapping[str, Any]
+    image: npt.NDArray[np.uint8], settings: Mapping[str, Json]
 ) -> tuple[Floats, Masks, tuple[int, int]]:
     """Crops float32 [1 + h · w, 3, 448, 448], which of their patches are picture, and (h, w).
 
     ``settings``: ``preprocessor_config.json``.
     """
-    import numpy as np
-
-    height, width = image.shape[:2]
-    high, wide = pictures.grid(width, height, settings["dynamic_hd"], CROP)
-    # the pipeline's arithmetic is in 32 bits
-    scales = (
-        np.float32(wide * CROP) / np.float32(width),
-        np.float32(high * CROP) / np.float32(height),
-    )
-    if scales[0] < scales[1]:
-        size = (int(np.float32(height) * scales[0]), wide * CROP)
-    else:
-        size = (high * CROP, int(np.float32(width) * scales[1]))
+    high, wide = pictures.grid(image.shape[1], image.shape[0], settings["dynamic_hd"], CROP)
+    size = _scaled(image.shape[0], image.shape[1], high, wide)
     below, right = high * CROP - size[0], wide * CROP - size[1]
     floats = (image.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None]
     resized = _resized(floats, size, "bilinear_pillow")
@@ -79,30 +70,30 @@ def prepare(
     mask = np.ones((high * PATCHES, wide * PATCHES), np.bool_)
     mask[mask.shape[0] - below // PATCH :] = False
     mask[:, mask.shape[1] - right // PATCH :] = False
-    crops = (
-        padded.reshape(3, high, CROP, wide, CROP)
-        .transpose(1, 3, 0, 2, 4)
-        .reshape(-1, 3, CROP, CROP)
-    )
-    masks = (
-        mask.reshape(high, PATCHES, wide, PATCHES)
-        .transpose(0, 2, 1, 3)
-        .reshape(-1, PATCHES, PATCHES)
-    )
+    crops = padded.reshape(3, high, CROP, wide, CROP).transpose(1, 3, 0, 2, 4)
+    parts = mask.reshape(high, PATCHES, wide, PATCHES).transpose(0, 2, 1, 3)
+    masks = parts.reshape(-1, PATCHES, PATCHES)
     return (
-        np.concatenate([whole, crops]),
+        np.concatenate([whole, crops.reshape(-1, 3, CROP, CROP)]),
         np.concatenate([np.ones_like(masks[:1]), masks]),
         (high, wide),
     )
 
 
+def _scaled(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
+    """Height and width of a picture that fills ``high`` by ``wide`` crops in one direction; the
+    pipeline's arithmetic is in 32 bits."""
+    across = np.float32(wide * CROP) / np.float32(width)
+    down = np.float32(high * CROP) / np.float32(height)
+    if across < down:
+        return int(np.float32(height) * across), wide * CROP
+    return high * CROP, int(np.float32(width) * down)
+
+
 def _resized(image: Floats, size: tuple[int, int], mode: str) -> Floats:
     """``image`` [1, 3, height, width] at ``size``, by OpenVINO's ``Interpolate``."""
-    import openvino
-    from openvino import opset13
-
     taken = opset13.parameter(list(image.shape), openvino.Type.f32)
-    made = opset13.interpolate(
+    resized = opset13.interpolate(
         taken,
         list(size),
         mode,
@@ -112,15 +103,13 @@ def _resized(image: Floats, size: tuple[int, int], mode: str) -> Floats:
         nearest_mode="floor",
         cube_coeff=-0.75,
     )
-    compiled = openvino.Core().compile_model(openvino.Model([made], [taken], "resize"), "CPU")
-    found: Floats = compiled([image])[0]
-    return found.copy()
+    compiled = openvino.Core().compile_model(openvino.Model([resized], [taken], "resize"), "CPU")
+    output: Floats = compiled([image])[0]
+    return output.copy()
 
 
 def positions(masks: Masks) -> npt.NDArray[np.int64]:
-    """Which learned positions patches take, [n, 1024]; see ``vision_siglip.positions``."""
-    import numpy as np
-
+    """Which learned positions patches take, [n, 1024]; see ``phipipe.vision.siglip.positions``."""
     steps = np.arange(PATCHES)[None]
     high, wide = masks[:, :, 0].sum(1)[:, None], masks[:, 0].sum(1)[:, None]
     rows, columns = (

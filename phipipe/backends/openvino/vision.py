@@ -1,4 +1,4 @@
-"""Eyes for a folder of OpenVINO: the graphs that openvino-genai's ``VLMPipeline`` reads for
+"""Vision for a folder of OpenVINO: the graphs that openvino-genai's ``VLMPipeline`` reads for
 ``phi3_v`` and ``phi4mm``.
 
 The finished language model is cut in two at its embedding, the tower is converted in two parts; the
@@ -11,20 +11,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from phipipe.backends.openvino import graph as openvino_graph
-from phipipe.backends.openvino import session
+import nncf
+import numpy as np
+import openvino
+import torch
+
+from phipipe.backends.openvino import graph, session, stored
+from phipipe.backends.openvino.files import EMBEDDING, LANGUAGE, MODEL, PROJECTION, VISION
 from phipipe.errors import StepFailed
 from phipipe.models.staging import copy_beside
-from phipipe.steps import Inputs, Params
-from phipipe.vision import kinds
+from phipipe.steps import Inputs, Json, Params
+from phipipe.vision import clip, kinds, siglip
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-EQUAL, EQUAL_ROUNDED = (
-    1e-3,
-    0.2,
-)  # the graphs may differ from PyTorch by this share of the largest value
+EQUAL, EQUAL_ROUNDED = 1e-3, 0.2  # how far graphs may be from PyTorch, of the largest value
 WIDTH = 1024  # of the eyes of Phi-3-vision: openvino-genai has the shapes of no others
 
 
@@ -34,8 +35,13 @@ class Part:
     with -1 for any."""
 
     file: str
-    module: Any
-    inputs: tuple[tuple[str, Any, list[int]], ...]
+    module: torch.nn.Module
+    inputs: tuple[tuple[str, torch.Tensor, list[int]], ...]
+
+
+# The tower; crops to patches, and joined patches to vectors of the language model; the settings of
+# pictures.
+Converted = tuple[torch.nn.Module, tuple[Part, Part], Json]
 
 
 def vision_graphs(inputs: Inputs, out: Path, params: Params) -> None:
@@ -48,10 +54,8 @@ def vision_graphs(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: the checkpoint's vision part is of another kind, or a converted graph computes
             something else.
     """
-    session.quiet()
     model, original = inputs["model"], inputs["original"]
-    graph = Path(session.MODEL).stem
-    copy_beside(model, out, leave=lambda name: Path(name).stem == graph)
+    copy_beside(model, out, leave=lambda name: Path(name).stem == Path(MODEL).stem)
     _cut_at_embedding(model, out)
     config = json.loads((original / CONFIG).read_text("utf-8"))
     parts_of = _phi3_parts if config["architectures"][0] == kinds.PHI3 else _phi4_parts
@@ -60,16 +64,11 @@ def vision_graphs(inputs: Inputs, out: Path, params: Params) -> None:
         _convert(part, out, params["bits"], wide=_stored_wide(model))
     _configure(config, processor, out, tower)
     for path in sorted(out.glob("*.xml")):
-        openvino_graph.number_nodes(path)
+        graph.number_nodes(path)
 
 
-def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]:
-    """The tower, crops to patches and joined patches to vectors of the language model, the settings
-    of pictures."""
-    import torch
-
-    from phipipe.vision import clip
-
+def _phi3_parts(original: Path) -> Converted:
+    """Of Phi-3-vision and Phi-3.5-vision."""
     tower = clip.load(original)
     width = tower.clip.class_embedding.shape[0]
     if width != WIDTH:
@@ -85,19 +84,15 @@ def _phi3_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
         "image_std": clip.DEVIATION,
     }
     seen = Part(
-        file=session.VISION,
+        file=VISION,
         module=tower.clip,
         inputs=(("pixel_values", crops, [-1, *crops.shape[1:]]),),
     )
     return tower, (seen, _projection(tower, joined)), settings
 
 
-def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]:
-    """As ``_phi3_parts``; patches of padding are masked."""
-    import torch
-
-    from phipipe.vision import siglip
-
+def _phi4_parts(original: Path) -> Converted:
+    """Of Phi-4-multimodal; patches of padding are masked."""
     tower = siglip.load(original)
     side = siglip.PATCHES
     draw = torch.Generator().manual_seed(0)
@@ -106,7 +101,7 @@ def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
     masks[1, side // 2 :] = False
     places = siglip.positions(masks)
     seen = Part(
-        file=session.VISION,
+        file=VISION,
         module=tower.siglip,
         inputs=(
             ("pixel_values", crops, [-1, *crops.shape[1:]]),
@@ -124,24 +119,22 @@ def _phi4_parts(original: Path) -> tuple[Any, tuple[Part, Part], dict[str, Any]]
     return tower, (seen, _projection(tower, joined)), settings
 
 
-def _projection(tower: Any, example: Any) -> Part:
+def _projection(tower: torch.nn.Module, example: torch.Tensor) -> Part:
     shape = [-1, -1, example.shape[2]]
     return Part(
-        file=session.PROJECTION,
+        file=PROJECTION,
         module=tower.img_projection,
         inputs=(("input", example, shape),),
     )
 
 
 def _stored_wide(model: Path) -> bool:
-    return all(weight.kind == "f32" for weight in session.weights(session.read(model)))
+    return all(weight.kind == "f32" for weight in stored.weights(stored.read(model)))
 
 
 def _cut_at_embedding(model: Path, out: Path) -> None:
     """Two graphs of one: token ids to vectors, and vectors to logits."""
-    import openvino
-
-    whole = session.read(model)
+    whole = stored.read(model)
     ids, lookup = _lookup(whole)
     hidden = lookup.get_output_partial_shape(0)[2]
     shape = openvino.PartialShape([-1, -1, hidden])
@@ -157,38 +150,37 @@ def _cut_at_embedding(model: Path, out: Path) -> None:
     whole.add_parameters([vectors])
     whole.remove_parameter(ids)
     whole.validate_nodes_and_infer_types()
-    openvino.save_model(whole, str(out / session.LANGUAGE), compress_to_fp16=False)
-    ids, lookup = _lookup(session.read(model))
+    openvino.save_model(whole, str(out / LANGUAGE), compress_to_fp16=False)
+    ids, lookup = _lookup(stored.read(model))
     ids.output(0).get_tensor().set_names({"input"})
     lookup.output(0).get_tensor().set_names({session.EMBEDS})
     embedding = openvino.Model([lookup.output(0)], [ids], "embedding")
-    openvino.save_model(embedding, str(out / session.EMBEDDING), compress_to_fp16=False)
+    openvino.save_model(embedding, str(out / EMBEDDING), compress_to_fp16=False)
 
 
-def _lookup(model: Any) -> tuple[Any, Any]:
+def _lookup(model: openvino.Model) -> tuple[openvino.Node, openvino.Node]:
     """The parameter of token ids, and the node that looks up their vectors in fp32.
 
     Raises:
         StepFailed: ids are read elsewhere too, or vectors are of another type.
     """
-    import openvino
-
     ids = next(node for node in model.get_parameters() if "input_ids" in node.output(0).get_names())
-    found = []
-    for reader in ids.output(0).get_target_inputs():
-        if reader.get_node().get_type_name() == "Convert":
-            found += [
-                next_one.get_node() for next_one in reader.get_node().output(0).get_target_inputs()
-            ]
-        elif reader.get_node().get_type_name() != "ShapeOf":
-            found.append(reader.get_node())
-    if len(found) != 1 or found[0].get_type_name() != "Gather":
+    readers = []
+    for node in _readers(ids):
+        if node.get_type_name() == "Convert":
+            readers += _readers(node)
+        elif node.get_type_name() != "ShapeOf":
+            readers.append(node)
+    if len(readers) != 1 or readers[0].get_type_name() != "Gather":
         raise StepFailed("the graph reads token ids elsewhere than in its embedding")
-    if found[0].get_output_element_type(0) != openvino.Type.f32:
-        raise StepFailed(
-            f"the graph's embedding gives {found[0].get_output_element_type(0)}, not f32"
-        )
-    return ids, found[0]
+    kind = readers[0].get_output_element_type(0)
+    if kind != openvino.Type.f32:
+        raise StepFailed(f"the graph's embedding gives {kind}, not f32")
+    return ids, readers[0]
+
+
+def _readers(node: openvino.Node) -> list[openvino.Node]:
+    return [port.get_node() for port in node.output(0).get_target_inputs()]
 
 
 def _convert(part: Part, out: Path, bits: int | None, wide: bool) -> None:
@@ -197,13 +189,8 @@ def _convert(part: Part, out: Path, bits: int | None, wide: bool) -> None:
     Raises:
         StepFailed: for the examples it gives something else than its module.
     """
-    import nncf
-    import numpy as np
-    import openvino
-    import torch
-
     names, examples, shapes = zip(*part.inputs, strict=True)
-    with torch.inference_mode(), openvino_graph.one_thread():
+    with torch.inference_mode(), graph.one_thread():
         expected = part.module(*examples).numpy()
         taken = [openvino.PartialShape(shape) for shape in shapes]
         model = openvino.convert_model(part.module, example_input=examples, input=taken)
@@ -214,17 +201,15 @@ def _convert(part: Part, out: Path, bits: int | None, wide: bool) -> None:
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode[f"INT{bits}_SYM"])
     openvino.save_model(model, str(out / part.file), compress_to_fp16=not bits and not wide)
     compiled = openvino.Core().compile_model(str(out / part.file), "CPU", session.FAITHFUL)
-    found = compiled([example.numpy() for example in examples])[0]
-    worst = (
-        float(np.abs(found - expected).max() / np.abs(expected).max())
-        if found.shape == expected.shape
-        else np.inf
-    )
+    actual = compiled([example.numpy() for example in examples])[0]
+    worst = np.inf
+    if actual.shape == expected.shape:
+        worst = float(np.abs(actual - expected).max() / np.abs(expected).max())
     if not worst <= (EQUAL_ROUNDED if bits else EQUAL if wide else 10 * EQUAL):
         raise StepFailed(f"`{part.file}` differs from PyTorch by {worst:.1e} of its largest value")
 
 
-def _configure(config: dict[str, Any], processor: dict[str, Any], out: Path, tower: Any) -> None:
+def _configure(config: Json, processor: Json, out: Path, tower: torch.nn.Module) -> None:
     """What the pipeline reads besides graphs; the names are the originals' own."""
     config.pop("auto_map", None)
     config |= {"sub_GN": [[[tower.row_end.tolist()]]], "glb_GN": [[tower.between.tolist()]]}

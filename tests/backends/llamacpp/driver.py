@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe.backends import llamacpp
-from phipipe.backends.llamacpp import gguf, modelfile
-from phipipe.backends.llamacpp import imatrix as llama_imatrix
+from phipipe.backends.llamacpp import modelfile, stored
+from phipipe.backends.llamacpp.header import tensors
 from phipipe.errors import PhipipeError
 from phipipe.hub import take
 
@@ -52,7 +52,9 @@ def digest(path: Path) -> str:
 def convert(source: Path, out: Path, kind: str, patch: dict[str, Any] | None = None) -> Path:
     out.mkdir(parents=True)
     params = {"type": kind, "name": "tiny-phi3", "config_patch": patch or {}, "context": 512}
-    llamacpp.convert({"source": source}, out, params)
+    from phipipe.backends.llamacpp.convert import convert as step
+
+    step({"source": source}, out, params)
     return out
 
 
@@ -88,11 +90,13 @@ def with_torch(root: Path) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoTokenizer
 
+    from phipipe.backends.llamacpp.imatrix import imatrix
+
     source = clean(root / "source")
     facts: dict[str, Any] = {}
     for kind in ("BF16", "F16", "F32"):
         out = convert(source, root / kind.lower(), kind)
-        facts[kind] = {t.type for t in gguf.tensors(out / "model.gguf") if len(t.shape) > 1}.pop()
+        facts[kind] = {t.type for t in tensors(out / "model.gguf") if len(t.shape) > 1}.pop()
     again = convert(source, root / "a-folder-with-another-name", "BF16")
     facts["same_bytes"] = digest(again / "model.gguf") == digest(root / "bf16" / "model.gguf")
     facts["bf16"] = digest(root / "bf16" / "model.gguf")
@@ -105,11 +109,9 @@ def with_torch(root: Path) -> dict[str, Any]:
     (root / "calibration").mkdir()
     np.save(root / "calibration" / "tokens.npy", np.asarray(ids, np.int32).reshape(8, 512))
     (root / "imatrix").mkdir()
-    llama_imatrix.imatrix(
-        {"source": source, "calibration": root / "calibration"}, root / "imatrix", {}
-    )
+    imatrix({"source": source, "calibration": root / "calibration"}, root / "imatrix", {})
     vectors = dict(np.load(root / "imatrix" / "imatrix.npz"))
-    wanted = {t.name: t.shape[0] for t in gguf.linears(root / "bf16" / "model.gguf")}
+    wanted = {t.name: t.shape[0] for t in stored.linears(tensors(root / "bf16" / "model.gguf"))}
     facts["imatrix_fits"] = {n: len(v) for n, v in vectors.items()} == wanted
     text = "It was late. <|user|>\nWhere is the key?<|end|>\n<|assistant|>\n"
     np.save(
@@ -156,13 +158,15 @@ def refusal(call: Any) -> str | None:
 def quantize(root: Path, name: str, kind: str, imatrix: Path | None = None, **options: Any) -> Path:
     out = root / name
     out.mkdir()
+    from phipipe.backends.llamacpp.quantize import quantize as step
+
     inputs = {"model": root / "bf16"} | ({"imatrix": imatrix} if imatrix else {})
-    llamacpp.quantize(inputs, out, {"type": kind, **PLAIN, **options})
+    step(inputs, out, {"type": kind, **PLAIN, **options})
     return out
 
 
 def kinds(out: Path) -> dict[str, str]:
-    return {t.name: t.type for t in gguf.tensors(out / "model.gguf") if len(t.shape) > 1}
+    return {t.name: t.type for t in tensors(out / "model.gguf") if len(t.shape) > 1}
 
 
 def with_llamacpp(root: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ vocabulary; LongRoPE."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,12 +15,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import PATHS
+from testing.drive import drive, read
 from testing.shapes import phi3
 
 from phipipe.backends import llamacpp, rules
 from phipipe.backends.base import Job
-from phipipe.backends.llamacpp import gguf, modelfile
+from phipipe.backends.llamacpp import modelfile, pre_tokenizers, stored
+from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import StepFailed
 from phipipe.hub import take
 from phipipe.models import checkpoints
@@ -32,15 +32,6 @@ from phipipe.toolchains.environments import LOCKS
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 DRIVER = Path(__file__).parent / "driver.py"
-
-
-def drive(python: Path, folder: Path, toolchain: str) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(DRIVER), str(folder), toolchain]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / f"{toolchain}.json").read_text("utf-8"))
-    return found
 
 
 def locked(name: str) -> str:
@@ -71,14 +62,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def converted(work: Path, python_of: Callable[[str], Path]) -> dict[str, Any]:
-    return drive(python_of("torch"), work, "torch")
+    drive(python_of("torch"), DRIVER, work, "torch")
+    return read(work / "torch.json")
 
 
 @pytest.fixture(scope="session")
 def quantized(
     converted: dict[str, Any], work: Path, python_of: Callable[[str], Path]
 ) -> dict[str, Any]:
-    return drive(python_of("llamacpp"), work, "llamacpp")
+    drive(python_of("llamacpp"), DRIVER, work, "llamacpp")
+    return read(work / "llamacpp.json")
 
 
 def recipe(precision: str = "int4", **more: Any) -> Any:
@@ -140,7 +133,7 @@ def test_types_that_are_gone_or_mislead_are_refused(wrong: dict[str, Any]) -> No
 
 def test_every_type_has_a_name_in_the_options() -> None:
     named = llamacpp.Options.model_json_schema()["properties"]["type"]["anyOf"][0]["enum"]
-    assert named == list(llamacpp.TYPES)
+    assert named == list(TYPES)
 
 
 def test_options_describe_themselves() -> None:
@@ -202,7 +195,7 @@ def test_phi3_needs_a_vocabulary_that_the_converter_reads() -> None:
     assert advised({}, model_type="phi", tokenizer="other") == {}
 
 
-@pytest.mark.parametrize("pattern", llamacpp.PRE_TOKENIZERS)
+@pytest.mark.parametrize("pattern", pre_tokenizers.PRE_TOKENIZERS)
 def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, pattern: str) -> None:
     split = {
         "type": "Split",
@@ -218,7 +211,7 @@ def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, pattern: str
     }
     cut = level if pattern == "GPT-2" else {"type": "Sequence", "pretokenizers": [split, level]}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
-    assert llamacpp._cut_by(tmp_path) == llamacpp.PRE_TOKENIZERS[pattern]
+    assert pre_tokenizers.name_of(tmp_path) == pre_tokenizers.PRE_TOKENIZERS[pattern]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +220,7 @@ def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, pattern: str
 def test_other_ways_of_cutting_text_are_refused(tmp_path: Path, cut: object) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
     with pytest.raises(StepFailed, match="knows neither"):
-        llamacpp._cut_by(tmp_path)
+        pre_tokenizers.name_of(tmp_path)
 
 
 def test_quantized_types_share_a_conversion_at_the_sources_width() -> None:
@@ -263,36 +256,34 @@ def test_parameters_of_steps_are_json() -> None:
 def test_only_phi_3s_own_vocabulary_is_called_phi_3(folder: str, tokenizer: str, name: str) -> None:
     shape = checkpoint(folder=Path(folder), model_type="phi3", tokenizer=tokenizer)
     assert (
-        llamacpp._model_name(recipe(source=SimpleNamespace(repo=None, builtin=None)), shape) == name
+        llamacpp.model_name(recipe(source=SimpleNamespace(repo=None, builtin=None)), shape) == name
     )
 
 
-def written(monkeypatch: pytest.MonkeyPatch, **kinds: str) -> Path:
-    made = [gguf.Tensor(name.replace("__", "."), kind, (256, 256)) for name, kind in kinds.items()]
-    monkeypatch.setattr(gguf, "tensors", lambda path: made)
-    return Path("model.gguf")
+def written(**kinds: str) -> list[stored.Tensor]:
+    return [stored.Tensor(n.replace("__", "."), kind, (256, 256)) for n, kind in kinds.items()]
 
 
 ASKED = {"type": "Q4_0", "pure": False, "tensors": [], "output_type": None, "embedding_type": None}
 
 
-def test_what_was_stored_is_compared_with_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    gguf.check_quantized(written(monkeypatch, blk__0="Q4_0", output="Q6_K"), "Q4_0", ASKED)
+def test_what_was_stored_is_compared_with_what_was_asked() -> None:
+    stored.check_quantized(written(blk__0="Q4_0", output="Q6_K"), "Q4_0", ASKED)
     for kinds, words in (
         ({"blk__0": "F16"}, "left `blk.0` in F16"),
         ({"blk__0": "Q8_0"}, "`blk.0` is stored in Q8_0"),
     ):
         with pytest.raises(StepFailed, match=words):
-            gguf.check_quantized(written(monkeypatch, **kinds), "Q4_0", ASKED)
+            stored.check_quantized(written(**kinds), "Q4_0", ASKED)
     with pytest.raises(StepFailed, match="was asked for in Q8_0"):
-        gguf.check_quantized(
-            written(monkeypatch, blk__0="Q4_0"), "Q4_0", ASKED | {"tensors": [["blk", "Q8_0"]]}
+        stored.check_quantized(
+            written(blk__0="Q4_0"), "Q4_0", ASKED | {"tensors": [["blk", "Q8_0"]]}
         )
     kinds = {"blk__0": "Q4_0", "blk__1": "Q6_K"}
     with pytest.raises(StepFailed, match="stored in Q6_K"):
-        gguf.check_quantized(written(monkeypatch, **kinds), "Q4_0", ASKED | {"pure": True})
+        stored.check_quantized(written(**kinds), "Q4_0", ASKED | {"pure": True})
     with pytest.raises(StepFailed, match="not F16"):
-        gguf.check_floats(written(monkeypatch, blk__0="BF16"), "F16")
+        stored.check_floats(written(blk__0="BF16"), "F16")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +317,7 @@ def test_a_chat_template_is_kept_only_if_it_says_the_same(template: Any, fits: b
     assert (found is not None) is fits
     if found:
         chat = ("user", "assistant", "user", "assistant", "user")
-        assert modelfile._carried_out(found, chat) == template(modelfile._messages(chat))
+        assert modelfile.carried_out(found, chat) == template(modelfile.messages(chat))
 
 
 def test_braces_in_a_template_are_text_in_go() -> None:
@@ -441,8 +432,8 @@ def test_every_token_that_ends_an_answer_is_a_stop(
     for name, ends in (("generation_config.json", generation), ("config.json", config)):
         told = json.loads((tmp_path / name).read_text("utf-8"))
         (tmp_path / name).write_text(json.dumps(told | {"eos_token_id": ends}), "utf-8")
-    call = "import sys; from pathlib import Path; from phipipe import llama_modelfile\n"
-    call += "print(llama_modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
+    call = "import sys; from pathlib import Path; from phipipe.backends.llamacpp import modelfile\n"
+    call += "print(modelfile.text(Path(sys.argv[1]), 'model.gguf', 512))"
     done = subprocess.run(
         python_command(python_of("torch"), call, str(tmp_path)),
         capture_output=True,
@@ -495,8 +486,8 @@ class TestQuantization:
             "Q4_K_M": "Q4_K",
             "IQ3_S": "IQ3_S",
         }  # attn_output is raised by some
-        for kind, stored in quantized["types"].items():
-            assert stored == raised.get(kind, llamacpp.TYPES[kind].tensor), kind
+        for kind, tensor in quantized["types"].items():
+            assert tensor == raised.get(kind, TYPES[kind].tensor), kind
 
     def test_fewer_bits_are_smaller_files(self, quantized: dict[str, Any]) -> None:
         sizes = quantized["sizes"]

@@ -24,6 +24,10 @@ from testing.drive import answer, message
 
 from phipipe.backends import mlx as backend
 from phipipe.backends.base import Job
+from phipipe.backends.mlx import session
+from phipipe.backends.mlx.convert import convert, stored
+from phipipe.backends.mlx.options import BITS, GROUPS
+from phipipe.backends.mlx.quantize import check, quantize
 from phipipe.evaluate.sanity import PARITY_TEXT
 from phipipe.hub.take import BUILTIN_MODELS
 from phipipe.models import checkpoints
@@ -63,12 +67,12 @@ def build(root: Path, name: str, precision: str, source: Path, **options: Any) -
     planned = steps(precision, **options)
     model = root / name / "convert"
     model.mkdir(parents=True)
-    backend.convert({"source": source}, model, planned[0].params)
+    convert({"source": source}, model, planned[0].params)
     if len(planned) == 1:
         return model
     out = root / name / "quantize"
     out.mkdir()
-    backend.quantize({"model": model}, out, planned[1].params)
+    quantize({"model": model}, out, planned[1].params)
     return out
 
 
@@ -81,10 +85,10 @@ def bare(root: Path, name: str, precision: str, source: Path, **options: Any) ->
         chosen = {
             "quantize": True,
             "q_mode": mode,
-            "q_group_size": options.get("group_size") or backend.GROUPS[mode],
+            "q_group_size": options.get("group_size") or GROUPS[mode],
         }
         chosen["q_bits"] = (
-            backend.BITS.get(mode) or options.get("bits") or (8 if precision == "int8" else 4)
+            BITS.get(mode) or options.get("bits") or (8 if precision == "int8" else 4)
         )
     if "mixed" in options:
         chosen["quant_predicate"] = options["mixed"]
@@ -95,10 +99,10 @@ def bare(root: Path, name: str, precision: str, source: Path, **options: Any) ->
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    stored = backend._stored(folder)
+    weights = stored(folder)
     return {
         n: (str(v.dtype), tuple(v.shape), bytes(memoryview(v.view(mx.uint8))))
-        for n, v in stored.items()
+        for n, v in weights.items()
     }
 
 
@@ -143,7 +147,7 @@ def direct(root: Path) -> dict[str, Any]:
         recipe: Any = SimpleNamespace(precision=precision)
         (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = made(root / f"direct-{name}")
-        backend.quantize({"source": root / "source"}, out, step.params)
+        quantize({"source": root / "source"}, out, step.params)
         two = root / name / "quantize"
         facts[name] = {p.name: p.read_bytes() for p in out.iterdir()} == {
             p.name: p.read_bytes() for p in two.iterdir()
@@ -173,9 +177,7 @@ def variants(root: Path) -> dict[str, Any]:
     ):
         out = root / f"variant-{name}"
         out.mkdir()
-        backend.convert(
-            {"source": root / source}, out, {"dtype": "float32", "config_patch": changed}
-        )
+        convert({"source": root / source}, out, {"dtype": "float32", "config_patch": changed})
         facts[name] = measured(out, np.load(root / f"{source}.npy"), ids)["kld"]
     return facts
 
@@ -183,7 +185,7 @@ def variants(root: Path) -> dict[str, Any]:
 def products(root: Path) -> dict[str, float]:
     """Scoring with numpy's products, which large models get on CPUs: the largest difference in any
     logit."""
-    ids, whole = json.loads((root / "ids.json").read_text()), backend._BLAS_BYTES
+    ids, whole = json.loads((root / "ids.json").read_text()), session.BLAS_BYTES
     folders = [root / name / "quantize" for name in CASES] + [
         root / "fp16" / "convert",
         root / "variant-tied",
@@ -191,7 +193,7 @@ def products(root: Path) -> dict[str, float]:
     facts = {}
     for folder in folders:
         ours = []
-        for backend._BLAS_BYTES in (0, whole):
+        for session.BLAS_BYTES in (0, whole):
             runtime = backend.open(folder)
             ours.append(runtime.logits(ids[:100]))
             runtime.close()
@@ -200,20 +202,19 @@ def products(root: Path) -> dict[str, float]:
 
 
 def failures(root: Path) -> dict[str, Any]:
-    stored = backend._stored(root / "int4" / "quantize")
+    weights = stored(root / "int4" / "quantize")
     inner = {
-        "model.layers.0.mlp.down_proj": stored["model.layers.0.mlp.down_proj.weight"].shape[-1] * 8
+        "model.layers.0.mlp.down_proj": weights["model.layers.0.mlp.down_proj.weight"].shape[-1] * 8
     }
     name = next(iter(inner))
-    lost = {n: v for n, v in stored.items() if not n.endswith("scales")}
-    check = backend._check_quantized
+    lost = {n: v for n, v in weights.items() if not n.endswith("scales")}
     return {
-        "fine": message(lambda: check(stored, inner, {name: 4}, 64)),
-        "bits": message(lambda: check(stored, inner, {name: 8}, 64)),
-        "group": message(lambda: check(stored, inner, {name: 4}, 32)),
+        "fine": message(lambda: check(weights, inner, {name: 4}, 64)),
+        "bits": message(lambda: check(weights, inner, {name: 8}, 64)),
+        "group": message(lambda: check(weights, inner, {name: 4}, 32)),
         "lost": message(lambda: check(lost, inner, {name: 4}, 64)),
         "quantized": message(
-            lambda: backend.convert(
+            lambda: convert(
                 {"source": root / "int4" / "quantize"},
                 made(root / "twice"),
                 {"dtype": "float32", "config_patch": {}},

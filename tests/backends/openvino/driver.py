@@ -30,13 +30,18 @@ from tokenizers import Tokenizer
 
 from phipipe.backends import openvino as backend
 from phipipe.backends.base import Job
-from phipipe.backends.openvino import session
+from phipipe.backends.openvino import npu as npu_steps
+from phipipe.backends.openvino import stored as stored_weights
+from phipipe.backends.openvino.convert import convert as convert_step
+from phipipe.backends.openvino.files import MODEL
+from phipipe.backends.openvino.pipeline import Pipeline
+from phipipe.backends.openvino.quantize import quantize as quantize_step
 from phipipe.evaluate.sanity import PARITY_TEXT
 from phipipe.hub import take
 from phipipe.models import checkpoints
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
-STORIES = Path(take.__file__).parent / "assets" / "stories"
+STORIES = take.ASSETS / "stories"
 # Our precision and options, and the same in the exporter's words.
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "int4-symmetric": (
@@ -93,7 +98,7 @@ def convert(
     source: Path, out: Path, precision: str = "fp16", patch: dict[str, Any] | None = None
 ) -> Path:
     out.mkdir(parents=True)
-    backend.convert({"source": source}, out, {"precision": precision, "config_patch": patch or {}})
+    convert_step({"source": source}, out, {"precision": precision, "config_patch": patch or {}})
     return out
 
 
@@ -105,7 +110,7 @@ def quantize(model: Path, out: Path, root: Path, precision: str = "int4", **opti
     )[1]
     known = {"convert": model, "calibration": root / "calibration"}
     out.mkdir(parents=True)
-    backend.quantize({name: known[place] for name, place in step.needs.items()}, out, step.params)
+    quantize_step({name: known[place] for name, place in step.needs.items()}, out, step.params)
     return out
 
 
@@ -134,7 +139,9 @@ def bare(out: Path, precision: str, extra: Sequence[str]) -> Path:
 
 def constants(folder: Path) -> list[Any]:
     """Type, shape and bytes of every constant."""
-    nodes = [n for n in session.read(folder).get_ordered_ops() if n.get_type_name() == "Constant"]
+    nodes = [
+        n for n in stored_weights.read(folder).get_ordered_ops() if n.get_type_name() == "Constant"
+    ]
     return sorted(
         (
             n.get_element_type().get_type_name(),
@@ -147,7 +154,7 @@ def constants(folder: Path) -> list[Any]:
 
 def settings(folder: Path) -> str:
     """What the graph's file says of how it was made and is to be run."""
-    text = (folder / backend.MODEL).read_text("utf-8")
+    text = (folder / MODEL).read_text("utf-8")
     return text[text.rindex("<rt_info>") :]
 
 
@@ -216,19 +223,19 @@ def variants(root: Path) -> dict[str, Any]:
             "all": {"all_layers": True},
         }.items():
             quantize(model, root / "variants" / f"{name}-{case}", root, **options)
-    weights = session.weights(session.read(root / "variants" / "tied-int4"))
+    weights = stored_weights.weights(stored_weights.read(root / "variants" / "tied-int4"))
     facts["tied kinds"] = [weights[0].kind, weights[-1].kind]
     return facts
 
 
 def failures(root: Path) -> dict[str, Any]:
     """What ``verify`` says where the graph is not what was asked for."""
-    before = session.weights(session.read(root / "fp16"))
-    after = session.weights(session.read(root / "int4"))
+    before = stored_weights.weights(stored_weights.read(root / "fp16"))
+    after = stored_weights.weights(stored_weights.read(root / "int4"))
     asked = {"bits": 4, **backend.Options().model_dump()}
 
     def check(found: list[Any] = after, **changes: Any) -> list[str]:
-        return message(lambda: session.verify(before, found, asked | changes))
+        return message(lambda: stored_weights.verify(before, found, asked | changes))
 
     one = after[5]
     made: dict[str, Any] = {
@@ -243,7 +250,7 @@ def failures(root: Path) -> dict[str, Any]:
         "zero": check([replace(one, zero_point=False) if w is one else w for w in after]),
         "lost": check([w for w in after if w is not one]),
     }
-    quantized = lambda: session.verify_unquantized(after, "f16")  # noqa: E731
+    quantized = lambda: stored_weights.verify_unquantized(after, "f16")  # noqa: E731
     return made | {"name": one.name, "quantized": message(quantized)}
 
 
@@ -284,7 +291,7 @@ def direct(root: Path) -> dict[str, bool]:
         (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = root / "direct" / name
         out.mkdir(parents=True)
-        backend.quantize({"source": source}, out, step.params)
+        quantize_step({"source": source}, out, step.params)
         files = {path.name for path in expected.iterdir()} | {path.name for path in out.iterdir()}
         facts[name] = all((expected / f).read_bytes() == (out / f).read_bytes() for f in files)
     return facts
@@ -305,7 +312,7 @@ def sizes(root: Path) -> dict[str, list[int]]:
         )
         facts[name] = [
             step.output_bytes,
-            (root / name / backend.MODEL).with_suffix(".bin").stat().st_size,
+            (root / name / MODEL).with_suffix(".bin").stat().st_size,
         ]
     return facts
 
@@ -373,22 +380,22 @@ def npu(root: Path) -> dict[str, Any]:
     for name in ("int4-symmetric", "row"):
         out = root / f"npu-{name}"
         out.mkdir()
-        backend.verify_npu(
+        npu_steps.verify_npu(
             {"artifact": root / name}, out, {"prompt_length": 1024, "response_length": 128}
         )
         facts[name] = json.loads((out / "npu.json").read_text("utf-8"))
-    generate = session.Pipeline.generate
-    session.Pipeline.generate = lambda *rest: iter([1, 2])
+    generate = Pipeline.generate
+    Pipeline.generate = lambda *rest: iter([1, 2])
     out = root / "npu-wrong"
     out.mkdir()
     lengths = {"prompt_length": 1024, "response_length": 128}
-    facts["wrong"] = message(lambda: backend.verify_npu({"artifact": root / "row"}, out, lengths))
-    session.Pipeline.generate = generate
-    plain = session.Pipeline(root / "row", "CPU", {})
+    facts["wrong"] = message(lambda: npu_steps.verify_npu({"artifact": root / "row"}, out, lengths))
+    Pipeline.generate = generate
+    plain = Pipeline(root / "row", "CPU", {})
     prompt = tokens("evaluation.txt", 24)
     facts["streamed"] = list(plain.generate(prompt, 16))
     facts["again"] = list(plain.generate(prompt, 4))
-    facts["likeliest"] = session.furthest(root / "row", prompt, facts["streamed"])
+    facts["likeliest"] = npu_steps.furthest(root / "row", prompt, facts["streamed"])
     facts["logits"] = message(lambda: plain.logits(prompt))
     return facts
 

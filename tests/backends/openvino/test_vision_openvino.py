@@ -11,10 +11,11 @@ import pytest
 from testing.drive import drive
 from testing.seeing import planned, seen
 
-from phipipe.cli.show import Silent
+from phipipe.cli.listeners import Silent
 from phipipe.package import manifest
 from phipipe.run import dispatch
-from phipipe.run.bench import Outcome
+from phipipe.run.manner import Manner
+from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import pictures as vision_pictures
@@ -36,7 +37,8 @@ def builds(seeing: Path, toolchains: Path) -> dict[str, Outcome]:
     }
     asked["int4"] += ("quantize={group_size: 32}",)
     plans = [planned(seeing / "source", *sets) for sets in asked.values()]
-    ends = dispatch.attempt(plans, store, settings, Silent(), seeing / "packages", 2)
+    manner = Manner(out=seeing / "packages", jobs=2)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
     return dict(zip(asked, ends, strict=True))
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 from testing import small_package
 from testing.checkpoints import source, tie
-from testing.drive import drive, section
+from testing.drive import drive, facts_of, section
 from testing.shapes import phi3
 
 from phipipe.backends import qnn, rules
@@ -75,9 +75,7 @@ def facts(
     (root / "calibration.json").write_text(
         json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)])
     )
-    drive(python_of("qnn"), DRIVER, root)
-    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
+    return facts_of(python_of("qnn"), DRIVER, root)
 
 
 def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> Any:

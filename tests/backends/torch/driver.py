@@ -23,9 +23,10 @@ from testing.variants import TINY, digest, tied, tokens
 from transformers import PhiConfig, PhiForCausalLM
 
 from phipipe.backends import torch as backend
-from phipipe.backends.torch import verify
-from phipipe.models import weight_files
-from phipipe.processes import step_server
+from phipipe.backends.torch.quantize import quantize as quantize_step
+from phipipe.backends.torch.verify import verify
+from phipipe.models.weight_files import INDEX
+from phipipe.processes import prohibitions
 
 STARTED: list[str] = []  # processes that were started meanwhile
 CASES: dict[str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ def quantize(root: Path, name: str, source: Path = TINY, **options: Any) -> Path
     inputs = {"source": source}
     if params["algorithm"] == "signround":
         inputs["calibration"] = root / "calibration"
-    backend.quantize(inputs, out, params)
+    quantize_step(inputs, out, params)
     return out
 
 
@@ -140,7 +141,7 @@ def sources(root: Path) -> dict[str, Any]:
             "names": sorted(p.name for p in made.iterdir()),
             "unchanged": digest(source) == before,
         }
-    index = json.loads((root / "tied-int8" / weight_files.INDEX).read_text("utf-8"))
+    index = json.loads((root / "tied-int8" / INDEX).read_text("utf-8"))
     found = {k: p.name for p in (root / "tied-int8").glob("*.safetensors") for k in load_file(p)}
     return facts | {"index": index["weight_map"] == found}
 
@@ -175,7 +176,7 @@ def failures(root: Path) -> dict[str, list[str]]:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return message(lambda: verify.verify(TINY, folder, params))
+        return message(lambda: verify(TINY, folder, params))
 
     def without_scales(tensors: dict[str, Any]) -> None:
         del tensors[f"{layer}.scales"]
@@ -197,8 +198,8 @@ def failures(root: Path) -> dict[str, list[str]]:
             "norm", lambda t: t.update({"model.norm.weight": t["model.norm.weight"] * 2})
         ),
         "more": tampered("more", lambda t: t.update({"lm_head.qweight": torch.zeros(1)})),
-        "bits": message(lambda: verify.verify(TINY, root / "int8", params)),
-        "groups": message(lambda: verify.verify(TINY, root / "int4-32", params)),
+        "bits": message(lambda: verify(TINY, root / "int8", params)),
+        "groups": message(lambda: verify(TINY, root / "int4-32", params)),
     }
 
 
@@ -210,7 +211,7 @@ def listen(event: str, arguments: tuple[Any, ...]) -> None:
 def main(root: Path) -> None:
     import auto_round  # noqa: F401 (py-cpuinfo asks `file` and `uname` about this machine when it is imported)
 
-    sys.addaudithook(step_server.refuse)
+    sys.addaudithook(prohibitions.refuse)
     sys.addaudithook(listen)
     (root / "calibration").mkdir()
     np.save(root / "calibration" / "tokens.npy", tokens("calibration.txt", 16, 64))
@@ -229,5 +230,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, step_server.NoTorchLoad())
+    sys.meta_path.insert(0, prohibitions.NoTorchLoad())
     main(Path(sys.argv[1]))

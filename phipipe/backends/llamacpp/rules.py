@@ -1,0 +1,108 @@
+"""What llama.cpp or its converter cannot do, or does otherwise than asked without a word."""
+
+from __future__ import annotations
+
+from phipipe.backends.llamacpp.options import type_of
+from phipipe.backends.llamacpp.types import BLOCK_256, FLOATS, TYPES
+from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
+
+
+def _belongs(precision: str, kind: str) -> bool:
+    bits = TYPES[kind].bits
+    return (
+        kind in FLOATS
+        if precision.startswith("fp")
+        else (bits < 8) == (precision == "int4") and bits < 16
+    )
+
+
+def _width_of(precision: str, kind: str) -> bool:
+    return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(
+        precision, _belongs(precision, kind)
+    )
+
+
+RULES = (
+    Rule(
+        id="L01",
+        level="error",
+        when=lambda r, o, c: TYPES[type_of(r, o)].needs_imatrix and not o.imatrix,
+        message="`{options.type}` is unusable without an importance matrix; llama.cpp refuses it",
+        hint="set `quantize.imatrix: true` (it learns from `calibrate.text`)",
+    ),
+    Rule(
+        id="L05",
+        level="error",
+        when=lambda r, o, c: c.tied and o.output_type is not None and o.embedding_type is not None,
+        message="the embedding is also the output layer: `output_type` and `embedding_type` "
+        "name one tensor twice",
+        hint="set `embedding_type` alone",
+    ),
+    Rule(
+        id="L08",
+        level="error",
+        when=lambda r, o, c: c.model_type == "phi3" and c.tokenizer == "other",
+        message="llama.cpp's converter cannot read this checkpoint's vocabulary: there is no "
+        "`tokenizer.model`, and "
+        "`tokenizer_config.json` does not name a `GPT2Tokenizer`",
+        hint="take `tokenizer.model` (Phi-3) or `tokenizer_config.json` (Phi-4) from the "
+        "original repository",
+    ),
+    Rule(
+        id="L10",
+        level="error",
+        when=lambda r, o, c: not _width_of(r.precision, type_of(r, o)),
+        message="`{options.type}` is no {recipe.precision} type",
+        hint="set `precision` to int4 for all types below 8 bits, int8 for Q8_0, fp16 for F16 "
+        "and BF16",
+    ),
+    Rule(
+        id="L11",
+        level="error",
+        when=lambda r, o, c: type_of(r, o) in BLOCK_256 and not c.is_divided_by(256),
+        message="`{recipe.precision}` would be stored in blocks of 256, which do not divide "
+        "this model's layers "
+        "(hidden size {checkpoint.hidden_size}, intermediate size "
+        "{checkpoint.intermediate_size}): llama.cpp would "
+        "take other types without a word",
+        hint="set `quantize.type` to one with blocks of 32: Q4_0, IQ4_NL, Q5_0 or Q8_0",
+    ),
+    Rule(
+        id="L12",
+        level="error",
+        when=lambda r, o, c: TYPES[type_of(r, o)].bits < 16 and not c.is_divided_by(32),
+        message="blocks of 32 do not divide this model's layers (hidden size "
+        "{checkpoint.hidden_size}, "
+        "intermediate size {checkpoint.intermediate_size})",
+        hint="choose fp16",
+    ),
+    Rule(
+        id="L14",
+        level="warning",
+        when=lambda r, o, c: type_of(r, o) in FLOATS and bool(o.model_fields_set - {"type"}),
+        message="`quantize` is set, but {recipe.precision} quantizes nothing",
+        hint="take `quantize` out, or choose int8 or int4",
+    ),
+    Rule(
+        id="L15",
+        level="error",
+        when=lambda r, o, c: any(remark.rule == "W04" for remark in c.remarks),
+        message="llama.cpp's converter fails on a token that lies beyond the model's table, if "
+        "only for padding",
+        hint="take the added token out of the tokenizer's files, and pad with one that the "
+        "model has",
+    ),
+    *SOFTMAX_ROUTED,
+    *WINDOWLESS,
+    Rule(
+        id="M10",
+        level="warning",
+        when=lambda r, o, c: (
+            c.longrope and (r.context is None or r.context > c.original_context_length)
+        ),
+        message="with a context above {checkpoint.original_context_length} tokens llama.cpp "
+        "takes LongRoPE's long "
+        "factors for every prompt (llama.cpp issue 24823): load the model with at most that",
+        hint="`context: {checkpoint.original_context_length}` says that to this build",
+    ),
+)

@@ -1,0 +1,57 @@
+"""mlx-lm's knobs, and what they come to where one is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from phipipe.recipe.recipe import Recipe
+
+# Mode → weights that share a scale, and bits: mlx-lm's own defaults.
+GROUPS: Mapping[str, int] = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
+BITS: Mapping[str, int] = {"mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
+
+
+class Options(BaseModel):
+    """mlx-lm's own knobs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"] = Field(
+        default="affine",
+        description="affine: scale and bias per group. mxfp4, nvfp4, mxfp8: small "
+        "floating-point formats with a shared "
+        "scale, of fixed width and group.",
+    )
+    bits: Literal[2, 3, 4, 5, 6, 8] | None = Field(
+        default=None,
+        description="Bits per weight, affine only. Without it 4 for int4 and 8 for int8.",
+    )
+    group_size: Literal[16, 32, 64, 128] | None = Field(
+        default=None,
+        description="Weights that share one scale: 32, 64 (default) or 128; the other modes fix "
+        "it.",
+    )
+    mixed: Literal["none", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"] = Field(
+        default="none",
+        description="Two widths: the LM head, and attention inputs and down projections of "
+        "every third and the outer "
+        "layers get the higher one.",
+    )
+    dtype: Literal["float16", "bfloat16"] | None = Field(
+        default=None,
+        description="16-bit type of fp16 builds, and of scales. Without it the checkpoint's own.",
+    )
+
+
+def bits_of(recipe: Recipe, options: Options) -> int:
+    """Bits per weight; of a mixed scheme, the lower ones."""
+    return BITS.get(options.mode) or options.bits or (8 if recipe.precision == "int8" else 4)
+
+
+def group_of(options: Options) -> int:
+    """Weights that share one scale."""
+    return options.group_size or GROUPS[options.mode]

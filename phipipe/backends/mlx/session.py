@@ -1,0 +1,110 @@
+"""An MLX folder: logits in fp32 arithmetic, greedy text in the dtype that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx import nn
+from mlx.utils import tree_map
+from mlx_lm import utils
+from mlx_lm.generate import generate_step
+
+from phipipe.backends.base import absent
+from phipipe.models import tokenizer_files
+
+BLAS_BYTES = 2**26  # weights beyond this are scored with numpy's products where there is no GPU
+
+
+class Session:
+    """``Runtime`` over a folder. One model is in memory: the one for scoring, or the one for text.
+
+    Raises:
+        TargetError: with the API "metal", this machine's MLX has no GPU.
+    """
+
+    def __init__(self, folder: Path, api: str = "cpu") -> None:
+        if api == "metal" and not mx.metal.is_available():
+            raise absent("Apple GPU", "MLX")
+        self._model: nn.Module | None = None  # for generation, as it is used
+        self._wide: nn.Module | None = None  # for scoring
+        self._ends = tokenizer_files.end_ids(utils.load_config(folder).get("eos_token_id"))
+        self._folder = folder
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        if self._wide is None:
+            self._model = None
+            self._wide = self._in_fp32()
+        return np.array(self._wide(mx.array([list(tokens)]))[0].astype(mx.float32))
+
+    def _in_fp32(self) -> nn.Module:
+        """The model again, with floating-point values (scales too) in fp32: 16-bit activations
+        would be measured."""
+        model, _ = utils.load_model(self._folder, lazy=True)
+        model.update(tree_map(_widened, model.parameters()))
+        size = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+        if size > BLAS_BYTES and mx.default_device() == mx.Device(mx.cpu):
+            _compute_with_numpy(model)
+        return model
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        if self._model is None:
+            self._wide = None
+            self._model, _ = utils.load_model(self._folder)
+        for token, _ in generate_step(mx.array(list(prompt)), self._model, max_tokens=limit):
+            yield int(token)
+            if int(token) in self._ends:
+                return
+
+    def close(self) -> None:
+        self._model = self._wide = None
+        mx.clear_cache()
+
+
+def _widened(value: mx.array) -> mx.array:
+    return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+class Blas(nn.Module):  # type: ignore[misc]
+    """A linear layer whose product numpy computes, on the very values that ``layer`` stores.
+
+    mlx's products on CPUs reach 3 GFLOP/s on two cores (Linux), numpy's 60: a window of 512 tokens
+    through 4 G parameters would take 20 minutes. Metal has kernels of its own, which no CPU can try
+    anyway.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def __call__(self, x: mx.array) -> mx.array:
+        layer = self._layer
+        weight = np.array(_dense(layer))
+        product = np.array(x).reshape(-1, weight.shape[1]) @ weight.T
+        y = mx.array(product).reshape(*x.shape[:-1], weight.shape[0])
+        return y + layer.bias if "bias" in layer else y
+
+
+def _compute_with_numpy(model: nn.Module) -> None:
+    """Put a ``Blas`` in the place of each linear layer of ``model``."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | nn.QuantizedLinear):
+            parent = model
+            *path, last = name.split(".")
+            for part in path:
+                parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
+            setattr(parent, last, Blas(module))
+        elif isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            # a module keeps its own methods from being set
+            object.__setattr__(module, "as_linear", Blas(module))
+
+
+def _dense(layer: nn.Module) -> mx.array:
+    """The layer's weight [out, in] in fp32."""
+    if "scales" not in layer:
+        return layer.weight.astype(mx.float32)
+    how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    return mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how).astype(mx.float32)

@@ -1,0 +1,112 @@
+"""A checkpoint in PyTorch on the CPU, in fp32: logits, greedy text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from phipipe.errors import StepFailed
+from phipipe.models import tokenizer_files
+from phipipe.models.transformers_files import config_of
+
+
+class Session:
+    """``Runtime`` over a checkpoint's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = _load(folder)
+        self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            ids = torch.tensor([list(tokens)])
+            rows: npt.NDArray[np.float32] = (
+                self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
+            )
+        return rows
+
+    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+        ids, cache = torch.tensor([list(prompt)]), None
+        for _ in range(limit):
+            with torch.inference_mode():
+                output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            token = int(output.logits[0, -1].argmax())
+            yield token
+            if token in self._ends:
+                return
+            ids = torch.tensor([[token]])
+
+    def close(self) -> None:
+        del self._model
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    """The model in fp32: matrix products in fp16 accumulate as a CPU likes, and only what is stored
+    is to be judged."""
+    packed = "quantization_config" in json.loads((folder / "config.json").read_text("utf-8"))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=_packed_config(folder) if packed else config_of(folder),
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    ).eval()
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "qweight"):
+            model.set_submodule(name, _unpacked(name, module))
+    return model
+
+
+def _packed_config(folder: Path) -> PretrainedConfig:
+    """The config of a checkpoint that auto-round packed, which it then loads in fp32."""
+    # Unpacked checkpoints do not pay for it: it takes seconds to import.
+    from auto_round.inference.backend import BackendInfos
+    from auto_round.logger import logger
+
+    logger.setLevel("WARNING")  # chats load models too
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config.quantization_config["backend"] = "torch"
+    for name in ("auto_round:torch", "auto_round:torch_zp"):
+        # unless fp32 is listed, the whole model is cast to fp16 after loading, its rotary
+        # frequencies included
+        BackendInfos[name].compute_dtype = ["float32"]
+    return config
+
+
+def _unpacked(name: str, layer: torch.nn.Module) -> torch.nn.Linear:
+    """auto-round's ``layer`` as a dense one in fp32; checked against its own output."""
+    linear = torch.nn.Linear(
+        layer.infeatures, layer.outfeatures, bias=layer.bias is not None, device="meta"
+    )
+    linear.weight = torch.nn.Parameter(_dense(layer).t().contiguous(), requires_grad=False)
+    if layer.bias is not None:
+        linear.bias = torch.nn.Parameter(layer.bias.float(), requires_grad=False)
+    with torch.inference_mode():
+        probe = torch.sin(torch.arange(layer.infeatures, dtype=torch.float32))[None]
+        theirs, ours = layer(probe), linear(probe)
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max())):
+            raise StepFailed(f"`{name}` is not packed as auto-round reads it")
+    return linear
+
+
+def _dense(layer: torch.nn.Module) -> torch.Tensor:
+    """The values of auto-round's ``layer``, float32 [inputs, outputs]; its scales become fp32."""
+    layer.scales = layer.scales.float()  # 11 bits times integers: exact in fp32, rounded in fp16
+    bits, top = layer.bits, 2**layer.bits - 1
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    zeros = (layer.qzeros[:, :, None] >> shifts & top).reshape(layer.scales.shape)
+    if type(layer).__module__.endswith("_zp"):
+        zeros = zeros + 1  # GPTQ's layout stores them less one
+    weight = (layer.qweight[:, None, :] >> shifts[None, :, None] & top).reshape(
+        layer.infeatures, layer.outfeatures
+    )
+    grouped = weight.reshape(len(zeros), -1, layer.outfeatures)
+    return (layer.scales[:, None] * (grouped - zeros[:, None])).reshape(weight.shape)

@@ -1,0 +1,138 @@
+"""The commands for many builds: batch, and the worker that does steps of others' builds."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from phipipe.cli import answers
+from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
+from phipipe.cli.groups import command
+from phipipe.cli.messages import LOG, complain, echo, note
+from phipipe.cli.options import AS_JSON, LOG_FORMAT, Count
+from phipipe.cli.workplace import Workplace, engine_of, planning_on, settings_of_user, store_of_user
+from phipipe.words import counted
+
+if TYPE_CHECKING:
+    from phipipe.batch.accept import Done
+    from phipipe.batch.selection import Item
+
+
+@command("phipipe batch recipes --tag nightly --out batch")
+@CHOSEN
+@MANNER
+@LOG_FORMAT
+@AS_JSON
+def batch(chosen: Chosen, manner: Manner, as_json: bool) -> None:
+    """Build many recipes as one, and compare with what was accepted before. Run it again to go on
+    after anything.
+
+    Each of --name, --tag, --device and --backend may be repeated: one must match.
+    """
+    from phipipe.batch import hooks, report
+
+    started = datetime.datetime.now(datetime.UTC)
+    items = chosen.items()
+    place = store_of_user()
+    _plan(items, place, manner)
+    done = _build(items, place, manner)
+    ended = datetime.datetime.now(datetime.UTC)
+    summary = report.summary(done, manner.out, started, ended)
+    report.write(done, manner.out, "Fidelity board", summary)
+    if as_json:
+        answers.give_text(report.dump(summary))
+    else:
+        echo(report.table(done))
+        echo(f"\nboard    {manner.out / 'board.html'}\nsummary  {manner.out / 'batch.json'}")
+    for one in done:
+        if one.error:
+            note(f"{one.item.name} {one.state}:")
+            complain(one.error)
+    code = report.exit_code(done)
+    if manner.on_finish:
+        trouble = hooks.tell(manner.on_finish, manner.out / "batch.json", code)
+        _warn([trouble] if trouble else [])
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> None:
+    """Plan the builds, and say what is doubtful, and how many are refused."""
+    from phipipe.batch import batch as batches
+    from phipipe.batch import hooks
+
+    settings, store = place
+    elsewhere = manner.on is not None
+    with planning_on(manner.on):
+        warnings = batches.plan(items, store, settings, manner.out, elsewhere=elsewhere)
+    doubt = hooks.doubt(manner.on_finish) if manner.on_finish else None
+    _warn([*warnings, doubt] if doubt else warnings)
+    refused = sum(item.plan is None for item in items)
+    note(f"{counted(len(items), 'build')}, {refused} refused")
+
+
+def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done]:
+    """Do the steps, show how they go, and record the run."""
+    from phipipe.batch import batch as batches
+    from phipipe.cli import listeners
+    from phipipe.run import events
+
+    settings, store = place
+    plans = [item.plan for item in items if item.plan]
+    names, stream = [item.name for item in items], sys.stderr if LOG.as_events else None
+    with (
+        listeners.many(plans, sys.stderr, silent=LOG.as_events) as inner,
+        events.recorded(store.root, "batch", names, inner, stream) as recorder,
+    ):
+        for plan in plans:
+            recorder.advised(plan.build.name, plan.warnings)
+        done = batches.run(
+            items,
+            store,
+            settings,
+            recorder,
+            manner.out,
+            jobs=manner.jobs,
+            keep=manner.keep,
+            fail_fast=not manner.keep_going,
+            engine=engine_of(manner.on),
+        )
+        for one in done:
+            seconds, package = (
+                (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
+            )
+            recorder.ended(one.item.name, one.error, seconds, package)
+    return done
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        note(f"warning: {warning}")
+
+
+@command("phipipe worker --scheduler dask://localhost:8786")
+@click.option(
+    "--scheduler", required=True, metavar="dask://HOST:PORT", help="Whose steps are done here."
+)
+@click.option("--jobs", default=1, show_default=True, type=Count(min=1), help="Steps side by side.")
+@click.option(
+    "--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is."
+)
+@click.option(
+    "--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain."
+)
+def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:
+    """Do steps of `run --on` and `batch --on` here, until it is stopped; a scheduler may come and
+    go.
+
+    Results go through PHIPIPE_REMOTE, which all machines name alike.
+    """
+    from phipipe.cluster import resources as shares
+    from phipipe.cluster import worker as cluster_worker
+
+    resources = shares.resources(devices, toolchains)
+    cluster_worker.serve(scheduler, settings_of_user(), jobs, resources, note)

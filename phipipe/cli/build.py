@@ -1,0 +1,124 @@
+"""The commands that build a recipe: run, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from phipipe.cli import answers
+from phipipe.cli.attempt import attempt, check_room, make_board
+from phipipe.cli.groups import command
+from phipipe.cli.messages import complain, echo, note
+from phipipe.cli.options import AS_JSON, JOBS, LOG_FORMAT, ON, RECIPE, SETS, UserPath, taking
+from phipipe.cli.workplace import planning_on, store_of_user
+from phipipe.errors import TargetError
+from phipipe.files.user_paths import Kind
+
+if TYPE_CHECKING:
+    from phipipe.run.results import Outcome
+
+PACKAGES = "packages"  # where `run` puts them unless told otherwise
+ONLY = click.option(
+    "--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable."
+)
+OUT = click.option(
+    "--out",
+    default=PACKAGES,
+    show_default=True,
+    type=UserPath(Kind.NEW_FOLDER),
+    help="Where packages go.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a recipe is built."""
+
+    out: Path  # where packages go
+    jobs: int | None  # steps side by side; None: what cores and memory allow
+    on: str | None  # whose machines do them; None: this one
+
+
+@command("phipipe run recipes/quickstart.yaml")
+@RECIPE
+@SETS
+@ONLY
+@taking("manner", Manner, [OUT, JOBS, ON])
+@LOG_FORMAT
+@AS_JSON
+def run(
+    recipe: Path, sets: Sequence[str], only: Sequence[str], manner: Manner, as_json: bool
+) -> None:
+    """Build, evaluate and package what a recipe describes. What is stored already is not done
+    again."""
+    from phipipe.cli import show
+    from phipipe.plan import plans as planner
+
+    place, elsewhere = store_of_user(), manner.on is not None
+    with planning_on(manner.on):
+        plans = planner.planned(recipe, sets, only, elsewhere=elsewhere)
+    if not elsewhere:  # there, each step looks for a machine that is large enough
+        check_room(plans, place, manner.out)
+    outcomes = attempt("run", plans, place, out=manner.out, jobs=manner.jobs, on=manner.on)
+    if as_json:
+        answers.give([show.outcome_json(outcome) for outcome in outcomes])
+    if len(outcomes) == 1 and not as_json and (words := show.describe_outcome(outcomes[0])):
+        echo(words)
+    if len(outcomes) > 1:
+        make_board(outcomes, manner.out, quiet=as_json)
+    _fail(outcomes)
+
+
+def _fail(outcomes: Sequence[Outcome]) -> None:
+    """Say which builds failed; the command fails as the worst of them."""
+    errors = {outcome.plan.build.name: outcome.error for outcome in outcomes if outcome.error}
+    if not errors:
+        return
+    worst = max(errors.values(), key=lambda error: error.exit_code)
+    if len(outcomes) == 1:
+        raise worst
+    for name, error in errors.items():
+        note(f"{name} failed:")
+        complain(error)
+    raise click.exceptions.Exit(worst.exit_code)
+
+
+@command("phipipe plan recipes/quickstart.yaml --set precision=int8")
+@RECIPE
+@SETS
+@ONLY
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with code 3 if `run` would refuse, for want of memory or disk.",
+)
+@AS_JSON
+def plan(
+    recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool
+) -> None:
+    """Show what `run` would do: every step, cached or not, why, and what it needs."""
+    from phipipe.cli import show
+    from phipipe.plan import plans as planner
+    from phipipe.run import preflight
+    from phipipe.run.bench import Bench
+
+    settings, store = store_of_user()
+    plans = planner.planned(recipe, sets, only)
+    bench = Bench(store, settings, note)
+    forecasts = [(planned, bench.foresee(planned)) for planned in plans]
+    doubt = preflight.refusal(plans, store, settings, Path(PACKAGES))
+    refusal = doubt if settings.preflight else None
+    if as_json:
+        answers.give(
+            [show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts]
+        )
+    for planned, forecast in () if as_json else forecasts:
+        echo(show.describe_plan(planned, forecast))
+    if refusal and strict:
+        raise TargetError(f"run would refuse: {refusal.message}", hint=refusal.hint)
+    if doubt:
+        note(f"{'run would refuse' if refusal else 'warning'}: {doubt.message}\n  → {doubt.hint}")

@@ -1,0 +1,68 @@
+"""What commands say: lines for people on stdout and stderr, or events as JSON on stderr."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+
+import click
+
+from phipipe.errors import PhipipeError
+from phipipe.visible import json_text, visible
+
+MAX_MISUSED = 4000  # characters: what a command line that was mistaken for another may repeat
+
+
+@dataclass
+class Log:
+    """What the process's stderr gets, which is one for all threads: lines for people, or events as
+    JSON, one per line."""
+
+    as_events: bool = False
+
+
+LOG = Log()
+
+
+def echo(text: str) -> None:
+    """Print lines for people on stdout."""
+    click.echo(visible(text))
+
+
+def note(line: str) -> None:
+    """Say something beside the command's answer, on stderr."""
+    if LOG.as_events:
+        _event("note", text=line)
+    else:
+        click.echo(visible(line), err=True)
+
+
+def complain(error: PhipipeError) -> None:
+    """Say what went wrong and what to try, on stderr."""
+    if LOG.as_events:
+        from phipipe.run.events import failure
+
+        _event("error", **failure(error))
+        return
+    color = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal
+    head = click.style("error: ", fg="red", bold=True)
+    click.echo(head + visible(error.message), err=True, color=color)
+    if error.hint:
+        click.echo(click.style("  try: ", fg="cyan") + visible(error.hint), err=True, color=color)
+
+
+def misused(error: click.ClickException) -> None:
+    """Say what click found wrong with the command line."""
+    stream = io.StringIO()
+    error.show(stream)
+    text = visible(stream.getvalue())
+    click.echo(text if len(text) <= MAX_MISUSED else f"{text[:MAX_MISUSED]}…\n", err=True, nl=False)
+
+
+def _event(kind: str, /, **fields: object) -> None:
+    from phipipe.run.events import now
+
+    event = {"event": kind, "time": now(), **fields}
+    click.echo(json_text(event, encoding=sys.stderr.encoding), err=True)

@@ -1,0 +1,81 @@
+"""The commands about runs: runs ls, show, logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from phipipe.cli import answers
+from phipipe.cli.messages import echo
+from phipipe.cli.options import AS_JSON
+from phipipe.cli.workplace import settings_of_user
+
+if TYPE_CHECKING:
+    from phipipe.run.past_runs import Run
+
+ENDS = ("step_finished", "step_failed", "build_finished")  # events that `show` lists
+
+
+@click.group(epilog="Example:  phipipe runs logs latest")
+def runs() -> None:
+    """What `run`, `batch`, `eval` and `measure` did: which steps, how long, how they ended."""
+
+
+@runs.command("ls", epilog="Example:  phipipe runs ls --json")
+@AS_JSON
+def list_runs(as_json: bool) -> None:
+    """List runs, the newest first."""
+    from phipipe.cli import tables
+    from phipipe.output import lists
+    from phipipe.run import past_runs
+
+    rows = [lists.Run(**_fields(run)) for run in past_runs.runs(settings_of_user().cache)]
+    answers.give(rows) if as_json else echo(tables.runs(rows))
+
+
+@runs.command("show", epilog="Example:  phipipe runs show latest")
+@click.argument("run_id", metavar="ID")
+@AS_JSON
+def show(run_id: str, as_json: bool) -> None:
+    """Show a run's builds and steps; ID may be its beginning, or `latest`."""
+    from phipipe.cli import tables
+    from phipipe.output import lists
+    from phipipe.run import event_words, past_runs
+
+    run = past_runs.find(settings_of_user().cache, run_id)
+    if as_json:
+        details = [dict(event) for event in run.events]
+        answers.give(lists.RunDetails(**_fields(run), events=details))
+        return
+    rows = [event_words.row(event) for event in run.events if event["event"] in ENDS]
+    echo(f"{run.id}  {run.command}, {run.state}\n")
+    echo(tables.table([tables.cells(row) for row in rows]))
+
+
+@runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")
+@click.argument("run_id", metavar="ID")
+@click.argument("step", required=False)
+@AS_JSON
+def logs(run_id: str, step: str | None, as_json: bool) -> None:
+    """Print a run's events in their order, of all steps or of one."""
+    from phipipe.run import event_words, past_runs
+
+    lines = past_runs.of_step(past_runs.find(settings_of_user().cache, run_id), step)
+    if as_json:
+        answers.give(lines)
+    for event in () if as_json else lines:
+        echo(event_words.line(event))
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    """The fields of ``output_lists.Run``."""
+    return {
+        "id": run.id,
+        "command": run.command,
+        "started": run.started,
+        "state": run.state,
+        "exit_code": run.exit_code,
+        "seconds": None if run.seconds is None else round(run.seconds, 1),
+        "builds": list(run.builds),
+    }

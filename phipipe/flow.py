@@ -1,0 +1,3 @@
+"""Where Prefect deployments of earlier versions look for the flow."""
+
+from phipipe.batch.prefect import batch as batch

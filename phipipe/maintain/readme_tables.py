@@ -1,0 +1,198 @@
+"""The tables of devices × backends × precisions and of family members × backends, for the README.
+
+    python -m phipipe.maintain.readme_tables --write README.md | --check README.md
+
+Devices with the same units are one row. A cell holds the bits that can be built: 4, 8 (integers),
+16, 32 (floats). Family members are judged by the rules that ``plan`` applies, with each backend's
+default options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from phipipe import backends
+from phipipe.backends import fixups, model_rules, rules
+from phipipe.backends.base import Job
+from phipipe.models import checkpoints, family
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.recipe import device
+from phipipe.recipe.device import Device
+from phipipe.recipe.recipe import Recipe, Source
+from phipipe.steps import Advice, Json
+from phipipe.vision import kinds
+
+BEGIN, END = (
+    "<!-- support: begin (python -m phipipe.maintain.readme_tables --write README.md) -->",
+    "<!-- support: end -->",
+)
+FAMILY_BEGIN, FAMILY_END = "<!-- family: begin (see above) -->", "<!-- family: end -->"
+BITS = {"int4": "4", "int8": "8", "fp16": "16", "fp32": "32"}
+
+
+def markdown() -> str:
+    """The table, without its markers."""
+    names = backends.names()
+    lines = ["| devices | unit | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    lines.append("|---|---|" + "---|" * len(names))
+    for members in _groups():
+        for i, unit in enumerate(members[0].units):
+            first = ", ".join(f"`{d.name}`" for d in members) if i == 0 else ""
+            cells = [
+                " ".join(BITS[p] for p in BITS if p in backends.able(name, members[0], unit))
+                for name in names
+            ]
+            lines.append(f"| {first} | {unit.api} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _groups() -> list[list[Device]]:
+    """Devices that differ in memory or words only, in order of their names."""
+    groups: dict[tuple[object, ...], list[Device]] = {}
+    for name in device.names():
+        target = device.load(name)
+        kind = (target.systems, tuple((unit.api, unit.precisions) for unit in target.units))
+        groups.setdefault(kind, []).append(target)
+    return [
+        sorted(members, key=lambda d: (d.memory_gib or 0, d.name)) for members in groups.values()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What the rules say of a row of the family on one backend: id → words, for each kind of
+    verdict."""
+
+    row: str
+    backend: str
+    errors: Mapping[str, str]
+    fixups: Mapping[str, str]
+    limits: Mapping[str, str]
+
+    @property
+    def works(self) -> bool:
+        return not self.errors
+
+    def words(self) -> str:
+        """ "✓", "✓ F1 M15", or what it is refused for: "– M03"."""
+        return " ".join(
+            ["✓", *self.fixups, *self.limits] if self.works else ["–", *list(self.errors)[:1]]
+        )
+
+
+@cache
+def cells() -> tuple[Cell, ...]:
+    """Every row of the family × every backend. What holds for one member of a row is said of the
+    row."""
+    rows = dict.fromkeys(member.row for member in family.MEMBERS)
+    return tuple(_cell(row, name) for row in rows for name in backends.names())
+
+
+def _cell(row: str, name: str) -> Cell:
+    backend = backends.load(name)
+    served = {precision for table in backend.precisions.values() for precision in table}
+    precision = "fp32" if "fp32" in served else "int8"
+    recipe = Recipe(
+        name="table", source=Source(path="."), device="any", backend=name, precision=precision
+    )
+    advice = list[Advice]()
+    patches: dict[str, dict[str, Json]] = {}
+    for member in (member for member in family.MEMBERS if member.row == row):
+        whole = checkpoints.of_config(member.config, member.tokenizer)
+        checkpoint, more = _advised(recipe, whole, refused=_refuses(advice))
+        advice += more
+        patches |= fixups.needed(recipe, checkpoint)
+    return Cell(
+        row=row,
+        backend=name,
+        errors={a.rule: a.message for a in advice if a.level == "error"},
+        fixups={name: str(fix["reason"]) for name, fix in sorted(patches.items())},
+        limits={
+            a.rule: a.message for a in advice if a.level == "warning" and a.rule.startswith("M")
+        },
+    )
+
+
+def _refuses(advice: Iterable[Advice]) -> bool:
+    return any(one.level == "error" for one in advice)
+
+
+def _advised(
+    recipe: Recipe, whole: Checkpoint, *, refused: bool
+) -> tuple[Checkpoint, list[Advice]]:
+    """What is built of ``whole``, and what the rules say; of a model that sees only its language
+    model is, if nothing is ``refused`` so far."""
+    backend = backends.load(recipe.backend)
+    job = Job(recipe, backend.options(), whole)
+    advice = rules.check(job, model_rules.RULES)
+    if kinds.sees(whole) and not refused and not _refuses(advice):
+        job = replace(job, checkpoint=kinds.language(whole))
+        advice += rules.check(job, model_rules.RULES)
+    advice += rules.check(job, backend.rules)
+    return job.checkpoint, advice
+
+
+def family_markdown() -> str:
+    """The family's table and what its marks mean, without its markers."""
+    names = backends.names()
+    lines = [
+        "| models | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for row in dict.fromkeys(cell.row for cell in cells()):
+        lines.append(
+            f"| {row} | " + " | ".join(cell.words() for cell in cells() if cell.row == row) + " |"
+        )
+    legend: dict[str, str] = {}
+    for cell in cells():
+        shown = (
+            {**cell.fixups, **cell.limits} if cell.works else dict(list(cell.errors.items())[:1])
+        )
+        legend |= {mark: words for mark, words in shown.items() if mark not in legend}
+    return "\n".join([*lines, "", *(f"- **{mark}** {legend[mark]}" for mark in sorted(legend))])
+
+
+def placed(text: str) -> str:
+    """``text`` with the tables of today between their markers.
+
+    Raises:
+        ValueError: some markers are not there.
+    """
+    for first, last, table in (
+        (BEGIN, END, markdown()),
+        (FAMILY_BEGIN, FAMILY_END, family_markdown()),
+    ):
+        before, begin, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not begin or not end:
+            raise ValueError(f"no place for the table: {first} … {last}")
+        text = f"{before}{first}\n{table}\n{last}{after}"
+    return text
+
+
+def main() -> int:
+    """Write the table into a file, or say whether it is up to date (exit code 1 if not)."""
+    parser = argparse.ArgumentParser(
+        description="What works: devices, models, backends, precisions."
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", type=Path, metavar="FILE")
+    action.add_argument("--check", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    path = arguments.write or arguments.check
+    old = path.read_text("utf-8")
+    new = placed(old)
+    if arguments.write:
+        path.write_text(new, "utf-8")
+    elif old != new:
+        print(f"{path} is out of date: python -m phipipe.maintain.readme_tables --write {path}")
+    return int(arguments.check is not None and old != new)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

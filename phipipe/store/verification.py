@@ -1,0 +1,41 @@
+"""All that is stored, hashed anew: what is damaged or has lost its counterpart is found."""
+
+from __future__ import annotations
+
+from phipipe.store import files
+from phipipe.store.quarantine import Quarantine
+from phipipe.store.records import Damaged, NoRecord, Records
+from phipipe.store.trees import Trees
+
+
+def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
+    """Hash every tree and every record; put damage aside. One line per finding."""
+    findings, damaged = _verify_trees(trees, quarantine)
+    for path in sorted(records.folder.iterdir()):
+        seen = files.identity(path)
+        try:
+            stored = records.result(records.read(path.stem))
+        except NoRecord:
+            continue
+        except Damaged as damage:
+            findings.append(damage.message)
+            quarantine.put(path, seen, damage.message)
+            continue
+        if stored.digest in damaged:
+            quarantine.put(path, seen)
+        elif not stored.path.is_dir():
+            findings.append(f"the result {path.stem[:12]} is gone")
+            quarantine.drop(path, seen)
+    return findings
+
+
+def _verify_trees(trees: Trees, quarantine: Quarantine) -> tuple[list[str], set[str]]:
+    """One line per finding, and the digests of damaged trees."""
+    findings, damaged = [], set()
+    for path in sorted(trees.folder.iterdir()):
+        seen = files.identity(path)
+        if not trees.is_intact(path, path.name) and path.exists():  # else collected meanwhile
+            findings.append(f"the stored tree {path.name[:12]} is damaged")
+            quarantine.put(path, seen, findings[-1])
+            damaged.add(path.name)
+    return findings, damaged

@@ -1,0 +1,152 @@
+"""One toolchain made by uv in its folder, whole or not at all, by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from phipipe.errors import PhipipeError, ToolchainError
+from phipipe.processes import launcher
+from phipipe.settings import Settings
+from phipipe.store import free_space
+from phipipe.toolchains import uv_settings
+from phipipe.toolchains.contents import list_packages, python_of
+
+STATE = "phipipe-toolchain.json"
+NETWORK = "check the network and package index settings"
+COMPILER = (
+    "this package is compiled here: install a C and C++ compiler (Debian, Ubuntu: "
+    "build-essential; Fedora: gcc-c++; "
+    "macOS: xcode-select --install; Windows: Visual Studio Build Tools with C++)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """Toolchain ``name``, as ``lock`` has it, in the folder ``path``.
+
+    ``notify`` is told what is going on; ``stop`` says whether somebody wants the end.
+    """
+
+    name: str
+    lock: Path
+    path: Path
+    notify: Callable[[str], None]
+    stop: launcher.Stop
+
+    @property
+    def _busy(self) -> Path:
+        """What is locked while some process works in the folder."""
+        return self.path.with_suffix(".busy")
+
+    @property
+    def _temporary(self) -> Path:
+        return self.path.with_suffix(".tmp")
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """While this lasts, nobody else installs or removes the toolchain, nor does what was left
+        of somebody who did.
+
+        Raises:
+            Interrupted: ``stop`` said so.
+            OSError: the folder cannot be written.
+        """
+
+        def wait(seconds: float) -> None:
+            words = "still waiting" if seconds >= 1 else "waiting"
+            self.notify(
+                f"{words} for another process to install toolchain `{self.name}` ({seconds:.0f} s)"
+            )
+
+        with launcher.alone(self.path.with_suffix(".lock"), wait, self.stop):
+            # whoever was killed may not be gone yet
+            with launcher.alone(self._busy, wait, self.stop):
+                pass
+            yield
+
+    def clear(self) -> None:
+        """Say what comes; remove what an installation that was cut off has left."""
+        launcher.end_strays("uv", self.path)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        if not self.path.exists():
+            self.notify(f"installing toolchain `{self.name}` (once)")
+            return
+        self.notify(f"toolchain `{self.name}` is incomplete, installing it again")
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.exists():
+            raise ToolchainError(
+                f"what is left of toolchain `{self.name}` cannot be removed from `{self.path}`",
+                hint="remove that folder yourself",
+            )
+
+    def install(self, settings: Settings) -> None:
+        """Make the environment; its state is written last.
+
+        Raises:
+            ToolchainError: uv fails; nothing is left behind.
+            StoreError: there is no room.
+            Interrupted: ``stop`` said so.
+        """
+        import uv
+
+        tool, excludes = uv.find_uv_bin(), self.path.with_suffix(".excludes")
+        try:
+            excludes.write_text("\n".join(uv_settings.EXCLUDED) + "\n", "utf-8")
+            code, output = launcher.run(self._job(tool, excludes), self._say_still, self.stop)
+            if code:
+                raise _failure(self.name, settings, code, output)
+            state = {"packages": list_packages(self.path)}
+            (self.path / f"{STATE}.tmp").write_text(json.dumps(state, indent=1), "utf-8")
+            (self.path / f"{STATE}.tmp").replace(self.path / STATE)
+        except BaseException:  # Ctrl-C included: no half environment stays
+            launcher.end_strays(Path(tool).stem, self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        finally:
+            excludes.unlink(missing_ok=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _job(self, tool: str, excludes: Path) -> launcher.Job:
+        environment = uv_settings.environment()
+        make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(self.path)]
+        fill = [tool, "pip", "install", "--quiet", "--python", str(python_of(self.path))]
+        fill += ["--requirements", str(self.lock), "--excludes", str(excludes)]
+        is_chosen = any(environment.get(setting) for setting in uv_settings.INDEX_SETTINGS)
+        if not is_chosen and not has_nvidia():
+            fill += ["--torch-backend", "cpu"]
+        return launcher.Job(
+            commands=(make, fill),
+            environment=environment,
+            remove=(self.path, excludes),
+            busy=self._busy,
+            temporary=self._temporary,
+        )
+
+    def _say_still(self, seconds: float) -> None:
+        self.notify(f"still installing toolchain `{self.name}` ({seconds:.0f} s)")
+
+
+def _failure(name: str, settings: Settings, code: int, output: str) -> PhipipeError:
+    """What uv's ``output``, with which it ended, means for the user."""
+    lines = [line.strip() for line in uv_settings.redact(output).splitlines() if line.strip()]
+    full = [line for line in lines if free_space.SAID.search(line)]
+    if full:
+        doing = f"toolchain `{name}` could not be installed"
+        return free_space.error(free_space.of_installation(settings), doing=doing, reason=full[-1])
+    remedy = COMPILER if any("COMPILER not set" in line for line in lines) else NETWORK
+    lines = lines or [f"uv ended with code {code}"]
+    return ToolchainError(
+        f"toolchain `{name}` could not be installed:\n  " + "\n  ".join(lines[-8:]),
+        hint=f"{remedy}, then phipipe toolchain install {name}",
+    )
+
+
+def has_nvidia() -> bool:
+    """Whether this machine has NVIDIA's driver: then torch comes as uv chooses it."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
