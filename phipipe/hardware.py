@@ -16,10 +16,8 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMORY = (("memory.max",), ("memory/memory.limit_in_bytes",))  # v2, v1
-_QUOTA = (
-    ("cpu.max",),
-    ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
-)  # v2, v1: microseconds of each period
+# v2, v1: microseconds of each period
+_QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 _THERE: ContextVar[frozenset[str] | None] = ContextVar("_THERE", default=None)
 TOLD = {"cuda": "nvidia", "metal": "apple"}  # APIs whose presence can be told from ``kinds``
 

@@ -77,39 +77,32 @@ class Step:
     runs: str
     version: int
     needs: Mapping[str, str] = field(default_factory=dict)
-    after: tuple[
-        str, ...
-    ] = ()  # steps that must have succeeded before this one starts; order alone, not in the key
+    # steps that must have succeeded before this one starts; order alone, not in the key
+    after: tuple[str, ...] = ()
     params: Params = field(default_factory=dict)
     outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
     # takes the one of ``outside`` into the store as it is: output and input have the same digest
     copies: bool = False
-    folder: Path | None = (
-        # of a light step that can go on where it was cut short: it works here, and this is kept
-        None
-    )
+    # of a light step that can go on where it was cut short: it works here, and this is kept
+    folder: Path | None = None
     toolchain: str | None = None  # None: light enough to run in the parent process
-    measurement: bool = (
-        False  # the host belongs into the key, and the step gets a process of its own
-    )
-    machine: tuple[
-        str, ...
-    ] = ()  # "machine KIND", "device NAME": all that whoever does it must be; not in the key
+    # the host belongs into the key, and the step gets a process of its own
+    measurement: bool = False
+    # "machine KIND", "device NAME": all that whoever does it must be; not in the key
+    machine: tuple[str, ...] = ()
     unquantized: Precision | None = None
     # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
     twin: bool = False
     # run as the unit would run it, in place of the artifact, which this machine cannot load
     tried: bool = False
-    provenance: bool = (
-        False  # the executor adds ``params["steps"]``: the records of all steps before it
-    )
+    # the executor adds ``params["steps"]``: the records of all steps before it
+    provenance: bool = False
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
     # whose step it is; not in the key: it tells which earlier results are worth comparing with
     recipe: str = ""
-    loaded_bytes: int = (
-        0  # estimate of what its output takes when it is opened; 0: as much as in fp32
-    )
+    # estimate of what its output takes when it is opened; 0: as much as in fp32
+    loaded_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,8 @@ FILE_BYTES: Mapping[Split, int] = {"calibration": 120_000, "evaluation": 160_000
 GRAMMAR = Path(__file__).with_name("stories") / "grammar.txt"
 SEPARATOR = "<|endoftext|>\n"  # after each document, as Phi-3's chat template ends a finished chat
 
-_SHARES: Mapping[Split, int] = {
-    "evaluation": 20,
-    "calibration": 20,
-}  # of 256 values of a hash's first byte
+# of 256 values of a hash's first byte
+_SHARES: Mapping[Split, int] = {"evaluation": 20, "calibration": 20}
 _PICKS = {
     "kind": 3,
     "name": 2,

@@ -33,9 +33,8 @@ from phipipe.settings import Settings
 from phipipe.store import claims, free_space, refusals
 from phipipe.store.store import Store
 
-RESERVED = frozenset(
-    ("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards")
-)  # beside builds
+# names in a batch's folder that are no build's
+RESERVED = frozenset(("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards"))
 
 
 def plan(

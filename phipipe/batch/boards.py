@@ -92,9 +92,8 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
     }
     with refusals.guard(folder, remedy=free_space.KEEP_OUT):
         folder.mkdir(parents=True, exist_ok=True)
-        with claims.claim(
-            folder, ".board."
-        ) as aside:  # whatever has the name now, is replaced and not written into
+        # whatever has the name now, is replaced and not written into
+        with claims.claim(folder, ".board.") as aside:
             for name, text in texts.items():
                 (aside / name).write_bytes(text.encode())  # no newline translation
                 (aside / name).replace(folder / name)

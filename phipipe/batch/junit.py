@@ -11,9 +11,8 @@ from phipipe.batch.accept import Done
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-NOT_XML = re.compile(
-    "[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-)  # XML 1.0, 2.2: the rest cannot be written
+# XML 1.0, 2.2: the rest cannot be written
+NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(done: Sequence[Done], started: str) -> str:

@@ -154,9 +154,8 @@ def _for_cron(words: Sequence[str]) -> str:
     return shlex.join(words).replace("%", "\\%")  # a bare one ends the command
 
 
-FORMATS: dict[
-    str, Callable[[str], dict[str, str]]
-] = {  # format → name of the job → file → template
+# format → name of the job → file → template
+FORMATS: dict[str, Callable[[str], dict[str, str]]] = {
     "cron": lambda name: {f"{name}.cron": "schedule-cron.j2"},
     "systemd": lambda name: {
         f"phipipe-{name}.service": "schedule-service.j2",

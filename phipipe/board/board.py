@@ -109,9 +109,8 @@ def check_comparable(entries: Iterable[Entry]) -> None:
     aspects: dict[str, Callable[[Entry], str]] = {
         "source model": lambda e: f"{e.source} {e.source_digest[:12]}",
         "evaluation text": lambda e: f"{e.text} {e.text_digest[:12]}",
-        "number of tokens": lambda e: str(
-            e.tokens
-        ),  # of the build: on a device its first ones are scored
+        # of the build: on a device its first ones are scored
+        "number of tokens": lambda e: str(e.tokens),
         "window": lambda e: str(e.window),
         "skip": lambda e: str(e.skip),
     }

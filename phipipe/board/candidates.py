@@ -99,7 +99,6 @@ class Answer:
     closer: tuple[str, ...] = ()  # then: what in the recipes would come closer
     cautions: tuple[str, ...] = ()  # sentences
     front: tuple[str, ...] = ()  # smallest first
-    behind: Mapping[str, str] = field(
-        default_factory=dict
-    )  # build → the closest one on the front that is ahead of it
+    # build → the closest one on the front that is ahead of it
+    behind: Mapping[str, str] = field(default_factory=dict)
     line: str = ""  # the answer in one line

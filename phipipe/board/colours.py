@@ -29,14 +29,8 @@ DARK = {
 }
 SYMBOLS = {"fp32": "diamond", "fp16": "square", "int8": "triangle-up", "int4": "circle"}
 DASHES = {"fp32": "dot", "fp16": "dash", "int8": "dashdot", "int4": "solid"}
-REPEATS = (
-    "",
-    "circle",
-    "square",
-    "diamond",
-    "cross",
-    "triangle-up",
-)  # beside lines that colour and dash leave alike
+# beside lines that colour and dash leave alike
+REPEATS = ("", "circle", "square", "diamond", "cross", "triangle-up")
 
 
 def of_entry(entry: Entry) -> str:

@@ -50,9 +50,8 @@ class Entry:
     window: int = 0
     skip: int = 0
     baseline_ppl: float = 0.0
-    metrics: Mapping[str, float] = field(
-        default_factory=dict
-    )  # by the names of ``metrics.METRICS``
+    # by the names of ``metrics.METRICS``
+    metrics: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     profile: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -62,9 +61,8 @@ class Entry:
     phipipe: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)  # step → key
-    measured: bool = (
-        False  # on the device, by `phipipe measure`: takes the place of the build's own entry
-    )
+    # on the device, by `phipipe measure`: takes the place of the build's own entry
+    measured: bool = False
     reference: bool = False  # scored by what the package carries: its divergence is a lower bound
 
     @property

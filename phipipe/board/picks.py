@@ -41,9 +41,8 @@ def front(members: Iterable[Candidate], fast: frozenset[str] = frozenset()) -> l
     """Of one device's builds those that nothing is ahead of, smallest first."""
     kept: list[Candidate] = []
     for candidate in sorted((c for c in members if c.sound and c.known), key=lambda c: c.smallness):
-        if not any(
-            ahead(a, candidate, fast) for a in kept
-        ):  # what is ahead of it is no larger, so came before
+        # what is ahead of it is no larger, so came before
+        if not any(ahead(a, candidate, fast) for a in kept):
             kept.append(candidate)
     return kept
 
@@ -83,9 +82,8 @@ def answers(candidates: Iterable[Candidate]) -> tuple[Answer, ...]:
     first."""
     groups: dict[str, list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda c: c.name):
-        if (
-            candidate.device or not candidate.failed
-        ):  # an older board does not say for which device a build failed
+        # an older board does not say for which device a build failed
+        if candidate.device or not candidate.failed:
             groups.setdefault(candidate.device, []).append(candidate)
     untimed = {device: not any(c.speed for c in members) for device, members in groups.items()}
     found = [

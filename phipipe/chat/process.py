@@ -99,9 +99,8 @@ class _Watch:
         """End what is left of it."""
         if self.process.returncode is not None:
             return
-        kill_tree(
-            self.process.pid
-        )  # what it started; it is in our own group, since the terminal is its
+        # what it started; it is in our own group, since the terminal is its
+        kill_tree(self.process.pid)
         self.process.kill()
         self.process.wait()
 

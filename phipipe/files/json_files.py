@@ -26,11 +26,8 @@ _QUOTED = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NESTING = re.compile(rb"[\[\]{}]")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF; two make one
 POINTER_BYTES = 1024  # as git-lfs has it, a pointer is shorter
-_MARKS = (
-    b"\xef\xbb\xbf",
-    b"\xff\xfe",
-    b"\xfe\xff",
-)  # what some editors begin UTF-8 and UTF-16 with
+# what some editors begin UTF-8 and UTF-16 with
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _HINT = "correct it there, or take the file again from where it came from"
 _POINTER = b"version https://git-lfs.github.com/"
 MAX_SHOWN = 120  # characters of a stranger's text in a message

@@ -64,9 +64,8 @@ def is_at_hand(repo: Repository, file: Published, folder: Path, out: Path) -> bo
     if not is_weights(file) and copy_checked(folder / "view" / base_name(file.name), target, file):
         return True
     part = part_of(folder / "parts", file)
-    if (
-        part.exists() and not client.is_offline()
-    ):  # on its way: its hash is checked as it is completed
+    # on its way: its hash is checked as it is completed
+    if part.exists() and not client.is_offline():
         return False
     if part.exists() and file.matches(part):
         shutil.move(part, target)

@@ -21,10 +21,8 @@ from phipipe.recipe.recipe import COMMIT, REPO
 from phipipe.recipe.scalars import resolve
 from phipipe.steps import Json
 
-KINDS: dict[str, Literal["model", "dataset"]] = {
-    "source": "model",
-    "dataset": "dataset",
-}  # the keys whose mapping names a repository
+# the keys whose mapping names a repository
+KINDS: dict[str, Literal["model", "dataset"]] = {"source": "model", "dataset": "dataset"}
 
 
 @dataclass(frozen=True)

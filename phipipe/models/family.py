@@ -76,9 +76,8 @@ def parameters(config: Config) -> int:
     layer = hidden * (joined + queries) + 2 * hidden
     if kind != "phimoe":
         return total + layers * (layer + 3 * hidden * inner) + hidden
-    layer += 2 * hidden + (
-        joined + hidden if config.get("attention_bias") else 0
-    )  # norms with biases
+    # norms with biases
+    layer += 2 * hidden + (joined + hidden if config.get("attention_bias") else 0)
     layer += int(config["num_local_experts"]) * (hidden + 3 * hidden * inner)
     return (
         total

@@ -44,9 +44,8 @@ def refuse(path: Path, config: Mapping[str, Json]) -> None:
                 f"another head, or none",
                 hint="give a checkpoint of a causal language model (`…ForCausalLM`)",
             )
-    if not config.get(
-        "quantization_config", True
-    ):  # converters and transformers take the key for a format, and fail
+    # converters and transformers take the key for a format, and fail
+    if not config.get("quantization_config", True):
         raise SourceError(
             f"`{path}` has `quantization_config` with nothing in it", hint="remove the key"
         )

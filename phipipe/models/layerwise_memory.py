@@ -18,9 +18,8 @@ def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
     ends = checkpoint.vocab_size * checkpoint.hidden_size
     layer = (checkpoint.parameters - ends * (1 if checkpoint.tied else 2)) // checkpoint.layers
     states = min(tokens, max(TOGETHER, window)) * checkpoint.hidden_size
-    scores = (
-        3 * window * checkpoint.vocab_size
-    )  # a window's logits, and what its softmax makes of them
+    # a window's logits, and what its softmax makes of them
+    scores = 3 * window * checkpoint.vocab_size
     whole = 0
     if checkpoint.weight_bytes not in (2 * checkpoint.parameters, 4 * checkpoint.parameters):
         whole = 4 * checkpoint.parameters  # of several dtypes, or quantized: nothing is mapped

@@ -30,9 +30,8 @@ class Checkpoint:
         self._bytes: dict[str, torch.Tensor] = {}
         for name in sorted({place.file for place in self.places.values()}):
             with (folder / name).open("rb") as stream:
-                view = mmap.mmap(
-                    stream.fileno(), 0, access=mmap.ACCESS_COPY
-                )  # torch wants memory it could write to
+                # torch wants memory it could write to
+                view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
             self._bytes[name] = torch.frombuffer(view, dtype=torch.uint8)
 
     def tensor(self, name: str) -> torch.Tensor:

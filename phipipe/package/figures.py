@@ -58,9 +58,8 @@ def with_error(value: float, stderr: float | None) -> str:
     if not stderr or not math.isfinite(stderr) or not math.isfinite(value):
         return number(value)
     digits = 2 if {f"{stderr:.{n}e}"[0] for n in (0, 1)} & {"1", "2"} else 1
-    last = (
-        _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1
-    )  # power of ten of the last digit shown
+    # power of ten of the last digit shown
+    last = _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1
     largest = max(abs(value), stderr)
     if largest < SMALL:
         exponent = _exponent(round(largest, -last))

@@ -23,9 +23,8 @@ def inline(value: object) -> Safe:
         return value
     text = " ".join(_spelled_out(str(value)).split())
     text = re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<|~$]|&(?=#?\w+;)", r"\\\g<0>", text)
-    text = re.sub(
-        r"^(#+(?=\s|$)|>|[+-](?=[\s+-]|$))", r"\\\1", text
-    )  # what only begins a block at a line's start
+    # what only begins a block at a line's start
+    text = re.sub(r"^(#+(?=\s|$)|>|[+-](?=[\s+-]|$))", r"\\\1", text)
     return Safe(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text))
 
 

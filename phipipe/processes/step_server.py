@@ -49,9 +49,8 @@ def main() -> None:
     control = os.fdopen(os.dup(1), "w", encoding="ascii")
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     with Path(os.devnull).open("rb") as nothing:
-        os.dup2(
-            nothing.fileno(), 0
-        )  # a step that asks for input gets none, instead of our requests
+        # a step that asks for input gets none, instead of our requests
+        os.dup2(nothing.fileno(), 0)
     _print_to(Path(os.devnull))
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines, requests), daemon=True).start()
@@ -82,9 +81,8 @@ def guard() -> None:
 def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
     for line in lines:
         requests.put(line)
-    if not tree(
-        os.getpid()
-    ):  # no psutil here: the guard has it, and must find our children before they lose us
+    # no psutil here: the guard has it, and must find our children before they lose us
+    if not tree(os.getpid()):
         time.sleep(GUARD_S)
     kill_tree(os.getpid())
     os._exit(1)
@@ -180,18 +178,16 @@ class _Progress:
         if now - self._last >= PROGRESS_EVERY_S or done >= total:
             self._last = now
             aside = self._path.with_suffix(".tmp")
-            with contextlib.suppress(
-                PermissionError
-            ):  # Windows, while the parent reads: the next report will do
+            # Windows, while the parent reads: the next report will do
+            with contextlib.suppress(PermissionError):
                 aside.write_text(json.dumps([done, total, unit]), "utf-8")
                 aside.replace(self._path)
 
 
 def _reset_peak() -> None:
     """Start the kernel's high-water mark anew for this step (Linux ≥ 4.0: proc(5), clear_refs)."""
-    with contextlib.suppress(
-        OSError
-    ):  # not Linux, or not allowed: the peak then covers the steps before too
+    # not Linux, or not allowed: the peak then covers the steps before too
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 

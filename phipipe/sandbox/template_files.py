@@ -7,9 +7,8 @@ from pathlib import Path
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 
-MAX_LENGTH = (
-    2**16
-)  # characters; the longest of the field have 30,000, and parsers take time by the square
+# characters; the longest of the field have 30,000, and parsers take time by the square
+MAX_LENGTH = 2**16
 NAMED = "additional_chat_templates"
 
 

@@ -126,10 +126,8 @@ def _save(path: Path, value: Entries) -> None:
         if path.is_dir() and not path.is_symlink():
             _remove(path)
         aside.replace(path)
-    except (
-        OSError,
-        StoreError,
-    ):  # a full disk, or names that JSON has no letters for: hashed again the next time
+    except (OSError, StoreError):
+        # a full disk, or names that JSON has no letters for: hashed again the next time
         _remove(aside)
 
 

@@ -26,10 +26,8 @@ SAID = re.compile(  # by programs and libraries that pass on the system's words 
     re.IGNORECASE,
 )
 SMALL_BYTES = 2**20  # less than this free is full
-PLENTY_BYTES, FEW_FILES = (
-    64 * 2**20,
-    1000,
-)  # a disk with so much room, and so few files, lacks files
+# a disk with so much room, and so few files, lacks files
+PLENTY_BYTES, FEW_FILES = 64 * 2**20, 1000
 KEEP_CACHE = "phipipe cache gc --budget GIB, or set PHIPIPE_CACHE to a larger disk"
 KEEP_OUT = "make room there, or choose another --out"
 KEEP_TEMPORARY = (

@@ -34,10 +34,8 @@ def guard(
     """
     try:
         yield
-    except (
-        OSError,
-        NotImplementedError,
-    ) as error:  # the latter from locks on a file system without
+    except (OSError, NotImplementedError) as error:
+        # the latter from locks on a file system without
         if only is not None and getattr(error, "errno", None) not in only:
             raise
         raise describe(error, folder, needed_bytes, remedy) from error

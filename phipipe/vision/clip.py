@@ -56,9 +56,8 @@ class _Layer(nn.Module):  # type: ignore[misc]
         mixed = (weights @ value).transpose(1, 2).reshape(count, length, width)
         hidden = hidden + self.self_attn["out_proj"](mixed)
         raised = self.mlp["fc1"](self.layer_norm2(hidden))
-        return hidden + self.mlp["fc2"](
-            raised * torch.sigmoid(1.702 * raised)
-        )  # CLIP's "quick GELU"
+        # CLIP's "quick GELU"
+        return hidden + self.mlp["fc2"](raised * torch.sigmoid(1.702 * raised))
 
 
 class Clip(nn.Module):  # type: ignore[misc]

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-HIDDEN = (
-    -1e4
-)  # what the mask adds to the score of a position that must not be seen; litert-torch's own value
+# what the mask adds to the score of a position that must not be seen; litert-torch's own value
+HIDDEN = -1e4
 
 
 class Session:
@@ -37,9 +36,8 @@ class Session:
     def _open(self, folder: Path) -> None:
         import numpy as np
 
-        atexit.register(
-            _hush
-        )  # what LiteRT keeps for the whole process is destroyed aloud at its end
+        # what LiteRT keeps for the whole process is destroyed aloud at its end
+        atexit.register(_hush)
 
         self._np: Any = np
         self._model = _load(folder)
@@ -56,9 +54,8 @@ class Session:
         self._inputs, self._outputs = self._buffers("decode")
         self._prompt, _ = self._buffers(self._prefill)
         self._caches = [name for name in shapes if name.startswith("kv_cache")]
-        for name in (
-            self._caches
-        ):  # a masked position counts zero times what is there: that must be a number
+        # a masked position counts zero times what is there: that must be a number
+        for name in self._caches:
             self._inputs[name].write(np.zeros(shapes[name], np.float32))
 
     def _buffers(self, signature: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -128,9 +125,8 @@ class Session:
         np, length = self._np, self._length
         for start in range(0, len(tokens), length):
             part = list(tokens[start : start + length])
-            if (
-                start + length > self._context
-            ):  # a slice beyond the end would be moved back, over what is there
+            # a slice beyond the end would be moved back, over what is there
+            if start + length > self._context:
                 for position, token in enumerate(part, start):
                     self._decode(token, position)
                 continue

@@ -143,9 +143,8 @@ def _cut_at_embedding(model: Path, out: Path) -> None:
     for reader in lookup.output(0).get_target_inputs():
         reader.replace_source_output(vectors.output(0))
     for reader in ids.output(0).get_target_inputs():
-        if (
-            reader.get_node().get_type_name() == "ShapeOf"
-        ):  # of which only the first two dimensions are read
+        # of which only the first two dimensions are read
+        if reader.get_node().get_type_name() == "ShapeOf":
             reader.replace_source_output(vectors.output(0))
     whole.add_parameters([vectors])
     whole.remove_parameter(ids)
