@@ -25,9 +25,9 @@ from pathlib import Path
 from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
-from phipipe.plan import prepare
+from phipipe.plan import planning
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.settings import Settings
@@ -62,7 +62,9 @@ def plans(extra: str = "") -> list[Plan]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
-        whole = [prepare.prepare(build) for build in load.load(path, options=backends.OptionsOf())]
+        whole = [
+            planning.prepare(build) for build in loading.load(path, options=backends.OptionsOf())
+        ]
     return [
         replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))
         for p in whole

@@ -30,9 +30,9 @@ import psutil
 from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
-from phipipe.plan import prepare
+from phipipe.plan import planning
 from phipipe.processes import children
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.run.watch import memory_of
@@ -80,8 +80,8 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
     path.write_text(
         text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
     )
-    (build,) = load.load(path, options=backends.OptionsOf())
-    whole = prepare.prepare(build)
+    (build,) = loading.load(path, options=backends.OptionsOf())
+    whole = planning.prepare(build)
     cost = Cost()
     # The first alone: storing the checkpoint is not converting it.
     for wanted in (("source",), ("source", *MAKING)):

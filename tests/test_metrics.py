@@ -101,9 +101,9 @@ from phipipe import backends
 from phipipe.batch import accept
 from phipipe.evaluate.reports import Metrics
 from phipipe.package import figures
-from phipipe.recipe import load, schema
+from phipipe.recipe import loading, schema
 
-(build,) = load.load(Path(sys.argv[1]), options=backends.OptionsOf())
+(build,) = loading.load(Path(sys.argv[1]), options=backends.OptionsOf())
 evaluate = build.recipe.evaluate
 fidelity = Metrics(metrics={"kld_min": 0.5})
 print(json.dumps({

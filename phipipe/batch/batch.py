@@ -24,7 +24,7 @@ from phipipe.batch.folder import DIGITS, LOCK
 from phipipe.batch.selection import Item
 from phipipe.errors import PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.package import manifest
-from phipipe.plan import prepare as planner
+from phipipe.plan import planning
 from phipipe.plan.plans import ReadOnce
 from phipipe.run import dispatch, preflight
 from phipipe.run.manner import Engine, Manner
@@ -54,7 +54,7 @@ def plan(
             continue
         try:
             _check_place(item.name, out)
-            item.plan = planner.prepare(item.build, read, elsewhere=elsewhere)
+            item.plan = planning.prepare(item.build, read, elsewhere=elsewhere)
         except PhipipeError as error:
             item.error = error
     return (

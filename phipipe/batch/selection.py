@@ -18,7 +18,7 @@ from phipipe.batch.git_changes import Changes
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import inside, resolved
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.recipe.build import Build
 from phipipe.suggestions import shorten
 from phipipe.words import counted
@@ -136,7 +136,7 @@ def _read(path: Path, options: Mapping[str, type[BaseModel]]) -> list[Item]:
     try:
         return [
             Item(name=build.name, path=path, build=build)
-            for build in load.load(path, options=options)
+            for build in loading.load(path, options=options)
         ]
     except PhipipeError as error:
         return [Item(name=path.stem, path=path, error=error)]

@@ -12,9 +12,9 @@ from phipipe import backends
 from phipipe.cli.doctor import COMPILER, INDEX, Check, compiled
 from phipipe.errors import PhipipeError
 from phipipe.package.card import MAIN_TOOLS
-from phipipe.plan import prepare as planner
+from phipipe.plan import planning
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.recipe.build import Build
 from phipipe.run import preflight
 from phipipe.settings import Settings
@@ -26,7 +26,7 @@ def recipes(paths: Iterable[Path], settings: Settings, machine: Sequence[Check])
     """Whether every build of the recipes could run here; ``machine`` is what is known of it."""
     for path in paths:
         try:
-            builds = load.load(path, options=backends.OptionsOf())
+            builds = loading.load(path, options=backends.OptionsOf())
         except PhipipeError as error:
             yield _refusal(path, path.stem, error.message, error.hint)
             continue
@@ -38,7 +38,7 @@ def _build(
     path: Path, build: Build, settings: Settings, machine: Sequence[Check]
 ) -> Iterator[Check]:
     try:
-        plan = planner.prepare(build)
+        plan = planning.prepare(build)
         store = Store(settings.cache, notify=lambda line: None)
         refusal = preflight.refusal([plan], store, settings, None) if settings.preflight else None
     except PhipipeError as error:

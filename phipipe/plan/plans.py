@@ -10,10 +10,9 @@ from phipipe import backends, failures
 from phipipe.errors import PhipipeError
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.plan import prepare as planner
-from phipipe.plan import targets
+from phipipe.plan import planning, targets
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.recipe.recipe import Source
 
 
@@ -46,15 +45,15 @@ def planned(
 
     Raises:
         PhipipeError: all that is wrong, as one error: as ``targets.checked``; SourceError as
-            ``plan.prepare``. Models are not looked at as long as the file itself is wrong.
+            ``planning.prepare``. Models are not looked at as long as the file itself is wrong.
     """
-    builds, error = load.gather(path, sets=sets, only=only, options=backends.OptionsOf())
+    builds, error = loading.gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if error:
         raise failures.as_one([error, *targets.problems(builds)])
     plans, errors, read = [], list[PhipipeError](), ReadOnce()
     for build in builds:
         try:
-            plans.append(planner.prepare(build, read, elsewhere=elsewhere))
+            plans.append(planning.prepare(build, read, elsewhere=elsewhere))
         except PhipipeError as failure:
             errors.append(failure)
     if errors:

@@ -19,7 +19,7 @@ from phipipe.output import documents
 from phipipe.plan import starter_choice, starter_source, starter_text, targets
 from phipipe.plan.starter_source import Source
 from phipipe.recipe import device as devices
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse
 from phipipe.recipe.recipe import Recipe
@@ -136,7 +136,7 @@ def _checked(text: str, path: Path, source: Source) -> str:
             for where, message, _ in complaints(error, Recipe)
         ]
         raise RecipeError("\n".join(wrong)) from None
-    builds, problem = load.of_document(
+    builds, problem = loading.of_document(
         document, user_paths.resolved(path.parent), options=backends.OptionsOf()
     )
     errors: Sequence[PhipipeError] = [*([problem] if problem else []), *targets.problems(builds)]

@@ -17,7 +17,7 @@ from phipipe.errors import PhipipeError, SourceError
 from phipipe.recipe import device
 from phipipe.recipe.build import Build, paths_of, problem_at
 from phipipe.recipe.device import Device, Unit
-from phipipe.recipe.load import gather
+from phipipe.recipe.loading import gather
 from phipipe.recipe.places import Where
 from phipipe.steps import Advice
 from phipipe.suggestions import near

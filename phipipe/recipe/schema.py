@@ -1,7 +1,7 @@
 """The JSON schema of recipes: for editors' YAML language servers, generated from the models.
 
 It says whatever JSON schema can. What needs two values compared (``window`` ≤ ``tokens``, ``min`` ≤
-``max``, names of variants, a variant merged with the rest) is left to ``recipe.load``.
+``max``, names of variants, a variant merged with the rest) is left to ``recipe.loading``.
 """
 
 from __future__ import annotations

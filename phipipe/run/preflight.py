@@ -15,7 +15,7 @@ from pathlib import Path
 
 from phipipe import backends, hardware, words
 from phipipe.errors import PhipipeError, StepKilled, StoreError
-from phipipe.plan import prepare as planner
+from phipipe.plan import planning
 from phipipe.plan.plan import Plan
 from phipipe.run.bench import Bench
 from phipipe.run.nodes import graph
@@ -143,7 +143,7 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
         )
         build = replace(plan.build, recipe=recipe, options=backends.load(name).options())
         try:
-            others.append((name, planner.prepare(build).memory_bytes))
+            others.append((name, planning.prepare(build).memory_bytes))
         except PhipipeError:  # the model or the unit is not for this backend: it is no way out
             continue
     return sorted(others, key=lambda item: item[1])

@@ -170,14 +170,14 @@ from pathlib import Path
 
 from phipipe import backends
 from phipipe.cli.listeners import Silent
-from phipipe.plan.prepare import prepare
-from phipipe.recipe import load
+from phipipe.plan.planning import prepare
+from phipipe.recipe import loading
 from phipipe.run.dispatch import attempt
 from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
-(build,) = load.load(Path(sys.argv[1]), options=backends.OptionsOf())
+(build,) = loading.load(Path(sys.argv[1]), options=backends.OptionsOf())
 plan = prepare(build)
 own = tuple(step for step in plan.steps if step.name in ("source", "convert"))
 settings = Settings.read()

@@ -32,14 +32,14 @@ from phipipe.errors import (
     StepKilled,
 )
 from phipipe.package import manifest
-from phipipe.plan import prepare as plan
+from phipipe.plan import planning
 from phipipe.plan.plan import Plan
 from phipipe.recipe.build import Build
 from phipipe.run import preflight
 from phipipe.run.nodes import graph
 from phipipe.steps import Step
 
-PREPARE = plan.prepare  # the real one
+PREPARE = planning.prepare  # the real one
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     FIGURES.clear()
     TROUBLE.clear()
     if "toolchains" not in request.fixturenames:  # that test is the real thing
-        monkeypatch.setattr(plan, "prepare", prepare)
+        monkeypatch.setattr(planning, "prepare", prepare)
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_a_build_too_large_for_this_machine_is_refused_alone(
 
         return dataclasses.replace(step, memory_bytes=memory)
 
-    monkeypatch.setattr(plan, "prepare", large)
+    monkeypatch.setattr(planning, "prepare", large)
     monkeypatch.setattr(preflight, "_others", lambda plan: [])
     write(tmp_path / "r", "a")
     write(tmp_path / "r", "b")
@@ -593,7 +593,7 @@ import os, sys
 sys.path.insert(0, sys.argv.pop(1))
 from testing import light_builds
 from phipipe import cli, plan
-plan.prepare = light_builds.prepare
+planning.prepare = light_builds.prepare
 light_builds.package = lambda inputs, out, params: os._exit(9)
 cli.main()
 """

@@ -22,7 +22,7 @@ from phipipe.hub import take
 from phipipe.models.any_model import ANY_MODEL
 from phipipe.plan import plans, targets
 from phipipe.plan.starter import PRECISIONS
-from phipipe.recipe import device, load, recipe
+from phipipe.recipe import device, loading, recipe
 
 HEAD = (
     "name: x\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nbackend: "
@@ -295,4 +295,4 @@ def test_of_a_hundred_variants_the_first_fifty_are_told_and_the_others_counted(
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_nothing_that_is_shipped_is_refused(path: Path) -> None:
-    assert targets.problems(load.load(path, options=backends.OptionsOf())) == []
+    assert targets.problems(loading.load(path, options=backends.OptionsOf())) == []

@@ -30,7 +30,7 @@ from phipipe.hub import view as hub_view
 from phipipe.hub.failures import Pace
 from phipipe.models import checkpoints
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.run import finished
 from phipipe.run.bench import Bench
 from phipipe.run.results import Result, Waiting
@@ -974,7 +974,7 @@ def test_pin_writes_the_commit_and_nothing_else(
         "SOURCE", after.replace("REPO", served.repo).replace("COMMIT", written)
     )
     assert path.read_bytes().decode() == expected
-    (build,) = load.load(path, options=backends.OptionsOf())
+    (build,) = loading.load(path, options=backends.OptionsOf())
     assert build.recipe.source.revision == commit
     assert pin.pin(path) == []
 

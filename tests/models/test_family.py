@@ -29,9 +29,9 @@ from phipipe.maintain import readme_tables
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
 from phipipe.plan.plan import Plan
-from phipipe.plan.prepare import prepare
+from phipipe.plan.planning import prepare
 from phipipe.plan.scoring import PARITY_KLD_MEAN
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.recipe.recipe import Source
 from phipipe.steps import Step
 from phipipe.vision import kinds
@@ -110,7 +110,7 @@ def plan_of(
     ]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
     sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    (build,) = loading.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return prepare(build, read)
 
 

@@ -18,9 +18,9 @@ from phipipe import backends, hardware
 from phipipe.cli.listeners import Silent
 from phipipe.errors import SourceError, StepFailed, TargetError
 from phipipe.hub import take as hub
-from phipipe.plan import prepare
+from phipipe.plan import planning
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, load
+from phipipe.recipe import device, loading
 from phipipe.run.dispatch import attempt
 from phipipe.run.nodes import graph
 from phipipe.settings import Settings
@@ -256,8 +256,8 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
 
 
 def test_the_board_recipe_is_one_graph_from_one_source() -> None:
-    builds = load.load(RECIPES / "board.yaml", options=backends.OptionsOf())
-    plans = [prepare.prepare(build) for build in builds]
+    builds = loading.load(RECIPES / "board.yaml", options=backends.OptionsOf())
+    plans = [planning.prepare(build) for build in builds]
     assert {made.build.recipe.backend for made in plans} == {
         "torch",
         "onnxruntime",

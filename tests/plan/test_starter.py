@@ -21,7 +21,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import failures, take
 from phipipe.output import documents
-from phipipe.plan import plans, prepare, starter, starter_choice, targets
+from phipipe.plan import planning, plans, starter, starter_choice, targets
 from phipipe.recipe import device
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
@@ -312,7 +312,7 @@ def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
 def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -> None:
     write(tmp_path / "r.yaml")
     (build,) = targets.checked(tmp_path / "r.yaml")
-    assert prepare.prepare(build).build.name == "r"
+    assert planning.prepare(build).build.name == "r"
 
 
 def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from phipipe.hub import repository, take
 from phipipe.maintain import readme_tables
 from phipipe.models import checkpoints, family
 from phipipe.package import package
-from phipipe.plan import prepare as planner
-from phipipe.recipe import device, load
+from phipipe.plan import planning
+from phipipe.recipe import device, loading
 from phipipe.steps import Step
 
 TARGETS = RECIPES / "all-targets.yaml"
@@ -139,7 +139,7 @@ def test_a_text_without_a_place_for_the_table_is_refused() -> None:
 def test_recipes_of_the_hub_fit_their_models_and_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (build,) = load.load(RECIPES / f"{name}.yaml", options=backends.OptionsOf())
+    (build,) = loading.load(RECIPES / f"{name}.yaml", options=backends.OptionsOf())
     (member,) = (m for m in family.MEMBERS if build.recipe.source.repo in m.repos)
     original = take.Original(
         checkpoints.of_config(member.config, member.tokenizer),
@@ -149,7 +149,7 @@ def test_recipes_of_the_hub_fit_their_models_and_devices(
         repository, "text_step", lambda told, name: Step(name=name, runs=told.file, version=1)
     )
     monkeypatch.setattr(take, "same_text", lambda *_: False)
-    made = planner.prepare(build, lambda *_: original)
+    made = planning.prepare(build, lambda *_: original)
     texts = {
         step.name: step.runs for step in made.steps if step.name in ("text", "calibration-text")
     }

@@ -20,8 +20,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import file_names
 from phipipe.metrics import METRICS
-from phipipe.recipe import document, recipe
-from phipipe.recipe import load as recipe_load
+from phipipe.recipe import document, loading, recipe
 from phipipe.recipe.build import Build, problem_at
 
 GOOD = """\
@@ -49,7 +48,7 @@ OPTIONS = backends.OptionsOf()
 def load(tmp_path: Path, text: str | bytes, **how: Any) -> list[Build]:
     path = tmp_path / "r.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return recipe_load.load(path, options=OPTIONS, **how)
+    return loading.load(path, options=OPTIONS, **how)
 
 
 def refusal(tmp_path: Path, text: str | bytes, **how: Any) -> str:
@@ -158,9 +157,9 @@ def test_what_is_no_recipe_is_refused_in_words(
 def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text(GOOD)
     with pytest.raises(RecipeError, match=r"did you mean `quick\.yaml`"):
-        recipe_load.load(tmp_path / "quikc.yaml", options=OPTIONS)
+        loading.load(tmp_path / "quikc.yaml", options=OPTIONS)
     with pytest.raises(RecipeError, match="is a folder"):
-        recipe_load.load(tmp_path, options=OPTIONS)
+        loading.load(tmp_path, options=OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError
 from phipipe.metrics import METRICS
 from phipipe.plan import starter
-from phipipe.recipe import device, load, schema
+from phipipe.recipe import device, loading, schema
 
 OPTIONS = backends.OptionsOf()
 BASE: dict[str, Any] = {
@@ -93,7 +93,7 @@ def test_schema_and_models_agree(
     data = BASE | change
     (tmp_path / "r.yaml").write_text(json.dumps(data), "utf-8")
     try:
-        load.load(tmp_path / "r.yaml", options=OPTIONS)
+        loading.load(tmp_path / "r.yaml", options=OPTIONS)
     except PhipipeError:
         fits = False
     else:
@@ -193,7 +193,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     return data
 
 
-# What JSON schema cannot compare; the messages of ``recipe.load`` tell these apart.
+# What JSON schema cannot compare; the messages of ``recipe.loading`` tell these apart.
 BEYOND = (
     "is longer than",
     "no value passes",
@@ -208,7 +208,7 @@ def complaints(path: Path, data: Any) -> list[str]:
     schema."""
     path.write_text(json.dumps(data), "utf-8")
     try:
-        for build in load.load(path, options=OPTIONS):
+        for build in loading.load(path, options=OPTIONS):
             if not build.recipe.device.endswith((".yaml", ".yml")):
                 device.load(build.recipe.device)
     except PhipipeError as error:

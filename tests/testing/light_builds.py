@@ -96,7 +96,7 @@ def _step(
 
 
 def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
-    """In place of ``plan.prepare``: steps that take no time, by what the test says of this
+    """In place of ``planning.prepare``: steps that take no time, by what the test says of this
     build."""
     recipe, name = build.recipe, build.name
     if TROUBLE.get(name) == "refused":

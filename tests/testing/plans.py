@@ -13,9 +13,9 @@ from typing import Any
 from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed
-from phipipe.plan import prepare as planning
+from phipipe.plan import planning
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
+from phipipe.recipe import loading
 from phipipe.run import dispatch, events, past_runs
 from phipipe.run.manner import Manner
 from phipipe.settings import Settings
@@ -31,7 +31,7 @@ STEPS = {"work": f"{__name__}:work"}
 
 def planned(*sets: str, path: Path = QUICKSTART) -> Plan:
     """The plan of a recipe for one build, with ``sets`` laid on it."""
-    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
+    (build,) = loading.load(path, sets=sets, options=backends.OptionsOf())
     return planning.prepare(build)
 
 
