@@ -41,7 +41,7 @@ from phipipe.hub import take
 from phipipe.models import checkpoints
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
-STORIES = Path(take.__file__).parent / "assets" / "stories"
+STORIES = take.ASSETS / "stories"
 # Our precision and options, and the same in the exporter's words.
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "int4-symmetric": (
