@@ -6,8 +6,9 @@ those that got through.
 Packages whose files ask some runtime to run, read or write what it must not; resealed manifests,
 checkpoints, recipes, paths and values on the command line; chat templates; killed installations.
 The inputs are the tests' own (``tests/testing/hostile_*.py``), as many as there are up to
-``--most`` of a kind, and the commands the real ones, in this process. Nothing leaves a temporary folder but what
-toolchains are installed for ``chat`` and ``eval``. It ends with code 1 if anything got through.
+``--most`` of a kind, and the commands the real ones, in this process. Nothing leaves a temporary
+folder but what toolchains are installed for ``chat`` and ``eval``. It ends with code 1 if anything
+got through.
 """
 
 from __future__ import annotations

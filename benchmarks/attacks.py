@@ -1,8 +1,8 @@
 """The kinds of attacks that ``attack.py`` counts: packages, manifests, checkpoints, recipes, paths,
 templates, and killed installations.
 
-The inputs are the tests' own (``tests/testing/hostile_*.py``), and the commands the real ones, in this
-process.
+The inputs are the tests' own (``tests/testing/hostile_*.py``), and the commands the real ones, in
+this process.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from testing import (  # noqa: E402 (the tests' own)
 )
 
 from phipipe.errors import PhipipeError  # noqa: E402
-from phipipe.hub import take
+from phipipe.hub import take  # noqa: E402
 from phipipe.package import manifest  # noqa: E402
-from phipipe.sandbox import chat_templates
+from phipipe.sandbox import chat_templates  # noqa: E402
 
 Input = TypeVar("Input")
 BUG = 70

@@ -49,19 +49,19 @@ SHARE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from phipipe import evaluate
-from phipipe.backends import onnxruntime
+from phipipe import backends
+from phipipe.evaluate import fidelity, reference as kept
 artifact, baseline = map(Path, sys.argv[1:])
 tokens = np.load(baseline / "tokens.npy")
 reference = np.load(baseline / "logprobs.npy", mmap_mode="r")
-runtime = onnxruntime.open(artifact)
+runtime = backends.load("onnxruntime").open(artifact)
 runtime.logits(tokens[0].tolist())
 spent = [0.0, 0.0]
 for i, window in enumerate(tokens):
     start = time.perf_counter()
-    logits = evaluate._finite(runtime.logits(window.tolist()), len(window))
+    logits = fidelity._finite(runtime.logits(window.tolist()), len(window))
     middle = time.perf_counter()
-    evaluate.score(reference[i], logits, window)
+    kept.score(reference[i], logits, window)
     spent[0] += middle - start
     spent[1] += time.perf_counter() - middle
 print(spent[0], spent[1])

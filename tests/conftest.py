@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from testing import tiers
 from testing.clock import SHARING
 from xdist.scheduler import LoadScopeScheduling
@@ -32,10 +33,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
+# How busy the machine is says nothing about the code; and folders are fresh for a test, not for each
+# of its examples.
+CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+settings.register_profile("phipipe", deadline=None, suppress_health_check=CHECKS)
+settings.load_profile("phipipe")
 pytest_plugins = ["testing.fixtures"]
 
-# Files that take long, with their seconds: they start first, so that none runs alone at the end.
-SECONDS = {"targets": 700, "family": 600}
+# Files that take minutes, the longest first: they start first, so that none runs alone at the end.
+SLOW = (
+    *("targets", "family", "runtimes", "litert", "openvino", "vision_phi4", "qnn", "olive"),
+    *("vision", "cluster", "large", "quickstart"),
+)
 WORKER_GIB = 6  # what a test's processes may take at once
 KEPT = "PHIPIPE_TEST_TOOLCHAINS"
 # Two installers work beside the tests: compiling llama.cpp takes minutes of one core.
@@ -54,8 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tiers.derive(item)
     taken = [item for item in items if tiers.is_taken(item)]
     config.hook.pytest_deselected(items=[item for item in items if not tiers.is_taken(item)])
-    seconds = {f"test_{name}": number for name, number in SECONDS.items()}
-    items[:] = sorted(taken, key=lambda item: -seconds.get(item.path.stem, 0))
+    place = {f"test_{name}": number for number, name in enumerate(SLOW)}
+    items[:] = sorted(taken, key=lambda item: place.get(item.path.stem, len(SLOW)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -138,8 +147,8 @@ def python_of(toolchains: Path) -> Callable[[str], Path]:
 
     @cache
     def python(name: str) -> Path:
-        settings = Settings.read({**os.environ, **places(toolchains)})
-        return environments.ensure(name, settings, print).python
+        here = Settings.read({**os.environ, **places(toolchains)})
+        return environments.ensure(name, here, print).python
 
     return python
 

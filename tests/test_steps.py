@@ -17,14 +17,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from testing.plans import planned
 
 import phipipe
 from phipipe import backends, steps
 from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, load
+from phipipe.recipe import device
 from phipipe.run.dispatch import attempt
 from phipipe.run.manner import Manner
 from phipipe.run.process import Request, Server
@@ -41,10 +41,9 @@ OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.own_steps
 NAMES = {*steps.ADDRESSES, *OWN}
 
 
-def planned() -> Iterator[Step]:
+def all_steps() -> Iterator[Step]:
     """Steps of the recipe that needs no network, on every backend, at all precisions, on a device
     for each unit."""
-    quickstart = PACKAGE.parent / "recipes" / "quickstart.yaml"
     devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
     for backend in backends.names():
         for api, precision in itertools.product(sorted(backends.load(backend).apis), PRECISIONS):
@@ -53,12 +52,10 @@ def planned() -> Iterator[Step]:
                 f"precision={precision}",
                 f"device={devices[api]}",
                 "quantize={}",
-            )
-            (build,) = load.load(
-                quickstart, sets=(*sets, f"unit={api}"), options=backends.OptionsOf()
+                f"unit={api}",
             )
             with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from prepare.prepare(build).steps
+                yield from planned(*sets).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -88,7 +85,7 @@ def test_what_a_backend_owns_stands_in_its_own_face() -> None:
 
 
 def test_no_plan_has_another_name() -> None:
-    runs = {step.runs for step in planned()}
+    runs = {step.runs for step in all_steps()}
     assert len(runs) > 10
     assert runs <= NAMES
 

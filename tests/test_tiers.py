@@ -77,10 +77,9 @@ def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "taken"),
     [
         ([], ["test_quick", "test_quickstart"]),
-        (["-m", "not integration"], ["test_quick"]),
         (["-m", "integration"], ["test_built", "test_quickstart"]),
     ],
-    ids=("default", "none", "integration"),
+    ids=("default", "integration"),
 )
 def test_what_uses_a_toolchain_through_a_fixture_is_of_the_tier_integration(
     some: Path, words: list[str], taken: list[str]

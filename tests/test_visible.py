@@ -144,6 +144,7 @@ def test_an_output_that_takes_nothing_is_said_and_ends_with_9() -> None:
         assert failed.returncode == 2  # the command's own end comes first
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 @pytest.mark.parametrize(
     ("rest", "code"),
@@ -176,7 +177,7 @@ def test_a_stream_that_is_closed_or_whose_reader_has_gone_changes_no_ending(
 def test_a_file_never_takes_the_number_of_an_output_that_is_closed(tmp_path: Path) -> None:
     """Else what is printed would land in it: a lock, a record."""
     code = (
-        "from phipipe import streams; streams.prepare(); file = open(FILE, 'w'); "
+        "from phipipe.cli import streams; streams.prepare(); file = open(FILE, 'w'); "
         "file.write(str(file.fileno()))"
     )
     command = [sys.executable, "-c", f"FILE = {str(tmp_path / 'number')!r}; {code}"]

@@ -173,7 +173,7 @@ class Backend(Generic[Chosen]):
     """Words for ``quant_method`` in its ``config.json``; None: no runtime reads that file."""
     is_compiled: bool = False  # the toolchain's main package comes as source code
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
-    colour: int | None = None  # its place in ``board_html.SERIES``; None: grey
+    colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 
     @property
     def apis(self) -> frozenset[str]:

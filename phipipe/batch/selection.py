@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from phipipe.batch.changed import Changes
+from phipipe.batch.git_changes import Changes
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import inside, resolved
 from phipipe.plan.plan import Plan

@@ -17,8 +17,8 @@ from dataclasses import replace
 from itertools import count
 
 from phipipe.board import picks, remedies
+from phipipe.board.candidates import Answer, Candidate, Speed
 from phipipe.board.entry import Entry, one_line
-from phipipe.board.picks import Answer, Candidate, Speed
 from phipipe.errors import SourceError
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from pydantic import ValidationError
 
 from phipipe.errors import SourceError
-from phipipe.evaluate.reports import Metrics, Speed
+from phipipe.evaluate.reports import Metrics, Sanity, Speed
 from phipipe.metrics import names
 from phipipe.package import card, figures
 from phipipe.package.description import Description, Text
@@ -24,7 +26,7 @@ class Entry:
     """One build: what it is, what was measured, and where the numbers come from."""
 
     # read by pydantic in ``load``: a board is data from outside
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {
         "extra": "forbid",
         "strict": True,
         "allow_inf_nan": False,
@@ -97,13 +99,7 @@ def from_manifest(manifest: Description) -> Entry:
     Raises:
         SourceError: figures are missing without which a build cannot be compared.
     """
-    fidelity, speed, source, steps = (
-        manifest.fidelity,
-        manifest.speed,
-        manifest.source,
-        manifest.steps,
-    )
-    baseline = fidelity.baseline
+    source, steps, baseline = manifest.source, manifest.steps, manifest.fidelity.baseline
     tools = dict(tool for step in steps.values() for tool in card.main_tools(step))
     entry = Entry(
         name=manifest.name,
@@ -111,8 +107,8 @@ def from_manifest(manifest: Description) -> Entry:
         precision=manifest.precision,
         backend_title=manifest.backend_title,
         scheme=manifest.scheme,
-        api=manifest.api,
         device=manifest.device.title,
+        api=manifest.api,
         on_target=manifest.on_target,
         source=source.title,
         source_digest=source.digest,
@@ -123,17 +119,11 @@ def from_manifest(manifest: Description) -> Entry:
         window=baseline.window,
         skip=baseline.skip,
         baseline_ppl=baseline.ppl,
-        metrics={**fidelity.metrics, **speed.metrics},
-        stderr=fidelity.stderr,
-        profile=fidelity.profile,
-        sanity=fidelity.sanity.as_json(),
-        spread=speed.spread,
-        host=speed.host,
-        prompt_tokens=speed.prompt_tokens,
         phipipe=manifest.phipipe,
         tools=dict(sorted(tools.items())),
         keys={name: steps[name].key for name in sorted(steps)},
     )
+    entry = _with_speed(_with_fidelity(entry, manifest.fidelity), manifest.speed)
     if wrong := complaint(entry):
         raise SourceError(
             f"the manifest of `{one_line(entry.name)}` {wrong}", hint="build the package again"
@@ -149,26 +139,33 @@ def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) ->
     """
     built = from_manifest(manifest)
     kept = {name: value for name, value in built.metrics.items() if name not in SPEED}
-    entry = replace(
-        built,
-        on_target="true",
-        measured=True,
-        metrics={**kept, **speed.metrics},
-        spread=speed.spread,
-        host=speed.host,
-        prompt_tokens=speed.prompt_tokens,
-    )
+    here = replace(built, on_target="true", measured=True, metrics=kept)
+    entry = _with_speed(here, speed)
     if evaluation is None:
         return entry
     # of the artifact, without what lies beside it
     sizes = {name: built.metrics[name] for name in REQUIRED[1:]}
+    entry = _with_fidelity(replace(entry, reference=True), evaluation)
+    return replace(entry, metrics={**entry.metrics, **sizes})
+
+
+def _with_fidelity(entry: Entry, fidelity: Metrics) -> Entry:
     return replace(
         entry,
-        reference=True,
-        metrics={**entry.metrics, **evaluation.metrics, **sizes},
-        stderr=evaluation.stderr,
-        profile=evaluation.profile,
-        sanity=evaluation.sanity.as_json(),
+        metrics={**entry.metrics, **fidelity.metrics},
+        stderr=fidelity.stderr,
+        profile=fidelity.profile,
+        sanity=fidelity.sanity.as_json(),
+    )
+
+
+def _with_speed(entry: Entry, speed: Speed) -> Entry:
+    return replace(
+        entry,
+        metrics={**entry.metrics, **speed.metrics},
+        spread=speed.spread,
+        host=speed.host,
+        prompt_tokens=speed.prompt_tokens,
     )
 
 
@@ -208,18 +205,12 @@ def complaint(entry: Entry) -> str | None:
     )
     if min([*entry.metrics.values(), *entry.stderr.values(), *curves]) < 0:
         return "has a figure below zero"
-    sanity = {name: isinstance(value, Sequence) for name, value in entry.sanity.items()}
-    if (
-        sanity.get("answers_ended") is False
-        or sanity.get("greedy_agreement")
-        or sanity.get("repetition")
-    ):
+    try:
+        Sanity.model_validate(entry.sanity)
+    except ValidationError:
         return "has sanity flags of another kind"
-    return (
-        None
-        if all(len(ends) == 2 for ends in entry.spread.values())
-        else "has a spread that is no pair"
-    )
+    pairs = all(len(ends) == 2 for ends in entry.spread.values())
+    return None if pairs else "has a spread that is no pair"
 
 
 def one_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 Per device, never across devices: the smallest file, the closest quantized one and the fastest one
 of those that are fit to ship. Fit is a build that reads text and chats as the original does, and
-whose mean KL divergence is at most ``report.KLD_FIT``, that of the coarsest 4-bit file in common
+whose mean KL divergence is at most ``figures.KLD_FIT``, that of the coarsest 4-bit file in common
 use. Where none is fit the answer says so, and what would come closer.
 
 A speed counts only if it was taken on the device. Speeds whose spreads overlap are equal: then
@@ -16,111 +16,12 @@ bound: it never puts a build ahead of one whose divergence is known whole.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from phipipe.board import pick_words
+from phipipe.board.candidates import Aim, Answer, Candidate, Pick
 from phipipe.package import figures
-from phipipe.words import counted
-
-Aim = Literal["size", "fidelity", "answer speed"]
-Place = Literal["true", "emulated", "false"]
-# a speed that was taken once stands for a tenth less to a tenth more, as repetitions differ
-ONCE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Answer tokens per second: the median, the ends of its spread, and what speeds must share to
-    compare."""
-
-    value: float
-    low: float
-    high: float
-    conditions: tuple[str, int]
-
-    @classmethod
-    def of(cls, value: float, spread: Sequence[float], conditions: tuple[str, int]) -> Speed:
-        """With the spread of its repetitions, or a wide one where it was taken once."""
-        ends = [end for end in spread if end != value] or [(1 - ONCE) * value, (1 + ONCE) * value]
-        return cls(
-            value=value, low=min(*ends, value), high=max(*ends, value), conditions=conditions
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """What a decision needs of a build; a figure that nobody took is None. Names are distinct."""
-
-    name: str
-    device: str  # its title
-    backend: str
-    api: str = ""
-    failed: bool = False
-    size: float | None = None  # GiB
-    kld: float | None = None
-    bound: bool = False  # the divergence is a lower bound
-    quantized: bool = False
-    sound: bool = True  # reads text and chats as the original does
-    place: Place = "false"  # where it was measured: on the device, emulated, or anywhere
-    speed: Speed | None = None
-    wider: str = ""  # the change of its recipe that spends more bits on all weights
-    finer: str = ""  # the change that comes closer at the same precision
-
-    @property
-    def known(self) -> bool:
-        """Whether it can be compared with others."""
-        return not self.failed and self.size is not None and self.kld is not None
-
-    @property
-    def fit(self) -> bool:
-        """Whether it may be shipped at all."""
-        return self.sound and self.known and (self.kld or 0.0) <= figures.KLD_FIT[1]
-
-    @property
-    def closeness(self) -> tuple[float, float, str]:
-        """The closest first, of equals the smallest; total, so that the order of builds changes
-        nothing."""
-        return self.kld or 0.0, self.size or 0.0, self.name
-
-    @property
-    def smallness(self) -> tuple[float, float, str]:
-        """The smallest first, of equals the closest."""
-        return self.size or 0.0, self.kld or 0.0, self.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """The build to ship if ``aim`` matters most, the figure that says so, and the builds that are
-    as fast."""
-
-    aim: Aim
-    build: str
-    words: str
-    unit: str = ""  # which of the device's units it runs on, where there are builds for several
-    equals: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What to ship to one device."""
-
-    device: str
-    where: str  # the device in words
-    verdict: Literal["ship", "none fit", "nothing built"]
-    picks: tuple[Pick, ...] = ()
-    undecided: Mapping[Aim, str] = field(default_factory=dict)  # aim → why there is no pick
-    reason: str = ""  # why there is nothing to ship, or nothing to choose
-    closer: tuple[str, ...] = ()  # then: what in the recipes would come closer
-    cautions: tuple[str, ...] = ()  # sentences
-    front: tuple[str, ...] = ()  # smallest first
-    behind: Mapping[str, str] = field(
-        default_factory=dict
-    )  # build → the closest one on the front that is ahead of it
-    line: str = ""  # the answer in one line
-
-
-# --- order
 
 
 def ahead(a: Candidate, b: Candidate, fast: frozenset[str] = frozenset()) -> bool:
@@ -177,9 +78,6 @@ def _behind(
     }
 
 
-# --- decisions
-
-
 def answers(candidates: Iterable[Candidate]) -> tuple[Answer, ...]:
     """One answer for each device that somebody asked for; those whose own speeds are known come
     first."""
@@ -191,14 +89,14 @@ def answers(candidates: Iterable[Candidate]) -> tuple[Answer, ...]:
             groups.setdefault(candidate.device, []).append(candidate)
     untimed = {device: not any(c.speed for c in members) for device, members in groups.items()}
     found = [
-        replace(a, line=_line(a))
+        replace(a, line=pick_words.line(a))
         for a in (_answer(device, members) for device, members in groups.items())
     ]
     return tuple(sorted(found, key=lambda a: (untimed[a.device], a.device.casefold(), a.device)))
 
 
 def _answer(device: str, members: Sequence[Candidate]) -> Answer:
-    built, where = [c for c in members if not c.failed], _where(device, members)
+    built, where = [c for c in members if not c.failed], pick_words.where(device, members)
     if not built:
         reason = "nothing to ship: no build succeeded"
         return Answer(device=device, where=where, verdict="nothing built", reason=reason)
@@ -210,17 +108,17 @@ def _answer(device: str, members: Sequence[Candidate]) -> Answer:
         device=device,
         where=where,
         verdict="ship" if fit else "none fit",
-        cautions=_cautions(members, fit),
+        cautions=pick_words.cautions(members, fit),
         front=tuple(c.name for c in best),
         behind=_behind(built, best, fast),
     )
     if not fit:
-        return replace(known, reason=_unfit(built), closer=_closer(built))
+        return replace(known, reason=pick_words.unfit(built), closer=pick_words.closer(built))
     of_aim, undecided = _choose([c for c in best if c.fit], leaders)
     units = {c.name: c.api for c in built if len({c.api for c in built}) > 1}
     chosen = tuple(replace(pick, unit=units.get(pick.build, "")) for pick in of_aim)
     undecided |= {"answer speed": doubt} if doubt else {}
-    reason = "" if len(fit) > 1 else _alone(members, built)
+    reason = "" if len(fit) > 1 else pick_words.alone(members, built)
     return replace(known, picks=chosen, undecided=undecided, reason=reason)
 
 
@@ -232,7 +130,7 @@ def _choose(
     smallest = min(best, key=lambda c: c.smallness)
     words = (
         f"the smallest that is fit: {' '.join(figures.size(smallest.size or 0.0))}, "
-        f"{_divergence(smallest)}"
+        f"{pick_words.divergence(smallest)}"
     )
     chosen = [Pick(aim="size", build=smallest.name, words=words)]
     among = [c for c in best if c.quantized] or best
@@ -240,9 +138,7 @@ def _choose(
     if closest.bound and not all(c.bound for c in among):
         undecided["fidelity"] = "a lower bound of a divergence does not compare with a whole one"
     else:
-        words = (
-            f"the closest{' quantized' if closest.quantized else ''} build: {_divergence(closest)}"
-        )
+        words = f"the closest{' quantized' if closest.quantized else ''} build: {pick_words.divergence(closest)}"
         chosen.append(Pick(aim="fidelity", build=closest.name, words=words))
     if leaders:
         chosen.append(_fast_pick(leaders))
@@ -263,126 +159,3 @@ def _fast_pick(leaders: Sequence[Candidate]) -> Pick:
         )
     words = f"{words}; equally fast: {', '.join(equals)}, so fidelity decides, then size"
     return Pick(aim="answer speed", build=first.name, words=words, equals=equals)
-
-
-# --- words
-
-
-def _line(answer: Answer) -> str:
-    if answer.verdict != "ship":
-        return ". ".join([f"{answer.where}: {answer.reason}", *answer.closer[:1]]) + "."
-    if answer.reason:
-        return f"{answer.where}: ship {answer.picks[0].build}, {answer.reason}."
-    merged: dict[str, list[Pick]] = {}
-    for pick in answer.picks:
-        merged.setdefault(pick.build, []).append(pick)
-    clauses = [_clause(found, alone=len(merged) == 1) for found in merged.values()]
-    clauses += [f"no pick by {aim}, since {why}" for aim, why in answer.undecided.items()]
-    return f"{answer.where}: ship {'; '.join(clauses)}."
-
-
-def _clause(found: Sequence[Pick], *, alone: bool) -> str:
-    equals = [name for pick in found for name in pick.equals]
-    like = counted(len(equals), "other") if len(equals) > 2 else " and ".join(equals)
-    name = f"{found[0].build} (on {found[0].unit})" if found[0].unit else found[0].build
-    aims = [pick.aim for pick in found]
-    words = (
-        f"{name}, the best by {_listed(aims, 'and')}"
-        if alone
-        else f"{name} if {_listed(aims, 'or')} matters most"
-    )
-    return f"{words} (equally fast as {like})" if equals else words
-
-
-def _listed(words: Sequence[str], last: str) -> str:
-    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
-
-
-def _alone(members: Sequence[Candidate], built: Sequence[Candidate]) -> str:
-    """Why there is nothing to choose."""
-    return (
-        "the only build"
-        if len(members) == 1
-        else f"the only one that {'is fit' if len(built) > 1 else 'succeeded'}"
-    )
-
-
-def _divergence(candidate: Candidate) -> str:
-    return f"mean KLD of {'at least ' if candidate.bound else ''}{figures.number(candidate.kld or 0.0)}"
-
-
-def _where(device: str, members: Sequence[Candidate]) -> str:
-    """The device, and its unit if all builds are for one that the title does not name."""
-    if not device:
-        return "a device without a name"
-    units = {c.api for c in members}
-    unit = next(iter(units)) if len(units) == 1 else ""
-    return f"{device}, {unit}" if unit and unit not in device.casefold() else device
-
-
-def _unfit(built: Sequence[Candidate]) -> str:
-    """Why nothing of what was built is fit."""
-    sound, alone = [c for c in built if c.sound], len(built) == 1
-    what = (
-        f"{built[0].name} is not fit to ship"
-        if alone
-        else f"none of these {len(built)} builds is fit to ship"
-    )
-    if not sound:
-        return f"{what}: {'it reads' if alone else 'they read'} text or chats unlike the original"
-    known = [c for c in sound if c.known]
-    if not known:
-        return f"{what}: {'its' if alone else 'their'} fidelity or size is not known"
-    closest, (name, limit) = min(known, key=lambda c: c.closeness), figures.KLD_FIT
-    subject = "it" if alone else f"the closest, {closest.name},"
-    beyond = f"beyond the limit of {limit:g} ({name}, the coarsest usual 4-bit file)"
-    return f"{what}: {subject} has a {_divergence(closest)}, {beyond}"
-
-
-def _closer(built: Sequence[Candidate]) -> tuple[str, ...]:
-    """What in the recipes would come closer: by backend, the closest build's first."""
-    ordered = sorted((c for c in built if c.sound), key=lambda c: (not c.known, c.closeness))
-    there = len({c.backend for c in ordered})
-
-    def told(changes: Iterable[tuple[str, str]]) -> str:
-        by: dict[str, list[str]] = {}
-        for change, backend in dict.fromkeys(changes):
-            by.setdefault(change, []).append(backend)
-        return "; ".join(
-            f"{c} ({', '.join(names)})" if len(names) < there else c for c, names in by.items()
-        )
-
-    wider, finer = (
-        told((getattr(c, kind), c.backend) for c in ordered if getattr(c, kind))
-        for kind in ("wider", "finer")
-    )
-    said = (
-        f"Fit as a rule: {wider}" if wider else "",
-        f"Closer at the same precision: {finer}" if finer else "",
-    )
-    return tuple(part for part in said if part)
-
-
-def _cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[str, ...]:
-    """What the figures are not, and which builds were left out."""
-    built = [c for c in members if not c.failed]
-    places, some = {c.place for c in built}, "" if len({c.place for c in built}) == 1 else "Some: "
-    odd, failed = [c.name for c in built if not c.sound], [c.name for c in members if c.failed]
-    far = [c.name for c in built if c.sound and not c.fit]
-    said = []
-    if "emulated" in places:
-        said.append(f"{some}The device was emulated, so its speed and memory are unknown.")
-    if "false" in places:
-        said.append(f"{some}Not measured on the device, so its speed and memory are unknown.")
-    if fit and far:
-        said.append(
-            f"Not fit, since their mean KLD is beyond {figures.KLD_FIT[1]:g} or unknown: "
-            f"{', '.join(far)}."
-        )
-    if odd:
-        said.append(
-            f"Not considered, since they read text or chats unlike the original: {', '.join(odd)}."
-        )
-    if failed:
-        said.append(f"Not built: {', '.join(failed)}.")
-    return tuple(said)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from phipipe.board.board import answers, done, elsewhere, lines, ranked, standing
+from phipipe.board.candidates import Answer
 from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes
 from phipipe.board.entry import Entry, one_line
-from phipipe.board.picks import Answer
 from phipipe.package.markdown import code, inline
 
 
@@ -16,48 +16,53 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
     """The board for a terminal, no line longer than ``width``: the last columns go first where it
     is narrow."""
     every = ranked(entries)
-    away, (best, rivals) = elsewhere(every), standing(answers(every))
-    heads = ["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]
-
-    def measured(build: Callable[[Entry], str], longest: int) -> tuple[list[list[str]], list[int]]:
-        cells = [
-            [_middle(e.name, longest), build(e), *(cell(c, e, away) for c in COLUMNS)]
-            for e in done(every)
-        ]
-        rows = [
-            heads,
-            *([*row, rivals.get(e.name, "")] for e, row in zip(done(every), cells, strict=True)),
-        ]
-        return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    rows, wide = measured(build_words, width)
-    if 2 * len(wide) + sum(wide) > width:
-        rows, wide = measured(lambda e: f"{e.backend} {e.precision}", width)
-        room = (
-            width - 10 - sum(wide[1:5])
-        )  # the divergence is what the board is about: names give way to it
-        rows, wide = measured(lambda e: f"{e.backend} {e.precision}", max(room, 16))
-    while len(wide) > 2 and 2 * len(wide) + sum(wide) > width:
-        wide.pop()
+    rows, widths = _fitting(every, width)
+    best, _ = standing(answers(every))
+    ways = ["<", "<", *(">" for _ in COLUMNS), "<"]
     lines = []
     for sign, row in zip(
         [" ", *("*" if e.name in best else " " for e in done(every))], rows, strict=True
     ):
-        ways = ["<", "<", *(">" for _ in COLUMNS), "<"]
-        cells = [f"{text:{way}{n}}" for text, way, n in zip(row, ways, wide, strict=False)]
+        cells = [f"{text:{way}{n}}" for text, way, n in zip(row, ways, widths, strict=False)]
         lines.append(f"{sign} {'  '.join(cells)}"[:width].rstrip())
     said = [
         f"! {e.name}: {build_words(e)}, failed: {one_line(e.error or '')}"
         for e in every
         if e.error is not None
     ]
-    said += [f"* {FRONT}", *notes(every)]
-    return "\n".join(
-        [
-            *lines,
-            *(part for note in said for part in textwrap.wrap(note, width, subsequent_indent="  ")),
-        ]
-    )
+    for note in [*said, f"* {FRONT}", *notes(every)]:
+        lines += textwrap.wrap(note, width, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _fitting(every: Sequence[Entry], width: int) -> tuple[list[list[str]], list[int]]:
+    """The rows, heads first, and the widths of those columns that ``width`` has room for."""
+    rows, widths = _rows(every, build_words, width)
+    if 2 * len(widths) + sum(widths) > width:
+        rows, widths = _rows(every, _brief, width)
+        # the divergence is what the board is about: names give way to it
+        room = width - 10 - sum(widths[1:5])
+        rows, widths = _rows(every, _brief, max(room, 16))
+    while len(widths) > 2 and 2 * len(widths) + sum(widths) > width:
+        widths.pop()
+    return rows, widths
+
+
+def _brief(entry: Entry) -> str:
+    return f"{entry.backend} {entry.precision}"
+
+
+def _rows(
+    every: Sequence[Entry], build: Callable[[Entry], str], longest: int
+) -> tuple[list[list[str]], list[int]]:
+    """Rows whose names have at most ``longest`` characters, and how wide their columns are."""
+    away, (_, rivals) = elsewhere(every), standing(answers(every))
+    rows = [["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]]
+    for entry in done(every):
+        cells = (cell(column, entry, away) for column in COLUMNS)
+        name = _middle(entry.name, longest)
+        rows.append([name, build(entry), *cells, rivals.get(entry.name, "")])
+    return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def advice(entries: Iterable[Entry]) -> list[str]:

@@ -20,10 +20,10 @@ def cache() -> None:
 @AS_JSON
 def list_stored(as_json: bool) -> None:
     """List stored results and unfinished downloads: step, size, age, last use."""
-    from phipipe.cli import listing_text, tables
+    from phipipe.cli import facts, tables
 
-    rows = tables.stored(store_of_user().store)
-    answers.give(rows) if as_json else echo(listing_text.stored(rows))
+    rows = facts.stored(store_of_user().store)
+    answers.give(rows) if as_json else echo(tables.stored(rows))
 
 
 @cache.command("verify", epilog="Example:  phipipe cache verify")
@@ -56,8 +56,8 @@ def verify(as_json: bool) -> None:
 def collect(budget: float, dry_run: bool, as_json: bool) -> None:
     """Remove what was unused for longest, unfinished downloads too; never what a running build
     needs."""
-    from phipipe.cli import listing_text, tables
+    from phipipe.cli import facts, tables
 
     report = store_of_user().store.gc(int(budget * 2**30), dry_run=dry_run)
-    row = tables.collected(report, dry_run)
-    answers.give(row) if as_json else echo(listing_text.collected(row))
+    row = facts.collected(report, dry_run)
+    answers.give(row) if as_json else echo(tables.collected(row))

@@ -38,18 +38,18 @@ def doctor(recipes: Sequence[Path], as_json: bool) -> None:
     """Tell what this machine has and what is missing; of RECIPES, whether they could run here (exit
     code 1 if not)."""
     from phipipe.cli import doctor as checks
-    from phipipe.cli import listing_text, recipe_checks, tables
+    from phipipe.cli import facts, recipe_checks, tables
     from phipipe.output import lists
 
     settings = settings_of_user()
     findings = list(checks.machine(settings))
     findings += recipe_checks.recipes(recipes, settings, findings)
     rows = [lists.Check(**asdict(check)) for check in findings]
-    facts = tables.doctor(settings, rows)
+    machine = facts.doctor(settings, rows)
     if as_json:
-        answers.give(facts)
+        answers.give(machine)
     else:
-        echo(f"{listing_text.doctor(facts)}\nchecks\n{checks.text(findings)}")
+        echo(f"{tables.doctor(machine)}\nchecks\n{checks.text(findings)}")
     if not recipe_checks.fit_to_run(findings):
         raise click.exceptions.Exit(1)
 

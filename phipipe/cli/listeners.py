@@ -138,7 +138,7 @@ def many(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> Iter
     width = max((len(plan.build.name) for plan in plans), default=0) + 12  # and the step's name
     for plan in plans:
         for line in warning_lines(plan):
-            print(visible(f"  {plan.build.name}: {line}"), file=stream, flush=True)
+            _write(stream, f"  {plan.build.name}: {line}")
     if not stream.isatty():
         yield Terse(width, stream)
         return
@@ -155,15 +155,15 @@ def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> 
     width = max(len(label) for label in labels(plans))
     if not stream.isatty():
         for plan in plans:
-            print(visible(heading(plan)), file=stream, flush=True)
+            _write(stream, heading(plan))
             for line in warning_lines(plan):
-                print(visible(f"  {line}"), file=stream, flush=True)
+                _write(stream, f"  {line}")
         yield Lines(width, stream)
     else:
         with _live(width, stream) as live:
             live.introduce(plans)
             yield live
-    print(file=stream, flush=True)  # what follows is no progress
+    _write(stream, "")  # what follows is no progress
 
 
 @contextmanager
@@ -180,3 +180,8 @@ def _live(width: int, stream: TextIO) -> Iterator[Live]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Live(width, progress)
+
+
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(f"{visible(line)}\n")
+    stream.flush()

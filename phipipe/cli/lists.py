@@ -46,10 +46,10 @@ def _listing(plural: str, singular: str, words: _Words) -> click.Group:
 
 
 def _show(kind: str, as_json: bool, *names: str) -> None:
-    from phipipe.cli import listing_text, tables
+    from phipipe.cli import facts, tables
 
-    data = getattr(tables, kind)(*names)
-    answers.give(data) if as_json else echo(getattr(listing_text, kind)(data))
+    data = getattr(facts, kind)(*names)
+    answers.give(data) if as_json else echo(getattr(tables, kind)(data))
 
 
 devices = _listing(

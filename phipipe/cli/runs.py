@@ -26,12 +26,12 @@ def runs() -> None:
 @AS_JSON
 def list_runs(as_json: bool) -> None:
     """List runs, the newest first."""
-    from phipipe.cli import listing_text
+    from phipipe.cli import tables
     from phipipe.output import lists
     from phipipe.run import past_runs
 
     rows = [lists.Run(**_fields(run)) for run in past_runs.runs(settings_of_user().cache)]
-    answers.give(rows) if as_json else echo(listing_text.runs(rows))
+    answers.give(rows) if as_json else echo(tables.runs(rows))
 
 
 @runs.command("show", epilog="Example:  phipipe runs show latest")
@@ -39,7 +39,7 @@ def list_runs(as_json: bool) -> None:
 @AS_JSON
 def show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
-    from phipipe.cli import listing_text
+    from phipipe.cli import tables
     from phipipe.output import lists
     from phipipe.run import event_words, past_runs
 
@@ -50,7 +50,7 @@ def show(run_id: str, as_json: bool) -> None:
         return
     rows = [event_words.row(event) for event in run.events if event["event"] in ENDS]
     echo(f"{run.id}  {run.command}, {run.state}\n")
-    echo(listing_text.table([listing_text.cells(row) for row in rows]))
+    echo(tables.table([tables.cells(row) for row in rows]))
 
 
 @runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")

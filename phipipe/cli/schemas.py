@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from phipipe import backends
-from phipipe.board import entry, picks
+from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
 from phipipe.output import documents, lists
@@ -34,7 +34,7 @@ class Board:
     format: int
     phipipe: str
     entries: list[entry.Entry]
-    picks: list[picks.Answer]
+    picks: list[candidates.Answer]
 
 
 # Command → its document; each may print ``output.Failure`` instead.

@@ -1,216 +1,192 @@
-"""Facts for the listing commands: devices, backends, toolchains, cache, this machine; as data
-(``output``)."""
+"""What the listing commands say to people: the data of ``catalogue`` as tables and outlines."""
 
 from __future__ import annotations
 
 import datetime
-import shutil
-import sys
-from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from phipipe import __version__, hardware
-from phipipe import backends as registry
-from phipipe.output import documents, lists
-from phipipe.recipe import device as targets
-from phipipe.settings import Settings
-from phipipe.store import downloads
-from phipipe.store.collection import GcReport
-from phipipe.store.store import Store
+from phipipe.output import lists
+from phipipe.words import human
 
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
+Row = Mapping[str, Any]
 
 
-def devices() -> list[lists.Device]:
-    """One row per device file."""
-    return [
-        lists.Device(
-            device=name,
-            title=target.title,
-            architecture=target.architecture,
-            systems=list(target.systems),
-            memory_gib=target.memory_gib,
-            units=[unit.api for unit in target.units],
-            recipe=target.recipe,
-        )
-        for name, target in ((name, targets.load(name)) for name in targets.names())
+def devices(rows: Sequence[lists.Device]) -> str:
+    """The list of devices."""
+    return table(
+        [{"device": row.device, "units": " ".join(row.units), "title": row.title} for row in rows]
+    )
+
+
+def device(row: lists.DeviceDetails) -> str:
+    """All about one device."""
+    builds: dict[str, str] = {}
+    for unit in row.units:
+        for backend, precisions in unit.backends.items():
+            words = " ".join((unit.unit, *precisions))
+            builds[backend] = f"{builds[backend]}; {words}" if backend in builds else words
+    units = {
+        u.unit: f"{u.on}: {', '.join(u.precisions)}" if u.on else ", ".join(u.precisions)
+        for u in row.units
+    }
+    facts = {
+        "device": row.device,
+        "title": row.title,
+        "processor": row.architecture,
+        "systems": ", ".join(row.systems),
+        "memory_gib": row.memory_gib,
+        "units": units,
+        "constraints": {unit.unit: unit.constraints for unit in row.units if unit.constraints},
+        "defaults": {unit.unit: unit.defaults for unit in row.units if unit.defaults},
+        "backends": dict(sorted(builds.items())) or "none of this version",
+        "start from": row.start,
+        "notes": row.notes,
+        "sources": row.sources,
+    }
+    return outline(facts)
+
+
+def backends(rows: Sequence[lists.Backend]) -> str:
+    """The list of backends."""
+    cells = [
+        (row.backend, " ".join(row.precisions), " ".join(row.units), row.title) for row in rows
     ]
-
-
-def device(name: str) -> lists.DeviceDetails:
-    """One device: its units, what builds for it here, and where the facts come from."""
-    target = targets.load(name)
-    return lists.DeviceDetails(
-        device=name,
-        title=target.title,
-        architecture=target.architecture,
-        systems=list(target.systems),
-        memory_gib=target.memory_gib,
-        units=[_unit(target, unit) for unit in target.units],
-        recipe=target.recipe,
-        start=_start(target),
-        notes=target.notes,
-        sources=list(target.sources),
+    return table(
+        [dict(zip(("backend", "precisions", "units", "title"), row, strict=True)) for row in cells]
     )
 
 
-def _unit(target: targets.Device, unit: targets.Unit) -> lists.Unit:
-    able = {backend: registry.able(backend, target, unit) for backend in registry.names()}
-    return lists.Unit(
-        unit=unit.api,
-        on=unit.on,
-        precisions=list(unit.precisions),
-        constraints={precision: dict(table) for precision, table in unit.constraints.items()},
-        defaults={precision: dict(table) for precision, table in unit.defaults.items()},
-        backends={backend: list(precisions) for backend, precisions in able.items() if precisions},
+def backend(row: lists.BackendDetails) -> str:
+    """All about one backend."""
+    options = {
+        name: {"default": option.default, "type": option.type, "what": option.what}
+        for name, option in row.quantize.items()
+    }
+    facts = {
+        "backend": row.backend,
+        "title": row.title,
+        "toolchain": row.toolchain,
+        "precisions": row.precisions,
+    }
+    return outline({**facts, "quantize": options or "nothing to set"})
+
+
+def toolchains(rows: Sequence[lists.Toolchain]) -> str:
+    """The list of toolchains."""
+    return table(
+        [
+            {
+                "toolchain": row.toolchain,
+                "state": _state(row),
+                "size": "-" if row.size_bytes is None else human(row.size_bytes),
+                "path": row.path or "-",
+            }
+            for row in rows
+        ]
     )
 
 
-def _start(target: targets.Device) -> str | None:
-    """The command that gets somebody going for ``target``."""
-    if target.recipe is not None:
-        return f"phipipe run recipes/{target.recipe}.yaml --set device={target.name}"
-    built = any(
-        registry.able(name, target, unit) for unit in target.units for name in registry.names()
-    )
-    return f"phipipe init my-recipe.yaml --device {target.name}" if built else None
-
-
-def backends() -> list[lists.Backend]:
-    """One row per backend face."""
-    rows = []
-    for name in registry.names():
-        face = registry.load(name)
-        precisions = sorted(
-            {p for table in face.precisions.values() for p in table}, key=PRECISIONS.index
-        )
-        rows.append(
-            lists.Backend(
-                backend=name,
-                title=face.title,
-                toolchain=face.toolchain,
-                precisions=[*precisions],
-                units=sorted(face.apis),
-            )
-        )
-    return rows
-
-
-def backend(name: str) -> lists.BackendDetails:
-    """One backend: its own names for our precisions, and every option of ``quantize:``."""
-    face = registry.load(name)
-    return lists.BackendDetails(
-        backend=name,
-        title=face.title,
-        toolchain=face.toolchain,
-        precisions={
-            api: {str(ours): own for ours, own in table.items()}
-            for api, table in sorted(face.precisions.items())
-        },
-        quantize={
-            key: lists.Option(
-                default=field.get_default(call_default_factory=True),
-                type=_type(field.annotation),
-                what=field.description,
-            )
-            for key, field in face.options.model_fields.items()
-        },
+def stored(rows: Sequence[lists.Stored]) -> str:
+    """What the cache holds."""
+    return table(
+        [
+            {
+                "key": (row.key or "-")[:12],
+                "step": _step(row.runs) or f"unfinished download of {row.repository}",
+                "size": human(row.size_bytes),
+                "created": _ago(row.created),
+                "used": _ago(row.used),
+            }
+            for row in rows
+        ]
     )
 
 
-def _type(annotation: Any) -> str:
-    """An annotation as a recipe's author reads it: `true or false`, `16, 32 or 64`."""
-    choices = [str(choice) for choice in get_args(annotation)]
-    if get_origin(annotation) is Literal:
-        return (
-            " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
-        )
-    words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    return words.get(
-        annotation, "list of text" if get_origin(annotation) in (list, tuple) else str(annotation)
+def _step(runs: str | None) -> str:
+    """A step's name; of an old record its module's address, without the packages."""
+    return (runs or "").rpartition(".")[2]
+
+
+def collected(row: lists.Collected) -> str:
+    """What a garbage collection did."""
+    verb = "would free" if row.dry_run else "freed"
+    return f"{verb} {human(row.freed_bytes)}, {human(row.kept_bytes)} kept"
+
+
+def runs(rows: Sequence[lists.Run]) -> str:
+    """The list of runs."""
+    names = ("id", "command", "started", "state", "exit_code", "seconds", "builds")
+    return table([cells({name: getattr(row, name) for name in names}) for row in rows])
+
+
+def cells(row: Row) -> dict[str, Any]:
+    """A row of data as people read it."""
+    words = {
+        name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()
+    }
+    return {name: "–" if value is None else value for name, value in words.items()}
+
+
+def doctor(row: lists.Doctor) -> str:
+    """What this machine has."""
+    partial = [f"{part.repository}, {human(part.size_bytes)}" for part in row.unfinished_downloads]
+    facts = {
+        "phipipe": row.phipipe,
+        "python": row.python,
+        "machine": row.machine,
+        "memory available": human(row.memory_available_bytes),
+        "nvidia gpu": row.nvidia or "none",
+        "cache": row.cache,
+        "disk free for the cache": human(row.cache_free_bytes),
+        "unfinished downloads": partial,
+        "toolchains": {one.toolchain: _state(one) for one in row.toolchains},
+        "next": f"{row.next}   (or on first use)" if row.next else "all set",
+    }
+    return outline(facts)
+
+
+def _state(row: lists.Toolchain) -> str:
+    return f"{row.packages} packages" if row.installed else "not installed"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows under the names of their columns."""
+    if not rows:
+        return "nothing yet"
+    columns = list(rows[0])
+    lines = [columns, *([str(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
-def toolchains(settings: Settings) -> list[lists.Toolchain]:
-    """One row per toolchain: installed or not, packages, size."""
-    from phipipe.toolchains import environments
-
-    return [toolchain_row(name, settings) for name in environments.names()]
+def outline(row: Row) -> str:
+    """One thing with all that is known of it; what is not known is left out."""
+    return "\n".join(_outline(row))
 
 
-def toolchain_row(name: str, settings: Settings) -> lists.Toolchain:
-    """One toolchain.
-
-    Raises:
-        ToolchainError: there is no such toolchain.
-    """
-    from phipipe.toolchains import environments
-
-    there = environments.installed(name, settings)
-    return lists.Toolchain(
-        toolchain=name,
-        installed=there is not None,
-        packages=len(there.packages) if there else None,
-        size_bytes=environments.size_bytes(name, settings) if there else None,
-        path=str(there.path) if there else None,
-        python=str(there.python) if there else None,
-    )
+def _outline(row: Row, depth: int = 0) -> list[str]:
+    indent, width = "  " * depth, max((len(str(k)) for k in row), default=0)
+    lines = []
+    for key, value in row.items():
+        if value is None or value in ({}, []):
+            continue
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}", *_outline(value, depth + 1)]
+        elif isinstance(value, list):
+            lines += [f"{indent}{key}", *(f"{indent}  {item}" for item in value)]
+        else:
+            lines.append(f"{indent}{key!s:{width}}  {value}")
+    return lines
 
 
-def stored(store: Store) -> list[lists.Stored]:
-    """One row per stored result and per unfinished download, last used first."""
-    rows = [
-        (usage.used, lists.Stored(
-            key=usage.key, runs=usage.runs, repository=None, size_bytes=usage.size_bytes,
-            created=documents.iso(usage.created), used=documents.iso(usage.used),
-        ))
-        for usage in store.usage()
-    ]  # fmt: skip
-    for part in downloads.unfinished(store.root):
-        used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
-        row = lists.Stored(
-            key=None, runs=None, repository=part.repository, size_bytes=part.size_bytes,
-            created=documents.iso(part.since), used=documents.iso(used),
-        )  # fmt: skip
-        rows.append((used, row))
-    return [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True)]
-
-
-def collected(report: GcReport, dry_run: bool) -> lists.Collected:
-    """What a garbage collection did, or would do."""
-    return lists.Collected(
-        dry_run=dry_run,
-        removed=list(report.removed),
-        freed_bytes=report.freed_bytes,
-        kept_bytes=report.kept_bytes,
-    )
-
-
-def doctor(settings: Settings, checks: Sequence[lists.Check] = ()) -> lists.Doctor:
-    """What this machine has, what is missing, and how to get it."""
-    from phipipe.evaluate.speed import host
-    from phipipe.toolchains import environments
-
-    disk = shutil.disk_usage(
-        next(p for p in (settings.cache, *settings.cache.parents) if p.exists())
-    )
-    rows = toolchains(settings)
-    missing = [
-        row.toolchain for row in rows if not row.installed and environments.is_useful(row.toolchain)
-    ]
-    return lists.Doctor(
-        phipipe=__version__,
-        python=sys.version.split()[0],
-        machine=host(),
-        memory_available_bytes=hardware.available_bytes(),
-        nvidia=hardware.nvidia(),
-        cache=str(settings.cache),
-        cache_free_bytes=disk.free,
-        unfinished_downloads=[
-            lists.Download(repository=part.repository, size_bytes=part.size_bytes)
-            for part in downloads.unfinished(settings.cache)
-        ],
-        toolchains=rows,
-        next=f"phipipe toolchain install {' '.join(missing)}" if missing else None,
-        checks=list(checks),
-    )
+def _ago(moment: str) -> str:
+    seconds = (
+        datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
+    ).total_seconds()
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"

@@ -23,10 +23,10 @@ def toolchain() -> None:
 @AS_JSON
 def list_toolchains(as_json: bool) -> None:
     """List toolchains: installed or not, size, path."""
-    from phipipe.cli import listing_text, tables
+    from phipipe.cli import facts, tables
 
-    rows = tables.toolchains(settings_of_user())
-    answers.give(rows) if as_json else echo(listing_text.toolchains(rows))
+    rows = facts.toolchains(settings_of_user())
+    answers.give(rows) if as_json else echo(tables.toolchains(rows))
 
 
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
@@ -35,7 +35,7 @@ def list_toolchains(as_json: bool) -> None:
 @AS_JSON
 def install(names: Sequence[str], force: bool, as_json: bool) -> None:
     """Install toolchains now instead of on first use."""
-    from phipipe.cli import tables
+    from phipipe.cli import facts
     from phipipe.toolchains import environments as toolchains
 
     for name in names:
@@ -45,7 +45,7 @@ def install(names: Sequence[str], force: bool, as_json: bool) -> None:
         if not as_json:
             echo(f"{name}: {counted(len(installed.packages), 'package')}")
     if as_json:
-        answers.give([tables.toolchain_row(name, settings_of_user()) for name in names])
+        answers.give([facts.toolchain_row(name, settings_of_user()) for name in names])
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
@@ -53,9 +53,9 @@ def install(names: Sequence[str], force: bool, as_json: bool) -> None:
 @AS_JSON
 def print_path(name: str, as_json: bool) -> None:
     """Print the Python of an installed toolchain."""
-    from phipipe.cli import tables
+    from phipipe.cli import facts
 
-    row = tables.toolchain_row(name, settings_of_user())
+    row = facts.toolchain_row(name, settings_of_user())
     if not row.installed:
         raise ToolchainError(
             f"toolchain `{name}` is not installed", hint=f"phipipe toolchain install {name}"

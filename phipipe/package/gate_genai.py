@@ -90,19 +90,32 @@ CONFIG: Spec = {
         "vocab_size": "number",
         "decoder": {**_GRAPH, **_SHAPE, "sliding_window": _WINDOW, "pipeline": [{"*": _STAGE}]},
         "embedding": _GRAPH,
-        "vision": {**_GRAPH, **dict.fromkeys(("spatial_merge_size", "patch_size", "num_visual_tokens"), "number")},
+        "vision": {
+            **_GRAPH,
+            **dict.fromkeys(("spatial_merge_size", "patch_size", "num_visual_tokens"), "number"),
+        },
     },
     "search": {
         **dict.fromkeys(("do_sample", "early_stopping", "past_present_share_buffer"), "flag"),
         **dict.fromkeys(
             (
-                "diversity_penalty", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beams",
-                "num_return_sequences", "repetition_penalty", "temperature", "top_k", "top_p", "random_seed",
+                "diversity_penalty",
+                "length_penalty",
+                "max_length",
+                "min_length",
+                "no_repeat_ngram_size",
+                "num_beams",
+                "num_return_sequences",
+                "repetition_penalty",
+                "temperature",
+                "top_k",
+                "top_p",
+                "random_seed",
             ),
             "number",
         ),
     },
-}  # fmt: skip
+}
 # onnxruntime-extensions' pipeline for pictures.
 PROCESSOR: Spec = {
     "processor": {

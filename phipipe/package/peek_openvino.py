@@ -23,14 +23,37 @@ _PARTS = frozenset({"layers", "edges", "rt_info"})
 # Those of OpenVINO's own library for tokenizers, which openvino-genai brings.
 TOKENIZING = frozenset(
     {
-        "BPETokenizer", "ByteFallback", "BytesToChars", "CaseFold", "CharsMapNormalization", "CharsToBytes",
-        "CombineSegments", "EqualStr", "FuzeRagged", "NormalizeUnicode", "RaggedToDense", "RaggedToRagged",
-        "RaggedToSparse", "RegexNormalization", "RegexSplit", "SentencepieceDetokenizer",
-        "SentencepieceStreamDetokenizer", "SentencepieceTokenizer", "SpecialTokensSplit", "StringTensorPack",
-        "StringTensorUnpack", "StringToHashBucket", "TrieTokenizer", "Truncate", "UTF8Validate", "UnigramTokenizer",
-        "VocabDecoder", "VocabEncoder", "WordpieceTokenizer",
+        "BPETokenizer",
+        "ByteFallback",
+        "BytesToChars",
+        "CaseFold",
+        "CharsMapNormalization",
+        "CharsToBytes",
+        "CombineSegments",
+        "EqualStr",
+        "FuzeRagged",
+        "NormalizeUnicode",
+        "RaggedToDense",
+        "RaggedToRagged",
+        "RaggedToSparse",
+        "RegexNormalization",
+        "RegexSplit",
+        "SentencepieceDetokenizer",
+        "SentencepieceStreamDetokenizer",
+        "SentencepieceTokenizer",
+        "SpecialTokensSplit",
+        "StringTensorPack",
+        "StringTensorUnpack",
+        "StringToHashBucket",
+        "TrieTokenizer",
+        "Truncate",
+        "UTF8Validate",
+        "UnigramTokenizer",
+        "VocabDecoder",
+        "VocabEncoder",
+        "WordpieceTokenizer",
     }
-)  # fmt: skip
+)
 
 
 class _Reader:

@@ -42,7 +42,7 @@ def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
         name="gates",
         runs="evaluate/check_gates",
         version=1,
-        needs=needs | {"vision": step.name for step in seen[-1:]},
+        needs=needs | ({"vision": seen[-1].name} if seen else {}),
         params={"gates": gates},
     )
 

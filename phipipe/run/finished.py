@@ -99,11 +99,8 @@ def plan_measurement(folder: Path) -> Plan:
     recipe, api = _recipe(manifest, None, None), manifest.api
     backend, target = backends.load(recipe.backend), _device(manifest)
     toolchain = _toolchain_here(folder, backend, recipe, target, api)
-    kept = [
-        entry.path.partition("/")[2]
-        for entry in manifest.files
-        if entry.path.startswith(f"{reference.FOLDER}/")
-    ]
+    paths = [entry.path.partition("/") for entry in manifest.files]
+    kept = [inner for folder_name, _, inner in paths if inner and folder_name == reference.FOLDER]
     shipped = {
         "artifact": _artifact(folder, manifest),
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),

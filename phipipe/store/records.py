@@ -27,7 +27,7 @@ class Damaged(StoreError):
         self.digest = digest
 
 
-class Missing(StoreError):
+class NoRecord(StoreError):
     """There is no record under this key."""
 
 
@@ -70,14 +70,14 @@ class Records:
         """The record of ``key``, intact.
 
         Raises:
-            Missing: there is none.
+            NoRecord: there is none.
             Damaged: it was changed since it was written.
             StoreError: it cannot be looked at.
         """
         try:
             raw = files.read_plain(self.path(key))
         except FileNotFoundError:
-            raise Missing(f"nothing is stored under {key[:12]}") from None
+            raise NoRecord(f"nothing is stored under {key[:12]}") from None
         except OSError as error:
             if error.errno == errno.EIO:
                 raise Damaged(f"the record {key[:12]} cannot be read", "") from error
@@ -93,7 +93,7 @@ class Records:
         if newest is not None:
             paths = sorted(paths, key=files.modified_ns, reverse=True)[:newest]
         for path in paths:
-            with contextlib.suppress(Missing, Damaged):
+            with contextlib.suppress(NoRecord, Damaged):
                 yield self.read(path.stem)
 
     def result(self, record: Mapping[str, Json]) -> Stored:
@@ -117,7 +117,7 @@ class Records:
         uses = {}
         for path in self.folder.iterdir():
             digest = ""
-            with contextlib.suppress(FileNotFoundError, Missing):
+            with contextlib.suppress(FileNotFoundError, NoRecord):
                 moment = path.stat().st_mtime_ns
                 with contextlib.suppress(Damaged):
                     digest = str(self.read(path.stem)["digest"])

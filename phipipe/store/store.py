@@ -26,7 +26,7 @@ from phipipe.store import folder as store_folder
 from phipipe.store.collection import Collector, GcReport
 from phipipe.store.pins import Pins
 from phipipe.store.quarantine import Quarantine
-from phipipe.store.records import Damaged, Missing, Records, Stored, Usage, outputs_of
+from phipipe.store.records import Damaged, NoRecord, Records, Stored, Usage, outputs_of
 from phipipe.store.trees import Trees
 
 ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before we blame the disk
@@ -73,7 +73,7 @@ class Store:
         """What ``lookup`` would find, changing nothing."""
         try:
             return self._trees.as_it_is(self._records.result(self.record(key)))
-        except (Missing, Damaged):
+        except (NoRecord, Damaged):
             return None
 
     def lookup(self, key: str) -> Stored | None:
@@ -86,7 +86,7 @@ class Store:
         seen = files.identity(path)
         try:
             record = self.record(key)
-        except Missing:
+        except NoRecord:
             return None
         except Damaged as damage:
             self._quarantine.put(path, seen, f"{damage.message}, building its result again")
@@ -253,7 +253,7 @@ class Store:
         aside."""
         try:
             return self._records.result(self.record(key)).path.is_dir()
-        except Missing:
+        except NoRecord:
             return self._quarantine.has(self._records.path(key).name)
         except Damaged:
             return True

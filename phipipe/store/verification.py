@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from phipipe.store import files
 from phipipe.store.quarantine import Quarantine
-from phipipe.store.records import Damaged, Missing, Records
+from phipipe.store.records import Damaged, NoRecord, Records
 from phipipe.store.trees import Trees
 
 
@@ -15,7 +15,7 @@ def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
         seen = files.identity(path)
         try:
             stored = records.result(records.read(path.stem))
-        except Missing:
+        except NoRecord:
             continue
         except Damaged as damage:
             findings.append(damage.message)

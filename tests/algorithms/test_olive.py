@@ -3,7 +3,6 @@ that ship."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import drive, section
+from testing.drive import drive, read, section
 from testing.shell import Shell
 
 from phipipe.algorithms import olive
@@ -62,8 +61,7 @@ def folder(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def facts(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
-    return found | json.loads((folder / "onnx.json").read_text("utf-8"))
+    return read(folder / "facts.json") | read(folder / "onnx.json")
 
 
 @pytest.fixture(scope="module")

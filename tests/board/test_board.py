@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from testing.boards import HOST, MAC, entry, nineteen
 
 from phipipe import backends
-from phipipe.board import board, file, html
+from phipipe.board import board, colours, file, html, plots
 from phipipe.board import entry as board_entry
+from phipipe.board import figures as drawn
 from phipipe.board import text as board_text
 from phipipe.board.entry import Entry
 from phipipe.errors import SourceError
@@ -313,8 +314,10 @@ def test_the_page_has_both_themes_and_colours_for_each(page: Page) -> None:
         if text.startswith("{")
         for colour in re.findall(r"#[0-9a-f]{6}\b", text)
     }
-    assert set(html.DARK) & used
-    assert used <= set(html.DARK) | set(html.DARK.values())  # none that the dark theme forgets
+    assert set(colours.DARK) & used
+    assert used <= set(colours.DARK) | set(
+        colours.DARK.values()
+    )  # none that the dark theme forgets
 
 
 # Linear RGB as people see it who lack one kind of cone (Machado, Oliveira and Fernandes 2009,
@@ -351,17 +354,21 @@ def test_plot_colours_stand_out_from_the_page(pages: tuple[str, int]) -> None:
     def light(colour: str) -> float:
         return sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear(colour), strict=True))
 
-    for colours in html.SERIES.items():
-        low, high = sorted((light(pages[0]), light(colours[pages[1]])))
-        assert (high + 0.05) / (low + 0.05) >= 3, colours
+    for pair in colours.SERIES.items():
+        low, high = sorted((light(pages[0]), light(pair[pages[1]])))
+        assert (high + 0.05) / (low + 0.05) >= 3, pair
 
 
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("theme", [0, 1])
 def test_every_backend_has_a_colour_of_its_own_for_all_eyes(theme: int, sight: str) -> None:
     assert all(backends.load(name).colour is not None for name in backends.names())
-    assert len({html._colour(entry(backend=name)) for name in (*backends.names(), "another")}) == 8
-    for one, other in combinations(html.SERIES.items(), 2):  # 0.02 is what can just be told apart
+    assert (
+        len({colours.of_entry(entry(backend=name)) for name in (*backends.names(), "another")}) == 8
+    )
+    for one, other in combinations(
+        colours.SERIES.items(), 2
+    ):  # 0.02 is what can just be told apart
         assert math.dist(seen(one[theme], sight), seen(other[theme], sight)) > 0.08, (one, other)
 
 
@@ -447,9 +454,9 @@ def test_nothing_breaks_out_of_the_page() -> None:
 
 
 def test_labels_are_one_short_line() -> None:
-    assert html.label("a\n<b>&" + "c" * 99, 8) == "a &lt;b&gt;&amp;c…"
-    assert "\u2028" not in html.embedded(["\u2028</script>"])
-    assert json.loads(html.embedded(["</script>&"])) == ["</script>&"]
+    assert drawn.label("a\n<b>&" + "c" * 99, 8) == "a &lt;b&gt;&amp;c…"
+    assert "\u2028" not in plots.embedded(["\u2028</script>"])
+    assert json.loads(plots.embedded(["</script>&"])) == ["</script>&"]
 
 
 def test_an_entry_says_what_its_manifest_says() -> None:

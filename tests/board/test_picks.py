@@ -15,7 +15,7 @@ from testing.boards import entry
 from phipipe import backends
 from phipipe.board import board, file, picks, remedies, text
 from phipipe.board import entry as board_entry
-from phipipe.board.picks import Answer, Candidate, Speed
+from phipipe.board.candidates import Answer, Candidate, Speed
 from phipipe.package import figures
 from phipipe.recipe.device import load, names
 

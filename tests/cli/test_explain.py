@@ -13,17 +13,16 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from testing.plans import planned
 
 import phipipe
-from phipipe import backends, errors
+from phipipe import errors
 from phipipe.backends import rules
 from phipipe.cli import cli, explain, listeners, show
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.models import remarks
 from phipipe.output import documents
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 from phipipe.run import events, past_runs
 from phipipe.run.results import Outcome
 
@@ -124,9 +123,7 @@ WARNED = ("precision=fp16", "device=webgpu-browser", "quantize={block_size: 64}"
 
 def warned() -> Plan:
     """A build that a rule warns of."""
-    path = PACKAGE.parent / "recipes" / "quickstart.yaml"
-    (build,) = load.load(path, sets=WARNED, options=backends.OptionsOf())
-    return prepare.prepare(build)
+    return planned(*WARNED)
 
 
 def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_path: Path) -> None:
@@ -152,11 +149,9 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
 
 
 def test_all_remedies_of_a_refusal_are_shown() -> None:
-    path = PACKAGE.parent / "recipes" / "quickstart.yaml"
     sets = ("precision=int8", "quantize={embeddings: quantized, algorithm: gptq}")
-    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
     with pytest.raises(TargetError) as refused:
-        prepare.prepare(build)
+        planned(*sets)
     assert {"O16", "O22"} <= set(re.findall(r"\[(O\d+)\]", refused.value.message))
     for name in ("O16", "O22"):
         assert str(RULES[name].hint) in str(refused.value.hint)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing import hostile_paths, small_package
+from testing.drive import PATHS
 
 from phipipe import backends
 from phipipe.batch import boards, selection, timetable
@@ -36,7 +37,12 @@ def test_no_odd_path_or_value_is_a_bug_or_a_hang_for_any_command(tmp_path: Path)
     options."""
     command = [sys.executable, "-m", "testing.hostile_paths", str(tmp_path / "odd")]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", cwd=tmp_path
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": PATHS},
     )
     try:
         said, _ = child.communicate(timeout=LIMIT_S)
@@ -97,9 +103,7 @@ def test_links_are_followed_to_what_they_name(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=400))
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None)
 def test_every_text_is_a_path_or_is_refused_in_words(tmp_path: Path, text: str) -> None:
     for kind in Kind:
         told = user_paths.problem(tmp_path / text, kind, text)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from testing.places import RECIPES
@@ -64,9 +64,7 @@ variants = st.lists(
 )
 
 
-@examples(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@examples(max_examples=60, deadline=None)
 @given(variants)
 def test_the_lines_of_the_variants_that_cannot_be_are_named_and_no_others(
     tmp_path: Path, chosen: list[tuple[str, str | None, str, str]]

@@ -3,6 +3,7 @@ one command."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -154,19 +155,21 @@ def snippet(folder: Path) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("backend", ["llamacpp", "openvino", "mlx", "torch"])
-@pytest.mark.parametrize("precision", ["int4", "fp16"])
-def test_the_cards_program_runs_the_package_without_phipipe(
-    said: str, shell: Shell, python_of: Callable[[str], Path], backend: str, precision: str
+def test_the_cards_programs_run_the_packages_without_phipipe(
+    said: str, shell: Shell, python_of: Callable[[str], Path]
 ) -> None:
-    folder = shell.folder / "packages" / f"board-{backend}-{precision}"
-    command = [python_of(backend), "-I", "-c", snippet(folder), folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(
-        r"\b(?:Once upon a time|There once) (?:there )?was a .*\bfox\b.*\.\n", done.stdout
-    )
-    assert package.verify(folder) == []
+    # No parameters: a run of one backend's tests by `-k` would build the whole board for some.
+    for backend, precision in itertools.product(
+        ("llamacpp", "openvino", "mlx", "torch"), ("int4", "fp16")
+    ):
+        folder = shell.folder / "packages" / f"board-{backend}-{precision}"
+        command = [python_of(backend), "-I", "-c", snippet(folder), folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{folder.name}: {done.stderr[-2000:]}"
+        assert re.search(
+            r"\b(?:Once upon a time|There once) (?:there )?was a .*\bfox\b.*\.\n", done.stdout
+        ), folder.name
+        assert package.verify(folder) == []
 
 
 def test_a_package_made_with_a_calibration_text_says_so(said: str, shell: Shell) -> None:
@@ -202,7 +205,10 @@ def test_an_npu_package_was_tried_through_the_npus_pipeline(said: str, shell: Sh
     assert build["ok"]
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("int8", 1e-3), ("int4", 1e-2)])
+@pytest.mark.parametrize(
+    ("precision", "limit"),
+    [("int8", 1e-3), pytest.param("int4", 1e-2, marks=pytest.mark.nightly)],  # of targets, too
+)
 def test_a_qualcomm_package_was_decoded_on_the_emulator(
     said: str, shell: Shell, precision: str, limit: float
 ) -> None:

@@ -19,7 +19,8 @@ from testing import hub_server
 from testing.clock import within
 from testing.hub_server import Fault, Hub
 from testing.kitchen import Kitchen
-from testing.places import QUICKSTART, ROOT
+from testing.places import ROOT
+from testing.plans import planned
 
 from phipipe import backends
 from phipipe.errors import SourceError, StoreError
@@ -28,7 +29,6 @@ from phipipe.hub import take as hub
 from phipipe.hub import view as hub_view
 from phipipe.hub.failures import Pace
 from phipipe.models import checkpoints
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
 from phipipe.recipe import load
 from phipipe.run import finished
@@ -72,11 +72,6 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def source(served: Hub, **changes: str) -> str:
     told = {"repo": served.repo, "revision": served.commit} | changes
     return f"source={{repo: {told['repo']}, revision: {told['revision']}}}"
-
-
-def planned(*sets: str) -> Plan:
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return prepare.prepare(build)
 
 
 def made(
@@ -533,12 +528,12 @@ def test_a_calibration_text_of_a_hub_is_compared_with_the_exam(texts: Hub) -> No
 
 DOWNLOAD = """
 import sys
-from phipipe import hub_client, remote
-repo = hub_client.Repository("model", sys.argv[1], sys.argv[2])
-_, found = remote.checkpoint_of(repo)
-step = remote.source_step(repo, found)
+from phipipe.hub import client, repository
+repo = client.Repository("model", sys.argv[1], sys.argv[2])
+_, found = repository.checkpoint_of(repo)
+step = repository.source_step(repo, found)
 step.folder.mkdir(parents=True, exist_ok=True)
-remote.fetch({}, step.folder, step.params)
+repository.fetch({}, step.folder, step.params)
 print(step.folder)
 """
 
@@ -821,8 +816,9 @@ def asks_for_time(served: Hub) -> None:
 
 PACED = """
 import sys
-from phipipe import cli, transfer_failures
-transfer_failures.PACE = transfer_failures.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
+from phipipe import cli
+from phipipe.hub import failures
+failures.PACE = failures.Pace(attempts=3, first_s=0.01, longest_s=0.02, stall_s=1.0, asked_s=0.1)
 sys.argv[0] = "phipipe"
 cli.main()
 """
@@ -908,8 +904,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             time.sleep(0.005)
         process.kill()
     served.pause_s = 0.0
-    (build,) = load.load(path, options=backends.OptionsOf())
-    assert contents(made("source", prepare.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", planned(path=path), own_cache).stored.path) == allowed()
     assert served.sent(WEIGHTS) <= len(served.files[WEIGHTS]) + hub_view.HEAD_BYTES + 2**20
 
 
@@ -984,6 +979,7 @@ def test_pin_writes_the_commit_and_nothing_else(
     assert pin.pin(path) == []
 
 
+@pytest.mark.full
 def test_a_branch_that_moves_after_pinning_changes_nothing(
     served: Hub, own_cache: Path, mine: Callable[[str], Path]
 ) -> None:
@@ -991,8 +987,7 @@ def test_a_branch_that_moves_after_pinning_changes_nothing(
     assert cli("pin", path).stdout.endswith(f"{served.repo} main → {served.commit}\n")
     assert "pinned already" in cli("pin", path).stdout
     served.branches["main"] = "f" * 40
-    (build,) = load.load(path, options=backends.OptionsOf())
-    assert contents(made("source", prepare.prepare(build), own_cache).stored.path) == allowed()
+    assert contents(made("source", planned(path=path), own_cache).stored.path) == allowed()
 
 
 def test_pin_finds_data_sets_in_variants_too(texts: Hub, tmp_path: Path) -> None:

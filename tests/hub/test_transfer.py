@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.hub_server import Fault, Hub
 from testing.places import ROOT
@@ -49,8 +49,11 @@ def address(hub: Hub, token: str | None = None) -> Address:
 
 
 def fetch(hub: Hub, path: Path, token: str | None = None) -> bytes:
+    """The file; what was said of its bytes meanwhile adds up to its size."""
+    counts: list[int] = []
     with exchange.client() as pool:
-        transfer.fetch(pool, address(hub, token), FILE, path)
+        transfer.fetch(pool, address(hub, token), FILE, path, counts.append)
+    assert sum(counts) == FILE.size
     return path.read_bytes()
 
 
@@ -237,9 +240,7 @@ def test_several_files_come_at_once_and_one_failure_ends_all(tmp_path: Path) -> 
             transfer.fetch_all(jobs, told.append)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 300_000), max_size=8),
     start=st.integers(0, 300_000),
@@ -266,7 +267,7 @@ def test_any_sequence_of_cuts_ends_in_the_right_file(
 STALLED = """
 import sys, time
 from pathlib import Path
-from phipipe import exchange, published, transfer
+from phipipe.hub import exchange, published, transfer
 from phipipe.errors import SourceError
 
 def write(part, data, whole=published.Part.write):

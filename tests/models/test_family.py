@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testing.drive import drive
 from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
 from testing.hostile_checkpoints import header, written
-from testing.places import QUICKSTART, ROOT
+from testing.places import QUICKSTART
 
 from phipipe import backends
 from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.maintain import support
+from phipipe.maintain import readme_tables
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
 from phipipe.plan.plan import Plan
@@ -38,6 +37,7 @@ from phipipe.steps import Step
 from phipipe.vision import kinds
 
 DRIVER = Path(__file__).parent / "family_driver.py"
+THREADS = {"OMP_NUM_THREADS": "2"}
 WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
@@ -162,30 +162,18 @@ def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
 
 def wanted(backend: str) -> list[tuple[str, str, str]]:
     """(member, kind of source, window) of everything that is to work."""
-    works = {cell.row for cell in support.cells() if cell.backend == backend and cell.works}
+    works = {cell.row for cell in readme_tables.cells() if cell.backend == backend and cell.works}
     chosen = [(m.name, "source") for m in CHOSEN[backend] if m.row in works]
     chosen += [(name, "resaved") for name in AGAIN.get(backend, ())]
     found = [(name, kind, window) for name, kind in chosen for window in WINDOWS]
     return [case for case in found if case[2] == "short" or (backend, case[0]) not in REFUSED_LONG]
 
 
-def drive(python: Path, *words: Path | str) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "2",
-    }
-    done = subprocess.run(
-        [python, *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.fixture(scope="session")
 def checkpoints(python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all members' small checkpoints."""
     root = tmp_path_factory.mktemp("family")
-    drive(python_of("torch"), "-m", "testing.family_checkpoints", root)
+    drive(python_of("torch"), "-m", "testing.family_checkpoints", root, **THREADS)
     return root
 
 
@@ -211,8 +199,8 @@ def found(
         (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
         convert_with = python_of("torch" if backend == "llamacpp" else backend)
         measure_with = python_of(backend)
-        drive(convert_with, DRIVER, checkpoints, backend, "convert")
-        drive(measure_with, DRIVER, checkpoints, backend, "measure")
+        drive(convert_with, DRIVER, checkpoints, backend, "convert", **THREADS)
+        drive(measure_with, DRIVER, checkpoints, backend, "measure", **THREADS)
         read = {
             action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
             for action in ("convert", "measure")
@@ -261,9 +249,9 @@ def test_every_working_cell_of_the_table_is_among_them() -> None:
         if (kind := kinds.KINDS.get(member.config["architectures"][0]))
         for backend in kind.backends
     }
-    assert {(cell.row, cell.backend) for cell in support.cells() if cell.works} == tested
-    assert {cell.backend for cell in support.cells()} == set(BUILDS)
-    assert {cell.row for cell in support.cells()} == {member.row for member in family.MEMBERS}
+    assert {(cell.row, cell.backend) for cell in readme_tables.cells() if cell.works} == tested
+    assert {cell.backend for cell in readme_tables.cells()} == set(BUILDS)
+    assert {cell.row for cell in readme_tables.cells()} == {member.row for member in family.MEMBERS}
 
 
 @pytest.mark.parametrize(("backend", "case"), [(b, c) for b in BARE for c in BARE[b]], ids=str)
@@ -275,9 +263,11 @@ def test_without_the_fix_up_it_fails_or_differs(
 
 
 @pytest.mark.parametrize(
-    "cell", [c for c in support.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
+    "cell", [c for c in readme_tables.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
 )
-def test_every_other_cell_is_refused_with_its_reason(cell: support.Cell, tmp_path: Path) -> None:
+def test_every_other_cell_is_refused_with_its_reason(
+    cell: readme_tables.Cell, tmp_path: Path
+) -> None:
     for member in (m for m in family.MEMBERS if m.row == cell.row):
         made = headers_of(member, tmp_path / slug(member.name))
         assert family.of(made.checkpoint.config) is member

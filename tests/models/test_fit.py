@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from testing.places import QUICKSTART, RECIPES
+from testing.plans import planned
 
-from phipipe import backends
 from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import device, load
+from phipipe.recipe import device
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])
 
@@ -37,16 +34,10 @@ PHI4_MINI = shaped(
 )  # fmt: skip
 
 
-def planned(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str, name: str = "quickstart"
-) -> Plan:
+def planned_for(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, *sets: str) -> Plan:
+    """The quickstart's plan, were the embedded model ``checkpoint``."""
     monkeypatch.setattr(checkpoints, "read", lambda folder: checkpoint)
-    (build,) = load.load(
-        RECIPES / f"{name}.yaml",
-        sets=("source={builtin: tiny-phi3}", *sets),
-        options=backends.OptionsOf(),
-    )
-    return prepare.prepare(build)
+    return planned(*sets)
 
 
 def test_the_cache_is_keys_and_values_of_every_layer() -> None:
@@ -75,7 +66,7 @@ def test_a_model_that_is_too_large_is_refused_with_the_sum_and_a_way_out(
 ) -> None:
     board = ("device=raspberry-pi-5", "backend=llamacpp", "quantize={}")
     with pytest.raises(TargetError) as refused:
-        planned(monkeypatch, PHI35, *board, "precision=fp16", "context=2048")
+        planned_for(monkeypatch, PHI35, *board, "precision=fp16", "context=2048")
     assert refused.value.exit_code == 3
     assert (
         "--set device=raspberry-pi-5: Raspberry Pi 5 (8 GB) has 7 GiB for a model, and this one "
@@ -87,25 +78,25 @@ def test_a_model_that_is_too_large_is_refused_with_the_sum_and_a_way_out(
     )
     assert refused.value.hint == "`precision: int8` fits with `context: 2048`"
     with pytest.raises(TargetError) as refused:
-        planned(monkeypatch, PHI35, *board, "context=32768")
+        planned_for(monkeypatch, PHI35, *board, "context=32768")
     assert "--set context=32768" in refused.value.message
     assert str(refused.value.hint).startswith("`context: 1")
     longest = str(refused.value.hint).split("`")[1].removeprefix("context: ")
-    assert planned(monkeypatch, PHI35, *board, f"context={longest}").fit
+    assert planned_for(monkeypatch, PHI35, *board, f"context={longest}").fit
     with pytest.raises(TargetError) as refused:
-        planned(monkeypatch, PHI35, "device=iot-arm64", "backend=llamacpp", "quantize={}")
+        planned_for(monkeypatch, PHI35, "device=iot-arm64", "backend=llamacpp", "quantize={}")
     assert "smaller model" in str(refused.value.hint)
 
 
 def test_a_cache_of_fixed_length_takes_the_recipes_context(monkeypatch: pytest.MonkeyPatch) -> None:
     npu = ("device=snapdragon-x-npu", "backend=qnn", "quantize={}")
-    assert fixed(planned(monkeypatch, PHI35, *npu)) == 512
-    assert fixed(planned(monkeypatch, PHI35, *npu, "context=2048")) == 2048
-    assert fixed(planned(monkeypatch, PHI35, *npu, "quantize={context_length: 1024}")) == 1024
+    assert fixed(planned_for(monkeypatch, PHI35, *npu)) == 512
+    assert fixed(planned_for(monkeypatch, PHI35, *npu, "context=2048")) == 2048
+    assert fixed(planned_for(monkeypatch, PHI35, *npu, "quantize={context_length: 1024}")) == 1024
     with pytest.raises(TargetError, match=r"`context: 2048` is beyond the 1024 tokens"):
-        planned(monkeypatch, PHI35, *npu, "quantize={context_length: 1024}", "context=2048")
+        planned_for(monkeypatch, PHI35, *npu, "quantize={context_length: 1024}", "context=2048")
     with pytest.raises(TargetError, match=r"`context: 4096` is beyond the 1152 tokens"):
-        planned(
+        planned_for(
             monkeypatch,
             PHI35,
             "device=intel-npu",
@@ -123,24 +114,10 @@ def fixed(made: Plan) -> int:
 
 
 def test_more_context_than_the_model_has_is_said_and_not_reckoned_with() -> None:
-    (build,) = load.load(QUICKSTART, sets=("context=4096",), options=backends.OptionsOf())
-    made = prepare.prepare(build)
+    made = planned("context=4096")
     assert made.fit
     assert made.fit.context == 2048
     assert [a.rule for a in made.warnings] == ["M14"]
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("phi*.yaml")), ids=lambda p: p.stem)
-def test_a_recipe_fits_its_device_at_the_models_real_size(
-    monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    model = PHI35 if path.stem.startswith("phi35") else PHI4_MINI
-    made = planned(
-        monkeypatch, model, "evaluate.gates={}", name=path.stem
-    )  # some gates are on pictures
-    assert made.fit
-    assert made.fit.fits
-    assert not any(a.level == "error" for a in made.warnings)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +128,7 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 ) -> None:
     backend = "mlx" if name.startswith("mac") else "onnxruntime"
     with pytest.raises(TargetError, match="GiB for a model"):
-        planned(
+        planned_for(
             monkeypatch,
             model,
             f"device={name}",
@@ -163,9 +140,7 @@ def test_sixteen_bits_of_a_large_model_fit_no_small_device(
 
 def test_a_unit_is_chosen_by_name() -> None:
     def api(*sets: str) -> str:
-        words = ["device=core-ultra-2", "backend=openvino", "quantize={}", *sets]
-        (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
-        return prepare.prepare(build).api
+        return planned("device=core-ultra-2", "backend=openvino", "quantize={}", *sets).api
 
     assert api() == "intel-npu"
     assert [api(f"unit={unit.api}") for unit in device.load("core-ultra-2").units] == [
@@ -182,7 +157,7 @@ def test_a_large_model_for_an_npu_is_emulated_for_very_few_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def emulated(checkpoint: Checkpoint) -> tuple[str, str, object]:
-        made = planned(
+        made = planned_for(
             monkeypatch, checkpoint, "device=snapdragon-x-npu", "backend=qnn", "quantize={}"
         )
         steps = {step.name: step for step in made.steps}

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing import hostile_checkpoints as hostile
 from testing.hostile_checkpoints import CONFIG, INDEX, WEIGHTS, Mutation
-from testing.places import QUICKSTART
+from testing.plans import planned as from_recipe
 
-from phipipe import backends
 from phipipe.errors import SourceError, TargetError
 from phipipe.files import json_files
 from phipipe.models import checkpoints, config_bounds, family, layouts, remarks
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 
 # Each backend with a device and a precision that it has there.
 BUILDS = {
@@ -92,8 +89,7 @@ def planned(folder: Path, backend: str = "torch") -> Plan:
         "evaluate.gates={}",
     ]
     sets += ["evaluate.text={builtin: stories}", "evaluate.tokens=256", "evaluate.window=64"]
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return prepare.prepare(build)
+    return from_recipe(*sets)
 
 
 def spoil(folder: Path, mutation: Mutation) -> None:
@@ -207,9 +203,7 @@ def test_the_bounds_leave_the_family_room(member: family.Member) -> None:
     ),
     st.data(),
 )
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None)
 def test_whatever_stands_for_a_setting_is_refused_or_fits(
     small: Path, value: object, data: st.DataObject
 ) -> None:

@@ -23,7 +23,8 @@ import json, sys
 from pathlib import Path
 import pyarrow as arrow
 from pyarrow import parquet
-from phipipe import errors, text_files
+from phipipe import errors
+from phipipe.models import texts
 folder, rows = Path(sys.argv[1]), json.loads(sys.argv[2])
 tables = {"good": {"title": ["x"] * len(rows), "text": rows}, "numbers": {"text": [1, 2]}, "other": {"words": rows}}
 for name, columns in tables.items():
@@ -33,7 +34,7 @@ raw = (folder / "good.parquet").read_bytes()
 told = {}
 for name in (*tables, "broken"):
     try:
-        told[name] = text_files.read(folder / f"{name}.parquet")
+        told[name] = texts.read(folder / f"{name}.parquet")
     except errors.SourceError as error:
         told[name] = {"error": error.message}
 print(json.dumps(told))

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing import hostile_packages, small_package
 
 from phipipe import backends, cli
 from phipipe.errors import PhipipeError, SourceError, StepFailed
 from phipipe.files import file_names
+from phipipe.hub import take
 from phipipe.models import checkpoints
 from phipipe.package import gate, manifest_schema, package
 from phipipe.run import finished
@@ -146,9 +147,7 @@ def test_a_package_that_no_command_would_open_is_not_made(tmp_path: Path) -> Non
         kitchen.cook()
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_bytes_whatever_make_the_gate_fail_otherwise(
     bases: dict[str, Path], data: st.DataObject
@@ -384,9 +383,7 @@ def test_a_source_with_a_hook_is_refused_by_its_key(
     tmp_path: Path, key: str, value: object
 ) -> None:
     name = "tokenizer_config.json" if key.startswith("tokenizer") else "config.json"
-    folder = shutil.copytree(
-        Path(checkpoints.__file__).parent / "assets" / "tiny-phi3", tmp_path / "source"
-    )
+    folder = shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], tmp_path / "source")
     settings = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**settings, key: value}))
     with pytest.raises(SourceError, match=key):
@@ -395,9 +392,7 @@ def test_a_source_with_a_hook_is_refused_by_its_key(
 
 @pytest.mark.parametrize("value", ["eager", "sdpa", "flash_attention_2", "paged|sdpa", None])
 def test_attention_of_transformers_own_is_no_hook(tmp_path: Path, value: str | None) -> None:
-    folder = shutil.copytree(
-        Path(checkpoints.__file__).parent / "assets" / "tiny-phi3", tmp_path / "source"
-    )
+    folder = shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], tmp_path / "source")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({**config, "_attn_implementation": value, "auto_map": {"A": "b.C"}})

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.kitchen import (
     ARTIFACT_FILES,
@@ -290,9 +290,8 @@ def test_one_change_is_found_and_named(cooked: Path, tmp_path: Path, name: str) 
     assert len(findings) <= 2  # a rename is two; nothing else is reported beside the change
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.full
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_flipped_bit_is_found(
     cooked: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -311,9 +310,7 @@ def test_any_flipped_bit_is_found(
     assert found
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None)
 @given(
     name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=40),
     folder=st.booleans(),

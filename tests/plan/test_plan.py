@@ -3,16 +3,15 @@ steps."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from testing.places import QUICKSTART
+from testing.places import RECIPES
 from testing.plans import planned
 
 from phipipe import backends, hardware
@@ -62,30 +61,84 @@ def test_fp32_has_no_quantization_step() -> None:
     assert "quantize" not in [step.name for step in planned("precision=fp32").steps]
 
 
-def combinations() -> Iterator[pytest.ParameterSet]:
-    """Every device, backend and precision; by default those that have every two of them once."""
-    precisions = ("int4", "int8", "fp16", "fp32")
-    for (i, name), (j, backend), (k, precision) in itertools.product(
-        enumerate(device.names()), enumerate(backends.names()), enumerate(precisions)
-    ):
-        marks = () if (i + j) % len(precisions) == k else pytest.mark.full
-        yield pytest.param(name, precision, backend, marks=marks)
+# What each runtime runs on, and what it takes there: written down once more, by hand.
+EVERYWHERE = "fp32 fp16 int8 int4"
+RUNTIMES: dict[str, tuple[str, dict[str, str]]] = {
+    "litert": ("android ios linux macos windows", {"cpu": "fp32 int8 int4"}),
+    "llamacpp": (
+        "android ios linux macos windows",
+        dict.fromkeys(("cpu", "cuda", "metal", "opencl", "vulkan"), EVERYWHERE),
+    ),
+    "mlx": ("ios macos", {"metal": EVERYWHERE}),
+    "onnxruntime": (
+        "android ios linux macos web windows",
+        {
+            "cpu": "fp32 int8 int4",
+            "cuda": "fp16 int8 int4",
+            "directml": "fp16 int4",
+            "tensorrt-rtx": "fp16",
+            "webgpu": "fp16 int8 int4",
+        },
+    ),
+    "openvino": (
+        "linux macos windows",
+        {"cpu": EVERYWHERE, "intel-gpu": "fp16 int8 int4", "intel-npu": "int4"},
+    ),
+    "qnn": ("android windows", {"hexagon": "int8 int4"}),
+    "torch": ("linux macos windows", dict.fromkeys(("cpu", "cuda", "metal"), EVERYWHERE)),
+}
+# Every pair of device and backend, device and precision, backend and precision.
+COMBINATIONS = [
+    (name, EVERYWHERE.split()[(i + j) % 4], backend)
+    for i, name in enumerate(device.names())
+    for j, backend in enumerate(RUNTIMES)
+]
 
 
-@pytest.mark.parametrize(("name", "precision", "backend"), combinations())
+def test_the_table_of_runtimes_has_them_all() -> None:
+    assert sorted(RUNTIMES) == sorted(backends.names())
+
+
+@pytest.mark.parametrize(("name", "precision", "backend"), COMBINATIONS)
 def test_every_combination_plans_or_says_what_would_work(
     name: str, precision: str, backend: str
 ) -> None:
     sets = (f"device={name}", f"precision={precision}", f"backend={backend}", "quantize={}")
-    target = device.load(name)
-    able = {unit.api for unit in target.units if precision in backends.able(backend, target, unit)}
-    if able:
-        assert planned(*sets).api in able
+    target, (systems, table) = device.load(name), RUNTIMES[backend]
+    able = [
+        unit.api
+        for unit in target.units
+        if precision in unit.precisions and precision in table.get(unit.api, "").split()
+    ]
+    if able and {*systems.split()} & {*target.systems}:
+        assert planned(*sets).api == able[0]  # a device's units are in order of preference
         return
     with pytest.raises(TargetError) as refused:
         planned(*sets)
     assert refused.value.hint
     assert refused.value.message.startswith(("--set precision=", "--set backend="))
+
+
+def test_the_memory_of_an_evaluation_grows_with_its_window() -> None:
+    """By three logits of 4 bytes for each of the embedded model's 2304 words."""
+
+    def memory(window: int) -> int:
+        (step,) = (s for s in planned(f"evaluate.window={window}").steps if s.name == "evaluate")
+        return step.memory_bytes
+
+    assert memory(1024) - memory(512) == 512 * 2304 * 3 * 4
+
+
+def test_a_package_is_as_large_as_its_artifact_and_its_reference() -> None:
+    """A probability of 4 bytes and an id of 4 for the 64 likeliest words at every position, of
+    which 16,384 are kept."""
+
+    def sizes(tokens: int) -> tuple[int, int]:
+        steps = {s.name: s.output_bytes for s in planned(f"evaluate.tokens={tokens}").steps}
+        return steps["reference"], steps["package"] - steps["quantize"]
+
+    assert sizes(1024) == (1024 * 64 * 8,) * 2
+    assert sizes(65536) == (16_384 * 64 * 8,) * 2
 
 
 def test_numbers_of_this_machine_are_not_called_another_devices() -> None:
@@ -153,7 +206,6 @@ def test_two_devices_are_measured_each_on_its_own() -> None:
     assert names[0]["measure"] != names[1]["measure"]
 
 
-ROOT = QUICKSTART.parent
 NEEDS_CALIBRATION = ("backend=openvino", "quantize={awq: true}")
 
 
@@ -204,7 +256,7 @@ def test_an_npu_artifact_is_tried_through_the_npus_own_pipeline() -> None:
 
 
 def test_the_board_recipe_is_one_graph_from_one_source() -> None:
-    builds = load.load(ROOT / "board.yaml", options=backends.OptionsOf())
+    builds = load.load(RECIPES / "board.yaml", options=backends.OptionsOf())
     plans = [prepare.prepare(build) for build in builds]
     assert {made.build.recipe.backend for made in plans} == {
         "torch",

@@ -16,7 +16,7 @@ from testing.shell import Shell
 
 from phipipe import backends
 from phipipe.hub import repository, take
-from phipipe.maintain import support
+from phipipe.maintain import readme_tables
 from phipipe.models import checkpoints, family
 from phipipe.package import package
 from phipipe.plan import prepare as planner
@@ -27,12 +27,10 @@ TARGETS = RECIPES / "all-targets.yaml"
 EMBEDDED = ("--set", "source={builtin: tiny-phi3}")
 # The emulated NPU is slow.
 FEWER = (
-    "--set",
-    "evaluate.window=256",
-    "--set",
-    "evaluate.tokens=256",
-    "--set",
-    "calibrate.tokens=4096",
+    *("--set", "evaluate.window=256"),
+    *("--set", "evaluate.tokens=256"),
+    *("--set", "calibrate.tokens=4096"),
+    *("--set", "measure={prompt_tokens: 16, new_tokens: 4, repetitions: 1}"),
 )
 ELSEWHERE = {  # rows whose device no machine of ours is, and what is said there
     "nvidia-gpu-onnxruntime": "this machine has no NVIDIA GPU",
@@ -54,6 +52,12 @@ EXAMPLE = "phi4-cpu-int4"  # the others are built at night
 FROM_HUB = [name for name, told in SHIPPED.items() if "repo" in told["source"]]
 
 
+LARGE = 2**19  # bytes: a file of weights; graphs and tokenizers of the embedded model are smaller
+# What else such files hold, or a plan leaves out, as a share: it hardly grows with a model.
+SLACK = {"openvino": 0.03, "mlx": 0.03, "llamacpp": 0.07, "qnn": 0.08, "onnxruntime": 0.12}
+SLACK |= {"litert": 0.25, "torch": 0.25}
+
+
 def unit_of(row: Mapping[str, Any]) -> device.Unit:
     """The unit that a row of the matrix is for."""
     target, precision = device.load(row["device"]), row.get("precision", "int4")
@@ -63,6 +67,13 @@ def unit_of(row: Mapping[str, Any]) -> device.Unit:
         if row.get("unit") in (None, unit.api)
         and precision in backends.able(row.get("backend", "onnxruntime"), target, unit)
     )
+
+
+def on_target(row: Mapping[str, Any]) -> str:
+    """What a PC with an x86-64 CPU alone says of the figures that it takes for a row."""
+    if unit_of(row).api in ("hexagon", "intel-npu"):
+        return "emulated"
+    return "true" if row["device"] == "cpu-x86_64" else "false"
 
 
 def different() -> list[str]:
@@ -84,7 +95,9 @@ def of_each_kind() -> list[dict[str, Any]]:
     """
     kinds: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in sorted(MATRIX, key=lambda row: row["name"] not in ELSEWHERE):
-        kind = row.get("backend", "onnxruntime"), unit_of(row).api, row.get("precision", "int4")
+        api, precision = unit_of(row).api, row.get("precision", "int4")
+        # What is emulated is slow: int8 is built by tests of runtimes.
+        kind = row.get("backend", "onnxruntime"), api, precision if api != "hexagon" else None
         kinds.setdefault(kind, row)
     return list(kinds.values())
 
@@ -109,15 +122,17 @@ def test_no_device_and_no_unit_is_missing() -> None:
 
 def test_the_readme_has_the_table_of_today() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert support.placed(readme) == readme, "python -m phipipe.maintain.support --write README.md"
-    table = support.markdown()
+    assert readme_tables.placed(readme) == readme, (
+        "python -m phipipe.maintain.readme_tables --write README.md"
+    )
+    table = readme_tables.markdown()
     for name in (*device.names(), *backends.names()):
         assert f"`{name}`" in table
 
 
 def test_a_text_without_a_place_for_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="no place for the table"):
-        support.placed("# Title")
+        readme_tables.placed("# Title")
 
 
 @pytest.mark.parametrize("name", FROM_HUB)
@@ -145,9 +160,7 @@ def test_recipes_of_the_hub_fit_their_models_and_devices(
 
 
 @pytest.mark.parametrize("name", FROM_HUB)
-def test_a_recipe_says_how_to_run_it(name: str) -> None:
-    text = (RECIPES / f"{name}.yaml").read_text("utf-8")
-    assert f"#   phipipe run recipes/{name}.yaml\n" in text
+def test_a_recipe_has_its_files_name_and_pins_its_model(name: str) -> None:
     assert SHIPPED[name]["name"] == name
     assert re.fullmatch("[0-9a-f]{40}", SHIPPED[name]["source"]["revision"])
 
@@ -194,12 +207,7 @@ def test_every_target_is_built_and_says_what_ran_where(
         entry, api = entries[row["name"]], unit_of(row).api
         assert entry["error"] is None
         assert entry["api"] == api
-        if api in ("hexagon", "intel-npu"):
-            assert entry["on_target"] == "emulated", row["name"]
-        elif row["device"] == "cpu-x86_64":
-            assert entry["on_target"] == "true"
-        else:
-            assert entry["on_target"] == "false", row["name"]
+        assert entry["on_target"] == on_target(row), row["name"]
         assert entry["metrics"]["kld_mean"] < 0.05, row["name"]
         assert entry["sanity"]["tokenizer_equal"], row["name"]
 
@@ -211,10 +219,12 @@ def test_what_plan_says_of_the_size_is_what_is_built(
     plans = json.loads(shell("plan", TARGETS, *FEWER, *only(rows), "--json").stdout)
     assert len(plans) == len(rows)
     for plan in plans:
-        entry = entries[plan["name"].removeprefix("all-targets-")]
-        built = entry["metrics"]["size_gib"] * 2**30
-        # 1 MiB: graph and tokenizer, which hardly grow with a model
-        assert abs(plan["fit"]["weight_bytes"] - built) < 0.15 * built + 2**20, plan["name"]
+        name = plan["name"]
+        files = (shell.folder / "packages" / name).rglob("*")
+        sizes = [path.stat().st_size for path in files if path.suffix not in (".json", ".xml")]
+        built = sum(size for size in sizes if size >= LARGE)
+        backend = entries[name.removeprefix("all-targets-")]["backend"]
+        assert plan["fit"]["weight_bytes"] == pytest.approx(built, rel=SLACK[backend]), name
 
 
 @pytest.mark.timeout(1800)
@@ -243,9 +253,7 @@ def test_every_recipe_builds_the_embedded_model(shell: Shell, name: str) -> None
     manifest = package.read_manifest(folder)
     assert build["ok"]
     assert package.verify(folder) == []
-    assert manifest.on_target == (
-        "emulated" if "npu" in path.stem or "snapdragon" in path.stem else manifest.on_target
-    )
+    assert manifest.on_target == on_target(SHIPPED[name])
     assert (folder / "reference" / "top.npz").is_file()
 
 

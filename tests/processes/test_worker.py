@@ -141,6 +141,7 @@ ENDINGS = [
 ]
 
 
+@pytest.mark.full
 @posix
 @pytest.mark.crash
 @pytest.mark.parametrize(("number", "hold", "trials"), ENDINGS)

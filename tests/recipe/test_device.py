@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.clock import DEADLINE_MS
-from testing.places import QUICKSTART, RECIPES
+from testing.places import RECIPES
+from testing.plans import planned
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, TargetError
-from phipipe.plan import prepare
-from phipipe.recipe import device, load
+from phipipe.recipe import device
 
 MINE = """\
 title: My board
@@ -153,7 +153,6 @@ def test_a_name_is_never_a_path(name: str) -> None:
 @settings(
     max_examples=200,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.integers(0, len(MINE)), st.integers(0, 6), st.text(max_size=4))
 def test_a_spoiled_file_is_a_device_or_a_clear_error(
@@ -169,10 +168,8 @@ def test_a_spoiled_file_is_a_device_or_a_clear_error(
 
 def test_what_suits_a_device_best_is_taken_where_the_recipe_leaves_the_choice() -> None:
     def quantized(*sets: str) -> Any:
-        start = QUICKSTART
-        words = ["device=raspberry-pi-5", "quantize={}", *sets]
-        (build,) = load.load(start, sets=words, options=backends.OptionsOf())
-        return next(step.params for step in prepare.prepare(build).steps if step.name == "quantize")
+        steps = planned("device=raspberry-pi-5", "quantize={}", *sets).steps
+        return next(step.params for step in steps if step.name == "quantize")
 
     assert quantized("backend=llamacpp")["type"] == "Q4_0"
     assert quantized("backend=llamacpp", "quantize={type: Q4_K_M}")["type"] == "Q4_K_M"
@@ -198,11 +195,8 @@ def test_defaults_are_values_of_some_backend() -> None:
 def test_every_device_says_which_recipe_to_start_from_and_it_plans_for_it(name: str) -> None:
     found = device.load(name)
     assert found.recipe
-    start = RECIPES / f"{found.recipe}.yaml"
-    (build,) = load.load(
-        start, sets=("source={builtin: tiny-phi3}", f"device={name}"), options=backends.OptionsOf()
-    )
-    assert prepare.prepare(build).device is found
+    sets, path = ("source={builtin: tiny-phi3}", f"device={name}"), RECIPES / f"{found.recipe}.yaml"
+    assert planned(*sets, path=path).device is found
 
 
 def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
@@ -218,13 +212,8 @@ def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
 
 def test_the_chip_of_a_context_is_the_devices() -> None:
     def soc(*sets: str) -> Any:
-        words = ["backend=qnn", "quantize={}", *sets]
-        (build,) = load.load(QUICKSTART, sets=words, options=backends.OptionsOf())
-        return next(
-            step.params["soc"]["model"]
-            for step in prepare.prepare(build).steps
-            if step.name == "compile"
-        )
+        steps = planned("backend=qnn", "quantize={}", *sets).steps
+        return next(step.params["soc"]["model"] for step in steps if step.name == "compile")
 
     models = {
         name: soc(f"device={name}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.clock import DEADLINE_MS, computed_within
 
@@ -267,7 +267,7 @@ def test_json_is_read_back_unchanged(data: dict[str, Any]) -> None:
     assert document.parse(json.dumps(data, indent=2, ensure_ascii=False), "r.yaml").data == data
 
 
-@settings(max_examples=500, deadline=DEADLINE_MS, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=DEADLINE_MS)
 @given(st.text("ab:-[]{},'\"\\#&*!|>%@` \t\n\r?~0\u2028\x85", max_size=40))
 def test_what_both_readers_accept_they_read_alike(text: str) -> None:
     """What a file means does not depend on how PyYAML was built, and nothing else than RecipeError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.clock import DEADLINE_MS, computed_within
 from testing.tiers import sizes
@@ -205,6 +205,13 @@ def test_mistakes_in_a_matrix_are_named(tmp_path: Path, extra: str, words: str) 
     assert words in refusal(tmp_path, MATRIX + extra)
 
 
+def test_what_one_variant_says_is_missing_from_the_other(tmp_path: Path) -> None:
+    text = GOOD.replace("device: cpu-x86_64\n", "")
+    matrix = "matrix:\n  - {name: a, device: cpu-x86_64}\n  - {name: b}\n"
+    line = text.count("\n") + 3
+    assert f"r.yaml:{line}:" in refusal(tmp_path, text + matrix)
+
+
 def test_only_picks_by_either_name_and_knows_what_there_is(tmp_path: Path) -> None:
     assert [b.name for b in load(tmp_path, MATRIX, only=["torch"])] == ["good-torch"]
     assert [b.name for b in load(tmp_path, MATRIX, only=["good-torch"])] == ["good-torch"]
@@ -311,7 +318,6 @@ def test_whatever_the_file_holds_the_answer_is_a_build_or_a_clear_error(
 @settings(
     max_examples=300,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.sampled_from([i for i, line in enumerate(LINES) if ":" in line]), st.sampled_from("qxz"))
 def test_a_misspelt_key_is_reported_on_its_own_line(tmp_path: Path, at: int, letter: str) -> None:
@@ -567,7 +573,6 @@ def dumped(data: Mapping[str, Any]) -> str:
 @settings(
     max_examples=200,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(VALID)
 def test_a_recipe_written_out_loads_as_itself(tmp_path: Path, data: dict[str, Any]) -> None:
@@ -581,7 +586,6 @@ def test_a_recipe_written_out_loads_as_itself(tmp_path: Path, data: dict[str, An
 @settings(
     max_examples=200,
     deadline=DEADLINE_MS,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(VALID, VALID, st.data())
 def test_set_is_the_same_as_an_edit(

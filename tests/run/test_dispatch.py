@@ -487,7 +487,8 @@ def test_a_worker_is_kept_as_long_as_steps_of_its_toolchain_are_to_come(
     tiny.go_on()
     steps = heavy("one"), step("between", "one"), heavy("two", "between")
     (outcome,) = run(store, plan("a", *steps), jobs=1)
-    found = [outcome.load(name, "count.json") for name in ("one", "two")]
+    folders = [outcome.results[name].stored.path for name in ("one", "two")]
+    found = [json.loads((folder / "count.json").read_text("utf-8")) for folder in folders]
     assert [calls for calls, _ in found] == [1, 2], "heavy imports happen once a run"
     assert found[0][1] == found[1][1]
 

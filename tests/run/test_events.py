@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -163,15 +164,58 @@ def test_progress_is_not_written_for_every_window(own_cache: Path) -> None:
     assert [event["step"] for event in found] == ["x", "y"]
 
 
-def test_every_event_has_a_line_for_people(own_cache: Path) -> None:
+def test_a_run_is_told_line_by_line(own_cache: Path) -> None:
     found = recorded(
         own_cache, plan("a", step("x"), step("y", "x", fail=True)), plan("b", step("z"))
     )
-    extra = [{"event": "note", "time": "t", "text": "words"}, {"event": "later", "time": "t"}]
-    for event in [*found, *extra]:
-        said = event_words.line(event)
-        assert said.startswith(event["time"])
-        assert not said.endswith(event["time"])
+    told = [event_words.line(event).removeprefix(f"{event['time']}  ") for event in found]
+    plain = [re.sub(r"\b[0-9a-f]{12}\b", "KEY", re.sub(r"\d+\.\d s", "N s", one)) for one in told]
+    assert plain[0] == "run: a, b"
+    assert sorted(plain[1:-1]) == [
+        "a  failed (5): y cannot",
+        "a: x  done    KEY  N s",
+        "a: x  runs: first time",
+        "a: y  failed (5): y cannot",
+        "a: y  runs: first time",
+        "b  built in N s",
+        "b: z  done    KEY  N s",
+        "b: z  runs: first time",
+    ]
+    assert plain[-1] == "ended with exit code 5 after N s"
+
+
+STORED = {"event": "step_finished", "step": "x", "cached": True, "key": "ab" * 32}
+TOOL = {"event": "toolchain_finished", "toolchain": "mlx", "seconds": 61.0}
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"event": "run_started", "command": "batch", "builds": []}, "batch: nothing"),
+        (
+            {"event": "step_progress", "step": "x", "done": 3, "total": 8, "unit": "windows"},
+            "x  3 of 8 windows",
+        ),
+        (STORED, "x  cached  abababababab"),
+        (STORED | {"shared": True}, "x  cached  abababababab  from the shared store"),
+        (
+            STORED | {"cached": False, "seconds": 2.5, "machine": "w1"},
+            "x  done    abababababab  2.5 s, on w1",
+        ),
+        ({"event": "toolchain_started", "toolchain": "mlx"}, "installing toolchain `mlx`"),
+        (TOOL, "toolchain `mlx` is ready after 61.0 s"),
+        (TOOL | {"exit_code": 4}, "toolchain `mlx` failed (4) after 61.0 s"),
+        ({"event": "note", "text": "a note"}, "a note"),
+        ({"event": "error", "message": "it is full", "hint": "tidy"}, "it is full\n  try: tidy"),
+        (
+            {"event": "build_finished", "build": "a", "ok": True, "seconds": 9.0, "package": "p/a"},
+            "a  built in 9.0 s  p/a",
+        ),
+        ({"event": "of a later version", "n": 1}, '{"event": "of a later version", "n": 1}'),
+    ],
+)
+def test_an_event_in_words(event: dict[str, Any], words: str) -> None:
+    assert event_words.words(event) == words
 
 
 def test_a_run_that_is_not_there_is_said_so(run: Run) -> None:

@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 from testing.places import QUICKSTART
+from testing.plans import planned
 
-from phipipe import backends, cli, hardware
+from phipipe import cli, hardware
 from phipipe.errors import StepKilled, StoreError
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 from phipipe.run import preflight
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
 GIB = 2**30
-
-
-def planned(*sets: str) -> Plan:
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return prepare.prepare(build)
 
 
 def with_sizes(made: Plan, **sizes: dict[str, int]) -> Plan:

@@ -12,13 +12,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from testing import hostile_paths
-from testing.places import QUICKSTART
+from testing.plans import planned
 
-from phipipe import backends
 from phipipe.cli.listeners import Silent
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 from phipipe.run import why
 from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
@@ -143,9 +140,8 @@ def build(folder: Path, content: str, limit: float, name: str, recipe_name: str)
         needs={"metrics": "source"},
         params={"kld_mean": limit},
     )
-    (made,) = load.load(QUICKSTART, sets=[f"name={recipe_name}"], options=backends.OptionsOf())
     steps = tuple(replace(step, recipe=recipe_name) for step in (source, check))
-    return replace(prepare.prepare(made), steps=steps)
+    return replace(planned(f"name={recipe_name}"), steps=steps)
 
 
 def reasons(made: Plan, store: Store) -> list[str]:
@@ -189,8 +185,7 @@ def test_whose_step_it_is_changes_no_key(tmp_path: Path, store: Store) -> None:
 
 
 def test_every_step_of_a_plan_says_whose_it_is() -> None:
-    (made,) = load.load(QUICKSTART, options=backends.OptionsOf())
-    assert {step.recipe for step in prepare.prepare(made).steps} == {"quickstart"}
+    assert {step.recipe for step in planned().steps} == {"quickstart"}
 
 
 def test_records_from_when_steps_had_addresses_are_listed_and_not_matched(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from phipipe.cli import listing_text, tables
+from phipipe.cli import facts, tables
 from phipipe.settings import Settings
 from phipipe.store import downloads
 from phipipe.store.store import Store
@@ -70,7 +70,7 @@ def test_what_only_a_plan_asked_is_no_download(store: Store) -> None:
 def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     put(store, "a", 10)
     part(store, size=3 * 2**20, age_s=7200)
-    newest, oldest = rows = tables.stored(store)
+    newest, oldest = rows = facts.stored(store)
     assert newest.key is not None
     assert newest.key.startswith("a" * 12)
     assert (oldest.key, oldest.repository, oldest.size_bytes) == (
@@ -81,9 +81,9 @@ def test_cache_ls_and_doctor_show_them(store: Store) -> None:
     assert oldest.used.endswith("Z")
     assert (
         f"unfinished download of someone/tiny@{COMMIT}  3.0 MiB  2 h ago   2 h ago"
-        in listing_text.stored(rows)
+        in tables.stored(rows)
     )
-    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in listing_text.doctor(tables.doctor(Settings.read()))
+    assert f"someone/tiny@{COMMIT}, 3.0 MiB" in tables.doctor(facts.doctor(Settings.read()))
 
 
 def test_they_are_collected_in_the_order_of_their_last_use(store: Store) -> None:

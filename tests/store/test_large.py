@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testing.plans import planned as from_quickstart
+from testing.plans import planned as from_recipe
 
-from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.hub import take
 from phipipe.models import checkpoints, first_layers, tensor_places
 from phipipe.package.package import verify
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 from phipipe.run import dispatch
 from phipipe.run.manner import Manner
 from phipipe.run.results import Outcome
@@ -51,8 +48,7 @@ DEVICES |= {"litert": "android-phone", "qnn": "snapdragon-x-npu", "torch": "cpu-
 def planned(folder: Path, backend: str) -> Plan:
     path = folder / f"{backend}.yaml"
     path.write_text(RECIPE.replace("DEVICE", DEVICES[backend]).replace("BACKEND", backend), "utf-8")
-    (build,) = load.load(path, options=backends.OptionsOf())
-    return prepare.prepare(build)
+    return from_recipe(path=path)
 
 
 @pytest.fixture
@@ -88,7 +84,7 @@ def test_fix_ups_of_the_first_layers_are_made_for_those(large: None, checkpoint:
     config = json.loads((checkpoint / "config.json").read_text("utf-8")) | {"sliding_window": 1000}
     (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
     sets = (f"source={{path: {checkpoint.as_posix()}}}", "evaluate.text={builtin: stories}")
-    steps = {step.name: step for step in from_quickstart(*sets).steps}
+    steps = {step.name: step for step in from_recipe(*sets).steps}
     assert (
         len(steps["convert"].params["config_patch"]["layer_types"]) == config["num_hidden_layers"]
     )
@@ -143,35 +139,27 @@ def test_a_list_of_layer_types_is_cut_too(checkpoint: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory, toolchains: Path
-) -> dict[str, tuple[Outcome, Outcome]]:
-    """Per backend how the build ends that takes the model as small, and the one that takes it as
-    large."""
-    folder = tmp_path_factory.mktemp("large")
-    settings, store = (
-        Settings(cache=folder / "cache", toolchains=toolchains),
-        Store(folder / "cache"),
-    )
-    chosen = ("onnxruntime", "openvino", "llamacpp", "mlx")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("large")
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "llamacpp", "mlx"])
+def ends(request: pytest.FixtureRequest, work: Path, toolchains: Path) -> tuple[Outcome, Outcome]:
+    """How the build ends that takes the model as small, and the one that takes it as large."""
+    settings, store = Settings(cache=work / "cache", toolchains=toolchains), Store(work / "cache")
     with pytest.MonkeyPatch.context() as patch:
-        small = [planned(folder, backend) for backend in chosen]
+        small = planned(work, request.param)
         patch.setattr(checkpoints, "LARGE_PARAMETERS", 10**6)
-        large = [
-            replace(made, build=replace(made.build, name=f"{backend}-large"))
-            for backend in chosen
-            for made in [planned(folder, backend)]
-        ]
-        manner = Manner(out=folder / "packages", jobs=2)
-        ends = dispatch.attempt([*small, *large], store, settings, Silent(), manner)
-    return {backend: (ends[i], ends[i + len(chosen)]) for i, backend in enumerate(chosen)}
+        made = planned(work, request.param)
+        large = replace(made, build=replace(made.build, name=f"{request.param}-large"))
+        first, second = dispatch.attempt(
+            [small, large], store, settings, Silent(), Manner(out=work / "packages", jobs=2)
+        )
+    return first, second
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "llamacpp", "mlx"])
-def test_a_large_model_becomes_the_same_file(
-    runs: dict[str, tuple[Outcome, Outcome]], backend: str
-) -> None:
-    small, large = runs[backend]
+def test_a_large_model_becomes_the_same_file(ends: tuple[Outcome, Outcome]) -> None:
+    small, large = ends
     assert small.error is None
     assert large.error is None
     assert small.results["quantize"].stored.digest == large.results["quantize"].stored.digest

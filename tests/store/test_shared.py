@@ -234,6 +234,17 @@ def test_a_piece_that_is_wrong_is_replaced(
     assert log(tmp_path) == ["s0", "s0"]
 
 
+def test_unfinished_downloads_are_kept_for_a_week(url: str, tmp_path: Path) -> None:
+    run(tmp_path / "one", chain(1))
+    parts = tmp_path / "two" / "remote"
+    parts.mkdir(parents=True)
+    for days in (0, 6, 8):
+        (parts / str(days)).write_bytes(b"y" * 1000)
+        os.utime(parts / str(days), (time.time() - days * 24 * 60 * 60,) * 2)
+    assert run(tmp_path / "two", chain(1))[0].results["s0"].shared
+    assert {name for name in "068" if (parts / name).exists()} == {"0", "6"}
+
+
 def test_a_part_that_is_damaged_costs_one_build_and_nothing_more(url: str, tmp_path: Path) -> None:
     first, _ = run(tmp_path / "one", chain(1))
     digest = keys.hash_file(first.results["s0"].stored.path / "same.bin")

@@ -69,6 +69,7 @@ def entry(
         "ttft_s": 1.4,
         "peak_memory_gib": gib,
     }
+    quantiles = [0.0, *(kld * q / 50 for q in range(1, 101))]
     usual: dict[str, Any] = {
         "backend": "onnxruntime",
         "precision": "int4",
@@ -87,15 +88,20 @@ def entry(
         "metrics": metrics,
         "stderr": {"kld_mean": kld / 30},
         "spread": {"decode_tokens_per_s": [90 / bits, 105 / bits]},
-        "profile": {"by_position": [kld] * 32, "quantiles": [0.0, *(kld * q / 50 for q in range(1, 101))]},
-        "sanity": {"tokenizer_equal": True, "chat_template_equal": True, "greedy_agreement": 0.8,
-                   "answers_ended": [True, False], "repetition": 0.1},
+        "profile": {"by_position": [kld] * 32, "quantiles": quantiles},
+        "sanity": {
+            "tokenizer_equal": True,
+            "chat_template_equal": True,
+            "greedy_agreement": 0.8,
+            "answers_ended": [True, False],
+            "repetition": 0.1,
+        },
         "host": HOST,
         "prompt_tokens": 128,
         "phipipe": "0.1.0",
         "tools": {"torch": "2.13.0"},
         "keys": {"source": "c" * 64},
-    }  # fmt: skip
+    }
     return Entry(name=name, **(usual | changed))
 
 

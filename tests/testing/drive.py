@@ -22,9 +22,9 @@ from testing.places import ROOT, TESTS
 PATHS = os.pathsep.join((str(ROOT), str(TESTS)))  # where a toolchain finds phipipe and this package
 
 
-def drive(python: Path, *words: Path | str) -> str:
-    """What a program prints that ends well."""
-    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
+def drive(python: Path, *words: Path | str, **variables: str) -> str:
+    """What a program prints that ends well; ``variables`` are laid on the environment."""
+    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"} | variables
     done = subprocess.run(
         [python, *words], env=environment, capture_output=True, text=True, check=False
     )

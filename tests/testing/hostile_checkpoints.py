@@ -310,7 +310,8 @@ def _whole_files() -> Iterator[Mutation]:
             "half": content[: len(content) // 2],
             "not UTF-8": b'{"a": "\xff"}',
             "twice": b'{"a": 1, "a": 2}',
-            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4972489328\n",
+            "pointer": b"version https://git-lfs.github.com/spec/v1\n"
+            b"oid sha256:0\nsize 4972489328\n",
             "html": b"<html>Access denied</html>",
         }.items():
             yield Mutation(f"{file} {name}", {file: other})

@@ -205,6 +205,8 @@ def places(folder: Path, path: str) -> dict[str, list[str]]:
     recipe, impossible, package = (
         str(folder / name) for name in ("tried.yaml", "impossible.yaml", "package")
     )
+    never, own = str(folder / "never.yaml"), f"{path}.yaml"
+    safe = path if _harmless(path, folder) else str(folder / "folder")
     return {
         "run RECIPE": ["run", path],
         "run --out": ["run", impossible, "--out", path],
@@ -212,8 +214,8 @@ def places(folder: Path, path: str) -> dict[str, list[str]]:
         "validate RECIPES": ["validate", recipe, path],
         "pin RECIPE": ["pin", path],
         "init RECIPE": ["init", path, "--device", "nope"],
-        "init --source": ["init", str(folder / "never.yaml"), "--device", "nope", "--source", path],
-        "init --device": ["init", str(folder / "never.yaml"), "--backend", "nope", "--device", f"{path}.yaml"],
+        "init --source": ["init", never, "--device", "nope", "--source", path],
+        "init --device": ["init", never, "--backend", "nope", "--device", own],
         "batch PATHS": ["batch", path, "--name", "none-of-this-name"],
         "batch --out": ["batch", impossible, "--name", "none-of-this-name", "--out", path],
         "eval PACKAGE": ["eval", path],
@@ -226,9 +228,9 @@ def places(folder: Path, path: str) -> dict[str, list[str]]:
         "verify PACKAGE": ["verify", path],
         "chat PACKAGE": ["chat", path, "--prompt", "x"],
         "schema --check": ["schema", "--check", path],
-        "schema --write": ["schema", "--write", path if _harmless(path, folder) else str(folder / "folder")],
+        "schema --write": ["schema", "--write", safe],
         "devices show": ["devices", "show", path],
-        "devices show FILE": ["devices", "show", f"{path}.yaml"],
+        "devices show FILE": ["devices", "show", own],
         "schedule export PATHS": ["schedule", "export", "--cron", path],
         "schedule export --out": ["schedule", "export", "--cron", recipe, "--out", path],
         "schedule export --write": [

@@ -17,8 +17,8 @@ MIT = """MIT License
 
 Copyright (c) 2026 the phipipe authors
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal in it
-without restriction. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND.
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to
+deal in it without restriction. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND.
 """
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor "

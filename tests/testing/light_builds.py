@@ -107,17 +107,23 @@ def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Pl
     trouble = {"trouble": TROUBLE.get(name)}
     source = str(recipe.source.builtin or recipe.source.path)
     told = {"backend": recipe.backend, "precision": recipe.precision, "source": source}
+    host = {**HOST, "cores": int(figures.get("cores", 2))}
     steps = (
         _step("source", {}, "take", what=source),
         _step("text", {}, "take", what=recipe.evaluate.text.file or "stories"),
-        _step("evaluate", {"source": "source", "text": "text"}, name=name, figures=fidelity, **trouble),
-        _step("measure", {"source": "source"}, speed=speed, host={**HOST, "cores": int(figures.get("cores", 2))}),
+        _step(
+            "evaluate", {"source": "source", "text": "text"}, name=name, figures=fidelity, **trouble
+        ),
+        _step("measure", {"source": "source"}, speed=speed, host=host),
         _step("gates", {"metrics": "evaluate"}, **trouble),
         _step(
-            "package", {"metrics": "evaluate", "speed": "measure", "gates": "gates", "text": "text"},
-            name=name, tokens=recipe.evaluate.tokens, **told,
+            "package",
+            {"metrics": "evaluate", "speed": "measure", "gates": "gates", "text": "text"},
+            name=name,
+            tokens=recipe.evaluate.tokens,
+            **told,
         ),
-    )  # fmt: skip
+    )
     return Plan(
         build=build, device=devices.load("cpu-x86_64"), api="cpu", on_target="true", steps=steps
     )

@@ -29,8 +29,9 @@ GUARD = threading.Lock()
 STEPS = {"work": f"{__name__}:work"}
 
 
-def planned(*sets: str) -> Plan:
-    (build,) = load.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+def planned(*sets: str, path: Path = QUICKSTART) -> Plan:
+    """The plan of a recipe for one build, with ``sets`` laid on it."""
+    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
     return planning.prepare(build)
 
 

@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phipipe import backends
 from phipipe.package import manifest
 from phipipe.package.package import verify
-from phipipe.plan import prepare
 from phipipe.plan.plan import Plan
-from phipipe.recipe import load
 from phipipe.run.results import Outcome
+from testing import plans
 
 RECIPE = """
 name: seeing
@@ -26,10 +24,10 @@ measure: {prompt_tokens: 16, new_tokens: 4, repetitions: 1}
 
 
 def planned(source: Path, *sets: str) -> Plan:
+    """The plan of a small build of ``source``; the recipe is written beside it."""
     path = source.parent / "recipe.yaml"
     path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = load.load(path, sets=sets, options=backends.OptionsOf())
-    return prepare.prepare(build)
+    return plans.planned(*sets, path=path)
 
 
 def seen(done: Outcome) -> Any:

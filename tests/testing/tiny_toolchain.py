@@ -68,10 +68,10 @@ def build_wheel(folder, settings=None, metadata=None):
 INSTALL = """
 import sys
 from pathlib import Path
-from phipipe import toolchain
+from phipipe.toolchains import environments
 from phipipe.settings import Settings
-toolchain.LOCKS = Path(sys.argv[1])
-toolchain.ensure("tiny", Settings.read(), lambda line: print(line, flush=True))
+environments.LOCKS = Path(sys.argv[1])
+environments.ensure("tiny", Settings.read(), lambda line: print(line, flush=True))
 """
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,22 @@ from phipipe.toolchains import environments, uv_settings
 PACKAGE = "iniconfig==2.1.0"
 
 
+def write_wheel(folder: Path) -> None:
+    """Write the package's wheel, as an index would have it."""
+    name, version = PACKAGE.split("==")
+    about = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}/__init__.py": "VALUES = {}\n" * 100,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    sizes = {path: len(text) for path, text in files.items()} | {f"{about}/RECORD": ""}
+    record = "".join(f"{path},,{size}\n" for path, size in sizes.items())
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in (*files.items(), (f"{about}/RECORD", record)):
+            wheel.writestr(path, text)
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings with an empty toolchain folder, and one tiny toolchain, `tiny`, to put into it."""
@@ -25,6 +42,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (locks / "tiny.txt").write_text(f"{PACKAGE}\n")
     (locks / "broken.txt").write_text("phipipe-has-no-such-package==1.0\n")
     monkeypatch.setattr(environments, "LOCKS", locks)
+    write_wheel(tmp_path)
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
     return Settings.read({**os.environ, "PHIPIPE_TOOLCHAINS": str(tmp_path / "toolchains")})
 
 
@@ -96,6 +115,7 @@ def test_without_a_network_the_error_comes_at_once(
 ) -> None:
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    monkeypatch.delenv("UV_FIND_LINKS")
     with pytest.raises(ToolchainError, match="iniconfig"):
         environments.ensure("tiny", home, print)
     assert not environments.path_of("tiny", home).exists()
@@ -105,10 +125,10 @@ def test_several_processes_install_it_once(home: Settings, tmp_path: Path) -> No
     code = """
 import sys
 from pathlib import Path
-from phipipe import toolchain
+from phipipe.toolchains import environments
 from phipipe.settings import Settings
-toolchain.LOCKS = Path(sys.argv[1])
-toolchain.ensure("tiny", Settings.read(), print)
+environments.LOCKS = Path(sys.argv[1])
+environments.ensure("tiny", Settings.read(), print)
 """
     environment = {**os.environ, "PHIPIPE_TOOLCHAINS": str(home.toolchains)}
     command = [sys.executable, "-c", code, str(environments.LOCKS)]

@@ -84,6 +84,7 @@ def test_whoever_is_killed_while_installing_takes_all_of_it_along(
     succeeds(tiny)
 
 
+@pytest.mark.full
 def test_no_moment_at_which_an_installation_is_killed_spoils_the_next(tmp_path: Path) -> None:
     told = kills(tmp_path / "kills", 3, seed=os.getpid())
     assert told == {"kills": 3, "processes left": 0, "failed installations": 0, "left-overs": 0}

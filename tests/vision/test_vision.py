@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from testing.drive import drive
-from testing.seeing import RECIPE, planned, seen
+from testing.seeing import planned, seen
 
 from phipipe import backends
 from phipipe.board import entry
@@ -21,8 +21,6 @@ from phipipe.errors import GateFailed, TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
-from phipipe.plan import prepare
-from phipipe.recipe import load
 from phipipe.run import dispatch, finished
 from phipipe.run.manner import Manner
 from phipipe.run.results import Outcome
@@ -110,14 +108,9 @@ def test_units_without_eyes_are_refused(seeing: Path) -> None:
 
 
 def test_gates_on_pictures_need_eyes(tmp_path: Path) -> None:
-    source = take.BUILTIN_MODELS["tiny-phi3"]
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.replace("SOURCE", source.as_posix()), "utf-8")
-    (build,) = load.load(
-        path, sets=["evaluate.gates={image_top1: {min: 0.5}}"], options=backends.OptionsOf()
-    )
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], tmp_path / "source")
     with pytest.raises(TargetError, match="image_top1"):
-        prepare.prepare(build)
+        planned(tmp_path / "source", "evaluate.gates={image_top1: {min: 0.5}}")
 
 
 def test_eyes_of_another_kind_are_refused(seeing: Path, tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from phipipe.backends.qnn.session import Caches, Values, apply, cpu
+from phipipe.backends.qnn.stages import EMBEDDING, LENGTHS, facts_of, name_of, stages
 from phipipe.errors import StepFailed
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 DECODED = 16  # tokens of each calibration window that go through the graphs for single tokens
 Extent = tuple[float, float]  # the lowest and the highest that was seen
@@ -30,9 +33,7 @@ class Reading:
     """
 
     def __init__(self, folder: Path, windows: npt.NDArray[np.int32]) -> None:
-        from phipipe.backends.qnn import session
-
-        self.folder, self.facts = folder, session.facts_of(folder)
+        self.folder, self.facts = folder, facts_of(folder)
         step = self.facts["prompt_length"]
         chunks = (min(windows.shape[1], self.facts["context_length"]) - DECODED) // step
         if chunks < 1 or not len(windows):
@@ -43,47 +44,40 @@ class Reading:
             )
         self._lengths = [step] * chunks + [1] * DECODED
         starts = [sum(self._lengths[:i]) for i in range(len(self._lengths))]
-        embedding = session.cpu(folder / session.EMBEDDING)
-        self._border: list[list[dict[str, Any]]] = []
+        embedding = cpu(folder / EMBEDDING)
+        self._border: list[list[Values]] = []
         for window in windows:
-            values = [
+            values: list[Values] = [
                 {"input_ids": window[None, i : i + n]}
                 for i, n in zip(starts, self._lengths, strict=True)
             ]
             for value in values:
-                session.apply(embedding, value)
+                apply(embedding, value)
             self._border.append(values)
 
     def through(self, stage: str) -> dict[str, dict[str, Extent]]:
         """Read everything with the next ``stage``: by length ("prompt", "token") and value, what
         was seen."""
-        from phipipe.backends.qnn import session
-
-        layers = session.stages(self.facts)[stage]
-        paths = {kind: self.folder / session.name_of(stage, kind) for kind in session.LENGTHS}
+        layers = stages(self.facts)[stage]
+        paths = {kind: self.folder / name_of(stage, kind) for kind in LENGTHS}
         sessions = {kind: _watched(path) for kind, path in paths.items()}
         (border, *_) = [output.name for output in sessions["token"].get_outputs()]
         seen: dict[str, dict[str, Extent]] = {kind: {} for kind in paths}
         for window in self._border:
-            caches = session.Caches(self.facts, layers)
+            caches = Caches(self.facts, layers)
             for i, length in enumerate(self._lengths):
                 kind = "token" if length == 1 else "prompt"
                 values = window[i] | caches.feeds(length, length)
-                session.apply(sessions[kind], values)
+                apply(sessions[kind], values)
                 caches.take(values)
                 _widen(seen[kind], values)
                 window[i] = {border: values[border]}
         return seen
 
 
-def _watched(path: Path) -> Any:
+def _watched(path: Path) -> onnxruntime.InferenceSession:
     """A session of the graph that also gives the lowest ("low name") and highest number of every
     float value."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    from phipipe.backends.qnn import session
-
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
     graph = model.graph
     values = [*graph.input, *graph.value_info, *graph.output]
@@ -93,10 +87,10 @@ def _watched(path: Path) -> Any:
             graph.output.append(
                 helper.make_tensor_value_info(f"{word} {name}", TensorProto.FLOAT, [])
             )
-    return session.cpu(model.SerializeToString(), path.parent, plain=True)
+    return cpu(model.SerializeToString(), path.parent, plain=True)
 
 
-def _widen(seen: dict[str, Extent], values: Mapping[str, Any]) -> None:
+def _widen(seen: dict[str, Extent], values: Values) -> None:
     for word in [name for name in values if name.startswith("low ")]:
         name = word.removeprefix("low ")
         low, high = float(values[word]), float(values[f"high {name}"])
@@ -110,7 +104,7 @@ def cache_scales(seen: Mapping[str, Mapping[str, Extent]], layers: range) -> dic
     scales = {}
     for name in (f"{kind}_{i}" for i in layers for kind in ("key", "value")):
         extents = [
-            found[f"{when}_{name}"] for found in seen.values() for when in ("past", "present")
+            graph[f"{when}_{name}"] for graph in seen.values() for when in ("past", "present")
         ]
         low, high = min(x for x, _ in extents), max(x for _, x in extents)
         scale = max(high - low, 1e-6) / 255

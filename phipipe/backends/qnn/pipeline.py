@@ -3,52 +3,47 @@ for single tokens."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
-from phipipe.backends.qnn.session import EMBEDDING, name_of, stages
+from phipipe.backends.qnn.stages import CONFIG, EMBEDDING, FACTS, name_of, stages
+from phipipe.steps import Json
 
 
-def config(facts: Mapping[str, Any]) -> dict[str, Any]:
+def describe(folder: Path, facts: Mapping[str, Json]) -> None:
+    """Write ``static.json``, and the pipeline as ONNX Runtime GenAI reads it."""
+    (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(config(facts), indent=2) + "\n", "utf-8")
+
+
+def config(facts: Mapping[str, Json]) -> dict[str, Json]:
     """ONNX Runtime GenAI's ``decoder-pipeline``: embedding on the CPU, decoder and head per phase
     on the NPU.
 
     Caches slide: the runtime drops the oldest positions and appends what a graph made. Keys are
     those of GenAI 0.18.
     """
-    npu = {}
-    if soc := facts["soc"]:
-        settings = {
-            "backend_type": "htp",
-            "htp_performance_mode": "burst",
-            "soc_model": str(soc["model"]),
-        }
-        settings |= {
-            "enable_htp_shared_memory_allocator": "1"
-        }  # GenAI slides the caches only where these lie there
-        npu = {"session_options": {"provider_options": [{"qnn": settings}]}}
-    pipeline: list[dict[str, Any]] = [
-        {
-            "embedding": {
-                "filename": EMBEDDING,
-                "inputs": ["input_ids"],
-                "outputs": ["inputs_embeds"],
-            }
-        }
-    ]
-    for name, layers in stages(facts).items():
-        reads, makes = _border(layers, facts["layers"])
-        for kind, other in (("prompt", "token_gen"), ("token", "prompt")):
-            stage = {
-                "filename": name_of(name, kind),
-                "inputs": reads,
-                "outputs": makes,
-                f"run_on_{other}": False,
-            }
-            pipeline.append(
-                {f"{name}_{kind}": stage | npu | ({} if layers else {"is_lm_head": True})}
-            )
-    decoder = {
+    ends = facts["ends"]
+    model = {
+        "type": "decoder-pipeline",
+        "bos_token_id": facts["begin"],
+        "eos_token_id": ends,
+        "pad_token_id": facts["pad"] if facts["pad"] is not None else ends[0],
+        "vocab_size": facts["vocabulary"],
+        "context_length": facts["context_length"],
+        "decoder": _decoder(facts),
+    }
+    search = {
+        "max_length": facts["context_length"],
+        "do_sample": False,
+        "past_present_share_buffer": False,
+    }
+    return {"model": model, "search": search}
+
+
+def _decoder(facts: Mapping[str, Json]) -> dict[str, Json]:
+    return {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "head_size": facts["head_size"],
         "hidden_size": facts["hidden"],
@@ -75,25 +70,38 @@ def config(facts: Mapping[str, Any]) -> dict[str, Any]:
             "slide_key_value_cache": True,
             "slide_inputs": True,
         },
-        "pipeline": pipeline,
+        "pipeline": _pipeline(facts),
     }
-    model = {
-        "type": "decoder-pipeline",
-        "bos_token_id": facts["begin"],
-        "eos_token_id": facts["ends"],
+
+
+def _pipeline(facts: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """The embedding, then each stage's graphs for prompts and for single tokens."""
+    embedding = {"filename": EMBEDDING, "inputs": ["input_ids"], "outputs": ["inputs_embeds"]}
+    npu = _npu(facts["soc"]) if facts["soc"] else {}
+    pipeline: list[dict[str, Json]] = [{"embedding": embedding}]
+    for name, layers in stages(facts).items():
+        reads, makes = _border(layers, facts["layers"])
+        for kind, other in (("prompt", "token_gen"), ("token", "prompt")):
+            stage = {
+                "filename": name_of(name, kind),
+                "inputs": reads,
+                "outputs": makes,
+                f"run_on_{other}": False,
+            }
+            last = {} if layers else {"is_lm_head": True}
+            pipeline.append({f"{name}_{kind}": stage | npu | last})
+    return pipeline
+
+
+def _npu(soc: Mapping[str, int]) -> dict[str, Json]:
+    settings = {
+        "backend_type": "htp",
+        "htp_performance_mode": "burst",
+        "soc_model": str(soc["model"]),
+        # GenAI slides the caches only where these lie there
+        "enable_htp_shared_memory_allocator": "1",
     }
-    model |= {"pad_token_id": facts["pad"] if facts["pad"] is not None else facts["ends"][0]}
-    model |= {
-        "vocab_size": facts["vocabulary"],
-        "context_length": facts["context_length"],
-        "decoder": decoder,
-    }
-    search = {
-        "max_length": facts["context_length"],
-        "do_sample": False,
-        "past_present_share_buffer": False,
-    }
-    return {"model": model, "search": search}
+    return {"session_options": {"provider_options": [{"qnn": settings}]}}
 
 
 def _border(layers: range, count: int) -> tuple[list[str], list[str]]:

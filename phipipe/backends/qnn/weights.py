@@ -4,18 +4,32 @@ several graphs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, helper
+
+from phipipe.models import weight_files, weights
 
 ALIGNMENT = 4096  # bytes; a page, so that onnxruntime maps a constant instead of reading it
 
 
-class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor of safetensors' ``dtype`` lies: ``size_bytes`` from ``offset`` of ``path``."""
+
+    path: Path
+    offset: int
+    size_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Weights(Mapping[str, npt.NDArray[np.float32]]):
     """The tensors of the checkpoint in ``folder`` by name, each converted to float32 when it is
     asked for.
 
@@ -24,31 +38,24 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
     """
 
     def __init__(self, folder: Path) -> None:
-        from phipipe.models import weight_files
-
         self._places = {
-            name: place
+            tensor.name: Place(
+                path=folder / file,
+                offset=tensor.offset,
+                size_bytes=tensor.size_bytes,
+                dtype=tensor.dtype,
+                shape=tuple(tensor.shape),
+            )
             for file in weight_files.choose(folder).files
-            for name, place in _places(folder / file)
+            for tensor in weights.tensors(folder / file)
         }
         self._places.setdefault("lm_head.weight", self._places["model.embed_tokens.weight"])
-        self._last: tuple[str, Any] = ("", None)
+        self._last: tuple[str, npt.NDArray[np.float32]] = ("", np.zeros(0, np.float32))
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        import numpy as np
-
         if self._last[0] != name:
-            path, offset, count, kind, shape = self._places[name]
-            raw = np.fromfile(
-                path, np.uint8, count, offset=offset
-            )  # a mapping would stay, and count as memory
-            if kind == "BF16":
-                value = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-            else:
-                value = raw.view({"F32": np.float32, "F16": np.float16}[kind]).astype(np.float32)
-            self._last = (name, value.reshape(shape))
-        found: npt.NDArray[np.float32] = self._last[1]
-        return found
+            self._last = (name, _read(self._places[name]))
+        return self._last[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -57,16 +64,15 @@ class Weights(Mapping[str, "npt.NDArray[np.float32]"]):
         return len(self._places)
 
 
-def _places(path: Path) -> Iterator[tuple[str, tuple[Path, int, int, str, list[int]]]]:
-    """Name, and file, offset, bytes, type and shape, of every tensor of a safetensors file: JSON,
-    then the data."""
-    from phipipe.models import weights
-
-    for tensor in weights.tensors(path):
-        yield (
-            tensor.name,
-            (path, tensor.offset, tensor.size_bytes, tensor.dtype, list(tensor.shape)),
-        )
+def _read(place: Place) -> npt.NDArray[np.float32]:
+    # a mapping would stay, and count as memory
+    raw = np.fromfile(place.path, np.uint8, place.size_bytes, offset=place.offset)
+    if place.dtype == "BF16":
+        value = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        kind = np.float32 if place.dtype == "F32" else np.float16
+        value = raw.view(kind).astype(np.float32)
+    return value.reshape(place.shape)
 
 
 class DataFile:
@@ -79,20 +85,17 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self._name = path.name
         self._stream = path.open("wb")
-        self._tensors: dict[str, Any] = {}
+        self._tensors: dict[str, TensorProto] = {}
 
     def place(
-        self, name: str, make: Callable[[], npt.NDArray[Any]], kind: int | None = None
-    ) -> Any:
-        """The ``onnx.TensorProto`` of the constant ``name``, whose value ``make`` gives when it is
+        self, name: str, make: Callable[[], npt.NDArray[np.generic]], kind: int | None = None
+    ) -> TensorProto:
+        """The tensor of the constant ``name``, whose value ``make`` gives when it is
         not yet here.
 
         ``kind`` is the ONNX type where it is not the array's: INT4 packs the int8 values of
         ``make`` in pairs.
         """
-        import numpy as np
-        from onnx import TensorProto, helper
-
         if name in self._tensors:
             return self._tensors[name]
         value = make()
@@ -121,21 +124,17 @@ class DataFile:
         self._stream.close()
 
 
-def pairs(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+def pairs(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """Numbers of 4 bits, two to a byte, the first in the lower half; an odd one out is paired with
     0."""
-    import numpy as np
-
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8) & np.uint8(15)
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
     return (flat[::2] | flat[1::2] << 4).astype(np.uint8)
 
 
-def value_of(tensor: Any, folder: Path) -> npt.NDArray[np.float32]:
+def value_of(tensor: TensorProto, folder: Path) -> npt.NDArray[np.float32]:
     """The float32 constant ``tensor`` of a graph in ``folder``, mapped from its data file."""
-    import numpy as np
-
     facts = {entry.key: entry.value for entry in tensor.external_data}
     shape = tuple(tensor.dims)
     return np.memmap(folder / facts["location"], np.float32, "r", int(facts["offset"]), shape)

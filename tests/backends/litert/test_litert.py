@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from testing.checkpoints import LONGROPE, source, tie
-from testing.drive import drive
+from testing.drive import drive, facts_of, section
 from testing.shapes import phi3
 from testing.shell import Shell
 
@@ -64,15 +64,7 @@ def facts(
         "sliding",
         "tied",
     )
-    drive(python_of("litert"), DRIVER, root)
-    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
-    return found
+    return facts_of(python_of("litert"), DRIVER, root)
 
 
 def recipe(precision: str = "int4", window: int = 512, prompt: int = 128) -> Any:

@@ -4,7 +4,6 @@ vocabulary; LongRoPE."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import PATHS
+from testing.drive import drive, read
 from testing.shapes import phi3
 
 from phipipe.backends import llamacpp, rules
@@ -33,15 +32,6 @@ from phipipe.toolchains.environments import LOCKS
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 DRIVER = Path(__file__).parent / "driver.py"
-
-
-def drive(python: Path, folder: Path, toolchain: str) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(DRIVER), str(folder), toolchain]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / f"{toolchain}.json").read_text("utf-8"))
-    return found
 
 
 def locked(name: str) -> str:
@@ -72,14 +62,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def converted(work: Path, python_of: Callable[[str], Path]) -> dict[str, Any]:
-    return drive(python_of("torch"), work, "torch")
+    drive(python_of("torch"), DRIVER, work, "torch")
+    return read(work / "torch.json")
 
 
 @pytest.fixture(scope="session")
 def quantized(
     converted: dict[str, Any], work: Path, python_of: Callable[[str], Path]
 ) -> dict[str, Any]:
-    return drive(python_of("llamacpp"), work, "llamacpp")
+    drive(python_of("llamacpp"), DRIVER, work, "llamacpp")
+    return read(work / "llamacpp.json")
 
 
 def recipe(precision: str = "int4", **more: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from testing.checkpoints import LONGROPE, source, tie
-from testing.drive import drive, section
+from testing.drive import drive, facts_of, section
 from testing.shapes import phi3
 
 from phipipe.backends import mlx, rules
@@ -45,9 +44,7 @@ def facts(
         "longrope",
         "tied",
     )
-    drive(python_of("mlx"), DRIVER, root)
-    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
+    return facts_of(python_of("mlx"), DRIVER, root)
 
 
 def recipe(precision: str = "int4", window: int = 512, context: int | None = None) -> Any:

@@ -487,7 +487,7 @@ def foreign(root: Path, plain: Path) -> dict[str, Any]:
 
 def tokenizer(root: Path, plain: Path) -> dict[str, Any]:
     theirs = Tokenizer.from_file(str(plain / "tokenizer.json"))
-    ours = backend.tokenizer(root / "plain" / "default")
+    ours = backend.FACE.tokenizer(root / "plain" / "default")
     text = "the quick brown fox"
     return {
         "ids": [ours.encode(text), theirs.encode(text, add_special_tokens=False).ids],

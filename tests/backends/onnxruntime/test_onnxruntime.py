@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import PATHS
+from testing.drive import facts_of, section
 
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
@@ -28,23 +26,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("onnxruntime")
-    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python_of("onnxruntime"), DRIVER, folder],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
-    return found
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
-    return found
+    return facts_of(python_of("onnxruntime"), DRIVER, folder)
 
 
 def linears(*names: str) -> list[Linear]:

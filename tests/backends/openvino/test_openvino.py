@@ -4,8 +4,6 @@ pipeline."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from testing.drive import PATHS
+from testing.drive import facts_of, section
 
 from phipipe.backends import openvino, rules
 from phipipe.backends.base import Job
@@ -28,18 +26,7 @@ def facts(
 ) -> dict[str, Any]:
     """What the driver found out, in one process of the toolchain's Python."""
     folder = tmp_path_factory.mktemp("openvino") / "facts"
-    environment = os.environ | {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
-    command = [python_of("openvino"), DRIVER, folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "facts.json").read_text("utf-8"))
-    return found
-
-
-def section(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = facts[name]
-    assert "error" not in found, found["error"]
-    return found
+    return facts_of(python_of("openvino"), DRIVER, folder)
 
 
 def recipe(precision: str) -> Any:
@@ -252,7 +239,8 @@ def test_the_planned_size_is_the_real_one(facts: dict[str, Any], name: str) -> N
     assert planned == pytest.approx(actual, rel=0.03)
 
 
-def test_planned_memory_is_what_was_measured_at_full_size() -> None:
+def test_planned_memory_at_full_size_is_pinned() -> None:
+    """To peaks that were measured once; nothing measures them again."""
     shape = checkpoint(parameters=3_821_079_552, weight_bytes=7_642_159_104)
     made = openvino.steps(Job(recipe("int4"), openvino.Options(symmetric=True), shape, {}))
     assert [step.memory_bytes for step in made] == [
@@ -263,13 +251,14 @@ def test_planned_memory_is_what_was_measured_at_full_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "vocabulary", "hidden", "measured"),
+    ("parameters", "vocabulary", "hidden", "peak"),
     [(3_821_079_552, 32_064, 3072, 1.80e9), (14_659_507_200, 100_352, 5120, 6.93e9)],
     ids=["Phi-3.5-mini", "Phi-4"],
 )
-def test_planned_memory_of_large_models_is_what_was_measured(
-    parameters: int, vocabulary: int, hidden: int, measured: float
+def test_planned_memory_of_large_models_is_pinned(
+    parameters: int, vocabulary: int, hidden: int, peak: float
 ) -> None:
+    """To peaks that were measured once; nothing measures them again."""
     sizes = {
         "parameters": parameters,
         "weight_bytes": 2 * parameters,
@@ -279,7 +268,7 @@ def test_planned_memory_of_large_models_is_what_was_measured(
     (step,) = openvino.steps(
         Job(recipe("int4"), openvino.Options(symmetric=True), checkpoint(large=True, **sizes), {})
     )
-    assert step.memory_bytes == pytest.approx(measured, rel=0.05)
+    assert step.memory_bytes == pytest.approx(peak, rel=0.05)
 
 
 def test_weights_that_stay_in_files_take_no_memory() -> None:

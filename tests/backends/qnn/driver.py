@@ -19,8 +19,12 @@ from testing import oracle
 from testing.drive import answer, message
 
 from phipipe.backends import qnn as backend
+from phipipe.backends.qnn import compile as compilation
+from phipipe.backends.qnn import convert as conversion
 from phipipe.backends.qnn import fixed_point, weights
+from phipipe.backends.qnn import quantize as quantization
 from phipipe.backends.qnn import session as static_session
+from phipipe.backends.qnn.verify import verify
 from phipipe.evaluate.sanity import PARITY_TEXT
 
 LENGTHS = {"prompt_length": 64, "context_length": 256}
@@ -40,7 +44,9 @@ def convert(root: Path) -> dict[str, Any]:
     ids, facts = json.loads((root / "ids.json").read_text()), {}
     for name in VARIANTS:
         out = made(root / "float" / name)
-        backend.convert({"source": root / name}, out, {"config_patch": {}, "parts": 1, **LENGTHS})
+        conversion.convert(
+            {"source": root / name}, out, {"config_patch": {}, "parts": 1, **LENGTHS}
+        )
         session, expected = static_session.Session(out), np.load(root / f"{name}.npy")
         facts[name] = {
             "decoded": oracle.kld(expected[:150], session.decode(ids[:150], 100)),
@@ -69,15 +75,15 @@ def split(root: Path) -> dict[str, Any]:
             name: made(root / "split" / str(parts) / name)
             for name in ("float", "fixed", "compiled")
         }
-        backend.convert(
+        conversion.convert(
             {"source": root / "source"},
             out["float"],
             {"config_patch": {}, "parts": parts, **LENGTHS},
         )
         inputs = {"model": out["float"], "calibration": root / "calibration"}
-        backend.quantize(inputs, out["fixed"], {"bits": 8, "keep_8bit": []})
+        quantization.quantize(inputs, out["fixed"], {"bits": 8, "keep_8bit": []})
         apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
-        backend.compile({"model": out["fixed"]}, out["compiled"], apart)
+        compilation.compile({"model": out["fixed"]}, out["compiled"], apart)
         found = {
             name: static_session.Session(folder).decode(ids, 64) for name, folder in out.items()
         }
@@ -128,7 +134,7 @@ def quantize(root: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, params in (("int8", {"bits": 8, "keep_8bit": []}), ("int4", INT4), ("again", INT4)):
         out = made(root / name)
-        backend.quantize(
+        quantization.quantize(
             {"model": root / "float" / "source", "calibration": calibration}, out, params
         )
         session = static_session.Session(out)
@@ -145,24 +151,20 @@ def quantize(root: Path) -> dict[str, Any]:
         (root / "int4" / p.name).read_bytes() == p.read_bytes() for p in (root / "again").iterdir()
     ]
     facts["reproducible"] = all(same) and len(same) > 5
-    bits8 = backend._bits(
+    bits8 = quantization.bits_of(
         root / "float" / "source" / "head_prompt.onnx", {"bits": 4, "keep_8bit": []}
     )
-    facts["wrong_bits"] = message(
-        lambda: fixed_point.verify(root / "int8" / "head_prompt.onnx", bits8, {})
-    )
+    facts["wrong_bits"] = message(lambda: verify(root / "int8" / "head_prompt.onnx", bits8, {}))
     facts["float"] = message(
-        lambda: fixed_point.verify(root / "float" / "source" / "head_prompt.onnx", bits8, {})
+        lambda: verify(root / "float" / "source" / "head_prompt.onnx", bits8, {})
     )
     ranges = {f"{kind}_{i}": (0.5, 7) for i in range(5) for kind in ("key", "value")}
-    facts["range"] = message(
-        lambda: fixed_point.verify(root / "int8" / "decoder_0_prompt.onnx", {}, ranges)
-    )
+    facts["range"] = message(lambda: verify(root / "int8" / "decoder_0_prompt.onnx", {}, ranges))
     short = made(root / "short")
     np.save(short / "tokens.npy", np.zeros((2, 70), np.int32))
     wrong = {"model": root / "float" / "source", "calibration": short}
     facts["short"] = message(
-        lambda: backend.quantize(wrong, made(root / "unused"), {"bits": 8, "keep_8bit": []})
+        lambda: quantization.quantize(wrong, made(root / "unused"), {"bits": 8, "keep_8bit": []})
     )
     return facts
 
@@ -176,7 +178,7 @@ def compile(root: Path) -> dict[str, Any]:
         ("other", "8-elite", True),
     ):
         out = made(root / "compiled" / name)
-        backend.compile(
+        compilation.compile(
             {"model": root / "int4"}, out, {"soc": dict(backend.SOCS[soc]), "shared": shared}
         )
         graphs = [onnx.load(str(p), load_external_data=False).graph for p in out.glob("*_*.onnx")]
@@ -190,7 +192,7 @@ def compile(root: Path) -> dict[str, Any]:
     facts["kld"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
     session.close()
     facts["shared on the emulator"] = message(lambda: backend.open(root / "compiled" / "shared"))
-    tokenizer = backend.tokenizer(root / "compiled" / "shared")
+    tokenizer = backend.FACE.tokenizer(root / "compiled" / "shared")
     facts["ids"] = [tokenizer.encode(PARITY_TEXT), json.loads((root / "parity.json").read_text())]
     broken = onnx.load(str(root / "int4" / "head_prompt.onnx"), load_external_data=False)
     node = onnx.helper.make_node("NonZero", ["hidden_states"], ["where"], name="data_dependent")
@@ -204,7 +206,7 @@ def compile(root: Path) -> dict[str, Any]:
     onnx.save(broken, str(folder / "head_prompt.onnx"))
     apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
     facts["broken"] = message(
-        lambda: backend.compile({"model": folder}, made(root / "unused2"), apart)
+        lambda: compilation.compile({"model": folder}, made(root / "unused2"), apart)
     )
     return facts
 

@@ -13,12 +13,13 @@ import pytest
 from pydantic import ValidationError
 from testing import small_package
 from testing.checkpoints import source, tie
-from testing.drive import drive, section
+from testing.drive import drive, facts_of, section
 from testing.shapes import phi3
 
 from phipipe.backends import qnn, rules
 from phipipe.backends.base import Job
-from phipipe.backends.qnn import graph, session
+from phipipe.backends.qnn import stages
+from phipipe.backends.qnn.shape import shape_of
 from phipipe.errors import StepFailed
 from phipipe.hub import take
 from phipipe.models.checkpoints import Checkpoint
@@ -74,9 +75,7 @@ def facts(
     (root / "calibration.json").write_text(
         json.dumps([ids[i : i + 256] for i in range(0, 1536, 256)])
     )
-    drive(python_of("qnn"), DRIVER, root)
-    found: dict[str, Any] = json.loads((root / "facts.json").read_text("utf-8"))
-    return found
+    return facts_of(python_of("qnn"), DRIVER, root)
 
 
 def recipe(precision: str = "int8", window: int = 512, calibrate: int = 512) -> Any:
@@ -176,9 +175,9 @@ def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_man
 
 
 def test_parts_are_consecutive_layers_of_nearly_one_size() -> None:
-    assert graph.ranges_of(4, 1) == [range(4)]
-    assert graph.ranges_of(7, 3) == [range(3), range(3, 5), range(5, 7)]
-    assert list(session.stages({"layers": 4, "parts": 2})) == [
+    assert stages.ranges_of(4, 1) == [range(4)]
+    assert stages.ranges_of(7, 3) == [range(3), range(3, 5), range(5, 7)]
+    assert list(stages.stages({"layers": 4, "parts": 2})) == [
         "decoder_0",
         "decoder_1",
         "head",
@@ -209,10 +208,10 @@ def test_the_cards_snippet_registers_the_provider_and_keeps_to_the_context(templ
 def test_models_that_static_graphs_do_not_know_are_named() -> None:
     config = {"model_type": "phi", "num_attention_heads": 4, "hidden_size": 256}
     with pytest.raises(StepFailed, match="not `phi`"):
-        graph.shape_of(config, 64, 512)
+        shape_of(config, 64, 512)
     scaled = {"model_type": "phi3", "rope_scaling": {"type": "yarn"}}
     with pytest.raises(StepFailed, match="`yarn`"):
-        graph.shape_of(config | scaled, 64, 512)
+        shape_of(config | scaled, 64, 512)
 
 
 def test_longropes_factors_follow_the_compiled_context() -> None:
@@ -220,7 +219,7 @@ def test_longropes_factors_follow_the_compiled_context() -> None:
         json.loads((take.BUILTIN_MODELS["tiny-phi3"] / "config.json").read_text("utf-8"))
         | PARTLY_ROTATED
     )
-    short, long = (graph.shape_of(config, 64, context) for context in (512, 1024))
+    short, long = (shape_of(config, 64, context) for context in (512, 1024))
     assert short.rotary == 48
     assert short.inverse_frequencies[0] == 1
     assert long.inverse_frequencies[0] == 0.5
@@ -259,7 +258,7 @@ def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> Non
 
 
 def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> None:
-    kind, words = section(facts, "quantize")["short"]
+    kind, words, _ = section(facts, "quantize")["short"]
     assert kind == "StepFailed"
     assert "2 windows of 70 tokens" in words
 
@@ -283,13 +282,13 @@ def test_the_emulated_npu_decodes_as_the_original(facts: dict[str, Any]) -> None
 
 
 def test_what_the_emulator_cannot_load_is_said(facts: dict[str, Any]) -> None:
-    kind, words = section(facts, "compile")["shared on the emulator"]
+    kind, words, _ = section(facts, "compile")["shared on the emulator"]
     assert kind == "StepFailed"
     assert "share their weights" in words
 
 
 def test_a_graph_that_is_not_whole_on_the_npu_is_refused(facts: dict[str, Any]) -> None:
-    kind, words = section(facts, "compile")["broken"]
+    kind, words, _ = section(facts, "compile")["broken"]
     assert kind == "StepFailed"
     assert "`head_prompt.onnx` falls apart" in words
     assert "NonZero" in words

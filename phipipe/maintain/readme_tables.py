@@ -1,6 +1,6 @@
 """The tables of devices × backends × precisions and of family members × backends, for the README.
 
-    python -m phipipe.maintain.support --write README.md | --check README.md
+    python -m phipipe.maintain.readme_tables --write README.md | --check README.md
 
 Devices with the same units are one row. A cell holds the bits that can be built: 4, 8 (integers),
 16, 32 (floats). Family members are judged by the rules that ``plan`` applies, with each backend's
@@ -28,7 +28,7 @@ from phipipe.steps import Advice, Json
 from phipipe.vision import kinds
 
 BEGIN, END = (
-    "<!-- support: begin (python -m phipipe.maintain.support --write README.md) -->",
+    "<!-- support: begin (python -m phipipe.maintain.readme_tables --write README.md) -->",
     "<!-- support: end -->",
 )
 FAMILY_BEGIN, FAMILY_END = "<!-- family: begin (see above) -->", "<!-- family: end -->"
@@ -190,7 +190,7 @@ def main() -> int:
     if arguments.write:
         path.write_text(new, "utf-8")
     elif old != new:
-        print(f"{path} is out of date: python -m phipipe.maintain.support --write {path}")
+        print(f"{path} is out of date: python -m phipipe.maintain.readme_tables --write {path}")
     return int(arguments.check is not None and old != new)
 
 

@@ -1,0 +1,47 @@
+"""What a recipe can ask of the graphs for Qualcomm's NPU: its `quantize:` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """What is fixed when the graphs are compiled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    soc: Literal["x-elite", "x2-elite", "8-gen-3", "8-elite"] = Field(
+        default="x-elite", description="The Snapdragon chip that the contexts are compiled for."
+    )
+    prompt_length: Literal[32, 64, 128, 256] = Field(
+        default=64,
+        description="Tokens of a prompt that are read at once; the graph's fixed length.",
+    )
+    context_length: int = Field(
+        default=512,
+        ge=64,
+        le=8192,
+        strict=True,
+        description="Positions of the cache: prompt and answer together.",
+    )
+    keep_8bit: list[str] = Field(
+        default=["lm_head", "down_proj"],
+        description="int4: linears that stay at 8 bits, as parts of their names.",
+    )
+    rotate: Literal["quarot", "spinquant"] | None = Field(
+        default=None,
+        description="Olive turns the weights in their space before they are rounded, so that "
+        "none stands out; the "
+        "model computes the same. quarot: by fixed (Hadamard) rotations. spinquant: by "
+        "rotations that are learned "
+        "from the calibration text.",
+    )
+    parts: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="Graphs that the layers are split into. Default: as few as keep each within "
+        "1 GiB at 8 bits.",
+    )

@@ -1,0 +1,54 @@
+"""Quantization: static graphs in fixed point, with ranges from calibration text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from phipipe.backends.qnn import calibration, fixed_point
+from phipipe.backends.qnn.pipeline import describe
+from phipipe.backends.qnn.stages import LENGTHS, copy_rest, data_of, name_of, stages
+from phipipe.backends.qnn.verify import verify
+from phipipe.backends.qnn.weights import DataFile
+from phipipe.steps import Inputs, Params
+
+
+def quantize(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: the graphs of ``inputs["model"]`` in fixed point, with ranges from
+    ``inputs["calibration"]``'s tokens.
+
+    Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]``
+    8. One stage is read, calibrated and written at a time.
+
+    Raises:
+        StepFailed: the calibration is too short, or a linear is not stored as asked.
+    """
+    source = inputs["model"]
+    reading = calibration.Reading(
+        source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False)
+    )
+    for stage, layers in stages(reading.facts).items():
+        seen = reading.through(stage)
+        caches = calibration.cache_scales(seen, layers)
+        with DataFile(out / data_of(stage)) as data:
+            for kind in LENGTHS:
+                name = name_of(stage, kind)
+                bits = bits_of(source / name, params)
+                fixed_point.quantize(source / name, out / name, data, seen[kind], bits, caches)
+                verify(out / name, bits, caches)
+    copy_rest(source, out)
+    describe(out, reading.facts | {"caches": "uint8"})
+
+
+def bits_of(graph: Path, params: Params) -> dict[str, int]:
+    """Constant of a linear → its bits."""
+    model = onnx.load(str(graph), load_external_data=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    read = (node.input[1] for node in model.graph.node if node.op_type == "MatMul")
+    names = sorted(name for name in read if name in constants)
+    return {
+        name: 8 if any(part in name for part in params["keep_8bit"]) else params["bits"]
+        for name in names
+    }
