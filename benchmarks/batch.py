@@ -123,7 +123,10 @@ def chains(count: int) -> list[Plan]:
             )
             steps.append(step)
         named: Any = SimpleNamespace(name=f"b{build}", recipe=SimpleNamespace(backend="none"))
-        plan: Any = Plan(build=named, device=None, api="cpu", on_target="false", steps=tuple(steps))  # type: ignore[arg-type]
+        no_device: Any = None
+        plan: Any = Plan(
+            build=named, device=no_device, api="cpu", on_target="false", steps=tuple(steps)
+        )
         plans.append(plan)
     return plans
 

@@ -118,7 +118,8 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
             )
         )
     build: Any = SimpleNamespace(name="many", recipe=SimpleNamespace(backend="none"))
-    return Plan(build=build, device=None, api="cpu", on_target="false", steps=tuple(built))  # type: ignore[arg-type]
+    no_device: Any = None
+    return Plan(build=build, device=no_device, api="cpu", on_target="false", steps=tuple(built))
 
 
 def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) -> dict[str, str]:

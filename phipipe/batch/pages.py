@@ -1,4 +1,4 @@
-"""The boards over a batch's folder: one for each model and text, with the page that leads to them."""
+"""The boards over a batch's folder, one for each model and text, and the page that leads there."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from phipipe.batch.accept import Done
 from phipipe.batch.pages import BOARDS
 from phipipe.errors import Skipped
 from phipipe.metrics import METRICS, Metric
-from phipipe.output import documents
+from phipipe.output import batch, documents
 from phipipe.package import figures
 from phipipe.store import claims, files, free_space, refusals
 from phipipe.store.records import Stored
@@ -41,9 +41,9 @@ def exit_code(done: Sequence[Done]) -> int:
 
 def summary(
     done: Sequence[Done], out: Path, started: datetime.datetime, finished: datetime.datetime
-) -> documents.Batch:
+) -> batch.Batch:
     """The content of ``batch.json``."""
-    return documents.Batch(
+    return batch.Batch(
         type=TYPE,
         format=FORMAT,
         version=__version__,
@@ -56,10 +56,10 @@ def summary(
     )
 
 
-def _build(done: Done, out: Path) -> documents.BatchBuild:
+def _build(done: Done, out: Path) -> batch.BatchBuild:
     stored, item = _package_of(done), done.item
     recipe = item.build.recipe if item.build else None
-    return documents.BatchBuild(
+    return batch.BatchBuild(
         name=item.name,
         recipe=item.path.as_posix(),
         device=recipe.device if recipe else None,
@@ -77,8 +77,8 @@ def _build(done: Done, out: Path) -> documents.BatchBuild:
         },
         before=dict(sorted(done.before.items())),
         compared=sorted(done.compared),
-        regressions=[documents.Regression(**vars(one)) for one in done.regressions],
-        error=None if done.error is None else documents.batch_error_of(done.error),
+        regressions=[batch.Regression(**vars(one)) for one in done.regressions],
+        error=None if done.error is None else batch.batch_error_of(done.error),
     )
 
 
@@ -132,7 +132,7 @@ def _cell(done: Done, metric: Metric) -> str:
 # --- files
 
 
-def write(done: Sequence[Done], out: Path, title: str, summary: documents.Batch) -> None:
+def write(done: Sequence[Done], out: Path, title: str, summary: batch.Batch) -> None:
     """Write ``junit.xml``, the board and ``batch.json`` into ``out``, each atomically.
 
     Raises:
@@ -155,7 +155,7 @@ def write(done: Sequence[Done], out: Path, title: str, summary: documents.Batch)
                 old.unlink()
 
 
-def dump(summary: documents.Batch) -> str:
+def dump(summary: batch.Batch) -> str:
     """The text of ``batch.json``."""
     text = json.dumps(documents.plain(summary), indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n"

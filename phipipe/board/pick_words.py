@@ -50,7 +50,8 @@ def alone(members: Sequence[Candidate], built: Sequence[Candidate]) -> str:
 
 
 def divergence(candidate: Candidate) -> str:
-    return f"mean KLD of {'at least ' if candidate.bound else ''}{figures.number(candidate.kld or 0.0)}"
+    bound = "at least " if candidate.bound else ""
+    return f"mean KLD of {bound}{figures.number(candidate.kld or 0.0)}"
 
 
 def where(device: str, members: Sequence[Candidate]) -> str:

@@ -138,7 +138,8 @@ def _choose(
     if closest.bound and not all(c.bound for c in among):
         undecided["fidelity"] = "a lower bound of a divergence does not compare with a whole one"
     else:
-        words = f"the closest{' quantized' if closest.quantized else ''} build: {pick_words.divergence(closest)}"
+        kind = " quantized" if closest.quantized else ""
+        words = f"the closest{kind} build: {pick_words.divergence(closest)}"
         chosen.append(Pick(aim="fidelity", build=closest.name, words=words))
     if leaders:
         chosen.append(_fast_pick(leaders))

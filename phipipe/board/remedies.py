@@ -1,8 +1,8 @@
 """What in a recipe would bring a build closer to the original.
 
-A wider precision spends more bits on every weight. ``Backend.finer`` options stay at int4: they keep the
-layers that suffer most at 8 bits, or learn from a text. Each goes with the words by which a build's
-scheme says that it has it already.
+A wider precision spends more bits on every weight. ``Backend.finer`` options stay at int4: they
+keep the layers that suffer most at 8 bits, or learn from a text. Each goes with the words by which
+a build's scheme says that it has it already.
 """
 
 from __future__ import annotations

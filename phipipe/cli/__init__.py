@@ -78,7 +78,7 @@ def main() -> NoReturn:
     try:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
-    except BaseException as error:  # noqa: BLE001 (every ending has an exit code and, with --json, a document)
+    except BaseException as error:  # noqa: BLE001 (every ending has an exit code and a document)
         code = _fail(error)
     sys.exit(_checked(code))
 

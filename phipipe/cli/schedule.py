@@ -77,7 +77,7 @@ def export(
     """Print files that have an engine of yours start `phipipe batch`: the options are those of
     `batch`."""
     from phipipe.batch import timetable
-    from phipipe.output import documents
+    from phipipe.output import batch
 
     if kind is None:
         raise click.UsageError(
@@ -90,11 +90,9 @@ def export(
     written = None if write is None else timetable.write(files, write)
     if as_json:
         texts = zip(written or files, files.values(), strict=True)
-        rows = [documents.File(path=str(path), text=text) for path, text in texts]
+        rows = [batch.File(path=str(path), text=text) for path, text in texts]
         answers.give(
-            documents.Exported(
-                kind=kind, written=written is not None, builds=len(items), files=rows
-            )
+            batch.Exported(kind=kind, written=written is not None, builds=len(items), files=rows)
         )
     elif written is None:
         _print(files)

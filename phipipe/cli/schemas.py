@@ -19,7 +19,7 @@ from phipipe import backends
 from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
-from phipipe.output import documents, lists
+from phipipe.output import batch, documents, lists
 from phipipe.recipe import schema
 from phipipe.suggestions import near
 
@@ -51,8 +51,8 @@ DOCUMENTS: Mapping[str, Any] = {
     "devices-show": lists.DeviceDetails,
     "backends": list[lists.Backend],
     "backends-show": lists.BackendDetails,
-    "batch": documents.Batch,
-    "schedule-export": documents.Exported,
+    "batch": batch.Batch,
+    "schedule-export": batch.Exported,
     "schema": list[lists.SchemaFile],
     "pin": list[documents.Pinned],
     "toolchain-ls": list[lists.Toolchain],

@@ -125,7 +125,8 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)
     runtime.close()
-    np.savez(out / "positions.npz", **{n: positions[n] for n in ("kld", "nll", "nll_baseline")})  # type: ignore[arg-type]
+    kld, nll, nll_baseline = (positions[name] for name in ("kld", "nll", "nll_baseline"))
+    np.savez(out / "positions.npz", kld=kld, nll=nll, nll_baseline=nll_baseline)
     metrics, errors = summarise(positions)
     metrics |= size(inputs.get("shipped", inputs["artifact"]), int(params["parameters"]))
     report = Metrics(

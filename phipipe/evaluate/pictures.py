@@ -40,8 +40,8 @@ class Seeing(Runtime, Protocol):
     """What ``Backend.open`` gives for an artifact with eyes, besides ``Runtime``."""
 
     def look(self, picture: Path, prompt: str) -> Floats:
-        """Logits of every position of ``prompt``, in which ``vision_pictures.MARK`` stands for the picture,
-        float32 [n, v]."""
+        """Logits of every position of ``prompt``, in which ``vision_pictures.MARK`` stands for the
+        picture, float32 [n, v]."""
 
     def describe(self, picture: Path, prompt: str, limit: int) -> Iterator[int]:
         """At most ``limit`` token ids of the answer, chosen greedily; ends after an end-of-text
@@ -121,16 +121,15 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         answers.append(Described(picture=picture.name, text=text, original=picture.text))
         progress.report(i + 1, len(sight.pictures), "pictures")
     runtime.close()
-    divergence, top1 = (
-        np.concatenate([row[name] for row in parts]).astype(np.float64) for name in ("kld", "top1")
-    )
+    divergence = {
+        picture.name: row["kld"] for picture, row in zip(sight.pictures, parts, strict=True)
+    }
+    whole = np.concatenate(list(divergence.values())).astype(np.float64)
+    top1 = np.concatenate([row["top1"] for row in parts]).astype(np.float64)
     report = Vision(
-        metrics={"image_kld_mean": float(divergence.mean()), "image_top1": float(top1.mean())},
-        kld_by_picture={
-            picture.name: float(row["kld"].mean())
-            for picture, row in zip(sight.pictures, parts, strict=True)
-        },
-        positions=len(divergence),
+        metrics={"image_kld_mean": float(whole.mean()), "image_top1": float(top1.mean())},
+        kld_by_picture={name: float(values.mean()) for name, values in divergence.items()},
+        positions=len(whole),
         vectors={picture.name: picture.vectors for picture in sight.pictures},
         greedy_agreement=math.fsum(agreed) / len(agreed),
         question=vision_pictures.QUESTION,

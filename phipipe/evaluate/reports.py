@@ -212,7 +212,7 @@ def _damaged(path: Path, reason: str) -> StoreError:
 
 
 def place(error: ValidationError) -> str:
-    """Where the first thing lies that is wrong, as a dotted path; empty where all of it is meant."""
+    """Where the first thing lies that is wrong, as a dotted path; empty where all is meant."""
     return ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
 
 

@@ -39,7 +39,12 @@ _FOLDERS = (Kind.FOLDER, Kind.NEW_FOLDER)
 def inside(base: Path, text: str) -> Path:
     """The path ``text``, as a recipe in the folder ``base`` names it, without links. Never
     fails."""
-    return resolved(base / os.path.expanduser(text))  # noqa: PTH111 (Path's raises where there is no such user)
+    return resolved(base / _at_home(text))
+
+
+def _at_home(text: str) -> str:
+    """``text`` with the home folder for ``~``; as it is where there is no such user."""
+    return os.path.expanduser(text)  # noqa: PTH111 (Path's raises)
 
 
 def resolved(path: Path) -> Path:
@@ -65,7 +70,7 @@ def oddity(path: Path, given: str | None = None) -> str | None:
     home folder.
     """
     text = str(path)
-    if given is not None and given.startswith("~") and os.path.expanduser(given) == given:  # noqa: PTH111
+    if given is not None and given.startswith("~") and _at_home(given) == given:
         return f"begins with `{given.split('/')[0]}`, and there is no such home folder"
     if "\0" in text:
         return "holds a NUL character"

@@ -25,8 +25,8 @@ _NAMES = {
 }
 # Heads that give something else than the next token; and none at all.
 _OTHER = re.compile(
-    r".*For(SequenceClassification|TokenClassification|QuestionAnswering|MaskedLM|MultipleChoice|Embedding\w*|"
-    r"ImageClassification|RewardModel\w*)|.*(?<!LMHead)Model"
+    r".*For(SequenceClassification|TokenClassification|QuestionAnswering|MaskedLM|MultipleChoice|"
+    r"Embedding\w*|ImageClassification|RewardModel\w*)|.*(?<!LMHead)Model"
 )
 
 

@@ -39,7 +39,8 @@ _HINTS = (
     ),
     (
         re.compile(
-            r"^(base_model\.model|module|_orig_mod|model|language_model|transformer)\.(model\.|lm_head\.)"
+            r"^(base_model\.model|module|_orig_mod|model|language_model|transformer)"
+            r"\.(model\.|lm_head\.)"
         ),
         "the model was saved from inside a wrapper: save it again without that "
         "(`unwrap_model`), or rename its tensors",

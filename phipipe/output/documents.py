@@ -78,11 +78,6 @@ def error_of(error: PhipipeError) -> Error:
     )
 
 
-def batch_error_of(error: PhipipeError) -> BatchError:
-    """``error`` as data of a batch."""
-    return BatchError(**vars(error_of(error)), exit_code=error.exit_code)
-
-
 def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
     """Everything that ``error`` says, one by one; ``file`` is where it is if the error does not
     know."""
@@ -268,84 +263,6 @@ class Pinned:
     repo: str
     revision: str
     commit: str
-
-
-# --- batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regression:
-    """A metric that is worse than ``limit`` allows; ``after`` is null where it is not measured any
-    more."""
-
-    metric: str
-    before: float
-    after: float | None
-    limit: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchError(Error):
-    """As ``Error``; ``exit_code`` is the same as ``code``."""
-
-    exit_code: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchBuild:
-    """What became of one build. ``device``, ``backend`` and ``precision`` are null where its recipe
-    cannot be read."""
-
-    name: str
-    recipe: str
-    device: str | None
-    backend: str | None
-    precision: str | None
-    state: str
-    seconds: float
-    digest: str | None
-    version: str | None
-    package: str | None
-    accepted: str | None
-    size_bytes: int | None
-    metrics: dict[str, float]
-    before: dict[str, float]
-    compared: list[str]
-    regressions: list[Regression]
-    error: BatchError | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The content of ``batch.json``."""
-
-    type: str
-    format: int
-    version: str
-    started: str
-    finished: str
-    exit_code: int
-    states: dict[str, int]
-    recipes: list[str]
-    builds: list[BatchBuild]
-
-
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """A file's content; ``path`` is where it was written, or how it is called."""
-
-    path: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """Files that start a batch on time; ``written`` tells whether they were written to ``path``."""
-
-    kind: str
-    written: bool
-    builds: int
-    files: list[File]
 
 
 # --- as JSON

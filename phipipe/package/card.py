@@ -31,8 +31,8 @@ PRECISION_WORDS = {
 }
 # What a reader wants to see of some sixty packages; the manifest has them all.
 MAIN_TOOLS = re.compile(
-    r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|optimum.*|olive.*|"
-    r"auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
+    r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|"
+    r"optimum.*|olive.*|auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
 )
 SNIPPET_TOKENS = 512
 PICTURE_TOKENS = 8192  # of a prompt with up to three pictures and its answer

@@ -69,8 +69,9 @@ MAX_CONFIG_BYTES = 2**25
 QUANTIZED = {"bits": 16, "group_size": 2**20}  # at most, in a config
 # What no data file is called, whatever pattern it fits: systems and tools run these by their names.
 _CODE = re.compile(
-    r"\.(py[cdiowxz]?|so|dll|dylib|exe|com|bat|cmd|psm?1|sh|jse?|jar|class|wasm|lnk|pkl|pickle|pth?|ckpt|joblib|node|app"
-    r"|vb[es]?|ws[fh]|hta|scr|pif|msi|reg|cpl|command|desktop|ipynb|url|webloc|workflow|tool)"
+    r"\.(py[cdiowxz]?|so|dll|dylib|exe|com|bat|cmd|psm?1|sh|jse?|jar|class|wasm|lnk|pkl|pickle|pth?"
+    r"|ckpt|joblib|node|app|vb[es]?|ws[fh]|hta|scr|pif|msi|reg|cpl|command|desktop"
+    r"|ipynb|url|webloc|workflow|tool)"
     r"(\.|$)",
     re.IGNORECASE,
 )

@@ -9,7 +9,7 @@ and gets its default.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
@@ -19,48 +19,23 @@ from phipipe.evaluate import reports
 from phipipe.files import file_names
 from phipipe.files.json_files import shown
 from phipipe.package import description
+from phipipe.package.bounds import (
+    Count,
+    Curve,
+    Digest,
+    Figure,
+    Figures,
+    Key,
+    Line,
+    Share,
+    line,
+    plain,
+    unfit,
+)
 from phipipe.recipe.recipe import COMMIT, REPO, SLUG
 from phipipe.steps import Json
 
 MAX_FILES = 10_000
-MAX_TEXT = 100_000  # characters of one text
-MAX_LEVELS = 24
-MAX_NUMBER = 1e18
-SMALLEST = 1e-60  # below what 32-bit floats hold; nearer to zero, ratios of figures overflow
-# Control characters but line ends and tabs, halves of surrogate pairs, and signs that turn the
-# direction of writing.
-_REFUSED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-# what models said: any characters; cards escape them, and nothing else shows them
-SAID = "fidelity.vision.answers."
-_TOO_DEEP = object()
-
-
-def _line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it has characters that cannot be printed")
-    return text
-
-
-def _figure(number: float) -> float:
-    if 0 < number < SMALLEST:
-        raise ValueError("it is too small a number")
-    return number
-
-
-def _plain(name: str) -> str:
-    if re.search(r"[\\/]", name):
-        raise ValueError("it is no plain name")
-    return name
-
-
-Line = Annotated[str, Field(max_length=1000), AfterValidator(_line)]
-Key = Annotated[str, Field(max_length=200), AfterValidator(_line)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Figure = Annotated[float, Field(ge=0, le=MAX_NUMBER), AfterValidator(_figure)]
-Share = Annotated[float, Field(gt=1e-12, le=1e12)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Figures = Annotated[dict[Key, Figure], Field(max_length=200)]
-Curve = Annotated[list[Figure], Field(max_length=10_000)]
 
 
 class Malformed(ValueError):
@@ -78,7 +53,7 @@ class File(Part, description.File):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: Annotated[str, Field(max_length=file_names.MAX_PATH), AfterValidator(_line)]
+    path: Annotated[str, Field(max_length=file_names.MAX_PATH), AfterValidator(line)]
     size: Annotated[int, Field(ge=0, le=2**50)]
     sha256: Digest
 
@@ -207,7 +182,7 @@ class Text(Part, description.Text):
     """The evaluation text."""
 
     builtin: Line | None = None
-    file: Annotated[Line, AfterValidator(_plain)] | None = None
+    file: Annotated[Line, AfterValidator(plain)] | None = None
     dataset: DataSet | None = None
 
 
@@ -222,7 +197,7 @@ class Recipe(Part, description.Recipe):
 
     backend: Line
     precision: Line
-    device: Annotated[Line, AfterValidator(_plain)] = ""
+    device: Annotated[Line, AfterValidator(plain)] = ""
     evaluate: Evaluation = Evaluation()
 
 
@@ -265,9 +240,8 @@ def parse(manifest: Mapping[str, Json]) -> Manifest:
     Raises:
         Malformed: something in it is not as phipipe writes it, in words.
     """
-    for where, value in _leaves(manifest):
-        if reason := _unfit(value, by_model=where.startswith(SAID)):
-            raise Malformed(f"`{shown(where)}` {reason}")
+    for where, reason in unfit(manifest):
+        raise Malformed(f"`{shown(where)}` {reason}")
     try:
         whole = Manifest.model_validate(dict(manifest))
     except ValidationError as error:
@@ -284,35 +258,3 @@ def _words(error: ValidationError) -> str:
         return f"`{shown(where)}` is not as phipipe writes it"
     reason = error.errors(include_url=False, include_input=False)[0]["msg"]
     return f"it is not as phipipe writes it: {reason.removeprefix('Value error, ')}"
-
-
-def _leaves(value: object) -> Iterator[tuple[str, object]]:
-    """(dotted path, value) of every key and every value that holds no others, and of what is nested
-    too deep."""
-    waiting: list[tuple[str, int, object]] = [("", 0, value)]
-    while waiting:
-        where, level, inner = waiting.pop()
-        if level > MAX_LEVELS:
-            yield where, _TOO_DEEP
-        elif isinstance(inner, Mapping):
-            for key, one in inner.items():
-                path = f"{where}.{key}" if where else str(key)
-                yield path, str(key)
-                waiting.append((path, level + 1, one))
-        elif isinstance(inner, list):
-            waiting += [(where, level + 1, one) for one in inner]
-        else:
-            yield where, inner
-
-
-def _unfit(value: object, by_model: bool) -> str | None:
-    if isinstance(value, str):
-        if len(value) > MAX_TEXT:
-            return f"is a text of more than {MAX_TEXT} characters"
-        odd = not by_model and _REFUSED.search(value)
-        return "holds characters that no text of phipipe's has" if odd else None
-    if value is _TOO_DEEP:
-        return f"is nested deeper than {MAX_LEVELS} levels"
-    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
-        return "is too large a number"
-    return None

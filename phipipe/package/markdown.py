@@ -1,5 +1,5 @@
-"""Text within Markdown: escaped, so that nothing a model, a tool or a recipe says changes what a page
-is made of."""
+"""Text within Markdown: escaped, so that nothing a model, a tool or a recipe says changes what a
+page is made of."""
 
 from __future__ import annotations
 

@@ -7,23 +7,20 @@ Light: it runs in the parent process. What reads packages comes in here: ``open_
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from phipipe import __version__
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports
-from phipipe.evaluate.reports import Baseline, Metrics, Parity, Sanity, Speed, Vision
+from phipipe.evaluate.reports import Baseline, Metrics, Parity, Speed, Vision
 from phipipe.files import file_names
-from phipipe.package import card, gate, leaks
+from phipipe.package import card, gate, leaks, recipe, template
 from phipipe.package import manifest as manifests
 from phipipe.package.description import Description, Licence
 from phipipe.package.manifest import Finding, read_manifest
@@ -32,19 +29,14 @@ from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Params
 from phipipe.store.files import copy
 
-if TYPE_CHECKING:
-    import yaml
-
 __all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 
-CARD, RECIPE = "README.md", "recipe.yaml"
+CARD = "README.md"
 RESERVED = frozenset(
-    name.casefold() for name in (CARD, RECIPE, manifests.NAME, manifests.SUMS, reference.FOLDER)
+    name.casefold()
+    for name in (CARD, recipe.NAME, manifests.NAME, manifests.SUMS, reference.FOLDER)
 )
 LICENCES = ("LICENSE*", "NOTICE*")
-RECIPE_ORDER = (
-    "name", "source", "device", "unit", "backend", "precision", "context", "quantize", "evaluate", "measure", "package",
-)  # fmt: skip
 # Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
 KNOWN_LICENCES = {
     "mit": ("permission is hereby granted, free of charge", "without warranty of any kind"),
@@ -71,7 +63,7 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
         copy_function=lambda a, b: copy(Path(a), Path(b)),
     )
     licence = _licence(inputs["source"], out, params["source"].get("license"))
-    _write(out / RECIPE, recipe_text(params))
+    _write(out / recipe.NAME, recipe.text(params))
     baseline = reports.read(Baseline, inputs["baseline"])
     metrics = reports.read(Metrics, inputs["metrics"])
     described = _describe(inputs, params, baseline, metrics, licence)
@@ -178,7 +170,7 @@ def _describe(
     inputs: Inputs, params: Params, baseline: Baseline, metrics: Metrics, licence: Licence
 ) -> Description:
     """The manifest but for files and digest."""
-    recipe = portable(params)
+    portable = recipe.portable(params)
     steps = {name: _provenance(step) for name, step in params["steps"].items()}
     original = steps["original" if "original" in inputs else "source"]
     same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
@@ -189,15 +181,15 @@ def _describe(
             "format": manifests.FORMAT,
             "phipipe": __version__,
             **{name: params[name] for name in same},
-            "recipe": recipe,
-            "precision": recipe["precision"],
+            "recipe": portable,
+            "precision": portable["precision"],
             "source": {
                 **params["source"],
                 "digest": original["digest"],
                 "files": original["outputs"],
             },
             "fixups": params["fixups"],
-            "chat_template": _same_template(inputs, metrics.sanity),
+            "chat_template": template.shipped(inputs, metrics.sanity),
             "fidelity": _fidelity(inputs, baseline, metrics),
             "speed": reports.read(Speed, inputs["speed"]),
             "licence": licence,
@@ -229,103 +221,6 @@ def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
     ]
     names = ("key", "runs", "version", "params", "inputs", "tools", "digest")
     return {**{name: step[name] for name in names}, "outputs": outputs}
-
-
-def _same_template(inputs: Inputs, sanity: Sanity) -> dict[str, Json] | None:
-    """The chat template's hash; a package whose template is not the source's is not made.
-
-    A changed template changes what the model is told, unseen. Formats that keep the template inside
-    a binary file are compared by what they render, in ``evaluate``.
-    """
-    wanted, found = template_of(inputs["source"]), template_of(inputs["artifact"])
-    if wanted is None and found is None:
-        return None
-    if found is not None and found != wanted:
-        raise StepFailed(
-            "the artifact's chat template is not the source's"
-            + ("" if wanted else ", which has none"),
-            hint="the converter changed it; do not ship this",
-        )
-    if found is None and not sanity.chat_template_equal:
-        raise StepFailed("the artifact lost the source's chat template")
-    assert wanted is not None
-    compared = "text" if found is not None else "rendering"
-    return {
-        "sha256": hashlib.sha256(wanted.encode()).hexdigest(),
-        "equals_source": True,
-        "compared": compared,
-    }
-
-
-def template_of(folder: Path) -> str | None:
-    """The chat template in ``folder``, where transformers would look for it; named ones as
-    canonical JSON."""
-    plain = folder / "chat_template.jinja"
-    if plain.is_file():
-        return plain.read_text("utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        settings = _json(folder / name) if (folder / name).is_file() else {}
-        found = settings.get("chat_template") if isinstance(settings, dict) else None
-        if isinstance(found, list):
-            named = {entry["name"]: entry["template"] for entry in found}
-            return (
-                str(named["default"])
-                if set(named) == {"default"}
-                else json.dumps(named, sort_keys=True)
-            )
-        if found:
-            return str(found)
-    return None
-
-
-def portable(params: Params) -> dict[str, Json]:
-    """The recipe without paths of this machine: of a folder or file only its name is left."""
-    recipe: dict[str, Json] = json.loads(json.dumps(params["recipe"]))
-    if "path" in recipe["source"]:
-        recipe["source"]["path"] = params["source"]["name"]
-    for section in ("evaluate", "calibrate"):
-        text = recipe.get(section, {}).get("text", {})
-        if "file" in text:
-            text["file"] = _basename(text["file"])
-    recipe["device"] = _basename(recipe["device"])
-    return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
-
-
-def _basename(path: str) -> str:
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-
-
-def recipe_text(params: Params) -> str:
-    """``recipe.yaml``: what to run to get this package again."""
-    import yaml
-
-    recipe = portable(params)
-    lines = [
-        "# The recipe of this package, every default written out.",
-        f"#   phipipe run {RECIPE}",
-    ]
-    if "path" in recipe["source"]:
-        lines.append("# The checkpoint does not travel with it: add --set 'source={path: FOLDER}'.")
-    if "file" in recipe.get("evaluate", {}).get("text", {}):
-        lines.append("# Neither does the evaluation text: add --set 'evaluate.text={file: FILE}'.")
-    body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)
-    return "\n".join(lines) + f"\n{body}"
-
-
-def _dumper() -> type[yaml.SafeDumper]:
-    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in
-    YAML 1.2."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        plain = re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
-
-    Dumper.add_representer(str, text)
-    return Dumper
 
 
 def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:

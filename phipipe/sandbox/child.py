@@ -64,7 +64,7 @@ class Server:
                 "message": str(error)[:TOLD],
                 "peak": _sizes().get("VmHWM", 0),
             }
-        except BaseException as error:  # noqa: BLE001 (templates and libraries raise whatever they like)
+        except BaseException as error:  # noqa: BLE001 (templates and libraries raise anything)
             over = {"over": "MemoryError"} if NO_MEMORY.search(str(error)[:TOLD]) else {}
             return {"raised": type(error).__name__, "message": str(error)[:TOLD], **over}
         return {"value": value} if length <= request["reply"] else {"over": "reply", "message": ""}

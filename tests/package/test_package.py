@@ -33,7 +33,7 @@ from testing.kitchen import (
 )
 
 from phipipe.errors import SourceError, StepFailed
-from phipipe.package import card, manifest, markdown, package
+from phipipe.package import card, manifest, markdown, package, recipe
 from phipipe.package.description import Step
 
 
@@ -567,7 +567,7 @@ def test_the_recipe_travels_without_paths_of_this_machine(kitchen: Kitchen) -> N
 def test_strings_stay_strings_in_yaml_1_1_and_1_2(value: str) -> None:
     params = copy.deepcopy(PARAMS)
     params["recipe"]["quantize"]["note"] = value
-    text = package.recipe_text(params)
+    text = recipe.text(params)
     assert yaml.safe_load(text)["quantize"]["note"] == value
     core = r"null|true|false|~||[-+]?[0-9]+|0o[0-7]+|0x[0-9a-f]+|[-+]?\.inf|\.nan"
     core += r"|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?"

@@ -36,7 +36,7 @@ def load(folder: Path) -> ModelProto:
         return onnx.load(str(folder / MODEL), load_external_data=False)
     except (OSError, ValueError) as error:
         raise StepFailed(f"`{folder.name}/{MODEL}` cannot be read: {error}") from None
-    except Exception as error:  # noqa: BLE001 (protobuf's DecodeError is not importable by a stable name)
+    except Exception as error:  # noqa: BLE001 (protobuf's DecodeError has no stable place)
         raise StepFailed(f"`{folder.name}/{MODEL}` is damaged: {error}") from None
 
 

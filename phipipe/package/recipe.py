@@ -1,0 +1,68 @@
+"""The recipe that travels with a package: how to make it again, anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from phipipe.steps import Json, Params
+
+if TYPE_CHECKING:
+    import yaml
+
+NAME = "recipe.yaml"
+RECIPE_ORDER = (
+    "name", "source", "device", "unit", "backend", "precision", "context",
+    "quantize", "evaluate", "measure", "package",
+)  # fmt: skip
+
+
+def portable(params: Params) -> dict[str, Json]:
+    """The recipe without paths of this machine: of a folder or file only its name is left."""
+    recipe: dict[str, Json] = json.loads(json.dumps(params["recipe"]))
+    if "path" in recipe["source"]:
+        recipe["source"]["path"] = params["source"]["name"]
+    for section in ("evaluate", "calibrate"):
+        text = recipe.get(section, {}).get("text", {})
+        if "file" in text:
+            text["file"] = _basename(text["file"])
+    recipe["device"] = _basename(recipe["device"])
+    return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
+
+
+def _basename(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def text(params: Params) -> str:
+    """``recipe.yaml``: what to run to get this package again."""
+    import yaml
+
+    recipe = portable(params)
+    lines = [
+        "# The recipe of this package, every default written out.",
+        f"#   phipipe run {NAME}",
+    ]
+    if "path" in recipe["source"]:
+        lines.append("# The checkpoint does not travel with it: add --set 'source={path: FOLDER}'.")
+    if "file" in recipe.get("evaluate", {}).get("text", {}):
+        lines.append("# Neither does the evaluation text: add --set 'evaluate.text={file: FILE}'.")
+    body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)
+    return "\n".join(lines) + f"\n{body}"
+
+
+def _dumper() -> type[yaml.SafeDumper]:
+    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in
+    YAML 1.2."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def scalar(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        plain = re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+    Dumper.add_representer(str, scalar)
+    return Dumper
