@@ -248,7 +248,7 @@ def with_one_changed(model: type) -> Iterator[object]:
                 yield model.model_validate({name: value}, strict=True)  # type: ignore[attr-defined]
 
 
-def test_a_device_file_that_is_wrong_is_said_at_its_own_place_and_one_that_is_missing_at_the_recipes(
+def test_a_wrong_device_file_is_said_at_its_own_place_and_a_missing_one_at_the_recipes(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "bad.yaml").write_text(
