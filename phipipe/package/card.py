@@ -73,7 +73,7 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "original": _original(package.source),
         "answer_tokens": CONTINUATION_TOKENS,
     }
-    return _front_matter(package) + environment.get_template("card.md.j2").render(view)
+    return _front_matter(package) + environment.get_template("package/card.md.j2").render(view)
 
 
 def _environment() -> Environment:
