@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,19 +41,26 @@ def read(path: Path) -> list[Weight]:
         StepFailed: the file holds none.
     """
     model = tfl_flatbuffer_utils.read_model(str(path))
-    weights = []
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            reader = _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            tensors = (graph.tensors[index] for index in operator.inputs if index >= 0)
-            for tensor in filter(_is_matrix, tensors):
-                if _is_stored(model.buffers[tensor.buffer]):
-                    name = f"{graph.name.decode()}:{tensor.name.decode()}"
-                    weights.append(_weight(name, tensor, reader))
+    weights = [
+        _weight(f"{graph.name.decode()}:{tensor.name.decode()}", tensor, reader)
+        for graph in model.subgraphs
+        for tensor, reader in _matrices(model, graph)
+        if _is_stored(model.buffers[tensor.buffer])
+    ]
     if not weights:
         raise StepFailed(f"`{path.name}` holds no weights")
     return weights
+
+
+def _matrices(
+    model: schema.ModelT, graph: schema.SubGraphT
+) -> Iterator[tuple[schema.TensorT, str]]:
+    """Every matrix that an operator of ``graph`` reads, and the operator's name."""
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        reader = _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        tensors = (graph.tensors[index] for index in operator.inputs if index >= 0)
+        yield from ((tensor, reader) for tensor in tensors if _is_matrix(tensor))
 
 
 def _is_matrix(tensor: schema.TensorT) -> bool:
