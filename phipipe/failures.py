@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from phipipe.errors import PhipipeError
 
@@ -25,8 +24,10 @@ def as_one(errors: Sequence[PhipipeError]) -> PhipipeError:
     shown += [f"… and {len(parts) - MOST} more"] if len(parts) > MOST else []
     worst = max(parts, key=lambda error: error.exit_code)
     # what no constructor of its own stands in the way of
-    kind: type[PhipipeError] = next(
-        k for k in map(_any, type(worst).__mro__) if k.__init__ is PhipipeError.__init__
+    kind = next(
+        kind
+        for kind in type(worst).__mro__
+        if issubclass(kind, PhipipeError) and kind.__init__ is PhipipeError.__init__
     )
     whole = kind(
         "\n".join(shown),
@@ -35,10 +36,6 @@ def as_one(errors: Sequence[PhipipeError]) -> PhipipeError:
     )
     whole.parts = tuple(parts)
     return whole
-
-
-def _any(kind: type) -> Any:
-    return kind
 
 
 def _worded(error: PhipipeError, alone: bool) -> str:

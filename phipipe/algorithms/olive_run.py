@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from phipipe.algorithms import olive_checkpoint
 from phipipe.algorithms.olive import SEED
 from phipipe.errors import StepFailed
-from phipipe.steps import Inputs, Params
+from phipipe.steps import Inputs, Json, Params
 
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"  # read while Olive is imported
 
@@ -61,7 +61,7 @@ def rotate(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: Olive did something else than asked.
     """
-    settings: dict[str, Any] = {"seed": params["seed"], "rotate_mode": params["mode"]}
+    settings: dict[str, Json] = {"seed": params["seed"], "rotate_mode": params["mode"]}
     with (
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".rotate-") as scratch,
         _seeded(params["seed"]),
@@ -120,7 +120,7 @@ def open_model(folder: Path) -> HfModelHandler:
 
 
 def run_pass(
-    name: str, model: HfModelHandler, out: Path | None, settings: Mapping[str, Any]
+    name: str, model: HfModelHandler, out: Path | None, settings: Mapping[str, Json]
 ) -> HfModelHandler:
     """Run Olive's pass ``name`` on ``model`` into the new folder ``out``; returns Olive's handle of
     the result.
@@ -139,7 +139,7 @@ def run_pass(
     return handle
 
 
-def _checked(kind: Any, accelerator: Any, settings: Mapping[str, Any]) -> Any:
+def _checked(kind: Any, accelerator: Any, settings: Mapping[str, Json]) -> Any:
     """The pass's own config with ``settings``, every one of which it must know and take as it
     is."""
     name, known = kind.__name__, list(kind.default_config(accelerator))

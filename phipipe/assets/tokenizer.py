@@ -13,7 +13,8 @@ import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from phipipe.steps import Json
 
 PIECES = 2240  # of SentencePiece: <unk>, <s>, </s>, 256 bytes, then what was learned
 
@@ -71,7 +72,7 @@ def make(lines: Iterable[str], folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", tokenizer_config())
 
 
-def tokenizer_config() -> dict[str, Any]:
+def tokenizer_config() -> dict[str, Json]:
     """The content of ``tokenizer_config.json``."""
     return {
         "add_bos_token": False,
@@ -91,7 +92,7 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def tokenizer_json(pieces: Sequence[str]) -> dict[str, Any]:
+def tokenizer_json(pieces: Sequence[str]) -> dict[str, Json]:
     """The content of ``tokenizer.json``: BPE with the vocabulary and the merges of a SentencePiece
     model."""
     ids = {piece: i for i, piece in enumerate(pieces)}
@@ -143,7 +144,7 @@ def _merges(pieces: Sequence[str], ids: Mapping[str, int]) -> list[tuple[str, st
     return merges
 
 
-def _added_tokens() -> list[dict[str, Any]]:
+def _added_tokens() -> list[dict[str, Json]]:
     flags = {"single_word": False, "lstrip": False, "normalized": False, "special": True}
     tokens = {"<unk>": 0, "<s>": 1, "</s>": 2, **ADDED_IDS}
     greedy = set(ADDED[1:])

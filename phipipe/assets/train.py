@@ -18,9 +18,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from phipipe.assets import stories, tokenizer
+from phipipe.steps import Json
+
+if TYPE_CHECKING:
+    import torch
 
 SEED = 1
 STEPS = 2000
@@ -31,7 +35,7 @@ LEARNING_RATE = 2.5e-3
 STORIES = 24_000  # about one epoch of STEPS
 SMALL_TALKS = 12_000
 
-CONFIG: Mapping[str, Any] = {
+CONFIG: Mapping[str, Json] = {
     "architectures": ["Phi3ForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -59,7 +63,7 @@ CONFIG: Mapping[str, Any] = {
     "use_cache": True,
     "vocab_size": 2304,  # the rows beyond the tokenizer are padding, as in Phi-3
 }
-GENERATION_CONFIG: Mapping[str, Any] = {
+GENERATION_CONFIG: Mapping[str, Json] = {
     "bos_token_id": 1,
     "eos_token_id": [tokenizer.END_OF_TEXT, tokenizer.END],
     "pad_token_id": tokenizer.END_OF_TEXT,
@@ -186,12 +190,14 @@ def _encoded(folder: Path) -> list[list[int]]:
     return list(AutoTokenizer.from_pretrained(folder)(texts, add_special_tokens=False)["input_ids"])
 
 
-def _batches(documents: Sequence[Sequence[int]], generator: Any) -> Iterator[Any]:
+def _batches(
+    documents: Sequence[Sequence[int]], generator: torch.Generator
+) -> Iterator[torch.Tensor]:
     """Endless int64 [ROWS, WINDOW]: shuffled documents end to end, every other row beginning with a
     whole one."""
     import torch
 
-    rows: list[Any] = []
+    rows: list[torch.Tensor] = []
     while True:
         stream: list[int] = []
         for i in torch.randperm(len(documents), generator=generator).tolist():
@@ -204,7 +210,7 @@ def _batches(documents: Sequence[Sequence[int]], generator: Any) -> Iterator[Any
                 rows = []
 
 
-def _loss(model: Any, tokens: Any) -> Any:
+def _loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.autocast("cpu", torch.bfloat16):  # twice as fast as fp32 where the CPU has bf16

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.errors import TargetError
 from phipipe.suggestions import near
@@ -14,7 +14,7 @@ from phipipe.suggestions import near
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from phipipe.backends.base import Backend
+    from phipipe.backends.base import AnyBackend
     from phipipe.recipe.device import Device, Unit
     from phipipe.recipe.recipe import Precision
 
@@ -41,7 +41,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg))
 
 
-def load(name: str) -> Backend[Any]:
+def load(name: str) -> AnyBackend:
     """The face of the backend ``name``, imported now. Light: heavy packages are imported by its
     steps only.
 
@@ -52,7 +52,7 @@ def load(name: str) -> Backend[Any]:
         raise TargetError(
             f"unknown backend `{name}`{near(name, names())}", hint=f"backends: {', '.join(names())}"
         )
-    face: Backend[Any] = importlib.import_module(f"{__name__}.{name}").FACE
+    face: AnyBackend = importlib.import_module(f"{__name__}.{name}").FACE
     return face
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
+Options = Any  # those of some backend; which it is, the recipe says
 
 
 @dataclass(frozen=True)
@@ -186,3 +187,7 @@ class Backend(Generic[Chosen]):
         if self.toolchains is not None:
             return self.toolchains.get(api)
         return self.toolchain if api in self.precisions else None
+
+
+AnyBackend = Backend[Options]
+AnyJob = Job[Options]

@@ -4,11 +4,12 @@ fall back."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
+    from phipipe.backends.base import Options
     from phipipe.models.checkpoints import Checkpoint
 
 LAYERS = {
@@ -40,7 +41,7 @@ def _odd(size: int, checkpoint: Checkpoint) -> str | None:
     )
 
 
-def _words(options: Any, checkpoint: Checkpoint, sizes: Sequence[int]) -> dict[str, object]:
+def _words(options: Options, checkpoint: Checkpoint, sizes: Sequence[int]) -> dict[str, object]:
     known, odd = checkpoint.input_widths, str(_odd(options.group_size, checkpoint))
     working = [str(size) for size in sizes if checkpoint.is_divided_by(size)]
     return {

@@ -7,14 +7,16 @@ differs, its face says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe import backends
 from phipipe.backends import fixups
 from phipipe.backends.rules import Rule
+from phipipe.steps import Json
 from phipipe.vision import kinds
 
 if TYPE_CHECKING:
+    from phipipe.backends.base import Options
     from phipipe.models.checkpoints import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
@@ -25,18 +27,18 @@ def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
     return checkpoint.model_type == "phi3" and checkpoint.tied and checkpoint.vocab_size == 200064
 
 
-def _is_uniform(recipe: Recipe, options: Any) -> bool:
+def _is_uniform(recipe: Recipe, options: Options) -> bool:
     return recipe.precision == "int4" and backends.load(recipe.backend).is_uniform(options)
 
 
-def _is_phi3_vision(config: Mapping[str, Any]) -> bool:
+def _is_phi3_vision(config: Mapping[str, Json]) -> bool:
     """Whether pictures are laid out as ``vision_tower`` does it; what the config leaves out is as
     published."""
     settings = {**(config.get("img_processor") or {}), **(config.get("embd_layer") or {})}
     return _is_usual(settings, {**_USUAL, "name": "clip_vision_model"})
 
 
-def _is_phi4_vision(config: Mapping[str, Any]) -> bool:
+def _is_phi4_vision(config: Mapping[str, Json]) -> bool:
     """Whether pictures are laid out as ``vision_siglip`` does it; what the config leaves out is as
     published."""
     settings = (config.get("embd_layer") or {}).get("image_embd_layer") or {}
@@ -45,7 +47,7 @@ def _is_phi4_vision(config: Mapping[str, Any]) -> bool:
     return {"r", "lora_alpha"} <= set(adapter) and _is_usual(settings, usual)
 
 
-_USUAL: Mapping[str, Any] = {
+_USUAL: Mapping[str, Json] = {
     "hd_transform_order": "sub_glb",
     "use_hd_transform": True,
     "with_learnable_separator": True,
@@ -53,7 +55,7 @@ _USUAL: Mapping[str, Any] = {
 }
 
 
-def _is_usual(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
+def _is_usual(settings: Mapping[str, Json], usual: Mapping[str, Json]) -> bool:
     return all(settings.get(key, value) == value for key, value in usual.items())
 
 

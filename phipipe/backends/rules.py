@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.models.any_model import Unseen
 from phipipe.steps import Advice, Json
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Job
+    from phipipe.backends.base import AnyJob, Options
     from phipipe.models.checkpoints import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
-    Condition = Callable[[Recipe, Any, Checkpoint], bool]
-    Words = Callable[[Recipe, Any, Checkpoint], Mapping[str, object]]
+    Condition = Callable[[Recipe, Options, Checkpoint], bool]
+    Words = Callable[[Recipe, Options, Checkpoint], Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Fixup:
     patch: Callable[[Checkpoint], Mapping[str, Json]]
 
 
-def check(job: Job[Any], table: Sequence[Rule]) -> list[Advice]:
+def check(job: AnyJob, table: Sequence[Rule]) -> list[Advice]:
     """Advice of every rule of ``table`` that applies.
 
     Of ``ANY_MODEL``, only rules apply that do not look at the model.
@@ -60,7 +60,7 @@ def check(job: Job[Any], table: Sequence[Rule]) -> list[Advice]:
     return [advice for advice in applied if advice]
 
 
-def _applied(rule: Rule, job: Job[Any]) -> Advice | None:
+def _applied(rule: Rule, job: AnyJob) -> Advice | None:
     recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     try:
         if not rule.when(recipe, options, checkpoint):

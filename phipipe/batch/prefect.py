@@ -41,6 +41,7 @@ from phipipe.batch import report as batch_report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
 from phipipe.metrics import Metric
 from phipipe.run import event_words
+from phipipe.steps import Json
 
 FLOW = "phipipe-batch"
 # for a batch to end its steps; less than the 30 s after which Prefect kills a cancelled run's
@@ -142,7 +143,7 @@ def log_entry(line: str) -> tuple[int, str]:
     return logging.ERROR if failed else logging.INFO, event_words.words(event)
 
 
-def _summary(text: str) -> dict[str, Any] | None:
+def _summary(text: str) -> dict[str, Json] | None:
     """What ``phipipe batch --json`` printed; None where it had nothing to say."""
     try:
         document = json.loads(text)
@@ -152,7 +153,7 @@ def _summary(text: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and "builds" in document else None
 
 
-def counted(summary: Mapping[str, Any] | None) -> str:
+def counted(summary: Mapping[str, Json] | None) -> str:
     """How many builds came to what."""
     if summary is None:
         return "done"
@@ -160,7 +161,7 @@ def counted(summary: Mapping[str, Any] | None) -> str:
     return f"{words.counted(len(summary['builds']), 'build')}: {states}"
 
 
-def trouble(summary: Mapping[str, Any] | None) -> str:
+def trouble(summary: Mapping[str, Json] | None) -> str:
     """How many builds came to what, and why those failed that did."""
     if summary is None:
         return ""
@@ -172,7 +173,7 @@ def trouble(summary: Mapping[str, Any] | None) -> str:
     return "\n".join([counted(summary), *errors])
 
 
-def table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table(summary: Mapping[str, Json]) -> list[dict[str, Json]]:
     """A row for each build of a ``batch.json``."""
     return [
         {

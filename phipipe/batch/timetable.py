@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.errors import RecipeError, StoreError
 from phipipe.files import pages, user_paths
+from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from cronsim import CronSim
@@ -183,7 +184,7 @@ def files(kind: str, job: Job) -> dict[str, str]:
         "systemd": _for_systemd,
         "repr": repr,
     }
-    told: dict[str, Any] = {"job": job, "mark": MARK, "says": parse(job.at).explain()}
+    told: dict[str, Json] = {"job": job, "mark": MARK, "says": parse(job.at).explain()}
     if kind == "systemd":
         told["calendar"] = on_calendar(job.at)
     return {

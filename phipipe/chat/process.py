@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -23,6 +22,7 @@ from phipipe.run.endings import NO_MEMORY
 from phipipe.run.watch import memory_of
 from phipipe.sandbox import limited
 from phipipe.settings import Settings, child_environment
+from phipipe.steps import Json
 
 SAMPLE_S = 0.2
 PRESSES, PRESSES_S = 3, 5.0  # of Ctrl-C, and how long they count: who does not listen is killed
@@ -32,7 +32,7 @@ SERVE = "from phipipe.chat.serve import serve; serve()"
 LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"
 
 
-def hold(python: Path, request: Mapping[str, Any], settings: Settings, call: str = SERVE) -> int:
+def hold(python: Path, request: Mapping[str, Json], settings: Settings, call: str = SERVE) -> int:
     """Hold the conversation of ``request`` (see ``chat.serve``) in ``python``, on our own stdin,
     stdout and stderr.
 
@@ -119,9 +119,9 @@ class _Watch:
         return total
 
 
-def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> int:
+def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Json]) -> int:
     try:
-        response: dict[str, Any] = json.loads((home / RESPONSE).read_text("utf-8"))
+        response: dict[str, Json] = json.loads((home / RESPONSE).read_text("utf-8"))
     except (OSError, ValueError):
         raise _died(home, code, verdict, request) from None
     if "error" not in response:
@@ -129,7 +129,7 @@ def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> i
     raise decoded(response["error"])
 
 
-def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> PhipipeError:
+def _died(home: Path, code: int, verdict: str, request: Mapping[str, Json]) -> PhipipeError:
     """Why there is no response."""
     if verdict:
         return StepKilled(f"the chat was ended: {verdict}", hint=MORE_MEMORY)
@@ -152,5 +152,5 @@ def _died(home: Path, code: int, verdict: str, request: Mapping[str, Any]) -> Ph
     )
 
 
-def _repair(request: Mapping[str, Any]) -> str:
+def _repair(request: Mapping[str, Json]) -> str:
     return f"phipipe toolchain install {request['toolchain']} --force"

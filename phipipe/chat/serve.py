@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from phipipe import backends
 from phipipe.chat import screen
@@ -23,6 +22,7 @@ from phipipe.chat.talk import INTERRUPTED, OK, Talk, refusing
 from phipipe.errors import PhipipeError, RecipeError, encoded
 from phipipe.package.manifest import read_manifest
 from phipipe.processes import children, interrupts, prohibitions
+from phipipe.steps import Json
 from phipipe.visible import visible
 
 MAX_TOLD = 600  # characters of a library's own words
@@ -97,7 +97,7 @@ def serve() -> None:
     os._exit(0)  # runtimes have crashed when taken down: there is nothing left to do
 
 
-def _outcome(request: Mapping[str, Any]) -> dict[str, Any]:
+def _outcome(request: Mapping[str, Json]) -> dict[str, Json]:
     """How the conversation ended."""
     prompt, system = _clean(request["prompt"]), _clean(request["system"])
     folder, hint = Path(request["folder"]), f"phipipe verify {request['folder']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,7 +25,7 @@ def begin(words: Sequence[str]) -> None:
     _asked, _given = any(word.partition("=")[0] == "--json" for word in before), False
 
 
-def give(document: Any) -> None:
+def give(document: object) -> None:
     """Print the command's document."""
     from phipipe.output import documents
 

@@ -7,7 +7,7 @@ import datetime
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from phipipe import __version__, hardware
 from phipipe import backends as registry
@@ -118,14 +118,19 @@ def backend(name: str) -> lists.BackendDetails:
     )
 
 
-def _type(annotation: Any) -> str:
+def _type(annotation: object) -> str:
     """An annotation as a recipe's author reads it: `true or false`, `16, 32 or 64`."""
     choices = [str(choice) for choice in get_args(annotation)]
     if get_origin(annotation) is Literal:
         return (
             " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
         )
-    words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    words: dict[object, str] = {
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        str: "text",
+    }
     return words.get(
         annotation, "list of text" if get_origin(annotation) in (list, tuple) else str(annotation)
     )

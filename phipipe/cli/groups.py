@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import click
 
+from phipipe.cli.options import Command
+
 
 class Group(click.Group):
     """Commands in the order a user meets them, and a suggestion for a mistyped one."""
@@ -38,10 +40,10 @@ class Listing(Group):
         return super().resolve_command(ctx, args)
 
 
-def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
+def command(example: str) -> Callable[[Command], click.Command]:
     """A command named by its function, whose ``--help`` ends with an example."""
 
-    def declare(function: Callable[..., None]) -> click.Command:
+    def declare(function: Command) -> click.Command:
         name = function.__name__.rstrip("_")
         return click.command(name, epilog=f"Example:  {example}")(function)
 

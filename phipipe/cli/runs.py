@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +10,7 @@ from phipipe.cli import answers
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
+from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from phipipe.run.past_runs import Run
@@ -68,7 +69,7 @@ def logs(run_id: str, step: str | None, as_json: bool) -> None:
         echo(event_words.line(event))
 
 
-def _fields(run: Run) -> dict[str, Any]:
+def _fields(run: Run) -> dict[str, Json]:
     """The fields of ``output_lists.Run``."""
     return {
         "id": run.id,

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -21,6 +20,7 @@ from phipipe.cli import explain
 from phipipe.errors import RecipeError
 from phipipe.output import batch, documents, lists
 from phipipe.recipe import schema
+from phipipe.steps import Json
 from phipipe.suggestions import near
 
 RECIPE = "recipe"
@@ -38,7 +38,7 @@ class Board:
 
 
 # Command → its document; each may print ``output.Failure`` instead.
-DOCUMENTS: Mapping[str, Any] = {
+DOCUMENTS: Mapping[str, Json] = {
     "run": list[documents.Built],
     "plan": list[documents.Planned],
     "validate": list[documents.Validated],
@@ -63,7 +63,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "cache-gc": lists.Collected,
     "runs-ls": list[lists.Run],
     "runs-show": lists.RunDetails,
-    "runs-logs": list[dict[str, Any]],
+    "runs-logs": list[dict[str, Json]],
     "explain": list[explain.Explanation] | explain.Explanation,
     "doctor": lists.Doctor,
 }
@@ -80,7 +80,7 @@ def text(name: str) -> str:
     return _dump(of_command(name))
 
 
-def of_command(name: str) -> dict[str, Any]:
+def of_command(name: str) -> dict[str, Json]:
     """JSON schema (draft 2020-12) of what the command ``name`` prints with ``--json``.
 
     Raises:
@@ -111,11 +111,11 @@ def bundle() -> str:
     return _dump({name: json.loads(text(name)) for name in (RECIPE, *DOCUMENTS)})
 
 
-def _dump(value: Any) -> str:
+def _dump(value: Json) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _closed(value: Any) -> Any:
+def _closed(value: Json) -> Json:
     """The schema with objects that have the fields listed, no other; and those without a list as
     they are."""
     if isinstance(value, list):

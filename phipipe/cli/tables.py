@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from phipipe.output import lists
+from phipipe.steps import Json
 from phipipe.words import human
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Json]
 
 
 def devices(rows: Sequence[lists.Device]) -> str:
@@ -120,7 +120,7 @@ def runs(rows: Sequence[lists.Run]) -> str:
     return table([cells({name: getattr(row, name) for name in names}) for row in rows])
 
 
-def cells(row: Row) -> dict[str, Any]:
+def cells(row: Row) -> dict[str, Json]:
     """A row of data as people read it."""
     words = {
         name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()

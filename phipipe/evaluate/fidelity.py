@@ -227,7 +227,9 @@ def _finite(logits: Floats, rows: int) -> Floats:
     return np.ascontiguousarray(logits, np.float32)
 
 
-def _mean_and_error(values: npt.NDArray[np.floating]) -> tuple[float, float]:
+def _mean_and_error(
+    values: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+) -> tuple[float, float]:
     import numpy as np
 
     return float(np.mean(values, dtype=np.float64)), float(

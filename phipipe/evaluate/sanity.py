@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from phipipe.backends.base import Backend, Runtime
+from phipipe.backends.base import AnyBackend, Runtime
 from phipipe.evaluate.original import Original
 from phipipe.evaluate.reports import Answer, Baseline, Chat, Sanity
 from phipipe.models import tokenizer as transformers_tokenizer
@@ -40,7 +39,7 @@ def expected(source: Path, model: Original) -> tuple[list[int], list[Chat]]:
 
 
 def check(
-    backend: Backend[Any], runtime: Runtime, artifact: Path, baseline: Baseline
+    backend: AnyBackend, runtime: Runtime, artifact: Path, baseline: Baseline
 ) -> tuple[Sanity, list[Answer]]:
     """How ``artifact``, opened as ``runtime``, reads texts and answers, beside the original."""
     tokenizer, chats = backend.tokenizer(artifact), baseline.chats

@@ -7,12 +7,15 @@ import ipaddress
 import socket
 import struct
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phipipe.hub.exchange import Response
 
 NEAR_S = 0.002  # a round trip so short that 128 KiB under way carry 66 MB/s on each connection
 
 
-def bound_unread(response: Any, most_bytes: int) -> None:
+def bound_unread(response: Response, most_bytes: int) -> None:
     """Let no more than ``most_bytes`` of the HTTP ``response`` wait unread, where the link is near.
 
     On a fast and near link they would become megabytes. A far one needs those under way for its

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoints import Checkpoint
@@ -15,7 +15,7 @@ class Unseen(Exception):
 class _AnyModel:
     """In a checkpoint's place where none was read: what looks at it cannot be decided."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         raise Unseen(name)
 
 

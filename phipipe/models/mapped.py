@@ -10,7 +10,6 @@ import contextlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,7 +27,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.places = folder, places(folder)
-        self._bytes: dict[str, Any] = {}
+        self._bytes: dict[str, torch.Tensor] = {}
         for name in sorted({place.file for place in self.places.values()}):
             with (folder / name).open("rb") as stream:
                 view = mmap.mmap(

@@ -8,10 +8,11 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from phipipe import progress
 from phipipe.models import weight_files, weights
+from phipipe.steps import Json
 
 _CHUNK = 2**24  # bytes
 
@@ -51,7 +52,7 @@ def write(
 
     ``changed`` gives the bytes of those that are not as they were, of the same dtype and shape.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, place in kept.items():
         start, end = end, end + place.size_bytes

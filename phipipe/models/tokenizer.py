@@ -9,6 +9,7 @@ from typing import Any
 
 from phipipe.sandbox import tokenizer as limited_tokenizer
 from phipipe.sandbox.tokenizer import LimitedTokenizer
+from phipipe.steps import Json
 
 
 class TransformersTokenizer:
@@ -17,7 +18,7 @@ class TransformersTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Json]:
         """chat_template (None, text, or texts by name), bos_token, bos_token_id, eos_token_id."""
         names = ("chat_template", "bos_token", "bos_token_id", "eos_token_id")
         return {name: getattr(self._tokenizer, name, None) for name in names}

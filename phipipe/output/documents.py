@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
-from typing import Any
 
 from phipipe import errors
 from phipipe.errors import PhipipeError
+from phipipe.steps import Json
 
 # --- errors
 
@@ -160,7 +160,7 @@ class Fixup:
 
     rule: str
     reason: str
-    patch: dict[str, Any]
+    patch: dict[str, Json]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +226,8 @@ class Built:
     seconds: float
     on_target: str
     warnings: list[Warned]
-    evaluation: dict[str, Any] | None
-    speed: dict[str, Any] | None
+    evaluation: dict[str, Json] | None
+    speed: dict[str, Json] | None
     steps: list[DoneStep]
     error: Error | None
 
@@ -268,7 +268,7 @@ class Pinned:
 # --- as JSON
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Json:
     """``value`` as JSON can say it: documents become mappings, times ISO 8601, what is no number
     becomes null."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -281,9 +281,8 @@ def plain(value: Any) -> Any:
         return None
     if isinstance(value, datetime.datetime):
         return iso(value)
-    if isinstance(
-        value, str | PurePath
-    ):  # half a surrogate pair stands for a byte of a name that is not UTF-8
+    if isinstance(value, str | PurePath):
+        # half a surrogate pair stands for a byte of a name that is not UTF-8
         return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
     return value
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from phipipe.steps import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class Unit:
     unit: str
     on: str | None
     precisions: list[str]
-    constraints: dict[str, dict[str, Any]]
-    defaults: dict[str, dict[str, Any]]
+    constraints: dict[str, dict[str, Json]]
+    defaults: dict[str, dict[str, Json]]
     backends: dict[str, list[str]]
 
 
@@ -62,7 +63,7 @@ class Backend:
 class Option:
     """An option of ``quantize:``; ``type`` is in words."""
 
-    default: Any
+    default: Json
     type: str
     what: str | None
 
@@ -138,7 +139,7 @@ class Run:
 class RunDetails(Run):
     """A recorded run with all its events."""
 
-    events: list[dict[str, Any]]
+    events: list[dict[str, Json]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ class Doctor:
 
     phipipe: str
     python: str
-    machine: dict[str, Any]
+    machine: dict[str, Json]
     memory_available_bytes: int
     nvidia: str | None
     cache: str

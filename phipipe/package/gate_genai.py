@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from phipipe.files import file_names, json_files
+from phipipe.steps import Json
 
 MAX_COUNT = 2**31
 MAX_LIST = MAX_SMALL = 4096
@@ -21,9 +22,8 @@ MAX_LIST = MAX_SMALL = 4096
 # a path, the name of a tensor (``%d`` stands for a layer; the runtime hands it to ``snprintf``), a
 # file of the package, one or several ids of tokens, a list of texts or of numbers.
 Kind = Literal["number", "small", "flag", "text", "name", "file", "ids", "texts", "counts"]
-Spec = Mapping[
-    str, Any
-]  # key → kind, or what may be inside; a list of one: a list of such; "*": any other key
+# key → kind, or what may be inside; a list of one: a list of such; "*": any other key
+Spec = Mapping[str, Json]
 _TEXT = re.compile(r"[\w .:|-]{0,200}", re.ASCII)
 _NAME = re.compile(r"[\w .:|-]{0,200}(%d[\w .:|-]{0,200})?", re.ASCII)
 
@@ -148,13 +148,13 @@ STATIC: Spec = {
 }
 
 
-def problems(settings: Mapping[str, Any], spec: Spec, files: Mapping[str, int]) -> Iterator[str]:
+def problems(settings: Mapping[str, Json], spec: Spec, files: Mapping[str, int]) -> Iterator[str]:
     """Phrases, to follow the file's name, on what in ``settings`` is not in ``spec``; ``files`` are
     the package's."""
     yield from _inside(settings, spec, files, "")
 
 
-def _inside(value: object, spec: Any, files: Mapping[str, int], where: str) -> Iterator[str]:
+def _inside(value: object, spec: Json, files: Mapping[str, int], where: str) -> Iterator[str]:
     if value is None:
         return
     if isinstance(spec, str):

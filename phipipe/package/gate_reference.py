@@ -14,7 +14,9 @@ import zipfile
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO
+
+from phipipe.steps import Json
 
 MAX_TOKENS = 2**22
 MAX_TOP = 4096
@@ -90,7 +92,7 @@ def _fit(
             yield "has a smaller vocabulary than `tokens.npy` beside it uses"
 
 
-def _shape(stream: BinaryIO | Any, size: int, kind: str, rank: int) -> tuple[int, ...] | None:
+def _shape(stream: IO[bytes], size: int, kind: str, rank: int) -> tuple[int, ...] | None:
     """The shape of the array in ``stream``, of ``size`` bytes with its header; None if it is not of
     this kind."""
     header = _HEADER.fullmatch(stream.read(_START))
@@ -105,7 +107,7 @@ def _shape(stream: BinaryIO | Any, size: int, kind: str, rank: int) -> tuple[int
     return shape
 
 
-def _ids(stream: BinaryIO | Any) -> array[int]:
+def _ids(stream: IO[bytes]) -> array[int]:
     """The rest of ``stream``, int32 each."""
     numbers = array("i", stream.read())
     if not _LITTLE:
@@ -113,7 +115,7 @@ def _ids(stream: BinaryIO | Any) -> array[int]:
     return numbers
 
 
-def baseline(written: Mapping[str, Any]) -> Iterator[str]:
+def baseline(written: Mapping[str, Json]) -> Iterator[str]:
     """Phrases, to follow the file's name, on what is odd in ``baseline.json``."""
     skip, chats = written.get("skip"), written.get("chats")
     if not _is_id(skip) or not _are_ids(written.get("parity_ids")):

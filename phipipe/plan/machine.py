@@ -3,14 +3,12 @@ anywhere."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from phipipe import hardware
-from phipipe.backends.base import Backend
+from phipipe.backends.base import AnyBackend
 from phipipe.recipe.device import Device
 
 
-def measured_there(target: Device, api: str, backend: Backend[Any]) -> bool:
+def measured_there(target: Device, api: str, backend: AnyBackend) -> bool:
     """Whether an artifact for ``target``'s unit ``api`` is measured on such a unit.
 
     A machine that surely has one will do; and where steps go to other machines, one that says it
@@ -20,7 +18,7 @@ def measured_there(target: Device, api: str, backend: Backend[Any]) -> bool:
     return is_named or (api in backend.host_apis and hardware.has(api))
 
 
-def on_target(target: Device, api: str, backend: Backend[Any]) -> str:
+def on_target(target: Device, api: str, backend: AnyBackend) -> str:
     """Whether numbers taken where steps run are the device's own: "true"; "emulated"; or
     "false"."""
     is_one = hardware.kinds() & {*target.machines, f"device {target.name}"}
@@ -29,7 +27,7 @@ def on_target(target: Device, api: str, backend: Backend[Any]) -> str:
     return "emulated" if api in backend.emulated else "false"
 
 
-def opened_with(backend: Backend[Any], api: str, there: bool) -> tuple[str, str]:
+def opened_with(backend: AnyBackend, api: str, there: bool) -> tuple[str, str]:
     """Toolchain and API that an artifact for ``api`` is opened with: its own unit if it is
     ``there``, else the CPU."""
     own = backend.toolchain_on(api) if there else None

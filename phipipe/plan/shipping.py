@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,7 +14,7 @@ from phipipe.evaluate import reference
 from phipipe.hub.take import Original
 from phipipe.plan.plan import Plan
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Step
+from phipipe.steps import Json, Step
 
 
 def reference_step(recipe: Recipe) -> Step:
@@ -83,7 +82,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
     )
 
 
-def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Any]:
+def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Json]:
     """What the manifest says of the build, as far as it is known before it starts."""
     recipe, device = plan.build.recipe, plan.device
     backend = backends.load(recipe.backend)
@@ -105,7 +104,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, An
     }
 
 
-def _neutral(recipe: Recipe) -> dict[str, Any]:
+def _neutral(recipe: Recipe) -> dict[str, Json]:
     """The recipe without what changes no result: this machine's folders, tags, what a batch
     tolerates."""
     values = recipe.model_dump(
@@ -122,10 +121,10 @@ def _neutral(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _source(plan: Plan, original: Original) -> dict[str, Any]:
+def _source(plan: Plan, original: Original) -> dict[str, Json]:
     """Where the original came from, and its shape."""
     source, checkpoint = plan.build.recipe.source, plan.whole
-    named: dict[str, Any]
+    named: dict[str, Json]
     if source.repo is not None:
         named = {"kind": "hub", "repo": source.repo, "revision": source.revision}
         named |= {"license": original.licence} if original.licence else {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from phipipe import backends
 from phipipe.models import layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Step
+from phipipe.steps import Json, Step
 from phipipe.vision.kinds import KINDS, PHI3, language
 from phipipe.vision.pictures import OF_KIND
 
@@ -44,7 +43,7 @@ def scoring_steps(original: Checkpoint, artifact: Step, recipe: Recipe) -> list[
     face = backends.load(recipe.backend)
     crops, parameters = KINDS[original.architecture].crops, _vision_parameters(original)
     room = 4 * (parameters + 2**27 * crops // 16)  # and what passes through the eyes
-    shown: dict[str, Any] = {"square": True} if original.architecture in face.square else {}
+    shown: dict[str, Json] = {"square": True} if original.architecture in face.square else {}
     shown |= {} if original.architecture == PHI3 else {"kind": original.architecture}
     tokens = 3000 * len(OF_KIND[original.architecture])
     return [

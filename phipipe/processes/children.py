@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     import psutil
@@ -33,12 +33,19 @@ spec.loader.exec_module(module)
 """
 
 
+class Group(TypedDict, total=False):
+    """What ``Popen`` is told of a process with a group of its own."""
+
+    creationflags: int
+    start_new_session: bool
+
+
 def python_command(python: Path, call: str, *arguments: str) -> list[str]:
     """The command that runs ``call`` in ``python`` with phipipe, alone, importable."""
     return [str(python), "-P", "-c", BOOTSTRAP + call, *arguments, str(Path(__file__).parents[1])]
 
 
-def own_group() -> dict[str, Any]:
+def own_group() -> Group:
     """What makes ``Popen`` start a process that gets no Ctrl-C of ours, and can be ended with all
     that it starts."""
     if sys.platform == "win32":

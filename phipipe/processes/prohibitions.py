@@ -7,7 +7,8 @@ import importlib.machinery
 import ipaddress
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from types import ModuleType
 
 from phipipe.errors import SourceError
 
@@ -64,7 +65,7 @@ class NoTorchLoad:
     hook sees."""
 
     def find_spec(
-        self, name: str, path: Any = None, target: Any = None
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "torch.serialization":
             return None
@@ -72,9 +73,11 @@ class NoTorchLoad:
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def then_replace(module: Any) -> None:
+            def then_replace(module: ModuleType) -> None:
                 execute(module)
-                module.load = lambda f, *rest, **named: refuse_pickle(f"`{getattr(f, 'name', f)}`")
+                vars(module)["load"] = lambda f, *rest, **named: refuse_pickle(
+                    f"`{getattr(f, 'name', f)}`"
+                )
 
             spec.loader.exec_module = then_replace  # type: ignore[method-assign]
         return spec

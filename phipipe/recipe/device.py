@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from phipipe.recipe.complaints import At, complaints
 from phipipe.recipe.document import read
 from phipipe.recipe.places import Problem
 from phipipe.recipe.recipe import SLUG, Model, Precision
+from phipipe.steps import Json
 from phipipe.suggestions import near
 
 FOLDER = Path(__file__).parents[1] / "devices"
@@ -35,7 +36,7 @@ class Unit(Model):
     precisions: tuple[Precision, ...] = Field(
         min_length=1, description="Weights that it can compute with."
     )
-    constraints: dict[Precision, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
+    constraints: dict[Precision, dict[str, Annotated[list[Json], Field(min_length=1)]]] = Field(
         {},
         description="Quantization options it insists on: option → values it takes, the usual "
         "one first.",

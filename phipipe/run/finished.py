@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from phipipe import backends, hardware
-from phipipe.backends.base import Backend, absent
+from phipipe.backends.base import AnyBackend, absent
 from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.evaluate import reference, reports
 from phipipe.files import json_files
@@ -125,7 +124,7 @@ def plan_measurement(folder: Path) -> Plan:
 
 
 def _toolchain_here(
-    folder: Path, backend: Backend[Any], recipe: Recipe, target: Device, api: str
+    folder: Path, backend: AnyBackend, recipe: Recipe, target: Device, api: str
 ) -> str:
     """The toolchain that measures the package in ``folder``; refuses a machine whose figures would
     not be the device's."""

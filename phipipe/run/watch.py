@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from phipipe import hardware
 from phipipe.processes.children import tree
 from phipipe.settings import Settings
+from phipipe.steps import Json
 
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 
@@ -27,9 +27,9 @@ class Watch:
     def __init__(self, folder: Path, settings: Settings, on_progress: OnProgress) -> None:
         self._folder, self._settings, self._on_progress = folder, settings, on_progress
         self._start = self._active = time.monotonic()
-        self._seen: tuple[int, list[Any]] = (0, [])
+        self._seen: tuple[int, list[Json]] = (0, [])
         self._cpu_s = 0.0
-        self._progress: list[Any] = []
+        self._progress: list[Json] = []
         self._samples = 0
         self.members: list[psutil.Process] = []
         self.peak_rss_bytes = self.peak_anon_bytes = 0

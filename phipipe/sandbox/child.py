@@ -26,6 +26,7 @@ from typing import Any
 
 from phipipe import hardware
 from phipipe.processes import prohibitions
+from phipipe.steps import Json
 
 if sys.platform != "win32":
     import resource
@@ -44,7 +45,7 @@ class Server:
         self._opened: Any = None
         self._base: dict[str, int] = {}
 
-    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, request: Mapping[str, Json]) -> dict[str, Json]:
         """What to say to ``request``; whatever is raised becomes an answer too."""
         calls: dict[str, Callable[..., Any]] = {
             "import": self.load,

@@ -18,15 +18,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from phipipe.errors import PhipipeError, SourceError, StepFailed, StepKilled, ToolchainError
 from phipipe.processes.children import python_command
 from phipipe.sandbox.watch import IMPORT, OPEN, RENDER, SAMPLE_S, Bounds, Watch, excess
 from phipipe.settings import child_environment
+from phipipe.steps import Json
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"}
 CRASHES = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP"}
@@ -72,8 +73,8 @@ class Child:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._end: weakref.finalize[Any, Any] | None = None
-        self.facts: dict[str, Any] = {}
+        self._end: Callable[[], object] | None = None
+        self.facts: dict[str, Json] = {}
 
     @property
     def pid(self) -> int | None:
@@ -92,7 +93,7 @@ class Child:
         with self._lock:
             self._ensure()
 
-    def call(self, method: str, *arguments: Any, bounds: Bounds, what: str) -> Any:
+    def call(self, method: str, *arguments: Json, bounds: Bounds, what: str) -> Json:
         """What ``method`` returns; ``what`` is the thing that is limited, in words.
 
         Raises:
@@ -148,7 +149,7 @@ class Child:
                 f"the {self._opening.whose}'s chat template `{name}` is no valid one: {error}"
             ) from None
 
-    def _ask(self, method: str, arguments: Sequence[Any], bounds: Bounds, what: str) -> Any:
+    def _ask(self, method: str, arguments: Sequence[Json], bounds: Bounds, what: str) -> Json:
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -173,7 +174,7 @@ class Child:
             raise self._died(what, code, bounds)
         return self._value(answer, bounds, what)
 
-    def _wait(self, number: int, watch: Watch) -> dict[str, Any] | str | None:
+    def _wait(self, number: int, watch: Watch) -> dict[str, Json] | str | None:
         """The answer; or what it took too much of; or None when the child is gone."""
         while True:
             try:
@@ -184,11 +185,11 @@ class Child:
                 continue
             if not line:
                 return None
-            answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, Json] = json.loads(line)
             if answer["id"] == number:  # others were asked by who did not wait for the answer
                 return answer
 
-    def _value(self, answer: Mapping[str, Any], bounds: Bounds, what: str) -> Any:
+    def _value(self, answer: Mapping[str, Json], bounds: Bounds, what: str) -> Json:
         if "value" in answer:
             return answer["value"]
         message = str(answer["message"])

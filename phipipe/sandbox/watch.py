@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Any
 
 try:
     import psutil
@@ -66,7 +65,7 @@ class Watch:
             return excess("cpu", self._bounds)
         return excess("memory", self._bounds) if rss - self._rss > self._bounds.memory else None
 
-    def _seen(self) -> tuple[Any, Any]:
+    def _seen(self) -> tuple[float, int]:
         assert self._process is not None
         times = self._process.cpu_times()
         return times.user + times.system, self._process.memory_info().rss

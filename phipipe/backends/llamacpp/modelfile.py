@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from phipipe.files import json_files
 from phipipe.models import tokenizer as transformers_tokenizer
 from phipipe.models import tokenizer_files
 from phipipe.sandbox.limited import Raised
 from phipipe.sandbox.tokenizer import LimitedTokenizer
+from phipipe.steps import Json
 
 ROLES = ("system", "user", "assistant", "tool")
 CLOCK = "strftime_now"
@@ -248,7 +249,7 @@ def quoted(value: str) -> str:
 def _stops(source: Path, tokenizer: LimitedTokenizer, end: str) -> list[str]:
     """Texts of the tokens that end an answer: by both configs, by the tokenizer, and ``end``, by
     the template."""
-    ids: list[Any] = []
+    ids: list[Json] = []
     for name in ("generation_config.json", "config.json"):
         if (source / name).is_file():
             settings = json_files.read_object(source / name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from phipipe.steps import Json
 
 
 class Options(BaseModel):
@@ -68,7 +70,7 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _k_quant_is_asymmetric(cls, data: Any) -> Any:
+    def _k_quant_is_asymmetric(cls, data: Json) -> Json:
         if isinstance(data, dict) and data.get("algorithm") == "k_quant":
             if data.get("symmetric", False) is True:
                 raise ValueError(

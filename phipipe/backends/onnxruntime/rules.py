@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
+    from phipipe.backends.base import Options
     from phipipe.models.checkpoints import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
@@ -49,7 +50,7 @@ def _odd_blocks(checkpoint: Checkpoint, block_size: int) -> bool:
     return any(-(-width // block_size) % 2 for width in checkpoint.input_widths.values())
 
 
-def _asks_olive(recipe: Recipe, options: Any) -> bool:
+def _asks_olive(recipe: Recipe, options: Options) -> bool:
     """Whether one of Olive's passes is to run."""
     return recipe.precision in {"int8", "int4"} and (
         bool(options.rotate) or options.algorithm == "gptq"

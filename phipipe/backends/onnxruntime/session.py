@@ -13,6 +13,7 @@ import onnxruntime_genai as genai
 import psutil
 
 from phipipe import hardware
+from phipipe.backends.arrays import Array
 from phipipe.backends.base import absent
 from phipipe.backends.onnxruntime.layout import CONFIG, MODEL
 from phipipe.models import tokenizer_files
@@ -151,7 +152,7 @@ def _session(folder: Path, provider: str, name: str = MODEL) -> onnxruntime.Infe
 
 def _feeds(
     session: onnxruntime.InferenceSession, decoder: Mapping[str, Json], tokens: Sequence[int]
-) -> dict[str, npt.NDArray[np.generic]]:
+) -> dict[str, Array]:
     """Inputs for one pass over ``tokens`` [1, n] with empty caches [1, kv heads, 0, head size]."""
     count = len(tokens)
     cache = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
@@ -167,9 +168,7 @@ def _feeds(
     }
 
 
-def _embedded(
-    session: onnxruntime.InferenceSession, hidden: int, tokens: Sequence[int]
-) -> npt.NDArray[np.floating]:
+def _embedded(session: onnxruntime.InferenceSession, hidden: int, tokens: Sequence[int]) -> Array:
     """What the decoder of a model that sees is given for ``tokens``, [1, n, hidden]; there are no
     pictures."""
     kind = np.float16 if session.get_inputs()[1].type == "tensor(float16)" else np.float32
@@ -177,5 +176,5 @@ def _embedded(
         "input_ids": np.array([tokens], np.int64),
         "image_features": np.zeros((0, hidden), kind),
     }
-    vectors: npt.NDArray[np.floating] = session.run(None, feeds)[0]
+    vectors: Array = session.run(None, feeds)[0]
     return vectors

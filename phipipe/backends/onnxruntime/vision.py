@@ -13,7 +13,6 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,13 @@ import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from phipipe.backends.arrays import Array
 from phipipe.backends.onnxruntime import graph as onnx_graph
 from phipipe.backends.onnxruntime import rounding
 from phipipe.backends.onnxruntime.layout import CONFIG, EMBEDDING, LOOKUP, PROCESSOR, VISION
 from phipipe.errors import StepFailed
 from phipipe.models.staging import copy_beside
-from phipipe.steps import Inputs, Params
+from phipipe.steps import Inputs, Json, Params
 from phipipe.vision import clip
 
 EMBEDS = "inputs_embeds"
@@ -37,13 +37,13 @@ NEAR = 0.2  # the same, where the matrices were rounded
 BLOCK = 32  # weights that share a scale
 # onnxruntime-extensions' pipeline; its last operation always cuts into 16 crops at most, whatever
 # it is told.
-_OPERATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+_OPERATIONS: tuple[tuple[str, str, dict[str, Json]], ...] = (
     ("decode_image", "DecodeImage", {"color_space": "BGR"}),
     ("convert_to_rgb", "ConvertRGB", {}),
     ("phi3_image_transform", "Phi3ImageTransform", {"num_crops": 16, "num_img_tokens": 144}),
 )
 
-Arrays = Mapping[str, npt.NDArray[np.generic]]
+Arrays = Mapping[str, Array]
 
 
 def vision(inputs: Inputs, out: Path, params: Params) -> None:

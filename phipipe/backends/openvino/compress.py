@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import nncf
 import numpy as np
-import numpy.typing as npt
 import openvino
 import torch
 from nncf.quantization.algorithms.weight_compression import openvino_backend as nncf_backend
 
+from phipipe.backends.arrays import Array
 from phipipe.backends.openvino import session
 from phipipe.backends.openvino.patches import replaced
 from phipipe.steps import Params
@@ -80,7 +80,7 @@ def lean(folder: Path) -> Iterator[None]:
     Memory would hold the whole result otherwise. A graph made inside is of use inside only.
     """
     make, read = nncf_backend.create_ov_const_from_tensor, nncf_backend.get_const_value_as_ov_tensor
-    mapped: list[npt.NDArray[np.generic]] = []
+    mapped: list[Array] = []
 
     def moved(
         tensor: nncf.Tensor, dtype: openvino.Type, name: str | None = None
@@ -97,13 +97,13 @@ def lean(folder: Path) -> Iterator[None]:
         is_bf16 = constant.get_element_type() == openvino.Type.bf16
         return _fp16(constant) if is_bf16 else read(constant)
 
-    functions: dict[str, Callable[..., object]] = {make.__name__: moved, read.__name__: as_fp16}
+    functions: dict[str, object] = {make.__name__: moved, read.__name__: as_fp16}
     with tempfile.TemporaryFile(dir=folder) as stream, replaced(nncf_backend, functions):
         yield
         mapped.clear()
 
 
-def _written(constant: openvino.op.Constant, stream: IO[bytes]) -> npt.NDArray[np.generic]:
+def _written(constant: openvino.op.Constant, stream: IO[bytes]) -> Array:
     """The values of ``constant`` at the end of ``stream``, mapped; of 4 bits, two in a byte."""
     values = constant.data
     start = stream.seek(0, 2)

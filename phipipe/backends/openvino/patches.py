@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from types import ModuleType
 from unittest import mock
@@ -22,7 +22,7 @@ PINNED: Mapping[str, tuple[str, str]] = {
 
 
 @contextlib.contextmanager
-def replaced(module: ModuleType, functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
+def replaced(module: ModuleType, functions: Mapping[str, object]) -> Iterator[None]:
     """Have ``module`` call ``functions`` in place of its own of these names.
 
     Raises:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
+from phipipe.backends.arrays import Array
 from phipipe.backends.base import absent
 from phipipe.backends.openvino.files import MODEL
 from phipipe.models import tokenizer_files
@@ -24,7 +25,7 @@ FAITHFUL = {
     "PERFORMANCE_HINT": "LATENCY",
     "NUM_STREAMS": "1",
 }
-Feeds = dict[str, npt.NDArray[np.generic]]  # a graph's inputs by name
+Feeds = dict[str, Array]  # a graph's inputs by name
 
 
 def feeds(tokens: Sequence[int] | npt.NDArray[np.int32], before: int = 0) -> Feeds:

@@ -13,13 +13,14 @@ import numpy.typing as npt
 import openvino
 from openvino import opset13
 
+from phipipe.backends.arrays import Array
 from phipipe.steps import Json
 from phipipe.vision import pictures
 
 Floats = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.bool_]
-Tower = Callable[[Sequence[npt.NDArray[np.generic]]], Sequence[Floats]]  # inputs → outputs
-Pixels = TypeVar("Pixels", bound=np.generic)
+Tower = Callable[[Sequence[Array]], Sequence[Floats]]  # inputs → outputs
+Pixels = TypeVar("Pixels", np.float32, np.bool_)
 
 CROP, PATCH = 448, 14  # pixels
 PATCHES, SIDE = 32, 16  # patches, and vectors, along a side of a crop

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from phipipe.backends.arrays import Array
 from phipipe.backends.qnn.weights import DataFile
 
 Read = Callable[[], npt.NDArray[np.float32]]
@@ -32,7 +33,7 @@ class Nodes:
         self.nodes.append(node)
         return name
 
-    def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
+    def constant(self, name: str, value: Array) -> str:
         """``value`` under ``name``, added when it is asked for first."""
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(value, name)

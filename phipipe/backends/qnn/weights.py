@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
 
+from phipipe.backends.arrays import Array
 from phipipe.models import weight_files, weights
 
 ALIGNMENT = 4096  # bytes; a page, so that onnxruntime maps a constant instead of reading it
@@ -87,9 +88,7 @@ class DataFile:
         self._stream = path.open("wb")
         self._tensors: dict[str, TensorProto] = {}
 
-    def place(
-        self, name: str, make: Callable[[], npt.NDArray[np.generic]], kind: int | None = None
-    ) -> TensorProto:
+    def place(self, name: str, make: Callable[[], Array], kind: int | None = None) -> TensorProto:
         """The tensor of the constant ``name``, whose value ``make`` gives when it is
         not yet here.
 
@@ -124,7 +123,7 @@ class DataFile:
         self._stream.close()
 
 
-def pairs(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def pairs(values: Array) -> npt.NDArray[np.uint8]:
     """Numbers of 4 bits, two to a byte, the first in the lower half; an odd one out is paired with
     0."""
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8) & np.uint8(15)
