@@ -59,7 +59,7 @@ def test_kinds_of_all_modules_are_known() -> None:
     assert {kind.__name__ for kind in every_kind()} >= {
         "Damaged",
         "Missing",
-        "_Missing",
+        "NoRecord",
         "_Newer",
         "Skipped",
     }

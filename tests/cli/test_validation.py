@@ -21,7 +21,7 @@ from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import take
 from phipipe.models.any_model import ANY_MODEL
 from phipipe.plan import plans, targets
-from phipipe.plan.starter import PRECISIONS
+from phipipe.plan.starter_choice import PRECISIONS
 from phipipe.recipe import device, load, recipe
 
 HEAD = (
