@@ -33,8 +33,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))
-# How busy the machine is says nothing about the code; and folders are fresh for a test, not for each
-# of its examples.
+# How busy the machine is says nothing about the code; and folders are fresh for a test, not for
+# each of its examples.
 CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
 settings.register_profile("phipipe", deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("phipipe")

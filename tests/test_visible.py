@@ -115,9 +115,14 @@ def started(
         if name not in ("PYTHONIOENCODING", "PYTHONUTF8")
     }
     return subprocess.run(
-        [sys.executable, "-m", "phipipe", *command], stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT,
-        env=environment | environ, check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-m", "phipipe", *command],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment | environ,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

@@ -119,6 +119,6 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
         (entry.name, build_words(entry), board_entry.one_line(entry.error or ""))
         for entry in failed
     ]
-    return environment.get_template("boards.html.j2").render(
+    return environment.get_template("batch/boards.html.j2").render(
         title=title, tables=tables, columns=COLUMNS, failed=lost
     )

@@ -156,15 +156,17 @@ def _for_cron(words: Sequence[str]) -> str:
 
 # format → name of the job → file → template
 FORMATS: dict[str, Callable[[str], dict[str, str]]] = {
-    "cron": lambda name: {f"{name}.cron": "schedule-cron.j2"},
+    "cron": lambda name: {f"{name}.cron": "batch/schedule-cron.j2"},
     "systemd": lambda name: {
-        f"phipipe-{name}.service": "schedule-service.j2",
-        f"phipipe-{name}.timer": "schedule-timer.j2",
+        f"phipipe-{name}.service": "batch/schedule-service.j2",
+        f"phipipe-{name}.timer": "batch/schedule-timer.j2",
     },
     "github-actions": lambda name: {
-        f".github/workflows/phipipe-{name}.yml": "schedule-github.yml.j2"
+        f".github/workflows/phipipe-{name}.yml": "batch/schedule-github.yml.j2"
     },
-    "airflow": lambda name: {f"phipipe_{name.replace('-', '_')}.py": "schedule-airflow.py.j2"},
+    "airflow": lambda name: {
+        f"phipipe_{name.replace('-', '_')}.py": "batch/schedule-airflow.py.j2"
+    },
 }
 
 

@@ -29,7 +29,7 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     every = board.ranked(entries)
     done, found = board.done(every), board.answers(every)
     environment = pages.environment(in_template, is_html=True)
-    return environment.get_template("board.html.j2").render(
+    return environment.get_template("board/board.html.j2").render(
         title=title,
         answers=board.lines(found),
         facts=_facts(done),

@@ -73,11 +73,12 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "original": _original(package.source),
         "answer_tokens": CONTINUATION_TOKENS,
     }
-    return _front_matter(package) + environment.get_template("card.md.j2").render(view)
+    return _front_matter(package) + environment.get_template("package/card.md.j2").render(view)
 
 
 def _environment() -> Environment:
-    made = pages.environment(inline)  # Markdown, not HTML: ``inline`` escapes
+    # Markdown, not HTML: ``inline`` escapes
+    made = pages.environment(inline, folders=backends.__path__)
     made.filters |= {
         "code": code,
         "codes": lambda values: Safe(", ".join(map(code, values))),
@@ -194,7 +195,7 @@ def snippet(package: Description) -> Safe | None:
     from jinja2 import TemplateNotFound
 
     try:
-        template = _environment().get_template(f"run-{package.backend}.py.j2")
+        template = _environment().get_template(f"{package.backend}/run.py.j2")
     except TemplateNotFound:
         return None
     context = package.source.context_length

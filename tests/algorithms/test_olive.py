@@ -30,7 +30,10 @@ source: {builtin: tiny-phi3}
 device: cpu-x86_64
 backend: onnxruntime
 precision: int4
-evaluate: {text: {builtin: stories}, tokens: 2048, gates: {kld_mean: {max: 0.002}, top1: {min: 0.95}}}
+evaluate:
+  text: {builtin: stories}
+  tokens: 2048
+  gates: {kld_mean: {max: 0.002}, top1: {min: 0.95}}
 measure: {prompt_tokens: 32, new_tokens: 8, repetitions: 1}
 matrix:
   - {name: nearest}

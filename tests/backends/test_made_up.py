@@ -74,7 +74,7 @@ FACE = Backend(
     precisions={"cpu": SCHEMES},
     systems=frozenset({"linux", "windows", "macos"}),
     cache_bytes={"cpu": 4},
-    files=("config.json", "weights.npz"),
+    files=("config.json", "*.bin"),
     steps=steps,
     scheme=lambda job: SCHEMES[job.recipe.precision],
     rules=(
@@ -109,15 +109,15 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: two matrices of the checkpoint ``inputs["source"]`` as int8 with a scale per row."""
     content = (inputs["source"] / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
-    places, parts = json.loads(content[8:start]), {}
+    places = json.loads(content[8:start])
     for part, name in KEPT.items():
         begin, end = places[name]["data_offsets"]
         assert places[name]["dtype"] == "BF16"
         halves = np.frombuffer(content[start + begin : start + end], "<u2")
         rows = (halves.astype("<u4") << 16).view("<f4").reshape(places[name]["shape"])
-        scales = np.abs(rows).max(1, keepdims=True) / params["levels"]
-        parts |= {part: np.rint(rows / scales).astype(np.int8), f"{part}_scales": scales}
-    np.savez(out / "weights.npz", **parts)
+        scales = np.abs(rows).max(1, keepdims=True).clip(1e-9) / params["levels"]
+        np.rint(rows / scales).astype(np.int8).tofile(out / f"{part}.bin")
+        scales.tofile(out / f"{part}_scales.bin")
     copy_beside(inputs["source"], out, checkpoints.loose_files(inputs["source"]))
 '''
 SESSION = """
@@ -130,17 +130,19 @@ import numpy as np
 import numpy.typing as npt
 
 
+def _rows(folder: Path, part: str) -> npt.NDArray[np.float32]:
+    scales = np.fromfile(folder / f"{part}_scales.bin", "<f4")[:, None]
+    return np.fromfile(folder / f"{part}.bin", np.int8).reshape(len(scales), -1) * scales
+
+
 class Session:
     def __init__(self, folder: Path) -> None:
-        stored = np.load(folder / "weights.npz", allow_pickle=False)
-        self._embedding, self._head = (
-            stored[part].astype(np.float32) * stored[f"{part}_scales"]
-            for part in ("embedding", "head")
-        )
+        self._embedding, self._head = _rows(folder, "embedding"), _rows(folder, "head")
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         rows = self._embedding[list(tokens)]
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True) @ self._head.T
+        norms = np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)
+        return rows / norms @ self._head.T
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         token = prompt[-1]
@@ -257,7 +259,7 @@ def test_a_recipe_is_planned_with_its_steps_rules_and_options(home: Path) -> Non
 def test_its_step_runs_in_a_child_and_what_it_made_is_opened(home: Path, own_cache: Path) -> None:
     told = python(home, "-c", BUILD, "recipe.yaml", PHIPIPE_TOOLCHAIN="current")
     built = json.loads(told.splitlines()[-1])
-    assert {"weights.npz", "config.json", "tokenizer.json"} <= set(built["files"])
+    assert {"embedding.bin", "head.bin", "config.json", "tokenizer.json"} <= set(built["files"])
     assert (built["shape"], built["dtype"]) == ([3, 2304], "float32")
     assert len(built["answer"]) == 4
     assert built["answer"][0] == built["chain"]
@@ -271,5 +273,5 @@ def test_a_whole_build_is_scored_measured_and_packaged(home: Path, toolchains: P
     assert manifest["backend"] == "madeup"
     assert manifest["steps"]["convert"]["runs"] == "madeup/convert"
     assert manifest["fidelity"]["metrics"]["kld_mean"] > 0.1  # a model without layers
-    assert (package / "weights.npz").is_file()
+    assert (package / "head_scales.bin").is_file()
     python(home, "-m", "phipipe", "verify", "packages/another")

@@ -402,8 +402,12 @@ def test_a_divergence_of_zero_keeps_its_place_on_the_logarithmic_axis(page: Page
     assert not any(text.startswith("0 (") for text in without["layout"]["yaxis"]["ticktext"])
 
 
-@pytest.mark.parametrize("entries", [[entry(kld=0.0)], [entry(profile={}, spread={}, sanity={}, metrics={
-    "kld_mean": 0.1, "size_gib": 1e-5, "bits_per_weight": 4.0})]])  # fmt: skip
+FEW = {"kld_mean": 0.1, "size_gib": 1e-5, "bits_per_weight": 4.0}
+
+
+@pytest.mark.parametrize(
+    "entries", [[entry(kld=0.0)], [entry(profile={}, spread={}, sanity={}, metrics=FEW)]]
+)
 def test_a_page_of_one_build_with_little_to_say(entries: list[Entry]) -> None:
     assert "one" in Page(html.render(entries)).seen
     assert board_text.table(entries)
@@ -462,17 +466,22 @@ def test_labels_are_one_short_line() -> None:
 def test_an_entry_says_what_its_manifest_says() -> None:
     step = {"digest": "t" * 64, "key": "k" * 64, "tools": {"torch": "2.13.0", "idna": "3.20"}}
     manifest = Description.model_validate({
-        "name": "tiny", "backend": "torch", "backend_title": "PyTorch", "precision": "fp16", "scheme": "float16",
+        "name": "tiny", "backend": "torch", "backend_title": "PyTorch",
+        "precision": "fp16", "scheme": "float16",
         "api": "cpu", "on_target": "true", "phipipe": "0.1.0", "device": {"title": "CPU"},
-        "recipe": {"backend": "torch", "precision": "fp16", "evaluate": {"text": {"builtin": "stories"}}}, "steps": {"text": step},
+        "recipe": {"backend": "torch", "precision": "fp16",
+            "evaluate": {"text": {"builtin": "stories"}}},
+        "steps": {"text": step},
         "source": {"kind": "hub", "repo": "someone/phi", "digest": "s" * 64, "parameters": 5,
             "architecture": "Phi3ForCausalLM", "context_length": 64},
         "fidelity": {
             "baseline": {"tokens": 64, "window": 32, "skip": 0, "ppl": 2.0, "ppl_stderr": 0.1},
             "metrics": {"kld_mean": 1e-7, "size_gib": 0.1, "bits_per_weight": 16.0},
-            "stderr": {}, "profile": {"by_position": [1e-7], "quantiles": [0.0] * 101}, "sanity": {}, "positions": 62,
+            "profile": {"by_position": [1e-7], "quantiles": [0.0] * 101},
+            "stderr": {}, "sanity": {}, "positions": 62,
         },
-        "speed": {"metrics": {"ttft_s": 0.1}, "spread": {"ttft_s": [0.1, 0.2]}, "host": HOST, "prompt_tokens": 16},
+        "speed": {"metrics": {"ttft_s": 0.1}, "spread": {"ttft_s": [0.1, 0.2]}, "host": HOST,
+            "prompt_tokens": 16},
     })  # fmt: skip
     made = board_entry.from_manifest(manifest)
     assert (made.source, made.text, made.text_digest) == ("someone/phi", "stories", "t" * 64)

@@ -114,8 +114,7 @@ class Terminal(io.StringIO):
         return True
 
 
-# -- pieces
-# ---------------------------------------------------------------------------------------------------
+# --- pieces
 
 
 @given(st.text(max_size=80))
@@ -433,10 +432,15 @@ ENDINGS = [
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("does", "kind", "words"), ENDINGS)
 def test_every_death_of_the_chat_is_a_sentence(
-    does: str, kind: type[PhipipeError], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
-    call = "import os, signal, sys, time; from pathlib import Path; from phipipe.chat import screen as chat_screen; "
-    call += f"chat_screen.enclose(Path(sys.argv[1]) / 'log.txt'); {does}"
+    does: str,
+    kind: type[PhipipeError],
+    words: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    call = "import os, signal, sys, time; from pathlib import Path; "
+    call += "from phipipe.chat import screen; "
+    call += f"screen.enclose(Path(sys.argv[1]) / 'log.txt'); {does}"
     settings = replace(Settings.read(), memory_limit_gib=0.25)
     with pytest.raises(kind, match=re.escape(words)):
         process.hold(

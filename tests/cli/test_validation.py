@@ -21,7 +21,7 @@ from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import take
 from phipipe.models.any_model import ANY_MODEL
 from phipipe.plan import plans, targets
-from phipipe.plan.starter import PRECISIONS
+from phipipe.plan.starter_choice import PRECISIONS
 from phipipe.recipe import device, loading, recipe
 
 HEAD = (
@@ -248,7 +248,7 @@ def with_one_changed(model: type) -> Iterator[object]:
                 yield model.model_validate({name: value}, strict=True)  # type: ignore[attr-defined]
 
 
-def test_a_device_file_that_is_wrong_is_said_at_its_own_place_and_one_that_is_missing_at_the_recipes(
+def test_a_wrong_device_file_is_said_at_its_own_place_and_a_missing_one_at_the_recipes(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "bad.yaml").write_text(

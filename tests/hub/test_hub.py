@@ -127,8 +127,9 @@ def test_a_download_says_how_far_it_is(served: Hub, own_cache: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["modeling_phi3.py", "pytorch_model.bin", "x.pt", "lib.so", "x.dll", "a/model.safetensors", "..\\x.safetensors",
-     "C:x.safetensors", "x\n.safetensors", "config.json.py", "", "..", "tokenizer.pkl"],
+    ["modeling_phi3.py", "pytorch_model.bin", "x.pt", "lib.so", "x.dll", "a/model.safetensors",
+     "..\\x.safetensors", "C:x.safetensors", "x\n.safetensors", "config.json.py", "", "..",
+     "tokenizer.pkl"],
 )  # fmt: skip
 def test_nothing_but_plain_data_is_taken(name: str) -> None:
     assert not client.is_allowed(name)

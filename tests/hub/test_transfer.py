@@ -280,7 +280,8 @@ if stall:
     published.Part.write = write
 refuse = lambda status, headers: SourceError(f"refused with {status}")
 jobs = [(Path(p), published.Published(Path(p).name, int(size), "sha256", digest)) for p in parts]
-transfer.fetch_all([(exchange.Address(url + file.name, refuse), file, part) for part, file in jobs], lambda there: None)
+wanted = [(exchange.Address(url + file.name, refuse), file, part) for part, file in jobs]
+transfer.fetch_all(wanted, lambda there: None)
 """
 
 

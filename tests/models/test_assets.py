@@ -252,7 +252,8 @@ def test_the_chat_template_renders_as_phi3s_does(python_of: Callable[[str], Path
         chat = [{"role": role, "content": content} for role, content in turns]
         ask = tokenizer.apply_chat_template(chat[:2], tokenize=False, add_generation_prompt=True)
         done = tokenizer.apply_chat_template(chat, tokenize=False)
-        print(json.dumps([ask, done, tokenizer(ask)["input_ids"][:1], tokenizer("Hello!")["input_ids"][:1]]))
+        first = [tokenizer(text)["input_ids"][:1] for text in (ask, "Hello!")]
+        print(json.dumps([ask, done, *first]))
     """
     ask, done, first, hello = _run(python_of("onnxruntime"), script)
     start = "<|system|>\nBe kind.<|end|>\n<|user|>\nHello!<|end|>\n<|assistant|>\n"
@@ -270,11 +271,17 @@ def test_a_user_turn_is_answered_and_the_answer_ends(python_of: Callable[[str], 
         tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
         model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
         answers = []
-        for prompt in ("Tell me a short story about a fox.", "What is two plus three?", "Where does a bear live?"):
+        prompts = (
+            "Tell me a short story about a fox.",
+            "What is two plus three?",
+            "Where does a bear live?",
+        )
+        for prompt in prompts:
             chat = [{"role": "user", "content": prompt}]
             text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             ids = tokenizer(text, return_tensors="pt")["input_ids"]
-            output = model.generate(ids, max_new_tokens=200, do_sample=False)[0, ids.shape[1]:].tolist()
+            whole = model.generate(ids, max_new_tokens=200, do_sample=False)
+            output = whole[0, ids.shape[1]:].tolist()
             answers.append([output[-1], tokenizer.decode(output, skip_special_tokens=True)])
         print(json.dumps(answers))
     """

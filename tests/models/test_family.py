@@ -34,7 +34,6 @@ from phipipe.plan.scoring import PARITY_KLD_MEAN
 from phipipe.recipe import loading
 from phipipe.recipe.recipe import Source
 from phipipe.steps import Step
-from phipipe.vision import kinds
 
 DRIVER = Path(__file__).parent / "family_driver.py"
 THREADS = {"OMP_NUM_THREADS": "2"}
@@ -215,9 +214,8 @@ CASES = [(b, *case) for b in sorted(BUILDS, key="llamacpp".__eq__) for case in w
 RESAVED = ("onnxruntime", "Phi-4-mini", "resaved", "short")  # the others of its kind run at night
 
 
-@pytest.mark.timeout(
-    1800
-)  # the first of a backend's waits for its toolchain, and for all of its builds
+# The first of a backend's waits for its toolchain, and for all of its builds.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("backend", "member", "kind", "window"),
     [
@@ -245,9 +243,9 @@ def test_every_working_cell_of_the_table_is_among_them() -> None:
     # test_vision*.py have those of models that see
     tested |= {
         (member.row, backend)
+        for backend in backends.names()
         for member in family.MEMBERS
-        if (kind := kinds.KINDS.get(member.config["architectures"][0]))
-        for backend in kind.backends
+        if member.config["architectures"][0] in backends.load(backend).vision
     }
     assert {(cell.row, cell.backend) for cell in readme_tables.cells() if cell.works} == tested
     assert {cell.backend for cell in readme_tables.cells()} == set(BUILDS)

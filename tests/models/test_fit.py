@@ -23,13 +23,15 @@ def shaped(**changes: object) -> Checkpoint:
 
 # The configs that Microsoft publishes with the models; parameters as their cards count them.
 PHI35 = shaped(
-    vocab_size=32064, hidden_size=3072, intermediate_size=8192, layers=32, heads=32, kv_heads=32, head_size=96,
+    vocab_size=32064, hidden_size=3072, intermediate_size=8192,
+    layers=32, heads=32, kv_heads=32, head_size=96,
     context_length=131072, original_context_length=4096, sliding_window=262144, longrope=True,
     parameters=3_821_079_552, weight_bytes=7_642_159_104,
 )  # fmt: skip
 PHI4_MINI = shaped(
-    vocab_size=200064, hidden_size=3072, intermediate_size=8192, layers=32, heads=24, kv_heads=8, head_size=128,
-    context_length=131072, original_context_length=4096, sliding_window=262144, longrope=True, tied=True,
+    vocab_size=200064, hidden_size=3072, intermediate_size=8192, tied=True,
+    layers=32, heads=24, kv_heads=8, head_size=128,
+    context_length=131072, original_context_length=4096, sliding_window=262144, longrope=True,
     parameters=3_836_021_760, weight_bytes=7_672_043_520,
 )  # fmt: skip
 

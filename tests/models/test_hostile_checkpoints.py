@@ -282,41 +282,131 @@ def instead(folder: Path, name: str) -> Path:
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9e\nsize 4972489328\n"
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
-    "an adapter alone": (adapter_alone, ["LoRA adapter of `microsoft/Phi-3-mini-4k-instruct`"], "merge_and_unload"),
-    "an adapter beside": (adapter, [WEIGHTS, "adapter_model.safetensors"], "take the adapter's files " "" "" "away"),
+    "an adapter alone": (
+        adapter_alone,
+        ["LoRA adapter of `microsoft/Phi-3-mini-4k-instruct`"],
+        "merge_and_unload",
+    ),
+    "an adapter beside": (
+        adapter,
+        [WEIGHTS, "adapter_model.safetensors"],
+        "take the adapter's files away",
+    ),
     "an adapter unmerged": (unmerged, ["lora_A", "base_layer"], "merge_and_unload"),
-    "two models": (stale_single, ["two models", WEIGHTS, "model-00001-of-00002.safetensors"], "older"),
-    "shards without index": (without_index, ["model-00001-of-00002.safetensors", INDEX], "copy or download"),
-    "another name": (lambda f: (f / WEIGHTS).rename(f / "w.safetensors") and (f / INDEX).unlink(), [WEIGHTS], "rename"),
-    "more layers": (lambda f: edit(f, num_hidden_layers=3, layer_types=None), ["layer 2 are " "missing"], ""),
-    "fewer layers": (lambda f: edit(f, num_hidden_layers=1, layer_types=None), ["`model.layers.1."], ""),
+    "two models": (
+        stale_single,
+        ["two models", WEIGHTS, "model-00001-of-00002.safetensors"],
+        "older",
+    ),
+    "shards without index": (
+        without_index,
+        ["model-00001-of-00002.safetensors", INDEX],
+        "copy or download",
+    ),
+    "another name": (
+        lambda f: (f / WEIGHTS).rename(f / "w.safetensors") and (f / INDEX).unlink(),
+        [WEIGHTS],
+        "rename",
+    ),
+    "more layers": (
+        lambda f: edit(f, num_hidden_layers=3, layer_types=None),
+        ["layer 2 are missing"],
+        "",
+    ),
+    "fewer layers": (
+        lambda f: edit(f, num_hidden_layers=1, layer_types=None),
+        ["`model.layers.1."],
+        "",
+    ),
     "biases": (
         lambda f: save(f, {**single(f), "model.layers.0.self_attn.o_proj.bias": [32]}),
         ["`model.layers.0.self_attn.o_proj.bias` belongs to no part of Phi3ForCausalLM"],
         "no such biases",
     ),
     "another layout": (split_names, ["q_proj", "qkv_proj"], "Llama's layout"),
-    "another width": (lambda f: edit(f, intermediate_size=64), ["gate_up_proj", "96 × 32", "128 × 32"], ""),
-    "another vocabulary": (lambda f: edit(f, vocab_size=64), ["embed_tokens", "40 × 32", "64 × 32"], ""),
-    "no head": (lambda f: save(f, {n: s for n, s in single(f).items() if n != layouts.HEAD}), ["no head"], "tie_word"),
-    "a pointer": (lambda f: (f / WEIGHTS).write_bytes(POINTER), ["git-lfs pointer"], "git lfs pull"),
-    "another pointer": (lambda f: (f / "config.json").write_bytes(POINTER), ["git-lfs pointer"], "git lfs pull"),
-    "a third pointer": (lambda f: (f / "tokenizer.model").write_bytes(POINTER), ["tokenizer.model"], "git lfs pull"),
-    "GGUF": (lambda f: other_file(f, "model-q4.gguf", b"GGUF"), ["GGUF", "model-q4.gguf"], "llama.cpp"),
-    "bitsandbytes": (lambda f: edit(f, quantization_config=BNB), ["bitsandbytes, 4 bits"], "original in 16 " "" "" "bits"),
-    "GPTQ": (lambda f: edit(f, quantization_config={"quant_method": "gptq", "bits": 4}), ["GPTQ, 4 bits"], "16 bits"),
-    "MLX": (lambda f: edit(f, quantization={"group_size": 64, "bits": 4}), ["MLX, 4 bits"], "16 bits"),
-    "no class": (lambda f: edit(f, architectures=None, model_type="x"), ["architectures"], "Phi3ForCausalLM"),
-    "two classes": (lambda f: edit(f, model_type="llama"), ["`model_type` `phi3`, not `llama`"], ""),
-    "no language model": (lambda f: edit(f, architectures=["Phi3ForSequenceClassification"]), ["another head"], ""),
+    "another width": (
+        lambda f: edit(f, intermediate_size=64),
+        ["gate_up_proj", "96 × 32", "128 × 32"],
+        "",
+    ),
+    "another vocabulary": (
+        lambda f: edit(f, vocab_size=64),
+        ["embed_tokens", "40 × 32", "64 × 32"],
+        "",
+    ),
+    "no head": (
+        lambda f: save(f, {n: s for n, s in single(f).items() if n != layouts.HEAD}),
+        ["no head"],
+        "tie_word",
+    ),
+    "a pointer": (
+        lambda f: (f / WEIGHTS).write_bytes(POINTER),
+        ["git-lfs pointer"],
+        "git lfs pull",
+    ),
+    "another pointer": (
+        lambda f: (f / "config.json").write_bytes(POINTER),
+        ["git-lfs pointer"],
+        "git lfs pull",
+    ),
+    "a third pointer": (
+        lambda f: (f / "tokenizer.model").write_bytes(POINTER),
+        ["tokenizer.model"],
+        "git lfs pull",
+    ),
+    "GGUF": (
+        lambda f: other_file(f, "model-q4.gguf", b"GGUF"),
+        ["GGUF", "model-q4.gguf"],
+        "llama.cpp",
+    ),
+    "bitsandbytes": (
+        lambda f: edit(f, quantization_config=BNB),
+        ["bitsandbytes, 4 bits"],
+        "original in 16 bits",
+    ),
+    "GPTQ": (
+        lambda f: edit(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+        ["GPTQ, 4 bits"],
+        "16 bits",
+    ),
+    "MLX": (
+        lambda f: edit(f, quantization={"group_size": 64, "bits": 4}),
+        ["MLX, 4 bits"],
+        "16 bits",
+    ),
+    "no class": (
+        lambda f: edit(f, architectures=None, model_type="x"),
+        ["architectures"],
+        "Phi3ForCausalLM",
+    ),
+    "two classes": (
+        lambda f: edit(f, model_type="llama"),
+        ["`model_type` `phi3`, not `llama`"],
+        "",
+    ),
+    "no language model": (
+        lambda f: edit(f, architectures=["Phi3ForSequenceClassification"]),
+        ["another head"],
+        "",
+    ),
     "factors": (
-        lambda f: edit(f, rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}),
+        lambda f: edit(
+            f, rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}
+        ),
         ["1 factors", "4 rotary pairs"],
         "",
     ),
-    "widths": (lambda f: edit(f, head_dim=None, hidden_size=33), ["multiple of " "`num_attention_heads`"], ""),
+    "widths": (
+        lambda f: edit(f, head_dim=None, hidden_size=33),
+        ["multiple of `num_attention_heads`"],
+        "",
+    ),
     "groups": (lambda f: edit(f, num_key_value_heads=3), ["multiple of `num_key_value_heads`"], ""),
-    "a terminal's title": (lambda f: edit(f, architectures=["\x1b]0;X\x07"]), ["architectures"], ""),
+    "a terminal's title": (
+        lambda f: edit(f, architectures=["\x1b]0;X\x07"]),
+        ["architectures"],
+        "",
+    ),
     "an index of another file": (
         lambda f: (f / INDEX).write_text(
             json.dumps({"weight_map": {**dict.fromkeys(hostile.shapes(), WEIGHTS), "x": WEIGHTS}})
@@ -329,21 +419,63 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["does not name `model.embed_tokens.weight`"],
         "",
     ),
-    "an adapter's pickle": (lambda f: (f / "adapter_model.bin").write_bytes(b"x"), ["adapter_model.bin"], "merge_and"),
-    "a folder for a file": (lambda f: instead(f, "tokenizer.json").mkdir(), ["tokenizer.json` is a " "" "" "folder"], "file"),
-    "a folder for weights": (lambda f: instead(f, WEIGHTS).mkdir(), [f"{WEIGHTS}` is a folder"], "file"),
-    "a link to nothing": (lambda f: instead(f, WEIGHTS).symlink_to("blobs/9e"), ["a link to nothing"], "links lead to"),
-    "a link in a circle": (lambda f: instead(f, "config.json").symlink_to("config.json"), ["config.json"], "links"),
-    "an empty file": (lambda f: (f / "tokenizer.model").write_bytes(b""), ["tokenizer.model` is " "" "" "empty"], "copy it"),
-    "an empty config": (lambda f: (f / "config.json").write_bytes(b" "), ["config.json", "is empty"], "correct it"),
+    "an adapter's pickle": (
+        lambda f: (f / "adapter_model.bin").write_bytes(b"x"),
+        ["adapter_model.bin"],
+        "merge_and",
+    ),
+    "a folder for a file": (
+        lambda f: instead(f, "tokenizer.json").mkdir(),
+        ["tokenizer.json` is a folder"],
+        "file",
+    ),
+    "a folder for weights": (
+        lambda f: instead(f, WEIGHTS).mkdir(),
+        [f"{WEIGHTS}` is a folder"],
+        "file",
+    ),
+    "a link to nothing": (
+        lambda f: instead(f, WEIGHTS).symlink_to("blobs/9e"),
+        ["a link to nothing"],
+        "links lead to",
+    ),
+    "a link in a circle": (
+        lambda f: instead(f, "config.json").symlink_to("config.json"),
+        ["config.json"],
+        "links",
+    ),
+    "an empty file": (
+        lambda f: (f / "tokenizer.model").write_bytes(b""),
+        ["tokenizer.model` is empty"],
+        "copy it",
+    ),
+    "an empty config": (
+        lambda f: (f / "config.json").write_bytes(b" "),
+        ["config.json", "is empty"],
+        "correct it",
+    ),
     "a byte-order mark": (
-        lambda f: (f / "config.json").write_bytes(b"\xef\xbb\xbf" + (f / "config.json").read_bytes()),
+        lambda f: (f / "config.json").write_bytes(
+            b"\xef\xbb\xbf" + (f / "config.json").read_bytes()
+        ),
         ["config.json", "begins with a byte-order mark"],
         "without one",
     ),
-    "no vocabulary": (lambda f: edit(f, "tokenizer.json", model=hostile.GONE), ["tokenizer.json", "no vocab"], "place"),
-    "no words": (lambda f: edit(f, "tokenizer.json", model={"type": "BPE"}), ["tokenizer.json", "no vocab"], "place"),
-    "padding beyond": (lambda f: edit(f, pad_token_id=40), ["`pad_token_id` is 40", "end at 39"], "correct it"),
+    "no vocabulary": (
+        lambda f: edit(f, "tokenizer.json", model=hostile.GONE),
+        ["tokenizer.json", "no vocab"],
+        "place",
+    ),
+    "no words": (
+        lambda f: edit(f, "tokenizer.json", model={"type": "BPE"}),
+        ["tokenizer.json", "no vocab"],
+        "place",
+    ),
+    "padding beyond": (
+        lambda f: edit(f, pad_token_id=40),
+        ["`pad_token_id` is 40", "end at 39"],
+        "correct it",
+    ),
     "two types of scaling": (
         lambda f: edit(f, rope_scaling={"type": "linear", "rope_type": "default", "factor": 2.0}),
         ["`default` and `linear`"],
@@ -366,7 +498,9 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     ),
     **{
         f"wrapped in {prefix}": (
-            lambda f, prefix=prefix: save(f, {f"{prefix}.{name}": shape for name, shape in single(f).items()}),
+            lambda f, prefix=prefix: save(
+                f, {f"{prefix}.{name}": shape for name, shape in single(f).items()}
+            ),
             [f"`{prefix}.model.embed_tokens.weight`"],
             "wrapper",
         )
@@ -380,7 +514,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         )
         for name in ("v_head.summary.weight", "medusa_head.0.0.linear.weight", "eagle.fc.weight")
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", UNFIT)
@@ -535,8 +669,11 @@ def test_rotary_scalings_that_phi_models_do_not_have_are_refused_alike(
             planned(small, backend)
 
 
-@pytest.mark.parametrize("member", [m for m in family.MEMBERS if m.config["architectures"][0] in layouts.LAYOUTS],
-                         ids=lambda member: member.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "member",
+    [m for m in family.MEMBERS if m.config["architectures"][0] in layouts.LAYOUTS],
+    ids=lambda member: member.name,
+)
 def test_the_tables_of_tensors_add_up_to_the_published_sizes(member: family.Member) -> None:
     shape = checkpoints.of_config(member.config)
     sizes = layouts.sizes_of(shape)

@@ -26,7 +26,11 @@ from pyarrow import parquet
 from phipipe import errors
 from phipipe.models import texts
 folder, rows = Path(sys.argv[1]), json.loads(sys.argv[2])
-tables = {"good": {"title": ["x"] * len(rows), "text": rows}, "numbers": {"text": [1, 2]}, "other": {"words": rows}}
+tables = {
+    "good": {"title": ["x"] * len(rows), "text": rows},
+    "numbers": {"text": [1, 2]},
+    "other": {"words": rows},
+}
 for name, columns in tables.items():
     parquet.write_table(arrow.table(columns), folder / f"{name}.parquet", row_group_size=2)
 raw = (folder / "good.parquet").read_bytes()

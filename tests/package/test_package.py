@@ -57,7 +57,6 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 # -- what is in it
-# --------------------------------------------------------------------------------------------
 
 
 def test_the_artifact_ships_unchanged_with_everything_around_it(cooked: Path) -> None:
@@ -159,7 +158,6 @@ def test_links_and_empty_artifacts_do_not_ship(kitchen: Kitchen) -> None:
 
 
 # -- the same bytes
-# -------------------------------------------------------------------------------------------
 
 
 def test_the_same_inputs_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
@@ -206,7 +204,6 @@ def test_the_environment_leaves_no_trace(cooked: Path, tmp_path: Path, zone: str
 
 
 # -- every change is found
-# ------------------------------------------------------------------------------------
 
 
 def test_an_untouched_package_has_no_findings(cooked: Path) -> None:
@@ -484,7 +481,6 @@ def test_a_newer_format_says_so_instead_of_crying_damage(cooked: Path, tmp_path:
 
 
 # -- chat template and licence
-# --------------------------------------------------------------------------------
 
 
 def test_a_changed_chat_template_stops_the_package(kitchen: Kitchen) -> None:
@@ -537,7 +533,6 @@ def test_an_unknown_licence_is_not_guessed_and_notices_travel(kitchen: Kitchen) 
 
 
 # -- recipe.yaml
-# ----------------------------------------------------------------------------------------------
 
 
 def test_the_recipe_travels_without_paths_of_this_machine(kitchen: Kitchen) -> None:
@@ -579,7 +574,6 @@ def test_strings_stay_strings_in_yaml_1_1_and_1_2(value: str) -> None:
 
 
 # -- leaks
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -643,7 +637,6 @@ def test_paths_in_the_models_words_and_the_sources_files_are_not_ours(kitchen: K
 
 
 # -- the card
-# -------------------------------------------------------------------------------------------------
 
 
 def front_matter(text: str) -> dict[str, Any]:

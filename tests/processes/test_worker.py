@@ -129,7 +129,8 @@ def stop(signum, frame):
     raise SystemExit(143)
 signal.signal(signal.SIGTERM, stop)
 bench = Bench(Path(sys.argv[2]))
-bench(sys.argv[3], inputs={"pids": Path(sys.argv[2]) / "pids.json"}, seconds=300, hold=sys.argv[4] == "hold")
+inputs = {"pids": Path(sys.argv[2]) / "pids.json"}
+bench(sys.argv[3], inputs=inputs, seconds=300, hold=sys.argv[4] == "hold")
 """
 
 

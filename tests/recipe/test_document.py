@@ -191,12 +191,14 @@ def test_hostile_files_cost_little(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("no", "no"), ("yes", "yes"), ("on", "on"), ("off", "off"), ("y", "y"), ("tRUE", "tRUE"), ("012", 12),
-        ("-012", -12), ("+3", 3), ("0o17", 15), ("0o18", "0o18"), ("-0o17", "-0o17"), ("0x1F", 31), ("0xg", "0xg"),
-        ("1e3", 1000.0), ("1.", 1.0), (".5", 0.5), ("-.5e-1", -0.05), (".", "."), ("1_000", "1_000"), ("0b1", "0b1"),
-        ("1:30", "1:30"), ("2026-01-01", "2026-01-01"), ("+.INF", math.inf), ("-.inf", -math.inf), ("1e999", math.inf),
-        ("~", None), ("null", None), ("NULL", None), ("nULL", "nULL"), ("", None), ("TRUE", True), ("False", False),
-        ("'true'", "true"), ('"12"', "12"), ("''", ""), ("<<", "<<"), ("=", "="), ("٣", "٣"), ("1２", "1２"),
+        ("no", "no"), ("yes", "yes"), ("on", "on"), ("off", "off"), ("y", "y"), ("tRUE", "tRUE"),
+        ("012", 12), ("-012", -12), ("+3", 3), ("0o17", 15), ("0o18", "0o18"), ("-0o17", "-0o17"),
+        ("0x1F", 31), ("0xg", "0xg"), ("1e3", 1000.0), ("1.", 1.0), (".5", 0.5),
+        ("-.5e-1", -0.05), (".", "."), ("1_000", "1_000"), ("0b1", "0b1"), ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"), ("+.INF", math.inf), ("-.inf", -math.inf),
+        ("1e999", math.inf), ("~", None), ("null", None), ("NULL", None), ("nULL", "nULL"),
+        ("", None), ("TRUE", True), ("False", False), ("'true'", "true"), ('"12"', "12"),
+        ("''", ""), ("<<", "<<"), ("=", "="), ("٣", "٣"), ("1２", "1２"),
     ],
 )  # fmt: skip
 def test_plain_scalars_follow_the_core_schema(reader: str, text: str, value: object) -> None:
@@ -251,11 +253,23 @@ def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
 
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff\ufeff")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdefg-._", min_size=1), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(
+        st.characters(
+            codec="utf-8",
+            exclude_categories=["Cc", "Cs"],
+            exclude_characters="\ufffe\uffff\ufeff",
+        )
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text("abcdefg-._", min_size=1), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=300, deadline=None)

@@ -165,9 +165,10 @@ def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("012", 12), ("0o17", 15), ("0x1F", 31), ("1e3", 1000.0),
-        (".5", 0.5), ("-3", -3), (".inf", float("inf")), ("~", None), ("null", None), ("True", True),
-        ("1_000", "1_000"), ("1:30", "1:30"), ("2026-01-01", "2026-01-01"), ("'12'", "12"), ("=", "="),
+        ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("012", 12), ("0o17", 15), ("0x1F", 31),
+        ("1e3", 1000.0), (".5", 0.5), ("-3", -3), (".inf", float("inf")), ("~", None),
+        ("null", None), ("True", True), ("1_000", "1_000"), ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"), ("'12'", "12"), ("=", "="),
     ],
 )  # fmt: skip
 def test_scalars_follow_the_core_schema_of_yaml_1_2(text: str, value: object) -> None:

@@ -9,8 +9,8 @@ import pytest
 from testing import hostile_packages, small_package
 
 from phipipe import hardware
-from phipipe.cli import finished
 from phipipe.errors import SourceError, TargetError
+from phipipe.run import finished
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_is_measured_with_what_lies_in_it_alone(small: Path) -> None:
-    plan = finished.on_device(small)
+    plan = finished.plan_measurement(small)
     assert [step.name for step in plan.steps] == ["evaluate", "measure"]
     assert all(not step.needs.keys() & {"source", "baseline"} for step in plan.steps)
     inputs = {name: at.folder for step in plan.steps for name, at in step.outside.items()}
@@ -37,14 +37,14 @@ def test_another_processor_takes_no_figures_of_the_devices(
     with pytest.raises(
         TargetError, match=r"processor is arm64, and that of .* is x86_64"
     ) as refused:
-        finished.on_device(small)
+        finished.plan_measurement(small)
     assert f"phipipe eval {small}" in str(refused.value.hint)
 
 
 def test_a_package_without_reference_data_is_built_again(small: Path) -> None:
     shutil.rmtree(small / "reference")
     with pytest.raises(SourceError, match=r"was changed|missing"):
-        finished.on_device(small)
+        finished.plan_measurement(small)
     hostile_packages.sealed(small)
     with pytest.raises(SourceError, match="has no reference data"):
-        finished.on_device(small)
+        finished.plan_measurement(small)

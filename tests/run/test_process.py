@@ -120,9 +120,18 @@ def test_an_end_that_looks_like_no_memory_has_its_peak_and_advice(
 
 @posix
 def test_the_peak_of_a_step_that_was_killed_is_what_it_had(tmp_path: Path) -> None:
-    made = Bench(tmp_path, PHIPIPE_IDLE_TIMEOUT_S="2")  # it allocates first, however long
+    made = Bench(tmp_path)
+
+    def kill(done: int, total: int, unit: str) -> None:
+        """Once it says for the second time that it holds its memory: between the two it was looked
+        at."""
+        reports.append(done)
+        if len(reports) == 2:
+            psutil.Process(made.worker.pid).kill()
+
+    reports: list[int] = []
     with pytest.raises(StepKilled) as caught:
-        made("allocate", mib=400, hold_s=300)
+        made("allocate", on_progress=kill, mib=400, hold_s=300)
     told = float(caught.value.message.rpartition(" GiB")[0].rpartition(" ")[2])
     assert told == pytest.approx(400 / 1024, rel=0.25)
     assert made.worker.pid is None

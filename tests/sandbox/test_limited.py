@@ -198,7 +198,8 @@ class Odd:
 
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    here = (str(Path(__file__).parent), str(TESTS))  # this module, and what it imports
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))
     child = Child(Opening("test_limited:Odd", imports=("test_limited",), whose="checkpoint"))
     yield child
     child.close()

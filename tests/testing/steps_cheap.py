@@ -89,9 +89,12 @@ def leave_files(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def allocate(inputs: Inputs, out: Path, params: Params) -> None:
-    """Touch ``mib`` of memory, in pieces, and hold it for a moment."""
+    """Touch ``mib`` of memory, in pieces, and hold it for a moment, saying so again and again."""
     held = [bytearray(os.urandom(1) * 2**20) for _ in range(params["mib"])]
-    time.sleep(params.get("hold_s", 0))
+    moments = round(params.get("hold_s", 0) * 20)
+    for moment in range(moments):
+        progress.report(moment + 1, moments, "moments")
+        time.sleep(0.05)
     del held
 
 

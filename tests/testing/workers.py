@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from phipipe.run.process import Outcome, Request, Server
+from phipipe.run.watch import OnProgress
 from phipipe.settings import Settings
 from testing.clock import LOAD
 from testing.places import TESTS
@@ -36,14 +37,20 @@ class Bench:
             settings=settings(**limits),
         )
 
-    def __call__(self, step: str, inputs: dict[str, Path] | None = None, **params: Any) -> Outcome:
+    def __call__(
+        self,
+        step: str,
+        inputs: dict[str, Path] | None = None,
+        on_progress: OnProgress = lambda *report: None,
+        **params: Any,
+    ) -> Outcome:
         self.made += 1
         scratch = self.folder / f"request-{self.made}"
         scratch.mkdir(parents=True)
         request = Request(
             step=step, runs=f"testing.steps_cheap/{step}", inputs=inputs or {}, params=params
         )
-        return self.worker.run(request, scratch)
+        return self.worker.run(request, scratch, on_progress)
 
     @property
     def out(self) -> Path:

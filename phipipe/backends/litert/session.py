@@ -10,18 +10,23 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert.compiled_model import CompiledModel
+from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+from ai_edge_litert.options import CpuOptions, Options
+from ai_edge_litert.tensor_buffer import TensorBuffer
 
 from phipipe import hardware
-from phipipe.backends.litert.files import BUNDLE, MODEL, bundled, ends
+from phipipe.backends.litert.bundled import bundled
+from phipipe.backends.litert.layout import BUNDLE, MODEL, ends
 from phipipe.errors import StepFailed
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-# what the mask adds to the score of a position that must not be seen; litert-torch's own value
+# What the mask adds to the score of a position that must not be seen; litert-torch's own value.
 HIDDEN = -1e4
+
+Buffers = dict[str, TensorBuffer]
 
 
 class Session:
@@ -34,12 +39,8 @@ class Session:
         self._ends = frozenset(ends(folder))
 
     def _open(self, folder: Path) -> None:
-        import numpy as np
-
         # what LiteRT keeps for the whole process is destroyed aloud at its end
         atexit.register(_hush)
-
-        self._np: Any = np
         self._model = _load(folder)
         signatures = self._model.get_signature_list()
         self._prefill = next(name for name in signatures if name.startswith("prefill"))
@@ -58,7 +59,7 @@ class Session:
         for name in self._caches:
             self._inputs[name].write(np.zeros(shapes[name], np.float32))
 
-    def _buffers(self, signature: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _buffers(self, signature: str) -> tuple[Buffers, Buffers]:
         named, model = self._model.get_signature_list()[signature], self._model
         inputs = {
             name: model.create_input_buffer_by_name(signature, name) for name in named["inputs"]
@@ -77,8 +78,7 @@ class Session:
         """
         self._fits(tokens)
         rows = [self._decode(token, position) for position, token in enumerate(tokens)]
-        found: npt.NDArray[np.float32] = self._np.stack(rows)
-        return found
+        return np.stack(rows)
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         """At most ``limit`` ids, fewer where the cache is full; the prompt goes through the prefill
@@ -111,18 +111,18 @@ class Session:
                 hint="set `quantize.context_length` to more",
             )
 
-    def _decode(self, token: int, position: int) -> Any:
+    def _decode(self, token: int, position: int) -> npt.NDArray[np.float32]:
         """Logits, float32 [vocabulary], after ``token``; its keys and values join the cache."""
-        np = self._np
         mask = np.full((1, 1, 1, self._context), HIDDEN, np.float32)
         mask[..., : position + 1] = 0
         self._run("decode", self._inputs, [token], position, mask)
-        return self._outputs["logits"].read(self._vocabulary, np.float32)
+        logits: npt.NDArray[np.float32] = self._outputs["logits"].read(self._vocabulary, np.float32)
+        return logits
 
     def _fill(self, tokens: Sequence[int]) -> None:
         """Put ``tokens`` into the cache. Behind a short rest stand zeros, overwritten before they
         are seen."""
-        np, length = self._np, self._length
+        length = self._length
         for start in range(0, len(tokens), length):
             part = list(tokens[start : start + length])
             # a slice beyond the end would be moved back, over what is there
@@ -135,10 +135,14 @@ class Session:
             self._run(self._prefill, self._prompt, part + [0] * (length - len(part)), start, mask)
 
     def _run(
-        self, signature: str, own: dict[str, Any], tokens: list[int], start: int, mask: Any
+        self,
+        signature: str,
+        own: Buffers,
+        tokens: list[int],
+        start: int,
+        mask: npt.NDArray[np.float32],
     ) -> None:
         """One call; the caches it wrote become the next call's input without a copy."""
-        np = self._np
         own["tokens"].write(np.array([tokens], np.int32))
         own["input_pos"].write(np.arange(start, start + len(tokens), dtype=np.int32))
         own["mask"].write(mask)
@@ -174,18 +178,14 @@ def _hush() -> None:
 
 @contextlib.contextmanager
 def _duplicate(descriptor: int) -> Iterator[int]:
-    made = os.dup(descriptor)
+    copy = os.dup(descriptor)
     try:
-        yield made
+        yield copy
     finally:
-        os.close(made)
+        os.close(copy)
 
 
-def _load(folder: Path) -> Any:
-    from ai_edge_litert.compiled_model import CompiledModel
-    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-    from ai_edge_litert.options import CpuOptions, Options
-
+def _load(folder: Path) -> CompiledModel:
     options = Options(
         hardware_accelerators=HardwareAccelerator.CPU,
         cpu_options=CpuOptions(num_threads=hardware.cores()),

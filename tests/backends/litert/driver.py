@@ -21,10 +21,15 @@ import numpy as np
 from testing import oracle
 from testing.drive import answer, message
 
+from phipipe import steps
 from phipipe.backends import fixups
 from phipipe.backends import litert as backend
 from phipipe.backends.base import Job
-from phipipe.backends.litert import files
+from phipipe.backends.litert import stored as weights
+from phipipe.backends.litert.bundle import affixes_of
+from phipipe.backends.litert.bundled import bundled
+from phipipe.backends.litert.convert import check_lengths, convert
+from phipipe.backends.litert.layout import BUNDLE, MODEL
 from phipipe.evaluate.sanity import PARITY_TEXT
 from phipipe.hub.take import BUILTIN_MODELS
 from phipipe.models import checkpoints
@@ -58,7 +63,7 @@ def planned(source: Path, precision: str, **options: Any) -> list[Any]:
 
 
 def converted(source: Path, out: Path, **options: Any) -> Path:
-    backend.convert({"source": source}, made(out), planned(source, "fp32", **options)[0].params)
+    convert({"source": source}, made(out), planned(source, "fp32", **options)[0].params)
     return out
 
 
@@ -66,7 +71,7 @@ def finished(source: Path, model: Path, root: Path, precision: str, **options: A
     """Every step after the conversion."""
     for step in planned(source, precision, **options)[1:]:
         out = made(root / step.name)
-        getattr(backend, step.name)({"model": model}, out, step.params)
+        steps.resolve(step.runs)({"model": model}, out, step.params)
         model = out
     return model
 
@@ -99,7 +104,7 @@ def fidelity(root: Path) -> dict[str, Any]:
     for name, (precision, options) in CASES.items():
         folder = finished(source, model, root / name, precision, format="tflite", **options)
         facts[name] = measured(folder, expected, ids)
-        facts[name]["bytes"] = (folder / files.MODEL).stat().st_size
+        facts[name]["bytes"] = (folder / MODEL).stat().st_size
     return facts
 
 
@@ -131,15 +136,13 @@ def bundle(root: Path) -> dict[str, Any]:
     prompt = tokenizer.encode(tokenizer.render(CHAT))
     ours = tokenizer.decode(list(runtime.generate(prompt, 100)))
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
-    engine = litert_lm.Engine(
-        str(folder / files.BUNDLE), litert_lm.Backend.CPU(), cache_dir=":nocache"
-    )
+    engine = litert_lm.Engine(str(folder / BUNDLE), litert_lm.Backend.CPU(), cache_dir=":nocache")
     with engine.create_conversation(
         sampler_config=litert_lm.SamplerConfig(top_k=1)
     ) as conversation:
         theirs = str(conversation.send_message(CHAT[0]["content"]))
-    with files.bundled(folder / files.BUNDLE) as view:
-        same = bytes(view) == (root / "int8" / "quantize" / files.MODEL).read_bytes()
+    with bundled(folder / BUNDLE) as view:
+        same = bytes(view) == (root / "int8" / "quantize" / MODEL).read_bytes()
     return {
         "same": same,
         "files": sorted(path.name for path in folder.iterdir()),
@@ -153,17 +156,17 @@ def bundle(root: Path) -> dict[str, Any]:
 
 def spoiled(folder: Path, target: Path) -> Path:
     shutil.copytree(folder, target)
-    (target / files.BUNDLE).write_bytes(b"NOTHING!" * 4096)
+    (target / BUNDLE).write_bytes(b"NOTHING!" * 4096)
     return target
 
 
 def failures(root: Path) -> dict[str, Any]:
     """The check of what was stored, against files that hold something else."""
-    stored = {name: files.read(root / name / "quantize" / files.MODEL) for name in CASES}
-    floats = files.read(root / "convert" / files.MODEL)
+    stored = {name: weights.read(root / name / "quantize" / MODEL) for name in CASES}
+    floats = weights.read(root / "convert" / MODEL)
     asked = {"bits": 4, "group_size": -1, "scheme": "dynamic"}
     odd = [dataclasses.replace(stored["int4"][0], symmetric=False), *stored["int4"][1:]]
-    check = files.verify
+    check = weights.verify
     return {
         "count": len(floats),
         "readers": sorted({weight.reader for weight in floats}),
@@ -175,15 +178,15 @@ def failures(root: Path) -> dict[str, Any]:
         "scheme": message(lambda: check(floats, stored["int4-floats"], asked)),
         "zeros": message(lambda: check(floats, odd, asked)),
         "lost": message(lambda: check(floats, stored["int4"][1:], asked)),
-        "converted": message(lambda: files.verify_floats(stored["int8"])),
+        "converted": message(lambda: weights.verify_floats(stored["int8"])),
         "signatures": message(
-            lambda: backend._check_lengths(
-                root / "convert" / files.MODEL, {"prefill_length": 64, "context_length": 2048}
+            lambda: check_lengths(
+                root / "convert" / MODEL, {"prefill_length": 64, "context_length": 2048}
             )
         ),
         "cache": message(
-            lambda: backend._check_lengths(
-                root / "convert" / files.MODEL,
+            lambda: check_lengths(
+                root / "convert" / MODEL,
                 {"prefill_length": 128, "context_length": 1024},
             )
         ),
@@ -235,9 +238,7 @@ def templates(root: Path) -> dict[str, Any]:
     specials = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
     found: dict[str, Any] = {}
     for name, template in json.loads((root / "templates.json").read_text()).items():
-        found[name] = files._affixes(
-            chat_templates.Renderer(template, specials=specials).render, "<s>"
-        )
+        found[name] = affixes_of(chat_templates.Renderer(template, specials=specials).render, "<s>")
     return found
 
 

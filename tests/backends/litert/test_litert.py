@@ -333,7 +333,10 @@ source: {builtin: tiny-phi3}
 device: android-phone
 backend: litert
 precision: int8
-evaluate: {text: {builtin: stories}, tokens: 2048, gates: {kld_mean: {max: 0.005}, top1: {min: 0.95}}}
+evaluate:
+  text: {builtin: stories}
+  tokens: 2048
+  gates: {kld_mean: {max: 0.005}, top1: {min: 0.95}}
 measure: {repetitions: 2}
 matrix:
   - {name: bundle}

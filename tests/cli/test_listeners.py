@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from testing.plans import planned
 
-from phipipe.cli import show
+from phipipe.cli import listeners
 from phipipe.errors import StepFailed, ToolchainError
-from phipipe.run.bench import Listener, Result
-from phipipe.store.store import Stored
+from phipipe.run.results import Listener, Result
+from phipipe.store.records import Stored
 
 PLAN = planned()
 
@@ -56,7 +56,7 @@ def test_the_same_is_said_in_lines_and_above_bars(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    with show.listener([PLAN], stream) as listener:
+    with listeners.listener([PLAN], stream) as listener:
         a_run(listener)
     places = [stream.getvalue().find(words) for words in SAID]
     assert -1 not in places
@@ -65,13 +65,13 @@ def test_the_same_is_said_in_lines_and_above_bars(
 
 def test_of_many_builds_only_what_is_done_is_said() -> None:
     stream = io.StringIO()
-    with show.many([PLAN], stream) as listener:
+    with listeners.many([PLAN], stream) as listener:
         a_run(listener)
     assert "cached" not in stream.getvalue()
     assert "done    abababababab" in stream.getvalue()
 
 
-@pytest.mark.parametrize("how", [show.listener, show.many])
+@pytest.mark.parametrize("how", [listeners.listener, listeners.many])
 def test_silence_is_silent(how: type) -> None:
     stream = Terminal()
     with how([PLAN], stream, silent=True) as listener:

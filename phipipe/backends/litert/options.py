@@ -1,0 +1,80 @@
+"""What a recipe can ask of LiteRT, its `quantize:` section, and what stands where it asks for
+nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.recipe.recipe import Recipe
+
+BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
+# A cache of fixed length is taken whole when the model is opened: 2,048 tokens are what a phone can
+# spare.
+CONTEXT = 2048
+PREFILL = 128  # litert-torch's own
+GROUP = 32
+
+
+class Options(BaseModel):
+    """LiteRT's own knobs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Literal["dynamic", "weight_only"] = Field(
+        default="dynamic",
+        description="dynamic: integer arithmetic, activations rounded to 8 bits on the fly. "
+        "weight_only: weights are "
+        "turned into floats before use; closer to the original and several times slower.",
+    )
+    group_size: Literal[-1, 32, 64, 128] | None = Field(
+        default=None,
+        description="Weights that share one scale; -1: a whole row. Groups are for dynamic int4 "
+        "only. Without it 32 "
+        "there, and a whole row elsewhere.",
+    )
+    prefill_length: int | None = Field(
+        default=None, ge=1, description="Prompt tokens that are read at once. Without it 128."
+    )
+    context_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length of the cache, prompt and answer together, which takes its memory "
+        "whole at the start. "
+        "Without it 2048, or what the model can where that is less.",
+    )
+    format: Literal["litertlm", "tflite"] = Field(
+        default="litertlm",
+        description="litertlm: one bundle of model, tokenizer and chat template for LiteRT-LM "
+        "(Android, desktop). "
+        "tflite: the bare model.",
+    )
+
+
+def group_of(recipe: Recipe, options: Options) -> int:
+    """Groups of 32 wherever there are kernels for groups: on the embedded model 2.3e-3 where rows
+    give 3.5e-3."""
+    grouped = recipe.precision == "int4" and options.scheme == "dynamic"
+    return options.group_size or (GROUP if grouped else -1)
+
+
+def limit_of(checkpoint: Checkpoint) -> int:
+    """Positions up to which the exported model computes what the original does."""
+    limits = [checkpoint.context_length]
+    if checkpoint.longrope:
+        limits.append(checkpoint.original_context_length)
+    if checkpoint.model_type == "phi3" and checkpoint.sliding_window:
+        limits.append(checkpoint.sliding_window)
+    return min(limits)
+
+
+def context_of(options: Options, checkpoint: Checkpoint) -> int:
+    return options.context_length or min(CONTEXT, limit_of(checkpoint))
+
+
+def prefill_of(options: Options, checkpoint: Checkpoint) -> int:
+    return options.prefill_length or min(PREFILL, context_of(options, checkpoint))
