@@ -118,9 +118,8 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     rows = []
     for i, window in enumerate(tokens):
         logits = _finite(runtime.logits(window.tolist()), len(window))
-        rows.append(
-            {name: values[expected.skip :] for name, values in scores(i, logits, window).items()}
-        )
+        scored = scores(i, logits, window)
+        rows.append({name: values[expected.skip :] for name, values in scored.items()})
         progress.report(i + 1, len(tokens), "windows")
     positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)

@@ -111,25 +111,23 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     backend = backends.load(params["backend"])
     runtime = cast("Seeing", backend.open(inputs["artifact"]))
     tokenizer = backend.tokenizer(inputs["artifact"])
-    parts, answers, agreed = [], [], []
+    scored: dict[str, dict[str, Floats]] = {}
+    answers, agreed = [], []
     for i, picture in enumerate(sight.pictures):
         file = inputs["pictures"] / f"{picture.name}.png"
-        parts.append(_scored(runtime, file, sight, picture, inputs["baseline"]))
+        scored[picture.name] = _scored(runtime, file, sight, picture, inputs["baseline"])
         answer = list(runtime.describe(file, sight.prompt, ANSWER_TOKENS))
         agreed.append(common_prefix(answer, picture.answer) / len(picture.answer))
         text = tokenizer.decode(answer)
         answers.append(Described(picture=picture.name, text=text, original=picture.text))
         progress.report(i + 1, len(sight.pictures), "pictures")
     runtime.close()
-    divergence = {
-        picture.name: row["kld"] for picture, row in zip(sight.pictures, parts, strict=True)
-    }
-    whole = np.concatenate(list(divergence.values())).astype(np.float64)
-    top1 = np.concatenate([row["top1"] for row in parts]).astype(np.float64)
+    divergence = np.concatenate([row["kld"] for row in scored.values()]).astype(np.float64)
+    top1 = np.concatenate([row["top1"] for row in scored.values()]).astype(np.float64)
     report = Vision(
-        metrics={"image_kld_mean": float(whole.mean()), "image_top1": float(top1.mean())},
-        kld_by_picture={name: float(values.mean()) for name, values in divergence.items()},
-        positions=len(whole),
+        metrics={"image_kld_mean": float(divergence.mean()), "image_top1": float(top1.mean())},
+        kld_by_picture={name: float(row["kld"].mean()) for name, row in scored.items()},
+        positions=len(divergence),
         vectors={picture.name: picture.vectors for picture in sight.pictures},
         greedy_agreement=math.fsum(agreed) / len(agreed),
         question=vision_pictures.QUESTION,
