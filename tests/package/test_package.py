@@ -98,7 +98,7 @@ def test_a_package_from_when_steps_had_addresses_is_read_as_ever(kitchen: Kitche
     earlier = "phipipe.backends.onnxruntime:quantize"
     kitchen.params["steps"]["quantize"]["runs"] = earlier
     folder = kitchen.cook()
-    assert package.read_manifest(folder)["steps"]["quantize"]["runs"] == earlier
+    assert package.read_manifest(folder).steps["quantize"].runs == earlier
     assert package.verify(folder) == []
 
 
