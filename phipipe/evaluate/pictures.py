@@ -27,9 +27,7 @@ from phipipe.steps import Inputs, Params
 from phipipe.vision import kinds
 from phipipe.vision import pictures as vision_pictures
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
 
@@ -56,7 +54,6 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and
     ``vision.json``.
     """
-    import numpy as np
     import torch
 
     from phipipe.models.layerwise import Layerwise
@@ -105,8 +102,6 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: the runtime makes another number of vectors of a picture, or logits that are no
             numbers.
     """
-    import numpy as np
-
     sight = reports.read(Sight, inputs["baseline"])
     backend = backends.load(params["backend"])
     runtime = cast("Seeing", backend.open(inputs["artifact"]))
@@ -142,8 +137,6 @@ def _scored(
     runtime: Seeing, file: Path, sight: Sight, picture: Picture, baseline: Path
 ) -> dict[str, Floats]:
     """``reference.score`` of the positions from the picture's last vector to the question's end."""
-    import numpy as np
-
     logits, after = runtime.look(file, sight.prompt), sight.after
     expected = len(sight.before) + picture.vectors + len(after)
     if len(logits) != expected or not np.isfinite(logits).all():
