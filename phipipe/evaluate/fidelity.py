@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from phipipe import backends, progress
 from phipipe.errors import SourceError, StepFailed
@@ -34,10 +36,8 @@ from phipipe.models import texts, tokenizer
 from phipipe.steps import Inputs, Params
 from phipipe.words import counted
 
-import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
-    Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
 
 
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:

@@ -12,7 +12,10 @@ import importlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from phipipe import backends, progress
 from phipipe.backends.base import Runtime
@@ -27,9 +30,7 @@ from phipipe.steps import Inputs, Params
 from phipipe.vision import kinds
 from phipipe.vision import pictures as vision_pictures
 
-import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 ANSWER_TOKENS = 24
 
