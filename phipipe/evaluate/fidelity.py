@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from phipipe import backends, progress
 from phipipe.errors import SourceError, StepFailed
@@ -34,12 +36,8 @@ from phipipe.models import texts, tokenizer
 from phipipe.steps import Inputs, Params
 from phipipe.words import counted
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
-    Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
 
 
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
@@ -51,8 +49,6 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         SourceError: the text has fewer tokens than one window.
     """
-    import numpy as np
-
     tokens = _tokens(inputs["source"], texts.read(_only_file(inputs["text"])), params)
     model = original.load(inputs["source"])
     np.save(out / "tokens.npy", tokens)
@@ -91,8 +87,6 @@ def calibration(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         SourceError: the text has too few tokens.
     """
-    import numpy as np
-
     text = texts.read(_only_file(inputs["text"]))
     np.save(out / "tokens.npy", _tokens(inputs["source"], text, params, "calibration"))
 
@@ -108,8 +102,6 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: the artifact yields NaN or another vocabulary.
     """
-    import numpy as np
-
     backend = backends.load(params["backend"])
     tokens = np.load(inputs["baseline"] / "tokens.npy")
     scores = reference.scores_of(inputs["baseline"])
@@ -141,8 +133,6 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
 
 def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics by the names of ``metrics.METRICS``, and standard errors of those that are means."""
-    import numpy as np
-
     flat = {name: values.ravel().astype(np.float64) for name, values in positions.items()}
     kld, kld_error = _mean_and_error(flat["kld"])
     top1, top1_error = _mean_and_error(flat["top1"])
@@ -178,8 +168,6 @@ def profile(kld: Floats) -> dict[str, list[float]]:
             window, from
         its start; ``quantiles``: the 0, 1, … 100 % quantiles over all positions. In nats.
     """
-    import numpy as np
-
     stretches = np.array_split(kld.astype(np.float64).mean(0), min(32, kld.shape[1]))
     return {
         "by_position": [float(part.mean()) for part in stretches],
@@ -203,8 +191,6 @@ def size(artifact: Path, parameters: int) -> dict[str, float]:
 
 
 def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
-    import numpy as np
-
     ids = tokenizer.of_source(source).encode(text)
     window, wanted = int(params["window"]), int(params["tokens"])
     count = min(wanted, len(ids)) // window
@@ -217,8 +203,6 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
 
 
 def _finite(logits: Floats, rows: int) -> Floats:
-    import numpy as np
-
     if logits.shape[0] != rows or not np.isfinite(logits).all():
         raise StepFailed(
             "the model's logits are not finite numbers for every position: the artifact is broken"
@@ -229,8 +213,6 @@ def _finite(logits: Floats, rows: int) -> Floats:
 def _mean_and_error(
     values: npt.NDArray[np.float32] | npt.NDArray[np.float64],
 ) -> tuple[float, float]:
-    import numpy as np
-
     return float(np.mean(values, dtype=np.float64)), float(
         np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values))
     )

@@ -12,7 +12,10 @@ import importlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from phipipe import backends, progress
 from phipipe.backends.base import Runtime
@@ -27,11 +30,7 @@ from phipipe.steps import Inputs, Params
 from phipipe.vision import kinds
 from phipipe.vision import pictures as vision_pictures
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 ANSWER_TOKENS = 24
 
@@ -56,7 +55,6 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and
     ``vision.json``.
     """
-    import numpy as np
     import torch
 
     from phipipe.models.layerwise import Layerwise
@@ -105,8 +103,6 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: the runtime makes another number of vectors of a picture, or logits that are no
             numbers.
     """
-    import numpy as np
-
     sight = reports.read(Sight, inputs["baseline"])
     backend = backends.load(params["backend"])
     runtime = cast("Seeing", backend.open(inputs["artifact"]))
@@ -140,8 +136,6 @@ def _scored(
     runtime: Seeing, file: Path, sight: Sight, picture: Picture, baseline: Path
 ) -> dict[str, Floats]:
     """``reference.score`` of the positions from the picture's last vector to the question's end."""
-    import numpy as np
-
     logits, after = runtime.look(file, sight.prompt), sight.after
     expected = len(sight.before) + picture.vectors + len(after)
     if len(logits) != expected or not np.isfinite(logits).all():

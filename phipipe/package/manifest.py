@@ -254,12 +254,13 @@ def _walk(
     waiting = [""]
     while waiting:
         parent = waiting.pop()
-        with os.scandir(folder / parent) as found:
-            for entry in found:
-                path = f"{parent}/{entry.name}" if parent else entry.name
-                yield path, entry.stat(follow_symlinks=False)
-                if entry.is_dir(follow_symlinks=False) and (known is None or path in known):
-                    waiting.append(path)
+        with os.scandir(folder / parent) as listing:
+            entries = list(listing)
+        for entry in entries:
+            path = f"{parent}/{entry.name}" if parent else entry.name
+            yield path, entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False) and (known is None or path in known):
+                waiting.append(path)
 
 
 def _misfit(status: os.stat_result, is_folder: bool, is_file: bool) -> str | None:

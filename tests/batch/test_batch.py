@@ -592,7 +592,8 @@ KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
 from testing import light_builds
-from phipipe import cli, plan
+from phipipe import cli
+from phipipe.plan import planning
 planning.prepare = light_builds.prepare
 light_builds.package = lambda inputs, out, params: os._exit(9)
 cli.main()

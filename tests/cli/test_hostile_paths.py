@@ -144,10 +144,8 @@ def test_what_is_wrong_with_an_option_names_the_option_and_the_path(
 
 
 def test_too_few_tokens_for_a_window_are_the_options_fault_not_the_texts() -> None:
-    recipe = yaml.safe_load(hostile_paths.RECIPE)
-    manifest = manifest_schema.parse(
-        small_package.described(recipe=recipe, **{n: recipe[n] for n in ("backend", "precision")})
-    )
+    recipe = {**yaml.safe_load(hostile_paths.RECIPE), "backend": "onnxruntime"}
+    manifest = manifest_schema.parse(small_package.described(recipe=recipe, precision="int8"))
     with pytest.raises(
         RecipeError, match=r"--tokens 256 is less than one window of 512 tokens"
     ) as caught:

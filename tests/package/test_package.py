@@ -187,7 +187,8 @@ def test_the_environment_leaves_no_trace(cooked: Path, tmp_path: Path, zone: str
     out.mkdir()
     (tmp_path / "params.json").write_text(json.dumps(kitchen.params))
     call = (
-        "import json, sys; from pathlib import Path; from phipipe.package import package; "
+        "import json, sys; from pathlib import Path; "
+        "from phipipe.package import package; "
         f"package.package({{n: Path(p) for n, p in "
         f"{[(n, str(p)) for n, p in kitchen.inputs.items()]}}}, "
         f"Path({str(out)!r}), json.loads(Path({str(tmp_path / 'params.json')!r}).read_text()))"

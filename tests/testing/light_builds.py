@@ -20,6 +20,8 @@ from phipipe.recipe.build import Build
 from phipipe.steps import Step
 from testing import small_package
 
+STEPS = {name: f"{__name__}:{name}" for name in ("take", "evaluate", "measure", "gates", "package")}
+
 CALLS: list[str] = []
 FIGURES: dict[
     str, dict[str, float]
@@ -91,7 +93,7 @@ def package(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) ->
 def _step(
     name: str, needs: Mapping[str, str] | None = None, function: str = "", /, **params: Any
 ) -> Step:
-    runs = f"{__name__}:{function or name}"
+    runs = f"{__name__}/{function or name}"
     return Step(name=name, runs=runs, version=1, needs=dict(needs or {}), params=params)
 
 

@@ -4,7 +4,8 @@ as llama.cpp is.
     PYTHONPATH=tests python -m testing.tiny_toolchain [KILLS]
 
 kills installations at random moments and counts what they leave behind; ``kills`` is the same for a
-program. Standard library and psutil alone, besides ``phipipe.toolchains.environments`` in processes of its own.
+program. Standard library and psutil alone, besides ``phipipe.toolchains.environments`` in processes
+of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def build_wheel(folder, settings=None, metadata=None):
     files = {{
         "{name}.py": "VALUE = 1",
         info + "/METADATA": "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n",
-        info + "/WHEEL": "Wheel-Version: 1.0\\nGenerator: own\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+        info + "/WHEEL": "Wheel-Version: 1.0\\nGenerator: own\\nRoot-Is-Purelib: true\\n"
+        "Tag: py3-none-any\\n",
     }}
     record = "".join(path + ",,\\n" for path in [*files, info + "/RECORD"])
     with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
