@@ -4,7 +4,8 @@ Build the same recipe with both trees, each with a cache of its own, then compar
 
     python benchmarks/same_boards.py before/board.json after/board.json
 
-Speeds, memory and whatever else a clock or the machine decides are left out. It ends with code 1
+Speeds, memory and whatever else a clock or the machine decides are left out, and so are keys, whose
+format may change. It ends with code 1
 and a line for each difference if there is one.
 """
 
@@ -27,6 +28,7 @@ OF_THE_MACHINE = frozenset(
         "created",
         "host",
         "package",
+        "keys",
     }
 )
 
