@@ -11,8 +11,7 @@ import torch
 
 from phipipe.algorithms.olive_packed import PARTS
 from phipipe.errors import StepFailed
-from phipipe.models import tensors as torch_checkpoint
-from phipipe.models.tensors import read, tensors, where_are
+from phipipe.models.tensors import LINEAR, read, rewrite, tensors, where_are
 from phipipe.models.weight_files import shards
 from phipipe.steps import Params
 
@@ -33,7 +32,7 @@ def write_rotated(source: Path, made: Path, out: Path) -> None:
         return {one: read(where[one], one) for one in names}
 
     settings = {"torch_dtype": "float32", "tie_word_embeddings": False}
-    torch_checkpoint.rewrite(source, out, change, settings)
+    rewrite(source, out, change, settings)
 
 
 def verify_rotated(source: Path, folder: Path) -> None:
@@ -88,7 +87,7 @@ def write_packed(source: Path, made: Path, out: Path) -> None:
         return packed if name != EMBEDDING and packed else {name: tensor, **packed}
 
     changes = {"quantization_config": settings} | ({"tie_word_embeddings": False} if tied else {})
-    torch_checkpoint.rewrite(source, out, change, changes)
+    rewrite(source, out, change, changes)
 
 
 def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[str, int]) -> None:
@@ -111,7 +110,7 @@ def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[st
     shapes: dict[str, tuple[int, int]] = {}
     for name, tensor in (pair for path in shards(source) for pair in tensors(path)):
         linear = name.removesuffix(".weight")
-        if tensor.dim() == 2 and (linear == HEAD or torch_checkpoint.LINEAR.fullmatch(name)):
+        if tensor.dim() == 2 and (linear == HEAD or LINEAR.fullmatch(name)):
             shapes[linear] = tuple(tensor.shape)
         elif name not in present or not read(present.pop(name), name).equal(tensor):
             raise StepFailed(f"`{name}` is not the source's own")

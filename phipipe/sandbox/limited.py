@@ -3,7 +3,7 @@ should, none hangs.
 
 A template is a program, a tokenizer a pile of patterns and replacements: ten characters of either
 can ask for all memory, or for ever. Whatever library reads them, it does so in a child
-(``limited_child``) with limits of CPU time and memory on every call; how such a child ended is told
+(``child``) with limits of CPU time and memory on every call; how such a child ended is told
 in one sentence. It starts with the first call and serves until nobody has the object any more.
 """
 

@@ -68,7 +68,7 @@ def test_nobody_gives_advice_past_the_tables() -> None:
     advising = {
         p.name for p in PACKAGE.rglob("*.py") if re.search(r"\bAdvice\([^)]", p.read_text("utf-8"))
     }
-    assert advising == {"rules.py", "prepare.py"}  # which repeats what ``remarks`` has a table of
+    assert advising == {"rules.py", "planning.py"}  # which repeats what ``remarks`` has a table of
 
 
 def test_every_exit_code_is_explained() -> None:
