@@ -19,10 +19,10 @@ HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def write_rotated(source: Path, made: Path, out: Path) -> None:
-    """The files of ``source`` with the weights of ``made``; an LM head of its own beside the
+def write_rotated(source: Path, result: Path, out: Path) -> None:
+    """The files of ``source`` with the weights of ``result``; an LM head of its own beside the
     embedding."""
-    where = where_are(shards(made))
+    where = where_are(shards(result))
     tied = f"{HEAD}.weight" not in where_are(shards(source))
 
     def change(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -72,10 +72,10 @@ def verify_rotated(source: Path, folder: Path) -> None:
                 )
 
 
-def write_packed(source: Path, made: Path, out: Path) -> None:
-    """The files of ``source`` with the integers and scales of ``made`` in place of its linears."""
-    where = where_are(shards(made))
-    settings = json.loads((made / "config.json").read_text("utf-8")).get("quantization_config")
+def write_packed(source: Path, result: Path, out: Path) -> None:
+    """Files of ``source`` with the integers and scales of ``result`` in place of its linears."""
+    where = where_are(shards(result))
+    settings = json.loads((result / "config.json").read_text("utf-8")).get("quantization_config")
     if not settings:
         raise StepFailed("Olive's checkpoint does not say that it is quantized")
     tied = f"{HEAD}.weight" not in where_are(shards(source))

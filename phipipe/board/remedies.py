@@ -21,8 +21,8 @@ def wider(backend: str, api: str, precision: str, taken: Collection[str]) -> str
     among ``taken``."""
     able = _able(backend, api)
     beyond = WIDTHS[WIDTHS.index(precision) + 1 :] if precision in WIDTHS else ()
-    found = next((p for p in beyond if p in able and p not in taken), None)
-    return f"`precision: {found}`" if found else ""
+    width = next((p for p in beyond if p in able and p not in taken), None)
+    return f"`precision: {width}`" if width else ""
 
 
 def finer(backend: str, api: str, precision: str, scheme: str) -> str:
@@ -48,8 +48,8 @@ def _able(backend: str, api: str) -> frozenset[str]:
 
 def _flow(options: Mapping[str, Json]) -> str:
     """As YAML in one line."""
-    said = (
+    settings = (
         f"{name}: {v if isinstance(v, str) else json.dumps(v).replace(chr(34), '')}"
         for name, v in options.items()
     )
-    return f"{{{', '.join(said)}}}"
+    return f"{{{', '.join(settings)}}}"
