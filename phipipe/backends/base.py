@@ -138,7 +138,7 @@ class Backend(Generic[Chosen]):
     cache_bytes: Mapping[str, int]
     """Per API: bytes of one value in the KV cache, as the runtime keeps it by default."""
     files: tuple[str, ...]
-    """What packages hold besides ``package.gate.COMMON``, which all have: patterns of file names."""
+    """Patterns of what packages hold besides what all have (``package.gate.COMMON``)."""
     steps: Callable[[Job[Chosen]], list[Step]]
     """Steps from ``source`` to the artifact; the last one's output is what ships."""
     scheme: Callable[[Job[Chosen]], str]

@@ -1,5 +1,4 @@
-"""What the user writes: frozen models, and ``load``, which reports every problem at once with its
-place."""
+"""What the user writes, as frozen models; ``loading`` reads a file into them."""
 
 from __future__ import annotations
 

@@ -16,9 +16,10 @@ from phipipe import progress, steps
 from phipipe.errors import Interrupted, SourceError, StoreError
 from phipipe.evaluate.speed import host
 from phipipe.plan.plan import Plan
+from phipipe.progress import OnProgress
 from phipipe.run import why
 from phipipe.run.process import Request
-from phipipe.run.results import Forecast, OnProgress, Result, Results, Waiting
+from phipipe.run.results import Forecast, Result, Results, Waiting
 from phipipe.run.servers import Servers
 from phipipe.run.tools import Tools
 from phipipe.settings import Settings

@@ -29,8 +29,9 @@ from phipipe.processes.children import (
     reap,
     terminate,
 )
+from phipipe.progress import OnProgress
 from phipipe.run.endings import Ending, cannot_start, keep_log
-from phipipe.run.watch import OnProgress, Watch
+from phipipe.run.watch import Watch
 from phipipe.settings import Settings, child_environment
 from phipipe.steps import Json
 
