@@ -126,13 +126,13 @@ def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) ->
     """What digest each step has, done on the cluster at ``url``, or here."""
     from phipipe.cli.listeners import Silent
     from phipipe.cluster import client as cluster
-    from phipipe.run import dispatch as schedule
+    from phipipe.run import dispatch
     from phipipe.run.manner import Manner
     from phipipe.settings import Settings
     from phipipe.store.store import Store
 
     manner = Manner(jobs=jobs, engine=cluster.engine(url) if url else None)
-    (done,) = schedule.attempt([work], Store(cache), Settings.read(), Silent(), manner)
+    (done,) = dispatch.attempt([work], Store(cache), Settings.read(), Silent(), manner)
     if done.error:
         raise done.error
     return {name: result.stored.digest for name, result in done.results.items()}

@@ -2,7 +2,7 @@
 and the schema.
 
 A row that does not say which way is better, or of which kind it is, is an error at import: nobody
-shall guess it from a name. ``reads_as`` may name words that ``report`` works out from the
+shall guess it from a name. ``reads_as`` may name words that ``package.figures`` works out from the
 measurement (``WORDS``).
 """
 

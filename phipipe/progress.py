@@ -6,20 +6,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Listener = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]
+"""Told how many of how many units are finished, and the units' name."""
 
-_listener: Listener = lambda done, total, unit: None  # noqa: E731
+_listener: OnProgress = lambda done, total, unit: None  # noqa: E731
 _own = threading.local()  # what one thread alone listens to: several steps may run in one process
 
 
-def listen(listener: Listener) -> None:
+def listen(listener: OnProgress) -> None:
     """Hand every later report to ``listener`` alone (a step server does, for each request)."""
     global _listener
     _listener = listener
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: OnProgress) -> Iterator[None]:
     """Hand what this thread reports to ``listener`` for as long as the block lasts."""
     before = getattr(_own, "listener", _listener)
     _own.listener = listener

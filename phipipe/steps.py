@@ -67,7 +67,7 @@ class Step:
     ``runs`` is the name of a function with the signature ``(inputs, out, params) -> None``.
     ``version`` is bumped by hand whenever the function's output changes. ``needs`` maps the
     function's input names to names of earlier steps; a backend may name ``source`` (the
-    checkpoint), ``calibration`` (``evaluate.calibration``'s tokens) and its own steps. ``params``
+    checkpoint), ``calibration`` (``evaluate/calibration``'s tokens) and its own steps. ``params``
     holds everything else that decides the bytes. ``unquantized`` marks a plain conversion: its
     output must equal the baseline but for rounding at that width, and is compared with it before
     any later step of the backend starts.
@@ -95,7 +95,7 @@ class Step:
     twin: bool = False
     # run as the unit would run it, in place of the artifact, which this machine cannot load
     tried: bool = False
-    # the executor adds ``params["steps"]``: the records of all steps before it
+    # the bench adds ``params["steps"]``: the records of all steps before it
     provenance: bool = False
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`

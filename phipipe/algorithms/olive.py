@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Literal
 
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Json, Params, Step
 
 TOOLCHAIN = "olive"
@@ -25,7 +24,7 @@ ACTIVATION_BITS = 8
 _HADAMARD = (172, 156, 140, 108, 60, 52, 36, 28, 40, 20, 12, 1)
 
 
-def rotations(method: Rotation | None, recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
+def rotations(method: Rotation | None, checkpoint: Checkpoint) -> list[Step]:
     """``rotate``: the checkpoint rotated by ``method``; nothing if that is None."""
     if method is None:
         return []

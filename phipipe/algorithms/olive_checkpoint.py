@@ -11,8 +11,7 @@ import torch
 
 from phipipe.algorithms.olive_packed import PARTS
 from phipipe.errors import StepFailed
-from phipipe.models import tensors as torch_checkpoint
-from phipipe.models.tensors import read, tensors, where_are
+from phipipe.models.tensors import LINEAR, read, rewrite, tensors, where_are
 from phipipe.models.weight_files import shards
 from phipipe.steps import Params
 
@@ -20,10 +19,10 @@ HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def write_rotated(source: Path, made: Path, out: Path) -> None:
-    """The files of ``source`` with the weights of ``made``; an LM head of its own beside the
+def write_rotated(source: Path, result: Path, out: Path) -> None:
+    """The files of ``source`` with the weights of ``result``; an LM head of its own beside the
     embedding."""
-    where = where_are(shards(made))
+    where = where_are(shards(result))
     tied = f"{HEAD}.weight" not in where_are(shards(source))
 
     def change(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -33,7 +32,7 @@ def write_rotated(source: Path, made: Path, out: Path) -> None:
         return {one: read(where[one], one) for one in names}
 
     settings = {"torch_dtype": "float32", "tie_word_embeddings": False}
-    torch_checkpoint.rewrite(source, out, change, settings)
+    rewrite(source, out, change, settings)
 
 
 def verify_rotated(source: Path, folder: Path) -> None:
@@ -73,10 +72,10 @@ def verify_rotated(source: Path, folder: Path) -> None:
                 )
 
 
-def write_packed(source: Path, made: Path, out: Path) -> None:
-    """The files of ``source`` with the integers and scales of ``made`` in place of its linears."""
-    where = where_are(shards(made))
-    settings = json.loads((made / "config.json").read_text("utf-8")).get("quantization_config")
+def write_packed(source: Path, result: Path, out: Path) -> None:
+    """Files of ``source`` with the integers and scales of ``result`` in place of its linears."""
+    where = where_are(shards(result))
+    settings = json.loads((result / "config.json").read_text("utf-8")).get("quantization_config")
     if not settings:
         raise StepFailed("Olive's checkpoint does not say that it is quantized")
     tied = f"{HEAD}.weight" not in where_are(shards(source))
@@ -88,7 +87,7 @@ def write_packed(source: Path, made: Path, out: Path) -> None:
         return packed if name != EMBEDDING and packed else {name: tensor, **packed}
 
     changes = {"quantization_config": settings} | ({"tie_word_embeddings": False} if tied else {})
-    torch_checkpoint.rewrite(source, out, change, changes)
+    rewrite(source, out, change, changes)
 
 
 def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[str, int]) -> None:
@@ -111,7 +110,7 @@ def verify_packed(source: Path, folder: Path, params: Params, raised: Mapping[st
     shapes: dict[str, tuple[int, int]] = {}
     for name, tensor in (pair for path in shards(source) for pair in tensors(path)):
         linear = name.removesuffix(".weight")
-        if tensor.dim() == 2 and (linear == HEAD or torch_checkpoint.LINEAR.fullmatch(name)):
+        if tensor.dim() == 2 and (linear == HEAD or LINEAR.fullmatch(name)):
             shapes[linear] = tuple(tensor.shape)
         elif name not in present or not read(present.pop(name), name).equal(tensor):
             raise StepFailed(f"`{name}` is not the source's own")

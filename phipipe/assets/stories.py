@@ -218,8 +218,8 @@ _INNERMOST = re.compile(r"\{([^{}]*)\}")
 
 def _expand(text: str, words: Record, rng: random.Random) -> str:
     """Replace slots, innermost first, until none is left."""
-    while found := _INNERMOST.search(text):
-        text = text[: found.start()] + _slot(found[1], words, rng) + text[found.end() :]
+    while match := _INNERMOST.search(text):
+        text = text[: match.start()] + _slot(match[1], words, rng) + text[match.end() :]
     return text.replace("\n ", "\n")
 
 

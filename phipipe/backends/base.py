@@ -138,7 +138,7 @@ class Backend(Generic[Chosen]):
     cache_bytes: Mapping[str, int]
     """Per API: bytes of one value in the KV cache, as the runtime keeps it by default."""
     files: tuple[str, ...]
-    """What packages hold besides what all have (``gate.COMMON``), as patterns of file names."""
+    """Patterns of what packages hold besides what all have (``package.gate.COMMON``)."""
     steps: Callable[[Job[Chosen]], list[Step]]
     """Steps from ``source`` to the artifact; the last one's output is what ships."""
     scheme: Callable[[Job[Chosen]], str]
@@ -165,7 +165,7 @@ class Backend(Generic[Chosen]):
     emulated: Mapping[str, str] = field(default_factory=dict)
     """API → the step that runs an artifact here as that unit would."""
     vision: Mapping[str, str] = field(default_factory=dict)
-    """Architecture that sees (``vision.KINDS``) → the step that puts its eyes beside the
+    """Architecture that sees (``vision.kinds.KINDS``) → the step that puts its eyes beside the
     artifact."""
     square: frozenset[str] = frozenset()
     """Of these, architectures whose pictures are seen right only where they are square."""

@@ -32,14 +32,14 @@ def _is_uniform(recipe: Recipe, options: Options) -> bool:
 
 
 def _is_phi3_vision(config: Mapping[str, Json]) -> bool:
-    """Whether pictures are laid out as ``vision_tower`` does it; what the config leaves out is as
+    """Whether pictures are laid out as ``vision.clip`` does it; what the config leaves out is as
     published."""
     settings = {**(config.get("img_processor") or {}), **(config.get("embd_layer") or {})}
     return _is_usual(settings, {**_USUAL, "name": "clip_vision_model"})
 
 
 def _is_phi4_vision(config: Mapping[str, Json]) -> bool:
-    """Whether pictures are laid out as ``vision_siglip`` does it; what the config leaves out is as
+    """Whether pictures are laid out as ``vision.siglip`` does it; what the config leaves out is as
     published."""
     settings = (config.get("embd_layer") or {}).get("image_embd_layer") or {}
     usual = {**_USUAL, "crop_size": 448, "image_token_compression_cls": "avg_pool_2d"}

@@ -181,15 +181,15 @@ def regressions(
     before: Mapping[str, float], after: Mapping[str, float], tolerance: Mapping[str, float]
 ) -> tuple[Regression, ...]:
     """Where ``after`` is worse than ``before`` by more than is tolerated."""
-    found = []
+    worse = []
     for metric, limit in sorted(tolerance.items()):
         if metric not in before:
             continue
         was, now = before[metric], after.get(metric)
         loss = float("inf") if now is None else metrics.METRICS[metric].loss(was, now)
         if loss > limit:
-            found.append(Regression(metric=metric, before=was, after=now, limit=limit))
-    return tuple(found)
+            worse.append(Regression(metric=metric, before=was, after=now, limit=limit))
+    return tuple(worse)
 
 
 def _manifest(home: Path, version: str, note: Callable[[str], None]) -> Manifest | None:

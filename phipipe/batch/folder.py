@@ -41,12 +41,12 @@ def point(home: Path, version: str) -> None:
 
 def versions(home: Path) -> list[Path]:
     """Packages of a build, the one that a batch made or found last first."""
-    found = [
+    packages = [
         path
         for path in home.iterdir()
         if VERSION.fullmatch(path.name) and (path / manifest.NAME).is_file()
     ]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    return sorted(packages, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def surplus(home: Path, keep: int) -> list[Path]:
@@ -58,8 +58,8 @@ def surplus(home: Path, keep: int) -> list[Path]:
 
 def sweep(home: Path) -> None:
     """Remove what batches that were killed have left half done."""
-    found = [LEFT.fullmatch(path.name) for path in home.iterdir()] if home.is_dir() else []
-    for prefix in {match.group(1) for match in found if match}:
+    matches = [LEFT.fullmatch(path.name) for path in home.iterdir()] if home.is_dir() else []
+    for prefix in {match.group(1) for match in matches if match}:
         claims.sweep(home, prefix)
 
 

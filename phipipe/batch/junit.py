@@ -60,12 +60,12 @@ def _case(suite: Element, done: Done, kind: str) -> None:
     if done.error is None:
         return
     first = done.error.message.splitlines()[0] if done.error.message else "failed"
-    told = {"message": _xml(first)} | (
+    attributes = {"message": _xml(first)} | (
         {} if kind == "skipped" else {"type": type(done.error).__name__}
     )
-    said = ElementTree.SubElement(case, kind, told)
+    element = ElementTree.SubElement(case, kind, attributes)
     hint = f"\ntry: {done.error.hint}" if done.error.hint else ""
-    said.text = _xml(f"{done.error.message}{hint}\nexit code {done.error.exit_code}")
+    element.text = _xml(f"{done.error.message}{hint}\nexit code {done.error.exit_code}")
 
 
 def _xml(text: str) -> str:

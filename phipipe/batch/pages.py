@@ -25,12 +25,12 @@ BOARDS = "boards"
 def entries(done: Sequence[Done], out: Path) -> list[Entry]:
     """Of every build of this batch, what it made or why not; of others in ``out``, what was
     accepted last."""
-    found = [entry for one in done if (entry := _entry(one, out))]
+    every = [entry for one in done if (entry := _entry(one, out))]
     taken = {one.item.name for one in done}
     for pointer in sorted(out.glob(f"*/{batch_folder.LATEST}")):
         if pointer.parent.name not in taken and (version := batch_folder.latest(pointer.parent)):
-            found += _read(pointer.parent / version)
-    return found
+            every += _read(pointer.parent / version)
+    return every
 
 
 def _entry(done: Done, out: Path) -> Entry | None:
@@ -38,10 +38,10 @@ def _entry(done: Done, out: Path) -> Entry | None:
         return next(iter(_read(out / done.item.name / done.version)), None)
     if done.error is None or done.item.build is None:
         return None  # of a recipe that cannot be read, neither runtime nor precision is known
-    made, planned = done.item.build.recipe, done.item.plan
+    recipe, planned = done.item.build.recipe, done.item.plan
     target = (planned.device.title, planned.api) if planned else ("", "")
     return board_entry.failed(
-        done.item.name, made.backend, made.precision, done.error.message, *target
+        done.item.name, recipe.backend, recipe.precision, done.error.message, *target
     )
 
 

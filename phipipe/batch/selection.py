@@ -40,12 +40,12 @@ class Wanted:
     changed_since: str | None = None  # a git commit
 
     def takes(self, build: Build) -> bool:
-        made = build.recipe
+        recipe = build.recipe
         return (
-            _matches(self.names, (build.name, made.name))
-            and _matches(self.tags, made.tags)
-            and _matches(self.devices, (made.device,))
-            and _matches(self.backends, (made.backend,))
+            _matches(self.names, (build.name, recipe.name))
+            and _matches(self.tags, recipe.tags)
+            and _matches(self.devices, (recipe.device,))
+            and _matches(self.backends, (recipe.backend,))
         )
 
     def globs(self) -> list[str]:
@@ -59,9 +59,9 @@ class Wanted:
             ("device", self.devices),
             ("backend", self.backends),
         )
-        said = [f"--{option} {word}" for option, words in kinds for word in words]
+        chosen = [f"--{option} {word}" for option, words in kinds for word in words]
         return " ".join(
-            [*said, *([f"--changed-since {self.changed_since}"] if self.changed_since else [])]
+            [*chosen, *([f"--changed-since {self.changed_since}"] if self.changed_since else [])]
         )
 
 
@@ -86,13 +86,13 @@ class Item:
 
 def files(paths: Sequence[Path]) -> list[Path]:
     """Recipe files: those named, and of folders every ``*.yaml``, sorted; each once."""
-    found = [
+    recipes = [
         inner
         for path in paths
         for inner in (sorted(path.glob(PATTERN)) if path.is_dir() else [path])
     ]
     once: dict[Path, Path] = {}
-    for path in found:
+    for path in recipes:
         once.setdefault(resolved(path), path)
     return list(once.values())
 
@@ -112,8 +112,8 @@ def select(
         raise RecipeError(
             f"`{shorten(long[0])}` is no name to choose by: it has {len(long[0])} characters"
         )
-    found = files(paths)
-    every = [item for path in found for item in _read(path, options)]
+    recipes = files(paths)
+    every = [item for path in recipes for item in _read(path, options)]
     devices = {
         _inside(i.build, i.build.recipe.device)
         for i in every
@@ -128,7 +128,7 @@ def select(
     if wanted.changed_since is not None:
         chosen = _changed(chosen, Changes(wanted.changed_since))
     if not chosen:
-        raise _nothing(paths, found, every, wanted)
+        raise _nothing(paths, recipes, every, wanted)
     return chosen
 
 
@@ -175,27 +175,27 @@ def _inputs(item: Item) -> list[Path]:
     """The recipe's own file, and local files and folders that it names."""
     if item.build is None:
         return [item.path]
-    made = item.build.recipe
-    learned = made.calibrate.text.file if made.calibrate.text else None
+    recipe = item.build.recipe
+    learned = recipe.calibrate.text.file if recipe.calibrate.text else None
     named = [
-        made.source.path,
-        made.evaluate.text.file,
+        recipe.source.path,
+        recipe.evaluate.text.file,
         learned,
-        made.device if _is_file(made.device) else None,
+        recipe.device if _is_file(recipe.device) else None,
     ]
     return [item.path, *(_inside(item.build, path) for path in named if path)]
 
 
 def _nothing(
-    paths: Sequence[Path], found: Sequence[Path], every: Sequence[Item], wanted: Wanted
+    paths: Sequence[Path], recipes: Sequence[Path], every: Sequence[Item], wanted: Wanted
 ) -> RecipeError:
     places = ", ".join(f"`{path}`" for path in paths)
-    if not found:
+    if not recipes:
         return RecipeError(
             f"no recipes in {places}: no file there ends in .yaml",
             hint="name recipes, or their folder",
         )
-    there = f"{counted(len(every), 'build')} of {counted(len(found), 'recipe')} in {places}"
+    there = f"{counted(len(every), 'build')} of {counted(len(recipes), 'recipe')} in {places}"
     message = f"nothing is chosen by {wanted.words()} from {there}"
     kinds = {
         "names": {item.name for item in every},
@@ -210,6 +210,6 @@ def _nothing(
 
 
 def _listed(words: Iterable[str]) -> str:
-    found = sorted(words)
-    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return ", ".join(found[:LISTED]) + more if found else "none"
+    ordered = sorted(words)
+    more = f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
+    return ", ".join(ordered[:LISTED]) + more if ordered else "none"

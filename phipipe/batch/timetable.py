@@ -106,9 +106,9 @@ def zone(name: str) -> datetime.tzinfo:
 
 def words(at: str, count: int = 3, zone: datetime.tzinfo | None = None) -> str:
     """When that is, and the next times by this machine's clock, or that of ``zone``."""
-    told = parse(at, zone)
-    times = ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in islice(told, count))
-    return f"{told.explain()}; next {f'in {zone}' if zone else 'here'}: {times}"
+    cron = parse(at, zone)
+    times = ", ".join(f"{time:%a %Y-%m-%d %H:%M}" for time in islice(cron, count))
+    return f"{cron.explain()}; next {f'in {zone}' if zone else 'here'}: {times}"
 
 
 def on_calendar(at: str) -> str:
@@ -117,28 +117,28 @@ def on_calendar(at: str) -> str:
     Raises:
         RecipeError: systemd cannot say it.
     """
-    told = parse(at)
-    if not told.day_and:
+    cron = parse(at)
+    if not cron.day_and:
         hint = "two schedules, or one of the fields as *"
         raise RecipeError(
             f"`{at}` asks for days of the month or of the week; systemd would take both as one",
             hint=hint,
         )
-    numbers = [n for n in told.weekdays if isinstance(n, int) and n >= 0]
-    if len(numbers) < len(told.weekdays) or any(n < 0 for n in told.days):
+    numbers = [n for n in cron.weekdays if isinstance(n, int) and n >= 0]
+    if len(numbers) < len(cron.weekdays) or any(n < 0 for n in cron.days):
         raise RecipeError(
             f"`{at}` has a day that systemd cannot say", hint="use numbers, lists, ranges or steps"
         )
     week = sorted({DAYS[n] for n in numbers}, key=DAYS[1:].index)
     day = "" if len(week) == 7 else ",".join(week) + " "
     minutes, hours, days, months = (
-        _listed(getattr(told, name), whole) for name, whole in ALWAYS.items()
+        _listed(getattr(cron, name), whole) for name, whole in ALWAYS.items()
     )
     return f"{day}*-{months}-{days} {hours}:{minutes}:00"
 
 
-def _listed(found: set[int], whole: range) -> str:
-    return "*" if found == set(whole) else ",".join(f"{n:02d}" for n in sorted(found))
+def _listed(numbers: set[int], whole: range) -> str:
+    return "*" if numbers == set(whole) else ",".join(f"{n:02d}" for n in sorted(numbers))
 
 
 def _for_systemd(words: Sequence[str]) -> str:
@@ -183,23 +183,23 @@ def files(kind: str, job: Job) -> dict[str, str]:
         "systemd": _for_systemd,
         "repr": repr,
     }
-    told: dict[str, Json] = {"job": job, "mark": MARK, "says": parse(job.at).explain()}
+    view: dict[str, Json] = {"job": job, "mark": MARK, "says": parse(job.at).explain()}
     if kind == "systemd":
-        told["calendar"] = on_calendar(job.at)
+        view["calendar"] = on_calendar(job.at)
     return {
-        path: environment.get_template(name).render(told)
+        path: environment.get_template(name).render(view)
         for path, name in FORMATS[kind](job.name).items()
     }
 
 
-def write(made: dict[str, str], folder: Path) -> list[Path]:
-    """Write ``made`` below ``folder``; what an earlier call wrote there is replaced.
+def write(texts: dict[str, str], folder: Path) -> list[Path]:
+    """Write ``texts`` below ``folder``; what an earlier call wrote there is replaced.
 
     Raises:
         StoreError: there is a file of somebody else's, or the disk takes none. Nothing is written
             then.
     """
-    targets = {folder / path: text for path, text in made.items()}
+    targets = {folder / path: text for path, text in texts.items()}
     try:
         for target in targets:
             if odd := user_paths.problem(target, user_paths.Kind.NEW_FILE):

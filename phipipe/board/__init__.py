@@ -1,1 +1,1 @@
-"""Builds side by side: entries, picks, table, page."""
+"""Builds side by side: entries gathered, picks, table, page."""

@@ -88,14 +88,14 @@ def _candidate(entry: Entry, taken: Collection[str]) -> Candidate:
     )
 
 
-def lines(found: Sequence[Answer]) -> list[str]:
+def lines(decisions: Sequence[Answer]) -> list[str]:
     """The board in a sentence for each device."""
-    return [answer.line for answer in found] or ["Nothing to ship: no build succeeded."]
+    return [answer.line for answer in decisions] or ["Nothing to ship: no build succeeded."]
 
 
-def standing(found: Iterable[Answer]) -> tuple[frozenset[str], dict[str, str]]:
+def standing(decisions: Iterable[Answer]) -> tuple[frozenset[str], dict[str, str]]:
     """Names of those on their device's Pareto front; of others, who is ahead of them."""
-    every = list(found)
+    every = list(decisions)
     rivals = {name: rival for answer in every for name, rival in answer.behind.items()}
     return frozenset(name for answer in every for name in answer.front), rivals
 

@@ -49,20 +49,22 @@ def _metric(name: str) -> Column:
         return entry.metrics[name] * metric.factor if name in entry.metrics else None
 
     def text(entry: Entry) -> str:
-        found = value(entry)
-        if found is None:
+        amount = value(entry)
+        if amount is None:
             return "–"
         if metric.is_size:
-            return " ".join(figures.size(found)) if found > 0 else "0"
+            return " ".join(figures.size(amount)) if amount > 0 else "0"
         if name == "kld_mean":
             return ("≥ " if entry.reference else "") + figures.with_error(
-                found, entry.stderr.get(name)
+                amount, entry.stderr.get(name)
             )
         if metric.unit == "s":
             return (
-                f"{figures.number(found)} s" if found >= 1 else f"{figures.number(1000 * found)} ms"
+                f"{figures.number(amount)} s"
+                if amount >= 1
+                else f"{figures.number(1000 * amount)} ms"
             )
-        return figures.number(found, metric.digits)
+        return figures.number(amount, metric.digits)
 
     return Column(metric.column, metric.heading, value, text, metric.kind == "speed")
 

@@ -178,9 +178,13 @@ def failed(
     name: str, backend: str, precision: str, message: str, device: str = "", api: str = ""
 ) -> Entry:
     """The entry of a build that came to nothing; of its device at least the title may be known."""
-    told = message or "failed"
     return Entry(
-        name=name, backend=backend, precision=precision, error=told, device=device, api=api
+        name=name,
+        backend=backend,
+        precision=precision,
+        error=message or "failed",
+        device=device,
+        api=api,
     )
 
 

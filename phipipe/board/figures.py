@@ -35,11 +35,13 @@ def label(text: str, length: int = LABEL) -> str:
     return html.escape(shown, quote=False)
 
 
-def scatter(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: float) -> go.Figure:
+def scatter(
+    done: Sequence[Entry], decisions: Sequence[Answer], unit: str, factor: float
+) -> go.Figure:
     """Size against divergence; sizes are shown in ``unit``, which is GiB times ``factor``."""
     figure, candidates = _figure(520, hovermode="closest"), board.candidates(done)
     _add_fronts(figure, candidates, factor)
-    _add_builds(figure, done, board.standing(found)[0], factor)
+    _add_builds(figure, done, board.standing(decisions)[0], factor)
     _add_key(figure, done)
     # the script places these: where they fit depends on the window's width. Left of and below all
     # lines there is room
@@ -271,8 +273,8 @@ def _size_ticks(low: float, high: float) -> Axis:
     steps = (
         [1.0, 1.5, 2, 3, 4, 5, 6, 8] if high - low < 1 else [1.0, 2, 5] if high - low < 2 else [1.0]
     )
-    found = [s * 10.0**n for n in range(math.floor(low), math.ceil(high) + 1) for s in steps]
-    values = [v for v in found if low <= math.log10(v) <= high]
+    ticks = [s * 10.0**n for n in range(math.floor(low), math.ceil(high) + 1) for s in steps]
+    values = [v for v in ticks if low <= math.log10(v) <= high]
     return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
 
 

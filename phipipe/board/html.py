@@ -27,18 +27,18 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     from plotly.offline import get_plotlyjs
 
     every = board.ranked(entries)
-    done, found = board.done(every), board.answers(every)
+    done, decisions = board.done(every), board.answers(every)
     environment = pages.environment(in_template, is_html=True)
     return environment.get_template("board/board.html.j2").render(
         title=title,
-        answers=board.lines(found),
+        answers=board.lines(decisions),
         facts=_facts(done),
         columns=COLUMNS,
-        rows=_rows(every, found),
+        rows=_rows(every, decisions),
         front=FRONT,
         notes=notes(every),
-        picks=found,
-        plots=shown.plots(done, found),
+        picks=decisions,
+        plots=shown.plots(done, decisions),
         checks=[_checks(entry) for entry in done],
         provenance=[_provenance(entry) for entry in done],
         colours=shown.embedded(colours.DARK),
@@ -59,8 +59,8 @@ def _facts(done: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _rows(every: Sequence[Entry], found: Sequence[Answer]) -> list[dict[str, object]]:
-    away, (best, rivals) = board.elsewhere(every), board.standing(found)
+def _rows(every: Sequence[Entry], decisions: Sequence[Answer]) -> list[dict[str, object]]:
+    away, (best, rivals) = board.elsewhere(every), board.standing(decisions)
     return [
         {
             "entry": entry,

@@ -18,16 +18,16 @@ def line(answer: Answer) -> str:
     merged: dict[str, list[Pick]] = {}
     for pick in answer.picks:
         merged.setdefault(pick.build, []).append(pick)
-    clauses = [_clause(found, alone=len(merged) == 1) for found in merged.values()]
+    clauses = [_clause(picks, alone=len(merged) == 1) for picks in merged.values()]
     clauses += [f"no pick by {aim}, since {why}" for aim, why in answer.undecided.items()]
     return f"{answer.where}: ship {'; '.join(clauses)}."
 
 
-def _clause(found: Sequence[Pick], *, alone: bool) -> str:
-    equals = [name for pick in found for name in pick.equals]
+def _clause(picks: Sequence[Pick], *, alone: bool) -> str:
+    equals = [name for pick in picks for name in pick.equals]
     like = counted(len(equals), "other") if len(equals) > 2 else " and ".join(equals)
-    name = f"{found[0].build} (on {found[0].unit})" if found[0].unit else found[0].build
-    aims = [pick.aim for pick in found]
+    name = f"{picks[0].build} (on {picks[0].unit})" if picks[0].unit else picks[0].build
+    aims = [pick.aim for pick in picks]
     sentence = (
         f"{name}, the best by {_listed(aims, 'and')}"
         if alone
@@ -99,11 +99,11 @@ def closer(built: Sequence[Candidate]) -> tuple[str, ...]:
         told((getattr(c, kind), c.backend) for c in ordered if getattr(c, kind))
         for kind in ("wider", "finer")
     )
-    said = (
+    sentences = (
         f"Fit as a rule: {wider}" if wider else "",
         f"Closer at the same precision: {finer}" if finer else "",
     )
-    return tuple(part for part in said if part)
+    return tuple(part for part in sentences if part)
 
 
 def cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[str, ...]:
@@ -112,20 +112,20 @@ def cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[st
     places, some = {c.place for c in built}, "" if len({c.place for c in built}) == 1 else "Some: "
     odd, failed = [c.name for c in built if not c.sound], [c.name for c in members if c.failed]
     far = [c.name for c in built if c.sound and not c.fit]
-    said = []
+    sentences = []
     if "emulated" in places:
-        said.append(f"{some}The device was emulated, so its speed and memory are unknown.")
+        sentences.append(f"{some}The device was emulated, so its speed and memory are unknown.")
     if "false" in places:
-        said.append(f"{some}Not measured on the device, so its speed and memory are unknown.")
+        sentences.append(f"{some}Not measured on the device, so its speed and memory are unknown.")
     if fit and far:
-        said.append(
+        sentences.append(
             f"Not fit, since their mean KLD is beyond {figures.KLD_FIT[1]:g} or unknown: "
             f"{', '.join(far)}."
         )
     if odd:
-        said.append(
+        sentences.append(
             f"Not considered, since they read text or chats unlike the original: {', '.join(odd)}."
         )
     if failed:
-        said.append(f"Not built: {', '.join(failed)}.")
-    return tuple(said)
+        sentences.append(f"Not built: {', '.join(failed)}.")
+    return tuple(sentences)

@@ -69,10 +69,10 @@ def fastest(fit: Sequence[Candidate]) -> tuple[list[Candidate], str]:
 def _behind(
     built: Iterable[Candidate], best: Sequence[Candidate], fast: frozenset[str]
 ) -> dict[str, str]:
-    found = {c.name: [b for b in best if ahead(b, c, fast)] for c in built}
+    ahead_of = {c.name: [b for b in best if ahead(b, c, fast)] for c in built}
     return {
         name: min(rivals, key=lambda c: c.closeness).name
-        for name, rivals in found.items()
+        for name, rivals in ahead_of.items()
         if rivals
     }
 
@@ -86,11 +86,11 @@ def answers(candidates: Iterable[Candidate]) -> tuple[Answer, ...]:
         if candidate.device or not candidate.failed:
             groups.setdefault(candidate.device, []).append(candidate)
     untimed = {device: not any(c.speed for c in members) for device, members in groups.items()}
-    found = [
+    every = [
         replace(a, line=pick_words.line(a))
         for a in (_answer(device, members) for device, members in groups.items())
     ]
-    return tuple(sorted(found, key=lambda a: (untimed[a.device], a.device.casefold(), a.device)))
+    return tuple(sorted(every, key=lambda a: (untimed[a.device], a.device.casefold(), a.device)))
 
 
 def _answer(device: str, members: Sequence[Candidate]) -> Answer:

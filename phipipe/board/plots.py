@@ -31,12 +31,12 @@ class Plot:
     figure: Markup
 
 
-def plots(done: Sequence[Entry], found: Sequence[Answer]) -> list[Plot]:
+def plots(done: Sequence[Entry], decisions: Sequence[Answer]) -> list[Plot]:
     """Every plot of these builds, as far as there is something to show."""
     if not done:
         return []
     unit, factor = ("GiB", 1.0) if max(e.size for e in done) >= 1 else ("MiB", 1024.0)
-    return [_front(done, found, unit, factor), *_bars(done, unit, factor), *_curves(done)]
+    return [_front(done, decisions, unit, factor), *_bars(done, unit, factor), *_curves(done)]
 
 
 def embedded(value: object) -> Markup:
@@ -52,9 +52,9 @@ def _embedded(figure: go.Figure) -> Markup:
     return embedded(json.loads(figure.to_json()))
 
 
-def _front(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: float) -> Plot:
+def _front(done: Sequence[Entry], decisions: Sequence[Answer], unit: str, factor: float) -> Plot:
     names = "; ".join(
-        f"{answer.where}: {', '.join(answer.front)}" for answer in found if answer.front
+        f"{answer.where}: {', '.join(answer.front)}" for answer in decisions if answer.front
     )
     lines = "the line" if len({e.device for e in done}) == 1 else "its device’s line"
     return Plot(
@@ -64,7 +64,7 @@ def _front(done: Sequence[Entry], found: Sequence[Answer], unit: str, factor: fl
         f"below {lines}.",
         said=f"Scatter plot of file size against mean KL divergence. On the Pareto front, "
         f"smallest first: {names}.",
-        figure=_embedded(drawn.scatter(done, found, unit, factor)),
+        figure=_embedded(drawn.scatter(done, decisions, unit, factor)),
     )
 
 
@@ -96,12 +96,12 @@ def _caption(bars: Sequence[Entry], metric: str, axis: str) -> str:
 
 
 def _said(bars: Sequence[Entry], metric: str, axis: str) -> str:
-    said = f"Bar chart of {axis}, {words.counted(len(bars), 'build')}."
+    sentence = f"Bar chart of {axis}, {words.counted(len(bars), 'build')}."
     alike = not board.elsewhere(bars) and {e.on_target for e in bars} == {"true"}
     if metric != "size_gib" and not (alike and len({e.device for e in bars}) == 1):
-        return said  # they do not compare
+        return sentence  # they do not compare
     of = max if METRICS[metric].better == "higher" else min
-    return f"{said} Best: {of(bars, key=lambda e: e.metrics[metric]).name}."
+    return f"{sentence} Best: {of(bars, key=lambda e: e.metrics[metric]).name}."
 
 
 def _curves(done: Sequence[Entry]) -> Iterator[Plot]:

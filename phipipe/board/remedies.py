@@ -11,18 +11,17 @@ import json
 from collections.abc import Collection, Mapping
 
 from phipipe import backends
+from phipipe.recipe.recipe import PRECISIONS
 from phipipe.steps import Json
-
-WIDTHS = ("int4", "int8", "fp16", "fp32")
 
 
 def wider(backend: str, api: str, precision: str, taken: Collection[str]) -> str:
     """The next wider precision that the backend has for the unit, as a recipe says it, if it is not
     among ``taken``."""
     able = _able(backend, api)
-    beyond = WIDTHS[WIDTHS.index(precision) + 1 :] if precision in WIDTHS else ()
-    found = next((p for p in beyond if p in able and p not in taken), None)
-    return f"`precision: {found}`" if found else ""
+    beyond = PRECISIONS[PRECISIONS.index(precision) + 1 :] if precision in PRECISIONS else ()
+    width = next((p for p in beyond if p in able and p not in taken), None)
+    return f"`precision: {width}`" if width else ""
 
 
 def finer(backend: str, api: str, precision: str, scheme: str) -> str:
@@ -48,8 +47,8 @@ def _able(backend: str, api: str) -> frozenset[str]:
 
 def _flow(options: Mapping[str, Json]) -> str:
     """As YAML in one line."""
-    said = (
+    settings = (
         f"{name}: {v if isinstance(v, str) else json.dumps(v).replace(chr(34), '')}"
         for name, v in options.items()
     )
-    return f"{{{', '.join(said)}}}"
+    return f"{{{', '.join(settings)}}}"

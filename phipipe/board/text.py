@@ -25,12 +25,12 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
     ):
         cells = [f"{text:{way}{n}}" for text, way, n in zip(row, ways, widths, strict=False)]
         lines.append(f"{sign} {'  '.join(cells)}"[:width].rstrip())
-    said = [
+    failures = [
         f"! {e.name}: {build_words(e)}, failed: {one_line(e.error or '')}"
         for e in every
         if e.error is not None
     ]
-    for note in [*said, f"* {FRONT}", *notes(every)]:
+    for note in [*failures, f"* {FRONT}", *notes(every)]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -68,9 +68,11 @@ def _rows(
 def advice(entries: Iterable[Entry]) -> list[str]:
     """What to ship, for a terminal: a line for each device, and below it what else would come
     closer."""
-    found = answers(entries)
-    told = [[answer.line, *(f"  {change}." for change in answer.closer[1:])] for answer in found]
-    return [line for one in told for line in one] or lines(found)
+    decisions = answers(entries)
+    groups = [
+        [answer.line, *(f"  {change}." for change in answer.closer[1:])] for answer in decisions
+    ]
+    return [line for one in groups for line in one] or lines(decisions)
 
 
 def _middle(text: str, width: int) -> str:
@@ -82,42 +84,44 @@ def _middle(text: str, width: int) -> str:
 def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
     """The text of ``board.md``."""
     every, say = ranked(entries), inline
-    found = answers(every)
-    away, (best, rivals) = elsewhere(every), standing(found)
-    told = [f"# {say(title)}", "", *(f"{say(line)}  " for line in lines(found)), ""]
-    told += [
+    decisions = answers(every)
+    away, (best, rivals) = elsewhere(every), standing(decisions)
+    rows = [f"# {say(title)}", "", *(f"{say(line)}  " for line in lines(decisions)), ""]
+    rows += [
         "| build | "
         + " | ".join(["backend, scheme", *(c.title for c in COLUMNS), "Pareto front"])
         + " |"
     ]
-    told += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
+    rows += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
     for e in every:
         cells = [cell(c, e, away) if e.error is None else "" for c in COLUMNS]
         last = "★" if e.name in best else f"behind {rivals[e.name]}" if e.name in rivals else ""
         cells.append(last if e.error is None else f"failed: {e.error}")
-        told.append(
+        rows.append(
             "| "
             + " | ".join(say(one_line(text)) for text in (e.name, build_words(e), *cells))
             + " |"
         )
-    told += [
+    rows += [
         "",
         "Most fidelity per size first: −log10(mean KLD) / bits per weight.  ",
         f"★ {FRONT}.",
         "",
     ]
-    told += ["## Which to ship", "", *(_advice(answer) for answer in found)] if found else []
-    return "\n".join([*told, "", *(f"{say(note)}  " for note in notes(every))]).rstrip() + "\n"
+    rows += (
+        ["## Which to ship", "", *(_advice(answer) for answer in decisions)] if decisions else []
+    )
+    return "\n".join([*rows, "", *(f"{say(note)}  " for note in notes(every))]).rstrip() + "\n"
 
 
 def _advice(answer: Answer) -> str:
     """One device's item in the list of what to ship."""
     say = inline
-    said = [f"{pick.aim}: {code(pick.build)} ({say(pick.words)})" for pick in answer.picks]
-    said += [f"{aim}: no pick, since {say(why)}" for aim, why in answer.undecided.items()]
+    items = [f"{pick.aim}: {code(pick.build)} ({say(pick.words)})" for pick in answer.picks]
+    items += [f"{aim}: no pick, since {say(why)}" for aim, why in answer.undecided.items()]
     if not answer.picks:
-        said = [". ".join(say(part) for part in (answer.reason, *answer.closer))]
+        items = [". ".join(say(part) for part in (answer.reason, *answer.closer))]
     return (
         f"- **{say(answer.where)}** – "
-        f"{' '.join(['; '.join(said) + '.', *map(say, answer.cautions)])}"
+        f"{' '.join(['; '.join(items) + '.', *map(say, answer.cautions)])}"
     )

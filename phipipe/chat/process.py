@@ -23,10 +23,10 @@ from phipipe.run.watch import memory_of
 from phipipe.sandbox import limited
 from phipipe.settings import Settings, child_environment
 from phipipe.steps import Json
+from phipipe.words import GIB
 
 SAMPLE_S = 0.2
 PRESSES, PRESSES_S = 3, 5.0  # of Ctrl-C, and how long they count: who does not listen is killed
-GIB = 2**30
 MORE_MEMORY = "close other programs, or use a machine with more memory"
 SERVE = "from phipipe.chat.serve import serve; serve()"
 LOG, REQUEST, RESPONSE = "log.txt", "request.json", "response.json"

@@ -79,11 +79,11 @@ def attempt(
 
 def make_board(outcomes: Sequence[Outcome], out: Path, *, quiet: bool) -> None:
     """The board of a matrix: beside the packages, in a folder named by the recipe."""
-    from phipipe.batch import boards
+    from phipipe.board import gathering
 
-    entries, name = boards.of_outcomes(outcomes), outcomes[0].plan.build.recipe.name
+    entries, name = gathering.of_outcomes(outcomes), outcomes[0].plan.build.recipe.name
     try:
-        page = boards.write(entries, out / name, name)
+        page = gathering.write(entries, out / name, name)
     except SourceError as error:  # variants may be evaluated on different texts on purpose
         note(f"no board: {error.message}")
         return

@@ -13,12 +13,11 @@ from phipipe import __version__, hardware
 from phipipe import backends as registry
 from phipipe.output import documents, lists
 from phipipe.recipe import device as targets
+from phipipe.recipe.recipe import PRECISIONS
 from phipipe.settings import Settings
 from phipipe.store import downloads
 from phipipe.store.collection import GcReport
 from phipipe.store.store import Store
-
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
 
 
 def devices() -> list[lists.Device]:

@@ -106,11 +106,10 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
 @AS_JSON
 def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     """Make one board of finished packages and runs: table, board.json, board.md and board.html."""
-    from phipipe.batch import boards
-    from phipipe.board import file
+    from phipipe.board import file, gathering
 
-    entries = boards.of_paths(paths)
-    page = boards.write(entries, out, "Fidelity board")
+    entries = gathering.of_paths(paths)
+    page = gathering.write(entries, out, "Fidelity board")
     if as_json:
         answers.give_text(file.dump(entries))
     else:

@@ -70,7 +70,7 @@ def logs(run_id: str, step: str | None, as_json: bool) -> None:
 
 
 def _fields(run: Run) -> dict[str, Json]:
-    """The fields of ``output_lists.Run``."""
+    """The fields of ``lists.Run``."""
     return {
         "id": run.id,
         "command": run.command,

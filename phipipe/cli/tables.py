@@ -1,4 +1,4 @@
-"""What the listing commands say to people: the data of ``catalogue`` as tables and outlines."""
+"""What the listing commands say to people: the data of ``facts`` as tables and outlines."""
 
 from __future__ import annotations
 

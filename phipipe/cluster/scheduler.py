@@ -14,7 +14,7 @@ from phipipe.cluster import dask
 from phipipe.cluster import worker as cluster_worker
 from phipipe.cluster.placement import fitting, needs
 from phipipe.errors import Interrupted, StepKilled, TargetError, ToolchainError
-from phipipe.run.results import OnProgress
+from phipipe.progress import OnProgress
 from phipipe.steps import Step
 
 LOOK_S = 2.0

@@ -1,1 +1,1 @@
-"""Fidelity, sanity, generation and speed, through ``Runtime`` alone."""
+"""Fidelity, sanity, speed and gates, through ``Runtime`` alone."""

@@ -74,23 +74,25 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     model = Layerwise(inputs["source"])
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = model.generate(prompts, ANSWER_TOKENS)
-    told = []
+    descriptions = []
     for picture, logits, vectors, answer in zip(
         pictures, model.logits(prompts), seen, answers, strict=True
     ):
         np.save(out / f"{picture.name}.npy", log_softmax(np.array(logits[-len(after) - 1 :])))
         text = tokenizer.decode(answer)
-        told.append(Picture(name=picture.name, vectors=len(vectors), answer=answer, text=text))
-    report = Sight(prompt=prompt, before=before, after=after, pictures=told)
+        descriptions.append(
+            Picture(name=picture.name, vectors=len(vectors), answer=answer, text=text)
+        )
+    report = Sight(prompt=prompt, before=before, after=after, pictures=descriptions)
     reports.write_in_order(out / report.FILE, report.as_json())
 
 
 def _prompt(tokenizer: LimitedTokenizer, after_mark: str) -> str:
     """The question in the chat template, the picture first, as these models were trained."""
-    said = f"{vision_pictures.MARK}{after_mark}{vision_pictures.QUESTION}"
+    question = f"{vision_pictures.MARK}{after_mark}{vision_pictures.QUESTION}"
     if not tokenizer.facts["chat_template"]:
-        return said
-    return tokenizer.render([{"role": "user", "content": said}])
+        return question
+    return tokenizer.render([{"role": "user", "content": question}])
 
 
 def compare(inputs: Inputs, out: Path, params: Params) -> None:

@@ -69,8 +69,8 @@ def _top(logp: Floats, targets: Ints, count: int) -> dict[str, Any]:
     # by falling probability, then by id: of equals, argmax names the first
     order = np.lexsort((ids, -np.take_along_axis(logp, ids, -1)))
     ids = np.take_along_axis(ids, order, -1)
-    found = np.take_along_axis(logp, ids, -1)
-    return {"ids": ids, "logp": found, "rest": _rest(logp, ids), "true": true}
+    likeliest = np.take_along_axis(logp, ids, -1)
+    return {"ids": ids, "logp": likeliest, "rest": _rest(logp, ids), "true": true}
 
 
 def _rest(logp: Floats, ids: Ints) -> Floats:

@@ -1,1 +1,1 @@
-"""What every room reads from a disk with care: JSON, names, paths that users give."""
+"""What every room reads from a disk with care: JSON, names, templates, paths that users give."""

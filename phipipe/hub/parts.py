@@ -19,8 +19,7 @@ from phipipe.hub.client import Repository
 from phipipe.hub.published import CHUNK, Published
 from phipipe.settings import Settings
 from phipipe.store import free_space
-
-MIB = 2**20
+from phipipe.words import MIB
 
 
 def folder_of(repo: Repository, file: str | None = None) -> Path:

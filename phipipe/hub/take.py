@@ -133,7 +133,7 @@ def take(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: copy the files as they are. ``inputs["files"]`` is a folder, ``params["files"]`` the
     names in it.
 
-    The executor adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
+    The bench adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
     with the one in the key, so a source that changes meanwhile is noticed.
 
     Raises:

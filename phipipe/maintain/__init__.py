@@ -1,1 +1,1 @@
-"""For developers of phipipe: locks and the table of support."""
+"""For developers of phipipe: locks of toolchains and the tables of the README."""

@@ -1,1 +1,1 @@
-"""What a checkpoint is: its files, its family, the rules that hold for it, the baseline."""
+"""What a checkpoint is: its files, its family, its tokenizer, the baseline layer by layer."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from phipipe import words
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.steps import Json
+from phipipe.words import GIB
 
 # tokens that a recipe asks for if it says nothing, or the model's context where that is shorter
 CONTEXT = 4096
@@ -19,7 +20,6 @@ CONTEXT = 4096
 # the embedded model (3 to 6 MiB of weights) whole processes peaked at 74 MiB (llama.cpp) to 124 MiB
 # (OpenVINO).
 RUNTIME_BYTES = 2**27
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)

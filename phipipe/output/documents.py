@@ -84,7 +84,9 @@ def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
     if error.parts:
         return [problem for part in error.parts for problem in problems_of(part, file)]
     nowhere = errors.Place(file) if file else None
-    found: list[tuple[str, errors.Place | None]] = [*error.problems] or [(error.message, nowhere)]
+    problems: list[tuple[str, errors.Place | None]] = [*error.problems] or [
+        (error.message, nowhere)
+    ]
     return [
         Problem(
             message=message,
@@ -94,7 +96,7 @@ def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
             line=place and place.line,
             column=place and place.column,
         )
-        for message, place in found
+        for message, place in problems
     ]
 
 

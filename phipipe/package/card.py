@@ -78,8 +78,8 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
 
 def _environment() -> Environment:
     # Markdown, not HTML: ``inline`` escapes
-    made = pages.environment(inline, folders=backends.__path__)
-    made.filters |= {
+    environment = pages.environment(inline, folders=backends.__path__)
+    environment.filters |= {
         "code": code,
         "codes": lambda values: Safe(", ".join(map(code, values))),
         "block": block,
@@ -89,7 +89,7 @@ def _environment() -> Environment:
         "bounds": _bounds,
         "markdown": Safe,
     }
-    return made
+    return environment
 
 
 def _bounds(gate: Verdict) -> str:
@@ -132,12 +132,13 @@ def _samples(baseline: Baseline, answers: Sequence[Answer]) -> list[dict[str, st
 def _order(steps: Mapping[str, Step]) -> list[str]:
     """Steps after what they read, else as the plan has them; what only takes files in reads what it
     leaves."""
-    made, ordered = {step.digest for step in steps.values()}, list[str]()
+    digests, ordered = {step.digest for step in steps.values()}, list[str]()
     while len(ordered) < len(steps):
         there = {steps[name].digest for name in ordered}
         waiting = [name for name in steps if name not in ordered]
         needed = {
-            name: set(steps[name].inputs.values()) & made - {steps[name].digest} for name in waiting
+            name: set(steps[name].inputs.values()) & digests - {steps[name].digest}
+            for name in waiting
         }
         ordered.append(next((name for name in waiting if needed[name] <= there), waiting[0]))
     return ordered
@@ -218,11 +219,11 @@ def _licence(licence: Licence) -> dict[str, Safe]:
     name, files = licence.id, Safe(" and ".join(map(code, licence.files)))
     if not files:
         words = f"{inline(name)}, says the recipe" if name else "none came with the original"
-        said = f"The recipe states {inline(name)}, but the original" if name else "The original"
+        start = f"The recipe states {inline(name)}, but the original" if name else "The original"
         return {
             "words": Safe(words),
             "sentence": Safe(
-                f"{said} came without a licence file, so there is none here. Ask its publisher "
+                f"{start} came without a licence file, so there is none here. Ask its publisher "
                 f"first."
             ),
         }

@@ -97,8 +97,8 @@ def peaks(usage: Mapping[str, float]) -> str:
     """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the
     files it mapped."""
     kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
-    said = [f"{words.gib(usage[name])} {kind}" for kind, name in kinds if usage.get(name)]
-    return f", peak {', '.join(said)}" if said else ""
+    parts = [f"{words.gib(usage[name])} {kind}" for kind, name in kinds if usage.get(name)]
+    return f", peak {', '.join(parts)}" if parts else ""
 
 
 def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[str, str]:
@@ -137,8 +137,8 @@ def fidelity_table(
     for metric in ROWS:
         if metric.name in values:
             value, unit = shown(metric, values[metric.name], metrics.stderr.get(metric.name))
-            told = metric.reads_as.format(**words) + _spread(metric, speed)
-            rows.append(Row(metric.kind, metric.name, metric.title, value, unit, told))
+            reading = metric.reads_as.format(**words) + _spread(metric, speed)
+            rows.append(Row(metric.kind, metric.name, metric.title, value, unit, reading))
     return rows
 
 

@@ -193,7 +193,7 @@ class Evaluation(Part, description.Evaluation):
 
 
 class Recipe(Part, description.Recipe):
-    """Of the recipe, what is read without being built again; ``again`` reads it whole."""
+    """Of the recipe, what is read without being built again; ``run.finished`` reads it whole."""
 
     backend: Line
     precision: Line

@@ -63,10 +63,10 @@ def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
 def _from_hub(manifest: Manifest, repo: Repository) -> Original:
     """The original as ``run`` had it: the same commit, the same published hashes."""
     try:
-        checkpoint, found = repository.checkpoint_of(repo)
-        step = repository.source_step(repo, found)
-        made = manifest.steps
-        if step.params != made.get("original", made["source"]).params:
+        checkpoint, view = repository.checkpoint_of(repo)
+        step = repository.source_step(repo, view)
+        steps = manifest.steps
+        if step.params != steps.get("original", steps["source"]).params:
             raise SourceError(
                 f"`{repo}` is published with other files than those this package was made from"
             )
@@ -75,4 +75,4 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None
-    return Original(checkpoint, step, found.licence)
+    return Original(checkpoint, step, view.licence)

@@ -103,13 +103,13 @@ def open_(folder: Path) -> Manifest:
     Raises:
         SourceError: it is no package, was changed, or holds what phipipe never packages.
     """
-    made = read_manifest(folder)
+    manifest = read_manifest(folder)
     if changed := manifests.verify(folder):
         raise SourceError(
             f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}"
         )
-    gate.pass_(folder, made)
-    return made
+    gate.pass_(folder, manifest)
+    return manifest
 
 
 def _copy(artifact: Path, out: Path) -> None:
@@ -141,27 +141,27 @@ def _copy(artifact: Path, out: Path) -> None:
 def _licence(source: Path, out: Path, stated: str | None) -> Licence:
     """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence,
     if known."""
-    found = sorted(
+    licences = sorted(
         {path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()}
     )
-    for path in found:
+    for path in licences:
         target = out / path.name
         if not target.exists():
             copy(path, target)
         elif target.read_bytes() != path.read_bytes():
             raise StepFailed(f"the artifact's `{path.name}` is not the source's")
-    texts = [path for path in found if path.name.upper().startswith("LICENSE")]
+    texts = [path for path in licences if path.name.upper().startswith("LICENSE")]
     recognised = (
         _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
     )
     known = stated or recognised or ("other" if texts else None)
-    return Licence(id=known, stated=stated is not None, files=[path.name for path in found])
+    return Licence(id=known, stated=stated is not None, files=[path.name for path in licences])
 
 
 def _recognised(text: str) -> str | None:
     words = " ".join(text.casefold().split())
     return next(
-        (name for name, said in KNOWN_LICENCES.items() if all(phrase in words for phrase in said)),
+        (name for name, parts in KNOWN_LICENCES.items() if all(part in words for part in parts)),
         None,
     )
 
@@ -236,12 +236,12 @@ def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:
     quoted = (
         text.encode("utf-8", "surrogatepass") for text in chain(answers, _texts(inputs["source"]))
     )
-    found = leaks.find(out, own, quoted)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    leaked = leaks.find(out, own, quoted)
+    if leaked:
+        more = f" (and {len(leaked) - 1} more)" if len(leaked) > 1 else ""
         raise StepFailed(
-            f"`{found[0].file}`, line {found[0].line}, holds a path of the build machine: "
-            f"`{found[0].path}`{more}",
+            f"`{leaked[0].file}`, line {leaked[0].line}, holds a path of the build machine: "
+            f"`{leaked[0].path}`{more}",
             hint="if it is in the checkpoint's own files, remove it there; else report a bug in "
             "phipipe",
         )

@@ -17,19 +17,19 @@ def shipped(inputs: Inputs, sanity: Sanity) -> dict[str, Json] | None:
     A changed template changes what the model is told, unseen. Formats that keep the template inside
     a binary file are compared by what they render, in ``evaluate``.
     """
-    wanted, found = template_of(inputs["source"]), template_of(inputs["artifact"])
-    if wanted is None and found is None:
+    wanted, kept = template_of(inputs["source"]), template_of(inputs["artifact"])
+    if wanted is None and kept is None:
         return None
-    if found is not None and found != wanted:
+    if kept is not None and kept != wanted:
         raise StepFailed(
             "the artifact's chat template is not the source's"
             + ("" if wanted else ", which has none"),
             hint="the converter changed it; do not ship this",
         )
-    if found is None and not sanity.chat_template_equal:
+    if kept is None and not sanity.chat_template_equal:
         raise StepFailed("the artifact lost the source's chat template")
     assert wanted is not None
-    compared = "text" if found is not None else "rendering"
+    compared = "text" if kept is not None else "rendering"
     return {
         "sha256": hashlib.sha256(wanted.encode()).hexdigest(),
         "equals_source": True,
@@ -47,14 +47,14 @@ def template_of(folder: Path) -> str | None:
         settings = (
             json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {}
         )
-        found = settings.get("chat_template") if isinstance(settings, dict) else None
-        if isinstance(found, list):
-            named = {entry["name"]: entry["template"] for entry in found}
+        template = settings.get("chat_template") if isinstance(settings, dict) else None
+        if isinstance(template, list):
+            named = {entry["name"]: entry["template"] for entry in template}
             return (
                 str(named["default"])
                 if set(named) == {"default"}
                 else json.dumps(named, sort_keys=True)
             )
-        if found:
-            return str(found)
+        if template:
+            return str(template)
     return None

@@ -15,7 +15,7 @@ from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models import first_layers
 from phipipe.plan import calibration, scoring, shipping, vision_steps
-from phipipe.plan import machine as venue
+from phipipe.plan import machine as machines
 from phipipe.plan.plan import Plan
 from phipipe.plan.targets import placed
 from phipipe.steps import Json, Step
@@ -117,10 +117,10 @@ def _evaluation(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
     """Score what stands for the artifact; the size is that of the artifact, which ships."""
     recipe, evaluated = plan.build.recipe, outputs.evaluated
     backend = backends.load(recipe.backend)
-    there = plan.api not in backend.emulated and venue.measured_there(
+    there = plan.api not in backend.emulated and machines.measured_there(
         plan.device, plan.api, backend
     )
-    toolchain, api = venue.opened_with(backend, plan.api, there)
+    toolchain, api = machines.opened_with(backend, plan.api, there)
     opened = scoring.Opened(
         toolchain=toolchain,
         api=api,
@@ -130,15 +130,15 @@ def _evaluation(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
         "evaluate", evaluated.name, recipe, opened, parameters=plan.whole.parameters
     )
     shipped = {"shipped": outputs.artifact.name} if outputs.twin else {}
-    machine = venue.machine(plan.device, api, plan.on_target) if step.measurement else ()
+    machine = machines.machine(plan.device, api, plan.on_target) if step.measurement else ()
     return replace(step, needs={**step.needs, **shipped}, after=checks, machine=machine)
 
 
 def _measurement(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
     """Time the artifact where its unit is, else what stands for it."""
     backend = backends.load(plan.build.recipe.backend)
-    there = venue.measured_there(plan.device, plan.api, backend)
-    toolchain, api = venue.opened_with(backend, plan.api, there)
+    there = machines.measured_there(plan.device, plan.api, backend)
+    toolchain, api = machines.opened_with(backend, plan.api, there)
     opened = scoring.Opened(
         toolchain=toolchain,
         api=api,
@@ -146,7 +146,7 @@ def _measurement(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step
     )
     timed = outputs.artifact if there else outputs.evaluated
     step = scoring.measure_step(timed.name, plan.build.recipe, opened)
-    machine = venue.machine(plan.device, api, plan.on_target)
+    machine = machines.machine(plan.device, api, plan.on_target)
     return replace(step, after=checks, machine=machine)
 
 

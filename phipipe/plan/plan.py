@@ -14,7 +14,7 @@ from phipipe.steps import Advice, Json, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that ``executor.run`` needs for one build; steps stand in an order that works."""
+    """Everything that ``dispatch`` needs for one build; steps stand in an order that works."""
 
     build: Build
     device: Device

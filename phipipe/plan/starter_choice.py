@@ -12,12 +12,12 @@ from phipipe.models import checkpoints
 from phipipe.plan.starter_source import Source
 from phipipe.recipe.device import Device
 from phipipe.recipe.document import read
+from phipipe.recipe.recipe import PRECISIONS
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
 
 # phipipe's own recipes, where it is not installed from a wheel.
 SHIPPED = Path(__file__).parents[2] / "recipes"
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
 
 
 def _preferred() -> list[str]:

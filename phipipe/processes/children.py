@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TextIO, TypedDict
 
 if TYPE_CHECKING:
     import psutil
@@ -133,3 +134,12 @@ def reap(process: subprocess.Popen[str], seen: Sequence[psutil.Process], seconds
         assert process.stdin is not None
         process.stdin.close()
         process.wait(seconds)
+
+
+def read_lines(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
+    """Put every line that a child writes into ``lines``, and an empty one at its end; a thread's
+    work."""
+    with contextlib.suppress(ValueError, OSError), stream:
+        for line in stream:
+            lines.put(line.strip())
+    lines.put("")

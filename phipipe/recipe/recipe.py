@@ -1,10 +1,9 @@
-"""What the user writes: frozen models, and ``load``, which reports every problem at once with its
-place."""
+"""What the user writes, as frozen models; ``loading`` reads a file into them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +15,7 @@ from phipipe.steps import Json
 from phipipe.suggestions import shorten
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the narrowest first
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"

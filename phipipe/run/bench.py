@@ -16,16 +16,17 @@ from phipipe import progress, steps
 from phipipe.errors import Interrupted, SourceError, StoreError
 from phipipe.evaluate.speed import host
 from phipipe.plan.plan import Plan
+from phipipe.progress import OnProgress
 from phipipe.run import why
 from phipipe.run.process import Request
-from phipipe.run.results import Forecast, OnProgress, Result, Results, Waiting
+from phipipe.run.results import Forecast, Result, Results, Waiting
 from phipipe.run.servers import Servers
 from phipipe.run.tools import Tools
 from phipipe.settings import Settings
 from phipipe.steps import Json, Step
-from phipipe.store import digests as outside
+from phipipe.store import digests as outside_digests
 from phipipe.store import downloads, keys
-from phipipe.store import shared as remote_store
+from phipipe.store import shared as shared_store
 from phipipe.store.records import Stored
 from phipipe.store.store import Store
 
@@ -47,7 +48,7 @@ class Bench:
         self._store = store
         self._servers = Servers(settings, store.root / "logs", threads)
         self._tools = Tools(settings, note, lambda: self._servers.stopped)
-        self.shared = remote_store.connect(settings, note)
+        self.shared = shared_store.connect(settings, note)
         self._history: why.History | None = None
 
     def here(self, step: Step) -> bool:
@@ -181,7 +182,7 @@ class Bench:
         if step.copies:
             (name, source), *_ = step.outside.items()
             if keys.tree_digest(keys.hash_tree(out)) != record["inputs"][name]:
-                outside.forget(source, self._store.root)
+                outside_digests.forget(source, self._store.root)
                 raise SourceError(
                     f"`{source.folder}` changed while it was read",
                     hint="run the same command again",
@@ -189,7 +190,8 @@ class Bench:
 
     def _record(self, step: Step, inputs: dict[str, str], before: Results) -> dict[str, Json]:
         digests = {
-            name: outside.digest(source, self._store.root) for name, source in step.outside.items()
+            name: outside_digests.digest(source, self._store.root)
+            for name, source in step.outside.items()
         }
         params = dict(step.params)
         for source in step.outside.values():

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 import psutil
 
@@ -26,11 +25,13 @@ from phipipe.processes.children import (
     kill_tree,
     own_group,
     python_command,
+    read_lines,
     reap,
     terminate,
 )
+from phipipe.progress import OnProgress
 from phipipe.run.endings import Ending, cannot_start, keep_log
-from phipipe.run.watch import OnProgress, Watch
+from phipipe.run.watch import Watch
 from phipipe.settings import Settings, child_environment
 from phipipe.steps import Json
 
@@ -238,7 +239,7 @@ class Server:
         self._guard = _start_guard(self._process.pid, self._home)
         self._ready, self._lines = False, queue.SimpleQueue()
         threading.Thread(
-            target=_read, args=(self._process.stdout, self._lines), daemon=True
+            target=read_lines, args=(self._process.stdout, self._lines), daemon=True
         ).start()
 
     def _wait(self, watch: Watch) -> int | None:
@@ -283,13 +284,6 @@ def _start_guard(pid: int, home: Path) -> subprocess.Popen[bytes]:
         env=child_environment(offline=True, keep_path=True),
         **own_group(),
     )
-
-
-def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
-    with contextlib.suppress(ValueError, OSError), stream:
-        for line in stream:
-            lines.put(line.strip())
-    lines.put("")
 
 
 def _read_response(folder: Path) -> dict[str, Json] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from phipipe.errors import PhipipeError
 from phipipe.evaluate import reports
 from phipipe.evaluate.reports import R
 from phipipe.plan.plan import Plan
+from phipipe.progress import OnProgress
 from phipipe.steps import Json, Step
 from phipipe.store.records import Stored
 
@@ -85,7 +86,6 @@ class Waiting:
 
 
 Results = Mapping[str, Result]  # input name → what fills it
-OnProgress = Callable[[int, int, str], None]
 
 
 class Workplace(Protocol):

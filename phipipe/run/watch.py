@@ -6,19 +6,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from phipipe import hardware
 from phipipe.processes.children import tree
+from phipipe.progress import OnProgress
 from phipipe.settings import Settings
 from phipipe.steps import Json
 
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
-
-OnProgress = Callable[[int, int, str], None]
 
 
 class Watch:

@@ -3,7 +3,7 @@ should, none hangs.
 
 A template is a program, a tokenizer a pile of patterns and replacements: ten characters of either
 can ask for all memory, or for ever. Whatever library reads them, it does so in a child
-(``limited_child``) with limits of CPU time and memory on every call; how such a child ended is told
+(``child``) with limits of CPU time and memory on every call; how such a child ended is told
 in one sentence. It starts with the first call and serves until nobody has the object any more.
 """
 
@@ -21,10 +21,9 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from phipipe.errors import PhipipeError, SourceError, StepFailed, StepKilled, ToolchainError
-from phipipe.processes.children import python_command
+from phipipe.processes.children import python_command, read_lines
 from phipipe.sandbox.watch import IMPORT, OPEN, RENDER, SAMPLE_S, Bounds, Watch, excess
 from phipipe.settings import child_environment
 from phipipe.steps import Json
@@ -120,7 +119,7 @@ class Child:
         process = _started()
         self._process, self._lines = process, queue.SimpleQueue()
         self._end = weakref.finalize(self, _finish, process)
-        threading.Thread(target=_read, args=(process.stdout, self._lines), daemon=True).start()
+        threading.Thread(target=read_lines, args=(process.stdout, self._lines), daemon=True).start()
         try:
             self._ask("import", [[*self._opening.imports, "jinja2.sandbox"]], IMPORT, "libraries")
             self._open()
@@ -244,13 +243,6 @@ def ending(code: int) -> str:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit code {code}" if code < 256 else f"exit code {code:#x}"
-
-
-def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
-    with contextlib.suppress(ValueError, OSError), stream:
-        for line in stream:
-            lines.put(line.strip())
-    lines.put("")
 
 
 def _finish(process: subprocess.Popen[str]) -> None:

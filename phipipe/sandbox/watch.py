@@ -6,12 +6,13 @@ import contextlib
 import time
 from dataclasses import dataclass
 
+from phipipe.words import MIB
+
 try:
     import psutil
 except ImportError:  # a toolchain of the user's own may lack it
     psutil = None  # type: ignore[assignment]
 
-MIB = 2**20
 SAMPLE_S = 0.05
 WALL_FACTOR, WALL_S = 15, 60.0  # a busy machine's seconds for one of CPU, and what is on top
 

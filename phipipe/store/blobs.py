@@ -16,6 +16,7 @@ from filelock import FileLock
 from phipipe import progress
 from phipipe.store import files, refusals
 from phipipe.store.keys import FileEntry
+from phipipe.words import MIB
 
 if TYPE_CHECKING:
     from phipipe.store.bucket import Bucket
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 # Bytes of an object at most: what a dying connection costs. Another number is another layout.
 PIECE = 16 * 2**20
 UPLOADS = 4  # pieces that are sent side by side
-MIB = 2**20
 PARTS_DAYS = 7  # unfinished downloads that nobody has gone on with for so long are removed
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.store import claims, downloads, refusals
-from phipipe.store import files as collect
+from phipipe.store import files as store_files
 from phipipe.store.downloads import Download
 from phipipe.store.pins import Pins
 from phipipe.store.quarantine import Quarantine
@@ -47,7 +47,7 @@ class Collector:
         """
         with refusals.guard(self.root), claims.gate(self.root), downloads.idle(self.root) as idle:
             partial, busy = idle
-            sizes = {path.name: collect.size_of(path) for path in self.trees.folder.iterdir()}
+            sizes = {path.name: store_files.size_of(path) for path in self.trees.folder.iterdir()}
             sizes |= {name: download.size_bytes for name, download in partial.items()}
             records = self.records.last_uses()
             uses = [*records.values(), *((name, d.used_ns) for name, d in partial.items())]
@@ -57,13 +57,13 @@ class Collector:
             dropped = [path for path, (digest, _) in records.items() if digest not in kept]
             trash = list(self.quarantine.folder.iterdir())
             freed = sum(sizes[digest] for digest in removed)
-            freed += sum(map(collect.size_of, [*dropped, *trash]))
+            freed += sum(map(store_files.size_of, [*dropped, *trash]))
             if not dry_run:
                 self._take_out(removed, dropped, partial, trash)
         if not dry_run:
             with refusals.guard(self.root):
                 for path in trash:
-                    collect.remove(path)
+                    store_files.remove(path)
         return GcReport(removed, freed, sum(sizes[digest] for digest in kept))
 
     def _take_out(

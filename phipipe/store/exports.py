@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phipipe.errors import StoreError
 from phipipe.store import claims, keys
-from phipipe.store import files as collect
+from phipipe.store import files as store_files
 
 
 def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
@@ -42,9 +42,9 @@ def export(source: Path, times: Mapping[str, int], target: Path) -> None:
         for path, mtime_ns in times.items():
             copied = aside / "new" / path
             copied.parent.mkdir(parents=True, exist_ok=True)
-            collect.copy(source / path, copied)
+            store_files.copy(source / path, copied)
             os.utime(copied, ns=(mtime_ns, mtime_ns))
-        collect.flush_tree(aside / "new", times)
+        store_files.flush_tree(aside / "new", times)
         _swap(aside / "new", target, aside / "old")
 
 
@@ -59,4 +59,4 @@ def _swap(new: Path, target: Path, old: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-    collect.flush_folder(target.parent)
+    store_files.flush_folder(target.parent)

@@ -1,1 +1,1 @@
-"""The parts of models that see."""
+"""Models that see: their eyes, the pictures they are shown, their language model cut out."""

@@ -174,7 +174,7 @@ def test_without_olive_nothing_changes() -> None:
 )
 def test_rotations_are_hadamards_where_olive_has_one(size: int, there: bool) -> None:
     assert olive.has_hadamard(size) is there
-    (step,) = olive.rotations("quarot", recipe(), checkpoint(head_size=size))
+    (step,) = olive.rotations("quarot", checkpoint(head_size=size))
     assert step.params["mode"] == ("hadamard" if there else "random")
 
 

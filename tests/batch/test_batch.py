@@ -21,10 +21,10 @@ from testing.recipes import write
 from testing.shell import Run
 
 from phipipe import backends
-from phipipe.batch import accept, batch, boards, report, selection
+from phipipe.batch import accept, batch, report, selection
 from phipipe.batch import folder as batch_folder
 from phipipe.batch.selection import Wanted
-from phipipe.board import file
+from phipipe.board import file, gathering
 from phipipe.errors import (
     PhipipeError,
     RecipeError,
@@ -549,7 +549,7 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
         "b",
     }
     assert sorted(path.name for path in (Path("batch") / "boards").iterdir()) == pages
-    (page,) = boards.of_paths([Path("batch/boards/script.json")])
+    (page,) = gathering.of_paths([Path("batch/boards/script.json")])
     assert page.name == "b"
     written = (Path("batch") / "boards" / "script.html").stat().st_ino
     FIGURES["a"] = {"kld_mean": 0.01}

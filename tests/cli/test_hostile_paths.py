@@ -18,8 +18,8 @@ from testing import hostile_paths, small_package
 from testing.drive import PATHS
 
 from phipipe import backends
-from phipipe.batch import boards, selection, timetable
-from phipipe.board import entry
+from phipipe.batch import selection, timetable
+from phipipe.board import entry, gathering
 from phipipe.cli import files as cli_files
 from phipipe.errors import RecipeError, SourceError, StoreError
 from phipipe.files import user_paths
@@ -177,11 +177,11 @@ def test_what_is_in_the_place_of_a_file_that_is_written_never_hangs_or_is_writte
         occupied(name)
     for kind in ("pipe", "link", "loop", "folder"):
         with contextlib.suppress(StoreError):
-            boards.write(entries, tmp_path / f"board.html-{kind}", "title")
+            gathering.write(entries, tmp_path / f"board.html-{kind}", "title")
         with contextlib.suppress(StoreError):
             timetable.write({"nightly.service": "text"}, tmp_path / f"nightly.service-{kind}")
         with contextlib.suppress(SourceError):
-            boards.of_paths([tmp_path / f"board.json-{kind}"])
+            gathering.of_paths([tmp_path / f"board.json-{kind}"])
         if kind != "link":  # a link of the user's own is followed where a file is named outright
             with pytest.raises(RecipeError):
                 cli_files.save(tmp_path / f"board.json-{kind}" / "board.json", "text")

@@ -21,8 +21,8 @@ from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import take
 from phipipe.models.any_model import ANY_MODEL
 from phipipe.plan import plans, targets
-from phipipe.plan.starter_choice import PRECISIONS
 from phipipe.recipe import device, loading, recipe
+from phipipe.recipe.recipe import PRECISIONS
 
 HEAD = (
     "name: x\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nbackend: "

@@ -23,6 +23,7 @@ from phipipe.hub import failures, take
 from phipipe.output import documents
 from phipipe.plan import planning, plans, starter, starter_choice, targets
 from phipipe.recipe import device
+from phipipe.recipe.recipe import PRECISIONS
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 
@@ -72,7 +73,7 @@ def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_ot
     assert len({backends.load(name).rank for name in backends.names()}) == len(backends.names())
     target = device.load("core-ultra-2")
     for backend in backends.names():
-        for precision in starter_choice.PRECISIONS:
+        for precision in PRECISIONS:
             path = tmp_path / f"{backend}-{precision}.yaml"
             works = any(precision in backends.able(backend, target, unit) for unit in target.units)
             if works:

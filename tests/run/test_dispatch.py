@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,8 @@ from phipipe.errors import (
     ToolchainError,
 )
 from phipipe.plan.plan import Plan
-from phipipe.run import bench as executor
 from phipipe.run import dispatch, nodes, servers, todo
+from phipipe.run.bench import Bench
 from phipipe.run.dispatch import attempt
 from phipipe.run.manner import Manner, default_jobs
 from phipipe.run.nodes import graph, labels
@@ -39,7 +38,6 @@ from phipipe.steps import Outside, Step
 from phipipe.store.store import Store
 from phipipe.toolchains import environments as toolchain
 
-GATE = threading.Event()
 STEPS = {"work": f"{__name__}:work"}
 
 
@@ -338,7 +336,7 @@ def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_bench_starts_nothing(store: Store, python_of: Callable[[str], Path]) -> None:
     python_of("torch")
-    bench = executor.Bench(store, Settings.read(), print)
+    bench = Bench(store, Settings.read(), print)
     bench.stop()
     one = replace(step("x"), toolchain="torch")
     waiting = bench.look(one, {}, {})
@@ -493,7 +491,7 @@ def test_a_worker_is_kept_as_long_as_steps_of_its_toolchain_are_to_come(
     assert found[0][1] == found[1][1]
 
 
-class Elsewhere(executor.Bench):
+class Elsewhere(Bench):
     """As if another machine did the steps."""
 
     def here(self, step: Step) -> bool:

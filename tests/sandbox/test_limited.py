@@ -24,7 +24,8 @@ from phipipe.models import checkpoints
 from phipipe.processes.children import python_command
 from phipipe.sandbox import chat_templates, template_files, watch
 from phipipe.sandbox.limited import Child, Opening, Raised
-from phipipe.sandbox.watch import MIB, RENDER, Bounds
+from phipipe.sandbox.watch import RENDER, Bounds
+from phipipe.words import MIB
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 CHAT = [{"role": "user", "content": "Say hi."}]

@@ -21,7 +21,7 @@ from testing.shared_store import SECRET, bucket
 from phipipe.errors import RecipeError, ToolchainError
 from phipipe.settings import Settings
 from phipipe.store import blobs, keys, turns
-from phipipe.store import shared as remote_store
+from phipipe.store import shared as shared_store
 from phipipe.store.blobs import Blobs
 from phipipe.store.bucket import Bucket
 from phipipe.store.shared import SharedStore
@@ -420,7 +420,7 @@ def test_nobody_there_is_no_failure_and_secrets_are_not_told(
 
 def test_a_secret_in_an_error_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
-    assert SECRET not in remote_store.describe(
+    assert SECRET not in shared_store.describe(
         ValueError(f"denied for {SECRET}\n\nDebug source:\n{SECRET}")
     )
 
@@ -452,9 +452,9 @@ def test_without_obstore_it_is_said_how_to_get_it(
     monkeypatch.setitem(sys.modules, "obstore", None)
     settings = Settings.read({"PHIPIPE_REMOTE": tmp_path.as_uri()})
     with pytest.raises(ToolchainError) as missing:
-        remote_store.connect(settings, print)
+        shared_store.connect(settings, print)
     assert "phipipe[remote]" in str(missing.value.hint)
-    assert remote_store.connect(Settings.read({}), print) is None
+    assert shared_store.connect(Settings.read({}), print) is None
 
 
 def test_results_that_a_local_step_never_had_are_stored_as_ever(url: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from testing.tiers import sizes
 
 from phipipe.errors import StepFailed, StoreError
-from phipipe.store import files as collect
+from phipipe.store import files as store_files
 from phipipe.store import keys
 from phipipe.store.records import Damaged, Records, Stored
 from phipipe.store.store import Store
@@ -197,13 +197,13 @@ def test_a_hard_linked_output_gets_a_life_of_its_own(store: Store, tmp_path: Pat
 def test_a_file_that_changes_while_it_is_stored_is_noticed(
     store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal = collect.seal
+    seal = store_files.seal
 
     def late_writer(folder: Path, paths: Any) -> None:
         spoil(folder / "model.bin", keep_times=False)
         seal(folder, paths)
 
-    monkeypatch.setattr(collect, "seal", late_writer)
+    monkeypatch.setattr(store_files, "seal", late_writer)
     put(store)
     assert Store(root).lookup(key()) is None
 
@@ -344,7 +344,7 @@ def test_a_damaged_record_is_put_aside(store: Store, root: Path, notes: list[str
 def test_a_record_that_points_nowhere_is_dropped(store: Store, root: Path) -> None:
     first = put(store, 1)
     put(store, 2)
-    collect.remove(first.path)
+    store_files.remove(first.path)
     assert store.lookup(key(2)) is None
     assert [record["key"] for record in store.records()] == [key(1)]
 
@@ -353,7 +353,7 @@ def test_what_was_replaced_since_it_was_seen_is_not_put_aside(store: Store, root
     """Two processes find the same damage; the slower one must not throw away what the faster one
     has rebuilt."""
     stored = put(store)
-    seen = collect.identity(stored.path)
+    seen = store_files.identity(stored.path)
     stored.path.rename(root / "quarantine" / "by another")
     stored = put(store)
     store._quarantine.put(stored.path, seen, "damaged")
@@ -398,7 +398,7 @@ def test_verify_finds_every_damage_once_and_then_none(store: Store, root: Path) 
     put(store, 3, {"f": b"r"})
     spoil(bad.path / "f", keep_times=True)
     spoil(root / "actions" / f"{key(3)}.json", keep_times=True)
-    collect.remove(lost.path)
+    store_files.remove(lost.path)
     (root / "objects" / "rubbish").write_text("x")
     findings = Store(root).verify()
     assert (
@@ -553,7 +553,7 @@ def test_a_copy_is_made_once(store: Store, tmp_path: Path) -> None:
     assert not store.materialise(stored, target)
     assert snapshot(target) == before
     assert names(target.parent) == ["package"]
-    assert {o["path"]: o["mtime_ns"] for o in stored.outputs} == collect.times(target)
+    assert {o["path"]: o["mtime_ns"] for o in stored.outputs} == store_files.times(target)
     (target / "model" / "weights.bin").write_bytes(b"the copy is the user's own")
 
 
@@ -610,7 +610,7 @@ def test_what_a_killed_copy_leaves_is_swept_by_the_next(
 ) -> None:
     stored, target = put(store, files=PACKAGE), tmp_path / "out" / "package"
     bystander = write(tmp_path / "out" / ".package.notes", {"a": b""})
-    function = getattr(collect, moment)
+    function = getattr(store_files, moment)
 
     def killed(path: Path, *rest: Any) -> None:
         if moment == "copy" or path == target.parent:
@@ -618,7 +618,7 @@ def test_what_a_killed_copy_leaves_is_swept_by_the_next(
         function(path, *rest)
 
     def dies() -> None:
-        setattr(collect, moment, killed)
+        setattr(store_files, moment, killed)
         Store(root).materialise(stored, target)
 
     assert fork(dies) == -signal.SIGKILL

@@ -72,7 +72,7 @@ def digests(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def build(store: Store, number: int, counter: Path | None = None, work_s: float = 0.0) -> Stored:
-    """As the executor does it: look, lock, look again, build aside, commit."""
+    """As the bench does it: look, lock, look again, build aside, commit."""
     if stored := store.lookup(key(number)):
         return stored
     with store.lock(key(number)):

@@ -212,16 +212,6 @@ def unpickle(inputs: Inputs, out: Path, params: Params) -> None:
     pickle.loads(b"cposix\nsystem\n(S'touch " + str(out / "canary").encode() + b"'\ntR.")
 
 
-def load_with_torch(inputs: Inputs, out: Path, params: Params) -> None:
-    import torch
-
-    torch.save({"weight": torch.ones(2)}, out / "model.pt")
-    try:
-        torch.load(out / "model.pt", weights_only=params["weights_only"])
-    finally:
-        (out / "model.pt").unlink()
-
-
 def use_a_process_pool(inputs: Inputs, out: Path, params: Params) -> None:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor

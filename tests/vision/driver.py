@@ -1,4 +1,4 @@
-"""Runs in a toolchain with torch: ``python vision_driver.py FOLDER`` (what ``vision_checkpoints``
+"""Runs in a toolchain with torch: ``python driver.py FOLDER`` (what ``vision_checkpoints``
 left) prints JSON.
 
 ``clip``: how far the tower's patches lie from transformers' CLIP, as a share of the largest value.

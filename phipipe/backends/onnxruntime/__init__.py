@@ -88,7 +88,7 @@ def steps(job: Job[Options]) -> list[Step]:
     """
     recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     rotation = options.rotate if recipe.precision in BITS else None
-    before = olive.rotations(rotation, recipe, checkpoint)
+    before = olive.rotations(rotation, checkpoint)
     source = before[-1].name if before else "source"
     # a large model's weights are not written out before they are rounded: quantize reads them in
     # the checkpoint

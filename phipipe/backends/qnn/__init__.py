@@ -55,7 +55,7 @@ def steps(job: Job[Options]) -> list[Step]:
     parts = options.parts or parts_of(checkpoint)
     size = sizes(recipe, options, checkpoint, bits, parts)
     small = checkpoint.parameters <= EMULATED_PARAMETERS
-    before = olive.rotations(options.rotate, recipe, checkpoint)
+    before = olive.rotations(options.rotate, checkpoint)
     source = before[-1].name if before else "source"
     return [
         *before,

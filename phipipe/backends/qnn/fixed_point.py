@@ -229,7 +229,7 @@ def _open_output(graph: GraphProto, name: str, stored: Scale) -> None:
     renamed = {name: f"{name}_float", last.input[0]: name}
     for node in graph.node:
         node.input[:] = [renamed.get(read, read) for read in node.input]
-        node.output[:] = [renamed.get(made, made) for made in node.output]
+        node.output[:] = [renamed.get(written, written) for written in node.output]
 
 
 def _store(graph: GraphProto, node: NodeProto, stored: Scale) -> None:

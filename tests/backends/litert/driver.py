@@ -1,4 +1,4 @@
-"""Runs in the litert toolchain: ``python litert_driver.py FOLDER`` leaves FOLDER/facts.json.
+"""Runs in the litert toolchain: ``python driver.py FOLDER`` leaves FOLDER/facts.json.
 
 One process for all checks of test_litert.py. FOLDER holds what the torch toolchain made (see the
 test's fixture).

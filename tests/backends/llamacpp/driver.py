@@ -1,7 +1,7 @@
 """Runs in the torch toolchain's Python and in llama.cpp's: makes GGUFs with phipipe's steps, and
 looks at them.
 
-    python llamacpp_driver.py FOLDER torch|llamacpp
+    python driver.py FOLDER torch|llamacpp
 
 Writes ``FOLDER/<toolchain>.json``.
 """

@@ -1,4 +1,4 @@
-"""Runs in the mlx toolchain: ``python mlx_driver.py FOLDER`` leaves FOLDER/facts.json.
+"""Runs in the mlx toolchain: ``python driver.py FOLDER`` leaves FOLDER/facts.json.
 
 One process for all checks of test_mlx.py. FOLDER holds what the torch toolchain made before (see
 the test's fixture).

@@ -1,4 +1,4 @@
-"""Runs in the onnxruntime toolchain: ``python onnxruntime_driver.py FOLDER`` leaves
+"""Runs in the onnxruntime toolchain: ``python driver.py FOLDER`` leaves
 FOLDER/facts.json.
 
 One process for all checks of test_onnxruntime.py, since importing torch and transformers takes most

@@ -1,4 +1,4 @@
-"""Runs in the openvino toolchain: ``python openvino_driver.py FOLDER`` leaves FOLDER/facts.json.
+"""Runs in the openvino toolchain: ``python driver.py FOLDER`` leaves FOLDER/facts.json.
 
 One process for all checks of test_openvino.py, since importing torch and optimum takes most of the
 time.

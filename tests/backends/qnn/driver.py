@@ -1,4 +1,4 @@
-"""Runs in the qnn toolchain: ``python qnn_driver.py FOLDER`` leaves FOLDER/facts.json.
+"""Runs in the qnn toolchain: ``python driver.py FOLDER`` leaves FOLDER/facts.json.
 
 One process for all checks of test_qnn.py. FOLDER holds checkpoints and what transformers makes of
 them (see there).

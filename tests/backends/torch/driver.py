@@ -1,4 +1,4 @@
-"""Runs in the torch toolchain: ``python torch_driver.py FOLDER`` leaves FOLDER/facts.json.
+"""Runs in the torch toolchain: ``python driver.py FOLDER`` leaves FOLDER/facts.json.
 
 One process for all checks of test_torch.py, under the worker's own restrictions (no pickles, no
 network).

@@ -25,12 +25,12 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
     for outcome in outcomes:
         build = outcome.plan.build
         if outcome.error is not None:
-            told, target = (
+            facts, target = (
                 (build.name, build.recipe.backend, build.recipe.precision),
                 outcome.plan.device.title,
             )
             entries.append(
-                board_entry.failed(*told, outcome.error.message, target, outcome.plan.api)
+                board_entry.failed(*facts, outcome.error.message, target, outcome.plan.api)
             )
         elif outcome.package is not None:
             entries.append(board_entry.from_manifest(package.read_manifest(outcome.package)))

@@ -11,15 +11,16 @@ import pytest
 from testing import documents
 from testing.boards import entry, nineteen
 
-from phipipe.batch import boards
-from phipipe.board import board
+from phipipe.board import board, gathering
 from phipipe.errors import SourceError
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A folder with a board of two builds."""
-    boards.write([entry("small", 4.5, 0.02), entry("close", 8.5, 1e-4)], tmp_path / "board", "Two")
+    gathering.write(
+        [entry("small", 4.5, 0.02), entry("close", 8.5, 1e-4)], tmp_path / "board", "Two"
+    )
     return tmp_path / "board"
 
 
@@ -34,9 +35,9 @@ def test_a_board_is_three_files_that_say_the_same(made: Path) -> None:
 
 def test_boards_are_read_back_from_file_and_folder(made: Path) -> None:
     names = {"small", "close"}
-    assert {e.name for e in boards.of_paths([made])} == names
-    assert {e.name for e in boards.of_paths([made / "board.json"])} == names
-    assert len(board.ranked(boards.of_paths([made, made]))) == 4
+    assert {e.name for e in gathering.of_paths([made])} == names
+    assert {e.name for e in gathering.of_paths([made / "board.json"])} == names
+    assert len(board.ranked(gathering.of_paths([made, made]))) == 4
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_what_is_no_board_is_named(
         path.write_bytes(content)
     given = path.parent if name.endswith("manifest.json") else path
     with pytest.raises(SourceError) as caught:
-        boards.of_paths([given])
+        gathering.of_paths([given])
     assert words in caught.value.message
     assert given.name in caught.value.message
 
@@ -69,7 +70,7 @@ def test_what_is_no_board_is_named(
 def test_what_does_not_compare_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     entries = [entry("one"), entry("two", text_digest="c" * 64)]
     with pytest.raises(SourceError, match="evaluation text differs"):
-        boards.write(entries, tmp_path / "board", "Two")
+        gathering.write(entries, tmp_path / "board", "Two")
     assert not (tmp_path / "board").exists()
 
 
@@ -92,7 +93,7 @@ def test_the_command_prints_the_table_the_answer_and_where_the_page_is(
 
 
 def test_the_command_answers_for_every_device(tmp_path: Path) -> None:
-    boards.write(nineteen(), tmp_path / "board", "Nineteen")
+    gathering.write(nineteen(), tmp_path / "board", "Nineteen")
     said = compare(tmp_path / "board", "--out", tmp_path / "again").stdout.splitlines()
     assert [line.partition(": ship ")[0] for line in said if ": ship " in line] == [
         "CPU (x86-64)",
