@@ -18,6 +18,7 @@ from phipipe import backends
 from phipipe.board import entry
 from phipipe.cli.listeners import Silent
 from phipipe.errors import GateFailed, TargetError
+from phipipe.evaluate.reports import Metrics, Vision
 from phipipe.hub import take
 from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
@@ -214,9 +215,11 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     settings = Settings(cache=store.root, toolchains=toolchains)
     (done,) = dispatch.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
     assert done.error is None
-    found = done.load("vision-evaluate", "vision.json")["metrics"]
-    assert found == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)
-    assert done.load("evaluate", "metrics.json")["metrics"]["bits_per_weight"] == pytest.approx(
+    pictures, fidelity = done.load("vision-evaluate", Vision), done.load("evaluate", Metrics)
+    assert pictures is not None
+    assert fidelity is not None
+    assert pictures.metrics == pytest.approx(seen(builds["int4"])["metrics"], rel=1e-4)
+    assert fidelity.metrics["bits_per_weight"] == pytest.approx(
         json.loads((package / manifest.NAME).read_text("utf-8"))["fidelity"]["metrics"][
             "bits_per_weight"
         ],
