@@ -27,10 +27,10 @@ from phipipe import backends
 from phipipe.batch import batch, selection
 from phipipe.batch.selection import Wanted
 from phipipe.cli.listeners import Silent
+from phipipe.execution import dispatch
+from phipipe.execution.nodes import graph
 from phipipe.hub import take
-from phipipe.plan.plan import Plan
-from phipipe.run import dispatch
-from phipipe.run.nodes import graph
+from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store

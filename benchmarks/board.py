@@ -25,11 +25,11 @@ from pathlib import Path
 from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
-from phipipe.plan import planning
-from phipipe.plan.plan import Plan
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Manner
+from phipipe.planning import preparation
+from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
-from phipipe.run import dispatch
-from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -63,7 +63,7 @@ def plans(extra: str = "") -> list[Plan]:
         path = Path(folder) / "board.yaml"
         path.write_text(RECIPE.read_text("utf-8") + extra, "utf-8")
         whole = [
-            planning.prepare(build) for build in loading.load(path, options=backends.OptionsOf())
+            preparation.prepare(build) for build in loading.load(path, options=backends.OptionsOf())
         ]
     return [
         replace(p, steps=tuple(replace(s, after=()) for s in p.steps if s.name in MAKING))

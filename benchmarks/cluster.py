@@ -100,7 +100,7 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
     """So many steps, independent of each other, or in ``chains`` in which each needs the one
     before."""
     # Here, since every step's process imports this module.
-    from phipipe.plan.plan import Plan
+    from phipipe.planning.plan import Plan
     from phipipe.steps import Step
 
     built = []
@@ -126,8 +126,8 @@ def attempt(cache: Path, work: Any, url: str | None, jobs: int | None = None) ->
     """What digest each step has, done on the cluster at ``url``, or here."""
     from phipipe.cli.listeners import Silent
     from phipipe.cluster import client as cluster
-    from phipipe.run import dispatch
-    from phipipe.run.manner import Manner
+    from phipipe.execution import dispatch
+    from phipipe.execution.manner import Manner
     from phipipe.settings import Settings
     from phipipe.store.store import Store
 

@@ -30,12 +30,12 @@ import psutil
 from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.evaluate import speed
-from phipipe.plan import planning
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Manner
+from phipipe.execution.watch import memory_of
+from phipipe.planning import preparation
 from phipipe.processes import children
 from phipipe.recipe import loading
-from phipipe.run import dispatch
-from phipipe.run.manner import Manner
-from phipipe.run.watch import memory_of
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -81,7 +81,7 @@ def ours(source: Path, store: Store, settings: Settings, backend: str) -> Cost:
         text + f"{RECIPES[backend]}\nevaluate: {{text: {{builtin: stories}}}}\n", "utf-8"
     )
     (build,) = loading.load(path, options=backends.OptionsOf())
-    whole = planning.prepare(build)
+    whole = preparation.prepare(build)
     cost = Cost()
     # The first alone: storing the checkpoint is not converting it.
     for wanted in (("source",), ("source", *MAKING)):

@@ -23,12 +23,12 @@ import phipipe
 from phipipe import backends, steps
 from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed, TargetError
-from phipipe.plan.plan import Plan
+from phipipe.execution.dispatch import attempt
+from phipipe.execution.manner import Manner
+from phipipe.execution.process import Request, Server
+from phipipe.execution.results import Result
+from phipipe.planning.plan import Plan
 from phipipe.recipe import device
-from phipipe.run.dispatch import attempt
-from phipipe.run.manner import Manner
-from phipipe.run.process import Request, Server
-from phipipe.run.results import Result
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store

@@ -14,9 +14,9 @@ from phipipe.batch.folder import LATEST
 from phipipe.batch.selection import Item
 from phipipe.errors import GateFailed, PhipipeError, Skipped
 from phipipe.evaluate.reports import Metrics, Speed, Vision
+from phipipe.execution.results import Outcome
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.run.results import Outcome
 from phipipe.store import free_space, refusals
 
 SIZES, SPEEDS = metrics.names("size"), metrics.names("speed")

@@ -23,12 +23,12 @@ from phipipe.batch.accept import Done
 from phipipe.batch.folder import DIGITS, LOCK
 from phipipe.batch.selection import Item
 from phipipe.errors import PhipipeError, RecipeError, Skipped, StoreError
+from phipipe.execution import dispatch, preflight
+from phipipe.execution.manner import Engine, Manner
+from phipipe.execution.results import Listener
 from phipipe.package import manifest
-from phipipe.plan import planning
-from phipipe.plan.plans import ReadOnce
-from phipipe.run import dispatch, preflight
-from phipipe.run.manner import Engine, Manner
-from phipipe.run.results import Listener
+from phipipe.planning import preparation
+from phipipe.planning.plans import ReadOnce
 from phipipe.settings import Settings
 from phipipe.store import claims, free_space, refusals
 from phipipe.store.store import Store
@@ -54,7 +54,7 @@ def plan(
             continue
         try:
             _check_place(item.name, out)
-            item.plan = planning.prepare(item.build, read, elsewhere=elsewhere)
+            item.plan = preparation.prepare(item.build, read, elsewhere=elsewhere)
         except PhipipeError as error:
             item.error = error
     return (

@@ -39,8 +39,8 @@ from prefect.types.entrypoint import EntrypointType
 from phipipe import words
 from phipipe.batch import report as batch_report
 from phipipe.errors import RecipeError, SourceError, ToolchainError
+from phipipe.execution import event_words
 from phipipe.metrics import Metric
-from phipipe.run import event_words
 from phipipe.steps import Json
 
 FLOW = "phipipe-batch"

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from phipipe.batch.git_changes import Changes
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import inside, resolved
-from phipipe.plan.plan import Plan
+from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
 from phipipe.recipe.build import Build
 from phipipe.suggestions import shorten

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from phipipe.errors import SourceError
 from phipipe.evaluate.reports import Metrics, Sanity, Speed
+from phipipe.execution.results import Outcome
 from phipipe.metrics import names
 from phipipe.package import card, figures
 from phipipe.package.description import Description, Text
-from phipipe.run.results import Outcome
 
 ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
 SPEED = names("speed")

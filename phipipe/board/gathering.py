@@ -11,9 +11,9 @@ from phipipe.board import entry as board_entry
 from phipipe.board import text as board_text
 from phipipe.board.entry import Entry
 from phipipe.errors import PhipipeError, SourceError
+from phipipe.execution.results import Outcome
 from phipipe.files.json_files import read_bytes
 from phipipe.package import package
-from phipipe.run.results import Outcome
 from phipipe.store import claims, free_space, refusals
 
 NAME = "board.json"

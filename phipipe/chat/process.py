@@ -16,10 +16,10 @@ import psutil
 
 from phipipe import hardware
 from phipipe.errors import Interrupted, PhipipeError, StepKilled, ToolchainError, decoded
+from phipipe.execution.endings import NO_MEMORY
+from phipipe.execution.watch import memory_of
 from phipipe.processes import interrupts
 from phipipe.processes.children import kill_tree, python_command, tree
-from phipipe.run.endings import NO_MEMORY
-from phipipe.run.watch import memory_of
 from phipipe.sandbox import limited
 from phipipe.settings import Settings, child_environment
 from phipipe.steps import Json

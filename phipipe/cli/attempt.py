@@ -15,8 +15,8 @@ from phipipe.errors import SourceError
 
 if TYPE_CHECKING:
     from phipipe.board.entry import Entry
-    from phipipe.plan.plan import Plan
-    from phipipe.run.results import Outcome
+    from phipipe.execution.results import Outcome
+    from phipipe.planning.plan import Plan
 
 NARROWEST, WIDEST = 80, 160  # columns of a board
 
@@ -27,7 +27,7 @@ def check_room(plans: Sequence[Plan], place: Workplace, out: Path) -> None:
     Raises:
         TargetError, StoreError: it has too little memory or disk.
     """
-    from phipipe.run import preflight
+    from phipipe.execution import preflight
 
     refusal = preflight.refusal(plans, place.store, place.settings, out)
     if refusal is None:
@@ -54,8 +54,8 @@ def attempt(
         on: whose machines do them; None: this one.
     """
     from phipipe.cli import listeners
-    from phipipe.run import dispatch, events
-    from phipipe.run.manner import Manner
+    from phipipe.execution import dispatch, events
+    from phipipe.execution.manner import Manner
 
     settings, store = place
     names, stream = [plan.build.name for plan in plans], sys.stderr if LOG.as_events else None

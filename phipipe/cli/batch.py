@@ -79,7 +79,7 @@ def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done
     """Do the steps, show how they go, and record the run."""
     from phipipe.batch import batch as batches
     from phipipe.cli import listeners
-    from phipipe.run import events
+    from phipipe.execution import events
 
     settings, store = place
     plans = [item.plan for item in items if item.plan]

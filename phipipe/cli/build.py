@@ -19,7 +19,7 @@ from phipipe.errors import TargetError
 from phipipe.files.user_paths import Kind
 
 if TYPE_CHECKING:
-    from phipipe.run.results import Outcome
+    from phipipe.execution.results import Outcome
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
 ONLY = click.option(
@@ -56,7 +56,7 @@ def run(
     """Build, evaluate and package what a recipe describes. What is stored already is not done
     again."""
     from phipipe.cli import show
-    from phipipe.plan import plans as planner
+    from phipipe.planning import plans as planner
 
     place, elsewhere = store_of_user(), manner.on is not None
     with planning_on(manner.on):
@@ -102,9 +102,9 @@ def plan(
 ) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
     from phipipe.cli import show
-    from phipipe.plan import plans as planner
-    from phipipe.run import preflight
-    from phipipe.run.bench import Bench
+    from phipipe.execution import preflight
+    from phipipe.execution.bench import Bench
+    from phipipe.planning import plans as planner
 
     settings, store = store_of_user()
     plans = planner.planned(recipe, sets, only)

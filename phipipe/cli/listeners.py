@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from phipipe.cli.show import ending, heading, ready, warning_lines
 from phipipe.errors import PhipipeError
-from phipipe.plan.plan import Plan
-from phipipe.run.nodes import labels
-from phipipe.run.results import Listener, Result
+from phipipe.execution.nodes import labels
+from phipipe.execution.results import Listener, Result
+from phipipe.planning.plan import Plan
 from phipipe.visible import one_line, visible
 
 if TYPE_CHECKING:

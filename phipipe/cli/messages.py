@@ -42,7 +42,7 @@ def note(line: str) -> None:
 def complain(error: PhipipeError) -> None:
     """Say what went wrong and what to try, on stderr."""
     if LOG.as_events:
-        from phipipe.run.events import failure
+        from phipipe.execution.events import failure
 
         _event("error", **failure(error))
         return
@@ -62,7 +62,7 @@ def misused(error: click.ClickException) -> None:
 
 
 def _event(kind: str, /, **fields: object) -> None:
-    from phipipe.run.events import now
+    from phipipe.execution.events import now
 
     event = {"event": kind, "time": now(), **fields}
     click.echo(json_text(event, encoding=sys.stderr.encoding), err=True)

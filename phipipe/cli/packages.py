@@ -37,7 +37,7 @@ def eval_(
 ) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
     from phipipe.cli import show
-    from phipipe.run import finished
+    from phipipe.execution import finished
 
     place = store_of_user()
     planned = finished.plan_evaluation(
@@ -68,9 +68,9 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     from phipipe.board import entry, file
     from phipipe.cli import show
     from phipipe.evaluate.speed import host
+    from phipipe.execution import finished
     from phipipe.package import figures
     from phipipe.package.package import read_manifest
-    from phipipe.run import finished
 
     place = store_of_user()
     planned = finished.plan_measurement(package)

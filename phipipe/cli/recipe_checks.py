@@ -11,12 +11,12 @@ from pathlib import Path
 from phipipe import backends
 from phipipe.cli.doctor import COMPILER, INDEX, Check, compiled
 from phipipe.errors import PhipipeError
+from phipipe.execution import preflight
 from phipipe.package.card import MAIN_TOOLS
-from phipipe.plan import planning
-from phipipe.plan.plan import Plan
+from phipipe.planning import preparation
+from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
 from phipipe.recipe.build import Build
-from phipipe.run import preflight
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.toolchains import environments, uv_settings
@@ -38,7 +38,7 @@ def _build(
     path: Path, build: Build, settings: Settings, machine: Sequence[Check]
 ) -> Iterator[Check]:
     try:
-        plan = planning.prepare(build)
+        plan = preparation.prepare(build)
         store = Store(settings.cache, notify=lambda line: None)
         refusal = preflight.refusal([plan], store, settings, None) if settings.preflight else None
     except PhipipeError as error:

@@ -24,7 +24,7 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
     """Check recipes: every problem with file, line and column. Touches neither models nor
     network."""
     from phipipe.cli import validation
-    from phipipe.plan import targets
+    from phipipe.planning import targets
     from phipipe.recipe.build import Build
 
     results: list[tuple[Path, list[Build], PhipipeError | None]] = []
@@ -69,7 +69,7 @@ def init(
     as_json: bool,
 ) -> None:
     """Write a commented starter recipe that validates and plans."""
-    from phipipe.plan import starter
+    from phipipe.planning import starter
 
     written, notes = starter.write(
         recipe, device=device, precision=precision, backend=backend, source=source

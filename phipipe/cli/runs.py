@@ -13,7 +13,7 @@ from phipipe.cli.workplace import settings_of_user
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
-    from phipipe.run.past_runs import Run
+    from phipipe.execution.past_runs import Run
 
 ENDS = ("step_finished", "step_failed", "build_finished")  # events that `show` lists
 
@@ -28,8 +28,8 @@ def runs() -> None:
 def list_runs(as_json: bool) -> None:
     """List runs, the newest first."""
     from phipipe.cli import tables
+    from phipipe.execution import past_runs
     from phipipe.output import lists
-    from phipipe.run import past_runs
 
     rows = [lists.Run(**_fields(run)) for run in past_runs.runs(settings_of_user().cache)]
     answers.give(rows) if as_json else echo(tables.runs(rows))
@@ -41,8 +41,8 @@ def list_runs(as_json: bool) -> None:
 def show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
     from phipipe.cli import tables
+    from phipipe.execution import event_words, past_runs
     from phipipe.output import lists
-    from phipipe.run import event_words, past_runs
 
     run = past_runs.find(settings_of_user().cache, run_id)
     if as_json:
@@ -60,7 +60,7 @@ def show(run_id: str, as_json: bool) -> None:
 @AS_JSON
 def logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""
-    from phipipe.run import event_words, past_runs
+    from phipipe.execution import event_words, past_runs
 
     lines = past_runs.of_step(past_runs.find(settings_of_user().cache, run_id), step)
     if as_json:

@@ -8,10 +8,10 @@ from pathlib import Path
 from phipipe import words
 from phipipe.errors import PhipipeError
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
+from phipipe.execution.results import Forecast, Outcome, Result
 from phipipe.output import documents
 from phipipe.package import figures
-from phipipe.plan.plan import Plan
-from phipipe.run.results import Forecast, Outcome, Result
+from phipipe.planning.plan import Plan
 
 
 def heading(plan: Plan) -> str:

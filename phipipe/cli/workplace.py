@@ -9,7 +9,7 @@ from phipipe.cli.messages import note
 from phipipe.settings import Settings
 
 if TYPE_CHECKING:
-    from phipipe.run.manner import Engine
+    from phipipe.execution.manner import Engine
     from phipipe.store.store import Store
 
 

@@ -20,9 +20,9 @@ from phipipe import progress
 from phipipe.cluster import dask, worker
 from phipipe.cluster.scheduler import Scheduler
 from phipipe.errors import PhipipeError, RecipeError, StoreError, decoded
+from phipipe.execution.bench import Bench
+from phipipe.execution.results import Result, Results, Waiting
 from phipipe.progress import OnProgress
-from phipipe.run.bench import Bench
-from phipipe.run.results import Result, Results, Waiting
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.records import Damaged, Stored

@@ -22,9 +22,9 @@ from phipipe import __version__, progress
 from phipipe.cluster import dask
 from phipipe.cluster.resources import HOST
 from phipipe.errors import PhipipeError, RecipeError, StoreError, ToolchainError, encoded
+from phipipe.execution.bench import Bench
+from phipipe.execution.results import Result, Waiting
 from phipipe.progress import OnProgress
-from phipipe.run.bench import Bench
-from phipipe.run.results import Result, Waiting
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.shared import SharedStore

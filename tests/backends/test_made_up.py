@@ -172,10 +172,10 @@ from pathlib import Path
 
 from phipipe import backends
 from phipipe.cli.listeners import Silent
-from phipipe.plan.planning import prepare
+from phipipe.planning.preparation import prepare
 from phipipe.recipe import loading
-from phipipe.run.dispatch import attempt
-from phipipe.run.manner import Manner
+from phipipe.execution.dispatch import attempt
+from phipipe.execution.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 

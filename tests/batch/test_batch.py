@@ -31,15 +31,15 @@ from phipipe.errors import (
     StepFailed,
     StepKilled,
 )
+from phipipe.execution import preflight
+from phipipe.execution.nodes import graph
 from phipipe.package import manifest
-from phipipe.plan import planning
-from phipipe.plan.plan import Plan
+from phipipe.planning import preparation
+from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build
-from phipipe.run import preflight
-from phipipe.run.nodes import graph
 from phipipe.steps import Step
 
-PREPARE = planning.prepare  # the real one
+PREPARE = preparation.prepare  # the real one
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     FIGURES.clear()
     TROUBLE.clear()
     if "toolchains" not in request.fixturenames:  # that test is the real thing
-        monkeypatch.setattr(planning, "prepare", prepare)
+        monkeypatch.setattr(preparation, "prepare", prepare)
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_a_build_too_large_for_this_machine_is_refused_alone(
 
         return dataclasses.replace(step, memory_bytes=memory)
 
-    monkeypatch.setattr(planning, "prepare", large)
+    monkeypatch.setattr(preparation, "prepare", large)
     monkeypatch.setattr(preflight, "_others", lambda plan: [])
     write(tmp_path / "r", "a")
     write(tmp_path / "r", "b")
@@ -593,8 +593,8 @@ import os, sys
 sys.path.insert(0, sys.argv.pop(1))
 from testing import light_builds
 from phipipe import cli
-from phipipe.plan import planning
-planning.prepare = light_builds.prepare
+from phipipe.planning import preparation
+preparation.prepare = light_builds.prepare
 light_builds.package = lambda inputs, out, params: os._exit(9)
 cli.main()
 """

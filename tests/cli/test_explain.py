@@ -20,11 +20,11 @@ from phipipe import errors
 from phipipe.backends import rules
 from phipipe.cli import cli, explain, listeners, show
 from phipipe.errors import PhipipeError, RecipeError, TargetError
+from phipipe.execution import events, past_runs
+from phipipe.execution.results import Outcome
 from phipipe.models import remarks
 from phipipe.output import documents
-from phipipe.plan.plan import Plan
-from phipipe.run import events, past_runs
-from phipipe.run.results import Outcome
+from phipipe.planning.plan import Plan
 
 PACKAGE = Path(phipipe.__file__).parent
 RULES = {rule.id: rule for rule in explain.every_rule()}
@@ -68,7 +68,10 @@ def test_nobody_gives_advice_past_the_tables() -> None:
     advising = {
         p.name for p in PACKAGE.rglob("*.py") if re.search(r"\bAdvice\([^)]", p.read_text("utf-8"))
     }
-    assert advising == {"rules.py", "planning.py"}  # which repeats what ``remarks`` has a table of
+    assert advising == {
+        "rules.py",
+        "preparation.py",
+    }  # which repeats what ``remarks`` has a table of
 
 
 def test_every_exit_code_is_explained() -> None:

@@ -22,10 +22,10 @@ from phipipe.batch import selection, timetable
 from phipipe.board import entry, gathering
 from phipipe.cli import files as cli_files
 from phipipe.errors import RecipeError, SourceError, StoreError
+from phipipe.execution import finished
 from phipipe.files import user_paths
 from phipipe.files.user_paths import Kind
 from phipipe.package import manifest_schema
-from phipipe.run import finished
 from phipipe.store import exports
 
 LIMIT_S = 240.0  # for all of them together: a command that hangs is ended, and named

@@ -10,7 +10,7 @@ from testing.plans import planned
 
 from phipipe.cli import listeners
 from phipipe.errors import StepFailed, ToolchainError
-from phipipe.run.results import Listener, Result
+from phipipe.execution.results import Listener, Result
 from phipipe.store.records import Stored
 
 PLAN = planned()

@@ -20,7 +20,7 @@ from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import take
 from phipipe.models.any_model import ANY_MODEL
-from phipipe.plan import plans, targets
+from phipipe.planning import plans, targets
 from phipipe.recipe import device, loading, recipe
 from phipipe.recipe.recipe import PRECISIONS
 

@@ -503,7 +503,7 @@ def made(tmp_path: Path, url: str, **more: str) -> PhipipeError:
 
 def test_numbers_are_a_devices_own_where_a_worker_is_one() -> None:
     from phipipe import backends, hardware
-    from phipipe.plan import machine
+    from phipipe.planning import machine
     from phipipe.recipe import device
 
     mac, any_mac, backend = (

@@ -24,16 +24,16 @@ from testing.plans import planned
 
 from phipipe import backends
 from phipipe.errors import SourceError, StoreError
+from phipipe.execution import finished
+from phipipe.execution.bench import Bench
+from phipipe.execution.results import Result, Waiting
 from phipipe.hub import client, exchange, failures, pin
 from phipipe.hub import take as hub
 from phipipe.hub import view as hub_view
 from phipipe.hub.failures import Pace
 from phipipe.models import checkpoints
-from phipipe.plan.plan import Plan
+from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
-from phipipe.run import finished
-from phipipe.run.bench import Bench
-from phipipe.run.results import Result, Waiting
 from phipipe.settings import Settings
 from phipipe.store.records import Stored
 from phipipe.store.store import Store

@@ -28,9 +28,9 @@ from phipipe.hub.take import Original
 from phipipe.maintain import readme_tables
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
-from phipipe.plan.plan import Plan
-from phipipe.plan.planning import prepare
-from phipipe.plan.scoring import PARITY_KLD_MEAN
+from phipipe.planning.plan import Plan
+from phipipe.planning.preparation import prepare
+from phipipe.planning.scoring import PARITY_KLD_MEAN
 from phipipe.recipe import loading
 from phipipe.recipe.recipe import Source
 from phipipe.steps import Step

@@ -11,7 +11,7 @@ from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, fit
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.plan.plan import Plan
+from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 
 TINY = checkpoints.read(take.BUILTIN_MODELS["tiny-phi3"])

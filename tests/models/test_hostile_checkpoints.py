@@ -21,7 +21,7 @@ from testing.plans import planned as from_recipe
 from phipipe.errors import SourceError, TargetError
 from phipipe.files import json_files
 from phipipe.models import checkpoints, config_bounds, family, layouts, remarks
-from phipipe.plan.plan import Plan
+from phipipe.planning.plan import Plan
 
 # Each backend with a device and a precision that it has there.
 BUILDS = {

@@ -36,10 +36,10 @@ from phipipe.errors import (
     TargetError,
     kinds,
 )
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Manner
 from phipipe.output import documents as output
 from phipipe.recipe import device
-from phipipe.run import dispatch
-from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 

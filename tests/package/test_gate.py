@@ -18,11 +18,11 @@ from testing import hostile_packages, small_package
 
 from phipipe import backends, cli
 from phipipe.errors import PhipipeError, SourceError, StepFailed
+from phipipe.execution import finished
 from phipipe.files import file_names
 from phipipe.hub import take
 from phipipe.models import checkpoints
 from phipipe.package import gate, manifest_schema, package
-from phipipe.run import finished
 from phipipe.store.store import Store
 
 OPENING = (["chat", "--prompt", "hi"], ["eval"], ["measure"], ["compare"], ["verify"])

@@ -26,7 +26,7 @@ from phipipe.errors import (
     StoreError,
     ToolchainError,
 )
-from phipipe.run.process import Outcome, Request
+from phipipe.execution.process import Outcome, Request
 
 Run = Callable[..., Outcome]
 

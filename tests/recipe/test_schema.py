@@ -19,7 +19,7 @@ from testing.places import RECIPES, ROOT
 from phipipe import backends
 from phipipe.errors import PhipipeError
 from phipipe.metrics import METRICS
-from phipipe.plan import starter
+from phipipe.planning import starter
 from phipipe.recipe import device, loading, schema
 
 OPTIONS = backends.OptionsOf()

@@ -17,11 +17,11 @@ import pytest
 from testing import hostile_paths
 
 from phipipe.cli.listeners import Silent
-from phipipe.plan.plan import Plan
-from phipipe.run import events
-from phipipe.run.bench import Bench
-from phipipe.run.dispatch import attempt
-from phipipe.run.manner import Manner
+from phipipe.execution import events
+from phipipe.execution.bench import Bench
+from phipipe.execution.dispatch import attempt
+from phipipe.execution.manner import Manner
+from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.steps import Outside, Step
 from phipipe.store import digests, keys

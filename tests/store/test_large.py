@@ -16,13 +16,13 @@ import pytest
 from testing.plans import planned as from_recipe
 
 from phipipe.cli.listeners import Silent
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Manner
+from phipipe.execution.results import Outcome
 from phipipe.hub import take
 from phipipe.models import checkpoints, first_layers, tensor_places
 from phipipe.package.package import verify
-from phipipe.plan.plan import Plan
-from phipipe.run import dispatch
-from phipipe.run.manner import Manner
-from phipipe.run.results import Outcome
+from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 

@@ -14,7 +14,7 @@ from typing import Any
 from phipipe.batch import accept
 from phipipe.errors import GateFailed, StepFailed, TargetError
 from phipipe.package import manifest
-from phipipe.plan.plan import Plan
+from phipipe.planning.plan import Plan
 from phipipe.recipe import device as devices
 from phipipe.recipe.build import Build
 from phipipe.steps import Step
@@ -98,7 +98,7 @@ def _step(
 
 
 def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:
-    """In place of ``planning.prepare``: steps that take no time, by what the test says of this
+    """In place of ``preparation.prepare``: steps that take no time, by what the test says of this
     build."""
     recipe, name = build.recipe, build.name
     if TROUBLE.get(name) == "refused":

@@ -9,7 +9,7 @@ import sys
 
 from phipipe.cli import main
 from phipipe.evaluate import speed
-from phipipe.run import bench
+from phipipe.execution import bench
 
 if __name__ == "__main__":
     there = {**speed.host(), "processor": sys.argv.pop(1)}

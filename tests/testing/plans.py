@@ -13,11 +13,11 @@ from typing import Any
 from phipipe import backends
 from phipipe.cli.listeners import Silent
 from phipipe.errors import StepFailed
-from phipipe.plan import planning
-from phipipe.plan.plan import Plan
+from phipipe.execution import dispatch, events, past_runs
+from phipipe.execution.manner import Manner
+from phipipe.planning import preparation
+from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
-from phipipe.run import dispatch, events, past_runs
-from phipipe.run.manner import Manner
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
@@ -32,7 +32,7 @@ STEPS = {"work": f"{__name__}:work"}
 def planned(*sets: str, path: Path = QUICKSTART) -> Plan:
     """The plan of a recipe for one build, with ``sets`` laid on it."""
     (build,) = loading.load(path, sets=sets, options=backends.OptionsOf())
-    return planning.prepare(build)
+    return preparation.prepare(build)
 
 
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:

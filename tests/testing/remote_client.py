@@ -17,10 +17,10 @@ from typing import Any
 
 from phipipe import progress
 from phipipe.cli.listeners import Silent
-from phipipe.plan.plan import Plan
-from phipipe.run import dispatch
-from phipipe.run.manner import Engine, Manner
-from phipipe.run.results import Outcome
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Engine, Manner
+from phipipe.execution.results import Outcome
+from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from phipipe.execution.results import Outcome
 from phipipe.package import manifest
 from phipipe.package.package import verify
-from phipipe.plan.plan import Plan
-from phipipe.run.results import Outcome
+from phipipe.planning.plan import Plan
 from testing import plans
 
 RECIPE = """

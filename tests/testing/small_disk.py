@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from phipipe.errors import PhipipeError
-from phipipe.plan import starter
-from phipipe.run.process import Request, Server
+from phipipe.execution.process import Request, Server
+from phipipe.planning import starter
 from phipipe.settings import Settings
 from phipipe.store import refusals
 from phipipe.store.store import Store

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from phipipe.execution.process import Outcome, Request, Server
 from phipipe.progress import OnProgress
-from phipipe.run.process import Outcome, Request, Server
 from phipipe.settings import Settings
 from testing.clock import LOAD
 from testing.places import TESTS

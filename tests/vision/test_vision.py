@@ -19,12 +19,12 @@ from phipipe.board import entry
 from phipipe.cli.listeners import Silent
 from phipipe.errors import GateFailed, TargetError
 from phipipe.evaluate.reports import Metrics, Vision
+from phipipe.execution import dispatch, finished
+from phipipe.execution.manner import Manner
+from phipipe.execution.results import Outcome
 from phipipe.hub import take
 from phipipe.models import checkpoints, tensor_places
 from phipipe.package import manifest
-from phipipe.run import dispatch, finished
-from phipipe.run.manner import Manner
-from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import kinds, language

@@ -16,11 +16,11 @@ from testing.seeing import planned, seen
 
 from phipipe.cli.listeners import Silent
 from phipipe.errors import TargetError
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Manner
+from phipipe.execution.results import Outcome
 from phipipe.models import checkpoints
 from phipipe.package import manifest
-from phipipe.run import dispatch
-from phipipe.run.manner import Manner
-from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import kinds

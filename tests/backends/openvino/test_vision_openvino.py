@@ -12,10 +12,10 @@ from testing.drive import drive
 from testing.seeing import planned, seen
 
 from phipipe.cli.listeners import Silent
+from phipipe.execution import dispatch
+from phipipe.execution.manner import Manner
+from phipipe.execution.results import Outcome
 from phipipe.package import manifest
-from phipipe.run import dispatch
-from phipipe.run.manner import Manner
-from phipipe.run.results import Outcome
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 from phipipe.vision import pictures as vision_pictures

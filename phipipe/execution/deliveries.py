@@ -1,0 +1,57 @@
+"""Packages on their way out of the store, a few at a time."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from phipipe.errors import PhipipeError
+from phipipe.execution.aside import Aside
+from phipipe.execution.results import Result
+from phipipe.store.store import Store
+
+AT_ONCE = 4  # more would only wait for the disk
+
+
+class Deliveries:
+    """Used from the run's own thread alone; copies are made aside."""
+
+    def __init__(self, store: Store, aside: Aside) -> None:
+        self._store, self._aside = store, aside
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._copying = 0
+        self._under_way: set[int] = set()  # builds, also those that wait
+        self.damaged: Counter[int] = Counter()  # build → how often its package was found damaged
+
+    def __bool__(self) -> bool:
+        return bool(self._under_way)
+
+    def __contains__(self, build: int) -> bool:
+        return build in self._under_way
+
+    def add(
+        self,
+        build: int,
+        package: Result,
+        target: Path,
+        then: Callable[[int, Path, bool | PhipipeError], None],
+    ) -> None:
+        """Copy the ``package`` of ``build`` to ``target`` when its turn comes; ``then`` hears of
+        the end."""
+        self._under_way.add(build)
+
+        def end(result: bool | PhipipeError) -> None:
+            self._copying -= 1
+            self._under_way.discard(build)
+            then(build, target, result)
+
+        copy = partial(self._store.materialise, package.stored, target)
+        self._waiting.append(partial(self._aside.start, copy, end))
+
+    def start(self) -> None:
+        """Start what may be started."""
+        while self._waiting and self._copying < AT_ONCE:
+            self._copying += 1
+            self._waiting.popleft()()

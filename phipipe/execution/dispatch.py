@@ -1,0 +1,294 @@
+"""Order: the steps of one or many builds as one graph, independent ones side by side within a
+budget.
+
+A measurement runs alone on the machine. A toolchain is installed aside, while steps that do not
+need it go on. A build that fails keeps nobody else's steps from running.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from phipipe import hardware
+from phipipe.errors import PhipipeError, Skipped, StepFailed
+from phipipe.execution.aside import Aside
+from phipipe.execution.bench import Bench
+from phipipe.execution.deliveries import Deliveries
+from phipipe.execution.installs import Installs
+from phipipe.execution.manner import BUILD_ONLY, Manner, default_jobs
+from phipipe.execution.nodes import Node, graph
+from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workplace
+from phipipe.execution.servers import threads_per_server
+from phipipe.execution.todo import Todo
+from phipipe.planning.plan import Plan
+from phipipe.settings import Settings
+from phipipe.store import refusals
+from phipipe.store.records import Damaged
+from phipipe.store.store import Store
+
+REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
+MEMORY_SHARE = 0.8  # of what is free when the run starts: estimates are estimates
+AWAY = 256  # steps that other machines may be asked for at a time
+STOP_S = 10.0  # how long running steps may take to end after Ctrl-C
+
+
+def attempt(
+    plans: Sequence[Plan],
+    store: Store,
+    settings: Settings,
+    listener: Listener,
+    manner: Manner = BUILD_ONLY,
+) -> list[Outcome]:
+    """Run ``plans``. A build's failure ends in its outcome.
+
+    Raises:
+        StoreError: ``manner.out`` cannot be written.
+        Interrupted: somebody asked us to stop (KeyboardInterrupt passes, too); all that had started
+            is ended.
+    """
+    if manner.out is not None:
+        refusals.probe(manner.out)
+    jobs = manner.jobs or default_jobs()
+    with store.session():
+        # the steps of one build are nearly a chain
+        threads = threads_per_server(jobs if len(plans) > 1 else 1)
+        bench = (manner.engine or Bench)(store, settings, listener.note, threads)
+        return _Run(plans, store, bench, listener, replace(manner, jobs=jobs)).outcomes()
+
+
+class _Run:
+    """Everything here happens in the thread that calls ``outcomes``.
+
+    ``_queue`` holds steps that wait to be made, ``_running`` those that are.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        store: Store,
+        bench: Workplace,
+        listener: Listener,
+        manner: Manner,
+    ) -> None:
+        self._plans, self._bench, self._listener, self._manner = plans, bench, listener, manner
+        self._jobs, self._elsewhere = manner.jobs or 1, manner.engine is not None
+        whole = graph(plans)
+        self._names, self._todo = whole.names, Todo(whole)
+        self._outcomes = [Outcome(plan=plan) for plan in plans]
+        self._aside = Aside()
+        self._installs, self._deliveries = Installs(), Deliveries(store, self._aside)
+        self._memory_bytes = MEMORY_SHARE * hardware.available_bytes()
+        self._start = time.perf_counter()
+        self._queue: dict[str, Node] = {}
+        self._running: dict[str, Node] = {}
+
+    def outcomes(self) -> list[Outcome]:
+        """Run to the end; how each build ended."""
+        try:
+            while self._advance():
+                self._aside.handle()
+        except BaseException:
+            self._stop()
+            raise
+        if self._installs.going:  # nobody waits for it any more
+            self._stop()
+        self._bench.close()
+        for names, outcome in zip(self._names, self._outcomes, strict=True):
+            ends = [
+                (step, self._todo.nodes[names[step.name]].result) for step in outcome.plan.steps
+            ]
+            outcome.results = {
+                step.name: replace(result, step=step) for step, result in ends if result is not None
+            }
+        return self._outcomes
+
+    def _advance(self) -> bool:
+        """Start whatever can be; say whether there is anything left to wait for."""
+        for node in self._todo.take_fresh():  # cached ones open others
+            self._look(node)
+        if not any(node.step.measurement for node in self._here()):
+            for tool in self._installs.next(self._todo.is_due):
+                self._install(tool)
+        for measuring in (False, True):
+            self._launch_some(measuring)
+        self._deliveries.start()
+        in_use = {str(node.step.toolchain) for node in self._running.values()}
+        self._bench.dismiss(keep={*self._todo.tools, *in_use})
+        return bool(self._todo or self._running or self._deliveries)
+
+    def _look(self, node: Node) -> None:
+        """Find ``node``'s stored result, or what it takes to make it. Its key counts what its
+        toolchain has."""
+        try:
+            if tool := self._bench.lacks(node.step):
+                self._installs.wait(tool, node)
+                return
+            inputs, before = self._todo.inputs(node), self._todo.before(node)
+            result = self._bench.look(node.step, inputs, before)
+        except PhipipeError as error:
+            self._failed(node, error)
+            return
+        if isinstance(result, Waiting):
+            node.waiting = result
+            self._queue[node.identity] = node
+        else:
+            self._finished(node, result)
+
+    # Toolchains
+
+    def _install(self, tool: str) -> None:
+        self._listener.installing(tool)
+        start = time.perf_counter()
+
+        def end(result: PhipipeError | None) -> None:
+            self._listener.installed(tool, time.perf_counter() - start, result)
+            for node in self._installs.end(tool, result):
+                if result is None:
+                    self._todo.renew(node)
+                elif self._todo.is_due(node):
+                    self._failed(node, result)
+
+        self._aside.start(partial(self._bench.prepare, tool), end)
+
+    # Steps that are made
+
+    def _launch_some(self, measuring: bool) -> None:
+        """Launch what waits, fits and is a measurement or not."""
+        if not self._takes_more():
+            return
+        for node in [n for n in self._queue.values() if n.step.measurement == measuring]:
+            if not self._todo.is_due(node):  # an input was found damaged, or nobody wants it
+                node.waiting = None
+                del self._queue[node.identity]
+            elif self._fits(node):
+                del self._queue[node.identity]
+                self._launch(node)
+            if not self._takes_more():
+                return
+
+    def _takes_more(self) -> bool:
+        return self._elsewhere or self._has_room()
+
+    def _has_room(self) -> bool:
+        here = self._here()
+        return len(here) < self._jobs and not any(n.step.measurement for n in here)
+
+    def _here(self) -> list[Node]:
+        """Steps that run on this machine."""
+        return [node for node in self._running.values() if self._bench.here(node.step)]
+
+    def _fits(self, node: Node) -> bool:
+        here = self._here()
+        if not self._bench.here(node.step):
+            return len(self._running) - len(here) < AWAY
+        if not self._has_room():
+            return False
+        if node.step.measurement:
+            return not here and not self._installs.going
+        if not here:
+            return True
+        needed = sum(n.step.memory_bytes for n in here) + node.step.memory_bytes
+        return needed <= self._memory_bytes
+
+    def _launch(self, node: Node) -> None:
+        waiting, inputs = node.waiting, self._todo.inputs(node)
+        assert waiting is not None
+        node.running = True
+        self._running[node.identity] = node
+        self._listener.started(node.label, waiting.why)
+
+        def progress(done: int, total: int, unit: str) -> None:
+            self._aside.call(partial(self._listener.progress, node.label, done, total, unit))
+
+        work = partial(self._bench.make, waiting, inputs, progress)
+        self._aside.start(work, partial(self._made, node))
+
+    def _made(self, node: Node, result: Result | PhipipeError) -> None:
+        node.running, node.waiting = False, None
+        self._running.pop(node.identity, None)
+        if isinstance(result, Damaged):
+            self._forget(node, result)
+        elif isinstance(result, PhipipeError):
+            self._failed(node, result)
+        else:
+            self._finished(node, result)
+
+    def _finished(self, node: Node, result: Result) -> None:
+        completed = self._todo.finish(node, result)
+        self._listener.finished(node.label, result)
+        for build in completed:
+            self._complete(build)
+
+    def _failed(self, node: Node, error: PhipipeError) -> None:
+        self._listener.failed(node.label, error)
+        for build in node.builds:
+            self._fail(build, error)
+
+    def _fail(self, build: int, error: PhipipeError) -> None:
+        outcome = self._outcomes[build]
+        if outcome.error is not None:
+            return
+        outcome.error, outcome.seconds = error, time.perf_counter() - self._start
+        self._todo.fail(build)
+        if self._manner.fail_fast and not isinstance(error, Skipped):
+            message = f"not built: `{outcome.plan.build.name}` failed before"
+            for other in self._todo.unfinished():
+                self._fail(other, Skipped(message))
+
+    def _forget(self, node: Node, damage: Damaged) -> None:
+        """``damage`` was put aside: whoever made it makes it again, then ``node`` has another
+        turn."""
+        self._put_back(damage)
+        node.damaged += 1
+        if node.damaged >= REBUILDS:
+            message = f"step `{node.step.name}`: its inputs keep getting damaged"
+            hint = "check the disk; then phipipe cache verify"
+            self._failed(node, StepFailed(message, hint=hint))
+        self._todo.renew(node)
+
+    def _put_back(self, damage: Damaged) -> None:
+        self._listener.note(f"damaged in the cache, building again: {damage.message}")
+        self._todo.put_back(damage.digest)
+
+    # Packages
+
+    def _complete(self, build: int) -> None:
+        """All steps of ``build`` have results: deliver its package."""
+        plan, outcome = self._plans[build], self._outcomes[build]
+        if outcome.error is not None or outcome.seconds or build in self._deliveries:
+            return
+        if self._manner.out is None:
+            outcome.seconds = time.perf_counter() - self._start
+            return
+        package = self._todo.result(self._names[build]["package"])
+        target = self._manner.place(self._manner.out, plan.build.name, package.stored.digest)
+        self._deliveries.add(build, package, target, self._delivered)
+
+    def _delivered(self, build: int, target: Path, result: bool | PhipipeError) -> None:
+        outcome = self._outcomes[build]
+        if isinstance(result, Damaged):
+            self._deliveries.damaged[build] += 1
+            if self._deliveries.damaged[build] >= REBUILDS:
+                message = "the package keeps getting damaged"
+                self._fail(build, StepFailed(message, hint="check the disk"))
+            self._put_back(result)
+        elif isinstance(result, PhipipeError):
+            self._fail(build, result)
+        elif outcome.error is None:
+            outcome.seconds, outcome.package = time.perf_counter() - self._start, target
+
+    def _stop(self) -> None:
+        """End everything that runs; a second Ctrl-C ends it by force."""
+        force, end = False, time.monotonic() + STOP_S
+        while True:
+            try:
+                self._bench.stop(force)
+                self._aside.join(end)
+                self._bench.close()
+                return
+            except KeyboardInterrupt:
+                force = True

@@ -1,0 +1,202 @@
+"""Plans for finished packages: evaluate one again, or measure it on its device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from phipipe import backends, hardware
+from phipipe.backends.base import AnyBackend, absent
+from phipipe.errors import RecipeError, SourceError, TargetError
+from phipipe.evaluate import reference, reports
+from phipipe.files import json_files
+from phipipe.hub import take
+from phipipe.package import original as package_original
+from phipipe.package import package
+from phipipe.package.manifest_schema import Manifest
+from phipipe.planning import machine, scoring, vision_steps
+from phipipe.planning.plan import Plan
+from phipipe.recipe import device
+from phipipe.recipe.build import Build
+from phipipe.recipe.device import Device
+from phipipe.recipe.recipe import Recipe, Text, recorded
+from phipipe.steps import Outside, Step
+from phipipe.store.store import Store
+from phipipe.vision import kinds
+
+
+def plan_evaluation(
+    folder: Path, store: Store, *, text: Path | None, tokens: int | None, source: Path | None
+) -> Plan:
+    """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
+
+    Raises:
+        SourceError: it is no package, was changed, or its original checkpoint cannot be had.
+        StoreError: what the hub says of the original cannot be kept in the cache.
+    """
+    manifest = package.open_(folder)
+    recipe = _recipe(manifest, text, tokens)
+    original = package_original.find(manifest, store, source)
+    seeing = original.checkpoint if kinds.sees(original.checkpoint) else None
+    checkpoint = kinds.language(seeing) if seeing else original.checkpoint
+    backend = backends.load(recipe.backend)
+    text_step = take.text_step(recipe.evaluate.text, Path.cwd())
+    parameters = original.checkpoint.parameters
+    opened = scoring.Opened(
+        toolchain=backend.toolchain,
+        memory_bytes=4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
+    )
+    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
+    scored = (
+        *(vision_steps.scoring_steps(seeing, shipped, recipe) if seeing else ()),
+        scoring.compare_step("evaluate", "artifact", recipe, opened, parameters=parameters),
+        scoring.measure_step("artifact", recipe, opened),
+    )
+    target = device.load(recipe.device, Path.cwd())
+    api = _api_of(target, manifest)
+    return Plan(
+        build=_build(manifest, recipe),
+        device=target,
+        api=api,
+        on_target=machine.on_target(target, api, backend),
+        source=checkpoint,
+        steps=(
+            *scoring.ground_steps(recipe, original, text_step),
+            *(_reading(step, _artifact(folder, manifest)) for step in scored),
+        ),
+    )
+
+
+def _artifact(folder: Path, manifest: Manifest) -> Outside:
+    return Outside(folder, tuple(sorted(entry.path for entry in manifest.files)))
+
+
+def _reading(step: Step, artifact: Outside) -> Step:
+    """``step``, whose need of the step ``artifact`` the files of a finished package fill."""
+    needs = {name: need for name, need in step.needs.items() if need != "artifact"}
+    return replace(step, needs=needs, outside={"artifact": artifact} if needs != step.needs else {})
+
+
+def _build(manifest: Manifest, recipe: Recipe) -> Build:
+    return Build(name=manifest.name, recipe=recipe, folder=Path.cwd(), options=None)
+
+
+def plan_measurement(folder: Path) -> Plan:
+    """The steps that measure the package in ``folder`` on this machine, which is the device:
+    evaluate, measure.
+
+    Fidelity is scored against the reference data in the package: neither the original nor the
+    network is needed.
+
+    Raises:
+        SourceError: it is no package, was changed, or has no reference data.
+        TargetError: this machine cannot be the device, or no toolchain runs the package's unit.
+    """
+    manifest = package.open_(folder)
+    recipe, api = _recipe(manifest, None, None), manifest.api
+    backend, target = backends.load(recipe.backend), _device(manifest)
+    toolchain = _toolchain_here(folder, backend, recipe, target, api)
+    paths = [entry.path.partition("/") for entry in manifest.files]
+    kept = [inner for folder_name, _, inner in paths if inner and folder_name == reference.FOLDER]
+    shipped = {
+        "artifact": _artifact(folder, manifest),
+        "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
+    }
+    parameters = manifest.source.parameters
+    opened = scoring.Opened(
+        toolchain=toolchain, memory_bytes=4 * parameters + scoring.RUNTIME_BYTES, api=api
+    )
+    steps = [scoring.measure_step("artifact", recipe, opened)]
+    if api not in backend.tokens_only:
+        compare = scoring.compare_step(
+            "evaluate", "artifact", recipe, opened, parameters=parameters
+        )
+        steps.insert(0, compare)
+    return Plan(
+        build=_build(manifest, recipe),
+        device=target,
+        api=api,
+        on_target="true",
+        steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
+    )
+
+
+def _toolchain_here(
+    folder: Path, backend: AnyBackend, recipe: Recipe, target: Device, api: str
+) -> str:
+    """The toolchain that measures the package in ``folder``; refuses a machine whose figures would
+    not be the device's."""
+    toolchain = backend.toolchain_on(api)
+    if toolchain is None:
+        raise TargetError(
+            f"no toolchain of phipipe's runs `{recipe.backend}` packages on `{api}` yet",
+            hint=f"the program in {folder / package.CARD} does, with what the device has; "
+            f"`phipipe eval {folder}` evaluates the file here, on the CPU",
+        )
+    if target.architecture not in (None, hardware.architecture()):
+        raise TargetError(
+            f"this machine's processor is {hardware.architecture()}, and that of {target.title} is "
+            f"{target.architecture}: figures taken here are not the device's",
+            hint=f"run this on the device; `phipipe eval {folder}` evaluates the file here",
+        )
+    if missing := hardware.lacks(api):
+        raise absent(missing, "phipipe")
+    if not (folder / reference.FOLDER).is_dir():
+        raise SourceError(
+            f"`{folder}` has no reference data: an older phipipe made it", hint="build it again"
+        )
+    return toolchain
+
+
+def _device(manifest: Manifest) -> Device:
+    """The package's device as the manifest describes it: a file of the user's does not travel."""
+    units = [{"api": manifest.api, "precisions": [manifest.precision]}]
+    try:
+        return Device.model_validate({**manifest.device.as_json(), "units": units})
+    except ValidationError as error:
+        raise SourceError(
+            f"the package's device is not one that this phipipe reads: {_first(error)}"
+        ) from None
+
+
+def _api_of(target: Device, manifest: Manifest) -> str:
+    """The unit that the package was made for, which ``target`` still has."""
+    if manifest.api not in {unit.api for unit in target.units}:
+        raise SourceError(
+            f"the package was made for the unit `{manifest.api}`, which `{target.name}` does not "
+            f"have",
+            hint="build it again for a unit of the device's",
+        )
+    return manifest.api
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, where, and in what way."""
+    reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+    words = json_files.shown(reason.removeprefix("Value error, "))
+    return f"`{json_files.shown(reports.place(error))}`: {words}"
+
+
+def _recipe(manifest: Manifest, text: Path | None, tokens: int | None) -> Recipe:
+    try:
+        recipe = recorded(manifest.recipe.as_json())
+    except ValidationError as error:
+        raise SourceError(
+            f"the package's recipe is not one that this phipipe reads: {_first(error)}",
+            hint="build it again",
+        ) from None
+    changed: dict[str, Text | int] = {}
+    if text is not None:
+        changed["text"] = Text(file=str(text.absolute()))  # `~` in it is a name like any other
+    if tokens is not None:
+        if tokens < recipe.evaluate.window:
+            raise RecipeError(
+                f"--tokens {tokens} is less than one window of {recipe.evaluate.window} tokens, "
+                f"by which this package "
+                "is scored",
+                hint=f"--tokens {recipe.evaluate.window} or more",
+            )
+        changed["tokens"] = tokens
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})

@@ -1,0 +1,58 @@
+"""The steps that bring the text which data-aware quantization learns from."""
+
+from __future__ import annotations
+
+from phipipe.hub import take
+from phipipe.planning.targets import placed
+from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.recipe import Recipe, Text, wikitext
+from phipipe.steps import Step
+
+
+def calibration_steps(build: Build) -> list[Step]:
+    """The text that data-aware quantization learns from, and its tokens.
+
+    Raises:
+        TargetError: the recipe names none, or the text it is evaluated on.
+    """
+    recipe = build.recipe
+    text = recipe.calibrate.text or _usual_text(recipe)
+    if text is None:
+        message = (
+            "these `quantize` options learn from a calibration text, and the recipe names none"
+        )
+        raise problem_at(
+            build,
+            ("calibrate",),
+            message,
+            "add `calibrate: {text: {file: PATH}}`, not the text evaluated on",
+        )
+    with placed(build, "calibrate", "text", "file"):
+        same = take.same_text(recipe.evaluate.text, text, build.folder)
+    if same:
+        message = (
+            "the calibration text is the evaluation text: the figures would flatter what "
+            "was fitted to it"
+        )
+        raise problem_at(
+            build, ("calibrate", "text"), message, "give another text in `calibrate.text`"
+        )
+    return [
+        take.text_step(text, build.folder, "calibration"),
+        Step(
+            name="calibration",
+            runs="evaluate/calibration",
+            version=1,
+            needs={"source": "source", "text": "calibration-text"},
+            params={"tokens": recipe.calibrate.tokens, "window": recipe.calibrate.window},
+            toolchain="torch",
+        ),
+    ]
+
+
+def _usual_text(recipe: Recipe) -> Text | None:
+    """What quantization learns from where the recipe does not say: never what the recipe is
+    evaluated on by default."""
+    if recipe.source.builtin:
+        return Text(builtin="stories")
+    return Text.model_validate({"dataset": wikitext("train")}) if recipe.source.repo else None

@@ -1,0 +1,173 @@
+"""A build's whole chain: the backend's own steps, with what prepares, checks, scores and ships
+around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel
+
+from phipipe import backends
+from phipipe.backends import fixups
+from phipipe.backends.base import Job
+from phipipe.hub import take
+from phipipe.hub.take import Original
+from phipipe.models import first_layers
+from phipipe.planning import calibration, scoring, shipping, vision_steps
+from phipipe.planning import machine as machines
+from phipipe.planning.plan import Plan
+from phipipe.planning.targets import placed
+from phipipe.steps import Json, Step
+
+FEW = 2  # tokens that are emulated where emulation takes minutes for each
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
+    """The backend's steps by what becomes of their outputs; often all are one."""
+
+    artifact: Step  # ships
+    evaluated: Step  # is scored: the artifact, or a twin that another unit can run
+    emulated: Step  # runs as its unit would
+
+    @property
+    def twin(self) -> Step | None:
+        """What is scored in the artifact's place."""
+        return None if self.evaluated is self.artifact else self.evaluated
+
+
+def whole_chain(
+    plan: Plan, original: Original, built: Sequence[Step], job: Job[BaseModel]
+) -> list[Step]:
+    """All steps of the build, in an order that works; ``built`` are the backend's.
+
+    Raises:
+        SourceError, TargetError: a text is missing or unfit.
+    """
+    recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
+    outputs = _Outputs(
+        artifact=built[-1],
+        evaluated=next((step for step in built if step.twin), built[-1]),
+        emulated=next((step for step in built if step.tried), built[-1]),
+    )
+    learns = any("calibration" in step.needs.values() for step in built)
+    ground = [
+        *_ground(plan, original),
+        *(calibration.calibration_steps(plan.build) if learns else ()),
+    ]
+    converted, checks = _checked(plan, built, job)
+    seen = vision_steps.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
+    shipped = shipping.Shipped(artifact=outputs.artifact, twin=outputs.twin, checks=checks)
+    return [
+        *ground,
+        *converted,
+        *([_emulation(plan, outputs, job, checks)] if plan.api in backend.emulated else ()),
+        *(replace(step, after=checks) for step in seen),
+        _evaluation(plan, outputs, checks),
+        _measurement(plan, outputs, checks),
+        shipping.reference_step(recipe),
+        shipping.gates_step(recipe, seen),
+        shipping.package_step(plan, original, shipped, job),
+    ]
+
+
+def config_patch(patches: Mapping[str, Mapping[str, Json]]) -> dict[str, Json]:
+    """Keys of ``config.json`` and what the fix-ups set them to."""
+    return {key: value for fix in patches.values() for key, value in fix["patch"].items()}
+
+
+def _ground(plan: Plan, original: Original) -> list[Step]:
+    """Original, text and baseline: what every score rests on."""
+    recipe = plan.build.recipe
+    with placed(plan.build, "evaluate", "text", "file"):
+        text = take.text_step(recipe.evaluate.text, plan.build.folder)
+    (*steps, baseline) = scoring.ground_steps(recipe, original, text)
+    scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
+    return [*steps, replace(baseline, output_bytes=scores)]
+
+
+def _checked(
+    plan: Plan, built: Sequence[Step], job: Job[BaseModel]
+) -> tuple[list[Step], tuple[str, ...]]:
+    """The backend's steps, each after the checks that have to pass first; and those checks."""
+    recipe, toolchain = plan.build.recipe, backends.load(plan.build.recipe.backend).toolchain
+    steps = _proof(plan, job) if plan.checkpoint.large else []
+    checks = tuple(step.name for step in steps[-1:])
+    for step in built:
+        steps.append(replace(step, after=checks))
+        if step.unquantized and not plan.checkpoint.large:
+            steps += scoring.parity_steps(step, recipe, toolchain, plan.checkpoint)
+            checks = (*checks, steps[-1].name)
+    return steps, checks
+
+
+def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
+    """Compare the unquantized conversion of the model's first layers with the baseline's."""
+    recipe = plan.build.recipe
+    backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
+    patch = config_patch(fixups.needed(recipe, small))
+    built = backend.steps(replace(job, checkpoint=small, patch=patch))
+    if not any(step.unquantized for step in built):
+        return []
+    return scoring.slice_steps(plan.checkpoint, built, recipe, backend.toolchain)
+
+
+def _evaluation(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
+    """Score what stands for the artifact; the size is that of the artifact, which ships."""
+    recipe, evaluated = plan.build.recipe, outputs.evaluated
+    backend = backends.load(recipe.backend)
+    there = plan.api not in backend.emulated and machines.measured_there(
+        plan.device, plan.api, backend
+    )
+    toolchain, api = machines.opened_with(backend, plan.api, there)
+    opened = scoring.Opened(
+        toolchain=toolchain,
+        api=api,
+        memory_bytes=scoring.opened_bytes(evaluated, recipe, plan.checkpoint),
+    )
+    step = scoring.compare_step(
+        "evaluate", evaluated.name, recipe, opened, parameters=plan.whole.parameters
+    )
+    shipped = {"shipped": outputs.artifact.name} if outputs.twin else {}
+    machine = machines.machine(plan.device, api, plan.on_target) if step.measurement else ()
+    return replace(step, needs={**step.needs, **shipped}, after=checks, machine=machine)
+
+
+def _measurement(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
+    """Time the artifact where its unit is, else what stands for it."""
+    backend = backends.load(plan.build.recipe.backend)
+    there = machines.measured_there(plan.device, plan.api, backend)
+    toolchain, api = machines.opened_with(backend, plan.api, there)
+    opened = scoring.Opened(
+        toolchain=toolchain,
+        api=api,
+        memory_bytes=scoring.served_bytes(outputs.evaluated, plan.checkpoint),
+    )
+    timed = outputs.artifact if there else outputs.evaluated
+    step = scoring.measure_step(timed.name, plan.build.recipe, opened)
+    machine = machines.machine(plan.device, api, plan.on_target)
+    return replace(step, after=checks, machine=machine)
+
+
+def _emulation(plan: Plan, outputs: _Outputs, job: Job[BaseModel], checks: tuple[str, ...]) -> Step:
+    """Run the artifact as its unit would, on this machine; where it is not what was scored, for
+    very few tokens."""
+    name = plan.build.recipe.backend
+    backend = backends.load(name)
+    few = {} if outputs.emulated is outputs.evaluated else {"decoded": FEW}
+    return Step(
+        name="emulate",
+        runs=backend.emulated[plan.api],
+        version=1,
+        needs={"artifact": outputs.emulated.name, "baseline": "baseline"},
+        after=checks,
+        params={
+            **job.options.model_dump(mode="json"),
+            "precision": plan.build.recipe.precision,
+            "backend": name,
+            **few,
+        },
+        toolchain=backend.toolchain,
+        memory_bytes=4 * plan.checkpoint.parameters + scoring.RUNTIME_BYTES,
+    )

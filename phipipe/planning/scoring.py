@@ -1,0 +1,175 @@
+"""The steps that score: the baseline, an artifact against it, its speed, and a conversion's
+parity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from phipipe.hub.take import Original
+from phipipe.models import first_layers, layerwise_memory
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.planning import vision_steps
+from phipipe.recipe.recipe import Recipe
+from phipipe.steps import Step
+from phipipe.vision import kinds
+
+# The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
+# unquantized conversion; measured on the embedded model with a margin of about ten.
+PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
+
+# What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
+RUNTIME_BYTES = 2**29
+
+
+def ground_steps(recipe: Recipe, original: Original, text: Step) -> list[Step]:
+    """What every score of a build or a package rests on: source, text and the baseline's scores;
+    of a model that sees, first the original that its language model is cut from."""
+    whole = original.checkpoint
+    seeing = kinds.sees(whole)
+    language = kinds.language(whole) if seeing else whole
+    memory = layerwise_memory.memory_bytes(language, recipe.evaluate.tokens, recipe.evaluate.window)
+    if not seeing:
+        return fidelity_steps(recipe, original.step, text, memory)
+    steps = fidelity_steps(recipe, vision_steps.cut_step(whole), text, memory)
+    return [replace(original.step, name="original"), *steps]
+
+
+def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
+    """The steps that every evaluation starts with: source, text, and the baseline's scores on
+    it."""
+    windows = {
+        "tokens": recipe.evaluate.tokens,
+        "window": recipe.evaluate.window,
+        "skip": recipe.evaluate.skip,
+    }
+    baseline = Step(
+        name="baseline",
+        runs="evaluate/baseline",
+        version=2,
+        needs={"source": "source", "text": "text"},
+        params=windows,
+        toolchain="torch",
+        memory_bytes=memory_bytes,
+    )
+    return [source, text, baseline]
+
+
+def opened_bytes(artifact: Step, recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Memory for an evaluation of ``artifact``: its weights, and a window's logits with what is
+    computed of them."""
+    scores = 3 * 4 * recipe.evaluate.window * checkpoint.vocab_size
+    return (artifact.loaded_bytes or 4 * checkpoint.parameters) + scores + RUNTIME_BYTES
+
+
+def served_bytes(artifact: Step, checkpoint: Checkpoint) -> int:
+    """Memory while ``artifact`` answers: runtimes that generate hold its files about once."""
+    return (
+        artifact.output_bytes if artifact.loaded_bytes else 4 * checkpoint.parameters
+    ) + RUNTIME_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """How an artifact is opened on this machine: in which toolchain, on which unit, and what that
+    takes."""
+
+    toolchain: str
+    memory_bytes: int
+    api: str = "cpu"
+
+
+def compare_step(
+    name: str, artifact: str, recipe: Recipe, opened: Opened, *, parameters: int
+) -> Step:
+    """Score the output of step ``artifact``, a model of so many ``parameters``, on the baseline's
+    tokens."""
+    return Step(
+        name=name,
+        runs="evaluate/compare",
+        version=3,
+        needs={"artifact": artifact, "baseline": "baseline"},
+        params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api)},
+        measurement=opened.api != "cpu",  # a GPU's figures are its own
+        toolchain=opened.toolchain,
+        output_bytes=12 * recipe.evaluate.tokens,
+        memory_bytes=opened.memory_bytes,
+    )
+
+
+def measure_step(artifact: str, recipe: Recipe, opened: Opened) -> Step:
+    """Time the output of step ``artifact``."""
+    return Step(
+        name="measure",
+        runs="evaluate/measure",
+        version=1,
+        needs={"artifact": artifact, "baseline": "baseline"},
+        params={"backend": recipe.backend, **recipe.measure.model_dump(), **_on(opened.api)},
+        toolchain=opened.toolchain,
+        measurement=True,
+        memory_bytes=opened.memory_bytes,
+    )
+
+
+def _on(api: str) -> dict[str, str]:
+    return {} if api == "cpu" else {"api": api}
+
+
+def parity_steps(
+    convert: Step, recipe: Recipe, toolchain: str, checkpoint: Checkpoint
+) -> list[Step]:
+    """Compare an unquantized conversion with the baseline, and stop where it differs by more than
+    rounding."""
+    assert convert.unquantized is not None
+    opened = Opened(toolchain=toolchain, memory_bytes=opened_bytes(convert, recipe, checkpoint))
+    return [
+        compare_step("parity", convert.name, recipe, opened, parameters=checkpoint.parameters),
+        Step(
+            name="check-parity",
+            runs="evaluate/check_parity",
+            version=2,
+            needs={"metrics": "parity"},
+            params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},
+        ),
+    ]
+
+
+def slice_steps(
+    checkpoint: Checkpoint, built: Sequence[Step], recipe: Recipe, toolchain: str
+) -> list[Step]:
+    """Parity of the first layers of a large ``checkpoint``; ``built`` are a backend's steps for
+    these layers.
+
+    Of them those are taken that the unquantized one needs. All get names of their own: the whole
+    model goes through steps of the same names.
+    """
+    cut = first_layers.step(checkpoint)
+    small = first_layers.of(checkpoint)
+    convert = next(step for step in built if step.unquantized)
+    earlier = {step.name: step for step in built}
+    wanted = [convert.name]
+    for name in wanted:
+        wanted += [
+            need for need in earlier[name].needs.values() if need in earlier and need not in wanted
+        ]
+    names = {"source": cut.name, "baseline": "slice-baseline"} | {
+        name: f"slice-{name}" for name in wanted
+    }
+    window = min(recipe.evaluate.tokens, recipe.evaluate.window)
+    (*_, baseline) = fidelity_steps(
+        recipe, cut, cut, layerwise_memory.memory_bytes(small, window, window)
+    )
+    params = {**baseline.params, "tokens": window}
+    chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
+    chain += [step for step in built if step.name in wanted]
+    compare, check = parity_steps(convert, recipe, toolchain, small)
+    renamed = [
+        replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names))
+        for step in chain
+    ]
+    check = replace(check, params={**check.params, "layers": small.layers})
+    return [cut, *renamed, replace(compare, needs=_renamed(compare, names)), check]
+
+
+def _renamed(step: Step, names: Mapping[str, str]) -> dict[str, str]:
+    return {key: names.get(need, need) for key, need in step.needs.items()}

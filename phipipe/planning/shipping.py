@@ -1,0 +1,139 @@
+"""The steps at a build's end: reference data, gates, the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from phipipe import backends
+from phipipe.backends.base import Job
+from phipipe.evaluate import reference
+from phipipe.hub.take import Original
+from phipipe.planning.plan import Plan
+from phipipe.recipe.recipe import Recipe
+from phipipe.steps import Json, Step
+
+
+def reference_step(recipe: Recipe) -> Step:
+    """What the baseline scored, as the package keeps it for its device to be measured against."""
+    return Step(
+        name="reference",
+        runs="evaluate/keep_reference",
+        version=1,
+        needs={"baseline": "baseline"},
+        params={"top": reference.TOP, "tokens": reference.TOKENS},
+        toolchain="torch",
+        output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
+    )
+
+
+def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
+    """Stop where a figure is beyond the recipe's gates. ``seen`` are the steps that score
+    pictures."""
+    gates = {
+        name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
+    }
+    needs = {"metrics": "evaluate", "speed": "measure"}
+    return Step(
+        name="gates",
+        runs="evaluate/check_gates",
+        version=1,
+        needs=needs | ({"vision": seen[-1].name} if seen else {}),
+        params={"gates": gates},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """What a package is made of: names of steps."""
+
+    artifact: Step
+    twin: Step | None  # what was evaluated in the artifact's place
+    checks: tuple[str, ...]  # the steps that proved the conversion
+
+
+def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[BaseModel]) -> Step:
+    """Put the artifact, its figures and its papers into one folder."""
+    recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
+    needs = {
+        "artifact": shipped.artifact.name,
+        "source": "source",
+        "baseline": "baseline",
+        "reference": "reference",
+        "metrics": "evaluate",
+        "speed": "measure",
+        "gates": "gates",
+        **({"parity": shipped.checks[0]} if shipped.checks else {}),
+        **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
+        **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
+    }
+    twin = {} if shipped.twin is None else {"twin": shipped.twin.name}
+    return Step(
+        name="package",
+        runs="package/assemble",
+        version=2,
+        needs=needs,
+        params=_papers(plan, original, job) | twin,
+        provenance=True,
+        output_bytes=shipped.artifact.output_bytes + reference_step(recipe).output_bytes,
+    )
+
+
+def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Json]:
+    """What the manifest says of the build, as far as it is known before it starts."""
+    recipe, device = plan.build.recipe, plan.device
+    backend = backends.load(recipe.backend)
+    quantize = job.options.model_dump(mode="json", exclude_none=True)
+    named = {"name": device.name, "title": device.title, "sources": list(device.sources)}
+    architecture = {"architecture": device.architecture} if device.architecture else {}
+    return {
+        "name": plan.build.name,
+        "recipe": _neutral(recipe) | {"name": plan.build.name, "quantize": quantize},
+        "device": named | architecture,
+        "backend": recipe.backend,
+        "backend_title": backend.title,
+        "api": plan.api,
+        "scheme": backend.scheme(job),
+        "on_target": plan.on_target,
+        "source": _source(plan, original),
+        "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
+        "warnings": [a.sentence for a in plan.warnings],
+    }
+
+
+def _neutral(recipe: Recipe) -> dict[str, Json]:
+    """The recipe without what changes no result: this machine's folders, tags, what a batch
+    tolerates."""
+    values = recipe.model_dump(
+        mode="json", exclude_none=True, exclude={"tags": True, "evaluate": {"tolerance"}}
+    )
+    learned = values.get("calibrate", {}).get("text", {})
+    for inner, key in (
+        (values["source"], "path"),
+        (values["evaluate"]["text"], "file"),
+        (learned, "file"),
+    ):
+        if key in inner:
+            inner[key] = Path(inner[key]).name
+    return values
+
+
+def _source(plan: Plan, original: Original) -> dict[str, Json]:
+    """Where the original came from, and its shape."""
+    source, checkpoint = plan.build.recipe.source, plan.whole
+    named: dict[str, Json]
+    if source.repo is not None:
+        named = {"kind": "hub", "repo": source.repo, "revision": source.revision}
+        named |= {"license": original.licence} if original.licence else {}
+    elif source.builtin is not None:
+        named = {"kind": "builtin", "name": source.builtin}
+    else:
+        named = {"kind": "path", "name": checkpoint.folder.name}
+    return named | {
+        "architecture": checkpoint.architecture,
+        "parameters": checkpoint.parameters,
+        "context_length": checkpoint.context_length,
+    }

@@ -1,0 +1,95 @@
+"""The text of a starter recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from phipipe.planning.starter_source import Source
+from phipipe.recipe.scalars import resolve
+from phipipe.steps import Json
+
+SCHEMA = "recipe.schema.json"
+_OLD_FLAGS = ("y", "n", "yes", "no", "on", "off")  # what older readers of YAML take for a flag
+TEMPLATE = """\
+# yaml-language-server: $schema={schema}
+# {name}: {precision} for {title}. Change a line, then look at what it does:
+#   phipipe plan {file}
+#   phipipe run {file}
+# For completion in your editor: phipipe schema --write {schema_file}
+name: {name}
+source: {source}
+device: {device}          # phipipe devices
+backend: {backend}        # phipipe backends
+precision: {precision}            # int4, int8, fp16, fp32
+{options}evaluate:
+  {text}
+  tokens: 4096
+  gates:                     # nothing is packaged outside of these limits
+    kld_mean: {{max: 0.1}}
+    top1: {{min: 0.8}}
+"""
+
+
+def compose(path: Path, head: Mapping[str, str], chosen: Mapping[str, Json], source: Source) -> str:
+    """The recipe that is written to ``path``: ``head`` has name, device and title, ``chosen`` the
+    rest."""
+    # The layout of phipipe's own repository, and of those like it.
+    shipped = path.parent / "../schemas" / SCHEMA
+    schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
+    lines = [f"{key}: {flow(chosen[key])}" for key in ("context", "quantize") if key in chosen]
+    if "quantize" not in chosen:
+        lines.append(
+            f"# quantize: {{}}             # phipipe backends {chosen['backend']} lists the options"
+        )
+    calibrate = dict(chosen.get("calibrate", {}))
+    if "path" in source.keys:
+        calibrate["text"] = {"builtin": "stories"}  # what a folder's model learns from must be said
+    if calibrate:
+        lines.append(f"calibrate: {flow(calibrate)}   # what options that look at data learn from")
+    mark = "" if source.pinned else f"   # not pinned yet: phipipe pin {word(path)}"
+    yours = "{file: my-text.txt}: use text like that of your task"
+    usual = f"# text: WikiText-2 (test), unless you name {yours}"
+    return TEMPLATE.format(
+        schema=schema,
+        schema_file=word(path.parent / schema),
+        file=word(path),
+        title=head["title"],
+        name=_scalar(head["name"]),
+        device=_scalar(head["device"]),
+        backend=chosen["backend"],
+        precision=chosen["precision"],
+        source=flow(source.keys) + mark,
+        options="".join(f"{line}\n" for line in lines),
+        text=usual
+        if source.hub
+        else "text: {builtin: stories}   # or {file: my-text.txt}: use text like that of your task",
+    )
+
+
+def word(path: Path) -> str:
+    """``path`` as a word of a command line that can be copied."""
+    text = f"./{path}" if str(path).startswith("-") else str(path)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+
+
+def flow(value: Json) -> str:
+    """``value`` as YAML on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {flow(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow, value))}]"
+    return _scalar(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _scalar(text: str) -> str:
+    """``text`` as YAML reads it back: plain where it can be, else in double quotes."""
+    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", text)
+    if plain and isinstance(resolve(text), str) and text.lower() not in _OLD_FLAGS:
+        return text
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,324 @@
+"""What `init` writes validates and plans: for every device, whatever the recipe is called and
+wherever it lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from testing import hub_server
+from testing.places import RECIPES
+from testing.shell import Run
+
+from phipipe import backends
+from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
+from phipipe.hub import failures, take
+from phipipe.output import documents
+from phipipe.planning import plans, preparation, starter, starter_choice, targets
+from phipipe.recipe import device
+from phipipe.recipe.recipe import PRECISIONS
+
+TINY = take.BUILTIN_MODELS["tiny-phi3"]
+
+
+def write(path: Path, **given: str | None) -> tuple[documents.Started, tuple[str, ...]]:
+    usual = {
+        "device": "cpu-x86_64",
+        "precision": None,
+        "backend": None,
+        "source": "builtin:tiny-phi3",
+    }
+    return starter.write(path, **(usual | given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", device.names())
+def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_recipe(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    made, _ = write(path, device=name)
+    targets.checked(path)
+    (planned,) = plans.planned(path)
+    target = device.load(name)
+    assert planned.api == target.units[0].api == made.unit
+    own = yaml.safe_load((RECIPES / f"{target.recipe}.yaml").read_text("utf-8"))
+    told = yaml.safe_load(path.read_text("utf-8"))
+    kept = [told.get(key) for key in ("precision", "quantize", "backend")]
+    assert kept == [own.get("precision"), own.get("quantize"), own.get("backend", "onnxruntime")]
+    assert "M14" not in [
+        advice.rule for advice in planned.warnings
+    ]  # no more context than the model has
+
+
+@pytest.mark.parametrize("name", device.names())
+def test_a_starter_of_a_folder_plans_where_no_shipped_recipe_is_at_hand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter_choice, "SHIPPED", tmp_path / "none")
+    write(tmp_path / "r.yaml", device=name, source=str(TINY))
+    (planned,) = plans.planned(tmp_path / "r.yaml")
+    assert planned.api == device.load(name).units[0].api
+
+
+def test_every_backend_and_precision_that_a_device_has_makes_a_starter_and_no_other(
+    tmp_path: Path,
+) -> None:
+    assert len({backends.load(name).rank for name in backends.names()}) == len(backends.names())
+    target = device.load("core-ultra-2")
+    for backend in backends.names():
+        for precision in PRECISIONS:
+            path = tmp_path / f"{backend}-{precision}.yaml"
+            works = any(precision in backends.able(backend, target, unit) for unit in target.units)
+            if works:
+                write(path, device="core-ultra-2", backend=backend, precision=precision)
+                targets.checked(path)
+                continue
+            with pytest.raises(TargetError) as caught:
+                write(path, device="core-ultra-2", backend=backend, precision=precision)
+            assert "what works" in str(caught.value.hint)
+            assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.yaml",
+        "My Recipe.yaml",
+        "-x-.yaml",
+        "Größe.yaml",
+        f"{'n' * 100}-.yaml",
+        "012.yaml",
+        "CON.yaml",
+        'it\'s "$x".yaml',
+    ],
+)
+@pytest.mark.parametrize("folder", [".", "new/er", "a b"])
+def test_the_printed_command_works_when_copied(
+    run: Run,
+    name: str,
+    folder: str,
+    tmp_path: Path,
+) -> None:
+    if os.name == "nt" and '"' in name:
+        pytest.skip("no such name on Windows")
+    (tmp_path / "model").mkdir()
+    for file in TINY.iterdir():
+        shutil.copy(file, tmp_path / "model")
+    code, out, err = run("init", "--source", "model", "--", Path(folder) / name)
+    assert code == 0, err
+    commands = [
+        line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")
+    ]
+    text = (tmp_path / folder / name).read_text("utf-8")
+    commands += [line[4:] for line in text.splitlines() if line.startswith("#   phipipe plan")]
+    assert len(commands) == 2
+    for command in commands:
+        code, _, err = run(*shlex.split(command)[1:])
+        assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "source", "said"),
+    [
+        ("r.yaml", "model", "model"),
+        ("r.yaml", "./model/", "model"),
+        ("sub/r.yaml", "model", "../model"),
+        ("sub/r.yaml", "sub/model", "model"),
+        ("sub/r.yaml", "..", "../.."),
+        ("sub/r.yaml", ".", ".."),
+        ("model/r.yaml", "model", "."),
+        ("r.yaml", "~/model", "~/model"),
+        ("r.yaml", "some folder", "some folder"),
+        ("r.yaml", "C:\\new: #1", "C:\\new: #1"),
+        ("r.yaml", "./no", "no"),
+        ("r.yaml", "/somewhere/else", "/somewhere/else"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="spelt as POSIX does")
+def test_a_folder_counts_from_the_working_folder_and_is_written_as_seen_from_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, source: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "sub" / "model").mkdir(parents=True)
+    _, notes = write(Path(recipe), source=source)
+    told = yaml.safe_load(Path(recipe).read_text("utf-8"))["source"]
+    assert told == {"path": said}
+    there = (tmp_path / Path(recipe).parent / Path(said).expanduser()).is_dir()
+    assert bool(notes) != there  # a folder that is not there yet is said
+
+
+def test_a_folder_that_looks_like_somebodys_home_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, tmp_path / "~model")
+    write(Path("r.yaml"), source="./~model")
+    plans.planned(Path("r.yaml"))
+
+
+def test_a_folder_seen_through_a_link_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    try:
+        (tmp_path / "near").symlink_to(tmp_path / "far" / "off", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, tmp_path / "model")
+    write(Path("near/r.yaml"), source="model")
+    plans.planned(Path("near/r.yaml"))
+
+
+def test_a_device_file_is_written_as_seen_from_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "title: Mine\nunits: [{api: ryzen-npu, precisions: [int4]}, {api: cpu, precisions: "
+        "[fp32]}]\n"
+    )
+    (tmp_path / "mine.yaml").write_text(f"{text}sources: [https://example.org/]\n", "utf-8")
+    made, _ = write(Path("sub/r.yaml"), device="mine.yaml")
+    assert (made.unit, made.precision, made.device) == ("cpu", "fp32", "../mine.yaml")
+    plans.planned(Path("sub/r.yaml"))
+    with pytest.raises(RecipeError, match="no device file"):
+        write(Path("sub/s.yaml"), device="other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"source": "builtin:tiny"}, "did you mean `tiny-phi3`?"),
+        ({"source": ""}, "source.path: must not be empty"),
+        ({"device": "intel-npuu"}, "did you mean `intel-npu`?"),
+        ({"device": "mine.yaml\nprecision: x"}, "characters that no recipe can hold"),
+        ({"source": "a\x1b]0;x"}, "characters that no recipe can hold"),
+        ({"source": "a\udcff"}, "characters that no recipe can hold"),
+        ({"source": "someone/tiny@"}, "names no revision"),
+        ({"backend": "nope"}, "unknown backend `nope`"),
+        ({"backend": "mlx"}, "`mlx` does not build anything for CPU (x86-64)"),
+        ({"device": "intel-npu", "precision": "fp16"}, "no backend builds fp16 for Intel NPU"),
+    ],
+)
+def test_a_starter_that_would_not_load_is_refused_and_nothing_is_left(
+    tmp_path: Path, given: dict[str, str], words: str
+) -> None:
+    with pytest.raises(PhipipeError) as caught:
+        write(tmp_path / "new" / "r.yaml", **given)
+    assert words in caught.value.message
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_already_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for name in ("r.yaml", "folder"):
+        with pytest.raises(RecipeError, match="is there already"):
+            write(tmp_path / name)
+    for name in ("r.yaml/x.yaml", f"{'n' * 300}.yaml"):
+        with pytest.raises(RecipeError, match="cannot write"):
+            write(tmp_path / name)
+    assert (tmp_path / "r.yaml").read_text() == "mine"
+
+
+def test_a_hub_source_is_pinned_to_the_commit_that_the_hub_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server.of_folder(TINY, repo="someone/tiny") as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        served.branches["dev"] = served.commit
+        for i, said in enumerate(("someone/tiny", "someone/tiny@main", "someone/tiny@dev")):
+            made, notes = write(tmp_path / f"{i}.yaml", source=said)
+            told = yaml.safe_load((tmp_path / f"{i}.yaml").read_text("utf-8"))["source"]
+            assert told == {"repo": "someone/tiny", "revision": served.commit}
+            assert (made.pinned, notes) == (True, ())
+        (planned,) = plans.planned(
+            tmp_path / "0.yaml",
+            ["evaluate.text={builtin: stories}", "calibrate.text={builtin: stories}"],
+        )
+        assert planned.build.recipe.source.revision == served.commit
+        for wrong in ("someone/else", "someone/tiny@nope"):
+            with pytest.raises(SourceError, match=r"there is no|has no revision"):
+                write(tmp_path / "wrong.yaml", source=wrong)
+        assert not (tmp_path / "wrong.yaml").exists()
+
+
+@pytest.mark.parametrize("why", ["offline", "unreachable", "broken"])
+def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    monkeypatch.setattr(failures, "PACE", failures.Pace(attempts=2, first_s=0.01))
+    with hub_server.of_folder(TINY, repo="someone/tiny") as served:
+        monkeypatch.setenv(
+            "HF_ENDPOINT", "http://127.0.0.1:9" if why == "unreachable" else served.url
+        )
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1" if why == "offline" else "")
+        served.answers = [(503, {}, b"")] * 9 if why == "broken" else []
+        code, out, err = run("init", "r.yaml", "--source", "someone/tiny", "--json")
+        assert code == 0, err
+        told = json.loads(out)
+        assert (told["pinned"], told["next"]) == (
+            False,
+            ["phipipe pin r.yaml", "phipipe plan r.yaml"],
+        )
+        assert "not pinned yet" in err
+        assert "# not pinned yet: phipipe pin r.yaml" in (tmp_path / "r.yaml").read_text("utf-8")
+        for command in ("plan", "validate", "run"):
+            code, _, err = run(command, "r.yaml")
+            assert code == 2
+            assert "try: phipipe pin r.yaml" in err
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "")
+        served.answers = []
+        assert run("pin", "r.yaml")[0] == 0
+        assert run("validate", "r.yaml")[0] == 0
+
+
+def test_a_commit_is_taken_as_it_is_without_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert write(tmp_path / "r.yaml", source="a/b@" + "0" * 40)[0].pinned
+
+
+def test_planning_a_starter_needs_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from phipipe.planning import starter\n"
+    code += (
+        f"starter.write(Path({str(tmp_path / 'r.yaml')!r}), device='cpu-x86_64', "
+        f"precision=None, backend=None, "
+    )
+    code += (
+        "source='builtin:tiny-phi3')\nprint({'torch', 'numpy', 'huggingface_hub'} & "
+        "set(sys.modules))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.strip() == "set()"
+
+
+def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -> None:
+    write(tmp_path / "r.yaml")
+    (build,) = targets.checked(tmp_path / "r.yaml")
+    assert preparation.prepare(build).build.name == "r"
+
+
+def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    _, (note,) = write(tmp_path / "a.yaml", source=str(tmp_path / "model.gguf"))
+    assert note.endswith("model.gguf` is a file, and a folder is meant")
+    _, (note,) = write(tmp_path / "b.yaml", source=str(tmp_path / "nope"))
+    assert "there is no folder" in note
