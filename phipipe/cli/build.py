@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done
     again."""
-    from phipipe.cli import show
+    from phipipe.api import show
     from phipipe.planning import plans as planner
 
     place, elsewhere = store_of_user(), manner.on is not None
@@ -101,7 +101,7 @@ def plan(
     recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool
 ) -> None:
     """Show what `run` would do: every step, cached or not, why, and what it needs."""
-    from phipipe.cli import show
+    from phipipe.api import show
     from phipipe.execution import preflight
     from phipipe.execution.bench import Bench
     from phipipe.planning import plans as planner

@@ -17,8 +17,9 @@ from testing.plans import planned
 
 import phipipe
 from phipipe import errors
+from phipipe.api import show
 from phipipe.backends import rules
-from phipipe.cli import cli, explain, listeners, show
+from phipipe.cli import cli, explain, listeners
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.execution import events, past_runs
 from phipipe.execution.results import Outcome
