@@ -24,7 +24,6 @@ from phipipe.package import package as packages
 from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
-from phipipe.settings import Settings
 from phipipe.steps import Json
 from phipipe.store import files
 from phipipe.visible import visible
