@@ -25,6 +25,7 @@ from phipipe.cli import (
     runs,
     schedule,
     schema,
+    shipped,
     streams,
     toolchains,
 )
@@ -42,6 +43,7 @@ COMMANDS = (  # in the order a user meets them
     packages.verify,
     packages.chat,
     recipes.init,
+    shipped.recipes,
     lists.devices,
     lists.backends,
     batch.batch,
