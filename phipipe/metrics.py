@@ -84,9 +84,9 @@ ROWS = (
         name="kld_mean",
         title="KL divergence, mean",
         column="KLD, nats",
-        meaning="How far the build's predictions are from the original's, in nats, averaged over all "
-        "positions of the text. 0 is no difference; a usual 8-bit file has about 0.001, a "
-        "usual 4-bit file about 0.03.",
+        meaning="How far the build's predictions are from the original's, in nats, averaged "
+        "over all positions of the text. 0 is no difference; a usual 8-bit file has "
+        "about 0.001, a usual 4-bit file about 0.03.",
         reads_as="{yardstick}",
         better="lower",
         kind="fidelity",
@@ -96,8 +96,8 @@ ROWS = (
         name="kld_median",
         title="KL divergence, median",
         column="KLD median, nats",
-        meaning="The KL divergence at the middle position, in nats. Half of all positions are closer "
-        "to the original.",
+        meaning="The KL divergence at the middle position, in nats. Half of all positions are "
+        "closer to the original.",
         reads_as="half of all positions are closer to the original",
         better="lower",
         kind="fidelity",
@@ -107,8 +107,8 @@ ROWS = (
         name="kld_p99",
         title="KL divergence, 99 %",
         column="KLD 99 %, nats",
-        meaning="The KL divergence that 1 position in 100 exceeds, in nats. It shows how bad the bad "
-        "positions are.",
+        meaning="The KL divergence that 1 position in 100 exceeds, in nats. It shows how bad "
+        "the bad positions are.",
         reads_as="1 position in 100 is further from the original",
         better="lower",
         kind="fidelity",
@@ -128,8 +128,8 @@ ROWS = (
         name="top1",
         title="Same first choice",
         column="top-1 %",
-        meaning="How often the build and the original agree on the likeliest next token. Recipes "
-        "write it from 0 to 1, tables in percent.",
+        meaning="How often the build and the original agree on the likeliest next token. "
+        "Recipes write it from 0 to 1, tables in percent.",
         reads_as="how often the likeliest next token is the original's",
         better="higher",
         kind="fidelity",
@@ -152,8 +152,8 @@ ROWS = (
         title="Perplexity / original's",
         column="ppl ratio",
         short="× ppl",
-        meaning="The build's perplexity over the original's. 1 is no change; 1.05 predicts the text 5 "
-        "% worse.",
+        meaning="The build's perplexity over the original's. 1 is no change; 1.05 predicts the "
+        "text 5 % worse.",
         reads_as="{change}",
         better="lower",
         kind="fidelity",
@@ -163,8 +163,9 @@ ROWS = (
         name="dp_rms",
         title="Δp, root mean square",
         column="Δp, % points",
-        meaning="The typical change of the probability that the build gives to the true next token "
-        "(root mean square). Recipes write it from 0 to 1, tables in percentage points.",
+        meaning="The typical change of the probability that the build gives to the true next "
+        "token (root mean square). Recipes write it from 0 to 1, tables in percentage "
+        "points.",
         reads_as="typical change of the true token's probability",
         better="lower",
         kind="fidelity",
@@ -185,8 +186,8 @@ ROWS = (
         name="image_top1",
         title="Same first choice after pictures",
         column="top-1 of pictures, %",
-        meaning="How often the build and the original agree on the likeliest next token in answers "
-        "about pictures. Recipes write it from 0 to 1, tables in percent.",
+        meaning="How often the build and the original agree on the likeliest next token in "
+        "answers about pictures. Recipes write it from 0 to 1, tables in percent.",
         reads_as="{pictures}",
         better="higher",
         kind="pictures",
@@ -261,8 +262,8 @@ ROWS = (
         title="Peak memory",
         column="peak memory",
         short="memory",
-        meaning="The most memory that the whole process held, in GiB. Runtime and interpreter are "
-        "included.",
+        meaning="The most memory that the whole process held, in GiB. Runtime and interpreter "
+        "are included.",
         reads_as="whole process: runtime and interpreter included",
         better="lower",
         kind="speed",
