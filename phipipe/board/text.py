@@ -11,6 +11,8 @@ from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes
 from phipipe.board.entry import Entry, one_line
 from phipipe.package.markdown import code, inline
 
+ORDER = "Smallest first."
+
 
 def table(entries: Iterable[Entry], width: int = 100) -> str:
     """The board for a terminal, no line longer than ``width``: the last columns go first where it
@@ -30,7 +32,7 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
         for e in every
         if e.error is not None
     ]
-    for note in [*failures, f"* {FRONT}", *notes(every)]:
+    for note in [*failures, ORDER, f"* {FRONT}", *notes(every)]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -104,7 +106,7 @@ def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
         )
     rows += [
         "",
-        "Most fidelity per size first: −log10(mean KLD) / bits per weight.  ",
+        f"{ORDER}  ",
         f"★ {FRONT}.",
         "",
     ]

@@ -27,16 +27,22 @@ from phipipe.errors import SourceError
 from phipipe.package.description import Description
 
 
-def test_most_digits_of_agreement_per_bit_come_first_and_failures_last() -> None:
+def test_the_smallest_comes_first_of_equals_the_closest_and_failures_last() -> None:
     entries = [
         board_entry.failed("z", "torch", "fp16", "no"),
+        entry("large", 8, 1e-8),
         entry("far", 4, 1e-2),
-        entry("near", 8, 1e-8),
-        entry("zero", 32, 0),
+        entry("near", 4, 1e-3),
+        entry("largest", 32, 0),
     ]
-    assert [e.name for e in board.ranked(entries)] == ["near", "far", "zero", "z"]
-    assert entry(bits=8, kld=1e-8).score == pytest.approx(1)
-    assert entry(bits=12, kld=0).score == pytest.approx(1)  # 0 counts as 1e-12
+    assert [e.name for e in board.ranked(entries)] == ["near", "far", "large", "largest", "z"]
+
+
+def test_every_board_says_how_it_is_ordered() -> None:
+    entries = nineteen()
+    assert "Smallest first." in board_text.table(entries).splitlines()
+    assert "Smallest first." in board_text.markdown(entries)
+    assert "19 builds, the smallest first" in html.render(entries)
 
 
 def test_equal_names_are_told_apart() -> None:
