@@ -18,6 +18,7 @@ from phipipe.cli import (
     batch,
     build,
     cache,
+    config,
     help,
     lists,
     packages,
@@ -61,6 +62,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     ),
     "This machine": (
         help.doctor,
+        config.config,
         toolchains.toolchain,
         cache.cache,
         runs.runs,

@@ -21,7 +21,7 @@ class Workplace(NamedTuple):
 
 
 def settings_of_user() -> Settings:
-    """What the environment says."""
+    """What the environment and files of settings say."""
     return Settings.read()
 
 
