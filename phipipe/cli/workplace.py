@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from phipipe.cli.messages import note
-from phipipe.settings import Settings
 
 if TYPE_CHECKING:
     from phipipe.execution.manner import Engine
+    from phipipe.settings import Settings
     from phipipe.store.store import Store
 
 
@@ -22,6 +22,8 @@ class Workplace(NamedTuple):
 
 def settings_of_user() -> Settings:
     """What the environment and files of settings say."""
+    from phipipe.settings import Settings
+
     return Settings.read()
 
 
