@@ -27,6 +27,7 @@ from phipipe.cli import (
     runs,
     schedule,
     schema,
+    shipped,
     streams,
     toolchains,
 )
@@ -48,6 +49,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     ),
     "Recipes": (
         recipes.init,
+        shipped.recipes,
         recipes.validate,
         recipes.pin,
         schema.schema,

@@ -214,3 +214,34 @@ class SchemaFile:
 
     path: str
     fresh: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedRecipe:
+    """A recipe that comes with phipipe; ``builds`` are counted."""
+
+    recipe: str
+    model: str
+    devices: list[str]
+    backends: list[str]
+    precisions: list[str]
+    builds: int
+    tags: list[str]
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedRecipeDetails(ShippedRecipe):
+    """A recipe that comes with phipipe, with the text of its file."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiedRecipe:
+    """A shipped recipe that was copied to the file ``recipe``; ``next`` are the commands to go on
+    with."""
+
+    recipe: str
+    copied_from: str
+    next: list[str]
