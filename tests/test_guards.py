@@ -67,6 +67,7 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
+    ("diff",),
     ("cli",),
     ("maintain", "flow", "__main__"),
 )
