@@ -66,7 +66,7 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
-    ("api",),
+    ("api", "diff"),
     ("cli",),
     ("maintain", "flow", "__main__"),
 )
