@@ -154,9 +154,8 @@ class _Compiler:
         if done is None:
             return
         if self._last is None:
-            self._notify(
-                f"compiling for toolchain `{self._name}`, on {_cores()}; this takes minutes"
-            )
+            cores = counted(hardware.cores(), "core")
+            self._notify(f"compiling for toolchain `{self._name}` with {cores}; this takes minutes")
         self._last = done
         progress.report(done.done, done.total, compiling.UNIT)
 
