@@ -50,7 +50,7 @@ def batch(chosen: Chosen, manner: Manner, as_json: bool) -> None:
         echo(f"\nboard    {manner.out / 'board.html'}\nsummary  {manner.out / 'batch.json'}")
     for one in done:
         if one.error:
-            note(f"{one.item.name} {one.state}:")
+            note(f"{one.item.name} {one.state}:", is_error=True)
             complain(one.error)
     code = report.exit_code(done)
     if manner.on_finish:
@@ -83,9 +83,9 @@ def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done
 
     settings, store = place
     plans = [item.plan for item in items if item.plan]
-    names, stream = [item.name for item in items], sys.stderr if LOG.as_events else None
+    names, stream = [item.name for item in items], LOG.stream
     with (
-        listeners.many(plans, sys.stderr, silent=LOG.as_events) as inner,
+        listeners.many(plans, sys.stderr, silent=LOG.silent) as inner,
         events.recorded(store.root, "batch", names, inner, stream) as recorder,
     ):
         for plan in plans:

@@ -82,7 +82,7 @@ def _fail(outcomes: Sequence[Outcome]) -> None:
     if len(outcomes) == 1:
         raise worst
     for name, error in errors.items():
-        note(f"{name} failed:")
+        note(f"{name} failed:", is_error=True)
         complain(error)
     raise click.exceptions.Exit(worst.exit_code)
 
