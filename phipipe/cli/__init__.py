@@ -18,6 +18,7 @@ from phipipe.cli import (
     batch,
     build,
     cache,
+    docs,
     help,
     lists,
     packages,
@@ -66,6 +67,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
         runs.runs,
     ),
     "Help": (
+        docs.docs,
         help.explain,
         help.completion,
     ),

@@ -65,6 +65,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "runs-show": lists.RunDetails,
     "runs-logs": list[dict[str, Json]],
     "explain": list[explain.Explanation] | explain.Explanation,
+    "docs": list[lists.Topic] | lists.Page,
     "doctor": lists.Doctor,
 }
 

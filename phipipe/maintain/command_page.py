@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import click
 
 from phipipe.cli import cli
+from phipipe.cli.groups import SUMMARY
 from phipipe.maintain.markdown import page, section, table
 
 WIDTH = 96
@@ -14,24 +15,29 @@ WIDTH = 96
 
 def commands() -> str:
     """Every command with its ``--help``."""
-    every = list(_leaves(cli, None, "phipipe"))
-    rows = [
-        [f"[`{path}`](#{path.replace(' ', '-')})", command.get_short_help_str(WIDTH)]
-        for path, command, _ in every
-    ]
+    whole = click.Context(cli, info_name="phipipe", **cli.context_settings)
+    parts, leaves = [], []
+    for heading, several in cli.sections.items():
+        found = [leaf for one in several for leaf in _leaves(one, whole, f"phipipe {one.name}")]
+        rows = [
+            [f"[`{path}`](#{path.replace(' ', '-')})", command.get_short_help_str(SUMMARY)]
+            for path, command, _ in found
+        ]
+        parts.append(section(heading, table(["command", "does"], rows)))
+        leaves += found
     return page(
         "Commands",
         "Data goes to stdout, progress to stderr. `--json` prints [one JSON document](json.md). A "
         "command ends with an [exit code](exit-codes.md) that says how. `phipipe COMMAND --help` "
         "prints what stands here.",
-        table(["command", "does"], rows),
-        section("phipipe", _help(cli, click.Context(cli, info_name="phipipe"))),
-        *(section(path, _help(command, context)) for path, command, context in every),
+        *parts,
+        section("phipipe", _help(cli, whole)),
+        *(section(path, _help(command, context)) for path, command, context in leaves),
     )
 
 
 def _leaves(
-    command: click.Command, parent: click.Context | None, path: str
+    command: click.Command, parent: click.Context, path: str
 ) -> Iterator[tuple[str, click.Command, click.Context]]:
     name = path.rpartition(" ")[2]
     context = click.Context(command, info_name=name, parent=parent)
