@@ -22,6 +22,7 @@ from phipipe.cli import (
     help,
     lists,
     packages,
+    plan,
     recipes,
     runs,
     schedule,
@@ -36,7 +37,7 @@ from phipipe.errors import Interrupted, PhipipeError, StoreError
 COMMANDS = {  # heading → commands, in the order a user meets them
     "Build": (
         build.run,
-        build.plan,
+        plan.plan,
     ),
     "Packages": (
         packages.chat,
