@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import phipipe
-from phipipe.maintain.markdown import page, prose, section
+from phipipe.cli import explain
+from phipipe.errors import PhipipeError
+from phipipe.maintain.markdown import page, prose, section, sentence, table
 
+ALIASES = (
+    "In signatures, `UserPath` is text or a `Path`. `Names` is one name or several. `Sets` is a "
+    "mapping of keys to values, or `KEY=VALUE` as the option `--set` takes it. `OnProgress` is a "
+    "function of an `Event`, `OnText` a function of a text."
+)
 HEADS = ("Arguments", "Args", "Raises", "Returns", "Yields", "Attributes", "Units")
 
 
 def python() -> str:
     """Every public name."""
-    names = [name for name in getattr(phipipe, "__all__", ()) if not name.startswith("_")]
+    names = [name for name in phipipe.__all__ if not name.startswith("_")]
+    objects = {name: getattr(phipipe, name) for name in names}
     return page(
         "Python",
         "`import phipipe` is light: what is heavy is imported when it is used. The API prints "
         "nothing. It raises `phipipe.errors.PhipipeError` or one of its kinds; each has an "
         "[exit code](exit-codes.md) and a hint.",
-        *(_object(name, getattr(phipipe, name)) for name in names),
+        ALIASES,
+        *(_object(name, value) for name, value in objects.items() if not _fails(value)),
+        section("Errors", _errors([value for value in objects.values() if _fails(value)])),
     )
+
+
+def _fails(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, PhipipeError)
+
+
+def _errors(kinds: Sequence[type[PhipipeError]]) -> str:
+    """Kinds of failures, explained by their exit codes."""
+    known = explain.explanations()
+    rows = [
+        [
+            f"`{kind.__name__}`",
+            f"[{kind.exit_code}](exit-codes.md#exit-code-{kind.exit_code})",
+            sentence(known[str(kind.exit_code)].what),
+        ]
+        for kind in kinds
+    ]
+    return table(["error", "exit code", "meaning"], rows)
 
 
 def _object(name: str, value: object) -> str:
@@ -64,7 +92,7 @@ def _plain(annotation: object) -> str:
         else getattr(annotation, "__name__", str(annotation))
     )
     text = re.sub(r"\(self, |\(cls, ", "(", text).replace("(self)", "()").replace("(cls)", "()")
-    return text.replace("'", "")
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # of annotations, not of defaults
 
 
 def _doc(value: object) -> str:

@@ -13,7 +13,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from phipipe.maintain import command_page, python_page, schema_pages, target_pages, word_pages
+from phipipe.maintain import (
+    command_page,
+    python_page,
+    schema_pages,
+    settings_page,
+    target_pages,
+    word_pages,
+)
 from phipipe.maintain.markdown import MADE, page, table
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +35,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "exit-codes": ("how a command ended, and what to do", word_pages.exit_codes),
     "json": ("what commands print with `--json`", schema_pages.outputs),
     "events": ("what a run tells while it works", word_pages.event_page),
-    "settings": ("environment variables and files", word_pages.settings_page),
+    "settings": ("environment variables and files", settings_page.settings),
     "python": ("the Python API", python_page.python),
 }
 

@@ -143,8 +143,3 @@ def _fields(text: str) -> str:
 def names_of_events() -> Iterable[str]:
     """Events that the page lists."""
     return re.findall(r"^- ``(\w+)``:", events.__doc__ or "", re.M)
-
-
-def settings_page() -> str:
-    """Every setting."""
-    return page("Settings", "To be written.")
