@@ -21,6 +21,7 @@ from phipipe.cli import (
     help,
     lists,
     packages,
+    plan,
     recipes,
     runs,
     schedule,
@@ -34,7 +35,7 @@ from phipipe.errors import Interrupted, PhipipeError, StoreError
 
 COMMANDS = (  # in the order a user meets them
     build.run,
-    build.plan,
+    plan.plan,
     recipes.validate,
     packages.eval_,
     packages.measure,
