@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from phipipe import cli
+from testing.doc_page import Reader
 from testing.drive import drive
 from testing.shell import Run
 
@@ -46,3 +47,9 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], 
     folder = tmp_path_factory.mktemp("seeing")
     drive(python_of("torch"), "-m", "testing.vision_checkpoints", folder)
     return folder
+
+
+@pytest.fixture
+def reader(tmp_path: Path, toolchains: Path) -> Reader:
+    """Somebody who follows a page of the documentation."""
+    return Reader(tmp_path, toolchains)
