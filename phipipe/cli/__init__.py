@@ -18,6 +18,7 @@ from phipipe.cli import (
     batch,
     build,
     cache,
+    docs,
     help,
     lists,
     packages,
@@ -29,39 +30,54 @@ from phipipe.cli import (
     streams,
     toolchains,
 )
-from phipipe.cli.groups import Group
-from phipipe.cli.messages import complain, misused, note
+from phipipe.cli.groups import Sections
+from phipipe.cli.messages import LOG, complain, misused, note
 from phipipe.errors import Interrupted, PhipipeError, StoreError
 
-COMMANDS = (  # in the order a user meets them
-    build.run,
-    plan.plan,
-    recipes.validate,
-    packages.eval_,
-    packages.measure,
-    packages.compare,
-    packages.verify,
-    packages.chat,
-    recipes.init,
-    lists.devices,
-    lists.backends,
-    batch.batch,
-    batch.worker,
-    schedule.schedule,
-    schema.schema,
-    recipes.pin,
-    toolchains.toolchain,
-    cache.cache,
-    runs.runs,
-    help.explain,
-    help.doctor,
-    help.completion,
-)
+COMMANDS = {  # heading → commands, in the order a user meets them
+    "Build": (
+        build.run,
+        plan.plan,
+    ),
+    "Packages": (
+        packages.chat,
+        packages.compare,
+        packages.eval_,
+        packages.measure,
+        packages.verify,
+    ),
+    "Recipes": (
+        recipes.init,
+        recipes.validate,
+        recipes.pin,
+        schema.schema,
+    ),
+    "Targets": (
+        lists.devices,
+        lists.backends,
+    ),
+    "Many builds, many machines": (
+        batch.batch,
+        schedule.schedule,
+        batch.worker,
+    ),
+    "This machine": (
+        help.doctor,
+        toolchains.toolchain,
+        cache.cache,
+        runs.runs,
+    ),
+    "Help": (
+        docs.docs,
+        help.explain,
+        help.completion,
+    ),
+}
 
 
 @click.group(
-    cls=Group,
-    commands=COMMANDS,
+    cls=Sections,
+    epilog="Example:  phipipe run recipes/quickstart.yaml",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="phipipe")
@@ -69,11 +85,15 @@ def cli() -> None:
     """One recipe in, one verified artifact out: small language models for edge devices."""
 
 
+cli.take(COMMANDS)
+
+
 def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
     streams.prepare()
+    LOG.reset()
     answers.begin(sys.argv[1:])
     code = 0
     try:
@@ -99,7 +119,7 @@ def _fail(error: BaseException) -> int:
         stopped = Interrupted(
             "stopped; what was finished is kept, the same command goes on from there"
         )
-        note(stopped.message)
+        note(stopped.message, is_error=True)
         document = documents.error_of(stopped)
     elif isinstance(error, click.ClickException):
         misused(error)
@@ -121,7 +141,7 @@ def _unexpected(error: Exception) -> PhipipeError:
         complain(known)
         return known
     bug = PhipipeError(f"this is a bug in phipipe, please report it with {uncaught.log(error)}")
-    note(f"error: {bug.message}")
+    note(f"error: {bug.message}", is_error=True)
     return bug
 
 

@@ -58,9 +58,9 @@ def attempt(
     from phipipe.execution.manner import Manner
 
     settings, store = place
-    names, stream = [plan.build.name for plan in plans], sys.stderr if LOG.as_events else None
+    names, stream = [plan.build.name for plan in plans], LOG.stream
     with (
-        listeners.listener(plans, sys.stderr, silent=LOG.as_events) as inner,
+        listeners.listener(plans, sys.stderr, silent=LOG.silent) as inner,
         events.recorded(store.root, command, names, inner, stream) as recorder,
     ):
         for plan in plans:

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 @command("phipipe batch recipes --tag nightly --out batch")
 @CHOSEN
 @MANNER
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be built, what it takes and how long; no more."
+)
 @LOG_FORMAT
 @AS_JSON
-def batch(chosen: Chosen, manner: Manner, as_json: bool) -> None:
+def batch(chosen: Chosen, manner: Manner, dry_run: bool, as_json: bool) -> None:
     """Build many recipes as one, and compare with what was accepted before. Run it again to go on
     after anything.
 
@@ -38,7 +41,10 @@ def batch(chosen: Chosen, manner: Manner, as_json: bool) -> None:
     started = datetime.datetime.now(datetime.UTC)
     items = chosen.items()
     place = store_of_user()
-    _plan(items, place, manner)
+    warnings = _plan(items, place, manner)
+    if dry_run:
+        _foretell(items, place, warnings, as_json)
+        return
     done = _build(items, place, manner)
     ended = datetime.datetime.now(datetime.UTC)
     summary = report.summary(done, manner.out, started, ended)
@@ -50,7 +56,7 @@ def batch(chosen: Chosen, manner: Manner, as_json: bool) -> None:
         echo(f"\nboard    {manner.out / 'board.html'}\nsummary  {manner.out / 'batch.json'}")
     for one in done:
         if one.error:
-            note(f"{one.item.name} {one.state}:")
+            note(f"{one.item.name} {one.state}:", is_error=True)
             complain(one.error)
     code = report.exit_code(done)
     if manner.on_finish:
@@ -60,8 +66,31 @@ def batch(chosen: Chosen, manner: Manner, as_json: bool) -> None:
         raise click.exceptions.Exit(code)
 
 
-def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> None:
-    """Plan the builds, and say what is doubtful, and how many are refused."""
+def _foretell(
+    items: Sequence[Item], place: Workplace, warnings: Sequence[str], as_json: bool
+) -> None:
+    """Say what the batch would do; exit as it would with what is refused."""
+    from phipipe.cli import show_plans
+    from phipipe.execution import outlook
+    from phipipe.execution.bench import Bench
+
+    plans = [item.plan for item in items if item.plan]
+    outlooks = outlook.foreseen(plans, Bench(place.store, place.settings, note))
+    if as_json:
+        answers.give(show_plans.foreseen_json(items, outlooks, warnings))
+    elif outlooks:
+        echo(show_plans.overview(outlooks))
+    errors = [(item.name, item.error) for item in items if item.error]
+    for name, error in errors:
+        note(f"{name} would be refused:")
+        complain(error)
+    if errors:
+        raise click.exceptions.Exit(max(error.exit_code for _, error in errors))
+
+
+def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> list[str]:
+    """Plan the builds, and say what is doubtful, and how many are refused; returns what is
+    doubtful."""
     from phipipe.batch import batch as batches
     from phipipe.batch import hooks
 
@@ -70,9 +99,11 @@ def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> None:
     with planning_on(manner.on):
         warnings = batches.plan(items, store, settings, manner.out, elsewhere=elsewhere)
     doubt = hooks.doubt(manner.on_finish) if manner.on_finish else None
-    _warn([*warnings, doubt] if doubt else warnings)
+    doubts = [*warnings, doubt] if doubt else warnings
+    _warn(doubts)
     refused = sum(item.plan is None for item in items)
     note(f"{counted(len(items), 'build')}, {refused} refused")
+    return doubts
 
 
 def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done]:
@@ -83,9 +114,9 @@ def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done
 
     settings, store = place
     plans = [item.plan for item in items if item.plan]
-    names, stream = [item.name for item in items], sys.stderr if LOG.as_events else None
+    names, stream = [item.name for item in items], LOG.stream
     with (
-        listeners.many(plans, sys.stderr, silent=LOG.as_events) as inner,
+        listeners.many(plans, sys.stderr, silent=LOG.silent) as inner,
         events.recorded(store.root, "batch", names, inner, stream) as recorder,
     ):
         for plan in plans:

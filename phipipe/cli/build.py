@@ -54,7 +54,7 @@ def run(
 ) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done
     again."""
-    from phipipe.cli import show
+    from phipipe.api import show
     from phipipe.planning import plans as planner
 
     place, elsewhere = store_of_user(), manner.on is not None
@@ -81,6 +81,6 @@ def _fail(outcomes: Sequence[Outcome]) -> None:
     if len(outcomes) == 1:
         raise worst
     for name, error in errors.items():
-        note(f"{name} failed:")
+        note(f"{name} failed:", is_error=True)
         complain(error)
     raise click.exceptions.Exit(worst.exit_code)

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from phipipe.cli.messages import LOG
+from phipipe import progress
+from phipipe.cli.messages import LOG, show_log
 from phipipe.errors import PhipipeError, RecipeError, SourceError
 from phipipe.files import json_files
 from phipipe.files.user_paths import Kind, problem, shown
@@ -103,6 +104,14 @@ def _log_as(context: click.Context, parameter: click.Parameter, value: str) -> N
     LOG.as_events = value == "json"
 
 
+def _loudness(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        setattr(LOG, str(parameter.name), True)
+    if LOG.quiet and LOG.verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other; give one", context)
+    progress.follow(show_log if LOG.verbose else None)
+
+
 def _accepted(context: click.Context, parameter: click.Parameter, package: Path) -> Path:
     """What a batch accepted last, where ``package`` is the folder of all versions of a build."""
     latest = package / "latest"
@@ -112,6 +121,22 @@ def _accepted(context: click.Context, parameter: click.Parameter, package: Path)
     return package / version if version.isprintable() and Path(version).name == version else package
 
 
+LOUDNESS = (  # of every command
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_loudness,
+        help="Print results and errors alone: no progress, notes or warnings.",
+    ),
+    click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_loudness,
+        help="Print on stderr also what steps write while they run.",
+    ),
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 RECIPE = click.argument("recipe", type=UserPath())
 PACKAGE = click.argument(

@@ -36,7 +36,7 @@ def eval_(
     package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool
 ) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
-    from phipipe.cli import show
+    from phipipe.api import show
     from phipipe.execution import finished
 
     place = store_of_user()
@@ -65,8 +65,8 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     Needs neither the original model nor its cache. `phipipe compare` puts the report in place of
     the figures that the build machine had emulated or could not take.
     """
+    from phipipe.api import show
     from phipipe.board import entry, file
-    from phipipe.cli import show
     from phipipe.evaluate.speed import host
     from phipipe.execution import finished
     from phipipe.package import figures

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phipipe.cli import answers
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 ENDS = ("step_finished", "step_failed", "build_finished")  # events that `show` lists
 
 
-@click.group(epilog="Example:  phipipe runs logs latest")
+@click.group(cls=Group, epilog="Example:  phipipe runs logs latest")
 def runs() -> None:
     """What `run`, `batch`, `eval` and `measure` did: which steps, how long, how they ended."""
 

@@ -15,6 +15,7 @@ import click
 from phipipe import settings
 from phipipe.cli import answers
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, UserPath, taking
 from phipipe.errors import ToolchainError
@@ -43,7 +44,8 @@ class When:
 
 
 @click.group(
-    epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'"
+    cls=Group,
+    epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'",
 )
 def schedule() -> None:
     """Batches on a timetable."""

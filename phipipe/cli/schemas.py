@@ -51,7 +51,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "devices-show": lists.DeviceDetails,
     "backends": list[lists.Backend],
     "backends-show": lists.BackendDetails,
-    "batch": batch.Batch,
+    "batch": batch.Batch | batch.Foreseen,
     "schedule-export": batch.Exported,
     "schema": list[lists.SchemaFile],
     "pin": list[documents.Pinned],
@@ -65,6 +65,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "runs-show": lists.RunDetails,
     "runs-logs": list[dict[str, Json]],
     "explain": list[explain.Explanation] | explain.Explanation,
+    "docs": list[lists.Topic] | lists.Page,
     "doctor": lists.Doctor,
 }
 

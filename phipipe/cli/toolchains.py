@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from phipipe.cli import answers
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
@@ -14,7 +15,7 @@ from phipipe.errors import ToolchainError
 from phipipe.words import counted
 
 
-@click.group(epilog="Example:  phipipe toolchain install onnxruntime")
+@click.group(cls=Group, epilog="Example:  phipipe toolchain install onnxruntime")
 def toolchain() -> None:
     """The isolated environments that backends run in."""
 

@@ -136,6 +136,8 @@ class Server:
         except BaseException:  # Ctrl-C included: nothing of ours stays behind
             self.kill(seen=watch.members)
             raise
+        finally:
+            watch.end()
         response = _read_response(folder)
         if response is None:
             self.kill(grace_s=0)

@@ -188,3 +188,20 @@ class SchemaFile:
 
     path: str
     fresh: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """A page of the documentation."""
+
+    topic: str
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page with its text, which is Markdown."""
+
+    topic: str
+    title: str
+    text: str

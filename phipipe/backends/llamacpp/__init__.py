@@ -203,7 +203,6 @@ FACE = Backend(
     suits="The widest reach: every CPU, Metal, CUDA, Vulkan, OpenCL, and programs such as "
     "Ollama and LM Studio. Choose it where one file must run everywhere.",
     advice=ADVICE,
-    values={"type": {name: kind.use for name, kind in TYPES.items()}},
     rank=5,
     colour=2,
 )
