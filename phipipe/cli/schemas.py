@@ -72,6 +72,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "config-show": list[lists.Setting],
     "config-path": list[lists.SettingsFile],
     "explain": list[explain.Explanation] | explain.Explanation,
+    "docs": list[lists.Topic] | lists.Page,
     "doctor": lists.Doctor,
 }
 
