@@ -73,9 +73,13 @@ class Board:
             for entry in self.entries
         ]
 
+    def report(self) -> str:
+        """The text of ``board.json``."""
+        return file.dump(self.entries)
+
     def to_dict(self) -> Json:
         """The content of ``board.json``."""
-        return json.loads(file.dump(self.entries))
+        return json.loads(self.report())
 
     def write(self, folder: UserPath, title: str = TITLE) -> Path:
         """Write ``board.json``, ``board.md`` and ``board.html`` into ``folder``.

@@ -127,8 +127,10 @@ class Package:
         Raises:
             PhipipeError: as ``chat``.
         """
-        place = workplace.of_user(_silent)
-        return start.converse(self.path, place.settings, _silent, system=system, tokens=tokens)
+        place = workplace.of_user(workplace.silent)
+        return start.converse(
+            self.path, place.settings, workplace.silent, system=system, tokens=tokens
+        )
 
     def evaluate(
         self,
@@ -177,7 +179,7 @@ class Package:
         place = workplace.of_user(listener.note)
         plan = finished.plan_measurement(self.path)
         (outcome,) = building.attempt("measure", [plan], place, listener.audience, Where())
-        return Measurement(self, outcome).check()
+        return Measurement(self.path, outcome).check()
 
     def __repr__(self) -> str:
         return f"<Package {self.name}: {self.backend} {self.precision} for {self.device}>"
@@ -200,14 +202,15 @@ class Package:
 class Measurement(Result):
     """What was measured of a package on its device."""
 
-    def __init__(self, package: Package, outcome: Outcome) -> None:
+    def __init__(self, folder: Path, outcome: Outcome) -> None:
+        """Of the package in ``folder``."""
         super().__init__(outcome)
-        self.of = package
+        self._folder = folder
 
     @property
     def entry(self) -> Entry:
         """It as a board has it."""
-        return entry.of_measurement(self.of._manifest, self.check().outcome)
+        return entry.of_measurement(packages.read_manifest(self._folder), self.check().outcome)
 
     def check(self) -> Measurement:
         """This measurement, if nothing failed.
@@ -251,7 +254,3 @@ def _folder(path: UserPath) -> Path:
 
 def _source(path: UserPath) -> Path:
     return path_of(path, Kind.FOLDER, "the original", SourceError)
-
-
-def _silent(line: str) -> None:
-    """Nobody listens to notes."""

@@ -1,9 +1,9 @@
-"""Pieces of HTML for notebooks: strangers' text is escaped, and visible."""
+"""Tables for notebooks and for print: strangers' text is escaped, and visible."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from phipipe.visible import visible
 
@@ -35,3 +35,19 @@ def _cell(value: str) -> str:
 def preformatted(value: str) -> str:
     """``value`` with its spaces and line breaks."""
     return f"<pre>{text(value)}</pre>"
+
+
+def table_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """``rows``, which share their names, as a table below these."""
+    return table(tuple(rows[0]), [tuple(row.values()) for row in rows]) if rows else ""
+
+
+def aligned(rows: Sequence[Mapping[str, str]]) -> str:
+    """The same as text in columns."""
+    lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)

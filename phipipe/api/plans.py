@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from phipipe.api import building, pages, show, workplace
+from phipipe.api import building, pages, plan_words, show, workplace
 from phipipe.api.recipes import Recipe, Sets
 from phipipe.api.runs import PACKAGES
 from phipipe.api.workplace import Names, Note, UserPath, Workplace
 from phipipe.errors import PhipipeError
-from phipipe.execution import preflight
+from phipipe.execution import outlook, preflight
 from phipipe.execution.bench import Bench
+from phipipe.execution.outlook import Outlook
 from phipipe.execution.results import Forecast
 from phipipe.output import documents
 from phipipe.planning import plan as planning
@@ -20,7 +22,8 @@ from phipipe.steps import Json
 from phipipe.visible import visible
 from phipipe.words import counted
 
-Foreseen = tuple[planning.Plan, Sequence[Forecast]]
+if TYPE_CHECKING:
+    from phipipe.cluster.places import Workers
 
 
 class PlannedBuild:
@@ -28,12 +31,14 @@ class PlannedBuild:
 
     Attributes:
         name: the build's name.
-        steps: the steps in an order that works: ``step.name``, ``cached`` and ``why``.
+        steps: the steps in an order that works: each has ``step``, ``cached`` and ``why``.
+        seconds: how long the steps that will run took in earlier runs; None where nobody knows.
     """
 
-    def __init__(self, plan: planning.Plan, forecast: Sequence[Forecast]) -> None:
-        self.plan, self.steps = plan, tuple(forecast)
-        self.name = plan.build.name
+    def __init__(self, one: Outlook) -> None:
+        self.outlook, self.plan = one, one.plan
+        self.steps: tuple[Forecast, ...] = one.forecast
+        self.name, self.seconds = one.plan.build.name, one.cost.seconds
 
     @property
     def todo(self) -> tuple[Forecast, ...]:
@@ -45,25 +50,28 @@ class PlannedBuild:
         """What is doubtful about the build."""
         return [visible(line) for line in show.warning_lines(self.plan)]
 
+    @property
+    def summary(self) -> str:
+        """The build's name, and how many of its steps will run."""
+        return f"{self.name}: {len(self.todo)} of {counted(len(self.steps), 'step')} will run"
+
     def __repr__(self) -> str:
-        will = f"{len(self.todo)} of {counted(len(self.steps), 'step')} will run"
-        return f"<PlannedBuild {self.name}: {will}>"
+        return f"<PlannedBuild {self.summary}>"
 
     def __str__(self) -> str:
-        return visible(show.describe_plan(self.plan, self.steps))
+        return visible(plan_words.describe(self.outlook, pages.aligned))
 
     def _repr_html_(self) -> str:
-        rows = [
-            (s.step.name, "cached" if s.cached else "will run", s.step.toolchain or "", s.why)
-            for s in self.steps
-        ]
         head = pages.paragraph(show.heading(self.plan))
         warned = "".join(map(pages.paragraph, self.warnings))
-        return head + warned + pages.table(("step", "state", "toolchain", "why"), rows)
+        cost = pages.paragraph(self.summary + plan_words.cost_words(self.outlook.cost))
+        return head + warned + pages.table_of(plan_words.rows(self.outlook, None)) + cost
 
 
 class Plan:
     """What a run would do, build by build. ``print(plan)`` shows it as ``phipipe plan`` does.
+
+    ``plan["name"]`` is a build, ``plan[0]`` the first one.
 
     Attributes:
         builds: the builds, in the order of the recipe.
@@ -73,27 +81,46 @@ class Plan:
     """
 
     def __init__(
-        self, foreseen: Sequence[Foreseen], doubt: PhipipeError | None, strict: bool
+        self,
+        outlooks: Sequence[Outlook],
+        doubt: PhipipeError | None,
+        *,
+        refused: bool,
+        workers: Workers | None = None,
     ) -> None:
-        self.builds = tuple(PlannedBuild(*one) for one in foreseen)
-        self.doubt, self.refusal = doubt, doubt if strict else None
+        """Of ``outlooks``; ``refused``: whether ``doubt`` is a reason to refuse a run."""
+        self.outlooks, self.workers = tuple(outlooks), workers
+        self.builds = tuple(map(PlannedBuild, outlooks))
+        self.doubt, self.refusal = doubt, doubt if refused else None
+
+    def __len__(self) -> int:
+        return len(self.builds)
+
+    def __iter__(self) -> Iterator[PlannedBuild]:
+        return iter(self.builds)
+
+    def __getitem__(self, which: int | str) -> PlannedBuild:
+        if isinstance(which, str):
+            return workplace.named(which, {build.name: build for build in self.builds})
+        return self.builds[which]
 
     @property
     def todo(self) -> int:
-        """How many steps will run; those that builds share count for each of them."""
-        return sum(len(build.todo) for build in self.builds)
+        """How many steps will run; one that builds share counts once."""
+        return outlook.total(self.outlooks).steps
+
+    @property
+    def seconds(self) -> float | None:
+        """How long these took in earlier runs, one after another; None where nobody knows."""
+        return outlook.total(self.outlooks).seconds
 
     def to_dict(self) -> list[Json]:
         """The plan as ``phipipe plan --json`` prints it."""
-        return [
-            documents.plain(show.plan_json(build.plan, build.steps, self.refusal))
-            for build in self.builds
-        ]
+        every = (plan_words.plan_json(o, self.refusal, self.workers) for o in self.outlooks)
+        return [documents.plain(one) for one in every]
 
     def __repr__(self) -> str:
-        return (
-            f"<Plan {', '.join(repr(build)[len('<PlannedBuild ') : -1] for build in self.builds)}>"
-        )
+        return f"<Plan {'; '.join(build.summary for build in self.builds)}>"
 
     def __str__(self) -> str:
         return "\n\n".join([*map(str, self.builds), *self._refused()])
@@ -122,18 +149,23 @@ def plan(
         TargetError: the device cannot do it.
         SourceError: the model or a text cannot be had.
     """
-    place = workplace.of_user(_silent)
-    plans = building.planned(recipe, _silent, sets=sets, only=only, on=on)
-    return foresee(plans, place, _silent)
+    place = workplace.of_user(workplace.silent)
+    plans = building.planned(recipe, workplace.silent, sets=sets, only=only, on=on)
+    return foresee(plans, place, workplace.silent, on=on)
 
 
-def foresee(plans: Sequence[planning.Plan], place: Workplace, note: Note) -> Plan:
-    """What doing ``plans`` would mean: what is cached, and whether this machine can."""
-    bench = Bench(place.store, place.settings, note)
-    foreseen = [(one, bench.foresee(one)) for one in plans]
-    doubt = preflight.refusal(plans, place.store, place.settings, Path(PACKAGES))
-    return Plan(foreseen, doubt, place.settings.preflight)
+def foresee(
+    plans: Sequence[planning.Plan], place: Workplace, note: Note, *, on: str | None = None
+) -> Plan:
+    """What doing ``plans`` would mean: what is cached, and whether this machine can do it, or
+    those of the scheduler ``on``."""
+    outlooks = outlook.foreseen(plans, Bench(place.store, place.settings, note))
+    if on is None:
+        doubt = preflight.refusal(plans, place.store, place.settings, Path(PACKAGES))
+        return Plan(outlooks, doubt, refused=place.settings.preflight)
+    from phipipe.cluster import places
 
-
-def _silent(line: str) -> None:
-    """Nobody listens to notes of a plan."""
+    workers = places.workers(on)
+    todo = [step for one in outlooks for step in one.todo]
+    doubt = workers.refusal(todo, place.settings)
+    return Plan(outlooks, doubt, refused=True, workers=workers)

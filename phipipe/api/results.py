@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe import words
-from phipipe.api import building, pages, show
+from phipipe.api import building, pages, show, workplace
 from phipipe.api.figures import Figures
 from phipipe.errors import PhipipeError
 from phipipe.execution.results import Outcome
@@ -121,12 +121,9 @@ class Results:
         self.board_page = board_page
 
     def __getitem__(self, which: int | str) -> Result:
-        if not isinstance(which, str):
-            return self._results[which]
-        named = [result for result in self._results if result.name == which]
-        if not named:
-            raise KeyError(f"no build `{which}`; there are {', '.join(self.names)}")
-        return named[0]
+        if isinstance(which, str):
+            return workplace.named(which, {result.name: result for result in self._results})
+        return self._results[which]
 
     def __len__(self) -> int:
         return len(self._results)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import Kind, problem, shown
@@ -15,9 +15,14 @@ from phipipe.store.store import Store
 if TYPE_CHECKING:
     from phipipe.execution.manner import Engine
 
+T = TypeVar("T")
 Note = Callable[[str], None]
 UserPath = str | Path
-Names = str | tuple[str, ...] | list[str]
+Names = str | Sequence[str]
+
+
+def silent(line: str) -> None:
+    """Nobody listens to notes."""
 
 
 class Workplace(NamedTuple):
@@ -76,3 +81,14 @@ def path_of(
 def names_of(given: Names) -> tuple[str, ...]:
     """One name, or several, as a tuple."""
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def named(name: str, builds: Mapping[str, T]) -> T:
+    """The one called ``name``.
+
+    Raises:
+        KeyError: there is none; says which there are.
+    """
+    if name not in builds:
+        raise KeyError(f"no build `{name}`; there are {', '.join(builds)}")
+    return builds[name]

@@ -18,6 +18,7 @@ from phipipe.cli import (
     batch,
     build,
     cache,
+    config,
     docs,
     help,
     lists,
@@ -27,6 +28,7 @@ from phipipe.cli import (
     runs,
     schedule,
     schema,
+    shipped,
     streams,
     toolchains,
 )
@@ -48,6 +50,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     ),
     "Recipes": (
         recipes.init,
+        shipped.recipes,
         recipes.validate,
         recipes.pin,
         schema.schema,
@@ -63,6 +66,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     ),
     "This machine": (
         help.doctor,
+        config.config,
         toolchains.toolchain,
         cache.cache,
         runs.runs,

@@ -15,7 +15,6 @@ import click
 from phipipe import progress
 from phipipe.cli.messages import LOG, show_log
 from phipipe.errors import PhipipeError, RecipeError, SourceError
-from phipipe.files import json_files
 from phipipe.files.user_paths import Kind, problem, shown
 
 MAX_GIB = 2.0**30  # no disk of anybody's
@@ -114,11 +113,9 @@ def _loudness(context: click.Context, parameter: click.Parameter, value: bool) -
 
 def _accepted(context: click.Context, parameter: click.Parameter, package: Path) -> Path:
     """What a batch accepted last, where ``package`` is the folder of all versions of a build."""
-    latest = package / "latest"
-    if not latest.is_file() or (package / "manifest.json").exists():
-        return package
-    version = json_files.read_bytes(latest, 4096).decode("utf-8", "replace").strip()
-    return package / version if version.isprintable() and Path(version).name == version else package
+    from phipipe.package import versions
+
+    return versions.accepted(package)
 
 
 LOUDNESS = (  # of every command

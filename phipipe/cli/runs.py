@@ -11,10 +11,10 @@ from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
-from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from phipipe.execution.past_runs import Run
+    from phipipe.steps import Json
 
 ENDS = ("step_finished", "step_failed", "build_finished")  # events that `show` lists
 

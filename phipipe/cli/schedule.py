@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe import settings
 from phipipe.cli import answers
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
 from phipipe.cli.groups import Group
@@ -125,7 +124,9 @@ def _print(files: Mapping[str, str]) -> None:
 
 def _program() -> list[str]:
     """The words that start phipipe as it is here: engines start with an empty environment."""
-    given = [f"{name}={value}" for name, value in settings.given().items()]
+    from phipipe.settings import given as given_by_user
+
+    given = [f"{name}={value}" for name, value in given_by_user().items()]
     command = shutil.which("phipipe")
     return [
         *(["/usr/bin/env", *given] if given else []),

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from phipipe.maintain.markdown import code, codes, page, section, table
+from phipipe.maintain.markdown import code, codes, page, section, sentence, table
+from phipipe.settings.rows import SETTINGS
 
-OURS: Mapping[str, str] = {
-    "PHIPIPE_CACHE": "The cache's folder; by default the platform's.",
-    "PHIPIPE_TOOLCHAINS": "Where toolchains lie; by default in the cache.",
-    "PHIPIPE_TOOLCHAIN": "`current`: steps run in the Python that runs phipipe.",
-    "PHIPIPE_STEP_TIMEOUT_S": "Seconds that a step may take; by default no limit.",
-    "PHIPIPE_IDLE_TIMEOUT_S": "Seconds that a step may go without output, progress or CPU time.",
-    "PHIPIPE_MEMORY_LIMIT_GIB": "GiB of memory that a step may take; mapped files do not count.",
-    "PHIPIPE_PREFLIGHT": "`off`: try runs that seem too large for this machine.",
-    "PHIPIPE_REMOTE": "The store that machines share: `s3://…`, `gs://…`, `az://…` or `file:///…`.",
-    "PHIPIPE_REMOTE_MODE": "`read`: take results from the shared store, give none.",
-    "PHIPIPE_WORKER_PATH": "More folders from which steps may import Python modules.",
-}
 OTHERS: Mapping[str, str] = {
     "HF_TOKEN HF_ENDPOINT HF_HOME HF_HUB_CACHE": "The hub's client: who you are, which hub, and "
     "where its cache lies. `hf auth login` counts, too.",
@@ -31,10 +20,30 @@ OTHERS: Mapping[str, str] = {
 
 
 def settings() -> str:
-    """Every setting."""
-    rows = [[code(name), words] for name, words in OURS.items()]
-    intro = "A setting changes where and how a build runs, never its result."
-    return page("Settings", intro, table(["variable", "meaning"], rows), _others())
+    """Every setting, by its variable and its key in a file."""
+    rows = [
+        [
+            code(one.variable),
+            code(one.key) if one.in_files else "",
+            sentence(one.what),
+            codes(one.choices, " or ") if one.choices else one.kind.value,
+            one.default,
+            "yes" if one.asks_trust and one.in_files else "",
+        ]
+        for one in SETTINGS
+    ]
+    head = ["variable", "key", "meaning", "value", "default", "asks for trust"]
+    return page(
+        "Settings",
+        "A setting is an environment variable, or a key in a file of settings. The environment "
+        "counts before the project's `phipipe.toml`, and this file before the user's "
+        "`config.toml`. A setting changes where and how a build runs, never its result.",
+        "`phipipe config show` prints each setting with its value and where it comes from. "
+        "`phipipe config path` prints the files. A project's file may set a key that asks for "
+        "trust only after `phipipe config trust`.",
+        table(head, rows),
+        _others(),
+    )
 
 
 def _others() -> str:

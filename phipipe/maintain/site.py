@@ -2,8 +2,8 @@
 
     python -m phipipe.maintain.site FOLDER      (needs the extra `docs`)
 
-A page that loads a script, a font, a picture or a style from elsewhere is an error: whoever reads the
-documentation tells nobody, and reads it offline, too. Links that a person clicks are free.
+A page that loads a script, a font, a picture or a style from elsewhere is an error: whoever reads
+the documentation tells nobody, and reads it offline, too. Links that a person clicks are free.
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ LOADED = re.compile(
 
 def build(folder: Path) -> int:
     """Build the site into ``folder``; MkDocs's exit code, which a warning makes 1."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean"]
     done = subprocess.run(
         [*command, "--site-dir", str(folder.absolute())],
         cwd=ROOT,
         env={**os.environ, **SILENT},
+        stderr=subprocess.PIPE,
+        text=True,
         check=False,
     )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
+    if done.returncode:
+        print("\n".join(lines))
     return done.returncode
 
 

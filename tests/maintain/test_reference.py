@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from testing.places import ROOT
 
 from phipipe import backends, metrics
 from phipipe.backends.llamacpp.types import TYPES
-from phipipe.cli import cli, explain
+from phipipe.cli import cli, explain, schemas
+from phipipe.evaluate.reports import Metrics
 from phipipe.execution import events
 from phipipe.maintain import markdown, reference
 from phipipe.recipe import device
@@ -85,6 +87,25 @@ def test_pages_are_written_and_old_ones_removed(tmp_path: Path) -> None:
     reference.write(tmp_path)
     assert not reference.stale(tmp_path)
     assert not (tmp_path / "reference" / "gone.md").exists()
+
+
+def test_agents_are_told_no_field_and_no_exit_code_that_is_none() -> None:
+    text = (DOCS / "agents.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 100
+    fields = {
+        part for part in json.dumps(schemas.of_command("run")).split('"') if part.isidentifier()
+    }
+    inner = {*metrics.METRICS, *Metrics.__annotations__}
+    table = text.partition("| field | holds |")[2].partition("\n\n")[0]
+    for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)[1:]:
+        for name in re.findall(r"`([\w.]+)`", cell):
+            assert set(name.split(".")) <= fields | inner, name
+    codes = text.partition("## Exit codes")[2].partition("## ")[0]
+    told = {
+        code for row in re.findall(r"^\| ([\d, ]+) \|", codes, re.M) for code in row.split(", ")
+    }
+    known = {one.id for one in explain.explanations().values() if one.kind == "exit code"}
+    assert known - told == {"1"}, "doctor alone ends with 1"
 
 
 def test_words_become_markdown() -> None:

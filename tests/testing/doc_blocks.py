@@ -1,7 +1,8 @@
 """Blocks of code in README and docs, and the marks that say how a test treats them.
 
-Fences have a language; commands for a shell are `sh`. A page's `sh` blocks run in order, in one
-folder and one shell, so that variables last. A comment on the line before a block says otherwise:
+Commands for a shell are `sh`, or `bash`; a block without a language is what a command prints. A
+page's commands run in order, in one folder and one shell, so that variables last. A comment on the
+line before a block says otherwise:
 
     <!-- not run: needs a Snapdragon -->               why no test can run it
     <!-- tested by: tests/end_to_end/test_x.py -->     another test runs it
@@ -22,8 +23,8 @@ from testing.places import ROOT
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+)(?P<info>[^`\n]*)$")
 MARK = re.compile(r"<!-- (?P<kind>not run|tested by|exit|setup)[: ]\s*(?P<words>.*?)\s*-->", re.S)
-SHELLS = ("sh",)
-NOT_OURS = ("bash", "shell", "console", "zsh", "terminal")
+SHELLS = ("sh", "bash")
+NOT_OURS = ("shell", "console", "zsh", "terminal")
 
 
 @dataclass(frozen=True, kw_only=True)

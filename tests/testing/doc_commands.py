@@ -27,7 +27,7 @@ def in_shell(text: str) -> Iterator[list[str]]:
 
 def in_words(code: str) -> Iterator[list[str]]:
     """Arguments that a mention such as `phipipe cache ls|gc [--json]` stands for."""
-    if not code.startswith("phipipe "):
+    if not code.startswith("phipipe ") or PLACEHOLDER.match(code.split()[1]):
         return
     plain = re.sub(r"[\[\]]", " ", code.replace(r"\|", "|")).replace("…", " ").replace("...", " ")
     choices = [word.split("|") if word[0] != "-" else [word] for word in shlex.split(plain)[1:]]
