@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
 from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
@@ -147,6 +147,7 @@ def _program() -> list[str]:
     default="UTC",
     show_default=True,
     metavar="ZONE",
+    shell_complete=completions.zones,
     help="Whose clock: Europe/Berlin, say.",
 )
 @JOB
