@@ -54,6 +54,16 @@ BOARDS = {
     "unsound": [entry("a", sanity={"tokenizer_equal": False}), entry("b", kld=0.5)],
     "failed": [board_entry.failed("x", "torch", "int4", "no memory " * 40, "CPU (x86-64)")],
 }
+# The usual board in every way; of others both sizes and both themes.
+VIEWS = [
+    ("nineteen", "390", "dark"),
+    ("nineteen", "1400", "light"),
+    *(
+        (name, *view)
+        for name in (*BOARDS, "board")
+        for view in (("390", "light"), ("1400", "dark"))
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +91,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("screenshots")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", [*BOARDS, "board"])
+@pytest.mark.parametrize(("name", "size", "theme"), VIEWS)
 def test_a_page_fits_its_window_and_has_no_serious_fault(
     name: str, size: str, theme: str, browser: Browser, folder: Path, screenshots: Path
 ) -> None:
