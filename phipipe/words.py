@@ -31,3 +31,10 @@ def human(size_bytes: int) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 build``, ``2 builds``, ``1,000 builds``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` in at most ``width`` characters: without its middle, for names differ at their
+    ends."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[-half:]}"
