@@ -279,16 +279,19 @@ def test_a_button_switches_the_theme(browser: Browser, folder: Path) -> None:
         page.emulate_media(color_scheme="dark")
 
 
+A4 = (688, 1017)  # without margins, in CSS pixels
+
+
 @pytest.mark.parametrize("name", ["nineteen", "many", "board"])
 def test_a_page_prints_in_full_and_on_light_paper(
     name: str, browser: Browser, folder: Path, screenshots: Path
 ) -> None:
-    with tool.opened(browser, folder / f"{name}.html", (1000, 1400), "dark") as page:
+    with tool.opened(browser, folder / f"{name}.html", A4, "dark") as page:
         page.emulate_media(media="print", color_scheme="dark")
         assert tool.overflowing(page) == []
         table = page.locator("table").first.bounding_box()
         assert table is not None
-        assert table["x"] + table["width"] <= 1000
+        assert table["x"] + table["width"] <= A4[0]
         ground = page.evaluate(
             "getComputedStyle(document.documentElement).getPropertyValue('--page')"
         )
