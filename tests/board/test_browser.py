@@ -91,6 +91,17 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("screenshots")
 
 
+def test_a_machine_without_a_browser_is_told_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(tool.PROGRAM, raising=False)
+    with pytest.raises(RuntimeError, match="apt-get install chromium"):
+        tool.program()
+    monkeypatch.setenv(tool.PROGRAM, "of-my-own")
+    assert tool.program() == "of-my-own"
+
+
 @pytest.mark.parametrize(("name", "size", "theme"), VIEWS)
 def test_a_page_fits_its_window_and_has_no_serious_fault(
     name: str, size: str, theme: str, browser: Browser, folder: Path, screenshots: Path
