@@ -9,8 +9,12 @@ from contextlib import contextmanager
 OnProgress = Callable[[int, int, str], None]
 """Told how many of how many units are finished, and the units' name."""
 
+OnLine = Callable[[str, str], None]
+"""Told a step's name, and a line that it wrote."""
+
 _listener: OnProgress = lambda done, total, unit: None  # noqa: E731
 _own = threading.local()  # what one thread alone listens to: several steps may run in one process
+_follower: OnLine | None = None
 
 
 def listen(listener: OnProgress) -> None:
@@ -33,3 +37,30 @@ def listening(listener: OnProgress) -> Iterator[None]:
 def report(done: int, total: int, unit: str) -> None:
     """``done`` of ``total`` ``unit`` (plural, such as "windows") are finished."""
     getattr(_own, "listener", _listener)(done, total, unit)
+
+
+def follow(follower: OnLine | None) -> None:
+    """Hand to ``follower`` what steps write from now on, line by line, from any thread."""
+    global _follower
+    _follower = follower
+
+
+def is_followed() -> bool:
+    """Whether anybody reads what steps write."""
+    return _follower is not None
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """What this thread's step is called, for as long as the block lasts."""
+    _own.label = label
+    try:
+        yield
+    finally:
+        del _own.label
+
+
+def wrote(line: str) -> None:
+    """This thread's step wrote ``line``."""
+    if _follower is not None:
+        _follower(getattr(_own, "label", "step"), line)

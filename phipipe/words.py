@@ -31,3 +31,17 @@ def human(size_bytes: int) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 build``, ``2 builds``, ``1,000 builds``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time that somebody waits for: ``40 s``, ``3 min``, ``1 h 20 min``, ``2 days 3 h``."""
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"

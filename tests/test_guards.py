@@ -67,6 +67,7 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
+    ("api",),
     ("cli",),
     ("maintain", "flow", "__main__"),
 )
@@ -309,6 +310,7 @@ def nameless(call: ast.Call) -> str | None:
     ):
         return None
     runtimes = {
+        "Package",
         "archive",
         "backend",
         "face",

@@ -47,19 +47,25 @@ def plan(
     Raises:
         StoreError: the disk has no room for all of it.
     """
+    prepare(items, out, elsewhere=elsewhere)
+    return (
+        [] if elsewhere else _preflight([item for item in items if item.plan], store, settings, out)
+    )
 
+
+def prepare(items: Sequence[Item], out: Path | None, *, elsewhere: bool = False) -> None:
+    """Plan every item that can be, whatever this machine has room for; the others get their
+    ``error``. ``out`` is where packages go, if they go anywhere."""
     read = ReadOnce()
     for item in items:
         if item.build is None:
             continue
         try:
-            _check_place(item.name, out)
+            if out is not None:
+                _check_place(item.name, out)
             item.plan = preparation.prepare(item.build, read, elsewhere=elsewhere)
         except PhipipeError as error:
             item.error = error
-    return (
-        [] if elsewhere else _preflight([item for item in items if item.plan], store, settings, out)
-    )
 
 
 def _check_place(name: str, out: Path) -> None:

@@ -98,12 +98,16 @@ def files(paths: Sequence[Path]) -> list[Path]:
 
 
 def select(
-    paths: Sequence[Path], wanted: Wanted, options: Mapping[str, type[BaseModel]]
+    paths: Sequence[Path],
+    wanted: Wanted,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str] = (),
 ) -> list[Item]:
     """The builds that ``paths`` (recipe files, folders of them) hold and that are ``wanted``.
 
     Args:
         options: backend name → the model of its ``quantize:`` section.
+        sets: ``dotted.key=value`` overrides of every recipe.
 
     Raises:
         RecipeError: nothing is chosen; two builds have one name; git cannot answer.
@@ -113,7 +117,7 @@ def select(
             f"`{shorten(long[0])}` is no name to choose by: it has {len(long[0])} characters"
         )
     recipes = files(paths)
-    every = [item for path in recipes for item in _read(path, options)]
+    every = [item for path in recipes for item in _read(path, options, sets)]
     devices = {
         _inside(i.build, i.build.recipe.device)
         for i in every
@@ -132,11 +136,11 @@ def select(
     return chosen
 
 
-def _read(path: Path, options: Mapping[str, type[BaseModel]]) -> list[Item]:
+def _read(path: Path, options: Mapping[str, type[BaseModel]], sets: Sequence[str]) -> list[Item]:
     try:
         return [
             Item(name=build.name, path=path, build=build)
-            for build in loading.load(path, options=options)
+            for build in loading.load(path, options=options, sets=sets)
         ]
     except PhipipeError as error:
         return [Item(name=path.stem, path=path, error=error)]

@@ -1,4 +1,4 @@
-"""The commands that build a recipe: run, plan."""
+"""The command that builds a recipe: run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
-from phipipe.cli.attempt import attempt, check_room, make_board
+from phipipe.cli import answers, completions
+from phipipe.cli.attempt import attempt, make_board
 from phipipe.cli.groups import command
 from phipipe.cli.messages import complain, echo, note
 from phipipe.cli.options import AS_JSON, JOBS, LOG_FORMAT, ON, RECIPE, SETS, UserPath, taking
-from phipipe.cli.workplace import planning_on, store_of_user
-from phipipe.errors import TargetError
+from phipipe.cli.workplace import store_of_user
 from phipipe.files.user_paths import Kind
 
 if TYPE_CHECKING:
@@ -23,7 +22,11 @@ if TYPE_CHECKING:
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
 ONLY = click.option(
-    "--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable."
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.variants,
+    help="Only this variant of a matrix; repeatable.",
 )
 OUT = click.option(
     "--out",
@@ -55,15 +58,13 @@ def run(
 ) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done
     again."""
-    from phipipe.cli import show
-    from phipipe.planning import plans as planner
+    from phipipe.api import building, show
 
-    place, elsewhere = store_of_user(), manner.on is not None
-    with planning_on(manner.on):
-        plans = planner.planned(recipe, sets, only, elsewhere=elsewhere)
-    if not elsewhere:  # there, each step looks for a machine that is large enough
-        check_room(plans, place, manner.out)
-    outcomes = attempt("run", plans, place, out=manner.out, jobs=manner.jobs, on=manner.on)
+    place = store_of_user()
+    where = building.Where(out=manner.out, jobs=manner.jobs, on=manner.on)
+    plans = building.planned(recipe, note, sets=sets, only=only, on=manner.on)
+    building.check_room(plans, place, where, note)
+    outcomes = attempt("run", plans, place, where)
     if as_json:
         answers.give([show.outcome_json(outcome) for outcome in outcomes])
     if len(outcomes) == 1 and not as_json and (words := show.describe_outcome(outcomes[0])):
@@ -75,50 +76,15 @@ def run(
 
 def _fail(outcomes: Sequence[Outcome]) -> None:
     """Say which builds failed; the command fails as the worst of them."""
+    from phipipe.api import building
+
     errors = {outcome.plan.build.name: outcome.error for outcome in outcomes if outcome.error}
-    if not errors:
+    worst = building.worst(list(errors.values()))
+    if worst is None:
         return
-    worst = max(errors.values(), key=lambda error: error.exit_code)
     if len(outcomes) == 1:
         raise worst
     for name, error in errors.items():
-        note(f"{name} failed:")
+        note(f"{name} failed:", is_error=True)
         complain(error)
     raise click.exceptions.Exit(worst.exit_code)
-
-
-@command("phipipe plan recipes/quickstart.yaml --set precision=int8")
-@RECIPE
-@SETS
-@ONLY
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Exit with code 3 if `run` would refuse, for want of memory or disk.",
-)
-@AS_JSON
-def plan(
-    recipe: Path, sets: Sequence[str], only: Sequence[str], strict: bool, as_json: bool
-) -> None:
-    """Show what `run` would do: every step, cached or not, why, and what it needs."""
-    from phipipe.cli import show
-    from phipipe.execution import preflight
-    from phipipe.execution.bench import Bench
-    from phipipe.planning import plans as planner
-
-    settings, store = store_of_user()
-    plans = planner.planned(recipe, sets, only)
-    bench = Bench(store, settings, note)
-    forecasts = [(planned, bench.foresee(planned)) for planned in plans]
-    doubt = preflight.refusal(plans, store, settings, Path(PACKAGES))
-    refusal = doubt if settings.preflight else None
-    if as_json:
-        answers.give(
-            [show.plan_json(planned, forecast, refusal) for planned, forecast in forecasts]
-        )
-    for planned, forecast in () if as_json else forecasts:
-        echo(show.describe_plan(planned, forecast))
-    if refusal and strict:
-        raise TargetError(f"run would refuse: {refusal.message}", hint=refusal.hint)
-    if doubt:
-        note(f"{'run would refuse' if refusal else 'warning'}: {doubt.message}\n  → {doubt.hint}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from phipipe import failures
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import command
 from phipipe.cli.messages import echo, note
-from phipipe.cli.options import AS_JSON, RECIPE, SETS, UserPath
+from phipipe.cli.options import AS_JSON, RECIPE, SETS, UserPath, taking
 from phipipe.errors import PhipipeError
 from phipipe.words import counted
 
@@ -42,37 +43,72 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
         raise failures.as_one(errors)
 
 
-@command("phipipe init my-recipe.yaml --device cpu-x86_64 --precision int4")
-@RECIPE
-@click.option(
-    "--device", default="cpu-x86_64", show_default=True, help="A device, or a device file of yours."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["int4", "int8", "fp16", "fp32"]),
-    help="Default: what suits the device.",
-)
-@click.option("--backend", help="Default: what suits the device's first unit.")
-@click.option(
-    "--source",
-    default="builtin:tiny-phi3",
-    show_default=True,
-    help="builtin:NAME, a folder, or OWNER/NAME[@REVISION].",
-)
-@AS_JSON
-def init(
-    recipe: Path,
-    device: str,
-    precision: str | None,
-    backend: str | None,
-    source: str,
-    as_json: bool,
-) -> None:
-    """Write a commented starter recipe that validates and plans."""
-    from phipipe.planning import starter
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a starter recipe is to have; what is None is chosen."""
 
+    device: str | None
+    precision: str | None
+    backend: str | None
+    source: str | None
+    text: str | None
+
+
+WISH = taking(
+    "wish",
+    Wish,
+    [
+        click.option(
+            "--device",
+            shell_complete=completions.devices,
+            help="A device (`phipipe devices`), or a device file; default cpu-x86_64.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["int4", "int8", "fp16", "fp32"]),
+            help="Default: what suits the device.",
+        ),
+        click.option(
+            "--backend",
+            shell_complete=completions.backends,
+            help="Default: what suits the device's first unit.",
+        ),
+        click.option(
+            "--source",
+            help="The model, where the argument is a recipe's file: builtin:NAME, a folder, or "
+            "OWNER/NAME[@REVISION].",
+        ),
+        click.option(
+            "--text",
+            metavar="FILE|wikitext|stories",
+            help="The evaluation text; default: WikiText-2 for the hub's models, else the stories.",
+        ),
+    ],
+)
+
+
+@command("phipipe init microsoft/Phi-4-mini-instruct --device snapdragon-x-npu")
+@click.argument("model", metavar="MODEL|RECIPE", type=UserPath())
+@WISH
+@AS_JSON
+def init(model: Path, wish: Wish, as_json: bool) -> None:
+    """Write a commented starter recipe that validates and plans.
+
+    MODEL is OWNER/NAME[@REVISION] of the hub, a folder with a checkpoint, or builtin:NAME. The
+    recipe is called after model and device, and pinned to a commit. A name that ends in .yaml is
+    the recipe's own; --source then names the model. No file is overwritten.
+    """
+    from phipipe.planning import starter, starter_words
+
+    parts = (wish.device, wish.precision, wish.backend)
+    path, source = starter_words.meant(str(model), wish.source, parts)
     written, notes = starter.write(
-        recipe, device=device, precision=precision, backend=backend, source=source
+        path,
+        device=wish.device or "cpu-x86_64",
+        precision=wish.precision,
+        backend=wish.backend,
+        source=source,
+        text=wish.text,
     )
     for line in notes:
         note(f"note: {line}")
@@ -80,7 +116,7 @@ def init(
         answers.give(written)
         return
     what = f"{written.precision} with {written.backend} for {written.device}, {written.unit}"
-    echo(f"wrote {recipe}: {what}")
+    echo(f"wrote {path}: {what}")
     for i, line in enumerate(written.next):
         echo(f"{'then' if i else 'next'}: {line}")
 

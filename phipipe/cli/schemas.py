@@ -54,7 +54,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "devices-show": lists.DeviceDetails,
     "backends": list[lists.Backend],
     "backends-show": lists.BackendDetails,
-    "batch": batch.Batch,
+    "batch": batch.Batch | batch.Foreseen,
     "schedule-export": batch.Exported,
     "schema": list[lists.SchemaFile],
     "pin": list[documents.Pinned],
@@ -68,6 +68,8 @@ DOCUMENTS: Mapping[str, Json] = {
     "runs-ls": list[lists.Run],
     "runs-show": lists.RunDetails,
     "runs-logs": list[dict[str, Json]],
+    "config-show": list[lists.Setting],
+    "config-path": list[lists.SettingsFile],
     "explain": list[explain.Explanation] | explain.Explanation,
     "doctor": lists.Doctor,
 }

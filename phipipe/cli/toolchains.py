@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, UserPath
 from phipipe.cli.workplace import settings_of_user
@@ -19,7 +20,7 @@ from phipipe.files.user_paths import Kind
 from phipipe.words import counted, human
 
 
-@click.group(epilog="Example:  phipipe toolchain install onnxruntime")
+@click.group(cls=Group, epilog="Example:  phipipe toolchain install onnxruntime")
 def toolchain() -> None:
     """The isolated environments that backends run in."""
 
@@ -35,7 +36,7 @@ def list_toolchains(as_json: bool) -> None:
 
 
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=completions.toolchains)
 @click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
 @click.option(
     "--shared",
@@ -135,7 +136,7 @@ def _showing(name: str) -> Iterator[Callable[[str], None]]:
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.toolchains)
 @AS_JSON
 def print_path(name: str, as_json: bool) -> None:
     """Print the Python of an installed toolchain."""

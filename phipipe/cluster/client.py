@@ -28,6 +28,8 @@ from phipipe.steps import Step
 from phipipe.store.records import Damaged, Stored
 from phipipe.store.store import Store
 
+UNSHARED = "steps on other machines need a store that all share"
+SHARE = "set PHIPIPE_REMOTE, here and for the workers"
 ARRIVAL_S = 10.0  # in which workers find a scheduler that has just started again
 SMALL_BYTES = 4 * 2**20  # results up to this size are brought here at once: figures, reports
 
@@ -64,6 +66,12 @@ def machines(url: str, say: Callable[[str], None]) -> frozenset[str]:
     )
 
 
+def is_here(step: Step) -> bool:
+    """Whether ``step`` is done on the machine that asks: it reads its files, or needs no
+    toolchain."""
+    return step.toolchain is None or bool(step.outside) or step.folder is not None
+
+
 def engine(url: str) -> Callable[[Store, Settings, Callable[[str], None], int | None], Cluster]:
     """What makes the ``Bench`` of a run on the cluster at ``url``; asks nothing yet."""
     return partial(Cluster, dask.address(url))
@@ -88,8 +96,8 @@ class Cluster:
         self._bench = Bench(store, settings, note, threads)
         if self._bench.shared is None:
             raise RecipeError(
-                "steps on other machines need a store that all share",
-                hint="set PHIPIPE_REMOTE, here and for the workers",
+                UNSHARED,
+                hint=SHARE,
             )
         self._store, self._shared, self._where = store, self._bench.shared, where
         self._scheduler = Scheduler(where)
@@ -97,8 +105,8 @@ class Cluster:
         self._sharing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def here(self, step: Step) -> bool:
-        """Whether ``step`` is done on this machine: it reads its files, or needs no toolchain."""
-        return step.toolchain is None or bool(step.outside) or step.folder is not None
+        """As ``is_here``."""
+        return is_here(step)
 
     def lacks(self, step: Step) -> str | None:
         """Of what is done here, the toolchain that is still to be installed."""

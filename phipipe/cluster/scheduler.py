@@ -44,7 +44,11 @@ class Scheduler:
         self._client.close()
 
     def offers(self) -> list[dict[str, float]]:
-        """What each worker advertises.
+        """What each worker advertises; raises as ``workers``."""
+        return list(self.workers().values())
+
+    def workers(self) -> dict[str, dict[str, float]]:
+        """Name of each worker → what it advertises.
 
         Raises:
             ToolchainError: the scheduler is gone.
@@ -53,7 +57,10 @@ class Scheduler:
         while True:
             workers = self._client.scheduler_info(n_workers=-1).get("workers")
             if workers is not None:
-                return [worker["resources"] for worker in workers.values()]
+                return {
+                    _shown(address, worker): worker["resources"]
+                    for address, worker in workers.items()
+                }
             if not self._lives() or time.monotonic() > end:  # Dask tries to connect again
                 raise self._gone()
             time.sleep(0.1)
@@ -155,6 +162,12 @@ class Scheduler:
 
     def _gone(self) -> ToolchainError:
         return ToolchainError(f"the scheduler at `{self._where}` is gone", hint=AGAIN)
+
+
+def _shown(address: str, worker: Mapping[str, Any]) -> str:
+    """A worker's address, after its name where it has one."""
+    name, place = str(worker.get("name", address)), address.partition("://")[2]
+    return place if name == address else f"{name} ({place})"
 
 
 def _connect(where: str) -> Any:

@@ -8,7 +8,7 @@ read is hashed first; damage is put aside, and whoever made it makes it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from phipipe import progress, steps
 from phipipe.errors import Interrupted, SourceError, StoreError
 from phipipe.evaluate.speed import host
 from phipipe.execution import why
+from phipipe.execution.estimates import Estimate, Timings
 from phipipe.execution.process import Request
 from phipipe.execution.results import Forecast, Result, Results, Waiting
 from phipipe.execution.servers import Servers
@@ -167,15 +168,31 @@ class Bench:
         if stored is None:
             return Forecast(step=step, key=key, cached=False, why=self._explain(step, record, key))
         done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
-        return Forecast(step=step, key=key, cached=True, why="")
+        return Forecast(step=step, key=key, cached=True, why="", stored=stored)
 
-    def _explain(self, step: Step, record: Mapping[str, Json], key: str) -> str:
-        """Why ``record`` has no result yet. The store's records are read once: they may be many."""
-        if self._store.was_damaged(key):
-            return "its stored result was damaged"
+    def estimates(self, forecast: Sequence[Forecast]) -> dict[str, Estimate]:
+        """How long each step of ``forecast`` that will run takes, by its name, as far as earlier
+        results tell."""
+        todo = [item.step for item in forecast if not item.cached]
+        sizes = {
+            item.step.name: item.stored.size_bytes if item.stored else item.step.output_bytes
+            for item in forecast
+        }
+        timings = self._past().timings if todo else Timings()
+        found = {step.name: timings.of_step(step, sizes) for step in todo}
+        return {name: estimate for name, estimate in found.items() if estimate}
+
+    def _past(self) -> why.History:
+        """The store's records, which are read once: they may be many."""
         if self._history is None:
             self._history = why.history(self._store)
-        return why.explain(self._history, step.name, record, step.recipe)
+        return self._history
+
+    def _explain(self, step: Step, record: Mapping[str, Json], key: str) -> str:
+        """Why ``record`` has no result yet."""
+        if self._store.was_damaged(key):
+            return "its stored result was damaged"
+        return why.explain(self._past(), step.name, record, step.recipe)
 
     def _check_copy(self, step: Step, record: Mapping[str, Json], out: Path) -> None:
         """A step that only takes files in must have taken the very bytes that its key promises."""

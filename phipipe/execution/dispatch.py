@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from phipipe import hardware
+from phipipe import hardware, progress
 from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
@@ -25,7 +25,6 @@ from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workpl
 from phipipe.execution.servers import threads_per_server
 from phipipe.execution.todo import Todo
 from phipipe.planning.plan import Plan
-from phipipe.progress import OnProgress, listening
 from phipipe.settings import Settings
 from phipipe.store import refusals
 from phipipe.store.records import Damaged
@@ -154,15 +153,10 @@ class _Run:
                     self._failed(node, result)
 
         def work() -> None:
-            with listening(self._telling(tool)):
+            with progress.listening(self._aside.relay(partial(self._listener.progress, tool))):
                 self._bench.prepare(tool)
 
         self._aside.start(work, end)
-
-    def _telling(self, label: str) -> OnProgress:
-        """Who tells the listener, in the run's own thread, how far ``label`` is."""
-        tell = partial(self._listener.progress, label)
-        return lambda *progress: self._aside.call(partial(tell, *progress))
 
     # Steps that are made
 
@@ -210,7 +204,12 @@ class _Run:
         node.running = True
         self._running[node.identity] = node
         self._listener.started(node.label, waiting.why)
-        work = partial(self._bench.make, waiting, inputs, self._telling(node.label))
+        tell = self._aside.relay(partial(self._listener.progress, node.label))
+
+        def work() -> Result:
+            with progress.named(node.label):
+                return self._bench.make(waiting, inputs, tell)
+
         self._aside.start(work, partial(self._made, node))
 
     def _made(self, node: Node, result: Result | PhipipeError) -> None:

@@ -53,6 +53,7 @@ class Forecast:
     key: str | None
     cached: bool
     why: str
+    stored: Stored | None = None  # where it is cached
 
 
 @dataclass(kw_only=True)

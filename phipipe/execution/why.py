@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from phipipe.execution import estimates
+from phipipe.execution.estimates import Timings
 from phipipe.steps import Json
 from phipipe.store import keys
 from phipipe.store.store import Store
@@ -37,11 +39,12 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What the newest records of a store tell: by kind of step, and which models each result was
-    made of."""
+    """What the newest records of a store tell: by kind of step, which models each result was
+    made of, and how long it took."""
 
     known: Mapping[tuple[str, ...], Sequence[Known]]
     models: Mapping[str, frozenset[str]]
+    timings: Timings
 
     def models_of(self, step: str, record: Mapping[str, Json]) -> frozenset[str]:
         """Digests of the models that ``record`` is made of."""
@@ -61,7 +64,7 @@ def history(store: Store) -> History:
             models=_models(step, record, models),
         )
         known[_kind(step, record)].append(past)
-    return History(known=known, models=models)
+    return History(known=known, models=models, timings=estimates.timings(records))
 
 
 def explain(past: History, step: str, record: Mapping[str, Json], recipe: str = "") -> str:

@@ -66,6 +66,40 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForeseenBuild:
+    """What a batch would do for one build. ``cached``: nothing is left to do. ``unknown`` names the
+    steps that ``seconds`` leaves out. ``error``: why it would be refused."""
+
+    name: str
+    recipe: str
+    device: str | None
+    backend: str | None
+    precision: str | None
+    cached: bool
+    steps: int
+    steps_to_run: int
+    output_bytes: int
+    memory_bytes: int
+    seconds: float | None
+    unknown: list[str]
+    error: BatchError | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What ``--dry-run`` says of a batch; steps that builds share count once in the sums."""
+
+    dry_run: bool
+    builds: list[ForeseenBuild]
+    steps_to_run: int
+    output_bytes: int
+    memory_bytes: int
+    seconds: float | None
+    unknown: list[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class File:
     """A file's content; ``path`` is where it was written, or how it is called."""
 

@@ -167,7 +167,10 @@ class Fixup:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStep:
-    """A step: ``key`` is null where an input is still to be made, bytes are estimates."""
+    """A step: ``key`` is null where an input is still to be made, bytes are estimates.
+
+    ``seconds`` is what ``earlier`` results tell of a step that will run, null where none does;
+    ``machines`` are those that could do it, null where no others were asked."""
 
     name: str
     runs: str
@@ -177,11 +180,16 @@ class PlannedStep:
     why: str
     output_bytes: int
     memory_bytes: int
+    seconds: float | None
+    earlier: int
+    machines: list[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A build as planned. ``refusal``: why `run` would refuse the whole recipe on this machine."""
+    """A build as planned. ``seconds``: of all steps that will run, one after another, as far as
+    they are known; null where none is. ``refusal``: why `run` would refuse the whole recipe on this
+    machine."""
 
     name: str
     device: str
@@ -195,6 +203,7 @@ class Planned:
     warnings: list[Warned]
     fixups: dict[str, Fixup]
     steps: list[PlannedStep]
+    seconds: float | None
     refusal: Error | None
 
 

@@ -31,7 +31,13 @@ KEPT = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
 def write(
-    path: Path, *, device: str, precision: str | None, backend: str | None, source: str
+    path: Path,
+    *,
+    device: str,
+    precision: str | None,
+    backend: str | None,
+    source: str,
+    text: str | None = None,
 ) -> tuple[documents.Started, tuple[str, ...]]:
     """Write a starter recipe to ``path``, and its folder where there is none; an existing file
     stays as it is.
@@ -42,6 +48,8 @@ def write(
         backend: None: what the device's own recipe has, or one that fits its first unit.
         source: ``builtin:NAME``, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of the hub,
             which is asked for the commit.
+        text: the evaluation text: "wikitext", "stories", or a file, relative to the working folder;
+            None: WikiText-2 for a model of the hub, else the stories.
 
     Returns:
         What was written, with the commands that come next; what to know.
@@ -58,7 +66,8 @@ def write(
     wanted = starter_source.of_text(source, folder)
     chosen = starter_choice.within(wanted, starter_choice.fitting(target, precision, backend))
     head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
-    unit = _written(path, starter_text.compose(path, head, chosen, wanted), wanted)
+    exam = starter_source.text_of(text, folder, wanted)
+    unit = _written(path, starter_text.compose(path, head, chosen, wanted, exam), wanted)
     started = documents.Started(
         recipe=str(path),
         name=head["name"],
@@ -74,7 +83,7 @@ def write(
 
 def _next(path: Path, source: Source) -> list[str]:
     """The commands that come next."""
-    verbs = ("plan",) if source.pinned else ("pin", "plan")
+    verbs = ("plan", "run") if source.pinned else ("pin", "plan", "run")
     return [f"phipipe {verb} {starter_text.word(path)}" for verb in verbs]
 
 

@@ -13,7 +13,8 @@ from phipipe.files import user_paths
 from phipipe.hub import client
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
-from phipipe.recipe.recipe import COMMIT, REPO
+from phipipe.recipe.recipe import COMMIT, REPO, wikitext
+from phipipe.steps import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,28 @@ def _of_hub(name: str, revision: str) -> Source:
         )
         return Source(keys={"repo": name, "revision": revision}, hub=True, pinned=False, note=note)
     return Source(keys={"repo": name, "revision": commit}, hub=True)
+
+
+def text_of(text: str | None, folder: Path, source: Source) -> dict[str, Json]:
+    """The evaluation text that ``text`` names, as a recipe in ``folder`` says it; None: the usual
+    one for ``source``.
+
+    Raises:
+        RecipeError: it is a file that is not there.
+    """
+    usual = text or ("wikitext" if source.hub else "stories")
+    if usual == "wikitext":
+        return {"dataset": wikitext("test")}
+    if usual == "stories":
+        return {"builtin": "stories"}
+    path = user_paths.inside(Path(), usual)
+    odd = user_paths.problem(path, user_paths.Kind.FILE, usual)
+    if odd or not path.is_file():
+        raise RecipeError(
+            f"--text: `{user_paths.shown(usual)}` {odd or 'does not exist'}",
+            hint="give a text file, `wikitext` or `stories`",
+        )
+    return {"file": seen_from(folder, usual)}
 
 
 def _is_folder(text: str) -> bool:

@@ -24,9 +24,9 @@ TEMPLATE = """\
 # For completion in your editor: phipipe schema --write {schema_file}
 name: {name}
 source: {source}
-device: {device}          # phipipe devices
-backend: {backend}        # phipipe backends
-precision: {precision}            # int4, int8, fp16, fp32
+device: {device}   # phipipe devices
+backend: {backend}   # phipipe backends
+precision: {precision}   # int4, int8, fp16, fp32
 {options}evaluate:
   {text}
   tokens: 4096
@@ -36,9 +36,15 @@ precision: {precision}            # int4, int8, fp16, fp32
 """
 
 
-def compose(path: Path, head: Mapping[str, str], chosen: Mapping[str, Json], source: Source) -> str:
-    """The recipe that is written to ``path``: ``head`` has name, device and title, ``chosen`` the
-    rest."""
+def compose(
+    path: Path,
+    head: Mapping[str, str],
+    chosen: Mapping[str, Json],
+    source: Source,
+    exam: Mapping[str, Json],
+) -> str:
+    """The recipe that is written to ``path``: ``head`` has name, device and title, ``exam`` is the
+    evaluation text, ``chosen`` has the rest."""
     # The layout of phipipe's own repository, and of those like it.
     shipped = path.parent / "../schemas" / SCHEMA
     schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
@@ -53,8 +59,6 @@ def compose(path: Path, head: Mapping[str, str], chosen: Mapping[str, Json], sou
     if calibrate:
         lines.append(f"calibrate: {flow(calibrate)}   # what options that look at data learn from")
     mark = "" if source.pinned else f"   # not pinned yet: phipipe pin {word(path)}"
-    yours = "{file: my-text.txt}: use text like that of your task"
-    usual = f"# text: WikiText-2 (test), unless you name {yours}"
     return TEMPLATE.format(
         schema=schema,
         schema_file=word(path.parent / schema),
@@ -66,10 +70,16 @@ def compose(path: Path, head: Mapping[str, str], chosen: Mapping[str, Json], sou
         precision=chosen["precision"],
         source=flow(source.keys) + mark,
         options="".join(f"{line}\n" for line in lines),
-        text=usual
-        if source.hub
-        else "text: {builtin: stories}   # or {file: my-text.txt}: use text like that of your task",
+        text=f"{_about(exam)}text: {flow(exam)}",
     )
+
+
+def _about(exam: Mapping[str, Json]) -> str:
+    """What an evaluation text is, and what would be better."""
+    if "file" in exam:
+        return ""
+    what = "WikiText-2, test split" if "dataset" in exam else "stories that phipipe carries"
+    return f"# {what}; text like that of your task is better: {{file: my-text.txt}}\n  "
 
 
 def word(path: Path) -> str:

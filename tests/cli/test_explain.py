@@ -17,10 +17,12 @@ from testing.plans import planned
 
 import phipipe
 from phipipe import errors
+from phipipe.api import plan_words, show
 from phipipe.backends import rules
-from phipipe.cli import cli, explain, listeners, show
+from phipipe.cli import cli, explain, listeners, show_plans
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.execution import events, past_runs
+from phipipe.execution.outlook import Outlook
 from phipipe.execution.results import Outcome
 from phipipe.models import remarks
 from phipipe.output import documents
@@ -133,17 +135,18 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
     made = warned()
     (advice,) = made.warnings
     assert advice.hint
+    foreseen = Outlook(plan=made, forecast=(), estimates={})
     logs = []
     for listening in (listeners.listener, listeners.many):
         stream = io.StringIO()
         with listening([made], stream):
             logs.append(stream.getvalue())
     (manifest,) = (step.params["warnings"] for step in made.steps if step.name == "package")
-    for told in (show.describe_plan(made, []), *logs, "\n".join(manifest)):
+    for told in (show_plans.describe(foreseen), *logs, "\n".join(manifest)):
         assert f"{advice.message} [O14]" in told
         assert advice.hint in told.partition("[O14]")[2]
     expected = {"rule": "O14", "level": "warning", "message": advice.message, "hint": advice.hint}
-    assert documents.plain(show.plan_json(made, [], None))["warnings"] == [expected]
+    assert documents.plain(plan_words.plan_json(foreseen, None))["warnings"] == [expected]
     assert documents.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
     with events.recorded(tmp_path, "run", [made.build.name], listeners.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)

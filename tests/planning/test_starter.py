@@ -3,8 +3,10 @@ wherever it lies."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from testing import hub_server
 from testing.places import RECIPES
 from testing.shell import Run
@@ -21,7 +25,7 @@ from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import failures, take
 from phipipe.output import documents
-from phipipe.planning import plans, preparation, starter, starter_choice, targets
+from phipipe.planning import plans, preparation, starter, starter_choice, starter_words, targets
 from phipipe.recipe import device
 from phipipe.recipe.recipe import PRECISIONS
 
@@ -272,7 +276,7 @@ def test_a_hub_that_cannot_be_asked_leaves_the_pinning_to_the_next_command(
         told = json.loads(out)
         assert (told["pinned"], told["next"]) == (
             False,
-            ["phipipe pin r.yaml", "phipipe plan r.yaml"],
+            ["phipipe pin r.yaml", "phipipe plan r.yaml", "phipipe run r.yaml"],
         )
         assert "not pinned yet" in err
         assert "# not pinned yet: phipipe pin r.yaml" in (tmp_path / "r.yaml").read_text("utf-8")
@@ -322,3 +326,88 @@ def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
     assert note.endswith("model.gguf` is a file, and a folder is meant")
     _, (note,) = write(tmp_path / "b.yaml", source=str(tmp_path / "nope"))
     assert "there is no folder" in note
+
+
+# --- `init MODEL`: the recipe is called after the model
+
+
+def test_a_repository_alone_becomes_a_pinned_recipe_for_the_device(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server.of_folder(TINY, repo="someone/My_Tiny.Model") as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        code, out, err = run("init", "someone/My_Tiny.Model@main", "--device", "raspberry-pi-5")
+        assert code == 0, err
+        path = tmp_path / "my-tiny.model-raspberry-pi-5.yaml"
+        assert [line for line in out.splitlines() if "phipipe" in line] == [
+            f"next: phipipe plan {path.name}",
+            f"then: phipipe run {path.name}",
+        ]
+        told = yaml.safe_load(path.read_text("utf-8"))
+        assert told["source"] == {"repo": "someone/My_Tiny.Model", "revision": served.commit}
+        assert (told["backend"], told["precision"]) == ("llamacpp", "int4")
+        assert told["quantize"] == {"type": "Q4_0", "imatrix": True}
+        dataset = told["evaluate"]["text"]["dataset"]
+        assert dataset["repo"].endswith("wikitext")
+        assert len(dataset["revision"]) == 40
+        (planned,) = plans.planned(
+            path, ["evaluate.text={builtin: stories}", "calibrate.text={builtin: stories}"]
+        )
+        assert planned.device.name == "raspberry-pi-5"
+
+
+def test_a_folder_alone_becomes_a_recipe_that_plans(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "models" / "My Model")
+    (tmp_path / "mine.txt").write_text("a text of my task. " * 400, "utf-8")
+    words = ("--device", "cpu-x86_64", "--precision", "int8", "--text", "mine.txt")
+    code, _, err = run("init", "models/My Model", *words)
+    assert code == 0, err
+    path = tmp_path / "my-model-cpu-x86-64-int8.yaml"
+    told = yaml.safe_load(path.read_text("utf-8"))
+    assert told["source"] == {"path": "models/My Model"}
+    assert told["evaluate"]["text"] == {"file": "mine.txt"}
+    assert told["precision"] == "int8"
+    code, _, err = run("plan", path.name)
+    assert code == 0, err
+
+
+def test_the_embedded_model_alone_becomes_a_recipe(run: Run, tmp_path: Path) -> None:
+    assert run("init", "builtin:tiny-phi3")[0] == 0
+    assert plans.planned(tmp_path / "tiny-phi3.yaml")
+
+
+def test_a_recipe_called_after_the_model_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny-phi3.yaml").write_text("mine")
+    code, _, err = run("init", "builtin:tiny-phi3")
+    assert code == 2
+    assert "try: phipipe plan tiny-phi3.yaml goes on with it" in err
+    assert "phipipe init OTHER.yaml --source builtin:tiny-phi3" in err
+    assert (tmp_path / "tiny-phi3.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["./not-there"], "`not-there` is no model that can be found"),
+        (["recipe"], "a recipe's file that ends in .yaml"),
+        (["builtin:tiny"], "did you mean `tiny-phi3`?"),
+        (["builtin:tiny-phi3", "--text", "no.txt"], "--text: `no.txt` does not exist"),
+        (["builtin:tiny-phi3", "--text", "."], "a text file, `wikitext` or `stories`"),
+        (["builtin:tiny-phi3", "--device", "nope"], "nope"),
+    ],
+)
+def test_a_word_that_names_no_model_is_refused_and_nothing_is_written(
+    run: Run, tmp_path: Path, words: list[str], said: str
+) -> None:
+    code, _, err = run("init", *words)
+    assert code in (2, 3)
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.text(max_size=60))
+def test_whatever_a_model_is_called_its_recipe_has_a_plain_name(text: str) -> None:
+    with contextlib.suppress(RecipeError):
+        path, _ = starter_words.meant(f"someone/{text}", None, (None, None, None))
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,84}", path.name)

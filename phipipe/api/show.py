@@ -1,14 +1,12 @@
-"""What plans and outcomes look like: words for people, rows for machines."""
+"""What outcomes look like: words for people, rows for machines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe import words
 from phipipe.errors import PhipipeError
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
-from phipipe.execution.results import Forecast, Outcome, Result
+from phipipe.execution.results import Outcome, Result
 from phipipe.output import documents
 from phipipe.package import figures
 from phipipe.planning.plan import Plan
@@ -93,7 +91,7 @@ def outcome_json(done: Outcome) -> documents.Built:
         package=None if done.package is None else str(done.package),
         seconds=round(done.seconds, 3),
         on_target=done.plan.on_target,
-        warnings=_advice(done.plan),
+        warnings=advice_json(done.plan),
         evaluation=None if metrics is None else metrics.as_json(),
         speed=None if speed is None else speed.as_json(),
         steps=[_step(name, result) for name, result in done.results.items()],
@@ -101,7 +99,8 @@ def outcome_json(done: Outcome) -> documents.Built:
     )
 
 
-def _advice(plan: Plan) -> list[documents.Warned]:
+def advice_json(plan: Plan) -> list[documents.Warned]:
+    """What is doubtful about a build, for machines."""
     return [
         documents.Warned(rule=a.rule, level=a.level, message=a.message, hint=a.hint)
         for a in plan.warnings
@@ -124,80 +123,3 @@ def _step(name: str, result: Result) -> documents.DoneStep:
         peak_anon_bytes=None if anon is None else int(anon),
         machine=result.machine,
     )
-
-
-def describe_plan(planned: Plan, forecast: Sequence[Forecast]) -> str:
-    """A table of steps: cached or not, why, and what they need."""
-    lines = [heading(planned)]
-    lines += [f"  {line}" for line in warning_lines(planned)]
-    lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
-    lines += [f"  {line}" for line in _steps(forecast)]
-    if planned.fit is not None:
-        memory_gib = planned.fit.memory_gib
-        room = f", of {memory_gib:g} GiB" if memory_gib else ""
-        lines.append(f"  on the device about {planned.fit.words()}{room}")
-    todo = [item.step for item in forecast if not item.cached]
-    peak = max((step.memory_bytes for step in todo), default=0)
-    lines.append(
-        f"  {len(todo)} of {words.counted(len(forecast), 'step')} will run"
-        + (f", writing about {words.size(sum(step.output_bytes for step in todo))}" if todo else "")
-        + (f"; peak about {words.size(peak)} anonymous" if peak else "")
-    )
-    return "\n".join(lines)
-
-
-def _steps(forecast: Sequence[Forecast]) -> list[str]:
-    """A line for each step, under a head; the last column is as long as it is."""
-    rows = [("step", "state", "disk", "anonymous", "why")]
-    for item in forecast:
-        step = item.step
-        state = f"cached {str(item.key)[:12]}" if item.cached else "will run"
-        rows.append(
-            (step.name, state, _size(step.output_bytes), _size(step.memory_bytes), item.why)
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return [
-        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip()
-        for row in rows
-    ]
-
-
-def plan_json(
-    planned: Plan, forecast: Sequence[Forecast], refusal: PhipipeError | None
-) -> documents.Planned:
-    """The same for machines; ``refusal``: why `run` would refuse."""
-    recipe, fit = planned.build.recipe, planned.fit
-    return documents.Planned(
-        name=planned.build.name,
-        device=planned.device.name,
-        unit=planned.api,
-        backend=recipe.backend,
-        precision=recipe.precision,
-        source=source_words(planned),
-        on_target=planned.on_target,
-        memory_bytes=planned.memory_bytes,
-        fit=None if fit is None else documents.Fit(**fit.as_json()),
-        warnings=_advice(planned),
-        fixups={
-            name: documents.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
-            for name, fix in planned.fixups.items()
-        },
-        steps=[
-            documents.PlannedStep(
-                name=f.step.name,
-                runs=f.step.runs,
-                toolchain=f.step.toolchain,
-                key=f.key,
-                cached=f.cached,
-                why=f.why,
-                output_bytes=f.step.output_bytes,
-                memory_bytes=f.step.memory_bytes,
-            )
-            for f in forecast
-        ],
-        refusal=None if refusal is None else documents.error_of(refusal),
-    )
-
-
-def _size(size_bytes: int) -> str:
-    return words.size(size_bytes) if size_bytes else "-"
