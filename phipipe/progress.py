@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
+T = TypeVar("T")
 OnProgress = Callable[[int, int, str], None]
 """Told how many of how many units are finished, and the units' name."""
 
@@ -64,3 +66,11 @@ def wrote(line: str) -> None:
     """This thread's step wrote ``line``."""
     if _follower is not None:
         _follower(getattr(_own, "label", "step"), line)
+
+
+def each(items: Sequence[T], unit: str) -> Iterator[T]:
+    """``items`` one after another; each that is asked for tells that those before are finished."""
+    for done, item in enumerate(items):
+        report(done, len(items), unit)
+        yield item
+    report(len(items), len(items), unit)

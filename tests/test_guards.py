@@ -38,7 +38,6 @@ HEAVY |= {
     "gguf",
     "auto_round",
     "olive",
-    "plotly",
 }
 HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub", "prefect"}
 HEAVY |= {
@@ -67,7 +66,7 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
-    ("api",),
+    ("api", "diff"),
     ("cli",),
     ("maintain", "flow", "__main__"),
 )

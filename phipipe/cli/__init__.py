@@ -20,6 +20,9 @@ from phipipe.cli import (
     build,
     cache,
     config,
+    diff,
+    docs,
+    graph,
     help,
     lists,
     packages,
@@ -41,10 +44,12 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     "Build": (
         build.run,
         plan.plan,
+        graph.graph,
     ),
     "Packages": (
         packages.chat,
         packages.compare,
+        diff.diff,
         packages.eval_,
         packages.measure,
         packages.verify,
@@ -73,6 +78,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
         runs.runs,
     ),
     "Help": (
+        docs.docs,
         help.explain,
         help.completion,
     ),

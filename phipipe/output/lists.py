@@ -217,6 +217,23 @@ class SchemaFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Topic:
+    """A page of the documentation."""
+
+    topic: str
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page with its text, which is Markdown."""
+
+    topic: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShippedRecipe:
     """A recipe that comes with phipipe; ``builds`` are counted."""
 

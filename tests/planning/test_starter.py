@@ -24,7 +24,7 @@ from testing.shell import Run
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.hub import failures, take
-from phipipe.output import documents
+from phipipe.output.recipes import Started
 from phipipe.planning import plans, preparation, starter, starter_choice, starter_words, targets
 from phipipe.recipe import device
 from phipipe.recipe.recipe import PRECISIONS
@@ -32,7 +32,7 @@ from phipipe.recipe.recipe import PRECISIONS
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 
 
-def write(path: Path, **given: str | None) -> tuple[documents.Started, tuple[str, ...]]:
+def write(path: Path, **given: str | None) -> tuple[Started, tuple[str, ...]]:
     usual = {
         "device": "cpu-x86_64",
         "precision": None,

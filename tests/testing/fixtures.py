@@ -10,6 +10,7 @@ import pytest
 
 from phipipe import cli
 from phipipe.toolchains import environments
+from testing.doc_page import Reader
 from testing.drive import drive
 from testing.shell import Run
 from testing.tiny_toolchain import Tiny
@@ -61,3 +62,15 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], 
     folder = tmp_path_factory.mktemp("seeing")
     drive(python_of("torch"), "-m", "testing.vision_checkpoints", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def readers_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What readers of all pages share."""
+    return tmp_path_factory.mktemp("readers")
+
+
+@pytest.fixture
+def reader(tmp_path: Path, toolchains: Path, readers_cache: Path) -> Reader:
+    """Somebody who follows a page of the documentation."""
+    return Reader(tmp_path, toolchains, readers_cache)

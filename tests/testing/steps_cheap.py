@@ -307,3 +307,14 @@ STEPS = {
     for name, value in list(vars().items())
     if isinstance(value, FunctionType) and not name.startswith("_")
 }
+
+
+def bars(inputs: Inputs, out: Path, params: Params) -> None:
+    """A tool draws a bar, then the step speaks itself, then the tool draws another."""
+    from tqdm import tqdm
+
+    for _ in tqdm(range(6), desc="a tool: ", mininterval=0):
+        time.sleep(0.25)
+    progress.report(7, 7, "windows")
+    for _ in tqdm(range(6), desc="later: ", mininterval=0):
+        time.sleep(0.05)
