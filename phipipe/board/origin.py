@@ -26,8 +26,8 @@ def words() -> str:
 def commit() -> str:
     """The commit of this phipipe: as pip recorded it, or of the checkout it runs from; else ""."""
     try:
-        recorded = metadata.distribution("phipipe").read_text("direct_url.json")
-        told = json.loads(recorded or "{}")
+        read = metadata.distribution("phipipe").read_text
+        told = json.loads(read("direct_url.json") or "{}")
     except (metadata.PackageNotFoundError, OSError, ValueError):
         told = {}
     version = told.get("vcs_info", {}).get("commit_id") if isinstance(told, dict) else None
