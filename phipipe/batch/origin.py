@@ -51,8 +51,8 @@ def own() -> str:
         RecipeError: it came from elsewhere.
     """
     try:
-        text = importlib.metadata.distribution("phipipe").read_text("direct_url.json")
-        told: Mapping[str, Json] = json.loads(text or "{}")
+        read = importlib.metadata.distribution("phipipe").read_text
+        told: Mapping[str, Json] = json.loads(read("direct_url.json") or "{}")
         return f"phipipe @ git+{told['url']}@{told['vcs_info']['commit_id']}"
     except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         raise RecipeError(
