@@ -19,11 +19,13 @@ from testing.places import RECIPES, ROOT
 class Reader:
     """Somebody with phipipe installed, in a folder that holds the shipped recipes, offline.
 
-    Pages find the embedded model's folder in ``$MODEL`` and a text in ``$TEXT``.
+    Pages find the embedded model's folder in ``$MODEL`` and a text in ``$TEXT``. They share a cache,
+    so that a build that several of them do is done once.
     """
 
     folder: Path
     toolchains: Path
+    cache: Path
 
     def follows(self, page: Path) -> None:
         """Do what ``page`` says, from its first block to its last.
@@ -53,7 +55,7 @@ class Reader:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PHIPIPE_", "HF_"))}
         return kept | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PHIPIPE_CACHE": str(self.folder / "cache"),
+            "PHIPIPE_CACHE": str(self.cache),
             "PHIPIPE_TOOLCHAINS": str(self.toolchains),
             "XDG_CONFIG_HOME": str(self.folder / "config"),
             "HF_HUB_OFFLINE": "1",

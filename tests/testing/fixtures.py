@@ -49,7 +49,13 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], 
     return folder
 
 
+@pytest.fixture(scope="module")
+def readers_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What readers of all pages share."""
+    return tmp_path_factory.mktemp("readers")
+
+
 @pytest.fixture
-def reader(tmp_path: Path, toolchains: Path) -> Reader:
+def reader(tmp_path: Path, toolchains: Path, readers_cache: Path) -> Reader:
     """Somebody who follows a page of the documentation."""
-    return Reader(tmp_path, toolchains)
+    return Reader(tmp_path, toolchains, readers_cache)
