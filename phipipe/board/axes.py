@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 MOST_TICKS = 6  # more of them touch each other on a phone
 DECADE = 10
+SMALLEST, LARGEST = 1e-15, 1e15  # beyond these a value counts as zero, or as that much
 NARROWEST = 0.3  # decades: one build alone has ticks on both sides, too
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # The widest span, in decades, and the digits that have a tick in each decade.
@@ -42,7 +43,8 @@ class Axis:
 
     def share(self, value: float) -> float:
         """Where ``value`` lies, from 0 to 100; a zero lies near the low end of a log axis."""
-        if self.is_log and value <= 0:
+        value = _bounded(value)
+        if self.is_log and value == 0:
             return 3.0
         at = math.log10(value) if self.is_log else value
         return round(min(max(100 * (at - self.low) / (self.high - self.low), 0.0), 100.0), 2)
@@ -50,7 +52,7 @@ class Axis:
 
 def fitting(values: Iterable[float]) -> Axis:
     """Linear from zero, or logarithmic where values span a decade."""
-    every = list(values)
+    every = [_bounded(value) for value in values]
     above = [value for value in every if value > 0]
     wide = bool(above) and max(above) / min(above) >= DECADE
     return logarithmic(every) if wide else linear(every)
@@ -58,7 +60,7 @@ def fitting(values: Iterable[float]) -> Axis:
 
 def linear(values: Iterable[float]) -> Axis:
     """From zero to a little beyond the highest of ``values``."""
-    highest = max([*values, 0.0]) or 1.0
+    highest = max([*map(_bounded, values), 0.0]) or 1.0
     rough = 10.0 ** math.floor(math.log10(highest / MOST_TICKS))
     step = next(rough * n for n in (1, 2, 2.5, 5, 10, 20) if highest / (rough * n) < MOST_TICKS)
     whole = Axis(low=0.0, high=1.04 * highest, is_log=False)
@@ -69,7 +71,7 @@ def linear(values: Iterable[float]) -> Axis:
 
 def logarithmic(values: Iterable[float]) -> Axis:
     """Around ``values`` with some air; zeros among them get a place and a tick."""
-    every = list(values)
+    every = [_bounded(value) for value in values]
     logs = [math.log10(value) for value in every if value > 0] or [-3.0, 0.0]
     has_zero = any(value <= 0 for value in every)
     middle, span = (min(logs) + max(logs)) / 2, max(max(logs) - min(logs), NARROWEST)
@@ -80,6 +82,10 @@ def logarithmic(values: Iterable[float]) -> Axis:
     kept = ticks[::-1][::stride][::-1]
     zero = [Tick(whole.share(0.0), "0")] if has_zero else []
     return Axis(low=whole.low, high=high, is_log=True, ticks=(*zero, *kept))
+
+
+def _bounded(value: float) -> float:
+    return 0.0 if value < SMALLEST else min(value, LARGEST)
 
 
 def _round_values(low: float, high: float) -> list[float]:

@@ -16,7 +16,7 @@ from phipipe.evaluate.reports import Sanity
 from phipipe.files import pages
 from phipipe.package import figures
 from phipipe.visible import in_template
-from phipipe.words import counted
+from phipipe.words import counted, shortened
 
 KEY_FIGURES = COLUMNS[:3]
 
@@ -50,6 +50,7 @@ def frame() -> dict[str, object]:
     return {
         "series": list(colours.SERIES.items()),
         "columns": COLUMNS,
+        "short": shortened,
         "terms": {c.name: (c.title, c.meaning) for c in COLUMNS} | _TERMS,
     }
 

@@ -118,9 +118,7 @@ def cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[st
         sentences.append(f"{subject} emulated: speed and memory there are unknown.")
     if "false" in places:
         subject = "Not" if len(places) == 1 else "Some builds were not"
-        sentences.append(
-            f"{subject} measured on the device, so speed and memory there are unknown."
-        )
+        sentences.append(f"{subject} measured on the device: speed and memory there are unknown.")
     if fit and far:
         sentences.append(
             f"Not fit, since their mean KLD is beyond {figures.KLD_FIT[1]:g} or unknown: "

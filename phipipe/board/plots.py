@@ -105,7 +105,8 @@ def scatter(page: Page) -> Scatter:
         unit=unit,
         x=x,
         y=y,
-        dots=[numbered.get(name, dot) for name, dot in dots.items()],
+        # those with a number last: they lie above the others
+        dots=[*(dot for name, dot in dots.items() if name not in numbered), *numbered.values()],
         fronts=fronts,
         said=f"Scatter plot of file size against mean KL divergence. On the Pareto front, "
         f"smallest first: {names}.",

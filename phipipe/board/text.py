@@ -10,6 +10,7 @@ from phipipe.board.candidates import Answer
 from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes
 from phipipe.board.entry import Entry, one_line
 from phipipe.package.markdown import code, inline
+from phipipe.words import shortened
 
 ORDER = "Smallest first."
 
@@ -62,7 +63,7 @@ def _rows(
     rows = [["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]]
     for entry in done(every):
         cells = (cell(column, entry, away) for column in COLUMNS)
-        name = _middle(entry.name, longest)
+        name = shortened(entry.name, longest)
         rows.append([name, build(entry), *cells, rivals.get(entry.name, "")])
     return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]
 
@@ -75,12 +76,6 @@ def advice(entries: Iterable[Entry]) -> list[str]:
         [answer.line, *(f"  {change}." for change in answer.closer[1:])] for answer in decisions
     ]
     return [line for one in groups for line in one] or lines(decisions)
-
-
-def _middle(text: str, width: int) -> str:
-    """Names of builds differ at their ends."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[-half:]}"
 
 
 def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
