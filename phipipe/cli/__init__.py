@@ -6,6 +6,7 @@ click.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -18,6 +19,7 @@ from phipipe.cli import (
     batch,
     build,
     cache,
+    config,
     help,
     lists,
     packages,
@@ -34,6 +36,7 @@ from phipipe.cli.groups import Sections
 from phipipe.cli.messages import LOG, complain, misused, note
 from phipipe.errors import Interrupted, PhipipeError, StoreError
 
+COMPLETE = "_PHIPIPE_COMPLETE"  # what shells set
 COMMANDS = {  # heading → commands, in the order a user meets them
     "Build": (
         build.run,
@@ -64,6 +67,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     ),
     "This machine": (
         help.doctor,
+        config.config,
         toolchains.toolchain,
         cache.cache,
         runs.runs,
@@ -96,12 +100,21 @@ def main() -> NoReturn:
     LOG.reset()
     answers.begin(sys.argv[1:])
     code = 0
+    if COMPLETE in os.environ:
+        sys.exit(_complete())
     try:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
     except BaseException as error:  # noqa: BLE001 (every ending has an exit code and a document)
         code = _fail(error)
     sys.exit(_checked(code))
+
+
+def _complete() -> int:
+    """Answer a shell that asks how a command line may go on."""
+    from phipipe.cli import shells
+
+    return shells.answer(cli)
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
 from phipipe.cli.groups import command
 from phipipe.cli.messages import LOG, complain, echo, note
@@ -138,10 +138,20 @@ def _warn(warnings: Sequence[str]) -> None:
 )
 @click.option("--jobs", default=1, show_default=True, type=Count(min=1), help="Steps side by side.")
 @click.option(
-    "--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is."
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.devices,
+    help="A device that this machine is.",
 )
 @click.option(
-    "--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain."
+    "--toolchain",
+    "toolchains",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.toolchains,
+    help="Only steps of this toolchain.",
 )
 def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:
     """Do steps of `run --on` and `batch --on` here, until it is stopped; a scheduler may come and

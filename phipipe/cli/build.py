@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.attempt import attempt, make_board
 from phipipe.cli.groups import command
 from phipipe.cli.messages import complain, echo, note
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
 ONLY = click.option(
-    "--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable."
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.variants,
+    help="Only this variant of a matrix; repeatable.",
 )
 OUT = click.option(
     "--out",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from phipipe.cli.options import LOUDNESS, Command
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 SUMMARY = 200  # characters of a command's first sentence that a list shows: all of it
 
@@ -72,6 +76,13 @@ def _below(group: click.Group) -> Iterator[click.Command]:
 class Listing(Group):
     """A group that lists without a word, and shows what is named: `devices`, `devices show NAME`,
     `devices NAME`."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        name = next(p for p in self.commands["show"].params if isinstance(p, click.Argument))
+        return [
+            *super().shell_complete(ctx, incomplete),
+            *name.shell_complete(ctx, incomplete),
+        ]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

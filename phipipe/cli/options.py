@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from phipipe import progress
+from phipipe.cli import completions
 from phipipe.cli.messages import LOG, show_log
 from phipipe.errors import PhipipeError, RecipeError, SourceError
 from phipipe.files.user_paths import Kind, problem, shown
@@ -148,6 +149,7 @@ SETS = click.option(
     "sets",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=completions.sets,
     help="Override a recipe value, of all variants; repeatable.",
 )
 JOBS = click.option(

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe import settings
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
 from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
@@ -125,7 +124,9 @@ def _print(files: Mapping[str, str]) -> None:
 
 def _program() -> list[str]:
     """The words that start phipipe as it is here: engines start with an empty environment."""
-    given = [f"{name}={value}" for name, value in settings.given().items()]
+    from phipipe.settings import given as given_by_user
+
+    given = [f"{name}={value}" for name, value in given_by_user().items()]
     command = shutil.which("phipipe")
     return [
         *(["/usr/bin/env", *given] if given else []),
@@ -146,6 +147,7 @@ def _program() -> list[str]:
     default="UTC",
     show_default=True,
     metavar="ZONE",
+    shell_complete=completions.zones,
     help="Whose clock: Europe/Berlin, say.",
 )
 @JOB

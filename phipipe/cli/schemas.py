@@ -67,6 +67,8 @@ DOCUMENTS: Mapping[str, Json] = {
     "runs-ls": list[lists.Run],
     "runs-show": lists.RunDetails,
     "runs-logs": list[dict[str, Json]],
+    "config-show": list[lists.Setting],
+    "config-path": list[lists.SettingsFile],
     "explain": list[explain.Explanation] | explain.Explanation,
     "doctor": lists.Doctor,
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import Listing
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, UserPath
@@ -33,7 +33,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
 
 
 @recipes.command("ls", epilog="Example:  phipipe recipes ls --device raspberry-pi-5")
-@click.option("--device", help="Only recipes for this device.")
+@click.option("--device", shell_complete=completions.devices, help="Only recipes for this device.")
 @click.option("--model", help="Only recipes whose model has this in its name, such as phi-4-mini.")
 @AS_JSON
 def list_recipes(
@@ -53,7 +53,7 @@ def list_recipes(
 
 
 @recipes.command("show", epilog="Example:  phipipe recipes show quickstart")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.shipped)
 @AS_JSON
 def show(name: str, as_json: bool) -> None:
     """Print a shipped recipe."""
@@ -68,7 +68,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 @recipes.command("copy", epilog="Example:  phipipe recipes copy quickstart my-first.yaml")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.shipped)
 @click.argument("to", required=False, type=UserPath())
 @AS_JSON
 def copy(name: str, to: Path | None, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON
@@ -31,7 +31,7 @@ def list_toolchains(as_json: bool) -> None:
 
 
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=completions.toolchains)
 @click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
 @AS_JSON
 def install(names: Sequence[str], force: bool, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def install(names: Sequence[str], force: bool, as_json: bool) -> None:
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.toolchains)
 @AS_JSON
 def print_path(name: str, as_json: bool) -> None:
     """Print the Python of an installed toolchain."""

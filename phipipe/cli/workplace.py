@@ -6,14 +6,16 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from phipipe.cli.messages import note
-from phipipe.settings import Settings
 
 if TYPE_CHECKING:
     from phipipe.api.workplace import Workplace
+    from phipipe.settings import Settings
 
 
 def settings_of_user() -> Settings:
-    """What the environment says."""
+    """What the environment and files of settings say."""
+    from phipipe.settings import Settings
+
     return Settings.read()
 
 
