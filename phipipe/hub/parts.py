@@ -18,7 +18,7 @@ from phipipe.hub import client, client_cache, transfer
 from phipipe.hub.client import Repository
 from phipipe.hub.published import CHUNK, Published
 from phipipe.settings import Settings
-from phipipe.store import free_space
+from phipipe.store import room
 from phipipe.words import MIB
 
 
@@ -98,7 +98,7 @@ def check_room(repo: Repository, files: Sequence[Published], parts: Path) -> int
         raise StoreError(
             f"`{repo}` needs {words.size(needed)} more, and `{Settings.read().cache}` has "
             f"{words.size(free)} free",
-            hint=free_space.KEEP_CACHE,
+            hint=room.hint(Settings.read().cache, needed),
         )
     return needed
 
