@@ -11,8 +11,12 @@ T = TypeVar("T")
 OnProgress = Callable[[int, int, str], None]
 """Told how many of how many units are finished, and the units' name."""
 
+OnLine = Callable[[str, str], None]
+"""Told a step's name, and a line that it wrote."""
+
 _listener: OnProgress = lambda done, total, unit: None  # noqa: E731
 _own = threading.local()  # what one thread alone listens to: several steps may run in one process
+_follower: OnLine | None = None
 
 
 def listen(listener: OnProgress) -> None:
@@ -43,3 +47,30 @@ def each(items: Sequence[T], unit: str) -> Iterator[T]:
         report(done, len(items), unit)
         yield item
     report(len(items), len(items), unit)
+
+
+def follow(follower: OnLine | None) -> None:
+    """Hand to ``follower`` what steps write from now on, line by line, from any thread."""
+    global _follower
+    _follower = follower
+
+
+def is_followed() -> bool:
+    """Whether anybody reads what steps write."""
+    return _follower is not None
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """What this thread's step is called, for as long as the block lasts."""
+    _own.label = label
+    try:
+        yield
+    finally:
+        del _own.label
+
+
+def wrote(line: str) -> None:
+    """This thread's step wrote ``line``."""
+    if _follower is not None:
+        _follower(getattr(_own, "label", "step"), line)

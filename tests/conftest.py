@@ -30,6 +30,7 @@ from phipipe.toolchains import environments
 # A script's `&`, or nohup, ignores Ctrl-C; our children would, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["PHIPIPE_CONFIG"] = "off"  # no test reads the user's own settings
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every driver compiles torch anew
 if SHARING > 1:  # threads that spin would starve each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // SHARING)))

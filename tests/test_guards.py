@@ -38,7 +38,6 @@ HEAVY |= {
     "gguf",
     "auto_round",
     "olive",
-    "plotly",
 }
 HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub", "prefect"}
 HEAVY |= {
@@ -68,6 +67,7 @@ ROWS = (
     ("chat", "board"),
     ("batch", "cluster"),
     ("diff",),
+    ("api",),
     ("cli",),
     ("maintain", "flow", "__main__"),
 )
@@ -310,6 +310,7 @@ def nameless(call: ast.Call) -> str | None:
     ):
         return None
     runtimes = {
+        "Package",
         "archive",
         "backend",
         "face",

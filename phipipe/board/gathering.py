@@ -3,7 +3,7 @@ three files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from phipipe.board import board, file, html
@@ -45,11 +45,18 @@ def of_paths(paths: Sequence[Path]) -> list[Entry]:
         SourceError: a path is none of these, its content is damaged, or a package is not as it was
             packaged.
     """
-    entries = [entry for path in paths for entry in _of_path(path)]
-    # what was measured on its device takes the place of the build machine's figures of the same
-    # package
-    own = {(e.name, e.keys.get("gates")) for e in entries if e.measured}
-    return [e for e in entries if e.measured or (e.name, e.keys.get("gates")) not in own]
+    return joined(entry for path in paths for entry in _of_path(path))
+
+
+def joined(entries: Iterable[Entry]) -> list[Entry]:
+    """``entries`` as one board has them.
+
+    What was measured on its device takes the place of the build machine's figures of the same
+    package.
+    """
+    every = list(entries)
+    own = {(e.name, e.keys.get("gates")) for e in every if e.measured}
+    return [e for e in every if e.measured or (e.name, e.keys.get("gates")) not in own]
 
 
 def _of_path(path: Path) -> list[Entry]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -48,8 +49,7 @@ def hold(python: Path, request: Mapping[str, Json], settings: Settings, call: st
     with tempfile.TemporaryDirectory(prefix="phipipe-chat-", ignore_cleanup_errors=True) as name:
         home = Path(name)
         (home / REQUEST).write_text(json.dumps(dict(request)), "utf-8")
-        environment = child_environment(offline=True, keep_path=settings.use_current)
-        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), name)
+        environment = environment_in(home, settings)
         # what starts with them held back takes them when it is ready: see chat.serve
         interrupts.hold_back()
         try:
@@ -58,10 +58,7 @@ def hold(python: Path, request: Mapping[str, Json], settings: Settings, call: st
             )
         except OSError as error:
             interrupts.take()
-            raise ToolchainError(
-                f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}",
-                hint=_repair(request),
-            ) from None
+            raise unstartable(error, request) from None
         watch = _Watch(process, settings)
         try:
             interrupts.take()
@@ -82,16 +79,12 @@ class _Watch:
 
     def wait(self) -> None:
         """Until it has ended, or has to."""
-        limit, words = hardware.memory_bytes(), "this machine has"
-        chosen_gib = self.settings.memory_limit_gib
-        if chosen_gib is not None and chosen_gib * GIB < limit:
-            limit, words = int(chosen_gib * GIB), f"PHIPIPE_MEMORY_LIMIT_GIB={chosen_gib:g}"
+        limit = memory_limit(self.settings)
         while self.process.returncode is None and not self.verdict:
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(SAMPLE_S)
-                if self._memory() > limit:
-                    self.verdict = f"it took more memory than {words}"
+                self.verdict = limit.verdict(self.process.pid)
             except KeyboardInterrupt:  # the chat itself decides what Ctrl-C means
                 self._pressed()
 
@@ -110,26 +103,57 @@ class _Watch:
         if len(self._presses) >= PRESSES:
             raise Interrupted("stopped: the chat did not listen to Ctrl-C, and was killed")
 
-    def _memory(self) -> int:
-        total = 0
-        for member in tree(self.process.pid):
+
+class MemoryLimit(NamedTuple):
+    """What a chat may take, and who says so."""
+
+    limit_bytes: int
+    words: str
+
+    def verdict(self, pid: int) -> str:
+        """Why the chat in the process ``pid`` has to end; empty where it need not."""
+        taken = 0
+        for member in tree(pid):
             with contextlib.suppress(psutil.Error, OSError):  # it is gone meanwhile
-                total += memory_of(member)[1]
-        return total
+                taken += memory_of(member)[1]
+        return f"it took more memory than {self.words}" if taken > self.limit_bytes else ""
+
+
+def memory_limit(settings: Settings) -> MemoryLimit:
+    """What this machine has, or the less that the user allows."""
+    limit, chosen_gib = hardware.memory_bytes(), settings.memory_limit_gib
+    if chosen_gib is not None and chosen_gib * GIB < limit:
+        return MemoryLimit(int(chosen_gib * GIB), f"PHIPIPE_MEMORY_LIMIT_GIB={chosen_gib:g}")
+    return MemoryLimit(limit, "this machine has")
+
+
+def environment_in(home: Path, settings: Settings) -> dict[str, str]:
+    """What a chat's process knows of our environment; its temporary files are in ``home``."""
+    environment = child_environment(offline=True, keep_path=settings.use_current)
+    return environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(home))
+
+
+def unstartable(error: OSError, request: Mapping[str, Json]) -> ToolchainError:
+    """The system does not start a chat's process."""
+    return ToolchainError(
+        f"toolchain `{request['toolchain']}` cannot be started: {error.strerror}",
+        hint=_repair(request),
+    )
 
 
 def _ended(home: Path, code: int, verdict: str, request: Mapping[str, Json]) -> int:
     try:
         response: dict[str, Json] = json.loads((home / RESPONSE).read_text("utf-8"))
     except (OSError, ValueError):
-        raise _died(home, code, verdict, request) from None
+        raise died(home, code, verdict, request) from None
     if "error" not in response:
         return int(response["code"])
     raise decoded(response["error"])
 
 
-def _died(home: Path, code: int, verdict: str, request: Mapping[str, Json]) -> PhipipeError:
-    """Why there is no response."""
+def died(home: Path, code: int, verdict: str, request: Mapping[str, Json]) -> PhipipeError:
+    """Why a chat's process ended with ``code`` and without a last word; ``verdict`` is why we
+    ended it."""
     if verdict:
         return StepKilled(f"the chat was ended: {verdict}", hint=MORE_MEMORY)
     name = limited.ending(code)

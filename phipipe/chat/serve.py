@@ -49,7 +49,7 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
             "the prompt is empty", hint="phipipe chat PACKAGE --prompt 'Tell me a story.'"
         )
     try:
-        talk = _open(folder, backend, limit, system)
+        talk = open_talk(folder, backend, limit, system)
         try:
             if prompt is not None:
                 return talk.once(prompt)
@@ -60,8 +60,9 @@ def main(folder: Path, backend: str, prompt: str | None, limit: int, system: str
         return INTERRUPTED
 
 
-def _open(folder: Path, backend: str, limit: int, system: str | None) -> Talk:
-    """A conversation with the package in ``folder``, of which nothing was said yet."""
+def open_talk(folder: Path, backend: str, limit: int, system: str | None) -> Talk:
+    """A conversation with the package in ``folder``, of which nothing was said yet; the parameters
+    are those of ``main``."""
     manifest = read_manifest(folder)
     face = backends.load(backend)
     with refusing("the package cannot be opened", f"phipipe verify {folder}", face.toolchain):
@@ -107,15 +108,20 @@ def _outcome(request: Mapping[str, Json]) -> dict[str, Json]:
             code = main(folder, request["backend"], prompt, request["tokens"], system)
             return {"code": code}
     except PhipipeError as error:
-        message = " ".join(visible(error.message).split())
-        if len(message) > MAX_TOLD:
-            message = f"{message[:MAX_TOLD]} …"
-        words = {"message": message, "hint": visible(error.hint) if error.hint else None}
-        return {"error": encoded(error) | words}
+        return {"error": explained(error)}
     except BrokenPipeError:  # the reader of our output went away (| head)
         return {"code": OK}
     except KeyboardInterrupt:
         return {"code": INTERRUPTED}
+
+
+def explained(error: PhipipeError) -> dict[str, Json]:
+    """``error`` for our parent: a library's own words in it are visible, and not many."""
+    message = " ".join(visible(error.message).split())
+    if len(message) > MAX_TOLD:
+        message = f"{message[:MAX_TOLD]} …"
+    words = {"message": message, "hint": visible(error.hint) if error.hint else None}
+    return encoded(error) | words
 
 
 def _clean(text: str | None) -> str | None:

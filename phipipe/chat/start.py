@@ -7,9 +7,12 @@ from pathlib import Path
 
 from phipipe import backends
 from phipipe.chat import process
+from phipipe.chat.conversation import Conversation
 from phipipe.package import package
 from phipipe.settings import Settings
+from phipipe.steps import Json
 from phipipe.toolchains import environments
+from phipipe.toolchains.environments import Installed
 
 
 def start(
@@ -34,6 +37,35 @@ def start(
         StepFailed: its runtime refuses it.
         StepKilled: its process was ended: memory, signal.
     """
+    request, installed = _opened(folder, settings, note, system, tokens)
+    return process.hold(installed.python, {**request, "prompt": prompt}, settings)
+
+
+def converse(
+    folder: Path,
+    settings: Settings,
+    note: Callable[[str], None],
+    *,
+    system: str | None,
+    tokens: int,
+) -> Conversation:
+    """Begin a conversation with the package in ``folder``, whose prompts come from Python.
+
+    Raises:
+        PhipipeError: as ``start``.
+    """
+    request, installed = _opened(folder, settings, note, system, tokens)
+    return Conversation(installed.python, request, settings)
+
+
+def _opened(
+    folder: Path,
+    settings: Settings,
+    note: Callable[[str], None],
+    system: str | None,
+    tokens: int,
+) -> tuple[dict[str, Json], Installed]:
+    """What a chat's process is asked for, and its toolchain, once the package has passed."""
     manifest = package.open_(folder)
     name = backends.load(manifest.backend).toolchain
     installed = environments.ensure(name, settings, note)
@@ -41,8 +73,7 @@ def start(
         "folder": str(folder.absolute()),
         "backend": manifest.backend,
         "toolchain": name,
-        "prompt": prompt,
         "system": system,
         "tokens": tokens,
     }
-    return process.hold(installed.python, request, settings)
+    return request, installed

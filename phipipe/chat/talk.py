@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from phipipe.backends.base import Runtime, Tokenizer
@@ -29,13 +29,15 @@ class Talk:
     # Without a template, a prompt is text to be continued, and nothing is remembered.
     template: bool = True
     messages: list[dict[str, str]] = field(default_factory=list)
+    show: Callable[[str], None] = show  # a piece of an answer
+    say: Callable[[str], None] = say  # a line of ours
 
     def once(self, prompt: str) -> int:
         """Answer ``prompt``; the exit code."""
         try:
             return OK if self.answer(prompt) else TOO_LONG
         except KeyboardInterrupt:
-            show("\n")
+            self.show("\n")
             return INTERRUPTED
 
     def answer(self, prompt: str) -> bool:
@@ -48,7 +50,7 @@ class Talk:
         ids = self._ids(asked)
         if len(ids) >= self.context:
             more = "; /reset forgets what was said" if self.messages else ""
-            say(
+            self.say(
                 f"[that makes {len(ids)} tokens, and the model's context ends at "
                 f"{self.context}{more}]"
             )
@@ -59,8 +61,8 @@ class Talk:
             with _closing(self._generated(ids)) as tokens:
                 for piece in pieces(self.tokenizer.decode, _noted(tokens, answered)):
                     shown.append(piece)
-                    show(visible(piece))
-            show("\n")
+                    self.show(visible(piece))
+            self.show("\n")
         finally:
             if self.template and shown:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(shown)}]
@@ -102,9 +104,9 @@ class Talk:
         # An end token shows nothing.
         ended = not answer or decoded(decode, answer) == decoded(decode, answer[:-1])
         if len(prompt) + len(answer) >= self.context:
-            say(f"[the model's context of {self.context} tokens is full]")
+            self.say(f"[the model's context of {self.context} tokens is full]")
         elif len(answer) >= self.limit and not ended:
-            say(f"[cut after {self.limit} tokens; --tokens allows more]")
+            self.say(f"[cut after {self.limit} tokens; --tokens allows more]")
 
     def reset(self) -> None:
         """Forget what was said."""

@@ -6,6 +6,7 @@ click.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -18,6 +19,7 @@ from phipipe.cli import (
     batch,
     build,
     cache,
+    config,
     diff,
     graph,
     help,
@@ -28,44 +30,62 @@ from phipipe.cli import (
     runs,
     schedule,
     schema,
+    shipped,
     streams,
     toolchains,
 )
-from phipipe.cli.groups import Group
-from phipipe.cli.messages import complain, misused, note
+from phipipe.cli.groups import Sections
+from phipipe.cli.messages import LOG, complain, misused, note
 from phipipe.errors import Interrupted, PhipipeError, StoreError
 
-COMMANDS = (  # in the order a user meets them
-    build.run,
-    plan.plan,
-    graph.graph,
-    recipes.validate,
-    packages.eval_,
-    packages.measure,
-    packages.compare,
-    diff.diff,
-    packages.verify,
-    packages.chat,
-    recipes.init,
-    lists.devices,
-    lists.backends,
-    batch.batch,
-    batch.worker,
-    schedule.schedule,
-    schema.schema,
-    recipes.pin,
-    toolchains.toolchain,
-    cache.cache,
-    runs.runs,
-    help.explain,
-    help.doctor,
-    help.completion,
-)
+COMPLETE = "_PHIPIPE_COMPLETE"  # what shells set
+COMMANDS = {  # heading → commands, in the order a user meets them
+    "Build": (
+        build.run,
+        plan.plan,
+        graph.graph,
+    ),
+    "Packages": (
+        packages.chat,
+        packages.compare,
+        diff.diff,
+        packages.eval_,
+        packages.measure,
+        packages.verify,
+    ),
+    "Recipes": (
+        recipes.init,
+        shipped.recipes,
+        recipes.validate,
+        recipes.pin,
+        schema.schema,
+    ),
+    "Targets": (
+        lists.devices,
+        lists.backends,
+    ),
+    "Many builds, many machines": (
+        batch.batch,
+        schedule.schedule,
+        batch.worker,
+    ),
+    "This machine": (
+        help.doctor,
+        config.config,
+        toolchains.toolchain,
+        cache.cache,
+        runs.runs,
+    ),
+    "Help": (
+        help.explain,
+        help.completion,
+    ),
+}
 
 
 @click.group(
-    cls=Group,
-    commands=COMMANDS,
+    cls=Sections,
+    epilog="Example:  phipipe run recipes/quickstart.yaml",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="phipipe")
@@ -73,19 +93,32 @@ def cli() -> None:
     """One recipe in, one verified artifact out: small language models for edge devices."""
 
 
+cli.take(COMMANDS)
+
+
 def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
     streams.prepare()
+    LOG.reset()
     answers.begin(sys.argv[1:])
     code = 0
+    if COMPLETE in os.environ:
+        sys.exit(_complete())
     try:
         ended = cli.main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # what a command left by click's Exit
     except BaseException as error:  # noqa: BLE001 (every ending has an exit code and a document)
         code = _fail(error)
     sys.exit(_checked(code))
+
+
+def _complete() -> int:
+    """Answer a shell that asks how a command line may go on."""
+    from phipipe.cli import shells
+
+    return shells.answer(cli)
 
 
 def _stop(signum: int, _frame: object) -> NoReturn:
@@ -103,7 +136,7 @@ def _fail(error: BaseException) -> int:
         stopped = Interrupted(
             "stopped; what was finished is kept, the same command goes on from there"
         )
-        note(stopped.message)
+        note(stopped.message, is_error=True)
         document = documents.error_of(stopped)
     elif isinstance(error, click.ClickException):
         misused(error)
@@ -125,7 +158,7 @@ def _unexpected(error: Exception) -> PhipipeError:
         complain(known)
         return known
     bug = PhipipeError(f"this is a bug in phipipe, please report it with {uncaught.log(error)}")
-    note(f"error: {bug.message}")
+    note(f"error: {bug.message}", is_error=True)
     return bug
 
 

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
 from phipipe.cli.groups import command
 from phipipe.cli.messages import LOG, complain, echo, note
 from phipipe.cli.options import AS_JSON, LOG_FORMAT, Count
-from phipipe.cli.workplace import Workplace, engine_of, planning_on, settings_of_user, store_of_user
+from phipipe.cli.workplace import settings_of_user, store_of_user
 from phipipe.words import counted
 
 if TYPE_CHECKING:
-    from phipipe.batch.accept import Done
+    from contextlib import AbstractContextManager
+
+    from phipipe.api import batches
+    from phipipe.api.workplace import Workplace
     from phipipe.batch.selection import Item
+    from phipipe.execution.results import Listener
+    from phipipe.planning.plan import Plan
 
 
 @command("phipipe batch recipes --tag nightly --out batch")
@@ -36,6 +41,7 @@ def batch(chosen: Chosen, manner: Manner, dry_run: bool, as_json: bool) -> None:
 
     Each of --name, --tag, --device and --backend may be repeated: one must match.
     """
+    from phipipe.api import batches
     from phipipe.batch import hooks, report
 
     started = datetime.datetime.now(datetime.UTC)
@@ -45,10 +51,8 @@ def batch(chosen: Chosen, manner: Manner, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         _foretell(items, place, warnings, as_json)
         return
-    done = _build(items, place, manner)
-    ended = datetime.datetime.now(datetime.UTC)
-    summary = report.summary(done, manner.out, started, ended)
-    report.write(done, manner.out, "Fidelity board", summary)
+    done = batches.build(items, place, _manner(manner), _audience, LOG.stream)
+    summary = batches.finish(done, manner.out, started).summary
     if as_json:
         answers.give_text(report.dump(summary))
     else:
@@ -56,7 +60,7 @@ def batch(chosen: Chosen, manner: Manner, dry_run: bool, as_json: bool) -> None:
         echo(f"\nboard    {manner.out / 'board.html'}\nsummary  {manner.out / 'batch.json'}")
     for one in done:
         if one.error:
-            note(f"{one.item.name} {one.state}:")
+            note(f"{one.item.name} {one.state}:", is_error=True)
             complain(one.error)
     code = report.exit_code(done)
     if manner.on_finish:
@@ -70,6 +74,7 @@ def _foretell(
     items: Sequence[Item], place: Workplace, warnings: Sequence[str], as_json: bool
 ) -> None:
     """Say what the batch would do; exit as it would with what is refused."""
+    from phipipe.api import plan_words
     from phipipe.cli import show_plans
     from phipipe.execution import outlook
     from phipipe.execution.bench import Bench
@@ -77,7 +82,7 @@ def _foretell(
     plans = [item.plan for item in items if item.plan]
     outlooks = outlook.foreseen(plans, Bench(place.store, place.settings, note))
     if as_json:
-        answers.give(show_plans.foreseen_json(items, outlooks, warnings))
+        answers.give(plan_words.foreseen_json(items, outlooks, warnings))
     elif outlooks:
         echo(show_plans.overview(outlooks))
     errors = [(item.name, item.error) for item in items if item.error]
@@ -91,13 +96,10 @@ def _foretell(
 def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> list[str]:
     """Plan the builds, and say what is doubtful, and how many are refused; returns what is
     doubtful."""
-    from phipipe.batch import batch as batches
+    from phipipe.api import batches
     from phipipe.batch import hooks
 
-    settings, store = place
-    elsewhere = manner.on is not None
-    with planning_on(manner.on):
-        warnings = batches.plan(items, store, settings, manner.out, elsewhere=elsewhere)
+    warnings = batches.plan(items, place, _manner(manner), note)
     doubt = hooks.doubt(manner.on_finish) if manner.on_finish else None
     doubts = [*warnings, doubt] if doubt else warnings
     _warn(doubts)
@@ -106,38 +108,23 @@ def _plan(items: Sequence[Item], place: Workplace, manner: Manner) -> list[str]:
     return doubts
 
 
-def _build(items: Sequence[Item], place: Workplace, manner: Manner) -> list[Done]:
-    """Do the steps, show how they go, and record the run."""
-    from phipipe.batch import batch as batches
-    from phipipe.cli import listeners
-    from phipipe.execution import events
+def _manner(manner: Manner) -> batches.Manner:
+    """The options of the command, as Python has them."""
+    from phipipe.api import batches
 
-    settings, store = place
-    plans = [item.plan for item in items if item.plan]
-    names, stream = [item.name for item in items], sys.stderr if LOG.as_events else None
-    with (
-        listeners.many(plans, sys.stderr, silent=LOG.as_events) as inner,
-        events.recorded(store.root, "batch", names, inner, stream) as recorder,
-    ):
-        for plan in plans:
-            recorder.advised(plan.build.name, plan.warnings)
-        done = batches.run(
-            items,
-            store,
-            settings,
-            recorder,
-            manner.out,
-            jobs=manner.jobs,
-            keep=manner.keep,
-            fail_fast=not manner.keep_going,
-            engine=engine_of(manner.on),
-        )
-        for one in done:
-            seconds, package = (
-                (one.outcome.seconds, one.outcome.package) if one.outcome else (0.0, None)
-            )
-            recorder.ended(one.item.name, one.error, seconds, package)
-    return done
+    return batches.Manner(
+        out=manner.out,
+        keep=manner.keep,
+        fail_fast=not manner.keep_going,
+        jobs=manner.jobs,
+        on=manner.on,
+    )
+
+
+def _audience(plans: Sequence[Plan]) -> AbstractContextManager[Listener]:
+    from phipipe.cli import listeners
+
+    return listeners.many(plans, sys.stderr, silent=LOG.silent)
 
 
 def _warn(warnings: Sequence[str]) -> None:
@@ -151,10 +138,20 @@ def _warn(warnings: Sequence[str]) -> None:
 )
 @click.option("--jobs", default=1, show_default=True, type=Count(min=1), help="Steps side by side.")
 @click.option(
-    "--device", "devices", multiple=True, metavar="NAME", help="A device that this machine is."
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.devices,
+    help="A device that this machine is.",
 )
 @click.option(
-    "--toolchain", "toolchains", multiple=True, metavar="NAME", help="Only steps of this toolchain."
+    "--toolchain",
+    "toolchains",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.toolchains,
+    help="Only steps of this toolchain.",
 )
 def worker(scheduler: str, jobs: int, devices: Sequence[str], toolchains: Sequence[str]) -> None:
     """Do steps of `run --on` and `batch --on` here, until it is stopped; a scheduler may come and

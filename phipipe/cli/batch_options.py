@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from phipipe.cli import completions
 from phipipe.cli.options import JOBS, ON, Count, UserPath, taking
 from phipipe.files.user_paths import Kind
 
@@ -111,6 +112,7 @@ CHOSEN = taking(
             "--device",
             "devices",
             multiple=True,
+            shell_complete=completions.devices,
             metavar="GLOB",
             help="Only builds for this device.",
         ),
@@ -118,6 +120,7 @@ CHOSEN = taking(
             "--backend",
             "backends",
             multiple=True,
+            shell_complete=completions.backends,
             metavar="GLOB",
             help="Only builds with this backend.",
         ),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
-from phipipe.cli.attempt import attempt, check_room, make_board
+from phipipe.cli import answers, completions
+from phipipe.cli.attempt import attempt, make_board
 from phipipe.cli.groups import command
 from phipipe.cli.messages import complain, echo, note
 from phipipe.cli.options import AS_JSON, JOBS, LOG_FORMAT, ON, RECIPE, SETS, UserPath, taking
-from phipipe.cli.workplace import planning_on, store_of_user
+from phipipe.cli.workplace import store_of_user
 from phipipe.files.user_paths import Kind
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 PACKAGES = "packages"  # where `run` puts them unless told otherwise
 ONLY = click.option(
-    "--only", multiple=True, metavar="NAME", help="Only this variant of a matrix; repeatable."
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completions.variants,
+    help="Only this variant of a matrix; repeatable.",
 )
 OUT = click.option(
     "--out",
@@ -54,15 +58,13 @@ def run(
 ) -> None:
     """Build, evaluate and package what a recipe describes. What is stored already is not done
     again."""
-    from phipipe.cli import show
-    from phipipe.planning import plans as planner
+    from phipipe.api import building, show
 
-    place, elsewhere = store_of_user(), manner.on is not None
-    with planning_on(manner.on):
-        plans = planner.planned(recipe, sets, only, elsewhere=elsewhere)
-    if not elsewhere:  # there, each step looks for a machine that is large enough
-        check_room(plans, place, manner.out)
-    outcomes = attempt("run", plans, place, out=manner.out, jobs=manner.jobs, on=manner.on)
+    place = store_of_user()
+    where = building.Where(out=manner.out, jobs=manner.jobs, on=manner.on)
+    plans = building.planned(recipe, note, sets=sets, only=only, on=manner.on)
+    building.check_room(plans, place, where, note)
+    outcomes = attempt("run", plans, place, where)
     if as_json:
         answers.give([show.outcome_json(outcome) for outcome in outcomes])
     if len(outcomes) == 1 and not as_json and (words := show.describe_outcome(outcomes[0])):
@@ -74,13 +76,15 @@ def run(
 
 def _fail(outcomes: Sequence[Outcome]) -> None:
     """Say which builds failed; the command fails as the worst of them."""
+    from phipipe.api import building
+
     errors = {outcome.plan.build.name: outcome.error for outcome in outcomes if outcome.error}
-    if not errors:
+    worst = building.worst(list(errors.values()))
+    if worst is None:
         return
-    worst = max(errors.values(), key=lambda error: error.exit_code)
     if len(outcomes) == 1:
         raise worst
     for name, error in errors.items():
-        note(f"{name} failed:")
+        note(f"{name} failed:", is_error=True)
         complain(error)
     raise click.exceptions.Exit(worst.exit_code)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from phipipe.cli import answers
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON, Gib
 from phipipe.cli.workplace import settings_of_user, store_of_user
 from phipipe.errors import StoreError
 
 
-@click.group(epilog="Example:  phipipe cache gc --budget 20")
+@click.group(cls=Group, epilog="Example:  phipipe cache gc --budget 20")
 def cache() -> None:
     """What the cache holds, whether it is intact, and how to shrink it."""
 

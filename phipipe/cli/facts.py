@@ -14,7 +14,7 @@ from phipipe import backends as registry
 from phipipe.output import documents, lists
 from phipipe.recipe import device as targets
 from phipipe.recipe.recipe import PRECISIONS
-from phipipe.settings import Settings
+from phipipe.settings import Settings, config
 from phipipe.store import downloads
 from phipipe.store.collection import GcReport
 from phipipe.store.store import Store
@@ -214,6 +214,7 @@ def doctor(settings: Settings, checks: Sequence[lists.Check] = ()) -> lists.Doct
             lists.Download(repository=part.repository, size_bytes=part.size_bytes)
             for part in downloads.unfinished(settings.cache)
         ],
+        settings_files=[str(file.path) for file in config.files() if file.found],
         toolchains=rows,
         next=f"phipipe toolchain install {' '.join(missing)}" if missing else None,
         checks=list(checks),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import command
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON, UserPath
@@ -16,7 +16,7 @@ from phipipe.cli.workplace import settings_of_user
 
 
 @command("phipipe explain M20")
-@click.argument("name", metavar="ID", required=False)
+@click.argument("name", metavar="ID", required=False, shell_complete=completions.explained)
 @AS_JSON
 def explain(name: str | None, as_json: bool) -> None:
     """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without
@@ -55,12 +55,17 @@ def doctor(recipes: Sequence[Path], as_json: bool) -> None:
 
 
 @command('eval "$(phipipe completion bash)"')
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish", "powershell"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the shell's completion script."""
-    from click.shell_completion import get_completion_class
+    """Print the shell's completion script: commands, options, and names of devices, backends,
+    variants, runs, toolchains and rules.
 
-    script = get_completion_class(shell)
-    assert script is not None  # the choices above
-    echo(script(context.find_root().command, {}, "phipipe", "_PHIPIPE_COMPLETE").source())
+    \b
+    bash, zsh:   eval "$(phipipe completion bash)"
+    fish:        phipipe completion fish | source
+    PowerShell:  phipipe completion powershell | Out-String | Invoke-Expression
+    """
+    from phipipe.cli import shells
+
+    echo(shells.script(context.find_root().command, shell).rstrip("\n"))

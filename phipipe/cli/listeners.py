@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from phipipe.cli.show import ending, heading, ready, warning_lines
+from phipipe.api.show import ending, heading, ready, warning_lines
 from phipipe.errors import PhipipeError
 from phipipe.execution.nodes import labels
 from phipipe.execution.pace import Pace

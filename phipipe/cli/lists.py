@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import Listing
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON
@@ -35,7 +35,7 @@ def _listing(plural: str, singular: str, words: _Words) -> click.Group:
             _show(plural, as_json)
 
     @group.command("show", epilog=epilog, help=words.one)
-    @click.argument("name")
+    @click.argument("name", shell_complete=getattr(completions, plural))
     @AS_JSON
     @click.pass_context
     def show(context: click.Context, name: str, as_json: bool) -> None:

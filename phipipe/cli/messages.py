@@ -6,9 +6,11 @@ import io
 import os
 import sys
 from dataclasses import dataclass
+from typing import TextIO
 
 import click
 
+from phipipe import progress
 from phipipe.errors import PhipipeError
 from phipipe.visible import json_text, visible
 
@@ -18,9 +20,29 @@ MAX_MISUSED = 4000  # characters: what a command line that was mistaken for anot
 @dataclass
 class Log:
     """What the process's stderr gets, which is one for all threads: lines for people, or events as
-    JSON, one per line."""
+    JSON, one per line.
+
+    ``quiet``: errors alone. ``verbose``: also what steps write while they run.
+    """
 
     as_events: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def reset(self) -> None:
+        """A command line starts: nothing is asked for yet."""
+        self.as_events = self.quiet = self.verbose = False
+        progress.follow(None)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody reads how a run goes on."""
+        return self.as_events or self.quiet
+
+    @property
+    def stream(self) -> TextIO | None:
+        """Where a run's events go as JSON; None: nowhere."""
+        return sys.stderr if self.as_events and not self.quiet else None
 
 
 LOG = Log()
@@ -31,12 +53,22 @@ def echo(text: str) -> None:
     click.echo(visible(text))
 
 
-def note(line: str) -> None:
-    """Say something beside the command's answer, on stderr."""
+def note(line: str, *, is_error: bool = False) -> None:
+    """Say something beside the command's answer, on stderr; to a ``quiet`` user errors alone."""
+    if LOG.quiet and not is_error:
+        return
     if LOG.as_events:
         _event("note", text=line)
     else:
         click.echo(visible(line), err=True)
+
+
+def show_log(step: str, line: str) -> None:
+    """Repeat a ``line`` that a ``step`` wrote."""
+    if LOG.as_events:
+        _event("log", step=step, text=line)
+    else:
+        click.echo(visible(f"  {step} | {line}"), err=True)
 
 
 def complain(error: PhipipeError) -> None:

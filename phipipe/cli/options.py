@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from phipipe.cli.messages import LOG
+from phipipe import progress
+from phipipe.cli import completions
+from phipipe.cli.messages import LOG, show_log
 from phipipe.errors import PhipipeError, RecipeError, SourceError
-from phipipe.files import json_files
 from phipipe.files.user_paths import Kind, problem, shown
 
 MAX_GIB = 2.0**30  # no disk of anybody's
@@ -103,15 +104,37 @@ def _log_as(context: click.Context, parameter: click.Parameter, value: str) -> N
     LOG.as_events = value == "json"
 
 
+def _loudness(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        setattr(LOG, str(parameter.name), True)
+    if LOG.quiet and LOG.verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other; give one", context)
+    progress.follow(show_log if LOG.verbose else None)
+
+
 def _accepted(context: click.Context, parameter: click.Parameter, package: Path) -> Path:
     """What a batch accepted last, where ``package`` is the folder of all versions of a build."""
-    latest = package / "latest"
-    if not latest.is_file() or (package / "manifest.json").exists():
-        return package
-    version = json_files.read_bytes(latest, 4096).decode("utf-8", "replace").strip()
-    return package / version if version.isprintable() and Path(version).name == version else package
+    from phipipe.package import versions
+
+    return versions.accepted(package)
 
 
+LOUDNESS = (  # of every command
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_loudness,
+        help="Print results and errors alone: no progress, notes or warnings.",
+    ),
+    click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_loudness,
+        help="Print on stderr also what steps write while they run.",
+    ),
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print data as JSON on stdout.")
 RECIPE = click.argument("recipe", type=UserPath())
 PACKAGE = click.argument(
@@ -126,6 +149,7 @@ SETS = click.option(
     "sets",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=completions.sets,
     help="Override a recipe value, of all variants; repeatable.",
 )
 JOBS = click.option(

@@ -36,7 +36,7 @@ def eval_(
     package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool
 ) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
-    from phipipe.cli import show
+    from phipipe.api import show
     from phipipe.execution import finished
 
     place = store_of_user()
@@ -65,12 +65,11 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     Needs neither the original model nor its cache. `phipipe compare` puts the report in place of
     the figures that the build machine had emulated or could not take.
     """
-    from phipipe.board import entry, file
-    from phipipe.cli import show
+    from phipipe.api import show
+    from phipipe.api.packages import Measurement
     from phipipe.evaluate.speed import host
     from phipipe.execution import finished
     from phipipe.package import figures
-    from phipipe.package.package import read_manifest
 
     place = store_of_user()
     planned = finished.plan_measurement(package)
@@ -78,7 +77,7 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     (outcome,) = attempt("measure", [planned], place)
     if outcome.error:
         raise outcome.error
-    text = file.dump([entry.of_measurement(read_manifest(package), outcome)])
+    text = Measurement(package, outcome).report()
     target = out or Path(f"{planned.build.name}-measured.json")
     save(target, text)
     if as_json:
@@ -106,14 +105,14 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
 @AS_JSON
 def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     """Make one board of finished packages and runs: table, board.json, board.md and board.html."""
-    from phipipe.board import file, gathering
+    from phipipe.api.boards import Board
 
-    entries = gathering.of_paths(paths)
-    page = gathering.write(entries, out, "Fidelity board")
+    board = Board(*paths)
+    page = board.write(out)
     if as_json:
-        answers.give_text(file.dump(entries))
+        answers.give_text(board.report())
     else:
-        show_board(entries, page)
+        show_board(board.entries, page)
 
 
 @command("phipipe verify packages/quickstart")
@@ -125,8 +124,8 @@ def verify(package: Path, as_json: bool) -> None:
     Every file's size and SHA-256, nothing added; kinds of files, settings and headers that phipipe
     writes, no others.
     """
+    from phipipe.api import packages
     from phipipe.output import documents
-    from phipipe.package import package as packages
 
     findings = [str(finding) for finding in packages.verify(package)]
     if as_json:

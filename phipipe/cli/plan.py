@@ -11,16 +11,14 @@ import click
 
 from phipipe import failures
 from phipipe.cli import answers
-from phipipe.cli.build import ONLY, PACKAGES
+from phipipe.cli.build import ONLY
 from phipipe.cli.groups import command
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, ON, SETS, UserPath, taking
-from phipipe.cli.workplace import Workplace, planning_on, store_of_user
+from phipipe.cli.workplace import planning_on, store_of_user
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 
 if TYPE_CHECKING:
-    from phipipe.cluster.places import Workers
-    from phipipe.execution.outlook import Outlook
     from phipipe.planning.plan import Plan
 
 
@@ -60,20 +58,17 @@ def plan(recipes: Sequence[Path], wish: Wish, as_json: bool) -> None:
     Of several recipes, or of folders, there is one line a build. Times are those of earlier runs,
     scaled by size. With --on, each step's machines are named.
     """
+    from phipipe.api import plan_words
+    from phipipe.api import plans as foresight
     from phipipe.cli import show_plans
-    from phipipe.execution import outlook
-    from phipipe.execution.bench import Bench
 
     place = store_of_user()
     with planning_on(wish.on):
         plans, errors = _planned(recipes, wish)
-    workers = _workers(wish.on)
-    bench = Bench(place.store, place.settings, note)
-    outlooks = outlook.foreseen(plans, bench)
-    doubt = _doubt(outlooks, place, workers)
-    refusal = doubt if place.settings.preflight or workers else None
+    foreseen = foresight.foresee(plans, place, note, on=wish.on)
+    outlooks, workers, refusal = foreseen.outlooks, foreseen.workers, foreseen.refusal
     if as_json:
-        answers.give([show_plans.plan_json(one, refusal, workers) for one in outlooks])
+        answers.give([plan_words.plan_json(one, refusal, workers) for one in outlooks])
     elif _is_one(recipes):
         for one in outlooks:
             echo(show_plans.describe(one, workers))
@@ -83,7 +78,7 @@ def plan(recipes: Sequence[Path], wish: Wish, as_json: bool) -> None:
         raise failures.as_one(errors)
     if refusal and wish.strict:
         raise TargetError(f"run would refuse: {refusal.message}", hint=refusal.hint)
-    if doubt:
+    if doubt := foreseen.doubt:
         note(f"{'run would refuse' if refusal else 'warning'}: {doubt.message}\n  → {doubt.hint}")
 
 
@@ -111,24 +106,3 @@ def _planned(recipes: Sequence[Path], wish: Wish) -> tuple[list[Plan], list[Phip
     batches.prepare(items, None, elsewhere=elsewhere)
     plans = [item.plan for item in items if item.plan]
     return plans, [item.error for item in items if item.error]
-
-
-def _workers(on: str | None) -> Workers | None:
-    if on is None:
-        return None
-    from phipipe.cluster import places
-
-    return places.workers(on)
-
-
-def _doubt(
-    outlooks: Sequence[Outlook], place: Workplace, workers: Workers | None
-) -> PhipipeError | None:
-    """Why a run would be refused: by this machine, or by those that are to do it."""
-    if workers is not None:
-        todo = [step for one in outlooks for step in one.todo]
-        return workers.refusal(todo, place.settings)
-    from phipipe.execution import preflight
-
-    plans = [one.plan for one in outlooks]
-    return preflight.refusal(plans, place.store, place.settings, Path(PACKAGES))

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from phipipe import failures
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import command
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, RECIPE, SETS, UserPath, taking
@@ -59,14 +59,20 @@ WISH = taking(
     Wish,
     [
         click.option(
-            "--device", help="A device (`phipipe devices`), or a device file; default cpu-x86_64."
+            "--device",
+            shell_complete=completions.devices,
+            help="A device (`phipipe devices`), or a device file; default cpu-x86_64.",
         ),
         click.option(
             "--precision",
             type=click.Choice(["int4", "int8", "fp16", "fp32"]),
             help="Default: what suits the device.",
         ),
-        click.option("--backend", help="Default: what suits the device's first unit."),
+        click.option(
+            "--backend",
+            shell_complete=completions.backends,
+            help="Default: what suits the device's first unit.",
+        ),
         click.option(
             "--source",
             help="The model, where the argument is a recipe's file: builtin:NAME, a folder, or "

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
-from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from phipipe.execution.past_runs import Run
+    from phipipe.steps import Json
 
 ENDS = ("step_finished", "step_failed", "build_finished")  # events that `show` lists
 
 
-@click.group(epilog="Example:  phipipe runs logs latest")
+@click.group(cls=Group, epilog="Example:  phipipe runs logs latest")
 def runs() -> None:
     """What `run`, `batch`, `eval` and `measure` did: which steps, how long, how they ended."""
 
@@ -36,7 +37,7 @@ def list_runs(as_json: bool) -> None:
 
 
 @runs.command("show", epilog="Example:  phipipe runs show latest")
-@click.argument("run_id", metavar="ID")
+@click.argument("run_id", metavar="ID", shell_complete=completions.runs)
 @AS_JSON
 def show(run_id: str, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
@@ -55,8 +56,8 @@ def show(run_id: str, as_json: bool) -> None:
 
 
 @runs.command("logs", epilog="Example:  phipipe runs logs latest quantize")
-@click.argument("run_id", metavar="ID")
-@click.argument("step", required=False)
+@click.argument("run_id", metavar="ID", shell_complete=completions.runs)
+@click.argument("step", required=False, shell_complete=completions.steps)
 @AS_JSON
 def logs(run_id: str, step: str | None, as_json: bool) -> None:
     """Print a run's events in their order, of all steps or of one."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe import settings
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.batch_options import CHOSEN, MANNER, Chosen, Manner
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, UserPath, taking
 from phipipe.errors import ToolchainError
@@ -43,7 +43,8 @@ class When:
 
 
 @click.group(
-    epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'"
+    cls=Group,
+    epilog="Example:  phipipe schedule export --systemd recipes --tag nightly --at '0 2 * * *'",
 )
 def schedule() -> None:
     """Batches on a timetable."""
@@ -123,7 +124,9 @@ def _print(files: Mapping[str, str]) -> None:
 
 def _program() -> list[str]:
     """The words that start phipipe as it is here: engines start with an empty environment."""
-    given = [f"{name}={value}" for name, value in settings.given().items()]
+    from phipipe.settings import given as given_by_user
+
+    given = [f"{name}={value}" for name, value in given_by_user().items()]
     command = shutil.which("phipipe")
     return [
         *(["/usr/bin/env", *given] if given else []),
@@ -144,6 +147,7 @@ def _program() -> list[str]:
     default="UTC",
     show_default=True,
     metavar="ZONE",
+    shell_complete=completions.zones,
     help="Whose clock: Europe/Berlin, say.",
 )
 @JOB

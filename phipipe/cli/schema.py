@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.files import content, save
 from phipipe.cli.groups import command
 from phipipe.cli.options import AS_JSON, UserPath
@@ -22,7 +22,7 @@ MAX_BYTES = 16 * 2**20  # of a schema
 
 
 @command("phipipe schema --write schemas/recipe.schema.json")
-@click.argument("name", default="recipe", metavar="[NAME]")
+@click.argument("name", default="recipe", metavar="[NAME]", shell_complete=completions.schemas)
 @click.option("--write", "target", type=UserPath(), help="Write to this file instead of stdout.")
 @click.option("--check", type=UserPath(), help="Fail if this file is not up to date.")
 @click.option(

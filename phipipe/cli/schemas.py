@@ -48,6 +48,9 @@ DOCUMENTS: Mapping[str, Json] = {
     "compare": Board,
     "verify": documents.Verified,
     "init": recipes.Started,
+    "recipes-ls": list[lists.ShippedRecipe],
+    "recipes-show": lists.ShippedRecipeDetails,
+    "recipes-copy": lists.CopiedRecipe,
     "devices": list[lists.Device],
     "devices-show": lists.DeviceDetails,
     "backends": list[lists.Backend],
@@ -65,6 +68,8 @@ DOCUMENTS: Mapping[str, Json] = {
     "runs-ls": list[lists.Run],
     "runs-show": lists.RunDetails,
     "runs-logs": list[dict[str, Json]],
+    "config-show": list[lists.Setting],
+    "config-path": list[lists.SettingsFile],
     "explain": list[explain.Explanation] | explain.Explanation,
     "doctor": lists.Doctor,
 }

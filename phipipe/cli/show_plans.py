@@ -6,138 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from phipipe import words
+from phipipe.api import plan_words
+from phipipe.api.plan_words import cost_words
 from phipipe.cli import tables
-from phipipe.cli.show import advice_json, heading, source_words, warning_lines
-from phipipe.errors import PhipipeError
 from phipipe.execution import outlook
 from phipipe.execution.outlook import Cost, Outlook
-from phipipe.execution.results import Forecast
-from phipipe.output import documents
-from phipipe.output.batch import Foreseen, ForeseenBuild, batch_error_of
-from phipipe.steps import Step
 from phipipe.words import counted
 
 if TYPE_CHECKING:
-    from phipipe.batch.selection import Item
     from phipipe.cluster.places import Workers
-
-MACHINES = 3  # names of machines that one line of a table has
 
 
 def describe(one: Outlook, workers: Workers | None = None) -> str:
     """A table of steps: cached or not, why, what they need and how long they take."""
-    planned = one.plan
-    lines = [heading(planned)]
-    lines += [f"  {line}" for line in warning_lines(planned)]
-    lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
-    lines += [f"  {line}" for line in tables.table(_rows(one, workers)).splitlines()]
-    if planned.fit is not None:
-        memory_gib = planned.fit.memory_gib
-        room = f", of {memory_gib:g} GiB" if memory_gib else ""
-        lines.append(f"  on the device about {planned.fit.words()}{room}")
-    of = counted(len(one.forecast), "step")
-    lines.append(f"  {one.cost.steps} of {of} will run{cost_words(one.cost)}")
-    return "\n".join(lines)
-
-
-def cost_words(cost: Cost) -> str:
-    """What steps write and take, after how many there are."""
-    if not cost.steps:
-        return ""
-    peak = f"; peak about {words.size(cost.memory_bytes)} anonymous" if cost.memory_bytes else ""
-    return f", writing about {words.size(cost.output_bytes)}{peak}\n  {time_words(cost)}"
-
-
-def time_words(cost: Cost) -> str:
-    """How long steps take, one after another, and which no earlier run tells of."""
-    if not cost.steps:
-        return "nothing is left to do"
-    if cost.seconds is None:
-        return "how long that takes, no earlier run tells"
-    names = [f"`{name}`" for name in cost.unknown[:MACHINES]]
-    more = len(cost.unknown) - len(names)
-    unknown = ", ".join([*names, *([f"{more} more"] if more > 0 else [])])
-    about, earlier = words.duration(cost.seconds), counted(cost.earlier, "earlier result")
-    if unknown:
-        return f"about {about} and more, from {earlier}: nothing is known of {unknown}"
-    return f"about {about}, from {earlier}"
-
-
-def _rows(one: Outlook, workers: Workers | None) -> list[dict[str, str]]:
-    """A line for each step; the last column is as long as it is."""
-    rows = []
-    for item in one.forecast:
-        step, estimate = item.step, one.estimates.get(item.step.name)
-        row = {
-            "step": step.name,
-            "state": f"cached {str(item.key)[:12]}" if item.cached else "will run",
-            "disk": _size(step.output_bytes),
-            "anonymous": _size(step.memory_bytes),
-            "time": words.duration(estimate.seconds) if estimate else "-",
-        }
-        if workers is not None:
-            row["where"] = "-" if item.cached else _where(step, workers)
-        rows.append({**row, "why": item.why})
-    return rows
-
-
-def _where(step: Step, workers: Workers) -> str:
-    names = workers.place(step).machines
-    more = f" and {len(names) - MACHINES} more" if len(names) > MACHINES else ""
-    return ", ".join(names[:MACHINES]) + more if names else "NOWHERE"
-
-
-def _size(size_bytes: int) -> str:
-    return words.size(size_bytes) if size_bytes else "-"
-
-
-def plan_json(
-    one: Outlook, refusal: PhipipeError | None, workers: Workers | None = None
-) -> documents.Planned:
-    """The same for machines; ``refusal``: why `run` would refuse."""
-    planned = one.plan
-    recipe, fit = planned.build.recipe, planned.fit
-    return documents.Planned(
-        name=planned.build.name,
-        device=planned.device.name,
-        unit=planned.api,
-        backend=recipe.backend,
-        precision=recipe.precision,
-        source=source_words(planned),
-        on_target=planned.on_target,
-        memory_bytes=planned.memory_bytes,
-        fit=None if fit is None else documents.Fit(**fit.as_json()),
-        warnings=advice_json(planned),
-        fixups={
-            name: documents.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
-            for name, fix in planned.fixups.items()
-        },
-        steps=[_step(item, one, workers) for item in one.forecast],
-        seconds=_rounded(one.cost.seconds),
-        refusal=None if refusal is None else documents.error_of(refusal),
-    )
-
-
-def _step(item: Forecast, one: Outlook, workers: Workers | None) -> documents.PlannedStep:
-    step, estimate = item.step, one.estimates.get(item.step.name)
-    asked = workers is not None and not item.cached
-    return documents.PlannedStep(
-        name=step.name,
-        runs=step.runs,
-        toolchain=step.toolchain,
-        key=item.key,
-        cached=item.cached,
-        why=item.why,
-        output_bytes=step.output_bytes,
-        memory_bytes=step.memory_bytes,
-        seconds=_rounded(estimate.seconds if estimate else None),
-        earlier=estimate.earlier if estimate else 0,
-        machines=list(workers.place(step).machines) if workers and asked else None,
-    )
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)
+    return plan_words.describe(one, tables.table, workers)
 
 
 # --- many builds
@@ -168,7 +50,7 @@ def _row(one: Outlook) -> dict[str, str]:
         "backend": recipe.backend,
         "precision": recipe.precision,
         "will run": f"{cost.steps} of {len(one.forecast)}" if cost.steps else "cached",
-        "disk": _size(cost.output_bytes),
+        "disk": plan_words.size(cost.output_bytes),
         "time": _time(cost),
     }
 
@@ -179,41 +61,3 @@ def _time(cost: Cost) -> str:
     if cost.seconds is None:
         return "?"
     return f"{words.duration(cost.seconds)}{' + ?' if cost.unknown else ''}"
-
-
-def foreseen_json(
-    items: Sequence[Item], outlooks: Sequence[Outlook], warnings: Sequence[str]
-) -> Foreseen:
-    """What a batch would do, for machines."""
-    by_plan = {id(one.plan): one for one in outlooks}
-    cost = outlook.total(outlooks)
-    return Foreseen(
-        dry_run=True,
-        builds=[_build(item, by_plan.get(id(item.plan)) if item.plan else None) for item in items],
-        steps_to_run=cost.steps,
-        output_bytes=cost.output_bytes,
-        memory_bytes=cost.memory_bytes,
-        seconds=_rounded(cost.seconds),
-        unknown=list(cost.unknown),
-        warnings=list(warnings),
-    )
-
-
-def _build(item: Item, one: Outlook | None) -> ForeseenBuild:
-    recipe = item.build.recipe if item.build else None
-    cost = one.cost if one else None
-    return ForeseenBuild(
-        name=item.name,
-        recipe=item.path.as_posix(),
-        device=recipe.device if recipe else None,
-        backend=recipe.backend if recipe else None,
-        precision=recipe.precision if recipe else None,
-        cached=bool(cost and not cost.steps),
-        steps=len(one.forecast) if one else 0,
-        steps_to_run=cost.steps if cost else 0,
-        output_bytes=cost.output_bytes if cost else 0,
-        memory_bytes=cost.memory_bytes if cost else 0,
-        seconds=_rounded(cost.seconds) if cost else None,
-        unknown=list(cost.unknown) if cost else [],
-        error=batch_error_of(item.error) if item.error else None,
-    )

@@ -103,6 +103,31 @@ def stored(rows: Sequence[lists.Stored]) -> str:
     )
 
 
+def settings(rows: Sequence[lists.Setting]) -> str:
+    """Every setting."""
+    return table(
+        [
+            {
+                "setting": row.key or row.variable,
+                "value": row.value or "–",
+                "from": row.source,
+                "what": f"{row.what} Default: {row.default}.",
+            }
+            for row in rows
+        ]
+    )
+
+
+def settings_files(rows: Sequence[lists.SettingsFile]) -> str:
+    """The files of settings."""
+    states = {(True, True): "read", (True, False): "read, not trusted", (False, True): "not there"}
+    cells = [
+        {"file": row.path, "whose": row.kind, "state": states[row.exists, row.trusted]}
+        for row in rows
+    ]
+    return table(cells) if cells else "no file: PHIPIPE_CONFIG is off"
+
+
 def _step(runs: str | None) -> str:
     """A step's name; of an old record its module's address, without the packages."""
     return (runs or "").rpartition(".")[2]
@@ -138,6 +163,7 @@ def doctor(row: lists.Doctor) -> str:
         "memory available": human(row.memory_available_bytes),
         "nvidia gpu": row.nvidia or "none",
         "cache": row.cache,
+        "settings from": row.settings_files,
         "disk free for the cache": human(row.cache_free_bytes),
         "unfinished downloads": partial,
         "toolchains": {one.toolchain: _state(one) for one in row.toolchains},

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
+from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON
 from phipipe.cli.workplace import settings_of_user
@@ -14,7 +15,7 @@ from phipipe.errors import ToolchainError
 from phipipe.words import counted
 
 
-@click.group(epilog="Example:  phipipe toolchain install onnxruntime")
+@click.group(cls=Group, epilog="Example:  phipipe toolchain install onnxruntime")
 def toolchain() -> None:
     """The isolated environments that backends run in."""
 
@@ -30,7 +31,7 @@ def list_toolchains(as_json: bool) -> None:
 
 
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=completions.toolchains)
 @click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
 @AS_JSON
 def install(names: Sequence[str], force: bool, as_json: bool) -> None:
@@ -49,7 +50,7 @@ def install(names: Sequence[str], force: bool, as_json: bool) -> None:
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.toolchains)
 @AS_JSON
 def print_path(name: str, as_json: bool) -> None:
     """Print the Python of an installed toolchain."""

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from phipipe.cli.messages import note
-from phipipe.settings import Settings
 
 if TYPE_CHECKING:
-    from phipipe.execution.manner import Engine
-    from phipipe.store.store import Store
-
-
-class Workplace(NamedTuple):
-    """What every build needs."""
-
-    settings: Settings
-    store: Store
+    from phipipe.api.workplace import Workplace
+    from phipipe.settings import Settings
 
 
 def settings_of_user() -> Settings:
-    """What the environment says."""
+    """What the environment and files of settings say."""
+    from phipipe.settings import Settings
+
     return Settings.read()
 
 
 def store_of_user() -> Workplace:
     """The settings and the store that they name."""
-    from phipipe.store.store import Store
+    from phipipe.api import workplace
 
-    settings = settings_of_user()
-    return Workplace(settings, Store(settings.cache, notify=note))
-
-
-def engine_of(on: str | None) -> Engine | None:
-    """What does the steps of a run ``--on`` somewhere; None for this machine."""
-    if on is None:
-        return None
-    from phipipe.cluster import client
-
-    return client.engine(on)
+    return workplace.of_user(note)
 
 
 def planning_on(on: str | None) -> AbstractContextManager[None]:
     """While this lasts, plans know the machines that a run ``--on`` somewhere has."""
-    if on is None:
-        return nullcontext()
-    from phipipe import hardware
-    from phipipe.cluster import client
+    from phipipe.api import workplace
 
-    return hardware.there(client.machines(on, note))
+    return workplace.planning_on(on, note)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from phipipe import hardware
+from phipipe import hardware, progress
 from phipipe.errors import PhipipeError, Skipped, StepFailed
 from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
@@ -201,10 +201,13 @@ class _Run:
         self._running[node.identity] = node
         self._listener.started(node.label, waiting.why)
 
-        def progress(done: int, total: int, unit: str) -> None:
+        def report(done: int, total: int, unit: str) -> None:
             self._aside.call(partial(self._listener.progress, node.label, done, total, unit))
 
-        work = partial(self._bench.make, waiting, inputs, progress)
+        def work() -> Result:
+            with progress.named(node.label):
+                return self._bench.make(waiting, inputs, report)
+
         self._aside.start(work, partial(self._made, node))
 
     def _made(self, node: Node, result: Result | PhipipeError) -> None:

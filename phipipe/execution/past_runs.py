@@ -75,6 +75,12 @@ def runs(cache: Path) -> list[Run]:
     return [run for folder in folders if (run := _run(folder))]
 
 
+def ids(cache: Path) -> list[str]:
+    """What the recorded runs are called, the newest first, without a look at them."""
+    home = cache / "runs"
+    return sorted((path.name for path in home.iterdir()), reverse=True) if home.is_dir() else []
+
+
 def find(cache: Path, name: str) -> Run:
     """The run whose ID is, or begins with, ``name``; or the newest one: "latest".
 

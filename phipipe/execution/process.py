@@ -132,12 +132,7 @@ class Server:
         start, folder = time.monotonic(), folder.absolute()
         self._write(request, folder)
         watch = Watch(folder, self._settings, on_progress, request.expected)
-        try:
-            self._send(folder)
-            code = self._wait(watch)
-        except BaseException:  # Ctrl-C included: nothing of ours stays behind
-            self.kill(seen=watch.members)
-            raise
+        code = self._do(folder, watch)
         response = _read_response(folder)
         if response is None:
             self.kill(grace_s=0)
@@ -152,6 +147,16 @@ class Server:
             peak_anon_bytes=watch.peak_anon_bytes,
             log=folder / "log.txt",
         )
+
+    def _do(self, folder: Path, watch: Watch) -> int | None:
+        try:
+            self._send(folder)
+            return self._wait(watch)
+        except BaseException:  # Ctrl-C included: nothing of ours stays behind
+            self.kill(seen=watch.members)
+            raise
+        finally:
+            watch.end()
 
     def _write(self, request: Request, folder: Path) -> None:
         content = {

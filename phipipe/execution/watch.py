@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from phipipe import hardware
+from phipipe import hardware, progress
 from phipipe.processes.children import tree
 from phipipe.progress import OnProgress
 from phipipe.settings import Settings
@@ -22,6 +23,7 @@ from phipipe.words import MIB
 GUESS_S = 1.0  # between two looks at a step that says nothing
 WORTH_S, WORTH_BYTES = 5.0, 64 * MIB  # less is over before anybody looks
 TIME, WRITTEN = "s expected", "MiB expected"
+CHUNK = 2**16  # bytes of a log that are read at once
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 
 
@@ -54,6 +56,7 @@ class Watch:
         self._cpu_s = 0.0
         self._progress: list[Json] = []
         self._samples = 0
+        self._shown = _Shown(folder / "log.txt")
         self.members: list[psutil.Process] = []
         self.peak_rss_bytes = self.peak_anon_bytes = 0
         self.verdict = ""
@@ -79,14 +82,21 @@ class Watch:
         self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
         self.peak_anon_bytes = max(self.peak_anon_bytes, anon)
 
+    def end(self) -> None:
+        """The step has ended, in whatever way: hand on what is left of its lines."""
+        if progress.is_followed():
+            self._shown.go_on(ended=True)
+
     def report(self) -> None:
-        """Hand on the step's progress, if there is news; of one that says nothing, what can be
-        seen from outside."""
+        """Hand on the step's progress, if there is news, and the lines that it wrote; of one that
+        says nothing, what can be seen from outside."""
+        if progress.is_followed():
+            self._shown.go_on()
         with contextlib.suppress(OSError, ValueError):
-            progress = json.loads((self._folder / "progress.json").read_text("utf-8"))
-            if progress != self._progress:
-                self._progress = progress
-                self._on_progress(*progress)
+            news = json.loads((self._folder / "progress.json").read_text("utf-8"))
+            if news != self._progress:
+                self._progress = news
+                self._on_progress(*news)
 
         if not self._progress:
             self._guess()
@@ -117,6 +127,32 @@ class Watch:
             self.verdict = f"it ran longer than PHIPIPE_STEP_TIMEOUT_S={limits.step_timeout_s:g}"
         elif limits.idle_timeout_s is not None and now - self._active > limits.idle_timeout_s:
             self.verdict = f"it did nothing for PHIPIPE_IDLE_TIMEOUT_S={limits.idle_timeout_s:g}"
+
+
+class _Shown:
+    """How much of a ``log`` somebody who follows it has seen."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._bytes, self._rest = log, 0, b""
+
+    def go_on(self, *, ended: bool = False) -> None:
+        """Hand on the lines that are new. One that has no end yet waits for it, up to ``CHUNK``."""
+        with contextlib.suppress(OSError), self._log.open("rb") as stream:
+            stream.seek(self._bytes)
+            while new := stream.read(CHUNK):
+                self._bytes += len(new)
+                *lines, self._rest = (self._rest + new).split(b"\n")
+                _hand_on(lines)
+        if ended or len(self._rest) > CHUNK:
+            _hand_on([self._rest])
+            self._rest = b""
+
+
+def _hand_on(lines: Sequence[bytes]) -> None:
+    for line in lines:
+        # a bar that is drawn again and again: how it looked last
+        if text := line.rstrip().rpartition(b"\r")[2].decode("utf-8", "replace"):
+            progress.wrote(text)
 
 
 def memory_of(process: psutil.Process) -> tuple[int, int]:

@@ -80,6 +80,31 @@ class BackendDetails:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A setting. ``key`` is its name in a file; None: files cannot set it. ``source`` is
+    "default", "environment", or a file and a line. ``needs_trust``: a project's file can set it
+    only if it is trusted."""
+
+    key: str | None
+    variable: str
+    value: str | None
+    source: str
+    default: str
+    needs_trust: bool
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsFile:
+    """A file of settings; ``kind`` is "project" or "user"."""
+
+    path: str
+    kind: str
+    exists: bool
+    trusted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Toolchain:
     """A toolchain; what is null is not known before it is installed. ``packages`` are counted."""
 
@@ -176,6 +201,7 @@ class Doctor:
     cache: str
     cache_free_bytes: int
     unfinished_downloads: list[Download]
+    settings_files: list[str]
     toolchains: list[Toolchain]
     next: str | None
     checks: list[Check]
@@ -188,3 +214,34 @@ class SchemaFile:
 
     path: str
     fresh: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedRecipe:
+    """A recipe that comes with phipipe; ``builds`` are counted."""
+
+    recipe: str
+    model: str
+    devices: list[str]
+    backends: list[str]
+    precisions: list[str]
+    builds: int
+    tags: list[str]
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedRecipeDetails(ShippedRecipe):
+    """A recipe that comes with phipipe, with the text of its file."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiedRecipe:
+    """A shipped recipe that was copied to the file ``recipe``; ``next`` are the commands to go on
+    with."""
+
+    recipe: str
+    copied_from: str
+    next: list[str]

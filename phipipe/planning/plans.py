@@ -13,6 +13,7 @@ from phipipe.hub.take import Original
 from phipipe.planning import preparation, targets
 from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
+from phipipe.recipe.build import Build
 from phipipe.recipe.recipe import Source
 
 
@@ -50,6 +51,15 @@ def planned(
     builds, error = loading.gather(path, sets=sets, only=only, options=backends.OptionsOf())
     if error:
         raise failures.as_one([error, *targets.problems(builds)])
+    return prepared(builds, elsewhere=elsewhere)
+
+
+def prepared(builds: Sequence[Build], *, elsewhere: bool = False) -> list[Plan]:
+    """Plans of all ``builds``; nothing starts before every one of them is known to be possible.
+
+    Raises:
+        PhipipeError: all that is wrong, as one error.
+    """
     plans, errors, read = [], list[PhipipeError](), ReadOnce()
     for build in builds:
         try:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import yaml
 
 from phipipe.errors import RecipeError
-from phipipe.files import user_paths
+from phipipe.files import shipped, user_paths
 from phipipe.recipe import yaml_errors
 from phipipe.recipe.places import BREAK, Document, Problem, Where
 from phipipe.recipe.scalars import resolve
@@ -62,7 +62,16 @@ def _content(path: Path, kind: str) -> bytes:
         missing = isinstance(error, FileNotFoundError)
         known = f"no {kind} at `{path}`" if missing else f"cannot read `{path}`"
         guess = _guess(path) if missing else ""
-        raise RecipeError(f"{known}: {error.strerror}{guess}") from None
+        hint = _shipped(path) if missing and kind == "recipe" else None
+        raise RecipeError(f"{known}: {error.strerror}{guess}", hint=hint) from None
+
+
+def _shipped(path: Path) -> str | None:
+    """The command that brings the shipped recipe of this name, if there is one."""
+    name = path.name.removesuffix(".yaml")
+    if not (shipped.folder("recipes") / f"{name}.yaml").is_file():
+        return None
+    return f"phipipe recipes copy {name}, then phipipe run {name}.yaml"
 
 
 def _guess(path: Path) -> str:

@@ -17,8 +17,9 @@ from testing.plans import planned
 
 import phipipe
 from phipipe import errors
+from phipipe.api import plan_words, show
 from phipipe.backends import rules
-from phipipe.cli import cli, explain, listeners, show, show_plans
+from phipipe.cli import cli, explain, listeners, show_plans
 from phipipe.errors import PhipipeError, RecipeError, TargetError
 from phipipe.execution import events, past_runs
 from phipipe.execution.outlook import Outlook
@@ -145,7 +146,7 @@ def test_a_remedy_stands_with_its_warning_in_plan_run_batch_card_and_json(tmp_pa
         assert f"{advice.message} [O14]" in told
         assert advice.hint in told.partition("[O14]")[2]
     expected = {"rule": "O14", "level": "warning", "message": advice.message, "hint": advice.hint}
-    assert documents.plain(show_plans.plan_json(foreseen, None))["warnings"] == [expected]
+    assert documents.plain(plan_words.plan_json(foreseen, None))["warnings"] == [expected]
     assert documents.plain(show.outcome_json(Outcome(plan=made)))["warnings"] == [expected]
     with events.recorded(tmp_path, "run", [made.build.name], listeners.Silent()) as recorder:
         recorder.advised(made.build.name, made.warnings)

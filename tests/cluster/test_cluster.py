@@ -25,7 +25,7 @@ from testing.remote_client import attempt, planned
 from testing.shared_store import bucket
 from testing.tiny_toolchain import Tiny, wait_until
 
-from phipipe.cli import show
+from phipipe.api import show
 from phipipe.cluster import client as cluster
 from phipipe.cluster import dask as cluster_dask
 from phipipe.cluster import placement, resources

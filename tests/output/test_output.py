@@ -24,7 +24,8 @@ from testing.plans import plan, step
 from testing.shell import Run
 
 from phipipe import cli, failures
-from phipipe.cli import answers, help, schemas, show
+from phipipe.api import show
+from phipipe.cli import answers, help, schemas
 from phipipe.cli.listeners import Silent
 from phipipe.errors import (
     Located,

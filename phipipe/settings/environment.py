@@ -1,17 +1,14 @@
-"""The environment: the one place where ``PHIPIPE_*`` variables are read, and what of it our
-children get."""
+"""The environment that our children get of ours: no secrets, no network where they compute."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from fnmatch import fnmatchcase
-from pathlib import Path
 
-from phipipe.errors import RecipeError
-from phipipe.files import user_paths
+from phipipe.settings import config
+from phipipe.settings.rows import PASSWORD_IN_URL, SECRET
 
 OFFLINE = dict.fromkeys(
     (
@@ -91,86 +88,12 @@ INSTALLING = _rows(
 WITH_PASSWORDS = re.compile(
     r"UV_(?!PUBLISH)|PIP_|\w+_PROXY$|KEYRING_|ARTIFACTS_KEYRING_|VSS_NUGET_", re.IGNORECASE
 )
-# Variables whose values are never repeated in a message, and a second fence, a wider one, for what
-# a `*` lets through.
-SECRET = re.compile(
-    r"(^|_)TOKENS?(_|\d|$)|(^|_)(PAT|PWD|PASS|KEY|JWT|PEM|AUTH|DSN|COOKIE)(_|$)"
-    r"|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL"
-    r"|API_?KEY|ACCESS_KEY|PRIVATE_?KEY|WEBHOOK|^(AWS|AZURE)_",
-    re.IGNORECASE,
-)
+# A second fence beside SECRET, a wider one, for what a `*` lets through.
 FENCE = re.compile(
     rf"{SECRET.pattern}|BEARER|OAUTH|CREDS"
     r"|(^|_)(PRIVATE|SIGNING|SESSION|SAS|PIN|SALT|LICENSE|CONN(ECTION)?)(_|$)",
     re.IGNORECASE,
 )
-REMOTES = ("s3://", "gs://", "az://", "abfs://", "file:///")
-PASSWORD_IN_URL = re.compile(r"://[^/\s@]+@")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the environment decides. Times in seconds, sizes in GiB; None is no limit."""
-
-    cache: Path
-    toolchains: Path
-    use_current: bool = False  # PHIPIPE_TOOLCHAIN=current: no environments of our own
-    step_timeout_s: float | None = None
-    idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
-    # of a step's whole process tree, files mapped into memory not counted
-    memory_limit_gib: float | None = None
-    # PHIPIPE_PREFLIGHT=off: runs that seem too large for this machine are tried
-    preflight: bool = True
-    remote: str | None = None  # PHIPIPE_REMOTE: where results are shared with other machines
-    remote_writes: bool = True  # PHIPIPE_REMOTE_MODE=read: take from there, give nothing
-    # further import roots of step servers (tests keep their steps there)
-    server_path: tuple[Path, ...] = ()
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from ``environ``. A variable that is set to nothing counts as unset.
-
-        Raises:
-            RecipeError: a variable's value makes no sense; names it.
-        """
-        cache = _folder(environ, "PHIPIPE_CACHE") or _default()
-        choice = environ.get("PHIPIPE_TOOLCHAIN", "")
-        if choice not in ("", "current"):
-            raise RecipeError(
-                f"PHIPIPE_TOOLCHAIN is `{choice}`", hint="set it to `current`, or not at all"
-            )
-        preflight = environ.get("PHIPIPE_PREFLIGHT", "")
-        if preflight not in ("", "on", "off"):
-            raise RecipeError(
-                f"PHIPIPE_PREFLIGHT is `{preflight}`", hint="set it to `off`, or not at all"
-            )
-        mode = environ.get("PHIPIPE_REMOTE_MODE", "")
-        if mode not in ("", "read", "write"):
-            raise RecipeError(
-                f"PHIPIPE_REMOTE_MODE is `{mode}`", hint="set it to `read`, `write`, or not at all"
-            )
-        roots = environ.get("PHIPIPE_WORKER_PATH", "").split(os.pathsep)
-        return cls(
-            cache=cache,
-            toolchains=_folder(environ, "PHIPIPE_TOOLCHAINS") or cache / "toolchains",
-            use_current=choice == "current",
-            step_timeout_s=_positive(environ, "PHIPIPE_STEP_TIMEOUT_S"),
-            idle_timeout_s=_positive(environ, "PHIPIPE_IDLE_TIMEOUT_S"),
-            memory_limit_gib=_positive(environ, "PHIPIPE_MEMORY_LIMIT_GIB"),
-            preflight=preflight != "off",
-            remote=_remote(environ),
-            remote_writes=mode != "read",
-            server_path=tuple(Path(root).absolute() for root in roots if root),
-        )
-
-
-def given(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the user has set of our own variables: none of them may hold a secret."""
-    return {
-        name: value
-        for name, value in sorted(environ.items())
-        if name.startswith("PHIPIPE_") and value
-    }
 
 
 def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, str]:
@@ -193,6 +116,8 @@ def child_environment(*, offline: bool, keep_path: bool = False) -> dict[str, st
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
+    # what files say, so that a child, which may be somewhere else, need not look for them
+    kept |= {**config.from_files(), config.CONFIG: config.OFF}
     return kept | (OFFLINE if offline else {})
 
 
@@ -214,53 +139,3 @@ def is_among(name: str, table: Collection[str]) -> bool:
         return True
     sounds_secret = FENCE.search(name) and not WITH_PASSWORDS.match(name)
     return not sounds_secret and any(fnmatchcase(name, row) for row in table if "*" in row)
-
-
-def _default() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("phipipe", appauthor=False)
-
-
-def _folder(environ: Mapping[str, str], name: str) -> Path | None:
-    text = environ.get(name)
-    if not text:
-        return None
-    # Path's own raises where there is no such user
-    folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111
-    if odd := user_paths.problem(folder, user_paths.Kind.NEW_FOLDER, text):
-        raise RecipeError(
-            f"{name} is `{user_paths.shown(text)}`, which {odd}",
-            hint="give a folder's path; it may not exist yet",
-        )
-    return folder
-
-
-def _remote(environ: Mapping[str, str]) -> str | None:
-    url = environ.get("PHIPIPE_REMOTE")
-    if not url:
-        return None
-    if PASSWORD_IN_URL.search(url):
-        raise RecipeError(
-            "PHIPIPE_REMOTE holds credentials",
-            hint="give them as the provider's own variables (AWS_ACCESS_KEY_ID …)",
-        )
-    if not url.startswith(REMOTES):
-        raise RecipeError(
-            f"PHIPIPE_REMOTE is `{url}`",
-            hint=f"give an address that starts with {', '.join(REMOTES)}, or unset it",
-        )
-    return url.rstrip("/")
-
-
-def _positive(environ: Mapping[str, str], name: str) -> float | None:
-    text = environ.get(name)
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise RecipeError(f"{name} is `{text}`", hint="give a number above 0, or unset it")
-    return value

@@ -1,0 +1,1 @@
+"""phipipe from Python; ``import phipipe`` gives the names."""

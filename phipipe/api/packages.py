@@ -1,0 +1,257 @@
+"""A finished package: what it says of itself, a look at whether it is unchanged, a talk."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from phipipe.api import building, pages, workplace
+from phipipe.api.building import Where
+from phipipe.api.events import OnProgress, Telling
+from phipipe.api.figures import Figures
+from phipipe.api.results import Result
+from phipipe.api.workplace import UserPath, path_of
+from phipipe.board import entry, file
+from phipipe.board.entry import Entry
+from phipipe.chat import start
+from phipipe.chat.conversation import Conversation as Conversation
+from phipipe.chat.conversation import OnText, check_prompt
+from phipipe.errors import SourceError
+from phipipe.execution import finished
+from phipipe.execution.results import Outcome
+from phipipe.files.user_paths import Kind
+from phipipe.package import package as packages
+from phipipe.package import versions
+from phipipe.package.manifest import Finding
+from phipipe.package.manifest_schema import Manifest
+from phipipe.steps import Json
+from phipipe.store import files
+from phipipe.visible import visible
+from phipipe.words import counted, human
+
+TOKENS = 256  # of an answer, at most
+
+
+class Package:
+    """A finished package, every file of which was as it was packaged when it was opened.
+
+    Attributes:
+        path: its folder.
+        name: the build's name.
+        device: the device in words.
+        unit: which unit of the device it runs on.
+        backend: its runtime family.
+        precision: of the weights.
+        scheme: how the backend calls that.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """As ``Package.open``, which looks at the files first."""
+        self.path, self._manifest = path, manifest
+        self.name, self.device, self.unit = manifest.name, manifest.device.title, manifest.api
+        self.backend, self.precision = manifest.backend, manifest.precision
+        self.scheme = manifest.scheme
+
+    @classmethod
+    def open(cls, path: UserPath) -> Package:
+        """Open the package in the folder ``path``.
+
+        Every file's size and SHA-256 is checked, and that nothing in it runs or loads code. Of a
+        batch's folder of versions it is the one that was accepted last.
+
+        Raises:
+            SourceError: it is no package, was changed, or holds what phipipe never packages.
+        """
+        folder = _folder(path)
+        return cls(folder, packages.open_(folder))
+
+    @cached_property
+    def figures(self) -> Figures:
+        """What was measured when it was built."""
+        return Figures.of_manifest(self._manifest)
+
+    @property
+    def manifest(self) -> Json:
+        """All that the package says of itself: the content of ``manifest.json``."""
+        return self._manifest.as_json()
+
+    @property
+    def card(self) -> str:
+        """Its model card, in Markdown."""
+        return (self.path / packages.CARD).read_text("utf-8")
+
+    @property
+    def size_bytes(self) -> int:
+        """All its files together."""
+        return sum(one.size for one in self._manifest.files)
+
+    def verify(self) -> list[Finding]:
+        """As the function ``verify``: everything by which the package has changed by now."""
+        return packages.verify(self.path)
+
+    def chat(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        tokens: int = TOKENS,
+        on_text: OnText | None = None,
+    ) -> str:
+        """Ask the package, in its own runtime, and return its whole answer.
+
+        The model is loaded for each call; ``conversation`` loads it once. Control characters in
+        the answer are escaped.
+
+        Args:
+            prompt: the question.
+            system: a system message.
+            tokens: the longest answer.
+            on_text: a function that gets the answer piece by piece.
+
+        Raises:
+            RecipeError: the prompt is empty, or longer than the model's context.
+            SourceError: the package was changed, or its template or tokenizer takes too much.
+            ToolchainError: its toolchain cannot be installed.
+            StepFailed, StepKilled: its runtime refuses it, or was ended.
+        """
+        check_prompt(prompt)
+        with self.conversation(system=system, tokens=tokens) as talk:
+            return talk.ask(prompt, on_text)
+
+    def conversation(self, *, system: str | None = None, tokens: int = TOKENS) -> Conversation:
+        """Begin a conversation, which remembers what was said; use it in a ``with`` block.
+
+        Args:
+            system: a system message.
+            tokens: the longest answer.
+
+        Raises:
+            PhipipeError: as ``chat``.
+        """
+        place = workplace.of_user(workplace.silent)
+        return start.converse(
+            self.path, place.settings, workplace.silent, system=system, tokens=tokens
+        )
+
+    def evaluate(
+        self,
+        *,
+        text: UserPath | None = None,
+        tokens: int | None = None,
+        source: UserPath | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
+        """Evaluate the package again, on this machine: same metrics, other text or length.
+
+        Args:
+            text: another evaluation text, in UTF-8.
+            tokens: how many tokens of it.
+            source: the original's folder; without it from the cache, or its hub again.
+            on_progress: as for ``run``.
+
+        Raises:
+            SourceError: the package was changed, or its original cannot be had.
+            PhipipeError: a step failed.
+        """
+        listener = Telling(on_progress)
+        place = workplace.of_user(listener.note)
+        plan = finished.plan_evaluation(
+            self.path,
+            place.store,
+            text=None if text is None else path_of(text, Kind.FILE, "the text", SourceError),
+            tokens=tokens,
+            source=None if source is None else _source(source),
+        )
+        (outcome,) = building.attempt("eval", [plan], place, listener.audience, Where())
+        return Result(outcome).check()
+
+    def measure(self, on_progress: OnProgress | None = None) -> Measurement:
+        """Measure the package on the device it is for, which this machine must be.
+
+        Neither the original nor its cache is needed. A ``Board`` puts the measurement in place of
+        the figures that the build machine took.
+
+        Raises:
+            TargetError: this machine is not the device.
+            SourceError: the package was changed.
+            PhipipeError: a step failed.
+        """
+        listener = Telling(on_progress)
+        place = workplace.of_user(listener.note)
+        plan = finished.plan_measurement(self.path)
+        (outcome,) = building.attempt("measure", [plan], place, listener.audience, Where())
+        return Measurement(self.path, outcome).check()
+
+    def __repr__(self) -> str:
+        return f"<Package {self.name}: {self.backend} {self.precision} for {self.device}>"
+
+    def __str__(self) -> str:
+        return visible(f"{self._heading()}\n{self.figures}\n\npackage  {self.path}")
+
+    def _heading(self) -> str:
+        manifest = self._manifest
+        return (
+            f"{self.name}: {manifest.source.title} → {self.precision} for {self.device}, "
+            f"{self.backend}; {counted(len(manifest.files), 'file')}, {human(self.size_bytes)}"
+        )
+
+    def _repr_html_(self) -> str:
+        head = pages.paragraph(self._heading())
+        return head + self.figures._repr_html_() + pages.paragraph(str(self.path))
+
+
+class Measurement(Result):
+    """What was measured of a package on its device."""
+
+    def __init__(self, folder: Path, outcome: Outcome) -> None:
+        """Of the package in ``folder``."""
+        super().__init__(outcome)
+        self._folder = folder
+
+    @property
+    def entry(self) -> Entry:
+        """It as a board has it."""
+        return entry.of_measurement(packages.read_manifest(self._folder), self.check().outcome)
+
+    def check(self) -> Measurement:
+        """This measurement, if nothing failed.
+
+        Raises:
+            PhipipeError: why it failed.
+        """
+        super().check()
+        return self
+
+    def report(self) -> str:
+        """The report that ``phipipe compare`` and ``Board`` read, as JSON."""
+        return file.dump([self.entry])
+
+    def write(self, path: UserPath) -> Path:
+        """Write the report into the file ``path``.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        target = path_of(path, Kind.NEW_FILE, "the report")
+        files.write(target, self.report().encode())
+        return target
+
+
+def verify(path: UserPath) -> list[Finding]:
+    """Everything by which the folder ``path`` differs from what was packaged, or that phipipe
+    never packages; often nothing.
+
+    Nothing in it is run. Each finding has ``path`` and ``message``.
+
+    Raises:
+        SourceError: there is no such folder, or a newer phipipe made the package.
+    """
+    return packages.verify(_folder(path))
+
+
+def _folder(path: UserPath) -> Path:
+    return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
+
+
+def _source(path: UserPath) -> Path:
+    return path_of(path, Kind.FOLDER, "the original", SourceError)

@@ -1,0 +1,63 @@
+"""The settings of one process, from the environment and from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from phipipe.settings import config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the user decides. Times in seconds, sizes in GiB; None is no limit."""
+
+    cache: Path
+    toolchains: Path
+    use_current: bool = False  # toolchain = current: no environments of our own
+    step_timeout_s: float | None = None
+    idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
+    # of a step's whole process tree, files mapped into memory not counted
+    memory_limit_gib: float | None = None
+    preflight: bool = True  # off: runs that seem too large for this machine are tried
+    remote: str | None = None  # where results are shared with other machines
+    remote_writes: bool = True  # remote_mode = read: take from there, give nothing
+    # further import roots of step servers (tests keep their steps there)
+    server_path: tuple[Path, ...] = ()
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings from ``environ`` and, where it does not say, from the project's file and the
+        user's. A variable that is set to nothing counts as unset.
+
+        Raises:
+            RecipeError: a value makes no sense, or a file is wrong; says where.
+        """
+        found = {key: value.text for key, value in config.values(environ).items()}
+        cache = Path(found["cache"]) if "cache" in found else default_cache()
+        roots = found.get("worker_path", "").split(os.pathsep)
+        return cls(
+            cache=cache,
+            toolchains=Path(found["toolchains"]) if "toolchains" in found else cache / "toolchains",
+            use_current=found.get("toolchain") == "current",
+            step_timeout_s=_number(found, "step_timeout_s"),
+            idle_timeout_s=_number(found, "idle_timeout_s"),
+            memory_limit_gib=_number(found, "memory_limit_gib"),
+            preflight=found.get("preflight") != "off",
+            remote=found.get("remote"),
+            remote_writes=found.get("remote_mode") != "read",
+            server_path=tuple(Path(root).absolute() for root in roots if root),
+        )
+
+
+def default_cache() -> Path:
+    """The folder for caches that this system has for phipipe."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("phipipe", appauthor=False)
+
+
+def _number(found: Mapping[str, str], key: str) -> float | None:
+    return float(found[key]) if key in found else None
