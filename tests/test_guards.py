@@ -38,7 +38,6 @@ HEAVY |= {
     "gguf",
     "auto_round",
     "olive",
-    "plotly",
 }
 HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub", "prefect"}
 HEAVY |= {
@@ -67,6 +66,7 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
+    ("diff",),
     ("api",),
     ("cli",),
     ("maintain", "flow", "__main__"),

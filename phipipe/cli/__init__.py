@@ -20,6 +20,8 @@ from phipipe.cli import (
     build,
     cache,
     config,
+    diff,
+    graph,
     help,
     lists,
     packages,
@@ -41,10 +43,12 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     "Build": (
         build.run,
         plan.plan,
+        graph.graph,
     ),
     "Packages": (
         packages.chat,
         packages.compare,
+        diff.diff,
         packages.eval_,
         packages.measure,
         packages.verify,
