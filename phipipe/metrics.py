@@ -26,7 +26,8 @@ class Metric:
         name: in recipes, manifests and reports.
         title: in tables, in words.
         column: at the head of a column; ``short`` where there is little room.
-        meaning: what it is and in which unit, in the recipes' schema.
+        meaning: one or two plain sentences: what it is, in which unit, how to read it. For the
+            schema, the page's "?" and the reference.
         reads_as: what it tells, beside its value.
         unit: of the value as it is shown, which is ``factor`` times the one that is stored.
         digits: significant ones, where no standard error decides.
@@ -78,13 +79,14 @@ class Metric:
         return before - after if self.better == "higher" else after - before
 
 
-_KLD = "KL divergence from the original"
 ROWS = (
     Metric(
         name="kld_mean",
         title="KL divergence, mean",
         column="KLD, nats",
-        meaning=f"{_KLD}, mean over positions, in nats",
+        meaning="How far the build's predictions are from the original's, in nats, averaged "
+        "over all positions of the text. 0 is no difference; a usual 8-bit file has "
+        "about 0.001, a usual 4-bit file about 0.03.",
         reads_as="{yardstick}",
         better="lower",
         kind="fidelity",
@@ -94,7 +96,8 @@ ROWS = (
         name="kld_median",
         title="KL divergence, median",
         column="KLD median, nats",
-        meaning=f"{_KLD}, median over positions, in nats",
+        meaning="The KL divergence at the middle position, in nats. Half of all positions are "
+        "closer to the original.",
         reads_as="half of all positions are closer to the original",
         better="lower",
         kind="fidelity",
@@ -104,7 +107,8 @@ ROWS = (
         name="kld_p99",
         title="KL divergence, 99 %",
         column="KLD 99 %, nats",
-        meaning=f"{_KLD} that 1 position in 100 exceeds, in nats",
+        meaning="The KL divergence that 1 position in 100 exceeds, in nats. It shows how bad "
+        "the bad positions are.",
         reads_as="1 position in 100 is further from the original",
         better="lower",
         kind="fidelity",
@@ -114,7 +118,7 @@ ROWS = (
         name="kld_max",
         title="KL divergence, highest",
         column="KLD highest, nats",
-        meaning=f"{_KLD} at the worst position, in nats",
+        meaning="The KL divergence at the worst position of the text, in nats.",
         reads_as="the worst single position",
         better="lower",
         kind="fidelity",
@@ -124,7 +128,8 @@ ROWS = (
         name="top1",
         title="Same first choice",
         column="top-1 %",
-        meaning="share of positions where the likeliest next token is the original's, 0 to 1",
+        meaning="How often the build and the original agree on the likeliest next token. "
+        "Recipes write it from 0 to 1, tables in percent.",
         reads_as="how often the likeliest next token is the original's",
         better="higher",
         kind="fidelity",
@@ -136,7 +141,8 @@ ROWS = (
         name="ppl",
         title="Perplexity",
         column="perplexity",
-        meaning="perplexity of the text",
+        meaning="How well the build predicts the text: the number of tokens between which it "
+        "hesitates, on average. Only builds of one model on one text compare.",
         reads_as="{original}",
         better="lower",
         kind="fidelity",
@@ -146,7 +152,8 @@ ROWS = (
         title="Perplexity / original's",
         column="ppl ratio",
         short="× ppl",
-        meaning="perplexity over the original's",
+        meaning="The build's perplexity over the original's. 1 is no change; 1.05 predicts the "
+        "text 5 % worse.",
         reads_as="{change}",
         better="lower",
         kind="fidelity",
@@ -156,7 +163,9 @@ ROWS = (
         name="dp_rms",
         title="Δp, root mean square",
         column="Δp, % points",
-        meaning="root mean square change of the true token's probability, 0 to 1",
+        meaning="The typical change of the probability that the build gives to the true next "
+        "token (root mean square). Recipes write it from 0 to 1, tables in percentage "
+        "points.",
         reads_as="typical change of the true token's probability",
         better="lower",
         kind="fidelity",
@@ -167,7 +176,7 @@ ROWS = (
         name="image_kld_mean",
         title="KL divergence after pictures, mean",
         column="KLD of pictures, nats",
-        meaning=f"{_KLD} on questions about pictures, mean over positions, in nats",
+        meaning="The mean KL divergence from the original on questions about pictures, in nats.",
         reads_as="{pictures}",
         better="lower",
         kind="pictures",
@@ -177,8 +186,8 @@ ROWS = (
         name="image_top1",
         title="Same first choice after pictures",
         column="top-1 of pictures, %",
-        meaning="share of positions after pictures where the likeliest next token is the "
-        "original's, 0 to 1",
+        meaning="How often the build and the original agree on the likeliest next token in "
+        "answers about pictures. Recipes write it from 0 to 1, tables in percent.",
         reads_as="{pictures}",
         better="higher",
         kind="pictures",
@@ -189,7 +198,7 @@ ROWS = (
         name="size_gib",
         title="Size",
         column="size",
-        meaning="all files that the runtime needs, in GiB",
+        meaning="The size of all files that the runtime needs, in GiB (2³⁰ bytes).",
         reads_as="all files that the runtime needs",
         better="lower",
         kind="size",
@@ -200,7 +209,8 @@ ROWS = (
         title="Bits per weight",
         column="bits/weight",
         short="bits/w",
-        meaning="bits in weight files over the original's number of parameters",
+        meaning="The size of the weight files in bits, divided by the original's number of "
+        "parameters. A 4-bit build has more than 4: scales and some layers need more.",
         reads_as="weight files / the original's parameters",
         better="lower",
         kind="size",
@@ -210,7 +220,7 @@ ROWS = (
         name="decode_tokens_per_s",
         title="Answer speed",
         column="tokens/s",
-        meaning="speed of tokens after the first, in tokens per second",
+        meaning="How fast the answer appears, in tokens per second after the first token.",
         reads_as="tokens after the first",
         better="higher",
         kind="speed",
@@ -220,7 +230,7 @@ ROWS = (
         name="prefill_tokens_per_s",
         title="Prompt speed",
         column="prompt tokens/s",
-        meaning="speed of reading the prompt, in tokens per second",
+        meaning="How fast the build reads the prompt, in tokens per second.",
         reads_as="reading a {prompt}",
         better="higher",
         kind="speed",
@@ -230,7 +240,8 @@ ROWS = (
         name="ttft_s",
         title="Time to first token",
         column="TTFT",
-        meaning="time to the first token after the prompt, in seconds",
+        meaning="The wait between the end of the prompt and the first token of the answer, in "
+        "seconds.",
         reads_as="after a {prompt}",
         better="lower",
         kind="speed",
@@ -240,7 +251,7 @@ ROWS = (
         name="load_s",
         title="Load",
         column="load",
-        meaning="opening the model until its first token, in seconds",
+        meaning="The time to open the model and give one token, in seconds.",
         reads_as="opening the model, and one token",
         better="lower",
         kind="speed",
@@ -251,7 +262,8 @@ ROWS = (
         title="Peak memory",
         column="peak memory",
         short="memory",
-        meaning="peak memory of the whole process, in GiB",
+        meaning="The most memory that the whole process held, in GiB. Runtime and interpreter "
+        "are included.",
         reads_as="whole process: runtime and interpreter included",
         better="lower",
         kind="speed",

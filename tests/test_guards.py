@@ -38,7 +38,6 @@ HEAVY |= {
     "gguf",
     "auto_round",
     "olive",
-    "plotly",
 }
 HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub", "prefect"}
 HEAVY |= {

@@ -51,6 +51,14 @@ def test_a_row_that_says_too_little_is_an_error_at_import(change: dict[str, Any]
         Metric(**{**ROW, **change})
 
 
+@pytest.mark.parametrize("metric", ROWS, ids=lambda row: row.name)
+def test_every_metric_is_explained_in_one_or_two_sentences(metric: Metric) -> None:
+    assert metric.meaning[0].isupper() or metric.meaning[0].isdigit()
+    assert metric.meaning.endswith(".")
+    assert 1 <= len(re.findall(r"[.;](?: |$)", metric.meaning)) <= 3
+    assert len(metric.meaning) <= 240
+
+
 def test_a_direction_has_no_default() -> None:
     with pytest.raises(TypeError, match="better"):
         Metric(**{key: value for key, value in ROW.items() if key != "better"})

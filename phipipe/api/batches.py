@@ -25,7 +25,7 @@ from phipipe.batch import batch as batches
 from phipipe.batch import report, selection
 from phipipe.batch.accept import Done
 from phipipe.batch.selection import Item, Wanted
-from phipipe.errors import PhipipeError
+from phipipe.errors import PhipipeError, RecipeError
 from phipipe.execution import events
 from phipipe.files.user_paths import Kind
 from phipipe.output.batch import Batch as Summary
@@ -132,6 +132,8 @@ def run_batch(
         RecipeError: nothing is chosen, or two builds have one name.
         StoreError: the disk has no room.
     """
+    if not paths:
+        raise RecipeError("a batch needs recipes", hint='phipipe.run_batch("recipes")')
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
     folder = path_of(out, Kind.NEW_FOLDER, "the batch's folder")

@@ -15,7 +15,7 @@ from phipipe.board import entry, file
 from phipipe.board.entry import Entry
 from phipipe.chat import start
 from phipipe.chat.conversation import Conversation as Conversation
-from phipipe.chat.conversation import OnText
+from phipipe.chat.conversation import OnText, check_prompt
 from phipipe.errors import SourceError
 from phipipe.execution import finished
 from phipipe.execution.results import Outcome
@@ -114,6 +114,7 @@ class Package:
             ToolchainError: its toolchain cannot be installed.
             StepFailed, StepKilled: its runtime refuses it, or was ended.
         """
+        check_prompt(prompt)
         with self.conversation(system=system, tokens=tokens) as talk:
             return talk.ask(prompt, on_text)
 

@@ -92,9 +92,10 @@ def time_words(cost: Cost) -> str:
     names = [f"`{name}`" for name in cost.unknown[:NAMED]]
     more = len(cost.unknown) - len(names)
     unknown = ", ".join([*names, *([f"{more} more"] if more > 0 else [])])
-    beside = f"; nothing is known of {unknown}" if unknown else ""
-    earlier = counted(cost.earlier, "earlier result")
-    return f"about {words.duration(cost.seconds)}, from {earlier}{beside}"
+    about, earlier = words.duration(cost.seconds), counted(cost.earlier, "earlier result")
+    if unknown:
+        return f"about {about} and more, from {earlier}: nothing is known of {unknown}"
+    return f"about {about}, from {earlier}"
 
 
 def plan_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import time
@@ -19,6 +20,7 @@ HEAD = ("step", "", "")
 class Handle(Protocol):
     """What shows a page, and shows another in its place."""
 
+    def display(self, page: object) -> None: ...
     def update(self, page: object) -> None: ...
 
 
@@ -69,12 +71,9 @@ class Progress:
         self._show()
 
     def _show(self) -> None:
-        from IPython.display import DisplayHandle
-
         if self._handle is None:
-            handle = DisplayHandle()
-            handle.display(self)
-            self._handle = handle
+            self._handle = importlib.import_module("IPython.display").DisplayHandle()
+            self._handle.display(self)
         else:
             self._handle.update(self)
 

@@ -12,6 +12,7 @@ from phipipe.api import pages
 from phipipe.api.workplace import Names, UserPath, names_of, path_of
 from phipipe.files.user_paths import Kind
 from phipipe.recipe import loading, overlay
+from phipipe.recipe import shipped as shipped_recipes
 from phipipe.recipe.build import Build
 from phipipe.steps import Json
 
@@ -50,6 +51,20 @@ class Recipe:
         options = backends.OptionsOf()
         builds = loading.load(file, options=options, sets=texts_of(sets), only=names_of(only))
         return cls(path=file, name=builds[0].recipe.name, builds=tuple(builds))
+
+    @classmethod
+    def shipped(cls, name: str, sets: Sets = (), only: Names = ()) -> Recipe:
+        """Read a recipe that comes with phipipe, such as ``quickstart``.
+
+        Args:
+            name: its name; ``phipipe recipes ls`` lists all of them.
+            sets: as for ``load``.
+            only: as for ``load``.
+
+        Raises:
+            RecipeError: there is no such recipe.
+        """
+        return cls.load(shipped_recipes.find(name), sets, only)
 
     def only(self, *names: str) -> Recipe:
         """The recipe with these of its variants alone, by the build's name or the variant's.

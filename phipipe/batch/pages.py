@@ -10,9 +10,8 @@ from pathlib import Path
 
 from phipipe.batch import folder as batch_folder
 from phipipe.batch.accept import Done
-from phipipe.board import board, file, html
+from phipipe.board import board, colours, file, html, origin
 from phipipe.board import entry as board_entry
-from phipipe.board.columns import COLUMNS, build_words
 from phipipe.board.entry import Entry
 from phipipe.errors import PhipipeError
 from phipipe.files import pages
@@ -102,23 +101,26 @@ def _slug(source: str) -> str:
 def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], title: str) -> str:
     """The page that leads to the boards: builds of different models or texts do not compare."""
     environment = pages.environment(in_template, is_html=True)
+    places = colours.families([entry for members in groups.values() for entry in members])
     tables = [
         {
             "page": f"{name}.html",
-            "source": first.source,
-            "text": f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}",
-            "answers": board.lines(board.answers(members)),
-            "rows": [
-                (entry, build_words(entry), [c.text(entry) for c in COLUMNS]) for entry in ranked
-            ],
+            "source": members[0].source,
+            "text": f"{members[0].tokens:,} tokens of “{members[0].text}” in windows of "
+            f"{members[0].window:,}",
+            **_shown(members, places),
         }
         for name, members in groups.items()
-        for first, ranked in [(members[0], board.ranked(members))]
-    ]
-    lost = [
-        (entry.name, build_words(entry), board_entry.one_line(entry.error or ""))
-        for entry in failed
     ]
     return environment.get_template("batch/boards.html.j2").render(
-        title=title, tables=tables, columns=COLUMNS, failed=lost
+        html.frame(),
+        title=title,
+        made=origin.words(),
+        tables=tables,
+        failed=_shown(failed, colours.families(failed))["rows"],
     )
+
+
+def _shown(members: Sequence[Entry], places: Mapping[str, int]) -> dict[str, object]:
+    every = board.ranked(members)
+    return html.shown(every, board.answers(every), places)

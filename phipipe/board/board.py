@@ -1,9 +1,8 @@
 """The fidelity board: several builds of one model side by side, and which of them to ship.
 
 Pure functions over what finished packages' manifests hold; a build that failed has an entry too.
-Builds are ordered by fidelity per size, ``-log10(mean KL divergence) / bits per weight``: decimal
-digits in which the predictions agree with the original's, per bit spent on a weight. What to ship
-to which device, and what is behind what there, ``picks`` decides.
+Builds are ordered by size, the smallest first: who reads down a board pays more and comes closer to
+the original. What to ship to which device, and what is behind what there, ``picks`` decides.
 
 Fidelity compares across machines, speed does not: entries measured on another machine, or with a
 prompt of another length, than most are marked.
@@ -28,10 +27,10 @@ def done(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
-    """Most fidelity per size first, failed ones last; names are made distinct."""
+    """The smallest first, of equals the closest; failed ones last. Names are made distinct."""
     ordered = sorted(
         entries,
-        key=lambda e: (*_worth(e), e.name, e.device, e.api, e.backend, e.precision, e.scheme),
+        key=lambda e: (*_weight(e), e.name, e.device, e.api, e.backend, e.precision, e.scheme),
     )
     taken: set[str] = set()
     distinct = []
@@ -45,8 +44,8 @@ def ranked(entries: Iterable[Entry]) -> list[Entry]:
     return distinct
 
 
-def _worth(entry: Entry) -> tuple[int, float, float]:
-    return (1, 0.0, 0.0) if entry.error is not None else (0, -entry.score, entry.size)
+def _weight(entry: Entry) -> tuple[int, float, float]:
+    return (1, 0.0, 0.0) if entry.error is not None else (0, entry.size, entry.kld)
 
 
 def answers(entries: Iterable[Entry]) -> tuple[Answer, ...]:

@@ -35,8 +35,10 @@ def marks(entry: Entry, away: frozenset[str]) -> str:
 class Column:
     """One column of the board: ``value`` is what it sorts by, ``text`` what it shows."""
 
+    name: str
     title: str
     short: str  # its title where it is narrow
+    meaning: str  # sentences that explain it
     value: Callable[[Entry], float | None]
     text: Callable[[Entry], str]
     speed: bool  # its cells carry marks
@@ -66,19 +68,24 @@ def _metric(name: str) -> Column:
             )
         return figures.number(amount, metric.digits)
 
-    return Column(metric.column, metric.heading, value, text, metric.kind == "speed")
+    is_speed = metric.kind == "speed"
+    return Column(name, metric.column, metric.heading, metric.meaning, value, text, is_speed)
 
 
+# A choice needs the first three: a phone and a narrow terminal show these.
 COLUMNS = (
-    *map(_metric, ("size_gib", "bits_per_weight", "kld_mean")),
+    *map(_metric, ("size_gib", "kld_mean", "decode_tokens_per_s")),
+    *map(_metric, ("bits_per_weight", "top1", "ppl_ratio", "ttft_s", "peak_memory_gib")),
     Column(
+        "on_target",
         "on target",
         "target",
+        "Whether the figures were taken on the device itself (true), in an emulator of it "
+        "(emulated), or on another machine (false).",
         lambda e: ON_TARGET.index(e.on_target),
         lambda e: e.on_target,
         speed=False,
     ),
-    *map(_metric, ("top1", "ppl_ratio", "decode_tokens_per_s", "ttft_s", "peak_memory_gib")),
 )
 
 

@@ -16,7 +16,6 @@ from phipipe.metrics import names
 from phipipe.package import card, figures
 from phipipe.package.description import Description, Text
 
-ZERO = 1e-12  # what a divergence of 0 counts as wherever a logarithm is taken
 SPEED = names("speed")
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
 
@@ -72,11 +71,6 @@ class Entry:
     @property
     def size(self) -> float:
         return self.metrics["size_gib"]
-
-    @property
-    def score(self) -> float:
-        """Digits of agreement per bit; see the module's text."""
-        return -math.log10(max(self.kld, ZERO)) / self.metrics["bits_per_weight"]
 
     @property
     def conditions(self) -> tuple[str, int]:

@@ -1,78 +1,152 @@
-"""The fidelity board as a page: one file that opens without a network, with its plots and their
-library in it.
+"""The fidelity board as a page: one file that opens without a network and works without scripts.
 
-Everything that a user, a model or a tool wrote is text: the template escapes it, labels escape what
-plotly would read as markup, and JSON within the page cannot end its script. The page's own security
-policy forbids it to load anything.
+Everything that a user, a model or a tool wrote is text, which the template escapes. The page's own
+security policy forbids it to load anything. Scripts sort, filter and switch the theme.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from phipipe.board import board, colours
-from phipipe.board import plots as shown
+from phipipe.board import board, charts, colours, origin, plots
 from phipipe.board.candidates import Answer
-from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes
+from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, marks, notes
 from phipipe.board.entry import Entry, one_line
 from phipipe.evaluate.reports import Sanity
 from phipipe.files import pages
 from phipipe.package import figures
 from phipipe.visible import in_template
+from phipipe.words import counted, shortened
+
+KEY_FIGURES = COLUMNS[:3]
 
 
 def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     """The page's text. Entries may be in any order."""
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     every = board.ranked(entries)
     done, decisions = board.done(every), board.answers(every)
-    environment = pages.environment(in_template, is_html=True)
+    places = colours.families(every)
+    page = charts.Page(done, decisions, places)
+    environment, made = pages.environment(in_template, is_html=True), origin.words()
     return environment.get_template("board/board.html.j2").render(
+        frame(),
         title=title,
-        answers=board.lines(decisions),
+        subtitle=f"{done[0].source} · {made}" if done else made,
         facts=_facts(done),
-        columns=COLUMNS,
-        rows=_rows(every, decisions),
-        front=FRONT,
-        notes=notes(every),
-        picks=decisions,
-        plots=shown.plots(done, decisions),
+        **shown(every, decisions, places),
+        devices=sorted({one_line(e.device) for e in every if e.device}),
+        legend=colours.legend(places),
+        scatter=plots.scatter(page) if len(done) > 1 else None,
+        charts=list(charts.charts(page)) if done else [],
+        panels=plots.panels(page) if done else None,
         checks=[_checks(entry) for entry in done],
+        unsound=[entry.name for entry in done if not entry.sound],
         provenance=[_provenance(entry) for entry in done],
-        colours=shown.embedded(colours.DARK),
-        plotly=Markup(get_plotlyjs()) if done else "",  # its own text, unescaped
     )
 
 
-def _facts(done: Sequence[Entry]) -> list[str]:
+def frame() -> dict[str, object]:
+    """Names that every page of boards has: its colours and its words."""
+    return {
+        "series": list(colours.SERIES.items()),
+        "columns": COLUMNS,
+        "short": shortened,
+        "terms": {c.name: (c.title, c.meaning) for c in COLUMNS} | _TERMS,
+    }
+
+
+_TERMS = {
+    "front": (
+        "★ Pareto front",
+        f"A build with ★ is {FRONT}. A build without it is behind another build of its device, "
+        f"which the last column names.",
+    ),
+    "fit": (
+        "fit to ship",
+        f"A build is fit if it reads text and chats as the original does, and its mean KL "
+        f"divergence is at most {figures.KLD_FIT[1]:g}: that of {figures.KLD_FIT[0]}, the coarsest "
+        f"usual 4-bit file of another model. It is an orientation; try the build on your own "
+        f"tasks.",
+    ),
+}
+
+
+def shown(
+    every: Sequence[Entry], decisions: Sequence[Answer], places: Mapping[str, int]
+) -> dict[str, object]:
+    """The table and the answers, as the template's parts take them."""
+    return {
+        "answers": [_answer(answer, every, places) for answer in decisions],
+        "rows": _rows(every, decisions, places),
+        "notes": notes(every),
+        "size": counted(len(every), "build"),
+    }
+
+
+def _facts(done: Sequence[Entry]) -> list[tuple[str, str]]:
     if not done:
         return []
     first, hosts = done[0], {figures.host_words(e.host) for e in done}
-    where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} machines"
+    where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} machines, see Provenance"
     return [
-        f"{first.source}, {figures.number(first.parameters / 1e6)} million parameters",
-        f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}",
-        f"the original’s perplexity is {figures.number(first.baseline_ppl)}",
-        f"speed measured on {where}",
+        ("Model", f"{first.source}, {figures.number(first.parameters / 1e6)} million parameters"),
+        (
+            "Text",
+            f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}; the "
+            f"original’s perplexity is {figures.number(first.baseline_ppl)}",
+        ),
+        ("Speed measured on", where),
     ]
 
 
-def _rows(every: Sequence[Entry], decisions: Sequence[Answer]) -> list[dict[str, object]]:
+def _answer(answer: Answer, every: Sequence[Entry], places: Mapping[str, int]) -> dict[str, object]:
+    """The one build to ship, the smallest that is fit, with its figures; and who is better in what
+    else."""
+    by_name, away = {e.name: e for e in every}, board.elsewhere(every)
+    builds = [by_name[pick.build] for pick in answer.picks]
+    first = builds[0] if builds else None
+    return {
+        "answer": answer,
+        "first": first,
+        "figures": [
+            (c.name, c.short, cell(c, first, away))
+            for c in KEY_FIGURES
+            if first is not None and c.value(first) is not None
+            # a speed that is not the device's own says nothing here
+            if not (c.speed and marks(first, away))
+        ],
+        "yardstick": figures.yardstick(first.kld) if first is not None else "",
+        "also": [p.aim for p in answer.picks[1:] if first is not None and p.build == first.name],
+        "others": [p for p in answer.picks[1:] if first is not None and p.build != first.name],
+        "colours": {e.name: places[e.backend] for e in builds},
+    }
+
+
+def _rows(
+    every: Sequence[Entry], decisions: Sequence[Answer], places: Mapping[str, int]
+) -> list[dict[str, object]]:
     away, (best, rivals) = board.elsewhere(every), board.standing(decisions)
+    chosen = {pick.build for answer in decisions for pick in answer.picks[:1]}
     return [
         {
             "entry": entry,
             "build": build_words(entry),
+            "device": one_line(entry.device),
             "error": one_line(entry.error or ""),
             "cells": []
             if entry.error is not None
-            else [{"text": cell(c, entry, away), "value": c.value(entry)} for c in COLUMNS],
+            else [
+                {
+                    "name": c.name,
+                    "text": cell(c, entry, away).partition(" ± "),
+                    "value": c.value(entry),
+                }
+                for c in COLUMNS
+            ],
             "front": entry.name in best,
+            "ship": entry.name in chosen,
             "behind": rivals.get(entry.name, ""),
-            "score": figures.number(entry.score) if entry.error is None else "",
-            "colour": colours.of_entry(entry),
+            "colour": places[entry.backend],
         }
         for entry in every
     ]
@@ -83,6 +157,7 @@ def _checks(entry: Entry) -> dict[str, object]:
     ended, greedy, repetition = sanity.answers_ended, sanity.greedy_agreement, sanity.repetition
     return {
         "name": entry.name,
+        "device": one_line(entry.device),
         "flags": [sanity.tokenizer_equal, sanity.chat_template_equal],
         "greedy": "–" if greedy is None else f"{figures.number(100 * greedy)} %",
         "ended": f"{sum(ended)} of {len(ended)}" if ended else "–",
@@ -93,6 +168,7 @@ def _checks(entry: Entry) -> dict[str, object]:
 def _provenance(entry: Entry) -> dict[str, object]:
     return {
         "name": entry.name,
+        "device": one_line(entry.device),
         "facts": {
             "Runtime": entry.backend_title or entry.backend,
             "Scheme": entry.scheme or entry.precision,

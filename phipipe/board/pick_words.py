@@ -109,14 +109,16 @@ def closer(built: Sequence[Candidate]) -> tuple[str, ...]:
 def cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[str, ...]:
     """What the figures are not, and which builds were left out."""
     built = [c for c in members if not c.failed]
-    places, some = {c.place for c in built}, "" if len({c.place for c in built}) == 1 else "Some: "
+    places = {c.place for c in built}
     odd, failed = [c.name for c in built if not c.sound], [c.name for c in members if c.failed]
     far = [c.name for c in built if c.sound and not c.fit]
     sentences = []
     if "emulated" in places:
-        sentences.append(f"{some}The device was emulated, so its speed and memory are unknown.")
+        subject = "The device was" if len(places) == 1 else "For some builds the device was"
+        sentences.append(f"{subject} emulated: speed and memory there are unknown.")
     if "false" in places:
-        sentences.append(f"{some}Not measured on the device, so its speed and memory are unknown.")
+        subject = "Not" if len(places) == 1 else "Some builds were not"
+        sentences.append(f"{subject} measured on the device: speed and memory there are unknown.")
     if fit and far:
         sentences.append(
             f"Not fit, since their mean KLD is beyond {figures.KLD_FIT[1]:g} or unknown: "

@@ -1,128 +1,199 @@
-"""The plots of a board's page: which there are, and what each shows in words."""
+"""The two plots of the page that have a height: size against fidelity, and the divergence along the
+window of the chosen builds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from phipipe import words
-from phipipe.board import board
-from phipipe.board import figures as drawn
-from phipipe.board.candidates import Answer
-from phipipe.board.columns import notes
-from phipipe.board.entry import Entry
-from phipipe.metrics import METRICS
+from phipipe.board import axes, board, picks
+from phipipe.board.axes import Axis
+from phipipe.board.charts import Page, told
+from phipipe.board.entry import Entry, one_line
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from markupsafe import Markup
+MOST_PANELS = 6
+MOST_PANEL_TICKS = 3
+# Sides of a dot: how far right and up. Percent of a phone's plot: how far a number stands from its
+# dot, and what is too near.
+SIDES = {"sw": (-1, -1), "nw": (-1, 1), "se": (1, -1), "ne": (1, 1)}
+OFFSET, NEAR = (5.0, 4.0), (5.0, 3.6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot:
-    """One plot: ``said`` is for those who do not see it, ``figure`` is JSON."""
+class Dot:
+    """A build: percent from the left and from the bottom. Those of a front have a number."""
 
-    id: str
-    heading: str
-    caption: str
+    build: int
+    name: str
+    device: str
+    colour: int
+    x: float
+    y: float
+    told: str
+    number: int = 0
+    side: str = ""  # of the dot, where its number has room
+
+
+@dataclass(frozen=True)
+class Front:
+    """The line of a device: nothing lies left of it and below it. ``path`` is SVG's, in a box of
+    100 by 100."""
+
+    device: str
+    path: str
+    dots: Sequence[Dot]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """Size against mean divergence, both logarithmic."""
+
+    unit: str
+    x: Axis
+    y: Axis
+    dots: Sequence[Dot]
+    fronts: Sequence[Front]
     said: str
-    figure: Markup
 
 
-def plots(done: Sequence[Entry], decisions: Sequence[Answer]) -> list[Plot]:
-    """Every plot of these builds, as far as there is something to show."""
-    if not done:
-        return []
-    unit, factor = ("GiB", 1.0) if max(e.size for e in done) >= 1 else ("MiB", 1024.0)
-    return [_front(done, decisions, unit, factor), *_bars(done, unit, factor), *_curves(done)]
+@dataclass(frozen=True)
+class Panel:
+    """A build's mean divergence along the window, as a line in a box of 100 by 100."""
+
+    build: int
+    name: str
+    device: str
+    colour: int
+    points: str
 
 
-def embedded(value: object) -> Markup:
-    """JSON that can stand in a script element: nothing in it can end the element or start a
-    comment."""
-    from markupsafe import Markup
+@dataclass(frozen=True)
+class Panels:
+    """Small plots with the same axes."""
 
-    text = json.dumps(value, allow_nan=False, sort_keys=True)  # ASCII, so no odd line ends either
-    return Markup(text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"}))
-
-
-def _embedded(figure: go.Figure) -> Markup:
-    return embedded(json.loads(figure.to_json()))
+    y: Axis
+    window: int
+    panels: Sequence[Panel]
 
 
-def _front(done: Sequence[Entry], decisions: Sequence[Answer], unit: str, factor: float) -> Plot:
+def scatter(page: Page) -> Scatter:
+    """The plot that shows which builds are worth a look."""
+    unit, factor = page.scale
+    x = axes.logarithmic([e.size * factor for e in page.done])
+    y = axes.logarithmic([e.kld for e in page.done])
+    away = board.elsewhere(page.done)
+    dots = {
+        e.name: Dot(
+            build=i,
+            name=e.name,
+            device=one_line(e.device),
+            colour=page.places[e.backend],
+            x=x.share(e.size * factor),
+            y=y.share(e.kld),
+            told=told(e, away),
+        )
+        for i, e in enumerate(page.done)
+    }
+    fronts = _fronts(page, dots)
+    numbered = {dot.name: dot for front in fronts for dot in front.dots}
     names = "; ".join(
-        f"{answer.where}: {', '.join(answer.front)}" for answer in decisions if answer.front
+        f"{front.device or 'builds'}: {', '.join(dot.name for dot in front.dots)}"
+        for front in fronts
     )
-    lines = "the line" if len({e.device for e in done}) == 1 else "its device’s line"
-    return Plot(
-        id="front",
-        heading="Size against fidelity",
-        caption=f"Left is smaller, down is closer to the original. No build lies left of and "
-        f"below {lines}.",
+    return Scatter(
+        unit=unit,
+        x=x,
+        y=y,
+        # those with a number last: they lie above the others
+        dots=[*(dot for name, dot in dots.items() if name not in numbered), *numbered.values()],
+        fronts=fronts,
         said=f"Scatter plot of file size against mean KL divergence. On the Pareto front, "
         f"smallest first: {names}.",
-        figure=_embedded(drawn.scatter(done, decisions, unit, factor)),
     )
 
 
-def _bars(done: Sequence[Entry], unit: str, factor: float) -> Iterator[Plot]:
-    """Bar charts of what was measured of any build."""
-    rate, memory = "tokens per second, after the first", f"{unit}, runtime and interpreter included"
-    files = f"{unit}, all files that the runtime needs"
-    for name, heading, metric, scale, axis in (
-        ("decode", "Answer speed", "decode_tokens_per_s", 1.0, rate),
-        ("prefill", "Prompt speed", "prefill_tokens_per_s", 1.0, "prompt tokens per second"),
-        ("memory", "Peak memory", "peak_memory_gib", factor, memory),
-        ("size", "File size", "size_gib", factor, files),
-    ):
-        if bars := [e for e in done if metric in e.metrics]:
-            yield Plot(
-                id=name,
-                heading=heading,
-                caption=_caption(bars, metric, axis),
-                said=_said(bars, metric, axis),
-                figure=_embedded(drawn.bars(bars, metric, scale)),
-            )
+def _fronts(page: Page, dots: dict[str, Dot]) -> list[Front]:
+    """One for each device; lower bounds have lines of their own. The dots are numbered through."""
+    candidates, number = board.candidates(page.done), 0
+    fronts: list[Front] = []
+    taken: list[tuple[float, float]] = []
+    for device, bound in sorted({(c.device, c.bound) for c in candidates}):
+        steps = picks.front(c for c in candidates if (c.device, c.bound) == (device, bound))
+        mine = []
+        for candidate in steps:
+            number += 1
+            dot = replace(dots[candidate.name], number=number)
+            mine.append(replace(dot, side=_side(dot, taken, dots.values())))
+            taken.append(_spot(dot, mine[-1].side))
+        if mine:
+            fronts.append(Front(device, _stairs(mine), mine))
+    return fronts
 
 
-def _caption(bars: Sequence[Entry], metric: str, axis: str) -> str:
-    caption = f"{axis[0].upper()}{axis[1:]}; {METRICS[metric].better} is better."
-    if metric != "size_gib" and notes(bars):
-        caption += " Hatched: read with care; the table’s notes explain the signs."
-    return caption
+def _side(dot: Dot, taken: Sequence[tuple[float, float]], dots: Iterable[Dot]) -> str:
+    """The first side of ``dot`` where its number touches no other number and no dot. Left and below
+    come first: there a front has nothing."""
+    points = [(other.x, other.y) for other in dots if other.name != dot.name]
+    for side in SIDES:
+        spot = _spot(dot, side)
+        if not any(_touch(spot, other) for other in (*taken, *points)):
+            return side
+    return next(iter(SIDES))
 
 
-def _said(bars: Sequence[Entry], metric: str, axis: str) -> str:
-    sentence = f"Bar chart of {axis}, {words.counted(len(bars), 'build')}."
-    alike = not board.elsewhere(bars) and {e.on_target for e in bars} == {"true"}
-    if metric != "size_gib" and not (alike and len({e.device for e in bars}) == 1):
-        return sentence  # they do not compare
-    of = max if METRICS[metric].better == "higher" else min
-    return f"{sentence} Best: {of(bars, key=lambda e: e.metrics[metric]).name}."
+def _spot(dot: Dot, side: str) -> tuple[float, float]:
+    right, up = SIDES[side]
+    return dot.x + OFFSET[0] * right, dot.y + OFFSET[1] * up
 
 
-def _curves(done: Sequence[Entry]) -> Iterator[Plot]:
-    """Where the divergence lies, of builds that say so."""
-    if any(e.profile.get("by_position") for e in done):
-        yield Plot(
-            id="position",
-            heading="Divergence along the window",
-            caption="Mean KL divergence by position in the window: does the build drift as the "
-            "context grows?",
-            said=f"Lines of mean KL divergence along the window, one for each of {len(done)} "
-            f"builds.",
-            figure=_embedded(drawn.positions(done)),
-        )
-    if any(e.profile.get("quantiles") for e in done):
-        yield Plot(
-            id="quantiles",
-            heading="Distribution of the divergence",
-            caption="How far the worst positions are off: at 99 %, one position in a hundred is "
-            "worse.",
-            said=f"Quantiles of KL divergence over all positions, one line for each of "
-            f"{len(done)} builds.",
-            figure=_embedded(drawn.quantiles(done)),
-        )
+def _touch(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return abs(one[0] - other[0]) < NEAR[0] and abs(one[1] - other[1]) < NEAR[1]
+
+
+def _stairs(dots: Sequence[Dot]) -> str:
+    """From each dot to the right and down to the next; SVG counts from the top."""
+    first, *others = dots
+    steps = "".join(f"H{dot.x}V{round(100 - dot.y, 2)}" for dot in others)
+    return f"M{first.x},0V{round(100 - first.y, 2)}{steps}H100"
+
+
+def panels(page: Page) -> Panels | None:
+    """The divergence along the window of the builds to ship, then of others on their fronts; None
+    where none of them has it."""
+    wanted = [pick.build for answer in page.decisions for pick in answer.picks]
+    wanted += [name for answer in page.decisions for name in answer.front]
+    by_name = {e.name: e for e in page.done}
+    order = [by_name[name] for name in dict.fromkeys([*wanted, *by_name])]
+    chosen = [e for e in order if len(e.profile.get("by_position", ())) > 1][:MOST_PANELS]
+    if not chosen:
+        return None
+    axis = axes.logarithmic([v for e in chosen for v in e.profile["by_position"]])
+    made = [
+        Panel(page.position(e), e.name, one_line(e.device), page.places[e.backend], _line(e, axis))
+        for e in chosen
+    ]
+    stride = math.ceil(len(axis.ticks) / MOST_PANEL_TICKS)
+    few = replace(axis, ticks=axis.ticks[::-1][::stride][::-1])
+    return Panels(few, max(e.window for e in chosen), made)
+
+
+def _line(entry: Entry, axis: Axis) -> str:
+    values, places = entry.profile["by_position"], _middles(entry)
+    whole = max(entry.window, 1)
+    return " ".join(
+        f"{round(100 * at / whole, 2)},{round(100 - axis.share(value), 2)}"
+        for at, value in zip(places, values, strict=True)
+    )
+
+
+def _middles(entry: Entry) -> list[float]:
+    """The middle of each stretch of ``evaluate.profile``: equal, but for the first ones' odd
+    positions."""
+    count = len(entry.profile["by_position"])
+    length, odd = divmod(max(entry.window - 1 - entry.skip, count), count)
+    middles, start = [], float(entry.skip)
+    for i in range(count):
+        middles.append(start + (length + (i < odd)) / 2)
+        start += length + (i < odd)
+    return middles

@@ -10,6 +10,9 @@ from phipipe.board.candidates import Answer
 from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes
 from phipipe.board.entry import Entry, one_line
 from phipipe.package.markdown import code, inline
+from phipipe.words import shortened
+
+ORDER = "Smallest first."
 
 
 def table(entries: Iterable[Entry], width: int = 100) -> str:
@@ -30,7 +33,7 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
         for e in every
         if e.error is not None
     ]
-    for note in [*failures, f"* {FRONT}", *notes(every)]:
+    for note in [*failures, ORDER, f"* {FRONT}", *notes(every)]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -60,7 +63,7 @@ def _rows(
     rows = [["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]]
     for entry in done(every):
         cells = (cell(column, entry, away) for column in COLUMNS)
-        name = _middle(entry.name, longest)
+        name = shortened(entry.name, longest)
         rows.append([name, build(entry), *cells, rivals.get(entry.name, "")])
     return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]
 
@@ -73,12 +76,6 @@ def advice(entries: Iterable[Entry]) -> list[str]:
         [answer.line, *(f"  {change}." for change in answer.closer[1:])] for answer in decisions
     ]
     return [line for one in groups for line in one] or lines(decisions)
-
-
-def _middle(text: str, width: int) -> str:
-    """Names of builds differ at their ends."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[-half:]}"
 
 
 def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
@@ -104,7 +101,7 @@ def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
         )
     rows += [
         "",
-        "Most fidelity per size first: −log10(mean KLD) / bits per weight.  ",
+        f"{ORDER}  ",
         f"★ {FRONT}.",
         "",
     ]

@@ -29,16 +29,21 @@ OnText = Callable[[str], object]
 class Conversation:
     """A conversation with a package, which remembers what was said.
 
-    Use it in a ``with`` block; ``Package.conversation`` begins one. What a prompt or an answer
-    ends with (Ctrl-C, an error of the runtime) ends the conversation.
+    ``Package.conversation`` begins one; use it in a ``with`` block. Ctrl-C and an error of the
+    runtime end it.
 
     Attributes:
         messages: what was said, each with ``role`` and ``content``.
         notes: what there is to say of the last answer, such as that it was cut.
     """
 
-    def __init__(self, python: Path, request: Mapping[str, Json], settings: Settings) -> None:
-        """Start the process that holds the conversation of ``request`` (``chat.exchange``)."""
+    def __init__(
+        self, python: Path, request: Mapping[str, Json], settings: Settings, call: str = SERVE
+    ) -> None:
+        """Start the process that holds the conversation of ``request`` (``chat.exchange``).
+
+        ``call`` is what the process does.
+        """
         self.messages: list[dict[str, str]] = []
         self.notes: list[str] = []
         self._request, self._limit = request, process.memory_limit(settings)
@@ -49,18 +54,18 @@ class Conversation:
         self._home = Path(self._folder.name)
         self._process: subprocess.Popen[str] | None = None
         try:
-            self._process = self._started(python, settings)
+            self._process = self._started(python, settings, call)
             self._until("ready")
         except BaseException:
             self.close()
             raise
 
-    def _started(self, python: Path, settings: Settings) -> subprocess.Popen[str]:
+    def _started(self, python: Path, settings: Settings, call: str) -> subprocess.Popen[str]:
         home = self._home
         (home / process.REQUEST).write_text(json.dumps(dict(self._request)), "utf-8")
         try:
             started = subprocess.Popen(
-                python_command(python, SERVE, str(home)),
+                python_command(python, call, str(home)),
                 cwd=home,
                 env=process.environment_in(home, settings),
                 stdin=subprocess.PIPE,
@@ -86,8 +91,7 @@ class Conversation:
             RecipeError: the prompt is empty, or the model's context has no room for it.
             StepFailed, StepKilled: the runtime refuses it, or was ended.
         """
-        if not prompt.strip():
-            raise RecipeError("the prompt is empty", hint="package.chat('Tell me a story.')")
+        check_prompt(prompt)
         self.notes.clear()
         pieces: list[str] = []
 
@@ -164,7 +168,7 @@ class Conversation:
             if "error" in message:
                 raise decoded(message["error"])
             if "note" in message:
-                self.notes.append(message["note"].strip("[]"))
+                self.notes.append(message["note"])
             elif heard is not None:
                 heard(message["text"])
 
@@ -189,6 +193,16 @@ class Conversation:
             running.wait(0 if verdict else STOP_S)
         reap(running, (), STOP_S)
         return process.died(self._home, running.returncode or 0, verdict, self._request)
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that says nothing.
+
+    Raises:
+        RecipeError: it is empty.
+    """
+    if not prompt.strip():
+        raise RecipeError("the prompt is empty", hint="package.chat('Tell me a story.')")
 
 
 def _clean(text: str) -> str:

@@ -64,7 +64,8 @@ def _piece(text: str) -> None:
 
 
 def _note(line: str) -> None:
-    _say(note=line)
+    """What there is to say of an answer, without its brackets and the command line's advice."""
+    _say(note=line.strip("[]").partition(";")[0])
 
 
 def _say(**message: Json) -> None:

@@ -72,7 +72,7 @@ def plan(recipes: Sequence[Path], wish: Wish, as_json: bool) -> None:
     elif _is_one(recipes):
         for one in outlooks:
             echo(show_plans.describe(one, workers))
-    else:
+    elif outlooks:
         echo(show_plans.overview(outlooks))
     if errors:
         raise failures.as_one(errors)

@@ -65,11 +65,17 @@ def total(outlooks: Sequence[Outlook]) -> Cost:
 
 def _cost(todo: Sequence[tuple[Step, Estimate | None]]) -> Cost:
     known = [estimate for _, estimate in todo if estimate]
+    told = {_kind(step): estimate.earlier for step, estimate in todo if estimate}
     return Cost(
         steps=len(todo),
         output_bytes=sum(step.output_bytes for step, _ in todo),
         memory_bytes=max((step.memory_bytes for step, _ in todo), default=0),
         seconds=sum(estimate.seconds for estimate in known) if known or not todo else None,
-        earlier=sum(estimate.earlier for estimate in known),
+        earlier=sum(told.values()),
         unknown=tuple(dict.fromkeys(step.name for step, estimate in todo if not estimate)),
     )
+
+
+def _kind(step: Step) -> tuple[str, ...]:
+    """Steps of one kind rest on the same earlier results."""
+    return step.name, step.runs, str(step.params.get("backend"))

@@ -531,7 +531,7 @@ def test_one_model_is_one_board(run: Run, tmp_path: Path) -> None:
     run("r")
     entries = file.load((Path("batch") / "board.json").read_text("utf-8"))
     assert [(e.name, e.error is None) for e in entries] == [("a", True), ("b", False)]
-    assert "plotly" in (Path("batch") / "board.html").read_text("utf-8")
+    assert 'id="board"' in (Path("batch") / "board.html").read_text("utf-8")
 
 
 def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) -> None:

@@ -220,6 +220,33 @@ def test_what_no_worker_can_do_fails_at_once(
     assert f"phipipe worker --scheduler {machines.url}" in done.stderr
 
 
+@pytest.mark.timeout(300)
+def test_a_plan_names_the_workers_of_each_step_and_the_step_that_none_can_do(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHIPIPE_REMOTE", (tmp_path / "shared").as_uri())
+    machines.scheduler()
+    machines.worker("w0", "torch")
+    words = ("plan", str(QUICKSTART), "--on", machines.url)
+    done = run(tmp_path, "client", *words)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if "will run" in line}
+    assert "this machine" in lines["source"]
+    assert re.search(r" 127\.0\.0\.1:\d+ ", lines["baseline"])
+    assert "NOWHERE" in lines["convert"]
+    assert "run would refuse: step `convert` can run on none of 1 worker" in done.stderr
+    strict = run(tmp_path, "client", *words, "--strict", "--json")
+    assert strict.returncode == 3
+    (planned,) = json.loads(strict.stdout)
+    steps = {step["name"]: step["machines"] for step in planned["steps"]}
+    assert steps["source"] == ["this machine"]
+    assert len(steps["baseline"]) == 1
+    assert steps["convert"] == []
+    assert planned["refusal"]["kind"] == "TargetError"
+    monkeypatch.delenv("PHIPIPE_REMOTE")
+    assert "set PHIPIPE_REMOTE" in run(tmp_path, "client", *words).stderr
+
+
 @pytest.mark.usefixtures("toolchains")
 @pytest.mark.timeout(300)
 def test_batches_that_overlap_build_each_step_once(tmp_path: Path) -> None:
