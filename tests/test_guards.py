@@ -66,7 +66,8 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
-    ("api", "diff"),
+    ("diff",),
+    ("api",),
     ("cli",),
     ("maintain", "flow", "__main__"),
 )

@@ -53,7 +53,7 @@ class Event:
     @property
     def share(self) -> float | None:
         """How much of a step is done, from 0 to 1; None where nobody knows."""
-        return min(1.0, self.done / self.total) if self.total > 0 else None
+        return min(1.0, max(0.0, self.done / self.total)) if self.total > 0 else None
 
     def __str__(self) -> str:
         if self.kind == "progress":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 from phipipe.steps import Json
@@ -36,7 +37,7 @@ def table(rows: Sequence[Row], *, indent: int = 0, right: Collection[str] = ()) 
     sides = [name in right for name in rows[0]]
     plain = _plain([names, *cells], sides)
     width = terminal_width()
-    if width is None or max(map(len, plain)) <= width - indent:
+    if width is None or max(map(_columns, plain)) <= width - indent:
         made = Table("\n".join(plain))
         made.heads = 1
         return made
@@ -48,6 +49,11 @@ def terminal_width() -> int | None:
     if not sys.stdout.isatty():
         return None
     return max(NARROWEST, shutil.get_terminal_size((80, 24)).columns)
+
+
+def _columns(line: str) -> int:
+    """Columns that a terminal needs for ``line`` at most: some signs take two."""
+    return sum(1 + (unicodedata.east_asian_width(sign) in "WF") for sign in line)
 
 
 def _plain(lines: Sequence[Sequence[str]], sides: Sequence[bool]) -> list[str]:

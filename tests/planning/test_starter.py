@@ -23,9 +23,10 @@ from testing.shell import Run
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
+from phipipe.files import shipped
 from phipipe.hub import failures, take
 from phipipe.output.recipes import Started
-from phipipe.planning import plans, preparation, starter, starter_choice, starter_words, targets
+from phipipe.planning import plans, preparation, starter, starter_words, targets
 from phipipe.recipe import device
 from phipipe.recipe.recipe import PRECISIONS
 
@@ -65,7 +66,7 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
 def test_a_starter_of_a_folder_plans_where_no_shipped_recipe_is_at_hand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter_choice, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "none" / "phipipe")
     write(tmp_path / "r.yaml", device=name, source=str(TINY))
     (planned,) = plans.planned(tmp_path / "r.yaml")
     assert planned.api == device.load(name).units[0].api

@@ -302,13 +302,6 @@ def connect_by_bytes(inputs: Inputs, out: Path, params: Params) -> None:
         connection.connect((b"192.0.2.1", 9))
 
 
-STEPS = {
-    name: f"testing.steps_cheap:{name}"
-    for name, value in list(vars().items())
-    if isinstance(value, FunctionType) and not name.startswith("_")
-}
-
-
 def bars(inputs: Inputs, out: Path, params: Params) -> None:
     """A tool draws a bar, then the step speaks itself, then the tool draws another."""
     from tqdm import tqdm
@@ -318,3 +311,10 @@ def bars(inputs: Inputs, out: Path, params: Params) -> None:
     progress.report(7, 7, "windows")
     for _ in tqdm(range(6), desc="later: ", mininterval=0):
         time.sleep(0.05)
+
+
+STEPS = {
+    name: f"testing.steps_cheap:{name}"
+    for name, value in list(vars().items())
+    if isinstance(value, FunctionType) and not name.startswith("_")
+}
