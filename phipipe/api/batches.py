@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -72,7 +71,7 @@ class Batch:
         """The page of the board over all artifacts."""
         return self.out / "board.html"
 
-    @cached_property
+    @property
     def states(self) -> dict[str, str]:
         """What became of each build, by its name: built, cached, gated, failed, refused or
         skipped."""

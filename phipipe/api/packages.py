@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 from phipipe.api import building, pages, workplace
@@ -51,6 +50,7 @@ class Package:
         self.name, self.device, self.unit = manifest.name, manifest.device.title, manifest.api
         self.backend, self.precision = manifest.backend, manifest.precision
         self.scheme = manifest.scheme
+        self._figures: Figures | None = None
 
     @classmethod
     def open(cls, path: UserPath) -> Package:
@@ -65,10 +65,12 @@ class Package:
         folder = _folder(path)
         return cls(folder, packages.open_(folder))
 
-    @cached_property
+    @property
     def figures(self) -> Figures:
         """What was measured when it was built."""
-        return Figures.of_manifest(self._manifest)
+        if self._figures is None:
+            self._figures = Figures.of_manifest(self._manifest)
+        return self._figures
 
     @property
     def manifest(self) -> Json:
