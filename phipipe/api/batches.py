@@ -133,6 +133,8 @@ def run_batch(
     """
     if not paths:
         raise RecipeError("a batch needs recipes", hint='phipipe.run_batch("recipes")')
+    workplace.check_count(jobs, "jobs")
+    workplace.check_count(keep, "keep")
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
     folder = path_of(out, Kind.NEW_FOLDER, "the batch's folder")
