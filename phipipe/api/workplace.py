@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -67,15 +68,29 @@ def path_of(
 ) -> Path:
     """``given`` as a path, after a look at whether it can be the ``kind`` that is meant.
 
+    In a text, ``~`` at the beginning stands for the home folder.
+
     Raises:
         error: it cannot; ``what`` begins the sentence.
     """
-    path = Path(given).expanduser() if str(given).startswith("~") else Path(given)
+    text = given if isinstance(given, str) else None
+    # Path's own raises where there is no such user
+    path = Path(given) if text is None else Path(os.path.expanduser(text))  # noqa: PTH111
     if not str(given):
         raise error(f"{what} is empty", hint="give a path")
-    if odd := problem(path, kind, str(given)):
+    if odd := problem(path, kind, text):
         raise error(f"{what}: `{shown(path)}` {odd}", hint="give another path")
     return path
+
+
+def check_count(value: int | None, name: str, least: int = 1) -> None:
+    """Refuse a number below ``least``; None stands for the usual one.
+
+    Raises:
+        RecipeError: it is too small.
+    """
+    if value is not None and value < least:
+        raise RecipeError(f"{name} is {value}", hint=f"give a whole number from {least} on")
 
 
 def names_of(given: Names) -> tuple[str, ...]:
