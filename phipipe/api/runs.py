@@ -49,6 +49,7 @@ def run(
         StepKilled, StoreError: this machine has too little memory or disk.
         PhipipeError: the only build failed.
     """
+    workplace.check_count(jobs, "jobs")
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
     where = Where(out=path_of(out, Kind.NEW_FOLDER, "the folder for packages"), jobs=jobs, on=on)
@@ -59,8 +60,10 @@ def run(
 
 
 def _with_board(outcomes: Sequence[Outcome], out: UserPath, listener: Telling) -> Results:
+    from phipipe.api import run_boards
+
     try:
-        _, page = building.write_board(outcomes, Path(out))
+        _, page = run_boards.write_board(outcomes, Path(out))
     except SourceError as error:  # variants may be evaluated on different texts on purpose
         listener.note(f"no board: {error.message}")
         return Results(outcomes)
