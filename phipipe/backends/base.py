@@ -173,6 +173,9 @@ class Backend(Generic[Chosen]):
     quantized_by: frozenset[str] | None = None
     """Words for ``quant_method`` in its ``config.json``; None: no runtime reads that file."""
     is_compiled: bool = False  # the toolchain's main package comes as source code
+    suits: str = ""  # when to choose this backend, in a sentence or two
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """Option of ``quantize:`` → when to use which of its values; the reference shows it."""
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

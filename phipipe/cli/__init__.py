@@ -21,6 +21,7 @@ from phipipe.cli import (
     cache,
     config,
     diff,
+    docs,
     graph,
     help,
     lists,
@@ -77,6 +78,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
         runs.runs,
     ),
     "Help": (
+        docs.docs,
         help.explain,
         help.completion,
     ),

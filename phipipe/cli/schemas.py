@@ -61,6 +61,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "pin": list[recipes.Pinned],
     "toolchain-ls": list[lists.Toolchain],
     "toolchain-install": list[lists.Toolchain],
+    "toolchain-build": lists.BuiltWheel,
     "toolchain-path": lists.Toolchain,
     "cache-ls": list[lists.Stored],
     "cache-verify": lists.CacheVerified,
@@ -71,6 +72,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "config-show": list[lists.Setting],
     "config-path": list[lists.SettingsFile],
     "explain": list[explain.Explanation] | explain.Explanation,
+    "docs": list[lists.Topic] | lists.Page,
     "doctor": lists.Doctor,
 }
 

@@ -7,8 +7,8 @@ are known:
 - ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds
   since 1970)
 - ``step_started``: step, why
-- ``step_progress``: step, done, total, unit, share (0 to 1), [seconds_left]; at most every
-  ``PROGRESS_S`` for each step
+- ``step_progress``: step (or the toolchain that is being installed), done, total, unit, share (0 to
+  1), [seconds_left]; at most every ``PROGRESS_S`` for each step
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds,
   peak_anon_bytes, peak_rss_bytes, machine (who did it, if not this one)]
 - ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message,

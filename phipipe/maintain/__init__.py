@@ -1,1 +1,1 @@
-"""For developers of phipipe: locks of toolchains and the tables of the README."""
+"""For developers of phipipe: locks of toolchains, the generated reference, the site."""

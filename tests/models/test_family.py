@@ -25,7 +25,7 @@ from phipipe import backends
 from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.maintain import readme_tables
+from phipipe.maintain import support_tables
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
 from phipipe.planning.plan import Plan
@@ -161,7 +161,7 @@ def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
 
 def wanted(backend: str) -> list[tuple[str, str, str]]:
     """(member, kind of source, window) of everything that is to work."""
-    works = {cell.row for cell in readme_tables.cells() if cell.backend == backend and cell.works}
+    works = {cell.row for cell in support_tables.cells() if cell.backend == backend and cell.works}
     chosen = [(m.name, "source") for m in CHOSEN[backend] if m.row in works]
     chosen += [(name, "resaved") for name in AGAIN.get(backend, ())]
     found = [(name, kind, window) for name, kind in chosen for window in WINDOWS]
@@ -247,9 +247,10 @@ def test_every_working_cell_of_the_table_is_among_them() -> None:
         for member in family.MEMBERS
         if member.config["architectures"][0] in backends.load(backend).vision
     }
-    assert {(cell.row, cell.backend) for cell in readme_tables.cells() if cell.works} == tested
-    assert {cell.backend for cell in readme_tables.cells()} == set(BUILDS)
-    assert {cell.row for cell in readme_tables.cells()} == {member.row for member in family.MEMBERS}
+    assert {(cell.row, cell.backend) for cell in support_tables.cells() if cell.works} == tested
+    assert {cell.backend for cell in support_tables.cells()} == set(BUILDS)
+    rows = {member.row for member in family.MEMBERS}
+    assert {cell.row for cell in support_tables.cells()} == rows
 
 
 @pytest.mark.parametrize(("backend", "case"), [(b, c) for b in BARE for c in BARE[b]], ids=str)
@@ -261,10 +262,10 @@ def test_without_the_fix_up_it_fails_or_differs(
 
 
 @pytest.mark.parametrize(
-    "cell", [c for c in readme_tables.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
+    "cell", [c for c in support_tables.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
 )
 def test_every_other_cell_is_refused_with_its_reason(
-    cell: readme_tables.Cell, tmp_path: Path
+    cell: support_tables.Cell, tmp_path: Path
 ) -> None:
     for member in (m for m in family.MEMBERS if m.row == cell.row):
         made = headers_of(member, tmp_path / slug(member.name))

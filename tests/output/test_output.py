@@ -111,6 +111,8 @@ def test_a_schema_is_closed_and_takes_a_failure(name: str) -> None:
         ("doctor",),
         ("explain",),
         ("explain", "M20"),
+        ("docs",),
+        ("docs", "metrics"),
         ("toolchain", "ls"),
         ("cache", "ls"),
         ("cache", "verify"),
@@ -138,6 +140,7 @@ def test_what_a_command_prints_is_as_its_schema_says(run: Run, words: Sequence[s
         "plan",
         "doctor",
         "explain",
+        "docs",
     ):  # which have texts for people
         assert not [text for text in texts(document) if PEOPLE.search(text)]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from testing.places import RECIPES, ROOT
+from testing.places import RECIPES
 from testing.shell import Shell
 
 from phipipe import backends
 from phipipe.hub import repository, take
-from phipipe.maintain import readme_tables
+from phipipe.maintain import support_tables
 from phipipe.models import checkpoints, family
 from phipipe.package import package
 from phipipe.planning import preparation
@@ -120,19 +120,10 @@ def test_no_device_and_no_unit_is_missing() -> None:
     assert {row.get("backend", "onnxruntime") for row in MATRIX} == set(backends.names())
 
 
-def test_the_readme_has_the_table_of_today() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert readme_tables.placed(readme) == readme, (
-        "python -m phipipe.maintain.readme_tables --write README.md"
-    )
-    table = readme_tables.markdown()
+def test_the_table_of_devices_names_all_of_them_and_all_backends() -> None:
+    table = support_tables.support()
     for name in (*device.names(), *backends.names()):
         assert f"`{name}`" in table
-
-
-def test_a_text_without_a_place_for_the_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="no place for the table"):
-        readme_tables.placed("# Title")
 
 
 @pytest.mark.parametrize("name", FROM_HUB)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from phipipe import cli
+from phipipe.toolchains import environments
+from testing.doc_page import Reader
 from testing.drive import drive
 from testing.shell import Run
+from testing.tiny_toolchain import Tiny
 
 
 @pytest.fixture
@@ -26,6 +29,19 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return int(ending.value.code or 0), out, err
 
     return command
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
+    """A toolchain whose one package takes until ``go_on`` to build, installed from no network."""
+    made = Tiny(tmp_path / "tiny")
+    monkeypatch.setattr(environments, "LOCKS", made.locks)
+    for name, value in made.variables.items():
+        monkeypatch.setenv(name, value)
+    yield made
+    made.go_on()
+    for process in made.processes():
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +62,15 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], 
     folder = tmp_path_factory.mktemp("seeing")
     drive(python_of("torch"), "-m", "testing.vision_checkpoints", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def readers_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What readers of all pages share."""
+    return tmp_path_factory.mktemp("readers")
+
+
+@pytest.fixture
+def reader(tmp_path: Path, toolchains: Path, readers_cache: Path) -> Reader:
+    """Somebody who follows a page of the documentation."""
+    return Reader(tmp_path, toolchains, readers_cache)

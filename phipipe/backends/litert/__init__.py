@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.litert.layout import BUNDLE, MODEL
-from phipipe.backends.litert.options import BITS, Options, context_of, group_of, prefill_of
+from phipipe.backends.litert.options import ADVICE, BITS, Options, context_of, group_of, prefill_of
 from phipipe.backends.litert.rules import FIXUPS, RULES
 from phipipe.steps import Step
 
@@ -138,6 +138,8 @@ FACE = Backend(
     finer=(Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
     open=open,
     tokenizer=tokenizer,
+    suits="Google's runtime for Android, on the CPU. Choose it for apps that use LiteRT-LM.",
+    advice=ADVICE,
     rank=6,
     colour=5,
 )

@@ -20,6 +20,19 @@ PREFILL = 128  # litert-torch's own
 GROUP = 32
 
 
+# Option → when to use which of its values.
+ADVICE: Mapping[str, str] = {
+    "scheme": "dynamic for speed, the only sensible one on phones. weight_only shows how much the "
+    "integer arithmetic costs.",
+    "group_size": "32 is closer; 128 or -1 are a little smaller and faster.",
+    "prefill_length": "128 suits chats. Longer ones read long prompts faster.",
+    "context_length": "As long as prompt and answer together; its memory is taken whole at the "
+    "start.",
+    "format": "litertlm for LiteRT-LM on phones and desktops. tflite where your own program "
+    "drives the model.",
+}
+
+
 class Options(BaseModel):
     """LiteRT's own knobs."""
 

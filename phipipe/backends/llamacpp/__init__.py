@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
-from phipipe.backends.llamacpp.options import Options, type_of
+from phipipe.backends.llamacpp.options import ADVICE, Options, type_of
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import FLOATS, TYPES
 from phipipe.sandbox.tokenizer import open_in_child
@@ -200,6 +200,9 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    suits="The widest reach: every CPU, Metal, CUDA, Vulkan, OpenCL, and programs such as "
+    "Ollama and LM Studio. Choose it where one file must run everywhere.",
+    advice=ADVICE,
     rank=5,
     colour=2,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,23 @@ from phipipe.backends.llamacpp.types import DEFAULTS, TensorType, TypeName
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
+
+
+# Option → when to use which of its values.
+ADVICE: Mapping[str, str] = {
+    "type": "Start with Q4_K_M. Go up to Q5_K_M or Q6_K where a gate refuses it, down to IQ4_XS "
+    "or Q3_K_M where memory does. Take Q4_0 where an Arm phone's speed counts.",
+    "imatrix": "On for every type below 5 bits: the file has the same size and is closer. It "
+    "costs one pass over the calibration text.",
+    "output_type": "Leave it out: Q6_K stands there in most 4-bit files. Q8_0 helps a model with "
+    "a large vocabulary by a few MiB.",
+    "embedding_type": "Set it to save memory in a small model with a large vocabulary, whose "
+    "embedding is a good share of the file.",
+    "tensors": "For a last step: give the layers that hurt most a wider type, or shrink single "
+    "ones.",
+    "pure": "Leave it off. On, the file is smaller and clearly further off; it helps to compare "
+    "types.",
+}
 
 
 class Options(BaseModel):

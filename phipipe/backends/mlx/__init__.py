@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
-from phipipe.backends.mlx.options import Options, bits_of, group_of
+from phipipe.backends.mlx.options import ADVICE, Options, bits_of, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
@@ -147,6 +147,8 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    suits="Apple's GPUs. Choose it for Macs and iPhones, where it is the native library.",
+    advice=ADVICE,
     rank=4,
     colour=4,
 )

@@ -15,6 +15,17 @@ GROUPS: Mapping[str, int] = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32
 BITS: Mapping[str, int] = {"mxfp4": 4, "nvfp4": 4, "mxfp8": 8}
 
 
+# Option → when to use which of its values.
+ADVICE: Mapping[str, str] = {
+    "mode": "affine is the usual choice. mxfp4 and nvfp4 are for comparisons with other hardware.",
+    "bits": "6 is the step between 4 and 8. 3 and 2 are for experiments.",
+    "group_size": "64 is the usual choice. 32 is closer and about 10 % larger.",
+    "mixed": "mixed_4_6 first where a gate refuses 4 bits. mixed_3_4 and mixed_2_6 where memory "
+    "is the limit.",
+    "dtype": "Leave it out. float16 can be faster on the first Apple chips.",
+}
+
+
 class Options(BaseModel):
     """mlx-lm's own knobs."""
 

@@ -26,7 +26,7 @@ from phipipe.algorithms import olive
 from phipipe.backends import genai
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, EMBEDDING, MODEL, PROCESSOR, VISION
-from phipipe.backends.onnxruntime.options import Options
+from phipipe.backends.onnxruntime.options import ADVICE, Options
 from phipipe.backends.onnxruntime.rules import RULES
 from phipipe.backends.onnxruntime.schemes import raised_nodes
 from phipipe.backends.rules import Fixup
@@ -232,6 +232,9 @@ FACE = Backend(
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
     open=open,
     tokenizer=genai.tokenizer,
+    suits="Windows, phones, browsers and NVIDIA GPUs through one library with a C API. "
+    "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",
+    advice=ADVICE,
     rank=1,
     colour=0,
 )

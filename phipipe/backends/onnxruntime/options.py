@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phipipe.steps import Json
+
+# Option → when to use which of its values.
+ADVICE: Mapping[str, str] = {
+    "block_size": "32 is the usual choice. 128 is smaller and further off. Some units insist on "
+    "one value; `plan` says so.",
+    "symmetric": "On is fast everywhere. Turn it off where int4 misses a gate by little.",
+    "algorithm": "Start with default. k_quant costs only time and is often closer. gptq is worth "
+    "its minutes where a gate still refuses.",
+    "mixed": "Try layers first where a gate refuses int4: it brings most for its size. head is "
+    "the cheapest.",
+    "rotate": "For models with a few very large weights, where gates refuse all else. quarot "
+    "needs no data.",
+    "accuracy_level": "Leave it out. 1 shows whether the fast int8 arithmetic costs anything.",
+    "exclude": "For single nodes that hurt much. They stay at fp32, so they are large and slow.",
+    "embeddings": "quantized saves most in small models with large vocabularies.",
+}
 
 
 class Options(BaseModel):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
-from phipipe.backends.openvino.options import PIPELINE, Options
+from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
@@ -226,6 +226,8 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    suits="Intel's CPUs, GPUs and NPUs, and models that see. Choose it for Intel PCs.",
+    advice=ADVICE,
     rank=2,
     colour=3,
 )

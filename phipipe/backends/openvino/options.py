@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 PIPELINE = ("prompt_length", "response_length")  # options of verify_npu; they change no weight
+
+
+# Option → when to use which of its values.
+ADVICE: Mapping[str, str] = {
+    "symmetric": "Off is closer. On is what NPUs insist on, and a little faster.",
+    "group_size": "128 is the usual choice. 64 or 32 are closer and larger. -1 is for NPUs and "
+    "for the smallest file.",
+    "ratio": "0.8 where a gate refuses 1.0: the most sensitive fifth gets 8 bits.",
+    "backup": "int8_asym is the usual choice. none keeps embeddings and head in 16 bits, for the "
+    "last bit of fidelity.",
+    "all_layers": "On for the smallest file. Small models suffer most.",
+    "awq": "On, with scale_estimation, before any wider layers: the file has the same size.",
+    "scale_estimation": "On, with awq. It takes much longer than plain rounding.",
+    "gptq": "Where awq and scale_estimation were not enough, and time does not matter.",
+    "sensitivity": "Leave it with ratio 1.0, where it does nothing. With less, "
+    "max_activation_variance is worth a try.",
+    "prompt_length": "NPU only. As long as the longest prompt that you will send; each doubling "
+    "costs memory.",
+    "response_length": "NPU only. As long as the longest answer that you will want.",
+}
 
 
 class Options(BaseModel):

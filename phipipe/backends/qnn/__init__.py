@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from phipipe.algorithms import olive
 from phipipe.backends import genai
 from phipipe.backends.base import Backend, Finer, Job, absent
-from phipipe.backends.qnn.options import Options
+from phipipe.backends.qnn.options import ADVICE, Options
 from phipipe.backends.qnn.rules import EMULATED_PARAMETERS, RULES
 from phipipe.backends.qnn.sizes import parts_of, sizes
 from phipipe.backends.qnn.stages import CONFIG, FACTS
@@ -165,6 +165,9 @@ FACE = Backend(
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
     open=open,
     tokenizer=genai.tokenizer,
+    suits="Qualcomm's NPUs. Choose it for Snapdragon laptops and phones where battery "
+    "counts; context and prompt lengths are fixed.",
+    advice=ADVICE,
     rank=3,
     colour=6,
 )

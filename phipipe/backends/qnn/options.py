@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+# Option → when to use which of its values.
+ADVICE: Mapping[str, str] = {
+    "soc": "The chip of the device. The graphs are compiled for this one alone.",
+    "prompt_length": "64 suits chats. 128 or 256 read long prompts faster and take more memory.",
+    "context_length": "As long as prompt and answer together; the cache is taken whole at the "
+    "start.",
+    "keep_8bit": "The default keeps what hurts most. Add o_proj where a gate refuses; take "
+    "down_proj out where memory is short.",
+    "rotate": "quarot where int4 misses its gate. spinquant learns from a text and takes longer.",
+    "parts": "Leave it out. Set it where a driver refuses a graph of 1 GiB.",
+}
 
 
 class Options(BaseModel):

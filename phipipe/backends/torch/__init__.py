@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phipipe.backends import group_rules
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.rules import Rule
+from phipipe.backends.torch.advice import ADVICE
 from phipipe.models.tokenizer import of_folder
 from phipipe.steps import Json, Step
 
@@ -208,6 +209,9 @@ FACE = Backend(
     finer=(Finer(options={"algorithm": "signround", "group_size": 32}, told="groups of 32"),),
     open=open,
     tokenizer=tokenizer,
+    suits="A checkpoint for transformers. Choose it to compare, or where a server with "
+    "PyTorch is the target.",
+    advice=ADVICE,
     rank=7,
     colour=1,
 )

@@ -1,6 +1,4 @@
-"""The tables of devices × backends × precisions and of family members × backends, for the README.
-
-    python -m phipipe.maintain.readme_tables --write README.md | --check README.md
+"""Tables of devices × backends × precisions, and of family members × backends, for the reference.
 
 Devices with the same units are one row. A cell holds the bits that can be built: 4, 8 (integers),
 16, 32 (floats). Family members are judged by the rules that ``plan`` applies, with each backend's
@@ -9,16 +7,15 @@ default options.
 
 from __future__ import annotations
 
-import argparse
-import sys
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 from phipipe import backends
 from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
+from phipipe.maintain.markdown import table
 from phipipe.models import checkpoints, family
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe import device
@@ -27,28 +24,23 @@ from phipipe.recipe.recipe import Recipe, Source
 from phipipe.steps import Advice, Json
 from phipipe.vision import kinds
 
-BEGIN, END = (
-    "<!-- support: begin (python -m phipipe.maintain.readme_tables --write README.md) -->",
-    "<!-- support: end -->",
-)
-FAMILY_BEGIN, FAMILY_END = "<!-- family: begin (see above) -->", "<!-- family: end -->"
 BITS = {"int4": "4", "int8": "8", "fp16": "16", "fp32": "32"}
 
 
-def markdown() -> str:
-    """The table, without its markers."""
+def support() -> str:
+    """Devices and their units against backends."""
     names = backends.names()
-    lines = ["| devices | unit | " + " | ".join(f"`{name}`" for name in names) + " |"]
-    lines.append("|---|---|" + "---|" * len(names))
+    rows = []
     for members in _groups():
-        for i, unit in enumerate(members[0].units):
-            first = ", ".join(f"`{d.name}`" for d in members) if i == 0 else ""
+        first = ", ".join(f"`{d.name}`" for d in members)
+        for unit in members[0].units:
             cells = [
                 " ".join(BITS[p] for p in BITS if p in backends.able(name, members[0], unit))
                 for name in names
             ]
-            lines.append(f"| {first} | {unit.api} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([first, unit.api, *cells])
+            first = ""
+    return table(["devices", "unit", *(f"`{name}`" for name in names)], rows)
 
 
 def _groups() -> list[list[Device]]:
@@ -137,62 +129,26 @@ def _advised(
     return job.checkpoint, advice
 
 
-def family_markdown() -> str:
-    """The family's table and what its marks mean, without its markers."""
+def family_table() -> str:
+    """Rows of the family against backends."""
     names = backends.names()
-    lines = [
-        "| models | " + " | ".join(f"`{name}`" for name in names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
+    rows = []
     for row in dict.fromkeys(cell.row for cell in cells()):
-        lines.append(
-            f"| {row} | " + " | ".join(cell.words() for cell in cells() if cell.row == row) + " |"
-        )
+        words = [_linked(cell.words()) for cell in cells() if cell.row == row]
+        rows.append([row, *words])
+    return table(["models", *(f"`{name}`" for name in names)], rows)
+
+
+def _linked(words: str) -> str:
+    """Marks lead to their explanations."""
+    return re.sub(r"\b[A-Z]\d\d?\b", lambda m: f"[{m[0]}](rules.md#{m[0].lower()})", words)
+
+
+def family_legend() -> dict[str, str]:
+    """Mark → its words, of all marks in the table."""
     legend: dict[str, str] = {}
     for cell in cells():
-        shown = (
-            {**cell.fixups, **cell.limits} if cell.works else dict(list(cell.errors.items())[:1])
-        )
+        first = dict(list(cell.errors.items())[:1])
+        shown = {**cell.fixups, **cell.limits} if cell.works else first
         legend |= {mark: words for mark, words in shown.items() if mark not in legend}
-    return "\n".join([*lines, "", *(f"- **{mark}** {legend[mark]}" for mark in sorted(legend))])
-
-
-def placed(text: str) -> str:
-    """``text`` with the tables of today between their markers.
-
-    Raises:
-        ValueError: some markers are not there.
-    """
-    for first, last, table in (
-        (BEGIN, END, markdown()),
-        (FAMILY_BEGIN, FAMILY_END, family_markdown()),
-    ):
-        before, begin, rest = text.partition(first)
-        _, end, after = rest.partition(last)
-        if not begin or not end:
-            raise ValueError(f"no place for the table: {first} … {last}")
-        text = f"{before}{first}\n{table}\n{last}{after}"
-    return text
-
-
-def main() -> int:
-    """Write the table into a file, or say whether it is up to date (exit code 1 if not)."""
-    parser = argparse.ArgumentParser(
-        description="What works: devices, models, backends, precisions."
-    )
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", type=Path, metavar="FILE")
-    action.add_argument("--check", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    path = arguments.write or arguments.check
-    old = path.read_text("utf-8")
-    new = placed(old)
-    if arguments.write:
-        path.write_text(new, "utf-8")
-    elif old != new:
-        print(f"{path} is out of date: python -m phipipe.maintain.readme_tables --write {path}")
-    return int(arguments.check is not None and old != new)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return dict(sorted(legend.items()))

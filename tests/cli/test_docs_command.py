@@ -1,0 +1,72 @@
+"""The command that prints the documentation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from testing.shell import Run
+
+from phipipe.cli import docs
+from phipipe.files import shipped
+
+
+def test_without_a_topic_all_pages_are_listed(run: Run) -> None:
+    code, out, _ = run("docs")
+    assert code == 0
+    for path in shipped.folder("docs").rglob("*.md"):
+        assert path.stem in out
+    assert "Options of each backend" in out
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics", "reference/metrics", "docs/reference/metrics.md", "METRICS"]
+)
+def test_a_page_is_found_by_its_name_and_by_its_path(run: Run, name: str) -> None:
+    code, out, _ = run("docs", name)
+    assert code == 0
+    assert out.startswith("# Metrics\n")
+    assert "<!--" not in out, "comments are for tests"
+
+
+def test_a_mistyped_page_is_guessed(run: Run) -> None:
+    code, _, err = run("docs", "metrcs")
+    assert code == 2
+    assert "did you mean `metrics`" in err
+    assert "`phipipe docs` lists all pages" in err
+
+
+def test_a_name_that_two_pages_have_is_not_guessed() -> None:
+    with pytest.raises(docs.RecipeError, match="several pages"):
+        docs.find("size", ["how-to/size", "reference/size"])
+    assert docs.find("index", ["index", "reference/index"]) == "index"
+
+
+def test_a_page_outside_of_the_documentation_is_not_printed(run: Run) -> None:
+    for name in ("../README", "/etc/passwd", "reference/../../README"):
+        code, out, _ = run("docs", name)
+        assert (code, out) == (2, "")
+
+
+def test_programs_get_the_text(run: Run) -> None:
+    _, out, _ = run("docs", "exit-codes", "--json")
+    page = json.loads(out)
+    assert page["topic"] == "reference/exit-codes"
+    assert page["title"] == "Exit codes"
+    assert page["text"].startswith("# Exit codes")
+
+
+def test_a_terminal_gets_the_page_set_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    code, out, _ = run("docs", "events")
+    assert code == 0
+    assert "| --- |" not in out, "tables are drawn"
+    assert "step_finished" in out
+
+
+def test_comments_in_blocks_of_code_stay() -> None:
+    text = "<!-- not run: x -->\n```html\n<!-- kept -->\n```\n"
+    assert docs.plain(text) == "```html\n<!-- kept -->\n```\n"
