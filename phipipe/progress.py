@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
+T = TypeVar("T")
 OnProgress = Callable[[int, int, str], None]
 """Told how many of how many units are finished, and the units' name."""
 
@@ -37,6 +39,14 @@ def listening(listener: OnProgress) -> Iterator[None]:
 def report(done: int, total: int, unit: str) -> None:
     """``done`` of ``total`` ``unit`` (plural, such as "windows") are finished."""
     getattr(_own, "listener", _listener)(done, total, unit)
+
+
+def each(items: Sequence[T], unit: str) -> Iterator[T]:
+    """``items`` one after another; each that is asked for tells that those before are finished."""
+    for done, item in enumerate(items):
+        report(done, len(items), unit)
+        yield item
+    report(len(items), len(items), unit)
 
 
 def follow(follower: OnLine | None) -> None:

@@ -66,6 +66,7 @@ ROWS = (
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster"),
+    ("diff",),
     ("api",),
     ("cli",),
     ("maintain", "flow", "__main__"),

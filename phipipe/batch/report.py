@@ -29,6 +29,7 @@ TYPE = "phipipe-batch"
 FORMAT = 1
 STATES = ("built", "cached", "gated", "failed", "refused", "skipped")
 SHOWN = tuple(METRICS[name] for name in ("size_gib", "kld_mean", "top1", "decode_tokens_per_s"))
+NUMBERS = (*(metric.heading for metric in SHOWN), "time")  # columns of them
 
 
 def exit_code(done: Sequence[Done]) -> int:
@@ -93,23 +94,33 @@ def _package_of(done: Done) -> Stored | None:
 def table(done: Sequence[Done]) -> str:
     """One line per build with the change since the package accepted before, then what went
     wrong."""
-    heads = ["build", "state", *(metric.heading for metric in SHOWN), "time"]
-    rows = [heads, *(_row(one) for one in done)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ways = ["<", "<", *(">" for _ in SHOWN), ">"]
-    lines = [
-        "  ".join(f"{text:{way}{n}}" for text, way, n in zip(row, ways, widths, strict=True))
-        for row in rows
+    cells = rows(done)
+    lines = [list(cells[0]), *(list(row.values()) for row in cells)] if cells else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ways = [">" if name in NUMBERS else "<" for name in lines[0]] if lines else []
+    texts = [
+        "  ".join(f"{text:{way}{n}}" for text, way, n in zip(line, ways, widths, strict=True))
+        for line in lines
     ]
+    return "\n".join([*(text.rstrip() for text in texts), "", total(done)])
+
+
+def rows(done: Sequence[Done]) -> list[dict[str, str]]:
+    """A row for each build; those in ``NUMBERS`` are to be set to the right."""
+    return [_row(one) for one in done]
+
+
+def total(done: Sequence[Done]) -> str:
+    """How many builds ended how."""
     counted = [f"{n} {state}" for state in STATES if (n := sum(d.state == state for d in done))]
-    total = f"{words.counted(len(done), 'build')}: {', '.join(counted)}"
-    return "\n".join([*(line.rstrip() for line in lines), "", total])
+    return f"{words.counted(len(done), 'build')}: {', '.join(counted)}"
 
 
-def _row(done: Done) -> list[str]:
+def _row(done: Done) -> dict[str, str]:
     took = done.seconds
-    cells = [_cell(done, metric) for metric in SHOWN]
-    return [done.item.name, done.state, *cells, f"{figures.number(took)} s" if took else "–"]
+    cells = {metric.heading: _cell(done, metric) for metric in SHOWN}
+    time = f"{figures.number(took)} s" if took else "–"
+    return {"build": done.item.name, "state": done.state, **cells, "time": time}
 
 
 def _cell(done: Done, metric: Metric) -> str:

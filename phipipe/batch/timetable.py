@@ -37,7 +37,7 @@ ALWAYS = {"minutes": range(60), "hours": range(24), "days": range(1, 32), "month
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """``words`` are those after ``phipipe``; ``program`` is what phipipe is started with;
-    ``folder`` where."""
+    ``folder`` where. ``install`` is what pip gets on a machine without phipipe."""
 
     name: str
     at: str
@@ -45,6 +45,7 @@ class Job:
     program: Sequence[str]
     folder: Path
     out: Path
+    install: str = ""
 
     @property
     def command(self) -> list[str]:

@@ -20,7 +20,9 @@ from phipipe.cli import (
     build,
     cache,
     config,
+    diff,
     docs,
+    graph,
     help,
     lists,
     packages,
@@ -42,10 +44,12 @@ COMMANDS = {  # heading → commands, in the order a user meets them
     "Build": (
         build.run,
         plan.plan,
+        graph.graph,
     ),
     "Packages": (
         packages.chat,
         packages.compare,
+        diff.diff,
         packages.eval_,
         packages.measure,
         packages.verify,

@@ -43,6 +43,7 @@ def batch(chosen: Chosen, manner: Manner, dry_run: bool, as_json: bool) -> None:
     """
     from phipipe.api import batches
     from phipipe.batch import hooks, report
+    from phipipe.cli import tables
 
     started = datetime.datetime.now(datetime.UTC)
     items = chosen.items()
@@ -56,7 +57,8 @@ def batch(chosen: Chosen, manner: Manner, dry_run: bool, as_json: bool) -> None:
     if as_json:
         answers.give_text(report.dump(summary))
     else:
-        echo(report.table(done))
+        echo(tables.table(report.rows(done), right=report.NUMBERS))
+        echo(f"\n{report.total(done)}")
         echo(f"\nboard    {manner.out / 'board.html'}\nsummary  {manner.out / 'batch.json'}")
     for one in done:
         if one.error:

@@ -23,7 +23,7 @@ import uv
 from phipipe import backends
 from phipipe.errors import PhipipeError
 from phipipe.settings import Settings
-from phipipe.store import shared
+from phipipe.store import room, shared
 from phipipe.toolchains import installation, uv_settings
 from phipipe.words import size
 
@@ -167,10 +167,9 @@ def disks(settings: Settings) -> Iterator[Check]:
         message, hint = f"{size(free, 2)} free", None
         if free < ROOM:
             message += f" at `{folder}`, where a toolchain alone takes up to {size(ROOM, 2)}"
-            hint = (
-                f"`phipipe cache gc --budget GIB` makes room; or set {variable} to a folder "
-                f"on a larger disk"
-            )
+            hint = f"set {variable} to a folder on a larger disk"
+            if found := room.collection(settings.cache, ROOM) if "cache" in names else None:
+                hint = found.hint
         yield Check(
             name=f"disk of {', '.join(names)}",
             ok=free >= ROOM,

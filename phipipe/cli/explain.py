@@ -188,9 +188,6 @@ def text(one: Explanation) -> str:
     return "\n".join(lines)
 
 
-def listing() -> str:
-    """All of them for people, a line each."""
-    return "\n".join(
-        f"{one.id:5}{one.kind:11}{textwrap.shorten(one.what, 96, placeholder=' …')}"
-        for one in explanations().values()
-    )
+def rows() -> list[dict[str, str]]:
+    """All of them for people, a row each."""
+    return [{"id": one.id, "kind": one.kind, "what": one.what} for one in explanations().values()]

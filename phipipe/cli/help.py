@@ -22,10 +22,11 @@ def explain(name: str | None, as_json: bool) -> None:
     """Say what stands behind a rule, a fix-up or an exit code: why, since when, what to do. Without
     ID: all of them."""
     from phipipe.cli import explain as explaining
+    from phipipe.cli import tables
 
     if name is None:
         every = list(explaining.explanations().values())
-        answers.give(every) if as_json else echo(explaining.listing())
+        answers.give(every) if as_json else echo(tables.table(explaining.rows()))
         return
     one = explaining.find(name)
     answers.give(one) if as_json else echo(explaining.text(one))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from phipipe.api.show import ending, heading, ready, warning_lines
 from phipipe.errors import PhipipeError
 from phipipe.execution.nodes import labels
+from phipipe.execution.pace import Pace
 from phipipe.execution.results import Listener, Result
 from phipipe.planning.plan import Plan
 from phipipe.visible import one_line, visible
@@ -38,6 +40,7 @@ class Lines:
     def __init__(self, width: int, stream: TextIO) -> None:
         self._stream, self._width = stream, width
         self._last_line_s: dict[str, float] = {}
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
 
     def _line(self, label: str, text: str) -> None:
         self.note(f"{label:{self._width}}  {text}")
@@ -47,8 +50,9 @@ class Lines:
         self._line(label, f"runs: {why}")
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
+        heard = self._paces[label].heard(done, total, unit)
         if time.monotonic() - self._last_line_s.get(label, 0.0) > HEARTBEAT_S:
-            self._line(label, f"{done} of {total} {unit}")
+            self._line(label, f"{done} of {total} {unit}, {heard.words}")
 
     def finished(self, label: str, result: Result) -> None:
         self._line(label, ending(result))
@@ -73,6 +77,7 @@ class Live:
     def __init__(self, width: int, progress: Progress) -> None:
         self._progress, self._width = progress, width
         self._tasks: dict[str, TaskID] = {}
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
 
     def introduce(self, plans: Sequence[Plan]) -> None:
         """Say what is being built."""
@@ -83,12 +88,13 @@ class Live:
 
     def started(self, label: str, why: str) -> None:
         self._tasks[label] = self._progress.add_task(
-            f"  {label:{self._width}}  {one_line(why)}", total=None
+            f"  {label:{self._width}}  {one_line(why)}", total=None, far=""
         )
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
         if label in self._tasks:
-            self._progress.update(self._tasks[label], completed=done, total=total)
+            far = self._paces[label].heard(done, total, unit).words
+            self._progress.update(self._tasks[label], completed=done, total=total, far=far)
 
     def finished(self, label: str, result: Result) -> None:
         from rich.text import Text
@@ -108,7 +114,7 @@ class Live:
 
     def installing(self, toolchain: str) -> None:
         self._tasks[toolchain] = self._progress.add_task(
-            f"  installing toolchain `{toolchain}`", total=None
+            f"  installing toolchain `{toolchain}`", total=None, far=""
         )
 
     def installed(self, toolchain: str, seconds: float, error: PhipipeError | None) -> None:
@@ -176,6 +182,7 @@ def _live(width: int, stream: TextIO) -> Iterator[Live]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(24),
+        TextColumn("{task.fields[far]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:

@@ -49,8 +49,14 @@ LOG = Log()
 
 
 def echo(text: str) -> None:
-    """Print lines for people on stdout."""
-    click.echo(visible(text))
+    """Print lines for people on stdout; on a terminal a table's heads are bold."""
+    heads = getattr(text, "heads", 0)
+    if not heads or os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+        click.echo(visible(text))
+        return
+    lines = visible(text).split("\n")
+    bold = [click.style(line, bold=True) for line in lines[:heads]]
+    click.echo("\n".join([*bold, *lines[heads:]]))
 
 
 def note(line: str, *, is_error: bool = False) -> None:

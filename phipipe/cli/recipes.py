@@ -128,14 +128,11 @@ def pin(recipe: Path, as_json: bool) -> None:
     """Write the commits that branches are at into a recipe; its comments stay. What is pinned is
     left alone."""
     from phipipe.hub import pin as pins
-    from phipipe.output import documents
+    from phipipe.output.recipes import Pinned
 
     pinned = pins.pin(recipe)
     if as_json:
-        rows = [
-            documents.Pinned(repo=one.repo, revision=one.revision, commit=one.commit)
-            for one in pinned
-        ]
+        rows = [Pinned(repo=one.repo, revision=one.revision, commit=one.commit) for one in pinned]
         answers.give(rows)
         return
     for one in pinned:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,12 @@ def schedule() -> None:
 @click.option("--systemd", "kind", flag_value="systemd", help="A service and a timer.")
 @click.option("--github-actions", "kind", flag_value="github-actions", help="A workflow.")
 @click.option("--airflow", "kind", flag_value="airflow", help="A DAG, for Airflow 3.")
+@click.option(
+    "--install",
+    metavar="REQUIREMENT",
+    help="What pip gets on GitHub's machines, such as 'phipipe @ git+https://HOST/OWNER/NAME@TAG' "
+    "or a path in the repository. Default: the commit that this phipipe was installed from.",
+)
 @CHOSEN
 @MANNER
 @taking("when", When, [AT, JOB])
@@ -72,6 +78,7 @@ def export(
     manner: Manner,
     when: When,
     kind: str | None,
+    install: str | None,
     write: Path | None,
     as_json: bool,
 ) -> None:
@@ -84,10 +91,11 @@ def export(
         raise click.UsageError(
             f"choose one of {', '.join('--' + name for name in timetable.FORMATS)}"
         )
+    job = replace(_job(chosen, manner, when), install=_requirement(kind, install, manner))
     note(timetable.words(when.at))
     items = chosen.items()
     note(f"{counted(len(items), 'build')} today")
-    files = timetable.files(kind, _job(chosen, manner, when))
+    files = timetable.files(kind, job)
     written = None if write is None else timetable.write(files, write)
     if as_json:
         texts = zip(written or files, files.values(), strict=True)
@@ -100,6 +108,18 @@ def export(
     else:
         for target in written:
             echo(f"wrote {target}")
+
+
+def _requirement(kind: str, install: str | None, manner: Manner) -> str:
+    """What pip gets where ``kind`` of engine installs phipipe; nothing where it starts ours."""
+    from phipipe.batch import origin
+
+    if kind != "github-actions":
+        if install is not None:
+            raise click.UsageError(f"--{kind} starts the phipipe of this machine: no --install.")
+        return ""
+    extras = {"dask"} if "--on" in manner.words else set()
+    return origin.requirement(install, frozenset(extras))
 
 
 def _job(chosen: Chosen, manner: Manner, when: When) -> Job:

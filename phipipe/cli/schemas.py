@@ -18,7 +18,7 @@ from phipipe import backends
 from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
-from phipipe.output import batch, documents, lists
+from phipipe.output import batch, diff, documents, lists, recipes
 from phipipe.recipe import schema
 from phipipe.steps import Json
 from phipipe.suggestions import near
@@ -41,12 +41,13 @@ class Board:
 DOCUMENTS: Mapping[str, Json] = {
     "run": list[documents.Built],
     "plan": list[documents.Planned],
+    "diff": diff.Difference,
     "validate": list[documents.Validated],
     "eval": documents.Built,
     "measure": Board,
     "compare": Board,
     "verify": documents.Verified,
-    "init": documents.Started,
+    "init": recipes.Started,
     "recipes-ls": list[lists.ShippedRecipe],
     "recipes-show": lists.ShippedRecipeDetails,
     "recipes-copy": lists.CopiedRecipe,
@@ -57,9 +58,10 @@ DOCUMENTS: Mapping[str, Json] = {
     "batch": batch.Batch | batch.Foreseen,
     "schedule-export": batch.Exported,
     "schema": list[lists.SchemaFile],
-    "pin": list[documents.Pinned],
+    "pin": list[recipes.Pinned],
     "toolchain-ls": list[lists.Toolchain],
     "toolchain-install": list[lists.Toolchain],
+    "toolchain-build": lists.BuiltWheel,
     "toolchain-path": lists.Toolchain,
     "cache-ls": list[lists.Stored],
     "cache-verify": lists.CacheVerified,
@@ -108,8 +110,8 @@ def of_command(name: str) -> dict[str, Json]:
 
 def files() -> dict[Path, str]:
     """Every schema, by its path in ``schemas/``."""
-    recipes = {Path(f"{RECIPE}.schema.json"): text(RECIPE)}
-    return recipes | {Path("output") / f"{name}.schema.json": text(name) for name in DOCUMENTS}
+    recipe = {Path(f"{RECIPE}.schema.json"): text(RECIPE)}
+    return recipe | {Path("output") / f"{name}.schema.json": text(name) for name in DOCUMENTS}
 
 
 def bundle() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from phipipe import words
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def describe(one: Outlook, workers: Workers | None = None) -> str:
     """A table of steps: cached or not, why, what they need and how long they take."""
-    return plan_words.describe(one, tables.table, workers)
+    return plan_words.describe(one, partial(tables.table, indent=2), workers)
 
 
 # --- many builds

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
+from phipipe.cli.grid import Row, terminal_width
+from phipipe.cli.grid import table as table  # for who has rows of his own
 from phipipe.output import lists
 from phipipe.steps import Json
 from phipipe.words import human
-
-Row = Mapping[str, Json]
 
 
 def devices(rows: Sequence[lists.Device]) -> str:
@@ -176,21 +178,30 @@ def _state(row: lists.Toolchain) -> str:
     return f"{row.packages} packages" if row.installed else "not installed"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows under the names of their columns."""
-    if not rows:
-        return "nothing yet"
-    columns = list(rows[0])
-    lines = [columns, *([str(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
 def outline(row: Row) -> str:
-    """One thing with all that is known of it; what is not known is left out."""
-    return "\n".join(_outline(row))
+    """One thing with all that is known of it; what is not known is left out. On a terminal long
+    lines go on below their beginning."""
+    width = terminal_width()
+    lines = _outline(row)
+    if width is None:
+        return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _hung(line, width))
+
+
+def _hung(line: str, width: int) -> list[str]:
+    """``line`` in pieces of ``width`` columns; a value goes on where it began."""
+    if len(line) <= width:
+        return [line]
+    found = re.match(r"( *\S+  +)\S", line)
+    start = len(found.group(1)) if found else len(line) - len(line.lstrip()) + 2
+    return textwrap.wrap(
+        line.lstrip(),
+        width,
+        initial_indent=" " * (len(line) - len(line.lstrip())),
+        subsequent_indent=" " * (start if start <= width // 2 else 4),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _outline(row: Row, depth: int = 0) -> list[str]:

@@ -1,18 +1,23 @@
-"""The commands about toolchains: toolchain ls, install, path."""
+"""The commands about toolchains: toolchain ls, install, build, path."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import click
 
 from phipipe.cli import answers, completions
 from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo, note
-from phipipe.cli.options import AS_JSON
+from phipipe.cli.options import AS_JSON, UserPath
 from phipipe.cli.workplace import settings_of_user
 from phipipe.errors import ToolchainError
-from phipipe.words import counted
+from phipipe.files.user_paths import Kind
+from phipipe.words import counted, human
 
 
 @click.group(cls=Group, epilog="Example:  phipipe toolchain install onnxruntime")
@@ -33,20 +38,101 @@ def list_toolchains(as_json: bool) -> None:
 @toolchain.command("install", epilog="Example:  phipipe toolchain install onnxruntime --force")
 @click.argument("names", nargs=-1, required=True, shell_complete=completions.toolchains)
 @click.option("--force", is_flag=True, help="Remove it first, whatever its state.")
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Take what others have compiled, from PHIPIPE_REMOTE. It is code that runs here: do this "
+    "only where you trust all who can write there.",
+)
 @AS_JSON
-def install(names: Sequence[str], force: bool, as_json: bool) -> None:
-    """Install toolchains now instead of on first use."""
+def install(names: Sequence[str], force: bool, shared: bool, as_json: bool) -> None:
+    """Install toolchains now instead of on first use.
+
+    A wheel of the locked version in your package index, or in a folder that PIP_FIND_LINKS names,
+    is taken; else llama.cpp is compiled here, which takes minutes.
+    """
     from phipipe.cli import facts
+    from phipipe.toolchains import compiling, wheels
     from phipipe.toolchains import environments as toolchains
 
     for name in names:
         if force:
             toolchains.remove(name, settings_of_user(), note)
-        installed = toolchains.ensure(name, settings_of_user(), note)
+        with contextlib.ExitStack() as stack:
+            tell = stack.enter_context(_showing(name))
+            links = None
+            if shared and name in compiling.COMPILED:
+                links = stack.enter_context(wheels.shared(name, settings_of_user(), tell))
+            installed = toolchains.ensure(name, settings_of_user(), tell, links=links)
         if not as_json:
             echo(f"{name}: {counted(len(installed.packages), 'package')}")
     if as_json:
         answers.give([facts.toolchain_row(name, settings_of_user()) for name in names])
+
+
+@toolchain.command("build", epilog="Example:  phipipe toolchain build llamacpp --out wheels")
+@click.argument("name")
+@click.option(
+    "--out",
+    type=UserPath(Kind.NEW_FOLDER),
+    default="wheels",
+    show_default=True,
+    metavar="FOLDER",
+    help="Where the wheel is written.",
+)
+@click.option(
+    "--native",
+    is_flag=True,
+    help="Compile for this very processor: faster here, and it crashes on lesser ones.",
+)
+@click.option("--share", is_flag=True, help="Lay the wheel into PHIPIPE_REMOTE, too.")
+@AS_JSON
+def build(name: str, out: Path, native: bool, share: bool, as_json: bool) -> None:
+    """Compile what a toolchain needs once, as a wheel for other machines.
+
+    They take it from a folder (PIP_FIND_LINKS), or with `toolchain install --shared`. Without
+    --native it runs on every x86-64 processor with AVX2 (2013 and later), and on every 64-bit Arm.
+    """
+    from phipipe.output import lists
+    from phipipe.toolchains import wheels
+
+    with _showing(name) as tell:
+        if share:
+            wheels.check_sharing(name, settings_of_user(), native=native)
+        wheel = wheels.build(name, settings_of_user(), tell, out=out, native=native)
+        if share:
+            wheel = wheels.share(name, wheel, settings_of_user())
+    if as_json:
+        answers.give(
+            lists.BuiltWheel(
+                toolchain=name,
+                wheel=str(wheel.path),
+                sha256=wheel.sha256,
+                size_bytes=wheel.size_bytes,
+                native=wheel.native,
+                shared=wheel.shared,
+            )
+        )
+        return
+    echo(f"wrote {wheel.path}: {human(wheel.size_bytes)}, SHA-256 {wheel.sha256}")
+    if wheel.shared:
+        echo(f"others take it with:  phipipe toolchain install {name} --shared")
+    else:
+        echo(f"others take it with:  PIP_FIND_LINKS=FOLDER phipipe toolchain install {name}")
+
+
+@contextlib.contextmanager
+def _showing(name: str) -> Iterator[Callable[[str], None]]:
+    """Show how far the installation of toolchain ``name`` is; what is said beside goes to what
+    this gives."""
+    from phipipe import progress
+    from phipipe.cli import listeners
+
+    with listeners.many([], sys.stderr) as listener:
+        tell = partial(listener.progress, name)
+        listener.started(name, "installing") if sys.stderr.isatty() else None
+        with progress.listening(tell):
+            yield listener.note
 
 
 @toolchain.command("path", epilog="Example:  $(phipipe toolchain path onnxruntime) -m pip list")

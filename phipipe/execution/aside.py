@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from phipipe.errors import PhipipeError
+from phipipe.progress import OnProgress
 
 T = TypeVar("T")
 
@@ -43,6 +44,10 @@ class Aside:
     def call(self, event: Callable[[], None]) -> None:
         """From any thread: have ``event`` handled."""
         self._events.put(event)
+
+    def relay(self, tell: OnProgress) -> OnProgress:
+        """``tell``, for any thread: what it is told is handled."""
+        return lambda done, total, unit: self.call(partial(tell, done, total, unit))
 
     def handle(self) -> None:
         """Wait for an event and handle it, and what else has come meanwhile."""

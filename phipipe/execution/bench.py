@@ -21,6 +21,7 @@ from phipipe.execution.process import Request
 from phipipe.execution.results import Forecast, Result, Results, Waiting
 from phipipe.execution.servers import Servers
 from phipipe.execution.tools import Tools
+from phipipe.execution.watch import Expected
 from phipipe.planning.plan import Plan
 from phipipe.progress import OnProgress
 from phipipe.settings import Settings
@@ -123,7 +124,11 @@ class Bench:
         with self._store.scratch() as scratch:
             out = step.folder or scratch / "out"
             request = Request(
-                step=step.name, runs=step.runs, inputs=paths, params=waiting.record["params"]
+                step=step.name,
+                runs=step.runs,
+                inputs=paths,
+                params=waiting.record["params"],
+                expected=self._expected(step, inputs),
             )
             if step.toolchain:
                 self._tools.check(step.toolchain, waiting.record["tools"])
@@ -181,6 +186,14 @@ class Bench:
         timings = self._past().timings if todo else Timings()
         found = {step.name: timings.of_step(step, sizes) for step in todo}
         return {name: estimate for name, estimate in found.items() if estimate}
+
+    def _expected(self, step: Step, inputs: Results) -> Expected:
+        """What ``step`` will take, as far as the records tell that were read already."""
+        if self._history is None:
+            return Expected(output_bytes=step.output_bytes)
+        sizes = {step.needs[name]: r.stored.size_bytes for name, r in inputs.items()}
+        known = self._history.timings.of_step(step, sizes)
+        return Expected(seconds=known.seconds if known else None, output_bytes=step.output_bytes)
 
     def _past(self) -> why.History:
         """The store's records, which are read once: they may be many."""

@@ -152,7 +152,11 @@ class _Run:
                 elif self._todo.is_due(node):
                     self._failed(node, result)
 
-        self._aside.start(partial(self._bench.prepare, tool), end)
+        def work() -> None:
+            with progress.listening(self._aside.relay(partial(self._listener.progress, tool))):
+                self._bench.prepare(tool)
+
+        self._aside.start(work, end)
 
     # Steps that are made
 
@@ -200,13 +204,11 @@ class _Run:
         node.running = True
         self._running[node.identity] = node
         self._listener.started(node.label, waiting.why)
-
-        def report(done: int, total: int, unit: str) -> None:
-            self._aside.call(partial(self._listener.progress, node.label, done, total, unit))
+        tell = self._aside.relay(partial(self._listener.progress, node.label))
 
         def work() -> Result:
             with progress.named(node.label):
-                return self._bench.make(waiting, inputs, report)
+                return self._bench.make(waiting, inputs, tell)
 
         self._aside.start(work, partial(self._made, node))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from phipipe.package.figures import peaks
 from phipipe.steps import Json
+from phipipe.words import duration
 
 Event = Mapping[str, Json]  # see ``events``
 
@@ -22,7 +23,7 @@ def words(event: Event) -> str:
     sentences: dict[str, Callable[[], str]] = {
         "run_started": lambda: f"{event['command']}: {', '.join(event['builds']) or 'nothing'}",
         "step_started": lambda: f"{step}  runs: {event['why']}",
-        "step_progress": lambda: f"{step}  {event['done']} of {event['total']} {event['unit']}",
+        "step_progress": lambda: _progress(event),
         "step_finished": lambda: _finished(event),
         "step_failed": lambda: (
             f"{step}  failed ({event['exit_code']}): {event['message']}{_hint(event)}"
@@ -37,6 +38,13 @@ def words(event: Event) -> str:
         ),
     }
     return sentences[kind]() if kind in sentences else json.dumps(dict(event))
+
+
+def _progress(event: Event) -> str:
+    said = f"{event['step']}  {event['done']} of {event['total']} {event['unit']}"
+    share, left = event.get("share"), event.get("seconds_left")
+    said += f", {100 * share:.0f} %" if share is not None else ""
+    return said + (f", about {duration(left)} left" if left is not None else "")
 
 
 def row(event: Event) -> dict[str, Json]:

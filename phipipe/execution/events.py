@@ -7,7 +7,8 @@ are known:
 - ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds
   since 1970)
 - ``step_started``: step, why
-- ``step_progress``: step, done, total, unit; at most every ``PROGRESS_S`` for each step
+- ``step_progress``: step (or the toolchain that is being installed), done, total, unit, share (0 to
+  1), [seconds_left]; at most every ``PROGRESS_S`` for each step
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds,
   peak_anon_bytes, peak_rss_bytes, machine (who did it, if not this one)]
 - ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message,
@@ -30,6 +31,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -39,6 +41,7 @@ import psutil
 from phipipe import __version__
 from phipipe.errors import Interrupted, PhipipeError, StoreError, encoded
 from phipipe.execution import past_runs, tracing
+from phipipe.execution.pace import Pace
 from phipipe.execution.results import Listener, Result
 from phipipe.execution.tracing import Sink
 from phipipe.steps import Advice, Json
@@ -74,6 +77,7 @@ class Recorder:
     ) -> None:
         self._run, self._inner, self._streams, self._sinks = run, inner, streams, sinks
         self._reported: dict[str, float] = {}
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
         self._writing = threading.Lock()
         self.code = 0  # the highest exit code of the builds so far
 
@@ -106,9 +110,12 @@ class Recorder:
         self._inner.started(label, why)
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
+        heard = self._paces[label].heard(done, total, unit)
         if time.monotonic() - self._reported.get(label, -PROGRESS_S) >= PROGRESS_S:
             self._reported[label] = time.monotonic()
-            self.write("step_progress", step=label, done=done, total=total, unit=unit)
+            left = {} if heard.left_s is None else {"seconds_left": round(heard.left_s, 1)}
+            facts = {"done": done, "total": total, "unit": unit, "share": round(heard.share, 4)}
+            self.write("step_progress", step=label, **facts, **left)
         self._inner.progress(label, done, total, unit)
 
     def finished(self, label: str, result: Result) -> None:

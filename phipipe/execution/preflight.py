@@ -22,7 +22,7 @@ from phipipe.planning import preparation
 from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.steps import Step
-from phipipe.store import downloads, free_space
+from phipipe.store import downloads, free_space, room
 from phipipe.store.store import Store
 
 OVERRIDE = "PHIPIPE_PREFLIGHT=off tries it all the same"
@@ -162,7 +162,7 @@ def _too_little_disk(
     ):
         if amount > free:
             largest = max(steps, key=lambda step: step.output_bytes)
-            remedy = free_space.KEEP_CACHE if where == cache else free_space.KEEP_OUT
+            remedy = room.hint(cache, amount) if where == cache else free_space.KEEP_OUT
             return StoreError(
                 f"too little room on the disk of `{where}`: the run writes about "
                 f"{words.size(amount)}, and {words.size(free)} are "

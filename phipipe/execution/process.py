@@ -20,7 +20,7 @@ import psutil
 
 from phipipe.errors import Interrupted
 from phipipe.execution.endings import Ending, cannot_start, keep_log
-from phipipe.execution.watch import Watch
+from phipipe.execution.watch import UNKNOWN, Expected, Watch
 from phipipe.processes.children import (
     await_exit,
     has_exited,
@@ -41,12 +41,14 @@ GRACE_S = 2.0  # between a polite end and a forced one
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step to be run: ``runs`` is the name of its function (``phipipe.steps``)."""
+    """One step to be run: ``runs`` is the name of its function (``phipipe.steps``), ``expected``
+    what it will take."""
 
     step: str
     runs: str
     inputs: Mapping[str, Path]
     params: Mapping[str, Json]
+    expected: Expected = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ class Server:
         """
         start, folder = time.monotonic(), folder.absolute()
         self._write(request, folder)
-        watch = Watch(folder, self._settings, on_progress)
+        watch = Watch(folder, self._settings, on_progress, request.expected)
         code = self._do(folder, watch)
         response = _read_response(folder)
         if response is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,15 +18,38 @@ from phipipe.processes.children import tree
 from phipipe.progress import OnProgress
 from phipipe.settings import Settings
 from phipipe.steps import Json
+from phipipe.words import MIB
 
+GUESS_S = 1.0  # between two looks at a step that says nothing
+WORTH_S, WORTH_BYTES = 5.0, 64 * MIB  # less is over before anybody looks
+TIME, WRITTEN = "s expected", "MiB expected"
 CHUNK = 2**16  # bytes of a log that are read at once
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a step will take, as far as anybody knows: ``seconds`` as earlier results took, bytes as
+    planned."""
+
+    seconds: float | None = None
+    output_bytes: int = 0
+
+
+UNKNOWN = Expected()
 
 
 class Watch:
     """Memory and time of one step, sampled; ``verdict`` says why it has to end."""
 
-    def __init__(self, folder: Path, settings: Settings, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        on_progress: OnProgress,
+        expected: Expected = UNKNOWN,
+    ) -> None:
+        self._expected, self._guessed = expected, 0.0
         self._folder, self._settings, self._on_progress = folder, settings, on_progress
         self._start = self._active = time.monotonic()
         self._seen: tuple[int, list[Json]] = (0, [])
@@ -63,7 +88,8 @@ class Watch:
             self._shown.go_on(ended=True)
 
     def report(self) -> None:
-        """Hand on the step's progress, if there is news, and the lines that it wrote."""
+        """Hand on the step's progress, if there is news, and the lines that it wrote; of one that
+        says nothing, what can be seen from outside."""
         if progress.is_followed():
             self._shown.go_on()
         with contextlib.suppress(OSError, ValueError):
@@ -71,6 +97,22 @@ class Watch:
             if news != self._progress:
                 self._progress = news
                 self._on_progress(*news)
+
+        if not self._progress:
+            self._guess()
+
+    def _guess(self) -> None:
+        """How far the step is by the time that it took before; or else by what it has written."""
+        now, expected = time.monotonic(), self._expected
+        if now - self._guessed < GUESS_S:
+            return
+        self._guessed = now
+        if expected.seconds is not None and expected.seconds >= WORTH_S:
+            total = round(expected.seconds)
+            self._on_progress(min(int(now - self._start), _nearly(total)), total, TIME)
+        elif expected.output_bytes >= WORTH_BYTES:
+            total = expected.output_bytes // MIB
+            self._on_progress(min(_below(self._folder) // MIB, _nearly(total)), total, WRITTEN)
 
     def _judge(self, anon: int, cpu_s: float) -> None:
         now, limits = time.monotonic(), self._settings
@@ -121,6 +163,23 @@ def memory_of(process: psutil.Process) -> tuple[int, int]:
         return fields["VmRSS"], fields["RssAnon"] + fields["RssShmem"]
     rss = int(process.memory_info().rss)
     return rss, rss
+
+
+def _nearly(total: int) -> int:
+    """What a guess says at most: the end is the step's own to tell."""
+    return total * 95 // 100
+
+
+def _below(folder: Path) -> int:
+    """Bytes of all that lies below ``folder``, but for the server's own files; a hole in a file is
+    none."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                told = os.lstat(os.path.join(parent, name))  # noqa: PTH118 (many files)
+                total += getattr(told, "st_blocks", -(-told.st_size // 512)) * 512
+    return total
 
 
 def _size(path: Path) -> int:

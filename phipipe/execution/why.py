@@ -126,6 +126,11 @@ def shown(old: Json, new: Json) -> str:
     return " → ".join(_cut(text, start) for text in (a, b))
 
 
+def known(value: Json) -> Json:
+    """One side of a leaf as data: None where there is no such value."""
+    return None if value is _MISSING else value
+
+
 def _cut(text: str, start: int) -> str:
     end = start + WIDTH
     return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")

@@ -18,7 +18,6 @@ from phipipe.hub import client, client_cache, transfer
 from phipipe.hub.client import Repository
 from phipipe.hub.published import CHUNK, Published
 from phipipe.settings import Settings
-from phipipe.store import free_space
 from phipipe.words import MIB
 
 
@@ -95,10 +94,12 @@ def check_room(repo: Repository, files: Sequence[Published], parts: Path) -> int
     needed = sum(file.size - _size(part_of(parts, file)) for file in files)
     free = shutil.disk_usage(parts).free
     if needed > free:
+        from phipipe.store import room  # which toolchains have not
+
         raise StoreError(
             f"`{repo}` needs {words.size(needed)} more, and `{Settings.read().cache}` has "
             f"{words.size(free)} free",
-            hint=free_space.KEEP_CACHE,
+            hint=room.hint(Settings.read().cache, needed),
         )
     return needed
 

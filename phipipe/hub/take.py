@@ -13,6 +13,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
 from phipipe.hub import repository
@@ -21,6 +22,7 @@ from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Outside, Params, Step
+from phipipe.words import MIB
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Source, Text
@@ -139,8 +141,13 @@ def take(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         SourceError: see ``checkpoints.read``; or its chat template takes more than it may.
     """
-    for name in params["files"]:
+    sizes = {name: (inputs["files"] / name).stat().st_size for name in params["files"]}
+    copied, total = 0, sum(sizes.values())
+    for name, size_bytes in sizes.items():
         shutil.copyfile(inputs["files"] / name, out / name)
+        copied += size_bytes
+        if total >= MIB:
+            progress.report(copied // MIB, total // MIB, "MiB")
     if "config.json" in params["files"]:
         checkpoints.read(out)
         chat_templates.check(out)

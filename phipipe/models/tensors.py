@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from phipipe import progress
 from phipipe.models import checkpoints
 from phipipe.models.staging import copy_beside
 from phipipe.models.weight_files import INDEX, shards
@@ -33,7 +34,7 @@ def rewrite(source: Path, out: Path, change: Change, settings: Mapping[str, Json
     """
     where: dict[str, str] = {}
     total = 0
-    for path in shards(source):
+    for path in progress.each(list(shards(source)), "files"):
         changed: dict[str, torch.Tensor] = {}
         for name, tensor in tensors(path):
             changed |= change(name, tensor)

@@ -262,3 +262,16 @@ class CopiedRecipe:
     recipe: str
     copied_from: str
     next: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltWheel:
+    """A wheel that was compiled. ``native``: for processors with the features of this one alone;
+    ``shared``: it lies in the remote store, too."""
+
+    toolchain: str
+    wheel: str
+    sha256: str
+    size_bytes: int
+    native: bool
+    shared: bool

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from phipipe import backends, failures
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import user_paths
-from phipipe.output import documents
+from phipipe.output.recipes import Started
 from phipipe.planning import starter_choice, starter_source, starter_text, targets
 from phipipe.planning.starter_source import Source
 from phipipe.recipe import device as devices
@@ -23,6 +23,7 @@ from phipipe.recipe import loading
 from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse
 from phipipe.recipe.recipe import Recipe
+from phipipe.steps import Json
 from phipipe.store import free_space
 
 PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
@@ -38,7 +39,7 @@ def write(
     backend: str | None,
     source: str,
     text: str | None = None,
-) -> tuple[documents.Started, tuple[str, ...]]:
+) -> tuple[Started, tuple[str, ...]]:
     """Write a starter recipe to ``path``, and its folder where there is none; an existing file
     stays as it is.
 
@@ -46,10 +47,8 @@ def write(
         device: a device, or a device file, relative to the working folder.
         precision: None: what the device's own recipe has, or the smallest that fits.
         backend: None: what the device's own recipe has, or one that fits its first unit.
-        source: ``builtin:NAME``, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of the hub,
-            which is asked for the commit.
-        text: the evaluation text: "wikitext", "stories", or a file, relative to the working folder;
-            None: WikiText-2 for a model of the hub, else the stories.
+        source: ``builtin:NAME``, a folder, or ``OWNER/NAME[@REVISION]`` of the hub, which is asked.
+        text: the evaluation text: a file, "wikitext" or "stories"; None: what suits the source.
 
     Returns:
         What was written, with the commands that come next; what to know.
@@ -68,17 +67,22 @@ def write(
     head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
     exam = starter_source.text_of(text, folder, wanted)
     unit = _written(path, starter_text.compose(path, head, chosen, wanted, exam), wanted)
-    started = documents.Started(
+    return _started(path, head, unit, chosen, wanted), (wanted.note,) if wanted.note else ()
+
+
+def _started(
+    path: Path, head: Mapping[str, str], unit: str, chosen: Mapping[str, Json], source: Source
+) -> Started:
+    return Started(
         recipe=str(path),
         name=head["name"],
         device=head["device"],
         unit=unit,
         backend=chosen["backend"],
         precision=chosen["precision"],
-        pinned=wanted.pinned,
-        next=_next(path, wanted),
+        pinned=source.pinned,
+        next=_next(path, source),
     )
-    return started, (wanted.note,) if wanted.note else ()
 
 
 def _next(path: Path, source: Source) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 from phipipe import backends
-from phipipe.errors import RecipeError, TargetError
+from phipipe.errors import RecipeError, StoreError, TargetError
+from phipipe.files import shipped
 from phipipe.hub import take as hub
 from phipipe.models import checkpoints
 from phipipe.planning.starter_source import Source
@@ -15,9 +15,6 @@ from phipipe.recipe.document import read
 from phipipe.recipe.recipe import PRECISIONS
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
-
-# phipipe's own recipes, where it is not installed from a wheel.
-SHIPPED = Path(__file__).parents[2] / "recipes"
 
 
 def _preferred() -> list[str]:
@@ -73,8 +70,8 @@ def _own_recipe(target: Device) -> dict[str, Json]:
     """What the device's own recipe says of the target; nothing where it is not at hand."""
     if not target.recipe:
         return {}
-    with contextlib.suppress(RecipeError):
-        own = read(SHIPPED / f"{target.recipe}.yaml").data
+    with contextlib.suppress(RecipeError, StoreError):
+        own = read(shipped.folder("recipes") / f"{target.recipe}.yaml").data
         keys = ("backend", "precision", "context", "quantize", "calibrate")
         return {"backend": BACKEND, **{key: own[key] for key in keys if key in own}} if own else {}
     return {}

@@ -40,6 +40,7 @@ OWN_PATH = ("PYTHONPATH", "PYTHONHOME")
 
 Beat = Callable[[float], None]  # hears, now and then, how many seconds have passed
 Stop = Callable[[], bool]  # whether somebody wants the end
+Hear = Callable[[str], None]  # gets each line that a program says on stderr, while it runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,10 @@ class Job:
     temporary: Path
 
 
-def run(job: Job, beat: Beat, stop: Stop) -> tuple[int, str]:
+def run(job: Job, beat: Beat, stop: Stop, hear: Hear = lambda line: None) -> tuple[int, str]:
     """Exit code of the last program that ran, and the last of what all of them said on stderr.
+
+    On Windows ``hear`` hears nothing.
 
     Raises:
         Interrupted: ``stop`` said so. Then, and after any other exception, nothing of ``job`` runs
@@ -74,7 +77,7 @@ def run(job: Job, beat: Beat, stop: Stop) -> tuple[int, str]:
         finally:
             os.close(theirs)
         try:
-            code = _wait(process, beat, stop)
+            code = _wait(process, beat, stop, _Reader(output, hear))
         finally:
             os.close(ours)
             _end(process)
@@ -107,12 +110,34 @@ def _start(job: Job, stdin: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait(process: subprocess.Popen[bytes], beat: Beat, stop: Stop) -> int:
+class _Reader:
+    """Hands on whole lines of what is being written to ``output``, without moving the place where
+    it is written."""
+
+    def __init__(self, output: IO[bytes], hear: Hear) -> None:
+        self._output, self._hear, self._at = output, hear, 0
+
+    def look(self) -> None:
+        """Hand on the lines that came since the last look."""
+        while hasattr(os, "pread"):
+            read = os.pread(self._output.fileno(), OUTPUT_BYTES, self._at)
+            whole = read[: read.rfind(b"\n") + 1]
+            if len(read) == OUTPUT_BYTES and not whole:  # a line that no person wrote
+                whole = read
+            if not whole:
+                return
+            self._at += len(whole)
+            for line in whole.decode("utf-8", "replace").splitlines():
+                self._hear(line)
+
+
+def _wait(process: subprocess.Popen[bytes], beat: Beat, stop: Stop, reader: _Reader) -> int:
     start = heard = time.monotonic()
     while True:
         try:
             return process.wait(LOOK_S)
         except subprocess.TimeoutExpired:
+            reader.look()
             if stop():
                 raise Interrupted("stopped") from None
             if (now := time.monotonic()) - heard >= HEARTBEAT_S:

@@ -36,11 +36,13 @@ from typing import TextIO
 
 from phipipe import hardware, progress, steps
 from phipipe.errors import PhipipeError, encoded
+from phipipe.processes import bars
 from phipipe.processes.children import kill_tree, tree
 from phipipe.processes.prohibitions import prohibit
 from phipipe.steps import Json
 
 PROGRESS_EVERY_S = 0.2
+MEASURE = "evaluate/measure"
 GUARD_S = 2.0  # a guard that lives has long been done by then
 
 
@@ -91,10 +93,11 @@ def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
 def _serve(folder: Path) -> None:
     _print_to(folder / "log.txt")
     _reset_peak()
-    progress.listen(_Progress(folder / "progress.json"))
+    request = json.loads((folder / "request.json").read_text("utf-8"))
+    _listen_to_progress(folder / "progress.json", request["runs"])
     start = time.perf_counter()
     try:
-        _call(json.loads((folder / "request.json").read_text("utf-8")), folder / "out")
+        _call(request, folder / "out")
         response: dict[str, Json] = {"ok": True}
     except BaseException as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
         response = {"ok": False, **_described(error)}
@@ -107,6 +110,15 @@ def _serve(folder: Path) -> None:
     aside = folder / "response.tmp"
     aside.write_text(json.dumps(response), "utf-8")
     aside.replace(folder / "response.json")
+
+
+def _listen_to_progress(path: Path, runs: str) -> None:
+    """Hear the step itself, and as long as it says nothing, the tools that it uses. A measurement
+    imports nothing for that: its memory is measured."""
+    own = _Progress(path)
+    progress.listen(own.of_step)
+    if runs != MEASURE:
+        bars.hear(own.of_tool)
 
 
 def _call(request: dict[str, Json], out: Path) -> None:
@@ -172,8 +184,19 @@ class _Progress:
 
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, 0.0
+        self._speaks = False  # the step itself
 
-    def __call__(self, done: int, total: int, unit: str) -> None:
+    def of_step(self, done: int, total: int, unit: str) -> None:
+        """The step says how far it is."""
+        self._speaks = True
+        self._write(done, total, unit)
+
+    def of_tool(self, done: int, total: int, unit: str) -> None:
+        """A tool says how far it is; the step knows better."""
+        if not self._speaks:
+            self._write(done, total, unit)
+
+    def _write(self, done: int, total: int, unit: str) -> None:
         now = time.monotonic()
         if now - self._last >= PROGRESS_EVERY_S or done >= total:
             self._last = now

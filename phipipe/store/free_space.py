@@ -114,14 +114,25 @@ def error(
         left = f"{free.files} more can be made there now"
         return StoreError(
             f"{before}no room for more files in `{folder.path}`: {left}, {reason}",
-            hint=folder.remedy,
+            hint=_remedy(folder, needed_bytes),
         )
     parts = [f"{needed_bytes} bytes needed"] if needed_bytes is not None else []
     parts += [f"{free.size} bytes free"] if free else []
     return StoreError(
         f"{before}no room left in `{folder.path}`: {', '.join([*parts, reason])}",
-        hint=folder.remedy,
+        hint=_remedy(folder, needed_bytes),
     )
+
+
+def _remedy(folder: Folder, needed_bytes: int | None) -> str:
+    """What to do about ``folder``; of the cache, what a collection would free."""
+    if folder.remedy != KEEP_CACHE:
+        return folder.remedy
+    from phipipe.store import room  # which stands on this
+
+    cache = folder.path if (folder.path / "objects").is_dir() else Settings.read().cache
+    found = room.collection(cache, needed_bytes)
+    return found.hint if found else folder.remedy
 
 
 def _lacks_files(free: _Free, needed_bytes: int | None) -> bool:

@@ -44,7 +44,13 @@ def connect(settings: Settings, note: Callable[[str], None]) -> SharedStore | No
     return SharedStore(settings.remote, note, writes=settings.remote_writes)
 
 
-def _open(url: str) -> Bucket:
+def open_bucket(url: str) -> Bucket:
+    """The bucket or folder at ``url``. Nothing is asked of it yet.
+
+    Raises:
+        RecipeError: its address makes no sense.
+        ToolchainError: obstore is not installed.
+    """
     try:
         import obstore  # noqa: F401
 
@@ -71,7 +77,7 @@ class SharedStore:
     def __init__(self, url: str, note: Callable[[str], None], *, writes: bool = True) -> None:
         self.url, self._note, self.writes, self._asked = url, note, writes, writes
         self.reads = True
-        self._bucket = _open(url)
+        self._bucket = open_bucket(url)
         self._blobs, self._turns = Blobs(self._bucket), Turns(self._bucket, note)
         self._unfit: set[str] = set()  # keys of records there that were found wrong
         self._shared: set[str] = set()  # keys of results that are there, as far as ``_notes`` says

@@ -18,7 +18,8 @@ def python_of(path: Path) -> Path:
     return path / "bin" / "python"
 
 
-def _site(path: Path) -> Path:
+def site_of(path: Path) -> Path:
+    """Where the environment ``path`` has its packages."""
     if platform.system() == "Windows":
         return path / "Lib" / "site-packages"
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -32,7 +33,7 @@ def list_packages(path: Path) -> dict[str, str]:
         OSError: there is no such environment.
     """
     packages = {}
-    for entry in os.scandir(_site(path)):
+    for entry in os.scandir(site_of(path)):
         if entry.name.endswith(".dist-info"):
             name, _, version = entry.name.removesuffix(".dist-info").partition("-")
             packages[name.lower().replace("_", "-")] = version
@@ -52,7 +53,7 @@ def list_own_packages() -> dict[str, str]:
 def find_missing(path: Path) -> str | None:
     """The first file that some package's RECORD names and that is not there with its size; None if
     all are."""
-    site = _site(path)
+    site = site_of(path)
     for record in sorted(folder / "RECORD" for folder in site.glob("*.dist-info")):
         missing = _find_missing_of(record, site)
         if missing is not None:

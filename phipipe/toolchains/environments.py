@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phipipe.errors import ToolchainError
@@ -49,18 +49,26 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in LOCKS.glob("*.txt")))
 
 
+def lock_of(name: str) -> Path:
+    """The lock of toolchain ``name``: each package with its version.
+
+    Raises:
+        ToolchainError: there is no such toolchain.
+    """
+    if name not in names():
+        raise ToolchainError(
+            f"unknown toolchain `{name}`", hint=f"toolchains: {', '.join(names())}"
+        )
+    return LOCKS / f"{name}.txt"
+
+
 def path_of(name: str, settings: Settings) -> Path:
     """Where toolchain ``name`` lies, installed or not.
 
     Raises:
         ToolchainError: there is no such toolchain.
     """
-    lock = LOCKS / f"{name}.txt"
-    if name not in names():
-        raise ToolchainError(
-            f"unknown toolchain `{name}`", hint=f"toolchains: {', '.join(names())}"
-        )
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(lock_of(name).read_bytes()).hexdigest()[:12]
     return (
         settings.toolchains / f"{name}-{digest}-py{sys.version_info.major}{sys.version_info.minor}"
     )
@@ -102,6 +110,19 @@ def foreign(name: str) -> str | None:
     return " and ".join(f"{system} on {machine}" for system, machine in places)
 
 
+def refuse_foreign(name: str) -> None:
+    """
+    Raises:
+        ToolchainError: toolchain ``name`` does not exist for this system.
+    """
+    if elsewhere := foreign(name):
+        raise ToolchainError(
+            f"toolchain `{name}` exists for {elsewhere} only; this is {platform.system()} on "
+            f"{platform.machine()}",
+            hint="build there; the package runs on its device all the same",
+        )
+
+
 def is_useful(name: str) -> bool:
     """Whether toolchain ``name`` is of use here: it exists for this system, and what it computes on
     is there."""
@@ -113,9 +134,10 @@ def ensure(
     settings: Settings,
     notify: Callable[[str], None],
     stop: launcher.Stop = lambda: False,
+    links: Path | None = None,
 ) -> Installed:
     """The toolchain, installed first if it has to be. Of several processes one installs, the others
-    wait.
+    wait. Wheels in the folder ``links`` are taken before those of an index.
 
     Raises:
         ToolchainError: it cannot be installed; nothing is left behind.
@@ -125,13 +147,8 @@ def ensure(
     usable = installed(name, settings)
     if usable:
         return usable
-    if elsewhere := foreign(name):
-        raise ToolchainError(
-            f"toolchain `{name}` exists for {elsewhere} only; this is {platform.system()} on "
-            f"{platform.machine()}",
-            hint="build there; the package runs on its device all the same",
-        )
-    _install(_installation(name, settings, notify, stop), settings)
+    refuse_foreign(name)
+    _install(replace(_installation(name, settings, notify, stop), links=links), settings)
     usable = installed(name, settings)
     if usable is None:
         raise ToolchainError(

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from phipipe import hardware, progress
 from phipipe.errors import PhipipeError, ToolchainError
 from phipipe.processes import launcher
 from phipipe.settings import Settings
 from phipipe.store import free_space
-from phipipe.toolchains import uv_settings
+from phipipe.toolchains import compiling, uv_settings
 from phipipe.toolchains.contents import list_packages, python_of
+from phipipe.words import counted
 
 STATE = "phipipe-toolchain.json"
 NETWORK = "check the network and package index settings"
@@ -30,7 +32,9 @@ COMPILER = (
 class Installation:
     """Toolchain ``name``, as ``lock`` has it, in the folder ``path``.
 
-    ``notify`` is told what is going on; ``stop`` says whether somebody wants the end.
+    ``notify`` is told what is going on; ``stop`` says whether somebody wants the end. ``links`` is
+    a folder with wheels that are taken before those of an index; ``more`` are words for `uv pip
+    install`.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Installation:
     path: Path
     notify: Callable[[str], None]
     stop: launcher.Stop
+    links: Path | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def _busy(self) -> Path:
@@ -98,7 +104,9 @@ class Installation:
         tool, excludes = uv.find_uv_bin(), self.path.with_suffix(".excludes")
         try:
             excludes.write_text("\n".join(uv_settings.EXCLUDED) + "\n", "utf-8")
-            code, output = launcher.run(self._job(tool, excludes), self._say_still, self.stop)
+            listener = _Compiler(self)
+            job = self._job(tool, excludes)
+            code, output = launcher.run(job, listener.say_still, self.stop, listener.hear)
             if code:
                 raise _failure(self.name, settings, code, output)
             state = {"packages": list_packages(self.path)}
@@ -115,11 +123,15 @@ class Installation:
     def _job(self, tool: str, excludes: Path) -> launcher.Job:
         environment = uv_settings.environment()
         make = [tool, "venv", "--quiet", "--no-project", "--python", sys.executable, str(self.path)]
-        fill = [tool, "pip", "install", "--quiet", "--python", str(python_of(self.path))]
-        fill += ["--requirements", str(self.lock), "--excludes", str(excludes)]
+        # verbose, or the compiler would not be heard
+        fill = [tool, "pip", "install", "--verbose", "--python", str(python_of(self.path))]
+        fill += ["--requirements", str(self.lock), "--excludes", str(excludes), *self.more]
         is_chosen = any(environment.get(setting) for setting in uv_settings.INDEX_SETTINGS)
         if not is_chosen and not has_nvidia():
             fill += ["--torch-backend", "cpu"]
+        if self.links:
+            named = (str(self.links), environment.get("UV_FIND_LINKS", ""))
+            environment["UV_FIND_LINKS"] = ",".join(filter(None, named))
         return launcher.Job(
             commands=(make, fill),
             environment=environment,
@@ -128,13 +140,39 @@ class Installation:
             temporary=self._temporary,
         )
 
-    def _say_still(self, seconds: float) -> None:
-        self.notify(f"still installing toolchain `{self.name}` ({seconds:.0f} s)")
+
+class _Compiler:
+    """Who listens to the compiler of an installation, and says how far it is."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._name, self._notify = installation.name, installation.notify
+        self._last: compiling.Done | None = None
+
+    def hear(self, line: str) -> None:
+        """A line of uv's."""
+        done = compiling.read(line)
+        if done is None:
+            return
+        if self._last is None:
+            cores = counted(hardware.cores(), "core")
+            self._notify(f"compiling for toolchain `{self._name}` with {cores}; this takes minutes")
+        self._last = done
+        progress.report(done.done, done.total, compiling.UNIT)
+
+    def say_still(self, seconds: float) -> None:
+        """So many seconds have passed."""
+        done = self._last
+        share = f", {done.done} of {done.total} {compiling.UNIT}" if done else ""
+        self._notify(f"still installing toolchain `{self._name}` ({seconds:.0f} s{share})")
 
 
 def _failure(name: str, settings: Settings, code: int, output: str) -> PhipipeError:
     """What uv's ``output``, with which it ended, means for the user."""
-    lines = [line.strip() for line in uv_settings.redact(output).splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in uv_settings.redact(output).splitlines()
+        if line.strip() and not compiling.is_log(line)
+    ]
     full = [line for line in lines if free_space.SAID.search(line)]
     if full:
         doing = f"toolchain `{name}` could not be installed"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from phipipe import hardware
 from phipipe.settings import installer_environment
+from phipipe.toolchains.compiling import CMAKE_ARGS
 
 # uv waits that long for another that compiles the same package; its own 300 s are too few for
 # llama.cpp
@@ -29,9 +30,8 @@ def environment() -> dict[str, str]:
     """What uv gets when it installs a toolchain."""
     variables = installer_environment()
     variables |= from_pip(variables)
-    # llama.cpp is compiled here, without its part for pictures, which we do not use
     variables.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(hardware.cores()))
-    variables.setdefault("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")
+    variables.setdefault("CMAKE_ARGS", CMAKE_ARGS)
     variables.setdefault("UV_LOCK_TIMEOUT", str(LOCK_S))
     return variables
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import datetime
 import http.server
+import importlib.metadata
 import json
 import re
 import shlex
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from testing.places import QUICKSTART
 from testing.shell import Run
 
-from phipipe.batch import hooks, timetable
+from phipipe.batch import hooks, origin, timetable
 from phipipe.batch.timetable import Job
 from phipipe.errors import RecipeError, StoreError
 
@@ -61,6 +62,74 @@ def test_a_workflow_is_valid_yaml_and_runs_the_batch() -> None:
     (kept,) = [s["with"]["path"].split() for s in steps if "cache" in s.get("uses", "")]
     assert kept == [".phipipe", "out"]  # without the latter there is nothing to compare with
     assert told["jobs"]["batch"]["env"]["HF_TOKEN"] == "${{ secrets.HF_TOKEN }}"
+
+
+def export(run: Run, *words: str) -> tuple[int, str, str]:
+    return run("schedule", "export", "--github-actions", QUICKSTART, *words)
+
+
+def installs(text: str) -> list[str]:
+    """What the workflow gives pip to install."""
+    steps = yaml.safe_load(text)["jobs"]["batch"]["steps"]
+    return [
+        shlex.split(step["run"])[2]
+        for step in steps
+        if step.get("run", "").startswith("pip install")
+    ]
+
+
+def test_a_workflow_installs_what_the_user_says_and_nothing_else(run: Run) -> None:
+    wanted = "phipipe @ git+https://git.example.com/me/phipipe@v1.2"
+    code, out, _ = export(run, "--install", wanted)
+    assert (code, installs(out)) == (0, [wanted])
+    _, out, _ = export(run, "--install", "./vendor/phipipe", "--on", "dask://host:8786")
+    assert installs(out) == ["./vendor/phipipe[dask]"]
+
+
+def test_a_workflow_without_an_origin_is_refused_not_guessed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata.PathDistribution, "read_text", lambda *_: None)
+    code, out, err = export(run)
+    assert (code, out) == (2, "")
+    assert "--install 'phipipe @ git+https://" in err
+
+
+def test_a_workflow_installs_the_commit_that_this_phipipe_came_from(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"url": "https://git.example.com/p.git", "vcs_info": {"commit_id": "0a1b"}}
+    monkeypatch.setattr(
+        importlib.metadata.PathDistribution, "read_text", lambda *_: json.dumps(told)
+    )
+    assert installs(export(run)[1]) == ["phipipe @ git+https://git.example.com/p.git@0a1b"]
+
+
+def test_who_starts_this_machines_phipipe_installs_none(run: Run) -> None:
+    code, _, err = run("schedule", "export", "--cron", QUICKSTART, "--install", "phipipe==1")
+    assert code == 2
+    assert "no --install" in err
+
+
+@pytest.mark.parametrize(
+    ("given_", "extras", "word"),
+    [
+        ("git+ssh://git@host/p@v1", set(), "phipipe @ git+ssh://git@host/p@v1"),
+        ("git+https://host/p@v1", {"dask"}, "phipipe[dask] @ git+https://host/p@v1"),
+        ("phipipe @ https://host/p.whl", {"dask"}, "phipipe[dask] @ https://host/p.whl"),
+        ("phipipe[otel] @ file:///p", {"dask"}, "phipipe[dask,otel] @ file:///p"),
+        ("phipipe==1.2", {"dask"}, "phipipe[dask]==1.2"),
+        (".", {"dask"}, ".[dask]"),
+    ],
+)
+def test_extras_join_whatever_names_phipipe(given_: str, extras: set[str], word: str) -> None:
+    assert origin.requirement(given_, frozenset(extras)) == word
+
+
+@pytest.mark.parametrize("given_", ["", "  ", "-r x", "--index-url=x", "a\nb", "a\x1bb"])
+def test_what_is_no_requirement_is_refused(given_: str) -> None:
+    with pytest.raises(RecipeError, match="nothing that pip installs"):
+        origin.requirement(given_)
 
 
 def test_a_dag_is_valid_python_and_runs_the_batch() -> None:
@@ -170,6 +239,7 @@ def test_export_prints_and_writes(run: Run, tmp_path: Path, kind: str) -> None:
         "30 1 * * 1-5",
         "--device",
         "cpu-*",
+        *(["--install", "."] if kind == "github-actions" else []),
     )
     code, out, err = run(*words)
     assert code == 0

@@ -23,16 +23,17 @@ from testing.shell import Run
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
+from phipipe.files import shipped
 from phipipe.hub import failures, take
-from phipipe.output import documents
-from phipipe.planning import plans, preparation, starter, starter_choice, starter_words, targets
+from phipipe.output.recipes import Started
+from phipipe.planning import plans, preparation, starter, starter_words, targets
 from phipipe.recipe import device
 from phipipe.recipe.recipe import PRECISIONS
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 
 
-def write(path: Path, **given: str | None) -> tuple[documents.Started, tuple[str, ...]]:
+def write(path: Path, **given: str | None) -> tuple[Started, tuple[str, ...]]:
     usual = {
         "device": "cpu-x86_64",
         "precision": None,
@@ -65,7 +66,7 @@ def test_a_starter_plans_for_the_devices_first_unit_with_the_options_of_its_own_
 def test_a_starter_of_a_folder_plans_where_no_shipped_recipe_is_at_hand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starter_choice, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "none" / "phipipe")
     write(tmp_path / "r.yaml", device=name, source=str(TINY))
     (planned,) = plans.planned(tmp_path / "r.yaml")
     assert planned.api == device.load(name).units[0].api

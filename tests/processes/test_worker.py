@@ -224,3 +224,11 @@ def test_a_step_costs_little_beyond_its_work(bench: Bench) -> None:
     with within(10):
         for _ in range(20):
             bench("nothing")
+
+
+def test_bars_of_tools_are_progress_until_the_step_speaks_itself(bench: Bench) -> None:
+    heard: list[tuple[int, int, str]] = []
+    bench("bars", on_progress=lambda *report: heard.append(report))
+    assert heard[0][2] == "parts (a tool)"
+    assert heard[-1] == (7, 7, "windows")
+    assert {unit for _, _, unit in heard} == {"parts (a tool)", "windows"}

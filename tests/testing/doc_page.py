@@ -19,8 +19,8 @@ from testing.places import RECIPES, ROOT
 class Reader:
     """Somebody with phipipe installed, in a folder that holds the shipped recipes, offline.
 
-    Pages find the embedded model's folder in ``$MODEL`` and a text in ``$TEXT``. They share a cache,
-    so that a build that several of them do is done once.
+    Pages find the embedded model's folder in ``$MODEL`` and a text in ``$TEXT``. They share a
+    cache, so that a build that several of them do is done once.
     """
 
     folder: Path

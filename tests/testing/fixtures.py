@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from phipipe import cli
+from phipipe.toolchains import environments
 from testing.doc_page import Reader
 from testing.drive import drive
 from testing.shell import Run
+from testing.tiny_toolchain import Tiny
 
 
 @pytest.fixture
@@ -27,6 +29,19 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return int(ending.value.code or 0), out, err
 
     return command
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
+    """A toolchain whose one package takes until ``go_on`` to build, installed from no network."""
+    made = Tiny(tmp_path / "tiny")
+    monkeypatch.setattr(environments, "LOCKS", made.locks)
+    for name, value in made.variables.items():
+        monkeypatch.setenv(name, value)
+    yield made
+    made.go_on()
+    for process in made.processes():
+        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -302,6 +302,17 @@ def connect_by_bytes(inputs: Inputs, out: Path, params: Params) -> None:
         connection.connect((b"192.0.2.1", 9))
 
 
+def bars(inputs: Inputs, out: Path, params: Params) -> None:
+    """A tool draws a bar, then the step speaks itself, then the tool draws another."""
+    from tqdm import tqdm
+
+    for _ in tqdm(range(6), desc="a tool: ", mininterval=0):
+        time.sleep(0.25)
+    progress.report(7, 7, "windows")
+    for _ in tqdm(range(6), desc="later: ", mininterval=0):
+        time.sleep(0.05)
+
+
 STEPS = {
     name: f"testing.steps_cheap:{name}"
     for name, value in list(vars().items())

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,19 +21,6 @@ from phipipe.settings import Settings
 from phipipe.toolchains import environments
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tiny]:
-    """A toolchain whose one package takes until ``go_on`` to build, installed from no network."""
-    made = Tiny(tmp_path / "tiny")
-    monkeypatch.setattr(environments, "LOCKS", made.locks)
-    for name, value in made.variables.items():
-        monkeypatch.setenv(name, value)
-    yield made
-    made.go_on()
-    for process in made.processes():
-        process.kill()
 
 
 def has_begun(tiny: Tiny) -> bool:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import difflib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from llama_cpp import _logger
 
+from phipipe import progress
 from phipipe.backends.llamacpp import IMATRIX, MODEL, MODELFILE, stored
 from phipipe.backends.llamacpp.header import tensors
 from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import RecipeError, StepFailed
 from phipipe.steps import Inputs, Params
+
+TENSOR = re.compile(rb"\s*\[\s*(\d+)/\s*(\d+)\]")  # how a line about a tensor begins
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
@@ -83,14 +88,33 @@ def _quantize(
     importance = (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows, (None, None, 0))
     if rows:
         asked.imatrix = importance
-    code = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(asked)
-    )
+    with _heard():
+        code = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(target).encode(), ctypes.byref(asked)
+        )
     if code:
         raise StepFailed(
             f"llama.cpp could not quantize to {params['type']} (code {code}); its words are in "
             f"the log"
         )
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """While this lasts, what llama.cpp logs of each tensor is progress, too."""
+    usual = _logger.llama_log_callback
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def listen(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+        if found := TENSOR.match(text):
+            progress.report(int(found[1]), int(found[2]), "tensors")
+        usual(level, text, data)
+
+    llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(usual, ctypes.c_void_p(0))
 
 
 def _number(kind: str) -> int:

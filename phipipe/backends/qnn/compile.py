@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from phipipe import progress
 from phipipe.backends.qnn import htp
 from phipipe.backends.qnn.pipeline import describe
 from phipipe.backends.qnn.stages import LENGTHS, copy_rest, facts_of, name_of, stages
@@ -25,7 +26,7 @@ def compile(inputs: Inputs, out: Path, params: Params) -> None:
     """
     source, soc, shared = inputs["model"], params["soc"], params["shared"]
     facts = facts_of(source)
-    for stage in stages(facts):
+    for stage in progress.each(list(stages(facts)), "parts"):
         sessions = []  # all of one binary stay open until it is written
         for kind in LENGTHS:
             name = name_of(stage, kind)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from phipipe import progress
 from phipipe.backends.qnn import graph
 from phipipe.backends.qnn.pipeline import describe
 from phipipe.backends.qnn.shape import Shape, shape_of
@@ -74,7 +75,7 @@ def _write_graphs(
 ) -> None:
     """The float graphs of every stage, for each length of ``shapes``, and the embedding; tensor by
     tensor."""
-    for stage, layers in stages(facts).items():
+    for stage, layers in progress.each(list(stages(facts).items()), "parts"):
         with DataFile(out / data_of(stage)) as data:
             for kind, shape in shapes.items():
                 model = (

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from phipipe import progress
 from phipipe.backends.qnn import calibration, fixed_point
 from phipipe.backends.qnn.pipeline import describe
 from phipipe.backends.qnn.stages import LENGTHS, copy_rest, data_of, name_of, stages
@@ -29,7 +30,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     reading = calibration.Reading(
         source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False)
     )
-    for stage, layers in stages(reading.facts).items():
+    for stage, layers in progress.each(list(stages(reading.facts).items()), "parts"):
         seen = reading.through(stage)
         caches = calibration.cache_scales(seen, layers)
         with DataFile(out / data_of(stage)) as data:
