@@ -18,7 +18,7 @@ from phipipe.hub.client import Repository
 from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Where
 from phipipe.recipe.recipe import COMMIT, REPO
-from phipipe.recipe.scalars import resolve
+from phipipe.recipe.scalars import is_text
 from phipipe.steps import Json
 
 # the keys whose mapping names a repository
@@ -139,7 +139,7 @@ def _is_flow(
 
 def _text(document: Document, where: Where, repository: dict[str, Json], commit: str) -> str:
     # 40 digits would be a number
-    value = commit if isinstance(resolve(commit), str) else f'"{commit}"'
+    value = commit if is_text(commit) else f'"{commit}"'
     if repository.get("revision") is not None:
         return value
     if "revision" in repository:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from phipipe.planning.starter_source import Source
-from phipipe.recipe.scalars import resolve
+from phipipe.recipe.scalars import is_text
 from phipipe.steps import Json
 
 SCHEMA = "recipe.schema.json"
@@ -100,6 +100,6 @@ def flow(value: Json) -> str:
 def _scalar(text: str) -> str:
     """``text`` as YAML reads it back: plain where it can be, else in double quotes."""
     plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*", text)
-    if plain and isinstance(resolve(text), str) and text.lower() not in _OLD_FLAGS:
+    if plain and is_text(text) and text.lower() not in _OLD_FLAGS:
         return text
     return json.dumps(text, ensure_ascii=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from phipipe.recipe.places import Where
-from phipipe.recipe.scalars import resolve
+from phipipe.recipe.scalars import MAX_DIGITS, is_text
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten, show
 
@@ -104,7 +104,9 @@ def _quotes(kind: str, given: Json) -> str:
         return "; put it in quotes"
     if kind not in ("int_type", "float_type", "bool_type") or not isinstance(given, str):
         return ""
-    return "; take the quotes away" if given and not isinstance(resolve(given), str) else ""
+    if is_text(given):
+        return ""
+    return "; take the quotes away" if 0 < len(given) <= MAX_DIGITS else ""
 
 
 def _pattern(name: str, given: str, pattern: str) -> str:

@@ -33,6 +33,15 @@ def resolve(text: str) -> Scalar:
     return text
 
 
+def is_text(text: str) -> bool:
+    """Whether ``text`` is text where it stands without quotes; a number that is too long to be read
+    is none."""
+    try:
+        return isinstance(resolve(text), str)
+    except OverflowError:
+        return False
+
+
 def _number(text: str) -> int | float:
     if len(text) > MAX_DIGITS:
         raise OverflowError
