@@ -1,5 +1,5 @@
 """What a build takes, for the command line and for Python alike: plans, a look at the machine, the
-steps, the board."""
+steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from phipipe.api.workplace import (
     names_of,
     planning_on,
 )
-from phipipe.board import gathering
-from phipipe.board.entry import Entry
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.execution import dispatch, events, preflight
 from phipipe.execution.manner import Manner
@@ -121,20 +119,6 @@ def attempt(
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return outcomes
-
-
-def write_board(outcomes: Sequence[Outcome], out: Path) -> tuple[list[Entry], Path]:
-    """Write the board of a matrix beside its packages, in a folder named by the recipe.
-
-    Returns:
-        What stands on it, and the page.
-
-    Raises:
-        SourceError: the builds do not compare, as where variants are evaluated on different texts.
-        StoreError: the folder cannot be written.
-    """
-    entries, name = gathering.of_outcomes(outcomes), outcomes[0].plan.build.recipe.name
-    return entries, gathering.write(entries, out / name, name)
 
 
 def worst(errors: Sequence[PhipipeError]) -> PhipipeError | None:

@@ -59,8 +59,10 @@ def run(
 
 
 def _with_board(outcomes: Sequence[Outcome], out: UserPath, listener: Telling) -> Results:
+    from phipipe.api import run_boards
+
     try:
-        _, page = building.write_board(outcomes, Path(out))
+        _, page = run_boards.write_board(outcomes, Path(out))
     except SourceError as error:  # variants may be evaluated on different texts on purpose
         listener.note(f"no board: {error.message}")
         return Results(outcomes)

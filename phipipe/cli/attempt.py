@@ -42,10 +42,10 @@ def _audience(plans: Sequence[Plan]) -> AbstractContextManager[Listener]:
 
 def make_board(outcomes: Sequence[Outcome], out: Path, *, quiet: bool) -> None:
     """The board of a matrix: beside the packages, in a folder named by the recipe."""
-    from phipipe.api import building
+    from phipipe.api import run_boards
 
     try:
-        entries, page = building.write_board(outcomes, out)
+        entries, page = run_boards.write_board(outcomes, out)
     except SourceError as error:  # variants may be evaluated on different texts on purpose
         note(f"no board: {error.message}")
         return
