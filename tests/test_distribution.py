@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uv
 import yaml
 from testing.places import RECIPES, ROOT
 
@@ -101,8 +102,8 @@ def test_the_quickstart_passes_in_a_fresh_environment(
     (package,) = built.glob(kind)
     venv, work = tmp_path / "venv", tmp_path / "work"
     work.mkdir()
-    run([sys.executable, "-m", "venv", venv], work)
-    run([venv / BIN / "python", "-m", "pip", "install", "-q", package], work)
+    run([uv.find_uv_bin(), "venv", "-q", "--python", sys.executable, venv], work)
+    run([uv.find_uv_bin(), "pip", "install", "-q", "--python", venv, package], work)
     command = venv / BIN / "phipipe"
     where = run([venv / BIN / "python", "-c", "import phipipe; print(phipipe.__file__)"], work)
     assert Path(where.strip()).is_relative_to(venv)

@@ -68,7 +68,9 @@ def _unit(target: targets.Device, unit: targets.Unit) -> lists.Unit:
 def _start(target: targets.Device) -> str | None:
     """The command that gets somebody going for ``target``."""
     if target.recipe is not None:
-        return f"phipipe run recipes/{target.recipe}.yaml --set device={target.name}"
+        name = target.recipe
+        copy = f"phipipe recipes copy {name}"
+        return f"{copy} && phipipe run {name}.yaml --set device={target.name}"
     built = any(
         registry.able(name, target, unit) for unit in target.units for name in registry.names()
     )

@@ -12,7 +12,7 @@ import click
 
 from phipipe.cli import answers, completions
 from phipipe.cli.groups import Group
-from phipipe.cli.messages import echo, note
+from phipipe.cli.messages import LOG, echo, note
 from phipipe.cli.options import AS_JSON, UserPath
 from phipipe.cli.workplace import settings_of_user
 from phipipe.errors import ToolchainError
@@ -71,7 +71,7 @@ def install(names: Sequence[str], force: bool, shared: bool, as_json: bool) -> N
 
 
 @toolchain.command("build", epilog="Example:  phipipe toolchain build llamacpp --out wheels")
-@click.argument("name")
+@click.argument("name", shell_complete=completions.toolchains)
 @click.option(
     "--out",
     type=UserPath(Kind.NEW_FOLDER),
@@ -128,10 +128,9 @@ def _showing(name: str) -> Iterator[Callable[[str], None]]:
     from phipipe import progress
     from phipipe.cli import listeners
 
-    with listeners.many([], sys.stderr) as listener:
-        tell = partial(listener.progress, name)
-        listener.started(name, "installing") if sys.stderr.isatty() else None
-        with progress.listening(tell):
+    with listeners.many([], sys.stderr, silent=LOG.silent) as listener:
+        listener.installing(name)
+        with progress.listening(partial(listener.progress, name)):
             yield listener.note
 
 

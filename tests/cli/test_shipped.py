@@ -119,3 +119,10 @@ def test_who_runs_a_shipped_recipe_that_is_not_there_hears_how_to_get_it(
     code, _, err = run("run", path)
     assert code == 2
     assert "phipipe recipes copy phi4mini-pi5-int4" in err
+
+
+def test_what_a_device_says_to_start_with_works_in_an_empty_folder(run: Run) -> None:
+    _, out, _ = run("devices", "show", "raspberry-pi-5-16gb", "--json")
+    copy, start = json.loads(out)["start"].split(" && ")
+    assert run(*copy.split()[1:])[0] == 0
+    assert run("validate", *start.split()[2:])[0] == 0
