@@ -26,11 +26,13 @@ def words() -> str:
 def commit() -> str:
     """The commit of this phipipe: as pip recorded it, or of the checkout it runs from; else ""."""
     try:
-        recorded = metadata.distribution("phipipe").read_text("direct_url.json")
-        told = json.loads(recorded or "{}")
+        files = metadata.files("phipipe") or ()
+        recorded = [file.read_binary() for file in files if file.name == "direct_url.json"]
+        told = json.loads(recorded[0]) if recorded else {}
     except (metadata.PackageNotFoundError, OSError, ValueError):
         told = {}
-    version = told.get("vcs_info", {}).get("commit_id") if isinstance(told, dict) else None
+    info = told.get("vcs_info") if isinstance(told, dict) else None
+    version = info.get("commit_id") if isinstance(info, dict) else None
     return str(version)[:9] if version else _checked_out()
 
 

@@ -91,6 +91,17 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("screenshots")
 
 
+def test_a_machine_without_a_browser_is_told_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(tool.PROGRAM, raising=False)
+    with pytest.raises(RuntimeError, match="apt-get install chromium"):
+        tool.program()
+    monkeypatch.setenv(tool.PROGRAM, "of-my-own")
+    assert tool.program() == "of-my-own"
+
+
 @pytest.mark.parametrize(("name", "size", "theme"), VIEWS)
 def test_a_page_fits_its_window_and_has_no_serious_fault(
     name: str, size: str, theme: str, browser: Browser, folder: Path, screenshots: Path
@@ -279,16 +290,19 @@ def test_a_button_switches_the_theme(browser: Browser, folder: Path) -> None:
         page.emulate_media(color_scheme="dark")
 
 
+A4 = (688, 1017)  # without margins, in CSS pixels
+
+
 @pytest.mark.parametrize("name", ["nineteen", "many", "board"])
 def test_a_page_prints_in_full_and_on_light_paper(
     name: str, browser: Browser, folder: Path, screenshots: Path
 ) -> None:
-    with tool.opened(browser, folder / f"{name}.html", (1000, 1400), "dark") as page:
+    with tool.opened(browser, folder / f"{name}.html", A4, "dark") as page:
         page.emulate_media(media="print", color_scheme="dark")
         assert tool.overflowing(page) == []
         table = page.locator("table").first.bounding_box()
         assert table is not None
-        assert table["x"] + table["width"] <= 1000
+        assert table["x"] + table["width"] <= A4[0]
         ground = page.evaluate(
             "getComputedStyle(document.documentElement).getPropertyValue('--page')"
         )
