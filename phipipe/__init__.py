@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from phipipe.api.events import Event as Event
     from phipipe.api.figures import Figures as Figures
     from phipipe.api.packages import Conversation as Conversation
+    from phipipe.api.packages import Measurement as Measurement
     from phipipe.api.packages import Package as Package
     from phipipe.api.packages import verify as verify
     from phipipe.api.plans import Plan as Plan
+    from phipipe.api.plans import PlannedBuild as PlannedBuild
     from phipipe.api.plans import plan as plan
     from phipipe.api.progress_display import Progress as Progress
     from phipipe.api.recipes import Recipe as Recipe
@@ -47,10 +49,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "phipipe.api.recipes": ("Recipe",),
-    "phipipe.api.plans": ("Plan", "plan"),
+    "phipipe.api.plans": ("Plan", "PlannedBuild", "plan"),
     "phipipe.api.runs": ("run",),
     "phipipe.api.results": ("Result", "Results"),
-    "phipipe.api.packages": ("Conversation", "Package", "verify"),
+    "phipipe.api.packages": ("Conversation", "Measurement", "Package", "verify"),
     "phipipe.api.figures": ("Figures",),
     "phipipe.api.boards": ("Board",),
     "phipipe.api.batches": ("Batch", "Wanted", "run_batch"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -72,7 +71,7 @@ class Batch:
         """The page of the board over all artifacts."""
         return self.out / "board.html"
 
-    @cached_property
+    @property
     def states(self) -> dict[str, str]:
         """What became of each build, by its name: built, cached, gated, failed, refused or
         skipped."""
@@ -134,6 +133,8 @@ def run_batch(
     """
     if not paths:
         raise RecipeError("a batch needs recipes", hint='phipipe.run_batch("recipes")')
+    workplace.check_count(jobs, "jobs")
+    workplace.check_count(keep, "keep")
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
     folder = path_of(out, Kind.NEW_FOLDER, "the batch's folder")

@@ -17,12 +17,14 @@ from phipipe.api.workplace import (
     Workplace,
     engine_of,
     names_of,
+    path_of,
     planning_on,
 )
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.execution import dispatch, events, preflight
 from phipipe.execution.manner import Manner
 from phipipe.execution.results import Listener, Outcome
+from phipipe.files.user_paths import Kind
 from phipipe.planning import plans as planner
 from phipipe.planning.plan import Plan
 
@@ -61,7 +63,7 @@ def planned(
     elsewhere = on is not None
     with planning_on(on, note):
         if not isinstance(recipe, Recipe):
-            file = Path(recipe)
+            file = path_of(recipe, Kind.FILE, "the recipe") if isinstance(recipe, str) else recipe
             return planner.planned(file, texts_of(sets), names_of(only), elsewhere=elsewhere)
         if texts_of(sets):
             raise RecipeError(

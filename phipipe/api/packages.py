@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 from phipipe.api import building, pages, workplace
@@ -25,11 +24,12 @@ from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
 from phipipe.steps import Json
-from phipipe.store import files
+from phipipe.store import files, free_space, refusals
 from phipipe.visible import visible
 from phipipe.words import counted, human
 
 TOKENS = 256  # of an answer, at most
+LEAST_TOKENS = 256  # of an evaluation
 
 
 class Package:
@@ -51,6 +51,7 @@ class Package:
         self.name, self.device, self.unit = manifest.name, manifest.device.title, manifest.api
         self.backend, self.precision = manifest.backend, manifest.precision
         self.scheme = manifest.scheme
+        self._figures: Figures | None = None
 
     @classmethod
     def open(cls, path: UserPath) -> Package:
@@ -65,10 +66,12 @@ class Package:
         folder = _folder(path)
         return cls(folder, packages.open_(folder))
 
-    @cached_property
+    @property
     def figures(self) -> Figures:
         """What was measured when it was built."""
-        return Figures.of_manifest(self._manifest)
+        if self._figures is None:
+            self._figures = Figures.of_manifest(self._manifest)
+        return self._figures
 
     @property
     def manifest(self) -> Json:
@@ -78,7 +81,7 @@ class Package:
     @property
     def card(self) -> str:
         """Its model card, in Markdown."""
-        return (self.path / packages.CARD).read_text("utf-8")
+        return (self.path / packages.CARD).read_text("utf-8", errors="replace")
 
     @property
     def size_bytes(self) -> int:
@@ -128,6 +131,7 @@ class Package:
         Raises:
             PhipipeError: as ``chat``.
         """
+        workplace.check_count(tokens, "tokens")
         place = workplace.of_user(workplace.silent)
         return start.converse(
             self.path, place.settings, workplace.silent, system=system, tokens=tokens
@@ -153,6 +157,7 @@ class Package:
             SourceError: the package was changed, or its original cannot be had.
             PhipipeError: a step failed.
         """
+        workplace.check_count(tokens, "tokens", LEAST_TOKENS)
         listener = Telling(on_progress)
         place = workplace.of_user(listener.note)
         plan = finished.plan_evaluation(
@@ -233,7 +238,8 @@ class Measurement(Result):
             StoreError: it cannot be written.
         """
         target = path_of(path, Kind.NEW_FILE, "the report")
-        files.write(target, self.report().encode())
+        with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
+            files.write(target, self.report().encode())
         return target
 
 

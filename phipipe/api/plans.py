@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ class PlannedBuild:
         """The steps that will run."""
         return tuple(step for step in self.steps if not step.cached)
 
-    @cached_property
+    @property
     def warnings(self) -> list[str]:
         """What is doubtful about the build."""
         return [visible(line) for line in show.warning_lines(self.plan)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,8 @@ class Result:
         self.name = outcome.plan.build.name
         self.error = outcome.error
         self.seconds = outcome.seconds
+        self._figures: Figures | None = None
+        self._package: Package | None = None
 
     @property
     def ok(self) -> bool:
@@ -47,17 +48,19 @@ class Result:
         """Whether everything was stored already."""
         return self.outcome.all_cached
 
-    @cached_property
+    @property
     def figures(self) -> Figures:
         """What was measured; of a build that failed, as far as it came."""
-        return Figures.of_outcome(self.outcome)
+        if self._figures is None:
+            self._figures = Figures.of_outcome(self.outcome)
+        return self._figures
 
-    @cached_property
+    @property
     def steps(self) -> tuple[DoneStep, ...]:
         """The steps that were done, or had been: name, key, cached, bytes, seconds, peaks."""
         return tuple(show.outcome_json(self.outcome).steps)
 
-    @cached_property
+    @property
     def package(self) -> Package | None:
         """The package; None where none was asked for, or where the build failed.
 
@@ -66,8 +69,9 @@ class Result:
         """
         from phipipe.api.packages import Package
 
-        folder = self.outcome.package
-        return None if folder is None else Package.open(folder)
+        if self._package is None and self.outcome.package is not None:
+            self._package = Package.open(self.outcome.package)
+        return self._package
 
     def check(self) -> Result:
         """This result, if nothing failed.
@@ -119,6 +123,7 @@ class Results:
     def __init__(self, outcomes: Sequence[Outcome], board_page: Path | None = None) -> None:
         self._results = tuple(map(Result, outcomes))
         self.board_page = board_page
+        self._board: Board | None = None
 
     def __getitem__(self, which: int | str) -> Result:
         if isinstance(which, str):
@@ -180,7 +185,7 @@ class Results:
         """The failures by their builds' names."""
         return {result.name: result.error for result in self if result.error}
 
-    @cached_property
+    @property
     def board(self) -> Board:
         """The builds side by side.
 
@@ -189,7 +194,9 @@ class Results:
         """
         from phipipe.api.boards import Board
 
-        return Board(self)
+        if self._board is None:
+            self._board = Board(self)
+        return self._board
 
     def check(self) -> Results:
         """These results, if no build failed.

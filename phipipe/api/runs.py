@@ -49,6 +49,7 @@ def run(
         StepKilled, StoreError: this machine has too little memory or disk.
         PhipipeError: the only build failed.
     """
+    workplace.check_count(jobs, "jobs")
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
     where = Where(out=path_of(out, Kind.NEW_FOLDER, "the folder for packages"), jobs=jobs, on=on)

@@ -78,6 +78,16 @@ def path_of(
     return path
 
 
+def check_count(value: int | None, name: str, least: int = 1) -> None:
+    """Refuse a number below ``least``; None stands for the usual one.
+
+    Raises:
+        RecipeError: it is too small.
+    """
+    if value is not None and value < least:
+        raise RecipeError(f"{name} is {value}", hint=f"give a whole number from {least} on")
+
+
 def names_of(given: Names) -> tuple[str, ...]:
     """One name, or several, as a tuple."""
     return (given,) if isinstance(given, str) else tuple(given)

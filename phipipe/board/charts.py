@@ -195,5 +195,12 @@ def _said(shown: Sequence[Entry], metric: str, unit: str) -> str:
 
 def told(entry: Entry, away: frozenset[str]) -> str:
     """A build's first figures in one line, beside its dot."""
-    shown = [f"{c.short} {cell(c, entry, away)}" for c in COLUMNS[:3] if c.value(entry) is not None]
-    return ", ".join(shown)
+    columns = [c for c in COLUMNS if c.name in _TOLD and c.value(entry) is not None]
+    return ", ".join(_TOLD[c.name].format(cell(c, entry, away)) for c in columns)
+
+
+_TOLD = {
+    "size_gib": "{}",
+    "kld_mean": "KLD {} nats",
+    "decode_tokens_per_s": "{} tokens/s",
+}

@@ -41,8 +41,7 @@ GRACE_S = 2.0  # between a polite end and a forced one
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step to be run: ``runs`` is the name of its function (``phipipe.steps``), ``expected``
-    what it will take."""
+    """One step to be run by the function ``runs`` (``phipipe.steps``)."""
 
     step: str
     runs: str

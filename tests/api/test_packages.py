@@ -109,3 +109,11 @@ def test_a_package_page_has_its_heading_figures_and_place(folder: Path) -> None:
     assert "tiny-phi3" in page
     assert "<table>" in page
     assert str(folder) in page
+
+
+def test_counts_that_make_no_sense_are_refused(folder: Path) -> None:
+    package = Package.open(folder)
+    with pytest.raises(phipipe.RecipeError, match="tokens is 0"):
+        package.chat("hi", tokens=0)
+    with pytest.raises(phipipe.RecipeError, match="tokens is 10"):
+        package.evaluate(tokens=10)

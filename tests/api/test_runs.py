@@ -249,3 +249,16 @@ def test_a_cache_that_cannot_be_used_is_a_store_error(
     monkeypatch.setenv("PHIPIPE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises((StoreError, RecipeError)):
         phipipe.run(one)
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_no_steps_side_by_side_is_refused(one: Path, jobs: int) -> None:
+    with pytest.raises(RecipeError, match=f"jobs is {jobs}"):
+        phipipe.run(one, jobs=jobs)
+
+
+def test_a_path_may_begin_at_home(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(one.parent))
+    monkeypatch.setenv("USERPROFILE", str(one.parent))
+    assert phipipe.run("~/one.yaml").single.ok
+    assert phipipe.plan("~/one.yaml").todo == 0

@@ -113,6 +113,11 @@ def test_the_scatter_numbers_each_front_from_small_to_large() -> None:
         assert {dot.device for dot in front.dots} == {front.device}
 
 
+def test_a_point_tells_size_fidelity_and_speed() -> None:
+    told = {dot.name: dot.told for dot in plots.scatter(page_of(nineteen())).dots}
+    assert told["torch-int4-8"] == "2.00 GiB, KLD 0.0250 ± 0.0008 nats, 22.7 tokens/s"
+
+
 def test_small_plots_show_the_builds_to_ship_first() -> None:
     page = page_of(nineteen())
     made = plots.panels(page)
