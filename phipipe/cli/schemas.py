@@ -48,6 +48,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "compare": Board,
     "verify": documents.Verified,
     "init": recipes.Started,
+    "recipes": list[lists.ShippedRecipe],
     "recipes-ls": list[lists.ShippedRecipe],
     "recipes-show": lists.ShippedRecipeDetails,
     "recipes-copy": lists.CopiedRecipe,
