@@ -37,6 +37,7 @@ def build(folder: Path) -> int:
         env={**os.environ, **SILENT},
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     lines = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
