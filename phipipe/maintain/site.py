@@ -36,7 +36,6 @@ def build(folder: Path) -> int:
         cwd=ROOT,
         env={**os.environ, **SILENT},
         stderr=subprocess.PIPE,
-        text=True,
         encoding="utf-8",
         check=False,
     )

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from testing.places import ROOT
 
 SCHEMAS = ROOT / "schemas"
-GROUPS = ("devices", "backends", "toolchain", "cache", "runs", "schedule", "config")
+GROUPS = ("devices", "backends", "toolchain", "cache", "runs", "schedule", "config", "recipes")
 
 
 @cache
