@@ -41,14 +41,6 @@ def report(done: int, total: int, unit: str) -> None:
     getattr(_own, "listener", _listener)(done, total, unit)
 
 
-def each(items: Sequence[T], unit: str) -> Iterator[T]:
-    """``items`` one after another; each that is asked for tells that those before are finished."""
-    for done, item in enumerate(items):
-        report(done, len(items), unit)
-        yield item
-    report(len(items), len(items), unit)
-
-
 def follow(follower: OnLine | None) -> None:
     """Hand to ``follower`` what steps write from now on, line by line, from any thread."""
     global _follower
@@ -74,3 +66,11 @@ def wrote(line: str) -> None:
     """This thread's step wrote ``line``."""
     if _follower is not None:
         _follower(getattr(_own, "label", "step"), line)
+
+
+def each(items: Sequence[T], unit: str) -> Iterator[T]:
+    """``items`` one after another; each that is asked for tells that those before are finished."""
+    for done, item in enumerate(items):
+        report(done, len(items), unit)
+        yield item
+    report(len(items), len(items), unit)

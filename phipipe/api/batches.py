@@ -144,8 +144,7 @@ def run_batch(
     started = datetime.datetime.now(datetime.UTC)
     for warning in plan(items, place, manner, listener.note):
         listener.note(f"warning: {warning}")
-    done = build(items, place, manner, listener.audience)
-    return finish(done, folder, started)
+    return finish(build(items, place, manner, listener.audience), folder, started)
 
 
 def plan(items: Sequence[Item], place: Workplace, manner: Manner, note: Note) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -67,13 +68,17 @@ def path_of(
 ) -> Path:
     """``given`` as a path, after a look at whether it can be the ``kind`` that is meant.
 
+    In a text, ``~`` at the beginning stands for the home folder.
+
     Raises:
         error: it cannot; ``what`` begins the sentence.
     """
-    path = Path(given).expanduser() if str(given).startswith("~") else Path(given)
+    text = given if isinstance(given, str) else None
+    # Path's own raises where there is no such user
+    path = Path(given) if text is None else Path(os.path.expanduser(text))  # noqa: PTH111
     if not str(given):
         raise error(f"{what} is empty", hint="give a path")
-    if odd := problem(path, kind, str(given)):
+    if odd := problem(path, kind, text):
         raise error(f"{what}: `{shown(path)}` {odd}", hint="give another path")
     return path
 

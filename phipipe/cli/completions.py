@@ -116,6 +116,12 @@ def _shipped(context: click.Context, incomplete: str) -> Offers:
     return shipped.names()
 
 
+def _topics(context: click.Context, incomplete: str) -> Offers:
+    from phipipe.cli import docs
+
+    return docs.topics()
+
+
 def _zones(context: click.Context, incomplete: str) -> Offers:
     from zoneinfo import available_timezones
 
@@ -167,4 +173,5 @@ explained = offering(_explained)
 schemas = offering(_schemas)
 shipped = offering(_shipped)
 sets = offering(_sets)
+topics = offering(_topics)
 zones = offering(_zones)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phipipe.cli import answers
+from phipipe.cli import answers, completions
 from phipipe.cli.groups import command
 from phipipe.cli.messages import echo
 from phipipe.cli.options import AS_JSON
@@ -24,7 +24,7 @@ FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
 
 @command("phipipe docs metrics")
-@click.argument("name", metavar="[TOPIC]", required=False)
+@click.argument("name", metavar="[TOPIC]", required=False, shell_complete=completions.topics)
 @AS_JSON
 def docs(name: str | None, as_json: bool) -> None:
     """Print a page of the documentation. Without TOPIC: list all of them.

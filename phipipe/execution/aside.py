@@ -45,9 +45,9 @@ class Aside:
         """From any thread: have ``event`` handled."""
         self._events.put(event)
 
-    def relay(self, tell: OnProgress) -> OnProgress:
-        """``tell``, for any thread: what it is told is handled."""
-        return lambda done, total, unit: self.call(partial(tell, done, total, unit))
+    def relayed(self, tell: OnProgress) -> OnProgress:
+        """``tell`` for any thread: it is called where events are handled."""
+        return lambda *news: self.call(partial(tell, *news))
 
     def handle(self) -> None:
         """Wait for an event and handle it, and what else has come meanwhile."""

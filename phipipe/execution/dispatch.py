@@ -25,6 +25,7 @@ from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workpl
 from phipipe.execution.servers import threads_per_server
 from phipipe.execution.todo import Todo
 from phipipe.planning.plan import Plan
+from phipipe.progress import listening
 from phipipe.settings import Settings
 from phipipe.store import refusals
 from phipipe.store.records import Damaged
@@ -153,7 +154,7 @@ class _Run:
                     self._failed(node, result)
 
         def work() -> None:
-            with progress.listening(self._aside.relay(partial(self._listener.progress, tool))):
+            with listening(self._aside.relayed(partial(self._listener.progress, tool))):
                 self._bench.prepare(tool)
 
         self._aside.start(work, end)
@@ -204,7 +205,7 @@ class _Run:
         node.running = True
         self._running[node.identity] = node
         self._listener.started(node.label, waiting.why)
-        tell = self._aside.relay(partial(self._listener.progress, node.label))
+        tell = self._aside.relayed(partial(self._listener.progress, node.label))
 
         def work() -> Result:
             with progress.named(node.label):

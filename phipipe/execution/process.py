@@ -41,7 +41,7 @@ GRACE_S = 2.0  # between a polite end and a forced one
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step to be run by the function ``runs`` (``phipipe.steps``)."""
+    """A step to be run: ``runs`` names its function (``steps``), ``expected`` is what it takes."""
 
     step: str
     runs: str

@@ -20,10 +20,10 @@ from phipipe.settings import Settings
 from phipipe.steps import Json
 from phipipe.words import MIB
 
+CHUNK = 2**16  # bytes of a log that are read at once
 GUESS_S = 1.0  # between two looks at a step that says nothing
 WORTH_S, WORTH_BYTES = 5.0, 64 * MIB  # less is over before anybody looks
 TIME, WRITTEN = "s expected", "MiB expected"
-CHUNK = 2**16  # bytes of a log that are read at once
 MEMBERS_EVERY = 5  # samples; listing a tree means reading the process table
 
 
@@ -88,8 +88,8 @@ class Watch:
             self._shown.go_on(ended=True)
 
     def report(self) -> None:
-        """Hand on the step's progress, if there is news, and the lines that it wrote; of one that
-        says nothing, what can be seen from outside."""
+        """Hand on the lines that the step wrote and its progress, if there is news; of one that
+        says nothing, how far it seems from outside."""
         if progress.is_followed():
             self._shown.go_on()
         with contextlib.suppress(OSError, ValueError):

@@ -40,7 +40,8 @@ def settings() -> str:
         "`config.toml`. A setting changes where and how a build runs, never its result.",
         "`phipipe config show` prints each setting with its value and where it comes from. "
         "`phipipe config path` prints the files. A project's file may set a key that asks for "
-        "trust only after `phipipe config trust`.",
+        "trust only after `phipipe config trust`. The variable `PHIPIPE_CONFIG` names another file "
+        "in place of the user's; `off` reads no file.",
         table(head, rows),
         _others(),
     )

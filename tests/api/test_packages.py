@@ -67,7 +67,7 @@ def test_a_changed_package_does_not_chat(folder: Path) -> None:
             call()
 
 
-@pytest.mark.parametrize("given", ["", "nothing", "a\0b"])
+@pytest.mark.parametrize("given", ["", "nothing", "a\0b", "~nobody-of-that-name"])
 def test_what_is_no_folder_is_a_source_error(given: str) -> None:
     for call in (Package.open, verify):
         with pytest.raises(SourceError):

@@ -68,7 +68,13 @@ def test_all_that_is_wrong_is_said_with_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("", "empty"), ("nothing.yaml", "nothing.yaml"), (".", "a folder"), ("a\0b", "NUL")],
+    [
+        ("~nobody-of-that-name", "no such home folder"),
+        ("", "empty"),
+        ("nothing.yaml", "nothing.yaml"),
+        (".", "a folder"),
+        ("a\0b", "NUL"),
+    ],
 )
 def test_what_is_no_recipe_is_a_recipe_error(path: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):

@@ -76,6 +76,7 @@ def test_commands_options_and_names_are_offered(offer: object) -> None:
     assert "M20" in offer("explain", "M2")
     assert "cache-ls" in offer("schema", "cache")
     assert offer("recipes", "copy", "quick") == ["quickstart"]
+    assert offer("docs", "reference/exit") == ["reference/exit-codes"]
     assert offer("completion", "p") == ["powershell"]
     assert "Europe/Berlin" in offer("schedule", "serve", "r", "--timezone", "Europe/B")
 
