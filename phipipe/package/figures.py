@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from phipipe import words
 from phipipe.evaluate.reports import Metrics, Scored, Speed, Vision
@@ -24,7 +25,8 @@ KLD_4_BIT = ("Q4_K_M", 0.031)
 # LLaMA 3 8b): what predicts worse than that is not what people mean by a 4-bit model, and the board
 # recommends no such file.
 KLD_FIT = ("Q4_0", 0.072)
-SMALL = 1e-3  # below this, numbers are written with an exponent
+SMALL, LARGE = 1e-3, 1e15  # beyond these, numbers are written with an exponent
+EPSILON = 2.0**-52  # what a double cannot tell from 1
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def number(value: float, digits: int = 3) -> str:
         return "not a number" if math.isnan(value) else "infinite"
     if value == 0:
         return "0"
-    exponent = _exponent(float(f"{value:.{digits - 1}e}"))
-    if abs(value) < SMALL:
+    exponent = Decimal(f"{value:.{digits - 1}e}").adjusted()
+    if not SMALL <= abs(value) < LARGE:
         return _scaled(value, exponent, digits - 1)
     decimals = digits - 1 - exponent
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"
@@ -54,26 +56,30 @@ def number(value: float, digits: int = 3) -> str:
 
 def with_error(value: float, stderr: float | None) -> str:
     """``0.00203 ± 0.00005``: the error with one digit (two, if it begins with 1 or 2), the value
-    cut to match."""
+    cut to match. An error below a double's own precision is none."""
     if not stderr or not math.isfinite(stderr) or not math.isfinite(value):
+        return number(value)
+    largest = max(abs(value), stderr)
+    if stderr < largest * EPSILON:
         return number(value)
     digits = 2 if {f"{stderr:.{n}e}"[0] for n in (0, 1)} & {"1", "2"} else 1
     # power of ten of the last digit shown
-    last = _exponent(float(f"{stderr:.{digits - 1}e}")) - digits + 1
-    largest = max(abs(value), stderr)
-    if largest < SMALL:
-        exponent = _exponent(round(largest, -last))
+    last = Decimal(f"{stderr:.{digits - 1}e}").adjusted() - digits + 1
+    if not SMALL <= largest < LARGE:
+        exponent = _rounded(largest, last).adjusted()
         decimals = max(exponent - last, 0)
         return f"{_scaled(value, exponent, decimals)} ± {_scaled(stderr, exponent, decimals)}"
     return " ± ".join(f"{round(x, -last):,.{max(-last, 0)}f}" for x in (value, stderr))
 
 
-def _exponent(value: float) -> int:
-    return math.floor(math.log10(abs(value)))
+def _rounded(value: float, last: int) -> Decimal:
+    """``value`` to the digit of ten to the power ``last``."""
+    return Decimal(f"{Decimal(value).scaleb(-last):.0f}").scaleb(last)
 
 
 def _scaled(value: float, exponent: int, decimals: int) -> str:
-    return f"{value / 10.0**exponent:.{decimals}f}e{exponent}"
+    # decimal: ten to the power of the smallest numbers' exponents is no float any more
+    return f"{Decimal(value).scaleb(-exponent):.{decimals}f}e{exponent}"
 
 
 def size(gib: float) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phipipe.evaluate.reports import Metrics, Scored, Speed
@@ -95,9 +95,16 @@ def test_what_is_shown_lies_within_half_the_error_of_what_was_measured(
     assert float(shown_error) == pytest.approx(error, rel=0.17)
 
 
-@given(st.floats(1e-12, 1e9))
+@given(st.floats(0, 1e308, exclude_min=True))
+@example(5e-324)
+@example(1.7e308)
 def test_a_number_reads_back_within_its_digits(value: float) -> None:
     assert float(figures.number(value).replace(",", "")) == pytest.approx(value, rel=0.00501)
+
+
+@given(st.floats(allow_nan=True), st.floats(min_value=0))
+def test_any_number_and_any_error_have_words(value: float, stderr: float) -> None:
+    assert figures.with_error(value, stderr)
 
 
 @pytest.mark.parametrize(
