@@ -14,7 +14,7 @@ from phipipe.suggestions import near, shorten, show
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-MAX_KEYS = 12  # more known keys than this are not listed beside an unknown one
+MAX_KEYS = 11  # more known keys than this are not listed beside an unknown one
 MAX_LISTED = 6  # more choices than this are not listed in a message that has a suggestion
 _TYPES = {  # pydantic's kinds of error → what it wanted
     "string_type": "text",
