@@ -55,7 +55,7 @@ def rows(one: Outlook, workers: Workers | None) -> list[dict[str, str]]:
             "step": step.name,
             "state": f"cached {str(item.key)[:12]}" if item.cached else "will run",
             "disk": size(step.output_bytes),
-            "anonymous": size(step.memory_bytes),
+            "memory": size(step.memory_bytes),
             "time": words.duration(estimate.seconds) if estimate else "-",
         }
         if workers is not None:
@@ -79,7 +79,7 @@ def cost_words(cost: Cost) -> str:
     """What steps write and take, after how many there are."""
     if not cost.steps:
         return ""
-    peak = f"; peak about {words.size(cost.memory_bytes)} anonymous" if cost.memory_bytes else ""
+    peak = f"; peak about {words.size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
     return f", writing about {words.size(cost.output_bytes)}{peak}\n  {time_words(cost)}"
 
 
@@ -94,7 +94,7 @@ def time_words(cost: Cost) -> str:
     unknown = ", ".join([*names, *([f"{more} more"] if more > 0 else [])])
     about, earlier = words.duration(cost.seconds), counted(cost.earlier, "earlier result")
     if unknown:
-        return f"about {about} and more, from {earlier}: nothing is known of {unknown}"
+        return f"at least {about}, from {earlier}; no earlier run tells of {unknown}"
     return f"about {about}, from {earlier}"
 
 

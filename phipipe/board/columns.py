@@ -12,8 +12,8 @@ from phipipe.package import figures
 
 ON_TARGET = ("false", "emulated", "true")
 FRONT = (
-    "on its device's Pareto front: nothing smaller is as close to the original, or, of the "
-    "fastest, none smaller is"
+    "on the Pareto front of its device: no smaller build is as close to the original, or only "
+    "slower ones are"
 )
 MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
-from typing import Literal, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from phipipe import __version__, hardware
 from phipipe import backends as registry
@@ -47,7 +49,7 @@ def device(name: str) -> lists.DeviceDetails:
         memory_gib=target.memory_gib,
         units=[_unit(target, unit) for unit in target.units],
         recipe=target.recipe,
-        start=_start(target),
+        start=_start(name, target),
         notes=target.notes,
         sources=list(target.sources),
     )
@@ -65,16 +67,17 @@ def _unit(target: targets.Device, unit: targets.Unit) -> lists.Unit:
     )
 
 
-def _start(target: targets.Device) -> str | None:
-    """The command that gets somebody going for ``target``."""
+def _start(name: str, target: targets.Device) -> str | None:
+    """The command that gets somebody going for ``target``, which the user calls ``name``: a device
+    or a device file."""
     if target.recipe is not None:
-        name = target.recipe
-        copy = f"phipipe recipes copy {name}"
-        return f"{copy} && phipipe run {name}.yaml --set device={target.name}"
+        recipe = target.recipe
+        copy = f"phipipe recipes copy {recipe}"
+        return f"{copy} && phipipe run {recipe}.yaml --set device={shlex.quote(name)}"
     built = any(
         registry.able(name, target, unit) for unit in target.units for name in registry.names()
     )
-    return f"phipipe init my-recipe.yaml --device {target.name}" if built else None
+    return f"phipipe init my-recipe.yaml --device {shlex.quote(name)}" if built else None
 
 
 def backends() -> list[lists.Backend]:
@@ -121,7 +124,14 @@ def backend(name: str) -> lists.BackendDetails:
 
 def _type(annotation: object) -> str:
     """An annotation as a recipe's author reads it: `true or false`, `16, 32 or 64`."""
-    choices = [str(choice) for choice in get_args(annotation)]
+    inner = [arm for arm in get_args(annotation) if arm is not type(None)]
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(map(_type, inner))
+    if get_origin(annotation) in (dict, Mapping):
+        return f"mapping of {_type(inner[0])} to {_type(inner[1])}"
+    if get_origin(annotation) is Annotated:
+        return _type(inner[0])
+    choices = list(map(str, inner))
     if get_origin(annotation) is Literal:
         return (
             " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]

@@ -15,6 +15,7 @@ Row = Mapping[str, Json]
 GAP = 2  # columns between two cells
 SHORT = 20  # characters of a cell that is not folded …
 KEPT = 0.6  # … where such cells leave the others their share of the width
+NAME = 0.4  # of the width: a first column up to this is not folded, since people copy from it
 NARROWEST = 20  # a terminal that says less is taken for this wide
 
 
@@ -80,12 +81,15 @@ def _folded(
     short = [length for length in longest if length <= SHORT]
     keep = sum(short) + GAP * len(longest) <= width * KEPT
     grid = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0))
-    for name, side, length in zip(names, sides, longest, strict=True):
+    copied = (
+        max(_columns(cell) for cell in [names[0], *(line[0] for line in cells)]) <= width * NAME
+    )
+    for i, (name, side, length) in enumerate(zip(names, sides, longest, strict=True)):
         grid.add_column(
             Text(name),
             justify="right" if side else "left",
             overflow="fold",
-            no_wrap=keep and length <= SHORT,
+            no_wrap=(copied and i == 0) or (keep and length <= SHORT),
         )
     for line in cells:
         grid.add_row(*map(Text, line))

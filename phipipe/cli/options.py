@@ -140,7 +140,9 @@ RECIPE = click.argument("recipe", type=UserPath())
 PACKAGE = click.argument(
     "package",
     type=UserPath(
-        Kind.FOLDER, SourceError, hint="a package is a folder that `phipipe run RECIPE` writes"
+        Kind.FOLDER,
+        SourceError,
+        hint="a package is a folder that `phipipe run RECIPE` writes; unpack an archive first",
     ),
     callback=_accepted,
 )

@@ -135,7 +135,7 @@ def verify(package: Path, as_json: bool) -> None:
     if findings:
         raise SourceError(
             f"`{package}` is not as phipipe packages it: {counted(len(findings), 'finding')}",
-            hint="do not open it; build it again",
+            hint="do not open it; build it again, or ask for another copy",
         )
     if not as_json:
         echo(f"{package}: complete and unchanged")

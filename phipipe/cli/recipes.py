@@ -16,6 +16,8 @@ from phipipe.cli.options import AS_JSON, RECIPE, SETS, UserPath, taking
 from phipipe.errors import PhipipeError
 from phipipe.words import counted
 
+DEVICE = "cpu-x86_64"  # what a starter recipe is for unless another is named
+
 
 @command("phipipe validate recipes/*.yaml")
 @click.argument("recipes", nargs=-1, required=True, type=UserPath())
@@ -99,12 +101,14 @@ def init(model: Path, wish: Wish, as_json: bool) -> None:
     the recipe's own; --source then names the model. No file is overwritten.
     """
     from phipipe.planning import starter, starter_words
+    from phipipe.recipe import device as devices
 
+    devices.load(wish.device or DEVICE, Path())  # a typo there is said before anything else
     parts = (wish.device, wish.precision, wish.backend)
     path, source = starter_words.meant(str(model), wish.source, parts)
     written, notes = starter.write(
         path,
-        device=wish.device or "cpu-x86_64",
+        device=wish.device or DEVICE,
         precision=wish.precision,
         backend=wish.backend,
         source=source,
@@ -115,7 +119,7 @@ def init(model: Path, wish: Wish, as_json: bool) -> None:
     if as_json:
         answers.give(written)
         return
-    what = f"{written.precision} with {written.backend} for {written.device}, {written.unit}"
+    what = f"{written.precision} with {written.backend} for {written.device} (unit {written.unit})"
     echo(f"wrote {path}: {what}")
     for i, line in enumerate(written.next):
         echo(f"{'then' if i else 'next'}: {line}")

@@ -144,7 +144,9 @@ def collected(row: lists.Collected) -> str:
 def runs(rows: Sequence[lists.Run]) -> str:
     """The list of runs."""
     names = ("id", "command", "started", "state", "exit_code", "seconds", "builds")
-    return table([cells({name: getattr(row, name) for name in names}) for row in rows])
+    shown = [{name: getattr(row, name) for name in names} for row in rows]
+    whole_seconds = [{**row, "started": f"{row['started'][:19]}Z"} for row in shown]
+    return table([cells(row) for row in whole_seconds])
 
 
 def cells(row: Row) -> dict[str, Json]:

@@ -40,6 +40,14 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 
+ORIGINAL, BUILD = "original", "build"
+_REMEDIES = {
+    ORIGINAL: "the checkpoint itself is broken: try it with transformers, and save or download it "
+    "again",
+    BUILD: "take more bits or another backend; `phipipe runs logs latest` shows the tools' words",
+}
+
+
 def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: tokenize the text with the source's tokenizer, score it with the source model in fp32.
 
@@ -55,7 +63,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     logprobs: Floats | None = None
     nll: list[Floats] = []
     for i, (window, logits) in enumerate(zip(tokens, model.logits(tokens.tolist()), strict=True)):
-        scores = log_softmax(_finite(logits, len(window)))
+        scores = log_softmax(_finite(logits, len(window), ORIGINAL))
         if logprobs is None:
             shape = (len(tokens), *scores.shape)
             logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
@@ -109,7 +117,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
     rows = []
     for i, window in enumerate(tokens):
-        logits = _finite(runtime.logits(window.tolist()), len(window))
+        logits = _finite(runtime.logits(window.tolist()), len(window), BUILD)
         scored = scores(i, logits, window)
         rows.append({name: values[expected.skip :] for name, values in scored.items()})
         progress.report(i + 1, len(tokens), "windows")
@@ -202,10 +210,17 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     return np.asarray(ids[: count * window], np.int32).reshape(count, window)
 
 
-def _finite(logits: Floats, rows: int) -> Floats:
+def _finite(logits: Floats, rows: int, whose: str) -> Floats:
+    """``logits`` of ``rows`` positions, as they are.
+
+    Raises:
+        StepFailed: one is no finite number, or a position has none; ``whose`` they are says the
+            message.
+    """
     if logits.shape[0] != rows or not np.isfinite(logits).all():
         raise StepFailed(
-            "the model's logits are not finite numbers for every position: the artifact is broken"
+            f"the {whose}'s predictions are not finite numbers at every position",
+            hint=_REMEDIES[whose],
         )
     return np.ascontiguousarray(logits, np.float32)
 

@@ -100,11 +100,11 @@ def host_words(host: Mapping[str, object]) -> str:
 
 
 def peaks(usage: Mapping[str, float]) -> str:
-    """``, peak 0.31 GiB anonymous, 0.52 GiB resident``: what a step had for itself, and with the
-    files it mapped."""
-    kinds = (("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))
-    parts = [f"{words.gib(usage[name])} {kind}" for kind, name in kinds if usage.get(name)]
-    return f", peak {', '.join(parts)}" if parts else ""
+    """``, peak memory 0.31 GiB, 0.52 GiB with mapped files``: what a step had for itself, and with
+    the files that it mapped."""
+    kinds = (("", "peak_anon_bytes"), (" with mapped files", "peak_rss_bytes"))
+    parts = [f"{words.gib(usage[name])}{kind}" for kind, name in kinds if usage.get(name)]
+    return f", peak memory {', '.join(parts)}" if parts else ""
 
 
 def shown(metric: Metric, value: float, stderr: float | None = None) -> tuple[str, str]:

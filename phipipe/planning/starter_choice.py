@@ -7,8 +7,6 @@ import contextlib
 from phipipe import backends
 from phipipe.errors import RecipeError, StoreError, TargetError
 from phipipe.files import shipped
-from phipipe.hub import take as hub
-from phipipe.models import checkpoints
 from phipipe.planning.starter_source import Source
 from phipipe.recipe.device import Device
 from phipipe.recipe.document import read
@@ -59,11 +57,10 @@ def _what_works(target: Device) -> str | None:
 
 
 def within(source: Source, chosen: dict[str, Json]) -> dict[str, Json]:
-    """``chosen`` with no more context than an embedded model has."""
-    embedded = hub.BUILTIN_MODELS.get(source.keys.get("builtin", ""))
-    if embedded is None or "context" not in chosen:
+    """``chosen`` with no more context than the model has, as far as that is known."""
+    if source.context_length is None or "context" not in chosen:
         return chosen
-    return {**chosen, "context": min(chosen["context"], checkpoints.read(embedded).context_length)}
+    return {**chosen, "context": min(chosen["context"], source.context_length)}
 
 
 def _own_recipe(target: Device) -> dict[str, Json]:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe.errors import RecipeError
+from phipipe.errors import RecipeError, SourceError
 from phipipe.files import user_paths
 from phipipe.hub import client
+from phipipe.hub import take as hub
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
+from phipipe.models import checkpoints
 from phipipe.recipe.recipe import COMMIT, REPO, wikitext
 from phipipe.steps import Json
 
@@ -20,28 +22,42 @@ from phipipe.steps import Json
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is
-    false."""
+    false. ``context_length`` is in tokens, and known of a checkpoint that is here."""
 
     keys: Mapping[str, str]
     hub: bool = False
     pinned: bool = True
     note: str | None = None
+    context_length: int | None = None
 
 
 def of_text(text: str, folder: Path) -> Source:
     """What ``text`` names, as a recipe in ``folder`` says it."""
     if text.startswith("builtin:"):
-        return Source(keys={"builtin": text.removeprefix("builtin:")})
+        name = text.removeprefix("builtin:")
+        embedded = hub.BUILTIN_MODELS.get(name)
+        length = checkpoints.read(embedded).context_length if embedded else None
+        return Source(keys={"builtin": name}, context_length=length)
     name, _, revision = text.partition("@")
     if "@" in text and not revision and re.fullmatch(REPO[1:-1], name):
         raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
-    is_path = text.startswith((".", "~")) or _is_folder(text)
-    if is_path or not re.fullmatch(REPO[1:-1], name):
+    if _is_folder(text):
+        return _of_folder(text, folder)
+    if text.startswith((".", "~")) or not re.fullmatch(REPO[1:-1], name):
         odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
         missing = f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
-        note = None if _is_folder(text) or not text else missing
-        return Source(keys={"path": seen_from(folder, text)}, note=note)
+        return Source(keys={"path": seen_from(folder, text)}, note=missing if text else None)
     return _of_hub(name, revision)
+
+
+def _of_folder(text: str, folder: Path) -> Source:
+    """The checkpoint in the folder ``text``; the note says why it is none that can be built."""
+    keys = {"path": seen_from(folder, text)}
+    try:
+        checkpoint = checkpoints.read(Path(text).expanduser())
+    except SourceError as error:
+        return Source(keys=keys, note=f"this model cannot be built yet: {error.message}")
+    return Source(keys=keys, context_length=checkpoint.context_length)
 
 
 def _of_hub(name: str, revision: str) -> Source:

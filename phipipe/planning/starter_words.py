@@ -12,6 +12,7 @@ from phipipe.planning.starter_text import word
 from phipipe.recipe.recipe import REPO
 
 EMBEDDED = "builtin:tiny-phi3"
+CONFIG = "config.json"
 SUFFIXES = (".yaml", ".yml")
 MEANT = "OWNER/NAME of the hub, a folder with a checkpoint, or a recipe's file that ends in .yaml"
 
@@ -39,6 +40,7 @@ def meant(text: str, source: str | None, parts: tuple[str | None, ...]) -> Start
     if not names_model(text):
         shown = user_paths.shown(text)
         raise RecipeError(f"`{shown}` is no model that can be found", hint=f"give {MEANT}")
+    _refuse_other_folders(text)
     path = Path(f"{_slug(text, parts)}.yaml")
     if path.exists():
         first = f"phipipe plan {word(path)} goes on with it"
@@ -47,6 +49,24 @@ def meant(text: str, source: str | None, parts: tuple[str | None, ...]) -> Start
             hint=f"{first}; phipipe init OTHER.yaml --source {word(Path(text))} writes another",
         )
     return Start(path, text)
+
+
+def _refuse_other_folders(text: str) -> None:
+    """Refuse a folder that is no checkpoint, and name those in it that are.
+
+    Raises:
+        RecipeError: it has no configuration.
+    """
+    folder = Path(text).expanduser()
+    if text.startswith("builtin:") or not folder.is_dir() or (folder / CONFIG).exists():
+        return
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    guess = f"; did you mean `{(Path(text) / inner[0]).as_posix()}`?" if inner else ""
+    shown = user_paths.shown(text)
+    raise RecipeError(
+        f"`{shown}` holds no model: it has no `{CONFIG}`{guess}",
+        hint="name the folder with `config.json`, tokenizer and safetensors files",
+    )
 
 
 def names_model(text: str) -> bool:

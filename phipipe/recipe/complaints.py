@@ -14,6 +14,7 @@ from phipipe.suggestions import near, shorten, show
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+MAX_KEYS = 11  # more known keys than this are not listed beside an unknown one
 MAX_LISTED = 6  # more choices than this are not listed in a message that has a suggestion
 _TYPES = {  # pydantic's kinds of error → what it wanted
     "string_type": "text",
@@ -44,6 +45,8 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
         kind, given = item["type"], item.get("input")
         where: Where = tuple(part for part in item["loc"] if part != "[key]")
         name = str(where[-1]) if where else ""
+        if kind == "too_short" and given:
+            continue  # only items that are wrong themselves, and told below or above
         if kind == "extra_forbidden":
             yield where, _unknown_key(model, where), True
         elif kind == "missing":
@@ -64,7 +67,15 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
 def _unknown_key(model: type[BaseModel], where: Where) -> str:
     name = str(where[-1])
     advice = gone(model, name) if len(where) == 1 else ""
-    return advice or f"unknown key `{shorten(name)}`{near(name, _fields(model, where[:-1]))}"
+    return advice or f"unknown key `{shorten(name)}`{_keys(name, _fields(model, where[:-1]))}"
+
+
+def _keys(name: str, known: list[str]) -> str:
+    """Which key ``name`` may have meant; all that are known where none is like it."""
+    guess = near(name, known)
+    if guess or len(known) > MAX_KEYS:
+        return guess
+    return f"; known here: {', '.join(known)}" if known else ""
 
 
 def gone(model: type[BaseModel], name: str) -> str:

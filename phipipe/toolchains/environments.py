@@ -20,6 +20,7 @@ from phipipe.errors import ToolchainError
 from phipipe.processes import launcher
 from phipipe.settings import Settings
 from phipipe.store import free_space
+from phipipe.suggestions import near
 from phipipe.toolchains.contents import find_missing, list_own_packages, list_packages, python_of
 from phipipe.toolchains.installation import STATE, Installation, has_nvidia
 
@@ -57,7 +58,8 @@ def lock_of(name: str) -> Path:
     """
     if name not in names():
         raise ToolchainError(
-            f"unknown toolchain `{name}`", hint=f"toolchains: {', '.join(names())}"
+            f"unknown toolchain `{name}`{near(name, names())}",
+            hint=f"toolchains: {', '.join(names())}",
         )
     return LOCKS / f"{name}.txt"
 

@@ -4,6 +4,7 @@ this."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from testing.places import QUICKSTART, RECIPES
 from testing.shell import Run
 
-from phipipe import cli
+from phipipe import backends, cli
 from phipipe.cli import help
 from phipipe.hub import take
 
@@ -300,6 +301,8 @@ def test_the_module_runs_as_a_command() -> None:
         (("cache", "gc", "--budget", "abc"), 2, "'abc' is not a valid number of GiB"),
         (("run", "a.yaml", "--jobs", "two"), 2, "'two' is not a valid whole number"),
         (("backends", "show", "onnx"), 3, "unknown backend `onnx`; did you mean `onnxruntime`?"),
+        (("toolchain", "install", "llama"), 4, "did you mean `llamacpp`?"),
+        (("runs", "show", "lates"), 8, "did you mean `latest`?"),
         (("devices", "show", "cpu"), 3, "did you mean `cpu-arm64` or `cpu-x86_64`?"),
     ],
 )
@@ -340,3 +343,21 @@ def test_python_itself_lacks_what_a_toolchain_has(
     assert (code, out) == (4, "")
     assert "this Python has not what toolchain `onnxruntime` needs" in err
     assert "pip install 'phipipe[onnxruntime]'" in err
+
+
+def test_options_are_described_without_pythons_own_words(run: Run) -> None:
+    for name in backends.names():
+        code, out, err = run("backends", "show", name)
+        assert code == 0, err
+        assert not re.findall(r"typing|Optional|Literal|NoneType|<class|collections", out)
+
+
+def test_the_command_to_start_from_takes_a_device_file_as_it_is_called(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "my-board.yaml").write_text(
+        "title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://vendor.example/x]\n"
+    )
+    (line,) = re.findall("start from +phipipe (.*)", run("devices", "show", "my-board.yaml")[1])
+    code, _, err = run(*line.split())
+    assert code == 0, err

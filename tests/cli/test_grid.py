@@ -94,6 +94,15 @@ def test_whatever_stands_in_cells_fits_and_stays(
             assert signs <= set(made)
 
 
+@pytest.mark.parametrize("width", [70, 100])
+def test_a_name_that_people_copy_is_not_folded(wide: object, width: int) -> None:
+    assert callable(wide)
+    wide(width)
+    name = "20261129-213035-047499-17"
+    rows = [{"id": name, "started": "2026-11-29T21:30:35Z", "builds": "a-long-name, " * 9}]
+    assert name in table(rows)
+
+
 def test_markup_in_data_is_text(wide: object) -> None:
     assert callable(wide)
     wide(40)

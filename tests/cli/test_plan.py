@@ -95,7 +95,7 @@ def test_a_plan_says_how_long_steps_took_before(run: Run, own_cache: Path) -> No
     assert told["seconds"] == 90.0
     assert steps["convert"]["seconds"] is None
     _, out, _ = run("plan", QUICKSTART)
-    assert "about 2 min and more, from 1 earlier result: nothing is known of `source`" in out
+    assert "at least 2 min, from 1 earlier result; no earlier run tells of `source`" in out
 
 
 def test_a_dry_run_of_a_batch_tells_all_and_changes_nothing(

@@ -79,13 +79,15 @@ def test_perplexity_is_the_exponential_of_the_mean_log_likelihood() -> None:
 def test_logits_that_are_not_numbers_fail(spoil: float) -> None:
     logits = np.zeros((4, 5), np.float32)
     logits[2, 3] = spoil
-    with pytest.raises(StepFailed, match="not finite"):
-        fidelity._finite(logits, 4)
+    for whose in (fidelity.ORIGINAL, fidelity.BUILD):
+        with pytest.raises(StepFailed, match=f"the {whose}'s predictions are not finite") as caught:
+            fidelity._finite(logits, 4, whose)
+        assert caught.value.hint
 
 
 def test_missing_positions_fail() -> None:
     with pytest.raises(StepFailed):
-        fidelity._finite(np.zeros((1, 5), np.float32), 4)
+        fidelity._finite(np.zeros((1, 5), np.float32), 4, fidelity.BUILD)
 
 
 def judged(tmp_path: Path, **limits: dict[str, float]) -> Path:

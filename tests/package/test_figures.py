@@ -194,9 +194,9 @@ def test_markdown_tables_have_one_row_per_measurement() -> None:
     [
         (
             {"peak_rss_bytes": 2**29, "peak_anon_bytes": 2**28},
-            ", peak 0.25 GiB anonymous, 0.50 GiB resident",
+            ", peak memory 0.25 GiB, 0.50 GiB with mapped files",
         ),
-        ({"peak_rss_bytes": 2**29}, ", peak 0.50 GiB resident"),
+        ({"peak_rss_bytes": 2**29}, ", peak memory 0.50 GiB with mapped files"),
         ({"seconds": 1.0}, ""),
     ],
 )

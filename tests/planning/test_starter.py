@@ -157,7 +157,8 @@ def test_a_folder_counts_from_the_working_folder_and_is_written_as_seen_from_the
     told = yaml.safe_load(Path(recipe).read_text("utf-8"))["source"]
     assert told == {"path": said}
     there = (tmp_path / Path(recipe).parent / Path(said).expanduser()).is_dir()
-    assert bool(notes) != there  # a folder that is not there yet is said
+    # a folder without a model is said in other words than one that is not there yet
+    assert ["no weights" in note for note in notes] == [there]
 
 
 def test_a_folder_that_looks_like_somebodys_home_is_none(
@@ -371,6 +372,52 @@ def test_a_folder_alone_becomes_a_recipe_that_plans(run: Run, tmp_path: Path) ->
     assert told["precision"] == "int8"
     code, _, err = run("plan", path.name)
     assert code == 0, err
+
+
+def test_a_recipe_of_a_folder_has_no_more_context_than_its_model(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "mine")
+    for name in ("cpu-x86_64", "mac-16gb"):  # whose own recipes have a longer context
+        assert run("init", "mine", "--device", name)[0] == 0
+    for path in tmp_path.glob("*.yaml"):
+        (planned,) = plans.planned(path)
+        assert "M14" not in [advice.rule for advice in planned.warnings]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (".", "holds no model: it has no `config.json`\n"),
+        ("models", "`models` holds no model: it has no `config.json`; did you mean `models/mine`?"),
+        ("empty", "`empty` holds no model: it has no `config.json`\n"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused_with_the_one_that_is_meant(
+    run: Run, tmp_path: Path, given: str, said: str
+) -> None:
+    shutil.copytree(TINY, tmp_path / "models" / "mine")
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("init", given)
+    assert (code, said in err) == (2, True), err
+    assert not list(tmp_path.glob("*.yaml"))
+
+
+def test_a_model_that_cannot_be_built_is_said_while_its_recipe_is_written(
+    run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(TINY, tmp_path / "mine")
+    (tmp_path / "mine" / "model.safetensors").unlink()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    code, _, err = run("init", "mine")
+    assert code == 0
+    assert "note: this model cannot be built yet: `mine` is a LoRA adapter" in err
+
+
+def test_a_wrong_device_is_said_before_a_recipe_that_is_there_already(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run("init", "builtin:tiny-phi3", "--device", "cpu-x86_64")[0] == 0
+    code, _, err = run("init", "builtin:tiny-phi3", "--device", "cpu-x86-64")
+    assert (code, "did you mean `cpu-x86_64`?" in err) == (3, True), err
 
 
 def test_the_embedded_model_alone_becomes_a_recipe(run: Run, tmp_path: Path) -> None:

@@ -116,6 +116,12 @@ def test_mistakes_in_it_are_named_where_they_are(
     assert words in message
 
 
+def test_a_list_whose_items_are_wrong_is_not_called_empty(tmp_path: Path) -> None:
+    message = refusal(tmp_path, MINE.replace("api: cpu", "api: gpu").replace("vulkan", "gpu2"))
+    assert "unknown value `gpu`" in message
+    assert "must not be empty" not in message
+
+
 def test_all_of_them_at_once(tmp_path: Path) -> None:
     message = refusal(
         tmp_path,

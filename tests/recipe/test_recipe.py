@@ -411,6 +411,10 @@ def test_a_problem_of_the_rest_is_reported_once_and_one_of_a_variant_in_it(tmp_p
         ("{source: {path: x}}", "`source` is the same for all variants"),
         ("{quantize: {block_sise: 16}}", "did you mean `block_size`?"),
         ("{backend: torch, quantize: {block_size: 16}}", "unknown key `block_size`"),
+        (
+            "{backend: llamacpp, quantize: {ctk: 16}}",
+            "unknown key `ctk`; known here: type",
+        ),
         ("{precision: }", "no value here; it is one of int4, int8, fp16, fp32"),
     ],
 )
