@@ -155,6 +155,8 @@ class Backend(Generic[Chosen]):
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""
     wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider
+    apart: Mapping[str, Json] = field(default_factory=dict)
+    """Options of an int4 build that do so; none where its usual ones do, or none can."""
     finer: tuple[Finer, ...] = ()  # what brings an int4 build closer, first the first
     host_apis: frozenset[str] = frozenset({"cpu"})
     """Units that a build is measured on where the build machine has them."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,11 +16,14 @@ from pydantic import ValidationError
 from phipipe import backends, failures
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import user_paths
+from phipipe.models.checkpoints import Checkpoint
 from phipipe.output.recipes import Started
 from phipipe.planning import starter_choice, starter_source, starter_text, targets
+from phipipe.planning.starter_choice import Choice
 from phipipe.planning.starter_source import Source
 from phipipe.recipe import device as devices
 from phipipe.recipe import loading
+from phipipe.recipe.build import Build
 from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse
 from phipipe.recipe.recipe import Recipe
@@ -63,11 +67,28 @@ def write(
     folder = user_paths.resolved(path.parent)
     target = devices.load(device, Path())
     wanted = starter_source.of_text(source, folder)
-    chosen = starter_choice.within(wanted, starter_choice.fitting(target, precision, backend))
+    model = starter_source.shape_of(wanted, folder)
     head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
     exam = starter_source.text_of(text, folder, wanted)
-    unit = _written(path, starter_text.compose(path, head, chosen, wanted, exam), wanted)
-    return _started(path, head, unit, chosen, wanted), (wanted.note,) if wanted.note else ()
+
+    def compose(choice: Choice) -> str:
+        return starter_text.compose(path, head, _within(model, choice), wanted, exam)
+
+    chosen = starter_choice.best(
+        starter_choice.fitting(target, precision, backend, model),
+        model,
+        lambda choice: _checked(compose(choice), path, wanted),
+    )
+    unit = _written(path, compose(chosen), wanted)
+    return _started(path, head, unit, chosen.keys, wanted), (wanted.note,) if wanted.note else ()
+
+
+def _within(model: Checkpoint | None, choice: Choice) -> Choice:
+    """``choice`` with no more context than the model has."""
+    if model is None or "context" not in choice.keys:
+        return choice
+    context = min(choice.keys["context"], model.context_length)
+    return replace(choice, keys={**choice.keys, "context": context})
 
 
 def _started(
@@ -103,7 +124,7 @@ def _written(path: Path, text: str, source: Source) -> str:
         RecipeError, TargetError: it is no recipe that can be built, or cannot be written.
     """
     with _folder(path.parent):
-        unit = _checked(text, path, source)
+        unit = targets.of(_checked(text, path, source)).unit.api
         _create(path, text)
     return unit
 
@@ -127,8 +148,8 @@ def _name(path: Path) -> str:
     return f"{name[:73]}-recipe" if KEPT.fullmatch(name) else name
 
 
-def _checked(text: str, path: Path, source: Source) -> str:
-    """The unit that the build of ``text`` is for.
+def _checked(text: str, path: Path, source: Source) -> Build:
+    """The build that ``text`` describes.
 
     Raises:
         RecipeError, TargetError: it is no recipe that can be built.
@@ -157,7 +178,7 @@ def _checked(text: str, path: Path, source: Source) -> str:
         whole = failures.as_one(errors)  # of a file that nobody has seen: its places help nobody
         words = [problem.message for problem in whole.problems] or [whole.message]
         raise type(whole)("; ".join(words), hint=whole.hint)
-    return targets.of(builds[0]).unit.api
+    return builds[0]
 
 
 @contextlib.contextmanager

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe.errors import RecipeError
+from pydantic import ValidationError
+
+from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import user_paths
-from phipipe.hub import client
+from phipipe.hub import client, take
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
+from phipipe.models import checkpoints, family
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.recipe import recipe
 from phipipe.recipe.recipe import COMMIT, REPO, wikitext
 from phipipe.steps import Json
 
@@ -26,6 +32,7 @@ class Source:
     hub: bool = False
     pinned: bool = True
     note: str | None = None
+    asked: bool = False  # the hub has just said its commit
 
 
 def of_text(text: str, folder: Path) -> Source:
@@ -56,7 +63,21 @@ def _of_hub(name: str, revision: str) -> Source:
             f"{error.message}"
         )
         return Source(keys={"repo": name, "revision": revision}, hub=True, pinned=False, note=note)
-    return Source(keys={"repo": name, "revision": commit}, hub=True)
+    return Source(keys={"repo": name, "revision": commit}, hub=True, asked=True)
+
+
+def shape_of(source: Source, folder: Path) -> Checkpoint | None:
+    """The shape of the model that ``source`` names, where it can be known: one of the family by its
+    name alone. A hub is asked only where it has just answered."""
+    repo = source.keys.get("repo", "").casefold()
+    for member in family.MEMBERS:
+        if repo in (name.casefold() for name in member.repos):
+            return checkpoints.of_config(member.config, member.tokenizer)
+    if source.hub and not source.asked:
+        return None
+    with contextlib.suppress(PhipipeError, ValidationError):  # the plan says why it is unfit
+        return take.original(recipe.Source.model_validate(source.keys), folder).checkpoint
+    return None
 
 
 def text_of(text: str | None, folder: Path, source: Source) -> dict[str, Json]:

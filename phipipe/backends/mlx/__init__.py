@@ -141,6 +141,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4,
     wider="set `quantize.mixed: mixed_4_6`",
+    apart={"mixed": "mixed_4_6"},
     finer=(
         Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"),
         Finer(options={"bits": 6}, told="6-bit"),

@@ -229,6 +229,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none",
     wider="set `quantize.mixed: layers`",
+    apart={"mixed": "layers"},
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
     open=open,
     tokenizer=genai.tokenizer,
