@@ -178,6 +178,8 @@ class Backend(Generic[Chosen]):
     suits: str = ""  # when to choose this backend, in a sentence or two
     advice: Mapping[str, str] = field(default_factory=dict)
     """Option of ``quantize:`` → when to use which of its values; the reference shows it."""
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Option → value → what it is for, where every value has a line of its own."""
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

@@ -7,11 +7,13 @@ import datetime
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from phipipe import __version__, hardware
 from phipipe import backends as registry
 from phipipe.output import documents, lists
+from phipipe.planning import starter_text
 from phipipe.recipe import device as targets
 from phipipe.recipe.recipe import PRECISIONS
 from phipipe.settings import Settings, config
@@ -47,7 +49,7 @@ def device(name: str) -> lists.DeviceDetails:
         memory_gib=target.memory_gib,
         units=[_unit(target, unit) for unit in target.units],
         recipe=target.recipe,
-        start=_start(target),
+        start=_start(target, name),
         notes=target.notes,
         sources=list(target.sources),
     )
@@ -65,16 +67,17 @@ def _unit(target: targets.Device, unit: targets.Unit) -> lists.Unit:
     )
 
 
-def _start(target: targets.Device) -> str | None:
-    """The command that gets somebody going for ``target``."""
+def _start(target: targets.Device, named: str) -> str | None:
+    """The command that gets somebody going for ``target``, which the user has ``named`` so."""
     if target.recipe is not None:
-        name = target.recipe
-        copy = f"phipipe recipes copy {name}"
-        return f"{copy} && phipipe run {name}.yaml --set device={target.name}"
+        recipe, value = target.recipe, f"device={starter_text.flow(named)}"
+        run = f"phipipe run {recipe}.yaml --set {starter_text.word(Path(value))}"
+        return f"phipipe recipes copy {recipe} && {run}"
     built = any(
         registry.able(name, target, unit) for unit in target.units for name in registry.names()
     )
-    return f"phipipe init my-recipe.yaml --device {target.name}" if built else None
+    device = starter_text.word(Path(named))
+    return f"phipipe init my-recipe.yaml --device {device}" if built else None
 
 
 def backends() -> list[lists.Backend]:
@@ -103,6 +106,7 @@ def backend(name: str) -> lists.BackendDetails:
     return lists.BackendDetails(
         backend=name,
         title=face.title,
+        suits=face.suits,
         toolchain=face.toolchain,
         precisions={
             api: {str(ours): own for ours, own in table.items()}
@@ -113,6 +117,8 @@ def backend(name: str) -> lists.BackendDetails:
                 default=field.get_default(call_default_factory=True),
                 type=_type(field.annotation),
                 what=field.description,
+                advice=face.advice.get(key),
+                values=dict(face.values.get(key, {})),
             )
             for key, field in face.options.model_fields.items()
         },
@@ -121,7 +127,12 @@ def backend(name: str) -> lists.BackendDetails:
 
 def _type(annotation: object) -> str:
     """An annotation as a recipe's author reads it: `true or false`, `16, 32 or 64`."""
-    choices = [str(choice) for choice in get_args(annotation)]
+    inner = [one for one in get_args(annotation) if one is not type(None)]
+    if type(None) in get_args(annotation) and len(inner) == 1:
+        return _type(inner[0])
+    if get_origin(annotation) is dict:
+        return f"names, each with {_type(inner[1])}"
+    choices = [str(choice) for choice in inner]
     if get_origin(annotation) is Literal:
         return (
             " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -70,16 +71,11 @@ def write(
     model = starter_source.shape_of(wanted, folder)
     head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
     exam = starter_source.text_of(text, folder, wanted)
-
-    def compose(choice: Choice) -> str:
-        return starter_text.compose(path, head, _within(model, choice), wanted, exam)
-
-    chosen = starter_choice.best(
-        starter_choice.fitting(target, precision, backend, model),
-        model,
-        lambda choice: _checked(compose(choice), path, wanted),
-    )
-    unit = _written(path, compose(chosen), wanted)
+    text_of = partial(starter_text.compose, path, head, source=wanted, exam=exam)
+    choices = starter_choice.fitting(target, precision, backend, model)
+    choices = [_within(model, one) for one in choices]
+    chosen = starter_choice.best(choices, model, lambda one: _checked(text_of(one), path, wanted))
+    unit = _written(path, text_of(chosen), wanted)
     return _started(path, head, unit, chosen.keys, wanted), (wanted.note,) if wanted.note else ()
 
 

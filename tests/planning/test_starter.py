@@ -448,6 +448,37 @@ def test_options_that_keep_layers_wider_are_those_that_the_hint_names(name: str)
         assert f"`quantize.{key}: {value}`" in face.wider
 
 
+@pytest.mark.parametrize(
+    ("name", "backend", "options"),
+    [
+        ("mac-16gb", "mlx", [{"mixed": f"mixed_{bits}"} for bits in ("2_6", "3_4", "3_6", "4_6")]),
+        (
+            "rtx-12gb",
+            "onnxruntime",
+            [{}, {"mixed": "head"}, {"mixed": "down"}, {"mixed": "layers"}],
+        ),
+        ("intel-gpu", "openvino", [{}, {"ratio": 0.8}]),
+        ("raspberry-pi-5", "llamacpp", [{"type": "Q4_0"}, {"type": "Q4_K_M"}]),
+    ],
+)
+@pytest.mark.parametrize(
+    "repo", ["microsoft/Phi-4-mini-instruct", "microsoft/Phi-3.5-mini-instruct"]
+)
+def test_what_keeps_layers_wider_is_planned_larger_than_without_and_smaller_than_8_bits(
+    tmp_path: Path, name: str, backend: str, options: list[dict[str, object]], repo: str
+) -> None:
+    sizes = []
+    for keys in (*({"quantize": one} for one in options), {"precision": "int8"}):
+        tried = {"name": "r", "source": {"builtin": "tiny-phi3"}, "precision": "int4", **keys}
+        tried |= {"device": name, "backend": backend, "context": 512}
+        (tmp_path / "t.yaml").write_text(json.dumps(tried), "utf-8")
+        (build,) = targets.checked(tmp_path / "t.yaml")
+        made = preparation.outlined(build, shape(repo)).fit
+        assert made is not None
+        sizes.append(made.weight_bytes)
+    assert sizes == sorted(set(sizes))
+
+
 # --- `init MODEL`: the recipe is called after the model
 
 
