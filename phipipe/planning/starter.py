@@ -45,8 +45,7 @@ def write(
     source: str,
     text: str | None = None,
 ) -> tuple[Started, tuple[str, ...]]:
-    """Write a starter recipe to ``path``, and its folder where there is none; an existing file
-    stays as it is.
+    """Write a starter recipe to ``path``, and its folder where there is none; never over a file.
 
     Args:
         device: a device, or a device file, relative to the working folder.
@@ -59,8 +58,7 @@ def write(
         What was written, with the commands that come next; what to know.
 
     Raises:
-        RecipeError: the file is there already or cannot be written, or a value is none that a
-            recipe takes.
+        RecipeError: the file is there or cannot be written, or no recipe takes such a value.
         TargetError: there is no such device, or nothing is built for it that way.
         SourceError: the hub knows no such repository or revision.
     """
@@ -72,8 +70,8 @@ def write(
     head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
     exam = starter_source.text_of(text, folder, wanted)
     text_of = partial(starter_text.compose, path, head, source=wanted, exam=exam)
-    choices = starter_choice.fitting(target, precision, backend, model)
-    choices = [_within(model, one) for one in choices]
+    fitting = starter_choice.fitting(target, precision, backend, model)
+    choices = [_within(model, one) for one in fitting]
     chosen = starter_choice.best(choices, model, lambda one: _checked(text_of(one), path, wanted))
     unit = _written(path, text_of(chosen), wanted)
     return _started(path, head, unit, chosen.keys, wanted), (wanted.note,) if wanted.note else ()
