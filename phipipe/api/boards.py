@@ -88,7 +88,7 @@ class Board:
             The page's path.
 
         Raises:
-            StoreError: the folder cannot be written.
+            StoreError: the folder cannot be written, or is a package.
         """
         place = path_of(folder, Kind.NEW_FOLDER, "the board's folder")
         return gathering.write(self.entries, place, title)

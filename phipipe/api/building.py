@@ -25,8 +25,10 @@ from phipipe.execution import dispatch, events, preflight
 from phipipe.execution.manner import Manner
 from phipipe.execution.results import Listener, Outcome
 from phipipe.files.user_paths import Kind
+from phipipe.package import places
 from phipipe.planning import plans as planner
 from phipipe.planning.plan import Plan
+from phipipe.store import exports, free_space, refusals
 
 Audience = Callable[[Sequence[Plan]], AbstractContextManager[Listener]]
 """Who hears how ``plans`` go, for as long as the block lasts."""
@@ -80,8 +82,13 @@ def check_room(plans: Sequence[Plan], place: Workplace, where: Where, note: Note
     On other machines, each step looks for one that is large enough.
 
     Raises:
-        StepKilled, StoreError: too little memory or disk.
+        StepKilled, StoreError: too little memory or disk, or a package cannot go where it has to.
     """
+    if where.out is not None:
+        places.refuse_inside(where.out)
+        with refusals.guard(where.out, remedy=free_space.KEEP_OUT):
+            for plan in plans:
+                exports.check_replaceable(where.out / plan.build.name)
     if where.on is not None:
         return
     refusal = preflight.refusal(plans, place.store, place.settings, where.out)

@@ -155,6 +155,8 @@ class Backend(Generic[Chosen]):
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""
     wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider
+    apart: Mapping[str, Json] = field(default_factory=dict)
+    """Options of an int4 build that do so; none where its usual ones do, or none can."""
     finer: tuple[Finer, ...] = ()  # what brings an int4 build closer, first the first
     host_apis: frozenset[str] = frozenset({"cpu"})
     """Units that a build is measured on where the build machine has them."""
@@ -176,6 +178,8 @@ class Backend(Generic[Chosen]):
     suits: str = ""  # when to choose this backend, in a sentence or two
     advice: Mapping[str, str] = field(default_factory=dict)
     """Option of ``quantize:`` → when to use which of its values; the reference shows it."""
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Option → value → what it is for, where every value has a line of its own."""
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

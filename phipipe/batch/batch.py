@@ -26,7 +26,7 @@ from phipipe.errors import PhipipeError, RecipeError, Skipped, StoreError
 from phipipe.execution import dispatch, preflight
 from phipipe.execution.manner import Engine, Manner
 from phipipe.execution.results import Listener
-from phipipe.package import manifest
+from phipipe.package import manifest, places
 from phipipe.planning import preparation
 from phipipe.planning.plans import ReadOnce
 from phipipe.settings import Settings
@@ -55,8 +55,14 @@ def plan(
 
 def prepare(items: Sequence[Item], out: Path | None, *, elsewhere: bool = False) -> None:
     """Plan every item that can be, whatever this machine has room for; the others get their
-    ``error``. ``out`` is where packages go, if they go anywhere."""
+    ``error``. ``out`` is where packages go, if they go anywhere.
+
+    Raises:
+        StoreError: ``out`` is a package, or lies in one.
+    """
     read = ReadOnce()
+    if out is not None:
+        places.refuse_inside(out)
     for item in items:
         if item.build is None:
             continue

@@ -13,7 +13,7 @@ from phipipe.board.entry import Entry
 from phipipe.errors import PhipipeError, SourceError
 from phipipe.execution.results import Outcome
 from phipipe.files.json_files import read_bytes
-from phipipe.package import package
+from phipipe.package import package, places
 from phipipe.store import claims, free_space, refusals
 
 NAME = "board.json"
@@ -89,9 +89,10 @@ def write(entries: Sequence[Entry], folder: Path, title: str) -> Path:
 
     Raises:
         SourceError: the entries were not measured on the same tokens of the same model.
-        StoreError: the folder cannot be written.
+        StoreError: the folder cannot be written, or is a package.
     """
     board.check_comparable(entries)
+    places.refuse_inside(folder)
     texts = {
         NAME: file.dump(entries),
         "board.md": board_text.markdown(entries, title),

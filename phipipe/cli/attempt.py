@@ -41,7 +41,7 @@ def _audience(plans: Sequence[Plan]) -> AbstractContextManager[Listener]:
 
 
 def make_board(outcomes: Sequence[Outcome], out: Path, *, quiet: bool) -> None:
-    """The board of a matrix: beside the packages, in a folder named by the recipe."""
+    """The board of a matrix: beside the packages, in a folder named after the recipe."""
     from phipipe.api import run_boards
 
     try:

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from phipipe import __version__, hardware
 from phipipe import backends as registry
 from phipipe.output import documents, lists
+from phipipe.planning import starter_text
 from phipipe.recipe import device as targets
 from phipipe.recipe.recipe import PRECISIONS
 from phipipe.settings import Settings, config
@@ -49,7 +50,7 @@ def device(name: str) -> lists.DeviceDetails:
         memory_gib=target.memory_gib,
         units=[_unit(target, unit) for unit in target.units],
         recipe=target.recipe,
-        start=_start(name, target),
+        start=_start(target, name),
         notes=target.notes,
         sources=list(target.sources),
     )
@@ -67,17 +68,17 @@ def _unit(target: targets.Device, unit: targets.Unit) -> lists.Unit:
     )
 
 
-def _start(name: str, target: targets.Device) -> str | None:
-    """The command that gets somebody going for ``target``, which the user calls ``name``: a device
-    or a device file."""
+def _start(target: targets.Device, named: str) -> str | None:
+    """The command that gets somebody going for ``target``, which the user has ``named`` so."""
     if target.recipe is not None:
-        recipe = target.recipe
-        copy = f"phipipe recipes copy {recipe}"
-        return f"{copy} && phipipe run {recipe}.yaml --set device={shlex.quote(name)}"
+        recipe, value = target.recipe, f"device={starter_text.flow(named)}"
+        run = f"phipipe run {recipe}.yaml --set {starter_text.word(Path(value))}"
+        return f"phipipe recipes copy {recipe} && {run}"
     built = any(
         registry.able(name, target, unit) for unit in target.units for name in registry.names()
     )
-    return f"phipipe init my-recipe.yaml --device {shlex.quote(name)}" if built else None
+    device = starter_text.word(Path(named))
+    return f"phipipe init my-recipe.yaml --device {device}" if built else None
 
 
 def backends() -> list[lists.Backend]:
@@ -106,6 +107,7 @@ def backend(name: str) -> lists.BackendDetails:
     return lists.BackendDetails(
         backend=name,
         title=face.title,
+        suits=face.suits,
         toolchain=face.toolchain,
         precisions={
             api: {str(ours): own for ours, own in table.items()}
@@ -116,6 +118,8 @@ def backend(name: str) -> lists.BackendDetails:
                 default=field.get_default(call_default_factory=True),
                 type=_type(field.annotation),
                 what=field.description,
+                advice=face.advice.get(key),
+                values=dict(face.values.get(key, {})),
             )
             for key, field in face.options.model_fields.items()
         },

@@ -62,12 +62,19 @@ def backends(rows: Sequence[lists.Backend]) -> str:
 def backend(row: lists.BackendDetails) -> str:
     """All about one backend."""
     options = {
-        name: {"default": option.default, "type": option.type, "what": option.what}
+        name: {
+            "default": option.default,
+            "type": option.type,
+            "what": option.what,
+            "when": option.advice,
+            "values": option.values or None,
+        }
         for name, option in row.quantize.items()
     }
     facts = {
         "backend": row.backend,
         "title": row.title,
+        "suits": row.suits,
         "toolchain": row.toolchain,
         "precisions": row.precisions,
     }

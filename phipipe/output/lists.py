@@ -61,19 +61,23 @@ class Backend:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """An option of ``quantize:``; ``type`` is in words."""
+    """An option of ``quantize:``; ``type`` is in words, ``advice`` is when to use which value.
+    ``values`` says so of single values: those that have a line of their own."""
 
     default: Json
     type: str
     what: str | None
+    advice: str | None
+    values: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendDetails:
-    """A backend: unit → precision → its own name for it, and its options."""
+    """A backend: when it suits, unit → precision → its own name for it, and its options."""
 
     backend: str
     title: str
+    suits: str
     toolchain: str
     precisions: dict[str, dict[str, str]]
     quantize: dict[str, Option]

@@ -23,7 +23,7 @@ from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Source
-from phipipe.steps import Advice, Json
+from phipipe.steps import Advice, Json, Step
 from phipipe.toolchains import environments
 from phipipe.vision import kinds
 
@@ -55,9 +55,30 @@ def prepare(
     return plan
 
 
+def outlined(build: Build, whole: Checkpoint) -> Plan:
+    """The plan of ``build`` without its steps, for a model of the shape ``whole``: what rules and
+    the device's memory say. Neither texts nor a hub are asked.
+
+    Raises:
+        TargetError: as ``prepare``.
+    """
+    target = targets.of(build)
+    options = check.with_context(build.recipe, target.options, whole)
+    return _outline(build, target._replace(options=options), whole)[0]
+
+
 def _plan(build: Build, target: Target, original: Original) -> Plan:
     """The plan, whichever machines there are for its steps."""
-    recipe, whole = build.recipe, original.checkpoint
+    plan, built, job = _outline(build, target, original.checkpoint)
+    steps = chain.whole_chain(plan, original, built, job)
+    return replace(plan, steps=tuple(replace(step, recipe=build.recipe.name) for step in steps))
+
+
+def _outline(
+    build: Build, target: Target, whole: Checkpoint
+) -> tuple[Plan, list[Step], Job[BaseModel]]:
+    """The plan without its steps; the backend's steps, and what it is asked to build."""
+    recipe = build.recipe
     device, unit, _ = target
     backend = backends.load(recipe.backend)
     job, patches, advice = _advised(build, target, whole)
@@ -77,8 +98,7 @@ def _plan(build: Build, target: Target, original: Original) -> Plan:
         fixups=patches,
         fit=check.check_fit(build, device, job, built[-1].output_bytes),
     )
-    steps = chain.whole_chain(plan, original, built, job)
-    return replace(plan, steps=tuple(replace(step, recipe=recipe.name) for step in steps))
+    return plan, built, job
 
 
 def _advised(build: Build, target: Target, whole: Checkpoint) -> Advised:

@@ -8,6 +8,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,11 +17,14 @@ from pydantic import ValidationError
 from phipipe import backends, failures
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import user_paths
+from phipipe.models.checkpoints import Checkpoint
 from phipipe.output.recipes import Started
 from phipipe.planning import starter_choice, starter_source, starter_text, targets
+from phipipe.planning.starter_choice import Choice
 from phipipe.planning.starter_source import Source
 from phipipe.recipe import device as devices
 from phipipe.recipe import loading
+from phipipe.recipe.build import Build
 from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse
 from phipipe.recipe.recipe import Recipe
@@ -40,8 +45,7 @@ def write(
     source: str,
     text: str | None = None,
 ) -> tuple[Started, tuple[str, ...]]:
-    """Write a starter recipe to ``path``, and its folder where there is none; an existing file
-    stays as it is.
+    """Write a starter recipe to ``path``, and its folder where there is none; never over a file.
 
     Args:
         device: a device, or a device file, relative to the working folder.
@@ -54,8 +58,7 @@ def write(
         What was written, with the commands that come next; what to know.
 
     Raises:
-        RecipeError: the file is there already or cannot be written, or a value is none that a
-            recipe takes.
+        RecipeError: the file is there or cannot be written, or no recipe takes such a value.
         TargetError: there is no such device, or nothing is built for it that way.
         SourceError: the hub knows no such repository or revision.
     """
@@ -63,11 +66,23 @@ def write(
     folder = user_paths.resolved(path.parent)
     target = devices.load(device, Path())
     wanted = starter_source.of_text(source, folder)
-    chosen = starter_choice.within(wanted, starter_choice.fitting(target, precision, backend))
+    model = starter_source.shape_of(wanted, folder)
     head = {"name": _name(path), "device": _shown(device, folder), "title": target.title}
     exam = starter_source.text_of(text, folder, wanted)
-    unit = _written(path, starter_text.compose(path, head, chosen, wanted, exam), wanted)
-    return _started(path, head, unit, chosen, wanted), (wanted.note,) if wanted.note else ()
+    text_of = partial(starter_text.compose, path, head, source=wanted, exam=exam)
+    fitting = starter_choice.fitting(target, precision, backend, model)
+    choices = [_within(model, one) for one in fitting]
+    chosen = starter_choice.best(choices, model, lambda one: _checked(text_of(one), path, wanted))
+    unit = _written(path, text_of(chosen), wanted)
+    return _started(path, head, unit, chosen.keys, wanted), (wanted.note,) if wanted.note else ()
+
+
+def _within(model: Checkpoint | None, choice: Choice) -> Choice:
+    """``choice`` with no more context than the model has."""
+    if model is None or "context" not in choice.keys:
+        return choice
+    context = min(choice.keys["context"], model.context_length)
+    return replace(choice, keys={**choice.keys, "context": context})
 
 
 def _started(
@@ -103,7 +118,7 @@ def _written(path: Path, text: str, source: Source) -> str:
         RecipeError, TargetError: it is no recipe that can be built, or cannot be written.
     """
     with _folder(path.parent):
-        unit = _checked(text, path, source)
+        unit = targets.of(_checked(text, path, source)).unit.api
         _create(path, text)
     return unit
 
@@ -127,8 +142,8 @@ def _name(path: Path) -> str:
     return f"{name[:73]}-recipe" if KEPT.fullmatch(name) else name
 
 
-def _checked(text: str, path: Path, source: Source) -> str:
-    """The unit that the build of ``text`` is for.
+def _checked(text: str, path: Path, source: Source) -> Build:
+    """The build that ``text`` describes.
 
     Raises:
         RecipeError, TargetError: it is no recipe that can be built.
@@ -157,7 +172,7 @@ def _checked(text: str, path: Path, source: Source) -> str:
         whole = failures.as_one(errors)  # of a file that nobody has seen: its places help nobody
         words = [problem.message for problem in whole.problems] or [whole.message]
         raise type(whole)("; ".join(words), hint=whole.hint)
-    return targets.of(builds[0]).unit.api
+    return builds[0]
 
 
 @contextlib.contextmanager

@@ -1,18 +1,131 @@
-"""What a starter recipe builds: a backend and a precision that fit the device."""
+"""Which build a starter recipe describes: a backend, a precision and options that fit the device,
+and that the rules have nothing against where the model is known."""
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from phipipe import backends
-from phipipe.errors import RecipeError, StoreError, TargetError
-from phipipe.files import shipped
-from phipipe.planning.starter_source import Source
-from phipipe.recipe.device import Device
-from phipipe.recipe.document import read
+from phipipe.errors import PhipipeError, TargetError
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.planning import preparation, starter_shipped
+from phipipe.planning.plan import Plan
+from phipipe.recipe.build import Build
+from phipipe.recipe.device import Device, Unit
 from phipipe.recipe.recipe import PRECISIONS
-from phipipe.recipe.variants import BACKEND
-from phipipe.steps import Json
+from phipipe.steps import Advice, Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A build that a recipe can describe.
+
+    Attributes:
+        keys: backend, precision, and what else the recipe says of them.
+        recipe: the shipped recipe whose options these are; None: no other's.
+        about: a comment for the recipe; empty where there is nothing to say.
+    """
+
+    keys: dict[str, Json]
+    recipe: str | None = None
+    about: str = ""
+
+
+def best(
+    choices: Sequence[Choice], model: Checkpoint | None, build_of: Callable[[Choice], Build]
+) -> Choice:
+    """The first of ``choices`` that no rule of degeneration speaks against, if it is for the unit
+    of the first that is possible; else that one.
+
+    Args:
+        choices: the usual one first.
+        model: None where it is not known; then the usual one is taken.
+        build_of: the build that a choice describes; raises PhipipeError where there is none.
+    """
+    if model is None:
+        return choices[0]
+    usual: tuple[Choice, Plan] | None = None
+    for choice in choices:
+        try:
+            plan = preparation.outlined(build_of(choice), model)
+        except PhipipeError:  # for this model; whoever plans the recipe hears why
+            continue
+        usual = usual or (choice, plan)
+        if plan.api == usual[1].api and not _worse(plan):
+            return _told(choice, choices[0], usual)
+    return _told(usual[0], choices[0], usual) if usual else choices[0]
+
+
+def _worse(plan: Plan) -> list[Advice]:
+    """Warnings that the model will be much worse than its original."""
+    return [advice for advice in plan.warnings if str(advice.rule).startswith("D")]
+
+
+def _told(choice: Choice, first: Choice, usual: tuple[Choice, Plan]) -> Choice:
+    """``choice`` with a comment that says where it comes from and why it is no other."""
+    origin = f"Options of the shipped recipe {choice.recipe}." if choice.recipe else ""
+    if choice is not usual[0]:
+        advice = _worse(usual[1])[0]
+        origin = f"Instead of {_words(usual[0].keys)}: {advice.message} [{advice.rule}]."
+    elif choice is not first:
+        origin = f"Instead of {_words(first.keys)}, which this model cannot be built with."
+    return replace(choice, about=origin)
+
+
+def _words(keys: Mapping[str, Json]) -> str:
+    options = [f"{key} {value}" for key, value in dict(keys.get("quantize", {})).items()]
+    return ", ".join([f"{keys['precision']} with {keys['backend']}", *options])
+
+
+def fitting(
+    target: Device, precision: str | None, backend: str | None, model: Checkpoint | None
+) -> list[Choice]:
+    """Choices for ``target``, the usual one first: those of shipped recipes for ``model``, the
+    device's own recipe, whatever else fits its first unit, then those of its other units.
+
+    Raises:
+        TargetError: the device cannot do it.
+    """
+    asked = [backend] if backend is not None else _preferred()
+    known = starter_shipped.of_model(target, model) if model else []
+    shipped = [Choice(keys=keys, recipe=name) for name, keys in known]
+    shipped += [Choice(keys=keys) for keys in starter_shipped.of_device(target)]
+    wanted = [precision] if precision else [*PRECISIONS]
+    choices, before = list[Choice](), set[tuple[str, str]]()  # served by earlier units
+    for unit in target.units:
+        able = {name: backends.able(name, target, unit) for name in asked}
+        plain = [
+            Choice(keys={"backend": name, "precision": one})
+            for one in wanted
+            for name in asked
+            if one in able[name]
+        ]
+        for choice in (*shipped, *plain):
+            if choice.keys["precision"] in wanted and _is_for(choice, unit, able):
+                named = (choice.keys["backend"], choice.keys["precision"]) in before
+                placed = replace(
+                    choice, keys={**choice.keys, "unit": unit.api} if named else choice.keys
+                )
+                choices += [placed, *_apart(placed)]
+        before |= {(name, one) for name, precisions in able.items() for one in precisions}
+    if not choices:
+        raise _nothing(target, precision, backend)
+    return choices
+
+
+def _is_for(choice: Choice, unit: Unit, able: Mapping[str, Sequence[str]]) -> bool:
+    keys = choice.keys
+    of_unit = keys.get("unit", unit.api) == unit.api
+    return of_unit and keys["precision"] in able.get(keys["backend"], ())
+
+
+def _apart(choice: Choice) -> Iterator[Choice]:
+    """``choice`` with its sensitive layers wider, where its backend has options for that."""
+    apart = backends.load(choice.keys["backend"]).apart
+    if apart and choice.keys["precision"] == "int4":
+        options = {**choice.keys.get("quantize", {}), **apart}
+        yield Choice(keys={**choice.keys, "quantize": options})
 
 
 def _preferred() -> list[str]:
@@ -20,27 +133,10 @@ def _preferred() -> list[str]:
     return sorted(backends.names(), key=lambda name: (backends.load(name).rank, name))
 
 
-def fitting(target: Device, precision: str | None, backend: str | None) -> dict[str, Json]:
-    """``backend`` and ``precision``, and the options of the device's own recipe where they are its
-    own.
-
-    Raises:
-        TargetError: the device cannot do it.
-    """
-    asked = [backend] if backend is not None else _preferred()
-    served = [{name: backends.able(name, target, unit) for name in asked} for unit in target.units]
-    own = _own_recipe(target)
-    for able in served:
-        if own and own["precision"] == (precision or own["precision"]) in able.get(
-            own["backend"], ()
-        ):
-            return own
-        for wanted in (precision,) if precision else PRECISIONS:
-            if fits := [name for name in asked if wanted in able[name]]:
-                return {"backend": fits[0], "precision": wanted}
+def _nothing(target: Device, precision: str | None, backend: str | None) -> TargetError:
     who, what = f"`{backend}`" if backend else "no backend", precision or "anything"
     verb = "does not build" if backend else "builds"
-    raise TargetError(f"{who} {verb} {what} for {target.title}", hint=_what_works(target))
+    return TargetError(f"{who} {verb} {what} for {target.title}", hint=_what_works(target))
 
 
 def _what_works(target: Device) -> str | None:
@@ -54,21 +150,3 @@ def _what_works(target: Device) -> str | None:
         if able
     ]
     return f"what works: {'; '.join(words)}" if words else target.notes
-
-
-def within(source: Source, chosen: dict[str, Json]) -> dict[str, Json]:
-    """``chosen`` with no more context than the model has, as far as that is known."""
-    if source.context_length is None or "context" not in chosen:
-        return chosen
-    return {**chosen, "context": min(chosen["context"], source.context_length)}
-
-
-def _own_recipe(target: Device) -> dict[str, Json]:
-    """What the device's own recipe says of the target; nothing where it is not at hand."""
-    if not target.recipe:
-        return {}
-    with contextlib.suppress(RecipeError, StoreError):
-        own = read(shipped.folder("recipes") / f"{target.recipe}.yaml").data
-        keys = ("backend", "precision", "context", "quantize", "calibrate")
-        return {"backend": BACKEND, **{key: own[key] for key in keys if key in own}} if own else {}
-    return {}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe.errors import RecipeError, SourceError
+from pydantic import ValidationError
+
+from phipipe.errors import PhipipeError, RecipeError, SourceError
 from phipipe.files import user_paths
-from phipipe.hub import client
-from phipipe.hub import take as hub
+from phipipe.hub import client, take
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
-from phipipe.models import checkpoints
+from phipipe.models import checkpoints, family
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.recipe import recipe
 from phipipe.recipe.recipe import COMMIT, REPO, wikitext
 from phipipe.steps import Json
 
@@ -22,22 +26,19 @@ from phipipe.steps import Json
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is
-    false. ``context_length`` is in tokens, and known of a checkpoint that is here."""
+    false."""
 
     keys: Mapping[str, str]
     hub: bool = False
     pinned: bool = True
     note: str | None = None
-    context_length: int | None = None
+    asked: bool = False  # the hub has just said its commit
 
 
 def of_text(text: str, folder: Path) -> Source:
     """What ``text`` names, as a recipe in ``folder`` says it."""
     if text.startswith("builtin:"):
-        name = text.removeprefix("builtin:")
-        embedded = hub.BUILTIN_MODELS.get(name)
-        length = checkpoints.read(embedded).context_length if embedded else None
-        return Source(keys={"builtin": name}, context_length=length)
+        return Source(keys={"builtin": text.removeprefix("builtin:")})
     name, _, revision = text.partition("@")
     if "@" in text and not revision and re.fullmatch(REPO[1:-1], name):
         raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
@@ -54,10 +55,10 @@ def _of_folder(text: str, folder: Path) -> Source:
     """The checkpoint in the folder ``text``; the note says why it is none that can be built."""
     keys = {"path": seen_from(folder, text)}
     try:
-        checkpoint = checkpoints.read(Path(text).expanduser())
+        checkpoints.read(Path(text).expanduser())
     except SourceError as error:
         return Source(keys=keys, note=f"this model cannot be built yet: {error.message}")
-    return Source(keys=keys, context_length=checkpoint.context_length)
+    return Source(keys=keys)
 
 
 def _of_hub(name: str, revision: str) -> Source:
@@ -72,7 +73,21 @@ def _of_hub(name: str, revision: str) -> Source:
             f"{error.message}"
         )
         return Source(keys={"repo": name, "revision": revision}, hub=True, pinned=False, note=note)
-    return Source(keys={"repo": name, "revision": commit}, hub=True)
+    return Source(keys={"repo": name, "revision": commit}, hub=True, asked=True)
+
+
+def shape_of(source: Source, folder: Path) -> Checkpoint | None:
+    """The shape of the model that ``source`` names, where it can be known: one of the family by its
+    name alone. A hub is asked only where it has just answered."""
+    repo = source.keys.get("repo", "").casefold()
+    for member in family.MEMBERS:
+        if repo in (name.casefold() for name in member.repos):
+            return checkpoints.of_config(member.config, member.tokenizer)
+    if source.hub and not source.asked:
+        return None
+    with contextlib.suppress(PhipipeError, ValidationError):  # the plan says why it is unfit
+        return take.original(recipe.Source.model_validate(source.keys), folder).checkpoint
+    return None
 
 
 def text_of(text: str | None, folder: Path, source: Source) -> dict[str, Json]:

@@ -7,14 +7,17 @@ import os
 import re
 import shlex
 import subprocess
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from phipipe.planning.starter_choice import Choice
 from phipipe.planning.starter_source import Source
 from phipipe.recipe.scalars import is_text
 from phipipe.steps import Json
 
 SCHEMA = "recipe.schema.json"
+WIDTH = 100
 _OLD_FLAGS = ("y", "n", "yes", "no", "on", "off")  # what older readers of YAML take for a flag
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -39,16 +42,18 @@ precision: {precision}   # int4, int8, fp16, fp32
 def compose(
     path: Path,
     head: Mapping[str, str],
-    chosen: Mapping[str, Json],
+    choice: Choice,
     source: Source,
     exam: Mapping[str, Json],
 ) -> str:
     """The recipe that is written to ``path``: ``head`` has name, device and title, ``exam`` is the
-    evaluation text, ``chosen`` has the rest."""
+    evaluation text, ``choice`` has the rest."""
+    chosen = choice.keys
     # The layout of phipipe's own repository, and of those like it.
     shipped = path.parent / "../schemas" / SCHEMA
     schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
-    lines = [f"{key}: {flow(chosen[key])}" for key in ("context", "quantize") if key in chosen]
+    kept = [key for key in ("unit", "context", "quantize") if key in chosen]
+    lines = [*_comment(choice.about), *(f"{key}: {flow(chosen[key])}" for key in kept)]
     if "quantize" not in chosen:
         lines.append(
             f"# quantize: {{}}             # phipipe backends {chosen['backend']} lists the options"
@@ -72,6 +77,10 @@ def compose(
         options="".join(f"{line}\n" for line in lines),
         text=f"{_about(exam)}text: {flow(exam)}",
     )
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
 
 
 def _about(exam: Mapping[str, Json]) -> str:

@@ -29,9 +29,11 @@ def check_replaceable(target: Path) -> None:
             f"`{target}` is in the way: it is no folder", hint="remove it, or choose another --out"
         )
     if target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        board = (target / "board.json").is_file()
+        held = "a board and no package" if board else "files that phipipe did not write"
         raise StoreError(
-            f"`{target}` holds files that phipipe did not write",
-            hint="empty it, or choose another --out",
+            f"`{target}` holds {held}, where the package has to go",
+            hint=f"{'move it away' if board else 'empty it'}, or choose another --out",
         )
 
 

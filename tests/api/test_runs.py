@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from testing import documents, light_builds, recipes
-from testing.light_builds import FIGURES, TROUBLE
+from testing.boards import entry
+from testing.light_builds import CALLS, FIGURES, TROUBLE
 from testing.shell import Run
 
 import phipipe
 from phipipe import Event, Recipe, RecipeError, StepFailed, StoreError, TargetError
+from phipipe.board import gathering
 from phipipe.planning import preparation
 
 THREE = "matrix:\n- {name: a}\n- {name: b}\n- {name: c}\n"
@@ -114,11 +116,46 @@ def test_the_worst_of_several_failures_is_raised(three: Path) -> None:
 def test_several_builds_leave_a_board(three: Path) -> None:
     FIGURES["three-b"] = {"kld_mean": 0.5, "size_gib": 1.0}
     results = phipipe.run(three)
-    assert results.board_page == Path("packages/three/board.html")
+    assert results.board_page == Path("packages/three-board/board.html")
     assert results.board_page.is_file()
     assert results.board.to_dict() == json.loads(
-        Path("packages/three/board.json").read_text("utf-8")
+        Path("packages/three-board/board.json").read_text("utf-8")
     )
+
+
+def test_a_board_goes_beside_packages_and_never_into_one(tmp_path: Path) -> None:
+    single = phipipe.run(recipes.write(tmp_path, "same"))
+    assert single.package.path == Path("packages/same")
+    before = sorted(path.name for path in Path("packages/same").iterdir())
+    more = "matrix:\n- {name: board}\n- {name: b}\n"  # one build has the board's usual name
+    results = phipipe.run(recipes.write(tmp_path, "same", more))
+    assert results.board_page == Path("packages/same-board-board/board.html")
+    assert [package.path.name for package in results.packages] == ["same-board", "same-b"]
+    assert sorted(path.name for path in Path("packages/same").iterdir()) == before
+    again = phipipe.run(recipes.write(tmp_path, "same"))
+    assert again.package.path == Path("packages/same")
+
+
+def test_a_folder_that_holds_a_board_is_told_before_the_first_step(tmp_path: Path) -> None:
+    more = "matrix:\n- {name: a}\n- {name: b}\n"
+    phipipe.run(recipes.write(tmp_path, "two", more))
+    CALLS.clear()
+    with pytest.raises(phipipe.StoreError, match="holds a board and no package") as refused:
+        phipipe.run(recipes.write(tmp_path, "two-board"))
+    assert "move it away" in str(refused.value.hint)
+    assert not CALLS
+
+
+def test_nothing_is_written_into_a_package(tmp_path: Path) -> None:
+    file = recipes.write(tmp_path, "one")
+    package, words = phipipe.run(file).package.path, "a package, into which nothing else"
+    for inner in (package, package / "deeper"):
+        with pytest.raises(StoreError, match=words):
+            phipipe.run(file, out=inner)
+        with pytest.raises(StoreError, match=words):
+            phipipe.run_batch(file, out=inner)
+        with pytest.raises(StoreError, match=words):
+            gathering.write([entry("a", 1, 0.1)], inner, "title")
 
 
 def test_builds_on_different_texts_have_no_board_and_a_note(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from testing.places import RECIPES
 from testing.shell import Run
+
+from phipipe import backends
+from phipipe.backends.llamacpp.types import TYPES
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -126,3 +130,39 @@ def test_what_a_device_says_to_start_with_works_in_an_empty_folder(run: Run) -> 
     copy, start = json.loads(out)["start"].split(" && ")
     assert run(*copy.split()[1:])[0] == 0
     assert run("validate", *start.split()[2:])[0] == 0
+
+
+@pytest.mark.parametrize("named", ["./my-board.yaml", "boards/it's my board #1.yaml"])
+@pytest.mark.parametrize("recipe", ["recipe: phi35-pi5-int4\n", ""])
+def test_what_a_device_file_says_to_start_with_names_the_file_as_the_user_did(
+    run: Run, tmp_path: Path, named: str, recipe: str
+) -> None:
+    (tmp_path / "boards").mkdir()
+    text = "title: Mine\nunits: [{api: cpu, precisions: [int4]}]\nsources: [https://a.example/]\n"
+    (tmp_path / named).write_text(text + recipe, "utf-8")
+    _, out, _ = run("devices", "show", named, "--json")
+    first, _, start = json.loads(out)["start"].partition(" && ")
+    assert run(*shlex.split(first)[1:])[0] == 0
+    if start:
+        assert run("validate", *shlex.split(start)[2:])[0] == 0
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_a_backend_says_when_it_suits_and_when_to_use_which_value(run: Run, name: str) -> None:
+    face = backends.load(name)
+    told = json.loads(run("backends", name, "--json")[1])
+    assert told["suits"] == face.suits != ""
+    assert {key: one["advice"] for key, one in told["quantize"].items()} == face.advice
+    shown = run("backends", name)[1]
+    for line in (face.suits, *face.advice.values()):
+        assert line in shown
+    assert "typing." not in shown
+
+
+def test_every_type_of_llamacpp_has_a_line_of_its_own(run: Run) -> None:
+    told = json.loads(run("backends", "llamacpp", "--json")[1])["quantize"]["type"]["values"]
+    shown = run("backends", "llamacpp")[1]
+    assert list(told) == list(TYPES)
+    for name, words in told.items():
+        assert any(name in line and words in line for line in shown.splitlines())
+    assert [name for name in told if "imatrix" in told[name] and TYPES[name].needs_imatrix]

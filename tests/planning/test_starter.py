@@ -4,6 +4,7 @@ wherever it lies."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -25,8 +26,10 @@ from phipipe import backends
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.files import shipped
 from phipipe.hub import failures, take
+from phipipe.models import checkpoints, family
 from phipipe.output.recipes import Started
 from phipipe.planning import plans, preparation, starter, starter_words, targets
+from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.recipe import PRECISIONS
 
@@ -328,6 +331,153 @@ def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
     assert note.endswith("model.gguf` is a file, and a folder is meant")
     _, (note,) = write(tmp_path / "b.yaml", source=str(tmp_path / "nope"))
     assert "there is no folder" in note
+
+
+# --- the model is known
+
+
+def started(tmp_path: Path, name: str, repo: str, **given: str) -> tuple[str, Plan | None]:
+    """The text of a starter for ``repo`` on the device ``name``, and its plan, if there is one."""
+    path = tmp_path / "r.yaml"
+    path.unlink(missing_ok=True)
+    write(path, device=name, source=f"{repo}@{'0' * 40}", **given)
+    (build,) = targets.checked(path)
+    with contextlib.suppress(TargetError):
+        return path.read_text("utf-8"), preparation.outlined(build, shape(repo))
+    return path.read_text("utf-8"), None
+
+
+def shape(repo: str) -> checkpoints.Checkpoint:
+    (member,) = (one for one in family.MEMBERS if repo in one.repos)
+    return checkpoints.of_config(member.config, member.tokenizer)
+
+
+def degenerates(plan: Plan) -> bool:
+    return any(str(advice.rule).startswith("D") for advice in plan.warnings)
+
+
+@pytest.mark.parametrize("name", device.names())
+def test_a_starter_degenerates_or_is_impossible_only_where_all_else_is_so_too(
+    name: str, tmp_path: Path
+) -> None:
+    for member in family.MEMBERS:
+        text, made = started(tmp_path, name, member.repos[0])
+        if made and not degenerates(made):
+            continue
+        told = yaml.safe_load(text)
+        target = device.load(name)
+        units = [unit for unit in target.units if made is None or unit.api == made.api]
+        for unit, backend, options in itertools.product(units, backends.names(), ({}, "apart")):
+            face = backends.load(backend)
+            for precision in backends.able(backend, target, unit):
+                tried = {**told, "unit": unit.api, "backend": backend, "precision": precision}
+                tried["quantize"] = dict(face.apart) if options else {}
+                (tmp_path / "t.yaml").write_text(json.dumps(tried), "utf-8")
+                with contextlib.suppress(PhipipeError):
+                    (build,) = targets.checked(tmp_path / "t.yaml")
+                    other = preparation.outlined(build, shape(member.repos[0]))
+                    assert made is not None, (member.name, tried)
+                    assert degenerates(other), (member.name, tried)
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "options", "said"),
+    [
+        (
+            "raspberry-pi-5",
+            "microsoft/Phi-4-mini-instruct",
+            {"type": "Q4_K_M", "imatrix": True},
+            "# Options of the shipped recipe phi4mini-pi5-int4.",
+        ),
+        (
+            "raspberry-pi-5",
+            "microsoft/Phi-3.5-mini-instruct",
+            {"type": "Q4_0", "imatrix": True},
+            "# Options of the shipped recipe phi35-pi5-int4.",
+        ),
+        (
+            "android-phone",
+            "microsoft/Phi-4-mini-reasoning",
+            {"type": "Q4_K_M", "imatrix": True},
+            "# Instead of int4 with llamacpp, type Q4_0, imatrix True: Phi-4-mini degenerates",
+        ),
+        (
+            "rtx-12gb",
+            "microsoft/Phi-4-mini-instruct",
+            {"block_size": 32, "mixed": "layers"},
+            "# Options of the shipped recipe phi4mini-rtx-int4.",
+        ),
+    ],
+)
+def test_a_model_that_is_known_gets_its_own_options_and_the_recipe_says_why(
+    tmp_path: Path, name: str, repo: str, options: dict[str, object], said: str
+) -> None:
+    text, made = started(tmp_path, name, repo)
+    assert made is not None
+    assert yaml.safe_load(text)["quantize"] == options
+    assert said in text
+
+
+def test_what_the_user_names_is_kept_also_where_the_model_degenerates(tmp_path: Path) -> None:
+    repo = "microsoft/Phi-4-mini-instruct"
+    text, made = started(tmp_path, "cpu-x86_64", repo, backend="openvino", precision="int4")
+    told = yaml.safe_load(text)
+    assert (told["backend"], told["precision"]) == ("openvino", "int4")
+    assert told["quantize"] == {"ratio": 0.8}
+    assert made is not None
+    assert not degenerates(made)
+    text, _ = started(tmp_path, "cpu-x86_64", repo, backend="litert", precision="int4")
+    assert yaml.safe_load(text)["precision"] == "int4"
+
+
+def test_a_fine_tune_in_a_folder_is_known_by_its_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phi4_mini = shape("microsoft/Phi-4-mini-instruct")
+    monkeypatch.setattr(checkpoints, "read", lambda folder: phi4_mini)
+    (tmp_path / "tuned").mkdir()
+    path = tmp_path / "r.yaml"
+    write(path, device="android-phone", source=str(tmp_path / "tuned"))
+    assert yaml.safe_load(path.read_text("utf-8"))["quantize"]["type"] == "Q4_K_M"
+
+
+@pytest.mark.parametrize("name", [n for n in backends.names() if backends.load(n).apart])
+def test_options_that_keep_layers_wider_are_those_that_the_hint_names(name: str) -> None:
+    face = backends.load(name)
+    assert not face.is_uniform(face.options(**face.apart))
+    for key, value in face.apart.items():
+        assert f"`quantize.{key}: {value}`" in face.wider
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "options"),
+    [
+        ("mac-16gb", "mlx", [{"mixed": f"mixed_{bits}"} for bits in ("2_6", "3_4", "3_6", "4_6")]),
+        (
+            "rtx-12gb",
+            "onnxruntime",
+            [{}, {"mixed": "head"}, {"mixed": "down"}, {"mixed": "layers"}],
+        ),
+        ("intel-gpu", "openvino", [{}, {"ratio": 0.8}]),
+        ("raspberry-pi-5", "llamacpp", [{"type": "Q4_0"}, {"type": "Q4_K_M"}]),
+    ],
+)
+@pytest.mark.parametrize(
+    "repo", ["microsoft/Phi-4-mini-instruct", "microsoft/Phi-3.5-mini-instruct"]
+)
+def test_what_keeps_layers_wider_is_planned_larger_than_without_and_smaller_than_8_bits(
+    tmp_path: Path, name: str, backend: str, options: list[dict[str, object]], repo: str
+) -> None:
+    sizes = []
+    for keys in (*({"quantize": one} for one in options), {"precision": "int8"}):
+        tried = {"name": "r", "source": {"builtin": "tiny-phi3"}, "precision": "int4", **keys}
+        tried |= {"device": name, "backend": backend, "context": 512}
+        (tmp_path / "t.yaml").write_text(json.dumps(tried), "utf-8")
+        (build,) = targets.checked(tmp_path / "t.yaml")
+        made = preparation.outlined(build, shape(repo)).fit
+        assert made is not None
+        sizes.append(made.weight_bytes)
+    assert sizes == sorted(set(sizes))
 
 
 # --- `init MODEL`: the recipe is called after the model

@@ -194,6 +194,8 @@ FACE = Backend(
     rules=RULES,
     is_uniform=lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
     wider="set `quantize.type: Q4_K_M`",
+    apart={"type": "Q4_K_M"},
+    values={"type": {name: one.words() for name, one in TYPES.items()}},
     finer=(
         Finer(options={"imatrix": True}, told="importance matrix"),
         Finer(options={"type": "Q6_K"}, told="Q6_K"),

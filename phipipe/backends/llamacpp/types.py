@@ -16,6 +16,11 @@ class Type(NamedTuple):
     use: str
     needs_imatrix: bool = False
 
+    def words(self) -> str:
+        """The type in a line."""
+        needs = " Needs `imatrix`." if self.needs_imatrix else ""
+        return f"{self.bits:g} bits. {self.use}{needs}"
+
 
 TYPES: Mapping[str, Type] = {
     "F32": Type("F32", 32, "Nothing is lost and nothing is saved. For comparisons."),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.mlx.options import ADVICE, Options, bits_of, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
+from phipipe.backends.mlx.sizes import stored_bytes
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 
@@ -80,7 +81,7 @@ def _quantize_step(job: Job[Options]) -> Step:
     options, parameters, direct = job.options, job.checkpoint.parameters, job.checkpoint.large
     bits, group = bits_of(job.recipe, options), group_of(options)
     source = {"dtype": _dtype(job), "config_patch": dict(job.patch)} if direct else {}
-    size = parameters * (bits * group + 32) // group // 8
+    size = stored_bytes(job.recipe, options, job.checkpoint)
     return Step(
         name="quantize",
         runs="mlx/quantize",
@@ -141,6 +142,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4,
     wider="set `quantize.mixed: mixed_4_6`",
+    apart={"mixed": "mixed_4_6"},
     finer=(
         Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"),
         Finer(options={"bits": 6}, told="6-bit"),

@@ -161,12 +161,13 @@ def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width:
     raised = 0
     if bits == 4 and options.mixed != "none":
         raised += embedding
-    if bits == 4 and options.mixed == "layers":
+    if bits == 4 and options.mixed in ("down", "layers"):
         chosen = sum(
-            "/mlp/down_proj/" in name for name in raised_nodes("layers", checkpoint.layers)
+            "/mlp/down_proj/" in name for name in raised_nodes(options.mixed, checkpoint.layers)
         )
         joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_size
-        raised += chosen * checkpoint.hidden_size * (joined + checkpoint.intermediate_size)
+        inner = checkpoint.intermediate_size + (joined if options.mixed == "layers" else 0)
+        raised += chosen * checkpoint.hidden_size * inner
     shared = 8 * width + (0 if options.symmetric else bits)
     stored = (bits * linears + (8 - bits) * raised + shared * linears // options.block_size) // 8
     loose = (
@@ -229,6 +230,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none",
     wider="set `quantize.mixed: layers`",
+    apart={"mixed": "layers"},
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
     open=open,
     tokenizer=genai.tokenizer,

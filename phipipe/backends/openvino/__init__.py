@@ -220,6 +220,7 @@ FACE = Backend(
     rules=RULES,
     is_uniform=lambda o: o.ratio == 1,
     wider="set `quantize.ratio: 0.8`, or `precision: int8`",
+    apart={"ratio": 0.8},
     finer=(
         Finer(options={"awq": True, "scale_estimation": True}, told="scale estimation"),
         Finer(options={"ratio": 0.8}, told="of the weights", not_on=frozenset({"intel-npu"})),

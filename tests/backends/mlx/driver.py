@@ -256,8 +256,25 @@ def tokenizer(root: Path) -> dict[str, Any]:
     }
 
 
+def sizes(root: Path) -> dict[str, Any]:
+    """The size that is planned, and that of the files."""
+    mixed = {
+        f"mixed_{name}": ("int4", {"mixed": f"mixed_{name}"}) for name in ("2_6", "3_4", "4_6")
+    }
+    facts = {}
+    for name, (precision, options) in {**CASES, **mixed}.items():
+        out = root / name / "quantize"
+        if not out.is_dir():
+            build(root, name, precision, root / "source", **options)
+        built = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+        facts[name] = [steps(precision, **options)[-1].output_bytes, built]
+    return facts
+
+
 def main(root: Path) -> None:
-    checks = (equality, direct, fidelity, variants, products, failures, reproducible, tokenizer)
+    checks = (
+        equality, direct, fidelity, variants, products, failures, reproducible, tokenizer, sizes,
+    )  # fmt: skip
     answer(root / "facts.json", {check.__name__: partial(check, root) for check in checks})
 
 

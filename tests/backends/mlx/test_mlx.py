@@ -158,6 +158,14 @@ def test_scoring_with_numpys_products_gives_the_same(facts: dict[str, Any]) -> N
     assert max(found.values()) < 1e-4
 
 
+def test_the_planned_size_is_that_of_the_files_of_mixed_schemes_too(facts: dict[str, Any]) -> None:
+    found = section(facts, "sizes")
+    assert {"mixed", "mixed_4_6", "int4"} <= set(found)
+    for name, (planned, built) in found.items():
+        assert planned == pytest.approx(built, rel=0.03), name
+    assert found["mixed_4_6"][0] > 1.05 * found["int4"][0]
+
+
 def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
     assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
 
