@@ -104,7 +104,7 @@ def init(model: Path, wish: Wish, as_json: bool) -> None:
     path, source = starter_words.meant(str(model), wish.source, parts)
     written, notes = starter.write(
         path,
-        device=wish.device or "cpu-x86_64",
+        device="cpu-x86_64" if wish.device is None else wish.device,
         precision=wish.precision,
         backend=wish.backend,
         source=source,

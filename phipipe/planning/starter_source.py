@@ -39,7 +39,9 @@ def of_text(text: str, folder: Path) -> Source:
     if is_path or not re.fullmatch(REPO[1:-1], name):
         odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
         missing = f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
-        note = None if _is_folder(text) or not text else missing
+        if _is_folder(text):
+            missing = f"`{text}` is no checkpoint yet: it has no `config.json`"
+        note = missing if text and (not _is_folder(text) or lacks_checkpoint(text)) else None
         return Source(keys={"path": seen_from(folder, text)}, note=note)
     return _of_hub(name, revision)
 
@@ -86,6 +88,11 @@ def _is_folder(text: str) -> bool:
         return Path(text).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError):  # too long; a NUL; nobody's home
         return False
+
+
+def lacks_checkpoint(text: str) -> bool:
+    """Whether ``text`` is a folder that no model's files lie in."""
+    return _is_folder(text) and not (Path(text).expanduser() / "config.json").is_file()
 
 
 def seen_from(folder: Path, text: str) -> str:

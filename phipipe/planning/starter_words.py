@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from phipipe.errors import RecipeError
 from phipipe.files import user_paths
+from phipipe.planning import starter_source
 from phipipe.planning.starter_text import word
 from phipipe.recipe.recipe import REPO
 
@@ -39,6 +40,12 @@ def meant(text: str, source: str | None, parts: tuple[str | None, ...]) -> Start
     if not names_model(text):
         shown = user_paths.shown(text)
         raise RecipeError(f"`{shown}` is no model that can be found", hint=f"give {MEANT}")
+    if starter_source.lacks_checkpoint(text):
+        shown = user_paths.shown(text)
+        raise RecipeError(
+            f"`{shown}` is a folder without a checkpoint: it has no `config.json`",
+            hint=f"give {MEANT}",
+        )
     path = Path(f"{_slug(text, parts)}.yaml")
     if path.exists():
         first = f"phipipe plan {word(path)} goes on with it"
