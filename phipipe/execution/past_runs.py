@@ -14,6 +14,7 @@ import psutil
 from phipipe.errors import Interrupted, SourceError
 from phipipe.execution import event_words
 from phipipe.execution.event_words import Event
+from phipipe.suggestions import shorten
 
 FILE = "events.jsonl"
 LATEST = "latest"
@@ -91,7 +92,7 @@ def find(cache: Path, name: str) -> Run:
     named = known[:1] if name == LATEST else [run for run in known if run.id.startswith(name)]
     if len(named) != 1:
         words = f"{len(named)} runs begin with" if named else "there is no run"
-        raise SourceError(f"{words} `{name}`", hint="phipipe runs ls")
+        raise SourceError(f"{words} `{shorten(name)}`", hint="phipipe runs ls")
     return named[0]
 
 
