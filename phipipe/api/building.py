@@ -65,7 +65,7 @@ def planned(
     elsewhere = on is not None
     with planning_on(on, note):
         if not isinstance(recipe, Recipe):
-            file = path_of(recipe, Kind.FILE, "the recipe") if isinstance(recipe, str) else recipe
+            file = recipe if isinstance(recipe, Path) else path_of(recipe, Kind.FILE, "the recipe")
             return planner.planned(file, texts_of(sets), names_of(only), elsewhere=elsewhere)
         if texts_of(sets):
             raise RecipeError(

@@ -73,6 +73,10 @@ class Telling:
     """
 
     def __init__(self, on_progress: OnProgress | None) -> None:
+        """Raise TypeError for what is no function, before anything is done."""
+        if on_progress is not None and not callable(on_progress):
+            kind = type(on_progress).__name__
+            raise TypeError(f"on_progress is of the type {kind}: give a function of one event")
         self._tell = on_progress
         self._own = threading.get_ident()
         self._raised: list[BaseException] = []

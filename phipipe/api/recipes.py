@@ -9,7 +9,8 @@ from pathlib import Path
 
 from phipipe import backends
 from phipipe.api import pages
-from phipipe.api.workplace import Names, UserPath, names_of, path_of
+from phipipe.api.workplace import Names, UserPath, names_of, path_of, texts
+from phipipe.errors import RecipeError
 from phipipe.files.user_paths import Kind
 from phipipe.recipe import loading, overlay
 from phipipe.recipe import shipped as shipped_recipes
@@ -93,9 +94,24 @@ class Recipe:
 
 
 def texts_of(sets: Sets) -> list[str]:
-    """``sets`` as the command line has them: ``KEY=VALUE``, the value in YAML."""
+    """``sets`` as the command line has them: ``KEY=VALUE``, the value in YAML.
+
+    Raises:
+        RecipeError: a value is none that a recipe can hold.
+        TypeError: they are something else.
+    """
     if isinstance(sets, str):
         return [sets]
     if isinstance(sets, Mapping):
-        return [f"{key}={json.dumps(value)}" for key, value in sets.items()]
-    return list(sets)
+        return [f"{key}={_text_of(key, value)}" for key, value in sets.items()]
+    return list(texts(sets, "sets"))
+
+
+def _text_of(key: object, value: Json) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # a path, a date, itself
+        raise RecipeError(
+            f"sets: the value of `{key}` is none that a recipe can hold: {error}",
+            hint="give texts, numbers, true, false, lists and mappings",
+        ) from None

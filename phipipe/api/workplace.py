@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -54,9 +54,15 @@ def engine_of(on: str | None) -> Engine | None:
 
 
 def planning_on(on: str | None, note: Note) -> AbstractContextManager[None]:
-    """While this lasts, plans know the machines that a run ``on`` them has."""
+    """While this lasts, plans know the machines that a run ``on`` them has.
+
+    Raises:
+        TypeError: ``on`` is no text.
+    """
     if on is None:
         return nullcontext()
+    if not isinstance(on, str):
+        raise TypeError(f"on is {_kind(on)}: give a text such as dask://HOST:PORT")
     from phipipe import hardware
     from phipipe.cluster import client
 
@@ -72,7 +78,10 @@ def path_of(
 
     Raises:
         error: it cannot; ``what`` begins the sentence.
+        TypeError: it is neither a text nor a path.
     """
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{what} is {_kind(given)}: give a text or a pathlib.Path")
     text = given if isinstance(given, str) else None
     # Path's own raises where there is no such user
     path = Path(given) if text is None else Path(os.path.expanduser(text))  # noqa: PTH111
@@ -88,14 +97,39 @@ def check_count(value: int | None, name: str, least: int = 1) -> None:
 
     Raises:
         RecipeError: it is too small.
+        TypeError: it is no whole number.
     """
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise TypeError(f"{name} is {_kind(value)}: give a whole number from {least} on")
     if value is not None and value < least:
         raise RecipeError(f"{name} is {value}", hint=f"give a whole number from {least} on")
 
 
 def names_of(given: Names) -> tuple[str, ...]:
-    """One name, or several, as a tuple."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    """One name, or several, as a tuple.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    return texts((given,) if isinstance(given, str) else given, "only")
+
+
+def texts(given: object, name: str) -> tuple[str, ...]:
+    """Several texts as a tuple.
+
+    Raises:
+        TypeError: ``given`` is something else; says that ``name`` is wrong.
+    """
+    every = tuple(given) if isinstance(given, Iterable) else (None,)
+    if all(isinstance(one, str) for one in every):
+        return every
+    raise TypeError(f"{name} is {_kind(given)}: give a text, or a list of texts")
+
+
+def _kind(given: object) -> str:
+    """What ``given`` is, as a message says it."""
+    shown = repr(given) if given is None or isinstance(given, int | float) else ""
+    return shown if 0 < len(shown) < 30 else f"of the type {type(given).__name__}"
 
 
 def named(name: str, builds: Mapping[str, T]) -> T:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import subprocess
 import tempfile
 import threading
@@ -100,7 +101,7 @@ class Conversation:
             if on_text is not None:
                 on_text(piece)
 
-        answered = self._exchange({"prompt": _clean(prompt)}, heard)
+        answered = self._exchange({"prompt": clean(prompt)}, heard)
         if not answered:
             raise RecipeError(
                 self.notes[-1] if self.notes else "the prompt is too long",
@@ -200,11 +201,15 @@ def check_prompt(prompt: str) -> None:
 
     Raises:
         RecipeError: it is empty.
+        TypeError: it is no text.
     """
+    if not isinstance(prompt, str):
+        raise TypeError(f"the prompt is {type(prompt).__name__}: give a text")
     if not prompt.strip():
         raise RecipeError("the prompt is empty", hint="package.chat('Tell me a story.')")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """``text`` without halves of surrogate pairs, which no tokenizer takes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    lone = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", text)  # stand for no byte
+    return lone.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

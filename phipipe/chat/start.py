@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phipipe import backends
 from phipipe.chat import process
-from phipipe.chat.conversation import Conversation
+from phipipe.chat.conversation import Conversation, clean
 from phipipe.package import package
 from phipipe.settings import Settings
 from phipipe.steps import Json
@@ -73,7 +73,7 @@ def _opened(
         "folder": str(folder.absolute()),
         "backend": manifest.backend,
         "toolchain": name,
-        "system": system,
+        "system": None if system is None else clean(system),
         "tokens": tokens,
     }
     return request, installed

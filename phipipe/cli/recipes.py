@@ -108,7 +108,7 @@ def init(model: Path, wish: Wish, as_json: bool) -> None:
     path, source = starter_words.meant(str(model), wish.source, parts)
     written, notes = starter.write(
         path,
-        device=wish.device or DEVICE,
+        device=DEVICE if wish.device is None else wish.device,
         precision=wish.precision,
         backend=wish.backend,
         source=source,

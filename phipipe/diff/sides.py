@@ -7,8 +7,9 @@ from pathlib import Path
 
 from phipipe.batch import folder
 from phipipe.diff import packages, recipes, runs
-from phipipe.errors import RecipeError
+from phipipe.errors import RecipeError, SourceError
 from phipipe.execution import past_runs
+from phipipe.execution.past_runs import Run
 from phipipe.files import user_paths
 from phipipe.output.diff import Difference
 from phipipe.package import manifest
@@ -36,6 +37,9 @@ def compare(before: str, after: str | None, store: Store) -> Difference:
         return packages.compare(*packages.versions(Path(before)))
     old, new = _side(before), _side(after)
     if old.kind != new.kind:
+        for side in (old, new):
+            if side.kind == "run" and side.word != past_runs.LATEST:
+                _run(side, store)
         raise RecipeError(
             f"`{_shown(old)}` is a {old.kind}, `{_shown(new)}` a {new.kind}",
             hint="compare two recipes, two packages, or two runs (`phipipe runs ls`)",
@@ -44,13 +48,31 @@ def compare(before: str, after: str | None, store: Store) -> Difference:
         return recipes.compare(old.path, new.path)
     if old.kind == "package":
         return packages.compare(old.path, new.path)
-    found = [past_runs.find(store.root, side.word) for side in (old, new)]
-    return runs.compare(found[0], found[1], store)
+    return runs.compare(_run(old, store), _run(new, store), store)
+
+
+def _run(side: Side, store: Store) -> Run:
+    """The run that ``side`` names, or why nothing else can be meant."""
+    try:
+        return past_runs.find(store.root, side.word)
+    except SourceError as error:
+        if side.word == past_runs.LATEST:
+            raise
+        raise SourceError(
+            f"`{_shown(side)}` is no file or folder, and {error.message}",
+            hint="phipipe runs ls, or name two recipes or two packages",
+        ) from None
 
 
 def _side(word: str) -> Side:
     """A folder is a package, or a batch's build with the version accepted last; a file, or what
-    ends like one, is a recipe; all else names a run."""
+    ends like one, is a recipe; all else names a run.
+
+    Raises:
+        RecipeError: ``word`` is empty.
+    """
+    if not word.strip():
+        raise RecipeError("one side is empty", hint="name a recipe, a package or a run")
     path = Path(word)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()

@@ -14,7 +14,7 @@ import psutil
 from phipipe.errors import Interrupted, SourceError
 from phipipe.execution import event_words
 from phipipe.execution.event_words import Event
-from phipipe.suggestions import near
+from phipipe.suggestions import near, shorten
 
 FILE = "events.jsonl"
 LATEST = "latest"
@@ -93,7 +93,7 @@ def find(cache: Path, name: str) -> Run:
     if len(named) != 1:
         words = f"{len(named)} runs begin with" if named else "there is no run"
         guess = "" if named else near(name, [LATEST])
-        raise SourceError(f"{words} `{name}`{guess}", hint="phipipe runs ls")
+        raise SourceError(f"{words} `{shorten(name)}`{guess}", hint="phipipe runs ls")
     return named[0]
 
 

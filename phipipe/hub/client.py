@@ -76,12 +76,30 @@ def endpoint() -> str:
         SourceError: HF_ENDPOINT is none.
     """
     url = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise SourceError(
-            "HF_ENDPOINT is no address of a hub", hint="such as https://hub.example, or unset it"
-        )
+    if not _is_address(url):
+        raise _no_address()
     return url
+
+
+def _no_address() -> SourceError:
+    return SourceError(
+        "HF_ENDPOINT is no address of a hub", hint="such as https://hub.example, or unset it"
+    )
+
+
+def _is_address(url: str) -> bool:
+    """Whether the hub's client takes ``url``, and it holds no password."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.username is None
+            and parts.port != 0
+            and re.fullmatch(r"[!-~]+", url) is not None
+        )
+    except ValueError:  # a port beyond the last one; half a bracket
+        return False
 
 
 def token() -> str | None:
@@ -188,9 +206,12 @@ def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
     """
 
     def once() -> T:
+        address = endpoint()  # before the hub's client, which does not start with a wrong one
         library, http = exchange.library(), exchange.http()
         try:
-            return ask(library.HfApi(endpoint=endpoint(), token=token() or False))
+            return ask(library.HfApi(endpoint=address, token=token() or False))
+        except http.InvalidURL:
+            raise _no_address() from None
         except library.errors.HFValidationError:
             raise SourceError(f"`{repo.name}` is no name that a repository can have") from None
         except library.errors.HfHubHTTPError as error:
@@ -199,7 +220,7 @@ def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
         except http.TransportError as error:
             raise Fault(str(fault_of(error)), attempts=ASKS) from None
         except NO_ANSWER:
-            host = urlsplit(endpoint()).netloc
+            host = urlsplit(address).netloc
             raise Fault(f"{host} does not answer like a hub", attempts=2) from None
 
     return patiently(once, f"cannot ask the hub about `{repo.name}`")

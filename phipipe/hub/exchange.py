@@ -53,11 +53,21 @@ class Address:
 
 
 def library() -> Any:
-    """``huggingface_hub``, imported late. It sends no telemetry, and asks nothing of its own."""
+    """``huggingface_hub``, imported late. It sends no telemetry, and asks nothing of its own.
+
+    Raises:
+        SourceError: a variable of its own keeps it from being imported.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for part in ("constants", "errors"):
-        importlib.import_module(f"huggingface_hub.{part}")
-    return importlib.import_module("huggingface_hub")
+    try:
+        for part in ("constants", "errors"):
+            importlib.import_module(f"huggingface_hub.{part}")
+        return importlib.import_module("huggingface_hub")
+    except ValueError as error:
+        raise SourceError(
+            f"the hub's client does not start: {error}",
+            hint="look at your environment variables that begin with HF_",
+        ) from None
 
 
 def http() -> Any:

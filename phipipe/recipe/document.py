@@ -66,11 +66,11 @@ def _content(path: Path, kind: str) -> bytes:
         raise RecipeError(f"{known}: {error.strerror}{guess}", hint=hint) from None
 
 
-def _shipped(path: Path) -> str | None:
-    """The command that brings the shipped recipe of this name, if there is one."""
+def _shipped(path: Path) -> str:
+    """The command that brings the shipped recipe of this name, or lists all of them."""
     name = path.name.removesuffix(".yaml")
     if not (shipped.folder("recipes") / f"{name}.yaml").is_file():
-        return None
+        return "give the path of a recipe; phipipe recipes ls lists those that come with phipipe"
     return f"phipipe recipes copy {name}, then phipipe run {name}.yaml"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,6 +184,11 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
+        if not os.path.lexists(target):
+            reason = "a file is where a folder is needed"
+            raise RecipeError(
+                f"cannot write `{target}`: {reason}", hint="give another path"
+            ) from None
         raise RecipeError(f"`{target}` is there already", hint="give another path") from None
     except OSError as error:
         if error.errno in free_space.FULL:

@@ -131,7 +131,7 @@ def _trusted(environ: Mapping[str, str]) -> dict[str, str]:
     """Path → fingerprint of what is trusted; nothing where the note is missing or damaged."""
     try:
         notes = json.loads(_user_file(environ).with_name(TRUSTED).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in notes.items()} if isinstance(notes, dict) else {}
 

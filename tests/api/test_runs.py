@@ -299,3 +299,35 @@ def test_a_path_may_begin_at_home(one: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("USERPROFILE", str(one.parent))
     assert phipipe.run("~/one.yaml").single.ok
     assert phipipe.plan("~/one.yaml").todo == 0
+
+
+WRONG: list[object] = [1.5, float("nan"), True, b"x", object(), [1]]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("recipe", "the recipe is"),
+        ("out", "the folder for packages is"),
+        ("sets", "sets is"),
+        ("only", "only is"),
+        ("on", "on is"),
+        ("jobs", "jobs is"),
+        ("on_progress", "on_progress is"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_before_anything_is_done(
+    one: Path, name: str, said: str, wrong: object
+) -> None:
+    given: dict[str, object] = {"recipe": one, name: wrong}
+    with pytest.raises(TypeError, match=f"^{said} .*: give "):
+        phipipe.run(**given)  # type: ignore[arg-type]
+    assert not light_builds.CALLS
+
+
+def test_a_value_that_no_recipe_can_hold_is_refused(one: Path) -> None:
+    for value in (Path("x"), {1, 2}, b"x", object()):
+        with pytest.raises(RecipeError, match=r"the value of `evaluate\.tokens`") as caught:
+            phipipe.run(one, sets={"evaluate.tokens": value})
+        assert caught.value.hint

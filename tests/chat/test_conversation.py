@@ -86,12 +86,16 @@ def test_prompts_of_all_kinds_arrive(begin: Begin) -> None:
     talk = begin()
     for prompt in ("line\nline", "🙂 é", '"quoted" \\', "a\u2028b", "{}"):
         assert talk.ask(prompt).partition(". ")[2] == prompt
-    assert talk.ask("half \udcff").endswith("half \ufffd")
+    for half in ("\udcff", "\ud800", "\udfff"):
+        assert talk.ask(f"half {half}").endswith("half \ufffd")
+    assert talk.ask("\udcc3\udca4").endswith("ä")  # bytes that no locale has read
 
 
 def test_an_empty_prompt_is_refused_and_the_talk_goes_on(begin: Begin) -> None:
     talk = begin()
     for prompt in ("", " \n\t"):
+        with pytest.raises(TypeError, match="the prompt is bytes: give a text"):
+            talk.ask(b"hello")  # type: ignore[arg-type]
         with pytest.raises(RecipeError, match="the prompt is empty"):
             talk.ask(prompt)
     assert talk.ask("hello") == "1. hello"

@@ -30,6 +30,13 @@ def test_every_shipped_recipe_is_listed_with_its_first_sentence(run: Run) -> Non
     assert all(line.endswith(".") for line in lines[1:])
 
 
+def test_a_file_where_a_folder_is_needed_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("mine", "utf-8")
+    code, _, stderr = run("recipes", "copy", "quickstart", str(tmp_path / "mine.yaml" / "x.yaml"))
+    assert (code, "a file is where a folder is needed" in stderr) == (2, True)
+    assert (tmp_path / "mine.yaml").read_text("utf-8") == "mine"
+
+
 def test_recipes_are_found_by_device_and_by_a_part_of_the_models_name(run: Run) -> None:
     assert "phi4mini-pi5-int4" in listed(run, "--device", "raspberry-pi-5")
     assert listed(run, "--model", "Phi4 Mini") == listed(run, "--model", "phi-4-mini")

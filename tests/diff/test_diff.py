@@ -141,6 +141,10 @@ def test_runs_differ_in_the_steps_that_were_done_otherwise(run: Run, own_cache: 
         (["none"], 8, "no two versions to compare"),
         (["x" * 5000, "y"], 8, "there is no run"),
         (["a/b", "c/d"], 2, "a/b"),
+        ([str(QUICKSTART), "nope"], 8, "`nope` is no file or folder, and there is no run `nope`"),
+        (["nope", str(QUICKSTART)], 8, "`nope` is no file or folder"),
+        (["", "latest"], 2, "one side is empty"),
+        ([str(QUICKSTART), " "], 2, "one side is empty"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_the_reason(

@@ -21,6 +21,7 @@ from testing.hub_server import Fault, Hub
 from testing.kitchen import Kitchen
 from testing.places import ROOT
 from testing.plans import planned
+from testing.shell import Run
 
 from phipipe import backends
 from phipipe.errors import SourceError, StoreError
@@ -330,6 +331,40 @@ def test_a_network_that_is_not_there_is_an_error(
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
     with pytest.raises(SourceError, match="HF_ENDPOINT"):
         planned(source(served, revision="e" * 40))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:0",
+        "http://[::1",
+        "http://[v1.x]",
+        "http://127.0.0.1:1/\x1b[31m",
+        "http://a b",
+        "http://:80",
+        "http://me:secret@127.0.0.1:1",
+        "file:///etc",
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_the_hubs_client_starts(
+    address: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    code, _, stderr = run("init", "someone/tiny")
+    assert (code, "HF_ENDPOINT is no address" in stderr) == (SourceError.exit_code, True)
+    assert "secret" not in stderr
+
+
+def test_a_variable_that_the_hubs_client_cannot_start_with_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "soon")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    words = [sys.executable, "-m", "phipipe", "init", "someone/tiny"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == SourceError.exit_code
+    assert b"the hub's client does not start" in done.stderr
 
 
 def test_a_token_opens_a_gated_model_and_is_seen_nowhere(

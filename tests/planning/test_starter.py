@@ -609,3 +609,20 @@ def test_whatever_a_model_is_called_its_recipe_has_a_plain_name(text: str) -> No
     with contextlib.suppress(RecipeError):
         path, _ = starter_words.meant(f"someone/{text}", None, (None, None, None))
         assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,84}", path.name)
+
+
+@pytest.mark.parametrize("folder", ["empty", "./empty", ".", ".."])
+def test_a_folder_without_a_checkpoint_is_no_model(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "here" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, stderr = run("init", folder)
+    assert (code, f"`{Path(folder)}` holds no model" in stderr) == (2, True)
+    assert [path.name for path in Path().iterdir()] == ["empty"]
+    _, (note,) = write(Path("r.yaml"), source=folder)  # it may come later
+    assert note.startswith("this model cannot be built yet: ")
+
+
+def test_a_device_that_is_named_by_nothing_is_refused(run: Run) -> None:
+    assert run("init", "r.yaml", "--device", "")[0] != 0

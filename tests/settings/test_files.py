@@ -164,7 +164,7 @@ def test_what_the_environment_decides_needs_no_trust(
     assert (found.remote, found.step_timeout_s) == ("s3://mine", 1)
 
 
-@pytest.mark.parametrize("note", ["", "no json", "[1]", '{"a": 1}'])
+@pytest.mark.parametrize("note", ["", "no json", "[1]", '{"a": 1}', "[" * 60_000])
 def test_a_damaged_note_of_trust_trusts_nobody(project: Path, note: str) -> None:
     project.write_text('cache = "c"\n', "utf-8")
     config.trust(project)
