@@ -9,7 +9,7 @@ from phipipe.errors import SourceError, StoreError
 from phipipe.files import json_files, user_paths
 from phipipe.package import manifest
 
-BOARD = "-board"  # what a run's board is called, after the recipe's name
+BOARD = "-board"  # added to the recipe's name where that is a package's
 
 
 def refuse_inside(folder: Path) -> None:
@@ -29,9 +29,9 @@ def refuse_inside(folder: Path) -> None:
 
 
 def of_board(out: Path, name: str, builds: Iterable[str]) -> Path:
-    """The folder in ``out`` for the board of the recipe ``name``: no package, and none that one of
-    its ``builds`` gets."""
-    taken, folder = set(builds), out / f"{name}{BOARD}"
+    """The folder in ``out`` for the board of the recipe ``name``: named like it, unless that is a
+    package, or one of its ``builds`` becomes one there."""
+    taken, folder = set(builds), out / name
     while folder.name in taken or (folder / manifest.NAME).exists():
         folder = folder.with_name(f"{folder.name}{BOARD}")
     return folder

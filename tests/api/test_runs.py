@@ -116,10 +116,10 @@ def test_the_worst_of_several_failures_is_raised(three: Path) -> None:
 def test_several_builds_leave_a_board(three: Path) -> None:
     FIGURES["three-b"] = {"kld_mean": 0.5, "size_gib": 1.0}
     results = phipipe.run(three)
-    assert results.board_page == Path("packages/three-board/board.html")
+    assert results.board_page == Path("packages/three/board.html")
     assert results.board_page.is_file()
     assert results.board.to_dict() == json.loads(
-        Path("packages/three-board/board.json").read_text("utf-8")
+        Path("packages/three/board.json").read_text("utf-8")
     )
 
 
@@ -141,7 +141,7 @@ def test_a_folder_that_holds_a_board_is_told_before_the_first_step(tmp_path: Pat
     phipipe.run(recipes.write(tmp_path, "two", more))
     CALLS.clear()
     with pytest.raises(phipipe.StoreError, match="holds a board and no package") as refused:
-        phipipe.run(recipes.write(tmp_path, "two-board"))
+        phipipe.run(recipes.write(tmp_path, "two"))
     assert "move it away" in str(refused.value.hint)
     assert not CALLS
 

@@ -35,9 +35,7 @@ def said(shell: Shell) -> str:
 
 @pytest.fixture(scope="module")
 def entries(shell: Shell, said: str) -> list[dict[str, Any]]:
-    board = json.loads(
-        (shell.folder / "packages" / "board-board" / "board.json").read_text("utf-8")
-    )
+    board = json.loads((shell.folder / "packages" / "board" / "board.json").read_text("utf-8"))
     return list(board["entries"])
 
 
@@ -74,7 +72,7 @@ def test_every_runtime_is_as_close_as_its_precision_allows(entries: list[dict[st
 def test_the_run_ends_in_a_table_an_answer_and_a_page(said: str, shell: Shell) -> None:
     assert len(re.findall(r"^[* ] board-", said, re.MULTILINE)) == 19
     assert "CPU (x86-64): ship board-" in said
-    page = (shell.folder / "packages" / "board-board" / "board.html").read_text("utf-8")
+    page = (shell.folder / "packages" / "board" / "board.html").read_text("utf-8")
     assert not re.search(r"""<(?:script|link|img)[^>]*(?:src|href)=["']?https?:""", page), (
         "it opens offline"
     )
