@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from phipipe.api import building, pages, plan_words, show, workplace
 from phipipe.api.recipes import Recipe, Sets
 from phipipe.api.runs import PACKAGES
 from phipipe.api.workplace import Names, Note, UserPath, Workplace
 from phipipe.errors import PhipipeError
-from phipipe.execution import outlook, preflight
+from phipipe.execution import drawing, outlook, preflight
 from phipipe.execution.bench import Bench
 from phipipe.execution.outlook import Outlook
 from phipipe.execution.results import Forecast
@@ -23,6 +23,9 @@ from phipipe.words import counted
 
 if TYPE_CHECKING:
     from phipipe.cluster.places import Workers
+
+
+Drawing = Literal["mermaid", "dot"]
 
 
 class PlannedBuild:
@@ -112,6 +115,16 @@ class Plan:
     def seconds(self) -> float | None:
         """How long these took in earlier runs, one after another; None where nobody knows."""
         return outlook.total(self.outlooks).seconds
+
+    def graph(self, kind: Drawing = "mermaid") -> str:
+        """The steps as a graph, as ``phipipe graph`` prints it: cached steps have a colour of their
+        own, and several builds share boxes.
+
+        Args:
+            kind: "mermaid", or "dot" for Graphviz.
+        """
+        draw = drawing.mermaid if kind == "mermaid" else drawing.dot
+        return draw(self.outlooks, self.outlooks[0].plan.build.recipe.name)
 
     def to_dict(self) -> list[Json]:
         """The plan as ``phipipe plan --json`` prints it."""

@@ -12,6 +12,7 @@ from testing.shell import Run
 
 import phipipe
 from phipipe import Recipe, RecipeError, SourceError, TargetError
+from phipipe.api.plans import Drawing
 
 TWO = "matrix:\n- {name: a}\n- {name: b, precision: int8}\n"
 
@@ -97,3 +98,9 @@ def test_a_notebook_shows_a_table_of_steps() -> None:
     page = phipipe.plan(QUICKSTART)._repr_html_()
     assert page.count("<tr>") == 13
     assert "needs `source`, which will run" in page
+
+
+@pytest.mark.parametrize("kind", ["mermaid", "dot"])
+def test_a_plan_draws_the_graph_that_the_command_prints(run: Run, kind: Drawing) -> None:
+    printed = run("graph", QUICKSTART, "--format", kind)[1]
+    assert phipipe.plan(QUICKSTART).graph(kind) == printed.rstrip("\n")
