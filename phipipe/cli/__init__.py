@@ -14,75 +14,13 @@ from typing import NoReturn
 import click
 
 from phipipe import __version__
-from phipipe.cli import (
-    answers,
-    batch,
-    build,
-    cache,
-    config,
-    diff,
-    docs,
-    graph,
-    help,
-    lists,
-    packages,
-    plan,
-    recipes,
-    runs,
-    schedule,
-    schema,
-    shipped,
-    streams,
-    toolchains,
-)
+from phipipe.cli import answers, streams
 from phipipe.cli.groups import Sections
 from phipipe.cli.messages import LOG, complain, misused, note
+from phipipe.cli.table import COMMANDS
 from phipipe.errors import Interrupted, PhipipeError, StoreError
 
 COMPLETE = "_PHIPIPE_COMPLETE"  # what shells set
-COMMANDS = {  # heading → commands, in the order a user meets them
-    "Build": (
-        build.run,
-        plan.plan,
-        graph.graph,
-    ),
-    "Packages": (
-        packages.chat,
-        packages.compare,
-        diff.diff,
-        packages.eval_,
-        packages.measure,
-        packages.verify,
-    ),
-    "Recipes": (
-        recipes.init,
-        shipped.recipes,
-        recipes.validate,
-        recipes.pin,
-        schema.schema,
-    ),
-    "Targets": (
-        lists.devices,
-        lists.backends,
-    ),
-    "Many builds, many machines": (
-        batch.batch,
-        schedule.schedule,
-        batch.worker,
-    ),
-    "This machine": (
-        help.doctor,
-        config.config,
-        toolchains.toolchain,
-        cache.cache,
-        runs.runs,
-    ),
-    "Help": (
-        docs.docs,
-        help.explain,
-        help.completion,
-    ),
-}
 
 
 @click.group(

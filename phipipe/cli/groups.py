@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import importlib
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import TYPE_CHECKING
 
 import click
 
 from phipipe.cli.options import LOUDNESS, Command
+from phipipe.cli.table import Row
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -38,25 +47,56 @@ class Group(click.Group):
             formatter.write_dl(_summaries(self.commands.values()))
 
 
+class Loaded(MutableMapping[str, click.Command]):
+    """Commands by name, imported when they are asked for; all of them, those below too, have
+    ``LOUDNESS``."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._addresses = {row.name: row.address for row in rows}
+        self._commands: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._commands:
+            module, _, function = self._addresses[name].partition(":")
+            command = getattr(importlib.import_module(f"phipipe.cli.{module}"), function)
+            for one in (command, *_below(command)):
+                one.params.extend(LOUDNESS)
+            self._commands[name] = command
+        return self._commands[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._addresses
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._addresses[name], self._commands[name] = "", command
+
+    def __delitem__(self, name: str) -> None:
+        del self._addresses[name]
+        self._commands.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._addresses)
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+
 class Sections(Group):
     """The whole command line: commands under headings."""
 
-    sections: Mapping[str, Sequence[click.Command]]
+    sections: Mapping[str, Sequence[Row]]
 
-    def take(self, sections: Mapping[str, Sequence[click.Command]]) -> None:
-        """Have the commands of ``sections``; give all, those below too, ``LOUDNESS``."""
+    def take(self, sections: Mapping[str, Sequence[Row]]) -> None:
+        """Have the commands of ``sections``."""
         self.sections = sections
-        for command in (command for commands in sections.values() for command in commands):
-            self.add_command(command)
-        for command in (self, *_below(self)):
-            command.params.extend(LOUDNESS)
+        self.commands = Loaded(row for rows in sections.values() for row in rows)
+        self.params.extend(LOUDNESS)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.commands))  # one column for all sections
-        for heading, commands in self.sections.items():
+        for heading, rows in self.sections.items():
             with formatter.section(heading):
-                rows = [(name.ljust(width), words) for name, words in _summaries(commands)]
-                formatter.write_dl(rows)
+                formatter.write_dl([(row.name.ljust(width), row.summary) for row in rows])
 
 
 def _summaries(commands: Iterable[click.Command]) -> list[tuple[str, str]]:
@@ -65,12 +105,11 @@ def _summaries(commands: Iterable[click.Command]) -> list[tuple[str, str]]:
     return [(str(c.name), c.get_short_help_str(SUMMARY)) for c in shown]
 
 
-def _below(group: click.Group) -> Iterator[click.Command]:
-    """All commands of ``group``, of its groups too."""
-    for command in group.commands.values():
-        yield command
-        if isinstance(command, click.Group):
-            yield from _below(command)
+def _below(command: click.Command) -> Iterator[click.Command]:
+    """All commands of a group, of its groups too; none of what is no group."""
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        yield inner
+        yield from _below(inner)
 
 
 class Listing(Group):

@@ -18,7 +18,8 @@ def commands() -> str:
     whole = click.Context(cli, info_name="phipipe", **cli.context_settings)
     parts, leaves = [], []
     for heading, several in cli.sections.items():
-        found = [leaf for one in several for leaf in _leaves(one, whole, f"phipipe {one.name}")]
+        named = [(cli.commands[row.name], f"phipipe {row.name}") for row in several]
+        found = [leaf for command, path in named for leaf in _leaves(command, whole, path)]
         rows = [
             [f"[`{path}`](#{path.replace(' ', '-')})", command.get_short_help_str(SUMMARY)]
             for path, command, _ in found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -13,7 +15,7 @@ from testing.shell import Run
 
 from phipipe import cli, progress
 from phipipe.cli import messages
-from phipipe.cli.groups import Group
+from phipipe.cli.groups import SUMMARY, Group
 
 NOTES = ("schedule", "export", "--cron", QUICKSTART)  # a command that notes what it found
 
@@ -37,6 +39,21 @@ def test_every_command_stands_under_one_heading(run: Run) -> None:
         assert shown.count(name) == 1
     headings = [line for line in out.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings == ["Options:", *(f"{heading}:" for heading in cli.COMMANDS)]
+
+
+def test_the_list_says_what_the_commands_say_of_themselves() -> None:
+    rows = [row for rows in cli.COMMANDS.values() for row in rows]
+    said = {row.name: cli.cli.commands[row.name].get_short_help_str(SUMMARY) for row in rows}
+    assert {row.name: row.summary for row in rows} == said
+    assert {row.name: cli.cli.commands[row.name].name for row in rows} == {n: n for n in said}
+
+
+def test_only_the_command_that_is_called_is_imported() -> None:
+    code = (
+        "import sys; from phipipe.cli import cli; cli.main(['--help'], standalone_mode=False); "
+        "sys.exit('phipipe.cli.batch' in sys.modules or 'phipipe.cli.build' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
