@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from phipipe import backends, failures
 from phipipe.errors import PhipipeError, RecipeError
-from phipipe.files import user_paths
+from phipipe.files import new_files, user_paths
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.output.recipes import Started
 from phipipe.planning import starter_choice, starter_source, starter_text, targets
@@ -196,13 +196,7 @@ def _folder(folder: Path) -> Iterator[None]:
 
 def _create(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="utf-8", newline="\n") as stream:
-            try:
-                stream.write(text)
-                stream.flush()
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
+        new_files.create(path, text)
     except FileExistsError:
         raise RecipeError(f"`{path}` is there already", hint="choose another name") from None
     except OSError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.errors import RecipeError
-from phipipe.files import shipped, user_paths
+from phipipe.files import new_files, shipped, user_paths
 from phipipe.recipe import device as devices
 from phipipe.recipe import document
 from phipipe.steps import Json
@@ -157,7 +157,7 @@ def copy(name: str, to: Path | None = None) -> Path:
     ).replace(f"phipipe run recipes/{source.name}", f"phipipe run {target.as_posix()}")
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _create(target, text)
+        new_files.create(target, text)
     return target
 
 
@@ -166,16 +166,6 @@ def schema_beside(target: Path) -> str:
     where that folder has it, else beside the file."""
     own = f"../schemas/{SCHEMA}"
     return own if (target.parent / own).is_file() else SCHEMA
-
-
-def _create(target: Path, text: str) -> None:
-    with target.open("x", encoding="utf-8", newline="\n") as stream:
-        try:
-            stream.write(text)
-            stream.flush()
-        except OSError:
-            target.unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager
