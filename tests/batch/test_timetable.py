@@ -7,6 +7,7 @@ import datetime
 import http.server
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from testing.shell import Run
 from phipipe.batch import hooks, origin, timetable
 from phipipe.batch.timetable import Job
 from phipipe.errors import RecipeError, StoreError
+from phipipe.steps import Json
 
 WORDS = ("batch", "recipes", "--tag", 'it\'s 100 % "mine" $HOME', "--out", "out")
 
@@ -86,10 +88,26 @@ def test_a_workflow_installs_what_the_user_says_and_nothing_else(run: Run) -> No
     assert installs(out) == ["./vendor/phipipe[dask]"]
 
 
+def came_from(monkeypatch: pytest.MonkeyPatch, told: dict[str, Json]) -> None:
+    """Let the installation of phipipe say ``told``; what other packages say stays, since a library
+    may look at them while it is imported."""
+
+    class Told(importlib.metadata.PathDistribution):
+        def read_text(self, filename: str | os.PathLike[str]) -> str:
+            return json.dumps(told)
+
+    real = importlib.metadata.distribution
+    monkeypatch.setattr(
+        importlib.metadata,
+        "distribution",
+        lambda name: Told(Path()) if name == "phipipe" else real(name),
+    )
+
+
 def test_a_workflow_without_an_origin_is_refused_not_guessed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.metadata.PathDistribution, "read_text", lambda *_: None)
+    came_from(monkeypatch, {})
     code, out, err = export(run)
     assert (code, out) == (2, "")
     assert "--install 'phipipe @ git+https://" in err
@@ -99,9 +117,7 @@ def test_a_workflow_installs_the_commit_that_this_phipipe_came_from(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = {"url": "https://git.example.com/p.git", "vcs_info": {"commit_id": "0a1b"}}
-    monkeypatch.setattr(
-        importlib.metadata.PathDistribution, "read_text", lambda *_: json.dumps(told)
-    )
+    came_from(monkeypatch, told)
     assert installs(export(run)[1]) == ["phipipe @ git+https://git.example.com/p.git@0a1b"]
 
 
