@@ -8,7 +8,8 @@ itself is never changed, and what was copied must hash to what was read when the
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from phipipe.models import checkpoints
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
-from phipipe.steps import Inputs, Outside, Params, Step
+from phipipe.steps import Inputs, Json, Outside, Params, Step
 from phipipe.words import MIB
 
 if TYPE_CHECKING:
@@ -36,12 +37,20 @@ BUILTIN_TEXTS = {
 
 @dataclass(frozen=True)
 class Original:
-    """A recipe's source: its shape, the step that takes it into the store, and its licence if its
-    hub names one."""
+    """A recipe's source: its shape, the step that leaves it in the store, and its licence if its
+    hub names one.
+
+    ``step`` is called ``source``, and all other steps read what it leaves. Where that is made of
+    other files (weights that were widened, an adapter that was merged), ``before`` has the steps
+    that take those, in order, and ``notes`` what the manifest says of them beside the rest of
+    its ``source``.
+    """
 
     checkpoint: Checkpoint
     step: Step
     licence: str | None = None
+    before: tuple[Step, ...] = ()
+    notes: Mapping[str, Json] = field(default_factory=dict)
 
 
 def original(source: Source, base: Path) -> Original:

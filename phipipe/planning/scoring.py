@@ -30,9 +30,9 @@ def ground_steps(recipe: Recipe, original: Original, text: Step) -> list[Step]:
     language = kinds.language(whole) if seeing else whole
     memory = layerwise_memory.memory_bytes(language, recipe.evaluate.tokens, recipe.evaluate.window)
     if not seeing:
-        return fidelity_steps(recipe, original.step, text, memory)
+        return [*original.before, *fidelity_steps(recipe, original.step, text, memory)]
     steps = fidelity_steps(recipe, vision_steps.cut_step(whole), text, memory)
-    return [replace(original.step, name="original"), *steps]
+    return [*original.before, replace(original.step, name="original"), *steps]
 
 
 def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:

@@ -132,7 +132,9 @@ def _source(plan: Plan, original: Original) -> dict[str, Json]:
         named = {"kind": "builtin", "name": source.builtin}
     else:
         named = {"kind": "path", "name": checkpoint.folder.name}
-    return named | {
+    return {
+        **named,
+        **original.notes,
         "architecture": checkpoint.architecture,
         "parameters": checkpoint.parameters,
         "context_length": checkpoint.context_length,
