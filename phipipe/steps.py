@@ -12,14 +12,12 @@ import importlib.machinery
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from phipipe.recipe.recipe import Precision
+from typing import Any, Literal
 
 Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of these."""
 
+Dtype = Literal["float32", "float16", "bfloat16"]
 Inputs = Mapping[str, Path]
 Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
@@ -37,6 +35,7 @@ ADDRESSES: Mapping[str, str] = {
     "evaluate/compare_pictures": "phipipe.evaluate.pictures:compare",
     "evaluate/keep_reference": "phipipe.evaluate.reference:keep",
     "evaluate/measure": "phipipe.evaluate.speed:measure",
+    "evaluate/round": "phipipe.evaluate.rounding:measure",
     "hub/fetch": "phipipe.hub.repository:fetch",
     "hub/take": "phipipe.hub.take:take",
     "models/cut_layers": "phipipe.models.first_layers:cut",
@@ -68,9 +67,9 @@ class Step:
     ``version`` is bumped by hand whenever the function's output changes. ``needs`` maps the
     function's input names to names of earlier steps; a backend may name ``source`` (the
     checkpoint), ``calibration`` (``evaluate/calibration``'s tokens) and its own steps. ``params``
-    holds everything else that decides the bytes. ``unquantized`` marks a plain conversion: its
-    output must equal the baseline but for rounding at that width, and is compared with it before
-    any later step of the backend starts.
+    holds everything else that decides the bytes. ``unquantized`` marks a plain conversion, by the
+    dtype that it stores: its output must equal the baseline but for that dtype's rounding, and is
+    compared with it before any later step of the backend starts.
     """
 
     name: str
@@ -90,7 +89,7 @@ class Step:
     measurement: bool = False
     # "machine KIND", "device NAME": all that whoever does it must be; not in the key
     machine: tuple[str, ...] = ()
-    unquantized: Precision | None = None
+    unquantized: Dtype | None = None
     # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
     twin: bool = False
     # run as the unit would run it, in place of the artifact, which this machine cannot load

@@ -12,7 +12,7 @@ from phipipe.backends.base import Runtime
 from phipipe.errors import GateFailed, StepFailed
 from phipipe.evaluate import reports
 from phipipe.evaluate.reference import score
-from phipipe.evaluate.reports import Metrics, Parity, Speed, Verdict, Vision
+from phipipe.evaluate.reports import Metrics, Parity, Rounding, Speed, Verdict, Vision
 from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
+# Arithmetic in fp32 in another order gives less than a tenth of this (mean KL divergence, nats).
+PARITY_KLD_MEAN = 1e-6
+# Runtimes round at other places than ``rounding`` does. Measured as multiples of it: BF16 GGUF 0.9
+# and F16 GGUF 0.8 of a trained model of 135 million parameters, F16 GGUF 2.4 of the embedded one.
+ROUNDING_MARGIN = 4
 DECODED = 32  # tokens that an emulated artifact decodes one by one
 # The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong
 # is nats off.
@@ -42,8 +47,8 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): an unquantized conversion must agree with the baseline, or nothing is built on
     it.
 
-    ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal;
-    layers, where only the model's first ones were compared.
+    ``inputs``: metrics; rounding, of a conversion to 16 bits. ``params``: layers, where only the
+    model's first ones were compared.
 
     Raises:
         StepFailed: it does not, or its tokenizer gives other ids for some text.
@@ -57,18 +62,26 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
             "tokenizer.model), they disagree: "
             "take them again from the original repository",
         )
-    measured = report.metrics["kld_mean"]
-    if not measured <= params["kld_mean"]:
+    measured, limit = report.metrics["kld_mean"], _parity_limit(inputs)
+    if not measured <= limit:
         raise StepFailed(
             f"the conversion itself changed the model: mean KL divergence {measured:.2e} from "
             f"the original before any "
-            f"quantization, where at most {params['kld_mean']:.0e} is rounding",
+            f"quantization, where at most {limit:.1e} is rounding",
             hint="the converter or the checkpoint (position encoding, say) is at fault, not the "
             "recipe",
         )
     part = {"layers": params["layers"]} if "layers" in params else {}
-    parity = Parity(kld_mean=measured, limit=params["kld_mean"], **part)
+    parity = Parity(kld_mean=measured, limit=limit, **part)
     reports.write(out, parity)
+
+
+def _parity_limit(inputs: Inputs) -> float:
+    """The highest mean KL divergence, in nats, that rounding alone explains."""
+    if "rounding" not in inputs:
+        return PARITY_KLD_MEAN
+    rounded = reports.read(Rounding, inputs["rounding"]).kld_mean
+    return PARITY_KLD_MEAN + ROUNDING_MARGIN * rounded
 
 
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:

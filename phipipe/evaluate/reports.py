@@ -168,6 +168,16 @@ class Parity(Report):
     layers: int | None = None
 
 
+class Rounding(Report):
+    """``rounding.json``: how far the original itself moves when its weights, and what they are
+    multiplied with, are rounded to ``dtype``."""
+
+    FILE = "rounding.json"
+
+    dtype: str
+    kld_mean: Number
+
+
 class Verdict(Report):
     """A gate, in ``gates.json``: the limits that the recipe sets, and the value."""
 

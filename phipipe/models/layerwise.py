@@ -53,9 +53,14 @@ class _Pass:
 
 
 class Layerwise:
-    """The causal language model of the checkpoint in ``folder``, in fp32."""
+    """The causal language model of the checkpoint in ``folder``, in fp32.
 
-    def __init__(self, folder: Path) -> None:
+    ``rounded``: a dtype of 16 bits. Weights, and what linear layers multiply them with, are then
+    rounded to it; sums stay in fp32. It is what a runtime does that stores this dtype.
+    """
+
+    def __init__(self, folder: Path, rounded: torch.dtype | None = None) -> None:
+        self._rounded = rounded
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = tensors.dtypes(folder)
         # Where they are cast, nothing is mapped.
@@ -79,7 +84,8 @@ class Layerwise:
         with torch.inference_mode():
             head = self._model.get_output_embeddings()
             self._head = {
-                name: tensor.float() for name, tensor in head.named_parameters(prefix="lm_head")
+                name: self._stored(tensor)
+                for name, tensor in head.named_parameters(prefix="lm_head")
             }
             for name, tensor in self._model.named_parameters():
                 if not any(
@@ -87,11 +93,23 @@ class Layerwise:
                 ):
                     _check_finite(name, tensor)
         self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
+        for module in self._model.modules() if rounded else ():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(self._round_input)
+
+    def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A weight in fp32, as a runtime has it that stores ``rounded``."""
+        return (tensor.to(self._rounded) if self._rounded else tensor).float()
+
+    def _round_input(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self._rounded
+        end = torch.finfo(self._rounded).max  # no runtime lets activations overflow
+        return (args[0].clamp(-end, end).to(self._rounded).float(), *args[1:])
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
         with torch.inference_mode():
-            return self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)).float()
+            return self._stored(self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)))
 
     def logits(
         self, windows: Sequence[Sequence[int] | torch.Tensor]
@@ -159,10 +177,10 @@ class Layerwise:
         wide = {}
         for name, tensor in layer.named_parameters():
             if tensor.dtype == torch.float32:
-                wide[name] = tensor
+                wide[name] = self._stored(tensor)
             else:
                 room = self._room.setdefault((name, tensor.shape), torch.empty(0))
-                wide[name] = room.resize_(tensor.shape).copy_(tensor)
+                wide[name] = room.resize_(tensor.shape).copy_(self._stored(tensor))
         return wide
 
     def _leave(self, one: _Pass) -> torch.Tensor:

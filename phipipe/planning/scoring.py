@@ -14,10 +14,6 @@ from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
 from phipipe.vision import kinds
 
-# The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
-# unquantized conversion; measured on the embedded model with a margin of about ten.
-PARITY_KLD_MEAN: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-4}
-
 # What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
 RUNTIME_BYTES = 2**29
 
@@ -119,19 +115,35 @@ def parity_steps(
     convert: Step, recipe: Recipe, toolchain: str, checkpoint: Checkpoint
 ) -> list[Step]:
     """Compare an unquantized conversion with the baseline, and stop where it differs by more than
-    rounding."""
-    assert convert.unquantized is not None
+    rounding; of a conversion to 16 bits, that is measured first."""
+    rounded = [_rounding_step(convert, recipe, checkpoint)]
+    if convert.unquantized == "float32":
+        rounded = []
     opened = Opened(toolchain=toolchain, memory_bytes=opened_bytes(convert, recipe, checkpoint))
     return [
+        *rounded,
         compare_step("parity", convert.name, recipe, opened, parameters=checkpoint.parameters),
         Step(
             name="check-parity",
             runs="evaluate/check_parity",
-            version=2,
-            needs={"metrics": "parity"},
-            params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},
+            version=3,
+            needs={"metrics": "parity", **{step.name: step.name for step in rounded}},
         ),
     ]
+
+
+def _rounding_step(convert: Step, recipe: Recipe, checkpoint: Checkpoint) -> Step:
+    """Score the original rounded to the dtype that ``convert`` stores."""
+    window = recipe.evaluate.window
+    return Step(
+        name="rounding",
+        runs="evaluate/round",
+        version=1,
+        needs={"source": "source", "baseline": "baseline"},
+        params={"dtype": convert.unquantized},
+        toolchain="torch",
+        memory_bytes=layerwise_memory.memory_bytes(checkpoint, window, window),
+    )
 
 
 def slice_steps(
@@ -152,8 +164,9 @@ def slice_steps(
         wanted += [
             need for need in earlier[name].needs.values() if need in earlier and need not in wanted
         ]
+    (*rounded, compare, check) = parity_steps(convert, recipe, toolchain, small)
     names = {"source": cut.name, "baseline": "slice-baseline"} | {
-        name: f"slice-{name}" for name in wanted
+        name: f"slice-{name}" for name in (*wanted, *(step.name for step in rounded))
     }
     window = min(recipe.evaluate.tokens, recipe.evaluate.window)
     (*_, baseline) = fidelity_steps(
@@ -162,12 +175,12 @@ def slice_steps(
     params = {**baseline.params, "tokens": window}
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in built if step.name in wanted]
-    compare, check = parity_steps(convert, recipe, toolchain, small)
+    chain += rounded
     renamed = [
         replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names))
         for step in chain
     ]
-    check = replace(check, params={**check.params, "layers": small.layers})
+    check = replace(check, params={"layers": small.layers}, needs=_renamed(check, names))
     return [cut, *renamed, replace(compare, needs=_renamed(compare, names)), check]
 
 

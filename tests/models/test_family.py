@@ -23,6 +23,7 @@ from testing.places import QUICKSTART
 
 from phipipe import backends
 from phipipe.errors import TargetError
+from phipipe.evaluate.gates import PARITY_KLD_MEAN
 from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.maintain import support_tables
@@ -30,7 +31,6 @@ from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
 from phipipe.planning.plan import Plan
 from phipipe.planning.preparation import prepare
-from phipipe.planning.scoring import PARITY_KLD_MEAN
 from phipipe.recipe import loading
 from phipipe.recipe.recipe import Source
 from phipipe.steps import Step
@@ -38,7 +38,7 @@ from phipipe.steps import Step
 DRIVER = Path(__file__).parent / "family_driver.py"
 THREADS = {"OMP_NUM_THREADS": "2"}
 WINDOWS = {"short": SHORT, "long": LONG}
-LIMIT = PARITY_KLD_MEAN["fp32"]
+LIMIT = PARITY_KLD_MEAN
 NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
 # backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
 BUILDS = {

@@ -61,7 +61,7 @@ def _convert_step(job: Job[Options]) -> Step:
             "config_patch": dict(job.patch),
         },
         toolchain=TOOLCHAIN,
-        unquantized="fp32",
+        unquantized="float32",
         output_bytes=4 * checkpoint.parameters,
         memory_bytes=5 * 2**28 + 13 * checkpoint.parameters,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.llamacpp.options import ADVICE, Options, type_of
 from phipipe.backends.llamacpp.rules import RULES
-from phipipe.backends.llamacpp.types import FLOATS, TYPES
+from phipipe.backends.llamacpp.types import DTYPES, FLOATS, TYPES
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 
@@ -86,7 +86,7 @@ def _convert_step(job: Job[Options], kind: str) -> Step:
             "context": _served(recipe, checkpoint),
         },
         toolchain="torch",
-        unquantized="fp32" if kind == "F32" else "fp16",
+        unquantized=DTYPES[kind],
         output_bytes=int(checkpoint.parameters * TYPES[kind].bits / 8),
         memory_bytes=2**30 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
     )

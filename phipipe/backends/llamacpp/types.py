@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from phipipe.steps import Dtype
+
 
 class Type(NamedTuple):
     """One of llama.cpp's file types: the tensor type it is named after, its usual size, and what it
@@ -147,6 +149,7 @@ TYPES: Mapping[str, Type] = {
 }
 DEFAULTS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_K_M"}
 FLOATS: Mapping[str, str] = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
+DTYPES: Mapping[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BLOCK_256 = frozenset(
     name for name in TYPES if "_K" in name or (name.startswith("IQ") and name != "IQ4_NL")
 )

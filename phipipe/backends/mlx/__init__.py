@@ -19,7 +19,7 @@ from phipipe.backends.mlx.options import ADVICE, Options, bits_of, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
 from phipipe.backends.mlx.sizes import stored_bytes
 from phipipe.sandbox.tokenizer import open_in_child
-from phipipe.steps import Step
+from phipipe.steps import Dtype, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
@@ -68,7 +68,7 @@ def steps(job: Job[Options]) -> list[Step]:
         needs={"source": "source"},
         params={"dtype": dtype, "config_patch": dict(job.patch)},
         toolchain=TOOLCHAIN,
-        unquantized="fp32" if dtype == "float32" else "fp16",
+        unquantized=dtype,
         output_bytes=(4 if dtype == "float32" else 2) * parameters,
         memory_bytes=2**30 + parameters,
     )
@@ -101,16 +101,16 @@ def _quantize_step(job: Job[Options]) -> Step:
     )
 
 
-def _dtype(job: Job[Options]) -> str:
+def _dtype(job: Job[Options]) -> Dtype:
     """The dtype of what is not quantized."""
     if job.recipe.precision == "fp32":
         return "float32"
     return job.options.dtype or _own_dtype(job.checkpoint)
 
 
-def _own_dtype(checkpoint: Checkpoint) -> str:
-    dtype = str(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype"))
-    return dtype if dtype in ("float16", "bfloat16") else "float16"
+def _own_dtype(checkpoint: Checkpoint) -> Dtype:
+    dtype = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
+    return "bfloat16" if dtype == "bfloat16" else "float16"
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:

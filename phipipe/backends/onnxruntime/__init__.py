@@ -120,7 +120,7 @@ def _convert_step(job: Job[Options], source: str, linked: bool) -> Step:
         version=2,
         needs={"source": source},
         params={"config_patch": dict(job.patch), **graph, **({"linked": True} if linked else {})},
-        unquantized=None if linked else "fp32" if wide else "fp16",
+        unquantized=None if linked else "float32" if wide else "float16",
         toolchain=TOOLCHAIN,
         output_bytes=_GRAPH_BYTES if linked else (4 if wide else 2) * checkpoint.parameters,
         memory_bytes=_BUILDER_BYTES + (0 if linked else 8 * embedding),

@@ -112,7 +112,7 @@ def _convert_step(job: Job[Options]) -> Step:
         version=1,
         needs={"source": "source"},
         params={"precision": width, "config_patch": dict(job.patch)},
-        unquantized=width,
+        unquantized="float32" if width == "fp32" else "float16",
         toolchain=TOOLCHAIN,
         output_bytes=size * job.checkpoint.parameters,
         memory_bytes=CONVERSION_BYTES + _cast_bytes(job.checkpoint, size),

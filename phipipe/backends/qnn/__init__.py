@@ -79,7 +79,7 @@ def _convert_step(job: Job[Options], source: str, parts: int, size: Mapping[str,
         needs={"source": source},
         params={"config_patch": dict(job.patch), **shape},
         toolchain=TOOLCHAIN,
-        unquantized="fp32",
+        unquantized="float32",
         output_bytes=size["float"],
         memory_bytes=size["tensor"] * 3 + 2**29,
     )

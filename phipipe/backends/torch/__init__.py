@@ -24,7 +24,7 @@ from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.rules import Rule
 from phipipe.backends.torch.advice import ADVICE
 from phipipe.models.tokenizer import of_folder
-from phipipe.steps import Json, Step
+from phipipe.steps import Dtype, Json, Step
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Precision
@@ -34,7 +34,7 @@ STEPS: Mapping[str, str] = {
     "cast": "phipipe.backends.torch.convert:cast",
     "quantize": "phipipe.backends.torch.quantize:quantize",
 }
-_DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16"}
+_DTYPES: Mapping[Precision, Dtype] = {"fp32": "float32", "fp16": "float16"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 _SCHEMES: Mapping[Precision, str] = {
     **_DTYPES,
@@ -135,7 +135,7 @@ def steps(job: Job[Options]) -> list[Step]:
         version=2,
         needs={"source": "source"},
         params={"dtype": _DTYPES[recipe.precision]},
-        unquantized=recipe.precision,
+        unquantized=_DTYPES[recipe.precision],
         toolchain=TOOLCHAIN,
         output_bytes=size,
         memory_bytes=size,

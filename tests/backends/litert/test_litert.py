@@ -196,7 +196,7 @@ def test_all_precisions_share_one_conversion() -> None:
         return litert.steps(Job(recipe(precision), litert.Options(**options), checkpoint(), {}))
 
     assert planned("fp32")[0] == planned("int8")[0] == planned("int4", group_size=32)[0]
-    assert planned("fp32")[0].unquantized == "fp32"
+    assert planned("fp32")[0].unquantized == "float32"
     assert [step.name for step in planned("int4")] == ["convert", "quantize", "bundle"]
     assert [step.name for step in planned("fp32", format="tflite")] == ["convert"]
     assert planned("int4")[2].needs == {"model": "quantize"}

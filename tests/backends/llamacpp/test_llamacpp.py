@@ -231,8 +231,8 @@ def test_quantized_types_share_a_conversion_at_the_sources_width() -> None:
     )
     assert steps({})[0].params["type"] == "BF16"
     assert [s.name for s in steps({"imatrix": True})] == ["convert", "imatrix", "quantize"]
-    assert [s.unquantized for s in steps({})] == ["fp16", None]
-    assert [(s.name, s.unquantized) for s in steps({}, "fp32")] == [("convert", "fp32")]
+    assert [s.unquantized for s in steps({})] == ["bfloat16", None]
+    assert [(s.name, s.unquantized) for s in steps({}, "fp32")] == [("convert", "float32")]
 
 
 def test_parameters_of_steps_are_json() -> None:

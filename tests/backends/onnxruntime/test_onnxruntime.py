@@ -106,7 +106,7 @@ def test_gpus_get_graphs_of_their_own_in_16_bits() -> None:
         "provider": "cuda",
         "io_dtype": "fp16",
     }
-    assert on("cuda", "fp16")[0].unquantized == "fp16"
+    assert on("cuda", "fp16")[0].unquantized == "float16"
     assert on("directml", "int4")[0].params["provider"] == "dml"
 
 
@@ -131,7 +131,7 @@ def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> Non
     assert convert.output_bytes < 10**9 < quantize.output_bytes
     recipe.precision = "fp32"
     (whole,) = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
-    assert whole.unquantized == "fp32"
+    assert whole.unquantized == "float32"
     assert "linked" not in whole.params
 
 

@@ -103,7 +103,7 @@ def test_options_describe_themselves() -> None:
 def test_all_but_fp32_share_one_conversion() -> None:
     assert planned("fp16")[0] == planned("int8")[0] == planned("int4")[0]
     assert planned("fp16")[0].params == {"precision": "fp16", "config_patch": {"use_cache": True}}
-    assert [step.unquantized for step in planned("fp32")] == ["fp32"]
+    assert [step.unquantized for step in planned("fp32")] == ["float32"]
     assert [step.name for step in planned("int4")] == ["convert", "quantize"]
 
 

@@ -105,7 +105,7 @@ def test_options_describe_themselves() -> None:
 
 
 def test_nothing_unquantized_is_made_on_the_way_to_integers() -> None:
-    assert planned("fp32").unquantized == "fp32"
+    assert planned("fp32").unquantized == "float32"
     assert (planned("int4").name, planned("int4").unquantized) == ("quantize", None)
 
 
