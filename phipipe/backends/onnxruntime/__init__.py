@@ -202,7 +202,10 @@ FIXUPS = (
         ),
         reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
         "config.json lists",
-        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
+        patch=lambda c: {
+            "layer_types": ["sliding_attention"] * c.layers,
+            "head_dim": c.head_size,  # which transformers wants beside the types
+        },
     ),
 )
 
