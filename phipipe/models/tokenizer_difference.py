@@ -17,8 +17,8 @@ SHOWN_IDS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A text that two tokenizers read as different ids; ``kind`` "chat": plain text is read alike,
-    what a chat template writes around it is not."""
+    """A text (``visible``) that two tokenizers read as different ids; ``kind`` "chat": plain text
+    is read alike, what a chat template writes around it is not."""
 
     kind: Kind
     text: str
@@ -29,9 +29,7 @@ class Difference:
     def words(self) -> str:
         """It for people: the text with its ids, without who reads it so."""
         where = "the text" if self.kind == "text" else "a chat's text"
-        return (
-            f"{where} `{visible(self.text)}` as tokens {_ids(self.got)}, not {_ids(self.expected)}"
-        )
+        return f"{where} `{self.text}` as tokens {_ids(self.got)}, not {_ids(self.expected)}"
 
 
 def first(kind: Kind, texts: Sequence[str], expected: Encode, got: Encode) -> Difference | None:
@@ -44,7 +42,7 @@ def first(kind: Kind, texts: Sequence[str], expected: Encode, got: Encode) -> Di
     if found is None:
         return None
     text = shortened(differs, found)
-    return Difference(kind=kind, text=text, expected=(*expected(text),), got=(*got(text),))
+    return Difference(kind=kind, text=visible(text), expected=(*expected(text),), got=(*got(text),))
 
 
 def shortened(shows: Callable[[str], bool], text: str) -> str:

@@ -134,8 +134,13 @@ def difference(
     plain = tokenizer_difference.first("text", tokenizer_texts.PLAIN, truth.encode, theirs.encode)
     if plain:
         return plain
-    marked = [*tokenizer_texts.around(specials(folder)), *rendered(theirs)]
-    return tokenizer_difference.first("chat", marked, truth.encode, theirs.encode)
+    return tokenizer_difference.first("chat", marked(folder, theirs), truth.encode, theirs.encode)
+
+
+def marked(folder: Path, theirs: LimitedTokenizer) -> list[str]:
+    """Texts with special tokens of the tokenizer in ``folder``, and chats as ``theirs`` renders
+    them."""
+    return [*tokenizer_texts.around(specials(folder)), *rendered(theirs)]
 
 
 def specials(folder: Path) -> list[str]:
