@@ -21,6 +21,7 @@ from phipipe.models import (
     layout_check,
     layouts,
     longrope,
+    rotary,
     tokenizer_files,
     vetting,
     vocabulary_kinds,
@@ -129,10 +130,13 @@ class Checkpoint:
 
     @property
     def scaling(self) -> str:
-        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
-        none."""
-        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        return str(rope.get("rope_type") or rope.get("type") or "default")
+        """The kind of rotary scaling that the config asks for (``rotary.kind``)."""
+        return rotary.kind(self.config)
+
+    @property
+    def rotary_features(self) -> tuple[str, ...]:
+        """What a runtime must have to compute the positions (``rotary.features``)."""
+        return rotary.features(self.config)
 
     @property
     def besides(self) -> str:
@@ -240,7 +244,7 @@ def _checkpoint(
     original = "original_max_position_embeddings"
     context = int(config["max_position_embeddings"])
     heads = int(config["num_attention_heads"])
-    scaling = longrope.spelled(rope)
+    scaling = longrope.spelled(rope) if rotary.kind(config) == "longrope" else None
     return Checkpoint(
         folder=folder,
         config=config,
