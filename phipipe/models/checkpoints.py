@@ -21,8 +21,10 @@ from phipipe.models import (
     layout_check,
     layouts,
     longrope,
+    rotary,
     tokenizer_files,
     vetting,
+    vocabulary_kinds,
     weight_files,
 )
 from phipipe.models.remarks import Remark
@@ -68,8 +70,8 @@ class Checkpoint:
 
     ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
     "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
-    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
-    "gpt2" (byte-level BPE) or "other".
+    is the kind of its vocabulary: "sentencepiece" (pieces, with bytes for what none covers), "gpt2"
+    (byte-level BPE) or "other".
     """
 
     folder: Path
@@ -128,10 +130,13 @@ class Checkpoint:
 
     @property
     def scaling(self) -> str:
-        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
-        none."""
-        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        return str(rope.get("rope_type") or rope.get("type") or "default")
+        """The kind of rotary scaling that the config asks for (``rotary.kind``)."""
+        return rotary.kind(self.config)
+
+    @property
+    def rotary_features(self) -> tuple[str, ...]:
+        """What a runtime must have to compute the positions (``rotary.features``)."""
+        return rotary.features(self.config)
 
     @property
     def besides(self) -> str:
@@ -239,7 +244,7 @@ def _checkpoint(
     original = "original_max_position_embeddings"
     context = int(config["max_position_embeddings"])
     heads = int(config["num_attention_heads"])
-    scaling = longrope.spelled(rope)
+    scaling = longrope.spelled(rope) if rotary.kind(config) == "longrope" else None
     return Checkpoint(
         folder=folder,
         config=config,
@@ -280,7 +285,4 @@ def _tokenizer(folder: Path) -> str:
     """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
-    settings = vetting.optional_settings(folder / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "GPT2Tokenizer":
-        return "gpt2"
-    return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"
+    return vocabulary_kinds.of(folder)

@@ -201,9 +201,7 @@ def test_the_config_alone_tells_what_the_weights_are(
         assert read.longrope == bool(member.config.get("rope_scaling"))
         assert read.partial_rotary_factor == member.config.get("partial_rotary_factor", 1.0)
         assert read.rope_theta == member.config["rope_theta"]
-    assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (
-        "other" if member.config["model_type"] == "phi" else member.tokenizer
-    )
+    assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (member.tokenizer)
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
