@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from phipipe.backends.qnn.shape import MODEL_TYPES
 from phipipe.backends.rules import Rule
 
 # Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens:
@@ -13,8 +14,9 @@ RULES = (
     Rule(
         id="Q01",
         level="error",
-        when=lambda r, o, c: c.model_type != "phi3",
-        message="`qnn` builds its graphs for phi3 models; `{checkpoint.architecture}` is another",
+        when=lambda r, o, c: c.model_type not in MODEL_TYPES,
+        message=f"`qnn` builds its graphs for {', '.join(MODEL_TYPES)} models; "
+        "`{checkpoint.architecture}` is another",
         hint="use a dense Phi-3 or Phi-4, or another backend on the device's CPU",
     ),
     Rule(
