@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from phipipe.errors import StepFailed
+from phipipe.models import longrope
 from phipipe.steps import Json
 
 Scaled = tuple[list[float], float]  # frequencies, and what cosines and sines are multiplied by
@@ -51,6 +52,8 @@ def frequencies(config: Mapping[str, Json], head_size: int, context: int) -> Sca
         context=context,
     )
     kind = settings.get("rope_type") or settings.get("type") or "default"
+    if longrope.spelled(settings):  # by any of its names
+        kind = "longrope"
     if kind not in SCALINGS:
         raise StepFailed(f"static graphs know no rotary scaling `{kind}`")
     return SCALINGS[kind](given)
@@ -123,6 +126,5 @@ SCALINGS: Mapping[str, Callable[[_Rotary], Scaled]] = {
     "linear": _linear,
     "llama3": _llama3,
     "longrope": _longrope,
-    "su": _longrope,
     "yarn": _yarn,
 }
