@@ -13,7 +13,6 @@ from phipipe.models import checkpoints
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.steps import Json
 
-APIS = frozenset({"cpu"})  # units that eyes are built for
 PHI3, PHI4 = "Phi3VForCausalLM", "Phi4MMForCausalLM"
 PHI4_PICTURE = 200010  # Phi-4-multimodal's token `<|endoftext10|>`, in whose places pictures stand
 

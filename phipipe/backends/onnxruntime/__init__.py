@@ -224,6 +224,7 @@ FACE = Backend(
     cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
     vision=dict.fromkeys((vision.PHI3, vision.PHI4), "onnxruntime/vision"),
+    picture_tokens={vision.PHI4: vision.PHI4_PICTURE},
     steps=steps,
     scheme=scheme,
     rules=RULES,
