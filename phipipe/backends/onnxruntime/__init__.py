@@ -197,7 +197,9 @@ FIXUPS = (
     Fixup(
         id="F1",
         rule="M08",
-        when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
+        when=lambda r, c: (
+            c.model_type in ("phi3", "mistral") and c.cuts and not c.config.get("layer_types")
+        ),
         reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
         "config.json lists",
         patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
