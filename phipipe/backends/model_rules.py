@@ -120,7 +120,7 @@ RULES: tuple[Rule, ...] = (
         "have no place for them",
         hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; "
         "Phi-4-multimodal as Microsoft "
-        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, "
+        "published it: the same two; for others take their text model (Phi-4-mini, "
         "Phi-4-reasoning)",
     ),
     Rule(
@@ -156,6 +156,19 @@ RULES: tuple[Rule, ...] = (
         "alone is merged in for "
         "good: it sees and reads, and answers on plain text differ a little from the original's",
         hint="for text alone build Phi-4-mini, the language model in it",
+    ),
+    Rule(
+        id="M23",
+        level="error",
+        when=lambda r, o, c: (
+            c.vocab_size <= backends.load(r.backend).picture_tokens.get(c.architecture, -1)
+        ),
+        message="`{recipe.backend}` looks for pictures at token {token} alone, and the model has "
+        "{checkpoint.vocab_size} tokens",
+        hint="choose `backend: openvino`",
+        words=lambda r, o, c: {
+            "token": str(backends.load(r.backend).picture_tokens[c.architecture])
+        },
     ),
     Rule(
         id="M06",

@@ -232,7 +232,8 @@ FACE = Backend(
     # as wide as what goes in and out
     cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
-    vision={vision.PHI3: "onnxruntime/vision"},
+    vision=dict.fromkeys((vision.PHI3, vision.PHI4), "onnxruntime/vision"),
+    picture_tokens={vision.PHI4: vision.PHI4_PICTURE},
     rotary=rotary.STATIC - {"longrope.attention_factor", "longrope.factor"},
     steps=steps,
     scheme=scheme,

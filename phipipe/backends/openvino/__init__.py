@@ -211,6 +211,7 @@ FACE = Backend(
     emulated={"intel-npu": "openvino/verify_npu"},
     cache_bytes={"cpu": 1, "intel-gpu": 2, "intel-npu": 2},  # the CPU plugin keeps 8 bits
     files=("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin"),
+    eyes_on=frozenset({"cpu", "intel-gpu"}),
     vision=dict.fromkeys((kinds.PHI3, kinds.PHI4), "openvino/vision"),
     # openvino-genai 2026.4 takes the crops of others for as many high as they are wide
     # (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
