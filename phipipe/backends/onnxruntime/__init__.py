@@ -228,7 +228,7 @@ FACE = Backend(
     cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
     vision={vision.PHI3: "onnxruntime/vision"},
-    rotary=rotary.STATIC - {"longrope.attention_factor", "longrope.factor"},
+    rotary=rotary.STATIC - {rotary.ELSEWHERE, "longrope.attention_factor", "longrope.factor"},
     steps=steps,
     scheme=scheme,
     rules=RULES,
