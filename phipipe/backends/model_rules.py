@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from phipipe import backends
 from phipipe.backends import fixups
 from phipipe.backends.rules import Rule
-from phipipe.models import rotary
+from phipipe.models import family, layouts, rotary
 from phipipe.steps import Json
 from phipipe.vision import kinds
 
@@ -66,6 +66,19 @@ NATIVE = (
     "phipipe never runs a model's own code, and no library of its toolchains has this "
     "architecture built in"
 )
+
+
+def _is_unknown(architecture: str) -> bool:
+    """Whether it is neither laid out in ``LAYOUTS`` nor one of those that other rules speak of."""
+    members = {member.config["architectures"][0] for member in family.MEMBERS}
+    return architecture not in {*layouts.LAYOUTS, *members, *MULTIMODAL}
+
+
+def _alike(checkpoint: Checkpoint) -> str:
+    if not checkpoint.like:
+        return "; none that is known has such layers"
+    return f"; the closest that are known: {', '.join(checkpoint.like)}"
+
 
 _SCALED_ELSEWHERE = ("default", "dynamic")  # M22 has the latter
 
@@ -158,7 +171,7 @@ RULES: tuple[Rule, ...] = (
         hint="for text alone build Phi-4-mini, the language model in it",
     ),
     Rule(
-        id="M23",
+        id="M25",
         level="error",
         when=lambda r, o, c: (
             c.vocab_size <= backends.load(r.backend).picture_tokens.get(c.architecture, -1)
@@ -221,6 +234,16 @@ RULES: tuple[Rule, ...] = (
         "`{recipe.backend}` is proven to compute",
         hint="{hint}",
         words=lambda r, o, c: _rotary_words(r, c),
+    ),
+    Rule(
+        id="M23",
+        level="error",
+        when=lambda r, o, c: _is_unknown(c.architecture),
+        message="nobody has proven builds of `{checkpoint.architecture}` here, and a runtime that "
+        "takes it for another would say nothing{like}",
+        hint="phipipe builds {known}; if the model is one of these under another name, say so in "
+        "`architectures` and `model_type`",
+        words=lambda r, o, c: {"like": _alike(c), "known": ", ".join(layouts.LAYOUTS)},
     ),
     Rule(
         id="M14",
