@@ -60,6 +60,11 @@ def _is_usual(settings: Mapping[str, Json], usual: Mapping[str, Json]) -> bool:
     return all(settings.get(key, value) == value for key, value in usual.items())
 
 
+def _able(model_type: str) -> list[str]:
+    """Backends whose faces do not say that they cannot build such a model."""
+    return [name for name in backends.names() if model_type not in backends.load(name).unable]
+
+
 # Architectures with parts besides text; backends say of which they build the eyes.
 MULTIMODAL = frozenset({*kinds.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV"})
 NATIVE = (
@@ -244,6 +249,17 @@ RULES: tuple[Rule, ...] = (
         hint="phipipe builds {known}; if the model is one of these under another name, say so in "
         "`architectures` and `model_type`",
         words=lambda r, o, c: {"like": _alike(c), "known": ", ".join(layouts.LAYOUTS)},
+    ),
+    Rule(
+        id="M26",
+        level="error",
+        when=lambda r, o, c: c.model_type in backends.load(r.backend).unable,
+        message="`{recipe.backend}` builds no `{checkpoint.architecture}`: {why}",
+        hint="choose {others}",
+        words=lambda r, o, c: {
+            "why": backends.load(r.backend).unable[c.model_type],
+            "others": " or ".join(f"`backend: {name}`" for name in _able(c.model_type)),
+        },
     ),
     Rule(
         id="M14",

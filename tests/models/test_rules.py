@@ -83,6 +83,10 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         },
         {"backend": "llamacpp", "config": {"rope_scaling": YARN, "model_type": "llama"}},
     ),
+    "M26": (
+        {"architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
+        {"backend": "torch", "architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
+    ),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),

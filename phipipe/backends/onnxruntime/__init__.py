@@ -234,6 +234,10 @@ FACE = Backend(
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
     vision=dict.fromkeys((vision.PHI3, vision.PHI4), "onnxruntime/vision"),
     picture_tokens={vision.PHI4: vision.PHI4_PICTURE},
+    unable={
+        "gemma3_text": "onnxruntime-genai 0.18's builder does not find its two rotary tables where "
+        "transformers 5 has them"
+    },
     rotary=rotary.STATIC - {rotary.ELSEWHERE, "longrope.attention_factor", "longrope.factor"},
     steps=steps,
     scheme=scheme,
