@@ -208,7 +208,8 @@ FIXUPS = (
         "config.json lists",
         patch=lambda c: {
             "layer_types": ["sliding_attention"] * c.layers,
-            "head_dim": c.head_size,  # which transformers wants beside the types
+            # transformers takes a Mistral with such a list for a Ministral, and wants this of it
+            **({"head_dim": c.head_size} if c.model_type == "mistral" else {}),
         },
     ),
 )
