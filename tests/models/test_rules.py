@@ -62,7 +62,11 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     ),
     "M20": (
         {"backend": "openvino", "config": HEARING},
-        {"backend": "onnxruntime", "config": HEARING},
+        {"backend": "llamacpp", "config": HEARING},
+    ),
+    "M23": (
+        {"config": {**HEARING, "vocab_size": 200010}},
+        {"config": {**HEARING, "vocab_size": 200064}},
     ),
     "M21": (
         {"config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
