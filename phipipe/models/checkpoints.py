@@ -102,6 +102,7 @@ class Checkpoint:
     weight_bytes: int
     cut: bool = False  # its first layers alone, for a proof
     remarks: tuple[Remark, ...] = ()
+    normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
     def large(self) -> bool:
@@ -202,7 +203,8 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         raise SourceError(
             f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
         )
-    return replace(checkpoint, remarks=tuple(remarks))
+    form = vocabulary_kinds.normal_form(folder)
+    return replace(checkpoint, remarks=tuple(remarks), normal_form=form)
 
 
 def _config_file(folder: Path) -> Path:
