@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"backend": "openvino", "config": HEARING},
         {"backend": "llamacpp", "config": HEARING},
     ),
-    "M23": (
+    "M25": (
         {"config": {**HEARING, "vocab_size": 200010}},
         {"config": {**HEARING, "vocab_size": 200064}},
     ),
@@ -115,6 +115,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"algorithm": "gptq", "block_size": 64, "intermediate_size": 8224},
         {"algorithm": "gptq", "block_size": 32, "intermediate_size": 8224},
     ),
+    "O26": ({"normal_form": "NFC"}, {"normal_form": ""}),
     "O25": ({"rotate": "quarot", "tied": True}, {"rotate": "quarot"}),
     "O19": (
         {"config": {"partial_rotary_factor": 0.25}},
@@ -127,7 +128,7 @@ TABLE = {rule.id: rule for rule in RULES}
 
 def recipe_of(changes: Facts) -> Any:
     told = RECIPE | {k: v for k, v in changes.items() if k in RECIPE}
-    return SimpleNamespace(**told, evaluate=SimpleNamespace(window=told["window"]))
+    return SimpleNamespace(**told, evaluate=SimpleNamespace(window=told["window"], accept=[]))
 
 
 def checkpoint_of(changes: Facts) -> Checkpoint:
