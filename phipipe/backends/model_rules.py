@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from phipipe import backends
 from phipipe.backends import fixups
 from phipipe.backends.rules import Rule
-from phipipe.models import rotary
+from phipipe.models import family, layouts, rotary
 from phipipe.steps import Json
 from phipipe.vision import kinds
 
@@ -60,12 +60,30 @@ def _is_usual(settings: Mapping[str, Json], usual: Mapping[str, Json]) -> bool:
     return all(settings.get(key, value) == value for key, value in usual.items())
 
 
+def _able(model_type: str) -> list[str]:
+    """Backends whose faces do not say that they cannot build such a model."""
+    return [name for name in backends.names() if model_type not in backends.load(name).unable]
+
+
 # Architectures with parts besides text; backends say of which they build the eyes.
 MULTIMODAL = frozenset({*kinds.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV"})
 NATIVE = (
     "phipipe never runs a model's own code, and no library of its toolchains has this "
     "architecture built in"
 )
+
+
+def _is_unknown(architecture: str) -> bool:
+    """Whether it is neither laid out in ``LAYOUTS`` nor one of those that other rules speak of."""
+    members = {member.config["architectures"][0] for member in family.MEMBERS}
+    return architecture not in {*layouts.LAYOUTS, *members, *MULTIMODAL}
+
+
+def _alike(checkpoint: Checkpoint) -> str:
+    if not checkpoint.like:
+        return "; none that is known has such layers"
+    return f"; the closest that are known: {', '.join(checkpoint.like)}"
+
 
 _SCALED_ELSEWHERE = ("default", "dynamic")  # M22 has the latter
 
@@ -120,7 +138,7 @@ RULES: tuple[Rule, ...] = (
         "have no place for them",
         hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; "
         "Phi-4-multimodal as Microsoft "
-        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, "
+        "published it: the same two; for others take their text model (Phi-4-mini, "
         "Phi-4-reasoning)",
     ),
     Rule(
@@ -156,6 +174,19 @@ RULES: tuple[Rule, ...] = (
         "alone is merged in for "
         "good: it sees and reads, and answers on plain text differ a little from the original's",
         hint="for text alone build Phi-4-mini, the language model in it",
+    ),
+    Rule(
+        id="M25",
+        level="error",
+        when=lambda r, o, c: (
+            c.vocab_size <= backends.load(r.backend).picture_tokens.get(c.architecture, -1)
+        ),
+        message="`{recipe.backend}` looks for pictures at token {token} alone, and the model has "
+        "{checkpoint.vocab_size} tokens",
+        hint="choose `backend: openvino`",
+        words=lambda r, o, c: {
+            "token": str(backends.load(r.backend).picture_tokens[c.architecture])
+        },
     ),
     Rule(
         id="M06",
@@ -208,6 +239,41 @@ RULES: tuple[Rule, ...] = (
         "`{recipe.backend}` is proven to compute",
         hint="{hint}",
         words=lambda r, o, c: _rotary_words(r, c),
+    ),
+    Rule(
+        id="M23",
+        level="error",
+        when=lambda r, o, c: _is_unknown(c.architecture),
+        message="nobody has proven builds of `{checkpoint.architecture}` here, and a runtime that "
+        "takes it for another would say nothing{like}",
+        hint="phipipe builds {known}; if the model is one of these under another name, say so in "
+        "`architectures` and `model_type`",
+        words=lambda r, o, c: {"like": _alike(c), "known": ", ".join(layouts.LAYOUTS)},
+    ),
+    Rule(
+        id="M26",
+        level="error",
+        when=lambda r, o, c: c.model_type in backends.load(r.backend).unable,
+        message="`{recipe.backend}` builds no `{checkpoint.architecture}`: {why}",
+        hint="choose {others}",
+        words=lambda r, o, c: {
+            "why": backends.load(r.backend).unable[c.model_type],
+            "others": " or ".join(f"`backend: {name}`" for name in _able(c.model_type)),
+        },
+    ),
+    Rule(
+        id="M27",
+        level="error",
+        when=lambda r, o, c: (
+            bool(c.normal_form)
+            and not backends.load(r.backend).normalizes
+            and "tokenizer" not in r.evaluate.accept
+        ),
+        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
+        "`{recipe.backend}` does not: letters whose accents are characters of their own become "
+        "other tokens",
+        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
+        "[tokenizer]}}`, which the card then says",
     ),
     Rule(
         id="M14",

@@ -20,7 +20,9 @@ from phipipe.models import (
     foreign,
     layout_check,
     layouts,
+    likeness,
     longrope,
+    plain_values,
     rotary,
     tokenizer_files,
     vetting,
@@ -101,6 +103,7 @@ class Checkpoint:
     parameters: int
     weight_bytes: int
     cut: bool = False  # its first layers alone, for a proof
+    like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
     normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
@@ -184,6 +187,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     vetting.refuse_pointers(folder, files(folder))
     config_check.check_model(path, config)
     config, named = vetting.with_architecture(path, config)
+    plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
     counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
@@ -203,8 +207,9 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         raise SourceError(
             f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
         )
+    like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
     form = vocabulary_kinds.normal_form(folder)
-    return replace(checkpoint, remarks=tuple(remarks), normal_form=form)
+    return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
 
 
 def _config_file(folder: Path) -> Path:

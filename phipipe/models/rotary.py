@@ -36,11 +36,12 @@ _KNOWN = {
 _USUAL: Mapping[str, Json] = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _POSITIVE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor")
 # Features of scalings that do not change with the length of a text.
+ELSEWHERE = "longrope beside Phi"  # LongRoPE in a model that converters do not expect it in
 STATIC = frozenset(
-    {*NEEDED, *(f"{kind}.{key}" for kind, keys in OPTIONAL.items() for key in keys)}
+    {ELSEWHERE, *NEEDED, *(f"{kind}.{key}" for kind, keys in OPTIONAL.items() for key in keys)}
     - {"dynamic", "longrope.short_mscale", "longrope.long_mscale"}
 )
-PHI_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")
+PHI_TYPES = longrope.PHI_TYPES
 
 
 def settings(config: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -65,7 +66,9 @@ def features(config: Mapping[str, Json]) -> tuple[str, ...]:
     named, rope = kind(config), settings(config)
     if named == "default":
         return ()
-    return (named, *(f"{named}.{key}" for key in _unusual(config, named, rope)))
+    is_phi = config.get("model_type") in PHI_TYPES
+    whole = ELSEWHERE if named == "longrope" and not is_phi else named
+    return (whole, *(f"{named}.{key}" for key in _unusual(config, named, rope)))
 
 
 def _unusual(config: Mapping[str, Json], named: str, rope: Mapping[str, Json]) -> Iterator[str]:

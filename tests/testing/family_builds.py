@@ -70,6 +70,7 @@ def plan_of(
         "evaluate.text={builtin: stories}",
     ]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
+    sets.append("evaluate.accept=[tokenizer]")  # tests compare it themselves
     sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
     (build,) = loading.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return prepare(build, read)

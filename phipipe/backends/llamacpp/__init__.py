@@ -202,6 +202,7 @@ FACE = Backend(
         Finer(options={"imatrix": True}, told="importance matrix"),
         Finer(options={"type": "Q6_K"}, told="Q6_K"),
     ),
+    normalizes=False,
     open=open,
     tokenizer=tokenizer,
     rotary=frozenset({"linear", "llama3", "longrope", "yarn"}),
