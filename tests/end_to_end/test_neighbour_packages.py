@@ -46,5 +46,5 @@ def test_one_command_leads_to_a_package(
     shell("run", QUICKSTART, "--out", tmp_path / "made", *sets)
     (manifest,) = (tmp_path / "made").rglob("manifest.json")
     told = json.loads(manifest.read_text("utf-8"))
-    assert told["metrics"]["kld_mean"] < WORST
+    assert told["fidelity"]["metrics"]["kld_mean"] < WORST
     shell("verify", manifest.parent)
