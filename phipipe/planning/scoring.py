@@ -11,7 +11,7 @@ from phipipe.models import first_layers, layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.planning import vision_steps
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Step
+from phipipe.steps import Json, Step
 from phipipe.vision import kinds
 
 # What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
@@ -42,7 +42,7 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
     baseline = Step(
         name="baseline",
         runs="evaluate/baseline",
-        version=2,
+        version=3,
         needs={"source": "source", "text": "text"},
         params=windows,
         toolchain="torch",
@@ -83,7 +83,7 @@ def compare_step(
     return Step(
         name=name,
         runs="evaluate/compare",
-        version=3,
+        version=4,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api)},
         measurement=opened.api != "cpu",  # a GPU's figures are its own
@@ -128,6 +128,7 @@ def parity_steps(
             runs="evaluate/check_parity",
             version=3,
             needs={"metrics": "parity", **{step.name: step.name for step in rounded}},
+            params=accepted(recipe),
         ),
     ]
 
@@ -144,6 +145,11 @@ def _rounding_step(convert: Step, recipe: Recipe, checkpoint: Checkpoint) -> Ste
         toolchain="torch",
         memory_bytes=layerwise_memory.memory_bytes(checkpoint, window, window),
     )
+
+
+def accepted(recipe: Recipe) -> dict[str, Json]:
+    """Parameter of the steps that stop a build: differences that the recipe accepts."""
+    return {"accept": list(recipe.evaluate.accept)} if recipe.evaluate.accept else {}
 
 
 def slice_steps(
@@ -180,7 +186,9 @@ def slice_steps(
         replace(step, name=names.get(step.name, step.name), needs=_renamed(step, names))
         for step in chain
     ]
-    check = replace(check, params={"layers": small.layers}, needs=_renamed(check, names))
+    check = replace(
+        check, params={**check.params, "layers": small.layers}, needs=_renamed(check, names)
+    )
     return [cut, *renamed, replace(compare, needs=_renamed(compare, names)), check]
 
 

@@ -62,8 +62,9 @@ RULES: tuple[Rule, ...] = (
         id="M04",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe",
-        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their "
-        "LongRoPE)",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts: its builder lost "
+        "their LongRoPE, and onnxruntime 1.32 computes their experts on NVIDIA GPUs alone "
+        "(onnxruntime-genai pull request 850)",
         hint="`backend: openvino` computes it exactly; or use a dense Phi model",
     ),
     Rule(
@@ -157,6 +158,16 @@ RULES: tuple[Rule, ...] = (
         message="`gptq` needs blocks that divide the rows of every weight; `block_size: "
         "{options.block_size}` does not",
         hint="choose a smaller `quantize.block_size`",
+    ),
+    Rule(
+        id="O26",
+        level="error",
+        when=lambda r, o, c: bool(c.normal_form) and "tokenizer" not in r.evaluate.accept,
+        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
+        "onnxruntime-genai does not: letters whose accents are characters of their own become "
+        "other tokens",
+        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
+        "[tokenizer]}}`, which the card then says",
     ),
     Rule(
         id="O25",
