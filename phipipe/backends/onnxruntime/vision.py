@@ -24,12 +24,13 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from phipipe.backends.arrays import Array
 from phipipe.backends.onnxruntime import eyes, rounding
 from phipipe.backends.onnxruntime import graph as onnx_graph
-from phipipe.backends.onnxruntime.layout import CONFIG, EMBEDDING, LOOKUP, PROCESSOR, VISION
+from phipipe.backends.onnxruntime.layout import CONFIG, EMBEDDING, PROCESSOR, VISION
 from phipipe.errors import StepFailed
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params
 
 EMBEDS = "inputs_embeds"
+LOOKUPS = ("Gather", "GatherBlockQuantized")
 OPSET = 17
 EQUAL = 1e-3  # the export may differ from PyTorch by this share of the largest value
 NEAR = 0.2  # the same, where the matrices were rounded
@@ -139,10 +140,10 @@ def _move_embedding(folder: Path, token: int | None) -> None:
     """
     model = onnx_graph.load(folder)
     graph = model.graph
-    lookup = next(node for node in graph.node if node.name == LOOKUP)
-    if [node.name for node in graph.node if "input_ids" in node.input] != [lookup.name]:
+    readers = [node for node in graph.node if "input_ids" in node.input]
+    if [node.op_type in LOOKUPS for node in readers] != [True]:
         raise StepFailed("the decoder reads token ids elsewhere than in its embedding")
-    moved = [node for node in graph.node if node.output[0] in lookup.input] + [lookup]
+    moved = _with_sources(model, readers[0])
     hidden = json.loads((folder / CONFIG).read_text("utf-8"))["model"]["decoder"]["hidden_size"]
     element = next(t.data_type for t in graph.initializer if t.data_type in onnx_graph.FLOATS)
     embeds = helper.make_tensor_value_info(
@@ -152,6 +153,18 @@ def _move_embedding(folder: Path, token: int | None) -> None:
     (folder / EMBEDDING).write_bytes(embedding.SerializeToString(deterministic=True))
     _without(model, moved, embeds)
     onnx_graph.save(model, folder)
+
+
+def _with_sources(model: ModelProto, last: NodeProto) -> list[NodeProto]:
+    """``last``, and before it the nodes that it needs, in the graph's order: a tied embedding reads
+    the LM head's weight in another shape."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    needed, waiting = set[str](), [last]
+    while waiting:
+        node = waiting.pop()
+        needed.add(node.name)
+        waiting += [makers[name] for name in node.input if name in makers]
+    return [node for node in model.graph.node if node.name in needed]
 
 
 def _embedding(

@@ -1,4 +1,4 @@
-"""Runs in the qnn toolchain: ``python neighbours_driver.py FOLDER float|fixed``.
+"""Runs in the qnn toolchain: ``python qnn_neighbours_driver.py FOLDER float|fixed``.
 
 FOLDER holds the checkpoints of ``testing.dense_checkpoints`` and what transformers makes of them.
 """

@@ -15,7 +15,7 @@ from testing.drive import drive, facts_of, section
 from phipipe.backends.qnn import rotary
 from phipipe.hub import take
 
-DRIVER = Path(__file__).parent / "neighbours_driver.py"
+DRIVER = Path(__file__).parent / "qnn_neighbours_driver.py"
 EMULATED = ("llama3-rope", "qwen2", "qwen3", "smollm3")
 
 
