@@ -5,7 +5,7 @@ from __future__ import annotations
 from phipipe import backends
 from phipipe.backends.base import AnyBackend
 from phipipe.backends.llamacpp.types import DEFAULTS, TYPES
-from phipipe.maintain import support_tables
+from phipipe.maintain import rotary_tables, support_tables
 from phipipe.maintain.markdown import (
     bullets,
     code,
@@ -185,6 +185,7 @@ def models() -> str:
                 for mark, words in legend.items()
             ),
         ),
+        rotary_tables.rotary_section(),
         section(
             "Repositories",
             "Fine-tunes are treated like their originals: rules look at the shape of the model, "

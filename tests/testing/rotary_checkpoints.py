@@ -26,6 +26,12 @@ HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 256, 416, 2, 4, 2
 PAIRS = HIDDEN // HEADS // 2
 WIDE: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL}
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, **WIDE}
+LISTS: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1 + i / (4 * PAIRS) for i in range(PAIRS)],
+    "long_factor": [1.5 + 8 * i / PAIRS for i in range(PAIRS)],
+    **WIDE,
+}
 KINDS: Mapping[str, dict[str, Any] | None] = {
     "default": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -41,12 +47,8 @@ KINDS: Mapping[str, dict[str, Any] | None] = {
     "yarn-attention": {**YARN, "attention_factor": 1.3},
     "yarn-mscale": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     "yarn-whole": {**YARN, "truncate": False},
-    "longrope": {
-        "rope_type": "longrope",
-        "short_factor": [1 + i / (4 * PAIRS) for i in range(PAIRS)],
-        "long_factor": [1.5 + 8 * i / PAIRS for i in range(PAIRS)],
-        **WIDE,
-    },
+    "longrope": LISTS,
+    "longrope-attention": {**LISTS, "attention_factor": 1.3},
 }
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
