@@ -27,6 +27,7 @@ from phipipe.planning.scoring import PARITY_KLD_MEAN
 
 LIMIT = PARITY_KLD_MEAN["fp32"]
 QUICK = ("onnxruntime", "linear", "source", "long")  # the others run at night
+SCALED = [kind for kind in KINDS if not kind.startswith(("default", "longrope"))]
 pytestmark = pytest.mark.timeout(600)
 
 
