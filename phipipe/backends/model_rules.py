@@ -60,6 +60,11 @@ def _is_usual(settings: Mapping[str, Json], usual: Mapping[str, Json]) -> bool:
     return all(settings.get(key, value) == value for key, value in usual.items())
 
 
+def _able(model_type: str) -> list[str]:
+    """Backends whose faces do not say that they cannot build such a model."""
+    return [name for name in backends.names() if model_type not in backends.load(name).unable]
+
+
 # Architectures with parts besides text; backends say of which they build the eyes.
 MULTIMODAL = frozenset({*kinds.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV"})
 NATIVE = (
@@ -133,7 +138,7 @@ RULES: tuple[Rule, ...] = (
         "have no place for them",
         hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; "
         "Phi-4-multimodal as Microsoft "
-        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, "
+        "published it: the same two; for others take their text model (Phi-4-mini, "
         "Phi-4-reasoning)",
     ),
     Rule(
@@ -169,6 +174,19 @@ RULES: tuple[Rule, ...] = (
         "alone is merged in for "
         "good: it sees and reads, and answers on plain text differ a little from the original's",
         hint="for text alone build Phi-4-mini, the language model in it",
+    ),
+    Rule(
+        id="M25",
+        level="error",
+        when=lambda r, o, c: (
+            c.vocab_size <= backends.load(r.backend).picture_tokens.get(c.architecture, -1)
+        ),
+        message="`{recipe.backend}` looks for pictures at token {token} alone, and the model has "
+        "{checkpoint.vocab_size} tokens",
+        hint="choose `backend: openvino`",
+        words=lambda r, o, c: {
+            "token": str(backends.load(r.backend).picture_tokens[c.architecture])
+        },
     ),
     Rule(
         id="M06",
@@ -230,6 +248,17 @@ RULES: tuple[Rule, ...] = (
         hint="phipipe builds {known}; if the model is one of these under another name, say so in "
         "`architectures` and `model_type`",
         words=lambda r, o, c: {"closest": _closest(c), "known": ", ".join(layouts.LAYOUTS)},
+    ),
+    Rule(
+        id="M26",
+        level="error",
+        when=lambda r, o, c: c.model_type in backends.load(r.backend).unable,
+        message="`{recipe.backend}` builds no `{checkpoint.architecture}`: {why}",
+        hint="choose {others}",
+        words=lambda r, o, c: {
+            "why": backends.load(r.backend).unable[c.model_type],
+            "others": " or ".join(f"`backend: {name}`" for name in _able(c.model_type)),
+        },
     ),
     Rule(
         id="M14",

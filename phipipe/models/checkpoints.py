@@ -26,6 +26,7 @@ from phipipe.models import (
     rotary,
     tokenizer_files,
     vetting,
+    vocabulary_kinds,
     weight_files,
 )
 from phipipe.models.remarks import Remark
@@ -71,8 +72,8 @@ class Checkpoint:
 
     ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
     "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
-    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
-    "gpt2" (byte-level BPE) or "other".
+    is the kind of its vocabulary: "sentencepiece" (pieces, with bytes for what none covers), "gpt2"
+    (byte-level BPE) or "other".
     """
 
     folder: Path
@@ -289,7 +290,4 @@ def _tokenizer(folder: Path) -> str:
     """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
-    settings = vetting.optional_settings(folder / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "GPT2Tokenizer":
-        return "gpt2"
-    return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"
+    return vocabulary_kinds.of(folder)

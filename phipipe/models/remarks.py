@@ -83,6 +83,16 @@ KINDS: Mapping[str, Kind] = {
         "weights are then two "
         "models; what is built is what transformers 5 makes of them.",
     ),
+    "W20": Kind(
+        message="transformers builds this tokenizer anew from a class that does not fit "
+        "`tokenizer.json` ({names}); the staged copy names one that takes the file as it is",
+        hint='nothing needs to be done; `"tokenizer_class": "PreTrainedTokenizerFast"` in '
+        "`tokenizer_config.json` would mend the checkpoint itself",
+        why="transformers 5 takes vocabulary and merges from `tokenizer.json`, and how text is "
+        "cut from the class that `tokenizer_config.json` names. Where that is the class of another "
+        "tokenizer, spaces get lost, or accents change; every build and the baseline would share "
+        "the fault. `tokenizer.json` is what the model was trained with.",
+    ),
 }
 
 

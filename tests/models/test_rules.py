@@ -62,7 +62,11 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     ),
     "M20": (
         {"backend": "openvino", "config": HEARING},
-        {"backend": "onnxruntime", "config": HEARING},
+        {"backend": "llamacpp", "config": HEARING},
+    ),
+    "M23": (
+        {"config": {**HEARING, "vocab_size": 200010}},
+        {"config": {**HEARING, "vocab_size": 200064}},
     ),
     "M21": (
         {"config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
@@ -82,6 +86,10 @@ CASES: dict[str, tuple[Facts, Facts]] = {
             "config": {"rope_scaling": {**YARN, "beta_fast": 8.0}, "model_type": "llama"},
         },
         {"backend": "llamacpp", "config": {"rope_scaling": YARN, "model_type": "llama"}},
+    ),
+    "M26": (
+        {"architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
+        {"backend": "torch", "architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
     ),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),

@@ -201,10 +201,16 @@ FIXUPS = (
     Fixup(
         id="F1",
         rule="M08",
-        when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
+        when=lambda r, c: (
+            c.model_type in ("phi3", "mistral") and c.cuts and not c.config.get("layer_types")
+        ),
         reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
         "config.json lists",
-        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
+        patch=lambda c: {
+            "layer_types": ["sliding_attention"] * c.layers,
+            # transformers takes a Mistral with such a list for a Ministral, and wants this of it
+            **({"head_dim": c.head_size} if c.model_type == "mistral" else {}),
+        },
     ),
 )
 
@@ -227,7 +233,12 @@ FACE = Backend(
     # as wide as what goes in and out
     cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
-    vision={vision.PHI3: "onnxruntime/vision"},
+    vision=dict.fromkeys((vision.PHI3, vision.PHI4), "onnxruntime/vision"),
+    picture_tokens={vision.PHI4: vision.PHI4_PICTURE},
+    unable={
+        "gemma3_text": "onnxruntime-genai 0.18's builder does not find its two rotary tables where "
+        "transformers 5 has them"
+    },
     rotary=rotary.STATIC - {rotary.ELSEWHERE, "longrope.attention_factor", "longrope.factor"},
     steps=steps,
     scheme=scheme,
