@@ -20,6 +20,7 @@ from testing.hostile_checkpoints import GONE
 from testing.rotary_checkpoints import KINDS
 
 from phipipe import backends
+from phipipe.backends.qnn import rotary as qnn_rotary
 from phipipe.errors import SourceError, TargetError
 from phipipe.models import checkpoints as models
 from phipipe.models import config_check, rotary
@@ -88,6 +89,23 @@ def test_scaled_positions_are_exact(
     assert "error" not in facts, facts["error"][-3000:]
     assert facts["kld"] < LIMIT
     assert max(facts["gaps"]) < NEAR, "with a cache, the answer is what the logits say"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "default"])
+@pytest.mark.parametrize("new", [False, True], ids=["rope_scaling", "rope_parameters"])
+def test_frequencies_of_fixed_graphs_are_those_of_transformers(
+    small: Path, kind: str, new: bool
+) -> None:
+    """qnn's, which it works out in Python; its int8 graphs are compared elsewhere."""
+    if not is_able("qnn", kind):
+        return
+    size = rotaries.HIDDEN // rotaries.HEADS
+    told = json.loads((small / kind / "frequencies.json").read_text("utf-8"))
+    for context, (expected, scale) in told.items():
+        found, factor = qnn_rotary.frequencies(config(kind, new=new), size, int(context))
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert factor == pytest.approx(scale, rel=1e-6)
 
 
 def llama(folder: Path, told: dict[str, Any]) -> Path:

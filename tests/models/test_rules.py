@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"backend": "openvino", "config": HEARING},
         {"backend": "llamacpp", "config": HEARING},
     ),
-    "M23": (
+    "M25": (
         {"config": {**HEARING, "vocab_size": 200010}},
         {"config": {**HEARING, "vocab_size": 200064}},
     ),

@@ -3,7 +3,8 @@
 Runs in the torch toolchain: ``python rotary_checkpoints.py ROOT`` leaves, for each of ``KINDS``,
 ROOT/KIND/{source,respelled} (``rope_scaling`` as the hub has it, ``rope_parameters`` as
 transformers 5 saves it), ROOT/KIND/{short,long}.npy: transformers' logits in fp32 on the first 96
-and on all 400 tokens, and ROOT/KIND/told.json as ``family_driver`` reads it. All share one set of
+and on all 400 tokens, and ROOT/KIND/told.json as ``family_driver`` reads it; and
+what its frequencies are. All share one set of
 weights; only the positions differ. The original context is 256 tokens.
 """
 
@@ -118,6 +119,21 @@ def _lines() -> list[str]:
     return text.splitlines()
 
 
+def _note_frequencies(scaling: dict[str, Any], path: Path) -> None:
+    """For a context that is short and one that is long: transformers' frequencies, in radians per
+    token, and what it multiplies cosines and sines with."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(**spelled(scaling, new=False))
+    make, told = ROPE_INIT_FUNCTIONS[scaling["rope_type"]], {}
+    for context in (SHORT, LONG):
+        frequencies, factor = make(config, torch.device("cpu"), seq_len=context)
+        told[context] = [frequencies.tolist(), float(factor)]
+    path.write_text(json.dumps(told))
+
+
 def main(root: Path) -> None:
     import numpy as np
 
@@ -135,6 +151,8 @@ def main(root: Path) -> None:
         for name, new in (("source", False), ("respelled", True)):
             shutil.copytree(base, folder / name)
             tokenizer.write_json(folder / name / "config.json", spelled(scaling, new=new))
+        if scaling:
+            _note_frequencies(scaling, folder / "frequencies.json")
         known = transformers_files.load(folder / "source")
         text = stories.file_text("evaluation")
         ids = known(text[: 20 * LONG], add_special_tokens=False)["input_ids"][:LONG]
