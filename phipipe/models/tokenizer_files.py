@@ -127,11 +127,22 @@ def check(folder: Path, vocab_size: int) -> list[Remark]:
     return [remarks.of("W04", json_files.shown(token)) for token in beyond]
 
 
+def optional_settings(path: Path) -> dict[str, Json]:
+    """``settings`` of a file that need not be there."""
+    return settings(path) if path.is_file() else {}
+
+
+def text_of(settings: Mapping[str, Json], name: str) -> str | None:
+    """The text of the special token ``name`` ("eos_token") in a tokenizer's ``settings``."""
+    token = settings.get(name)
+    return str(token["content"] if isinstance(token, dict) else token) if token else None
+
+
 def _padding(folder: Path) -> str | None:
     """The token that batches are filled up with."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file() and (token := settings(folder / name).get("pad_token")):
-            return str(token["content"] if isinstance(token, dict) else token)
+        if token := text_of(optional_settings(folder / name), "pad_token"):
+            return token
     return None
 
 
