@@ -152,6 +152,8 @@ class Backend(Generic[Chosen]):
     rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``model_rules.RULES``
     fixups: tuple[Fixup, ...] = ()  # besides ``fixups.FIXUPS``, and after them
     reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
+    rotary: frozenset[str] = frozenset({"longrope"})
+    """Rotary scalings that it is proven to compute (``models.rotary.features``)."""
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""
     wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider

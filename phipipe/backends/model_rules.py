@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from phipipe import backends
 from phipipe.backends import fixups
 from phipipe.backends.rules import Rule
+from phipipe.models import rotary
 from phipipe.steps import Json
 from phipipe.vision import kinds
 
@@ -61,12 +62,37 @@ def _is_usual(settings: Mapping[str, Json], usual: Mapping[str, Json]) -> bool:
 
 # Architectures with parts besides text; backends say of which they build the eyes.
 MULTIMODAL = frozenset({*kinds.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV"})
-# Their positions are scaled by LongRoPE alone.
-ROTARY_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")
 NATIVE = (
     "phipipe never runs a model's own code, and no library of its toolchains has this "
     "architecture built in"
 )
+
+_SCALED_ELSEWHERE = ("default", "dynamic")  # M22 has the latter
+
+
+def _lacking(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
+    """Of the features of its positions, those that the backend has not. M21 has kinds that are
+    not Phi's."""
+    if checkpoint.model_type in rotary.PHI_TYPES and not checkpoint.longrope:
+        return []
+    able = backends.load(recipe.backend).rotary
+    return [feature for feature in checkpoint.rotary_features if feature not in able]
+
+
+def _rotary_words(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
+    lacking = _lacking(recipe, checkpoint)
+    keys = [feature.partition(".")[2] for feature in lacking if "." in feature]
+    named = " and ".join(f"`{key}`" for key in keys)
+    able = [
+        name
+        for name in backends.names()
+        if set(checkpoint.rotary_features) <= backends.load(name).rotary
+    ]
+    hint = 'set `"rope_scaling": null` and the `max_position_embeddings` trained with'
+    if able:
+        hint = f"backends that do: {', '.join(able)}"
+    return {"with_": f" with {named}" if keys else "", "hint": hint}
+
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -157,7 +183,7 @@ RULES: tuple[Rule, ...] = (
         id="M21",
         level="error",
         when=lambda r, o, c: (
-            c.model_type in ROTARY_TYPES and c.scaling != "default" and not c.longrope
+            c.model_type in rotary.PHI_TYPES and c.scaling != "default" and not c.longrope
         ),
         message="`rope_scaling` of type `{checkpoint.scaling}`: Phi models have LongRoPE, with "
         "its two lists of "
@@ -168,11 +194,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="M22",
         level="error",
-        when=lambda r, o, c: c.model_type not in ROTARY_TYPES and c.scaling == "dynamic",
+        when=lambda r, o, c: c.model_type not in rotary.PHI_TYPES and c.scaling == "dynamic",
         message="`rope_scaling` of type `dynamic` follows the length of each text, which "
         "nothing built once can",
         hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was '
         "trained with",
+    ),
+    Rule(
+        id="M24",
+        level="error",
+        when=lambda r, o, c: c.scaling not in _SCALED_ELSEWHERE and bool(_lacking(r, c)),
+        message="`rope_scaling` of type `{checkpoint.scaling}`{with_} is nothing that "
+        "`{recipe.backend}` is proven to compute",
+        hint="{hint}",
+        words=lambda r, o, c: _rotary_words(r, c),
     ),
     Rule(
         id="M14",

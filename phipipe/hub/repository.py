@@ -32,7 +32,7 @@ from phipipe.hub.parts import (
     part_of,
 )
 from phipipe.hub.published import Published
-from phipipe.models import checkpoints, texts, weight_files
+from phipipe.models import checkpoints, finite, texts, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
@@ -175,6 +175,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
         return
     with _named(repo, out):
         checkpoints.read(out)
+        finite.check(out)
         chat_templates.check(out)
 
 

@@ -18,11 +18,13 @@ from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
 from phipipe.hub import repository
-from phipipe.models import checkpoints
+from phipipe.models import checkpoints, finite, weight_files
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
+from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Outside, Params, Step
+from phipipe.store import notes
 from phipipe.words import MIB
 
 if TYPE_CHECKING:
@@ -70,7 +72,21 @@ def original(source: Source, base: Path) -> Original:
         else user_paths.inside(base, str(source.path))
     )
     checkpoint = checkpoints.read(folder)
+    if source.builtin is None:
+        check_weights(folder)
     return Original(checkpoint, _source_step(checkpoint))
+
+
+def check_weights(folder: Path) -> None:
+    """Look once at every weight of the checkpoint in ``folder``, a user's.
+
+    Raises:
+        SourceError: one is NaN or infinite.
+    """
+    files, cache = weight_files.choose(folder).files, Settings.read().cache
+    if not notes.is_known(folder, files, cache, "finite"):
+        finite.check(folder)
+        notes.remember(folder, files, cache, "finite")
 
 
 def source_step(folder: Path) -> Step:

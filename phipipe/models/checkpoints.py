@@ -16,12 +16,15 @@ from phipipe.files import json_files
 from phipipe.models import (
     config_check,
     family,
+    family_sizes,
     foreign,
     layout_check,
     layouts,
     longrope,
+    rotary,
     tokenizer_files,
     vetting,
+    vocabulary_kinds,
     weight_files,
 )
 from phipipe.models.remarks import Remark
@@ -67,8 +70,8 @@ class Checkpoint:
 
     ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
     "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
-    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
-    "gpt2" (byte-level BPE) or "other".
+    is the kind of its vocabulary: "sentencepiece" (pieces, with bytes for what none covers), "gpt2"
+    (byte-level BPE) or "other".
     """
 
     folder: Path
@@ -127,10 +130,13 @@ class Checkpoint:
 
     @property
     def scaling(self) -> str:
-        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
-        none."""
-        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        return str(rope.get("rope_type") or rope.get("type") or "default")
+        """The kind of rotary scaling that the config asks for (``rotary.kind``)."""
+        return rotary.kind(self.config)
+
+    @property
+    def rotary_features(self) -> tuple[str, ...]:
+        """What a runtime must have to compute the positions (``rotary.features``)."""
+        return rotary.features(self.config)
 
     @property
     def besides(self) -> str:
@@ -221,7 +227,7 @@ def of_config(config: Mapping[str, Json], tokenizer: str = "other") -> Checkpoin
         KeyError: a needed key is missing.
     """
     wide = {**config, "intermediate_size": _inner(config)}
-    count = family.parameters(wide)
+    count = family_sizes.parameters(wide)
     return _checkpoint(Path(), config, tokenizer, count, 2 * count)
 
 
@@ -238,8 +244,7 @@ def _checkpoint(
     original = "original_max_position_embeddings"
     context = int(config["max_position_embeddings"])
     heads = int(config["num_attention_heads"])
-    window = config.get("sliding_window")
-    scaling = longrope.spelled(rope)
+    scaling = longrope.spelled(rope) if rotary.kind(config) == "longrope" else None
     return Checkpoint(
         folder=folder,
         config=config,
@@ -251,11 +256,11 @@ def _checkpoint(
         layers=int(config["num_hidden_layers"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_size=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        head_size=family_sizes.head_size(config),
         context_length=context,
         original_context_length=int(config.get(original) or rope.get(original) or context),
-        sliding_window=None if window is None else int(window),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        sliding_window=family_sizes.sliding_window(config),
+        tied=family_sizes.is_tied(config),
         longrope=scaling is not None,
         rope_scaling=scaling,
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
@@ -280,7 +285,4 @@ def _tokenizer(folder: Path) -> str:
     """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
-    settings = vetting.optional_settings(folder / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "GPT2Tokenizer":
-        return "gpt2"
-    return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"
+    return vocabulary_kinds.of(folder)

@@ -202,6 +202,7 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    rotary=frozenset({"linear", "llama3", "longrope", "yarn"}),
     suits="The widest reach: every CPU, Metal, CUDA, Vulkan, OpenCL, and programs such as "
     "Ollama and LM Studio. Choose it where one file must run everywhere.",
     advice=ADVICE,

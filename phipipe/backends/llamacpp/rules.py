@@ -41,12 +41,10 @@ RULES = (
     Rule(
         id="L08",
         level="error",
-        when=lambda r, o, c: c.model_type == "phi3" and c.tokenizer == "other",
-        message="llama.cpp's converter cannot read this checkpoint's vocabulary: there is no "
-        "`tokenizer.model`, and "
-        "`tokenizer_config.json` does not name a `GPT2Tokenizer`",
-        hint="take `tokenizer.model` (Phi-3) or `tokenizer_config.json` (Phi-4) from the "
-        "original repository",
+        when=lambda r, o, c: c.tokenizer == "other",
+        message="llama.cpp has no vocabulary of this tokenizer's kind: it is neither byte-level "
+        "BPE nor made of SentencePiece's pieces",
+        hint="take `tokenizer.json`, or `tokenizer.model`, from the original repository",
     ),
     Rule(
         id="L10",

@@ -149,6 +149,12 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    rotary=frozenset(
+        {
+            *("linear", "llama3", "longrope", "yarn", "yarn.beta_fast", "yarn.beta_slow"),
+            *("yarn.mscale", "yarn.mscale_all_dim"),
+        }
+    ),
     suits="Apple's GPUs. Choose it for Macs and iPhones, where it is the native library.",
     advice=ADVICE,
     rank=4,

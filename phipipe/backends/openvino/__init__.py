@@ -23,6 +23,7 @@ from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
+from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 from phipipe.vision import kinds
@@ -227,6 +228,7 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    rotary=rotary.STATIC,
     suits="Intel's CPUs, GPUs and NPUs, and models that see. Choose it for Intel PCs.",
     advice=ADVICE,
     rank=2,
