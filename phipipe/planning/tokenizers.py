@@ -7,13 +7,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from phipipe.errors import SourceError, StoreError, ToolchainError
 from phipipe.hub import take
+from phipipe.hub.mending import mended
 from phipipe.hub.take import Original
 from phipipe.models import remarks, stop_tokens, tokenizer_reading
 from phipipe.models.checkpoints import Checkpoint
@@ -25,9 +26,8 @@ from phipipe.store import keys
 from phipipe.toolchains import environments
 
 TOOLCHAIN = "torch"
-Changes = dict[str, Mapping[str, Json]]  # file of the staged copy → keys to set in it
 FOLDER = "tokenizers"  # in the cache: what was found of each set of files
-CHECK, UNMENDED = "tokenizer", "unmended"  # names of steps
+CHECK = "tokenizer"  # name of the step
 
 
 def examined(original: Original) -> Original:
@@ -52,7 +52,7 @@ def examined(original: Original) -> Original:
     return _checked_first(result) if unsure else result
 
 
-def _with_all_ends(checkpoint: Checkpoint) -> tuple[Changes, list[Remark]]:
+def _with_all_ends(checkpoint: Checkpoint) -> tuple[dict[str, Mapping[str, Json]], list[Remark]]:
     """What ``generation_config.json`` must say for all tools to end an answer alike, if it does
     not."""
     folder, config = checkpoint.folder, checkpoint.config
@@ -77,26 +77,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
     return None
-
-
-def mended(original: Original, settings: Changes, said: Sequence[Remark]) -> Original:
-    """``original`` with ``settings`` in its staged copy, and ``said`` why."""
-    checkpoint = original.checkpoint
-    step = Step(
-        name="source",
-        runs="models/mend_tokenizer",
-        version=1,
-        needs={"source": UNMENDED},
-        params={"settings": settings},
-        output_bytes=original.step.output_bytes,
-    )
-    return replace(
-        original,
-        checkpoint=replace(checkpoint, remarks=(*checkpoint.remarks, *said)),
-        before=(*original.before, replace(original.step, name=UNMENDED)),
-        step=step,
-        notes={**original.notes, "settings": settings},
-    )
 
 
 def _checked_first(original: Original) -> Original:
