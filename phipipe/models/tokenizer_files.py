@@ -2,8 +2,8 @@
 
 transformers and OpenVINO read ``tokenizer.json``, MLX also ``tokenizer_config.json``, llama.cpp
 ``tokenizer.model`` with ``added_tokens.json``: where these disagree, every runtime gets a tokenizer
-of its own. What is inside a binary ``tokenizer.model`` is left to the comparison of token ids after
-each conversion.
+of its own. Of ``tokenizer.model`` the pieces are compared; which of them a text becomes is left to
+the comparison of token ids after each conversion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
-from phipipe.models import remarks
+from phipipe.models import remarks, sentencepiece_file
 from phipipe.models.remarks import Remark
 from phipipe.steps import Json
 
@@ -179,6 +179,10 @@ def _listed(folder: Path) -> Iterator[tuple[str, Json, Json, bool]]:
         yield file, entry.get("content") if known else None, int(number) if known else None, True
     file = "added_tokens.json"
     yield from ((file, token, number, True) for token, number in _json(folder / file).items())
+    file = "tokenizer.model"
+    if whole and (folder / file).is_file():
+        found = sentencepiece_file.pieces(folder / file)
+        yield from ((file, piece, number, False) for number, piece in enumerate(found))
 
 
 def _list(path: Path, value: Json) -> list[dict[str, Json]]:
