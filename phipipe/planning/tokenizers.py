@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,8 @@ from phipipe.models import remarks, stop_tokens, tokenizer_reading
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.remarks import Remark
 from phipipe.models.tokenizer_reading import FILES, VERSION, Reading
+from phipipe.sandbox import template_files
+from phipipe.sandbox.chat_templates import CLOCK
 from phipipe.settings import Settings
 from phipipe.steps import Json, Outside, Step
 from phipipe.store import keys
@@ -41,15 +43,22 @@ def examined(original: Original) -> Original:
     if folder in take.BUILTIN_MODELS.values() or folder == Path():
         return original
     settings, said = _with_all_ends(original.checkpoint)
+    if clocks := [n for n, text in template_files.read(folder).items() if CLOCK in text]:
+        said.append(remarks.of("W22", *clocks))
     found = _reading(folder) if (folder / tokenizer_reading.FILE).is_file() else Reading()
     if found and found.settings:
         settings[tokenizer_reading.SETTINGS] = found.settings
         kind = remarks.KINDS["W20"]
         words = kind.message.format(names=found.words)
         said.append(Remark(rule="W20", message=words, hint=kind.hint))
-    result = mended(original, settings, said) if settings else original
+    result = mended(original, settings, said) if settings else _noted(original, said)
     unsure = found is None and tokenizer_reading.may_differ(folder)
     return _checked_first(result) if unsure else result
+
+
+def _noted(original: Original, said: Sequence[Remark]) -> Original:
+    checkpoint = original.checkpoint
+    return replace(original, checkpoint=replace(checkpoint, remarks=(*checkpoint.remarks, *said)))
 
 
 def _with_all_ends(checkpoint: Checkpoint) -> tuple[dict[str, Mapping[str, Json]], list[Remark]]:
