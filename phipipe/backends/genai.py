@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phipipe.models import vocabulary_kinds
+
+UNCUT = "GemmaTokenizer"  # the class of pieces that onnxruntime-genai does not cut at spaces
+
 if TYPE_CHECKING:
     from phipipe.sandbox.tokenizer import LimitedTokenizer
 
@@ -16,6 +20,20 @@ def tokenizer(folder: Path) -> LimitedTokenizer:
     from phipipe.sandbox.tokenizer import open_in_child
 
     return open_in_child("phipipe.backends.genai:GenaiTokenizer", folder, ["onnxruntime_genai"])
+
+
+def keep_runs_of_spaces(folder: Path) -> None:
+    """Name the class in ``folder``'s ``tokenizer_config.json`` with which onnxruntime-genai reads
+    pieces (SentencePiece's) as ``tokenizer.json`` has them.
+
+    For all others it cuts before the last of several spaces, so ``a  b`` is read as ``▁a ▁ ▁b``
+    where the vocabulary has ``▁▁`` (0.18; ``SpmTokenize`` in onnxruntime-extensions).
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file() or vocabulary_kinds.of(folder) != vocabulary_kinds.PIECES:
+        return
+    settings = json.loads(path.read_text("utf-8")) | {"tokenizer_class": UNCUT}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 class GenaiTokenizer:

@@ -78,6 +78,7 @@ def _candidate(entry: Entry, taken: Collection[str]) -> Candidate:
         bound=entry.reference,
         quantized=entry.precision.startswith("int"),
         sound=entry.sound,
+        accepted=entry.accepted,
         place=entry.on_target,
         speed=Speed.of(value, spread, entry.conditions)
         if value > 0 and entry.on_target == "true"

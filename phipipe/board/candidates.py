@@ -47,6 +47,7 @@ class Candidate:
     bound: bool = False  # the divergence is a lower bound
     quantized: bool = False
     sound: bool = True  # reads text and chats as the original does
+    accepted: bool = False  # but for some text, as its recipe accepts
     place: Place = "false"  # where it was measured: on the device, emulated, or anywhere
     speed: Speed | None = None
     wider: str = ""  # the change of its recipe that spends more bits on all weights

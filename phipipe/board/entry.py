@@ -17,6 +17,7 @@ from phipipe.package import card, figures
 from phipipe.package.description import Description, Text
 
 SPEED = names("speed")
+ACCEPTED, MISREAD = "tokenizer_accepted", "tokenizer_difference"  # keys beside sanity's flags
 REQUIRED = ("kld_mean", "size_gib", "bits_per_weight")
 
 
@@ -80,9 +81,20 @@ class Entry:
     @property
     def sound(self) -> bool:
         """Whether it reads text and chats as the original does; nothing else is worth shipping."""
-        return all(
-            self.sanity.get(name, True) for name in ("tokenizer_equal", "chat_template_equal")
-        )
+        reads = self.sanity.get("tokenizer_equal", True) or self.accepted
+        return bool(reads and self.sanity.get("chat_template_equal", True))
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it reads some text otherwise than the original, and its recipe accepts that."""
+        return bool(self.sanity.get(ACCEPTED))
+
+
+def _told(sanity: Sanity, accepted: bool) -> dict[str, bool | float | Sequence[bool] | None]:
+    """What a package or report says, without the text that is read otherwise; with whether that was
+    ``accepted``."""
+    told = {name: value for name, value in sanity.as_json().items() if name != MISREAD}
+    return {**told, ACCEPTED: True} if accepted and sanity.tokenizer_equal is False else told
 
 
 def from_manifest(manifest: Description) -> Entry:
@@ -111,6 +123,7 @@ def from_manifest(manifest: Description) -> Entry:
         window=baseline.window,
         skip=baseline.skip,
         baseline_ppl=baseline.ppl,
+        sanity={ACCEPTED: "tokenizer" in manifest.recipe.evaluate.accept},
         phipipe=manifest.phipipe,
         tools=dict(sorted(tools.items())),
         keys={name: steps[name].key for name in sorted(steps)},
@@ -147,7 +160,7 @@ def _with_fidelity(entry: Entry, fidelity: Metrics) -> Entry:
         metrics={**entry.metrics, **fidelity.metrics},
         stderr=fidelity.stderr,
         profile=fidelity.profile,
-        sanity=fidelity.sanity.as_json(),
+        sanity=_told(fidelity.sanity, entry.accepted),
     )
 
 

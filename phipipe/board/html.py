@@ -41,6 +41,7 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
         panels=plots.panels(page) if done else None,
         checks=[_checks(entry) for entry in done],
         unsound=[entry.name for entry in done if not entry.sound],
+        accepted=[entry.name for entry in done if entry.accepted],
         provenance=[_provenance(entry) for entry in done],
     )
 
@@ -159,6 +160,7 @@ def _checks(entry: Entry) -> dict[str, object]:
         "name": entry.name,
         "device": one_line(entry.device),
         "flags": [sanity.tokenizer_equal, sanity.chat_template_equal],
+        "accepted": entry.accepted,
         "greedy": "–" if greedy is None else f"{figures.number(100 * greedy)} %",
         "ended": f"{sum(ended)} of {len(ended)}" if ended else "–",
         "repetition": "–" if repetition is None else f"{figures.number(100 * repetition)} %",

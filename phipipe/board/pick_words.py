@@ -128,6 +128,10 @@ def cautions(members: Sequence[Candidate], fit: Sequence[Candidate]) -> tuple[st
         sentences.append(
             f"Not considered, since they read text or chats unlike the original: {', '.join(odd)}."
         )
+    if accepted := [c.name for c in built if c.accepted]:
+        sentences.append(
+            f"Some text is read unlike the original, as accepted: {', '.join(accepted)}."
+        )
     if failed:
         sentences.append(f"Not built: {', '.join(failed)}.")
     return tuple(sentences)

@@ -37,7 +37,7 @@ def expected(source: Path, model: Original) -> tuple[list[int], list[Chat], list
         Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
         for prompt, text, read, answer in zip(prompts, rendered, ids, answers, strict=True)
     ]
-    texts = tokenizer_reading.marked(source, tokenizer)
+    texts = tokenizer_reading.written(source, tokenizer)
     readings = [
         Reading(kind=kind, text=text, ids=tokenizer.encode(text))
         for kind, every in (("text", tokenizer_texts.PLAIN), ("chat", texts))

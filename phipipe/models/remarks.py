@@ -83,6 +83,21 @@ KINDS: Mapping[str, Kind] = {
         "weights are then two "
         "models; what is built is what transformers 5 makes of them.",
     ),
+    "W21": Kind(
+        message="{names} ends an answer by the tokenizer, the chat template or `config.json`, and "
+        "`generation_config.json` does not say so; the staged copy does",
+        hint="nothing needs to be done; adding it to `eos_token_id` in `generation_config.json` "
+        "would mend the checkpoint itself",
+        why="Every tool takes the tokens that end an answer from another place. A token that only "
+        "one of them knows lets answers run on to the limit in all others.",
+    ),
+    "W22": Kind(
+        message="the chat template {names} tells today's date; what holds text in its place "
+        "(Ollama's Modelfile, LiteRT's bundle) does without",
+        hint="a template that takes the date from its caller says the same everywhere",
+        why="The day of the build is no constant. A Modelfile with such a template is written "
+        "without it, and a LiteRT bundle gets what the template says where it can learn no date.",
+    ),
     "W20": Kind(
         message="transformers builds this tokenizer anew from a class that does not fit "
         "`tokenizer.json` ({names}); the staged copy names one that takes the file as it is",

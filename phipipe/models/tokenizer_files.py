@@ -2,8 +2,8 @@
 
 transformers and OpenVINO read ``tokenizer.json``, MLX also ``tokenizer_config.json``, llama.cpp
 ``tokenizer.model`` with ``added_tokens.json``: where these disagree, every runtime gets a tokenizer
-of its own. What is inside a binary ``tokenizer.model`` is left to the comparison of token ids after
-each conversion.
+of its own. Of ``tokenizer.model`` the pieces are compared; which of them a text becomes is left to
+the comparison of token ids after each conversion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
-from phipipe.models import remarks
+from phipipe.models import remarks, sentencepiece_file
 from phipipe.models.remarks import Remark
 from phipipe.steps import Json
 
@@ -127,11 +127,22 @@ def check(folder: Path, vocab_size: int) -> list[Remark]:
     return [remarks.of("W04", json_files.shown(token)) for token in beyond]
 
 
+def optional_settings(path: Path) -> dict[str, Json]:
+    """``settings`` of a file that need not be there."""
+    return settings(path) if path.is_file() else {}
+
+
+def text_of(settings: Mapping[str, Json], name: str) -> str | None:
+    """The text of the special token ``name`` ("eos_token") in a tokenizer's ``settings``."""
+    token = settings.get(name)
+    return str(token["content"] if isinstance(token, dict) else token) if token else None
+
+
 def _padding(folder: Path) -> str | None:
     """The token that batches are filled up with."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file() and (token := settings(folder / name).get("pad_token")):
-            return str(token["content"] if isinstance(token, dict) else token)
+        if token := text_of(optional_settings(folder / name), "pad_token"):
+            return token
     return None
 
 
@@ -168,6 +179,10 @@ def _listed(folder: Path) -> Iterator[tuple[str, Json, Json, bool]]:
         yield file, entry.get("content") if known else None, int(number) if known else None, True
     file = "added_tokens.json"
     yield from ((file, token, number, True) for token, number in _json(folder / file).items())
+    file = "tokenizer.model"
+    if whole and (folder / file).is_file():
+        found = sentencepiece_file.pieces(folder / file)
+        yield from ((file, piece, number, False) for number, piece in enumerate(found))
 
 
 def _list(path: Path, value: Json) -> list[dict[str, Json]]:

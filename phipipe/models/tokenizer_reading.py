@@ -83,20 +83,22 @@ def may_differ(folder: Path) -> bool:
     known without transformers."""
     if not (folder / FILE).is_file():
         return False
-    settings = tokenizer_files.settings(folder / SETTINGS) if _has(folder, SETTINGS) else {}
-    config = json_files.read_object(folder / "config.json") if _has(folder, "config.json") else {}
+    settings = tokenizer_files.optional_settings(folder / SETTINGS)
+    path = folder / "config.json"
+    config = json_files.read_object(path) if path.is_file() else {}
     if "auto_map" not in settings and config.get("model_type") in CLASSLESS:
         return False
     return settings.get("tokenizer_class") not in (AS_IT_IS, "TokenizersBackend")
 
 
 def mend(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["source"]``, a checkpoint, with ``params["settings"]`` in its
-    ``tokenizer_config.json``; weights are linked where the file system can."""
+    """Step: ``inputs["source"]``, a checkpoint, with ``params["settings"]``, for each file the keys
+    to set; weights are linked where the file system can."""
     for path in sorted(inputs["source"].iterdir()):
-        if path.name != SETTINGS:
+        if path.name not in params["settings"]:
             staging.take(path, out / path.name)
-    _write(inputs["source"], out, params["settings"])
+    for name, settings in params["settings"].items():
+        _write(inputs["source"] / name, out, settings)
 
 
 def check(inputs: Inputs, out: Path, params: Params) -> None:
@@ -131,16 +133,20 @@ def difference(
 ) -> Difference | None:
     """Where ``theirs`` reads plain text, else chats and special tokens, otherwise than ``truth``;
     ``theirs`` renders the chats."""
-    plain = tokenizer_difference.first("text", tokenizer_texts.PLAIN, truth.encode, theirs.encode)
+    every = (*tokenizer_texts.PLAIN, *tokenizer_texts.ODD)
+    plain = tokenizer_difference.first("text", every, truth.encode, theirs.encode)
     if plain:
         return plain
-    return tokenizer_difference.first("chat", marked(folder, theirs), truth.encode, theirs.encode)
+    marked = [*tokenizer_texts.around(specials(folder)), *rendered(theirs)]
+    return tokenizer_difference.first("chat", marked, truth.encode, theirs.encode)
 
 
-def marked(folder: Path, theirs: LimitedTokenizer) -> list[str]:
-    """Texts with special tokens of the tokenizer in ``folder``, and chats as ``theirs`` renders
-    them."""
-    return [*tokenizer_texts.around(specials(folder)), *rendered(theirs)]
+def written(folder: Path, theirs: LimitedTokenizer) -> list[str]:
+    """Chats as ``theirs`` renders them, and short texts with the special tokens that stand in
+    these: all that a program gives a runtime to read beside plain text."""
+    chats = rendered(theirs)
+    used = [token for token in specials(folder) if any(token in chat for chat in chats)]
+    return [*tokenizer_texts.around(used), *chats]
 
 
 def specials(folder: Path) -> list[str]:
@@ -161,10 +167,6 @@ def rendered(theirs: LimitedTokenizer) -> list[str]:
     return texts
 
 
-def _has(folder: Path, name: str) -> bool:
-    return (folder / name).is_file()
-
-
 @contextlib.contextmanager
 def _mended(folder: Path, settings: Mapping[str, Json]) -> Iterator[Path]:
     """A folder with the tokenizer files of ``folder``, ``settings`` set."""
@@ -172,12 +174,11 @@ def _mended(folder: Path, settings: Mapping[str, Json]) -> Iterator[Path]:
         for name in FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, Path(scratch) / name)
-        _write(folder, Path(scratch), settings)
+        _write(folder / SETTINGS, Path(scratch), settings)
         yield Path(scratch)
 
 
-def _write(source: Path, out: Path, settings: Mapping[str, Json]) -> None:
-    path = source / SETTINGS
+def _write(path: Path, out: Path, settings: Mapping[str, Json]) -> None:
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     text = json.dumps(known | dict(settings), indent=2, ensure_ascii=False) + "\n"
-    (out / SETTINGS).write_bytes(text.encode("utf-8", "surrogatepass"))
+    (out / path.name).write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -57,8 +57,10 @@ PLAIN: Sequence[str] = (
         "[1, 22]",
         '{"k": true}',
     ),
-    *("<s>", "</s>", "<unk>", "<pad>", "[INST]", "<|x|>", "▁a", "Ġa", "a▁b"),
+    *("[INST]", "<|x|>", "</think>"),
 )
+# What nobody writes: tokens that stand for no text, and how vocabularies write a space.
+ODD: Sequence[str] = ("<s>", "</s>", "<unk>", "<pad>", "▁a", "a▁b", "Ġa")
 # What follows and precedes a special token, where runtimes strip and prefix differently.
 AROUND: Sequence[str] = ("{}", "{}a", "{} a", "{}\na", "{}\n", "a{}", "a {}", "{}{}", "{}  a")
 MOST_SPECIAL = 24  # of hundreds that are placeholders

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from phipipe import backends, words
+from phipipe.evaluate.gates import misread_words
 from phipipe.evaluate.reports import Answer, Baseline, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
@@ -179,7 +180,10 @@ def _limits(package: Description, baseline: Baseline) -> list[str]:
     sanity = package.fidelity.sanity
     lines = [*package.warnings]
     if sanity.tokenizer_equal is False:
-        lines.append("The packaged tokenizer does not give the original's ids on the test text.")
+        accepted = "tokenizer" in package.recipe.evaluate.accept
+        found, also = sanity.tokenizer_difference, ", which its recipe accepts" if accepted else ""
+        shown = f": it reads {misread_words(found)}" if found else " on the test text"
+        lines.append(f"The packaged tokenizer does not give the original's ids{also}{shown}.")
     if sanity.chat_template_equal is False:
         lines.append("The runtime renders the chat template differently from the original.")
     ended = zip(sanity.answers_ended, baseline.chats, strict=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from phipipe.errors import SourceError
 from phipipe.hub import repository, take
 from phipipe.hub.client import Repository
+from phipipe.hub.mending import UNMENDED, Changes, mended
 from phipipe.hub.take import Original
 from phipipe.models import checkpoints
 from phipipe.package.manifest_schema import Manifest
@@ -31,9 +32,13 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
     folder = given or _at_hand(manifest, store)
     if folder is not None:
         checkpoint = checkpoints.read(folder)
-        if not _is_original(manifest, folder, store):
-            raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
-        return Original(checkpoint, take.source_step(folder))
+        changes = _changes(manifest)
+        taken = Original(checkpoint, take.source_step(folder))
+        if _is_original(manifest, folder, store):
+            return taken
+        if changes and _digest(folder, store) == manifest.steps[UNMENDED].digest:
+            return mended(taken, changes)
+        raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
     if repo:
         return _from_hub(manifest, repo)
     raise SourceError(
@@ -56,8 +61,24 @@ def _at_hand(manifest: Manifest, store: Store) -> Path | None:
 
 
 def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
-    files = tuple(checkpoints.files(folder))
-    return bool(digests.digest(Outside(folder, files), store.root) == manifest.source.digest)
+    return _digest(folder, store) == manifest.source.digest
+
+
+def _digest(folder: Path, store: Store) -> str:
+    return digests.digest(Outside(folder, tuple(checkpoints.files(folder))), store.root)
+
+
+def _changes(manifest: Manifest) -> Changes:
+    """What was set in the staged copy of files that had come otherwise; nothing where they were
+    taken as they came."""
+    steps = manifest.steps
+    if UNMENDED not in steps:
+        return {}
+    made = steps.get("original") or steps["source"]
+    changes = made.params.get("settings")
+    if not isinstance(changes, dict) or not all(isinstance(c, dict) for c in changes.values()):
+        raise SourceError("this package's manifest does not say how its original was mended")
+    return changes
 
 
 def _from_hub(manifest: Manifest, repo: Repository) -> Original:
@@ -66,7 +87,8 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         checkpoint, view = repository.checkpoint_of(repo)
         step = repository.source_step(repo, view)
         steps = manifest.steps
-        if step.params != steps.get("original", steps["source"]).params:
+        taken = steps.get(UNMENDED) or steps.get("original") or steps["source"]
+        if step.params != taken.params:
             raise SourceError(
                 f"`{repo}` is published with other files than those this package was made from"
             )
@@ -75,4 +97,5 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None
-    return Original(checkpoint, step, view.licence)
+    original, changes = Original(checkpoint, step, view.licence), _changes(manifest)
+    return mended(original, changes) if changes else original

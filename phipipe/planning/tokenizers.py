@@ -7,24 +7,29 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from phipipe.errors import SourceError, StoreError, ToolchainError
 from phipipe.hub import take
+from phipipe.hub.mending import mended
 from phipipe.hub.take import Original
-from phipipe.models import remarks, tokenizer_reading
+from phipipe.models import remarks, stop_tokens, tokenizer_reading
+from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.remarks import Remark
 from phipipe.models.tokenizer_reading import FILES, VERSION, Reading
+from phipipe.sandbox import template_files
+from phipipe.sandbox.chat_templates import CLOCK
 from phipipe.settings import Settings
-from phipipe.steps import Outside, Step
+from phipipe.steps import Json, Outside, Step
 from phipipe.store import keys
 from phipipe.toolchains import environments
 
 TOOLCHAIN = "torch"
 FOLDER = "tokenizers"  # in the cache: what was found of each set of files
-CHECK, UNMENDED = "tokenizer", "unmended"  # names of steps
+CHECK = "tokenizer"  # name of the step
 
 
 def examined(original: Original) -> Original:
@@ -35,34 +40,52 @@ def examined(original: Original) -> Original:
         SourceError: its tokenizer files contradict each other.
     """
     folder = original.checkpoint.folder
-    if folder in take.BUILTIN_MODELS.values() or not (folder / tokenizer_reading.FILE).is_file():
+    if folder in take.BUILTIN_MODELS.values() or folder == Path():
         return original
-    found = _reading(folder)
-    if found is None:
-        return _checked_first(original) if tokenizer_reading.may_differ(folder) else original
-    return mended(original, found) if found.settings else original
+    settings, said = _with_all_ends(original.checkpoint)
+    if clocks := [n for n, text in template_files.read(folder).items() if CLOCK in text]:
+        said.append(remarks.of("W22", *clocks))
+    found = _reading(folder) if (folder / tokenizer_reading.FILE).is_file() else Reading()
+    if found and found.settings:
+        settings[tokenizer_reading.SETTINGS] = found.settings
+        kind = remarks.KINDS["W20"]
+        words = kind.message.format(names=found.words)
+        said.append(Remark(rule="W20", message=words, hint=kind.hint))
+    result = mended(original, settings, said) if settings else _noted(original, said)
+    unsure = found is None and tokenizer_reading.may_differ(folder)
+    return _checked_first(result) if unsure else result
 
 
-def mended(original: Original, found: Reading) -> Original:
-    """``original`` with ``found`` carried out on the staged copy, and said."""
-    kind, checkpoint = remarks.KINDS["W20"], original.checkpoint
-    said = kind.message.format(names=found.words)
-    remark = Remark(rule="W20", message=said, hint=kind.hint)
-    step = Step(
-        name="source",
-        runs="models/mend_tokenizer",
-        version=1,
-        needs={"source": UNMENDED},
-        params={"settings": dict(found.settings)},
-        output_bytes=original.step.output_bytes,
-    )
-    return replace(
-        original,
-        checkpoint=replace(checkpoint, remarks=(*checkpoint.remarks, remark)),
-        before=(*original.before, replace(original.step, name=UNMENDED)),
-        step=step,
-        notes={**original.notes, "tokenizer_settings": dict(found.settings)},
-    )
+def _noted(original: Original, said: Sequence[Remark]) -> Original:
+    checkpoint = original.checkpoint
+    return replace(original, checkpoint=replace(checkpoint, remarks=(*checkpoint.remarks, *said)))
+
+
+def _with_all_ends(checkpoint: Checkpoint) -> tuple[dict[str, Mapping[str, Json]], list[Remark]]:
+    """What ``generation_config.json`` must say for all tools to end an answer alike, if it does
+    not."""
+    folder, config = checkpoint.folder, checkpoint.config
+    stamps = tuple(_stamp(folder / name) for name in (*FILES, stop_tokens.GENERATION))
+    known, wanted = _ends(folder, json.dumps(config, sort_keys=True), stamps)
+    more = [number for number in wanted if number not in known]
+    if not more:
+        return {}, []
+    remark = remarks.of("W21", *(f"token {number}" for number in more))
+    return {stop_tokens.GENERATION: {"eos_token_id": list(wanted)}}, [remark]
+
+
+@lru_cache(maxsize=256)
+def _ends(folder: Path, config: str, stamps: object) -> tuple[list[int], list[int]]:
+    """Rendered once for all builds of a source."""
+    read = json.loads(config)
+    return stop_tokens.known(folder, read), stop_tokens.wanted(folder, read)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    return None
 
 
 def _checked_first(original: Original) -> Original:
@@ -87,12 +110,12 @@ def _waiting(step: Step) -> Step:
 def _reading(folder: Path) -> Reading | None:
     """What a comparison of the files in ``folder`` finds, or found before; None where this machine
     lacks the toolchain, or has a damaged one."""
-    settings = Settings.read()
-    usable = environments.installed(TOOLCHAIN, settings)
+    used = Settings.read()
+    usable = environments.installed(TOOLCHAIN, used)
     if usable is None:
         return None
     versions = {name: usable.packages.get(name) for name in ("tokenizers", "transformers")}
-    memory = settings.cache / FOLDER / f"{_digest(folder, json.dumps(versions))}.json"
+    memory = used.cache / FOLDER / f"{_digest(folder, json.dumps(versions))}.json"
     with contextlib.suppress(ImportError, ToolchainError):
         found = _remembered(folder, usable.python, memory)
         if isinstance(found, SourceError):

@@ -10,6 +10,7 @@ from phipipe.errors import SourceError
 from phipipe.sandbox import limited, template_files
 from phipipe.sandbox.watch import RENDER
 
+CLOCK = "strftime_now"  # the function by which a template tells today's date
 CHATS: Sequence[Sequence[str]] = (
     ("user",),
     ("system", "user"),
@@ -36,14 +37,19 @@ def check(folder: Path) -> None:
 
 
 class Renderer:
-    """A template in a limited child of this Python."""
+    """A template in a limited child of this Python; it knows today's date if it has a ``clock``."""
 
     def __init__(
-        self, text: str, *, whose: str = "package", specials: Mapping[str, str] | None = None
+        self,
+        text: str,
+        *,
+        whose: str = "package",
+        specials: Mapping[str, str] | None = None,
+        clock: bool = True,
     ) -> None:
         opening = limited.Opening(
             "phipipe.sandbox.jinja_templates:Template",
-            (text, json.dumps(dict(specials or {}))),
+            (text, json.dumps(dict(specials or {})), "on" if clock else "off"),
             whose=whose,
             what="chat template",
             bounds=RENDER,

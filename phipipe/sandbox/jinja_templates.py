@@ -15,10 +15,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class Template:
-    """One template, compiled; for a limited child, which is told the special tokens as JSON."""
+    """One template, compiled; for a limited child, which is told the special tokens as JSON.
 
-    def __init__(self, text: str, specials: str = "{}") -> None:
-        self._template = _environment().from_string(text)
+    With ``clock`` "off", ``strftime_now`` is not defined, as in runtimes that know no date.
+    """
+
+    def __init__(self, text: str, specials: str = "{}", clock: str = "on") -> None:
+        environment = _environment()
+        if clock == "off":
+            del environment.globals["strftime_now"]
+        self._template = environment.from_string(text)
         self._specials: dict[str, str] = json.loads(specials)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:

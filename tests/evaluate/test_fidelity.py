@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from testing import oracle
 
 from phipipe.errors import GateFailed, StepFailed
 from phipipe.evaluate import fidelity, gates, reference, reports, sanity
-from phipipe.evaluate.reports import Parity, Rounding
+from phipipe.evaluate.reports import Baseline, Parity, Rounding
 
 Array = npt.NDArray[np.float32]
 
@@ -170,12 +171,71 @@ def parity_passes(inputs: Mapping[str, Path], folder: Path) -> bool:
     return parity.kld_mean <= parity.limit
 
 
+MISREAD = {"kind": "chat", "text": "<|user|>\\nHi", "expected": [5, 13, 7], "got": [5, 7]}
+
+
+def judge_tokenizer(folder: Path, sanity: dict[str, Any], **params: Any) -> None:
+    report = {"metrics": {"kld_mean": 0.0}, "sanity": sanity}
+    (folder / "metrics.json").write_text(json.dumps(report), "utf-8")
+    (folder / "out").mkdir(exist_ok=True)
+    gates.check_parity({"metrics": folder}, folder / "out", params)
+
+
 def test_a_conversion_with_another_tokenizer_stops_the_build(tmp_path: Path) -> None:
-    report = {"metrics": {"kld_mean": 0.0}, "sanity": {"tokenizer_equal": False}}
-    (tmp_path / "metrics.json").write_text(json.dumps(report), "utf-8")
     with pytest.raises(StepFailed, match="token ids") as caught:
-        gates.check_parity({"metrics": tmp_path}, tmp_path, {})
-    assert "disagree" in str(caught.value.hint)
+        judge_tokenizer(tmp_path, {"tokenizer_equal": False})
+    assert "accept: [tokenizer]" in str(caught.value.hint)
+
+
+def test_a_difference_in_chats_alone_is_told_as_one_of_chats(tmp_path: Path) -> None:
+    sanity = {"tokenizer_equal": False, "tokenizer_difference": MISREAD}
+    with pytest.raises(StepFailed) as caught:
+        judge_tokenizer(tmp_path, sanity)
+    assert caught.value.message.endswith(
+        r"it reads a chat's text `<|user|>\nHi` as tokens [5, 7], not [5, 13, 7]"
+    )
+
+
+def test_a_recipe_accepts_a_runtimes_own_tokenizer(tmp_path: Path) -> None:
+    sanity = {"tokenizer_equal": False, "tokenizer_difference": MISREAD}
+    judge_tokenizer(tmp_path, sanity, accept=["tokenizer"])
+    assert (tmp_path / "out" / "parity.json").is_file()
+
+
+class Dropping:
+    """A tokenizer of a runtime that loses what it is told to."""
+
+    def __init__(self, lost: str) -> None:
+        self._lost = lost
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text.replace(self._lost, "")]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("lost", "kind", "text"),
+    [("\0", None, None), ("\n", "text", r"a\n"), ("|>\n", "chat", r"<|u|>\n")],
+)
+def test_the_shortest_text_that_differs_is_told(
+    lost: str, kind: str | None, text: str | None
+) -> None:
+    read = [("text", "a"), ("text", "one\ntwo"), ("text", "a\n"), ("chat", "<|u|>\n")]
+    ids = {text: [ord(letter) for letter in text] for _, text in read}
+    readings = [{"kind": kind, "text": text, "ids": ids[text]} for kind, text in read]
+    baseline = Baseline.model_validate(
+        {
+            **{"tokens": 1, "window": 1, "ppl": 1.0, "chats": [], "readings": readings},
+            "parity_ids": [ord(letter) for letter in sanity.PARITY_TEXT],
+        }
+    )
+    found = sanity.difference(Dropping(lost), baseline)
+    assert (found and found.kind, found and found.text) == (kind, text)
 
 
 @pytest.mark.parametrize(

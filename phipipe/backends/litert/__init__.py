@@ -90,7 +90,7 @@ def _bundle_step(job: Job[Options], before: Step) -> Step:
     return Step(
         name="bundle",
         runs="litert/bundle",
-        version=1,
+        version=2,
         needs={"model": before.name},
         params={"context_length": context_of(job.options, job.checkpoint)},
         toolchain=TOOLCHAIN,

@@ -15,6 +15,7 @@ from phipipe.backends.litert.layout import BUNDLE, MODEL, copy_others, ends
 from phipipe.backends.litert.patches import fixed_identity
 from phipipe.errors import StepFailed
 from phipipe.models import tokenizer as transformers_tokenizer
+from phipipe.sandbox import chat_templates
 from phipipe.sandbox.limited import Raised
 from phipipe.sandbox.tokenizer import LimitedTokenizer
 from phipipe.steps import Inputs, Params
@@ -85,9 +86,9 @@ def _llm_metadata(folder: Path, context_length: int) -> bytes:
     metadata.llm_model_type.generic_model.SetInParent()
     for token in ends(folder):
         metadata.stop_tokens.add().token_ids.ids.append(token)
-    template = tokenizer.facts["chat_template"]
+    template, bos = tokenizer.facts["chat_template"], tokenizer.facts["bos_token"] or ""
     if isinstance(template, str):
-        affixes = affixes_of(tokenizer.render, tokenizer.facts["bos_token"] or "")
+        affixes = affixes_of(_without_clock(tokenizer, template), bos)
         for role, (before, after) in affixes.items():
             part = getattr(metadata.prompt_templates, role)
             part.prefix, part.suffix = before, after
@@ -96,6 +97,17 @@ def _llm_metadata(folder: Path, context_length: int) -> bytes:
     if _begins_with_bos(tokenizer, template):
         metadata.start_token.token_ids.ids.append(tokenizer.facts["bos_token_id"])
     return bytes(metadata.SerializeToString(deterministic=True))
+
+
+def _without_clock(tokenizer: LimitedTokenizer, template: str) -> Render:
+    """How the chat ``template`` renders on any day: the day of the build is no constant, so one
+    that tells the date does as where it can learn none."""
+    if chat_templates.CLOCK not in template:
+        return tokenizer.render
+    names = ("bos_token", "eos_token")
+    specials = {name: str(text) for name in names if (text := tokenizer.facts.get(name))}
+    renderer = chat_templates.Renderer(template, whose="checkpoint", specials=specials, clock=False)
+    return renderer.render
 
 
 def _begins_with_bos(tokenizer: LimitedTokenizer, template: object) -> bool:
@@ -127,8 +139,11 @@ def affixes_of(render: Render, bos: str) -> dict[str, tuple[str, str]]:
     it does not. What leads to the answer counts to the user's message: only the order of the pieces
     matters.
     """
-    before, *rest = _asked(render, bos, "user").split(MARK)
-    pieces = _asked(render, bos, "user", "assistant", "user").split(MARK)
+    try:
+        before, *rest = _asked(render, bos, "user").split(MARK)
+        pieces = _asked(render, bos, "user", "assistant", "user").split(MARK)
+    except Raised:  # it cannot do without today's date, say
+        return {}
     if (
         len(rest) != 1
         or len(pieces) != 4

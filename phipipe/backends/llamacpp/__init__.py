@@ -22,6 +22,7 @@ from phipipe.backends.implied import IMPLIED
 from phipipe.backends.llamacpp.options import ADVICE, Options, type_of
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import DTYPES, FLOATS, TYPES
+from phipipe.files import json_files
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 
@@ -161,8 +162,20 @@ def model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
     )
     if checkpoint.tokenizer != "sentencepiece":
         return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
-    named = checkpoint.model_type != "phi3" or re.search("phi-?3", name, re.IGNORECASE)
-    return name if named else f"Phi-3 {name}"
+    if not stripped_after(checkpoint):
+        return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
+    return name if re.search("phi-?3", name, re.IGNORECASE) else f"Phi-3 {name}"
+
+
+def stripped_after(checkpoint: Checkpoint) -> bool:
+    """Whether the tokenizer leaves out white space after the special tokens of chats, as Phi-3's
+    does: by ``tokenizer.json`` where it is there, else by the type of model."""
+    path = checkpoint.folder / "tokenizer.json"
+    if checkpoint.folder == Path() or not path.is_file():  # a shape without files
+        return checkpoint.model_type == "phi3"
+    added = json_files.read_object(path).get("added_tokens") or []
+    marks = [t for t in added if t.get("special") and str(t.get("content")).startswith("<|")]
+    return any(token.get("rstrip") for token in marks)
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:

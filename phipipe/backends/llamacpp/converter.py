@@ -16,7 +16,7 @@ from unittest.mock import patch
 import gguf
 from auto_round.export.export_to_gguf.llama_cpp_conversion import get_conversion
 
-from phipipe.backends.llamacpp import pieces, pre_tokenizers
+from phipipe.backends.llamacpp import ends, pieces, pre_tokenizers
 from phipipe.backends.llamacpp.types import FLOATS
 from phipipe.errors import StepFailed
 from phipipe.models import vocabulary_kinds
@@ -56,6 +56,7 @@ def opened(source: Path, target: Path, kind: str, name: str) -> TextModel:
         model.set_vocab = model._set_vocab_gpt2
     elif found == vocabulary_kinds.PIECES and not (source / "tokenizer.model").is_file():
         model.set_vocab = lambda: pieces.write(model.gguf_writer, source, whole, config)
+    ends.add(model, source)
     return model
 
 

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from phipipe.files import json_files
 from phipipe.models import tokenizer as transformers_tokenizer
 from phipipe.models import tokenizer_files
+from phipipe.sandbox import chat_templates
 from phipipe.sandbox.limited import Raised
 from phipipe.sandbox.tokenizer import LimitedTokenizer
 from phipipe.steps import Json
 
 ROLES = ("system", "user", "assistant", "tool")
-CLOCK = "strftime_now"
 TOOLS = "⟦tools⟧"
 Frames = Mapping[str, tuple[str, str]]  # role → text before and after a content
 Layout = tuple[str, Frames, str]  # text before all, frames, text that asks for the answer
@@ -64,7 +64,7 @@ def text(source: Path, model: str, context: int) -> str:
 
 def translated(render: Render, jinja: str) -> Template:
     """The chat template ``jinja``, which ``render`` carries out, for Ollama."""
-    if CLOCK in jinja:
+    if chat_templates.CLOCK in jinja:
         return Template(
             (
                 "The source's chat template tells today's date, which Ollama's cannot: Ollama "

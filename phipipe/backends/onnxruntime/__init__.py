@@ -121,7 +121,7 @@ def _convert_step(job: Job[Options], source: str, linked: bool) -> Step:
     return Step(
         name="convert",
         runs="onnxruntime/convert",
-        version=2,
+        version=3,
         needs={"source": source},
         params={"config_patch": dict(job.patch), **graph, **({"linked": True} if linked else {})},
         unquantized=None if linked else "float32" if wide else "float16",

@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnxruntime_genai import __version__ as version
 from onnxruntime_genai.models import builder
 
+from phipipe.backends import genai
 from phipipe.backends.onnxruntime import graph, links, patches, positions
 from phipipe.backends.onnxruntime.layout import CONFIG, LM_HEAD, MODEL
 from phipipe.errors import StepFailed
@@ -61,11 +62,12 @@ def _build(source: Path, out: Path, cache: Path, provider: str, dtype: str, link
 
 
 def _normalise(folder: Path) -> None:
-    """Take out what depends on the machine: the builder signs with the git commit of any enclosing
-    repository."""
+    """Take out what depends on the machine (the builder signs with the git commit of any enclosing
+    repository), and let the runtime read the tokenizer as it is."""
     model = graph.load(folder)
     model.producer_version = version
     graph.save(model, folder)
+    genai.keep_runs_of_spaces(folder)
 
 
 def check(folder: Path, provider: str, dtype: str, checkpoint: Path | None) -> None:

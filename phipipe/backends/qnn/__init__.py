@@ -76,7 +76,7 @@ def _convert_step(job: Job[Options], source: str, parts: int, size: Mapping[str,
     return Step(
         name="convert",
         runs="qnn/convert",
-        version=2,
+        version=3,
         needs={"source": source},
         params={"config_patch": dict(job.patch), **shape},
         toolchain=TOOLCHAIN,

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from phipipe import progress
+from phipipe.backends import genai
 from phipipe.backends.qnn import graph
 from phipipe.backends.qnn.pipeline import describe
 from phipipe.backends.qnn.shape import Shape, shape_of
@@ -37,6 +38,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     _write_graphs(out, shapes, Weights(source), facts)
     names = checkpoints.loose_files(source)
     copy_beside(source, out, names, leave=lambda name: name == "config.json")
+    genai.keep_runs_of_spaces(out)
     describe(out, facts)
 
 
