@@ -16,6 +16,7 @@ from phipipe.files import json_files
 from phipipe.models import (
     config_check,
     family,
+    family_sizes,
     foreign,
     layout_check,
     layouts,
@@ -221,7 +222,7 @@ def of_config(config: Mapping[str, Json], tokenizer: str = "other") -> Checkpoin
         KeyError: a needed key is missing.
     """
     wide = {**config, "intermediate_size": _inner(config)}
-    count = family.parameters(wide)
+    count = family_sizes.parameters(wide)
     return _checkpoint(Path(), config, tokenizer, count, 2 * count)
 
 
@@ -238,7 +239,6 @@ def _checkpoint(
     original = "original_max_position_embeddings"
     context = int(config["max_position_embeddings"])
     heads = int(config["num_attention_heads"])
-    window = config.get("sliding_window")
     scaling = longrope.spelled(rope)
     return Checkpoint(
         folder=folder,
@@ -251,11 +251,11 @@ def _checkpoint(
         layers=int(config["num_hidden_layers"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_size=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        head_size=family_sizes.head_size(config),
         context_length=context,
         original_context_length=int(config.get(original) or rope.get(original) or context),
-        sliding_window=None if window is None else int(window),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        sliding_window=family_sizes.sliding_window(config),
+        tied=family_sizes.is_tied(config),
         longrope=scaling is not None,
         rope_scaling=scaling,
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),

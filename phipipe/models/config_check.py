@@ -13,7 +13,8 @@ from phipipe.files import json_files
 from phipipe.models.config_bounds import ACTIVATIONS, CHOICES, FLAGS, NUMBERS, TABLES, TEXTS, Bound
 from phipipe.steps import Json
 
-KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", "llama")
+_NEIGHBOURS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text")
+KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", *_NEIGHBOURS)
 NEEDED = (
     "num_hidden_layers",
     "num_attention_heads",

@@ -27,7 +27,7 @@ from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.maintain import support_tables
 from phipipe.models import checkpoints as models
-from phipipe.models import family, layouts
+from phipipe.models import family, family_sizes, layouts
 from phipipe.planning.plan import Plan
 from phipipe.planning.preparation import prepare
 from phipipe.planning.scoring import PARITY_KLD_MEAN
@@ -298,7 +298,7 @@ def test_the_config_alone_tells_what_the_weights_are(
 ) -> None:
     for kind in ("source", "resaved"):
         read = models.read(checkpoints / slug(member.name) / kind)
-        assert read.parameters == family.parameters(read.config)
+        assert read.parameters == family_sizes.parameters(read.config)
         assert read.longrope == bool(member.config.get("rope_scaling"))
         assert read.partial_rotary_factor == member.config.get("partial_rotary_factor", 1.0)
         assert read.rope_theta == member.config["rope_theta"]
