@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from phipipe.recipe.recipe import Source, Text
 
 ASSETS = Path(str(package_files("phipipe"))) / "assets"
+STORED = "stored"  # the step that brings weights which another one widens
+WIDEN_BYTES = 24  # that a weight takes while it is widened
 BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
 BUILTIN_TEXTS = {
     "stories": ASSETS / "stories"
@@ -63,23 +65,46 @@ def original(source: Source, base: Path) -> Original:
     if source.repo is not None:
         repo = repository.model_of(source)
         checkpoint, listing = repository.checkpoint_of(repo)
-        return Original(checkpoint, repository.source_step(repo, listing), listing.licence)
+        return of_step(checkpoint, repository.source_step(repo, listing), listing.licence)
     folder = (
         BUILTIN_MODELS[source.builtin]
         if source.builtin is not None
         else user_paths.inside(base, str(source.path))
     )
-    checkpoint = checkpoints.read(folder)
-    return Original(checkpoint, _source_step(checkpoint))
+    return of_folder(folder)
 
 
-def source_step(folder: Path) -> Step:
-    """The step that takes the checkpoint in ``folder`` into the store.
+def of_folder(folder: Path) -> Original:
+    """What the checkpoint in ``folder`` is, and the steps that bring it into the store.
 
     Raises:
         SourceError: see ``checkpoints.read``.
     """
-    return _source_step(checkpoints.read(folder))
+    checkpoint = checkpoints.read(folder)
+    return of_step(checkpoint, _source_step(checkpoint))
+
+
+def of_step(checkpoint: Checkpoint, step: Step, licence: str | None = None) -> Original:
+    """The original that ``step`` brings as it is; what is quantized is widened after that."""
+    if checkpoint.quantized is None:
+        return Original(checkpoint, step, licence)
+    source = Step(
+        name="source",
+        runs="models/widen",
+        version=1,
+        needs={STORED: STORED},
+        toolchain="torch",
+        output_bytes=checkpoint.weight_bytes,
+        memory_bytes=2**30 + WIDEN_BYTES * _largest(checkpoint),
+    )
+    notes = {"widened_from": checkpoint.quantized}
+    return Original(checkpoint, source, licence, (replace(step, name=STORED),), notes)
+
+
+def _largest(checkpoint: Checkpoint) -> int:
+    """How many weights the largest matrix of a layer has, at most."""
+    inner = 2 * checkpoint.intermediate_size
+    return checkpoint.hidden_size * max(inner, 3 * checkpoint.heads * checkpoint.head_size)
 
 
 def _source_step(checkpoint: Checkpoint) -> Step:

@@ -21,6 +21,7 @@ from phipipe.models import (
     layout_check,
     layouts,
     longrope,
+    quantized,
     tokenizer_files,
     vetting,
     weight_files,
@@ -98,6 +99,7 @@ class Checkpoint:
     resaved: bool  # transformers 5's own layout, which other converters misread
     parameters: int
     weight_bytes: int
+    quantized: str | None = None  # the format that its weights are widened from
     cut: bool = False  # its first layers alone, for a proof
     remarks: tuple[Remark, ...] = ()
 
@@ -174,20 +176,28 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     config = config_check.read(path)
     remarks = vetting.refuse_code(folder, config)
     foreign.refuse(path, config)
+    config, stored = quantized.split(path, config)
     choice = weight_files.choose(folder)
     vetting.refuse_pointers(folder, files(folder))
     config_check.check_model(path, config)
     config, named = vetting.with_architecture(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
-    counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
-    checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
+    shape = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
+    tensors, widened = quantized.widened(shape, stored, tensors)
+    checkpoint = replace(
+        shape,
+        parameters=sum(t.elements for t in tensors.values()),
+        weight_bytes=sum(t.size_bytes for t in tensors.values()),
+        quantized=stored.title if stored else None,
+    )
     remarks += [
+        *widened,
         *named,
         *vetting.note_unknown_ends(folder, config),
         *vetting.note_double_settings(config),
         *vetting.note_files_beside(folder, choice),
-        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=sizes is None),
+        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=not (sizes or stored)),
     ]
     layout_check.check(
         folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors

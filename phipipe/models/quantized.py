@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
@@ -20,6 +21,9 @@ from phipipe.models.packed import DTYPES, Packed, Pieces
 from phipipe.models.remarks import Remark
 from phipipe.models.weights import Tensor
 from phipipe.steps import Json
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoints import Checkpoint
 
 KEYS = ("quantization_config", "quantization")
 _NAMES = {
@@ -114,62 +118,65 @@ def original_of(config: Mapping[str, Json]) -> str:
     return "start from the original in 16 bits, which the model's page names"
 
 
-def packed(
-    folder: Path,
-    stored: Format,
-    wanted: Mapping[str, Shape],
-    tensors: Mapping[str, Tensor],
-) -> dict[str, Packed]:
-    """Of the weights that are ``wanted``, those that lie in ``tensors`` in pieces.
-
-    Raises:
-        SourceError: a piece is missing, or of a dtype or shape that its weight cannot have.
-    """
-    found = {}
-    for name, shape in wanted.items():
-        if not name.endswith(".weight") or len(shape) != 2:
-            continue
-        pieces = Pieces(folder, tensors, name, shape)
-        one = packed_formats.read(stored.kind, pieces, stored.settings, stored.dtype)
-        if one:
-            found[name] = one
-    return found
-
-
 def widened(
-    folder: Path, stored: Format, sizes: layouts.Sizes, architecture: str, raw: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Packed], list[Remark]]:
-    """The tensors that the widened model has, made of the headers ``raw``; the weights that are
-    made of pieces; and remarks on all that.
+    shape: Checkpoint, stored: Format | None, raw: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[Remark]]:
+    """The tensors that the widened model of ``shape`` has, made of the headers ``raw``, and remarks
+    on them; as they are where the model is stored plainly.
 
     Raises:
-        SourceError: as ``packed``; no weight is quantized; nobody knows the architecture's tensors.
+        SourceError: as ``packed``.
     """
-    layout = LAYOUTS.get(architecture)
+    if stored is None:
+        return raw, []
+    parts, plain = packed(shape, stored, raw)
+    notes = [remarks.of("W20", stored.title)]
+    idle = len(plain) + sum(len(one.parts) for one in parts.values()) < len(raw)
+    if idle or packed_formats.rounds_more(stored.kind, stored.settings):
+        notes.append(remarks.of("W21", stored.title))
+    return plain | {name: one.tensor for name, one in parts.items()}, notes
+
+
+def packed(
+    shape: Checkpoint, stored: Format, raw: Mapping[str, Tensor]
+) -> tuple[dict[str, Packed], dict[str, Tensor]]:
+    """Of a model of ``shape`` the weights that lie in ``raw`` in pieces, and the tensors that lie
+    there as they are.
+
+    Raises:
+        SourceError: no weight is in pieces; a piece is missing, or of a dtype or shape that its
+            weight cannot have; nobody knows which tensors the architecture has.
+    """
+    layout = LAYOUTS.get(shape.architecture)
     if layout is None or layout.others:
+        known = ", ".join(name for name, layout in LAYOUTS.items() if not layout.others)
         raise SourceError(
-            f"`{folder}` is of a quantized {json_files.shown(architecture)} ({stored.title}); "
-            f"quantized weights are read for {', '.join(n for n in LAYOUTS if _is_plain(n))}",
+            f"`{shape.folder}` is of a quantized {json_files.shown(shape.architecture)} "
+            f"({stored.title}); quantized weights are read of {known}",
             hint="start from the original in 16 bits",
         )
-    parts = packed(folder, stored, layouts.wanted(layout, sizes), raw)
+    wanted = layouts.wanted(layout, layouts.sizes_of(shape, raw))
+    found = {name: _read(shape, stored, raw, name, wanted[name]) for name in _matrices(wanted)}
+    parts = {name: one for name, one in found.items() if one}
     if not parts:
         raise SourceError(
-            f"`{folder / 'config.json'}` is of a model that is quantized already "
+            f"`{shape.folder / 'config.json'}` is of a model that is quantized already "
             f"({stored.title}), and none of its weights are",
-            hint="if these are merged weights in 16 bits, remove the key; else take config and "
-            "weights from one place, or start from the original in 16 bits",
+            hint="if these are merged weights in 16 bits, remove the key; else start from the "
+            "original in 16 bits",
         )
     used = {tensor.name for one in parts.values() for tensor in one.parts.values()}
-    stems = {name.removesuffix(".weight") for name in parts}
-    idle = {stem + suffix for stem in stems for suffix in IDLE if stem + suffix in raw}
-    plain = {name: tensor for name, tensor in raw.items() if name not in used | idle}
-    notes = [remarks.of("W20", stored.title)]
-    if packed_formats.rounds_more(stored.kind, stored.settings) or idle:
-        notes.append(remarks.of("W21", stored.title))
-    return plain | {name: one.tensor for name, one in parts.items()}, parts, notes
+    stems = [name.removesuffix(".weight") for name in parts]
+    used |= {stem + suffix for stem in stems for suffix in IDLE}
+    return parts, {name: tensor for name, tensor in raw.items() if name not in used}
 
 
-def _is_plain(architecture: str) -> bool:
-    return not LAYOUTS[architecture].others
+def _matrices(wanted: Mapping[str, Shape]) -> list[str]:
+    return [n for n, shape in wanted.items() if n.endswith(".weight") and len(shape) == 2]
 
+
+def _read(
+    shape: Checkpoint, stored: Format, raw: Mapping[str, Tensor], name: str, size: Shape
+) -> Packed | None:
+    pieces = Pieces(shape.folder, raw, name, size)
+    return packed_formats.read(stored.kind, pieces, stored.settings, stored.dtype)

@@ -83,6 +83,21 @@ KINDS: Mapping[str, Kind] = {
         "weights are then two "
         "models; what is built is what transformers 5 makes of them.",
     ),
+    "W20": Kind(
+        message="the weights are quantized ({names}): they are widened to 16 bits, and the "
+        "baseline of every figure is the widened model",
+        hint="start from the original in 16 bits, if there is one",
+        why="A code times its scale is a number that 16 bits hold, so the widened model is the one "
+        "that the format stands for. The difference to the model before it was quantized is lost, "
+        "and no figure shows it.",
+    ),
+    "W21": Kind(
+        message="runtimes of {names} round what passes through the model, too; the widened model "
+        "does not",
+        why="Some formats store weights in 8 bits and have activations rounded while the model "
+        "runs. phipipe takes the weights alone, so its baseline is a little better than such a "
+        "runtime.",
+    ),
 }
 
 

@@ -8,7 +8,8 @@ make the product in 16 bits, which rounds once, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,10 +30,10 @@ def widen(folder: Path, one: Packed) -> torch.Tensor:
         SourceError: a piece holds what it cannot, such as the number of a group that is none; or
             the weight is not finite.
     """
-    parts = {
-        role: tensors.read(folder / part.file, part.name) for role, part in one.parts.items()
-    }
-    wide = _RULES[one.rule](one, parts).to(getattr(torch, _TORCH[one.dtype]))
+    parts = {role: tensors.read(folder / part.file, part.name) for role, part in one.parts.items()}
+    wide = torch.cat(
+        [_RULES[p.rule](p, some).to(_TORCH[p.dtype]) for p, some in _bands(one, parts)]
+    )
     if tuple(wide.shape) != one.shape:
         raise _odd(one, f"they make a weight of {tuple(wide.shape)}")
     if not bool(torch.isfinite(wide).all()):
@@ -40,7 +41,22 @@ def widen(folder: Path, one: Packed) -> torch.Tensor:
     return wide
 
 
-_TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+def _bands(one: Packed, parts: Parts) -> Iterator[tuple[Packed, Parts]]:
+    """The weight in bands of rows, where its pieces are stored by rows: tables of tokens are
+    large."""
+    rows, columns = one.shape
+    if one.rule not in _BY_ROWS:
+        yield one, parts
+        return
+    step = max(_BAND // columns, 1)
+    for at in range(0, rows, step):
+        some = {role: part[at : at + step] for role, part in parts.items()}
+        yield replace(one, shape=(min(step, rows - at), columns)), some
+
+
+_TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_BAND = 2**25  # weights
+_BY_ROWS = ("affine",)
 
 
 def _odd(one: Packed, what: str) -> SourceError:
@@ -81,13 +97,11 @@ def _gptq(one: Packed, parts: Parts) -> torch.Tensor:
     groups = _groups(one, parts, scales.shape[0])
     values = codes(parts["codes"].t(), one.bits, columns)
     zeros = codes(parts["zeros"], one.bits, rows)
-    zeros = (zeros + one.facts["zero"]) & _wrap(one)
+    # of one beyond the highest, some kernels make 0, others 2**bits, and others carry on
+    if one.facts["zero"] and bool((zeros == 2**one.bits - 1).any()):
+        raise _odd(one, f"`{one.parts['zeros'].name}` has a zero point that runtimes read apart")
+    zeros = zeros + one.facts["zero"]
     return (values - zeros.t()[:, groups]) * scales.t()[:, groups]
-
-
-def _wrap(one: Packed) -> int:
-    """Zero points of version 1 wrap in 8-bit kernels: 255 + 1 is 0; others reach one beyond."""
-    return 2**one.bits - 1
 
 
 def _awq(one: Packed, parts: Parts) -> torch.Tensor:
@@ -154,13 +168,13 @@ def _table(one: Packed, parts: Parts) -> torch.Tensor:
     scales = parts["scales"].float()
     if "outer" in parts:
         known = parts["outer_table"][parts["scales"].long()]
-        scales = known * _blocked(one, parts["outer"], state["nested_blocksize"], len(known))
-        scales = scales + state["nested_offset"]
+        scales = known * _blocked(one, parts["outer"], state.outer_block, len(known))
+        scales = scales + state.offset
     rows, columns = one.shape
     pairs = parts["codes"].reshape(-1)
     values = torch.stack((pairs >> 4, pairs & 15), 1).reshape(-1)[: rows * columns]
     table = parts["table"][values.long()]
-    return (table * _blocked(one, scales, state["blocksize"], len(table))).reshape(rows, columns)
+    return (table * _blocked(one, scales, state.block, len(table))).reshape(rows, columns)
 
 
 def _blocked(one: Packed, scales: torch.Tensor, size: int, count: int) -> torch.Tensor:
@@ -170,21 +184,29 @@ def _blocked(one: Packed, scales: torch.Tensor, size: int, count: int) -> torch.
     return scales.repeat_interleave(size)[:count]
 
 
-def _state(one: Packed, raw: torch.Tensor) -> dict[str, float]:
-    """bitsandbytes' own settings of a weight, which lie beside it as JSON in bytes."""
+@dataclass(frozen=True)
+class _State:
+    """bitsandbytes' settings of a weight: weights in a block, blocks in an outer one, the mean of
+    the scales."""
+
+    block: int
+    outer_block: int = 1
+    offset: float = 0.0
+
+
+def _state(one: Packed, raw: torch.Tensor) -> _State:
+    """The settings of the weight, which lie beside it as JSON in bytes."""
     name = one.parts["state"].name
     try:
         state = json.loads(bytes(raw.tolist()))
-        shape, sizes = tuple(state["shape"]), [int(state["blocksize"])]
-        kept = {"blocksize": sizes[0]}
+        kept = _State(int(state["blocksize"]))
         if "outer" in one.parts:
-            kept |= {
-                "nested_blocksize": int(state["nested_blocksize"]),
-                "nested_offset": float(state["nested_offset"]),
-            }
+            outer = int(state["nested_blocksize"])
+            kept = replace(kept, outer_block=outer, offset=float(state["nested_offset"]))
+        fits = tuple(state["shape"]) == one.shape
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _odd(one, f"`{name}` is no JSON of settings") from error
-    if shape != one.shape or not all(0 < kept[key] < 2**20 for key in kept if "size" in key):
+    if not fits or not (0 < kept.block < 2**20 and 0 < kept.outer_block < 2**20):
         raise _odd(one, f"`{name}` is of another weight")
     return kept
 

@@ -146,12 +146,13 @@ def _order(steps: Mapping[str, Step]) -> list[str]:
 
 def _original(source: Source) -> Safe:
     if source.kind == "hub":
-        return Safe(f"{code(source.repo)} at commit {code(source.revision)}")
-    where = (
-        f"phipipe's embedded model {code(source.name)}"
-        if source.kind == "builtin"
-        else f"the local checkpoint {code(source.name)}"
-    )
+        where = f"{code(source.repo)} at commit {code(source.revision)}"
+    elif source.kind == "builtin":
+        where = f"phipipe's embedded model {code(source.name)}"
+    else:
+        where = f"the local checkpoint {code(source.name)}"
+    if source.widened_from is not None:  # figures compare with that, and know nothing before it
+        where += f", whose quantized weights ({code(source.widened_from)}) were widened to 16 bits"
     return Safe(where)
 
 

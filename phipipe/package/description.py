@@ -36,6 +36,7 @@ class Source(Report):
     context_length: int
     digest: Words
     files: Sequence[File] = Field(default_factory=list)
+    widened_from: Words | None = None  # the format of a source that was quantized before
 
     @property
     def title(self) -> str:

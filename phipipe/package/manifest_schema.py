@@ -74,6 +74,7 @@ class Source(Part, description.Source):
     context_length: Annotated[int, Field(ge=1, le=2**31)]
     digest: Digest
     files: Files = Field(default_factory=list)
+    widened_from: Line | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Source:

@@ -30,10 +30,10 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         return _from_hub(manifest, repo)
     folder = given or _at_hand(manifest, store)
     if folder is not None:
-        checkpoint = checkpoints.read(folder)
+        original = take.of_folder(folder)
         if not _is_original(manifest, folder, store):
             raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
-        return Original(checkpoint, take.source_step(folder))
+        return original
     if repo:
         return _from_hub(manifest, repo)
     raise SourceError(
@@ -66,7 +66,8 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         checkpoint, view = repository.checkpoint_of(repo)
         step = repository.source_step(repo, view)
         steps = manifest.steps
-        if step.params != steps.get("original", steps["source"]).params:
+        first = next(name for name in (take.STORED, "original", "source") if name in steps)
+        if step.params != steps[first].params:
             raise SourceError(
                 f"`{repo}` is published with other files than those this package was made from"
             )
@@ -75,4 +76,4 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None
-    return Original(checkpoint, step, view.licence)
+    return take.of_step(checkpoint, step, view.licence)
