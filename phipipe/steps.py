@@ -40,6 +40,7 @@ ADDRESSES: Mapping[str, str] = {
     "hub/fetch": "phipipe.hub.repository:fetch",
     "hub/take": "phipipe.hub.take:take",
     "models/cut_layers": "phipipe.models.first_layers:cut",
+    "models/merge_adapter": "phipipe.models.merge:merge",
     "package/assemble": "phipipe.package.package:package",
     "vision/cut_language": "phipipe.vision.language:cut",
     "vision/draw_pictures": "phipipe.vision.pictures:draw",
