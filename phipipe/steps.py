@@ -30,6 +30,7 @@ ADDRESSES: Mapping[str, str] = {
     "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",
     "evaluate/baseline_pictures": "phipipe.evaluate.pictures:baseline",
     "evaluate/calibration": "phipipe.evaluate.fidelity:calibration",
+    "evaluate/change_by_adapter": "phipipe.evaluate.change:change_by_adapter",
     "evaluate/check_decode": "phipipe.evaluate.gates:check_decode",
     "evaluate/check_gates": "phipipe.evaluate.gates:check_gates",
     "evaluate/check_parity": "phipipe.evaluate.gates:check_parity",

@@ -1,7 +1,8 @@
 """What the names of an adapter's tensors mean: which module of the base each of them changes.
 
-PEFT writes ``base_model.model.MODULE.lora_A.weight``. What was saved as a whole (``modules_to_save``,
-embeddings that were made longer) stands there as ``base_model.model.MODULE.weight``.
+PEFT writes ``base_model.model.MODULE.lora_A.weight``. What was saved as a whole
+(``modules_to_save``, embeddings that were made longer) stands there as
+``base_model.model.MODULE.weight``.
 """
 
 from __future__ import annotations

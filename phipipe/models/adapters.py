@@ -119,8 +119,8 @@ def _refuse_odd(base: Checkpoint, folder: Path, tensors: Mapping[str, Tensor]) -
     count = adapter_files.pieces(tensors)
     if count > base.parameters:
         raise SourceError(
-            f"the adapter in `{folder}` has {count} numbers, its base {base.parameters} parameters: "
-            f"it is of a larger model, or no adapter",
+            f"the adapter in `{folder}` has {count} numbers, its base "
+            f"{base.parameters} parameters: it is of a larger model, or no adapter",
             hint=_OTHER,
         )
 
@@ -263,7 +263,7 @@ def _check_matrices(
 ) -> None:
     """Whether the two matrices make a change of ``module``, of that ``rank`` and ``shape``."""
     rows, width = (shape[1], shape[0]) if of.table else shape
-    wanted = {str(of.down): (rank, width), str(of.up): (rows, rank)}
+    wanted: dict[str, Shape] = {str(of.down): (rank, width), str(of.up): (rows, rank)}
     if of.lengths:
         lengths = tensors[of.lengths].shape
         wanted[of.lengths] = (rows,) if len(lengths) == 1 else (rows, 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from phipipe import __version__
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports
-from phipipe.evaluate.reports import Baseline, Metrics, Parity, Speed, Vision
+from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.files import file_names
 from phipipe.package import card, gate, leaks, recipe, template
 from phipipe.package import manifest as manifests
@@ -206,6 +206,8 @@ def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str,
     scored = {"tokens", "window", "skip", "ppl", "ppl_stderr"}
     fidelity = metrics.model_dump(include=kept, exclude_unset=True)
     fidelity["baseline"] = baseline.model_dump(include=scored, exclude_unset=True)
+    if "change" in inputs:
+        fidelity["change"] = reports.read(Change, inputs["change"])
     if "parity" in inputs:
         fidelity["parity"] = reports.read(Parity, inputs["parity"])
     if "vision" in inputs:
