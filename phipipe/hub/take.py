@@ -18,15 +18,17 @@ from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
 from phipipe.hub import repository
-from phipipe.models import checkpoints
+from phipipe.models import adapter_files, adapter_view, adapters, checkpoints
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
+from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Outside, Params, Step
 from phipipe.words import MIB
 
 if TYPE_CHECKING:
-    from phipipe.recipe.recipe import Source, Text
+    from phipipe.recipe.recipe import Text
+    from phipipe.recipe.source import Source
 
 ASSETS = Path(str(package_files("phipipe"))) / "assets"
 STORED = "stored"  # the step that brings weights which another one widens
@@ -62,6 +64,8 @@ def original(source: Source, base: Path) -> Original:
         SourceError: see ``checkpoints.read``; or the hub does not give it.
         StoreError: what the hub says cannot be kept in the cache.
     """
+    if source.adapter is not None:
+        return _adapted(source, original(source.origin, base), base)
     if source.repo is not None:
         repo = repository.model_of(source)
         checkpoint, listing = repository.checkpoint_of(repo)
@@ -72,6 +76,50 @@ def original(source: Source, base: Path) -> Original:
         else user_paths.inside(base, str(source.path))
     )
     return of_folder(folder)
+
+
+def _adapted(source: Source, base: Original, folder: Path) -> Original:
+    """``base`` with the adapter of ``source`` merged into it; a relative path counts from
+    ``folder``."""
+    adapter = source.adapter
+    assert adapter is not None
+    licence = base.licence
+    if adapter.repo is not None:
+        repo = repository.model_of(adapter)
+        place, listing = repository.adapter_of(repo)
+        step = repository.source_step(repo, listing, "adapter")
+        sizes = {file.name: file.size for file in listing.files}
+        with repository.named(repo, place):
+            merged = adapters.merged(base.checkpoint, place, sizes[adapter_files.WEIGHTS])
+        licence = listing.licence or licence
+    else:
+        place = user_paths.inside(folder, str(adapter.path))
+        merged = adapters.merged(base.checkpoint, place)
+        outside = {"files": Outside(place, tuple(adapter_files.files(place)))}
+        step = Step(name="adapter", runs="hub/take", version=1, outside=outside, copies=True)
+    checkpoint = adapter_view.of(merged.checkpoint, place, Settings.read().cache)
+    known = [str(base.checkpoint.config.get("_name_or_path")), base.checkpoint.folder.name]
+    odd = adapters.note_other_base(merged.settings, [source.origin.title, *known])
+    checkpoint = replace(checkpoint, remarks=(*checkpoint.remarks, *odd))
+    return Original(
+        checkpoint,
+        _merge_step(checkpoint),
+        licence,
+        before=(*base.before, replace(base.step, name="base"), step),
+        notes={**base.notes, "adapter_rank": merged.settings.rank},
+    )
+
+
+def _merge_step(checkpoint: Checkpoint) -> Step:
+    return Step(
+        name="source",
+        runs="models/merge_adapter",
+        version=1,
+        needs={"base": "base", "adapter": "adapter"},
+        toolchain="torch",
+        output_bytes=checkpoint.weight_bytes,
+        memory_bytes=2**30 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+    )
 
 
 def of_folder(folder: Path) -> Original:

@@ -46,6 +46,7 @@ ALLOWED = (
     "*.safetensors.index.json",
     "LICENSE*",
     "NOTICE*",
+    weight_files.ADAPTER,
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -216,7 +217,7 @@ def _config_file(folder: Path) -> Path:
         raise SourceError(
             f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`"
         )
-    vetting.refuse_no_files(folder, ALLOWED[:-2])
+    vetting.refuse_no_files(folder, ALLOWED[: ALLOWED.index("LICENSE*")])
     path = folder / "config.json"
     if not path.is_file():
         weight_files.choose(folder)  # which knows what other kinds of folders there are

@@ -98,6 +98,20 @@ KINDS: Mapping[str, Kind] = {
         "runs. phipipe takes the weights alone, so its baseline is a little better than such a "
         "runtime.",
     ),
+    "W30": Kind(
+        message="the adapter says that it was trained on {names}; it is merged into another base, "
+        "as the recipe says",
+        hint="if that is not the same model, take the adapter's own base",
+        why="An adapter is a difference from one set of weights. Its shapes fit every model of the "
+        "same size, also one that it was not trained on, and then the sum is neither of the two.",
+    ),
+    "W31": Kind(
+        message="tokenizer and chat template are those that came with the adapter {names}, not the "
+        "base's",
+        why="Training may add tokens or use another chat template, and whoever saves the adapter "
+        "saves the tokenizer beside it. The merged model answers best to the text that it was "
+        "trained on.",
+    ),
 }
 
 

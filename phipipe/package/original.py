@@ -10,7 +10,9 @@ from phipipe.hub import repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.take import Original
 from phipipe.models import checkpoints
+from phipipe.package.description import Origin
 from phipipe.package.manifest_schema import Manifest
+from phipipe.recipe.source import Source
 from phipipe.steps import Outside
 from phipipe.store import digests
 from phipipe.store.store import Store
@@ -20,6 +22,8 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
     """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub
     again."""
     source = manifest.source
+    if source.kind == "adapter" and given is None:
+        return _merged(manifest, store)
     repo = (
         Repository("model", str(source.repo), str(source.revision))
         if source.kind == "hub"
@@ -40,6 +44,36 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         f"the original checkpoint of this package (`{source.name}`) is not in the cache any more",
         hint="give its folder: --source DIR",
     )
+
+
+def _merged(manifest: Manifest, store: Store) -> Original:
+    """The merged model from the cache, or of its two parts, from wherever they can be had."""
+    source = manifest.source
+    folder = _at_hand(manifest, store)
+    if folder is not None:
+        return take.of_folder(folder)
+    parts = {"base": source.base, "adapter": source.adapter}
+    if local := [name for name, part in parts.items() if part and part.kind == "path"]:
+        raise SourceError(
+            f"the original of this package, {source.title}, is not in the cache any more, and its "
+            f"{' and '.join(local)} came from local folders",
+            hint="build the package again; or give the folder of the merged model: --source DIR",
+        )
+    named = {name: _keys(part) for name, part in parts.items() if part}
+    original = take.original(Source.model_validate(named), Path())
+    for step in original.before:
+        if step.params != manifest.steps[step.name].params:
+            raise SourceError(
+                f"{source.title} is published with other files than those this package was made "
+                f"from"
+            )
+    return original
+
+
+def _keys(part: Origin) -> dict[str, str]:
+    if part.kind == "builtin":
+        return {"builtin": str(part.name)}
+    return {"repo": str(part.repo), "revision": str(part.revision)}
 
 
 def _at_hand(manifest: Manifest, store: Store) -> Path | None:

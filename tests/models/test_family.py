@@ -32,7 +32,7 @@ from phipipe.planning.plan import Plan
 from phipipe.planning.preparation import prepare
 from phipipe.planning.scoring import PARITY_KLD_MEAN
 from phipipe.recipe import loading
-from phipipe.recipe.recipe import Source
+from phipipe.recipe.source import Source
 from phipipe.steps import Step
 
 DRIVER = Path(__file__).parent / "family_driver.py"
