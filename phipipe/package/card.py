@@ -157,7 +157,7 @@ def _order(steps: Mapping[str, Step]) -> list[str]:
 def _original(source: Source | Origin) -> Safe:
     if isinstance(source, Source) and source.base and source.adapter:
         return Safe(
-            f"{_original(source.base)} with a LoRA adapter merged into it, "
+            f"{_original(source.base)}{_widened(source)} with a LoRA adapter merged into it, "
             f"{_adapter(source.adapter)}"
         )
     if source.kind == "hub":
@@ -166,10 +166,14 @@ def _original(source: Source | Origin) -> Safe:
         where = f"phipipe's embedded model {code(source.name)}"
     else:
         where = f"the local checkpoint {code(source.name)}"
-    # figures compare with the widened model, and know nothing of one before it
-    if isinstance(source, Source) and source.widened_from is not None:
-        where += f", whose quantized weights ({code(source.widened_from)}) were widened to 16 bits"
-    return Safe(where)
+    return Safe(where + (_widened(source) if isinstance(source, Source) else ""))
+
+
+def _widened(source: Source) -> str:
+    """Figures compare with the widened model, and know nothing of one before it."""
+    if source.widened_from is None:
+        return ""
+    return f", whose quantized weights ({code(source.widened_from)}) were widened to 16 bits"
 
 
 def _adapter(adapter: Origin) -> Safe:
