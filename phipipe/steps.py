@@ -41,6 +41,7 @@ ADDRESSES: Mapping[str, str] = {
     "hub/fetch": "phipipe.hub.repository:fetch",
     "hub/take": "phipipe.hub.take:take",
     "models/cut_layers": "phipipe.models.first_layers:cut",
+    "models/unpack_gguf": "phipipe.models.unpack_gguf:unpack",
     "models/widen": "phipipe.models.widen:widen",
     "models/merge_adapter": "phipipe.models.merge:merge",
     "package/assemble": "phipipe.package.package:package",

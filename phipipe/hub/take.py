@@ -18,7 +18,14 @@ from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
 from phipipe.hub import repository
-from phipipe.models import adapter_files, adapter_view, adapters, checkpoints
+from phipipe.models import (
+    adapter_files,
+    adapter_view,
+    adapters,
+    checkpoints,
+    gguf_checkpoints,
+    gguf_files,
+)
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
@@ -123,22 +130,33 @@ def _merge_step(checkpoint: Checkpoint) -> Step:
 
 
 def of_folder(folder: Path) -> Original:
-    """What the checkpoint in ``folder`` is, and the steps that bring it into the store.
+    """What the checkpoint in ``folder`` is, which may be a GGUF, and the steps that bring it into
+    the store.
 
     Raises:
-        SourceError: see ``checkpoints.read``.
+        SourceError: see ``checkpoints.read`` and ``gguf_checkpoints.read``.
     """
+    if gguf_files.is_one(folder):
+        return of_step(gguf_checkpoints.read(folder), _source_step(folder))
     checkpoint = checkpoints.read(folder)
-    return of_step(checkpoint, _source_step(checkpoint))
+    return of_step(checkpoint, _source_step(folder, checkpoint.weight_bytes))
+
+
+def outside(path: Path) -> Outside:
+    """The files of the checkpoint at ``path``: of a folder, or the GGUF itself."""
+    if gguf_files.is_one(path):
+        return Outside(path.parent, (path.name,))
+    return Outside(path, tuple(checkpoints.files(path)))
 
 
 def of_step(checkpoint: Checkpoint, step: Step, licence: str | None = None) -> Original:
     """The original that ``step`` brings as it is; what is quantized is widened after that."""
     if checkpoint.quantized is None:
         return Original(checkpoint, step, licence)
+    file = gguf_files.is_one(checkpoint.folder)
     source = Step(
         name="source",
-        runs="models/widen",
+        runs="models/unpack_gguf" if file else "models/widen",
         version=1,
         needs={STORED: STORED},
         toolchain="torch",
@@ -155,15 +173,14 @@ def _largest(checkpoint: Checkpoint) -> int:
     return checkpoint.hidden_size * max(inner, 3 * checkpoint.heads * checkpoint.head_size)
 
 
-def _source_step(checkpoint: Checkpoint) -> Step:
-    folder = checkpoint.folder
+def _source_step(path: Path, weight_bytes: int = 0) -> Step:
     return Step(
         name="source",
         runs="hub/take",
         version=1,
-        outside={"files": Outside(folder, tuple(checkpoints.files(folder)))},
+        outside={"files": outside(path)},
         copies=True,
-        output_bytes=checkpoint.weight_bytes,
+        output_bytes=weight_bytes or path.stat().st_size,
     )
 
 

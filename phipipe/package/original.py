@@ -9,11 +9,10 @@ from phipipe.errors import SourceError
 from phipipe.hub import repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.take import Original
-from phipipe.models import checkpoints
+from phipipe.models import gguf_files
 from phipipe.package.description import Origin
 from phipipe.package.manifest_schema import Manifest
 from phipipe.recipe.source import Source
-from phipipe.steps import Outside
 from phipipe.store import digests
 from phipipe.store.store import Store
 
@@ -85,13 +84,15 @@ def _at_hand(manifest: Manifest, store: Store) -> Path | None:
                 f"as its source"
             )
         return take.BUILTIN_MODELS[source.name]
-    stored = store.root / "objects" / source.digest
-    return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
+    folder = store.root / "objects" / source.digest
+    if not folder.is_dir():
+        return None
+    stored = gguf_files.alone_in(folder)
+    return stored if _is_original(manifest, stored, store) else None
 
 
 def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
-    files = tuple(checkpoints.files(folder))
-    return bool(digests.digest(Outside(folder, files), store.root) == manifest.source.digest)
+    return bool(digests.digest(take.outside(folder), store.root) == manifest.source.digest)
 
 
 def _from_hub(manifest: Manifest, repo: Repository) -> Original:
