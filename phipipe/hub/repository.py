@@ -32,7 +32,7 @@ from phipipe.hub.parts import (
     part_of,
 )
 from phipipe.hub.published import Published
-from phipipe.models import adapter_files, checkpoints, texts, weight_files
+from phipipe.models import adapter_files, checkpoints, finite, texts, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
@@ -207,6 +207,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
             adapter_files.tensors(out)
             return
         checkpoints.read(out)
+        finite.check(out)
         chat_templates.check(out)
 
 

@@ -23,14 +23,17 @@ from phipipe.models import (
     adapter_view,
     adapters,
     checkpoints,
+    finite,
     gguf_checkpoints,
     gguf_files,
+    weight_files,
 )
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Outside, Params, Step
+from phipipe.store import notes
 from phipipe.words import MIB
 
 if TYPE_CHECKING:
@@ -82,6 +85,9 @@ def original(source: Source, base: Path) -> Original:
         if source.builtin is not None
         else user_paths.inside(base, str(source.path))
     )
+    if source.builtin is None and folder.is_dir():
+        checkpoints.read(folder)
+        check_weights(folder)
     return of_folder(folder)
 
 
@@ -127,6 +133,18 @@ def _merge_step(checkpoint: Checkpoint) -> Step:
         output_bytes=checkpoint.weight_bytes,
         memory_bytes=2**30 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
     )
+
+
+def check_weights(folder: Path) -> None:
+    """Look once at every weight of the checkpoint in ``folder``, a user's.
+
+    Raises:
+        SourceError: one is NaN or infinite.
+    """
+    files, cache = weight_files.choose(folder).files, Settings.read().cache
+    if not notes.is_known(folder, files, cache, "finite"):
+        finite.check(folder)
+        notes.remember(folder, files, cache, "finite")
 
 
 def of_folder(folder: Path) -> Original:

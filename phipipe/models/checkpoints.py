@@ -20,10 +20,14 @@ from phipipe.models import (
     foreign,
     layout_check,
     layouts,
+    likeness,
     longrope,
+    plain_values,
     quantized,
+    rotary,
     tokenizer_files,
     vetting,
+    vocabulary_kinds,
     weight_files,
 )
 from phipipe.models.remarks import Remark
@@ -70,8 +74,8 @@ class Checkpoint:
 
     ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
     "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
-    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
-    "gpt2" (byte-level BPE) or "other".
+    is the kind of its vocabulary: "sentencepiece" (pieces, with bytes for what none covers), "gpt2"
+    (byte-level BPE) or "other".
     """
 
     folder: Path
@@ -102,7 +106,9 @@ class Checkpoint:
     weight_bytes: int
     quantized: str | None = None  # the format that its weights are widened from
     cut: bool = False  # its first layers alone, for a proof
+    like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
+    normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
     def large(self) -> bool:
@@ -131,10 +137,13 @@ class Checkpoint:
 
     @property
     def scaling(self) -> str:
-        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
-        none."""
-        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        return str(rope.get("rope_type") or rope.get("type") or "default")
+        """The kind of rotary scaling that the config asks for (``rotary.kind``)."""
+        return rotary.kind(self.config)
+
+    @property
+    def rotary_features(self) -> tuple[str, ...]:
+        """What a runtime must have to compute the positions (``rotary.features``)."""
+        return rotary.features(self.config)
 
     @property
     def besides(self) -> str:
@@ -182,16 +191,11 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     vetting.refuse_pointers(folder, files(folder))
     config_check.check_model(path, config)
     config, named = vetting.with_architecture(path, config)
+    plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
     shape = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
-    tensors, widened = quantized.widened(shape, stored, tensors)
-    checkpoint = replace(
-        shape,
-        parameters=sum(t.elements for t in tensors.values()),
-        weight_bytes=sum(t.size_bytes for t in tensors.values()),
-        quantized=stored.title if stored else None,
-    )
+    checkpoint, tensors, widened = quantized.widened(shape, stored, tensors)
     remarks += [
         *widened,
         *named,
@@ -208,7 +212,9 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         raise SourceError(
             f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
         )
-    return replace(checkpoint, remarks=tuple(remarks))
+    like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
+    form = vocabulary_kinds.normal_form(folder)
+    return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
 
 
 def _config_file(folder: Path) -> Path:
@@ -250,7 +256,7 @@ def _checkpoint(
     original = "original_max_position_embeddings"
     context = int(config["max_position_embeddings"])
     heads = int(config["num_attention_heads"])
-    scaling = longrope.spelled(rope)
+    scaling = longrope.spelled(rope) if rotary.kind(config) == "longrope" else None
     return Checkpoint(
         folder=folder,
         config=config,
@@ -291,7 +297,4 @@ def _tokenizer(folder: Path) -> str:
     """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
-    settings = vetting.optional_settings(folder / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "GPT2Tokenizer":
-        return "gpt2"
-    return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"
+    return vocabulary_kinds.of(folder)

@@ -47,7 +47,7 @@ def read(path: Path, size: int | None = None) -> Checkpoint:
         parameters=sum(tensor.elements for tensor in tensors.values()),
         weight_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
         quantized=title,
-        remarks=(remarks.of("W20", title),) if packed else (),
+        remarks=(remarks.of("W40", title),) if packed else (),
     )
 
 

@@ -9,7 +9,7 @@ whole number or a small float times a scale, so that its value is known to the b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,21 +120,30 @@ def original_of(config: Mapping[str, Json]) -> str:
 
 def widened(
     shape: Checkpoint, stored: Format | None, raw: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[Remark]]:
-    """The tensors that the widened model of ``shape`` has, made of the headers ``raw``, and remarks
-    on them; as they are where the model is stored plainly.
+) -> tuple[Checkpoint, dict[str, Tensor], list[Remark]]:
+    """``shape`` with the sizes of the widened model, whose tensors are made of the headers ``raw``,
+    those tensors, and remarks on them; they are ``raw`` where the model is stored plainly.
 
     Raises:
         SourceError: as ``packed``.
     """
     if stored is None:
-        return raw, []
+        return _counted(shape, raw), raw, []
     parts, plain = packed(shape, stored, raw)
-    notes = [remarks.of("W20", stored.title)]
+    notes = [remarks.of("W40", stored.title)]
     idle = len(plain) + sum(len(one.parts) for one in parts.values()) < len(raw)
     if idle or packed_formats.rounds_more(stored.kind, stored.settings):
-        notes.append(remarks.of("W21", stored.title))
-    return plain | {name: one.tensor for name, one in parts.items()}, notes
+        notes.append(remarks.of("W41", stored.title))
+    tensors = plain | {name: one.tensor for name, one in parts.items()}
+    return replace(_counted(shape, tensors), quantized=stored.title), tensors, notes
+
+
+def _counted(shape: Checkpoint, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    return replace(
+        shape,
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        weight_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
+    )
 
 
 def packed(

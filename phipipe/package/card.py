@@ -20,6 +20,7 @@ from phipipe.package import figures
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
 from phipipe.steps import Json
+from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -256,6 +257,9 @@ def snippet(package: Description) -> Safe | None:
         "api": package.api,
         "sees": package.fidelity.vision is not None,
         "square": package.source.architecture in backends.load(package.backend).square,
+        "after_mark": kinds.after_mark(package.source.architecture)
+        .encode("unicode_escape")
+        .decode(),
         "picture_length": min(PICTURE_TOKENS, context),
         "options": package.recipe.quantize,
         "quantized": package.precision in ("int4", "int8"),

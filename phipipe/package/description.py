@@ -107,9 +107,10 @@ class Text(Report):
 
 
 class Evaluation(Report):
-    """How the artifact was evaluated."""
+    """How the artifact was evaluated; ``accept`` names differences that were accepted."""
 
     text: Text = Text()
+    accept: list[Words] = Field(default_factory=list)
 
 
 class Recipe(Report):

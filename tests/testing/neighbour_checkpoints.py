@@ -207,6 +207,7 @@ def byte_level(kind: Bytes, folder: Path) -> dict[str, Any]:
         Tokenizer,
         decoders,
         models,
+        normalizers,
         pre_tokenizers,
         processors,
         trainers,
@@ -218,6 +219,8 @@ def byte_level(kind: Bytes, folder: Path) -> dict[str, Any]:
         if kind.pattern
         else pre_tokenizers.Digits(individual_digits=True)
     )
+    if kind.kind == "Qwen2Tokenizer":  # accents are joined with their letters first
+        made.normalizer = normalizers.NFC()
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind.pattern is None)
     made.pre_tokenizer = pre_tokenizers.Sequence([first, level])
     made.decoder = decoders.ByteLevel()
