@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from phipipe.errors import PhipipeError
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
 from phipipe.execution.results import Outcome, Result
@@ -23,8 +21,7 @@ def heading(plan: Plan) -> str:
 
 def source_words(plan: Plan) -> str:
     """What the original is called."""
-    source = plan.build.recipe.source
-    return source.builtin or source.repo or Path(str(source.path)).name
+    return plan.build.recipe.source.title
 
 
 def warning_lines(plan: Plan) -> list[str]:

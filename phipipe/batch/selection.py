@@ -182,7 +182,7 @@ def _inputs(item: Item) -> list[Path]:
     recipe = item.build.recipe
     learned = recipe.calibrate.text.file if recipe.calibrate.text else None
     named = [
-        recipe.source.path,
+        *recipe.source.paths.values(),
         recipe.evaluate.text.file,
         learned,
         recipe.device if _is_file(recipe.device) else None,

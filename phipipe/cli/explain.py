@@ -24,7 +24,7 @@ from phipipe.backends.rules import Fixup, Rule
 from phipipe.errors import RecipeError
 from phipipe.models import remarks
 from phipipe.recipe import document
-from phipipe.recipe.recipe import Model
+from phipipe.recipe.strict import Model
 from phipipe.suggestions import near, shorten
 
 SINCE = f"phipipe {__version__}"  # of what no version of a tool brought

@@ -177,6 +177,18 @@ class Vision(Report):
     answers: list[Described] = []
 
 
+class Change(Report):
+    """``change.json``: the original beside the base that an adapter was merged into, on the same
+    text; no figures where the two read the text as other tokens."""
+
+    FILE = "change.json"
+
+    metrics: Figures = {}
+    stderr: Figures = {}
+    positions: int = 0
+    base_ppl: Number
+
+
 class Parity(Report):
     """``parity.json``: an unquantized conversion beside the original; ``layers`` where only the
     first ones were compared."""

@@ -17,12 +17,17 @@ from phipipe.hub import client
 from phipipe.hub.client import Repository
 from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Where
-from phipipe.recipe.recipe import COMMIT, REPO
 from phipipe.recipe.scalars import is_text
+from phipipe.recipe.source import COMMIT, REPO
 from phipipe.steps import Json
 
 # the keys whose mapping names a repository
-KINDS: dict[str, Literal["model", "dataset"]] = {"source": "model", "dataset": "dataset"}
+KINDS: dict[str, Literal["model", "dataset"]] = {
+    "source": "model",
+    "base": "model",
+    "adapter": "model",
+    "dataset": "dataset",
+}
 
 
 @dataclass(frozen=True)

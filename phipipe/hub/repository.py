@@ -32,16 +32,17 @@ from phipipe.hub.parts import (
     part_of,
 )
 from phipipe.hub.published import Published
-from phipipe.models import checkpoints, finite, texts, weight_files
+from phipipe.models import adapter_files, checkpoints, finite, texts, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.recipe.recipe import Dataset, Source
+    from phipipe.recipe.recipe import Dataset
+    from phipipe.recipe.source import Adapter, Source
 
 
-def model_of(source: Source) -> Repository:
+def model_of(source: Source | Adapter) -> Repository:
     """The repository that a recipe's ``source`` names."""
     return Repository("model", str(source.repo), str(source.revision))
 
@@ -64,11 +65,7 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
         if listing.pickles and not any(
             file.name.endswith(".safetensors") for file in listing.files
         ):
-            raise SourceError(
-                f"`{repo}` holds its weights as pickles only (`{listing.pickles[0]}`); loading "
-                f"those can run code",
-                hint="take a repository with safetensors files",
-            )
+            raise _pickles(repo, listing)
         view = folder_of(repo) / "view"
         hub_view.complete(repo, listing.files, view)
         try:
@@ -83,13 +80,45 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
         return _read(repo, listing, view)
 
 
+def _pickles(repo: Repository, listing: Listing) -> SourceError:
+    return SourceError(
+        f"`{repo}` holds its weights as pickles only (`{listing.pickles[0]}`); loading those can "
+        f"run code",
+        hint="take a repository with safetensors files",
+    )
+
+
 def _read(repo: Repository, listing: Listing, view: Path) -> tuple[Checkpoint, Listing]:
     """The model, and of its listing the files that are part of it."""
-    with _named(repo, view):
+    with named(repo, view):
         checkpoint = checkpoints.read(view, {file.name: file.size for file in listing.files})
         ignored = weight_files.choose(view).ignored
     kept = tuple(file for file in listing.files if file.name not in ignored)
     return checkpoint, dataclasses.replace(listing, files=kept) if ignored else listing
+
+
+def adapter_of(repo: Repository) -> tuple[Path, Listing]:
+    """The adapter's small files and its weights' header, in a folder, and what its repository
+    publishes of it.
+
+    Raises:
+        SourceError: it cannot be had, or is no adapter; see ``adapter_files.files``.
+        StoreError: the cache cannot be written.
+    """
+    with _writing(folder_of(repo)):
+        listing = hub_view.listing(repo)
+        if any(n.startswith("adapter_model") for n in listing.pickles) and not any(
+            file.name == adapter_files.WEIGHTS for file in listing.files
+        ):
+            raise _pickles(repo, listing)
+        view = folder_of(repo) / "view"
+        wanted = (weight_files.ADAPTER, adapter_files.WEIGHTS)
+        small = [f for f in listing.files if f.name in wanted or not is_weights(f)]
+        hub_view.complete(repo, small, view)
+        with named(repo, view):
+            names = adapter_files.files(view)
+    kept = tuple(file for file in listing.files if file.name in names)
+    return view, dataclasses.replace(listing, files=kept)
 
 
 def is_known(repo: Repository) -> bool:
@@ -112,10 +141,10 @@ def text_of(dataset: Dataset) -> Path:
     return view / base_name(dataset.file)
 
 
-def source_step(repo: Repository, listing: Listing) -> Step:
-    """The step that downloads the model's files; its key says which repository, commit and hashes,
-    and nothing else."""
-    return _step("source", repo, listing, folder_of(repo))
+def source_step(repo: Repository, listing: Listing, name: str = "source") -> Step:
+    """The step that downloads the files of a model or an adapter; its key says which repository,
+    commit and hashes, and nothing else."""
+    return _step(name, repo, listing, folder_of(repo))
 
 
 def text_step(dataset: Dataset, name: str) -> Step:
@@ -173,7 +202,10 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     if repo.kind == "dataset":
         texts.check(out / base_name(files[0].name), f"{repo}/{files[0].name}")
         return
-    with _named(repo, out):
+    with named(repo, out):
+        if any(file.name == weight_files.ADAPTER for file in files):
+            adapter_files.tensors(out)
+            return
         checkpoints.read(out)
         finite.check(out)
         chat_templates.check(out)
@@ -190,7 +222,7 @@ def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(repo: Repository, folder: Path) -> Iterator[None]:
+def named(repo: Repository, folder: Path) -> Iterator[None]:
     """Errors that speak of ``folder``, a place of ours, speak of the repository."""
     try:
         yield

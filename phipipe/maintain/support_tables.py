@@ -20,7 +20,8 @@ from phipipe.models import checkpoints, family
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe import device
 from phipipe.recipe.device import Device
-from phipipe.recipe.recipe import Recipe, Source
+from phipipe.recipe.recipe import Recipe
+from phipipe.recipe.source import Source
 from phipipe.steps import Advice, Json
 from phipipe.vision import kinds
 

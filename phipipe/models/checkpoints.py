@@ -23,6 +23,7 @@ from phipipe.models import (
     likeness,
     longrope,
     plain_values,
+    quantized,
     rotary,
     tokenizer_files,
     vetting,
@@ -49,6 +50,7 @@ ALLOWED = (
     "*.safetensors.index.json",
     "LICENSE*",
     "NOTICE*",
+    weight_files.ADAPTER,
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -102,6 +104,7 @@ class Checkpoint:
     resaved: bool  # transformers 5's own layout, which other converters misread
     parameters: int
     weight_bytes: int
+    quantized: str | None = None  # the format that its weights are widened from
     cut: bool = False  # its first layers alone, for a proof
     like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
@@ -183,6 +186,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     config = config_check.read(path)
     remarks = vetting.refuse_code(folder, config)
     foreign.refuse(path, config)
+    config, stored = quantized.split(path, config)
     choice = weight_files.choose(folder)
     vetting.refuse_pointers(folder, files(folder))
     config_check.check_model(path, config)
@@ -190,14 +194,15 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
-    counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
-    checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
+    shape = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
+    checkpoint, tensors, widened = quantized.widened(shape, stored, tensors)
     remarks += [
+        *widened,
         *named,
         *vetting.note_unknown_ends(folder, config),
         *vetting.note_double_settings(config),
         *vetting.note_files_beside(folder, choice),
-        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=sizes is None),
+        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=not (sizes or stored)),
     ]
     layout_check.check(
         folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
@@ -218,7 +223,7 @@ def _config_file(folder: Path) -> Path:
         raise SourceError(
             f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`"
         )
-    vetting.refuse_no_files(folder, ALLOWED[:-2])
+    vetting.refuse_no_files(folder, ALLOWED[: ALLOWED.index("LICENSE*")])
     path = folder / "config.json"
     if not path.is_file():
         weight_files.choose(folder)  # which knows what other kinds of folders there are

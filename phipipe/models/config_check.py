@@ -45,6 +45,16 @@ def read(path: Path) -> dict[str, Json]:
     return settings
 
 
+def check(path: Path, config: Mapping[str, Json]) -> None:
+    """Check what ``config``, made of the settings of ``path``, says of a model, within all bounds.
+
+    Raises:
+        SourceError: names the key.
+    """
+    _check_all(path, dict(config), "")
+    check_model(path, config)
+
+
 def check_model(path: Path, config: Mapping[str, Json]) -> None:
     """Check that what ``config``, the content of ``path``, says of a model's shape is one.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from phipipe.errors import StepFailed
-from phipipe.models.tensor_places import places
+from phipipe.models.tensor_places import Place, places
 
 # safetensors' names of the dtypes that a checkpoint's weights come in, and torch's.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -25,8 +25,9 @@ class Checkpoint:
     """The tensors of a checkpoint, mapped: read when they are used, dropped by the system when
     memory is short."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.places = folder, places(folder)
+    def __init__(self, folder: Path, places_: Mapping[str, Place] | None = None) -> None:
+        self.folder = folder
+        self.places = places(folder) if places_ is None else places_
         self._bytes: dict[str, torch.Tensor] = {}
         for name in sorted({place.file for place in self.places.values()}):
             with (folder / name).open("rb") as stream:

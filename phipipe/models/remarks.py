@@ -98,6 +98,35 @@ KINDS: Mapping[str, Kind] = {
         why="The day of the build is no constant. A Modelfile with such a template is written "
         "without it, and a LiteRT bundle gets what the template says where it can learn no date.",
     ),
+    "W40": Kind(
+        message="the weights are quantized ({names}): they are widened to 16 bits, and the "
+        "baseline of every figure is the widened model",
+        hint="start from the original in 16 bits, if there is one",
+        why="A code times its scale is a number that 16 bits hold, so the widened model is the one "
+        "that the format stands for. The difference to the model before it was quantized is lost, "
+        "and no figure shows it.",
+    ),
+    "W41": Kind(
+        message="runtimes of {names} round what passes through the model, too; the widened model "
+        "does not",
+        why="Some formats store weights in 8 bits and have activations rounded while the model "
+        "runs. phipipe takes the weights alone, so its baseline is a little better than such a "
+        "runtime.",
+    ),
+    "W30": Kind(
+        message="the adapter says that it was trained on {names}; it is merged into another base, "
+        "as the recipe says",
+        hint="if that is not the same model, take the adapter's own base",
+        why="An adapter is a difference from one set of weights. Its shapes fit every model of the "
+        "same size, also one that it was not trained on, and then the sum is neither of the two.",
+    ),
+    "W31": Kind(
+        message="tokenizer and chat template are those that came with the adapter {names}, not the "
+        "base's",
+        why="Training may add tokens or use another chat template, and whoever saves the adapter "
+        "saves the tokenizer beside it. The merged model answers best to the text that it was "
+        "trained on.",
+    ),
     "W20": Kind(
         message="transformers builds this tokenizer anew from a class that does not fit "
         "`tokenizer.json` ({names}); the staged copy names one that takes the file as it is",

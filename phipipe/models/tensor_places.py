@@ -35,9 +35,19 @@ class Place:
 def places(folder: Path) -> dict[str, Place]:
     """Tensor name → where it lies, for all weights of the checkpoint."""
     return {
-        tensor.name: Place(file=name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape)
+        tensor: place
         for name in weight_files.choose(folder).files
-        for tensor in weights.tensors(folder / name)
+        for tensor, place in of_file(folder / name).items()
+    }
+
+
+def of_file(path: Path) -> dict[str, Place]:
+    """Tensor name → where it lies, for all tensors of one file."""
+    return {
+        tensor.name: Place(
+            file=path.name, offset=tensor.offset, dtype=tensor.dtype, shape=tensor.shape
+        )
+        for tensor in weights.tensors(path)
     }
 
 

@@ -22,13 +22,14 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.
 MAX_INDEX_BYTES = 12 * 2**20
 _ONE_SAVE = "take the index and all its files from one save"
 _SHARD = re.compile(r"model-(\d{1,6})-of-(\d{1,6})\.safetensors")
+_REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _FILE = re.compile(r"[^/\\:\x00-\x1f]{1,200}\.safetensors")
 _OTHER_KINDS = (  # patterns, what they are, what to do
     (
         ("*.gguf",),
         "GGUF files, which are converted already",
-        "run those with llama.cpp or Ollama as they are; or give the folder of the original, with "
-        "its safetensors",
+        "run those with llama.cpp or Ollama as they are; or name one itself, `source: {path: "
+        "FOLDER/NAME.gguf}`; best is the folder of the original, with its safetensors",
     ),
     (
         PICKLES,
@@ -96,18 +97,23 @@ def _refuse_adapter(folder: Path, present: list[str]) -> None:
     if not parts:
         return
     full = [name for name in present if name not in parts]
-    hint = "merge it into its model (peft's `merge_and_unload`), save that, and give its folder"
+    merge = "merge it into its model (peft's `merge_and_unload`), save that, and give its folder"
     if full:
         raise SourceError(
             f"`{folder}` holds a model (`{full[0]}`) and a LoRA adapter beside it (`{parts[0]}`): "
             "nothing says whether the adapter belongs to what is built",
-            hint=f"{hint}; or take the adapter's files away",
+            hint=f"{merge}; or take the adapter's files away",
         )
     path = folder / ADAPTER
     settings = json_files.read_object(path, 2**20) if path.is_file() else {}
     base = settings.get("base_model_name_or_path")
     of = f" of `{json_files.shown(base)}`" if isinstance(base, str) and base else ""
-    raise SourceError(f"`{folder}` is a LoRA adapter{of} (`{parts[0]}`), not a model", hint=hint)
+    named = isinstance(base, str) and _REPO.fullmatch(base)
+    example = f"{{repo: {base}, revision: COMMIT}}" if named else "{path: FOLDER OF ITS MODEL}"
+    raise SourceError(
+        f"`{folder}` is a LoRA adapter{of} (`{parts[0]}`), not a model",
+        hint=f"`source: {{base: {example}, adapter: {{path: {folder}}}}}` merges it",
+    )
 
 
 def _refuse_missing(folder: Path, named: Iterable[str], present: list[str]) -> None:

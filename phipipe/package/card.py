@@ -16,8 +16,9 @@ from phipipe.evaluate.gates import misread_words
 from phipipe.evaluate.reports import Answer, Baseline, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
+from phipipe.metrics import METRICS
 from phipipe.package import figures
-from phipipe.package.description import Description, Licence, Source, Step, Text
+from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
 from phipipe.steps import Json
 from phipipe.vision import kinds
@@ -73,6 +74,7 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "licence": _licence(package.licence),
         "parameters": figures.number(package.source.parameters / 1e6) + " million",
         "original": _original(package.source),
+        "change": _change(package),
         "answer_tokens": CONTINUATION_TOKENS,
     }
     return _front_matter(package) + environment.get_template("package/card.md.j2").render(view)
@@ -106,10 +108,12 @@ def _front_matter(package: Description) -> str:
     facts: dict[str, Json] = {"license": licence.id or "unknown"}
     if licence.id == "other" and licence.files:
         facts |= {"license_name": "see-license-file", "license_link": licence.files[0]}
-    if source.kind == "hub":
-        facts |= {"base_model": source.repo}
-        quantized = package.precision.startswith("int")
-        facts |= {"base_model_relation": "quantized"} if quantized else {}
+    if bases := _bases(source):
+        facts |= {"base_model": bases[0] if len(bases) == 1 else bases}
+        if package.precision.startswith("int"):
+            facts |= {"base_model_relation": "quantized"}
+        elif source.adapter is not None:
+            facts |= {"base_model_relation": "adapter"}
     chat = ["conversational"] if package.chat_template else []
     facts |= {
         "library_name": package.backend,
@@ -117,6 +121,12 @@ def _front_matter(package: Description) -> str:
         "tags": ["phipipe", package.backend, package.precision, package.device.name, *chat],
     }
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
+
+
+def _bases(source: Source) -> list[str]:
+    """Repositories that a hub's page of this package leads back to, the nearest last."""
+    parts = [source.base, source.adapter] if source.base and source.adapter else [source]
+    return [str(part.repo) for part in parts if part and part.kind == "hub"]
 
 
 def _samples(baseline: Baseline, answers: Sequence[Answer]) -> list[dict[str, str | bool]]:
@@ -146,15 +156,54 @@ def _order(steps: Mapping[str, Step]) -> list[str]:
     return ordered
 
 
-def _original(source: Source) -> Safe:
+def _original(source: Source | Origin) -> Safe:
+    if isinstance(source, Source) and source.base and source.adapter:
+        return Safe(
+            f"{_original(source.base)}{_widened(source)} with a LoRA adapter merged into it, "
+            f"{_adapter(source.adapter)}"
+        )
     if source.kind == "hub":
-        return Safe(f"{code(source.repo)} at commit {code(source.revision)}")
-    where = (
-        f"phipipe's embedded model {code(source.name)}"
-        if source.kind == "builtin"
-        else f"the local checkpoint {code(source.name)}"
+        where = f"{code(source.repo)} at commit {code(source.revision)}"
+    elif source.kind == "builtin":
+        where = f"phipipe's embedded model {code(source.name)}"
+    else:
+        where = f"the local checkpoint {code(source.name)}"
+    return Safe(where + (_widened(source) if isinstance(source, Source) else ""))
+
+
+def _widened(source: Source) -> str:
+    """Figures compare with the widened model, and know nothing of one before it."""
+    if source.widened_from is None:
+        return ""
+    return f", whose quantized weights ({code(source.widened_from)}) were widened to 16 bits"
+
+
+def _adapter(adapter: Origin) -> Safe:
+    if adapter.kind == "hub":
+        return Safe(f"{code(adapter.repo)} at commit {code(adapter.revision)}")
+    return Safe(f"the local {code(adapter.name)}")
+
+
+def _change(package: Description) -> Safe:
+    """What the adapter changed, in one sentence; empty without one."""
+    change = package.fidelity.change
+    if change is None:
+        return Safe("")
+    if not change.metrics:
+        return Safe(
+            "What the adapter changes is not measured: its tokenizer reads the text as other "
+            "tokens than the base's."
+        )
+    kld, top1 = (
+        " ".join(figures.shown(METRICS[name], change.metrics[name], change.stderr.get(name)))
+        for name in ("kld_mean", "top1")
     )
-    return Safe(where)
+    return Safe(
+        f"What the adapter changes, for comparison: the original is {kld} from its base without "
+        f"the adapter (mean KL divergence) and has its first choice for {top1} of the positions; "
+        f"the base has a perplexity of {figures.number(change.base_ppl)}, the original "
+        f"{figures.number(package.fidelity.baseline.ppl)}."
+    )
 
 
 def _text(text: Text) -> str:

@@ -23,8 +23,23 @@ class File(Report):
     sha256: Words
 
 
+class Origin(Report):
+    """A part of the original: a base, or the adapter that was merged into it."""
+
+    kind: Words
+    name: Words | None = None
+    repo: Words | None = None
+    revision: Words | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called: of the hub's, the repository."""
+        return self.name or str(self.repo)
+
+
 class Source(Report):
-    """Where the original is, and what it is."""
+    """Where the original is, and what it is; one that was made of two has ``base`` and
+    ``adapter``."""
 
     kind: Words
     name: Words | None = None
@@ -34,8 +49,11 @@ class Source(Report):
     architecture: Words
     parameters: int
     context_length: int
+    base: Origin | None = None
+    adapter: Origin | None = None
     digest: Words
     files: Sequence[File] = Field(default_factory=list)
+    widened_from: Words | None = None  # the format of a source that was quantized before
 
     @property
     def title(self) -> str:
@@ -60,6 +78,7 @@ class Fidelity(reports.Metrics):
     """How far the artifact is from the original."""
 
     baseline: reports.Scored
+    change: reports.Change | None = None
     parity: reports.Parity | None = None
     vision: reports.Vision | None = None
 

@@ -32,7 +32,8 @@ from phipipe.package.bounds import (
     plain,
     unfit,
 )
-from phipipe.recipe.recipe import COMMIT, REPO, SLUG
+from phipipe.recipe.recipe import SLUG
+from phipipe.recipe.source import COMMIT, REPO
 from phipipe.steps import Json
 
 MAX_FILES = 10_000
@@ -62,10 +63,33 @@ class File(Part, description.File):
 Files = Annotated[list[File], Field(max_length=MAX_FILES)]
 
 
+class Origin(Part, description.Origin):
+    """A part of the original."""
+
+    kind: Literal["hub", "builtin", "path"]
+    name: Line | None = None
+    repo: Annotated[str, Field(pattern=REPO, max_length=200)] | None = None
+    revision: Annotated[str, Field(pattern=COMMIT)] | None = None
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Origin:
+        _check_name(self)
+        return self
+
+
+def _check_name(part: Origin | Source) -> None:
+    if part.kind == "hub" and not (part.repo and part.revision):
+        raise ValueError("it names no repository and revision")
+    if part.kind != "hub" and not part.name:
+        raise ValueError("it has no name")
+    if part.kind == "builtin" and not re.fullmatch(SLUG[1:-1], str(part.name)):
+        raise ValueError("its name is no model of phipipe's")
+
+
 class Source(Part, description.Source):
     """Where the original is, and what it is."""
 
-    kind: Literal["hub", "builtin", "path"]
+    kind: Literal["hub", "builtin", "path", "adapter"]
     name: Line | None = None
     repo: Annotated[str, Field(pattern=REPO, max_length=200)] | None = None
     revision: Annotated[str, Field(pattern=COMMIT)] | None = None
@@ -73,17 +97,17 @@ class Source(Part, description.Source):
     architecture: Line
     parameters: Annotated[int, Field(ge=1, le=10**15)]
     context_length: Annotated[int, Field(ge=1, le=2**31)]
+    base: Origin | None = None
+    adapter: Origin | None = None
     digest: Digest
     files: Files = Field(default_factory=list)
+    widened_from: Line | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Source:
-        if self.kind == "hub" and not (self.repo and self.revision):
-            raise ValueError("it names no repository and revision")
-        if self.kind != "hub" and not self.name:
-            raise ValueError("it has no name")
-        if self.kind == "builtin" and not re.fullmatch(SLUG[1:-1], str(self.name)):
-            raise ValueError("its name is no model of phipipe's")
+        _check_name(self)
+        if self.kind == "adapter" and not (self.base and self.adapter):
+            raise ValueError("it names no base and adapter")
         return self
 
 

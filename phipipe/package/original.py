@@ -10,9 +10,10 @@ from phipipe.hub import repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.mending import UNMENDED, Changes, mended
 from phipipe.hub.take import Original
-from phipipe.models import checkpoints
+from phipipe.models import gguf_files
+from phipipe.package.description import Origin
 from phipipe.package.manifest_schema import Manifest
-from phipipe.steps import Outside
+from phipipe.recipe.source import Source
 from phipipe.store import digests
 from phipipe.store.store import Store
 
@@ -21,6 +22,8 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
     """The package's original: ``given``, or phipipe's own, or the cache's, or from its hub
     again."""
     source = manifest.source
+    if source.kind == "adapter" and given is None:
+        return _merged(manifest, store)
     repo = (
         Repository("model", str(source.repo), str(source.revision))
         if source.kind == "hub"
@@ -31,20 +34,44 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         return _from_hub(manifest, repo)
     folder = given or _at_hand(manifest, store)
     if folder is not None:
-        checkpoint = checkpoints.read(folder)
-        changes = _changes(manifest)
-        taken = Original(checkpoint, take.source_step(folder))
-        if _is_original(manifest, folder, store):
-            return taken
-        if changes and _digest(folder, store) == manifest.steps[UNMENDED].digest:
-            return mended(taken, changes)
-        raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
+        return _of_folder(manifest, folder, store)
     if repo:
         return _from_hub(manifest, repo)
     raise SourceError(
         f"the original checkpoint of this package (`{source.name}`) is not in the cache any more",
         hint="give its folder: --source DIR",
     )
+
+
+def _merged(manifest: Manifest, store: Store) -> Original:
+    """The merged model from the cache, or of its two parts, from wherever they can be had."""
+    source = manifest.source
+    folder = _at_hand(manifest, store)
+    if folder is not None:
+        return _of_folder(manifest, folder, store)
+    parts = {"base": source.base, "adapter": source.adapter}
+    if local := [name for name, part in parts.items() if part and part.kind == "path"]:
+        raise SourceError(
+            f"the original of this package, {source.title}, is not in the cache any more, and its "
+            f"{' and '.join(local)} came from local folders",
+            hint="build the package again; or give the folder of the merged model: --source DIR",
+        )
+    named = {name: _keys(part) for name, part in parts.items() if part}
+    original = take.original(Source.model_validate(named), Path())
+    for step in original.before:
+        if step.params != manifest.steps[step.name].params:
+            raise SourceError(
+                f"{source.title} is published with other files than those this package was made "
+                f"from"
+            )
+    changes = _changes(manifest)
+    return mended(original, changes) if changes else original
+
+
+def _keys(part: Origin) -> dict[str, str]:
+    if part.kind == "builtin":
+        return {"builtin": str(part.name)}
+    return {"repo": str(part.repo), "revision": str(part.revision)}
 
 
 def _at_hand(manifest: Manifest, store: Store) -> Path | None:
@@ -56,8 +83,11 @@ def _at_hand(manifest: Manifest, store: Store) -> Path | None:
                 f"as its source"
             )
         return take.BUILTIN_MODELS[source.name]
-    stored = store.root / "objects" / source.digest
-    return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
+    folder = store.root / "objects" / source.digest
+    if not folder.is_dir():
+        return None
+    stored = gguf_files.alone_in(folder)
+    return stored if _is_original(manifest, stored, store) else None
 
 
 def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
@@ -65,7 +95,19 @@ def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
 
 
 def _digest(folder: Path, store: Store) -> str:
-    return digests.digest(Outside(folder, tuple(checkpoints.files(folder))), store.root)
+    return digests.digest(take.outside(folder), store.root)
+
+
+def _of_folder(manifest: Manifest, folder: Path, store: Store) -> Original:
+    """The checkpoint in ``folder``, if it is what the package was made from, as it came or as it
+    was mended."""
+    original, changes = take.of_folder(folder), _changes(manifest)
+    digest = _digest(folder, store)
+    if digest == manifest.source.digest:
+        return mended(original, changes) if changes and original.before else original
+    if changes and digest == manifest.steps[UNMENDED].digest:
+        return mended(original, changes)
+    raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
 
 
 def _changes(manifest: Manifest) -> Changes:
@@ -87,8 +129,9 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         checkpoint, view = repository.checkpoint_of(repo)
         step = repository.source_step(repo, view)
         steps = manifest.steps
-        taken = steps.get(UNMENDED) or steps.get("original") or steps["source"]
-        if step.params != taken.params:
+        names = (take.STORED, UNMENDED, "original", "source")
+        first = next(name for name in names if name in steps)
+        if step.params != steps[first].params:
             raise SourceError(
                 f"`{repo}` is published with other files than those this package was made from"
             )
@@ -97,5 +140,5 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None
-    original, changes = Original(checkpoint, step, view.licence), _changes(manifest)
+    original, changes = take.of_step(checkpoint, step, view.licence), _changes(manifest)
     return mended(original, changes) if changes else original

@@ -23,12 +23,19 @@ def portable(params: Params) -> dict[str, Json]:
     recipe: dict[str, Json] = json.loads(json.dumps(params["recipe"]))
     if "path" in recipe["source"]:
         recipe["source"]["path"] = params["source"]["name"]
+    for part in _parts(recipe):
+        recipe["source"][part]["path"] = _basename(recipe["source"][part]["path"])
     for section in ("evaluate", "calibrate"):
         text = recipe.get(section, {}).get("text", {})
         if "file" in text:
             text["file"] = _basename(text["file"])
     recipe["device"] = _basename(recipe["device"])
     return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
+
+
+def _parts(recipe: dict[str, Json]) -> list[str]:
+    """Parts of the source that are local folders."""
+    return [part for part in ("base", "adapter") if "path" in recipe["source"].get(part, {})]
 
 
 def _basename(path: str) -> str:
@@ -46,6 +53,10 @@ def text(params: Params) -> str:
     ]
     if "path" in recipe["source"]:
         lines.append("# The checkpoint does not travel with it: add --set 'source={path: FOLDER}'.")
+    lines += [
+        f"# The {part} does not travel with it: add --set 'source.{part}={{path: FOLDER}}'."
+        for part in _parts(recipe)
+    ]
     if "file" in recipe.get("evaluate", {}).get("text", {}):
         lines.append("# Neither does the evaluation text: add --set 'evaluate.text={file: FILE}'.")
     body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)

@@ -53,6 +53,7 @@ def calibration_steps(build: Build) -> list[Step]:
 def _usual_text(recipe: Recipe) -> Text | None:
     """What quantization learns from where the recipe does not say: never what the recipe is
     evaluated on by default."""
-    if recipe.source.builtin:
+    origin = recipe.source.origin
+    if origin.builtin:
         return Text(builtin="stories")
-    return Text.model_validate({"dataset": wikitext("train")}) if recipe.source.repo else None
+    return Text.model_validate({"dataset": wikitext("train")}) if origin.repo else None

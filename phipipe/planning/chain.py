@@ -84,7 +84,8 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
         text = take.text_step(recipe.evaluate.text, plan.build.folder)
     (*steps, baseline) = scoring.ground_steps(recipe, original, text)
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
-    return [*steps, replace(baseline, output_bytes=scores)]
+    baseline = replace(baseline, output_bytes=scores)
+    return [*steps, baseline, *scoring.change_steps(recipe, original, baseline)]
 
 
 def _checked(

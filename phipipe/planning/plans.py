@@ -14,7 +14,7 @@ from phipipe.planning import preparation, targets
 from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
 from phipipe.recipe.build import Build
-from phipipe.recipe.recipe import Source
+from phipipe.recipe.source import Source
 
 
 class ReadOnce:
@@ -26,7 +26,7 @@ class ReadOnce:
 
     def __call__(self, source: Source, folder: Path) -> Original:
         """As ``hub.original``."""
-        at = (source, folder if source.path is not None else None)
+        at = (source, folder if source.paths else None)
         if at not in self._answers:
             try:
                 self._answers[at] = take.original(source, folder)

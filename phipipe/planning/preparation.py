@@ -22,7 +22,7 @@ from phipipe.planning import chain, check, machine, targets, tokenizers, vision_
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed
 from phipipe.recipe.build import Build, problem_at
-from phipipe.recipe.recipe import Source
+from phipipe.recipe.source import Source
 from phipipe.steps import Advice, Json, Step
 from phipipe.toolchains import environments
 from phipipe.vision import kinds

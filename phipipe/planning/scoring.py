@@ -51,6 +51,26 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
     return [source, text, baseline]
 
 
+def change_steps(recipe: Recipe, original: Original, baseline: Step) -> list[Step]:
+    """The steps that compare an original with the base that an adapter was merged into; none
+    where there is no adapter. All adapters of one base share its baseline."""
+    if recipe.source.adapter is None:
+        return []
+    needs = {"source": "base", "text": "text"}
+    return [
+        replace(baseline, name="base-baseline", needs=needs),
+        Step(
+            name="adapter-change",
+            runs="evaluate/change_by_adapter",
+            version=1,
+            needs={"tuned": "baseline", "base": "base-baseline"},
+            toolchain="torch",
+            memory_bytes=4 * 8 * recipe.evaluate.window * original.checkpoint.vocab_size
+            + RUNTIME_BYTES,
+        ),
+    ]
+
+
 def opened_bytes(artifact: Step, recipe: Recipe, checkpoint: Checkpoint) -> int:
     """Memory for an evaluation of ``artifact``: its weights, and a window's logits with what is
     computed of them."""

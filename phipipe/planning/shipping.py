@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pydantic import BaseModel
 
@@ -15,6 +15,7 @@ from phipipe.hub.take import Original
 from phipipe.planning import scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
+from phipipe.recipe.source import Adapter, Source
 from phipipe.steps import Json, Step
 
 
@@ -67,6 +68,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         "metrics": "evaluate",
         "speed": "measure",
         "gates": "gates",
+        **({"change": "adapter-change"} if recipe.source.adapter else {}),
         **({"parity": shipped.checks[0]} if shipped.checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
@@ -114,6 +116,8 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
     learned = values.get("calibrate", {}).get("text", {})
     for inner, key in (
         (values["source"], "path"),
+        (values["source"].get("base", {}), "path"),
+        (values["source"].get("adapter", {}), "path"),
         (values["evaluate"]["text"], "file"),
         (learned, "file"),
     ):
@@ -122,17 +126,28 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
     return values
 
 
+def _named(part: Source | Adapter, name: str) -> dict[str, Json]:
+    """A part of the source as the manifest names it; ``name`` is that of its folder."""
+    if part.repo is not None:
+        return {"kind": "hub", "repo": part.repo, "revision": part.revision}
+    if isinstance(part, Source) and part.builtin is not None:
+        return {"kind": "builtin", "name": part.builtin}
+    return {"kind": "path", "name": name}
+
+
 def _source(plan: Plan, original: Original) -> dict[str, Json]:
     """Where the original came from, and its shape."""
     source, checkpoint = plan.build.recipe.source, plan.whole
-    named: dict[str, Json]
-    if source.repo is not None:
-        named = {"kind": "hub", "repo": source.repo, "revision": source.revision}
-        named |= {"license": original.licence} if original.licence else {}
-    elif source.builtin is not None:
-        named = {"kind": "builtin", "name": source.builtin}
-    else:
-        named = {"kind": "path", "name": checkpoint.folder.name}
+    named = _named(source, checkpoint.folder.name)
+    if source.adapter is not None:
+        named = {
+            "kind": "adapter",
+            "name": source.title,
+            "base": _named(source.origin, source.origin.title),
+            "adapter": _named(source.adapter, PurePath(str(source.adapter.path)).name),
+        }
+    if original.licence and (source.origin.repo or named.get("adapter", {}).get("repo")):
+        named["license"] = original.licence
     return {
         **named,
         **original.notes,

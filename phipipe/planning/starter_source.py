@@ -18,8 +18,9 @@ from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
 from phipipe.models import checkpoints, family
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.recipe import recipe
-from phipipe.recipe.recipe import COMMIT, REPO, wikitext
+from phipipe.recipe import source as recipes
+from phipipe.recipe.recipe import wikitext
+from phipipe.recipe.source import COMMIT, REPO
 from phipipe.steps import Json
 
 
@@ -86,7 +87,7 @@ def shape_of(source: Source, folder: Path) -> Checkpoint | None:
     if source.hub and not source.asked:
         return None
     with contextlib.suppress(PhipipeError, ValidationError):  # the plan says why it is unfit
-        return take.original(recipe.Source.model_validate(source.keys), folder).checkpoint
+        return take.original(recipes.Source.model_validate(source.keys), folder).checkpoint
     return None
 
 

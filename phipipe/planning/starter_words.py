@@ -9,7 +9,7 @@ from typing import NamedTuple
 from phipipe.errors import RecipeError
 from phipipe.files import user_paths
 from phipipe.planning.starter_text import word
-from phipipe.recipe.recipe import REPO
+from phipipe.recipe.source import REPO
 
 EMBEDDED = "builtin:tiny-phi3"
 CONFIG = "config.json"

@@ -13,7 +13,8 @@ from phipipe.errors import TargetError
 from phipipe.recipe.complaints import At, complaints
 from phipipe.recipe.document import read
 from phipipe.recipe.places import Problem
-from phipipe.recipe.recipe import SLUG, Model, Precision
+from phipipe.recipe.recipe import SLUG, Precision
+from phipipe.recipe.strict import Model
 from phipipe.steps import Json
 from phipipe.suggestions import near
 

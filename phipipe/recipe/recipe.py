@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe.complaints import At
+from phipipe.recipe.source import COMMIT, REPO, Source
+from phipipe.recipe.strict import Model, Sparse, exactly_one
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
 from phipipe.suggestions import shorten
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the narrowest first
-COMMIT = r"^[0-9a-f]{40}$"
-REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 MAX_VARIANTS = 100
 
@@ -27,33 +27,6 @@ MAX_VARIANTS = 100
 # checksums).
 WIKITEXT = {"repo": "Salesforce/wikitext", "revision": "b08601e04326c79dfdd32d625aee71d232d685c3"}
 WIKITEXT_FILE = "wikitext-2-raw-v1/{}-00000-of-00001.parquet"
-
-
-class Model(BaseModel):
-    """Frozen; an unknown key is an error; nothing is coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Sparse(Model):
-    """Keys are optional, but one that is written has a value: `path:` alone is a line that was not
-    finished."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _written(cls, data: Json) -> Json:
-        for key in data if isinstance(data, dict) else ():
-            if data[key] is None and key in cls.model_fields:
-                raise At(key, f"`{key}` has no value; write one, or leave the key out")
-        return data
-
-
-def _exactly_one(value: BaseModel, names: Sequence[str]) -> None:
-    given = [name for name in names if getattr(value, name) is not None]
-    if len(given) != 1:
-        there = " and ".join(f"`{name}`" for name in given) or "none"
-        choices = ", ".join(f"`{name}`" for name in names)
-        raise ValueError(f"give exactly one of {choices}; there is {there}")
 
 
 class Dataset(Model):
@@ -74,32 +47,6 @@ class Dataset(Model):
         return self
 
 
-class Source(Sparse):
-    """The original model: one of a hub repository at a commit, a local folder, or an embedded
-    model."""
-
-    repo: str | None = Field(None, pattern=REPO, description="OWNER/NAME on the Hugging Face hub.")
-    revision: str | None = Field(
-        None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch."
-    )
-    path: str | None = Field(
-        None, min_length=1, description="A local checkpoint; relative to the recipe's folder."
-    )
-    builtin: Literal["tiny-phi3"] | None = Field(None, description="A model that phipipe carries.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Source:
-        _exactly_one(self, ("repo", "path", "builtin"))
-        if self.repo is not None and self.revision is None:
-            raise ValueError(
-                "`revision` is missing: a recipe pins the 40-hex commit to build from, never a "
-                "branch"
-            )
-        if self.repo is None and self.revision is not None:
-            raise At("revision", "`revision` is the commit of a `repo`, and there is none")
-        return self
-
-
 class Text(Sparse):
     """A text: one of these."""
 
@@ -111,7 +58,7 @@ class Text(Sparse):
 
     @model_validator(mode="after")
     def _one(self) -> Text:
-        _exactly_one(self, ("builtin", "file", "dataset"))
+        exactly_one(self, ("builtin", "file", "dataset"))
         return self
 
 
@@ -260,7 +207,7 @@ class Recipe(Model):
         )
         if (
             isinstance(source, dict)
-            and "repo" in source
+            and "repo" in (source["base"] if isinstance(source.get("base"), dict) else source)
             and isinstance(evaluate, dict)
             and "text" not in evaluate
         ):

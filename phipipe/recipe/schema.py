@@ -18,7 +18,12 @@ from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
 from phipipe.steps import Json
 
 Schema = dict[str, Json]
-CHOICES = {"Source": ("repo", "path", "builtin"), "Text": ("builtin", "file", "dataset")}
+CHOICES = {
+    "Source": ("repo", "path", "builtin", "adapter"),
+    "Base": ("repo", "path", "builtin"),
+    "Adapter": ("repo", "path"),
+    "Text": ("builtin", "file", "dataset"),
+}
 
 
 def build(options: Mapping[str, type[BaseModel]]) -> Schema:
@@ -57,7 +62,9 @@ def _sharpen(definitions: Schema) -> None:
     """Add what the models' validators check and pydantic cannot know."""
     for name, choices in CHOICES.items():
         definitions[name]["oneOf"] = [{"required": [key]} for key in choices]
-    definitions["Source"]["dependentRequired"] = {"repo": ["revision"], "revision": ["repo"]}
+    for name in ("Source", "Base", "Adapter"):
+        definitions[name]["dependentRequired"] = {"repo": ["revision"], "revision": ["repo"]}
+    definitions["Source"]["dependentRequired"] |= {"adapter": ["base"], "base": ["adapter"]}
     definitions["Gate"]["anyOf"] = [{"required": ["min"]}, {"required": ["max"]}]
     for name in (*CHOICES, "Gate"):
         properties = definitions[name]["properties"]

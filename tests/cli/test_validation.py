@@ -23,6 +23,7 @@ from phipipe.models.any_model import ANY_MODEL
 from phipipe.planning import plans, targets
 from phipipe.recipe import device, loading, recipe
 from phipipe.recipe.recipe import PRECISIONS
+from phipipe.recipe.source import Source
 
 HEAD = (
     "name: x\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nbackend: "
@@ -227,7 +228,7 @@ def test_a_rule_that_needs_no_model_is_known_to_validate(
 def test_what_is_said_without_a_model_is_said_of_the_embedded_one_too(
     backend: str, precision: str
 ) -> None:
-    source = recipe.Source(builtin="tiny-phi3")
+    source = Source(builtin="tiny-phi3")
     made = recipe.Recipe(
         name="x", source=source, device="any", backend=backend, precision=precision
     )  # type: ignore[arg-type]

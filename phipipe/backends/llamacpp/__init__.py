@@ -156,10 +156,11 @@ def model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
     It strips the space after special tokens if it reads "Phi-3" there; with another vocabulary it
     then fails to load.
     """
-    source = recipe.source
-    name = (
-        source.repo.rpartition("/")[2] if source.repo else source.builtin or checkpoint.folder.name
-    )
+    source, adapter = recipe.source, recipe.source.adapter
+    repo, folder = source.repo, checkpoint.folder.name
+    if adapter is not None:
+        repo, folder = adapter.repo, Path(str(adapter.path)).name
+    name = repo.rpartition("/")[2] if repo else source.builtin or folder
     if checkpoint.tokenizer != "sentencepiece":
         return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
     if not stripped_after(checkpoint):
