@@ -49,6 +49,7 @@ class Entry:
     window: int = 0
     skip: int = 0
     baseline_ppl: float = 0.0
+    change: str = ""  # of an adapter: what it changes of its base, in words
     # by the names of ``metrics.METRICS``
     metrics: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float] = field(default_factory=dict)
@@ -111,6 +112,7 @@ def from_manifest(manifest: Description) -> Entry:
         window=baseline.window,
         skip=baseline.skip,
         baseline_ppl=baseline.ppl,
+        change=_change(manifest),
         phipipe=manifest.phipipe,
         tools=dict(sorted(tools.items())),
         keys={name: steps[name].key for name in sorted(steps)},
@@ -121,6 +123,11 @@ def from_manifest(manifest: Description) -> Entry:
             f"the manifest of `{one_line(entry.name)}` {wrong}", hint="build the package again"
         )
     return entry
+
+
+def _change(manifest: Description) -> str:
+    change = manifest.fidelity.change
+    return figures.adapter_change(change, manifest.fidelity.baseline.ppl) if change else ""
 
 
 def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) -> Entry:

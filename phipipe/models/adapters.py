@@ -116,7 +116,7 @@ def _refuse_odd(base: Checkpoint, folder: Path, tensors: Mapping[str, Tensor]) -
                 f"{tensor.dtype}; weights are read from {', '.join(FLOATS)}",
                 hint="save the adapter in 16 or 32 bits",
             )
-    count = adapter_files.pieces(tensors)
+    count = sum(tensor.elements for tensor in tensors.values() if ".lora_" in tensor.name)
     if count > base.parameters:
         raise SourceError(
             f"the adapter in `{folder}` has {count} numbers, its base "
