@@ -24,8 +24,9 @@ from phipipe.models import (
     mapped,
     tensor_places,
 )
+from phipipe.models.adapter_changes import Change, Low
 from phipipe.models.adapter_files import WEIGHTS
-from phipipe.models.adapters import Change, Low, Merged
+from phipipe.models.adapters import Merged
 from phipipe.models.tensor_places import Place
 from phipipe.steps import Inputs, Params
 
