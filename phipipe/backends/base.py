@@ -152,6 +152,8 @@ class Backend(Generic[Chosen]):
     rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``model_rules.RULES``
     fixups: tuple[Fixup, ...] = ()  # besides ``fixups.FIXUPS``, and after them
     reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
+    rotary: frozenset[str] = frozenset({"longrope"})
+    """Rotary scalings that it is proven to compute (``models.rotary.features``)."""
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""
     wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider
@@ -169,6 +171,12 @@ class Backend(Generic[Chosen]):
     vision: Mapping[str, str] = field(default_factory=dict)
     """Architecture that sees (``vision.kinds.KINDS``) → the step that puts its eyes beside the
     artifact."""
+    eyes_on: frozenset[str] = frozenset({"cpu"})
+    """Units that eyes are built for."""
+    picture_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Architecture that sees → the id at which the runtime looks for pictures, if that is fixed."""
+    unable: Mapping[str, str] = field(default_factory=dict)
+    """Type of model of ``models.layouts`` that it cannot build → why, as the end of a sentence."""
     square: frozenset[str] = frozenset()
     """Of these, architectures whose pictures are seen right only where they are square."""
     has_contexts: bool = False  # its ONNX files may hold compiled parts of a graph

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from phipipe import backends
 from phipipe.backends.rules import Fixup
-from phipipe.models import longrope
+from phipipe.models import layouts, longrope, rotary
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
 
 # Whose configs phipipe can bring back into the hub's spelling.
-KNOWN_TYPES = ("phi", "phi3", "phimoe")
+KNOWN_TYPES = frozenset(
+    {*(layout.model_type for layout in layouts.LAYOUTS.values())} - {"phi3_v", "phi4mm"}
+)
 
 
 def needed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, dict[str, Json]]:
@@ -34,7 +36,7 @@ def _original_spelling(checkpoint: Checkpoint) -> dict[str, Json]:
         "rope_parameters": None,
         "rope_theta": checkpoint.rope_theta,
         "partial_rotary_factor": checkpoint.partial_rotary_factor,
-        "rope_scaling": None if checkpoint.rope_scaling is None else dict(checkpoint.rope_scaling),
+        "rope_scaling": rotary.respelled(config),
         "original_max_position_embeddings": checkpoint.original_context_length,
     }
     if "dtype" in config:

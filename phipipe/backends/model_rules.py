@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from phipipe import backends
 from phipipe.backends import fixups
 from phipipe.backends.rules import Rule
+from phipipe.models import family, layouts, rotary
 from phipipe.steps import Json
 from phipipe.vision import kinds
 
@@ -59,14 +60,57 @@ def _is_usual(settings: Mapping[str, Json], usual: Mapping[str, Json]) -> bool:
     return all(settings.get(key, value) == value for key, value in usual.items())
 
 
+def _able(model_type: str) -> list[str]:
+    """Backends whose faces do not say that they cannot build such a model."""
+    return [name for name in backends.names() if model_type not in backends.load(name).unable]
+
+
 # Architectures with parts besides text; backends say of which they build the eyes.
 MULTIMODAL = frozenset({*kinds.KINDS, "Phi4MultimodalForCausalLM", "Phi4ForCausalLMV"})
-# Their positions are scaled by LongRoPE alone.
-ROTARY_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")
 NATIVE = (
     "phipipe never runs a model's own code, and no library of its toolchains has this "
     "architecture built in"
 )
+
+
+def _is_unknown(architecture: str) -> bool:
+    """Whether it is neither laid out in ``LAYOUTS`` nor one of those that other rules speak of."""
+    members = {member.config["architectures"][0] for member in family.MEMBERS}
+    return architecture not in {*layouts.LAYOUTS, *members, *MULTIMODAL}
+
+
+def _alike(checkpoint: Checkpoint) -> str:
+    if not checkpoint.like:
+        return "; none that is known has such layers"
+    return f"; the closest that are known: {', '.join(checkpoint.like)}"
+
+
+_SCALED_ELSEWHERE = ("default", "dynamic")  # M22 has the latter
+
+
+def _lacking(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
+    """Of the features of its positions, those that the backend has not. M21 has kinds that are
+    not Phi's."""
+    if checkpoint.model_type in rotary.PHI_TYPES and not checkpoint.longrope:
+        return []
+    able = backends.load(recipe.backend).rotary
+    return [feature for feature in checkpoint.rotary_features if feature not in able]
+
+
+def _rotary_words(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
+    lacking = _lacking(recipe, checkpoint)
+    keys = [feature.partition(".")[2] for feature in lacking if "." in feature]
+    named = " and ".join(f"`{key}`" for key in keys)
+    able = [
+        name
+        for name in backends.names()
+        if set(checkpoint.rotary_features) <= backends.load(name).rotary
+    ]
+    hint = 'set `"rope_scaling": null` and the `max_position_embeddings` trained with'
+    if able:
+        hint = f"backends that do: {', '.join(able)}"
+    return {"with_": f" with {named}" if keys else "", "hint": hint}
+
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -94,7 +138,7 @@ RULES: tuple[Rule, ...] = (
         "have no place for them",
         hint="Phi-3-vision and Phi-3.5-vision: `backend: onnxruntime` or `openvino`; "
         "Phi-4-multimodal as Microsoft "
-        "published it: `backend: openvino`; for others take their text model (Phi-4-mini, "
+        "published it: the same two; for others take their text model (Phi-4-mini, "
         "Phi-4-reasoning)",
     ),
     Rule(
@@ -132,6 +176,19 @@ RULES: tuple[Rule, ...] = (
         hint="for text alone build Phi-4-mini, the language model in it",
     ),
     Rule(
+        id="M25",
+        level="error",
+        when=lambda r, o, c: (
+            c.vocab_size <= backends.load(r.backend).picture_tokens.get(c.architecture, -1)
+        ),
+        message="`{recipe.backend}` looks for pictures at token {token} alone, and the model has "
+        "{checkpoint.vocab_size} tokens",
+        hint="choose `backend: openvino`",
+        words=lambda r, o, c: {
+            "token": str(backends.load(r.backend).picture_tokens[c.architecture])
+        },
+    ),
+    Rule(
         id="M06",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe" and c.head_size != c.hidden_size // c.heads,
@@ -157,7 +214,7 @@ RULES: tuple[Rule, ...] = (
         id="M21",
         level="error",
         when=lambda r, o, c: (
-            c.model_type in ROTARY_TYPES and c.scaling != "default" and not c.longrope
+            c.model_type in rotary.PHI_TYPES and c.scaling != "default" and not c.longrope
         ),
         message="`rope_scaling` of type `{checkpoint.scaling}`: Phi models have LongRoPE, with "
         "its two lists of "
@@ -168,11 +225,41 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="M22",
         level="error",
-        when=lambda r, o, c: c.model_type not in ROTARY_TYPES and c.scaling == "dynamic",
+        when=lambda r, o, c: c.model_type not in rotary.PHI_TYPES and c.scaling == "dynamic",
         message="`rope_scaling` of type `dynamic` follows the length of each text, which "
         "nothing built once can",
         hint='set `"rope_scaling": null` and the `max_position_embeddings` that the model was '
         "trained with",
+    ),
+    Rule(
+        id="M24",
+        level="error",
+        when=lambda r, o, c: c.scaling not in _SCALED_ELSEWHERE and bool(_lacking(r, c)),
+        message="`rope_scaling` of type `{checkpoint.scaling}`{with_} is nothing that "
+        "`{recipe.backend}` is proven to compute",
+        hint="{hint}",
+        words=lambda r, o, c: _rotary_words(r, c),
+    ),
+    Rule(
+        id="M23",
+        level="error",
+        when=lambda r, o, c: _is_unknown(c.architecture),
+        message="nobody has proven builds of `{checkpoint.architecture}` here, and a runtime that "
+        "takes it for another would say nothing{like}",
+        hint="phipipe builds {known}; if the model is one of these under another name, say so in "
+        "`architectures` and `model_type`",
+        words=lambda r, o, c: {"like": _alike(c), "known": ", ".join(layouts.LAYOUTS)},
+    ),
+    Rule(
+        id="M26",
+        level="error",
+        when=lambda r, o, c: c.model_type in backends.load(r.backend).unable,
+        message="`{recipe.backend}` builds no `{checkpoint.architecture}`: {why}",
+        hint="choose {others}",
+        words=lambda r, o, c: {
+            "why": backends.load(r.backend).unable[c.model_type],
+            "others": " or ".join(f"`backend: {name}`" for name in _able(c.model_type)),
+        },
     ),
     Rule(
         id="M14",

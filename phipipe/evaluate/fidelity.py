@@ -73,7 +73,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
     mean, error = _mean_and_error(np.concatenate(nll))
-    parity_ids, chats = sanity.expected(inputs["source"], model)
+    parity_ids, chats, readings = sanity.expected(inputs["source"], model)
     report = Baseline(
         tokens=int(tokens.size),
         window=int(params["window"]),
@@ -82,6 +82,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
         ppl_stderr=math.exp(mean) * error,
         parity_ids=parity_ids,
         chats=chats,
+        readings=readings,
     )
     reports.write(out, report)
 

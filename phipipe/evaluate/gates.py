@@ -12,7 +12,8 @@ from phipipe.backends.base import Runtime
 from phipipe.errors import GateFailed, StepFailed
 from phipipe.evaluate import reports
 from phipipe.evaluate.reference import score
-from phipipe.evaluate.reports import Metrics, Parity, Speed, Verdict, Vision
+from phipipe.evaluate.reports import Metrics, Misread, Parity, Sanity, Speed, Verdict, Vision
+from phipipe.models.tokenizer_difference import Difference
 from phipipe.steps import Inputs, Params
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
+TOKENIZER = "tokenizer"  # the word in a recipe's `accept`
 DECODED = 32  # tokens that an emulated artifact decodes one by one
 # The embedded model on Qualcomm's emulator: 2.4e-4 at 8 bits, 1.2e-3 at 4. A cache that goes wrong
 # is nats off.
@@ -43,20 +45,14 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
     it.
 
     ``inputs``: metrics. ``params``: kld_mean, the highest mean KL divergence that counts as equal;
-    layers, where only the model's first ones were compared.
+    layers, where only the model's first ones were compared; accept, differences that the recipe
+    accepts.
 
     Raises:
         StepFailed: it does not, or its tokenizer gives other ids for some text.
     """
     report = reports.read(Metrics, inputs["metrics"])
-    if not report.sanity.tokenizer_equal:
-        raise StepFailed(
-            "the packaged tokenizer gives other token ids than the original's on a text in "
-            "several scripts and code",
-            hint="if the checkpoint has several tokenizer files (tokenizer.json, "
-            "tokenizer.model), they disagree: "
-            "take them again from the original repository",
-        )
+    _check_tokenizer(report.sanity, params)
     measured = report.metrics["kld_mean"]
     if not measured <= params["kld_mean"]:
         raise StepFailed(
@@ -71,16 +67,42 @@ def check_parity(inputs: Inputs, out: Path, params: Params) -> None:
     reports.write(out, parity)
 
 
+def _check_tokenizer(sanity: Sanity, params: Params) -> None:
+    if sanity.tokenizer_equal is not False or TOKENIZER in params.get("accept", ()):
+        return
+    found = sanity.tokenizer_difference
+    where = "" if found is None else f": it reads {misread_words(found)}"
+    raise StepFailed(
+        f"the packaged tokenizer gives other token ids than the original's{where}",
+        hint="`evaluate: {accept: [tokenizer]}` ships it all the same, and says so on card and "
+        "board",
+    )
+
+
+def misread_words(found: Misread) -> str:
+    """What the packaged tokenizer makes of a text, for people."""
+    as_difference = Difference(
+        kind="text" if found.kind == "text" else "chat",
+        text=found.text,
+        expected=tuple(found.expected),
+        got=tuple(found.got),
+    )
+    return as_difference.words
+
+
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
 
-    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}}.
-    A metric that was not measured fails.
+    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}};
+    accept, differences that the recipe accepts. A metric that was not measured fails.
 
     Raises:
         GateFailed: names every gate that failed, its limit and the value.
+        StepFailed: the packaged tokenizer gives other ids for some text.
     """
-    metrics = dict(reports.read(Metrics, inputs["metrics"]).metrics)
+    scored = reports.read(Metrics, inputs["metrics"])
+    _check_tokenizer(scored.sanity, params)
+    metrics = dict(scored.metrics)
     metrics |= reports.read(Speed, inputs["speed"]).metrics
     if "vision" in inputs:
         metrics |= reports.read(Vision, inputs["vision"]).metrics

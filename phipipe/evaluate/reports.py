@@ -51,6 +51,14 @@ class Chat(Report):
     text: Words
 
 
+class Reading(Report):
+    """A text and the ids that the original's tokenizer makes of it; ``kind``: "text" or "chat"."""
+
+    kind: Words
+    text: Words
+    ids: list[int]
+
+
 class Scored(Report):
     """On what the original was scored, and how well it did."""
 
@@ -68,6 +76,7 @@ class Baseline(Scored):
 
     parity_ids: list[int]
     chats: list[Chat]
+    readings: list[Reading] = []
 
 
 class Answer(Report):
@@ -77,12 +86,23 @@ class Answer(Report):
     text: Words
 
 
+class Misread(Report):
+    """The shortest text that the packaged tokenizer reads otherwise than the original's; ``kind``
+    "chat": plain text is read alike."""
+
+    kind: Words
+    text: Words  # as a programmer writes it, on one line
+    expected: list[int]
+    got: list[int]
+
+
 class Sanity(Report):
     """What a table of averages hides. None where nobody asked."""
 
     __pydantic_extra__: dict[str, bool | Number | list[bool] | None]
 
     tokenizer_equal: bool | None = None
+    tokenizer_difference: Misread | None = None
     chat_template_equal: bool | None = None
     greedy_agreement: Number | None = None
     answers_ended: list[bool] = []

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe.backends.base import AnyBackend, Runtime
+from phipipe.backends.base import AnyBackend, Runtime, Tokenizer
 from phipipe.evaluate.original import Original
-from phipipe.evaluate.reports import Answer, Baseline, Chat, Sanity
+from phipipe.evaluate.reports import Answer, Baseline, Chat, Misread, Reading, Sanity
 from phipipe.models import tokenizer as transformers_tokenizer
+from phipipe.models import tokenizer_difference, tokenizer_reading, tokenizer_texts
 
 # Asked of every model, greedily; rendered with the source's own chat template.
 PROMPTS = ("Tell me a short story about a fox.", "Where is the key?", "What is 2 plus 3?")
 CONTINUATION_TOKENS = 96
+MOST_IDS = 64  # that are kept of a text which is read otherwise
 
 # A packaged tokenizer must give the source tokenizer's ids on this: accents, scripts, code, spaces,
 # digits.
@@ -23,9 +25,9 @@ def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
 """
 
 
-def expected(source: Path, model: Original) -> tuple[list[int], list[Chat]]:
-    """What a runtime and its packaged tokenizer must reproduce: the ids of ``PARITY_TEXT``, and
-    rendered chats with their greedy answers."""
+def expected(source: Path, model: Original) -> tuple[list[int], list[Chat], list[Reading]]:
+    """What a runtime and its packaged tokenizer must reproduce: the ids of ``PARITY_TEXT``,
+    rendered chats with their greedy answers, and the ids of many short texts."""
     tokenizer = transformers_tokenizer.of_source(source)
     prompts = PROMPTS if tokenizer.facts["chat_template"] else ()
     rendered = [tokenizer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
@@ -35,7 +37,13 @@ def expected(source: Path, model: Original) -> tuple[list[int], list[Chat]]:
         Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
         for prompt, text, read, answer in zip(prompts, rendered, ids, answers, strict=True)
     ]
-    return tokenizer.encode(PARITY_TEXT), chats
+    texts = tokenizer_reading.marked(source, tokenizer)
+    readings = [
+        Reading(kind=kind, text=text, ids=tokenizer.encode(text))
+        for kind, every in (("text", tokenizer_texts.PLAIN), ("chat", texts))
+        for text in every
+    ]
+    return tokenizer.encode(PARITY_TEXT), chats, readings
 
 
 def check(
@@ -50,9 +58,10 @@ def check(
         tokenizer.render([{"role": "user", "content": chat.prompt}]) == chat.rendered
         for chat in chats
     ]
+    misread = difference(tokenizer, baseline)
     sanity = Sanity(
-        tokenizer_equal=tokenizer.encode(PARITY_TEXT) == baseline.parity_ids
-        and all(tokenizer.encode(chat.rendered) == chat.ids for chat in chats),
+        tokenizer_equal=misread is None,
+        tokenizer_difference=misread,
         chat_template_equal=all(rendered),
         greedy_agreement=sum(same) / sum(longest) if longest else None,
         answers_ended=[len(answer) < CONTINUATION_TOKENS for answer in answers],
@@ -62,6 +71,26 @@ def check(
         Answer(prompt=chat.prompt, text=tokenizer.decode(answer))
         for answer, chat in zip(answers, chats, strict=True)
     ]
+
+
+def difference(tokenizer: Tokenizer, baseline: Baseline) -> Misread | None:
+    """The shortest plain text that ``tokenizer`` reads otherwise than the original's did; where
+    there is none, the shortest text of a chat."""
+    long = [Reading(kind="text", text=PARITY_TEXT, ids=baseline.parity_ids)]
+    long += [Reading(kind="chat", text=chat.rendered, ids=chat.ids) for chat in baseline.chats]
+    rank = {"text": 0, "chat": 1}
+    for reading in sorted(
+        [*baseline.readings, *long], key=lambda one: (rank.get(one.kind, 1), len(one.text))
+    ):
+        got = list(tokenizer.encode(reading.text))
+        if got != reading.ids:
+            return Misread(
+                kind=reading.kind,
+                text=tokenizer_difference.visible(reading.text),
+                expected=reading.ids[:MOST_IDS],
+                got=got[:MOST_IDS],
+            )
+    return None
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

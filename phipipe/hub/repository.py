@@ -32,7 +32,7 @@ from phipipe.hub.parts import (
     part_of,
 )
 from phipipe.hub.published import Published
-from phipipe.models import adapter_files, checkpoints, texts, weight_files
+from phipipe.models import adapter_files, checkpoints, finite, texts, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
@@ -216,8 +216,10 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     with named(repo, out):
         if any(file.name == weight_files.ADAPTER for file in files):
             adapter_files.tensors(out)
+            finite.check_file(out / adapter_files.WEIGHTS, "adapter")
             return
         checkpoints.read(out)
+        finite.check(out)
         chat_templates.check(out)
 
 

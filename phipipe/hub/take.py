@@ -18,12 +18,22 @@ from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
 from phipipe.hub import repository
-from phipipe.models import adapter_files, adapter_view, adapters, checkpoints
+from phipipe.models import (
+    adapter_files,
+    adapter_view,
+    adapters,
+    checkpoints,
+    finite,
+    gguf_checkpoints,
+    gguf_files,
+    weight_files,
+)
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Outside, Params, Step
+from phipipe.store import notes
 from phipipe.words import MIB
 
 if TYPE_CHECKING:
@@ -31,6 +41,8 @@ if TYPE_CHECKING:
     from phipipe.recipe.source import Source
 
 ASSETS = Path(str(package_files("phipipe"))) / "assets"
+STORED = "stored"  # the step that brings weights which another one widens
+WIDEN_BYTES = 24  # that a weight takes while it is widened
 BUILTIN_MODELS = {"tiny-phi3": ASSETS / "tiny-phi3"}
 BUILTIN_TEXTS = {
     "stories": ASSETS / "stories"
@@ -67,14 +79,16 @@ def original(source: Source, base: Path) -> Original:
     if source.repo is not None:
         repo = repository.model_of(source)
         checkpoint, listing = repository.checkpoint_of(repo)
-        return Original(checkpoint, repository.source_step(repo, listing), listing.licence)
+        return of_step(checkpoint, repository.source_step(repo, listing), listing.licence)
     folder = (
         BUILTIN_MODELS[source.builtin]
         if source.builtin is not None
         else user_paths.inside(base, str(source.path))
     )
-    checkpoint = checkpoints.read(folder)
-    return Original(checkpoint, _source_step(checkpoint))
+    if source.builtin is None and folder.is_dir():
+        checkpoints.read(folder)
+        check_weights(folder)
+    return of_folder(folder)
 
 
 def _adapted(source: Source, base: Original, folder: Path) -> Original:
@@ -94,6 +108,7 @@ def _adapted(source: Source, base: Original, folder: Path) -> Original:
     else:
         place = user_paths.inside(folder, str(adapter.path))
         merged = adapters.merged(base.checkpoint, place)
+        finite.check_file(place / adapter_files.WEIGHTS, "adapter")
         outside = {"files": Outside(place, tuple(adapter_files.files(place)))}
         step = Step(name="adapter", runs="hub/take", version=1, outside=outside, copies=True)
     checkpoint = adapter_view.of(merged.checkpoint, place, Settings.read().cache)
@@ -105,7 +120,7 @@ def _adapted(source: Source, base: Original, folder: Path) -> Original:
         _merge_step(checkpoint),
         licence,
         before=(*base.before, replace(base.step, name="base"), step),
-        notes={"adapter_rank": merged.settings.rank},
+        notes={**base.notes, "adapter_rank": merged.settings.rank},
     )
 
 
@@ -121,24 +136,70 @@ def _merge_step(checkpoint: Checkpoint) -> Step:
     )
 
 
-def source_step(folder: Path) -> Step:
-    """The step that takes the checkpoint in ``folder`` into the store.
+def check_weights(folder: Path) -> None:
+    """Look once at every weight of the checkpoint in ``folder``, a user's.
 
     Raises:
-        SourceError: see ``checkpoints.read``.
+        SourceError: one is NaN or infinite.
     """
-    return _source_step(checkpoints.read(folder))
+    files, cache = weight_files.choose(folder).files, Settings.read().cache
+    if not notes.is_known(folder, files, cache, "finite"):
+        finite.check(folder)
+        notes.remember(folder, files, cache, "finite")
 
 
-def _source_step(checkpoint: Checkpoint) -> Step:
-    folder = checkpoint.folder
+def of_folder(folder: Path) -> Original:
+    """What the checkpoint in ``folder`` is, which may be a GGUF, and the steps that bring it into
+    the store.
+
+    Raises:
+        SourceError: see ``checkpoints.read`` and ``gguf_checkpoints.read``.
+    """
+    if gguf_files.is_one(folder):
+        return of_step(gguf_checkpoints.read(folder), _source_step(folder))
+    checkpoint = checkpoints.read(folder)
+    return of_step(checkpoint, _source_step(folder, checkpoint.weight_bytes))
+
+
+def outside(path: Path) -> Outside:
+    """The files of the checkpoint at ``path``: of a folder, or the GGUF itself."""
+    if gguf_files.is_one(path):
+        return Outside(path.parent, (path.name,))
+    return Outside(path, tuple(checkpoints.files(path)))
+
+
+def of_step(checkpoint: Checkpoint, step: Step, licence: str | None = None) -> Original:
+    """The original that ``step`` brings as it is; what is quantized is widened after that."""
+    if checkpoint.quantized is None:
+        return Original(checkpoint, step, licence)
+    file = gguf_files.is_one(checkpoint.folder)
+    source = Step(
+        name="source",
+        runs="models/unpack_gguf" if file else "models/widen",
+        version=1,
+        needs={STORED: STORED},
+        toolchain="torch",
+        output_bytes=checkpoint.weight_bytes,
+        memory_bytes=2**30 + WIDEN_BYTES * _largest(checkpoint),
+    )
+    notes = {"widened_from": checkpoint.quantized}
+    return Original(checkpoint, source, licence, (replace(step, name=STORED),), notes)
+
+
+def _largest(checkpoint: Checkpoint) -> int:
+    """How many weights the largest matrix of a layer has, at most."""
+    inner = 2 * checkpoint.intermediate_size
+    return checkpoint.hidden_size * max(inner, 3 * checkpoint.heads * checkpoint.head_size)
+
+
+def _source_step(path: Path, weight_bytes: int = 0) -> Step:
     return Step(
         name="source",
         runs="hub/take",
         version=1,
-        outside={"files": Outside(folder, tuple(checkpoints.files(folder)))},
+        outside={"files": outside(path)},
         copies=True,
-        output_bytes=checkpoint.weight_bytes,
+        output_bytes=weight_bytes or path.stat().st_size,
     )
 
 

@@ -130,11 +130,11 @@ def _advised(
     return job.checkpoint, advice
 
 
-def family_table() -> str:
-    """Rows of the family against backends."""
+def family_table(group: str) -> str:
+    """Rows of a group of the family against backends."""
     names = backends.names()
     rows = []
-    for row in dict.fromkeys(cell.row for cell in cells()):
+    for row in dict.fromkeys(m.row for m in family.MEMBERS if m.group == group):
         words = [_linked(cell.words()) for cell in cells() if cell.row == row]
         rows.append([row, *words])
     return table(["models", *(f"`{name}`" for name in names)], rows)
@@ -145,10 +145,11 @@ def _linked(words: str) -> str:
     return re.sub(r"\b[A-Z]\d\d?\b", lambda m: f"[{m[0]}](rules.md#{m[0].lower()})", words)
 
 
-def family_legend() -> dict[str, str]:
-    """Mark → its words, of all marks in the table."""
+def family_legend(group: str) -> dict[str, str]:
+    """Mark → its words, of all marks in the group's table."""
     legend: dict[str, str] = {}
-    for cell in cells():
+    rows = {m.row for m in family.MEMBERS if m.group == group}
+    for cell in (cell for cell in cells() if cell.row in rows):
         first = dict(list(cell.errors.items())[:1])
         shown = {**cell.fixups, **cell.limits} if cell.works else first
         legend |= {mark: words for mark, words in shown.items() if mark not in legend}

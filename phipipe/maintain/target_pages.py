@@ -18,6 +18,7 @@ from phipipe.maintain.markdown import (
 )
 from phipipe.maintain.schema_pages import kind
 from phipipe.models import family
+from phipipe.models.members import NEIGHBOUR, PHI
 from phipipe.recipe import device
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import PRECISIONS
@@ -163,12 +164,11 @@ def _either(value: object) -> str:
 
 
 def models() -> str:
-    """Members of the family against backends."""
+    """Members of the family, and its neighbours, against backends."""
     repos = [
         [member.name, codes(member.repos), "" if member.native else "no"]
         for member in family.MEMBERS
     ]
-    legend = support_tables.family_legend()
     return page(
         "Models",
         "A small checkpoint of every architecture goes through every ✓ in the tests. It has the "
@@ -179,11 +179,17 @@ def models() -> str:
             "limit (M). A fix-up changes a staged copy of `config.json` and is recorded in the "
             "package. `phipipe plan` tells a limit. – means that `plan` refuses the model and "
             "says what works instead.",
-            support_tables.family_table(),
-            bullets(
-                f"[**{mark}**](rules.md#{mark.lower()}) {sentence(words)}"
-                for mark, words in legend.items()
-            ),
+            support_tables.family_table(PHI),
+            _legend(PHI),
+        ),
+        section(
+            "Phi's neighbours",
+            "The layers of these models are arranged as Phi's are. They pass the same tests, on "
+            "shorter and on longer texts than their windows and original contexts. Phi comes "
+            "first: recipes, defaults and advice are made for it. How the neighbours differ is in "
+            "[Phi's neighbours](../how-to/neighbours.md).",
+            support_tables.family_table(NEIGHBOUR),
+            _legend(NEIGHBOUR),
         ),
         section(
             "Repositories",
@@ -191,4 +197,11 @@ def models() -> str:
             "never at its name.",
             table(["model", "repositories", "built into transformers"], repos),
         ),
+    )
+
+
+def _legend(group: str) -> str:
+    legend = support_tables.family_legend(group)
+    return bullets(
+        f"[**{mark}**](rules.md#{mark.lower()}) {sentence(words)}" for mark, words in legend.items()
     )

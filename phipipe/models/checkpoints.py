@@ -16,12 +16,18 @@ from phipipe.files import json_files
 from phipipe.models import (
     config_check,
     family,
+    family_sizes,
     foreign,
     layout_check,
     layouts,
+    likeness,
     longrope,
+    plain_values,
+    quantized,
+    rotary,
     tokenizer_files,
     vetting,
+    vocabulary_kinds,
     weight_files,
 )
 from phipipe.models.remarks import Remark
@@ -68,8 +74,8 @@ class Checkpoint:
 
     ``rope_scaling`` is LongRoPE in the one spelling that every converter reads ("type": "longrope",
     "short_factor", "long_factor" …), whatever the config's; None without LongRoPE. ``tokenizer``
-    says which of its files llama.cpp's converter can read: "sentencepiece" (``tokenizer.model``),
-    "gpt2" (byte-level BPE) or "other".
+    is the kind of its vocabulary: "sentencepiece" (pieces, with bytes for what none covers), "gpt2"
+    (byte-level BPE) or "other".
     """
 
     folder: Path
@@ -98,8 +104,11 @@ class Checkpoint:
     resaved: bool  # transformers 5's own layout, which other converters misread
     parameters: int
     weight_bytes: int
+    quantized: str | None = None  # the format that its weights are widened from
     cut: bool = False  # its first layers alone, for a proof
+    like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
+    normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
     def large(self) -> bool:
@@ -128,10 +137,13 @@ class Checkpoint:
 
     @property
     def scaling(self) -> str:
-        """The kind of rotary scaling that the config asks for, as it is spelled there; "default" is
-        none."""
-        rope = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
-        return str(rope.get("rope_type") or rope.get("type") or "default")
+        """The kind of rotary scaling that the config asks for (``rotary.kind``)."""
+        return rotary.kind(self.config)
+
+    @property
+    def rotary_features(self) -> tuple[str, ...]:
+        """What a runtime must have to compute the positions (``rotary.features``)."""
+        return rotary.features(self.config)
 
     @property
     def besides(self) -> str:
@@ -174,20 +186,23 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     config = config_check.read(path)
     remarks = vetting.refuse_code(folder, config)
     foreign.refuse(path, config)
+    config, stored = quantized.split(path, config)
     choice = weight_files.choose(folder)
     vetting.refuse_pointers(folder, files(folder))
     config_check.check_model(path, config)
     config, named = vetting.with_architecture(path, config)
+    plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
-    counts = sum(t.elements for t in tensors.values()), sum(t.size_bytes for t in tensors.values())
-    checkpoint = _checkpoint(folder, config, _tokenizer(folder), *counts)
+    shape = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
+    checkpoint, tensors, widened = quantized.widened(shape, stored, tensors)
     remarks += [
+        *widened,
         *named,
         *vetting.note_unknown_ends(folder, config),
         *vetting.note_double_settings(config),
         *vetting.note_files_beside(folder, choice),
-        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=sizes is None),
+        *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=not (sizes or stored)),
     ]
     layout_check.check(
         folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
@@ -197,7 +212,9 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         raise SourceError(
             f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
         )
-    return replace(checkpoint, remarks=tuple(remarks))
+    like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
+    form = vocabulary_kinds.normal_form(folder)
+    return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
 
 
 def _config_file(folder: Path) -> Path:
@@ -222,7 +239,7 @@ def of_config(config: Mapping[str, Json], tokenizer: str = "other") -> Checkpoin
         KeyError: a needed key is missing.
     """
     wide = {**config, "intermediate_size": _inner(config)}
-    count = family.parameters(wide)
+    count = family_sizes.parameters(wide)
     return _checkpoint(Path(), config, tokenizer, count, 2 * count)
 
 
@@ -239,8 +256,7 @@ def _checkpoint(
     original = "original_max_position_embeddings"
     context = int(config["max_position_embeddings"])
     heads = int(config["num_attention_heads"])
-    window = config.get("sliding_window")
-    scaling = longrope.spelled(rope)
+    scaling = longrope.spelled(rope) if rotary.kind(config) == "longrope" else None
     return Checkpoint(
         folder=folder,
         config=config,
@@ -252,11 +268,11 @@ def _checkpoint(
         layers=int(config["num_hidden_layers"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_size=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        head_size=family_sizes.head_size(config),
         context_length=context,
         original_context_length=int(config.get(original) or rope.get(original) or context),
-        sliding_window=None if window is None else int(window),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        sliding_window=family_sizes.sliding_window(config),
+        tied=family_sizes.is_tied(config),
         longrope=scaling is not None,
         rope_scaling=scaling,
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
@@ -281,7 +297,4 @@ def _tokenizer(folder: Path) -> str:
     """ "" if there is none; see ``Checkpoint.tokenizer``."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return ""
-    settings = vetting.optional_settings(folder / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "GPT2Tokenizer":
-        return "gpt2"
-    return "sentencepiece" if (folder / "tokenizer.model").is_file() else "other"
+    return vocabulary_kinds.of(folder)

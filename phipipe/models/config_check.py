@@ -10,10 +10,12 @@ from typing import NoReturn
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
+from phipipe.models import rotary
 from phipipe.models.config_bounds import ACTIVATIONS, CHOICES, FLAGS, NUMBERS, TABLES, TEXTS, Bound
 from phipipe.steps import Json
 
-KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", "llama")
+_NEIGHBOURS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text")
+KNOWN = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm", *_NEIGHBOURS)
 NEEDED = (
     "num_hidden_layers",
     "num_attention_heads",
@@ -23,6 +25,7 @@ NEEDED = (
 )
 MAX_NUMBER, MAX_TEXT, MAX_ENTRIES, MAX_BYTES = 10**18, 2**16, 2**17, 2**22
 _SYNONYMS = {"su": "longrope", "yarn": "longrope"}  # as Phi-3 called it first
+_PHI_KINDS = ("default", "longrope")
 _HINT = "correct it there, or take the file again from where the model comes from"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 _CLASS = re.compile(r"([\w.\-]+/[\w.\-]+--)?\.?[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
@@ -40,6 +43,16 @@ def read(path: Path) -> dict[str, Json]:
     settings = json_files.read_object(path, MAX_BYTES)
     _check_all(path, settings, "")
     return settings
+
+
+def check(path: Path, config: Mapping[str, Json]) -> None:
+    """Check what ``config``, made of the settings of ``path``, says of a model, within all bounds.
+
+    Raises:
+        SourceError: names the key.
+    """
+    _check_all(path, dict(config), "")
+    check_model(path, config)
 
 
 def check_model(path: Path, config: Mapping[str, Json]) -> None:
@@ -116,17 +129,26 @@ def _check_rope(path: Path, config: Mapping[str, Json]) -> None:
             kind = rope.get(name)
             if kind is not None and not _is_name(kind):
                 _odd(path, f"{key}.{name}", "is no name")
-        share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        pairs = int(size * share) // 2
-        for name in ("short_factor", "long_factor"):
-            factors = rope.get(name)
-            if factors is None:
-                continue
-            if not isinstance(factors, list) or len(factors) != pairs:
-                count = len(factors) if isinstance(factors, list) else "no"
-                what = f"has {count} factors; heads of {size} have {pairs} rotary pairs"
-                _odd(path, f"{key}.{name}", what)
+        _check_factors(path, config, key, rope)
+    foreign = config["model_type"] in rotary.PHI_TYPES and rotary.kind(config) not in _PHI_KINDS
+    if config["model_type"] in KNOWN and not foreign:  # a rule refuses those of Phi's
+        problem = rotary.problem(config)
+        if problem is not None:
+            _odd(path, *problem)
+
+
+def _check_factors(
+    path: Path, config: Mapping[str, Json], key: str, rope: Mapping[str, Json]
+) -> None:
+    share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    pairs = int(size * share) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = rope.get(name)
+        if factors is not None and (not isinstance(factors, list) or len(factors) != pairs):
+            count = len(factors) if isinstance(factors, list) else "no"
+            what = f"has {count} factors; heads of {size} have {pairs} rotary pairs"
+            _odd(path, f"{key}.{name}", what)
 
 
 def _check_agreement(

@@ -6,8 +6,6 @@ like their originals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from phipipe.models.family_configs import (
     MEDIUM,
     MINI,
@@ -21,22 +19,8 @@ from phipipe.models.family_configs import (
     remote,
     slim,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """Repositories of one shape. ``marks`` are the keys of ``config`` that tell it from others of
-    its architecture."""
-
-    name: str
-    repos: tuple[str, ...]
-    config: Config
-    marks: tuple[str, ...] = ()
-    # "sentencepiece", "gpt2" (byte-level BPE in tokenizer.json) or "code" (a class of its own)
-    tokenizer: str
-    # transformers has the architecture built in; the others exist as code on the hub alone
-    native: bool = True
-    row: str  # members that every runtime treats alike share a row of the support table
+from phipipe.models.members import Member as Member
+from phipipe.models.neighbours import LLAMA_PHI4, NEIGHBOURS
 
 
 def of(config: Config) -> Member | None:
@@ -54,37 +38,6 @@ def is_native(architecture: str) -> bool:
     """False for members that exist as remote code only, whose layout of files nothing here can
     read."""
     return all(m.native for m in MEMBERS if m.config["architectures"][0] == architecture)
-
-
-def parameters(config: Config) -> int:
-    """How many parameters a model of ``config`` has: phi, phi3 and phimoe exactly, others as if
-    they were phi3."""
-    hidden, layers, inner = (
-        int(config[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
-    )
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    size = int(config.get("head_dim") or hidden // heads)
-    queries, joined = heads * size, (heads + 2 * kv_heads) * size
-    kind, table = config["model_type"], int(config["vocab_size"]) * hidden
-    total = table * (1 if config.get("tie_word_embeddings") else 2)
-    if kind == "phi":  # biases everywhere, one norm per layer
-        layer = (
-            joined * (hidden + 1) + hidden * (queries + 1) + inner * (2 * hidden + 1) + 3 * hidden
-        )
-        return total + layers * layer + 2 * hidden + int(config["vocab_size"])
-    layer = hidden * (joined + queries) + 2 * hidden
-    if kind != "phimoe":
-        return total + layers * (layer + 3 * hidden * inner) + hidden
-    # norms with biases
-    layer += 2 * hidden + (joined + hidden if config.get("attention_bias") else 0)
-    layer += int(config["num_local_experts"]) * (hidden + 3 * hidden * inner)
-    return (
-        total
-        + layers * layer
-        + 2 * hidden
-        + (int(config["vocab_size"]) if config.get("lm_head_bias") else 0)
-    )
 
 
 _SPM, _BPE = "sentencepiece", "gpt2"
@@ -155,6 +108,7 @@ MEMBERS: tuple[Member, ...] = (
         tokenizer=_BPE,
         row=_DENSE,
     ),
+    LLAMA_PHI4,
     Member(
         name="Phi-4-mini",
         repos=("microsoft/Phi-4-mini-instruct", "microsoft/Phi-4-mini-reasoning"),
@@ -268,4 +222,5 @@ MEMBERS: tuple[Member, ...] = (
         native=False,
         row="Phi-4-reasoning-vision",
     ),
+    *NEIGHBOURS,
 )

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.func import functional_call
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from phipipe import progress
@@ -90,8 +91,10 @@ class Layerwise:
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
+        table = self._base.embed_tokens
         with torch.inference_mode():
-            return self._base.embed_tokens(torch.tensor(list(ids), dtype=torch.long)).float()
+            rows = functional.embedding(torch.tensor(list(ids), dtype=torch.long), table.weight)
+            return rows.float() * getattr(table, "scalar_embed_scale", 1.0)  # Gemma's, unrounded
 
     def logits(
         self, windows: Sequence[Sequence[int] | torch.Tensor]

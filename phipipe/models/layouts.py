@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -118,16 +118,44 @@ def _phimoe(s: Sizes) -> Shapes:
             yield f"block_sparse_moe.experts.{expert}.{name}.weight", shape
 
 
-def _llama(s: Sizes) -> Shapes:
-    yield from _norm("input_layernorm", s.hidden)
-    yield from _norm("post_attention_layernorm", s.hidden)
-    yield from _apart(s, "o_proj", s.attention_bias, s.attention_bias)
+def _gated(s: Sizes) -> Shapes:
+    """An MLP with its gate apart."""
     for name, rows, columns in (
         ("gate", s.inner, s.hidden),
         ("up", s.inner, s.hidden),
         ("down", s.hidden, s.inner),
     ):
         yield from _linear(f"mlp.{name}_proj", rows, columns, s.mlp_bias)
+
+
+def _llama(s: Sizes) -> Shapes:
+    yield from _norm("input_layernorm", s.hidden)
+    yield from _norm("post_attention_layernorm", s.hidden)
+    yield from _apart(s, "o_proj", s.attention_bias, s.attention_bias)
+    yield from _gated(s)
+
+
+def _mistral(s: Sizes) -> Shapes:  # whatever a config says of biases
+    yield from _llama(replace(s, attention_bias=False, mlp_bias=False))
+
+
+def _qwen2(s: Sizes) -> Shapes:
+    yield from _norm("input_layernorm", s.hidden)
+    yield from _norm("post_attention_layernorm", s.hidden)
+    yield from _apart(s, "o_proj", bias=True, output_bias=False)
+    yield from _gated(replace(s, mlp_bias=False))
+
+
+def _qwen3(s: Sizes) -> Shapes:
+    yield from _llama(replace(s, mlp_bias=False))
+    for name in ("q_norm", "k_norm"):
+        yield from _norm(f"self_attn.{name}", s.head)
+
+
+def _gemma3(s: Sizes) -> Shapes:
+    yield from _qwen3(s)
+    for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+        yield from _norm(name, s.hidden)
 
 
 def _last_norm(name: str, bias: bool) -> Callable[[Sizes], Shapes]:
@@ -152,6 +180,11 @@ LAYOUTS: Mapping[str, Layout] = {
         model_type="phi4mm", layer=_phi3, ends=_PLAIN, others=("model.embed_tokens_extend.",)
     ),
     "LlamaForCausalLM": Layout(model_type="llama", layer=_llama, ends=_PLAIN),
+    "MistralForCausalLM": Layout(model_type="mistral", layer=_mistral, ends=_PLAIN),
+    "Qwen2ForCausalLM": Layout(model_type="qwen2", layer=_qwen2, ends=_PLAIN),
+    "Qwen3ForCausalLM": Layout(model_type="qwen3", layer=_qwen3, ends=_PLAIN),
+    "SmolLM3ForCausalLM": Layout(model_type="smollm3", layer=_llama, ends=_PLAIN),
+    "Gemma3ForCausalLM": Layout(model_type="gemma3_text", layer=_gemma3, ends=_PLAIN),
 }
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Rotary frequencies and masks that old releases of transformers stored with the weights.

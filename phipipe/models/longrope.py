@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from phipipe.steps import Json
 
+PHI_TYPES = ("phi", "phi3", "phimoe", "phi3_v", "phi4mm")
 _FIRST_NAMES = ("su", "yarn")
 _KEYS = (
     "short_factor",
@@ -37,5 +38,5 @@ def respelled(config: Mapping[str, Json]) -> dict[str, Json]:
     as no scaling.
     """
     rope = config.get("rope_scaling") or {}
-    scaling = spelled(rope)
+    scaling = spelled(rope) if config.get("model_type") in PHI_TYPES else None
     return {} if scaling is None or rope.get("type") == "longrope" else {"rope_scaling": scaling}

@@ -83,6 +83,21 @@ KINDS: Mapping[str, Kind] = {
         "weights are then two "
         "models; what is built is what transformers 5 makes of them.",
     ),
+    "W40": Kind(
+        message="the weights are quantized ({names}): they are widened to 16 bits, and the "
+        "baseline of every figure is the widened model",
+        hint="start from the original in 16 bits, if there is one",
+        why="A code times its scale is a number that 16 bits hold, so the widened model is the one "
+        "that the format stands for. The difference to the model before it was quantized is lost, "
+        "and no figure shows it.",
+    ),
+    "W41": Kind(
+        message="runtimes of {names} round what passes through the model, too; the widened model "
+        "does not",
+        why="Some formats store weights in 8 bits and have activations rounded while the model "
+        "runs. phipipe takes the weights alone, so its baseline is a little better than such a "
+        "runtime.",
+    ),
     "W30": Kind(
         message="the adapter says that it was trained on {names}; it is merged into another base, "
         "as the recipe says",
@@ -96,6 +111,16 @@ KINDS: Mapping[str, Kind] = {
         why="Training may add tokens or use another chat template, and whoever saves the adapter "
         "saves the tokenizer beside it. The merged model answers best to the text that it was "
         "trained on.",
+    ),
+    "W20": Kind(
+        message="transformers builds this tokenizer anew from a class that does not fit "
+        "`tokenizer.json` ({names}); the staged copy names one that takes the file as it is",
+        hint='nothing needs to be done; `"tokenizer_class": "PreTrainedTokenizerFast"` in '
+        "`tokenizer_config.json` would mend the checkpoint itself",
+        why="transformers 5 takes vocabulary and merges from `tokenizer.json`, and how text is "
+        "cut from the class that `tokenizer_config.json` names. Where that is the class of another "
+        "tokenizer, spaces get lost, or accents change; every build and the baseline would share "
+        "the fault. `tokenizer.json` is what the model was trained with.",
     ),
 }
 

@@ -22,12 +22,19 @@ def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
     scratch.mkdir()
     for path in sorted(source.iterdir()):
         if path.is_file():
-            take = _link if path.suffix == ".safetensors" else shutil.copyfile
             take(path, scratch / path.name)
     config = scratch / "config.json"
     patched = json.loads(config.read_text("utf-8")) | dict(patch)
     config.write_text(json.dumps(patched, indent=2) + "\n", "utf-8")
     return scratch
+
+
+def take(path: Path, target: Path) -> None:
+    """The file ``path`` as ``target``: weights under another name, all else by copy."""
+    if path.suffix == ".safetensors":
+        _link(path, target)
+    else:
+        shutil.copyfile(path, target)
 
 
 def copy_beside(

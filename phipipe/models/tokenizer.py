@@ -45,14 +45,22 @@ class TransformersTokenizer:
         )
 
 
-def of_folder(folder: Path, whose: str = "package") -> LimitedTokenizer:
+def of_folder(folder: Path, whose: str = "package", python: Path | None = None) -> LimitedTokenizer:
     """The tokenizer that transformers reads from ``folder``; see ``open_in_child``."""
     imports = ("transformers:AutoTokenizer", "transformers:AutoConfig")
     return limited_tokenizer.open_in_child(
-        "phipipe.models.transformers_files:opened", folder, imports, whose
+        "phipipe.models.transformers_files:opened", folder, imports, whose, python
     )
 
 
-def of_source(folder: Path) -> LimitedTokenizer:
+def of_source(folder: Path, python: Path | None = None) -> LimitedTokenizer:
     """The tokenizer of the checkpoint in ``folder``."""
-    return of_folder(folder, "checkpoint")
+    return of_folder(folder, "checkpoint", python)
+
+
+def of_file(folder: Path, python: Path | None = None) -> LimitedTokenizer:
+    """The tokenizer that ``tokenizer.json`` in the checkpoint ``folder`` describes, as it stands;
+    it renders no chats."""
+    return limited_tokenizer.open_in_child(
+        "phipipe.models.tokenizer_file:opened", folder, ("tokenizers",), "checkpoint", python
+    )

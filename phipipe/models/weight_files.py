@@ -28,8 +28,8 @@ _OTHER_KINDS = (  # patterns, what they are, what to do
     (
         ("*.gguf",),
         "GGUF files, which are converted already",
-        "run those with llama.cpp or Ollama as they are; or give the folder of the original, with "
-        "its safetensors",
+        "run those with llama.cpp or Ollama as they are; or name one itself, `source: {path: "
+        "FOLDER/NAME.gguf}`; best is the folder of the original, with its safetensors",
     ),
     (
         PICKLES,

@@ -19,6 +19,7 @@ from phipipe.package import figures
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
 from phipipe.steps import Json
+from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -156,17 +157,23 @@ def _order(steps: Mapping[str, Step]) -> list[str]:
 def _original(source: Source | Origin) -> Safe:
     if isinstance(source, Source) and source.base and source.adapter:
         return Safe(
-            f"{_original(source.base)} with a LoRA adapter merged into it, "
+            f"{_original(source.base)}{_widened(source)} with a LoRA adapter merged into it, "
             f"{_adapter(source.adapter)}"
         )
     if source.kind == "hub":
-        return Safe(f"{code(source.repo)} at commit {code(source.revision)}")
-    where = (
-        f"phipipe's embedded model {code(source.name)}"
-        if source.kind == "builtin"
-        else f"the local checkpoint {code(source.name)}"
-    )
-    return Safe(where)
+        where = f"{code(source.repo)} at commit {code(source.revision)}"
+    elif source.kind == "builtin":
+        where = f"phipipe's embedded model {code(source.name)}"
+    else:
+        where = f"the local checkpoint {code(source.name)}"
+    return Safe(where + (_widened(source) if isinstance(source, Source) else ""))
+
+
+def _widened(source: Source) -> str:
+    """Figures compare with the widened model, and know nothing of one before it."""
+    if source.widened_from is None:
+        return ""
+    return f", whose quantized weights ({code(source.widened_from)}) were widened to 16 bits"
 
 
 def _adapter(adapter: Origin) -> Safe:
@@ -233,6 +240,9 @@ def snippet(package: Description) -> Safe | None:
         "api": package.api,
         "sees": package.fidelity.vision is not None,
         "square": package.source.architecture in backends.load(package.backend).square,
+        "after_mark": kinds.after_mark(package.source.architecture)
+        .encode("unicode_escape")
+        .decode(),
         "picture_length": min(PICTURE_TOKENS, context),
         "options": package.recipe.quantize,
         "quantized": package.precision in ("int4", "int8"),

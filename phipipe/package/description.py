@@ -53,6 +53,7 @@ class Source(Report):
     adapter: Origin | None = None
     digest: Words
     files: Sequence[File] = Field(default_factory=list)
+    widened_from: Words | None = None  # the format of a source that was quantized before
 
     @property
     def title(self) -> str:
@@ -106,9 +107,10 @@ class Text(Report):
 
 
 class Evaluation(Report):
-    """How the artifact was evaluated."""
+    """How the artifact was evaluated; ``accept`` names differences that were accepted."""
 
     text: Text = Text()
+    accept: list[Words] = Field(default_factory=list)
 
 
 class Recipe(Report):

@@ -20,8 +20,10 @@ MAX_COUNT = 2**31
 MAX_LIST = MAX_SMALL = 4096
 # What a value may be: a number, a number of layers or threads, true or false, a short text without
 # a path, the name of a tensor (``%d`` stands for a layer; the runtime hands it to ``snprintf``), a
-# file of the package, one or several ids of tokens, a list of texts or of numbers.
-Kind = Literal["number", "small", "flag", "text", "name", "file", "ids", "texts", "counts"]
+# file of the package, an empty text, one or several ids of tokens, a list of texts or of numbers.
+Kind = Literal[
+    "number", "small", "flag", "text", "name", "file", "nothing", "ids", "texts", "counts"
+]
 # key → kind, or what may be inside; a list of one: a list of such; "*": any other key
 Spec = Mapping[str, Json]
 _TEXT = re.compile(r"[\w .:|-]{0,200}", re.ASCII)
@@ -93,7 +95,10 @@ CONFIG: Spec = {
         "vision": {
             **_GRAPH,
             **dict.fromkeys(("spatial_merge_size", "patch_size", "num_visual_tokens"), "number"),
+            "config_filename": "file",
         },
+        # its defaults are names of files
+        "speech": dict.fromkeys(("filename", "config_filename"), "nothing"),
     },
     "search": {
         **dict.fromkeys(("do_sample", "early_stopping", "past_present_share_buffer"), "flag"),
@@ -128,12 +133,18 @@ PROCESSOR: Spec = {
                     "type": "text",
                     "attrs": {
                         "color_space": "text",
-                        "num_crops": "number",
-                        "num_img_tokens": "number",
+                        "interpolation": "text",
+                        **dict.fromkeys(
+                            ("num_crops", "num_img_tokens", "dynamic_hd", "dyhd_base_resolution"),
+                            "number",
+                        ),
+                        **dict.fromkeys(("mean", "std"), "counts"),
                     },
+                    "inputs": "texts",
                 }
             }
         ],
+        "output_aligner": "text",
     }
 }
 # What phipipe's own session of static graphs reads.
@@ -209,6 +220,8 @@ def _unfit(value: object, kind: str, files: Mapping[str, int]) -> str | None:
         return None if _is_number(value, MAX_SMALL) else "has an impossible number"
     if kind == "flag":
         return None if isinstance(value, bool) else "has something else than true or false"
+    if kind == "nothing":
+        return None if value == "" else "names a file where none belongs"
     if kind == "file":
         known = isinstance(value, str) and file_names.unfit(value) is None and value in files
         return None if known else "names a file that is not in the package"

@@ -20,7 +20,7 @@ from phipipe.steps import Json
 
 MAX_TOKENS = 2**22
 MAX_TOP = 4096
-MAX_CHATS, MAX_IDS, MAX_TEXT = 64, 2**20, 2**20
+MAX_CHATS, MAX_READINGS, MAX_IDS, MAX_TEXT = 64, 1024, 2**20, 2**20
 _LITTLE = sys.byteorder == "little"
 _START = 128  # bytes of the header of a small array
 _HEADER = re.compile(
@@ -126,6 +126,23 @@ def baseline(written: Mapping[str, Json]) -> Iterator[str]:
         or not all(_is_chat(chat) for chat in chats)
     ):
         yield "has no `chats` as phipipe writes them"
+    readings = written.get("readings", [])
+    if (
+        not isinstance(readings, list)
+        or len(readings) > MAX_READINGS
+        or not all(_is_reading(reading) for reading in readings)
+    ):
+        yield "has no `readings` as phipipe writes them"
+
+
+def _is_reading(reading: object) -> bool:
+    return (
+        isinstance(reading, dict)
+        and reading.get("kind") in ("text", "chat")
+        and isinstance(reading.get("text"), str)
+        and len(reading["text"]) <= MAX_TEXT
+        and _are_ids(reading.get("ids"))
+    )
 
 
 def _is_chat(chat: object) -> bool:

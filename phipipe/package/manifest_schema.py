@@ -37,6 +37,7 @@ from phipipe.recipe.source import COMMIT, REPO
 from phipipe.steps import Json
 
 MAX_FILES = 10_000
+MAX_IDS = 10_000
 
 
 class Malformed(ValueError):
@@ -100,6 +101,7 @@ class Source(Part, description.Source):
     adapter: Origin | None = None
     digest: Digest
     files: Files = Field(default_factory=list)
+    widened_from: Line | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Source:
@@ -144,11 +146,21 @@ class Vision(Part, reports.Vision):
     metrics: Figures = Field(default_factory=dict)
 
 
+class Misread(Part, reports.Misread):
+    """A text that the packaged tokenizer reads otherwise."""
+
+    kind: Literal["text", "chat"]
+    text: Line
+    expected: Annotated[list[Count], Field(max_length=MAX_IDS)]
+    got: Annotated[list[Count], Field(max_length=MAX_IDS)]
+
+
 class Sanity(Part, reports.Sanity):
     """What a table of averages hides."""
 
     __pydantic_extra__: dict[Key, bool | Figure | list[bool] | None]
 
+    tokenizer_difference: Misread | None = None
     greedy_agreement: Figure | None = None
     repetition: Figure | None = None
 
@@ -213,6 +225,7 @@ class Evaluation(Part, description.Evaluation):
     """How it was evaluated."""
 
     text: Text = Text()
+    accept: Annotated[list[Line], Field(max_length=20)] = Field(default_factory=list)
 
 
 class Recipe(Part, description.Recipe):

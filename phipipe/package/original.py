@@ -9,11 +9,10 @@ from phipipe.errors import SourceError
 from phipipe.hub import repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.take import Original
-from phipipe.models import checkpoints
+from phipipe.models import gguf_files
 from phipipe.package.description import Origin
 from phipipe.package.manifest_schema import Manifest
 from phipipe.recipe.source import Source
-from phipipe.steps import Outside
 from phipipe.store import digests
 from phipipe.store.store import Store
 
@@ -34,10 +33,10 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         return _from_hub(manifest, repo)
     folder = given or _at_hand(manifest, store)
     if folder is not None:
-        checkpoint = checkpoints.read(folder)
+        original = take.of_folder(folder)
         if not _is_original(manifest, folder, store):
             raise SourceError(f"`{folder}` is not the checkpoint that this package was made from")
-        return Original(checkpoint, take.source_step(folder))
+        return original
     if repo:
         return _from_hub(manifest, repo)
     raise SourceError(
@@ -51,7 +50,7 @@ def _merged(manifest: Manifest, store: Store) -> Original:
     source = manifest.source
     folder = _at_hand(manifest, store)
     if folder is not None:
-        return Original(checkpoints.read(folder), take.source_step(folder))
+        return take.of_folder(folder)
     parts = {"base": source.base, "adapter": source.adapter}
     if local := [name for name, part in parts.items() if part and part.kind == "path"]:
         raise SourceError(
@@ -85,13 +84,15 @@ def _at_hand(manifest: Manifest, store: Store) -> Path | None:
                 f"as its source"
             )
         return take.BUILTIN_MODELS[source.name]
-    stored = store.root / "objects" / source.digest
-    return stored if stored.is_dir() and _is_original(manifest, stored, store) else None
+    folder = store.root / "objects" / source.digest
+    if not folder.is_dir():
+        return None
+    stored = gguf_files.alone_in(folder)
+    return stored if _is_original(manifest, stored, store) else None
 
 
 def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
-    files = tuple(checkpoints.files(folder))
-    return bool(digests.digest(Outside(folder, files), store.root) == manifest.source.digest)
+    return bool(digests.digest(take.outside(folder), store.root) == manifest.source.digest)
 
 
 def _from_hub(manifest: Manifest, repo: Repository) -> Original:
@@ -100,7 +101,8 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         checkpoint, view = repository.checkpoint_of(repo)
         step = repository.source_step(repo, view)
         steps = manifest.steps
-        if step.params != steps.get("original", steps["source"]).params:
+        first = next(name for name in (take.STORED, "original", "source") if name in steps)
+        if step.params != steps[first].params:
             raise SourceError(
                 f"`{repo}` is published with other files than those this package was made from"
             )
@@ -109,4 +111,4 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None
-    return Original(checkpoint, step, view.licence)
+    return take.of_step(checkpoint, step, view.licence)

@@ -20,6 +20,7 @@ from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.files import file_names
+from phipipe.hub.take import STORED
 from phipipe.package import card, gate, leaks, recipe, template
 from phipipe.package import manifest as manifests
 from phipipe.package.description import Description, Licence
@@ -172,7 +173,10 @@ def _describe(
     """The manifest but for files and digest."""
     portable = recipe.portable(params)
     steps = {name: _provenance(step) for name, step in params["steps"].items()}
+    # as it came: what a quantized checkpoint was widened to, or a language model cut from, is ours
     original = steps["original" if "original" in inputs else "source"]
+    if params["source"]["kind"] != "adapter":
+        original = steps.get(STORED, original)
     same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
     emulation = inputs.get("emulation")
     return Description.model_validate(

@@ -14,7 +14,6 @@ from phipipe.models.fit import Fit
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device, Unit
 from phipipe.recipe.recipe import Precision, Recipe
-from phipipe.vision import kinds
 
 INTEGERS: tuple[Precision, ...] = ("int8", "int4")
 SHORTEST = 256  # tokens of context that are worth offering; offers are multiples of it
@@ -22,14 +21,14 @@ SHORTEST = 256  # tokens of context that are worth offering; offers are multiple
 
 def check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
     """Refuse a unit that eyes are not built for, and gates on pictures where there are none."""
-    if seeing and unit.api not in kinds.APIS:
+    able = backends.load(build.recipe.backend).eyes_on
+    if seeing and unit.api not in able:
         message = (
-            f"models that see are built for {', '.join(sorted(kinds.APIS))}, not yet for "
-            f"`{unit.api}`"
+            f"`{build.recipe.backend}` builds models that see for {', '.join(sorted(able))}, not "
+            f"yet for `{unit.api}`"
         )
-        raise problem_at(
-            build, ("device",), message, "choose a CPU device, or the text model it was built on"
-        )
+        hint = "choose a CPU device, openvino on an Intel GPU, or the text model it was built on"
+        raise problem_at(build, ("device",), message, hint)
     for name in build.recipe.evaluate.gates:
         if not seeing and name in metrics.names("pictures"):
             message = f"`{name}` is measured on models that see, and this is none"

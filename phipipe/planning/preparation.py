@@ -18,7 +18,7 @@ from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models.checkpoints import Checkpoint
-from phipipe.planning import chain, check, machine, targets, vision_steps
+from phipipe.planning import chain, check, machine, targets, tokenizers, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed
 from phipipe.recipe.build import Build, problem_at
@@ -47,7 +47,7 @@ def prepare(
     recipe = build.recipe
     target = targets.of(build)
     with placed(build, "source", "path"):
-        original = read(recipe.source, build.folder)
+        original = tokenizers.examined(read(recipe.source, build.folder))
     options = check.with_context(recipe, target.options, original.checkpoint)
     plan = _plan(build, target._replace(options=options), original)
     if not elsewhere:

@@ -11,7 +11,7 @@ from phipipe.models import first_layers, layerwise_memory
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.planning import vision_steps
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Step
+from phipipe.steps import Json, Step
 from phipipe.vision import kinds
 
 # The highest mean KL divergence (nats per token) that rounding alone explains, by the width of the
@@ -46,7 +46,7 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
     baseline = Step(
         name="baseline",
         runs="evaluate/baseline",
-        version=2,
+        version=3,
         needs={"source": "source", "text": "text"},
         params=windows,
         toolchain="torch",
@@ -107,7 +107,7 @@ def compare_step(
     return Step(
         name=name,
         runs="evaluate/compare",
-        version=3,
+        version=4,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api)},
         measurement=opened.api != "cpu",  # a GPU's figures are its own
@@ -149,9 +149,14 @@ def parity_steps(
             runs="evaluate/check_parity",
             version=2,
             needs={"metrics": "parity"},
-            params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized]},
+            params={"kld_mean": PARITY_KLD_MEAN[convert.unquantized], **accepted(recipe)},
         ),
     ]
+
+
+def accepted(recipe: Recipe) -> dict[str, Json]:
+    """Parameter of the steps that stop a build: differences that the recipe accepts."""
+    return {"accept": list(recipe.evaluate.accept)} if recipe.evaluate.accept else {}
 
 
 def slice_steps(

@@ -12,6 +12,7 @@ from phipipe import backends
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
+from phipipe.planning import scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -43,7 +44,7 @@ def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
         runs="evaluate/check_gates",
         version=1,
         needs=needs | ({"vision": seen[-1].name} if seen else {}),
-        params={"gates": gates},
+        params={"gates": gates, **scoring.accepted(recipe)},
     )
 
 

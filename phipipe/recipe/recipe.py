@@ -120,6 +120,11 @@ class Evaluate(Model):
     gates: dict[metrics.Name, Gate] = Field(
         {}, description="Metric → limits. Nothing is packaged outside of them."
     )
+    accept: list[Literal["tokenizer"]] = Field(
+        [],
+        description="Differences from the original that are shipped all the same, said on card "
+        "and board; `tokenizer`: the runtime's own reads some text otherwise.",
+    )
     tolerance: dict[metrics.Name, Annotated[float, Field(ge=0)]] = Field(
         {},
         description="Metric → how much worse than the last batch's accepted package it may be, "

@@ -51,7 +51,7 @@ class Opening:
     ``imports`` are "module:attribute"s that are loaded before any limit counts. ``whose`` and
     ``what`` stand in messages. With ``templates``, by name, it is a tokenizer: these are compiled
     before it is opened, since runtimes do so with parsers that take their time, and it is tried on
-    a text then.
+    a text then. The child runs in ``python``, without which it is this one.
     """
 
     opener: str
@@ -61,6 +61,7 @@ class Opening:
     what: str = "tokenizer"
     bounds: Bounds = OPEN
     templates: Mapping[str, str] | None = None
+    python: Path | None = None
 
 
 class Child:
@@ -116,7 +117,7 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        process = _started()
+        process = _started(self._opening.python or Path(sys.executable))
         self._process, self._lines = process, queue.SimpleQueue()
         self._end = weakref.finalize(self, _finish, process)
         threading.Thread(target=read_lines, args=(process.stdout, self._lines), daemon=True).start()
@@ -219,14 +220,16 @@ class Child:
             )
         if name.startswith("SIG"):
             return StepKilled(f"reading the {self._opening.whose}'s {what} was ended by {name}")
-        return ToolchainError(f"`{sys.executable}` cannot run phipipe's own code ({name})")
+        return ToolchainError(
+            f"`{self._opening.python or sys.executable}` cannot run phipipe's own code ({name})"
+        )
 
 
-def _started() -> subprocess.Popen[str]:
+def _started(python: Path) -> subprocess.Popen[str]:
     code = "from phipipe.sandbox.child import main; main()"
     try:
         return subprocess.Popen(
-            python_command(Path(sys.executable), code),
+            python_command(python, code),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -234,7 +237,7 @@ def _started() -> subprocess.Popen[str]:
             env=child_environment(offline=True, keep_path=True) | ONE_THREAD,
         )
     except OSError as error:
-        raise ToolchainError(f"`{sys.executable}` cannot be started: {error.strerror}") from None
+        raise ToolchainError(f"`{python}` cannot be started: {error.strerror}") from None
 
 
 def ending(code: int) -> str:

@@ -51,9 +51,14 @@ class LimitedTokenizer:
 
 
 def open_in_child(
-    opener: str, folder: Path, imports: Sequence[str], whose: str = "package"
+    opener: str,
+    folder: Path,
+    imports: Sequence[str],
+    whose: str = "package",
+    python: Path | None = None,
 ) -> LimitedTokenizer:
-    """The tokenizer that ``opener`` ("module:function") makes of ``folder``, in a limited child.
+    """The tokenizer that ``opener`` ("module:function") makes of ``folder``, in a limited child of
+    ``python`` (default: this one).
 
     Raises:
         SourceError: reading it, or a text with it, took more than it may.
@@ -62,6 +67,11 @@ def open_in_child(
     """
     templates = template_files.read(folder) if folder.is_dir() else {}
     opening = Opening(
-        opener, (str(folder),), imports=tuple(imports), whose=whose, templates=templates
+        opener,
+        (str(folder),),
+        imports=tuple(imports),
+        whose=whose,
+        templates=templates,
+        python=python,
     )
     return LimitedTokenizer(Child(opening))

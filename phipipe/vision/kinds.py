@@ -13,8 +13,8 @@ from phipipe.models import checkpoints
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.steps import Json
 
-APIS = frozenset({"cpu"})  # units that eyes are built for
 PHI3, PHI4 = "Phi3VForCausalLM", "Phi4MMForCausalLM"
+PHI4_PICTURE = 200010  # Phi-4-multimodal's token `<|endoftext10|>`, in whose places pictures stand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +87,8 @@ def language(checkpoint: Checkpoint) -> Checkpoint:
 def sees(checkpoint: Checkpoint) -> bool:
     """Whether phipipe knows how to take ``checkpoint`` apart."""
     return checkpoint.architecture in KINDS
+
+
+def after_mark(architecture: str) -> str:
+    """``Kind.after_mark`` of a model that sees; nothing for others."""
+    return KINDS[architecture].after_mark if architecture in KINDS else ""

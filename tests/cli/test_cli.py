@@ -149,8 +149,8 @@ def change(folder: Path, **values: object) -> None:
             lambda f: change(
                 f,
                 rope_parameters={"rope_theta": 1e4},
-                model_type="qwen3",
-                architectures=["Qwen3ForCausalLM"],
+                model_type="stablelm",
+                architectures=["StableLmForCausalLM"],
             ),
             3,
             "transformers 5",

@@ -133,6 +133,12 @@ def test_a_base_that_is_an_adapter_is_refused(folder: Path) -> None:
         plan(folder, "{path: mine}", "source.base={path: mine}")
 
 
+def test_nan_in_an_adapter_is_found_in_the_plan(folder: Path) -> None:
+    small.save(folder / "mine" / small.WEIGHTS, small.shapes(), float("nan"))
+    with pytest.raises(SourceError, match="the adapter has NaN in tensor .*lora_A"):
+        plan(folder)
+
+
 def test_an_adapter_of_pickles_is_refused(folder: Path, served: Hub) -> None:
     served.files["adapter_model.bin"] = served.files.pop(small.WEIGHTS)
     with pytest.raises(SourceError, match="pickles only"):

@@ -4,7 +4,8 @@ ROOT/BACKEND.jobs.json lists what the planner made of each member: its window ("
 the steps up to the unquantized conversion, and the folder to convert. Artifacts go to
 ROOT/artifacts; ``measure`` leaves ROOT/BACKEND.measure.json, by job: mean KL divergence from
 transformers; how much less likely than the likeliest, in nats, each token of a greedy answer is by
-the runtime's own logits without a cache; equal token ids; or the error.
+the runtime's own logits without a cache; equal token ids, of a text as it is and with its accents
+composed; or the error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import shutil
 import sys
 import traceback
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,10 @@ def measure(root: Path, job: dict[str, Any], backend: Any) -> dict[str, Any]:
     facts["gaps"] = [float(row.max() - row[token]) for row, token in zip(rows, answer, strict=True)]
     facts["answers"] = told["answers"]
     runtime.close()
-    facts["tokenizer"] = backend.tokenizer(artifact).encode(PARITY_TEXT) == told["parity"]
+    tokenizer = backend.tokenizer(artifact)
+    facts["tokenizer"] = tokenizer.encode(PARITY_TEXT) == told["parity"]
+    composed = unicodedata.normalize("NFC", PARITY_TEXT)
+    facts["composed"] = tokenizer.encode(composed) == told["parity"]
     return facts
 
 

@@ -6,10 +6,7 @@ The cells are those of the README's table. One process per toolchain does all me
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,39 +14,30 @@ from typing import Any
 
 import pytest
 from testing.drive import drive
-from testing.family_checkpoints import LONG, MEMBERS, SHORT, slug
-from testing.hostile_checkpoints import header, written
-from testing.places import QUICKSTART
+from testing.family_builds import (
+    BUILDS,
+    NEAR,
+    THREADS,
+    WINDOWS,
+    headers_of,
+    job,
+    measured,
+    name_of,
+    plan_of,
+)
+from testing.family_checkpoints import MEMBERS, slug
+from testing.neighbour_checkpoints import MEMBERS as NEIGHBOURS
 
 from phipipe import backends
 from phipipe.errors import TargetError
-from phipipe.hub import take
-from phipipe.hub.take import Original
 from phipipe.maintain import support_tables
 from phipipe.models import checkpoints as models
-from phipipe.models import family, layouts
-from phipipe.planning.plan import Plan
-from phipipe.planning.preparation import prepare
+from phipipe.models import family, family_sizes
 from phipipe.planning.scoring import PARITY_KLD_MEAN
-from phipipe.recipe import loading
-from phipipe.recipe.source import Source
-from phipipe.steps import Step
 
-DRIVER = Path(__file__).parent / "family_driver.py"
-THREADS = {"OMP_NUM_THREADS": "2"}
-WINDOWS = {"short": SHORT, "long": LONG}
 LIMIT = PARITY_KLD_MEAN["fp32"]
-NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
-# backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
-BUILDS = {
-    "onnxruntime": ("cpu-x86_64", "fp32"),
-    "llamacpp": ("cpu-x86_64", "fp32"),
-    "openvino": ("cpu-x86_64", "fp32"),
-    "mlx": ("apple-silicon", "fp32"),
-    "torch": ("cpu-x86_64", "fp16"),
-    "litert": ("cpu-x86_64", "fp32"),
-    "qnn": ("snapdragon-x-npu", "int8"),
-}
+APART = {member.row for member in NEIGHBOURS}  # test_neighbours.py has those
+CELLS = [cell for cell in support_tables.cells() if cell.row not in APART]
 # These take seconds for each conversion: the last member of a row speaks for it.
 SLOW = ("litert", "openvino")
 CHOSEN = {
@@ -82,86 +70,9 @@ BARE = {
 pytestmark = pytest.mark.timeout(600)
 
 
-def plan_of(
-    source: Path,
-    backend: str,
-    window: str,
-    read: Callable[[Source, Path], Original] = take.original,
-) -> Plan:
-    """The plan of a build with evaluation windows of that kind.
-
-    Raises:
-        TargetError: it is refused.
-    """
-    device, precision = BUILDS[backend]
-    context = {"short": 192, "long": 512}[window]
-    options = f"{{context_length: {context}}}" if backend == "qnn" else "{}"
-    sets = [
-        f"source={{path: {source.as_posix()}}}",
-        f"device={device}",
-        f"backend={backend}",
-        f"quantize={options}",
-    ]
-    sets += [
-        f"precision={precision}",
-        "calibrate.text={builtin: stories}",
-        "evaluate.text={builtin: stories}",
-    ]
-    sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
-    sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
-    (build,) = loading.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
-    return prepare(build, read)
-
-
-def headers_of(member: family.Member, folder: Path) -> Original:
-    """The member at its full size: config, headers, and the embedded model's tokenizer; planning
-    reads no more."""
-    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], folder)
-    (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
-    shape = models.of_config(member.config, member.tokenizer)
-    if layout := layouts.LAYOUTS.get(shape.architecture):
-        shapes = layouts.wanted(layout, layouts.sizes_of(shape))
-    else:
-        shapes = {f"model.layers.{i}.mlp.down_proj.weight": (1,) for i in range(shape.layers)}
-    head = header({name: list(lengths) for name, lengths in shapes.items()})
-    raw = written(head)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
-    end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
-    checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
-    return Original(checkpoint, Step(name="source", runs="hub/take", version=1))
-
-
-def job(
-    root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False
-) -> dict[str, Any]:
-    """What the driver needs of a plan: the backend's steps up to the first unquantized
-    conversion."""
-    source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
-    for step in plan_of(root / source, backend, window).steps:
-        if not step.runs.startswith(f"{backend}/"):
-            continue
-        told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
-        told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
-        before = [made["folder"] for made in steps]
-        digest = hashlib.sha256(json.dumps([source, before, told], sort_keys=True).encode())
-        steps.append(told | {"folder": f"{backend}-{digest.hexdigest()[:16]}"})
-        if step.unquantized:
-            break
-    return {
-        "name": name_of(member, kind, window, bare),
-        "source": source,
-        "window": window,
-        "steps": steps,
-    }
-
-
-def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
-    return f"{member} {kind} {window}{' bare' if bare else ''}"
-
-
 def wanted(backend: str) -> list[tuple[str, str, str]]:
     """(member, kind of source, window) of everything that is to work."""
-    works = {cell.row for cell in support_tables.cells() if cell.backend == backend and cell.works}
+    works = {cell.row for cell in CELLS if cell.backend == backend and cell.works}
     chosen = [(m.name, "source") for m in CHOSEN[backend] if m.row in works]
     chosen += [(name, "resaved") for name in AGAIN.get(backend, ())]
     found = [(name, kind, window) for name, kind in chosen for window in WINDOWS]
@@ -195,16 +106,7 @@ def found(
     def facts(backend: str) -> dict[str, Any]:
         chosen = (chosen_by(item) for item in request.session.items)
         jobs = [job(checkpoints, *words) for words in chosen if words and words[0] == backend]
-        (checkpoints / f"{backend}.jobs.json").write_text(json.dumps(jobs))
-        convert_with = python_of("torch" if backend == "llamacpp" else backend)
-        measure_with = python_of(backend)
-        drive(convert_with, DRIVER, checkpoints, backend, "convert", **THREADS)
-        drive(measure_with, DRIVER, checkpoints, backend, "measure", **THREADS)
-        read = {
-            action: json.loads((checkpoints / f"{backend}.{action}.json").read_text())
-            for action in ("convert", "measure")
-        }
-        return {**read["measure"], **read["convert"]}
+        return measured(checkpoints, backend, jobs, python_of)
 
     return facts
 
@@ -247,10 +149,10 @@ def test_every_working_cell_of_the_table_is_among_them() -> None:
         for member in family.MEMBERS
         if member.config["architectures"][0] in backends.load(backend).vision
     }
-    assert {(cell.row, cell.backend) for cell in support_tables.cells() if cell.works} == tested
-    assert {cell.backend for cell in support_tables.cells()} == set(BUILDS)
+    assert {(cell.row, cell.backend) for cell in CELLS if cell.works} == tested
+    assert {cell.backend for cell in CELLS} == set(BUILDS)
     rows = {member.row for member in family.MEMBERS}
-    assert {cell.row for cell in support_tables.cells()} == rows
+    assert {cell.row for cell in CELLS} == rows - APART
 
 
 @pytest.mark.parametrize(("backend", "case"), [(b, c) for b in BARE for c in BARE[b]], ids=str)
@@ -262,7 +164,7 @@ def test_without_the_fix_up_it_fails_or_differs(
 
 
 @pytest.mark.parametrize(
-    "cell", [c for c in support_tables.cells() if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
+    "cell", [c for c in CELLS if not c.works], ids=lambda c: f"{c.row}-{c.backend}"
 )
 def test_every_other_cell_is_refused_with_its_reason(
     cell: support_tables.Cell, tmp_path: Path
@@ -298,13 +200,11 @@ def test_the_config_alone_tells_what_the_weights_are(
 ) -> None:
     for kind in ("source", "resaved"):
         read = models.read(checkpoints / slug(member.name) / kind)
-        assert read.parameters == family.parameters(read.config)
+        assert read.parameters == family_sizes.parameters(read.config)
         assert read.longrope == bool(member.config.get("rope_scaling"))
         assert read.partial_rotary_factor == member.config.get("partial_rotary_factor", 1.0)
         assert read.rope_theta == member.config["rope_theta"]
-    assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (
-        "other" if member.config["model_type"] == "phi" else member.tokenizer
-    )
+    assert models.read(checkpoints / slug(member.name) / "source").tokenizer == (member.tokenizer)
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)

@@ -34,6 +34,7 @@ RESAVED: Facts = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}
 SEEING = {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip_vision_model"}}
 
 HEARING = {"architectures": ["Phi4MMForCausalLM"], "vision_lora": {"r": 8, "lora_alpha": 16}}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
 
 # rule: (what it takes to hit, what is as near as possible without hitting)
 CASES: dict[str, tuple[Facts, Facts]] = {
@@ -44,7 +45,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M05": ({**MOE, "backend": "llamacpp"}, {**MOE, "backend": "openvino"}),
     "M06": ({**MOE, "config": {"head_dim": 128}}, {**MOE, "config": {"head_dim": 96}}),
     "M07": (
-        {"config": {"rope_parameters": {"rope_theta": 1e4}, "model_type": "qwen3"}},
+        {"config": {"rope_parameters": {"rope_theta": 1e4}, "model_type": "stablelm"}},
         {"config": RESAVED},
     ),
     "M17": (
@@ -61,7 +62,11 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     ),
     "M20": (
         {"backend": "openvino", "config": HEARING},
-        {"backend": "onnxruntime", "config": HEARING},
+        {"backend": "llamacpp", "config": HEARING},
+    ),
+    "M23": (
+        {"config": {**HEARING, "vocab_size": 200010}},
+        {"config": {**HEARING, "vocab_size": 200064}},
     ),
     "M21": (
         {"config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
@@ -70,6 +75,21 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M22": (
         {"config": {"rope_scaling": {"rope_type": "dynamic"}, "model_type": "llama"}},
         {"config": {"rope_scaling": {"rope_type": "llama3"}, "model_type": "llama"}},
+    ),
+    "M23": (
+        {"architecture": "StableLmForCausalLM", "like": ("LlamaForCausalLM",)},
+        {"architecture": "LlamaForCausalLM"},
+    ),
+    "M24": (
+        {
+            "backend": "llamacpp",
+            "config": {"rope_scaling": {**YARN, "beta_fast": 8.0}, "model_type": "llama"},
+        },
+        {"backend": "llamacpp", "config": {"rope_scaling": YARN, "model_type": "llama"}},
+    ),
+    "M26": (
+        {"architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
+        {"backend": "torch", "architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
     ),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ TEMPLATE = (
 
 def slug(name: str) -> str:
     """A member's folder."""
-    return name.lower().replace(".", "")
+    return name.lower().replace(".", "").replace(" ", "-")
 
 
 def shrunk(member: family.Member) -> dict[str, Any]:
@@ -143,13 +143,13 @@ def make(member: family.Member, folder: Path) -> None:
         folder / "generation_config.json", {**ends, "pad_token_id": config["pad_token_id"]}
     )
     if member.tokenizer == "sentencepiece":
-        tokenizer.make(_lines(), folder)
+        tokenizer.make(lines(), folder)
     else:
         _byte_level(member, folder)
-    _weights(config, folder)
+    weights(config, shapes(config), folder)
 
 
-def _lines() -> list[str]:
+def lines() -> list[str]:
     text = "".join(islice(stories.documents("train"), 600)) + PARITY_TEXT * 2
     for token in tokenizer.ADDED:
         text = text.replace(token, "")
@@ -169,7 +169,7 @@ def _byte_level(member: family.Member, folder: Path) -> None:
     made.pre_tokenizer, made.decoder = cut, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=PIECES, initial_alphabet=alphabet, show_progress=False)
-    made.train_from_iterator(_lines(), trainer)
+    made.train_from_iterator(lines(), trainer)
     assert made.get_vocab_size() == PIECES
     made.model.save(str(folder))
     made.add_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED])
@@ -197,7 +197,7 @@ def _byte_level(member: family.Member, folder: Path) -> None:
     tokenizer.write_json(folder / "tokenizer_config.json", settings)
 
 
-def _weights(config: Mapping[str, Any], folder: Path) -> None:
+def weights(config: Mapping[str, Any], named: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Random, spread so that attention and logits are far from even; as bf16 under the names of the
     hub's originals."""
     import torch
@@ -205,10 +205,11 @@ def _weights(config: Mapping[str, Any], folder: Path) -> None:
 
     torch.manual_seed(SEED)
     tensors = {}
-    for name, shape in shapes(config).items():
+    for name, shape in named.items():
         values = torch.randn(shape)
         if name.endswith("norm.weight") or "layernorm.weight" in name:
-            values = 1 + 0.1 * values
+            shift = 0 if config["model_type"] == "gemma3_text" else 1  # Gemma adds the 1 itself
+            values = shift + 0.1 * values
         elif len(shape) == 1:
             values = 0.1 * values
         elif "embed_tokens" not in name or config["tie_word_embeddings"]:
@@ -271,7 +272,10 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def main(root: Path) -> None:
+def fill(
+    root: Path, members: Iterable[family.Member], make: Callable[[family.Member, Path], None]
+) -> None:
+    """Leave in ``root`` what the module's head says of each member."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
@@ -281,7 +285,7 @@ def main(root: Path) -> None:
     from phipipe.models.layerwise import Layerwise
 
     text = stories.file_text("evaluation")
-    for member in MEMBERS:
+    for member in members:
         folder = root / slug(member.name)
         make(member, folder / "source")
         known = transformers_files.load(folder / "source")
@@ -310,4 +314,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    fill(Path(sys.argv[1]), MEMBERS, make)

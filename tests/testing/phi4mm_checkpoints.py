@@ -1,7 +1,8 @@
 """A small Phi-4-multimodal: small language model and eyes, adapters, a scrap of what hears; the
 hub's layout.
 
-Runs in the torch toolchain: ``python phi4mm_checkpoints.py ROOT`` leaves ROOT/source.
+Runs in the torch toolchain: ``python phi4mm_checkpoints.py ROOT`` leaves ROOT/source, with ``wide``
+behind it as many tokens as the original: onnxruntime-genai looks for pictures at its id.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from phipipe.assets import tokenizer
 from phipipe.models import family
+from phipipe.vision import kinds
 from testing import family_checkpoints as text
 
 WIDTH, INNER, LAYERS, SIDE, RANK, ALPHA = 128, 160, 3, 32, 8, 24
@@ -58,7 +60,7 @@ def vision_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, wide: bool = False) -> None:
     """Write the checkpoint into the new ``folder``."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -73,10 +75,17 @@ def make(folder: Path) -> None:
     config["auto_map"] = {
         "AutoModelForCausalLM": "modeling_phi4mm.Phi4MMForCausalLM"
     }  # as the hub's; without its code
-    tokenizer.write_json(folder / "config.json", config)
     torch.manual_seed(text.SEED)
     tensors: dict[str, Any] = {}
-    for name, values in load_file(folder / "model.safetensors").items():
+    stored = load_file(folder / "model.safetensors")
+    if wide:
+        config["vocab_size"] = whole.config["vocab_size"]
+        _widen_tokenizer(folder)
+        rows, table = config["vocab_size"], stored["model.embed_tokens.weight"]
+        more = torch.randn(rows - table.shape[0], table.shape[1]) / table.shape[1] ** 0.5
+        stored["model.embed_tokens.weight"] = torch.cat([table, more.to(table.dtype)])
+    tokenizer.write_json(folder / "config.json", config)
+    for name, values in stored.items():
         if not ADAPTED.search(name):
             tensors[name] = values
             continue
@@ -104,5 +113,27 @@ def make(folder: Path) -> None:
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def _widen_tokenizer(folder: Path) -> None:
+    """Tokens that no text has, up to the one that stands for pictures."""
+    path, mark = folder / "tokenizer.json", "<|endoftext10|>"
+    told = json.loads(path.read_text("utf-8"))
+    first = text.PIECES + len(text.ADDED)
+    told["model"]["vocab"] |= {f"unused {i}": i for i in range(text.PIECES, kinds.PHI4_PICTURE)}
+    for i, token in enumerate(text.ADDED):
+        del told["model"]["vocab"][f"unused {text.PIECES + i}"]
+        told["model"]["vocab"][token] = text.PIECES + i
+    assert len(told["model"]["vocab"]) == kinds.PHI4_PICTURE > first
+    flags = {key: value for key, value in told["added_tokens"][0].items() if key != "id"}
+    told["added_tokens"].append({"id": kinds.PHI4_PICTURE, **flags, "content": mark})
+    path.write_text(json.dumps(told), "utf-8")
+    vocab = told["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(vocab), "utf-8")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    known = settings["added_tokens_decoder"]
+    known[str(kinds.PHI4_PICTURE)] = {**known[str(text.PIECES)], "content": mark}
+    path.write_text(json.dumps(settings), "utf-8")
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) / "source")
+    make(Path(sys.argv[1]) / "source", wide="wide" in sys.argv[2:])

@@ -1,9 +1,9 @@
 """Runs in the torch toolchain: ``python phi4mm_driver.py SOURCE CUT`` prints JSON.
 
 ``eyes``: for some grids and paddings, how far our vectors lie from those of transformers' own
-implementation, as a share of the largest value. ``adapter``: the same for what the linears of
-``CUT`` make of random vectors, against base layers and adapters of ``SOURCE`` applied one after the
-other.
+implementation, as a share of the largest value. ``batch``: the same for several pictures at once,
+against each alone. ``adapter``: the same for what the linears of ``CUT`` make of random vectors,
+against base layers and adapters of ``SOURCE`` applied one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from testing import phi4mm_checkpoints as small
 
-from phipipe.vision import siglip
+from phipipe.vision import pictures, siglip
+from phipipe.vision.siglip_batch import Batch
 
 # Crops high and wide, and patches of padding below and at the right.
 LAYOUTS = ((1, 1, 0, 0), (1, 1, 0, 11), (2, 2, 14, 0), (1, 3, 0, 20), (2, 1, 31, 0))
@@ -84,6 +85,26 @@ def seen(source: Path) -> dict[str, float]:
     return found
 
 
+def batched(source: Path) -> float:
+    """How far several pictures at once are from each alone."""
+    tower = siglip.load(source)
+    sizes = ((700, 500), (430, 600), (300, 300), (1000, 449))
+    prepared = [
+        siglip.prepare(pictures.Picture(name="", width=width, height=height), 36)
+        for width, height in sizes
+    ]
+    most = max(len(crops) for crops, _, _ in prepared)
+    pixels = [
+        torch.cat([crops, torch.zeros(most - len(crops), 3, 448, 448)]) for crops, _, _ in prepared
+    ]
+    masks = [
+        torch.cat([mask.float(), torch.ones(most - len(mask), 32, 32)]) for _, mask, _ in prepared
+    ]
+    grids = torch.tensor([[448 * high, 448 * wide] for _, _, (high, wide) in prepared])
+    found = Batch(tower).eval()(torch.stack(pixels), torch.stack(masks), grids)
+    return worst(found, torch.cat([tower(*one) for one in prepared]))
+
+
 def adapted(source: Path, cut: Path) -> float:
     whole, alone = load_file(source / "model.safetensors"), load_file(cut / "model.safetensors")
     gaps = []
@@ -102,7 +123,11 @@ def adapted(source: Path, cut: Path) -> float:
 
 def main(source: Path, cut: Path) -> None:
     with torch.inference_mode():
-        print(json.dumps({"eyes": seen(source), "adapter": adapted(source, cut)}))
+        print(
+            json.dumps(
+                {"eyes": seen(source), "adapter": adapted(source, cut), "batch": batched(source)}
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Phi-4-multimodal: its language model with the pictures' adapter merged, and its eyes, on
-OpenVINO."""
+OpenVINO and ONNX Runtime GenAI."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ DRIVER = Path(__file__).parent / "phi4mm_driver.py"
 
 pytestmark = pytest.mark.timeout(600)
 BUILD = ("backend=openvino", "device=intel-cpu")
+GENAI_KLD = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,7 @@ def test_the_eyes_are_transformers_own_and_the_adapter_is_merged(
     )
     assert len(told["eyes"]) == 5
     assert max(told["eyes"].values()) < 1e-5
+    assert told["batch"] < 1e-5
     assert told["adapter"] < 0.01  # bf16; measured 0.002
 
 
@@ -154,17 +156,23 @@ def test_the_cards_program_answers(
     pictures: tuple[str, ...],
 ) -> None:
     package = package_of(builds, "int4")
+    program = run_card(package, python_of("openvino"), tmp_path, pictures)
+    assert "ImageOps" not in program  # the pipeline pads by itself
+
+
+def run_card(package: Path, python: Path, folder: Path, pictures: tuple[str, ...]) -> str:
+    """The program on the card, which has answered about ``pictures``."""
     (program,) = re.findall(
         r"```python\n(.*?)```", (package / "README.md").read_text("utf-8"), re.DOTALL
     )
-    assert "ImageOps" not in program  # the pipeline pads by itself
-    (tmp_path / "run.py").write_text(program, "utf-8")
+    (folder / "run.py").write_text(program, "utf-8")
     files = []
     for picture in vision_pictures.LARGER:
         if picture.name in pictures:
-            files.append(tmp_path / f"{picture.name}.png")
+            files.append(folder / f"{picture.name}.png")
             files[-1].write_bytes(picture.png())
-    assert drive(python_of("openvino"), tmp_path / "run.py", package, *files).strip()
+    assert drive(python, folder / "run.py", package, *files).strip()
+    return str(program)
 
 
 def test_the_plan_says_what_is_left_out(made: Path) -> None:
@@ -175,8 +183,62 @@ def test_the_plan_says_what_is_left_out(made: Path) -> None:
 
 def test_other_backends_say_who_can(made: Path) -> None:
     with pytest.raises(TargetError, match="M03") as refused:
+        planned(made / "source", "backend=llamacpp")
+    assert "openvino" in (refused.value.hint or "")
+
+
+def test_too_few_tokens_for_onnxruntimes_mark_are_refused(made: Path) -> None:
+    with pytest.raises(TargetError, match="M23") as refused:
         planned(made / "source")
-    assert "backend: openvino" in (refused.value.hint or "")
+    assert "200010" in refused.value.message
+
+
+def test_intel_gpus_have_eyes(made: Path) -> None:
+    plan = planned(made / "source", "backend=openvino", "device=intel-gpu", "precision=fp16")
+    assert "eyes" in [step.name for step in plan.steps]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]) -> Path:
+    """The checkpoint with as many tokens as the original."""
+    folder = tmp_path_factory.mktemp("phi4mm-wide")
+    drive(python_of("torch"), "-m", "testing.phi4mm_checkpoints", folder, "wide")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def genai_builds(wide: Path, toolchains: Path) -> dict[str, Outcome]:
+    """The same on onnxruntime."""
+    settings, store = Settings(cache=wide / "cache", toolchains=toolchains), Store(wide / "cache")
+    few = ("evaluate.tokens=256", "evaluate.window=64")  # of 200,000 log-probabilities each
+    plans = [
+        planned(wide / "source", f"precision={name}", f"name={name}", *few)
+        for name in ("fp32", "int4")
+    ]
+    manner = Manner(out=wide / "packages", jobs=1)
+    ends = dispatch.attempt(plans, store, settings, Silent(), manner)
+    return dict(zip(("fp32", "int4"), ends, strict=True))
+
+
+@pytest.mark.nightly
+def test_onnxruntime_sees_what_the_original_sees(genai_builds: dict[str, Outcome]) -> None:
+    whole, rounded = (seen(genai_builds[name]) for name in ("fp32", "int4"))
+    # the runtime scales the picture as a whole down with antialiasing, the original without
+    assert whole["metrics"]["image_kld_mean"] < GENAI_KLD
+    assert whole["metrics"]["image_top1"] > 0.95
+    assert whole["vectors"] == {"wide": 23 * 33 + 1 + 272, "tall": 23 * 17 + 1 + 272}
+    assert whole["metrics"]["image_kld_mean"] < rounded["metrics"]["image_kld_mean"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("pictures", [(), ("wide",), ("wide", "tall")], ids=["text", "one", "two"])
+def test_onnxruntimes_program_answers(
+    genai_builds: dict[str, Outcome],
+    python_of: Callable[[str], Path],
+    tmp_path: Path,
+    pictures: tuple[str, ...],
+) -> None:
+    run_card(package_of(genai_builds, "int4"), python_of("onnxruntime"), tmp_path, pictures)
 
 
 def test_eyes_of_another_kind_are_refused(made: Path, tmp_path: Path) -> None:

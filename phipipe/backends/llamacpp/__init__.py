@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.implied import IMPLIED
 from phipipe.backends.llamacpp.options import ADVICE, Options, type_of
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import FLOATS, TYPES
@@ -193,6 +194,7 @@ FACE = Backend(
     steps=steps,
     scheme=scheme,
     rules=RULES,
+    fixups=IMPLIED,
     is_uniform=lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
     wider="set `quantize.type: Q4_K_M`",
     apart={"type": "Q4_K_M"},
@@ -203,6 +205,7 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    rotary=frozenset({"linear", "llama3", "longrope", "yarn"}),
     suits="The widest reach: every CPU, Metal, CUDA, Vulkan, OpenCL, and programs such as "
     "Ollama and LM Studio. Choose it where one file must run everywhere.",
     advice=ADVICE,

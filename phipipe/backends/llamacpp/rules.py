@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from phipipe.backends.llamacpp.options import type_of
 from phipipe.backends.llamacpp.types import BLOCK_256, FLOATS, TYPES
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoints import Checkpoint
+
+# transformers' types that were converted here and compared with transformers' logits; the
+# mixtures of experts among them have a rule of their own.
+MODEL_TYPES = ("phi", "phi3", "phimoe", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+_PLAIN_EVERY = 4  # SmolLM3's layers without positions, built into llama.cpp (models/smollm3.cpp)
 
 
 def _belongs(precision: str, kind: str) -> bool:
@@ -20,6 +30,18 @@ def _width_of(precision: str, kind: str) -> bool:
     return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(
         precision, _belongs(precision, kind)
     )
+
+
+def _turned(checkpoint: Checkpoint) -> list[bool]:
+    """For each layer, whether it has rotary positions."""
+    step = int(checkpoint.config.get("no_rope_layer_interval") or _PLAIN_EVERY)
+    usual = [(i + 1) % step != 0 for i in range(checkpoint.layers)]
+    return [bool(turned) for turned in checkpoint.config.get("no_rope_layers") or usual]
+
+
+def _is_other_smollm3(checkpoint: Checkpoint) -> bool:
+    known = [(i + 1) % _PLAIN_EVERY != 0 for i in range(checkpoint.layers)]
+    return checkpoint.model_type == "smollm3" and _turned(checkpoint) != known
 
 
 RULES = (
@@ -41,12 +63,10 @@ RULES = (
     Rule(
         id="L08",
         level="error",
-        when=lambda r, o, c: c.model_type == "phi3" and c.tokenizer == "other",
-        message="llama.cpp's converter cannot read this checkpoint's vocabulary: there is no "
-        "`tokenizer.model`, and "
-        "`tokenizer_config.json` does not name a `GPT2Tokenizer`",
-        hint="take `tokenizer.model` (Phi-3) or `tokenizer_config.json` (Phi-4) from the "
-        "original repository",
+        when=lambda r, o, c: c.tokenizer == "other",
+        message="llama.cpp has no vocabulary of this tokenizer's kind: it is neither byte-level "
+        "BPE nor made of SentencePiece's pieces",
+        hint="take `tokenizer.json`, or `tokenizer.model`, from the original repository",
     ),
     Rule(
         id="L10",
@@ -91,6 +111,30 @@ RULES = (
         "only for padding",
         hint="take the added token out of the tokenizer's files, and pad with one that the "
         "model has",
+    ),
+    Rule(
+        id="L16",
+        level="error",
+        when=lambda r, o, c: c.model_type not in MODEL_TYPES,
+        message="models of type `{checkpoint.model_type}` were never converted to GGUF by phipipe",
+        hint=f"it converts these types: {', '.join(MODEL_TYPES)}",
+    ),
+    Rule(
+        id="L17",
+        level="error",
+        when=lambda r, o, c: _is_other_smollm3(c),
+        message="`no_rope_layers`: llama.cpp leaves out the positions of every fourth layer, "
+        "whatever the config says, and this model has other layers without them",
+        hint="`backend: mlx` or `onnxruntime` read the list",
+    ),
+    Rule(
+        id="L18",
+        level="error",
+        when=lambda r, o, c: bool(c.normal_form) and "tokenizer" not in r.evaluate.accept,
+        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
+        "llama.cpp does not: letters whose accents are characters of their own become other tokens",
+        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
+        "[tokenizer]}}`, which the card then says",
     ),
     *SOFTMAX_ROUTED,
     *WINDOWLESS,

@@ -18,6 +18,7 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.mlx.options import ADVICE, Options, bits_of, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
 from phipipe.backends.mlx.sizes import stored_bytes
+from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 
@@ -149,6 +150,12 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    rotary=frozenset(
+        {
+            *("linear", "llama3", "longrope", "yarn", "yarn.beta_fast", "yarn.beta_slow"),
+            *("yarn.mscale", "yarn.mscale_all_dim", rotary.ELSEWHERE),
+        }
+    ),
     suits="Apple's GPUs. Choose it for Macs and iPhones, where it is the native library.",
     advice=ADVICE,
     rank=4,

@@ -30,6 +30,7 @@ from phipipe.backends.onnxruntime.options import ADVICE, Options
 from phipipe.backends.onnxruntime.rules import RULES
 from phipipe.backends.onnxruntime.schemes import raised_nodes
 from phipipe.backends.rules import Fixup
+from phipipe.models import rotary
 from phipipe.steps import Json, Step
 from phipipe.vision import kinds as vision
 
@@ -75,6 +76,7 @@ BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 # Memory at the peak, measured with 3.8 and 14.7 G parameters: torch, transformers and the builder's
 # graph; rounding, 0.54 and 0.75 GB, which grows by half a byte per value of the largest matrix.
 _BUILDER_BYTES, _ROUNDING_BYTES = 29 * 2**24, 490_000_000
+_TABLES = ("linear", "llama3", "yarn")  # scalings whose tables ``positions`` makes
 _LOADED = 1.2  # × the file: onnxruntime packs the integers anew; measured at 4 bits
 _GRAPH_BYTES = 2**26  # on disk, without weights: mostly the rotary tables
 
@@ -112,7 +114,9 @@ def _convert_step(job: Job[Options], source: str, linked: bool) -> Step:
     api, checkpoint = job.api, job.checkpoint
     wide = api == "cpu"
     # what comes in and goes out is fp16 on GPUs, the layout of attention is each provider's own
-    graph = {} if wide else {"provider": PROVIDERS[api], "io_dtype": "fp16"}
+    graph: dict[str, Json] = {} if wide else {"provider": PROVIDERS[api], "io_dtype": "fp16"}
+    if checkpoint.scaling in _TABLES and checkpoint.model_type not in rotary.PHI_TYPES:
+        graph["rotary"] = checkpoint.scaling
     embedding = checkpoint.vocab_size * checkpoint.hidden_size
     return Step(
         name="convert",
@@ -197,10 +201,16 @@ FIXUPS = (
     Fixup(
         id="F1",
         rule="M08",
-        when=lambda r, c: c.model_type == "phi3" and c.cuts and not c.config.get("layer_types"),
+        when=lambda r, c: (
+            c.model_type in ("phi3", "mistral") and c.cuts and not c.config.get("layer_types")
+        ),
         reason="onnxruntime-genai 0.17 and later apply the sliding window only to layers that "
         "config.json lists",
-        patch=lambda c: {"layer_types": ["sliding_attention"] * c.layers},
+        patch=lambda c: {
+            "layer_types": ["sliding_attention"] * c.layers,
+            # transformers takes a Mistral with such a list for a Ministral, and wants this of it
+            **({"head_dim": c.head_size} if c.model_type == "mistral" else {}),
+        },
     ),
 )
 
@@ -223,7 +233,13 @@ FACE = Backend(
     # as wide as what goes in and out
     cache_bytes={api: 4 if api == "cpu" else 2 for api in PRECISIONS},
     files=(CONFIG, PROCESSOR, MODEL, DATA, VISION, f"{VISION}.data", EMBEDDING),
-    vision={vision.PHI3: "onnxruntime/vision"},
+    vision=dict.fromkeys((vision.PHI3, vision.PHI4), "onnxruntime/vision"),
+    picture_tokens={vision.PHI4: vision.PHI4_PICTURE},
+    unable={
+        "gemma3_text": "onnxruntime-genai 0.18's builder does not find its two rotary tables where "
+        "transformers 5 has them"
+    },
+    rotary=rotary.STATIC - {rotary.ELSEWHERE, "longrope.attention_factor", "longrope.factor"},
     steps=steps,
     scheme=scheme,
     rules=RULES,

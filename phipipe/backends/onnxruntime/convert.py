@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from onnx import ModelProto
 from onnxruntime_genai import __version__ as version
 from onnxruntime_genai.models import builder
 
-from phipipe.backends.onnxruntime import graph, links, patches
+from phipipe.backends.onnxruntime import graph, links, patches, positions
 from phipipe.backends.onnxruntime.layout import CONFIG, LM_HEAD, MODEL
 from phipipe.errors import StepFailed
 from phipipe.models import mapped
@@ -25,7 +26,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
 
     ``params``: config_patch; provider ("cpu") and io_dtype ("fp32", or "fp16"), both the builder's
     own words; linked (false): whether large weights stay in the checkpoint, for ``quantize`` to
-    read them there.
+    read them there; rotary (none): the kind of scaling for which transformers' tables are taken.
 
     Raises:
         StepFailed: the builder failed, or what it left is incomplete.
@@ -36,7 +37,9 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
             source = staged(source, params["config_patch"], Path(scratch) / "source")
         provider, dtype = params.get("provider", "cpu"), params.get("io_dtype", "fp32")
         linked = bool(params.get("linked"))
-        _build(source, out, Path(scratch) / "cache", provider, dtype, linked)
+        rotary = params.get("rotary")
+        with positions.scaled(source, rotary) if rotary else contextlib.nullcontext():
+            _build(source, out, Path(scratch) / "cache", provider, dtype, linked)
         _normalise(out)
         check(out, provider, dtype, source if linked else None)
 

@@ -46,11 +46,28 @@ def lean_builder(checkpoint: mapped.Checkpoint, *, linked: bool) -> Iterator[Non
         # random numbers first
         stack.enter_context(patch.object(torch.nn.Linear, "reset_parameters", lambda self: None))
         stack.enter_context(_JoinsViews())
+        smollm = sys.modules["builders.smollm"].SmolLM3Model
+        skipping = _skipping(smollm.make_attention)
+        stack.enter_context(patch.object(smollm, "make_attention", skipping))
         if linked:
             noting = _noting(model_class.make_initializer, checkpoint)
             stack.enter_context(patch.object(model_class, "make_initializer", noting))
             stack.enter_context(patch.object(model_class, "save_model", _save))
         yield
+
+
+def _skipping(make: Callable[..., None]) -> Callable[..., None]:
+    """SmolLM3's ``make_attention``, which leaves positions out where the model does without them:
+    the builder tries to put them outside of the attention there."""
+
+    def skipping(self: Any, layer_id: int, *args: object, **settings: object) -> None:
+        attributes = self.attention_attrs
+        usual = attributes["rope"]
+        attributes["rope"] = usual and bool(self.no_rope_layers[layer_id])
+        make(self, layer_id, *args, **settings)
+        attributes["rope"] = usual
+
+    return skipping
 
 
 class _JoinsViews(TorchFunctionMode):  # type: ignore[misc]

@@ -62,8 +62,9 @@ RULES: tuple[Rule, ...] = (
         id="M04",
         level="error",
         when=lambda r, o, c: c.model_type == "phimoe",
-        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts (it lost their "
-        "LongRoPE)",
+        message="onnxruntime-genai 0.18 cannot build Phi's mixtures of experts: its builder lost "
+        "their LongRoPE, and onnxruntime 1.32 computes their experts on NVIDIA GPUs alone "
+        "(onnxruntime-genai pull request 850)",
         hint="`backend: openvino` computes it exactly; or use a dense Phi model",
     ),
     Rule(

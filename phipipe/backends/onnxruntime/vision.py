@@ -1,9 +1,9 @@
-"""Vision for a folder of ONNX Runtime GenAI: its ``phi3v`` pipeline of ``vision.onnx``,
-``embedding.onnx`` and decoder.
+"""Vision for a folder of ONNX Runtime GenAI: its pipelines ``phi3v`` and ``phi4mm`` of
+``vision.onnx``, ``embedding.onnx`` and decoder.
 
 onnxruntime-genai's builder makes the decoder alone; upstream's other two come from edited copies of
-the model's own code. Here the tower of ``vision.clip`` is exported, and the embedding is moved out
-of the finished decoder's graph; its weight stays where it is, in the decoder's data file.
+the model's own code. Here the tower of ``phipipe.vision`` is exported, and the embedding is moved
+out of the finished decoder's graph; its weight stays where it is, in the decoder's data file.
 """
 
 from __future__ import annotations
@@ -22,27 +22,18 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from phipipe.backends.arrays import Array
+from phipipe.backends.onnxruntime import eyes, rounding
 from phipipe.backends.onnxruntime import graph as onnx_graph
-from phipipe.backends.onnxruntime import rounding
 from phipipe.backends.onnxruntime.layout import CONFIG, EMBEDDING, LOOKUP, PROCESSOR, VISION
 from phipipe.errors import StepFailed
 from phipipe.models.staging import copy_beside
-from phipipe.steps import Inputs, Json, Params
-from phipipe.vision import clip
+from phipipe.steps import Inputs, Params
 
 EMBEDS = "inputs_embeds"
 OPSET = 17
 EQUAL = 1e-3  # the export may differ from PyTorch by this share of the largest value
 NEAR = 0.2  # the same, where the matrices were rounded
 BLOCK = 32  # weights that share a scale
-# onnxruntime-extensions' pipeline; its last operation always cuts into 16 crops at most, whatever
-# it is told.
-_OPERATIONS: tuple[tuple[str, str, dict[str, Json]], ...] = (
-    ("decode_image", "DecodeImage", {"color_space": "BGR"}),
-    ("convert_to_rgb", "ConvertRGB", {}),
-    ("phi3_image_transform", "Phi3ImageTransform", {"num_crops": 16, "num_img_tokens": 144}),
-)
-
 Arrays = Mapping[str, Array]
 
 
@@ -56,18 +47,20 @@ def vision(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: the checkpoint's vision part is of another kind, or the export computes
             something else.
     """
-    model = inputs["model"]
+    model, original = inputs["model"], inputs["original"]
+    seeing = eyes.of(original)
     copy_beside(model, out)
-    _export(inputs["original"], out, params["bits"])
-    _move_embedding(out)
-    _configure(out)
+    _export(seeing, original, out, params["bits"])
+    _move_embedding(out, seeing.token)
+    _configure(out, seeing)
 
 
-def _export(source: Path, out: Path, bits: int | None) -> None:
+def _export(seeing: eyes.Eyes, source: Path, out: Path, bits: int | None) -> None:
     """Write the tower of ``source``, and hold what it computes against PyTorch's."""
-    tower = clip.load(source)
-    feeds, expected = _tried(tower)
-    model = _traced(tower, feeds, out / "exported")
+    tower, feeds = seeing.load(source), seeing.feeds()
+    with torch.inference_mode():
+        expected: npt.NDArray[np.float32] = tower(*feeds.values()).numpy()
+    model = _traced(tower, feeds, seeing.counted, out / "exported")
     del tower
     if bits:
         model = _rounded(model, bits)
@@ -82,26 +75,14 @@ def _export(source: Path, out: Path, bits: int | None) -> None:
     _compare(out, arrays, expected, NEAR if bits else EQUAL)
 
 
-def _tried(
+def _traced(
     tower: torch.nn.Module,
-) -> tuple[dict[str, torch.Tensor], npt.NDArray[np.float32]]:
-    """Two pictures of chance, one of them twice as wide, and what PyTorch makes of them."""
-    crop = clip.CROP
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([[crop, 2 * crop], [crop, crop]])
-    pixels = torch.randn(len(sizes), 3, 3, crop, crop, generator=generator)
-    with torch.inference_mode():
-        vectors: npt.NDArray[np.float32] = tower(pixels, sizes).numpy()
-    return {"pixel_values": pixels, "image_sizes": sizes}, vectors
-
-
-def _traced(tower: torch.nn.Module, feeds: Mapping[str, torch.Tensor], scratch: Path) -> ModelProto:
+    feeds: eyes.Feeds,
+    counted: Mapping[str, Mapping[int, str]],
+    scratch: Path,
+) -> ModelProto:
     """``tower`` as a graph, by PyTorch's tracing exporter; ``scratch`` is gone afterwards."""
-    axes = {
-        "pixel_values": {0: "images", 1: "crops"},
-        "image_sizes": {0: "images"},
-        "image_features": {0: "vectors"},
-    }
+    axes = {**counted, "image_features": {0: "vectors"}}
     scratch.mkdir()
     with torch.inference_mode(), warnings.catch_warnings():
         # torch would rather have its newer exporter, which needs onnxscript
@@ -149,12 +130,12 @@ def _compare(
         )
 
 
-def _move_embedding(folder: Path) -> None:
+def _move_embedding(folder: Path, token: int | None) -> None:
     """Take the lookup out of the decoder, which then asks for vectors, and put it into a graph of
     its own.
 
-    That graph also lays the pictures' vectors where ids are negative, as onnxruntime-genai marks
-    them.
+    That graph also lays the pictures' vectors where ``token`` is, or where ids are negative, as
+    onnxruntime-genai marks them.
     """
     model = onnx_graph.load(folder)
     graph = model.graph
@@ -167,13 +148,15 @@ def _move_embedding(folder: Path) -> None:
     embeds = helper.make_tensor_value_info(
         EMBEDS, element, ["batch_size", "sequence_length", hidden]
     )
-    embedding = _embedding(model, moved, embeds)
+    embedding = _embedding(model, moved, embeds, token)
     (folder / EMBEDDING).write_bytes(embedding.SerializeToString(deterministic=True))
     _without(model, moved, embeds)
     onnx_graph.save(model, folder)
 
 
-def _embedding(model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoProto) -> ModelProto:
+def _embedding(
+    model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoProto, token: int | None
+) -> ModelProto:
     """The nodes ``moved`` of ``model`` as a graph of their own, with vectors of pictures laid
     between those of ``input_ids``; its output is ``embeds``."""
     kind = embeds.type.tensor_type
@@ -185,7 +168,7 @@ def _embedding(model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoP
     )
     placing = [
         helper.make_node("Max", ["input_ids", "zero"], ["known_ids"]),
-        helper.make_node("Less", ["input_ids", "zero"], ["is_image"]),
+        helper.make_node("Less" if token is None else "Equal", ["input_ids", "mark"], ["is_image"]),
         helper.make_node("NonZero", ["is_image"], ["image_axes"]),
         helper.make_node("Transpose", ["image_axes"], ["image_places"], perm=[1, 0]),
         helper.make_node("ScatterND", ["embedded", "image_places", "image_features"], [EMBEDS]),
@@ -195,9 +178,16 @@ def _embedding(model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoP
     nodes[-1].output[0] = "embedded"
     read = {name for node in nodes for name in node.input}
     held = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    zero = helper.make_tensor("zero", TensorProto.INT64, [], [0])
+    numbers = [
+        helper.make_tensor(name, TensorProto.INT64, [], [value])
+        for name, value in (("zero", 0), ("mark", token or 0))
+    ]
     graph = helper.make_graph(
-        [placing[0], *nodes, *placing[1:]], "embedding", [ids, features], [embeds], [*held, zero]
+        [placing[0], *nodes, *placing[1:]],
+        "embedding",
+        [ids, features],
+        [embeds],
+        [*held, *numbers],
     )
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
@@ -222,7 +212,7 @@ def _without(model: ModelProto, moved: Sequence[NodeProto], embeds: ValueInfoPro
     graph.initializer.extend(held)
 
 
-def _configure(folder: Path) -> None:
+def _configure(folder: Path, seeing: eyes.Eyes) -> None:
     """Tell onnxruntime-genai of the three graphs, and how it lays out a picture."""
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     model = config["model"]
@@ -234,18 +224,15 @@ def _configure(folder: Path) -> None:
         "inputs": ids | features,
         "outputs": {EMBEDS: EMBEDS},
     }
-    taken = {"pixel_values": "pixel_values", "image_sizes": "image_sizes"}
-    model["vision"] = {"filename": VISION, "inputs": taken, "outputs": features}
-    model["type"] = "phi3v"
+    model["vision"] = {
+        "filename": VISION,
+        "config_filename": PROCESSOR,
+        "inputs": dict(seeing.inputs),
+        "outputs": features,
+    }
+    model |= {"type": seeing.pipeline, **seeing.settings}
     _write_json(folder / CONFIG, config)
-    domain = {"domain": "com.microsoft.extensions"}
-    operations = [
-        {"name": n, **domain, "type": t, **({"attrs": a} if a else {})} for n, t, a in _OPERATIONS
-    ]
-    transforms = [{"operation": operation} for operation in operations]
-    _write_json(
-        folder / PROCESSOR, {"processor": {"name": "image_processing", "transforms": transforms}}
-    )
+    _write_json(folder / PROCESSOR, seeing.processor)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -23,6 +23,7 @@ from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
+from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Step
 from phipipe.vision import kinds
@@ -210,6 +211,7 @@ FACE = Backend(
     emulated={"intel-npu": "openvino/verify_npu"},
     cache_bytes={"cpu": 1, "intel-gpu": 2, "intel-npu": 2},  # the CPU plugin keeps 8 bits
     files=("config.json", "preprocessor_config.json", "openvino_*.xml", "openvino_*.bin"),
+    eyes_on=frozenset({"cpu", "intel-gpu"}),
     vision=dict.fromkeys((kinds.PHI3, kinds.PHI4), "openvino/vision"),
     # openvino-genai 2026.4 takes the crops of others for as many high as they are wide
     # (VisionEncoderPhi3V::encode gives width for height), so they are padded to squares before.
@@ -227,6 +229,8 @@ FACE = Backend(
     ),
     open=open,
     tokenizer=tokenizer,
+    rotary=rotary.STATIC,
+    unable={"gemma3_text": "optimum-intel 2.2 exports it with transformers up to 5.0 alone"},
     suits="Intel's CPUs, GPUs and NPUs, and models that see. Choose it for Intel PCs.",
     advice=ADVICE,
     rank=2,

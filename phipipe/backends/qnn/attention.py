@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phipipe.backends.qnn.nodes import Nodes, rows
+from phipipe.backends.qnn.nodes import Nodes, linears
 from phipipe.backends.qnn.shape import Shape
 from phipipe.backends.qnn.weights import Weights
 
@@ -39,11 +39,13 @@ class Attention:
         ``present_value_i``, too."""
         graph, s, name = self.nodes, self.shape, f"model.layers.{i}.self_attn"
         heads = self._heads(name, value)
-        query = self._rotated(f"{name}.q", heads["q"])
+        query, rotated = heads["q"], heads["k"]
+        if i not in s.unrotated:
+            query = self._rotated(f"{name}.q", query)
+            rotated = self._rotated(f"{name}.k", rotated)
         query = graph.transpose(f"{name}.q_by_head", query, 2, 0, 1, 3)
         rows_of_group = s.heads // s.kv_heads * s.length
         query = graph.reshape(f"{name}.q_grouped", query, s.kv_heads, 1, rows_of_group, s.head_size)
-        rotated = self._rotated(f"{name}.k", heads["k"])
         key = graph.transpose(f"present_key_{i}", rotated, 2, 0, 3, 1)
         new = graph.transpose(f"present_value_{i}", heads["v"], 2, 0, 1, 3)
         keys = graph.node("Concat", f"{name}.keys", [f"past_key_{i}", key], axis=-1)
@@ -53,20 +55,26 @@ class Attention:
         mixed = graph.reshape(f"{name}.mixed_by_head", mixed, s.heads, 1, s.length, s.head_size)
         mixed = graph.transpose(f"{name}.mixed_by_token", mixed, 1, 2, 0, 3)
         mixed = graph.reshape(f"{name}.mixed_joined", mixed, 1, s.length, s.heads * s.head_size)
-        output = f"{name}.o_proj.weight"
-        return graph.linear(f"{name}.o", mixed, output, lambda: self.weights[output])
+        output = f"{name}.o_proj"
+        linear = linears(self.weights, {output: s.hidden})[output]
+        return graph.apply(f"{name}.o", mixed, linear)
 
     def _heads(self, name: str, value: str) -> dict[str, str]:
-        """ "q", "k" and "v" of ``value``, [1, length, heads, head size]."""
-        s, parts, start = self.shape, {}, 0
-        for kind, count in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
-            end = start + count * s.head_size
-            read = rows(self.weights, f"{name}.qkv_proj.weight", start, end)
-            product = self.nodes.linear(f"{name}.{kind}", value, f"{name}.{kind}_proj.weight", read)
-            parts[kind] = self.nodes.reshape(
+        """ "q", "k" and "v" of ``value``, [1, length, heads, head size]; queries and keys normed
+        head by head where the checkpoint has norms for them."""
+        s, parts = self.shape, {}
+        counts = {"q": s.heads, "k": s.kv_heads, "v": s.kv_heads}
+        stored = {f"{name}.{kind}_proj": count * s.head_size for kind, count in counts.items()}
+        found = linears(self.weights, stored, f"{name}.qkv_proj")
+        for kind, count in counts.items():
+            product = self.nodes.apply(f"{name}.{kind}", value, found[f"{name}.{kind}_proj"])
+            heads = self.nodes.reshape(
                 f"{name}.{kind}_heads", product, 1, s.length, count, s.head_size
             )
-            start = end
+            norm = f"{name}.{kind}_norm"
+            if f"{norm}.weight" in self.weights:
+                heads = self.nodes.norm(norm, heads, self.weights[f"{norm}.weight"], s.epsilon)
+            parts[kind] = heads
         return parts
 
     def _rotated(self, name: str, value: str) -> str:

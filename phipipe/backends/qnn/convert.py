@@ -1,4 +1,4 @@
-"""Conversion: a Phi-3 checkpoint to static graphs in fp32, tensor by tensor."""
+"""Conversion: a checkpoint to static graphs in fp32, tensor by tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Phi-3 decoder as ONNX graphs of fixed shape, as neural processing units want them.
+"""A dense decoder as ONNX graphs of fixed shape, as neural processing units want them.
 
 Built from the checkpoint's tensors alone, with plain operators: no zero-size slice, no
 data-dependent shape, no broadcast in a matrix product. A graph holds consecutive layers (all of
@@ -22,11 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from phipipe.backends.qnn.attention import Attention
-from phipipe.backends.qnn.nodes import Nodes, rows
+from phipipe.backends.qnn.nodes import Nodes, linears
 from phipipe.backends.qnn.shape import Shape
 from phipipe.backends.qnn.weights import DataFile, Weights
 
@@ -119,31 +118,19 @@ def _model(
 
 
 def _norm(graph: Nodes, name: str, value: str, weights: Weights, s: Shape) -> str:
-    """RMSNorm: value / sqrt(mean(value²) + ε) × weight."""
-    square = graph.node("Mul", f"{name}.square", [value, value])
-    axis = graph.constant("last_axis", np.array([-1], np.int64))
-    mean = graph.node("ReduceMean", f"{name}.mean", [square, axis])
-    epsilon = graph.constant("epsilon", np.array(s.epsilon, np.float32))
-    added = graph.node("Add", f"{name}.add", [mean, epsilon])
-    root = graph.node("Sqrt", f"{name}.root", [added])
-    scaled = graph.node("Div", f"{name}.scaled", [value, root])
-    weight = graph.constant(f"{name}.weight", weights[f"{name}.weight"])
-    return graph.node("Mul", name, [scaled, weight])
+    return graph.norm(name, value, weights[f"{name}.weight"], s.epsilon)
 
 
 def _mlp(graph: Nodes, layer: str, value: str, weights: Weights, s: Shape) -> str:
     name = f"{layer}.mlp"
+    stored = {f"{name}.gate_proj": s.inner, f"{name}.up_proj": s.inner}
+    found = linears(weights, stored, f"{name}.gate_up_proj")
+    found |= linears(weights, {f"{name}.down_proj": s.hidden})
     gate, up = (
-        graph.linear(
-            f"{name}.{kind}",
-            value,
-            f"{name}.{kind}_proj.weight",
-            rows(weights, f"{name}.gate_up_proj.weight", start, start + s.inner),
-        )
-        for kind, start in (("gate", 0), ("up", s.inner))
+        graph.apply(f"{name}.{kind}", value, found[f"{name}.{kind}_proj"])
+        for kind in ("gate", "up")
     )
     sigmoid = graph.node("Sigmoid", f"{name}.sigmoid", [gate])
     activated = graph.node("Mul", f"{name}.activated", [gate, sigmoid])
     product = graph.node("Mul", f"{name}.product", [activated, up])
-    down = f"{name}.down_proj.weight"
-    return graph.linear(f"{name}.down", product, down, lambda: weights[down])
+    return graph.apply(f"{name}.down", product, found[f"{name}.down_proj"])

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from phipipe.backends.qnn.options import Options
+from phipipe.backends.qnn.rotary import SCALINGS
+from phipipe.backends.qnn.shape import MODEL_TYPES, unrotated
+from phipipe.backends.qnn.stages import ranges_of
 from phipipe.backends.rules import Rule
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoints import Checkpoint
 
 # Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens:
 # emulated, a billion parameters take two cores about 2 min for 64 tokens of a prompt, 30 s for one
 # of an answer. Both ways gave the same divergence within 2 % (hidden size 3072).
 EMULATED_PARAMETERS = 2 * 10**8
 
+
+def _has_part_without_positions(options: Options, checkpoint: Checkpoint) -> bool:
+    parts = options.parts or 1
+    if parts > checkpoint.layers:
+        return False
+    bare = unrotated(checkpoint.config)
+    return any(bare.issuperset(layers) for layers in ranges_of(checkpoint.layers, parts))
+
+
 RULES = (
     Rule(
         id="Q01",
         level="error",
-        when=lambda r, o, c: c.model_type != "phi3",
-        message="`qnn` builds its graphs for phi3 models; `{checkpoint.architecture}` is another",
+        when=lambda r, o, c: c.model_type not in MODEL_TYPES,
+        message=f"`qnn` builds its graphs for {', '.join(MODEL_TYPES)} models; "
+        "`{checkpoint.architecture}` is another",
         hint="use a dense Phi-3 or Phi-4, or another backend on the device's CPU",
     ),
     Rule(
@@ -87,6 +106,29 @@ RULES = (
         when=lambda r, o, c: (o.parts or 1) > c.layers,
         message="`quantize.parts: {options.parts}` is more than the model's {checkpoint.layers} "
         "layers",
+        hint="leave `quantize.parts` out",
+    ),
+    Rule(
+        id="Q13",
+        level="error",
+        when=lambda r, o, c: bool(o.rotate) and c.model_type != "phi3",
+        message="`quantize.rotate` works on phi3 models; `{checkpoint.architecture}` is another",
+        hint="take `quantize.rotate` out",
+    ),
+    Rule(
+        id="Q14",
+        level="error",
+        when=lambda r, o, c: not c.longrope and c.scaling not in SCALINGS,
+        message="the graphs know no `rope_scaling` of type `{checkpoint.scaling}`",
+        hint=f"they know {', '.join(kind for kind in SCALINGS if kind != 'default')}; or choose "
+        "another backend on the device's CPU",
+    ),
+    Rule(
+        id="Q15",
+        level="error",
+        when=lambda r, o, c: _has_part_without_positions(o, c),
+        message="`quantize.parts: {options.parts}` leaves a part whose layers all take no "
+        "positions, and the runtime hands positions to every part",
         hint="leave `quantize.parts` out",
     ),
     Rule(

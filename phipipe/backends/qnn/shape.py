@@ -1,18 +1,25 @@
-"""The fixed sizes of a graph, from a Phi-3's config. Light: no toolchain is needed."""
+"""The fixed sizes of a graph, from a model's config. Light: no toolchain is needed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from phipipe.backends.qnn import rotary
 from phipipe.errors import StepFailed
 from phipipe.steps import Json
+
+# Decoders of one block: RMSNorm, attention, RMSNorm, gated SiLU. They differ in joined or single
+# projections, biases, norms of queries and keys, and layers without positions.
+MODEL_TYPES = ("phi3", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The fixed sizes of one graph, and what the checkpoint's config says of the model."""
+    """The fixed sizes of one graph, and what the checkpoint's config says of the model.
+
+    ``unrotated`` are the layers whose attention takes no positions, as every fourth of SmolLM3's.
+    """
 
     length: int
     context: int
@@ -26,28 +33,25 @@ class Shape:
     epsilon: float
     inverse_frequencies: tuple[float, ...]
     attention_factor: float
+    unrotated: frozenset[int] = frozenset()
 
 
 def shape_of(config: Mapping[str, Json], length: int, context: int) -> Shape:
-    """``Shape`` from a Phi-3 ``config.json``.
-
-    LongRoPE's factors are chosen once, by ``context``, as they are for prompts of that length; the
-    attention factor is that of transformers, sqrt(1 + ln(scale) / ln(original context)).
+    """``Shape`` from the ``config.json`` of one of ``MODEL_TYPES``.
 
     Raises:
         StepFailed: the config is not of a model that this module builds.
     """
-    if config.get("model_type") != "phi3":
+    if config.get("model_type") not in MODEL_TYPES:
         raise StepFailed(
-            f"static graphs are built for phi3 models, not `{config.get('model_type')}`"
+            f"static graphs are built for {', '.join(MODEL_TYPES)} models, "
+            f"not `{config.get('model_type')}`"
         )
+    if config.get("hidden_act", "silu") != "silu":
+        raise StepFailed(f"static graphs know no activation `{config['hidden_act']}`, only `silu`")
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     size = config.get("head_dim") or hidden // heads
-    rotary = int(size * config.get("partial_rotary_factor", 1.0))
-    base, factor = config.get("rope_theta", 10000.0), 1.0
-    frequencies = [base ** -(i / rotary) for i in range(0, rotary, 2)]
-    if config.get("rope_scaling"):
-        frequencies, factor = _scaled(config, frequencies, context)
+    frequencies, factor = rotary.frequencies(config, size, context)
     return Shape(
         length=length,
         context=context,
@@ -56,24 +60,21 @@ def shape_of(config: Mapping[str, Json], length: int, context: int) -> Shape:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_size=size,
-        rotary=rotary,
+        rotary=2 * len(frequencies),
         inner=config["intermediate_size"],
         epsilon=config["rms_norm_eps"],
         inverse_frequencies=tuple(frequencies),
         attention_factor=factor,
+        unrotated=unrotated(config),
     )
 
 
-def _scaled(
-    config: Mapping[str, Json], frequencies: Sequence[float], context: int
-) -> tuple[list[float], float]:
-    """``frequencies`` under LongRoPE, and the factor of attention that belongs to it."""
-    scaling = config["rope_scaling"]
-    kind = scaling.get("type", scaling.get("rope_type"))
-    if kind not in ("longrope", "su"):
-        raise StepFailed(f"static graphs know no rotary scaling `{kind}`")
-    original = config["original_max_position_embeddings"]
-    chosen = scaling["long_factor" if context > original else "short_factor"]
-    scale = config["max_position_embeddings"] / original
-    factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-    return [f / c for f, c in zip(frequencies, chosen, strict=True)], factor
+def unrotated(config: Mapping[str, Json]) -> frozenset[int]:
+    """The layers without positions. In SmolLM3's ``no_rope_layers`` 1 is a layer *with* them; where
+    the list is missing, every ``no_rope_layer_interval``-th has none."""
+    if config.get("model_type") != "smollm3":
+        return frozenset()
+    interval = config.get("no_rope_layer_interval") or 4
+    layers = range(config["num_hidden_layers"])
+    flags = config.get("no_rope_layers") or [(i + 1) % interval for i in layers]
+    return frozenset(i for i in layers if not flags[i])

@@ -23,6 +23,7 @@ from phipipe.backends import group_rules
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.rules import Rule
 from phipipe.backends.torch.advice import ADVICE
+from phipipe.models import rotary
 from phipipe.models.tokenizer import of_folder
 from phipipe.steps import Json, Step
 
@@ -209,6 +210,7 @@ FACE = Backend(
     finer=(Finer(options={"algorithm": "signround", "group_size": 32}, told="groups of 32"),),
     open=open,
     tokenizer=tokenizer,
+    rotary=rotary.STATIC,
     suits="A checkpoint for transformers. Choose it to compare, or where a server with "
     "PyTorch is the target.",
     advice=ADVICE,

@@ -189,29 +189,39 @@ def test_windows_and_longrope_are_told() -> None:
     assert advised({}, longrope=True, context_length=131072, context=2048) == {}
 
 
-def test_phi3_needs_a_vocabulary_that_the_converter_reads() -> None:
-    assert advised({}, model_type="phi3", tokenizer="other") == {"L08": "error"}
-    assert advised({}, model_type="phi3", tokenizer="gpt2") == {}
-    assert advised({}, model_type="phi", tokenizer="other") == {}
+def test_a_vocabulary_of_another_kind_is_refused() -> None:
+    for model_type in ("phi", "phi3", "llama", "qwen3"):
+        assert advised({}, model_type=model_type, tokenizer="other") == {"L08": "error"}
+        assert advised({}, model_type=model_type, tokenizer="gpt2") == {}
+        assert advised({}, model_type=model_type, tokenizer="sentencepiece") == {}
 
 
-@pytest.mark.parametrize("pattern", pre_tokenizers.PRE_TOKENIZERS)
-def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, pattern: str) -> None:
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": pattern == "GPT-2",
-    }
-    cut = level if pattern == "GPT-2" else {"type": "Sequence", "pretokenizers": [split, level]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cut}), "utf-8")
-    assert pre_tokenizers.name_of(tmp_path) == pre_tokenizers.PRE_TOKENIZERS[pattern]
+def cutting(cuts: tuple[str, ...], **model: Any) -> str:
+    """A ``tokenizer.json`` that cuts text in these ways, as the tokenizers library writes it."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": "GPT-2" in cuts}
+    digits = {"type": "Digits", "individual_digits": True}
+    splits = [
+        {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+        for cut in cuts
+        if cut not in ("GPT-2", "digits")
+    ]
+    parts = [*splits, *([digits] if "digits" in cuts else []), level]
+    cut = {"type": "Sequence", "pretokenizers": parts} if len(parts) > 1 else level
+    return json.dumps({"pre_tokenizer": cut, "model": model})
+
+
+@pytest.mark.parametrize("cuts", pre_tokenizers.PRE_TOKENIZERS)
+def test_how_text_is_cut_tells_the_vocabularys_kind(tmp_path: Path, cuts: tuple[str, ...]) -> None:
+    (tmp_path / "tokenizer.json").write_text(cutting(cuts), "utf-8")
+    assert pre_tokenizers.name_of(tmp_path) == pre_tokenizers.PRE_TOKENIZERS[cuts]
+
+
+def test_words_that_are_tokens_whatever_their_merges_are_llama_3s(tmp_path: Path) -> None:
+    (cuts,) = (cuts for cuts, name in pre_tokenizers.PRE_TOKENIZERS.items() if name == "dbrx")
+    for whole, name in ((True, "llama-bpe"), (False, "dbrx")):
+        text = cutting(cuts, type="BPE", ignore_merges=whole)
+        (tmp_path / "tokenizer.json").write_text(text, "utf-8")
+        assert pre_tokenizers.name_of(tmp_path) == name
 
 
 @pytest.mark.parametrize(

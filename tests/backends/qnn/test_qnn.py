@@ -128,6 +128,14 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
     assert advice(recipe(window=8192), long, context_length=8192) == []
     assert advice(recipe(), checkpoint(sliding_window=500)) == [("Q12", "error")]
     assert advice(recipe(), checkpoint(sliding_window=2047)) == []
+    llama = checkpoint(model_type="llama")
+    assert advice(recipe(), llama) == []
+    assert advice(recipe(), llama, rotate="quarot") == [("Q13", "error")]
+    scaled = phi3({"rope_scaling": {"rope_type": "proportional"}}, parameters=10_000_000)
+    assert advice(recipe(), scaled) == [("Q14", "error")]
+    bare = phi3({"model_type": "smollm3"}, parameters=10_000_000)
+    assert advice(recipe(), bare, parts=8) == []
+    assert advice(recipe(), bare, parts=32) == [("Q15", "error")]
     assert advice(recipe(), checkpoint(parameters=3_800_000_000)) == [("Q10", "warning")]
 
 
@@ -209,8 +217,8 @@ def test_models_that_static_graphs_do_not_know_are_named() -> None:
     config = {"model_type": "phi", "num_attention_heads": 4, "hidden_size": 256}
     with pytest.raises(StepFailed, match="not `phi`"):
         shape_of(config, 64, 512)
-    scaled = {"model_type": "phi3", "rope_scaling": {"type": "yarn"}}
-    with pytest.raises(StepFailed, match="`yarn`"):
+    scaled = {"model_type": "phi3", "rope_scaling": {"type": "dynamic"}}
+    with pytest.raises(StepFailed, match="`dynamic`"):
         shape_of(config | scaled, 64, 512)
 
 

@@ -1,0 +1,74 @@
+"""A GGUF as a checkpoint: the shape that rules see, from its header alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+from phipipe.models import (
+    checkpoints,
+    config_check,
+    gguf_configs,
+    gguf_files,
+    gguf_tokenizers,
+    layout_check,
+    layouts,
+    remarks,
+)
+from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.gguf_files import Header
+from phipipe.models.packed import DTYPES
+from phipipe.models.weights import DTYPE_BITS, Tensor
+
+PLAIN = ("F32", "F16", "BF16")
+
+
+def read(path: Path, size: int | None = None) -> Checkpoint:
+    """What the model in the GGUF ``path`` is, once it is widened; ``size``: see
+    ``gguf_files.read``.
+
+    Raises:
+        SourceError: it is no GGUF, or of a model that is not read from one; says why.
+    """
+    header = gguf_files.read(path, size)
+    config = gguf_configs.config_of(header)
+    config_check.check(path, config)
+    kind = gguf_tokenizers.check(header)
+    tensors = widened(header)
+    shape = checkpoints.of_config(config, kind)
+    layout_check.check(path, shape.architecture, layouts.sizes_of(shape, tensors), tensors)
+    kinds = Counter(t.kind for t in header.tensors.values() if len(t.shape) == 2)
+    title = f"GGUF, {kinds.most_common(1)[0][0]}"
+    packed = any(kind not in PLAIN for kind in kinds)
+    return dataclasses.replace(
+        shape,
+        folder=path,
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        weight_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
+        quantized=title,
+        remarks=(remarks.of("W40", title),) if packed else (),
+    )
+
+
+def widened(header: Header) -> dict[str, Tensor]:
+    """The tensors of the checkpoint that the file stands for, by their names there."""
+    kind = gguf_configs.kind_of(header)
+    wide = DTYPES[gguf_configs.dtype_of(header)]
+    found = {}
+    for tensor in header.tensors.values():
+        if tensor.name in gguf_configs.FACTORS:
+            continue
+        name = gguf_configs.plain_name(kind, tensor.name)
+        dtype = tensor.kind if tensor.kind in PLAIN else wide
+        one = Tensor(
+            name=name,
+            file=header.path.name,
+            dtype=dtype,
+            shape=tensor.shape,
+            offset=tensor.offset,
+            size_bytes=0,
+        )
+        size = one.elements * DTYPE_BITS[dtype] // 8
+        found[name] = dataclasses.replace(one, size_bytes=size)
+    return found

@@ -1,0 +1,136 @@
+"""Small checkpoints through every backend: planned as a user's build is, converted, measured.
+
+One process per toolchain does all jobs of a backend (``family_driver.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from phipipe import backends
+from phipipe.hub import take
+from phipipe.hub.take import Original
+from phipipe.models import checkpoints as models
+from phipipe.models import family, layouts
+from phipipe.planning.plan import Plan
+from phipipe.planning.preparation import prepare
+from phipipe.recipe import loading
+from phipipe.recipe.recipe import Source
+from phipipe.steps import Step
+from testing.drive import drive
+from testing.family_checkpoints import LONG, SHORT, slug
+from testing.hostile_checkpoints import header, written
+from testing.places import QUICKSTART, TESTS
+
+DRIVER = TESTS / "models" / "family_driver.py"
+THREADS = {"OMP_NUM_THREADS": "2"}
+WINDOWS = {"short": SHORT, "long": LONG}
+NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
+# backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
+BUILDS = {
+    "onnxruntime": ("cpu-x86_64", "fp32"),
+    "llamacpp": ("cpu-x86_64", "fp32"),
+    "openvino": ("cpu-x86_64", "fp32"),
+    "mlx": ("apple-silicon", "fp32"),
+    "torch": ("cpu-x86_64", "fp16"),
+    "litert": ("cpu-x86_64", "fp32"),
+    "qnn": ("snapdragon-x-npu", "int8"),
+}
+
+
+def plan_of(
+    source: Path,
+    backend: str,
+    window: str,
+    read: Callable[[Source, Path], Original] = take.original,
+) -> Plan:
+    """The plan of a build with evaluation windows of that kind.
+
+    Raises:
+        TargetError: it is refused.
+    """
+    device, precision = BUILDS[backend]
+    context = {"short": 192, "long": 512}[window]
+    options = f"{{context_length: {context}}}" if backend == "qnn" else "{}"
+    sets = [
+        f"source={{path: {source.as_posix()}}}",
+        f"device={device}",
+        f"backend={backend}",
+        f"quantize={options}",
+    ]
+    sets += [
+        f"precision={precision}",
+        "calibrate.text={builtin: stories}",
+        "evaluate.text={builtin: stories}",
+    ]
+    sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
+    sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
+    (build,) = loading.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
+    return prepare(build, read)
+
+
+def headers_of(member: family.Member, folder: Path) -> Original:
+    """The member at its full size: config, headers, and the embedded model's tokenizer; planning
+    reads no more."""
+    shutil.copytree(take.BUILTIN_MODELS["tiny-phi3"], folder)
+    (folder / "config.json").write_text(json.dumps(dict(member.config)), "utf-8")
+    shape = models.of_config(member.config, member.tokenizer)
+    if layout := layouts.LAYOUTS.get(shape.architecture):
+        shapes = layouts.wanted(layout, layouts.sizes_of(shape))
+    else:
+        shapes = {f"model.layers.{i}.mlp.down_proj.weight": (1,) for i in range(shape.layers)}
+    head = header({name: list(lengths) for name, lengths in shapes.items()})
+    raw = written(head)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
+    end = max(entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__")
+    checkpoint = models.read(folder, {"model.safetensors": 8 + len(raw) + end})
+    return Original(checkpoint, Step(name="source", runs="hub/take", version=1))
+
+
+def job(
+    root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False
+) -> dict[str, Any]:
+    """What the driver needs of a plan: the backend's steps up to the first unquantized
+    conversion."""
+    source, steps = f"{slug(member)}/{kind}", list[dict[str, Any]]()
+    for step in plan_of(root / source, backend, window).steps:
+        if not step.runs.startswith(f"{backend}/"):
+            continue
+        told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
+        told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
+        before = [made["folder"] for made in steps]
+        digest = hashlib.sha256(json.dumps([source, before, told], sort_keys=True).encode())
+        steps.append(told | {"folder": f"{backend}-{digest.hexdigest()[:16]}"})
+        if step.unquantized:
+            break
+    return {
+        "name": name_of(member, kind, window, bare),
+        "source": source,
+        "window": window,
+        "steps": steps,
+    }
+
+
+def name_of(member: str, kind: str, window: str, bare: bool = False) -> str:
+    return f"{member} {kind} {window}{' bare' if bare else ''}"
+
+
+def measured(
+    root: Path, backend: str, jobs: Iterable[Any], python_of: Callable[[str], Path]
+) -> dict[str, Any]:
+    """What the driver finds out about ``jobs``, by their names."""
+    (root / f"{backend}.jobs.json").write_text(json.dumps(list(jobs)))
+    convert_with = python_of("torch" if backend == "llamacpp" else backend)
+    drive(convert_with, DRIVER, root, backend, "convert", **THREADS)
+    drive(python_of(backend), DRIVER, root, backend, "measure", **THREADS)
+    read = {
+        action: json.loads((root / f"{backend}.{action}.json").read_text())
+        for action in ("convert", "measure")
+    }
+    return {**read["measure"], **read["convert"]}
