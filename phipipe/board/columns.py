@@ -105,3 +105,9 @@ def notes(entries: Sequence[Entry]) -> list[str]:
     away = elsewhere(entries)
     used = "".join(marks(e, away) + ("≥" if e.reference else "") for e in done(entries))
     return [f"{sign} {meaning}" for sign, meaning in MARKS.items() if sign in used]
+
+
+def changes(entries: Sequence[Entry]) -> list[str]:
+    """What adapters changed of their bases, a sentence for each original."""
+    told = {f"{one_line(e.source)}: {one_line(e.change)}." for e in done(entries) if e.change}
+    return sorted(told)

@@ -50,6 +50,7 @@ class Entry:
     window: int = 0
     skip: int = 0
     baseline_ppl: float = 0.0
+    change: str = ""  # of an adapter: what it changes of its base, in words
     # by the names of ``metrics.METRICS``
     metrics: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float] = field(default_factory=dict)
@@ -124,6 +125,7 @@ def from_manifest(manifest: Description) -> Entry:
         skip=baseline.skip,
         baseline_ppl=baseline.ppl,
         sanity={ACCEPTED: "tokenizer" in manifest.recipe.evaluate.accept},
+        change=_change(manifest),
         phipipe=manifest.phipipe,
         tools=dict(sorted(tools.items())),
         keys={name: steps[name].key for name in sorted(steps)},
@@ -134,6 +136,11 @@ def from_manifest(manifest: Description) -> Entry:
             f"the manifest of `{one_line(entry.name)}` {wrong}", hint="build the package again"
         )
     return entry
+
+
+def _change(manifest: Description) -> str:
+    change = manifest.fidelity.change
+    return figures.adapter_change(change, manifest.fidelity.baseline.ppl) if change else ""
 
 
 def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) -> Entry:

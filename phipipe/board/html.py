@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from phipipe.board import board, charts, colours, origin, plots
 from phipipe.board.candidates import Answer
-from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, marks, notes
+from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, changes, marks, notes
 from phipipe.board.entry import Entry, one_line
 from phipipe.evaluate.reports import Sanity
 from phipipe.files import pages
@@ -79,7 +79,7 @@ def shown(
     return {
         "answers": [_answer(answer, every, places) for answer in decisions],
         "rows": _rows(every, decisions, places),
-        "notes": notes(every),
+        "notes": [*notes(every), *changes(every)],
         "size": counted(len(every), "build"),
     }
 

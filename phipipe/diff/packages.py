@@ -61,6 +61,9 @@ def versions(home: Path) -> tuple[Path, Path]:
     return known[1], known[0]
 
 
+_SOURCE = ("revision", "base", "adapter", "digest")
+
+
 def _inputs(told: Manifest) -> dict[str, Json]:
     tools: defaultdict[str, set[str]] = defaultdict(set)
     for step in told.steps.values():
@@ -70,7 +73,7 @@ def _inputs(told: Manifest) -> dict[str, Json]:
     return {
         "recipe": told.recipe.as_json(),
         "scheme": told.scheme,
-        "source": {name: source[name] for name in ("revision", "digest") if name in source},
+        "source": {name: source[name] for name in _SOURCE if source.get(name)},
         "text": told.steps["text"].digest,
         "device": told.device.title,
         "fixups": sorted(told.fixups),

@@ -97,6 +97,17 @@ def _read(repo: Repository, listing: Listing, view: Path) -> tuple[Checkpoint, L
     return checkpoint, dataclasses.replace(listing, files=kept) if ignored else listing
 
 
+def is_adapter(repo: Repository) -> bool:
+    """Whether the repository holds an adapter and no model beside it.
+
+    Raises:
+        SourceError: the hub does not say.
+    """
+    with _writing(folder_of(repo)):
+        names = {file.name for file in hub_view.listing(repo).files}
+    return weight_files.ADAPTER in names and not names & {weight_files.WHOLE, weight_files.INDEX}
+
+
 def adapter_of(repo: Repository) -> tuple[Path, Listing]:
     """The adapter's small files and its weights' header, in a folder, and what its repository
     publishes of it.
@@ -205,6 +216,7 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     with named(repo, out):
         if any(file.name == weight_files.ADAPTER for file in files):
             adapter_files.tensors(out)
+            finite.check_file(out / adapter_files.WEIGHTS, "adapter")
             return
         checkpoints.read(out)
         finite.check(out)

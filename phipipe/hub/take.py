@@ -108,6 +108,7 @@ def _adapted(source: Source, base: Original, folder: Path) -> Original:
     else:
         place = user_paths.inside(folder, str(adapter.path))
         merged = adapters.merged(base.checkpoint, place)
+        finite.check_file(place / adapter_files.WEIGHTS, "adapter")
         outside = {"files": Outside(place, tuple(adapter_files.files(place)))}
         step = Step(name="adapter", runs="hub/take", version=1, outside=outside, copies=True)
     checkpoint = adapter_view.of(merged.checkpoint, place, Settings.read().cache)

@@ -6,7 +6,6 @@ is taken is named here, and everything else stays outside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from phipipe.errors import SourceError
@@ -118,8 +117,3 @@ def _no_adapter(folder: Path) -> SourceError:
         f"`{folder}` is no adapter: it has no `{ADAPTER}`",
         hint="give the folder that peft's `save_pretrained` wrote",
     )
-
-
-def pieces(found: Mapping[str, Tensor]) -> int:
-    """How many numbers the adapter's tensors hold."""
-    return sum(tensor.elements for tensor in found.values())

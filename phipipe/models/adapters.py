@@ -14,6 +14,7 @@ from pathlib import Path
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models import (
+    adapter_changes,
     adapter_files,
     adapter_names,
     adapter_settings,
@@ -21,43 +22,17 @@ from phipipe.models import (
     remarks,
     tokenizer_files,
 )
+from phipipe.models.adapter_changes import Change, Low, foreign, misfit
 from phipipe.models.adapter_names import Matrices, Named, Rows
 from phipipe.models.adapter_settings import AdapterSettings, short_names
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.layout_check import FLOATS
-from phipipe.models.layouts import EMBEDDING, HEAD, Shape, Sizes
+from phipipe.models.layouts import Shape, Sizes
 from phipipe.models.remarks import Remark
 from phipipe.models.weights import Tensor
 
 _OTHER = "take the base that the adapter was trained on"
 _AGAIN = "copy or download the adapter again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Low:
-    """A change of low rank: ``scale`` · up · down, added to the ``rows`` of a matrix.
-
-    ``of`` are the rows of ``up`` that do so; ``lengths`` names DoRA's row lengths; a ``table``'s
-    matrices are transposed.
-    """
-
-    rows: Rows
-    of: Rows
-    down: str
-    up: str
-    scale: float
-    lengths: str | None = None
-    table: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """What becomes of one tensor: it starts as the base's tensor ``start``, or as the adapter's
-    ``saved``, and ``lows`` are added."""
-
-    start: str
-    saved: str | None = None
-    lows: tuple[Low, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +59,11 @@ def merged(base: Checkpoint, folder: Path, size: int | None = None) -> Merged:
     _refuse_odd(base, folder, tensors)
     named = adapter_names.sorted_out(folder, tensors)
     before = layouts.wanted(layouts.LAYOUTS[base.architecture], sizes)
-    after = _resized(folder, named, tensors, sizes, settings)
+    after = adapter_changes.resized(folder, named, tensors, sizes, settings)
     shapes = layouts.wanted(layouts.LAYOUTS[base.architecture], after)
-    changes = _saved(folder, named, tensors, shapes, before)
+    changes = adapter_changes.saved_whole(folder, named, tensors, shapes, before)
     if sizes.tied and not after.tied:
-        _untie(named, settings, changes)
+        adapter_changes.untie(named, settings, changes)
     _add_lows(folder, named, tensors, settings, (shapes, after), changes)
     _refuse_incomplete(folder, named, settings, shapes, after)
     checkpoint = _described(base, folder, shapes, after)
@@ -116,93 +91,13 @@ def _refuse_odd(base: Checkpoint, folder: Path, tensors: Mapping[str, Tensor]) -
                 f"{tensor.dtype}; weights are read from {', '.join(FLOATS)}",
                 hint="save the adapter in 16 or 32 bits",
             )
-    count = adapter_files.pieces(tensors)
+    count = sum(tensor.elements for tensor in tensors.values() if ".lora_" in tensor.name)
     if count > base.parameters:
         raise SourceError(
             f"the adapter in `{folder}` has {count} numbers, its base "
             f"{base.parameters} parameters: it is of a larger model, or no adapter",
             hint=_OTHER,
         )
-
-
-def _resized(
-    folder: Path,
-    named: Named,
-    tensors: Mapping[str, Tensor],
-    sizes: Sizes,
-    settings: AdapterSettings,
-) -> Sizes:
-    """``sizes`` with the vocabulary and the tie of the head that the adapter leaves."""
-    tables = {name: tensors[named.saved[name]] for name in (EMBEDDING, HEAD) if name in named.saved}
-    for name, tensor in tables.items():
-        if len(tensor.shape) != 2 or tensor.shape[1] != sizes.hidden:
-            raise _misfit(folder, name, tensor, (sizes.vocab, sizes.hidden))
-    rows = {tensor.shape[0] for tensor in tables.values()} or {sizes.vocab}
-    if len(rows) > 1 or (rows != {sizes.vocab} and not sizes.tied and len(tables) == 1):
-        counts = ", ".join(f"`{name}` has {tensor.shape[0]}" for name, tensor in tables.items())
-        raise SourceError(
-            f"the adapter in `{folder}` gives embedding and head different numbers of tokens: "
-            f"{counts}, the base has {sizes.vocab}",
-            hint="save the adapter again with `save_embedding_layers=True`",
-        )
-    return replace(sizes, vocab=rows.pop(), tied=_stays_tied(named, sizes, settings))
-
-
-def _stays_tied(named: Named, sizes: Sizes, settings: AdapterSettings) -> bool:
-    """Whether embedding and head are still one tensor.
-
-    A module that was trained as a whole is a copy, and a change of low rank is added where its
-    module is called: the other one of the two keeps the base's tensor. What was saved beside the
-    adapter (a table that was made longer) is the one that both share.
-    """
-    if not sizes.tied or settings.tied:
-        return sizes.tied
-    modules = [name.removesuffix(".weight") for name in (EMBEDDING, HEAD)]
-    if any(module in named.low for module in modules):
-        return False
-    return not any(_is_trained(module, settings) for module in modules)
-
-
-def _is_trained(module: str, settings: AdapterSettings) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in settings.saved)
-
-
-def _saved(
-    folder: Path,
-    named: Named,
-    tensors: Mapping[str, Tensor],
-    shapes: Mapping[str, Shape],
-    before: Mapping[str, Shape],
-) -> dict[str, Change]:
-    """The tensors that the adapter brings whole."""
-    changes = {}
-    for name, tensor in named.saved.items():
-        shape = shapes.get(EMBEDDING if name == HEAD and HEAD not in shapes else name)
-        if shape is None:
-            raise _foreign(folder, [name])
-        if tensors[tensor].shape != shape:
-            raise _misfit(folder, name, tensors[tensor], shape)
-        changes[name] = Change(start=name, saved=tensor)
-    if HEAD in changes and HEAD not in shapes:  # tied: both are one
-        head = changes.pop(HEAD)
-        changes.setdefault(EMBEDDING, replace(head, start=EMBEDDING))
-    lost = [name for name, shape in shapes.items() if name not in changes and name in before]
-    for name in lost:
-        if shapes[name] != before[name]:
-            raise SourceError(
-                f"the adapter in `{folder}` changes the number of tokens, and has no "
-                f"`{name}` of the new length",
-                hint="save the adapter again with `save_embedding_layers=True`",
-            )
-    return changes
-
-
-def _untie(named: Named, settings: AdapterSettings, changes: dict[str, Change]) -> None:
-    """Give embedding and head tensors of their own, which start as the one that was both."""
-    shared = named.saved.get(EMBEDDING)
-    if _is_trained(EMBEDDING.removesuffix(".weight"), settings):
-        shared = None  # a copy: the head never saw it
-    changes.setdefault(HEAD, Change(start=EMBEDDING, saved=shared))
 
 
 def _add_lows(
@@ -217,20 +112,14 @@ def _add_lows(
     they follow from."""
     shapes, sizes = after
     found = {module: adapter_names.places(module, shapes, sizes) for module in named.low}
-    if foreign := [module for module, places in found.items() if not places]:
-        raise _foreign(folder, foreign)
+    if odd := [module for module, places in found.items() if not places]:
+        raise foreign(folder, odd)
     for module, places in found.items():
         of = named.low[module]
         width = shapes[places[0][0]][1]
         rows = sum(stop - start for _, (start, stop), _ in places)
         _check_matrices(folder, module, of, tensors, settings.rank_of(module), (rows, width))
-        if settings.dora != (of.lengths is not None) or (of.table and settings.dora):
-            raise SourceError(
-                f"the adapter in `{folder}` {'has no' if settings.dora else 'has'} row lengths of "
-                f"DoRA for {short_names([module])}, and its settings say "
-                f"`use_dora: {str(settings.dora).lower()}`",
-                hint=_AGAIN,
-            )
+        _check_lengths(folder, module, of, settings)
         for name, its_rows, own_rows in places:
             low = Low(
                 rows=its_rows,
@@ -243,10 +132,20 @@ def _add_lows(
             )
             change = changes.get(name, Change(start=name))
             if any(_overlap(low.rows, other.rows) for other in change.lows):
-                raise SourceError(
-                    f"the adapter in `{folder}` changes {short_names([name])} twice", hint=_AGAIN
-                )
+                what = f"changes {short_names([name])} twice"
+                raise SourceError(f"the adapter in `{folder}` {what}", hint=_AGAIN)
             changes[name] = replace(change, lows=(*change.lows, low))
+
+
+def _check_lengths(folder: Path, module: str, of: Matrices, settings: AdapterSettings) -> None:
+    """Whether ``module`` has row lengths exactly where the settings say DoRA."""
+    if settings.dora != (of.lengths is not None) or (of.table and settings.dora):
+        raise SourceError(
+            f"the adapter in `{folder}` {'has no' if settings.dora else 'has'} row lengths of "
+            f"DoRA for {short_names([module])}, and its settings say "
+            f"`use_dora: {str(settings.dora).lower()}`",
+            hint=_AGAIN,
+        )
 
 
 def _overlap(one: Rows, other: Rows) -> bool:
@@ -275,7 +174,7 @@ def _check_matrices(
                 hint="give the adapter that was trained; with DeepSpeed, gather the weights first",
             )
         if tensors[name].shape != expected:
-            raise _misfit(folder, name, tensors[name], expected)
+            raise misfit(folder, name, tensors[name], expected)
 
 
 def _refuse_incomplete(
@@ -303,8 +202,10 @@ def _refuse_incomplete(
     lost += [
         name
         for name in settings.saved
-        if not any(_is_trained(saved.rpartition(".")[0], settings) for saved in named.saved)
-        and any(_is_trained(known.rpartition(".")[0], settings) for known in shapes)
+        if not any(
+            adapter_changes.is_trained(saved.rpartition(".")[0], settings) for saved in named.saved
+        )
+        and any(adapter_changes.is_trained(known.rpartition(".")[0], settings) for known in shapes)
     ]
     if lost:
         raise SourceError(
@@ -312,23 +213,6 @@ def _refuse_incomplete(
             f"its weights have nothing for that",
             hint=_AGAIN,
         )
-
-
-def _foreign(folder: Path, modules: list[str]) -> SourceError:
-    return SourceError(
-        f"the adapter in `{folder}` is of another base: {short_names(modules)} is no part of this "
-        f"one",
-        hint=_OTHER,
-    )
-
-
-def _misfit(folder: Path, name: str, tensor: Tensor, shape: Shape) -> SourceError:
-    stored, wanted = (" × ".join(map(str, one)) for one in (tensor.shape, shape))
-    return SourceError(
-        f"the adapter in `{folder}` does not fit its base and its settings: {short_names([name])} "
-        f"is {stored}, and should be {wanted}",
-        hint=_OTHER,
-    )
 
 
 def _described(

@@ -68,7 +68,17 @@ def check(folder: Path) -> None:
             _check_tensor(folder / name, tensor)
 
 
-def _check_tensor(path: Path, tensor: Tensor) -> None:
+def check_file(path: Path, whose: str) -> None:
+    """Look at every weight of one file; ``whose`` it is says the message.
+
+    Raises:
+        SourceError: as ``check``.
+    """
+    for tensor in weights.tensors(path):
+        _check_tensor(path, tensor, whose)
+
+
+def _check_tensor(path: Path, tensor: Tensor, whose: str = "original") -> None:
     if tensor.dtype not in _KINDS or is_buffer(tensor.name):
         return
     size = _KINDS[tensor.dtype][0]
@@ -79,10 +89,10 @@ def _check_tensor(path: Path, tensor: Tensor) -> None:
             place = first_odd(raw, tensor.dtype)
             if place is not None:
                 element = raw[place * size : (place + 1) * size]
-                raise _refusal(path, tensor, start // size + place, element)
+                raise _refusal(path, tensor, start // size + place, element, whose)
 
 
-def _refusal(path: Path, tensor: Tensor, place: int, element: bytes) -> SourceError:
+def _refusal(path: Path, tensor: Tensor, place: int, element: bytes, whose: str) -> SourceError:
     """``place``: the element's number in the tensor."""
     kind = "NaN" if _is_nan(element, tensor.dtype) else "an infinite weight"
     index = []
@@ -94,7 +104,7 @@ def _refusal(path: Path, tensor: Tensor, place: int, element: bytes) -> SourceEr
     if tensor.name in (EMBEDDING, HEAD):
         hint += f"; if no text has token {index[-1]}, set that row to zero"
     return SourceError(
-        f"the original has {kind} in tensor `{json_files.shown(tensor.name)}` at [{where}] "
+        f"the {whose} has {kind} in tensor `{json_files.shown(tensor.name)}` at [{where}] "
         f"(`{path}`): no runtime could compute with it",
         hint=hint,
     )

@@ -24,8 +24,9 @@ from phipipe.models import (
     mapped,
     tensor_places,
 )
+from phipipe.models.adapter_changes import Change, Low
 from phipipe.models.adapter_files import WEIGHTS
-from phipipe.models.adapters import Change, Low, Merged
+from phipipe.models.adapters import Merged
 from phipipe.models.tensor_places import Place
 from phipipe.steps import Inputs, Params
 
@@ -143,12 +144,12 @@ def _refuse_odd(
     for tensor in filter(None, [*own, change.saved]):
         if not _is_finite(added.tensor(tensor)):
             raise SourceError(
-                f"the **adapter** has NaN or infinite numbers in `{tensor}`",
+                f"the adapter has NaN or infinite numbers in `{tensor}`",
                 hint="its training went wrong: take an earlier save of it",
             )
     if not _is_finite(weights.tensor(change.start)):
         raise SourceError(
-            f"the **base** has NaN or infinite numbers in `{change.start}`",
+            f"the base has NaN or infinite numbers in `{change.start}`",
             hint="take the base again from where it comes from",
         )
     raise SourceError(

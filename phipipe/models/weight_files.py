@@ -109,7 +109,8 @@ def _refuse_adapter(folder: Path, present: list[str]) -> None:
     base = settings.get("base_model_name_or_path")
     of = f" of `{json_files.shown(base)}`" if isinstance(base, str) and base else ""
     named = isinstance(base, str) and _REPO.fullmatch(base)
-    example = f"{{repo: {base}, revision: COMMIT}}" if named else "{path: FOLDER OF ITS MODEL}"
+    place = json_files.shown(base) if isinstance(base, str) and base else "FOLDER OF ITS MODEL"
+    example = f"{{repo: {base}, revision: COMMIT}}" if named else f"{{path: {place}}}"
     raise SourceError(
         f"`{folder}` is a LoRA adapter{of} (`{parts[0]}`), not a model",
         hint=f"`source: {{base: {example}, adapter: {{path: {folder}}}}}` merges it",

@@ -16,7 +16,6 @@ from phipipe.evaluate.gates import misread_words
 from phipipe.evaluate.reports import Answer, Baseline, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
-from phipipe.metrics import METRICS
 from phipipe.package import figures
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
@@ -184,26 +183,10 @@ def _adapter(adapter: Origin) -> Safe:
     return Safe(f"the local {code(adapter.name)}")
 
 
-def _change(package: Description) -> Safe:
+def _change(package: Description) -> str:
     """What the adapter changed, in one sentence; empty without one."""
     change = package.fidelity.change
-    if change is None:
-        return Safe("")
-    if not change.metrics:
-        return Safe(
-            "What the adapter changes is not measured: its tokenizer reads the text as other "
-            "tokens than the base's."
-        )
-    kld, top1 = (
-        " ".join(figures.shown(METRICS[name], change.metrics[name], change.stderr.get(name)))
-        for name in ("kld_mean", "top1")
-    )
-    return Safe(
-        f"What the adapter changes, for comparison: the original is {kld} from its base without "
-        f"the adapter (mean KL divergence) and has its first choice for {top1} of the positions; "
-        f"the base has a perplexity of {figures.number(change.base_ppl)}, the original "
-        f"{figures.number(package.fidelity.baseline.ppl)}."
-    )
+    return figures.adapter_change(change, package.fidelity.baseline.ppl) if change else ""
 
 
 def _text(text: Text) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from phipipe import words
-from phipipe.evaluate.reports import Metrics, Scored, Speed, Vision
-from phipipe.metrics import ROWS, Metric
+from phipipe.evaluate.reports import Change, Metrics, Scored, Speed, Vision
+from phipipe.metrics import METRICS, ROWS, Metric
 from phipipe.words import counted
 
 # Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual
@@ -170,6 +170,21 @@ def _change(values: Mapping[str, float], errors: Mapping[str, float]) -> str:
         return "no change beyond twice the standard error"
     return (
         f"predicts the text {number(100 * abs(change), 2)} % {'worse' if change > 0 else 'better'}"
+    )
+
+
+def adapter_change(change: Change, ppl: float) -> str:
+    """What an adapter changed of its base, in one sentence; ``ppl`` is the merged model's."""
+    if not change.metrics:
+        return "not measured: the adapter's tokenizer reads the text as other tokens than its base"
+    kld, top1 = (
+        " ".join(shown(METRICS[name], change.metrics[name], change.stderr.get(name)))
+        for name in ("kld_mean", "top1")
+    )
+    return (
+        f"the original is {kld} from its base (mean KL divergence) and has its first choice for "
+        f"{top1} of the positions; the base has a perplexity of {number(change.base_ppl)}, the "
+        f"original {number(ppl)}"
     )
 
 

@@ -151,9 +151,7 @@ def _checked(text: str, path: Path, source: Source) -> Build:
     stand_in = (
         text
         if source.pinned
-        else text.replace(
-            starter_text.flow(source.keys), starter_text.flow({**source.keys, "revision": "0" * 40})
-        )
+        else text.replace(starter_text.flow(source.keys), starter_text.flow(source.filled))
     )
     document = parse(stand_in, str(path))
     try:

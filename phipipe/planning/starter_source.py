@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from phipipe.errors import PhipipeError, RecipeError, SourceError
 from phipipe.files import user_paths
-from phipipe.hub import client, take
+from phipipe.hub import client, repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
-from phipipe.models import checkpoints, family
+from phipipe.models import adapter_files, adapter_settings, checkpoints, family
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe import source as recipes
 from phipipe.recipe.recipe import wikitext
@@ -29,11 +29,28 @@ class Source:
     """A source as a recipe says it; of a hub where ``hub``, at a commit unless ``pinned`` is
     false."""
 
-    keys: Mapping[str, str]
+    keys: Mapping[str, Json]
     hub: bool = False
     pinned: bool = True
     note: str | None = None
     asked: bool = False  # the hub has just said its commit
+
+    @property
+    def model(self) -> Mapping[str, Json]:
+        """The keys of the model itself: of an adapter, those of its base."""
+        base: Mapping[str, Json] = self.keys.get("base", self.keys)
+        return base
+
+    @property
+    def filled(self) -> Mapping[str, Json]:
+        """``keys`` with some commit where there is none yet."""
+        return _filled(self.keys)
+
+
+def _filled(keys: Mapping[str, Json]) -> dict[str, Json]:
+    inner = {k: _filled(v) if isinstance(v, Mapping) else v for k, v in keys.items()}
+    unpinned = "repo" in keys and not re.fullmatch(COMMIT[1:-1], str(keys.get("revision")))
+    return inner | ({"revision": "0" * 40} if unpinned else {})
 
 
 def of_text(text: str, folder: Path) -> Source:
@@ -49,17 +66,62 @@ def of_text(text: str, folder: Path) -> Source:
         odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
         missing = f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
         return Source(keys={"path": seen_from(folder, text)}, note=missing if text else None)
-    return _of_hub(name, revision)
+    return _of_hub_adapter(_of_hub(name, revision), folder)
 
 
 def _of_folder(text: str, folder: Path) -> Source:
     """The checkpoint in the folder ``text``; the note says why it is none that can be built."""
     keys = {"path": seen_from(folder, text)}
+    place = Path(text).expanduser()
+    if adapter_files.is_adapter(place):
+        return _of_adapter(Source(keys=keys), place, adapter_settings.base_of(place), folder)
     try:
         checkpoints.read(Path(text).expanduser())
     except SourceError as error:
         return Source(keys=keys, note=f"this model cannot be built yet: {error.message}")
     return Source(keys=keys)
+
+
+def _of_adapter(adapter: Source, place: Path, base: str | None, folder: Path) -> Source:
+    """``adapter``, whose files are in ``place``, with the ``base`` that it names.
+
+    Raises:
+        RecipeError: it names none, or one that cannot be found.
+    """
+    example = "source: {base: {repo: …, revision: …}, adapter: …}"
+    if base is None:
+        raise RecipeError(
+            "this is a LoRA adapter that does not say which model it was trained on",
+            hint=f"write `{example}` in a recipe by hand",
+        )
+    near = [Path(base).expanduser(), place / base]
+    below = next((str(one) for one in near if (one / "config.json").is_file()), None)
+    if below is None and not re.fullmatch(REPO[1:-1], base):
+        raise RecipeError(
+            f"this is a LoRA adapter of `{user_paths.shown(base)}`, which is not here and no "
+            f"repository of the hub",
+            hint=f"write `{example}` in a recipe by hand, with the folder of its base",
+        )
+    known = _of_folder(below, folder) if below else _of_hub(base, "")
+    notes = [note for note in (known.note, adapter.note) if note]
+    return Source(
+        keys={"base": dict(known.keys), "adapter": dict(adapter.keys)},
+        hub=known.hub,
+        pinned=known.pinned and adapter.pinned,
+        note="; ".join(notes) or None,
+        asked=known.asked,
+    )
+
+
+def _of_hub_adapter(found: Source, folder: Path) -> Source:
+    """``found``, or where that is an adapter on a hub, it with its base."""
+    repo = Repository("model", found.keys["repo"], found.keys["revision"])
+    if not found.pinned or not (found.asked or repository.is_known(repo)):
+        return found
+    if not repository.is_adapter(repo):
+        return found
+    place, _ = repository.adapter_of(repo)
+    return _of_adapter(found, place, adapter_settings.base_of(place), folder)
 
 
 def _of_hub(name: str, revision: str) -> Source:
@@ -80,7 +142,7 @@ def _of_hub(name: str, revision: str) -> Source:
 def shape_of(source: Source, folder: Path) -> Checkpoint | None:
     """The shape of the model that ``source`` names, where it can be known: one of the family by its
     name alone. A hub is asked only where it has just answered."""
-    repo = source.keys.get("repo", "").casefold()
+    repo = str(source.model.get("repo", "")).casefold()
     for member in family.MEMBERS:
         if repo in (name.casefold() for name in member.repos):
             return checkpoints.of_config(member.config, member.tokenizer)

@@ -59,7 +59,7 @@ def compose(
             f"# quantize: {{}}             # phipipe backends {chosen['backend']} lists the options"
         )
     calibrate = dict(chosen.get("calibrate", {}))
-    if "path" in source.keys:
+    if "path" in source.model:
         calibrate["text"] = {"builtin": "stories"}  # what a folder's model learns from must be said
     if calibrate:
         lines.append(f"calibrate: {flow(calibrate)}   # what options that look at data learn from")

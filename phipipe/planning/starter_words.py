@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from phipipe.errors import RecipeError
 from phipipe.files import user_paths
+from phipipe.models.weight_files import ADAPTER
 from phipipe.planning.starter_text import word
 from phipipe.recipe.source import REPO
 
@@ -58,7 +59,11 @@ def _refuse_other_folders(text: str) -> None:
         RecipeError: it has no configuration.
     """
     folder = Path(text).expanduser()
-    if text.startswith("builtin:") or not folder.is_dir() or (folder / CONFIG).exists():
+    if (
+        text.startswith("builtin:")
+        or not folder.is_dir()
+        or any((folder / name).exists() for name in (CONFIG, ADAPTER))
+    ):
         return
     inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
     guess = f"; did you mean `{(Path(text) / inner[0]).as_posix()}`?" if inner else ""

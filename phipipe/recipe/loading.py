@@ -168,6 +168,9 @@ class _Loading:
         for key in entry:
             if key not in VARIANT_KEYS:
                 self._problems.note((*at, key), _unknown_in_variant(key), key=True)
+        if "source" in entry and not _is_adapter(entry["source"]):
+            message = "`source` is the same for all variants, but for its `adapter`"
+            self._problems.note((*at, "source"), message, key=True)
         name = entry.get("name", f"{merged.get('backend', BACKEND)}-{merged.get('precision')}")
         if "name" in entry and not (isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)):
             self._problems.note((*at, "name"), _NO_NAME)
@@ -229,6 +232,10 @@ def _parsed(value: str, shown: str) -> Document:
         # Without the place, which means nothing in so short a text.
         words = error.message.splitlines()[0].partition(": ")[2]
         raise RecipeError(f"--set {shown}: {words}") from None
+
+
+def _is_adapter(source: Json) -> bool:
+    return isinstance(source, dict) and set(source) == {"adapter"}
 
 
 def _unknown_in_variant(key: str) -> str:

@@ -18,6 +18,7 @@ from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
 from phipipe.steps import Json
 
 Schema = dict[str, Json]
+_COMMON = ("name", "source")  # of all variants, whatever they add to it
 CHOICES = {
     "Source": ("repo", "path", "builtin", "adapter"),
     "Base": ("repo", "path", "builtin"),
@@ -46,7 +47,7 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
         definitions[f"quantize-{name}"] = section
     fields["matrix"] = _matrix(fields, sorted(options))
     schema["allOf"] = [_rule(name) for name in sorted(options)]
-    varied = [key for key in schema["required"] if key in VARIANT_KEYS and key != "name"]
+    varied = [key for key in schema["required"] if key in VARIANT_KEYS and key not in _COMMON]
     schema["required"] = [key for key in schema["required"] if key not in varied]
     schema["anyOf"] = [{"required": varied}, {"required": ["matrix"]}]
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **untitled(schema)}
@@ -91,6 +92,13 @@ def _matrix(fields: Schema, backends: list[str]) -> Schema:
     name = {"type": "string", "pattern": SLUG, "description": description}
     variant = {
         key: {k: v for k, v in fields[key].items() if k != "default"} for key in VARIANT_KEYS
+    }
+    variant["source"] = {
+        "type": "object",
+        "description": "Another adapter of the same base.",
+        "additionalProperties": False,
+        "required": ["adapter"],
+        "properties": {"adapter": {"$ref": "#/$defs/Adapter"}},
     }
     own = [
         {

@@ -8,8 +8,9 @@ from phipipe.steps import Json
 
 VARIANT_KEYS = (
     "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate",
-    "evaluate", "measure",
+    "evaluate", "measure", "source",
 )  # fmt: skip
+CHOICES = ("text", "adapter")
 BACKEND = "onnxruntime"  # where a recipe names none
 
 
@@ -23,11 +24,12 @@ def lay(base: Mapping[str, Json], variant: Mapping[str, Json]) -> dict[str, Json
 
 
 def merge(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Maps within maps are merged; ``text`` is a choice of one, so it is replaced."""
+    """Maps within maps are merged; ``text`` and ``adapter`` are choices of one, so they are
+    replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and key != "text":
+        if isinstance(old, dict) and isinstance(value, dict) and key not in CHOICES:
             merged[key] = merge(old, value)
         else:
             merged[key] = value

@@ -1,0 +1,72 @@
+"""Adapters of many kinds, made and merged by PEFT itself, beside phipipe's merge of them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uv
+from testing.drive import PATHS, drive, read, section
+
+DRIVER = Path(__file__).parent / "merge_driver.py"
+PEFT = ("peft>=0.17,<0.22", "accelerate>=1", "psutil>=6")
+CASES = (
+    *("plain", "rslora", "dora", "patterns", "layers", "linear", "saved", "table", "longer"),
+    *("apart", "apart, dora", "tied", "tied, table", "tied, saved", "tied, longer"),
+)
+UNTIED = ("tied, table", "tied, saved")
+LONGER = ("longer", "tied, longer")
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def facts(
+    tmp_path_factory: pytest.TempPathFactory, python_of: Callable[[str], Path]
+) -> dict[str, Any]:
+    """What the driver found, with PEFT in a folder of its own beside the toolchain."""
+    root, python = tmp_path_factory.mktemp("merge"), python_of("torch")
+    peft = root / "peft"
+    command = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--target", peft]
+    subprocess.run([*command, "--python", python, *PEFT], check=True)
+    drive(python, DRIVER, root, PYTHONPATH=f"{PATHS}:{peft}")
+    return read(root / "facts.json")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_merge_is_pefts_own_to_the_rounding_of_16_bits(facts: dict[str, Any], case: str) -> None:
+    found = section(facts, case)
+    assert found["ulps"] <= 2.5
+    assert not found["missing"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_merged_model_is_the_one_that_was_trained(facts: dict[str, Any], case: str) -> None:
+    found = section(facts, case)
+    assert found["gap"] < 1e-3 * found["moved"], found
+    assert found["tied"] is (case.startswith("tied") and case not in UNTIED)
+    plain = section(facts, "plain")["vocabulary"]
+    assert found["vocabulary"] == plain + (8 if case in LONGER else 0)
+
+
+@pytest.mark.parametrize("case", ["apart", "plain"])
+def test_adapters_of_joined_and_of_separate_projections_are_the_same(
+    facts: dict[str, Any], case: str
+) -> None:
+    assert section(facts, "joined")[case]
+
+
+def test_an_adapter_with_nan_is_refused_by_the_name_of_its_tensor(facts: dict[str, Any]) -> None:
+    kind, message, hint = facts["nan"]
+    assert (kind, "the adapter has NaN" in message, "lora_A" in message) == (
+        "SourceError",
+        True,
+        True,
+    )
+    assert hint
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(facts: dict[str, Any]) -> None:
+    assert facts["again"] is True
