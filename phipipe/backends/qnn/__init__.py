@@ -20,7 +20,7 @@ from phipipe.backends.qnn.options import ADVICE, Options
 from phipipe.backends.qnn.rules import EMULATED_PARAMETERS, RULES
 from phipipe.backends.qnn.sizes import parts_of, sizes
 from phipipe.backends.qnn.stages import CONFIG, FACTS
-from phipipe.models import rotary
+from phipipe.models.rotary import STATIC
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ FACE = Backend(
     normalizes=False,
     open=open,
     tokenizer=genai.tokenizer,
-    rotary=rotary.STATIC - {"longrope.attention_factor", "longrope.factor"},
+    rotary=STATIC - {"longrope.attention_factor", "longrope.factor"},
     suits="Qualcomm's NPUs. Choose it for Snapdragon laptops and phones where battery "
     "counts; context and prompt lengths are fixed.",
     advice=ADVICE,
