@@ -172,7 +172,7 @@ def test_what_no_class_mends_is_refused_by_a_text(
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf-8"))
     # transformers adds this token to the vocabulary, whatever `tokenizer.json` says
-    settings["additional_special_tokens"] = ["hello"]
+    settings["additional_special_tokens"] = ["Hello"]
     path.write_text(json.dumps(settings), "utf-8")
     with pytest.raises(SourceError, match=r"does not fit `tokenizer.json`.*reads the text `"):
         planned(path=recipe_of(folder))

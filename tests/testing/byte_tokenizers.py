@@ -51,7 +51,7 @@ def write(folder: Path, kind: str = "LlamaTokenizerFast", **generation: Any) -> 
     """A checkpoint of the Llama architecture in the new ``folder``, whose settings name the class
     ``kind``; ``generation`` goes into ``generation_config.json``."""
     ids = {"bos_token_id": FIRST, "eos_token_id": FIRST + 2, "pad_token_id": FIRST}
-    small_checkpoints.write(folder, "LlamaForCausalLM", vocab_size=SIZE, **ids)
+    small_checkpoints.write(folder, "LlamaForCausalLM", vocab_size=SIZE, head_dim=16, **ids)
     for name in ("tokenizer.model", "added_tokens.json", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
     settings = {"tokenizer_class": kind, "eos_token": SPECIALS[2], "chat_template": CHATML}
