@@ -261,6 +261,20 @@ RULES: tuple[Rule, ...] = (
         },
     ),
     Rule(
+        id="M27",
+        level="error",
+        when=lambda r, o, c: (
+            bool(c.normal_form)
+            and not backends.load(r.backend).normalizes
+            and "tokenizer" not in r.evaluate.accept
+        ),
+        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
+        "`{recipe.backend}` does not: letters whose accents are characters of their own become "
+        "other tokens",
+        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
+        "[tokenizer]}}`, which the card then says",
+    ),
+    Rule(
         id="M14",
         level="warning",
         when=lambda r, o, c: r.context is not None and r.context > c.context_length,

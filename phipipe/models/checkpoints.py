@@ -105,6 +105,7 @@ class Checkpoint:
     cut: bool = False  # its first layers alone, for a proof
     like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
+    normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
     def large(self) -> bool:
@@ -207,7 +208,8 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
             f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
         )
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    return replace(checkpoint, remarks=tuple(remarks), like=like)
+    form = vocabulary_kinds.normal_form(folder)
+    return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
 
 
 def _config_file(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from phipipe.steps import Json
 BYTES, PIECES, OTHER = "gpt2", "sentencepiece", "other"
 # transformers' classes of byte-level BPE that have `vocab.json` and `merges.txt`.
 _BYTE_CLASSES = frozenset({"GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer"})
+_LISTS = ("decoders", "normalizers", "pretokenizers")
 
 
 def of(folder: Path) -> str:
@@ -27,6 +28,15 @@ def of(folder: Path) -> str:
     return BYTES if name in _BYTE_CLASSES else OTHER
 
 
+def normal_form(folder: Path) -> str:
+    """The form of Unicode into which the tokenizer in ``folder`` brings texts first, "NFC" or
+    another; "" if it takes them as they are, or has no ``tokenizer.json``."""
+    path = folder / "tokenizer.json"
+    whole = json_files.read_object(path) if path.is_file() else {}
+    kinds = [*_types(whole.get("normalizer"))]
+    return next((kind for kind in kinds if kind in ("NFC", "NFD", "NFKC", "NFKD")), "")
+
+
 def _of_file(whole: Mapping[str, Json]) -> str:
     model = whole.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -40,7 +50,7 @@ def _of_file(whole: Mapping[str, Json]) -> str:
 def _types(part: Json) -> Iterator[str]:
     """The types of a step of a ``tokenizer.json`` and of those in it, by one level."""
     steps = part if isinstance(part, dict) else {}
-    inner = steps.get("decoders") or steps.get("pretokenizers")
+    inner = next((steps[key] for key in _LISTS if steps.get(key)), None)
     for step in [steps, *(inner if isinstance(inner, list) else [])]:
         if isinstance(step, dict):
             yield str(step.get("type"))

@@ -80,7 +80,7 @@ def limit_of(checkpoint: Checkpoint) -> int:
     limits = [checkpoint.context_length]
     if checkpoint.longrope:
         limits.append(checkpoint.original_context_length)
-    if checkpoint.model_type == "phi3" and checkpoint.sliding_window:
+    if checkpoint.sliding_window:
         limits.append(checkpoint.sliding_window)
     return min(limits)
 

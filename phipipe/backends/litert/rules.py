@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from phipipe.backends.litert.options import BITS, context_of, group_of, prefill_of
 from phipipe.backends.rules import Fixup, Rule
+from phipipe.steps import Json
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoints import Checkpoint
@@ -73,10 +74,7 @@ RULES = (
     Rule(
         id="R06",
         level="error",
-        when=lambda r, o, c: (
-            c.model_type == "phi3"
-            and 0 < (c.sliding_window or 0) < context_of(o, c) <= c.context_length
-        ),
+        when=lambda r, o, c: 0 < (c.sliding_window or 0) < context_of(o, c) <= c.context_length,
         message="litert-torch cannot export the sliding window of {checkpoint.sliding_window} "
         "tokens: with a longer "
         "cache the model would differ from the original",
@@ -123,13 +121,19 @@ RULES = (
 )
 
 
+def _windowless(checkpoint: Checkpoint) -> dict[str, Json]:
+    """What else says that a layer has a window: a flag, and a list that transformers 5 writes."""
+    off: dict[str, Json] = {"use_sliding_window": False, "layer_types": None}
+    return {key: value for key, value in off.items() if checkpoint.config.get(key)}
+
+
 FIXUPS = (
     Fixup(
         id="F3",
         rule="R06",
-        when=lambda r, c: c.model_type == "phi3" and c.sliding_window is not None,
-        reason="litert-torch cannot export Phi-3's sliding window; the exported cache is never "
+        when=lambda r, c: c.sliding_window is not None,
+        reason="litert-torch cannot export a sliding window; the exported cache is never "
         "longer than it",
-        patch=lambda c: {"sliding_window": None},
+        patch=lambda c: {"sliding_window": None, **_windowless(c)},
     ),
 )

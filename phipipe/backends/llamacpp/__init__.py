@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.implied import IMPLIED
 from phipipe.backends.llamacpp.options import ADVICE, Options, type_of
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import FLOATS, TYPES
@@ -192,6 +193,7 @@ FACE = Backend(
     steps=steps,
     scheme=scheme,
     rules=RULES,
+    fixups=IMPLIED,
     is_uniform=lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
     wider="set `quantize.type: Q4_K_M`",
     apart={"type": "Q4_K_M"},
@@ -200,6 +202,11 @@ FACE = Backend(
         Finer(options={"imatrix": True}, told="importance matrix"),
         Finer(options={"type": "Q6_K"}, told="Q6_K"),
     ),
+    normalizes=False,
+    unable={
+        "gemma3_text": "llama.cpp has one pattern of its windows in its code, and no conversion "
+        "was proven here"
+    },
     open=open,
     tokenizer=tokenizer,
     rotary=frozenset({"linear", "llama3", "longrope", "yarn"}),

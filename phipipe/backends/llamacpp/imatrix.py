@@ -78,7 +78,8 @@ def _squares(model: PreTrainedModel, windows: npt.NDArray[np.int32]) -> dict[str
 def _names(model_type: str, layers: int) -> Callable[[str], str]:
     """A function from transformers' module names to GGUF's tensor names."""
     by_name = {name.replace("-", ""): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    by_name |= {"phi": gguf.MODEL_ARCH.PHI2}
+    # types whose layers the converter writes as another architecture's
+    by_name |= {"phi": gguf.MODEL_ARCH.PHI2, "mistral": gguf.MODEL_ARCH.LLAMA}
     architecture = by_name.get(model_type.replace("_", ""))
     if architecture is None:
         raise StepFailed(f"GGUF has no names for the layers of `{model_type}`")

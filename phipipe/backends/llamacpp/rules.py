@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from phipipe.backends.llamacpp.options import type_of
 from phipipe.backends.llamacpp.types import BLOCK_256, FLOATS, TYPES
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoints import Checkpoint
+
+_PLAIN_EVERY = 4  # SmolLM3's layers without positions, built into llama.cpp (models/smollm3.cpp)
 
 
 def _belongs(precision: str, kind: str) -> bool:
@@ -20,6 +27,18 @@ def _width_of(precision: str, kind: str) -> bool:
     return {"fp32": kind == "F32", "fp16": kind in ("F16", "BF16")}.get(
         precision, _belongs(precision, kind)
     )
+
+
+def _turned(checkpoint: Checkpoint) -> list[bool]:
+    """For each layer, whether it has rotary positions."""
+    step = int(checkpoint.config.get("no_rope_layer_interval") or _PLAIN_EVERY)
+    usual = [(i + 1) % step != 0 for i in range(checkpoint.layers)]
+    return [bool(turned) for turned in checkpoint.config.get("no_rope_layers") or usual]
+
+
+def _is_other_smollm3(checkpoint: Checkpoint) -> bool:
+    known = [(i + 1) % _PLAIN_EVERY != 0 for i in range(checkpoint.layers)]
+    return checkpoint.model_type == "smollm3" and _turned(checkpoint) != known
 
 
 RULES = (
@@ -89,6 +108,14 @@ RULES = (
         "only for padding",
         hint="take the added token out of the tokenizer's files, and pad with one that the "
         "model has",
+    ),
+    Rule(
+        id="L16",
+        level="error",
+        when=lambda r, o, c: _is_other_smollm3(c),
+        message="`no_rope_layers`: llama.cpp leaves out the positions of every fourth layer, "
+        "whatever the config says, and this model has other layers without them",
+        hint="`backend: mlx` or `onnxruntime` read the list",
     ),
     *SOFTMAX_ROUTED,
     *WINDOWLESS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from phipipe.backends.implied import IMPLIED
 from phipipe.backends.mlx.options import GROUPS, bits_of, group_of
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
 from phipipe.steps import Json
@@ -62,6 +63,14 @@ RULES = (
         message="`quantize` is set, but {recipe.precision} quantizes nothing",
         hint="take `quantize` out, or choose int8 or int4",
     ),
+    Rule(
+        id="X09",
+        level="error",
+        when=lambda r, o, c: c.model_type == "qwen2" and c.head_size * c.heads != c.hidden_size,
+        message="`head_dim`: mlx-lm takes a Qwen2's heads to be hidden size / heads wide, and "
+        "this model's have {checkpoint.head_size} dimensions",
+        hint="choose `backend: llamacpp` or `onnxruntime`",
+    ),
     *SOFTMAX_ROUTED,
     *WINDOWLESS,
     Rule(
@@ -92,6 +101,7 @@ def _with_short_factors(scaling: Mapping[str, Json]) -> dict[str, Json]:
 
 
 FIXUPS = (
+    *IMPLIED,
     Fixup(
         id="F2",
         rule="M11",

@@ -164,6 +164,7 @@ FACE = Backend(
     is_uniform=lambda o: not o.keep_8bit,
     wider="leave `quantize.keep_8bit` as it is by default",
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
+    normalizes=False,
     open=open,
     tokenizer=genai.tokenizer,
     rotary=STATIC - {"longrope.attention_factor", "longrope.factor"},
