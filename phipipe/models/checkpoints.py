@@ -203,13 +203,16 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
     )
     remarks += tokenizer_files.check(folder, checkpoint.vocab_size)
-    if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
-        raise SourceError(
-            f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
-        )
+    _refuse_no_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
     form = vocabulary_kinds.normal_form(folder)
     return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
+
+
+def _refuse_no_tokenizer(checkpoint: Checkpoint) -> None:
+    if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
+        hint = f"add one of: {', '.join(TOKENIZERS)}"
+        raise SourceError(f"`{checkpoint.folder}` has no tokenizer", hint=hint)
 
 
 def _config_file(folder: Path) -> Path:
