@@ -15,8 +15,8 @@ from testing.shell import Shell
 NAMES = ("Phi-4 as Llama", "Qwen3-0.6B")
 BUILDS = {
     "onnxruntime": ("cpu-x86_64", "{block_size: 32}"),
-    "openvino": ("cpu-x86_64", "{group_size: 64}"),
-    "torch": ("cpu-x86_64", "{}"),
+    "openvino": ("cpu-x86_64", "{group_size: 32}"),
+    "torch": ("cpu-x86_64", "{group_size: 32}"),
     "llamacpp": ("cpu-x86_64", "{type: Q4_0, imatrix: true, tensors: {ffn_down: Q8_0}}"),
     "mlx": ("apple-silicon", "{group_size: 32, mixed: mixed_4_6}"),
     "litert": ("cpu-x86_64", "{}"),
