@@ -37,10 +37,7 @@ _USUAL: Mapping[str, Json] = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _POSITIVE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor")
 # Features of scalings that do not change with the length of a text.
 ELSEWHERE = "longrope beside Phi"  # LongRoPE in a model that converters do not expect it in
-STATIC = frozenset(
-    {ELSEWHERE, *NEEDED, *(f"{kind}.{key}" for kind, keys in OPTIONAL.items() for key in keys)}
-    - {"dynamic", "longrope.short_mscale", "longrope.long_mscale"}
-)
+STATIC = frozenset({ELSEWHERE, *NEEDED, *(f"yarn.{key}" for key in OPTIONAL["yarn"])} - {"dynamic"})
 PHI_TYPES = longrope.PHI_TYPES
 
 

@@ -18,7 +18,6 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.litert.layout import BUNDLE, MODEL
 from phipipe.backends.litert.options import ADVICE, BITS, Options, context_of, group_of, prefill_of
 from phipipe.backends.litert.rules import FIXUPS, RULES
-from phipipe.models import rotary
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ FACE = Backend(
     finer=(Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
     open=open,
     tokenizer=tokenizer,
-    rotary=rotary.STATIC,
+    rotary=frozenset({"linear", "llama3", "longrope", "yarn", "yarn.beta_fast", "yarn.beta_slow"}),
     suits="Google's runtime for Android, on the CPU. Choose it for apps that use LiteRT-LM.",
     advice=ADVICE,
     rank=6,

@@ -239,7 +239,7 @@ FACE = Backend(
         "gemma3_text": "onnxruntime-genai 0.18's builder does not find its two rotary tables where "
         "transformers 5 has them"
     },
-    rotary=rotary.STATIC - {rotary.ELSEWHERE, "longrope.attention_factor", "longrope.factor"},
+    rotary=rotary.STATIC - {rotary.ELSEWHERE},
     steps=steps,
     scheme=scheme,
     rules=RULES,

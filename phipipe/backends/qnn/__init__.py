@@ -167,7 +167,7 @@ FACE = Backend(
     normalizes=False,
     open=open,
     tokenizer=genai.tokenizer,
-    rotary=STATIC - {"longrope.attention_factor", "longrope.factor"},
+    rotary=STATIC,
     suits="Qualcomm's NPUs. Choose it for Snapdragon laptops and phones where battery "
     "counts; context and prompt lengths are fixed.",
     advice=ADVICE,
