@@ -591,7 +591,7 @@ NOTED: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     ),
     "no class": (lambda f: edit(f, architectures=None), "W06", ["Phi3ForCausalLM"]),
     "ends beyond": (
-        lambda f: edit(f, "generation_config.json", eos_token_id=[2, 32007]),
+        lambda f: edit(f, "generation_config.json", eos_token_id=[2, 3, 32007]),
         "W07",
         ["32007", "generation"],
     ),

@@ -168,6 +168,7 @@ def test_the_embedded_models_tokenizer_is_read_alike(
 def test_what_no_class_mends_is_refused_by_a_text(
     tmp_path: Path, python_of: Callable[[str], Path]
 ) -> None:
+    python_of("torch")
     folder = byte_tokenizers.write(tmp_path / "model")
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf-8"))
