@@ -19,6 +19,7 @@ from testing.small_checkpoints import ARCHITECTURES
 
 from phipipe.errors import SourceError, TargetError
 from phipipe.models import checkpoints, layouts, likeness, plain_values
+from phipipe.models.weights import DTYPE_BITS
 
 SHARDS = tuple(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
 COMMON = settings(max_examples=60, deadline=None)
@@ -93,8 +94,6 @@ def test_any_tensor_of_another_dtype_is_named(
     shapes = small_checkpoints.shapes_of(small_checkpoints.config_of(name))
     tensor = data.draw(st.sampled_from(sorted(shapes)))
     head, end = header_of(name), 0
-    from phipipe.models.weights import DTYPE_BITS
-
     for one, told in head.items():
         if one == "__metadata__":
             continue
