@@ -104,7 +104,7 @@ def explanations() -> Mapping[str, Explanation]:
     rows |= {name: _of_rule(advised[name], known.rules[name]) for name in sorted(advised)}
     rows |= {name: _of_remark(name, kind) for name, kind in remarks.KINDS.items()}
     fixups = sorted(every_fixup(), key=lambda fix: fix.id)
-    alone = {fix.id: tuple({fix.rule} - rows.keys()) for fix in fixups}
+    alone = {fix.id: tuple({fix.rule} - rows.keys() - {fix.id}) for fix in fixups}
     return rows | {fix.id: _of_fixup(fix, known.fixups[fix.id], alone[fix.id]) for fix in fixups}
 
 

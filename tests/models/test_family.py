@@ -47,7 +47,7 @@ AGAIN = {  # also as transformers 5 saves them
     "onnxruntime": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
     "openvino": ("Phi-4-mini", "Phi-3.5-MoE"),
     "mlx": ("Phi-2", "Phi-3-mini-4k", "Phi-3.5-mini", "Phi-4-mini"),
-    "llamacpp": ("Phi-2",),
+    "llamacpp": ("Phi-2", "Phi-3.5-mini", "Phi-4"),
 }
 # Limits of the backends: what they refuse for windows of 400 tokens.
 REFUSED_LONG = {
@@ -186,12 +186,6 @@ def test_windows_beyond_a_backends_limit_are_refused(
         plan_of(checkpoints / slug(member) / "source", backend, "long")
     assert f"[{REFUSED_LONG[backend, member]}]" in refused.value.message
     assert refused.value.hint
-
-
-@pytest.mark.parametrize("member", ["Phi-3.5-mini", "Phi-4"])
-def test_llamacpp_wants_the_original_tokenizer_files(checkpoints: Path, member: str) -> None:
-    with pytest.raises(TargetError, match=r"\[L08\]"):
-        plan_of(checkpoints / slug(member) / "resaved", "llamacpp", "short")
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)

@@ -39,10 +39,11 @@ def vocabulary(whole: Mapping[str, Json], size: int) -> list[tuple[str, float, i
     ``tokenizer.json``, does not have are unused."""
     model = whole["model"]
     scores: dict[str, float] = {}
-    for rank, merge in enumerate(model["merges"]):
+    merges = model.get("merges") or []
+    for rank, merge in enumerate(merges):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         scores.setdefault(left + right, -float(rank))
-    lowest = -float(len(model["merges"]))
+    lowest = -float(len(merges))
     unused = int(gguf.TokenType.UNUSED)
     table = [(f"[PAD{i}]", _ABSENT, unused) for i in range(size)]
     for text, number in model["vocab"].items():
@@ -51,9 +52,10 @@ def vocabulary(whole: Mapping[str, Json], size: int) -> list[tuple[str, float, i
             kind = gguf.TokenType.UNKNOWN
         table[number] = (text, scores.get(text, lowest), int(kind))
     for token in whole.get("added_tokens") or ():
-        kind = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        special = bool(token.get("special"))
+        kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
         # what is found in texts before they are normalized has real spaces
-        text = token["content"] if token["special"] else token["content"].replace("\u2581", " ")
+        text = token["content"] if special else token["content"].replace("\u2581", " ")
         table[token["id"]] = (text, _ADDED, int(kind))
     return table
 
