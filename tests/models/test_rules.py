@@ -116,7 +116,6 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"algorithm": "gptq", "block_size": 64, "intermediate_size": 8224},
         {"algorithm": "gptq", "block_size": 32, "intermediate_size": 8224},
     ),
-    "O26": ({"normal_form": "NFC"}, {"normal_form": ""}),
     "O25": ({"rotate": "quarot", "tied": True}, {"rotate": "quarot"}),
     "O19": (
         {"config": {"partial_rotary_factor": 0.25}},

@@ -160,16 +160,6 @@ RULES: tuple[Rule, ...] = (
         hint="choose a smaller `quantize.block_size`",
     ),
     Rule(
-        id="O26",
-        level="error",
-        when=lambda r, o, c: bool(c.normal_form) and "tokenizer" not in r.evaluate.accept,
-        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
-        "onnxruntime-genai does not: letters whose accents are characters of their own become "
-        "other tokens",
-        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
-        "[tokenizer]}}`, which the card then says",
-    ),
-    Rule(
         id="O25",
         level="warning",
         when=lambda r, o, c: r.precision in {"int8", "int4"} and bool(o.rotate) and c.tied,
