@@ -56,7 +56,8 @@ def test_two_adapters_of_one_base_are_built_and_compared_with_it(
     nothing, much = (manifest.fidelity.change for manifest in manifests)
     assert nothing is not None
     assert much is not None
-    assert nothing.metrics == {"kld_mean": 0.0, "top1": 1.0}
+    assert nothing.metrics["kld_mean"] < 1e-9
+    assert nothing.metrics["top1"] == 1.0
     assert much.metrics["kld_mean"] > 0
     one, two = (manifest.steps["base-baseline"].key for manifest in manifests)
     assert one == two
