@@ -79,10 +79,10 @@ def _is_unknown(architecture: str) -> bool:
     return architecture not in {*layouts.LAYOUTS, *members, *MULTIMODAL}
 
 
-def _alike(checkpoint: Checkpoint) -> str:
+def _closest(checkpoint: Checkpoint) -> str:
     if not checkpoint.like:
-        return "; none that is known has such layers"
-    return f"; the closest that are known: {', '.join(checkpoint.like)}"
+        return "no known one has such layers"
+    return f"known ones that come closest: {', '.join(checkpoint.like)}"
 
 
 _SCALED_ELSEWHERE = ("default", "dynamic")  # M22 has the latter
@@ -109,7 +109,7 @@ def _rotary_words(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
     hint = 'set `"rope_scaling": null` and the `max_position_embeddings` trained with'
     if able:
         hint = f"backends that do: {', '.join(able)}"
-    return {"with_": f" with {named}" if keys else "", "hint": hint}
+    return {"kind": f"`{checkpoint.scaling}`" + (f" with {named}" if keys else ""), "hint": hint}
 
 
 RULES: tuple[Rule, ...] = (
@@ -235,8 +235,7 @@ RULES: tuple[Rule, ...] = (
         id="M24",
         level="error",
         when=lambda r, o, c: c.scaling not in _SCALED_ELSEWHERE and bool(_lacking(r, c)),
-        message="`rope_scaling` of type `{checkpoint.scaling}`{with_} is nothing that "
-        "`{recipe.backend}` is proven to compute",
+        message="`{recipe.backend}` is not proven to compute `rope_scaling` of type {kind}",
         hint="{hint}",
         words=lambda r, o, c: _rotary_words(r, c),
     ),
@@ -245,10 +244,10 @@ RULES: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: _is_unknown(c.architecture),
         message="nobody has proven builds of `{checkpoint.architecture}` here, and a runtime that "
-        "takes it for another would say nothing{like}",
+        "takes it for another would say nothing; {closest}",
         hint="phipipe builds {known}; if the model is one of these under another name, say so in "
         "`architectures` and `model_type`",
-        words=lambda r, o, c: {"like": _alike(c), "known": ", ".join(layouts.LAYOUTS)},
+        words=lambda r, o, c: {"closest": _closest(c), "known": ", ".join(layouts.LAYOUTS)},
     ),
     Rule(
         id="M26",
@@ -260,6 +259,20 @@ RULES: tuple[Rule, ...] = (
             "why": backends.load(r.backend).unable[c.model_type],
             "others": " or ".join(f"`backend: {name}`" for name in _able(c.model_type)),
         },
+    ),
+    Rule(
+        id="M27",
+        level="error",
+        when=lambda r, o, c: (
+            bool(c.normal_form)
+            and not backends.load(r.backend).normalizes
+            and "tokenizer" not in r.evaluate.accept
+        ),
+        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
+        "`{recipe.backend}` does not: letters whose accents are characters of their own become "
+        "other tokens",
+        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
+        "[tokenizer]}}`, which the card then says",
     ),
     Rule(
         id="M14",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from phipipe import backends
 from phipipe.backends.base import AnyBackend
 from phipipe.backends.llamacpp.types import DEFAULTS, TYPES
-from phipipe.maintain import support_tables
+from phipipe.maintain import rotary_tables, support_tables
 from phipipe.maintain.markdown import (
     bullets,
     code,
@@ -191,6 +191,7 @@ def models() -> str:
             support_tables.family_table(NEIGHBOUR),
             _legend(NEIGHBOUR),
         ),
+        rotary_tables.rotary_section(),
         section(
             "Repositories",
             "Fine-tunes are treated like their originals: rules look at the shape of the model, "

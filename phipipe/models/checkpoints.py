@@ -207,14 +207,19 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layout_check.check(
         folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
     )
-    remarks += tokenizer_files.check(folder, checkpoint.vocab_size)
-    if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
-        raise SourceError(
-            f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
-        )
+    remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
     form = vocabulary_kinds.normal_form(folder)
     return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> list[Remark]:
+    found = tokenizer_files.check(checkpoint.folder, checkpoint.vocab_size)
+    if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
+        raise SourceError(
+            f"`{checkpoint.folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
+        )
+    return list(found)
 
 
 def _config_file(folder: Path) -> Path:

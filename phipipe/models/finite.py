@@ -18,7 +18,7 @@ from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.models import weight_files, weights
-from phipipe.models.layouts import EMBEDDING, HEAD
+from phipipe.models.layouts import EMBEDDING, HEAD, is_buffer
 from phipipe.models.weights import Tensor
 
 CHUNK_BYTES = 2**22  # a multiple of every element's size
@@ -79,7 +79,7 @@ def check_file(path: Path, whose: str) -> None:
 
 
 def _check_tensor(path: Path, tensor: Tensor, whose: str = "original") -> None:
-    if tensor.dtype not in _KINDS:
+    if tensor.dtype not in _KINDS or is_buffer(tensor.name):
         return
     size = _KINDS[tensor.dtype][0]
     with path.open("rb", buffering=0) as stream:

@@ -136,7 +136,8 @@ def respelled(config: Mapping[str, Json]) -> dict[str, Json] | None:
     if named == "default":
         return None
     if named == "longrope":
-        return longrope.spelled({**rope, "rope_type": "longrope"})
+        unusual = {key: rope[key] for key in _unusual(config, named, rope)}
+        return {**(longrope.spelled({**rope, "rope_type": "longrope"}) or {}), **unusual}
     keys = (*NEEDED.get(named, ()), *OPTIONAL.get(named, ()))
     told = {key: rope[key] for key in keys if rope.get(key) is not None}
     if ORIGINAL in keys and ORIGINAL not in told:

@@ -29,6 +29,9 @@ SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 _TRAINING = re.compile(
     r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states)\w*\.(bin|pth?|pkl)"
 )
+_ADAPTED = re.compile(r"[._]lora_|\blora_[AB]|hada_w|\bia3_l")
+# What downloaders leave beside a file until it is whole.
+_UNFINISHED = (".aria2", ".part", ".incomplete", ".crdownload", ".download")
 
 
 def refuse_code(folder: Path, config: Mapping[str, Json]) -> list[Remark]:
@@ -125,15 +128,27 @@ def refuse_no_files(folder: Path, names: Sequence[str]) -> None:
 
 
 def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
-    """Refuse what git-lfs did not bring: some tools would take the pointer for a file without
-    content."""
+    """Refuse what git-lfs did not bring, and what a download has not finished: some tools would
+    take the one for a file without content, the other for whole."""
     for name in names:
+        _refuse_unfinished(folder / name)
         size = (folder / name).stat().st_size
         if not size and name.endswith((".json", ".model")):
             raise SourceError(f"`{folder / name}` is empty", hint="download or copy it again")
         if size < json_files.POINTER_BYTES:
             with (folder / name).open("rb") as stream:
                 json_files.refuse_pointer(stream.read(json_files.POINTER_BYTES), folder / name)
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """What loads files piece by piece may give them their whole size from the start."""
+    for ending in _UNFINISHED:
+        beside = path.with_name(f"{path.name}{ending}")
+        if beside.is_file():
+            raise SourceError(
+                f"`{path}` is not downloaded to its end: `{beside.name}` lies beside it",
+                hint=f"let the download finish; or delete `{beside.name}`, if it is left over",
+            )
 
 
 def note_unknown_ends(folder: Path, config: Mapping[str, Json]) -> list[Remark]:
@@ -163,12 +178,36 @@ def note_double_settings(config: Mapping[str, Json]) -> list[Remark]:
 
 def note_files_beside(folder: Path, choice: Choice) -> list[Remark]:
     """What lies beside the model and is not taken."""
+    _refuse_loose_adapter(folder, choice)
     pickles = sorted(
         p.name for pattern in weight_files.PICKLES for p in folder.glob(pattern) if p.is_file()
     )
     pickles = [name for name in pickles if not _TRAINING.fullmatch(name)]
     left = (("W01", choice.ignored), ("W03", pickles))
     return [remarks.of(rule, *map(json_files.shown, names)) for rule, names in left if names]
+
+
+def _refuse_loose_adapter(folder: Path, choice: Choice) -> None:
+    """Refuse an adapter under a name of its own beside the model, by what its header names."""
+    for name in choice.ignored:
+        odd = [one for one in _names(folder / name) if _ADAPTED.search(one)]
+        if odd:
+            shown = json_files.shown(name)
+            raise SourceError(
+                f"`{folder}` holds a model (`{choice.files[0]}`) and a LoRA adapter beside it "
+                f"(`{shown}`, which has `{json_files.shown(odd[0])}`): nothing says whether the "
+                "adapter belongs to what is built",
+                hint="merge it into the model, save that, and give its folder; or take the "
+                "adapter's file away",
+            )
+
+
+def _names(path: Path) -> list[str]:
+    """Names of the tensors in a file that is not read otherwise; none, if it is anything else."""
+    try:
+        return weights.names(path) if path.suffix == ".safetensors" else []
+    except SourceError:
+        return []
 
 
 def check_head(

@@ -81,6 +81,15 @@ def tensors(path: Path, size: int | None = None) -> list[Tensor]:
     return ordered
 
 
+def names(path: Path) -> list[str]:
+    """Names of the tensors that the header of ``path`` lists, whatever else it says.
+
+    Raises:
+        SourceError: it has no such header.
+    """
+    return list(_entries(_header(path, path.stat().st_size), path))
+
+
 def _entries(raw: bytes, path: Path) -> dict[str, Json]:
     """Tensor → what the header ``raw`` says of it."""
     corrupt = f"`{path}` has a corrupt safetensors header"

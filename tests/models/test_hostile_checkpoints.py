@@ -424,6 +424,16 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         ["adapter_model.bin"],
         "merge_and",
     ),
+    "an adapter of another name": (
+        lambda f: save(f, {"layers.0.self_attn.q_proj.lora_a": [4, 32]}, "adapters.safetensors"),
+        ["adapters.safetensors", "lora_a", "LoRA adapter beside it"],
+        "merge it",
+    ),
+    "an unfinished download": (
+        lambda f: (f / f"{WEIGHTS}.aria2").write_bytes(b"x"),
+        [f"{WEIGHTS}.aria2", "not downloaded to its end"],
+        "let the download finish",
+    ),
     "a folder for a file": (
         lambda f: instead(f, "tokenizer.json").mkdir(),
         ["tokenizer.json` is a folder"],
@@ -525,6 +535,10 @@ def test_files_that_do_not_belong_together_are_refused_by_name(small: Path, case
     assert not [word for word in words if word not in error.message], error.message
     assert error.hint, "what to do next"
     assert hint in error.hint
+    for backend in BUILDS:
+        with pytest.raises(SourceError) as told:
+            planned(small, backend)
+        assert error.message in told.value.message, "the same on every backend"
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ REFUSED_LONG = {
     ("llamacpp", "Mistral-7B-v0.1"): "M09",
     ("mlx", "Mistral-7B-v0.1"): "M09",
     ("qnn", "Mistral-7B-v0.1"): "Q12",
+    ("litert", "Mistral-7B-v0.1"): "R04",
 }
 # Runtimes that read decomposed accents as they stand, where a tokenizer joins them first.
 UNNORMALIZED = ("onnxruntime", "llamacpp", "qnn")

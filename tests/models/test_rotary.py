@@ -20,6 +20,7 @@ from testing.hostile_checkpoints import GONE
 from testing.rotary_checkpoints import KINDS
 
 from phipipe import backends
+from phipipe.backends.qnn import rotary as qnn_rotary
 from phipipe.errors import SourceError, TargetError
 from phipipe.models import checkpoints as models
 from phipipe.models import config_check, rotary
@@ -27,6 +28,7 @@ from phipipe.planning.scoring import PARITY_KLD_MEAN
 
 LIMIT = PARITY_KLD_MEAN["fp32"]
 QUICK = ("onnxruntime", "linear", "source", "long")  # the others run at night
+SCALED = [kind for kind in KINDS if not kind.startswith(("default", "longrope"))]
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -89,6 +91,23 @@ def test_scaled_positions_are_exact(
     assert max(facts["gaps"]) < NEAR, "with a cache, the answer is what the logits say"
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "default"])
+@pytest.mark.parametrize("new", [False, True], ids=["rope_scaling", "rope_parameters"])
+def test_frequencies_of_fixed_graphs_are_those_of_transformers(
+    small: Path, kind: str, new: bool
+) -> None:
+    """qnn's, which it works out in Python; its int8 graphs are compared elsewhere."""
+    if not is_able("qnn", kind):
+        return
+    size = rotaries.HIDDEN // rotaries.HEADS
+    told = json.loads((small / kind / "frequencies.json").read_text("utf-8"))
+    for context, (expected, scale) in told.items():
+        found, factor = qnn_rotary.frequencies(config(kind, new=new), size, int(context))
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert factor == pytest.approx(scale, rel=1e-6)
+
+
 def llama(folder: Path, told: dict[str, Any]) -> Path:
     """A checkpoint of a few kilobytes in Llama's layout."""
     keys = ("rope_scaling", "rope_parameters", "rope_theta")
@@ -98,7 +117,9 @@ def llama(folder: Path, told: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("backend", BUILDS)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("default", "longrope")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not kind.startswith(("default", "longrope"))]
+)
 @pytest.mark.parametrize("new", [False, True], ids=["rope_scaling", "rope_parameters"])
 def test_what_a_backend_is_not_proven_to_compute_is_refused_in_plan(
     tmp_path: Path, backend: str, kind: str, new: bool

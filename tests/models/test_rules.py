@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"backend": "openvino", "config": HEARING},
         {"backend": "llamacpp", "config": HEARING},
     ),
-    "M23": (
+    "M25": (
         {"config": {**HEARING, "vocab_size": 200010}},
         {"config": {**HEARING, "vocab_size": 200064}},
     ),
@@ -91,6 +91,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
         {"backend": "torch", "architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
     ),
+    "M27": ({"normal_form": "NFC"}, {"normal_form": "NFC", "backend": "openvino"}),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
@@ -127,7 +128,7 @@ TABLE = {rule.id: rule for rule in RULES}
 
 def recipe_of(changes: Facts) -> Any:
     told = RECIPE | {k: v for k, v in changes.items() if k in RECIPE}
-    return SimpleNamespace(**told, evaluate=SimpleNamespace(window=told["window"]))
+    return SimpleNamespace(**told, evaluate=SimpleNamespace(window=told["window"], accept=[]))
 
 
 def checkpoint_of(changes: Facts) -> Checkpoint:

@@ -70,6 +70,7 @@ def plan_of(
         "evaluate.text={builtin: stories}",
     ]
     sets += ["evaluate.tokens=512", f"evaluate.window={WINDOWS[window]}", "evaluate.gates={}"]
+    sets.append("evaluate.accept=[tokenizer]")  # tests compare it themselves
     sets.append("measure={prompt_tokens: 16, new_tokens: 16}")
     (build,) = loading.load(QUICKSTART, sets=sets, options=backends.OptionsOf())
     return prepare(build, read)
@@ -94,7 +95,12 @@ def headers_of(member: family.Member, folder: Path) -> Original:
 
 
 def job(
-    root: Path, backend: str, member: str, kind: str, window: str, bare: bool = False
+    root: Path,
+    backend: str,
+    member: str,
+    kind: str,
+    window: str,
+    bare: bool = False,
 ) -> dict[str, Any]:
     """What the driver needs of a plan: the backend's steps up to the first unquantized
     conversion."""

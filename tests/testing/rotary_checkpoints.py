@@ -3,7 +3,8 @@
 Runs in the torch toolchain: ``python rotary_checkpoints.py ROOT`` leaves, for each of ``KINDS``,
 ROOT/KIND/{source,respelled} (``rope_scaling`` as the hub has it, ``rope_parameters`` as
 transformers 5 saves it), ROOT/KIND/{short,long}.npy: transformers' logits in fp32 on the first 96
-and on all 400 tokens, and ROOT/KIND/told.json as ``family_driver`` reads it. All share one set of
+and on all 400 tokens, and ROOT/KIND/told.json as ``family_driver`` reads it; and
+what its frequencies are. All share one set of
 weights; only the positions differ. The original context is 256 tokens.
 """
 
@@ -26,6 +27,12 @@ HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 256, 416, 2, 4, 2
 PAIRS = HIDDEN // HEADS // 2
 WIDE: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL}
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, **WIDE}
+LISTS: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1 + i / (4 * PAIRS) for i in range(PAIRS)],
+    "long_factor": [1.5 + 8 * i / PAIRS for i in range(PAIRS)],
+    **WIDE,
+}
 KINDS: Mapping[str, dict[str, Any] | None] = {
     "default": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -41,12 +48,8 @@ KINDS: Mapping[str, dict[str, Any] | None] = {
     "yarn-attention": {**YARN, "attention_factor": 1.3},
     "yarn-mscale": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     "yarn-whole": {**YARN, "truncate": False},
-    "longrope": {
-        "rope_type": "longrope",
-        "short_factor": [1 + i / (4 * PAIRS) for i in range(PAIRS)],
-        "long_factor": [1.5 + 8 * i / PAIRS for i in range(PAIRS)],
-        **WIDE,
-    },
+    "longrope": LISTS,
+    "longrope-attention": {**LISTS, "attention_factor": 1.3},
 }
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -116,6 +119,21 @@ def _lines() -> list[str]:
     return text.splitlines()
 
 
+def _note_frequencies(scaling: dict[str, Any], path: Path) -> None:
+    """For a context that is short and one that is long: transformers' frequencies, in radians per
+    token, and what it multiplies cosines and sines with."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(**spelled(scaling, new=False))
+    make, told = ROPE_INIT_FUNCTIONS[scaling["rope_type"]], {}
+    for context in (SHORT, LONG):
+        frequencies, factor = make(config, torch.device("cpu"), seq_len=context)
+        told[context] = [frequencies.tolist(), float(factor)]
+    path.write_text(json.dumps(told))
+
+
 def main(root: Path) -> None:
     import numpy as np
 
@@ -133,6 +151,8 @@ def main(root: Path) -> None:
         for name, new in (("source", False), ("respelled", True)):
             shutil.copytree(base, folder / name)
             tokenizer.write_json(folder / name / "config.json", spelled(scaling, new=new))
+        if scaling:
+            _note_frequencies(scaling, folder / "frequencies.json")
         known = transformers_files.load(folder / "source")
         text = stories.file_text("evaluation")
         ids = known(text[: 20 * LONG], add_special_tokens=False)["input_ids"][:LONG]

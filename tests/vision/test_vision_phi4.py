@@ -188,7 +188,7 @@ def test_other_backends_say_who_can(made: Path) -> None:
 
 
 def test_too_few_tokens_for_onnxruntimes_mark_are_refused(made: Path) -> None:
-    with pytest.raises(TargetError, match="M23") as refused:
+    with pytest.raises(TargetError, match="M25") as refused:
         planned(made / "source")
     assert "200010" in refused.value.message
 

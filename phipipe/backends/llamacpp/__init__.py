@@ -203,6 +203,11 @@ FACE = Backend(
         Finer(options={"imatrix": True}, told="importance matrix"),
         Finer(options={"type": "Q6_K"}, told="Q6_K"),
     ),
+    normalizes=False,
+    unable={
+        "gemma3_text": "llama.cpp has one pattern of its windows in its code, and no conversion "
+        "was proven here"
+    },
     open=open,
     tokenizer=tokenizer,
     rotary=frozenset({"linear", "llama3", "longrope", "yarn"}),

@@ -11,9 +11,6 @@ from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
 if TYPE_CHECKING:
     from phipipe.models.checkpoints import Checkpoint
 
-# transformers' types that were converted here and compared with transformers' logits; the
-# mixtures of experts among them have a rule of their own.
-MODEL_TYPES = ("phi", "phi3", "phimoe", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 _PLAIN_EVERY = 4  # SmolLM3's layers without positions, built into llama.cpp (models/smollm3.cpp)
 
 
@@ -115,26 +112,10 @@ RULES = (
     Rule(
         id="L16",
         level="error",
-        when=lambda r, o, c: c.model_type not in MODEL_TYPES,
-        message="models of type `{checkpoint.model_type}` were never converted to GGUF by phipipe",
-        hint=f"it converts these types: {', '.join(MODEL_TYPES)}",
-    ),
-    Rule(
-        id="L17",
-        level="error",
         when=lambda r, o, c: _is_other_smollm3(c),
         message="`no_rope_layers`: llama.cpp leaves out the positions of every fourth layer, "
         "whatever the config says, and this model has other layers without them",
         hint="`backend: mlx` or `onnxruntime` read the list",
-    ),
-    Rule(
-        id="L18",
-        level="error",
-        when=lambda r, o, c: bool(c.normal_form) and "tokenizer" not in r.evaluate.accept,
-        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
-        "llama.cpp does not: letters whose accents are characters of their own become other tokens",
-        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
-        "[tokenizer]}}`, which the card then says",
     ),
     *SOFTMAX_ROUTED,
     *WINDOWLESS,

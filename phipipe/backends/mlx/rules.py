@@ -9,10 +9,6 @@ from phipipe.backends.mlx.options import GROUPS, bits_of, group_of
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
 from phipipe.steps import Json
 
-# transformers' types that were converted here and compared with transformers' logits; the
-# mixtures of experts among them have a rule of their own.
-MODEL_TYPES = ("phi", "phi3", "phimoe", "llama", "mistral", "qwen2", "qwen3", "smollm3")
-
 RULES = (
     Rule(
         id="X01",
@@ -69,13 +65,6 @@ RULES = (
     ),
     Rule(
         id="X09",
-        level="error",
-        when=lambda r, o, c: c.model_type not in MODEL_TYPES,
-        message="models of type `{checkpoint.model_type}` were never converted to MLX by phipipe",
-        hint=f"it converts these types: {', '.join(MODEL_TYPES)}",
-    ),
-    Rule(
-        id="X10",
         level="error",
         when=lambda r, o, c: c.model_type == "qwen2" and c.head_size * c.heads != c.hidden_size,
         message="`head_dim`: mlx-lm takes a Qwen2's heads to be hidden size / heads wide, and "

@@ -248,6 +248,7 @@ FACE = Backend(
     wider="set `quantize.mixed: layers`",
     apart={"mixed": "layers"},
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
+    normalizes=False,
     open=open,
     tokenizer=genai.tokenizer,
     suits="Windows, phones, browsers and NVIDIA GPUs through one library with a C API. "

@@ -20,6 +20,7 @@ from phipipe.backends.qnn.options import ADVICE, Options
 from phipipe.backends.qnn.rules import EMULATED_PARAMETERS, RULES
 from phipipe.backends.qnn.sizes import parts_of, sizes
 from phipipe.backends.qnn.stages import CONFIG, FACTS
+from phipipe.models.rotary import STATIC
 from phipipe.steps import Step
 
 if TYPE_CHECKING:
@@ -163,8 +164,10 @@ FACE = Backend(
     is_uniform=lambda o: not o.keep_8bit,
     wider="leave `quantize.keep_8bit` as it is by default",
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
+    normalizes=False,
     open=open,
     tokenizer=genai.tokenizer,
+    rotary=STATIC - {"longrope.attention_factor", "longrope.factor"},
     suits="Qualcomm's NPUs. Choose it for Snapdragon laptops and phones where battery "
     "counts; context and prompt lengths are fixed.",
     advice=ADVICE,

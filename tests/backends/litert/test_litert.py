@@ -3,6 +3,7 @@ traps."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -189,6 +190,13 @@ def test_a_sliding_window_is_taken_out_of_the_staged_copy() -> None:
     found = fixups.needed(recipe(), checkpoint(sliding_window=2047))
     assert found["F3"]["patch"] == {"sliding_window": None}
     assert fixups.needed(recipe(), checkpoint()) == {}
+    listed = {"layer_types": ["sliding_attention"], "use_sliding_window": True}
+    qwen2 = dataclasses.replace(checkpoint(sliding_window=2047), model_type="qwen2", config=listed)
+    assert fixups.needed(recipe(), qwen2)["F3"]["patch"] == {
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "layer_types": None,
+    }
 
 
 def test_all_precisions_share_one_conversion() -> None:

@@ -101,6 +101,10 @@ def with_torch(root: Path) -> dict[str, Any]:
     facts["same_bytes"] = digest(again / "model.gguf") == digest(root / "bf16" / "model.gguf")
     facts["bf16"] = digest(root / "bf16" / "model.gguf")
     facts["upstream"] = upstream(source, root)
+    alone = clean(root / "alone")  # as transformers 5 saves a tokenizer
+    for name in ("tokenizer.model", "added_tokens.json"):
+        (alone / name).unlink(missing_ok=True)
+    convert(alone, root / "pieces", "BF16")
     facts["modelfile"] = (again / "Modelfile").read_text("utf-8")
     convert(source, root / "longrope", "F32", LONGROPE)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -223,6 +227,11 @@ def with_llamacpp(root: Path) -> dict[str, Any]:
     told = json.loads((root / "torch.json").read_text())["ids"]
     vocabulary = llamacpp.tokenizer(root / "bf16")
     facts["ids_equal"] = vocabulary.encode(told["text"]) == told["ids"]
+    stories = (take.ASSETS / "stories" / "evaluation.txt").read_text("utf-8")[:50_000]
+    lone = llamacpp.tokenizer(root / "pieces")
+    facts["pieces_equal"] = all(
+        lone.encode(text) == vocabulary.encode(text) for text in (told["text"], stories)
+    )
     facts["rendered"] = vocabulary.render([{"role": "user", "content": "Hi"}])
     runtime = llamacpp.open(root / "bf16")
     whole = runtime.logits(told["ids"])

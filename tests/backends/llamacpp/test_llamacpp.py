@@ -3,6 +3,7 @@ vocabulary; LongRoPE."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -194,6 +195,27 @@ def test_a_vocabulary_of_another_kind_is_refused() -> None:
         assert advised({}, model_type=model_type, tokenizer="other") == {"L08": "error"}
         assert advised({}, model_type=model_type, tokenizer="gpt2") == {}
         assert advised({}, model_type=model_type, tokenizer="sentencepiece") == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({}, {}),
+        ({"no_rope_layers": [1, 1, 1, 0]}, {}),
+        ({"no_rope_layer_interval": 4}, {}),
+        ({"no_rope_layers": [1, 0, 1, 0]}, {"L16": "error"}),
+        ({"no_rope_layer_interval": 2}, {"L16": "error"}),
+        ({"no_rope_layers": []}, {}),
+    ],
+)
+def test_other_layers_without_positions_are_refused(
+    config: dict[str, Any], found: dict[str, str]
+) -> None:
+    shape = dataclasses.replace(
+        checkpoint(model_type="smollm3", layers=4, tokenizer="gpt2"), config=config
+    )
+    job = Job(recipe(), llamacpp.Options(), shape)
+    assert {a.rule: a.level for a in rules.check(job, llamacpp.RULES)} == found
 
 
 def cutting(cuts: tuple[str, ...], **model: Any) -> str:
@@ -529,6 +551,7 @@ class TestQuantization:
 class TestRuntime:
     def test_ids_equal_the_sources_around_special_tokens(self, quantized: dict[str, Any]) -> None:
         assert quantized["ids_equal"]
+        assert quantized["pieces_equal"], "without `tokenizer.model`, too"
         assert quantized["rendered"] == "<|user|>\nHi<|end|>\n<|assistant|>\n"
 
     def test_logits_keep_no_state_and_follow_the_prompt(self, quantized: dict[str, Any]) -> None:

@@ -66,6 +66,14 @@ def advice(
     return [(entry.rule, entry.level) for entry in found]
 
 
+def test_a_qwen2_with_heads_of_another_width_is_refused() -> None:
+    qwen2 = checkpoint(model_type="qwen2")
+    assert advice("fp16", qwen2) == []
+    wider = checkpoint(model_type="qwen2", head_size=2 * qwen2.head_size)
+    assert advice("fp16", wider) == [("X09", "error")]
+    assert advice("fp16", checkpoint(model_type="qwen3", head_size=2 * qwen2.head_size)) == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
