@@ -35,22 +35,12 @@ from phipipe.steps import Json
 
 # What a toolchain may see of a checkpoint. Everything else (code, pickles, pictures) stays outside.
 ALLOWED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "LICENSE*",
-    "NOTICE*",
-    weight_files.ADAPTER,
+    *("config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
+    *("*.safetensors", "*.safetensors.index.json"),
+    *("LICENSE*", "NOTICE*", weight_files.ADAPTER),
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

@@ -135,7 +135,7 @@ def test_a_base_that_is_an_adapter_is_refused(folder: Path) -> None:
 
 def test_nan_in_an_adapter_is_found_in_the_plan(folder: Path) -> None:
     small.save(folder / "mine" / small.WEIGHTS, small.shapes(), float("nan"))
-    with pytest.raises(SourceError, match="the adapter has NaN in tensor .*lora_A"):
+    with pytest.raises(SourceError, match=r"the adapter has NaN in tensor .*lora_A"):
         plan(folder)
 
 

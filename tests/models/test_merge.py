@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def facts(
     peft = root / "peft"
     command = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--target", peft]
     subprocess.run([*command, "--python", python, *PEFT], check=True)
-    drive(python, DRIVER, root, PYTHONPATH=f"{PATHS}:{peft}")
+    drive(python, DRIVER, root, PYTHONPATH=os.pathsep.join((PATHS, str(peft))))
     return read(root / "facts.json")
 
 
