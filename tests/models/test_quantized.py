@@ -171,7 +171,7 @@ def test_pieces_that_make_no_weight_are_refused_by_name(folder: Path, name: str)
 REFUSED: Mapping[str, tuple[Any, str]] = {
     "HQQ": ({"quant_method": "hqq"}, "HQQ"),
     "MXFP4": ({"quant_method": "mxfp4"}, "MXFP4"),
-    "unknown": ({"quant_method": "\x1bnew"}, "new"),
+    "unknown": ({"quant_method": "\x1bnew"}, "quant_method"),
     "no name": ({"x": 1}, "unnamed"),
     "bits of GPTQ": (GPTQ | {"bits": 5}, "5"),
     "bits that are none": (GPTQ | {"bits": "4"}, "only 2, 3, 4 and 8"),
