@@ -37,6 +37,7 @@ def facts(
     return read(folder / "facts.json")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NEAR)
 def test_it_predicts_what_llama_cpp_does_beyond_the_original_context(
     facts: dict[str, Any], name: str
@@ -44,6 +45,7 @@ def test_it_predicts_what_llama_cpp_does_beyond_the_original_context(
     assert section(facts, name)["kld"] < NEAR[name]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NEAR)
 def test_tokens_template_and_plan_are_the_checkpoints(facts: dict[str, Any], name: str) -> None:
     found = section(facts, name)
@@ -53,6 +55,7 @@ def test_tokens_template_and_plan_are_the_checkpoints(facts: dict[str, Any], nam
     assert isinstance(found["eos"], int)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", FLOATS)
 def test_weights_in_16_bits_come_back_as_they_were(facts: dict[str, Any], name: str) -> None:
     found = section(facts, name)
@@ -61,6 +64,7 @@ def test_weights_in_16_bits_come_back_as_they_were(facts: dict[str, Any], name: 
     assert found["remarks"] == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", PACKED)
 def test_quantized_weights_are_said_to_be_widened(facts: dict[str, Any], name: str) -> None:
     found = section(facts, name)
