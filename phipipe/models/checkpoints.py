@@ -194,8 +194,8 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
-    shape = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
-    checkpoint, tensors, widened = quantized.widened(shape, stored, tensors)
+    checkpoint = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
+    checkpoint, tensors, widened = quantized.widened(checkpoint, stored, tensors)
     remarks += [
         *widened,
         *named,
@@ -204,17 +204,19 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         *vetting.note_files_beside(folder, choice),
         *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=not (sizes or stored)),
     ]
-    layout_check.check(
-        folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
-    )
+    shapes = layouts.sizes_of(checkpoint, tensors)
+    layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += tokenizer_files.check(folder, checkpoint.vocab_size)
-    if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
-        raise SourceError(
-            f"`{folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
-        )
+    _refuse_no_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    form = vocabulary_kinds.normal_form(folder)
-    return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
+    checkpoint = replace(checkpoint, normal_form=vocabulary_kinds.normal_form(folder))
+    return replace(checkpoint, remarks=tuple(remarks), like=like)
+
+
+def _refuse_no_tokenizer(found: Checkpoint) -> None:
+    if not found.tokenizer and family.is_native(found.architecture):
+        hint = f"add one of: {', '.join(TOKENIZERS)}"
+        raise SourceError(f"`{found.folder}` has no tokenizer", hint=hint)
 
 
 def _config_file(folder: Path) -> Path:
