@@ -54,8 +54,7 @@ ALLOWED = (
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-# What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's,
-# transformers' own.
+# What a model has besides text, by the keys of its config.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "vision": (
         *("vision_config", "img_processor", "image_embd_layer", "vision_lora"),
@@ -179,8 +178,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     alone.
 
     Raises:
-        SourceError: it is no checkpoint, is incomplete, corrupt or quantized, its files do not
-            belong together, or it wants code to be run.
+        SourceError: it is none, or incomplete; its files disagree, or want code to be run.
     """
     path = _config_file(folder)
     config = config_check.read(path)
