@@ -19,6 +19,7 @@ from phipipe.errors import SourceError
 from phipipe.execution import finished
 from phipipe.execution.results import Outcome
 from phipipe.files.user_paths import Kind
+from phipipe.models import gguf_files
 from phipipe.package import package as packages
 from phipipe.package import versions
 from phipipe.package.manifest import Finding
@@ -260,4 +261,5 @@ def _folder(path: UserPath) -> Path:
 
 
 def _source(path: UserPath) -> Path:
-    return path_of(path, Kind.FOLDER, "the original", SourceError)
+    kind = Kind.FILE if str(path).lower().endswith(gguf_files.SUFFIX) else Kind.FOLDER
+    return path_of(path, kind, "the original", SourceError)

@@ -170,9 +170,9 @@ def outside(path: Path) -> Outside:
 
 def of_step(checkpoint: Checkpoint, step: Step, licence: str | None = None) -> Original:
     """The original that ``step`` brings as it is; what is quantized is widened after that."""
-    if checkpoint.quantized is None:
-        return Original(checkpoint, step, licence)
     file = gguf_files.is_one(checkpoint.folder)
+    if checkpoint.quantized is None and not file:
+        return Original(checkpoint, step, licence)
     source = Step(
         name="source",
         runs="models/unpack_gguf" if file else "models/widen",
@@ -182,7 +182,7 @@ def of_step(checkpoint: Checkpoint, step: Step, licence: str | None = None) -> O
         output_bytes=checkpoint.weight_bytes,
         memory_bytes=2**30 + WIDEN_BYTES * _largest(checkpoint),
     )
-    notes = {"widened_from": checkpoint.quantized}
+    notes = {"widened_from": checkpoint.quantized} if checkpoint.quantized else {}
     return Original(checkpoint, source, licence, (replace(step, name=STORED),), notes)
 
 

@@ -44,8 +44,7 @@ ALLOWED = (
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-# What a model has besides text, by the keys of its config: Phi-3.5-vision's, Phi-4-multimodal's,
-# transformers' own.
+# What a model has besides text, by the keys of its config.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "vision": (
         *("vision_config", "img_processor", "image_embd_layer", "vision_lora"),
@@ -169,8 +168,7 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     alone.
 
     Raises:
-        SourceError: it is no checkpoint, is incomplete, corrupt or quantized, its files do not
-            belong together, or it wants code to be run.
+        SourceError: it is none, or incomplete; its files disagree, or want code to be run.
     """
     path = _config_file(folder)
     config = config_check.read(path)
@@ -184,8 +182,8 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
-    shape = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
-    checkpoint, tensors, widened = quantized.widened(shape, stored, tensors)
+    checkpoint = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
+    checkpoint, tensors, widened = quantized.widened(checkpoint, stored, tensors)
     remarks += [
         *widened,
         *named,
@@ -194,13 +192,12 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
         *vetting.note_files_beside(folder, choice),
         *vetting.check_head(folder, tensors, tied=checkpoint.tied, here=not (sizes or stored)),
     ]
-    layout_check.check(
-        folder, checkpoint.architecture, layouts.sizes_of(checkpoint, tensors), tensors
-    )
+    shapes = layouts.sizes_of(checkpoint, tensors)
+    layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    form = vocabulary_kinds.normal_form(folder)
-    return replace(checkpoint, remarks=tuple(remarks), like=like, normal_form=form)
+    checkpoint = replace(checkpoint, normal_form=vocabulary_kinds.normal_form(folder))
+    return replace(checkpoint, remarks=tuple(remarks), like=like)
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> list[Remark]:

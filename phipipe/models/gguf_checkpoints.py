@@ -46,7 +46,8 @@ def read(path: Path, size: int | None = None) -> Checkpoint:
         folder=path,
         parameters=sum(tensor.elements for tensor in tensors.values()),
         weight_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
-        quantized=title,
+        normal_form=gguf_tokenizers.normal_form(header),
+        quantized=title if packed else None,
         remarks=(remarks.of("W40", title),) if packed else (),
     )
 

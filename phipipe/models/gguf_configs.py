@@ -59,6 +59,7 @@ FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.
 # Bands of Llama 3's rotary scaling (Meta's own code): factor of low and of high frequencies; and
 # contexts that a model may have been trained on first, Llama's before others.
 _LOW, _HIGH = 1.0, 4.0
+_MOST = 1e12
 _CONTEXTS = (8192, *(2**power for power in range(8, 18) if power != 13))
 
 
@@ -138,9 +139,11 @@ def config_of(header: Header) -> dict[str, Json]:
     """
     kind, said = kind_of(header), _Settings(header)
     heads, hidden = said.whole("attention.head_count"), said.whole("embedding_length")
+    if heads < 1 or hidden < heads:
+        raise SourceError(f"`{header.path}` has {heads} heads in a width of {hidden}")
     if said.find("expert_count"):
         raise SourceError(f"`{header.path}` has experts; such files are not read")
-    size = said.whole("attention.key_length", hidden // max(heads, 1))
+    size = max(said.whole("attention.key_length", hidden // heads), 1)
     config: dict[str, Json] = {
         "architectures": [kind.architecture],
         "model_type": kind.model_type,
@@ -266,6 +269,8 @@ def _check_attention(said: _Settings, context: int, original: int) -> None:
 def _bands(header: Header, factors: list[float], theta: float, size: int) -> dict[str, Json]:
     """Llama 3's rotary scaling, which these ``factors`` of each frequency come from."""
     scale = max(factors)
+    if not (1 <= scale <= _MOST and 1 <= theta <= _MOST):
+        raise SourceError(f"`{header.path}` has rotary factors that are none (`rope_freqs.weight`)")
     lengths = [2 * math.pi * theta ** (2 * pair / size) for pair in range(size // 2)]
     for context in _CONTEXTS:
         wanted = [_banded(context / length, scale) for length in lengths]

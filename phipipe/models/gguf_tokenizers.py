@@ -7,11 +7,11 @@ same ``tokenizer.json`` follows that the tokenizers library writes, and of Sente
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
+from phipipe.models import sentencepiece_files
 from phipipe.models.gguf_files import Header
 from phipipe.steps import Json
 
@@ -78,6 +78,11 @@ def check(header: Header) -> str:
             f"{rows}: they are of different models"
         )
     return kind
+
+
+def normal_form(header: Header) -> str:
+    """Of Unicode, the form into which the tokenizer brings texts first; "" is none."""
+    return "NFC" if header.settings.get("tokenizer.ggml.pre") in _NFC else ""
 
 
 def _list(header: Header, name: str, kind: type) -> list[Json]:
@@ -187,7 +192,7 @@ def _bytewise(header: Header, added: Sequence[Mapping[str, Json]]) -> dict[str, 
     if expression:
         first = [split | {"pattern": {"Regex": expression}}]
     return {
-        "normalizer": {"type": "NFC"} if cut in _NFC else None,
+        "normalizer": {"type": normal_form(header)} if normal_form(header) else None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [*first, level | {"use_regex": expression is None}],
@@ -263,37 +268,11 @@ def _settings(header: Header, kind: str, added: Sequence[Mapping[str, Json]]) ->
 
 
 def _model(header: Header) -> bytes:
-    """SentencePiece's own file (sentencepiece_model.proto), a protocol buffer."""
-    tokens, scores = _list(header, "tokens", str), _list(header, "scores", float)
-    kinds = _list(header, "token_type", int)
-    raw = b"".join(
-        _field(1, _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _whole(3, kind))
-        for token, score, kind in zip(tokens, scores, kinds, strict=True)
-    )
-    ids = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}
     names = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
-    trainer = _whole(3, 2) + _whole(4, len(tokens)) + _whole(35, int(_BYTE in kinds))
-    for name, field in ids.items():
-        number = header.settings.get(f"tokenizer.ggml.{names[name]}_token_id", -1)
-        trainer += _whole(field, number)
-    flags = _whole(3, int(_prefixed(header))) + _whole(4, 0) + _whole(5, 1)
-    return raw + _field(2, trainer) + _field(3, _field(1, b"identity") + flags)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _whole(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value % 2**64)
-
-
-def _varint(value: int) -> bytes:
-    return bytes(_septets(value))
-
-
-def _septets(value: int) -> Iterator[int]:
-    while value > 127:
-        yield value & 127 | 128
-        value >>= 7
-    yield value
+    ids = {
+        name: header.settings.get(f"tokenizer.ggml.{key}_token_id", -1)
+        for name, key in names.items()
+    }
+    tokens, scores = _list(header, "tokens", str), _list(header, "scores", float)
+    pieces = list(zip(tokens, scores, _list(header, "token_type", int), strict=True))
+    return sentencepiece_files.model(pieces, ids, prefix=_prefixed(header))

@@ -16,7 +16,7 @@ from phipipe.files import user_paths
 from phipipe.hub import client, repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
-from phipipe.models import adapter_files, adapter_settings, checkpoints, family
+from phipipe.models import adapter_files, adapter_settings, family, gguf_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.recipe import source as recipes
 from phipipe.recipe.recipe import wikitext
@@ -76,7 +76,7 @@ def _of_folder(text: str, folder: Path) -> Source:
     if adapter_files.is_adapter(place):
         return _of_adapter(Source(keys=keys), place, adapter_settings.base_of(place), folder)
     try:
-        checkpoints.read(Path(text).expanduser())
+        take.of_folder(Path(text).expanduser())
     except SourceError as error:
         return Source(keys=keys, note=f"this model cannot be built yet: {error.message}")
     return Source(keys=keys)
@@ -176,8 +176,10 @@ def text_of(text: str | None, folder: Path, source: Source) -> dict[str, Json]:
 
 
 def _is_folder(text: str) -> bool:
+    """Whether a checkpoint may be there: a folder, or a GGUF."""
     try:
-        return Path(text).expanduser().is_dir()
+        path = Path(text).expanduser()
+        return path.is_dir() or gguf_files.is_one(path)
     except (OSError, ValueError, RuntimeError):  # too long; a NUL; nobody's home
         return False
 

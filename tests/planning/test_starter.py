@@ -326,9 +326,12 @@ def test_a_starter_of_the_embedded_model_is_what_prepare_takes(tmp_path: Path) -
 
 
 def test_a_source_that_is_a_file_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+    _, (note,) = write(tmp_path / "a.yaml", source=str(tmp_path / "model.bin"))
+    assert note.endswith("model.bin` is a file, and a folder is meant")
     (tmp_path / "model.gguf").touch()
-    _, (note,) = write(tmp_path / "a.yaml", source=str(tmp_path / "model.gguf"))
-    assert note.endswith("model.gguf` is a file, and a folder is meant")
+    _, (note,) = write(tmp_path / "c.yaml", source=str(tmp_path / "model.gguf"))
+    assert "is no GGUF file (0 bytes)" in note
     _, (note,) = write(tmp_path / "b.yaml", source=str(tmp_path / "nope"))
     assert "there is no folder" in note
 

@@ -1,0 +1,274 @@
+"""A GGUF as a source: its header within bounds, and the same model as the checkpoint it was made
+of."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from testing.drive import drive, read, section
+
+from phipipe.backends.llamacpp import pre_tokenizers
+from phipipe.errors import SourceError
+from phipipe.hub import take
+from phipipe.models import gguf_checkpoints, gguf_files, gguf_tokenizers
+
+DRIVER = Path(__file__).parent / "gguf_driver.py"
+FLOATS = ("Phi-3.5-mini-F16", "Llama-3.2-1B-F16", "Qwen3-0.6B-F16", "tiny-BF16")
+PACKED = {"tiny-Q8_0": "GGUF, Q8_0", "tiny-Q4_0": "GGUF, Q4_0", "tiny-Q4_K_M": "GGUF, Q4_K"}
+# nats: llama.cpp rounds a layer's inputs to 8 bits where weights are quantized
+NEAR = dict.fromkeys(FLOATS, 1e-4) | dict.fromkeys(PACKED, 3e-3)
+
+
+@pytest.fixture(scope="session")
+def facts(
+    python_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What the driver's three parts found out, each in its toolchain's Python."""
+    folder = tmp_path_factory.mktemp("gguf")
+    for part, toolchain in (("make", "torch"), ("run", "llamacpp"), ("read", "torch")):
+        drive(python_of(toolchain), DRIVER, folder, part)
+    return read(folder / "facts.json")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NEAR)
+def test_it_predicts_what_llama_cpp_does_beyond_the_original_context(
+    facts: dict[str, Any], name: str
+) -> None:
+    assert section(facts, name)["kld"] < NEAR[name]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NEAR)
+def test_tokens_template_and_plan_are_the_checkpoints(facts: dict[str, Any], name: str) -> None:
+    found = section(facts, name)
+    assert all(found["ids"])
+    assert found["template"]
+    assert found["as planned"]
+    assert isinstance(found["eos"], int)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", FLOATS)
+def test_weights_in_16_bits_come_back_as_they_were(facts: dict[str, Any], name: str) -> None:
+    found = section(facts, name)
+    assert found["differing"] == []
+    assert found["title"] is None
+    assert found["remarks"] == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", PACKED)
+def test_quantized_weights_are_said_to_be_widened(facts: dict[str, Any], name: str) -> None:
+    found = section(facts, name)
+    assert found["title"] == PACKED[name]
+    assert found["remarks"] == ["W40"]
+
+
+def test_cuts_of_text_are_those_that_the_converter_names(tmp_path: Path) -> None:
+    for name in ("llama-bpe", "qwen2", "gpt-4o", "tekken", "smollm", "dbrx", "phi-2"):
+        header = tiny(tmp_path / "m.gguf", **{"tokenizer.ggml.pre": name})
+        whole = gguf_tokenizers.files(header)["tokenizer.json"]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole), "utf-8")
+        assert pre_tokenizers.name_of(tmp_path) == name
+
+
+# --- headers, written byte by byte
+
+
+def text(value: str | bytes) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def typed(value: object) -> bytes:
+    """A value with its kind before it."""
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + text(value)
+    if isinstance(value, list):
+        first = typed(value[0])[:4]
+        items = b"".join(typed(item)[4:] for item in value)
+        return struct.pack("<I", 9) + first + struct.pack("<Q", len(value)) + items
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    return struct.pack("<Ii", 5, value)
+
+
+HIDDEN, INNER, VOCABULARY = 32, 64, 40
+SETTINGS: Mapping[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 1,
+    "llama.embedding_length": HIDDEN,
+    "llama.feed_forward_length": INNER,
+    "llama.attention.head_count": 2,
+    "llama.attention.head_count_kv": 1,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.context_length": 512,
+    "llama.rope.freq_base": 10000.0,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "llama-bpe",
+    "tokenizer.ggml.tokens": [chr(97 + n) if n < 26 else f"<{n}>" for n in range(VOCABULARY)],
+    "tokenizer.ggml.token_type": [1 if n < 26 else 3 for n in range(VOCABULARY)],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 30,
+}
+TENSORS: Mapping[str, tuple[int, tuple[int, ...]]] = {
+    "token_embd.weight": (1, (HIDDEN, VOCABULARY)),
+    "output_norm.weight": (0, (HIDDEN,)),
+    "blk.0.attn_norm.weight": (0, (HIDDEN,)),
+    "blk.0.ffn_norm.weight": (0, (HIDDEN,)),
+    "blk.0.attn_q.weight": (2, (HIDDEN, 32)),
+    "blk.0.attn_k.weight": (2, (HIDDEN, 16)),
+    "blk.0.attn_v.weight": (8, (HIDDEN, 16)),
+    "blk.0.attn_output.weight": (2, (32, HIDDEN)),
+    "blk.0.ffn_gate.weight": (2, (HIDDEN, INNER)),
+    "blk.0.ffn_up.weight": (2, (HIDDEN, INNER)),
+    "blk.0.ffn_down.weight": (2, (INNER, HIDDEN)),
+}
+
+
+def written(
+    pairs: Mapping[str, Any] = SETTINGS,
+    tensors: Mapping[str, tuple[int, tuple[int, ...]]] = TENSORS,
+    version: int = 3,
+) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
+    for key, value in pairs.items():
+        head += text(key) + typed(value)
+    end = 0
+    for name, (kind, shape) in tensors.items():
+        head += text(name) + struct.pack("<I", len(shape))
+        head += b"".join(struct.pack("<Q", size) for size in shape)
+        head += struct.pack("<IQ", kind, end)
+        _, block, size = gguf_files.TYPES.get(kind, ("", 32, 18))
+        count = 1
+        for length in shape:
+            count *= length
+        end += -(-(count // block * size) // 32) * 32
+    return head + bytes(-len(head) % 32) + bytes(end)
+
+
+def tiny(path: Path, **changes: object) -> gguf_files.Header:
+    path.write_bytes(written({**SETTINGS, **changes}))
+    return gguf_files.read(path)
+
+
+def refusal(path: Path, raw: bytes) -> str:
+    path.write_bytes(raw)
+    with pytest.raises(SourceError) as caught:
+        take.of_folder(path)
+    assert caught.value.exit_code == 8
+    return caught.value.message
+
+
+def test_a_header_says_all_that_a_plan_needs(tmp_path: Path) -> None:
+    tiny(tmp_path / "m.gguf")
+    original = take.of_folder(tmp_path / "m.gguf")
+    found = original.checkpoint
+    assert (found.architecture, found.layers, found.vocab_size) == ("LlamaForCausalLM", 1, 40)
+    assert found.tied
+    assert found.quantized == "GGUF, Q4_0"
+    assert [step.name for step in original.before] == ["stored"]
+    assert original.step.runs == "models/unpack_gguf"
+
+
+def without(name: str) -> Mapping[str, Any]:
+    return {key: value for key, value in SETTINGS.items() if key != name}
+
+
+def other(name: str, kind: int, shape: tuple[int, ...]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    return {**TENSORS, name: (kind, shape)}
+
+
+ODD: Mapping[str, tuple[bytes, str]] = {
+    "empty": (b"", "no GGUF file"),
+    "another file": (b"PK\3\4" + bytes(100), "no GGUF file"),
+    "the first version": (written(version=1), "version 1"),
+    "cut in its header": (written()[:300], "cut short"),
+    "cut in its weights": (written()[:-64], "cut short"),
+    "2**61 entries": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**61), "more than any model"),
+    "a list of 2**61": (
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", 9, 4, 2**61),
+        "list of",
+    ),
+    "a text that is none": (
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<I", 8) + text(b"\xff"),
+        "UTF-8",
+    ),
+    "an unknown type": (written(tensors=other("blk.0.attn_q.weight", 77, (32, 32))), "number 77"),
+    "a type that is not read": (
+        written(tensors=other("blk.0.attn_q.weight", 19, (32, 32))),
+        "IQ1_S",
+    ),
+    "another architecture": (
+        written({**SETTINGS, "general.architecture": "mamba"}),
+        "phi3, llama, qwen2, qwen3",
+    ),
+    "an adapter": (written({**SETTINGS, "general.type": "adapter"}), "adapter"),
+    "a part": (written({**SETTINGS, "split.count": 3}), "one of 3 parts"),
+    "experts": (written({**SETTINGS, "llama.expert_count": 8}), "experts"),
+    "no heads": (written({**SETTINGS, "llama.attention.head_count": 0}), "0 heads"),
+    "no width": (written(without("llama.embedding_length")), "embedding_length"),
+    "no tokens": (written(without("tokenizer.ggml.tokens")), "tokenizer.ggml.tokens"),
+    "tokens of another model": (
+        written(
+            {**SETTINGS, "tokenizer.ggml.tokens": ["a"] * 50, "tokenizer.ggml.token_type": [1] * 50}
+        ),
+        "50 tokens",
+    ),
+    "an unknown way to cut text": (
+        written({**SETTINGS, "tokenizer.ggml.pre": "deepseek-coder"}),
+        "deepseek-coder",
+    ),
+    "a tensor too many": (
+        written(tensors=other("blk.0.attn_sinks.weight", 0, (2,))),
+        "blk.0.attn_sinks.weight",
+    ),
+    "a tensor too few": (
+        written(tensors={n: t for n, t in TENSORS.items() if n != "blk.0.ffn_up.weight"}),
+        "mlp.up_proj.weight",
+    ),
+    "another shape": (
+        written(tensors=other("blk.0.attn_v.weight", 8, (HIDDEN, 48))),
+        "different models",
+    ),
+    "an unknown rotary scaling": (
+        written({**SETTINGS, "llama.rope.scaling.type": "spiral"}),
+        "spiral",
+    ),
+    "factors of nobody": (
+        written(tensors=other("rope_freqs.weight", 0, (8,))),
+        "rotary factors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    raw, words = ODD[name]
+    assert words in refusal(tmp_path / "m.gguf", raw)
+
+
+@settings(max_examples=60, deadline=None)
+@given(at=st.integers(0, 1400), byte=st.integers(0, 255))
+def test_any_other_byte_in_a_header_makes_a_model_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, at: int, byte: int
+) -> None:
+    raw = bytearray(written())
+    raw[at] = byte
+    path = tmp_path_factory.mktemp("m") / "m.gguf"
+    path.write_bytes(raw)
+    try:
+        found = gguf_checkpoints.read(path).parameters
+    except SourceError as error:
+        found = len(error.message)
+    assert found
