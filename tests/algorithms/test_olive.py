@@ -93,7 +93,14 @@ def checkpoint(**changes: Any) -> Any:
         "intermediate_size": 8192,
         "head_size": 96,
     }
-    shape |= {"layers": 4, "heads": 32, "kv_heads": 32, "tied": False, "large": False}
+    shape |= {
+        "scaling": "default",
+        "layers": 4,
+        "heads": 32,
+        "kv_heads": 32,
+        "tied": False,
+        "large": False,
+    }
     return SimpleNamespace(**shape | changes)
 
 

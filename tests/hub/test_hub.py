@@ -121,6 +121,7 @@ def test_a_download_says_how_far_it_is(served: Hub, own_cache: Path) -> None:
     served.pause_s = 0.003
     told: list[tuple[int, int, str]] = []
     made("source", planned(source(served)), own_cache, lambda *report: told.append(report))
+    told = [report for report in told if report[2] == "MiB"]  # then the weights are looked at
     assert told[-1] == (9, 9, "MiB")
     assert told == sorted(told)
     assert len({done for done, _, _ in told}) > 1

@@ -132,9 +132,9 @@ def test_a_model_of_another_family_is_no_member(checkpoint: Path) -> None:
 def test_which_tokenizer_llamacpp_would_read(checkpoint: Path) -> None:
     assert checkpoints.read(checkpoint).tokenizer == "sentencepiece"
     (checkpoint / "tokenizer.model").unlink()
-    assert checkpoints.read(checkpoint).tokenizer == "other"
+    assert checkpoints.read(checkpoint).tokenizer == "sentencepiece", "its pieces are in the JSON"
     edit(checkpoint, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
-    assert checkpoints.read(checkpoint).tokenizer == "gpt2"
+    assert checkpoints.read(checkpoint).tokenizer == "sentencepiece", "tokenizer.json decides"
 
 
 def test_a_member_that_exists_as_code_only_is_read_without_its_tokenizer(checkpoint: Path) -> None:

@@ -76,7 +76,7 @@ def quantized(
 
 
 def recipe(precision: str = "int4", **more: Any) -> Any:
-    source = SimpleNamespace(repo=None, builtin="tiny-phi3")
+    source = SimpleNamespace(repo=None, builtin="tiny-phi3", adapter=None)
     evaluate = SimpleNamespace(window=512)
     facts = {
         "precision": precision,
@@ -288,7 +288,10 @@ def test_parameters_of_steps_are_json() -> None:
 def test_only_phi_3s_own_vocabulary_is_called_phi_3(folder: str, tokenizer: str, name: str) -> None:
     shape = checkpoint(folder=Path(folder), model_type="phi3", tokenizer=tokenizer)
     assert (
-        llamacpp.model_name(recipe(source=SimpleNamespace(repo=None, builtin=None)), shape) == name
+        llamacpp.model_name(
+            recipe(source=SimpleNamespace(repo=None, builtin=None, adapter=None)), shape
+        )
+        == name
     )
 
 

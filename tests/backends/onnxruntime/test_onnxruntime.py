@@ -73,7 +73,12 @@ def test_options_describe_themselves() -> None:
 def planned(precision: str) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
     checkpoint: Any = SimpleNamespace(
-        parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
+        parameters=200_000,
+        vocab_size=512,
+        hidden_size=128,
+        tied=False,
+        large=False,
+        scaling="default",
     )
     return onnxruntime.steps(
         Job(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
@@ -93,7 +98,12 @@ def test_fp32_is_not_quantized() -> None:
 def on(api: str, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
     checkpoint: Any = SimpleNamespace(
-        parameters=200_000, vocab_size=512, hidden_size=128, tied=False, large=False
+        parameters=200_000,
+        vocab_size=512,
+        hidden_size=128,
+        tied=False,
+        large=False,
+        scaling="default",
     )
     unit = Unit(api=api, precisions=(precision,))
     return onnxruntime.steps(Job(recipe, onnxruntime.Options(**options), checkpoint, {}, unit))
@@ -120,7 +130,12 @@ def test_accuracy_level_follows_the_device() -> None:
 def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> None:
     recipe: Any = SimpleNamespace(precision="int4", backend="onnxruntime")
     checkpoint: Any = SimpleNamespace(
-        parameters=2 * 10**9, vocab_size=512, hidden_size=128, tied=False, large=True
+        parameters=2 * 10**9,
+        vocab_size=512,
+        hidden_size=128,
+        tied=False,
+        large=True,
+        scaling="default",
     )
     convert, quantize = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
     assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (
