@@ -275,6 +275,19 @@ RULES: tuple[Rule, ...] = (
         "[tokenizer]}}`, which the card then says",
     ),
     Rule(
+        id="M28",
+        level="error",
+        when=lambda r, o, c: (
+            c.cuts_digits
+            and not backends.load(r.backend).cuts_digits
+            and "tokenizer" not in r.evaluate.accept
+        ),
+        message="the tokenizer cuts digits off first, and `{recipe.backend}` does not: several "
+        "spaces or line breaks before a number become other tokens",
+        hint="if this does not matter for your texts: `evaluate: {{accept: [tokenizer]}}`, which "
+        "the card then says",
+    ),
+    Rule(
         id="M14",
         level="warning",
         when=lambda r, o, c: r.context is not None and r.context > c.context_length,

@@ -97,6 +97,7 @@ class Checkpoint:
     cut: bool = False  # its first layers alone, for a proof
     like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
+    cuts_digits: bool = False  # the tokenizer, before it cuts text into words
     normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
@@ -196,7 +197,8 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    checkpoint = replace(checkpoint, normal_form=vocabulary_kinds.normal_form(folder))
+    form, digits = vocabulary_kinds.normal_form(folder), vocabulary_kinds.cuts_digits(folder)
+    checkpoint = replace(checkpoint, normal_form=form, cuts_digits=digits)
     return replace(checkpoint, remarks=tuple(remarks), like=like)
 
 
