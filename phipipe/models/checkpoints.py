@@ -98,6 +98,7 @@ class Checkpoint:
     like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
     cuts_digits: bool = False  # the tokenizer, before it cuts text into words
+    keeps_marks: bool = False  # the tokenizer, in words: characters that combine with letters
     normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
@@ -197,9 +198,13 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    form, digits = vocabulary_kinds.normal_form(folder), vocabulary_kinds.cuts_digits(folder)
-    checkpoint = replace(checkpoint, normal_form=form, cuts_digits=digits)
-    return replace(checkpoint, remarks=tuple(remarks), like=like)
+    checkpoint = replace(checkpoint, remarks=tuple(remarks), like=like)
+    return replace(
+        checkpoint,
+        normal_form=vocabulary_kinds.normal_form(folder),
+        cuts_digits=vocabulary_kinds.cuts_digits(folder),
+        keeps_marks=vocabulary_kinds.keeps_marks(folder),
+    )
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> list[Remark]:

@@ -79,3 +79,12 @@ def test_digits_that_are_cut_off_first_are_found(cut: str, found: bool, tmp_path
     parts = {"type": "Sequence", "pretokenizers": [{"type": cut}, {"type": "ByteLevel"}]}
     made = folder(tmp_path, {"pre_tokenizer": parts})
     assert vocabulary_kinds.cuts_digits(made) is found
+
+
+@pytest.mark.parametrize(("pattern", "found"), [(r"[\p{L}\p{M}]+|\s+", True), (r"\p{L}+", False)])
+def test_words_that_hold_combining_characters_are_found(
+    pattern: str, found: bool, tmp_path: Path
+) -> None:
+    part = {"type": "Split", "pattern": {"Regex": pattern}}
+    made = folder(tmp_path, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [part]}})
+    assert vocabulary_kinds.keeps_marks(made) is found
