@@ -198,13 +198,14 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    checkpoint = replace(checkpoint, remarks=tuple(remarks), like=like)
-    return replace(
-        checkpoint,
-        normal_form=vocabulary_kinds.normal_form(folder),
-        cuts_digits=vocabulary_kinds.cuts_digits(folder),
-        keeps_marks=vocabulary_kinds.keeps_marks(folder),
-    )
+    return _with_cuts(replace(checkpoint, remarks=tuple(remarks), like=like), folder)
+
+
+def _with_cuts(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """``checkpoint`` with how its tokenizer, in ``folder``, cuts text."""
+    form, digits = vocabulary_kinds.normal_form(folder), vocabulary_kinds.cuts_digits(folder)
+    marks = vocabulary_kinds.keeps_marks(folder)
+    return replace(checkpoint, normal_form=form, cuts_digits=digits, keeps_marks=marks)
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> list[Remark]:
