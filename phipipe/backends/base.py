@@ -153,6 +153,7 @@ class Backend(Generic[Chosen]):
     fixups: tuple[Fixup, ...] = ()  # besides ``fixups.FIXUPS``, and after them
     reads_resaved: bool = False  # finds rotary settings where transformers 5 saves them
     normalizes: bool = True  # its tokenizer brings texts into a form of Unicode where asked to
+    cuts_digits: bool = True  # its tokenizer cuts digits off first, where asked to
     rotary: frozenset[str] = frozenset({"longrope"})
     """Rotary scalings that it is proven to compute (``models.rotary.features``)."""
     is_uniform: Callable[[Chosen], bool] = _is_uniform

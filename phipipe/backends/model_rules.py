@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phipipe import backends
-from phipipe.backends import fixups
+from phipipe.backends import fixups, tokenizer_rules
 from phipipe.backends.rules import Rule
 from phipipe.models import family, layouts, rotary
 from phipipe.steps import Json
@@ -260,20 +260,7 @@ RULES: tuple[Rule, ...] = (
             "others": " or ".join(f"`backend: {name}`" for name in _able(c.model_type)),
         },
     ),
-    Rule(
-        id="M27",
-        level="error",
-        when=lambda r, o, c: (
-            bool(c.normal_form)
-            and not backends.load(r.backend).normalizes
-            and "tokenizer" not in r.evaluate.accept
-        ),
-        message="the tokenizer brings texts into the form {checkpoint.normal_form} first, and "
-        "`{recipe.backend}` does not: letters whose accents are characters of their own become "
-        "other tokens",
-        hint="if your texts are in that form, as nearly all are: `evaluate: {{accept: "
-        "[tokenizer]}}`, which the card then says",
-    ),
+    *tokenizer_rules.RULES,
     Rule(
         id="M14",
         level="warning",

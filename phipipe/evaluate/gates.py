@@ -103,7 +103,7 @@ def _check_tokenizer(sanity: Sanity, params: Params) -> None:
 def misread_words(found: Misread) -> str:
     """What the packaged tokenizer makes of a text, for people."""
     as_difference = Difference(
-        kind="text" if found.kind == "text" else "chat",
+        kind="chat" if found.kind == "chat" else "text",
         text=found.text,
         expected=tuple(found.expected),
         got=tuple(found.got),

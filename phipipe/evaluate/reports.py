@@ -88,7 +88,8 @@ class Answer(Report):
 
 class Misread(Report):
     """The shortest text that the packaged tokenizer reads otherwise than the original's; ``kind``
-    "chat": plain text is read alike."""
+    "chat": plain text is read alike; "marks": only texts with combining characters are not, which
+    stops no build."""
 
     kind: Words
     text: Words  # as a programmer writes it, on one line

@@ -97,6 +97,8 @@ class Checkpoint:
     cut: bool = False  # its first layers alone, for a proof
     like: tuple[str, ...] = ()  # of an architecture that is not known: known ones that come closest
     remarks: tuple[Remark, ...] = ()
+    cuts_digits: bool = False  # the tokenizer, before it cuts text into words
+    keeps_marks: bool = False  # the tokenizer, in words: characters that combine with letters
     normal_form: str = ""  # of Unicode, into which the tokenizer brings texts first: "NFC" …
 
     @property
@@ -196,8 +198,14 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    checkpoint = replace(checkpoint, normal_form=vocabulary_kinds.normal_form(folder))
-    return replace(checkpoint, remarks=tuple(remarks), like=like)
+    return _with_cuts(replace(checkpoint, remarks=tuple(remarks), like=like), folder)
+
+
+def _with_cuts(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """``checkpoint`` with how its tokenizer, in ``folder``, cuts text."""
+    form, digits = vocabulary_kinds.normal_form(folder), vocabulary_kinds.cuts_digits(folder)
+    marks = vocabulary_kinds.keeps_marks(folder)
+    return replace(checkpoint, normal_form=form, cuts_digits=digits, keeps_marks=marks)
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> list[Remark]:

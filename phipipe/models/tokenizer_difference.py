@@ -8,7 +8,7 @@ from typing import Literal
 
 from phipipe.files.json_files import shown
 
-Kind = Literal["text", "chat"]
+Kind = Literal["text", "chat", "marks"]
 Encode = Callable[[str], Sequence[int]]
 
 MOST_TRIALS = 400  # texts that are tried while one is made shorter
@@ -18,7 +18,8 @@ SHOWN_IDS = 8
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """A text (``visible``) that two tokenizers read as different ids; ``kind`` "chat": plain text
-    is read alike, what a chat template writes around it is not."""
+    is read alike, what a chat template writes around it is not; "marks": texts with characters that
+    combine with others alone are not."""
 
     kind: Kind
     text: str
@@ -28,7 +29,7 @@ class Difference:
     @property
     def words(self) -> str:
         """It for people: the text with its ids, without who reads it so."""
-        where = "the text" if self.kind == "text" else "a chat's text"
+        where = "a chat's text" if self.kind == "chat" else "the text"
         return f"{where} `{self.text}` as tokens {_ids(self.got)}, not {_ids(self.expected)}"
 
 

@@ -41,7 +41,7 @@ AS_IT_IS = "PreTrainedTokenizerFast"  # transformers' class that takes `tokenize
 # Model types whose named class transformers 5 passes over, for it was wrong on the hub so often
 # (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS` in its `tokenization_auto.py`).
 CLASSLESS = frozenset({"phi3", "phi3_v", "phimoe"})
-VERSION = 1  # of the comparison: verdicts of an earlier one are forgotten
+VERSION = 2  # of the comparison: verdicts of an earlier one are forgotten
 
 
 @dataclass(frozen=True, kw_only=True)

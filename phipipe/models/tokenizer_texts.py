@@ -3,6 +3,7 @@ differently, so that the shortest that two read otherwise names the difference."
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 PLAIN: Sequence[str] = (
@@ -30,6 +31,7 @@ PLAIN: Sequence[str] = (
         "<b>&amp;</b>",
         "https://a.b/c?d=1&e",
     ),
+    *("a  1", "  1", "\n\n1", "a\n  2. b"),
     *("1", "12", "123", "1234", "1234567890", "3.14159", "0x1F", "1,000,000", "1e-9", "7:45"),
     *("it's", "IT'S we'll", "don't", "CamelCaseName", "snake_case_name", "ALLCAPS", "a-b", "a...b"),
     *("Köln", "naïve café", "e\u0301", "ﬁ", "ß", "İ", "Ångström", "½ m²", "a\u00a0b", "a\u200bb"),
@@ -43,12 +45,16 @@ PLAIN: Sequence[str] = (
         "مرحبا",
         "नमस्ते",
         "ไทย",
+        "สวัสดี",
+        "שָׁלוֹם",
     ),
     *(
         "🙂",
         "👩‍🚀",
         "a🙂b",
         "🇩🇪",
+        "❤️",
+        "❤️<b>",
         "“a” – ‘b’…",
         "–",
         "$5 €3",
@@ -74,6 +80,14 @@ CHATS: Sequence[Sequence[Mapping[str, str]]] = (
     ),
     ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}),
 )
+
+
+def has_marks(text: str) -> bool:
+    """Whether ``text`` has characters that combine with the one before: accents that are not
+    composed, vowel signs of Hindi and Thai, points of Hebrew, an emoji's style. Some runtimes have
+    no place for these."""
+    composed = unicodedata.is_normalized("NFC", text)
+    return not composed or any(unicodedata.category(letter).startswith("M") for letter in text)
 
 
 def around(specials: Sequence[str]) -> list[str]:

@@ -37,6 +37,22 @@ def normal_form(folder: Path) -> str:
     return next((kind for kind in kinds if kind in ("NFC", "NFD", "NFKC", "NFKD")), "")
 
 
+def cuts_digits(folder: Path) -> bool:
+    """Whether the tokenizer in ``folder`` cuts digits off before it cuts text into words, as a step
+    of its own (SmolLM2's); False without ``tokenizer.json``."""
+    path = folder / "tokenizer.json"
+    whole = json_files.read_object(path) if path.is_file() else {}
+    return "Digits" in _types(whole.get("pre_tokenizer"))
+
+
+def keeps_marks(folder: Path) -> bool:
+    """Whether the tokenizer in ``folder`` takes characters that combine with letters for parts of
+    words, as o200k's pattern says of itself; False without ``tokenizer.json``."""
+    path = folder / "tokenizer.json"
+    whole = json_files.read_object(path) if path.is_file() else {}
+    return r"\p{M}" in repr(whole.get("pre_tokenizer"))
+
+
 def _of_file(whole: Mapping[str, Json]) -> str:
     model = whole.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":

@@ -216,6 +216,12 @@ def _limits(package: Description, baseline: Baseline) -> list[str]:
         found, also = sanity.tokenizer_difference, ", which its recipe accepts" if accepted else ""
         shown = f": it reads {misread_words(found)}" if found else " on the test text"
         lines.append(f"The packaged tokenizer does not give the original's ids{also}{shown}.")
+    elif found := sanity.tokenizer_difference:
+        lines.append(
+            "The runtime reads characters that combine with the one before them (vowel signs of "
+            "Hindi and Thai, accents that are not composed) otherwise than the original: it reads "
+            f"{misread_words(found)}."
+        )
     if sanity.chat_template_equal is False:
         lines.append("The runtime renders the chat template differently from the original.")
     ended = zip(sanity.answers_ended, baseline.chats, strict=False)

@@ -220,12 +220,16 @@ class Dropping:
 
 @pytest.mark.parametrize(
     ("lost", "kind", "text"),
-    [("\0", None, None), ("\n", "text", r"a\n"), ("|>\n", "chat", r"<|u|>\n")],
+    [
+        *[("\0", None, None), ("\n", "text", r"a\n"), ("|>\n", "chat", r"<|u|>\n")],
+        ("\u0301", "marks", "e\u0301"),
+    ],
 )
 def test_the_shortest_text_that_differs_is_told(
     lost: str, kind: str | None, text: str | None
 ) -> None:
     read = [("text", "a"), ("text", "one\ntwo"), ("text", "a\n"), ("chat", "<|u|>\n")]
+    read.append(("text", "e\u0301"))
     ids = {text: [ord(letter) for letter in text] for _, text in read}
     readings = [{"kind": kind, "text": text, "ids": ids[text]} for kind, text in read]
     baseline = Baseline.model_validate(

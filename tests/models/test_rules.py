@@ -91,6 +91,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
         {"backend": "torch", "architecture": "Gemma3ForCausalLM", "model_type": "gemma3_text"},
     ),
+    "M28": ({"cuts_digits": True}, {"cuts_digits": True, "backend": "llamacpp"}),
     "M27": ({"normal_form": "NFC"}, {"normal_form": "NFC", "backend": "openvino"}),
     "M14": ({"context": 4097}, {"context": 4096}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),

@@ -86,7 +86,7 @@ def test_a_tokenizer_model_of_another_model_is_refused(checkpoint: Path) -> None
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(whole), "utf-8")
     with pytest.raises(SourceError, match=r"tokenizer files disagree.*`tokenizer.model`"):
-        take.source_step(checkpoint)
+        take.of_folder(checkpoint)
 
 
 def test_without_the_toolchain_the_comparison_is_the_first_step(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_strangers_manifest_mends_nothing_else(
     tmp_path: Path, changes: dict[str, dict[str, object]]
 ) -> None:
     folder = byte_tokenizers.write(tmp_path / "model")
-    original = take.Original(take.checkpoints.read(folder), take.source_step(folder))
+    original = take.of_folder(folder)
     with pytest.raises(SourceError, match="never sets"):
         mended(original, changes)
 

@@ -57,6 +57,7 @@ def test_the_embedded_models_are_pieces() -> None:
     tiny = take.BUILTIN_MODELS["tiny-phi3"]
     assert vocabulary_kinds.of(tiny) == "sentencepiece"
     assert vocabulary_kinds.normal_form(tiny) == ""
+    assert not vocabulary_kinds.cuts_digits(tiny)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,19 @@ def test_the_embedded_models_are_pieces() -> None:
 )
 def test_a_form_of_unicode_is_found(normalizer: Any, form: str, tmp_path: Path) -> None:
     assert vocabulary_kinds.normal_form(folder(tmp_path, {"normalizer": normalizer})) == form
+
+
+@pytest.mark.parametrize(("cut", "found"), [("Digits", True), ("ByteLevel", False)])
+def test_digits_that_are_cut_off_first_are_found(cut: str, found: bool, tmp_path: Path) -> None:
+    parts = {"type": "Sequence", "pretokenizers": [{"type": cut}, {"type": "ByteLevel"}]}
+    made = folder(tmp_path, {"pre_tokenizer": parts})
+    assert vocabulary_kinds.cuts_digits(made) is found
+
+
+@pytest.mark.parametrize(("pattern", "found"), [(r"[\p{L}\p{M}]+|\s+", True), (r"\p{L}+", False)])
+def test_words_that_hold_combining_characters_are_found(
+    pattern: str, found: bool, tmp_path: Path
+) -> None:
+    part = {"type": "Split", "pattern": {"Regex": pattern}}
+    made = folder(tmp_path, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [part]}})
+    assert vocabulary_kinds.keeps_marks(made) is found

@@ -79,7 +79,7 @@ def _convert_step(job: Job[Options], kind: str) -> Step:
     return Step(
         name="convert",
         runs="llamacpp/convert",
-        version=2,
+        version=3,
         needs={"source": "source"},
         params={
             "type": kind,

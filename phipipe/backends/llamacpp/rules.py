@@ -110,6 +110,14 @@ RULES = (
         "model has",
     ),
     Rule(
+        id="L17",
+        level="warning",
+        when=lambda r, o, c: c.keeps_marks,
+        message="llama.cpp cuts words before characters that combine with letters: texts in Hindi, "
+        "in Thai, in Hebrew with points become other tokens than the original's",
+        hint="if you need these languages, choose another backend; other texts are read alike",
+    ),
+    Rule(
         id="L16",
         level="error",
         when=lambda r, o, c: _is_other_smollm3(c),

@@ -249,6 +249,7 @@ FACE = Backend(
     apart={"mixed": "layers"},
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
     normalizes=False,
+    cuts_digits=False,
     open=open,
     tokenizer=genai.tokenizer,
     suits="Windows, phones, browsers and NVIDIA GPUs through one library with a C API. "

@@ -230,6 +230,7 @@ FACE = Backend(
     open=open,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,
+    cuts_digits=False,
     unable={"gemma3_text": "optimum-intel 2.2 exports it with transformers up to 5.0 alone"},
     suits="Intel's CPUs, GPUs and NPUs, and models that see. Choose it for Intel PCs.",
     advice=ADVICE,

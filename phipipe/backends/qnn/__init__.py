@@ -165,6 +165,7 @@ FACE = Backend(
     wider="leave `quantize.keep_8bit` as it is by default",
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
     normalizes=False,
+    cuts_digits=False,
     open=open,
     tokenizer=genai.tokenizer,
     rotary=STATIC,

@@ -190,6 +190,10 @@ def test_windows_and_longrope_are_told() -> None:
     assert advised({}, longrope=True, context_length=131072, context=2048) == {}
 
 
+def test_characters_that_llamacpp_cuts_off_are_told() -> None:
+    assert advised({}, keeps_marks=True) == {"L17": "warning"}
+
+
 def test_a_vocabulary_of_another_kind_is_refused() -> None:
     for model_type in ("phi", "phi3", "llama", "qwen3"):
         assert advised({}, model_type=model_type, tokenizer="other") == {"L08": "error"}
