@@ -113,13 +113,16 @@ def fitting(
     asked = [backend] if backend is not None else _preferred()
     known = starter_shipped.of_model(target, model) if model else []
     shipped = [Choice(keys=keys, recipe=name) for name, keys in known]
-    shipped += [Choice(keys=keys) for keys in starter_shipped.of_device(target)]
+    own = starter_shipped.of_device(target)
+    shipped += [Choice(keys=keys) for keys in own]
+    short = [{"context": keys["context"]} for keys in own if "context" in keys]
     wanted = [precision] if precision else [*PRECISIONS]
     choices, before = list[Choice](), set[tuple[str, str]]()  # served by earlier units
     for unit in target.units:
         able = {name: backends.able(name, target, unit) for name in asked}
         plain = [
-            Choice(keys={"backend": name, "precision": one})
+            Choice(keys={"backend": name, "precision": one, **more})
+            for more in ({}, *short)  # a cache that grows to all of a model's may not fit
             for one in wanted
             for name in asked
             if one in able[name]
