@@ -88,7 +88,8 @@ def _of_adapter(adapter: Source, place: Path, base: str | None, folder: Path) ->
     Raises:
         RecipeError: it names none, or one that cannot be found.
     """
-    example = "source: {base: {repo: …, revision: …}, adapter: …}"
+    named = "{" + ", ".join(f"{key}: {value}" for key, value in adapter.keys.items()) + "}"
+    example = f"source: {{base: {{repo: …, revision: …}}, adapter: {user_paths.shown(named)}}}"
     if base is None:
         raise RecipeError(
             "this is a LoRA adapter that does not say which model it was trained on",

@@ -439,6 +439,7 @@ def test_a_fine_tune_in_a_folder_is_known_by_its_shape(
 ) -> None:
     phi4_mini = shape("microsoft/Phi-4-mini-instruct")
     monkeypatch.setattr(checkpoints, "read", lambda folder: phi4_mini)
+    monkeypatch.setattr(take, "check_weights", lambda folder: None)  # there are none
     (tmp_path / "tuned").mkdir()
     path = tmp_path / "r.yaml"
     write(path, device="android-phone", source=str(tmp_path / "tuned"))
@@ -607,10 +608,20 @@ def test_a_model_that_cannot_be_built_is_said_while_its_recipe_is_written(
 ) -> None:
     shutil.copytree(TINY, tmp_path / "mine")
     (tmp_path / "mine" / "model.safetensors").unlink()
-    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
     code, _, err = run("init", "mine")
     assert code == 0
-    assert "note: this model cannot be built yet: `mine` is a LoRA adapter" in err
+    assert "note: this model cannot be built yet: " in err
+
+
+def test_an_adapter_that_names_no_base_is_refused_with_what_to_write(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    code, _, err = run("init", "mine")
+    assert code == 2
+    assert "does not say which model it was trained on" in err
+    assert "source: {base: {repo: …, revision: …}, adapter: {path: mine}}" in err
 
 
 def test_a_wrong_device_is_said_before_a_recipe_that_is_there_already(
