@@ -106,10 +106,11 @@ def _rotary_words(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, object]:
         for name in backends.names()
         if set(checkpoint.rotary_features) <= backends.load(name).rotary
     ]
-    hint = 'set `"rope_scaling": null` and the `max_position_embeddings` trained with'
-    if able:
-        hint = f"backends that do: {', '.join(able)}"
-    return {"kind": f"`{checkpoint.scaling}`" + (f" with {named}" if keys else ""), "hint": hint}
+    none = 'none; set `"rope_scaling": null` and the `max_position_embeddings` trained with'
+    return {
+        "kind": f"`{checkpoint.scaling}`" + (f" with {named}" if keys else ""),
+        "backends": ", ".join(able) or none,
+    }
 
 
 RULES: tuple[Rule, ...] = (
@@ -236,7 +237,7 @@ RULES: tuple[Rule, ...] = (
         level="error",
         when=lambda r, o, c: c.scaling not in _SCALED_ELSEWHERE and bool(_lacking(r, c)),
         message="`{recipe.backend}` is not proven to compute `rope_scaling` of type {kind}",
-        hint="{hint}",
+        hint="backends that do: {backends}",
         words=lambda r, o, c: _rotary_words(r, c),
     ),
     Rule(

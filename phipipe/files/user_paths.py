@@ -115,6 +115,11 @@ def problem(path: Path, kind: Kind, given: str | None = None) -> str | None:
     return None
 
 
+def missing(path: Path) -> str:
+    """Why ``path`` is no folder, as a sentence."""
+    return "it is a file; name its folder" if path.is_file() else "there is no such folder"
+
+
 def _longest() -> int:
     if os.name == "nt":
         return 32_000

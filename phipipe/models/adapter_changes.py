@@ -133,9 +133,10 @@ def untie(named: Named, settings: AdapterSettings, changes: dict[str, Change]) -
 
 def foreign(folder: Path, modules: list[str]) -> SourceError:
     """The error of an adapter that changes what the base does not have."""
+    verb = "is" if len(modules) == 1 else "are"
     return SourceError(
-        f"the adapter in `{folder}` is of another base: {short_names(modules)} is no part of this "
-        f"one",
+        f"the adapter in `{folder}` is of another base, not of this one: {short_names(modules)} "
+        f"{verb} missing here",
         hint=_OTHER,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from phipipe.errors import SourceError
-from phipipe.files import json_files
+from phipipe.files import json_files, user_paths
 from phipipe.models import weight_files, weights
 from phipipe.models.weight_files import ADAPTER
 from phipipe.models.weights import Tensor
@@ -74,7 +74,8 @@ def _refuse_others(folder: Path) -> None:
     """Refuse what is no adapter, and say what it is."""
     if not folder.is_dir():
         raise SourceError(
-            f"no adapter at `{folder}`: there is no such folder", hint="check `source.adapter`"
+            f"no adapter at `{folder}`: {user_paths.missing(folder)}",
+            hint="check `source.adapter`",
         )
     if not (folder / ADAPTER).is_file():
         raise _no_adapter(folder)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phipipe.errors import SourceError
-from phipipe.files import json_files
+from phipipe.files import json_files, user_paths
 from phipipe.models import (
     config_check,
     family,
@@ -221,7 +221,8 @@ def _config_file(folder: Path) -> Path:
     """The ``config.json`` of a folder that may be a checkpoint."""
     if not folder.is_dir():
         raise SourceError(
-            f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`"
+            f"no checkpoint at `{folder}`: {user_paths.missing(folder)}",
+            hint="check `source.path`",
         )
     vetting.refuse_no_files(folder, ALLOWED[: ALLOWED.index("LICENSE*")])
     path = folder / "config.json"

@@ -7,6 +7,7 @@ same ``tokenizer.json`` follows that the tokenizers library writes, and of Sente
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from phipipe.errors import SourceError
@@ -108,7 +109,7 @@ def files(header: Header) -> dict[str, Json | bytes]:
             "content": token,
             "single_word": False,
             "lstrip": False,
-            "rstrip": False,
+            "rstrip": _strips(header, token),
             "normalized": False,
             "special": kinds[number] != _USER,
         }
@@ -126,6 +127,14 @@ def files(header: Header) -> dict[str, Json | bytes]:
     if kind == "sentencepiece":
         found["tokenizer.model"] = _model(header)
     return found
+
+
+def _strips(header: Header, token: str) -> bool:
+    """Whether white space after the special ``token`` is left out, as Phi-3's tokenizer does. A
+    GGUF does not say it; llama.cpp goes by the model's name (``llama-vocab.cpp``)."""
+    name = str(header.settings.get("general.name", ""))
+    is_phi3 = re.search("phi[- ]?3", name, re.IGNORECASE) is not None
+    return is_phi3 and token not in ("<unk>", "<s>", "<|endoftext|>")
 
 
 def _prefixed(header: Header) -> bool:

@@ -24,4 +24,6 @@ class Member:
     # transformers has the architecture built in; the others exist as code on the hub alone
     native: bool = True
     group: str = PHI
+    # of Unicode, into which its tokenizer brings texts first; "" where it takes them as they are
+    normal_form: str = ""
     row: str  # members that every runtime treats alike share a row of the support table

@@ -141,6 +141,7 @@ def _member(name: str, row: str, repos: str, config: Config, tokenizer: str = _B
         marks=(*_MARKS, "sliding_window") if config["model_type"] == "mistral" else _MARKS,
         tokenizer=tokenizer,
         group=NEIGHBOUR,
+        normal_form="NFC" if config["model_type"].startswith("qwen") else "",
         row=row,
     )
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +16,8 @@ from pydantic import ValidationError
 from phipipe import backends, failures
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files import new_files, user_paths
-from phipipe.models.checkpoints import Checkpoint
 from phipipe.output.recipes import Started
 from phipipe.planning import starter_choice, starter_source, starter_text, targets
-from phipipe.planning.starter_choice import Choice
 from phipipe.planning.starter_source import Source
 from phipipe.recipe import device as devices
 from phipipe.recipe import loading
@@ -71,18 +68,10 @@ def write(
     exam = starter_source.text_of(text, folder, wanted)
     text_of = partial(starter_text.compose, path, head, source=wanted, exam=exam)
     fitting = starter_choice.fitting(target, precision, backend, model)
-    choices = [_within(model, one) for one in fitting]
+    choices = [starter_choice.suited(one, model) for one in fitting]
     chosen = starter_choice.best(choices, model, lambda one: _checked(text_of(one), path, wanted))
     unit = _written(path, text_of(chosen), wanted)
     return _started(path, head, unit, chosen.keys, wanted), (wanted.note,) if wanted.note else ()
-
-
-def _within(model: Checkpoint | None, choice: Choice) -> Choice:
-    """``choice`` with no more context than the model has."""
-    if model is None or "context" not in choice.keys:
-        return choice
-    context = min(choice.keys["context"], model.context_length)
-    return replace(choice, keys={**choice.keys, "context": context})
 
 
 def _started(

@@ -23,11 +23,13 @@ class Choice:
 
     Attributes:
         keys: backend, precision, and what else the recipe says of them.
+        accept: a comment for the difference of tokenizers that the recipe accepts; empty: none.
         recipe: the shipped recipe whose options these are; None: no other's.
         about: a comment for the recipe; empty where there is nothing to say.
     """
 
     keys: dict[str, Json]
+    accept: str = ""
     recipe: str | None = None
     about: str = ""
 
@@ -46,15 +48,33 @@ def best(
     if model is None:
         return choices[0]
     usual: tuple[Choice, Plan] | None = None
+    refused: PhipipeError | None = None  # the first of them
     for choice in choices:
         try:
             plan = preparation.outlined(build_of(choice), model)
-        except PhipipeError:  # for this model; whoever plans the recipe hears why
+        except PhipipeError as error:
+            refused = refused or error
             continue
         usual = usual or (choice, plan)
         if plan.api == usual[1].api and not _worse(plan):
-            return _told(choice, choices[0], usual)
-    return _told(usual[0], choices[0], usual) if usual else choices[0]
+            return _told(choice, choices[0], usual, refused)
+    return _told(usual[0], choices[0], usual, refused) if usual else choices[0]
+
+
+def suited(choice: Choice, model: Checkpoint | None) -> Choice:
+    """``choice`` as the plan of ``model`` wants it: no more context than the model has, and a
+    difference of tokenizers accepted where the backend's own cannot be brought to agree."""
+    if model is None:
+        return choice
+    keys, form = dict(choice.keys), model.normal_form
+    if "context" in keys:
+        keys["context"] = min(keys["context"], model.context_length)
+    differs = form and not backends.load(keys["backend"]).normalizes
+    accept = (
+        f"The tokenizer brings texts into the form {form} first, {keys['backend']} does not. "
+        "Letters whose accents are characters of their own are read otherwise [M27]."
+    )
+    return replace(choice, keys=keys, accept=accept if differs else "")
 
 
 def _worse(plan: Plan) -> list[Advice]:
@@ -62,14 +82,17 @@ def _worse(plan: Plan) -> list[Advice]:
     return [advice for advice in plan.warnings if str(advice.rule).startswith("D")]
 
 
-def _told(choice: Choice, first: Choice, usual: tuple[Choice, Plan]) -> Choice:
+def _told(
+    choice: Choice, first: Choice, usual: tuple[Choice, Plan], refused: PhipipeError | None
+) -> Choice:
     """``choice`` with a comment that says where it comes from and why it is no other."""
     origin = f"Options of the shipped recipe {choice.recipe}." if choice.recipe else ""
     if choice is not usual[0]:
         advice = _worse(usual[1])[0]
         origin = f"Instead of {_words(usual[0].keys)}: {advice.message} [{advice.rule}]."
-    elif choice is not first:
-        origin = f"Instead of {_words(first.keys)}, which this model cannot be built with."
+    elif choice is not first and refused is not None:
+        why = "; ".join(one.message for one in refused.problems) or refused.message
+        origin = f"Instead of {_words(first.keys)}: {why}."
     return replace(choice, about=origin)
 
 
@@ -90,13 +113,16 @@ def fitting(
     asked = [backend] if backend is not None else _preferred()
     known = starter_shipped.of_model(target, model) if model else []
     shipped = [Choice(keys=keys, recipe=name) for name, keys in known]
-    shipped += [Choice(keys=keys) for keys in starter_shipped.of_device(target)]
+    own = starter_shipped.of_device(target)
+    shipped += [Choice(keys=keys) for keys in own]
+    short = [{"context": keys["context"]} for keys in own if "context" in keys]
     wanted = [precision] if precision else [*PRECISIONS]
     choices, before = list[Choice](), set[tuple[str, str]]()  # served by earlier units
     for unit in target.units:
         able = {name: backends.able(name, target, unit) for name in asked}
         plain = [
-            Choice(keys={"backend": name, "precision": one})
+            Choice(keys={"backend": name, "precision": one, **more})
+            for more in ({}, *short)  # a cache that grows to all of a model's may not fit
             for one in wanted
             for name in asked
             if one in able[name]
@@ -107,7 +133,8 @@ def fitting(
                 placed = replace(
                     choice, keys={**choice.keys, "unit": unit.api} if named else choice.keys
                 )
-                choices += [placed, *_apart(placed)]
+                whole = [placed, *_apart(placed)]
+                choices += [*whole, *(one for each in whole for one in _divided(each, model))]
         before |= {(name, one) for name, precisions in able.items() for one in precisions}
     if not choices:
         raise _nothing(target, precision, backend)
@@ -126,6 +153,20 @@ def _apart(choice: Choice) -> Iterator[Choice]:
     if apart and choice.keys["precision"] == "int4":
         options = {**choice.keys.get("quantize", {}), **apart}
         yield Choice(keys={**choice.keys, "quantize": options})
+
+
+def _divided(choice: Choice, model: Checkpoint | None) -> Iterator[Choice]:
+    """``choice`` in the largest groups that divide the rows of ``model``, where 128 does not and
+    it names none."""
+    options = choice.keys.get("quantize", {})
+    has = "group_size" in backends.load(choice.keys["backend"]).options.model_fields
+    if model is None or not has or choice.keys["precision"] != "int4" or "group_size" in options:
+        return
+    if model.is_divided_by(128):
+        return
+    size = next((size for size in (64, 32) if model.is_divided_by(size)), None)
+    if size is not None:
+        yield replace(choice, keys={**choice.keys, "quantize": {**options, "group_size": size}})
 
 
 def _preferred() -> list[str]:

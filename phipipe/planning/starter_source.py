@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -60,9 +60,9 @@ def of_text(text: str, folder: Path) -> Source:
     name, _, revision = text.partition("@")
     if "@" in text and not revision and re.fullmatch(REPO[1:-1], name):
         raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
-    if _is_folder(text):
+    if is_checkpoint(text):
         return _of_folder(text, folder)
-    if text.startswith((".", "~")) or not re.fullmatch(REPO[1:-1], name):
+    if text.startswith((".", "~")) or is_file(text) or not re.fullmatch(REPO[1:-1], name):
         odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
         missing = f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
         return Source(keys={"path": seen_from(folder, text)}, note=missing if text else None)
@@ -88,7 +88,8 @@ def _of_adapter(adapter: Source, place: Path, base: str | None, folder: Path) ->
     Raises:
         RecipeError: it names none, or one that cannot be found.
     """
-    example = "source: {base: {repo: …, revision: …}, adapter: …}"
+    named = "{" + ", ".join(f"{key}: {value}" for key, value in adapter.keys.items()) + "}"
+    example = f"source: {{base: {{repo: …, revision: …}}, adapter: {user_paths.shown(named)}}}"
     if base is None:
         raise RecipeError(
             "this is a LoRA adapter that does not say which model it was trained on",
@@ -145,7 +146,8 @@ def shape_of(source: Source, folder: Path) -> Checkpoint | None:
     repo = str(source.model.get("repo", "")).casefold()
     for member in family.MEMBERS:
         if repo in (name.casefold() for name in member.repos):
-            return checkpoints.of_config(member.config, member.tokenizer)
+            known = checkpoints.of_config(member.config, member.tokenizer)
+            return replace(known, normal_form=member.normal_form)
     if source.hub and not source.asked:
         return None
     with contextlib.suppress(PhipipeError, ValidationError):  # the plan says why it is unfit
@@ -175,12 +177,20 @@ def text_of(text: str | None, folder: Path, source: Source) -> dict[str, Json]:
     return {"file": seen_from(folder, usual)}
 
 
-def _is_folder(text: str) -> bool:
+def is_checkpoint(text: str) -> bool:
     """Whether a checkpoint may be there: a folder, or a GGUF."""
     try:
         path = Path(text).expanduser()
         return path.is_dir() or gguf_files.is_one(path)
     except (OSError, ValueError, RuntimeError):  # too long; a NUL; nobody's home
+        return False
+
+
+def is_file(text: str) -> bool:
+    """Whether a file is there."""
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
         return False
 
 

@@ -75,12 +75,19 @@ def compose(
         precision=chosen["precision"],
         source=flow(source.keys) + mark,
         options="".join(f"{line}\n" for line in lines),
-        text=f"{_about(exam)}text: {flow(exam)}",
+        text=f"{_about(exam)}text: {flow(exam)}{_accept(choice.accept)}",
     )
 
 
-def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
+def _comment(text: str, indent: str = "") -> list[str]:
+    mark = f"{indent}# "
+    return textwrap.wrap(text, WIDTH, initial_indent=mark, subsequent_indent=mark)
+
+
+def _accept(why: str) -> str:
+    """Lines of ``evaluate`` that accept a difference of tokenizers; ``why`` is their comment."""
+    lines = [*_comment(why, "  "), "  accept: [tokenizer]"] if why else []
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _about(exam: Mapping[str, Json]) -> str:

@@ -9,13 +9,17 @@ from typing import NamedTuple
 from phipipe.errors import RecipeError
 from phipipe.files import user_paths
 from phipipe.models.weight_files import ADAPTER
+from phipipe.planning.starter_source import is_checkpoint, is_file
 from phipipe.planning.starter_text import word
 from phipipe.recipe.source import REPO
 
 EMBEDDED = "builtin:tiny-phi3"
 CONFIG = "config.json"
 SUFFIXES = (".yaml", ".yml")
-MEANT = "OWNER/NAME of the hub, a folder with a checkpoint, or a recipe's file that ends in .yaml"
+MEANT = (
+    "OWNER/NAME of the hub, a folder with a checkpoint, a GGUF, or a recipe's file that ends in "
+    ".yaml"
+)
 
 
 class Start(NamedTuple):
@@ -38,6 +42,7 @@ def meant(text: str, source: str | None, parts: tuple[str | None, ...]) -> Start
     """
     if source is not None or text.lower().endswith(SUFFIXES):
         return Start(Path(text), source or EMBEDDED)
+    _refuse_other_files(text)
     if not names_model(text):
         shown = user_paths.shown(text)
         raise RecipeError(f"`{shown}` is no model that can be found", hint=f"give {MEANT}")
@@ -50,6 +55,21 @@ def meant(text: str, source: str | None, parts: tuple[str | None, ...]) -> Start
             hint=f"{first}; phipipe init OTHER.yaml --source {word(Path(text))} writes another",
         )
     return Start(path, text)
+
+
+def _refuse_other_files(text: str) -> None:
+    """Refuse a file that is no GGUF: a checkpoint is its folder.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    if text.startswith("builtin:") or is_checkpoint(text) or not is_file(text):
+        return
+    path = Path(text)
+    raise RecipeError(
+        f"`{user_paths.shown(text)}` is a file, and a model is a folder or a GGUF",
+        hint=f"phipipe init {word(path.parent)}",
+    )
 
 
 def _refuse_other_folders(text: str) -> None:
@@ -66,23 +86,19 @@ def _refuse_other_folders(text: str) -> None:
     ):
         return
     inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    inner += sorted(path.name for path in folder.glob("*.gguf"))
     guess = f"; did you mean `{(Path(text) / inner[0]).as_posix()}`?" if inner else ""
     shown = user_paths.shown(text)
     raise RecipeError(
         f"`{shown}` holds no model: it has no `{CONFIG}`{guess}",
-        hint="name the folder with `config.json`, tokenizer and safetensors files",
+        hint="name the folder with `config.json`, tokenizer and safetensors files, or a GGUF",
     )
 
 
 def names_model(text: str) -> bool:
-    """Whether ``text`` names a folder that is there, an embedded model, or a repository."""
-    if text.startswith("builtin:"):
+    """Whether ``text`` names a folder or GGUF that is there, an embedded model, or a repository."""
+    if text.startswith("builtin:") or is_checkpoint(text):
         return True
-    try:
-        if Path(text).expanduser().is_dir():
-            return True
-    except (OSError, ValueError, RuntimeError):  # too long; a NUL; nobody's home
-        return False
     return re.fullmatch(REPO[1:-1], text.partition("@")[0]) is not None
 
 
@@ -90,9 +106,11 @@ def _slug(text: str, parts: tuple[str | None, ...]) -> str:
     """``phi-4-mini-instruct-intel-npu`` for ``microsoft/Phi-4-mini-instruct`` and its device."""
     model = text.removeprefix("builtin:")
     if not text.startswith("builtin:"):
-        is_folder = not re.fullmatch(REPO[1:-1], text.partition("@")[0]) or Path(text).is_dir()
+        named = re.fullmatch(REPO[1:-1], text.partition("@")[0])
+        is_folder = not named or is_checkpoint(text)
         model = user_paths.resolved(Path(text).expanduser()).name if is_folder else model
         model = model.rpartition("/")[2] if is_folder else model.partition("@")[0].split("/")[1]
+        model = re.sub(r"(?i)\.gguf$", "", model)
     words = [
         model,
         *(Path(part).stem if part.endswith(SUFFIXES) else part for part in parts if part),

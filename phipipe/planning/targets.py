@@ -100,11 +100,13 @@ def refuse(build: Build, advice: Iterable[Advice]) -> None:
 @contextmanager
 def placed(build: Build, *where: str) -> Iterator[None]:
     """What is wrong with a path of the user's is said where it stands: ``where`` is its key in the
-    recipe."""
+    recipe. What is wrong with an adapter and its base is said of both."""
     try:
         yield
     except SourceError as error:
-        if where not in dict(paths_of(build.recipe)):
+        if build.recipe.source.adapter is not None and where[0] == "source":
+            where = ("source",)
+        elif where not in dict(paths_of(build.recipe)):
             raise
         located = build.locate((where,), error.message)
         raise SourceError(located.message, hint=error.hint, problems=located.problems) from None

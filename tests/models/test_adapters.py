@@ -191,7 +191,7 @@ BAD: dict[str, tuple[dict[str, Any], small.Shapes, str]] = {
     "a bias that is none here": (
         small.settings(bias="all"),
         small.shapes() | {f"{FIRST}.base_layer.bias": [HIDDEN]},
-        "no part of this one",
+        "missing here",
     ),
     "no PEFT": (small.settings(), {"layers.0.lora_a": [RANK, HIDDEN]}, "as peft saves it"),
     "no weights": (small.settings(), {}, "holds no weights"),

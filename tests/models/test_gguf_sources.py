@@ -170,6 +170,18 @@ def refusal(path: Path, raw: bytes) -> str:
     return caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "strips"), [("Phi 3.5 mini", True), ("Phi-3 mine", True), ("Phi 4", False)]
+)
+def test_white_space_after_special_tokens_is_left_out_where_the_name_is_phi_3s(
+    tmp_path: Path, name: str, strips: bool
+) -> None:
+    header = tiny(tmp_path / "m.gguf", **{"general.name": name})
+    whole = gguf_tokenizers.files(header)["tokenizer.json"]
+    assert isinstance(whole, dict)
+    assert {token["rstrip"] for token in whole["added_tokens"]} == {strips}
+
+
 def test_a_header_says_all_that_a_plan_needs(tmp_path: Path) -> None:
     tiny(tmp_path / "m.gguf")
     original = take.of_folder(tmp_path / "m.gguf")

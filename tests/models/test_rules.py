@@ -187,7 +187,17 @@ def test_f1_lists_the_sliding_layers() -> None:
     ],
 )
 def test_f1_is_left_out_where_nothing_is_wrong(changes: dict[str, Any]) -> None:
-    assert fixes(**changes) == {}
+    assert "F1" not in fixes(**changes)
+
+
+def test_f11_gives_a_phi3_without_longrope_one_context() -> None:
+    key = "original_max_position_embeddings"
+    patch = {key: 2048}
+    assert fixes(context_length=2048)["F11"]["patch"] == patch  # 4096 where none is said
+    assert fixes(context_length=2048, config={key: 1024})["F11"]["patch"] == patch
+    assert fixes(context_length=2048, config={key: 2048}) == {}
+    assert fixes(context_length=2048, backend="openvino") == {}
+    assert fixes(context_length=2048, model_type="llama", architecture="LlamaForCausalLM") == {}
 
 
 LISTS: Facts = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -438,10 +439,36 @@ def test_a_fine_tune_in_a_folder_is_known_by_its_shape(
 ) -> None:
     phi4_mini = shape("microsoft/Phi-4-mini-instruct")
     monkeypatch.setattr(checkpoints, "read", lambda folder: phi4_mini)
+    monkeypatch.setattr(take, "check_weights", lambda folder: None)  # there are none
     (tmp_path / "tuned").mkdir()
     path = tmp_path / "r.yaml"
     write(path, device="android-phone", source=str(tmp_path / "tuned"))
     assert yaml.safe_load(path.read_text("utf-8"))["quantize"]["type"] == "Q4_K_M"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "llamacpp", "openvino", "mlx", "torch"])
+@pytest.mark.parametrize("repo", ["Qwen/Qwen3-0.6B", "microsoft/Phi-4-mini-instruct"])
+def test_a_difference_of_tokenizers_that_the_plan_asks_about_is_accepted_with_a_comment(
+    tmp_path: Path, repo: str, backend: str
+) -> None:
+    name = "mac-16gb" if backend == "mlx" else "cpu-x86_64"
+    text, _ = started(tmp_path, name, repo, backend=backend)
+    differs = "Qwen" in repo and not backends.load(backend).normalizes
+    assert yaml.safe_load(text)["evaluate"].get("accept", []) == ["tokenizer"] * differs
+    assert ("[M27]" in text) == differs
+    (build,) = targets.checked(tmp_path / "r.yaml")
+    form = "NFC" if "Qwen" in repo else ""
+    assert preparation.outlined(build, replace(shape(repo), normal_form=form))
+
+
+@pytest.mark.parametrize("repo", ["SmolLM2-135M-Instruct", "SmolLM2-360M-Instruct"])
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_groups_divide_the_rows_of_the_model(tmp_path: Path, repo: str, backend: str) -> None:
+    text, made = started(tmp_path, "cpu-x86_64", f"HuggingFaceTB/{repo}", backend=backend)
+    told = yaml.safe_load(text)
+    assert (told["precision"], told["quantize"]["group_size"]) == ("int4", 64)
+    assert "does not divide" in text
+    assert made is not None
 
 
 @pytest.mark.parametrize("name", [n for n in backends.names() if backends.load(n).apart])
@@ -554,15 +581,47 @@ def test_a_folder_without_a_model_is_refused_with_the_one_that_is_meant(
     assert not list(tmp_path.glob("*.yaml"))
 
 
+def test_a_gguf_alone_becomes_a_recipe_that_is_called_after_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tuned-Q8_0.gguf").touch()
+    code, _, err = run("init", "./tuned-Q8_0.gguf")
+    assert code == 0, err
+    assert "no GGUF file (0 bytes)" in err
+    told = yaml.safe_load((tmp_path / "tuned-q8-0.yaml").read_text("utf-8"))
+    assert told["source"] == {"path": "tuned-Q8_0.gguf"}
+
+
+@pytest.mark.parametrize("folder", ["model", "a/b"])  # the first could be a name of the hub's
+def test_a_file_of_a_checkpoint_is_refused_with_its_folder(
+    run: Run, tmp_path: Path, folder: str
+) -> None:
+    place = tmp_path / folder / "adapter_model.safetensors"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    code, _, err = run("init", f"{folder}/{place.name}")
+    assert code == 2
+    assert "is a file" in err
+    assert f"phipipe init {folder}" in err
+
+
 def test_a_model_that_cannot_be_built_is_said_while_its_recipe_is_written(
     run: Run, tmp_path: Path
 ) -> None:
     shutil.copytree(TINY, tmp_path / "mine")
     (tmp_path / "mine" / "model.safetensors").unlink()
-    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
     code, _, err = run("init", "mine")
     assert code == 0
-    assert "note: this model cannot be built yet: `mine` is a LoRA adapter" in err
+    assert "note: this model cannot be built yet: " in err
+
+
+def test_an_adapter_that_names_no_base_is_refused_with_what_to_write(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    code, _, err = run("init", "mine")
+    assert code == 2
+    assert "does not say which model it was trained on" in err
+    assert "source: {base: {repo: …, revision: …}, adapter: {path: mine}}" in err
 
 
 def test_a_wrong_device_is_said_before_a_recipe_that_is_there_already(

@@ -199,6 +199,18 @@ def scheme(job: Job[Options]) -> str:
 
 FIXUPS = (
     Fixup(
+        id="F11",
+        rule="F11",
+        when=lambda r, c: (
+            c.model_type == "phi3"
+            and c.scaling == "default"
+            and c.config.get("original_max_position_embeddings", 4096) != c.context_length
+        ),
+        reason="the builder takes a Phi-3 whose two contexts differ for one with LongRoPE, and "
+        "this one has none",
+        patch=lambda c: {"original_max_position_embeddings": c.context_length},
+    ),
+    Fixup(
         id="F1",
         rule="M08",
         when=lambda r, c: (
