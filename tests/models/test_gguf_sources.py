@@ -245,6 +245,38 @@ ODD: Mapping[str, tuple[bytes, str]] = {
         written({**SETTINGS, "llama.rope.scaling.type": "spiral"}),
         "spiral",
     ),
+    "a way to cut text that is a list": (
+        written({**SETTINGS, "tokenizer.ggml.pre": ["a"]}),
+        "tokenizer.ggml.pre",
+    ),
+    "a template that is no text": (
+        written({**SETTINGS, "tokenizer.chat_template": [1]}),
+        "tokenizer.chat_template",
+    ),
+    "an end that is text": (written({**SETTINGS, "tokenizer.ggml.eos_token_id": "x"}), "eos_token"),
+    "a part that nobody reads": (
+        written({**SETTINGS, "llama.logit_scale": 0.5}),
+        "llama.logit_scale",
+    ),
+    "attention to both sides": (written({**SETTINGS, "llama.attention.causal": False}), "causal"),
+    "another vocabulary": (written({**SETTINGS, "llama.vocab_size": 50}), "llama.vocab_size"),
+    "attention that is scaled": (
+        written({**SETTINGS, "llama.rope.scaling.attn_factor": 2.0}),
+        "scales attention by 2",
+    ),
+    "heads as wide as memory": (
+        written(
+            {**SETTINGS, "llama.attention.key_length": 2**31 - 1},
+            other("rope_freqs.weight", 0, (8,)),
+        ),
+        "heads of 2147483647",
+    ),
+    "two rotary scalings": (
+        written(
+            {**SETTINGS, "llama.rope.scaling.factor": 4.0}, other("rope_freqs.weight", 0, (8,))
+        ),
+        "besides",
+    ),
     "factors of nobody": (
         written(tensors=other("rope_freqs.weight", 0, (8,))),
         "rotary factors",
@@ -256,6 +288,59 @@ ODD: Mapping[str, tuple[bytes, str]] = {
 def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path, name: str) -> None:
     raw, words = ODD[name]
     assert words in refusal(tmp_path / "m.gguf", raw)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from([*SETTINGS, "llama.rope.scaling.type", "llama.x", "general.alignment"]),
+    value=st.integers(-(2**31), 2**31 - 1)
+    | st.floats(width=32)
+    | st.text(max_size=5)
+    | st.booleans()
+    | st.lists(st.integers(-9, 9), min_size=1, max_size=3)
+    | st.lists(st.text(max_size=3), min_size=1, max_size=3),
+)
+def test_whatever_a_setting_is_makes_a_model_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("m") / "m.gguf"
+    path.write_bytes(written({**SETTINGS, key: value}))
+    try:
+        found = str(gguf_checkpoints.read(path).parameters)
+    except SourceError as error:
+        found = error.message
+    assert found.isprintable()
+
+
+def test_a_factor_without_a_type_is_that_of_linear_scaling(tmp_path: Path) -> None:
+    tiny(tmp_path / "m.gguf", **{"llama.rope.scaling.factor": 4.0})
+    assert gguf_checkpoints.read(tmp_path / "m.gguf").scaling == "linear"
+
+
+def test_an_end_beyond_the_table_is_remarked(tmp_path: Path) -> None:
+    tiny(tmp_path / "m.gguf", **{"tokenizer.ggml.eos_token_id": 99})
+    remarks = gguf_checkpoints.read(tmp_path / "m.gguf").remarks
+    assert [remark.rule for remark in remarks] == ["W40", "W07"]
+
+
+@pytest.mark.parametrize(
+    "name", ["token_embd.weight", "blk.0.attn_q.weight", "blk.0.attn_v.weight"]
+)
+def test_nan_is_found_in_floats_and_in_scales(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.gguf"
+    tensor = tiny(path).tensors[name]
+    raw = bytearray(path.read_bytes())
+    raw[tensor.offset : tensor.offset + 2] = b"\x00\x7e"
+    assert name in refusal(path, bytes(raw))
+
+
+def test_a_plan_sees_tokenizer_and_config_as_those_of_a_folder(tmp_path: Path) -> None:
+    header = tiny(tmp_path / "m.gguf")
+    folder = take.of_folder(tmp_path / "m.gguf").checkpoint.folder
+    assert folder.name == "m.gguf"
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = gguf_checkpoints.read(tmp_path / "m.gguf").config
+    assert written == gguf_checkpoints.small_files(header, config)
 
 
 @settings(max_examples=60, deadline=None)
