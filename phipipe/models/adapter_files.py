@@ -77,7 +77,8 @@ def _refuse_others(folder: Path) -> None:
     """Refuse what is no adapter, and say what it is."""
     if not folder.is_dir():
         raise SourceError(
-            f"no adapter at `{folder}`: there is no such folder", hint="check `source.adapter`"
+            f"no adapter at `{folder}`: {weight_files.missing(folder)}",
+            hint="check `source.adapter`",
         )
     if not (folder / ADAPTER).is_file():
         raise _no_adapter(folder)

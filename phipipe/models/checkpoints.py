@@ -213,7 +213,8 @@ def _config_file(folder: Path) -> Path:
     """The ``config.json`` of a folder that may be a checkpoint."""
     if not folder.is_dir():
         raise SourceError(
-            f"no checkpoint at `{folder}`: there is no such folder", hint="check `source.path`"
+            f"no checkpoint at `{folder}`: {weight_files.missing(folder)}",
+            hint="check `source.path`",
         )
     vetting.refuse_no_files(folder, ALLOWED[: ALLOWED.index("LICENSE*")])
     path = folder / "config.json"

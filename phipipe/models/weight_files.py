@@ -90,6 +90,11 @@ def _rest(present: Iterable[str], chosen: Iterable[str], indexes: Iterable[str])
     return tuple(sorted({*present, *indexes} - set(chosen)))
 
 
+def missing(folder: Path) -> str:
+    """Why nothing is read from ``folder``, which is none."""
+    return "that is a file, not a folder" if folder.is_file() else "there is no such folder"
+
+
 def merging(folder: Path) -> str:
     """What to do with an adapter beside the model in ``folder``."""
     return (

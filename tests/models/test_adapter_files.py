@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from testing import adapters as small
 from testing import hostile_checkpoints as hostile
+from testing import small_gguf
 
 from phipipe.errors import SourceError
+from phipipe.hub import take
 from phipipe.models import adapter_files, adapters, checkpoints
+from phipipe.recipe.source import Source
 
 
 @pytest.fixture
@@ -44,3 +47,19 @@ def test_a_vocabulary_beside_an_adapter_that_is_none_is_refused(base: Path, name
     (folder / name).write_bytes(bytes(100))
     with pytest.raises(SourceError, match=name.partition(".")[0]):
         adapters.merged(checkpoints.read(base), folder)
+
+
+def test_an_adapter_fits_the_model_in_a_gguf(tmp_path: Path) -> None:
+    """The tokenizer and the config that a plan looks at come from the file."""
+    path = small_gguf.write(tmp_path / "m.gguf")
+    shapes = {
+        name: shape for name, shape in small.shapes("self_attn.o_proj").items() if "rs.0" in name
+    }
+    folder = small.write(
+        tmp_path / "one", small.settings("self_attn.o_proj", layers_to_transform=[0]), shapes
+    )
+    source = Source.model_validate({"base": {"path": str(path)}, "adapter": {"path": str(folder)}})
+    found = take.original(source, tmp_path)
+    assert [step.name for step in found.before] == ["stored", "base", "adapter"]
+    assert found.step.runs == "models/merge_adapter"
+    assert (found.checkpoint.folder / "tokenizer.json").is_file()
