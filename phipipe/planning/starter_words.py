@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from phipipe.errors import RecipeError
 from phipipe.files import user_paths
+from phipipe.models import gguf_files
 from phipipe.models.weight_files import ADAPTER
 from phipipe.planning.starter_text import word
 from phipipe.recipe.source import REPO
@@ -15,7 +16,10 @@ from phipipe.recipe.source import REPO
 EMBEDDED = "builtin:tiny-phi3"
 CONFIG = "config.json"
 SUFFIXES = (".yaml", ".yml")
-MEANT = "OWNER/NAME of the hub, a folder with a checkpoint, or a recipe's file that ends in .yaml"
+MEANT = (
+    "OWNER/NAME of the hub, a folder with a checkpoint, a GGUF, or a recipe's file that ends in "
+    ".yaml"
+)
 
 
 class Start(NamedTuple):
@@ -75,11 +79,13 @@ def _refuse_other_folders(text: str) -> None:
 
 
 def names_model(text: str) -> bool:
-    """Whether ``text`` names a folder that is there, an embedded model, or a repository."""
+    """Whether ``text`` names a folder or a GGUF that is there, an embedded model, or a
+    repository."""
     if text.startswith("builtin:"):
         return True
     try:
-        if Path(text).expanduser().is_dir():
+        path = Path(text).expanduser()
+        if path.is_dir() or gguf_files.is_one(path):
             return True
     except (OSError, ValueError, RuntimeError):  # too long; a NUL; nobody's home
         return False
@@ -90,7 +96,7 @@ def _slug(text: str, parts: tuple[str | None, ...]) -> str:
     """``phi-4-mini-instruct-intel-npu`` for ``microsoft/Phi-4-mini-instruct`` and its device."""
     model = text.removeprefix("builtin:")
     if not text.startswith("builtin:"):
-        is_folder = not re.fullmatch(REPO[1:-1], text.partition("@")[0]) or Path(text).is_dir()
+        is_folder = not re.fullmatch(REPO[1:-1], text.partition("@")[0]) or Path(text).exists()
         model = user_paths.resolved(Path(text).expanduser()).name if is_folder else model
         model = model.rpartition("/")[2] if is_folder else model.partition("@")[0].split("/")[1]
     words = [
