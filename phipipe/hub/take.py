@@ -26,6 +26,7 @@ from phipipe.models import (
     finite,
     gguf_checkpoints,
     gguf_files,
+    gguf_finite,
     weight_files,
 )
 from phipipe.models import texts as text_files
@@ -137,15 +138,17 @@ def _merge_step(checkpoint: Checkpoint) -> Step:
 
 
 def check_weights(folder: Path) -> None:
-    """Look once at every weight of the checkpoint in ``folder``, a user's.
+    """Look once at every weight of the checkpoint in ``folder``, a user's, which may be a GGUF.
 
     Raises:
         SourceError: one is NaN or infinite.
     """
-    files, cache = weight_files.choose(folder).files, Settings.read().cache
-    if not notes.is_known(folder, files, cache, "finite"):
-        finite.check(folder)
-        notes.remember(folder, files, cache, "finite")
+    cache, single = Settings.read().cache, gguf_files.is_one(folder)
+    place = folder.parent if single else folder
+    files = (folder.name,) if single else weight_files.choose(folder).files
+    if not notes.is_known(place, files, cache, "finite"):
+        (gguf_finite.check if single else finite.check)(folder)
+        notes.remember(place, files, cache, "finite")
 
 
 def of_folder(folder: Path) -> Original:
@@ -156,7 +159,10 @@ def of_folder(folder: Path) -> Original:
         SourceError: see ``checkpoints.read`` and ``gguf_checkpoints.read``.
     """
     if gguf_files.is_one(folder):
-        return of_step(gguf_checkpoints.read(folder), _source_step(folder))
+        checkpoint = gguf_checkpoints.read(folder)
+        check_weights(folder)
+        checkpoint = gguf_checkpoints.with_files(checkpoint, Settings.read().cache)
+        return _remade(checkpoint, _source_step(folder), "models/unpack_gguf")
     checkpoint = checkpoints.read(folder)
     return of_step(checkpoint, _source_step(folder, checkpoint.weight_bytes))
 
@@ -170,13 +176,17 @@ def outside(path: Path) -> Outside:
 
 def of_step(checkpoint: Checkpoint, step: Step, licence: str | None = None) -> Original:
     """The original that ``step`` brings as it is; what is quantized is widened after that."""
-    file = gguf_files.is_one(checkpoint.folder)
-    if checkpoint.quantized is None and not file:
+    if checkpoint.quantized is None:
         return Original(checkpoint, step, licence)
+    return _remade(checkpoint, step, "models/widen", licence)
+
+
+def _remade(checkpoint: Checkpoint, step: Step, runs: str, licence: str | None = None) -> Original:
+    """The original that the step ``runs`` makes of the files that ``step`` brings."""
     source = Step(
         name="source",
-        runs="models/unpack_gguf" if file else "models/widen",
-        version=2 if file else 1,
+        runs=runs,
+        version=1,
         needs={STORED: STORED},
         toolchain="torch",
         output_bytes=checkpoint.weight_bytes,

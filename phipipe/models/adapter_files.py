@@ -10,7 +10,7 @@ from pathlib import Path
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files, user_paths
-from phipipe.models import weight_files, weights
+from phipipe.models import vetting, weight_files, weights
 from phipipe.models.weight_files import ADAPTER
 from phipipe.models.weights import Tensor
 
@@ -34,12 +34,15 @@ def files(folder: Path) -> list[str]:
     weights, a tokenizer that came with them, licences.
 
     Raises:
-        SourceError: there is no adapter, or more than one.
+        SourceError: there is no adapter, or more than one; a file of it is none.
     """
     _refuse_others(folder)
+    vetting.refuse_no_files(folder, (ADAPTER, WEIGHTS, *TOKENIZER, *TEMPLATES))
     names = {ADAPTER, WEIGHTS, *tokenizer_files(folder)}
     licences = (p.name for pattern in ("LICENSE*", "NOTICE*") for p in folder.glob(pattern))
-    return sorted(name for name in (*names, *licences) if (folder / name).is_file())
+    found = sorted(name for name in (*names, *licences) if (folder / name).is_file())
+    vetting.refuse_pointers(folder, found)
+    return found
 
 
 def tokenizer_files(folder: Path) -> list[str]:

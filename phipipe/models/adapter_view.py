@@ -3,14 +3,12 @@ licences."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from phipipe.models import adapter_files, checkpoints
+from phipipe.models import adapter_files, checkpoints, views
 from phipipe.models.checkpoints import Checkpoint
 
 
@@ -27,21 +25,9 @@ def of(merged: Checkpoint, adapter: Path, cache: Path) -> Checkpoint:
     same = all(merged.config.get(key) == config.get(key) for key in keys)
     if same and not adapter_files.tokenizer_files(adapter):
         return merged
-    from phipipe.store import refusals  # toolchains, which import this module too, lack its needs
-
-    place = cache / "hub" / "merged"
-    with refusals.guard(place):
-        place.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=place))
-        write(base, adapter, merged, aside)
-        digest = hashlib.sha256()
-        for path in sorted(aside.iterdir()):
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-        folder = place / digest.hexdigest()[:32]
-        if folder.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.replace(folder)
+    folder = views.kept(
+        cache / "hub" / "merged", base.name, lambda out: write(base, adapter, merged, out)
+    )
     return replace(merged, folder=folder)
 
 

@@ -21,6 +21,7 @@ from phipipe.models import weight_files, weights
 from phipipe.models.layouts import EMBEDDING, HEAD, is_buffer
 from phipipe.models.weights import Tensor
 
+HIGH_BYTE = "the higher byte of F16"
 CHUNK_BYTES = 2**22  # a multiple of every element's size
 
 
@@ -35,13 +36,16 @@ _KINDS: Mapping[str, tuple[int, bytes, bytes | None]] = {
     "F16": (2, _where(lambda byte: byte & 0x7C == 0x7C), None),
     "BF16": (2, _where(lambda byte: byte & 0x7F == 0x7F), _where(lambda byte: byte >= 0x80)),
     "F32": (4, _where(lambda byte: byte & 0x7F == 0x7F), _where(lambda byte: byte >= 0x80)),
+    "F8_E4M3": (1, _where(lambda byte: byte & 0x7F == 0x7F), None),
+    "F8_E5M2": (1, _where(lambda byte: byte & 0x7C == 0x7C), None),
+    HIGH_BYTE: (1, _where(lambda byte: byte & 0x7C == 0x7C), None),
     "F64": (8, _where(lambda byte: byte & 0x7F == 0x7F), _where(lambda byte: byte >= 0xF0)),
 }
 
 
 def first_odd(raw: bytes, dtype: str) -> int | None:
     """Number of the first element of ``raw`` (little-endian, whole elements) that is infinite or
-    no number; None if there is none, and for dtypes other than floats of 16 bits or more."""
+    no number; None if there is none, and for dtypes that are no floats."""
     if dtype not in _KINDS:
         return None
     size, last, before = _KINDS[dtype]
@@ -111,6 +115,10 @@ def _refusal(path: Path, tensor: Tensor, place: int, element: bytes, whose: str)
 
 
 def _is_nan(element: bytes, dtype: str) -> bool:
+    if dtype == "F8_E4M3":  # which has no infinity
+        return True
+    if dtype == "F8_E5M2":  # F16's higher byte
+        return math.isnan(struct.unpack("<e", b"\0" + element)[0])
     if dtype == "BF16":
         return math.isnan(struct.unpack("<f", b"\0\0" + element)[0])
     return math.isnan(struct.unpack({"F16": "<e", "F32": "<f", "F64": "<d"}[dtype], element)[0])

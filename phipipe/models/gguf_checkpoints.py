@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from phipipe.models import (
@@ -11,15 +13,19 @@ from phipipe.models import (
     config_check,
     gguf_configs,
     gguf_files,
+    gguf_settings,
     gguf_tokenizers,
     layout_check,
     layouts,
     remarks,
+    views,
 )
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.gguf_files import Header
 from phipipe.models.packed import DTYPES
+from phipipe.models.remarks import Remark
 from phipipe.models.weights import DTYPE_BITS, Tensor
+from phipipe.steps import Json
 
 PLAIN = ("F32", "F16", "BF16")
 
@@ -32,6 +38,8 @@ def read(path: Path, size: int | None = None) -> Checkpoint:
         SourceError: it is no GGUF, or of a model that is not read from one; says why.
     """
     header = gguf_files.read(path, size)
+    gguf_configs.kind_of(header)
+    gguf_settings.check(header)
     config = gguf_configs.config_of(header)
     config_check.check(path, config)
     kind = gguf_tokenizers.check(header)
@@ -48,7 +56,56 @@ def read(path: Path, size: int | None = None) -> Checkpoint:
         weight_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
         normal_form=gguf_tokenizers.normal_form(header),
         quantized=title if packed else None,
-        remarks=(remarks.of("W40", title),) if packed else (),
+        remarks=(*((remarks.of("W40", title),) if packed else ()), *_unknown_ends(header)),
+    )
+
+
+def _unknown_ends(header: Header) -> list[Remark]:
+    """Tokens at which a text ends and that the model does not have."""
+    rows = header.tensors["token_embd.weight"].shape[0]
+    ids = [header.settings.get(f"tokenizer.ggml.{name}_token_id") for name in gguf_configs.ENDS]
+    beyond = [f"{number} of {header.path.name}" for number in ids if not 0 <= (number or 0) < rows]
+    return [remarks.of("W07", *beyond)] if beyond else []
+
+
+def small_files(header: Header, config: Mapping[str, Json]) -> dict[str, bytes]:
+    """Names of the files beside the weights, with ``config`` of the model in the file, and their
+    content.
+
+    Raises:
+        SourceError: see ``gguf_tokenizers.check``.
+    """
+    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    told: dict[str, Json | bytes] = {
+        "config.json": dict(config),
+        "generation_config.json": ids,
+        **gguf_tokenizers.files(header),
+    }
+    return {
+        name: content
+        if isinstance(content, bytes)
+        else (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+        for name, content in told.items()
+    }
+
+
+def with_files(checkpoint: Checkpoint, cache: Path) -> Checkpoint:
+    """``checkpoint``, read from a GGUF, in a folder in the ``cache`` where a plan can look at its
+    small files as at any other's.
+
+    Raises:
+        SourceError: see ``small_files``.
+        StoreError: the cache cannot be written.
+    """
+    path = checkpoint.folder
+    files = small_files(gguf_files.read(path), checkpoint.config)
+
+    def write(out: Path) -> None:
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+
+    return dataclasses.replace(
+        checkpoint, folder=views.kept(cache / "hub" / "gguf", path.name, write)
     )
 
 

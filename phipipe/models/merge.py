@@ -19,6 +19,7 @@ from phipipe.models import (
     adapter_view,
     adapters,
     checkpoints,
+    finite,
     first_layers,
     layouts,
     mapped,
@@ -65,6 +66,7 @@ def merge(inputs: Inputs, out: Path, params: Params) -> None:
     tensor_places.write(out / first_layers.WEIGHTS, folder, kept, changed)
     adapter_view.write(folder, adapter, merged.checkpoint, out)
     checkpoints.read(out)
+    finite.check(out)
 
 
 def _opened(adapter: Path) -> mapped.Checkpoint:

@@ -62,7 +62,9 @@ def _scheme_problem(groups: list[Mapping[str, Json]]) -> str:
     if not any(schemes):
         return "it names no scheme for weights"
     for scheme in schemes:
-        scheme = scheme or {}
+        scheme = {} if scheme is None else scheme
+        if not isinstance(scheme, dict):
+            return f"its scheme for weights is `{shown(scheme)}`"
         kind, bits = scheme.get("type", "int"), scheme.get("num_bits", 8)
         if (kind, bits) not in (("int", 2), ("int", 4), ("int", 8), ("float", 8)):
             return f"weights of {shown(bits)} bits of the type `{shown(kind)}` are not read"
@@ -74,6 +76,7 @@ def _scheme_problem(groups: list[Mapping[str, Json]]) -> str:
 def compressed(pieces: Pieces, settings: Settings, dtype: str) -> Packed | None:
     """A compressed-tensors weight, None if it is none."""
     if pieces.has(".weight_packed"):
+        _check_complete(pieces, settings)
         return _compressed_words(pieces, dtype)
     if not pieces.has(".weight", "I8", FP8):
         return None
@@ -81,6 +84,8 @@ def compressed(pieces: Pieces, settings: Settings, dtype: str) -> Packed | None:
     codes = pieces.take(".weight", (kind,), pieces.shape)
     scales = pieces.take(".weight_scale", SCALES)
     parts = {"codes": codes, "scales": scales}
+    if kind == "I8":
+        _check_complete(pieces, settings)
     if pieces.has(".weight_zero_point") and kind == "I8":
         parts["zeros"] = pieces.take(".weight_zero_point", ("I8",), scales.shape)
     return Packed(
@@ -92,6 +97,18 @@ def compressed(pieces: Pieces, settings: Settings, dtype: str) -> Packed | None:
         parts=parts,
         facts={"block": _block(pieces, scales.shape)},
     )
+
+
+def _check_complete(pieces: Pieces, settings: Settings) -> None:
+    """Refuse a weight without a piece that every scheme of the settings asks for."""
+    schemes = [group["weights"] for group in config_groups(settings) if group.get("weights")]
+    wanted = {
+        ".weight_zero_point": all(scheme.get("symmetric", True) is False for scheme in schemes),
+        ".weight_g_idx": all(scheme.get("actorder") in ("group", "dynamic") for scheme in schemes),
+    }
+    for piece, needed in wanted.items():
+        if needed and not pieces.has(piece):
+            pieces.refuse(f"`{pieces.stem}{piece}` is missing, as its settings have it")
 
 
 def _compressed_words(pieces: Pieces, dtype: str) -> Packed:

@@ -49,6 +49,8 @@ def gptq(pieces: Pieces, settings: Settings, dtype: str) -> Packed | None:
     }
     if pieces.has(".g_idx"):
         parts["groups"] = pieces.take(".g_idx", ("I32", "I64"), (columns,))
+    elif settings.get("desc_act") and groups > 1:
+        pieces.refuse(f"its order is its own (`desc_act`), and `{pieces.stem}.g_idx` is missing")
     first = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
     return Packed(
         name=pieces.name,
@@ -100,6 +102,8 @@ def awq_problem(settings: Settings) -> str:
         return f"its `version` `{shown(version)}` is not read, only gemm"
     if settings.get("bits") != 4:
         return f"`bits` {shown(settings.get('bits'))} are not read, only 4"
+    if not settings.get("zero_point", True):
+        return "it has no zero points (`zero_point`), which runtimes read apart"
     size = settings.get("group_size", 128)
     return "" if _is_among(size, (-1, *GROUPS)) else f"its `group_size` is {shown(size)}"
 
@@ -115,9 +119,11 @@ def awq(pieces: Pieces, settings: Settings, dtype: str) -> Packed | None:
     scales = pieces.take(".scales", SCALES)
     groups = _groups(pieces, {"group_size": 128, **settings}, scales.shape, 0)
     pieces.take(".scales", SCALES, (groups, rows))
-    parts = {"codes": codes, "scales": scales}
-    if pieces.has(".qzeros") or settings.get("zero_point", True):
-        parts["zeros"] = pieces.take(".qzeros", ("I32",), (groups, rows // 8))
+    parts = {
+        "codes": codes,
+        "scales": scales,
+        "zeros": pieces.take(".qzeros", ("I32",), (groups, rows // 8)),
+    }
     return Packed(
         name=pieces.name,
         shape=pieces.shape,

@@ -102,9 +102,9 @@ KINDS: Mapping[str, Kind] = {
         message="the weights are quantized ({names}): they are widened to 16 bits, and the "
         "baseline of every figure is the widened model",
         hint="start from the original in 16 bits, if there is one",
-        why="A code times its scale is a number that 16 bits hold, so the widened model is the one "
-        "that the format stands for. The difference to the model before it was quantized is lost, "
-        "and no figure shows it.",
+        why="A code times its scale, rounded once to 16 bits, is the weight that most runtimes of "
+        "the format compute with; those of GGUF and MLX keep a few more bits of it. The difference "
+        "to the model before it was quantized is lost, and no figure shows it.",
     ),
     "W41": Kind(
         message="runtimes of {names} round what passes through the model, too; the widened model "

@@ -180,9 +180,24 @@ def _listed(folder: Path) -> Iterator[tuple[str, Json, Json, bool]]:
     file = "added_tokens.json"
     yield from ((file, token, number, True) for token, number in _json(folder / file).items())
     file = "tokenizer.model"
-    if whole and (folder / file).is_file():
+    if (folder / file).is_file():
         found = sentencepiece_file.pieces(folder / file)
         yield from ((file, piece, number, False) for number, piece in enumerate(found))
+    elif not whole and (folder / "vocab.json").is_file():
+        yield from _words(folder)
+
+
+def _words(folder: Path) -> Iterator[tuple[str, Json, Json, bool]]:
+    """Tokens of the older pair of files, which is the tokenizer where no other is."""
+    path = folder / "merges.txt"
+    try:
+        merges = path.read_text("utf-8") if path.is_file() else ""
+    except UnicodeDecodeError:
+        raise _damaged(path, "is not UTF-8") from None
+    if not merges.strip():
+        raise _damaged(path, "is empty, or not there; `vocab.json` needs it")
+    file = "vocab.json"
+    yield from ((file, token, number, False) for token, number in _json(folder / file).items())
 
 
 def _list(path: Path, value: Json) -> list[dict[str, Json]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +15,13 @@ from phipipe.models import (
     gguf_checkpoints,
     gguf_configs,
     gguf_files,
-    gguf_tokenizers,
     tensor_places,
     weight_files,
 )
 from phipipe.models.gguf_files import Header, Tensor
 from phipipe.models.tensor_places import Place
 from phipipe.sandbox import chat_templates
-from phipipe.steps import Inputs, Json, Params
+from phipipe.steps import Inputs, Params
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -38,13 +36,8 @@ def unpack(inputs: Inputs, out: Path, params: Params) -> None:
     (path,) = inputs["stored"].glob(f"*{gguf_files.SUFFIX}")
     checkpoint = gguf_checkpoints.read(path)
     header = gguf_files.read(path)
-    for name, content in gguf_tokenizers.files(header).items():
-        raw = content if isinstance(content, bytes) else _json(content)
-        (out / name).write_bytes(raw)
-    config = dict(checkpoint.config)
-    (out / "config.json").write_bytes(_json(config))
-    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
-    (out / "generation_config.json").write_bytes(_json(ids))
+    for name, content in gguf_checkpoints.small_files(header, checkpoint.config).items():
+        (out / name).write_bytes(content)
     named = {
         gguf_configs.plain_name(gguf_configs.kind_of(header), name): tensor
         for name, tensor in header.tensors.items()
@@ -60,10 +53,6 @@ def unpack(inputs: Inputs, out: Path, params: Params) -> None:
     tensor_places.write(out / weight_files.WHOLE, path.parent, places, changed)
     checkpoints.read(out)
     chat_templates.check(out)
-
-
-def _json(content: Json) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _bytes(header: Header, tensor: Tensor, dtype: str) -> bytes:

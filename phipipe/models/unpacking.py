@@ -108,7 +108,7 @@ def _awq(one: Packed, parts: Parts) -> torch.Tensor:
     scales = parts["scales"].float()
     groups = _groups(one, parts, scales.shape[0])
     values = _reordered(parts["codes"])
-    zeros = _reordered(parts["zeros"]) if "zeros" in parts else torch.zeros(1, 1).expand_as(scales)
+    zeros = _reordered(parts["zeros"])
     return ((values - zeros[groups]) * scales[groups]).t()
 
 

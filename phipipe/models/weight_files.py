@@ -90,6 +90,14 @@ def _rest(present: Iterable[str], chosen: Iterable[str], indexes: Iterable[str])
     return tuple(sorted({*present, *indexes} - set(chosen)))
 
 
+def merging(folder: Path) -> str:
+    """What to do with an adapter beside the model in ``folder``."""
+    return (
+        "to merge it, move it into a folder of its own, and write "
+        f"`source: {{base: {{path: {folder}}}, adapter: {{path: ITS FOLDER}}}}`; else take it away"
+    )
+
+
 def _refuse_adapter(folder: Path, present: list[str]) -> None:
     """A LoRA adapter alone is no model; beside a model, nothing says whether it belongs in."""
     parts = sorted(p.name for p in folder.glob("adapter_model*") if p.is_file())
@@ -97,12 +105,11 @@ def _refuse_adapter(folder: Path, present: list[str]) -> None:
     if not parts:
         return
     full = [name for name in present if name not in parts]
-    merge = "merge it into its model (peft's `merge_and_unload`), save that, and give its folder"
     if full:
         raise SourceError(
             f"`{folder}` holds a model (`{full[0]}`) and a LoRA adapter beside it (`{parts[0]}`): "
             "nothing says whether the adapter belongs to what is built",
-            hint=f"{merge}; or take the adapter's files away",
+            hint=merging(folder),
         )
     path = folder / ADAPTER
     settings = json_files.read_object(path, 2**20) if path.is_file() else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from phipipe.models import checkpoints, config_check, quantized, tensor_places, weight_files
+from phipipe.models import checkpoints, config_check, finite, quantized, tensor_places, weight_files
 from phipipe.models.checkpoints import Checkpoint
 from phipipe.models.packed import DTYPES, Packed
 from phipipe.models.staging import copy_beside
@@ -41,6 +41,7 @@ def widen(inputs: Inputs, out: Path, params: Params) -> None:
     config[key] = names[next(iter(packed.values())).dtype]
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     checkpoints.read(out)
+    finite.check(out)
 
 
 def _tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Packed]]:

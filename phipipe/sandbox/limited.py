@@ -138,7 +138,8 @@ class Child:
             self.facts = self._ask("open", arguments, opening.bounds, opening.what)
         except Raised as error:
             raise SourceError(
-                f"the {opening.whose}'s {opening.what} cannot be used: {error}"
+                f"the {opening.whose}'s {opening.what} cannot be used: {error}",
+                hint="take its files again from where they came from, all from one place",
             ) from None
 
     def _compile(self, name: str, text: str) -> None:

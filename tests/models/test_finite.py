@@ -19,8 +19,8 @@ from phipipe.errors import SourceError
 from phipipe.models import finite, weights
 from phipipe.models.layouts import EMBEDDING
 
-FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+FORMATS = {"F8_E5M2": "<e", "F16": "<e", "F32": "<f", "F64": "<d"}
+SIZES = {"F8_E5M2": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 NAN, INFINITE = (
     {
         "BF16": b"\xc0\x7f",
@@ -36,6 +36,8 @@ def values(raw: bytes, dtype: str) -> list[float]:
     parts = [raw[at : at + size] for at in range(0, len(raw), size)]
     if dtype == "BF16":
         return [struct.unpack("<f", b"\0\0" + part)[0] for part in parts]
+    if dtype == "F8_E5M2":
+        parts = [b"\0" + part for part in parts]
     return [struct.unpack(FORMATS[dtype], part)[0] for part in parts]
 
 
@@ -51,6 +53,14 @@ def test_the_first_odd_element_is_the_one_that_python_finds(
     raw = bytes(data.draw(st.lists(byte, min_size=count, max_size=count)))
     odd = [place for place, value in enumerate(values(raw, dtype)) if not math.isfinite(value)]
     assert finite.first_odd(raw, dtype) == (odd[0] if odd else None)
+
+
+def test_the_one_nan_of_e4m3_is_found() -> None:
+    assert [finite.first_odd(bytes([0x7E, byte]), "F8_E4M3") for byte in (0x7E, 0x7F, 0xFF)] == [
+        None,
+        1,
+        1,
+    ]
 
 
 def test_whole_numbers_are_never_odd() -> None:

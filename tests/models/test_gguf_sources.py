@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing.drive import drive, read, section
+from testing.small_gguf import HIDDEN, SETTINGS, TENSORS, text, written
 
 from phipipe.backends.llamacpp import pre_tokenizers
 from phipipe.errors import SourceError
@@ -52,7 +53,7 @@ def test_tokens_template_and_plan_are_the_checkpoints(facts: dict[str, Any], nam
     assert all(found["ids"])
     assert found["template"]
     assert found["as planned"]
-    assert isinstance(found["eos"], int)
+    assert found["eos"]
 
 
 @pytest.mark.nightly
@@ -81,80 +82,6 @@ def test_cuts_of_text_are_those_that_the_converter_names(tmp_path: Path) -> None
 
 
 # --- headers, written byte by byte
-
-
-def text(value: str | bytes) -> bytes:
-    raw = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def typed(value: object) -> bytes:
-    """A value with its kind before it."""
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + text(value)
-    if isinstance(value, list):
-        first = typed(value[0])[:4]
-        items = b"".join(typed(item)[4:] for item in value)
-        return struct.pack("<I", 9) + first + struct.pack("<Q", len(value)) + items
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    return struct.pack("<Ii", 5, value)
-
-
-HIDDEN, INNER, VOCABULARY = 32, 64, 40
-SETTINGS: Mapping[str, Any] = {
-    "general.architecture": "llama",
-    "llama.block_count": 1,
-    "llama.embedding_length": HIDDEN,
-    "llama.feed_forward_length": INNER,
-    "llama.attention.head_count": 2,
-    "llama.attention.head_count_kv": 1,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.context_length": 512,
-    "llama.rope.freq_base": 10000.0,
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "llama-bpe",
-    "tokenizer.ggml.tokens": [chr(97 + n) if n < 26 else f"<{n}>" for n in range(VOCABULARY)],
-    "tokenizer.ggml.token_type": [1 if n < 26 else 3 for n in range(VOCABULARY)],
-    "tokenizer.ggml.merges": ["a b"],
-    "tokenizer.ggml.eos_token_id": 30,
-}
-TENSORS: Mapping[str, tuple[int, tuple[int, ...]]] = {
-    "token_embd.weight": (1, (HIDDEN, VOCABULARY)),
-    "output_norm.weight": (0, (HIDDEN,)),
-    "blk.0.attn_norm.weight": (0, (HIDDEN,)),
-    "blk.0.ffn_norm.weight": (0, (HIDDEN,)),
-    "blk.0.attn_q.weight": (2, (HIDDEN, 32)),
-    "blk.0.attn_k.weight": (2, (HIDDEN, 16)),
-    "blk.0.attn_v.weight": (8, (HIDDEN, 16)),
-    "blk.0.attn_output.weight": (2, (32, HIDDEN)),
-    "blk.0.ffn_gate.weight": (2, (HIDDEN, INNER)),
-    "blk.0.ffn_up.weight": (2, (HIDDEN, INNER)),
-    "blk.0.ffn_down.weight": (2, (INNER, HIDDEN)),
-}
-
-
-def written(
-    pairs: Mapping[str, Any] = SETTINGS,
-    tensors: Mapping[str, tuple[int, tuple[int, ...]]] = TENSORS,
-    version: int = 3,
-) -> bytes:
-    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
-    for key, value in pairs.items():
-        head += text(key) + typed(value)
-    end = 0
-    for name, (kind, shape) in tensors.items():
-        head += text(name) + struct.pack("<I", len(shape))
-        head += b"".join(struct.pack("<Q", size) for size in shape)
-        head += struct.pack("<IQ", kind, end)
-        _, block, size = gguf_files.TYPES.get(kind, ("", 32, 18))
-        count = 1
-        for length in shape:
-            count *= length
-        end += -(-(count // block * size) // 32) * 32
-    return head + bytes(-len(head) % 32) + bytes(end)
 
 
 def tiny(path: Path, **changes: object) -> gguf_files.Header:
@@ -257,6 +184,38 @@ ODD: Mapping[str, tuple[bytes, str]] = {
         written({**SETTINGS, "llama.rope.scaling.type": "spiral"}),
         "spiral",
     ),
+    "a way to cut text that is a list": (
+        written({**SETTINGS, "tokenizer.ggml.pre": ["a"]}),
+        "tokenizer.ggml.pre",
+    ),
+    "a template that is no text": (
+        written({**SETTINGS, "tokenizer.chat_template": [1]}),
+        "tokenizer.chat_template",
+    ),
+    "an end that is text": (written({**SETTINGS, "tokenizer.ggml.eos_token_id": "x"}), "eos_token"),
+    "a part that nobody reads": (
+        written({**SETTINGS, "llama.logit_scale": 0.5}),
+        "llama.logit_scale",
+    ),
+    "attention to both sides": (written({**SETTINGS, "llama.attention.causal": False}), "causal"),
+    "another vocabulary": (written({**SETTINGS, "llama.vocab_size": 50}), "llama.vocab_size"),
+    "attention that is scaled": (
+        written({**SETTINGS, "llama.rope.scaling.attn_factor": 2.0}),
+        "scales attention by 2",
+    ),
+    "heads as wide as memory": (
+        written(
+            {**SETTINGS, "llama.attention.key_length": 2**31 - 1},
+            other("rope_freqs.weight", 0, (8,)),
+        ),
+        "heads of 2147483647",
+    ),
+    "two rotary scalings": (
+        written(
+            {**SETTINGS, "llama.rope.scaling.factor": 4.0}, other("rope_freqs.weight", 0, (8,))
+        ),
+        "besides",
+    ),
     "factors of nobody": (
         written(tensors=other("rope_freqs.weight", 0, (8,))),
         "rotary factors",
@@ -268,6 +227,59 @@ ODD: Mapping[str, tuple[bytes, str]] = {
 def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path, name: str) -> None:
     raw, words = ODD[name]
     assert words in refusal(tmp_path / "m.gguf", raw)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from([*SETTINGS, "llama.rope.scaling.type", "llama.x", "general.alignment"]),
+    value=st.integers(-(2**31), 2**31 - 1)
+    | st.floats(width=32)
+    | st.text(max_size=5)
+    | st.booleans()
+    | st.lists(st.integers(-9, 9), min_size=1, max_size=3)
+    | st.lists(st.text(max_size=3), min_size=1, max_size=3),
+)
+def test_whatever_a_setting_is_makes_a_model_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("m") / "m.gguf"
+    path.write_bytes(written({**SETTINGS, key: value}))
+    try:
+        found = str(gguf_checkpoints.read(path).parameters)
+    except SourceError as error:
+        found = error.message
+    assert found.isprintable()
+
+
+def test_a_factor_without_a_type_is_that_of_linear_scaling(tmp_path: Path) -> None:
+    tiny(tmp_path / "m.gguf", **{"llama.rope.scaling.factor": 4.0})
+    assert gguf_checkpoints.read(tmp_path / "m.gguf").scaling == "linear"
+
+
+def test_an_end_beyond_the_table_is_remarked(tmp_path: Path) -> None:
+    tiny(tmp_path / "m.gguf", **{"tokenizer.ggml.eos_token_id": 99})
+    remarks = gguf_checkpoints.read(tmp_path / "m.gguf").remarks
+    assert [remark.rule for remark in remarks] == ["W40", "W07"]
+
+
+@pytest.mark.parametrize(
+    "name", ["token_embd.weight", "blk.0.attn_q.weight", "blk.0.attn_v.weight"]
+)
+def test_nan_is_found_in_floats_and_in_scales(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.gguf"
+    tensor = tiny(path).tensors[name]
+    raw = bytearray(path.read_bytes())
+    raw[tensor.offset : tensor.offset + 2] = b"\x00\x7e"
+    assert name in refusal(path, bytes(raw))
+
+
+def test_a_plan_sees_tokenizer_and_config_as_those_of_a_folder(tmp_path: Path) -> None:
+    header = tiny(tmp_path / "m.gguf")
+    folder = take.of_folder(tmp_path / "m.gguf").checkpoint.folder
+    assert folder.name == "m.gguf"
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = gguf_checkpoints.read(tmp_path / "m.gguf").config
+    assert written == gguf_checkpoints.small_files(header, config)
 
 
 @settings(max_examples=60, deadline=None)

@@ -285,12 +285,12 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "an adapter alone": (
         adapter_alone,
         ["LoRA adapter of `microsoft/Phi-3-mini-4k-instruct`"],
-        "merge_and_unload",
+        "source: {base: {repo: ",
     ),
     "an adapter beside": (
         adapter,
         [WEIGHTS, "adapter_model.safetensors"],
-        "take the adapter's files away",
+        "source: {base: ",
     ),
     "an adapter unmerged": (unmerged, ["lora_A", "base_layer"], "merge_and_unload"),
     "two models": (
@@ -422,7 +422,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "an adapter's pickle": (
         lambda f: (f / "adapter_model.bin").write_bytes(b"x"),
         ["adapter_model.bin"],
-        "merge_and",
+        "source: {base: ",
     ),
     "an adapter of another name": (
         lambda f: save(f, {"layers.0.self_attn.q_proj.lora_a": [4, 32]}, "adapters.safetensors"),

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing import hostile_checkpoints as hostile
 from testing.drive import facts_of, section
 from testing.hostile_checkpoints import base
 
 from phipipe.errors import SourceError
 from phipipe.hub import take
-from phipipe.models import checkpoints
+from phipipe.models import checkpoints, packed_formats
 
 DRIVER = Path(__file__).parent / "quantized_driver.py"
 KINDS = (
@@ -194,6 +195,14 @@ REFUSED: Mapping[str, tuple[Any, str]] = {
         {"quant_method": "compressed-tensors", "format": "int-quantized"},
         "no scheme",
     ),
+    "a scheme that is none": (
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": "int4"}}},
+        "scheme for weights is `int4`",
+    ),
+    "AWQ without zero points": (
+        {"quant_method": "awq", "bits": 4, "zero_point": False},
+        "zero_point",
+    ),
     "E5M2": ({"quant_method": "fp8", "fmt": "e5m2"}, "e5m2"),
     "MLX's MXFP4": ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "mxfp4"),
     "none of its weights": (GPTQ, "none of its weights"),
@@ -236,3 +245,43 @@ def test_whatever_settings_say_the_answer_is_a_model_or_one_sentence(
         found = checkpoints.read(folder)
     shutil.rmtree(folder)
     assert found is None or found.quantized
+
+
+def test_an_order_of_its_own_needs_the_numbers_of_groups(folder: Path) -> None:
+    pieces(folder)
+    edit(folder, quantization_config=GPTQ)
+    save(folder, {n: t for n, t in headers(folder).items() if not n.endswith("g_idx")})
+    assert checkpoints.read(folder).quantized
+    edit(folder, quantization_config=GPTQ | {"desc_act": True})
+    assert "g_idx` is missing" in refusal(folder).message
+
+
+WHOLE: Mapping[str, dict[str, Any]] = {
+    "gptq": {**GPTQ, "checkpoint_format": "gptq", "dynamic": {"x": {"bits": 8}}},
+    "awq": {"bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+    "compressed-tensors": {
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "sparsity_config": {"format": "dense"},
+        "config_groups": {
+            "a": {
+                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True},
+                "input_activations": None,
+                "format": None,
+            }
+        },
+    },
+    "fp8": {"fmt": "e4m3", "weight_block_size": [16, 16]},
+    "bitsandbytes": {"load_in_4bit": True, "load_in_8bit": False},
+    "mlx": {"group_size": 32, "bits": 4, "mode": "affine", "a": {"bits": 8}},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_any_value_of_any_setting_is_read_or_refused_in_words(kind: str) -> None:
+    odd = [value for value in hostile.ODD.values() if not str(value).startswith(hostile.RAW)]
+    for path in hostile.leaves(WHOLE[kind]):
+        for value in odd if path else ():
+            settings = hostile.replaced(WHOLE[kind], path, value)
+            assert packed_formats.problem(kind, settings).isprintable()
+            assert packed_formats.rounds_more(kind, settings) in (True, False)

@@ -12,7 +12,7 @@ import pytest
 
 from phipipe.errors import SourceError
 from phipipe.hub import take
-from phipipe.models import checkpoints, tokenizer_files
+from phipipe.models import checkpoints, sentencepiece_file, tokenizer_files
 
 
 def change(folder: Path, name: str, edit: Callable[[Any], None]) -> None:
@@ -73,8 +73,32 @@ def test_a_list_of_pieces_is_read_as_ids(checkpoint: Path) -> None:
     tokenizer_files.check(checkpoint, checkpoints.read(checkpoint).vocab_size)
 
 
-def test_a_checkpoint_without_these_files_is_left_to_others(tmp_path: Path) -> None:
-    shutil.copyfile(
-        take.BUILTIN_MODELS["tiny-phi3"] / "tokenizer.model", tmp_path / "tokenizer.model"
-    )
-    tokenizer_files.check(tmp_path, 10)
+def test_pieces_alone_are_the_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    shutil.copyfile(take.BUILTIN_MODELS["tiny-phi3"] / path.name, path)
+    tokenizer_files.check(tmp_path, len(sentencepiece_file.pieces(path)))
+    with pytest.raises(SourceError, match="belongs to another model"):
+        tokenizer_files.check(tmp_path, 10)
+    path.write_bytes(bytes(100))
+    with pytest.raises(SourceError, match="holds no pieces"):
+        tokenizer_files.check(tmp_path, 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "merges", "message"),
+    [
+        (b'{"a": 1}', None, "merges.txt"),
+        (b'{"a": 1}', b"\xff", "not UTF-8"),
+        (b"[]", b"a b", "JSON object"),
+        (b'{"a": 11}', b"a b", "belongs to another model"),
+        (b'{"a": "b"}', b"a b", "without text or number"),
+    ],
+)
+def test_words_and_merges_alone_are_the_tokenizer(
+    tmp_path: Path, words: bytes, merges: bytes | None, message: str
+) -> None:
+    (tmp_path / "vocab.json").write_bytes(words)
+    if merges is not None:
+        (tmp_path / "merges.txt").write_bytes(merges)
+    with pytest.raises(SourceError, match=message):
+        tokenizer_files.check(tmp_path, 10)

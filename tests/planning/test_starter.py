@@ -19,7 +19,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from testing import hub_server
+from testing import hub_server, small_gguf
 from testing.places import RECIPES
 from testing.shell import Run
 
@@ -688,3 +688,9 @@ def test_a_folder_without_a_checkpoint_is_no_model(
 
 def test_a_device_that_is_named_by_nothing_is_refused(run: Run) -> None:
     assert run("init", "r.yaml", "--device", "")[0] != 0
+
+
+def test_a_gguf_is_a_model_to_start_from(tmp_path: Path) -> None:
+    path = small_gguf.write(tmp_path / "m.gguf")
+    assert starter_words.names_model(str(path))
+    assert starter_words.meant(str(path), None, ()).path.name == "m.gguf.yaml"
