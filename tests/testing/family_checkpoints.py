@@ -1,7 +1,7 @@
 """Small checkpoints of every family member: its config's fields, shrunk; random weights; the right
 kind of tokenizer.
 
-Runs in the torch toolchain: ``python family_checkpoints.py ROOT`` leaves, for each member,
+Runs in the torch toolchain: ``python family_checkpoints.py ROOT [NAME…]`` leaves, for each member,
 ROOT/SLUG/source in the layout of the hub's originals (never the one that transformers 5 saves),
 ROOT/SLUG/resaved in the one it does save, ROOT/SLUG/{short,long}.npy: logits of transformers in
 fp32 on the first 96 and on all 400 tokens, and ROOT/SLUG/told.json: those tokens, how many to
@@ -314,4 +314,5 @@ def fill(
 
 
 if __name__ == "__main__":
-    fill(Path(sys.argv[1]), MEMBERS, make)
+    chosen = set(sys.argv[2:])
+    fill(Path(sys.argv[1]), [m for m in MEMBERS if not chosen or m.name in chosen], make)
