@@ -66,15 +66,27 @@ def suited(choice: Choice, model: Checkpoint | None) -> Choice:
     difference of tokenizers accepted where the backend's own cannot be brought to agree."""
     if model is None:
         return choice
-    keys, form = dict(choice.keys), model.normal_form
+    keys = dict(choice.keys)
     if "context" in keys:
         keys["context"] = min(keys["context"], model.context_length)
-    differs = form and not backends.load(keys["backend"]).normalizes
-    accept = (
-        f"The tokenizer brings texts into the form {form} first, {keys['backend']} does not. "
-        "Letters whose accents are characters of their own are read otherwise [M27]."
-    )
-    return replace(choice, keys=keys, accept=accept if differs else "")
+    return replace(choice, keys=keys, accept=_misread(model, keys["backend"]))
+
+
+def _misread(model: Checkpoint, backend: str) -> str:
+    """How ``backend`` reads some texts otherwise than the tokenizer of ``model``; nothing where it
+    reads them alike."""
+    face, form = backends.load(backend), model.normal_form
+    if form and not face.normalizes:
+        return (
+            f"The tokenizer brings texts into the form {form} first, {backend} does not. "
+            "Letters whose accents are characters of their own are read otherwise [M27]."
+        )
+    if model.cuts_digits and not face.cuts_digits:
+        return (
+            f"The tokenizer cuts digits off first, {backend} does not. "
+            "Several spaces or line breaks before a number are read otherwise [M28]."
+        )
+    return ""
 
 
 def _worse(plan: Plan) -> list[Advice]:

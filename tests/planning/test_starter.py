@@ -14,6 +14,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -24,13 +26,22 @@ from testing.places import RECIPES
 from testing.shell import Run
 
 from phipipe import backends
+from phipipe.backends import tokenizer_rules
 from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.files import shipped
 from phipipe.hub import failures, take
 from phipipe.models import checkpoints, family
 from phipipe.output.recipes import Started
-from phipipe.planning import plans, preparation, starter, starter_words, targets
+from phipipe.planning import (
+    plans,
+    preparation,
+    starter,
+    starter_choice,
+    starter_words,
+    targets,
+)
 from phipipe.planning.plan import Plan
+from phipipe.planning.starter_choice import Choice
 from phipipe.recipe import device
 from phipipe.recipe.recipe import PRECISIONS
 
@@ -694,3 +705,17 @@ def test_a_gguf_is_a_model_to_start_from(tmp_path: Path) -> None:
     path = small_gguf.write(tmp_path / "m.gguf")
     assert starter_words.names_model(str(path))
     assert starter_words.meant(str(path), None, ()).path.name == "m.gguf.yaml"
+
+
+@pytest.mark.parametrize("backend", backends.names())
+@pytest.mark.parametrize("facts", [{"normal_form": "NFC"}, {"cuts_digits": True}, {}], ids=str)
+def test_a_starter_accepts_what_a_rule_about_tokenizers_would_refuse(
+    backend: str, facts: dict[str, Any]
+) -> None:
+    model = replace(shape("HuggingFaceTB/SmolLM2-135M-Instruct"), **facts)
+    choice = starter_choice.suited(Choice(keys={"backend": backend}), model)
+    recipe: Any = SimpleNamespace(backend=backend, evaluate=SimpleNamespace(accept=[]))
+    options: Any = None
+    asked = [rule.id for rule in tokenizer_rules.RULES if rule.when(recipe, options, model)]
+    assert [bool(choice.accept)] == [bool(asked)]
+    assert all(f"[{rule}]" in choice.accept for rule in asked[:1])
