@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.steps import Json, Params, Step
 
 TOOLCHAIN = "olive"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from phipipe.backends.rules import Fixup, Rule
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.device import Unit
     from phipipe.recipe.recipe import Precision, Recipe
 

@@ -10,7 +10,7 @@ from phipipe.models import layouts, longrope, rotary
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
 # Whose configs phipipe can bring back into the hub's spelling.

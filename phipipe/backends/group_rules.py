@@ -10,7 +10,7 @@ from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Options
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 LAYERS = {
     "hidden_size": "attention and MLP input",

@@ -13,7 +13,7 @@ from phipipe.backends.rules import Fixup
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 # Phi's own converters were written from configs that leave nothing out.
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text")

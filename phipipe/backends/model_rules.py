@@ -18,7 +18,7 @@ from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Options
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
 

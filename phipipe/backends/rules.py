@@ -17,7 +17,7 @@ from phipipe.steps import Advice, Json
 
 if TYPE_CHECKING:
     from phipipe.backends.base import AnyJob, Options
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
     Condition = Callable[[Recipe, Options, Checkpoint], bool]

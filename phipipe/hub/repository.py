@@ -33,7 +33,7 @@ from phipipe.hub.parts import (
 )
 from phipipe.hub.published import Published
 from phipipe.models import adapter_files, checkpoints, finite, texts, weight_files
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
 

@@ -30,7 +30,7 @@ from phipipe.models import (
     weight_files,
 )
 from phipipe.models import texts as text_files
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Outside, Params, Step

@@ -17,7 +17,7 @@ from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.maintain.markdown import table
 from phipipe.models import checkpoints, family
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.recipe import device
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Recipe

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe.models import adapter_files, checkpoints, views
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 
 def of(merged: Checkpoint, adapter: Path, cache: Path) -> Checkpoint:

@@ -25,7 +25,7 @@ from phipipe.models import (
 from phipipe.models.adapter_changes import Change, Low, foreign, misfit
 from phipipe.models.adapter_names import Matrices, Named, Rows
 from phipipe.models.adapter_settings import AdapterSettings, short_names
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.layout_check import FLOATS
 from phipipe.models.layouts import Shape, Sizes
 from phipipe.models.remarks import Remark

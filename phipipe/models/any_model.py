@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn, cast
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 
 class Unseen(Exception):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phipipe.models import checkpoints, tensor_places
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params, Step
 

@@ -20,7 +20,7 @@ from phipipe.models import (
     remarks,
     views,
 )
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.gguf_files import Header
 from phipipe.models.packed import DTYPES
 from phipipe.models.remarks import Remark

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 # Tokens that go through the layers at once: their hidden states take 4 bytes a value.
 TOGETHER = 2**16

@@ -23,7 +23,7 @@ from phipipe.models.weights import Tensor
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 KEYS = ("quantization_config", "quantization")
 _NAMES = {

@@ -197,7 +197,7 @@ def _refuse_loose_adapter(folder: Path, choice: Choice) -> None:
                 f"`{folder}` holds a model (`{choice.files[0]}`) and a LoRA adapter beside it "
                 f"(`{shown}`, which has `{json_files.shown(odd[0])}`): nothing says whether the "
                 "adapter belongs to what is built",
-                hint=weight_files.merging(folder),
+                hint=weight_files.MERGING,
             )
 
 

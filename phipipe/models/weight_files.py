@@ -20,6 +20,10 @@ ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 # The largest indexes of the field have 100,000 tensors and 9 MB.
 MAX_INDEX_BYTES = 12 * 2**20
+MERGING = (  # what to do with an adapter beside a model
+    "to merge it, move it into a folder or repository of its own, and write "
+    "`source: {base: {…}, adapter: {…}}` in the recipe; else take it away"
+)
 _ONE_SAVE = "take the index and all its files from one save"
 _SHARD = re.compile(r"model-(\d{1,6})-of-(\d{1,6})\.safetensors")
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
@@ -90,14 +94,6 @@ def _rest(present: Iterable[str], chosen: Iterable[str], indexes: Iterable[str])
     return tuple(sorted({*present, *indexes} - set(chosen)))
 
 
-def merging(folder: Path) -> str:
-    """What to do with an adapter beside the model in ``folder``."""
-    return (
-        "to merge it, move it into a folder of its own, and write "
-        f"`source: {{base: {{path: {folder}}}, adapter: {{path: ITS FOLDER}}}}`; else take it away"
-    )
-
-
 def _refuse_adapter(folder: Path, present: list[str]) -> None:
     """A LoRA adapter alone is no model; beside a model, nothing says whether it belongs in."""
     parts = sorted(p.name for p in folder.glob("adapter_model*") if p.is_file())
@@ -109,7 +105,7 @@ def _refuse_adapter(folder: Path, present: list[str]) -> None:
         raise SourceError(
             f"`{folder}` holds a model (`{full[0]}`) and a LoRA adapter beside it (`{parts[0]}`): "
             "nothing says whether the adapter belongs to what is built",
-            hint=merging(folder),
+            hint=MERGING,
         )
     path = folder / ADAPTER
     settings = json_files.read_object(path, 2**20) if path.is_file() else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from phipipe.models import checkpoints, config_check, finite, quantized, tensor_places, weight_files
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.packed import DTYPES, Packed
 from phipipe.models.staging import copy_beside
 from phipipe.models.tensor_places import Place

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from phipipe import backends, metrics
 from phipipe.backends.base import Job
 from phipipe.models import fit
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.fit import Fit
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device, Unit

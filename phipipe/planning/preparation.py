@@ -17,7 +17,7 @@ from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import chain, check, machine, targets, tokenizers, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from phipipe.hub.take import Original
 from phipipe.models import first_layers, layerwise_memory
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import vision_steps
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Json, Step

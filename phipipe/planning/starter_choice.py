@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from phipipe import backends
 from phipipe.errors import PhipipeError, TargetError
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import preparation, starter_shipped
 from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from phipipe.errors import RecipeError, StoreError
 from phipipe.files import shipped as shipped_files
 from phipipe.models import family
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.recipe import shipped
 from phipipe.recipe.device import Device
 from phipipe.recipe.document import read

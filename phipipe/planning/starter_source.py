@@ -17,7 +17,7 @@ from phipipe.hub import client, repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
 from phipipe.models import adapter_files, adapter_settings, checkpoints, family, gguf_files
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.recipe import source as recipes
 from phipipe.recipe.recipe import wikitext
 from phipipe.recipe.source import COMMIT, REPO

@@ -17,7 +17,7 @@ from phipipe.hub import take
 from phipipe.hub.mending import mended
 from phipipe.hub.take import Original
 from phipipe.models import remarks, stop_tokens, tokenizer_reading
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.remarks import Remark
 from phipipe.models.tokenizer_reading import FILES, VERSION, Reading
 from phipipe.sandbox import template_files

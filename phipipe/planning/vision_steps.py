@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from phipipe import backends
 from phipipe.models import layerwise_memory
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Json, Step
 from phipipe.vision.kinds import KINDS, PHI3, language

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from phipipe.models import checkpoints
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.steps import Json
 
 PHI3, PHI4 = "Phi3VForCausalLM", "Phi4MMForCausalLM"

@@ -284,7 +284,7 @@ BAD: list[tuple[Callable[[Hub], None], dict[str, str], str, str]] = [
     (wrong_hash, {}, "`tokenizer.json` is not what was published", "proxy"),
     (only_pickles, {}, r"pickles only \(`old.bin`\)", "safetensors"),
     (missing_shard, {}, "index names `model-00002-of-00002.safetensors`", "tree"),
-    (adapter, {}, "a LoRA adapter beside it", "merge_and_unload"),
+    (adapter, {}, "a LoRA adapter beside it", "source: {base: {…}, adapter: {…}}"),
     (other_widths, {}, "2048 × 256", "tree"),
     (quantized, {}, "AWQ, 4 bits", "16 bits"),
     (other_commit, {}, "answers for dddd", ""),

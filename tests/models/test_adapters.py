@@ -142,7 +142,7 @@ BAD: dict[str, tuple[dict[str, Any], small.Shapes, str]] = {
             f"{PREFIX}model.layers.0.mlp.experts.lora_{which}.weight": [RANK, RANK]
             for which in "AB"
         },
-        "`model.layers.0.mlp.experts` is no part",
+        "`model.layers.0.mlp.experts` is missing here",
     ),
     "more layers": (
         small.settings(),

@@ -10,7 +10,7 @@ from testing.plans import planned
 from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.models import checkpoints, fit
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 

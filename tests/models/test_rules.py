@@ -12,7 +12,7 @@ from phipipe import backends
 from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime import rules as onnxruntime_rules
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 Facts = dict[str, Any]
 

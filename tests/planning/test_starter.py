@@ -31,6 +31,7 @@ from phipipe.errors import PhipipeError, RecipeError, SourceError, TargetError
 from phipipe.files import shipped
 from phipipe.hub import failures, take
 from phipipe.models import checkpoints, family
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.output.recipes import Started
 from phipipe.planning import (
     plans,
@@ -362,7 +363,7 @@ def started(tmp_path: Path, name: str, repo: str, **given: str) -> tuple[str, Pl
     return path.read_text("utf-8"), None
 
 
-def shape(repo: str) -> checkpoints.Checkpoint:
+def shape(repo: str) -> Checkpoint:
     (member,) = (one for one in family.MEMBERS if repo in one.repos)
     return checkpoints.of_config(member.config, member.tokenizer)
 
@@ -704,7 +705,7 @@ def test_a_device_that_is_named_by_nothing_is_refused(run: Run) -> None:
 def test_a_gguf_is_a_model_to_start_from(tmp_path: Path) -> None:
     path = small_gguf.write(tmp_path / "m.gguf")
     assert starter_words.names_model(str(path))
-    assert starter_words.meant(str(path), None, ()).path.name == "m.gguf.yaml"
+    assert starter_words.meant(str(path), None, ()).path.name == "m.yaml"
 
 
 @pytest.mark.parametrize("backend", backends.names())

@@ -53,7 +53,7 @@ def planned(folder: Path, backend: str) -> Plan:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "LARGE_PARAMETERS", 10**6)
+    monkeypatch.setattr("phipipe.models.checkpoint.LARGE_PARAMETERS", 10**6)
 
 
 @pytest.mark.parametrize("backend", sorted(DEVICES))
@@ -149,7 +149,7 @@ def ends(request: pytest.FixtureRequest, work: Path, toolchains: Path) -> tuple[
     settings, store = Settings(cache=work / "cache", toolchains=toolchains), Store(work / "cache")
     with pytest.MonkeyPatch.context() as patch:
         small = planned(work, request.param)
-        patch.setattr(checkpoints, "LARGE_PARAMETERS", 10**6)
+        patch.setattr("phipipe.models.checkpoint.LARGE_PARAMETERS", 10**6)
         made = planned(work, request.param)
         large = replace(made, build=replace(made.build, name=f"{request.param}-large"))
         first, second = dispatch.attempt(

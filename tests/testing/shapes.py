@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from phipipe.models import checkpoints, family
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 MINI = next(member.config for member in family.MEMBERS if member.name == "Phi-3-mini-4k")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}

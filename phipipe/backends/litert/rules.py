@@ -9,7 +9,7 @@ from phipipe.backends.rules import Fixup, Rule
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 # transformers' types that were exported here and compared with transformers' logits.
 MODEL_TYPES = ("phi3", "phi", "llama", "mistral", "qwen2", "qwen3")

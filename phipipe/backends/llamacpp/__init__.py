@@ -28,7 +28,7 @@ from phipipe.steps import Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision, Recipe
 
 TOOLCHAIN = "llamacpp"

@@ -9,7 +9,7 @@ from phipipe.backends.llamacpp.types import BLOCK_256, FLOATS, TYPES
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 _PLAIN_EVERY = 4  # SmolLM3's layers without positions, built into llama.cpp (models/smollm3.cpp)
 

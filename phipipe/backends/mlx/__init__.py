@@ -24,7 +24,7 @@ from phipipe.steps import Dtype, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "mlx"

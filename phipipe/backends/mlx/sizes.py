@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.mlx.options import Options, bits_of, group_of
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
 HIGH = {"mixed_2_6": 6, "mixed_3_4": 4, "mixed_3_6": 6, "mixed_4_6": 6}

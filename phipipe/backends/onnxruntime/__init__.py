@@ -36,7 +36,7 @@ from phipipe.vision import kinds as vision
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "onnxruntime"

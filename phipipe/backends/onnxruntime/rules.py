@@ -8,7 +8,7 @@ from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Options
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
 # Text models of onnxruntime-genai 0.18's builder (builder.py, create_model); Phi's other kinds have

@@ -29,7 +29,7 @@ from phipipe.steps import Step
 from phipipe.vision import kinds
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision
 
 # Keeps OpenVINO's telemetry out: it writes into the home folder and looks for the network, both at

@@ -11,7 +11,7 @@ from phipipe.backends.qnn.stages import ranges_of
 from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
 
 # Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens:
 # emulated, a billion parameters take two cores about 2 min for 64 tokens of a prompt, 30 s for one

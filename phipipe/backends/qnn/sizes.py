@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.qnn.options import Options
 
 if TYPE_CHECKING:
-    from phipipe.models.checkpoints import Checkpoint
+    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Recipe
 
 # Of weights in one binary: the HTP addresses 32 bits, and needs room for what it computes.

@@ -22,7 +22,7 @@ from testing.shell import Shell
 from phipipe.backends import fixups, litert, rules
 from phipipe.backends.base import Job
 from phipipe.hub import take
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import package
 
 DRIVER = Path(__file__).parent / "driver.py"

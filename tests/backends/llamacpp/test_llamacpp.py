@@ -26,7 +26,7 @@ from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import StepFailed
 from phipipe.hub import take
 from phipipe.models import checkpoints
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.processes.children import python_command
 from phipipe.sandbox import chat_templates
 from phipipe.toolchains.environments import LOCKS

@@ -16,7 +16,7 @@ from testing.shapes import phi3
 from phipipe.backends import mlx, rules
 from phipipe.backends.base import Job
 from phipipe.hub import take
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 DRIVER = Path(__file__).parent / "driver.py"
 

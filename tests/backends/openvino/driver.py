@@ -39,6 +39,7 @@ from phipipe.backends.openvino.quantize import quantize as quantize_step
 from phipipe.evaluate.sanity import PARITY_TEXT
 from phipipe.hub import take
 from phipipe.models import checkpoints
+from phipipe.models.checkpoint import Checkpoint
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 STORIES = take.ASSETS / "stories"
@@ -66,7 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Large(checkpoints.Checkpoint):
+class Large(Checkpoint):
     large = True  # type: ignore[assignment]
 
 

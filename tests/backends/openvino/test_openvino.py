@@ -15,7 +15,7 @@ from testing.drive import facts_of, section
 
 from phipipe.backends import openvino, rules
 from phipipe.backends.base import Job
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 DRIVER = Path(__file__).parent / "driver.py"
 

@@ -22,7 +22,7 @@ from phipipe.backends.qnn import stages
 from phipipe.backends.qnn.shape import shape_of
 from phipipe.errors import StepFailed
 from phipipe.hub import take
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import card
 from phipipe.package.description import Description
 

@@ -15,7 +15,7 @@ from testing.drive import facts_of, section
 from phipipe.backends import torch
 from phipipe.backends.base import Job
 from phipipe.backends.rules import check
-from phipipe.models.checkpoints import Checkpoint
+from phipipe.models.checkpoint import Checkpoint
 
 DRIVER = Path(__file__).parent / "driver.py"
 CASES = ["int4", "int4-32", "int4-row", "int4-asymmetric", "int8", "int8-row", "signround"]
