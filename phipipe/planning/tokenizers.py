@@ -26,6 +26,7 @@ from phipipe.settings import Settings
 from phipipe.steps import Json, Outside, Step
 from phipipe.store import keys
 from phipipe.toolchains import environments
+from phipipe.vision import kinds
 
 TOOLCHAIN = "torch"
 FOLDER = "tokenizers"  # in the cache: what was found of each set of files
@@ -45,7 +46,10 @@ def examined(original: Original) -> Original:
     settings, said = _with_all_ends(original.checkpoint)
     if clocks := [n for n, text in template_files.read(folder).items() if CLOCK in text]:
         said.append(remarks.of("W22", *clocks))
-    found = _reading(folder) if (folder / tokenizer_reading.FILE).is_file() else Reading()
+    # transformers knows no class for the config of a model that sees; its language model's
+    # tokenizer is compared after the conversion
+    readable = (folder / tokenizer_reading.FILE).is_file() and not kinds.sees(original.checkpoint)
+    found = _reading(folder) if readable else Reading()
     if found and found.settings:
         settings[tokenizer_reading.SETTINGS] = found.settings
         kind = remarks.KINDS["W20"]
