@@ -36,6 +36,7 @@ MAIN_TOOLS = re.compile(
     r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|"
     r"optimum.*|olive.*|auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
 )
+PROGRAM_CHARACTERS = 8000  # programs are our own: none is cut
 SNIPPET_TOKENS = 512
 PICTURE_TOKENS = 8192  # of a prompt with up to three pictures and its answer
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
@@ -257,7 +258,7 @@ def snippet(package: Description) -> Safe | None:
         "options": package.recipe.quantize,
         "quantized": package.precision in ("int4", "int8"),
     }
-    return block(template.render(view), "python")
+    return block(template.render(view), "python", limit=PROGRAM_CHARACTERS)
 
 
 def _licence(licence: Licence) -> dict[str, Safe]:

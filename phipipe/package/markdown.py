@@ -37,11 +37,12 @@ def code(value: object, cell: bool = False) -> Safe:
     return Safe(f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}")
 
 
-def block(value: object, language: str = "text") -> Safe:
-    """``value`` as a fenced code block that it cannot end."""
+def block(value: object, language: str = "text", limit: int = BLOCK_CHARACTERS) -> Safe:
+    """``value`` as a fenced code block that it cannot end; what is longer than ``limit`` characters
+    is cut."""
     text = _spelled_out(str(value)).strip("\n") or "(nothing)"
-    if len(text) > BLOCK_CHARACTERS:
-        text = text[:BLOCK_CHARACTERS] + " […]"
+    if len(text) > limit:
+        text = text[:limit] + " […]"
     fence = "`" * max(3, _longest_run(text) + 1)
     return Safe(f"{fence}{language}\n{text}\n{fence}")
 
