@@ -58,9 +58,11 @@ def convert(source: Path, out: Path, kind: str, patch: dict[str, Any] | None = N
     return out
 
 
-def upstream(source: Path, root: Path) -> str | None:
-    """The digest of what llama.cpp's own script writes, if its source archive can be had."""
-    command = [sys.executable, "-m", "pip", "--version"]
+def upstream(source: Path, root: Path, ours: Path) -> list[str] | None:
+    """Names of fields and tensors in which ``ours`` differs from what llama.cpp's own script
+    writes, if its source archive can be had."""
+    from gguf import GGUFReader
+
     archives = sorted((root / "sdist").glob("llama_cpp_python-*.tar.gz"))
     if not archives:
         return None
@@ -83,7 +85,17 @@ def upstream(source: Path, root: Path) -> str | None:
         "HF_HUB_OFFLINE": "1",
     }
     subprocess.run(command, check=True, env=environment, capture_output=True)
-    return digest(target)
+    theirs, made = GGUFReader(target), GGUFReader(ours)
+    fields = [{n: f.contents() for n, f in one.fields.items()} for one in (theirs, made)]
+    weights = [
+        {t.name: (t.tensor_type, t.data.tobytes()) for t in one.tensors} for one in (theirs, made)
+    ]
+    return sorted(
+        name
+        for old, new in (fields, weights)
+        for name in {*old, *new}
+        if old.get(name) != new.get(name)
+    )
 
 
 def with_torch(root: Path) -> dict[str, Any]:
@@ -100,7 +112,7 @@ def with_torch(root: Path) -> dict[str, Any]:
     again = convert(source, root / "a-folder-with-another-name", "BF16")
     facts["same_bytes"] = digest(again / "model.gguf") == digest(root / "bf16" / "model.gguf")
     facts["bf16"] = digest(root / "bf16" / "model.gguf")
-    facts["upstream"] = upstream(source, root)
+    facts["upstream"] = upstream(source, root, root / "bf16" / "model.gguf")
     alone = clean(root / "alone")  # as transformers 5 saves a tokenizer
     for name in ("tokenizer.model", "added_tokens.json"):
         (alone / name).unlink(missing_ok=True)
