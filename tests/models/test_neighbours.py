@@ -18,7 +18,7 @@ from testing.family_builds import (
     NEAR,
     THREADS,
     WINDOWS,
-    headers_of,
+    expect_refusal,
     job,
     measured,
     name_of,
@@ -132,13 +132,7 @@ def test_what_the_table_promises_is_exact(
 def test_every_other_cell_is_refused_with_its_reason(
     cell: support_tables.Cell, tmp_path: Path
 ) -> None:
-    for member in (m for m in family.MEMBERS if m.row == cell.row):
-        made = headers_of(member, tmp_path / slug(member.name))
-        assert family.of(made.checkpoint.config) is member
-        with pytest.raises(TargetError) as refused:
-            plan_of(tmp_path, cell.backend, "short", lambda source, base, made=made: made)
-        assert f"[{next(iter(cell.errors))}]" in refused.value.message
-        assert refused.value.hint
+    expect_refusal(cell, tmp_path)
 
 
 def test_every_neighbour_has_a_small_checkpoint_in_its_row() -> None:

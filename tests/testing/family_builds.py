@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from phipipe import backends
+from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.hub.take import Original
+from phipipe.maintain import support_tables
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
 from phipipe.planning.plan import Plan
@@ -142,3 +146,15 @@ def measured(
         for action in ("convert", "measure")
     }
     return {**read["measure"], **read["convert"]}
+
+
+def expect_refusal(cell: support_tables.Cell, folder: Path) -> None:
+    """Every member of the row of ``cell`` is refused on its backend, with the reason and a way
+    out."""
+    for member in (m for m in family.MEMBERS if m.row == cell.row):
+        made = headers_of(member, folder / slug(member.name))
+        assert family.of(made.checkpoint.config) is member
+        with pytest.raises(TargetError) as refused:
+            plan_of(folder, cell.backend, "short", lambda source, base, made=made: made)
+        assert f"[{next(iter(cell.errors))}]" in refused.value.message
+        assert refused.value.hint
