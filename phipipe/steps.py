@@ -23,6 +23,7 @@ Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
 
 ADDRESSES: Mapping[str, str] = {
+    "algorithms/learn": "phipipe.algorithms.learn:learn",
     "algorithms/gptq": "phipipe.algorithms.olive_run:gptq",
     "algorithms/rotate": "phipipe.algorithms.olive_run:rotate",
     "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",

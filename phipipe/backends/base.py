@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from phipipe.backends.rules import Fixup, Rule
+    from phipipe.backends.widths import Stored, Stores
     from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.device import Unit
     from phipipe.recipe.recipe import Precision, Recipe
@@ -33,7 +34,8 @@ class Job(Generic[Chosen]):
 
     ``checkpoint`` is ``ANY_MODEL`` where none was read. ``patch`` holds what the checkpoint's
     fix-ups set in ``config.json``; converters apply it to a ``staged`` copy. ``unit`` is the part
-    of the device that will run the artifact, None for this machine's CPU.
+    of the device that will run the artifact, None for this machine's CPU. ``widths``: matrix
+    (``models.linears``) → how `quantize.map` has it stored; where weights are learned, all of them.
     """
 
     recipe: Recipe
@@ -41,6 +43,13 @@ class Job(Generic[Chosen]):
     checkpoint: Checkpoint = ANY_MODEL
     patch: Mapping[str, Json] = field(default_factory=dict)
     unit: Unit | None = None
+    widths: Mapping[str, Stored] = field(default_factory=dict)
+
+    @property
+    def learns(self) -> bool:
+        """Whether its weights are learned: step ``weights`` has them, a folder of
+        ``algorithms.lattice``."""
+        return self.recipe.weights.learn is not None and self.recipe.precision == "int4"
 
     @property
     def api(self) -> str:
@@ -190,6 +199,7 @@ class Backend(Generic[Chosen]):
     """Option of ``quantize:`` → when to use which of its values; the reference shows it."""
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Option → value → what it is for, where every value has a line of its own."""
+    stores: Stores | None = None  # what `quantize.map` may ask for; None: nothing
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

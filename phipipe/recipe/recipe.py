@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe.complaints import At
+from phipipe.recipe.learned import Weights
 from phipipe.recipe.source import COMMIT, REPO, Source
 from phipipe.recipe.strict import Model, Sparse, exactly_one
 from phipipe.recipe.variants import BACKEND
@@ -183,6 +184,9 @@ class Recipe(Model):
         description="Tokens of prompt and answer together that must fit into the device's "
         "memory; without it 4096, "
         "or what the model can where that is less.",
+    )
+    weights: Weights = Field(
+        Weights(), description="Weights prepared once, the same for every runtime."
     )
     quantize: dict[str, Json] = Field(
         {}, description="The backend's own options (`phipipe backends NAME`)."

@@ -1,0 +1,45 @@
+"""The step that learns weights on the lattice, for all runtimes alike: light, for plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from phipipe.models import linears
+from phipipe.models.checkpoint import Checkpoint
+from phipipe.steps import Step
+
+NEEDS_TEXT = ("search", "gptq")
+
+
+def step(
+    learn: str, widths: Mapping[str, tuple[int, int]], checkpoint: Checkpoint, tokens: int
+) -> Step:
+    """``weights``: the matrices named in ``widths`` (bits, group size) of the checkpoint, rounded
+    as ``learn`` says on so many ``tokens``."""
+    needs = {"source": "source", **({"calibration": "calibration"} if learn in NEEDS_TEXT else {})}
+    shapes = linears.shapes(checkpoint)
+    bits = sum(
+        rows * columns * (width + 16 / size)
+        for name, (width, size) in widths.items()
+        for rows, columns in (shapes[name],)
+    )
+    return Step(
+        name="weights",
+        runs="algorithms/learn",
+        version=1,
+        needs=needs,
+        params={"learn": learn, "widths": {name: list(one) for name, one in widths.items()}},
+        toolchain="torch",
+        output_bytes=int(bits / 8),
+        memory_bytes=_memory_bytes(learn, checkpoint, tokens),
+    )
+
+
+def _memory_bytes(learn: str, checkpoint: Checkpoint, tokens: int) -> int:
+    """Estimate: a layer in fp32 twice, the activations of all tokens before and after it, and the
+    largest sum of products of inputs in fp64, with its factors."""
+    inner, hidden = checkpoint.intermediate_size, checkpoint.hidden_size
+    layer = 4 * (3 * inner * hidden + 4 * hidden * hidden)
+    sums = 3 * 8 * max(inner, hidden) ** 2 if learn == "gptq" else 0
+    table = 4 * checkpoint.vocab_size * hidden
+    return 2**30 + 2 * layer + 3 * 4 * tokens * hidden + sums + table

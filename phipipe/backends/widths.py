@@ -1,0 +1,153 @@
+"""How wide each matrix of a model is stored: the recipe's `quantize.map`, with one meaning on all
+backends.
+
+Patterns stand over the names of ``models.linears``; the first that matches decides. What no
+pattern matches is stored as the other options say.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from phipipe.models import linears
+from phipipe.steps import Json
+from phipipe.suggestions import near, shorten
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
+
+FLOAT_BITS = 16
+
+
+class Width(BaseModel):
+    """Integers of so many ``bits`` with one scale for each ``group_size`` of them (-1: a row, None:
+    as the other options say), or floats as the unquantized model has them, at 16 bits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: Literal[2, 3, 4, 5, 6, 8, 16]
+    group_size: Literal[-1, 16, 32, 64, 128, 256] | None = None
+
+    def __str__(self) -> str:
+        groups = {None: "", -1: " by row"}.get(self.group_size, f" in groups of {self.group_size}")
+        return "floats" if self.bits == FLOAT_BITS else f"{self.bits} bits{groups}"
+
+
+Stored = Width | str
+"""A width, or a runtime's own name of a type."""
+
+
+def _plain(value: Json) -> Json:
+    if not isinstance(value, dict | str | Width):
+        raise ValueError("give `{bits: 8, group_size: 32}`, or a type of the runtime's own")
+    return value if isinstance(value, str | Width) else Width.model_validate(value)
+
+
+PrecisionMap = dict[str, Annotated[Stored, BeforeValidator(_plain)]]
+
+
+class Mapped(BaseModel):
+    """Options of a backend that stores each matrix in a width of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    map: PrecisionMap = Field(
+        default={},
+        description="Pattern over the names of matrices (`layers.*.mlp.down_proj`, `lm_head`, "
+        "`embed_tokens`) → `{bits, group_size}` or a type of the runtime's own. The first pattern "
+        "that matches decides.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """What a runtime stores: by bits, the group sizes (the usual one first); its own ``types`` with
+    their bits for a weight; the bits of a group beside its integers; ``fixed``: matrices whose
+    width is not for the map to choose; ``learned``: it stores weights of ``algorithms.lattice``."""
+
+    groups: Mapping[int, Sequence[int]]
+    group_bits: int
+    types: Mapping[str, float] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    learned: bool = False
+
+    def bits_per_weight(self, stored: Stored, columns: int) -> float:
+        """The bits that a weight takes, its share of the group's scale with it; ``columns``: of its
+        row."""
+        if isinstance(stored, str):
+            return self.types[stored]
+        if stored.bits == FLOAT_BITS:
+            return FLOAT_BITS
+        size = stored.group_size or self.groups[stored.bits][0]
+        return stored.bits + self.group_bits / (columns if size < 0 else size)
+
+    def wrong(self, name: str, stored: Stored, columns: int) -> str | None:
+        """Why the matrix ``name`` cannot be stored so, with what can; None where it can."""
+        if name in self.fixed:
+            return f"its width of `{name}` is fixed"
+        if isinstance(stored, str):
+            types = ", ".join(f"`{one}`" for one in self.types)
+            words = f"of {types}" if types else "of its own: give `{bits: …}`"
+            return None if stored in self.types else f"no type `{shorten(stored)}`, {words}"
+        if stored.bits == FLOAT_BITS:
+            return None
+        sizes = self.groups.get(stored.bits)
+        if sizes is None:
+            return f"no {stored.bits} bits, but {_list(self.groups)} and 16"
+        size = stored.group_size or sizes[0]
+        if size not in sizes:
+            return f"no groups of {size} at {stored.bits} bits, but {_list(sizes)}"
+        if size > 0 and columns % size:
+            return f"no groups of {size} in `{name}`, whose rows have {columns} weights"
+        return None
+
+
+def _list(numbers: Sequence[int] | Mapping[int, object]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+class BadPattern(ValueError):
+    """A ``pattern`` of a map that does not fit the model."""
+
+    def __init__(self, pattern: str, message: str) -> None:
+        super().__init__(message)
+        self.pattern = pattern
+
+
+def resolve(chosen: Mapping[str, Stored], checkpoint: Checkpoint) -> dict[str, Stored]:
+    """Matrix → how the map ``chosen`` has it stored; those it does not name are absent.
+
+    Raises:
+        BadPattern: it matches nothing, or those before it match all that it does.
+    """
+    names = linears.shapes(checkpoint)
+    found: dict[str, Stored] = {}
+    for pattern, stored in chosen.items():
+        matching = [name for name in names if _matches(name, pattern, checkpoint.tied)]
+        if not matching:
+            kinds = sorted({name.replace(f".{linears.layer_of(name)}.", ".*.") for name in names})
+            hint = near(pattern, kinds) or f"; there are {', '.join(f'`{kind}`' for kind in kinds)}"
+            raise BadPattern(pattern, f"`{shorten(pattern)}` matches no matrix of this model{hint}")
+        new = [name for name in matching if name not in found]
+        if not new and any(found[name] != stored for name in matching):
+            raise BadPattern(
+                pattern,
+                f"`{shorten(pattern)}` decides nothing: patterns before it match all that it does, "
+                "and the first that matches decides",
+            )
+        found |= dict.fromkeys(new, stored)
+    return found
+
+
+def _matches(name: str, pattern: str, tied: bool) -> bool:
+    """A pattern may use the name that other checkpoints join this matrix under, and a tied head is
+    the embedding."""
+    names = {name, linears.joined(name) or name}
+    if tied and name == linears.EMBEDDING:
+        names.add(linears.HEAD)
+    return any(fnmatch.fnmatchcase(one, pattern) for one in names)

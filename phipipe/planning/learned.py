@@ -1,0 +1,129 @@
+"""How wide a build stores each matrix, and the step that learns weights for all runtimes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import BaseModel
+
+from phipipe import backends
+from phipipe.algorithms import learned
+from phipipe.backends import widths
+from phipipe.backends.base import Job
+from phipipe.backends.widths import FLOAT_BITS, Stored, Width
+from phipipe.models import linears
+from phipipe.models.checkpoint import Checkpoint
+from phipipe.recipe.build import Build, problem_at
+from phipipe.steps import Step
+
+LEARN = ("weights", "learn")
+LEARNED_BITS = (4, 8)
+
+
+def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
+    """``job`` with the width of each matrix that its map names, or of all where weights are
+    learned.
+
+    Raises:
+        TargetError: the map does not fit the model, or the backend cannot store what it asks for.
+    """
+    chosen: Mapping[str, Stored] = getattr(job.options, "map", {})
+    found = _resolved(build, chosen, job.checkpoint)
+    if build.recipe.weights.learn is not None:
+        _check_learnable(build, job)
+        found = _for_learning(build, found, job.checkpoint)
+    _check_stored(build, found, chosen, job.checkpoint)
+    return replace(job, widths=found)
+
+
+def with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
+    """The backend's steps, with the one that learns before the first that needs it."""
+    steps = list(built)
+    first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
+    if first is not None:
+        recipe = job.recipe.weights
+        assert recipe.learn is not None
+        whole = {name: w for name, w in job.widths.items() if isinstance(w, Width)}
+        sizes = {name: (w.bits, recipe.group_size) for name, w in whole.items() if w.bits != 16}
+        tokens = job.recipe.calibrate.tokens
+        steps.insert(first, learned.step(recipe.learn, sizes, job.checkpoint, tokens))
+    return steps
+
+
+def _resolved(
+    build: Build, chosen: Mapping[str, Stored], checkpoint: Checkpoint
+) -> dict[str, Stored]:
+    if not chosen:
+        return {}
+    if not linears.shapes(checkpoint):
+        message = f"the matrices of `{checkpoint.architecture}` have no names that a map can use"
+        raise problem_at(build, ("quantize", "map"), message, "take `quantize.map` out")
+    try:
+        return widths.resolve(chosen, checkpoint)
+    except widths.BadPattern as error:
+        raise problem_at(build, ("quantize", "map", error.pattern), str(error)) from None
+
+
+def _check_learnable(build: Build, job: Job[BaseModel]) -> None:
+    recipe, stores = build.recipe, backends.load(build.recipe.backend).stores
+    if recipe.precision != "int4":
+        message = f"weights are learned at 4 bits, and `precision` is {recipe.precision}"
+        raise problem_at(build, LEARN, message, "set `precision: int4`", ("precision",))
+    if stores is None or not stores.learned:
+        able = ", ".join(f"`{name}`" for name in _able())
+        message = f"`{recipe.backend}` cannot store weights that are learned outside of it"
+        raise problem_at(build, LEARN, message, f"these can: {able}", ("backend",))
+    if not linears.shapes(job.checkpoint):
+        message = f"weights of `{job.checkpoint.architecture}` cannot be learned yet"
+        raise problem_at(build, LEARN, message, "take `weights.learn` out")
+
+
+def _able() -> list[str]:
+    faces = {name: backends.load(name).stores for name in backends.names()}
+    return [name for name, stores in faces.items() if stores and stores.learned]
+
+
+def _for_learning(
+    build: Build, found: Mapping[str, Stored], checkpoint: Checkpoint
+) -> dict[str, Stored]:
+    """A width for every matrix: 4 bits in the layers, 8 for embedding and head, but for what the
+    map says. (Rounding these two to 4 bits is a third of a small model's loss.)"""
+    size = build.recipe.weights.group_size
+    shapes = linears.shapes(checkpoint)
+    usual = {
+        name: Width(bits=4 if linears.layer_of(name) is not None else 8, group_size=size)
+        for name in shapes
+    }
+    for name, (_, columns) in shapes.items():
+        if columns % size:
+            message = (
+                f"`{name}` has rows of {columns} weights, which groups of {size} do not divide"
+            )
+            hint = "choose another `weights.group_size`"
+            raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+    for name, stored in found.items():
+        if isinstance(stored, str) or stored.bits not in (*LEARNED_BITS, FLOAT_BITS):
+            message = f"`{name}` is to have {stored}, and weights are learned at 4 or 8 bits"
+            raise problem_at(build, ("quantize", "map"), message, None, LEARN)
+        if stored.group_size not in (None, size) and stored.bits != FLOAT_BITS:
+            message = f"`{name}` is to have {stored}, and weights are learned in groups of {size}"
+            hint = "leave `group_size` out of the map"
+            raise problem_at(build, ("quantize", "map"), message, hint, LEARN)
+        usual[name] = Width(bits=stored.bits, group_size=size if stored.bits != 16 else None)
+    return dict(usual)
+
+
+def _check_stored(
+    build: Build, found: Mapping[str, Stored], chosen: Mapping[str, Stored], checkpoint: Checkpoint
+) -> None:
+    backend = backends.load(build.recipe.backend)
+    shapes = linears.shapes(checkpoint) if chosen else {}
+    named = widths.resolve(chosen, checkpoint) if chosen else {}
+    for name in named:
+        stores = backend.stores
+        wrong = "no widths of single matrices" if stores is None else None
+        if stores is not None:
+            wrong = stores.wrong(name, found[name], shapes[name][1])
+        if wrong:
+            raise problem_at(build, ("quantize", "map"), f"`{build.recipe.backend}` has {wrong}")

@@ -1,0 +1,27 @@
+"""What the user asks of weights that are prepared once for every runtime: the recipe's
+`weights:`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from phipipe.recipe.strict import Sparse
+
+Learning = Literal["round", "search", "gptq"]
+
+
+class Weights(Sparse):
+    """How the original's weights are prepared before a backend stores them."""
+
+    learn: Learning | None = Field(
+        None,
+        description="Round here, once for every runtime, in place of the runtime's own rounding. "
+        "round: to the nearest. search: scales and codes with the least error, weighted by how "
+        "strongly the calibration text drives each input. gptq: matrix by matrix, each error made "
+        "up for in the columns and layers that follow.",
+    )
+    group_size: Literal[32, 64, 128] = Field(
+        32, description="Learned weights that share one scale."
+    )
