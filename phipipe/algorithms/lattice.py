@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from phipipe.algorithms.learned import INDEX
 from phipipe.errors import StepFailed
 from phipipe.files import json_files
 from phipipe.models import linears, tensor_places
 
 SIGNIFICANT_BITS = 7
-INDEX = "lattice.json"
 _SMALLEST = 2.0**-14  # float16's smallest normal number
 _LARGEST = float(np.float16(127 / 128 * 2**16))
 _FILE = "part-{:05}.safetensors"

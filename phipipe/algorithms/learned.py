@@ -8,7 +8,15 @@ from phipipe.models import linears
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.steps import Step
 
+INDEX = "lattice.json"  # in the folder of learned weights
 NEEDS_TEXT = ("search", "gptq")
+
+
+def words(learn: str | None) -> str:
+    """What a build's scheme says of it."""
+    return {None: "", "round": ", rounded once for all runtimes"}.get(
+        learn, f", learned once for all runtimes ({learn})"
+    )
 
 
 def step(

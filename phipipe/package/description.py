@@ -145,6 +145,14 @@ class Fixup(Report):
     patch: dict[Words, Json] = Field(default_factory=dict)
 
 
+class LearnedWeights(Report):
+    """How weights were learned that several runtimes store, and the digest by which they are
+    known."""
+
+    learn: Words
+    digest: Words
+
+
 class Description(Report):
     """The whole, with defaults for what the first packages did not have yet."""
 
@@ -169,3 +177,4 @@ class Description(Report):
     gates: list[reports.Verdict] = Field(default_factory=list)
     twin: Words | None = None
     emulation: dict[Words, Json] | None = None
+    weights: LearnedWeights | None = None

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from phipipe import __version__
+from phipipe.algorithms import learned
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
@@ -49,7 +50,7 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
     ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was
-    a conversion; vision and original of a model that sees.
+    a conversion; weights where they were learned; vision and original of a model that sees.
     ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of
     all steps before.
 
@@ -200,9 +201,17 @@ def _describe(
             "gates": reports.verdicts(inputs["gates"]),
             "twin": params.get("twin"),
             "emulation": _json(next(emulation.glob("*.json"))) if emulation else None,
+            "weights": _learned(inputs.get("weights")),
             "steps": steps,
         }
     )
+
+
+def _learned(folder: Path | None) -> dict[str, Json] | None:
+    if folder is None:
+        return None
+    index = _json(folder / learned.INDEX)
+    return {"learn": index["learn"], "digest": index["weights_digest"]}
 
 
 def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:

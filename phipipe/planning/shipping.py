@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from pydantic import BaseModel
 
 from phipipe import backends
+from phipipe.algorithms import learned
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
@@ -71,6 +72,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         **({"change": "adapter-change"} if recipe.source.adapter else {}),
         **({"parity": shipped.checks[0]} if shipped.checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
+        **({"weights": "weights"} if job.learns else {}),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
     }
     twin = {} if shipped.twin is None else {"twin": shipped.twin.name}
@@ -99,7 +101,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "backend": recipe.backend,
         "backend_title": backend.title,
         "api": plan.api,
-        "scheme": backend.scheme(job),
+        "scheme": backend.scheme(job) + learned.words(job.recipe.weights.learn),
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
