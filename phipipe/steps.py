@@ -91,6 +91,7 @@ class Step:
     copies: bool = False
     # of a light step that can go on where it was cut short: it works here, and this is kept
     folder: Path | None = None
+    resumes: bool = False  # in its toolchain; what it left in its folder is there again
     toolchain: str | None = None  # None: light enough to run in the parent process
     # the host belongs into the key, and the step gets a process of its own
     measurement: bool = False

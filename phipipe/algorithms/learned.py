@@ -38,6 +38,7 @@ def step(
         needs=needs,
         params={"learn": learn, "widths": {name: list(one) for name, one in widths.items()}},
         toolchain="torch",
+        resumes=True,
         output_bytes=int(bits / 8),
         memory_bytes=_memory_bytes(learn, checkpoint, tokens),
     )

@@ -121,7 +121,8 @@ class Bench:
         step, key = waiting.step, waiting.key
         paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
         paths |= {name: source.folder for name, source in step.outside.items()}
-        with self._store.scratch() as scratch:
+        workplace = self._store.unfinished(key) if step.resumes else self._store.scratch()
+        with workplace as scratch:
             out = step.folder or scratch / "out"
             request = Request(
                 step=step.name,

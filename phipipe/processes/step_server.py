@@ -123,7 +123,7 @@ def _listen_to_progress(path: Path, runs: str) -> None:
 
 def _call(request: dict[str, Json], out: Path) -> None:
     sys.path += [root for root in request["path"] if root not in sys.path]
-    out.mkdir()
+    out.mkdir(exist_ok=True)  # of a step that resumes
     step = steps.resolve(request["runs"])
     step({name: Path(path) for name, path in request["inputs"].items()}, out, request["params"])
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe.store import claims, downloads, refusals
+from phipipe.store import claims, downloads, refusals, unfinished
 from phipipe.store import files as store_files
 from phipipe.store.downloads import Download
 from phipipe.store.pins import Pins
@@ -41,9 +41,9 @@ class Collector:
     def collect(self, budget_bytes: int, dry_run: bool) -> GcReport:
         """Remove objects, those unused for longest first, until ``budget_bytes`` hold the rest.
 
-        Unfinished downloads are objects here. What running builds need stays. Quarantine, and
-        records and objects without their counterpart, go in any case. A dry run reports the same
-        and removes nothing.
+        Unfinished downloads are objects here. What running builds need stays. Quarantine, steps
+        that were cut short, and records and objects without their counterpart, go in any case. A
+        dry run reports the same and removes nothing.
         """
         with refusals.guard(self.root), claims.gate(self.root), downloads.idle(self.root) as idle:
             partial, busy = idle
@@ -64,6 +64,7 @@ class Collector:
             with refusals.guard(self.root):
                 for path in trash:
                     store_files.remove(path)
+                freed += unfinished.remove_idle(self.root)
         return GcReport(removed, freed, sum(sizes[digest] for digest in kept))
 
     def _take_out(

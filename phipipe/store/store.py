@@ -23,6 +23,7 @@ from phipipe.errors import StepFailed, StoreError
 from phipipe.steps import Json
 from phipipe.store import claims, exports, files, free_space, keys, refusals, verification
 from phipipe.store import folder as store_folder
+from phipipe.store import unfinished as unfinished_steps
 from phipipe.store.collection import Collector, GcReport
 from phipipe.store.pins import Pins
 from phipipe.store.quarantine import Quarantine
@@ -233,6 +234,10 @@ class Store:
             # anything but a full disk is the caller's own affair
             with refusals.guard(self.root, needed_bytes, free_space.FULL):
                 yield folder
+
+    def unfinished(self, key: str) -> contextlib.AbstractContextManager[Path]:
+        """Like ``scratch``, with what a step that was cut short left in ``out``."""
+        return unfinished_steps.working(self.root, key)
 
     def session(self) -> contextlib.AbstractContextManager[None]:
         """While this lasts, everything looked up or committed is safe from collection; so it is
