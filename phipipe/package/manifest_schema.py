@@ -237,13 +237,6 @@ class Recipe(Part, description.Recipe):
     evaluate: Evaluation = Evaluation()
 
 
-class LearnedWeights(Part, description.LearnedWeights):
-    """The weights that other runtimes store, too."""
-
-    learn: Line
-    digest: Digest
-
-
 class Manifest(Part, description.Description):
     """``manifest.json``."""
 
@@ -265,7 +258,7 @@ class Manifest(Part, description.Description):
     warnings: Annotated[list[str], Field(max_length=1000)] = Field(default_factory=list)
     gates: Annotated[list[reports.Verdict], Field(max_length=200)] = Field(default_factory=list)
     twin: Line | None = None
-    weights: LearnedWeights | None = None
+    weights: description.LearnedWeights | None = None
     files: Files = Field(default_factory=list)
     digest: str = ""
 
