@@ -1,0 +1,145 @@
+"""Runs in the torch toolchain: ``python learn_driver.py FOLDER`` leaves FOLDER/facts.json about
+learned weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from testing.drive import answer, message
+from testing.variants import TINY, tokens
+from transformers import AutoModelForCausalLM
+
+from phipipe.algorithms import lattice, learn, rounding
+from phipipe.algorithms.lattice import Lattice
+from phipipe.algorithms.rounding import Grid
+from phipipe.models import linears
+
+WINDOW = 128
+
+
+def widths() -> dict[str, list[int]]:
+    """4 bits in the layers, 8 outside."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    named = (linears.linear_of(name) for name, _ in model.named_parameters())
+    return {name: [4 if "layers" in name else 8, 32] for name in named if name}
+
+
+def learned(root: Path, method: str, name: str, *, text: bool = True) -> Path:
+    """The folder with weights learned by ``method``."""
+    out = root / name
+    out.mkdir(exist_ok=True)
+    inputs = {"source": TINY, **({"calibration": root} if text else {})}
+    learn.learn(inputs, out, {"learn": method, "widths": widths()})
+    return out
+
+
+def divergence(folder: Path) -> float:
+    """The mean KL divergence of the weights in ``folder`` from the original."""
+    stored, found = Lattice(folder), []
+    windows = torch.from_numpy(tokens("evaluation.txt", 8, WINDOW).astype(np.int64))
+    for rounded in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            for key, weight in model.named_parameters():
+                name = linears.linear_of(key)
+                if rounded and name in stored:
+                    weight.copy_(torch.from_numpy(stored[name].dense()))
+            found.append(torch.log_softmax(model(input_ids=windows).logits.double(), -1))
+    original, rounded_ = found
+    return float((original.exp() * (original - rounded_)).sum(-1).mean())
+
+
+def cut_short(root: Path) -> dict[str, Any]:
+    """A run that is broken off after two layers, and one that goes on."""
+    write, written = lattice.write, 0
+
+    def breaking(*given: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            raise KeyboardInterrupt
+        write(*given)
+
+    lattice.write = breaking
+    try:
+        learned(root, "gptq", "again")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        lattice.write = write
+    left = sorted(path.name for path in (root / "again").iterdir())
+    learned(root, "gptq", "again")
+    return {"left": left, "digest": Lattice(root / "again").digest}
+
+
+def nan(root: Path) -> list[str]:
+    """What is said where activations are no numbers."""
+    through = learn.Layerwise.through
+
+    def breaks(self: Any, i: int, *given: Any) -> torch.Tensor:
+        hidden: torch.Tensor = through(self, i, *given)
+        return hidden * float("nan") if i == 1 else hidden
+
+    learn.Layerwise.through = breaks  # type: ignore[method-assign]
+    try:
+        return message(lambda: learned(root, "gptq", "nan"))
+    finally:
+        learn.Layerwise.through = through  # type: ignore[method-assign]
+
+
+def errors() -> dict[str, float]:
+    """What a matrix's output is off by, rounded in three ways, its inputs driven unevenly."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 256, generator=random)
+    mixing = torch.randn(256, 256, generator=random) * torch.logspace(-1, 1, 256)
+    given = torch.randn(1024, 256, generator=random) @ mixing
+    products, grid = given.T @ given, Grid(bits=4, group_size=32)
+    squares = products.diagonal() / len(given)
+    plain = rounding.plain_scales(weight, grid)
+    searched = rounding.searched_scales(weight, squares, grid)
+    codes = {
+        "round": (rounding.nearest(weight, plain, grid), plain),
+        "search": (rounding.nearest(weight, searched, grid), searched),
+        "gptq": (rounding.gptq(weight, rounding.carrier(products, 0.01), searched, grid), searched),
+    }
+
+    def off(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
+        dense = torch.from_numpy(rounding.matrix(*pair, grid).dense())
+        return float((given @ (dense - weight).T).square().mean())
+
+    return {name: off(pair) for name, pair in codes.items()}
+
+
+def moved() -> list[float]:
+    """How far the outputs on shifted inputs are from the original's, before and after."""
+    random = torch.Generator().manual_seed(1)
+    weight, theirs = torch.randn(16, 32, generator=random), torch.randn(512, 32, generator=random)
+    ours = theirs + 0.3 * torch.randn(512, 32, generator=random)
+    better = rounding.moved(weight, ours.T @ ours, (theirs - ours).T @ ours, 1e-4)
+    return [float((ours @ w.T - theirs @ weight.T).square().mean()) for w in (weight, better)]
+
+
+def checks(root: Path) -> dict[str, Callable[[], object]]:
+    methods = ("round", "search", "gptq")
+    np.save(root / "tokens.npy", tokens("calibration.txt", 32, WINDOW))
+    made = {name: learned(root, name, name, text=name != "round") for name in methods}
+    return {
+        "divergence": lambda: {name: divergence(folder) for name, folder in made.items()},
+        "digest": lambda: Lattice(made["gptq"]).digest,
+        "widths": lambda: {name: Lattice(made["gptq"]).width(name) for name in widths()},
+        "asked": widths,
+        "errors": errors,
+        "moved": moved,
+        "nan": lambda: nan(root),
+        "second": lambda: Lattice(learned(root, "gptq", "second")).digest,
+        "cut": lambda: cut_short(root),
+    }
+
+
+if __name__ == "__main__":
+    answer(Path(sys.argv[1]) / "facts.json", checks(Path(sys.argv[1])))
