@@ -107,7 +107,20 @@ def notes(entries: Sequence[Entry]) -> list[str]:
     return [f"{sign} {meaning}" for sign, meaning in MARKS.items() if sign in used]
 
 
-def changes(entries: Sequence[Entry]) -> list[str]:
-    """What adapters changed of their bases, a sentence for each original."""
+def remarks(entries: Sequence[Entry]) -> list[str]:
+    """What adapters changed of their bases, a sentence for each original; which builds hold the
+    same learned weights, bit for bit."""
     told = {f"{one_line(e.source)}: {one_line(e.change)}." for e in done(entries) if e.change}
-    return sorted(told)
+    return [*sorted(told), *_same_weights(entries)]
+
+
+def _same_weights(entries: Sequence[Entry]) -> list[str]:
+    sharing: dict[str, list[str]] = {}
+    for entry in done(entries):
+        if entry.weights:
+            sharing.setdefault(entry.weights, []).append(one_line(entry.name))
+    return [
+        f"The same weights, bit for bit ({digest[:12]}): {', '.join(sorted(names))}."
+        for digest, names in sharing.items()
+        if len(names) > 1
+    ]

@@ -51,6 +51,7 @@ class Entry:
     skip: int = 0
     baseline_ppl: float = 0.0
     change: str = ""  # of an adapter: what it changes of its base, in words
+    weights: str = ""  # the digest of learned weights, which other runtimes may share
     # by the names of ``metrics.METRICS``
     metrics: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float] = field(default_factory=dict)
@@ -126,6 +127,7 @@ def from_manifest(manifest: Description) -> Entry:
         baseline_ppl=baseline.ppl,
         sanity={ACCEPTED: "tokenizer" in manifest.recipe.evaluate.accept},
         change=_change(manifest),
+        weights=manifest.weights.digest if manifest.weights else "",
         phipipe=manifest.phipipe,
         tools=dict(sorted(tools.items())),
         keys={name: steps[name].key for name in sorted(steps)},

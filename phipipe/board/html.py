@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from phipipe.board import board, charts, colours, origin, plots
 from phipipe.board.candidates import Answer
-from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, changes, marks, notes
+from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, marks, notes, remarks
 from phipipe.board.entry import Entry, one_line
 from phipipe.evaluate.reports import Sanity
 from phipipe.files import pages
@@ -79,7 +79,7 @@ def shown(
     return {
         "answers": [_answer(answer, every, places) for answer in decisions],
         "rows": _rows(every, decisions, places),
-        "notes": [*notes(every), *changes(every)],
+        "notes": [*notes(every), *remarks(every)],
         "size": counted(len(every), "build"),
     }
 
@@ -179,6 +179,7 @@ def _provenance(entry: Entry) -> dict[str, object]:
             "Prompt": f"{entry.prompt_tokens} tokens",
             "Source": entry.source,
             "Source digest": entry.source_digest,
+            **({"Learned weights": entry.weights} if entry.weights else {}),
             "Text": f"{entry.text}, {entry.tokens:,} tokens, window {entry.window:,}, first "
             f"{entry.skip} unscored",
             "Text digest": entry.text_digest,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from phipipe.board.board import answers, done, elsewhere, lines, ranked, standing
 from phipipe.board.candidates import Answer
-from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, changes, notes
+from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes, remarks
 from phipipe.board.entry import Entry, one_line
 from phipipe.package.markdown import code, inline
 from phipipe.words import shortened
@@ -33,7 +33,7 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
         for e in every
         if e.error is not None
     ]
-    for note in [*failures, ORDER, f"* {FRONT}", *notes(every), *changes(every)]:
+    for note in [*failures, ORDER, f"* {FRONT}", *notes(every), *remarks(every)]:
         lines += textwrap.wrap(note, width, subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -108,7 +108,7 @@ def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
     rows += (
         ["## Which to ship", "", *(_advice(answer) for answer in decisions)] if decisions else []
     )
-    said = (f"{say(note)}  " for note in (*notes(every), *changes(every)))
+    said = (f"{say(note)}  " for note in (*notes(every), *remarks(every)))
     return "\n".join([*rows, "", *said]).rstrip() + "\n"
 
 
