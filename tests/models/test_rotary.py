@@ -41,7 +41,7 @@ def is_able(backend: str, kind: str) -> bool:
 
 
 def cases() -> Iterator[Any]:
-    for backend in sorted(set(BUILDS) - {"qnn"}, key="llamacpp".__eq__):
+    for backend in sorted(sorted(set(BUILDS) - {"qnn"}), key="llamacpp".__eq__):
         for kind in KINDS:
             for spelling in ("source", "respelled"):
                 for window in WINDOWS:
