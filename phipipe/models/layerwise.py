@@ -10,8 +10,9 @@ experts, the merged weights lie in memory in 16 bits.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
             f"the original has {what} in tensor `{name}`",
             hint="the checkpoint was damaged before: take or save it again",
         )
+
+
+def _tell(
+    watch: Callable[[str, torch.Tensor], None], name: str, module: Any, args: tuple[Any, ...]
+) -> None:
+    watch(name, args[0])
 
 
 @dataclass
@@ -98,6 +105,11 @@ class Layerwise:
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_pre_hook(self._round_input)
 
+    @property
+    def depth(self) -> int:
+        """How many layers it has."""
+        return len(self._layers)
+
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
         """A weight in fp32, as a runtime has it that stores ``rounded``."""
         return (tensor.to(self._rounded) if self._rounded else tensor).float()
@@ -129,6 +141,29 @@ class Layerwise:
                 with torch.inference_mode():
                     logits = self._leave(passes.pop(0))
                 yield logits[0].numpy()
+
+    def layers(
+        self, windows: Sequence[Sequence[int]], watch: Callable[[str, torch.Tensor], None]
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Take all ``windows`` of token ids through layer after layer; of each, when they are
+        through, its weights in fp32 by their names in it. They stay as they are until the next.
+
+        ``watch`` is told the name in the layer of each linear that runs, and its input, float32
+        [1, len(window), width], window by window. All windows are in memory: ``TOGETHER`` tokens
+        are meant.
+        """
+        with torch.inference_mode():
+            passes = [self._enter(window) for window in windows]
+            for i, layer in enumerate(self._layers):
+                hooks = [
+                    module.register_forward_pre_hook(partial(_tell, watch, name))
+                    for name, module in layer.named_modules()
+                    if isinstance(module, torch.nn.Linear)
+                ]
+                weights = self._through(i, passes)
+                for hook in hooks:
+                    hook.remove()
+                yield weights
 
     def generate(
         self, prompts: Sequence[Sequence[int] | torch.Tensor], limit: int
@@ -165,16 +200,22 @@ class Layerwise:
 
     def _advance(self, passes: Sequence[_Pass]) -> None:
         """Take all passes through all layers."""
-        for i, layer in enumerate(self._layers):
-            weights = self._widened(layer)
-            if i in self._unseen:
-                self._unseen.discard(i)
-                for name, tensor in weights.items():
-                    _check_finite(f"model.layers.{i}.{name}", tensor)
-            for one in passes:
-                args, settings = one.calls[i]
-                output = functional_call(layer, weights, (one.hidden, *args), settings)
-                one.hidden = output[0] if isinstance(output, tuple) else output
+        for i in range(len(self._layers)):
+            self._through(i, passes)
+
+    def _through(self, i: int, passes: Sequence[_Pass]) -> dict[str, torch.Tensor]:
+        """Take all passes through layer ``i``; its weights in fp32."""
+        layer = self._layers[i]
+        weights = self._widened(layer)
+        if i in self._unseen:
+            self._unseen.discard(i)
+            for name, tensor in weights.items():
+                _check_finite(f"model.layers.{i}.{name}", tensor)
+        for one in passes:
+            args, settings = one.calls[i]
+            output = functional_call(layer, weights, (one.hidden, *args), settings)
+            one.hidden = output[0] if isinstance(output, tuple) else output
+        return weights
 
     def _widened(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The layer's weights in fp32, in the memory that the layer before it had."""

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe.complaints import At
+from phipipe.recipe.learned import Weights
 from phipipe.recipe.source import COMMIT, REPO, Source
 from phipipe.recipe.strict import Model, Sparse, exactly_one
 from phipipe.recipe.variants import BACKEND
@@ -186,6 +187,9 @@ class Recipe(Model):
     )
     quantize: dict[str, Json] = Field(
         {}, description="The backend's own options (`phipipe backends NAME`)."
+    )
+    weights: Weights = Field(
+        Weights(), description="What is learned of the weights, for every backend alike."
     )
     calibrate: Calibrate = Field(
         Calibrate(), description="Text that data-aware quantization learns from."
