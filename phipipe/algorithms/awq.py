@@ -1,4 +1,4 @@
-"""AWQ's scales: which inputs of a linear get finer steps when its weights are rounded (numpy alone).
+"""AWQ's scales: which inputs of a linear get finer steps when its weights are rounded.
 
 Lin et al., arXiv 2306.00978, section 3.2: input j of a linear is divided by s_j = mean|x_j|^alpha
 and its column of weights multiplied by it, before rounding; alpha in [0, 1] is the one with which
@@ -42,11 +42,15 @@ def search(fold: Fold, mean: Floats, sample: Floats, weight: Floats, group: int)
     ``group``. ``mean`` [inputs]: mean of the inputs' magnitudes; ``sample`` [tokens, inputs]: some
     of the inputs themselves.
     """
-    plain = _error(sample, weight, np.zeros(len(mean), np.int8), group)
-    best = Found(exponents=np.zeros(fold.count, np.int8), alpha=0.0, error=1.0)
+    tried = np.zeros(fold.count, np.int8)
+    best = Found(exponents=tried, alpha=0.0, error=1.0)
+    plain = _error(sample, weight, fold.repeated(tried), group)
     for step in range(1, GRID + 1):
-        candidate = exponents(fold.shared(mean).astype(np.float32), step / GRID)
-        error = _error(sample, weight, fold.repeated(candidate).astype(np.int8), group)
+        candidate = exponents(fold.shared(mean), step / GRID)
+        if np.array_equal(candidate, tried):
+            continue
+        tried = candidate
+        error = _error(sample, weight, fold.repeated(candidate), group)
         if error < best.error * plain:
             best = Found(exponents=candidate, alpha=step / GRID, error=error / plain)
     return best

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from phipipe.models.checkpoint import Checkpoint
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Number = TypeVar("Number", bound=np.generic)
+    Exponents = npt.NDArray[np.int8]
+    Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,13 @@ class Fold:
     repeats: int = 1
     plus: float = 0.0
 
-    def repeated(self, made: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    def repeated(self, made: Exponents) -> Exponents:
         """What the readers get of ``made`` [count]: [count × repeats]."""
         return made.reshape(-1, 1, self.head).repeat(self.repeats, axis=1).reshape(-1)
 
-    def shared(self, read: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    def shared(self, read: Floats) -> Floats:
         """The mean of ``read`` [count × repeats] over all that read the same number: [count]."""
-        mean: npt.NDArray[np.floating] = read.reshape(-1, self.repeats, self.head).mean(1)
+        mean: Floats = read.reshape(-1, self.repeats, self.head).mean(1)
         return mean.reshape(-1)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from phipipe.models import layerwise_memory
 from phipipe.models.checkpoint import Checkpoint
@@ -20,8 +19,10 @@ from phipipe.steps import Json, Step
 NAME, TOOLCHAIN = "smooth", "torch"
 WORDS = "AWQ-smoothed"
 GROUP = 32  # along which weights are rounded while scales are chosen: what most formats have
-# Types of model for which a scaled checkpoint has other values than powers of two can bring exactly
-# into 16 bits: a norm that multiplies by 1 + weight.
+SAMPLE = 256  # tokens whose outputs scales are judged by
+ROWS = 512  # of each linear, evenly spread: rows are rounded apart, so some stand for all
+_SEARCH_BYTES = 40  # for each weight that is looked at while scales are chosen
+# Whose norms multiply by 1 + weight: what is stored is scaled by no power of two.
 _ONE_MORE = frozenset({"gemma3_text"})
 
 
@@ -34,8 +35,7 @@ def of(checkpoint: Checkpoint) -> Checkpoint:
     """The shape of what the step makes of ``checkpoint``; bytes are an estimate."""
     if not _widens(checkpoint):
         return checkpoint
-    config = {**checkpoint.config, "torch_dtype": "float32"}
-    config.pop("dtype", None)
+    config = {**checkpoint.config, dtype_key(checkpoint.config): "float32"}
     return replace(checkpoint, config=config, weight_bytes=4 * checkpoint.parameters)
 
 
@@ -51,7 +51,7 @@ def step(checkpoint: Checkpoint, recipe: Recipe) -> Step:
         toolchain=TOOLCHAIN,
         output_bytes=of(checkpoint).weight_bytes,
         memory_bytes=layerwise_memory.memory_bytes(checkpoint, tokens, recipe.calibrate.window)
-        + 48 * 2**11 * checkpoint.intermediate_size,
+        + _SEARCH_BYTES * 4 * ROWS * checkpoint.intermediate_size,
     )
 
 
@@ -64,7 +64,12 @@ def _renamed(needs: Mapping[str, str]) -> dict[str, str]:
     return {key: NAME if need == "source" else need for key, need in needs.items()}
 
 
+def dtype_key(config: Mapping[str, Json]) -> str:
+    """Where a ``config.json`` says how weights are stored: transformers 5 writes `dtype`."""
+    return "dtype" if "dtype" in config else "torch_dtype"
+
+
 def _widens(checkpoint: Checkpoint) -> bool:
     """Whether the scaled weights are stored in fp32: fp16 has too few exponents for them."""
-    stored: Json | Any = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    stored = checkpoint.config.get(dtype_key(checkpoint.config))
     return stored == "float16" or checkpoint.model_type in _ONE_MORE

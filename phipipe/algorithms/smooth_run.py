@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from phipipe import progress
-from phipipe.algorithms import awq, folds
+from phipipe.algorithms import awq, folds, smooth
 from phipipe.algorithms.awq import Exponents, Floats
 from phipipe.algorithms.folds import Fold
 from phipipe.errors import SourceError
@@ -22,15 +22,13 @@ from phipipe.models import checkpoints
 from phipipe.models.layerwise import Layerwise
 from phipipe.models.layerwise_memory import TOGETHER
 from phipipe.models.tensors import rewrite
-from phipipe.steps import Inputs, Json, Params
+from phipipe.steps import Inputs, Params
 
-SAMPLE = 512  # tokens whose outputs candidates are judged by
-ROWS = 2048  # of each reader, evenly spread: rows are rounded apart, so some stand for all
 _NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 Scales = Mapping[tuple[int, str], list[tuple[Fold, Exponents]]]  # layer, maker or reader → folds
 
 
-def smooth(inputs: Inputs, out: Path, params: Params) -> None:
+def fold(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["source"]``, a checkpoint, with AWQ's scales folded in, learned from the
     tokens of ``inputs["calibration"]``, the first ``TOGETHER`` of them.
 
@@ -43,17 +41,19 @@ def smooth(inputs: Inputs, out: Path, params: Params) -> None:
     source = inputs["source"]
     windows = np.load(inputs["calibration"] / "tokens.npy")
     windows = windows[: max(1, TOGETHER // windows.shape[1])]
-    model, found = folds.of(checkpoints.read(source)), {}
+    checkpoint = checkpoints.read(source)
+    model = folds.of(checkpoint)
+    found: dict[tuple[int, str], list[tuple[Fold, Exponents]]] = {}
     for i, layer in enumerate(_searched(source, windows.tolist(), model, params["group"])):
-        for fold, exponents in zip(model, layer, strict=True):
-            for name in (fold.maker, *fold.readers):
-                found.setdefault((i, name), []).append((fold, exponents))
+        for one, exponents in zip(model, layer, strict=True):
+            for name in (one.maker, *one.readers):
+                found.setdefault((i, name), []).append((one, exponents))
     widen = bool(params["widen"])
 
     def change(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: _folded(name, tensor, found, widen)}
 
-    settings: dict[str, Json] = {"torch_dtype": "float32"} if widen else {}
+    settings = {smooth.dtype_key(checkpoint.config): "float32"} if widen else {}
     rewrite(source, out, change, settings)
 
 
@@ -87,7 +87,7 @@ def _searched(
     source: Path, windows: Sequence[Sequence[int]], model: Sequence[Fold], group: int
 ) -> Iterator[list[Exponents]]:
     """Layer by layer, the scales of each fold."""
-    step = awq.stride(sum(map(len, windows)), len(windows[0]), SAMPLE)
+    step = awq.stride(sum(map(len, windows)), len(windows[0]), smooth.SAMPLE)
     watched = {fold.readers[0]: _Inputs(step) for fold in model}
 
     def watch(name: str, given: torch.Tensor) -> None:
@@ -108,8 +108,9 @@ def _searched(
 
 
 def _some(weight: torch.Tensor) -> Floats:
-    """At most ``ROWS`` of a weight's rows."""
-    return weight[:: -(-len(weight) // ROWS)].numpy()
+    """At most ``smooth.ROWS`` of a weight's rows."""
+    rows: Floats = weight[:: -(-len(weight) // smooth.ROWS)].numpy()
+    return rows
 
 
 def _folded(name: str, tensor: torch.Tensor, found: Scales, widen: bool) -> torch.Tensor:

@@ -7,7 +7,7 @@ from phipipe.backends.rules import Rule
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        id="W01",
+        id="A01",
         level="error",
         when=lambda r, o, c: smooth.asked(r) and c.model_type not in folds.TYPES,
         message="`weights.smooth: awq` has no place for its scales in `{checkpoint.architecture}`",
@@ -15,7 +15,7 @@ RULES: tuple[Rule, ...] = (
         words=lambda r, o, c: {"types": ", ".join(folds.TYPES)},
     ),
     Rule(
-        id="W02",
+        id="A02",
         level="error",
         when=lambda r, o, c: smooth.asked(r) and r.precision in ("fp16", "fp32"),
         message="`weights.smooth: awq` prepares weights for being rounded to integers, and "
@@ -23,7 +23,7 @@ RULES: tuple[Rule, ...] = (
         hint="take `weights.smooth` out of this build, or set `precision: int4`",
     ),
     Rule(
-        id="W03",
+        id="A03",
         level="error",
         when=lambda r, o, c: smooth.asked(r) and bool(getattr(o, "rotate", None)),
         message="`weights.smooth: awq` and `quantize.rotate` both move what stands out, and the "
