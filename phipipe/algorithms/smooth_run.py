@@ -65,8 +65,9 @@ class _Inputs:
         self._total: torch.Tensor | None = None
         self._rows: list[torch.Tensor] = []
 
-    def add(self, rows: torch.Tensor) -> None:
-        """``rows`` [tokens, inputs] come next."""
+    def add(self, _linear: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        """The linear reads ``given``, one tensor [1, tokens, inputs]."""
+        rows = given[0].flatten(0, -2)
         total = rows.abs().sum(0, dtype=torch.float64)
         self._total = total if self._total is None else self._total + total
         self._rows.append(rows[-self._seen % self._step :: self._step].clone())
@@ -88,23 +89,36 @@ def _searched(
 ) -> Iterator[list[Exponents]]:
     """Layer by layer, the scales of each fold."""
     step = awq.stride(sum(map(len, windows)), len(windows[0]), smooth.SAMPLE)
-    watched = {fold.readers[0]: _Inputs(step) for fold in model}
-
-    def watch(name: str, given: torch.Tensor) -> None:
-        if name in watched:
-            watched[name].add(given[0])
-
     original = Layerwise(source)
-    for i, weights in enumerate(original.layers(windows, watch)):
-        layer = []
-        for fold in model:
-            reader = fold.readers[0]
-            mean, sample = watched[reader].finished(f"model.layers.{i}.{reader}")
-            rows = np.concatenate([_some(weights[f"{name}.weight"]) for name in fold.readers])
-            layer.append(awq.search(fold, mean, sample, rows, group).exponents)
-            watched[reader] = _Inputs(step)
-        yield layer
-        progress.report(i + 1, original.depth, "layers")
+    with torch.inference_mode():
+        passes = original.enter(windows)
+        for i, layer in enumerate(original.layers):
+            weights = original.weights(i)
+            read = {fold.readers[0]: _Inputs(step) for fold in model}
+            hooks = [
+                layer.get_submodule(name).register_forward_pre_hook(inputs.add)
+                for name, inputs in read.items()
+            ]
+            for one in passes:
+                one.hidden = original.through(i, weights, one)
+            for hook in hooks:
+                hook.remove()
+            yield [_found(fold, f"model.layers.{i}", read, weights, group) for fold in model]
+            progress.report(i + 1, len(original.layers), "layers")
+
+
+def _found(
+    fold: Fold,
+    layer: str,
+    read: Mapping[str, _Inputs],
+    weights: Mapping[str, torch.Tensor],
+    group: int,
+) -> Exponents:
+    """The scales of a fold of ``layer``, by what its readers ``read``."""
+    reader = fold.readers[0]
+    mean, sample = read[reader].finished(f"{layer}.{reader}")
+    rows = np.concatenate([_some(weights[f"{name}.weight"]) for name in fold.readers])
+    return awq.search(fold, mean, sample, rows, group).exponents
 
 
 def _some(weight: torch.Tensor) -> Floats:

@@ -10,9 +10,8 @@ experts, the merged weights lie in memory in 16 bits.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,8 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def _tell(
-    watch: Callable[[str, torch.Tensor], None], name: str, module: Any, args: tuple[Any, ...]
-) -> None:
-    watch(name, args[0])
-
-
 @dataclass
-class _Pass:
+class Pass:
     """One text on its way: ``hidden`` [1, tokens, hidden size], and what the model hands each layer
     beside it."""
 
@@ -105,11 +98,6 @@ class Layerwise:
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_pre_hook(self._round_input)
 
-    @property
-    def depth(self) -> int:
-        """How many layers it has."""
-        return len(self._layers)
-
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
         """A weight in fp32, as a runtime has it that stores ``rounded``."""
         return (tensor.to(self._rounded) if self._rounded else tensor).float()
@@ -135,35 +123,12 @@ class Layerwise:
         group = max(1, TOGETHER // max(map(len, windows)))
         for start in range(0, len(windows), group):
             with torch.inference_mode():
-                passes = [self._enter(window) for window in windows[start : start + group]]
+                passes = self.enter(windows[start : start + group])
                 self._advance(passes)
             while passes:
                 with torch.inference_mode():
                     logits = self._leave(passes.pop(0))
                 yield logits[0].numpy()
-
-    def layers(
-        self, windows: Sequence[Sequence[int]], watch: Callable[[str, torch.Tensor], None]
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """Take all ``windows`` of token ids through layer after layer; of each, when they are
-        through, its weights in fp32 by their names in it. They stay as they are until the next.
-
-        ``watch`` is told the name in the layer of each linear that runs, and its input, float32
-        [1, len(window), width], window by window. All windows are in memory: ``TOGETHER`` tokens
-        are meant.
-        """
-        with torch.inference_mode():
-            passes = [self._enter(window) for window in windows]
-            for i, layer in enumerate(self._layers):
-                hooks = [
-                    module.register_forward_pre_hook(partial(_tell, watch, name))
-                    for name, module in layer.named_modules()
-                    if isinstance(module, torch.nn.Linear)
-                ]
-                weights = self._through(i, passes)
-                for hook in hooks:
-                    hook.remove()
-                yield weights
 
     def generate(
         self, prompts: Sequence[Sequence[int] | torch.Tensor], limit: int
@@ -188,34 +153,71 @@ class Layerwise:
             progress.report(step + 1, limit, "tokens")
         return answers
 
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        """The decoder layers; their own weights are as the files have them."""
+        return self._layers
+
+    def enter(self, windows: Sequence[Sequence[int] | torch.Tensor]) -> list[Pass]:
+        """What reaches the first layer of each window."""
+        return [self._enter(window) for window in windows]
+
+    def weights(self, i: int) -> dict[str, torch.Tensor]:
+        """The weights of layer ``i`` in fp32, by their names in it, in memory that the next call
+        takes again.
+
+        Raises:
+            SourceError: one is no number.
+        """
+        weights = self._widened(self._layers[i])
+        if i in self._unseen:
+            self._unseen.discard(i)
+            for name, tensor in weights.items():
+                _check_finite(f"model.layers.{i}.{name}", tensor)
+        return weights
+
+    def through(self, i: int, weights: Mapping[str, torch.Tensor], one: Pass) -> torch.Tensor:
+        """What leaves layer ``i`` with these ``weights``, float32 [1, tokens, hidden size]."""
+        args, settings = one.calls[i]
+        output = functional_call(self._layers[i], dict(weights), (one.hidden, *args), settings)
+        hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return bool(self._model.config.tie_word_embeddings)
+
+    def table(self, head: bool) -> torch.Tensor:
+        """The matrix of the ``head``, else of the embedding, float32 [vocabulary, hidden size]."""
+        if head:
+            return self._head["lm_head.weight"]
+        return self._stored(self._base.embed_tokens.weight)
+
+    def head_inputs(self, one: Pass) -> torch.Tensor:
+        """What the head multiplies, of a pass that is through all layers, [1, tokens, hidden
+        size]."""
+        with self._without_layers():
+            done = self._base(inputs_embeds=one.hidden, use_cache=False)
+        hidden: torch.Tensor = done.last_hidden_state
+        return hidden
+
     def _enter(
         self, text: Sequence[int] | torch.Tensor, cache: Any = None, cached: bool = False
-    ) -> _Pass:
+    ) -> Pass:
         """What reaches the layers: the model is run without them, and what it would have called
         them with is kept."""
         hidden = (self.embed(text) if isinstance(text, Sequence) else text)[None]
         with self._without_layers() as calls:
             done = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=cached)
-        return _Pass(hidden, list(calls), done.past_key_values)
+        return Pass(hidden, list(calls), done.past_key_values)
 
-    def _advance(self, passes: Sequence[_Pass]) -> None:
+    def _advance(self, passes: Sequence[Pass]) -> None:
         """Take all passes through all layers."""
         for i in range(len(self._layers)):
-            self._through(i, passes)
-
-    def _through(self, i: int, passes: Sequence[_Pass]) -> dict[str, torch.Tensor]:
-        """Take all passes through layer ``i``; its weights in fp32."""
-        layer = self._layers[i]
-        weights = self._widened(layer)
-        if i in self._unseen:
-            self._unseen.discard(i)
-            for name, tensor in weights.items():
-                _check_finite(f"model.layers.{i}.{name}", tensor)
-        for one in passes:
-            args, settings = one.calls[i]
-            output = functional_call(layer, weights, (one.hidden, *args), settings)
-            one.hidden = output[0] if isinstance(output, tuple) else output
-        return weights
+            weights = self.weights(i)
+            for one in passes:
+                one.hidden = self.through(i, weights, one)
 
     def _widened(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The layer's weights in fp32, in the memory that the layer before it had."""
@@ -228,7 +230,7 @@ class Layerwise:
                 wide[name] = room.resize_(tensor.shape).copy_(self._stored(tensor))
         return wide
 
-    def _leave(self, one: _Pass) -> torch.Tensor:
+    def _leave(self, one: Pass) -> torch.Tensor:
         """Logits [1, tokens, vocabulary] of a pass that is through: the model is run without its
         layers."""
         with self._without_layers():

@@ -18,7 +18,7 @@ from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.planning import chain, check, learned, machine, targets, tokenizers, vision_steps
+from phipipe.planning import chain, check, machine, smoothing, targets, tokenizers, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed
 from phipipe.recipe.build import Build, problem_at
@@ -84,7 +84,7 @@ def _outline(
     job, patches, advice = _advised(build, target, whole)
     seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
-    built = learned.steps(job)
+    built = smoothing.steps(job)
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     plan = Plan(
         build=build,

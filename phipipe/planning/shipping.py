@@ -12,7 +12,7 @@ from phipipe import backends
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import learned, scoring
+from phipipe.planning import scoring, smoothing
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -99,7 +99,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "backend": recipe.backend,
         "backend_title": backend.title,
         "api": plan.api,
-        "scheme": learned.scheme(job),
+        "scheme": smoothing.scheme(job),
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},

@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from phipipe.recipe.strict import Model
+from phipipe.recipe.strict import Sparse
 
 Smooth = Literal["none", "awq"]
 
 
-class Weights(Model):
+class Weights(Sparse):
     """What is learned of the weights before a backend stores them; the same for all backends."""
 
     smooth: Smooth = Field(

@@ -1,4 +1,4 @@
-"""The backend's steps, with what the recipe asks to be learned of the weights before them."""
+"""The backend's steps, over a checkpoint that was smoothed before where the recipe asks for it."""
 
 from __future__ import annotations
 
