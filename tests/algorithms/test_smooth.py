@@ -185,7 +185,7 @@ def test_a_smoothed_gguf_is_closer_and_its_package_says_so(shell: Shell, folder:
     assert kld[1] < kld[0] / 2
     steps = [[step["name"] for step in build["steps"]] for build in (plain, awq)]
     assert ["smooth" in names for names in steps] == [False, True]
-    package = Path(awq["package"])
+    package = shell.folder / awq["package"]
     manifest = json.loads((package / "manifest.json").read_text("utf-8"))
     assert manifest["scheme"] == "Q4_0, AWQ-smoothed"
     assert manifest["recipe"]["weights"] == {"smooth": "awq"}
