@@ -26,6 +26,7 @@ ADDRESSES: Mapping[str, str] = {
     "algorithms/learn": "phipipe.algorithms.learn:learn",
     "algorithms/gptq": "phipipe.algorithms.olive_run:gptq",
     "algorithms/rotate": "phipipe.algorithms.olive_run:rotate",
+    "algorithms/smooth": "phipipe.algorithms.smooth_run:fold",
     "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",
     "evaluate/baseline_pictures": "phipipe.evaluate.pictures:baseline",
     "evaluate/calibration": "phipipe.evaluate.fidelity:calibration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from phipipe.algorithms import smooth
 from phipipe.errors import PhipipeError
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
 from phipipe.execution.results import Outcome, Result
@@ -11,10 +12,12 @@ from phipipe.planning.plan import Plan
 
 
 def heading(plan: Plan) -> str:
-    """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
+    """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``; before the arrow what was
+    learned of the weights."""
     recipe = plan.build.recipe
+    learned = f", {smooth.WORDS}" if smooth.asked(recipe) else ""
     return (
-        f"{plan.build.name}: {source_words(plan)} → {recipe.precision} for "
+        f"{plan.build.name}: {source_words(plan)}{learned} → {recipe.precision} for "
         f"{plan.device.title}, {recipe.backend}"
     )
 

@@ -14,6 +14,7 @@ from phipipe.maintain.markdown import bullets, code, page, prose, section, sente
 # First letter of an id → where the rule stands, in the order of the page.
 FAMILIES = {
     "M": "Every backend: the model",
+    "A": "Every backend: learned weights",
     "O": "onnxruntime",
     "L": "llamacpp",
     "X": "mlx",

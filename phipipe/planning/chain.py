@@ -14,7 +14,7 @@ from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models import first_layers
-from phipipe.planning import calibration, scoring, shipping, vision_steps
+from phipipe.planning import calibration, learned, scoring, shipping, vision_steps
 from phipipe.planning import machine as machines
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import placed
@@ -108,7 +108,7 @@ def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
     patch = config_patch(fixups.needed(recipe, small))
-    built = backend.steps(replace(job, checkpoint=small, patch=patch))
+    built = learned.steps(replace(job, checkpoint=small, patch=patch))
     if not any(step.unquantized for step in built):
         return []
     return scoring.slice_steps(plan.checkpoint, built, recipe, backend.toolchain)

@@ -1,4 +1,5 @@
-"""How wide a build stores each matrix, and the step that learns weights for all runtimes alike."""
+"""What a build does with the weights beside its backend: widths of single matrices, smoothing, and
+the step that learns them for all runtimes alike."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import learned
+from phipipe.algorithms import learned, smooth
 from phipipe.backends import widths
 from phipipe.backends.base import Job
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
@@ -37,8 +38,25 @@ def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
     return replace(job, widths=found)
 
 
-def with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
-    """The backend's steps, with the one that learns before the first that needs it."""
+def steps(job: Job[BaseModel]) -> list[Step]:
+    """From ``source`` to the artifact: the backend's own steps, with those before them that prepare
+    the weights. A smoothed checkpoint is read as the original would be."""
+    face = backends.load(job.recipe.backend)
+    if not smooth.asked(job.recipe):
+        return _with_learning(job, face.steps(job))
+    made = face.steps(replace(job, checkpoint=smooth.of(job.checkpoint)))
+    smoothing = smooth.step(job.checkpoint, job.recipe)
+    return smooth.before(_with_learning(job, made), smoothing)
+
+
+def scheme(job: Job[BaseModel]) -> str:
+    """How the weights are stored, in the backend's words, and what was learned of them."""
+    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights.learn)
+    return f"{told}, {smooth.WORDS}" if smooth.asked(job.recipe) else told
+
+
+def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
+    """With the step that learns before the first that needs it."""
     steps = list(built)
     first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
     if first is not None:

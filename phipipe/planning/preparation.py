@@ -85,7 +85,7 @@ def _outline(
     job = learned.with_widths(build, job)
     seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
-    built = learned.with_learning(job, backend.steps(job))
+    built = learned.steps(job)
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     plan = Plan(
         build=build,

@@ -9,11 +9,10 @@ from pathlib import Path, PurePath
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import learned
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import scoring
+from phipipe.planning import learned, scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -101,7 +100,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "backend": recipe.backend,
         "backend_title": backend.title,
         "api": plan.api,
-        "scheme": backend.scheme(job) + learned.words(job.recipe.weights.learn),
+        "scheme": learned.scheme(job),
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},

@@ -17,6 +17,7 @@ from phipipe.models.checkpoint import Checkpoint
 Facts = dict[str, Any]
 
 RECIPE: Facts = {"backend": "onnxruntime", "precision": "int4", "context": None, "window": 512}
+RECIPE |= {"smooth": "none"}
 OPTIONS: Facts = {
     "algorithm": "default",
     "symmetric": True,
@@ -94,6 +95,9 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M28": ({"cuts_digits": True}, {"cuts_digits": True, "backend": "llamacpp"}),
     "M27": ({"normal_form": "NFC"}, {"normal_form": "NFC", "backend": "openvino"}),
     "M14": ({"context": 4097}, {"context": 4096}),
+    "A01": ({"smooth": "awq", **MOE}, MOE),
+    "A02": ({"smooth": "awq", "precision": "fp32"}, {"smooth": "awq", "precision": "int8"}),
+    "A03": ({"smooth": "awq", "rotate": "quarot"}, {"rotate": "quarot"}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
     "O14": ({"precision": "fp32", "model_fields_set": {"mixed"}}, {"precision": "fp32"}),
@@ -129,7 +133,9 @@ TABLE = {rule.id: rule for rule in RULES}
 
 def recipe_of(changes: Facts) -> Any:
     told = RECIPE | {k: v for k, v in changes.items() if k in RECIPE}
-    return SimpleNamespace(**told, evaluate=SimpleNamespace(window=told["window"], accept=[]))
+    evaluate = SimpleNamespace(window=told["window"], accept=[])
+    weights = SimpleNamespace(smooth=told["smooth"])
+    return SimpleNamespace(**told, evaluate=evaluate, weights=weights)
 
 
 def checkpoint_of(changes: Facts) -> Checkpoint:
