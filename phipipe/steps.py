@@ -25,6 +25,8 @@ Function = Callable[[Inputs, Path, Params], None]
 ADDRESSES: Mapping[str, str] = {
     "algorithms/gptq": "phipipe.algorithms.olive_run:gptq",
     "algorithms/rotate": "phipipe.algorithms.olive_run:rotate",
+    "evaluate/ask_build": "phipipe.evaluate.generation:ask_build",
+    "evaluate/ask_original": "phipipe.evaluate.generation:ask_original",
     "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",
     "evaluate/baseline_pictures": "phipipe.evaluate.pictures:baseline",
     "evaluate/calibration": "phipipe.evaluate.fidelity:calibration",

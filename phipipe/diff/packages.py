@@ -31,8 +31,10 @@ def compare(before: Path, after: Path) -> Difference:
         after=new.name,
         inputs=changes(_inputs(old), _inputs(new)),
         figures=figures(
-            measured(old.fidelity, old.speed, old.fidelity.vision),
-            measured(new.fidelity, new.speed, new.fidelity.vision),
+            *(
+                measured(side.fidelity, side.speed, side.fidelity.vision, side.fidelity.answers)
+                for side in (old, new)
+            ),
             alike,
         ),
         notes=notes,

@@ -8,15 +8,17 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from phipipe import backends, hardware
-from phipipe.backends.base import AnyBackend, absent
+from phipipe.backends.base import AnyBackend, Job, absent
 from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.evaluate import reference, reports
 from phipipe.files import json_files
-from phipipe.hub import take
+from phipipe.hub import prompts, take
+from phipipe.models import fit
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.planning import machine, scoring, vision_steps
+from phipipe.planning import generation_steps, machine, scoring, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.build import Build
@@ -49,9 +51,11 @@ def plan_evaluation(
         memory_bytes=4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
     )
     shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
+    compared = scoring.compare_step("evaluate", "artifact", recipe, opened, parameters=parameters)
     scored = (
         *(vision_steps.scoring_steps(seeing, shipped, recipe) if seeing else ()),
-        scoring.compare_step("evaluate", "artifact", recipe, opened, parameters=parameters),
+        compared,
+        *generation_steps.build_steps(recipe, compared, _context(recipe, checkpoint)),
         scoring.measure_step("artifact", recipe, opened),
     )
     target = device.load(recipe.device, Path.cwd())
@@ -64,9 +68,26 @@ def plan_evaluation(
         source=checkpoint,
         steps=(
             *scoring.ground_steps(recipe, original, text_step),
+            *_questions(recipe, checkpoint),
             *(_reading(step, _artifact(folder, manifest)) for step in scored),
         ),
     )
+
+
+def _questions(recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
+    """Prompts, and the original's answers to them; a file of the user's is looked for here."""
+    if recipe.evaluate.generate is None:
+        return []
+    path = prompts.path_of(recipe.evaluate.generate.prompts, Path.cwd())
+    return generation_steps.original_steps(recipe, path, checkpoint)
+
+
+def _context(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Tokens of prompt and answer together that the package was built for."""
+    backend = backends.load(recipe.backend)
+    options = backend.options.model_validate(recipe.quantize)
+    fixed = backend.context_length(Job(recipe, options, checkpoint))
+    return min(fixed or recipe.context or fit.CONTEXT, checkpoint.context_length)
 
 
 def _artifact(folder: Path, manifest: Manifest) -> Outside:

@@ -18,6 +18,7 @@ from pathlib import Path
 from phipipe import __version__
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports
+from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
@@ -49,7 +50,7 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
     ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was
-    a conversion; vision and original of a model that sees.
+    a conversion; vision and original of a model that sees; answers where some were asked for.
     ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of
     all steps before.
 
@@ -216,6 +217,9 @@ def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str,
         fidelity["parity"] = reports.read(Parity, inputs["parity"])
     if "vision" in inputs:
         fidelity["vision"] = reports.read(Vision, inputs["vision"])
+    if "answers" in inputs:
+        answers = reports.read(Answers, inputs["answers"])
+        fidelity["answers"] = answers.model_dump(exclude={"replies"}, exclude_unset=True)
     return fidelity
 
 
