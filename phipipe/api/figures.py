@@ -62,7 +62,9 @@ class Figures(Mapping[str, float]):
     def of_manifest(cls, manifest: Description) -> Figures:
         """What a package says of itself."""
         fidelity = manifest.fidelity
-        return cls(fidelity, manifest.speed, fidelity.baseline, fidelity.vision, fidelity.answers)
+        return cls(
+            fidelity, manifest.speed, fidelity.baseline, fidelity.vision, fidelity.generation
+        )
 
     def __getitem__(self, name: str) -> float:
         return self._values[name]

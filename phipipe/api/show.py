@@ -96,7 +96,7 @@ def outcome_json(done: Outcome) -> documents.Built:
         warnings=advice_json(done.plan),
         evaluation=None if metrics is None else metrics.as_json(),
         speed=None if speed is None else speed.as_json(),
-        answers=None if answers is None else answers.as_json(),
+        generation=None if answers is None else answers.as_json(),
         steps=[_step(name, result) for name, result in done.results.items()],
         error=None if error is None else documents.error_of(error),
     )

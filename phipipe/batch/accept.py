@@ -149,7 +149,7 @@ def figures(outcome: Outcome) -> dict[str, float]:
 
 def _figures_of(manifest: Manifest) -> dict[str, float]:
     fidelity = manifest.fidelity
-    return _joined(fidelity, manifest.speed, fidelity.vision, fidelity.answers)
+    return _joined(fidelity, manifest.speed, fidelity.vision, fidelity.generation)
 
 
 def _joined(*reports: Metrics | Speed | Vision | AnswerFigures | None) -> dict[str, float]:
@@ -179,7 +179,7 @@ def _text_of(manifest: Manifest) -> tuple[str, int, int, int]:
 
 def _prompts_of(manifest: Manifest) -> tuple[str, int, int]:
     """What was answered, and at which length; nothing where nothing was asked."""
-    step, told = manifest.steps.get("prompts"), manifest.fidelity.answers
+    step, told = manifest.steps.get("prompts"), manifest.fidelity.generation
     return (step.digest, told.prompts, told.new_tokens) if step and told else ("", 0, 0)
 
 

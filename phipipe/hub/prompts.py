@@ -28,7 +28,7 @@ def path_of(named: Prompts, base: Path) -> Path:
     path = user_paths.inside(base, str(named.file))
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        hint = "check `evaluate.generate.prompts.file`"
+        hint = "check `evaluate.generate.prompts.file`; of a package: `--prompts FILE`"
         raise SourceError(f"the file of prompts `{user_paths.shown(path)}` {kind}", hint=hint)
     return path
 

@@ -238,7 +238,7 @@ class Built:
     on_target: str
     warnings: list[Warned]
     evaluation: dict[str, Json] | None
-    answers: dict[str, Json] | None = None
+    generation: dict[str, Json] | None = None
     speed: dict[str, Json] | None
     steps: list[DoneStep]
     error: Error | None

@@ -51,9 +51,8 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
     """
     environment = _environment()
     fidelity, speed = package.fidelity, package.speed
-    rows = figures.fidelity_table(
-        fidelity, speed, fidelity.baseline, fidelity.vision, fidelity.answers
-    )
+    generation = fidelity.generation
+    rows = figures.fidelity_table(fidelity, speed, fidelity.baseline, fidelity.vision, generation)
     view = {
         **dict(package),
         "what": PRECISION_WORDS.get(package.precision, package.precision),
@@ -61,7 +60,7 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "quality": Safe(figures.markdown_table([row for row in rows if row.group == "fidelity"])),
         "pictures": Safe(figures.markdown_table([row for row in rows if row.group == "pictures"])),
         "answered": Safe(figures.markdown_table([row for row in rows if row.group == "answers"])),
-        "answer_remarks": answer_words.remarks(fidelity.answers) if fidelity.answers else [],
+        "answer_remarks": answer_words.remarks(generation) if generation else [],
         "speeds": Safe(
             figures.markdown_table([row for row in rows if row.group in ("size", "speed")])
         ),

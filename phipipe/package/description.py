@@ -81,7 +81,7 @@ class Fidelity(reports.Metrics):
     change: reports.Change | None = None
     parity: reports.Parity | None = None
     vision: reports.Vision | None = None
-    answers: answer_reports.AnswerFigures | None = None
+    generation: answer_reports.AnswerFigures | None = None
 
 
 class Device(Report):

@@ -171,7 +171,7 @@ class Fidelity(Part, description.Fidelity):
     sanity: Sanity
     baseline: Baseline
     vision: Vision | None = None
-    answers: Answers | None = None
+    generation: Answers | None = None
 
     @model_validator(mode="after")
     def _has_what_boards_need(self) -> Fidelity:

@@ -219,7 +219,7 @@ def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str,
         fidelity["vision"] = reports.read(Vision, inputs["vision"])
     if "answers" in inputs:
         answers = reports.read(Answers, inputs["answers"])
-        fidelity["answers"] = answers.model_dump(exclude={"replies"}, exclude_unset=True)
+        fidelity["generation"] = answers.model_dump(exclude={"replies"}, exclude_unset=True)
     return fidelity
 
 
