@@ -129,7 +129,7 @@ class Generate(Sparse):
     )
 
 
-class Evaluate(Sparse):
+class Evaluate(Model):
     """How fidelity is measured, and what must hold."""
 
     text: Text = Field(
@@ -169,6 +169,13 @@ class Evaluate(Sparse):
         "in the metric's unit; "
         "`phipipe batch` keeps that package as `latest` otherwise.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks(cls, data: Json) -> Json:
+        if isinstance(data, dict) and data.get("generate", {}) is None:
+            raise At("generate", "`generate` has no value; `generate: {}` takes all defaults")
+        return data
 
     @model_validator(mode="after")
     def _fits(self) -> Evaluate:
