@@ -131,6 +131,12 @@ def from_manifest(manifest: Description) -> Entry:
         keys={name: steps[name].key for name in sorted(steps)},
     )
     entry = _with_speed(_with_fidelity(entry, manifest.fidelity), manifest.speed)
+    if answers := manifest.fidelity.generation:
+        entry = replace(
+            entry,
+            metrics={**entry.metrics, **answers.metrics},
+            stderr={**entry.stderr, **answers.stderr},
+        )
     if wrong := complaint(entry):
         raise SourceError(
             f"the manifest of `{one_line(entry.name)}` {wrong}", hint="build the package again"

@@ -14,7 +14,7 @@ RECIPE = """\
 name: asked
 source: {builtin: tiny-phi3}
 device: cpu-x86_64
-evaluate: {text: {builtin: stories}, tokens: 512, window: 256, generate: {new_tokens: 64, limit: 6}}
+evaluate: {text: {builtin: stories}, tokens: 512, window: 256, generate: {new_tokens: 64, limit: 4}}
 measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}
 matrix:
   - {name: it, backend: BACKEND, precision: PRECISION}
@@ -39,8 +39,8 @@ def test_a_build_answers_as_the_original_does_and_says_so(
     made = tmp_path / "packages" / "asked-it"
     told = package.open_(made).fidelity.generation
     assert told is not None
-    assert told.prompts == 6
-    assert told.original["ended"] >= 5  # the embedded model tells its stories to the end
+    assert told.prompts == 4
+    assert told.original["ended"] >= 3  # the embedded model tells its stories to the end
     assert told.metrics["answer_flips"] <= 0.5
     assert {
         gate["metric"] for gate in json.loads((made / "manifest.json").read_text())["gates"]
