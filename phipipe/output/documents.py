@@ -225,7 +225,7 @@ class DoneStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """How a build ended. ``evaluation``, ``generation`` and ``speed`` are as its steps wrote them."""
+    """How a build ended. ``evaluation``, ``generation``, ``speed``: as its steps wrote them."""
 
     name: str
     device: str

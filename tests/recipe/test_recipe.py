@@ -676,7 +676,7 @@ def test_prompts_are_asked_where_the_recipe_says_so_and_nowhere_else(tmp_path: P
         ("  generate:\n", "6:12", "`generate: {}` takes all defaults"),
         ("  generate: {prompts: {}}\n", "6:23", "give exactly one of `builtin`, `file`"),
         ("  generate: {prompts: {path: x}}\n", "6:24", "unknown key `path`"),
-        ("  generate: {prompts: {builtin: chat}}\n", "6:32", "unknown value `chat`"),
+        ("  generate: {prompts: {builtin: chat}}\n", "6:33", "unknown value `chat`"),
         ("  generate: {new_tokens: 8}\n", "6:26", "must be at least 32"),
         ("  generate: {limit: 0}\n", "6:21", "must be at least 1"),
         ("  gates: {ended: {min: 0.9}}\n", "6:10", "nothing is asked: add `generate: {}`"),
