@@ -27,6 +27,8 @@ ADDRESSES: Mapping[str, str] = {
     "algorithms/gptq": "phipipe.algorithms.olive_run:gptq",
     "algorithms/rotate": "phipipe.algorithms.olive_run:rotate",
     "algorithms/smooth": "phipipe.algorithms.smooth_run:fold",
+    "evaluate/ask_build": "phipipe.evaluate.generation:ask_build",
+    "evaluate/ask_original": "phipipe.evaluate.generation:ask_original",
     "evaluate/baseline": "phipipe.evaluate.fidelity:baseline",
     "evaluate/baseline_pictures": "phipipe.evaluate.pictures:baseline",
     "evaluate/calibration": "phipipe.evaluate.fidelity:calibration",

@@ -29,6 +29,7 @@ FAMILIES = {
 KINDS = {
     "fidelity": "Fidelity: how close the file is to the original",
     "pictures": "Fidelity after pictures, for models that see",
+    "answers": "Answers to prompts (`evaluate.generate`)",
     "size": "Size",
     "speed": "Speed and memory",
 }

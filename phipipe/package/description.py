@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from phipipe.evaluate import reports
+from phipipe.evaluate import answer_reports, reports
 from phipipe.evaluate.reports import Report, Words
 from phipipe.steps import Json
 
@@ -81,6 +81,7 @@ class Fidelity(reports.Metrics):
     change: reports.Change | None = None
     parity: reports.Parity | None = None
     vision: reports.Vision | None = None
+    generation: answer_reports.AnswerFigures | None = None
 
 
 class Device(Report):

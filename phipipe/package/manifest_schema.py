@@ -27,11 +27,13 @@ from phipipe.package.bounds import (
     Figures,
     Key,
     Line,
+    Part,
     Share,
     line,
     plain,
     unfit,
 )
+from phipipe.package.manifest_answers import Answers
 from phipipe.recipe.recipe import SLUG
 from phipipe.recipe.source import COMMIT, REPO
 from phipipe.steps import Json
@@ -42,12 +44,6 @@ MAX_IDS = 10_000
 
 class Malformed(ValueError):
     """A manifest that is not as phipipe writes it; the message says where."""
-
-
-class Part(reports.Report):
-    """A part of a manifest. What a later phipipe may have added is left alone."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class File(Part, description.File):
@@ -175,6 +171,7 @@ class Fidelity(Part, description.Fidelity):
     sanity: Sanity
     baseline: Baseline
     vision: Vision | None = None
+    generation: Answers | None = None
 
     @model_validator(mode="after")
     def _has_what_boards_need(self) -> Fidelity:

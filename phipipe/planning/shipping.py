@@ -12,7 +12,7 @@ from phipipe import backends
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import learned, scoring
+from phipipe.planning import generation_steps, learned, scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -32,9 +32,9 @@ def reference_step(recipe: Recipe) -> Step:
     )
 
 
-def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
+def gates_step(recipe: Recipe, seen: Sequence[Step], answers: Sequence[Step]) -> Step:
     """Stop where a figure is beyond the recipe's gates. ``seen`` are the steps that score
-    pictures."""
+    pictures, ``answers`` those that judge answers."""
     gates = {
         name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
     }
@@ -43,7 +43,9 @@ def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
         name="gates",
         runs="evaluate/check_gates",
         version=1,
-        needs=needs | ({"vision": seen[-1].name} if seen else {}),
+        needs=needs
+        | ({"vision": seen[-1].name} if seen else {})
+        | ({"answers": answers[-1].name} if answers else {}),
         params={"gates": gates, **scoring.accepted(recipe)},
     )
 
@@ -73,6 +75,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
         **({"weights": "weights"} if job.learns else {}),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
+        **({"answers": generation_steps.ANSWERS} if recipe.evaluate.generate else {}),
     }
     twin = {} if shipped.twin is None else {"twin": shipped.twin.name}
     return Step(
@@ -120,6 +123,7 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
         (values["source"].get("base", {}), "path"),
         (values["source"].get("adapter", {}), "path"),
         (values["evaluate"]["text"], "file"),
+        (values["evaluate"].get("generate", {}).get("prompts", {}), "file"),
         (learned, "file"),
     ):
         if key in inner:
