@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from phipipe.errors import StepFailed
 from phipipe.models import linears
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
@@ -89,7 +90,7 @@ class Stores:
     def wrong(self, name: str, stored: Stored, columns: int) -> str | None:
         """Why the matrix ``name`` cannot be stored so, with what can; None where it can."""
         if name in self.fixed:
-            return f"its width of `{name}` is fixed"
+            return f"no choice of widths for `{name}`"
         if isinstance(stored, str):
             types = ", ".join(f"`{one}`" for one in self.types)
             words = f"of {types}" if types else "of its own: give `{bits: …}`"
@@ -107,8 +108,45 @@ class Stores:
         return None
 
 
+def to_params(widths: Mapping[str, Stored]) -> dict[str, Json]:
+    """``widths`` as a parameter of a step."""
+    return {
+        name: stored if isinstance(stored, str) else stored.model_dump(mode="json")
+        for name, stored in widths.items()
+    }
+
+
+def from_params(params: Mapping[str, Json]) -> dict[str, Stored]:
+    """What ``to_params`` wrote."""
+    return {name: _plain(stored) for name, stored in params.items()}
+
+
+def of(name: str, widths: Mapping[str, Stored]) -> Stored | None:
+    """How the matrix that a runtime calls ``name`` is stored, though the checkpoint may hold it
+    within a joined one, or in several; None: as the other options say.
+
+    Raises:
+        StepFailed: several that are one here are to be stored in different ways.
+    """
+    for one in (name, linears.joined(name) or name):
+        if one in widths:
+            return widths[one]
+    prefix, _, last = name.rpartition(".")
+    parts = {widths.get(f"{prefix}.{part}") for part in linears.JOINED.get(last, ())}
+    if len(parts) > 1:
+        raise StepFailed(f"`{name}` is one matrix here, and the map has several widths for it")
+    return parts.pop() if parts else None
+
+
 def _list(numbers: Sequence[int] | Mapping[int, object]) -> str:
     return ", ".join(str(number) for number in numbers)
+
+
+def widens_layers(chosen: Mapping[str, Stored]) -> bool:
+    """Whether the map ``chosen`` gives matrices of the layers more than 4 bits."""
+    ends = (linears.EMBEDDING, linears.HEAD)
+    wide = (name for name, one in chosen.items() if isinstance(one, Width) and one.bits > 4)
+    return any(name not in ends for name in wide)
 
 
 class BadPattern(ValueError):

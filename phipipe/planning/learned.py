@@ -140,6 +140,8 @@ def _check_stored(
     named = widths.resolve(chosen, checkpoint) if chosen else {}
     for name in named:
         stores = backend.stores
+        if stores and name in stores.fixed and build.recipe.weights.learn is not None:
+            continue  # floats hold what was learned of it
         wrong = "no widths of single matrices" if stores is None else None
         if stores is not None:
             wrong = stores.wrong(name, found[name], shapes[name][1])
