@@ -39,7 +39,7 @@ def store(source: Path, weights: Path, out: Path, params: Params, patch: dict[st
         if matrix.codes.shape != tensor.shape:
             raise StepFailed(f"the learned weights of `{name}` have the shape of another model")
         how = packing.of(name, tensor.shape, params)
-        return _parts(name, matrix, how) if how else {name: floats(matrix)}
+        return parts(name, matrix, how) if how else {name: floats(matrix)}
 
     settings = _settings(packing.shapes(source), params)
     # Not the source's dtype: transformers would round floats of the lattice to it.
@@ -63,7 +63,12 @@ def floats(matrix: Matrix) -> torch.Tensor:
     return half if half.float().equal(whole) else whole
 
 
-def _parts(name: str, matrix: Matrix, how: Packing) -> dict[str, torch.Tensor]:
+def parts(name: str, matrix: Matrix, how: Packing) -> dict[str, torch.Tensor]:
+    """The tensors that hold ``matrix`` in the place of the checkpoint's weight ``name``.
+
+    Raises:
+        StepFailed: the matrix is not as wide as ``how`` says.
+    """
     if (matrix.bits, matrix.group_size) != (how.bits, how.size(matrix.codes.shape[1])):
         raise StepFailed(
             f"the learned weights of `{name}` have {matrix.bits} bits in groups of "

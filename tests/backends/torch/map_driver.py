@@ -19,8 +19,9 @@ from testing import lattices, neighbour_checkpoints, oracle
 from testing.drive import answer, message
 from testing.variants import TINY, digest, tied, tokens
 
+from phipipe.algorithms import lattice
 from phipipe.backends import torch as backend
-from phipipe.backends.torch import packing
+from phipipe.backends.torch import exact, packing
 from phipipe.backends.torch.quantize import quantize as quantize_step
 from phipipe.backends.torch.verify import verify
 from phipipe.models import family, linears
@@ -90,9 +91,7 @@ def learned(root: Path, sources: Mapping[str, Path], case: str) -> dict[str, Any
     widths = lattices.make(given, at, size, special)
     if source in ("tied", "copied", "qwen"):
         del widths["lm_head"]  # a plan has no name for it
-    out = quantize(
-        at / "out", sources[source], widths, at / "weights", group_size=size
-    )
+    out = quantize(at / "out", sources[source], widths, at / "weights", group_size=size)
     expected, found = oracle.logits(at / "dense", IDS), logits(out)
     return {
         "difference": float(np.abs(found - expected).max()),
@@ -158,6 +157,36 @@ def as_read(folder: Path) -> dict[str, list[int]]:
     }
 
 
+def packed() -> dict[str, int]:
+    """Of 60 random matrices, how many the parts hold exactly, and in GPTQ's layout by its
+    description alone."""
+    import torch
+
+    random, found = np.random.default_rng(11), {"decoded": 0, "described": 0}
+    for _ in range(60):
+        bits, size = int(random.choice([4, 8])), int(random.choice([32, 64, 128]))
+        rows, columns = 32 * int(random.integers(1, 5)), size * int(random.integers(1, 4))
+        low, high = lattice.limits(bits)
+        scales = random.normal(size=(rows, columns // size)).astype(np.float32)
+        matrix = lattice.Matrix(
+            bits=bits,
+            codes=random.integers(low, high + 1, (rows, columns), np.int8),
+            scales=lattice.to_scales(scales),
+        )
+        how = packing.Packing(bits=bits, group_size=size)
+        parts = exact.parts("a.weight", matrix, how)
+        parts = {name.removeprefix("a."): one for name, one in parts.items()}
+        dense = packing.dense(parts, bits, True, parts["scales"].float()).T
+        found["decoded"] += dense.equal(torch.from_numpy(matrix.dense()))
+        row, column = int(random.integers(rows)), int(random.integers(columns))
+        word = int(parts["qweight"][column * bits // 32, row])
+        zero = int(parts["qzeros"][column // size, row * bits // 32])
+        level = word >> column * bits % 32 & 2**bits - 1
+        level -= (zero >> row * bits % 32 & 2**bits - 1) + 1
+        found["described"] += level == int(matrix.codes[row, column])
+    return found
+
+
 def same(root: Path) -> bool:
     """A map that says what the options say gives the same files."""
     names = [linears.linear_of(name) for name in packing.shapes(TINY)]
@@ -179,9 +208,7 @@ def refused(root: Path) -> dict[str, list[str]]:
     return {
         "same": message(lambda: verify(TINY, at / "out", params, at / "weights")),
         "other": message(lambda: verify(TINY, at / "out", params, changed)),
-        "width": message(
-            lambda: quantize(root / "narrow", widths=narrow, weights=at / "weights")
-        ),
+        "width": message(lambda: quantize(root / "narrow", widths=narrow, weights=at / "weights")),
         "shape": message(
             lambda: quantize(
                 root / "shape", root / "sources" / "llama", widths, at / "weights", group_size=32
@@ -198,9 +225,7 @@ def sources_in(root: Path) -> dict[str, Path]:
     found["copied"] = copied(found["tied"], root / "copied")
     for name, member in {"llama": "Llama-3.1-8B", "qwen": "Qwen2.5-0.5B"}.items():
         found[name] = root / name
-        neighbour_checkpoints.make(
-            next(m for m in family.MEMBERS if m.name == member), found[name]
-        )
+        neighbour_checkpoints.make(next(m for m in family.MEMBERS if m.name == member), found[name])
     return found
 
 
@@ -214,6 +239,7 @@ def main(root: Path) -> None:
     checks |= {
         "mixture": lambda: mixture(root / "mixture"),
         "same": lambda: {"files": same(root / "same")},
+        "packed": packed,
         "refused": lambda: refused(root),
     }
     if len(sys.argv) > 2:
