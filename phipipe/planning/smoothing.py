@@ -19,7 +19,7 @@ def steps(job: Job[BaseModel]) -> list[Step]:
     if not smooth.asked(job.recipe):
         return face.steps(job)
     made = face.steps(replace(job, checkpoint=smooth.of(job.checkpoint)))
-    return smooth.before(made, smooth.step(job.checkpoint, job.recipe))
+    return smooth.before(made, smooth.step(job.checkpoint, job.recipe, by_rows=face.by_rows(job)))
 
 
 def scheme(job: Job[BaseModel]) -> str:
