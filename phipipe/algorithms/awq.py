@@ -6,8 +6,8 @@ the rounded linear's output is closest. Here scales are rounded to powers of two
 binary number by one changes its exponent alone, so a checkpoint with the scales folded in computes
 the original's very numbers, in the original's width.
 
-The rounding that candidates are judged by is the one most formats share: 4 bits, groups along the
-inputs, one signed scale for a group, which its largest weight sets (llama.cpp's Q4_0).
+Candidates are judged by 4 bits in groups along the inputs, or whole rows, with one signed scale
+for each, which its largest weight sets (llama.cpp's Q4_0).
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def exponents(mean: Floats, alpha: float) -> Exponents:
 
 
 def rounded(weight: Floats, group: int) -> Floats:
-    """``weight`` [rows, inputs] rounded to 4 bits in groups of ``group`` along a row, the last of
-    which may be shorter: code × scale, codes -8 … 7, scale = the largest weight / -8."""
+    """``weight`` [rows, inputs] rounded to 4 bits in groups of ``group`` (0: all) along a row, the
+    last of which may be shorter: code × scale, codes -8 … 7, scale = the largest weight / -8."""
     rows, inputs = weight.shape
+    group = group or inputs
     padded = np.pad(weight, ((0, 0), (0, -inputs % group))).reshape(rows, -1, group)
     high, low = padded.max(-1, keepdims=True), padded.min(-1, keepdims=True)
     scale = np.where(high > -low, high, low) / np.float32(-8)

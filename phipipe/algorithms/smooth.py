@@ -18,7 +18,7 @@ from phipipe.steps import Json, Step
 
 NAME, TOOLCHAIN = "smooth", "torch"
 WORDS = "AWQ-smoothed"
-GROUP = 32  # along which weights are rounded while scales are chosen: what most formats have
+GROUP = 32  # in which weights are rounded while scales are chosen: what most formats have
 SAMPLE = 256  # tokens whose outputs scales are judged by
 ROWS = 512  # of each linear, evenly spread: rows are rounded apart, so some stand for all
 _SEARCH_BYTES = 40  # for each weight that is looked at while scales are chosen
@@ -39,15 +39,16 @@ def of(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=config, weight_bytes=4 * checkpoint.parameters)
 
 
-def step(checkpoint: Checkpoint, recipe: Recipe) -> Step:
-    """``smooth``: the output of ``source`` with AWQ's scales folded in."""
+def step(checkpoint: Checkpoint, recipe: Recipe, *, by_rows: bool) -> Step:
+    """``smooth``: the output of ``source`` with AWQ's scales folded in. ``by_rows``: weights will
+    be rounded with one scale for each row, which needs other scales than groups do."""
     tokens = min(recipe.calibrate.tokens, layerwise_memory.TOGETHER)
     return Step(
         name=NAME,
         runs="algorithms/smooth",
         version=1,
         needs={"source": "source", "calibration": "calibration"},
-        params={"group": GROUP, "widen": _widens(checkpoint)},
+        params={"group": 0 if by_rows else GROUP, "widen": _widens(checkpoint)},
         toolchain=TOOLCHAIN,
         output_bytes=of(checkpoint).weight_bytes,
         memory_bytes=layerwise_memory.memory_bytes(checkpoint, tokens, recipe.calibrate.window)

@@ -32,8 +32,9 @@ def fold(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["source"]``, a checkpoint, with AWQ's scales folded in, learned from the
     tokens of ``inputs["calibration"]``, the first ``TOGETHER`` of them.
 
-    ``params``: group (along which weights are rounded while scales are chosen), widen (store all
-    weights in fp32). Without widen a tensor keeps its dtype wherever that holds it exactly.
+    ``params``: group (in which weights are rounded while scales are chosen; 0: whole rows), widen
+    (store all weights in fp32). Without widen a tensor keeps its dtype wherever that holds it
+    exactly.
 
     Raises:
         SourceError: NaN or infinity reaches a linear.

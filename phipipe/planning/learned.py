@@ -45,7 +45,7 @@ def steps(job: Job[BaseModel]) -> list[Step]:
     if not smooth.asked(job.recipe):
         return _with_learning(job, face.steps(job))
     made = face.steps(replace(job, checkpoint=smooth.of(job.checkpoint)))
-    smoothing = smooth.step(job.checkpoint, job.recipe)
+    smoothing = smooth.step(job.checkpoint, job.recipe, by_rows=face.by_rows(job))
     return smooth.before(_with_learning(job, made), smoothing)
 
 

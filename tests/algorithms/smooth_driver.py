@@ -143,11 +143,11 @@ def rounding(root: Path) -> dict[str, float]:
         made = changed(folder, root / f"{folder.name}-{group}", change)
         return oracle.kld(expected, oracle.logits(made, ids))
 
-    better = smooth(root, "loud", loud)
+    better = {32: smooth(root, "loud", loud), 0: smooth(root, "loud-rows", loud, group=0)}
     return {
         "same": oracle.kld(expected, oracle.logits(loud, ids)),
         **{f"plain {group}": rounded(loud, group) for group in (32, 0)},
-        **{f"smooth {group}": rounded(better, group) for group in (32, 0)},
+        **{f"smooth {group}": rounded(better[group], group) for group in (32, 0)},
     }
 
 

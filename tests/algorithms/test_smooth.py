@@ -53,6 +53,8 @@ def test_every_backend_reads_the_smoothed_checkpoint_and_is_held_against_the_ori
     sets = (f"backend={backend}", f"device={DEVICES[backend]}", "precision=int4", "quantize={}")
     steps = {step.name: step for step in planned(*sets, ON).steps}
     assert steps["smooth"].needs == {"source": "source", "calibration": "calibration"}
+    by_rows = backend == "qnn"
+    assert steps["smooth"].params["group"] == (0 if by_rows else smooth.GROUP)
     readers = {name for name, step in steps.items() if "source" in step.needs.values()}
     assert {"smooth", "baseline", "package"} <= readers <= {*ORIGINAL, "smooth"}
     assert any("smooth" in step.needs.values() for step in steps.values())
@@ -60,6 +62,24 @@ def test_every_backend_reads_the_smoothed_checkpoint_and_is_held_against_the_ori
     without = {step.name: step for step in planned(*sets).steps}
     assert "smooth" not in without
     assert "smoothed" not in without["package"].params["scheme"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "group"),
+    [
+        ("openvino", "{group_size: -1}", 0),
+        ("openvino", "{group_size: 64}", smooth.GROUP),
+        ("litert", "{group_size: -1}", 0),
+        ("torch", "{group_size: -1}", 0),
+    ],
+)
+def test_scales_are_chosen_for_whole_rows_where_those_are_what_is_rounded(
+    backend: str, options: str, group: int
+) -> None:
+    device = "intel-cpu" if backend == "openvino" else "cpu-x86_64"
+    sets = (f"backend={backend}", f"device={device}", "precision=int4", f"quantize={options}")
+    (step,) = (step for step in planned(*sets, ON).steps if step.name == "smooth")
+    assert step.params["group"] == group
 
 
 def test_a_large_models_first_layers_are_smoothed_for_the_proof(
@@ -190,7 +210,7 @@ def test_a_smoothed_gguf_is_closer_and_its_package_says_so(shell: Shell, folder:
     assert manifest["scheme"] == "Q4_0, AWQ-smoothed"
     assert manifest["recipe"]["weights"] == {"smooth": "awq"}
     assert "Q4_0, AWQ-smoothed" in (package / "README.md").read_text("utf-8")
-    assert "Q4_0, AWQ-smoothed" in shell("board", package.parent).stdout
+    assert "Q4_0, AWQ-smoothed" in shell("compare", package.parent).stdout
 
 
 @pytest.fixture(scope="module")
