@@ -111,6 +111,13 @@ def _list(numbers: Sequence[int] | Mapping[int, object]) -> str:
     return ", ".join(str(number) for number in numbers)
 
 
+def widens_layers(chosen: Mapping[str, Stored]) -> bool:
+    """Whether the map ``chosen`` gives matrices of the layers more than 4 bits."""
+    ends = (linears.EMBEDDING, linears.HEAD)
+    wide = (name for name, one in chosen.items() if isinstance(one, Width) and one.bits > 4)
+    return any(name not in ends for name in wide)
+
+
 class BadPattern(ValueError):
     """A ``pattern`` of a map that does not fit the model."""
 
