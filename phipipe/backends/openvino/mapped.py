@@ -21,6 +21,7 @@ from nncf.quantization.algorithms.weight_compression.config import (
     WeightCompressionParameters,
 )
 from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
+from nncf.tensor import Tensor
 
 from phipipe.algorithms.lattice import Lattice
 from phipipe.backends.openvino.patches import replaced
@@ -89,4 +90,4 @@ class _Codes:
         """
         matrix = self._learned.rows_of(matrix_of(constant) or constant, self._rows[constant])
         codes = matrix.codes.reshape(*matrix.scales.shape, -1)
-        return CompressedWeight(nncf.Tensor(codes), nncf.Tensor(matrix.scales[..., None]))
+        return CompressedWeight(Tensor(codes), Tensor(matrix.scales[..., None]))
