@@ -118,16 +118,17 @@ def test_a_preset_and_the_map_that_spells_it_give_the_same_files(
 
 
 @pytest.mark.parametrize(
-    ("case", "others"), [("mixed", [4, 64]), ("over-mixed", [4, 64]), ("over-mxfp4", [4, 32])]
+    ("case", "others", "last"),
+    [("mixed", [4, 64], 4), ("over-mixed", [4, 64], 6), ("over-mxfp4", [4, 32], 4)],
 )
 def test_every_matrix_has_the_width_that_the_map_gives_it(
-    facts: dict[str, Any], case: str, others: list[int]
+    facts: dict[str, Any], case: str, others: list[int], last: int
 ) -> None:
     found, size = section(facts, "maps")[case], others[1]
     assert found["down"] == [[16, 0], [6, 32], [6, 32]]
-    assert found["qkv"] == [others, [3, size], others]
+    assert found["qkv"] == [others, [3, size], [last, size]]
     assert found["ends"] == [[8, 128], [5, size]]
-    assert found["kld"] < 2e-2
+    assert found["kld"] < 3e-3
     planned, built = found["size"]
     assert planned == pytest.approx(built, rel=0.03)
 
