@@ -35,6 +35,7 @@ def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
         _check_learnable(build, job)
         found = _for_learning(build, found, job.checkpoint)
     _check_stored(build, found, chosen, job.checkpoint)
+    _check_unit(build, found, job)
     return replace(job, widths=found)
 
 
@@ -147,3 +148,27 @@ def _check_stored(
             wrong = stores.wrong(name, found[name], shapes[name][1])
         if wrong:
             raise problem_at(build, ("quantize", "map"), f"`{build.recipe.backend}` has {wrong}")
+
+
+def _check_unit(build: Build, found: Mapping[str, Stored], job: Job[BaseModel]) -> None:
+    """What the unit insists on for all matrices holds for single ones: group sizes, and 4 bits in
+    all layers where it wants a ``ratio`` of 1."""
+    recipe, unit = build.recipe, job.unit
+    table = unit.constraints.get(recipe.precision, {}) if unit else {}
+    sizes, all_four = table.get("group_size", []), table.get("ratio") == [1.0]
+    for name, stored in found.items():
+        size = None if isinstance(stored, str) else stored.group_size
+        if size is not None and sizes and size not in sizes:
+            wants = "groups of " + " or ".join(str(one) for one in sizes)
+        elif all_four and linears.layer_of(name) is not None and _is_not_four(stored):
+            wants = "4 bits in every layer"
+        else:
+            continue
+        where = unit.on if unit and unit.on else job.api
+        at = ("weights", "group_size") if recipe.weights.learn else ("quantize", "map")
+        message = f"`{name}` is to have {stored}, and {where} runs {recipe.precision} only with "
+        raise problem_at(build, at, message + wants, None, LEARN, ("quantize", "map"))
+
+
+def _is_not_four(stored: Stored) -> bool:
+    return not (isinstance(stored, Width) and stored.bits == 4)
