@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from phipipe.errors import StepFailed
 from phipipe.models import linears
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
@@ -105,6 +106,36 @@ class Stores:
         if size > 0 and columns % size:
             return f"no groups of {size} in `{name}`, whose rows have {columns} weights"
         return None
+
+
+def to_params(widths: Mapping[str, Stored]) -> dict[str, Json]:
+    """``widths`` as a parameter of a step."""
+    return {
+        name: stored if isinstance(stored, str) else stored.model_dump(mode="json")
+        for name, stored in widths.items()
+    }
+
+
+def from_params(params: Mapping[str, Json]) -> dict[str, Stored]:
+    """What ``to_params`` wrote."""
+    return {name: _plain(stored) for name, stored in params.items()}
+
+
+def of(name: str, widths: Mapping[str, Stored]) -> Stored | None:
+    """How the matrix that a runtime calls ``name`` is stored, though the checkpoint may hold it
+    within a joined one, or in several; None: as the other options say.
+
+    Raises:
+        StepFailed: several that are one here are to be stored in different ways.
+    """
+    for one in (name, linears.joined(name) or name):
+        if one in widths:
+            return widths[one]
+    prefix, _, last = name.rpartition(".")
+    parts = {widths.get(f"{prefix}.{part}") for part in linears.JOINED.get(last, ())}
+    if len(parts) > 1:
+        raise StepFailed(f"`{name}` is one matrix here, and the map has several widths for it")
+    return parts.pop() if parts else None
 
 
 def _list(numbers: Sequence[int] | Mapping[int, object]) -> str:
