@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +70,43 @@ class Matrix:
         return np.asarray(lifted[:, ::2] | lifted[:, 1::2] << 4, np.uint8)
 
 
-def joined(parts: Iterable[Matrix]) -> Matrix:
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A ``Matrix`` as it lies in its file: ``codes`` as ``Matrix.packed`` has them."""
+
+    bits: int
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float16]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, packed = self.codes.shape
+        return rows, packed * 8 // self.bits
+
+    @property
+    def group_size(self) -> int:
+        size: int = self.shape[1] // self.scales.shape[1]
+        return size
+
+    def part(self, start: int, stop: int) -> Packed:
+        """The rows from ``start`` to ``stop``."""
+        codes, scales = self.codes[start:stop], self.scales[start:stop]
+        return Packed(bits=self.bits, codes=codes, scales=scales)
+
+    def matrix(self) -> Matrix:
+        """The codes as numbers."""
+        codes = unpacked(self.codes, self.bits)
+        return Matrix(bits=self.bits, codes=codes, scales=np.asarray(self.scales, np.float16))
+
+
+Rows = TypeVar("Rows", Matrix, Packed)
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
     """One matrix of the rows of all ``parts``, which have the same bits and groups."""
     parts = list(parts)
-    return Matrix(
+    return type(parts[0])(
         bits=parts[0].bits,
         codes=np.concatenate([part.codes for part in parts]),
         scales=np.concatenate([part.scales for part in parts]),
@@ -193,38 +227,60 @@ class Lattice:
 
     def __getitem__(self, name: str) -> Matrix:
         """The matrix ``name``."""
-        bits = self._bits[name]
-        return Matrix(
-            bits=bits,
-            codes=unpacked(self._codes(name), bits),
-            scales=self._scales(name),
-        )
+        return self._stored(name).matrix()
 
     def rows_of(self, name: str, rows: int) -> Matrix:
-        """The matrix that a runtime calls ``name`` and holds with so many ``rows``, though the
-        checkpoint may hold it within a joined one, or in several.
+        """``packed_of``, as numbers.
 
         Raises:
             StepFailed: there is none, or it has other rows.
         """
-        found = self._found(name)
+        return self.packed_of(name, rows).matrix()
+
+    def packed_of(self, name: str, rows: int) -> Packed:
+        """The matrix that a runtime calls ``name`` and holds with so many ``rows``, though the
+        checkpoint may hold it within a joined one, or in several. What is not joined is not read
+        yet.
+
+        Raises:
+            StepFailed: there is none, or it has other rows.
+        """
+        found = self._found(name) or self._part(name, rows)
         if found is None or len(found.codes) != rows:
             raise StepFailed(f"the learned weights have no `{name}` of {rows} rows")
         return found
 
-    def _found(self, name: str) -> Matrix | None:
+    def _found(self, name: str) -> Packed | None:
         if name in self:
-            return self[name]
+            return self._stored(name)
         prefix, _, last = name.rpartition(".")
-        if last in linears.JOINED:
-            parts = [f"{prefix}.{part}" for part in linears.JOINED[last]]
-            return joined(self[part] for part in parts) if set(parts) <= self.names else None
-        return None
+        parts = [f"{prefix}.{part}" for part in linears.JOINED.get(last, ())]
+        if not parts or not set(parts) <= self.names:
+            return None
+        return joined(self._stored(part) for part in parts)
+
+    def _part(self, name: str, rows: int) -> Packed | None:
+        """The ``rows`` of ``name`` within the joined matrix that holds them. All parts but the
+        first have the same length."""
+        whole, last = linears.joined(name), name.rpartition(".")[2]
+        if whole is None or whole not in self:
+            return None
+        parts = linears.JOINED[whole.rpartition(".")[2]]
+        total, place, others = self.shape(whole)[0], parts.index(last), len(parts) - 1
+        first = total - others * rows if place else rows
+        if not 0 < first < total or (total - first) % others:
+            return None
+        start = first + (place - 1) * rows if place else 0
+        return self._stored(whole).part(start, start + rows)
+
+    def _stored(self, name: str) -> Packed:
+        bits = self._bits[name]
+        return Packed(bits=bits, codes=self._codes(name), scales=self._scales(name))
 
     def _codes(self, name: str) -> npt.NDArray[np.uint8]:
         place = self._places[f"{name}.q{self._bits[name]}"]
         path = self._folder / place.file
-        return np.asarray(np.memmap(path, np.uint8, "r", place.offset, place.shape))
+        return np.memmap(path, np.uint8, "r", place.offset, place.shape)
 
     def _scales(self, name: str) -> npt.NDArray[np.float16]:
         place = self._places[f"{name}.scales"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +94,23 @@ def test_joined_and_apart_are_the_same_rows(tmp_path: Path) -> None:
     assert (whole.codes == lattice.joined(parts.values()).codes).all()
     with pytest.raises(StepFailed, match="7 rows"):
         found.rows_of("layers.0.self_attn.qkv_proj", 7)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_parts_of_a_joined_matrix_are_found_by_their_length(
+    tmp_path_factory: pytest.TempPathFactory, queries: int, keys: int, random: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("lattice")
+    total = queries + 2 * keys
+    codes = np.random.default_rng(random.randrange(2**32)).integers(-8, 8, (total, 32), np.int8)
+    scales = lattice.to_scales(np.arange(1, total + 1, dtype=np.float32)[:, None])
+    whole = Matrix(bits=4, codes=codes, scales=scales)
+    lattice.write(folder, 0, {"layers.0.self_attn.qkv_proj": whole})
+    found = Lattice(folder)
+    places = {"q_proj": (0, queries), "k_proj": (queries, keys), "v_proj": (queries + keys, keys)}
+    for name, (start, rows) in places.items():
+        part = found.rows_of(f"layers.0.self_attn.{name}", rows)
+        assert (part.codes == codes[start : start + rows]).all()
+        assert (part.scales == scales[start : start + rows]).all()
+    with pytest.raises(StepFailed, match="no `layers"):
+        found.rows_of("layers.0.self_attn.k_proj", total)

@@ -12,12 +12,13 @@ from phipipe import backends
 from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime import rules as onnxruntime_rules
+from phipipe.backends.widths import Width
 from phipipe.models.checkpoint import Checkpoint
 
 Facts = dict[str, Any]
 
 RECIPE: Facts = {"backend": "onnxruntime", "precision": "int4", "context": None, "window": 512}
-RECIPE |= {"smooth": "none"}
+RECIPE |= {"smooth": "none", "learn": None}
 OPTIONS: Facts = {
     "algorithm": "default",
     "symmetric": True,
@@ -25,6 +26,8 @@ OPTIONS: Facts = {
     "mixed": "none",
     "embeddings": "auto",
     "rotate": None,
+    "exclude": [],
+    "map": {},
     "model_fields_set": set(),
 }
 MOE: Facts = {"architecture": "PhiMoEForCausalLM", "model_type": "phimoe"}
@@ -35,6 +38,7 @@ RESAVED: Facts = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}
 SEEING = {"architectures": ["Phi3VForCausalLM"], "img_processor": {"name": "clip_vision_model"}}
 
 HEARING = {"architectures": ["Phi4MMForCausalLM"], "vision_lora": {"r": 8, "lora_alpha": 16}}
+EIGHT = Width(bits=8)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
 
 # rule: (what it takes to hit, what is as near as possible without hitting)
@@ -122,6 +126,12 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"algorithm": "gptq", "block_size": 32, "intermediate_size": 8224},
     ),
     "O25": ({"rotate": "quarot", "tied": True}, {"rotate": "quarot"}),
+    "O26": (
+        {"architecture": "LlamaForCausalLM", "map": {"*.q_proj": EIGHT, "*.k_proj": EIGHT}},
+        {"architecture": "LlamaForCausalLM", "map": {"*.qkv_proj": EIGHT}},
+    ),
+    "O27": ({"algorithm": "gptq", "map": {"lm_head": EIGHT}}, {"map": {"lm_head": EIGHT}}),
+    "O28": ({"mixed": "head", "learn": "round"}, {"learn": "round"}),
     "O19": (
         {"config": {"partial_rotary_factor": 0.25}},
         {"config": {"partial_rotary_factor": 0.5}},
@@ -134,7 +144,7 @@ TABLE = {rule.id: rule for rule in RULES}
 def recipe_of(changes: Facts) -> Any:
     told = RECIPE | {k: v for k, v in changes.items() if k in RECIPE}
     evaluate = SimpleNamespace(window=told["window"], accept=[])
-    weights = SimpleNamespace(smooth=told["smooth"])
+    weights = SimpleNamespace(smooth=told["smooth"], learn=told["learn"], group_size=32)
     return SimpleNamespace(**told, evaluate=evaluate, weights=weights)
 
 

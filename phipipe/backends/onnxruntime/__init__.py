@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.algorithms import olive
-from phipipe.backends import genai
+from phipipe.backends import genai, widths
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, EMBEDDING, MODEL, PROCESSOR, VISION
-from phipipe.backends.onnxruntime.options import ADVICE, Options
+from phipipe.backends.onnxruntime.options import ADVICE, STORES, Options
 from phipipe.backends.onnxruntime.rules import RULES
-from phipipe.backends.onnxruntime.schemes import raised_nodes
+from phipipe.backends.onnxruntime.sizes import quantized_bytes
 from phipipe.backends.rules import Fixup
-from phipipe.models import rotary
+from phipipe.backends.widths import Stored, Width
+from phipipe.models import linears, rotary
 from phipipe.steps import Json, Step
 from phipipe.vision import kinds as vision
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime
-    from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "onnxruntime"
@@ -106,6 +106,8 @@ def steps(job: Job[Options]) -> list[Step]:
             olive.gptq_step(source, checkpoint, recipe.calibrate.tokens, _gptq(options, bits))
         ]
         needs["rounded"] = rounding[0].name
+    if job.learns:
+        needs["weights"] = "weights"
     return [*before, conversion, *rounding, _quantize_step(job, bits, needs)]
 
 
@@ -136,8 +138,11 @@ def _quantize_step(job: Job[Options], bits: int, needs: Mapping[str, str]) -> St
     level = options.accuracy_level
     if level is None:
         level = 4 if job.api in INT8_ACTIVATIONS else 0
-    size = _quantized_bytes(bits, options, checkpoint, 4 if job.api == "cpu" else 2)
-    chosen = options.model_dump(mode="json", exclude={"rotate"})
+    mapped = _mapped(job)
+    size = quantized_bytes(bits, options, checkpoint, 4 if job.api == "cpu" else 2, mapped)
+    chosen = options.model_dump(mode="json", exclude={"rotate", "map"})
+    if mapped:
+        chosen["widths"] = widths.to_params(mapped)
     return Step(
         name="quantize",
         runs="onnxruntime/quantize",
@@ -151,33 +156,24 @@ def _quantize_step(job: Job[Options], bits: int, needs: Mapping[str, str]) -> St
     )
 
 
+def _mapped(job: Job[Options]) -> dict[str, Stored]:
+    """The widths that the map gives, groups filled in; a tied head is named, too: after a rotation
+    it is a matrix of its own."""
+    size = job.options.block_size
+    found: dict[str, Stored] = {
+        name: Width(bits=one.bits, group_size=one.group_size or size)
+        for name, one in job.widths.items()
+        if isinstance(one, Width)
+    }
+    if job.checkpoint.tied and linears.EMBEDDING in found:
+        found[linears.HEAD] = found[linears.EMBEDDING]
+    return found
+
+
 def _gptq(options: Options, bits: int) -> dict[str, Json]:
     """The parameters of step ``gptq``; damping is Olive's default."""
     shape = {"group_size": options.block_size, "symmetric": options.symmetric}
     return {"bits": bits, **shape, "mixed": options.mixed, "damp": 0.01}
-
-
-def _quantized_bytes(bits: int, options: Options, checkpoint: Checkpoint, width: int) -> int:
-    """Estimate: linears at their bits, a scale of ``width`` bytes per block, a float embedding
-    unless it is shared."""
-    embedding = checkpoint.vocab_size * checkpoint.hidden_size
-    linears = checkpoint.parameters - (0 if checkpoint.tied else embedding)
-    raised = 0
-    if bits == 4 and options.mixed != "none":
-        raised += embedding
-    if bits == 4 and options.mixed in ("down", "layers"):
-        chosen = sum(
-            "/mlp/down_proj/" in name for name in raised_nodes(options.mixed, checkpoint.layers)
-        )
-        joined = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_size
-        inner = checkpoint.intermediate_size + (joined if options.mixed == "layers" else 0)
-        raised += chosen * checkpoint.hidden_size * inner
-    shared = 8 * width + (0 if options.symmetric else bits)
-    stored = (bits * linears + (8 - bits) * raised + shared * linears // options.block_size) // 8
-    loose = (
-        0 if checkpoint.tied else embedding * (width if options.embeddings != "quantized" else 0.5)
-    )
-    return stored + int(loose)
 
 
 def scheme(job: Job[Options]) -> str:
@@ -192,6 +188,7 @@ def scheme(job: Job[Options]) -> str:
         words
         + ("" if options.symmetric else ", asymmetric")
         + (kept.get(options.mixed, "") if recipe.precision == "int4" else "")
+        + (", precision map" if options.map else "")
         + (", GPTQ" if options.algorithm == "gptq" else "")
         + (", rotated" if options.rotate else "")
     )
@@ -256,7 +253,7 @@ FACE = Backend(
     scheme=scheme,
     rules=RULES,
     fixups=FIXUPS,
-    is_uniform=lambda o: o.mixed == "none",
+    is_uniform=lambda o: o.mixed == "none" and not o.map,
     wider="set `quantize.mixed: layers`",
     apart={"mixed": "layers"},
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
@@ -267,6 +264,7 @@ FACE = Backend(
     suits="Windows, phones, browsers and NVIDIA GPUs through one library with a C API. "
     "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",
     advice=ADVICE,
+    stores=STORES,
     rank=1,
     colour=0,
 )

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from phipipe.backends.widths import Mapped, Stores
 from phipipe.steps import Json
+
+_BLOCKS = (32, 16, 64, 128, 256)
+# A scale of each block in the graph's own width, which is fp32 on CPUs.
+STORES = Stores(groups={4: _BLOCKS, 8: _BLOCKS}, group_bits=32, learned=True)
 
 # Option → when to use which of its values.
 ADVICE: Mapping[str, str] = {
@@ -22,14 +27,14 @@ ADVICE: Mapping[str, str] = {
     "needs no data.",
     "accuracy_level": "Leave it out. 1 shows whether the fast int8 arithmetic costs anything.",
     "exclude": "For single nodes that hurt much. They stay at fp32, so they are large and slow.",
+    "map": "For what `mixed` does not offer: single matrices at 4 or 8 bits, in blocks of their "
+    "own, or in the graph's floats at 16.",
     "embeddings": "quantized saves most in small models with large vocabularies.",
 }
 
 
-class Options(BaseModel):
+class Options(Mapped):
     """How the weights are rounded; all algorithms but gptq are data-free."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     block_size: Literal[16, 32, 64, 128, 256] = Field(
         default=32,

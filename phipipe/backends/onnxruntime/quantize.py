@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from phipipe.algorithms import olive_packed
-from phipipe.algorithms.olive_packed import Packed
-from phipipe.backends.onnxruntime import graph, rounding
-from phipipe.backends.onnxruntime.layout import CONFIG, DATA, LM_HEAD, MODEL
+from phipipe.algorithms.lattice import Lattice
+from phipipe.backends import widths
+from phipipe.backends.onnxruntime import exact, graph, rounding
+from phipipe.backends.onnxruntime.layout import CONFIG, DATA, LM_HEAD, LOOKUP, MODEL
 from phipipe.backends.onnxruntime.options import Options
-from phipipe.backends.onnxruntime.schemes import Linear, Scheme, schemes_of
+from phipipe.backends.onnxruntime.schemes import (
+    Linear,
+    Scheme,
+    mapped_scheme,
+    schemes_of,
+    usual_scheme,
+)
 from phipipe.backends.onnxruntime.verify import verify
+from phipipe.backends.widths import FLOAT_BITS, Stored, Width
+from phipipe.errors import StepFailed
+from phipipe.models import linears
 from phipipe.models.staging import copy_beside
 from phipipe.steps import Inputs, Params
 
@@ -24,55 +34,75 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     bits.
 
     With "gptq" the integers and scales are those of ``inputs["rounded"]``, a checkpoint in Olive's
-    layout. The graph is verified from disk before the step counts as done.
+    layout; where ``inputs["weights"]`` is there, those of that lattice. ``params["widths"]``
+    (none) is the precision map. The graph is verified from disk before the step counts as done.
 
     Raises:
         RecipeError: a pattern of ``exclude`` matches no node.
         StepFailed: onnxruntime's quantizer did something else than asked.
     """
     source, checkpoint = inputs["model"], inputs.get("source")
-    options = Options.model_validate({k: v for k, v in params.items() if k != "bits"})
+    own = {k: v for k, v in params.items() if k not in ("bits", "widths")}
+    options = Options.model_validate(own)
+    mapped = widths.from_params(params.get("widths", {}))
     model = graph.load(source)
     wanted = graph.linears(model)
     decoder = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"]
-    schemes = schemes_of(wanted, options, params["bits"], decoder["num_hidden_layers"])
-    rounded: dict[str, Callable[[], Packed]] = {}
+    schemes = schemes_of(wanted, options, params["bits"], decoder["num_hidden_layers"], mapped)
+    rounded: exact.Rounded = {}
     if options.algorithm == "gptq":
         schemes, rounded = _learned(inputs["rounded"], wanted, schemes)
-    embedding = _embedding(graph.is_tied(model), wanted, schemes, options)
-    rounding.write_rounded(source, out, schemes, embedding, rounded, checkpoint)
+    tied = graph.is_tied(model)
+    embedding = _embedding(tied, wanted, schemes, options, mapped.get(linears.EMBEDDING))
+    stored = Lattice(inputs["weights"]) if "weights" in inputs else None
+    sizes = {linear.name: linear.n for linear in wanted if linear.name in schemes}
+    if stored:
+        looked_up = {LOOKUP: embedding} if embedding and not tied else {}
+        sizes |= {name: stored.shape(linears.EMBEDDING)[0] for name in looked_up}
+        rounded = exact.codes_of(stored, schemes | looked_up, sizes)
+    rounding.write_rounded(
+        source, out, schemes, embedding, rounded, checkpoint, near=stored is None
+    )
     copy_beside(source, out, leave=lambda name: name in (MODEL, DATA))
     verify(out, wanted, schemes, embedding)
+    if stored:
+        exact.check(out, stored, sizes)
 
 
 def _learned(
     folder: Path, wanted: Sequence[Linear], schemes: Mapping[str, Scheme]
-) -> tuple[dict[str, Scheme], dict[str, Callable[[], Packed]]]:
+) -> tuple[dict[str, Scheme], exact.Rounded]:
     """Node name → its scheme with the bits that Olive rounded it to, and what gives its integers
     and scales."""
     learned = olive_packed.Rounded(folder)
     places = olive_packed.places(learned, {linear.name: linear.n for linear in wanted})
     bits = {name: learned.bits(places[name].linear) for name in schemes}
-    rounded: dict[str, Callable[[], Packed]] = {
-        name: partial(learned.at, places[name]) for name in schemes
-    }
+    rounded: exact.Rounded = {name: partial(learned.at, places[name]) for name in schemes}
     return {name: replace(one, bits=bits[name]) for name, one in schemes.items()}, rounded
 
 
 def _embedding(
-    tied: bool, wanted: Sequence[Linear], schemes: Mapping[str, Scheme], options: Options
+    tied: bool,
+    wanted: Sequence[Linear],
+    schemes: Mapping[str, Scheme],
+    options: Options,
+    mapped: Stored | None,
 ) -> Scheme | None:
-    """How the token embedding is stored; None is fp32."""
+    """How the token embedding is stored; None is in floats. ``mapped``: what the map says of it."""
     head = next(linear for linear in wanted if linear.name == LM_HEAD)
     if tied:  # rows that end within a block cannot be looked up without padding
-        shareable = options.embeddings != "float" and head.k % options.block_size == 0
-        return schemes.get(LM_HEAD) if shareable else None
-    if options.embeddings != "quantized":
+        shared = schemes.get(LM_HEAD)
+        shareable = shared and options.embeddings != "float" and head.k % shared.block_size == 0
+        return shared if shareable else None
+    usual = replace(usual_scheme(options, 4), accuracy_level=0, algorithm="default")
+    if not isinstance(mapped, Width):
+        return usual if options.embeddings == "quantized" else None
+    if mapped.bits == FLOAT_BITS:
         return None
-    return Scheme(
-        bits=4,
-        block_size=options.block_size,
-        symmetric=options.symmetric,
-        accuracy_level=0,
-        algorithm="default",
-    )
+    scheme = mapped_scheme(usual, mapped)
+    if head.k % scheme.block_size:
+        raise StepFailed(
+            f"the embedding's rows of {head.k} weights end within a block of {scheme.block_size}",
+            hint="give it another `group_size` in `quantize.map`",
+        )
+    return scheme

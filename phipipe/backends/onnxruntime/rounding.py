@@ -17,12 +17,13 @@ from types import MappingProxyType, ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from phipipe.algorithms.olive_packed import Packed
-from phipipe.backends.onnxruntime.graph import QUANTIZED, attributes, load, save
+from phipipe.backends.onnxruntime.graph import QUANTIZED, load, save
 from phipipe.backends.onnxruntime.layout import DATA, LOOKUP
 from phipipe.backends.onnxruntime.links import Floats, Matrix, Weights
+from phipipe.backends.onnxruntime.lookups import own, share
 from phipipe.backends.onnxruntime.schemes import Scheme
 from phipipe.errors import StepFailed
 from phipipe.progress import report
@@ -39,11 +40,14 @@ def write_rounded(
     embedding: Scheme | None,
     rounded: Mapping[str, Callable[[], Packed]] = MappingProxyType({}),
     checkpoint: Path | None = None,
+    *,
+    near: bool = True,
 ) -> None:
     """Write the graph of ``source`` to ``out`` with the linears named in ``schemes`` quantized.
 
     Those named in ``rounded`` too get the integers and scales from there, all others are rounded
-    here. ``checkpoint`` has the weights that ``source`` links to.
+    here. ``checkpoint`` has the weights that ``source`` links to. ``near``: what is ready-made must
+    lie near the weight that it replaces.
 
     An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is
     set; an untied one is quantized by it. Everything else is copied.
@@ -63,77 +67,52 @@ def write_rounded(
             report(done, len(model.graph.initializer), "weights")
             if tensor.name in weights:
                 node, scheme = weights[tensor.name]
-                pieces = _replacements(stored.matrix(tensor), tensor.name, node, scheme, rounded)
+                ready = rounded.get(node.name, lambda: None)()
+                weight = stored.matrix(tensor)
+                pieces = _replacements(weight, tensor.name, node, scheme, ready, near)
                 written += [_append(stream, piece, [piece.raw_data]) for piece in pieces]
             if tensor.name not in weights or tensor.name == unshared:
                 written.append(_append(stream, tensor, stored.chunks(tensor, SLICE)))
     if embedding and transpose is not None:
-        _share(model, transpose, lookup, weights[transpose.input[0]][0])
+        share(model, transpose, lookup, weights[transpose.input[0]][0])
     model.graph.ClearField("initializer")
     model.graph.initializer.extend(written)
     save(model, out)
 
 
 def _replacements(
-    weight: Matrix,
-    name: str,
-    node: NodeProto,
-    scheme: Scheme,
-    rounded: Mapping[str, Callable[[], Packed]],
+    weight: Matrix, name: str, node: NodeProto, scheme: Scheme, packed: Packed | None, near: bool
 ) -> list[TensorProto]:
-    """The tensors that replace ``weight``, from ``rounded`` if its node is named there; ``node``
-    becomes the one that reads them."""
-    if node.name in rounded:
-        return _filled(name, weight, node, scheme, rounded[node.name]())
+    """The tensors that replace ``weight``: ``packed`` where it is ready-made; ``node`` becomes the
+    one that reads them."""
+    if packed and near:
+        _check_same(name, weight, packed)
+    if node.op_type != "MatMul" and (packed or scheme.bits != 4):
+        return own(name, node, packed or _rounded_rows(weight, name, scheme), weight.dtype.name)
+    if packed:
+        return _filled(name, weight, node, scheme, packed)
     return _quantized(name, weight, node, scheme)
 
 
-def _share(model: ModelProto, transpose: NodeProto, gather: NodeProto, head: NodeProto) -> None:
-    """Turn ``Transpose → Gather`` over the head's fp32 weight into a gather from its quantized
-    form."""
-    constant, reshape, lookup = _gather_quantized(gather, head)
-    old, new = gather.output[0], lookup.output[0]
-    for node in model.graph.node:
-        node.input[:] = [new if name == old else name for name in node.input]
-    base = gather.name.removesuffix("/Gather")
-    stale = {f"{base}/Transpose/output_0", old}
-    transpose.CopyFrom(reshape)
-    gather.CopyFrom(lookup)
-    values = [v for v in model.graph.value_info if v.name not in stale]
-    model.graph.ClearField("value_info")
-    model.graph.value_info.extend(values)
-    model.graph.node.insert(0, constant)
-
-
-def _gather_quantized(gather: NodeProto, head: NodeProto) -> tuple[NodeProto, NodeProto, NodeProto]:
-    """Nodes that look up what ``gather`` does in the packed weight of ``head``: a shape, the weight
-    in that shape [rows, bytes of a row], and the lookup."""
-    stored = attributes(head)
-    rows, row_bytes = stored["N"], stored["K"] * stored["bits"] // 8
-    shape = f"/model/constants/INT64/[{rows}, {row_bytes}]"
-    constant = helper.make_node(
-        "Constant",
-        [],
-        [shape],
-        name=shape.replace("constants", "constant_nodes"),
-        value=numpy_helper.from_array(np.array([rows, row_bytes], dtype=np.int64), shape),
+def _rounded_rows(weight: Matrix, name: str, scheme: Scheme) -> Packed:
+    """The rows of an embedding, rounded as if they were the columns of a product: onnxruntime's
+    quantizer rounds embeddings to 4 bits alone."""
+    product = helper.make_node("MatMul", ["x", name], ["y"], name)
+    rows, columns = weight.shape
+    step = max(1, SLICE // columns)
+    parts: list[list[bytes]] = []
+    for start in range(0, rows, step):
+        part = weight.part(start, start + step, 0).T
+        parts.append(_run(product, name, np.ascontiguousarray(part, weight.dtype), scheme)[2])
+    codes, scales, *zeros = (b"".join(part) for part in zip(*parts, strict=True))
+    shape = (rows, -1)
+    return Packed(
+        bits=scheme.bits,
+        group_size=scheme.block_size,
+        weight=np.frombuffer(codes, np.uint8).reshape(shape),
+        scales=np.frombuffer(scales, weight.dtype).reshape(shape),
+        zeros=np.frombuffer(zeros[0], np.uint8).reshape(shape) if zeros else None,
     )
-    base = gather.name.removesuffix("/Gather")
-    reshape = helper.make_node(
-        "Reshape", [head.input[1], shape], [f"{base}/Reshape/output_0"], f"{base}/Reshape"
-    )
-    lookup = helper.make_node(
-        "GatherBlockQuantized",
-        [reshape.output[0], gather.input[1], *head.input[2:]],
-        [f"{base}/GatherBlockQuantized/output_0"],
-        f"{base}/GatherBlockQuantized",
-        domain="com.microsoft",
-        bits=stored["bits"],
-        block_size=stored["block_size"],
-        gather_axis=0,
-        quantize_axis=1,
-    )
-    return constant, reshape, lookup
 
 
 def _quantized(name: str, weight: Matrix, node: NodeProto, scheme: Scheme) -> list[TensorProto]:
@@ -169,9 +148,8 @@ def _filled(
     width.
 
     Raises:
-        StepFailed: they are of another shape, or not ``weight``'s.
+        StepFailed: they are of another shape.
     """
-    _check_same(name, weight, packed)
     # for names, types and attributes
     reader, tensors, _ = _run(node, name, weight.part(0, 2, 1), scheme)
     values = (packed.weight, packed.scales, packed.zeros)

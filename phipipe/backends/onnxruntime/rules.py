@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from phipipe.backends import widths
 from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
@@ -55,6 +56,30 @@ def _asks_olive(recipe: Recipe, options: Options) -> bool:
     return recipe.precision in {"int8", "int4"} and (
         bool(options.rotate) or options.algorithm == "gptq"
     )
+
+
+def _parts_attention(options: Options, checkpoint: Checkpoint) -> bool:
+    """Whether the map tells queries, keys and values of one layer apart."""
+    try:
+        found = widths.resolve(options.map, checkpoint)
+    except widths.BadPattern:  # the plan says so
+        return False
+    for layer in range(checkpoint.layers):
+        parts = (f"layers.{layer}.self_attn.{name}_proj" for name in "qkv")
+        if len({found.get(part) for part in parts}) > 1:
+            return True
+    return False
+
+
+def _rounds(recipe: Recipe, options: Options) -> str | None:
+    """The option that has a word about rounding, though weights are learned."""
+    usual = {"algorithm": "default", "symmetric": True, "rotate": None, "mixed": "none"}
+    other = [name for name, value in usual.items() if getattr(options, name) != value]
+    other += [name for name in ("exclude",) if options.exclude]
+    other += ["embeddings"] if options.embeddings == "float" else []
+    named = "block_size" in options.model_fields_set
+    other += ["block_size"] if named and options.block_size != recipe.weights.group_size else []
+    return other[0] if other and recipe.weights.learn is not None else None
 
 
 RULES: tuple[Rule, ...] = (
@@ -166,5 +191,29 @@ RULES: tuple[Rule, ...] = (
         message="rotation parts the embedding from the LM head: the artifact holds both, the "
         "embedding in full width",
         hint="`quantize.embeddings: quantized` makes it smaller",
+    ),
+    Rule(
+        id="O26",
+        level="error",
+        when=lambda r, o, c: _parts_attention(o, c),
+        message="`quantize.map` gives queries, keys and values of a layer different widths, and "
+        "here they are one matrix",
+        hint="name `*.qkv_proj`, which is all three",
+    ),
+    Rule(
+        id="O27",
+        level="error",
+        when=lambda r, o, c: o.algorithm == "gptq" and bool(o.map),
+        message="Olive's `gptq` knows no `quantize.map`",
+        hint="set `weights: {{learn: gptq}}` in place of `quantize.algorithm`: it follows the map",
+    ),
+    Rule(
+        id="O28",
+        level="error",
+        when=lambda r, o, c: _rounds(r, o) is not None,
+        message="weights are learned, and `quantize.{option}` would round them otherwise",
+        hint="take it out; widths of single matrices stand in `quantize.map`, and the size of "
+        "groups in `weights.group_size`",
+        words=lambda r, o, c: {"option": _rounds(r, o)},
     ),
 )

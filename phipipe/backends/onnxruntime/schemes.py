@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+from phipipe.backends import widths
 from phipipe.backends.onnxruntime.layout import LM_HEAD
 from phipipe.backends.onnxruntime.options import Options
-from phipipe.errors import RecipeError
+from phipipe.backends.widths import FLOAT_BITS, Stored, Width
+from phipipe.errors import RecipeError, StepFailed
+from phipipe.models import linears
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +39,67 @@ class Linear:
     dtype: str = "fp32"
 
 
+def matrix_of(node: str) -> str | None:
+    """The name in ``models.linears`` of the matrix that the product ``node`` reads."""
+    stem = node.strip("/").removesuffix("/MatMul").replace("/attn/", "/self_attn/")
+    return linears.linear_of(stem.replace("/", ".") + ".weight")
+
+
 def schemes_of(
-    wanted: Sequence[Linear], options: Options, bits: int, layers: int
+    wanted: Sequence[Linear],
+    options: Options,
+    bits: int,
+    layers: int,
+    mapped: Mapping[str, Stored] = MappingProxyType({}),
 ) -> dict[str, Scheme]:
-    """Node name → how its weight is stored; excluded nodes are absent.
+    """Node name → how its weight is stored; nodes that stay floats are absent. ``mapped`` holds
+    what the precision map says of matrices, by their names in ``models.linears``.
 
     Raises:
         RecipeError: a pattern of ``exclude`` matches no node.
+        StepFailed: ``mapped`` names a matrix that the graph does not have.
     """
     names = [linear.name for linear in wanted]
     excluded = {name for pattern in options.exclude for name in _matches(pattern, names)}
     raised = raised_nodes(options.mixed, layers) if bits == 4 else set()
-    return {
-        name: Scheme(
-            bits=8 if name in raised else bits,
-            block_size=options.block_size,
-            symmetric=options.symmetric,
-            accuracy_level=options.accuracy_level or 0,
-            algorithm=options.algorithm,
-        )
+    usual = usual_scheme(options, bits)
+    schemes = {
+        name: replace(usual, bits=8 if name in raised else bits)
         for name in names
         if name not in excluded
     }
+    told = _told(names, mapped)
+    schemes |= {name: mapped_scheme(usual, stored) for name, stored in told.items()}
+    floats = [name for name, stored in told.items() if stored.bits == FLOAT_BITS]
+    return {name: schemes[name] for name in names if name in schemes and name not in floats}
+
+
+def usual_scheme(options: Options, bits: int) -> Scheme:
+    """What all weights get that no option makes an exception of."""
+    return Scheme(
+        bits=bits,
+        block_size=options.block_size,
+        symmetric=options.symmetric,
+        accuracy_level=options.accuracy_level or 0,
+        algorithm=options.algorithm,
+    )
+
+
+def mapped_scheme(usual: Scheme, stored: Width) -> Scheme:
+    """``usual`` as wide as the map says."""
+    return replace(usual, bits=stored.bits, block_size=stored.group_size or usual.block_size)
+
+
+def _told(names: Sequence[str], mapped: Mapping[str, Stored]) -> dict[str, Width]:
+    """Node name → its width, for those that ``mapped`` says something of."""
+    matrices = {name: matrix_of(name) or name for name in names}
+    known = {linears.EMBEDDING, *matrices.values()}
+    known |= {linears.joined(name) or name for name in known}
+    lost = [name for name in mapped if not {name, linears.joined(name)} & known]
+    if lost:
+        raise StepFailed(f"the graph has no matrix `{lost[0]}`, which the map names")
+    found = {node: widths.of(name, mapped) for node, name in matrices.items()}
+    return {node: stored for node, stored in found.items() if isinstance(stored, Width)}
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime.schemes import Linear, schemes_of
 from phipipe.recipe.device import Unit
+from phipipe.recipe.learned import Weights
 
 DRIVER = Path(__file__).parent / "driver.py"
 
@@ -71,7 +72,7 @@ def test_options_describe_themselves() -> None:
 
 
 def planned(precision: str) -> list[Any]:
-    recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
+    recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime", weights=Weights())
     checkpoint: Any = SimpleNamespace(
         parameters=200_000,
         vocab_size=512,
@@ -96,7 +97,7 @@ def test_fp32_is_not_quantized() -> None:
 
 
 def on(api: str, precision: str, **options: Any) -> list[Any]:
-    recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime")
+    recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime", weights=Weights())
     checkpoint: Any = SimpleNamespace(
         parameters=200_000,
         vocab_size=512,
@@ -128,7 +129,7 @@ def test_accuracy_level_follows_the_device() -> None:
 
 
 def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> None:
-    recipe: Any = SimpleNamespace(precision="int4", backend="onnxruntime")
+    recipe: Any = SimpleNamespace(precision="int4", backend="onnxruntime", weights=Weights())
     checkpoint: Any = SimpleNamespace(
         parameters=2 * 10**9,
         vocab_size=512,
