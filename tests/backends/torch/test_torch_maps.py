@@ -195,7 +195,7 @@ def test_any_matrix_of_the_lattice_is_packed_exactly(facts: dict[str, Any]) -> N
     ("case", "words"),
     [
         ("other", "does not hold the learned weights as they are"),
-        ("width", "4 bits in groups of 32, and not 4 in groups of 64"),
+        ("width", "8 bits in groups of 32, and not 4 in groups of 64"),
         ("shape", "the shape of another model"),
         ("bits", "exceptions that were not asked for"),
         ("plain", "auto-round's config has `"),
