@@ -145,7 +145,10 @@ def _check_stored(
             continue  # floats hold what was learned of it
         wrong = "no widths of single matrices" if stores is None else None
         if stores is not None:
-            wrong = stores.wrong(name, found[name], shapes[name][1])
+            stored = found[name]
+            if build.recipe.weights.learn is not None and isinstance(stored, Width):
+                stored = Width(bits=stored.bits)  # in groups of the recipe's, as all learned ones
+            wrong = stores.wrong(name, stored, shapes[name][1])
         if wrong:
             raise problem_at(build, ("quantize", "map"), f"`{build.recipe.backend}` has {wrong}")
 

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.implied import IMPLIED
-from phipipe.backends.llamacpp.options import ADVICE, Options, type_of
+from phipipe.backends.llamacpp.options import ADVICE, STORES, Options, tensor_type, type_of
 from phipipe.backends.llamacpp.rules import RULES
-from phipipe.backends.llamacpp.types import DTYPES, FLOATS, TYPES
+from phipipe.backends.llamacpp.types import BITS, DTYPES, FLOATS, TYPES
 from phipipe.files import json_files
+from phipipe.models import linears
 from phipipe.sandbox.tokenizer import open_in_child
-from phipipe.steps import Step
+from phipipe.steps import Json, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime, Tokenizer
@@ -54,6 +55,7 @@ def scheme(job: Job[Options]) -> str:
     recipe, options = job.recipe, job.options
     words = [type_of(recipe, options), *(["importance matrix"] if options.imatrix else [])]
     words += ["pure"] if options.pure else []
+    words += ["precision map"] if options.map else []
     words += [f"{name} {kind}" for name, kind in _special(options).items()]
     return ", ".join(words)
 
@@ -107,8 +109,15 @@ def _imatrix_step(checkpoint: Checkpoint) -> Step:
 
 def _quantize_step(job: Job[Options], wanted: str) -> Step:
     options, checkpoint = job.options, job.checkpoint
+    own = _own_width(checkpoint)
+    mapped: dict[str, Json] = {name: tensor_type(one, own) for name, one in job.widths.items()}
     size = int(checkpoint.parameters * TYPES[wanted].bits / 8)
+    for name, (rows, columns) in linears.shapes(checkpoint).items() if mapped else ():
+        kind = mapped.get(name)
+        size += int(rows * columns * (BITS[kind] - TYPES[wanted].bits) / 8) if kind else 0
     needs = {"model": "convert", **({"imatrix": "imatrix"} if options.imatrix else {})}
+    if job.learns:
+        needs |= {"source": "source", "weights": "weights"}
     return Step(
         name="quantize",
         runs="llamacpp/quantize",
@@ -120,6 +129,7 @@ def _quantize_step(job: Job[Options], wanted: str) -> Step:
             "tensors": [list(pair) for pair in options.tensors.items()],
             "output_type": options.output_type,
             "embedding_type": options.embedding_type,
+            **({"widths": mapped} if mapped else {}),
         },
         toolchain=TOOLCHAIN,
         output_bytes=size,
@@ -208,7 +218,7 @@ FACE = Backend(
     scheme=scheme,
     rules=RULES,
     fixups=IMPLIED,
-    is_uniform=lambda o: o.pure or (o.type not in _WIDER and not o.tensors),
+    is_uniform=lambda o: not o.map and (o.pure or (o.type not in _WIDER and not o.tensors)),
     wider="set `quantize.type: Q4_K_M`",
     apart={"type": "Q4_K_M"},
     values={"type": {name: one.words() for name, one in TYPES.items()}},
@@ -227,6 +237,7 @@ FACE = Backend(
     suits="The widest reach: every CPU, Metal, CUDA, Vulkan, OpenCL, and programs such as "
     "Ollama and LM Studio. Choose it where one file must run everywhere.",
     advice=ADVICE,
+    stores=STORES,
     rank=5,
     colour=2,
 )

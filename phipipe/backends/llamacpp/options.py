@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from phipipe.backends.llamacpp.types import DEFAULTS, TensorType, TypeName
+from phipipe.backends.llamacpp.types import BITS, BY_BITS, DEFAULTS, TensorType, TypeName
+from phipipe.backends.widths import FLOAT_BITS, Mapped, Stored, Stores
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
 
-
+LEARNED = "Q4_0"  # the type of files with learned weights, by most of them
+STORES = Stores(groups=dict.fromkeys(BY_BITS, (32,)), group_bits=16, types=BITS, learned=True)
 # Option → when to use which of its values.
 ADVICE: Mapping[str, str] = {
     "type": "Start with Q4_K_M. Go up to Q5_K_M or Q6_K where a gate refuses it, down to IQ4_XS "
@@ -25,15 +27,15 @@ ADVICE: Mapping[str, str] = {
     "embedding is a good share of the file.",
     "tensors": "For a last step: give the layers that hurt most a wider type, or shrink single "
     "ones.",
+    "map": "Like `tensors`, by names that other runtimes share, and with bits in place of types "
+    "where you like: 8 is Q8_0, 5 is Q5_0, 4 is Q4_0. `Q6_K` is often the best next step.",
     "pure": "Leave it off. On, the file is smaller and clearly further off; it helps to compare "
     "types.",
 }
 
 
-class Options(BaseModel):
+class Options(Mapped):
     """llama.cpp's own names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: TypeName | None = Field(
         default=None,
@@ -68,4 +70,12 @@ class Options(BaseModel):
 
 def type_of(recipe: Recipe, options: Options) -> str:
     """The file type that a recipe asks for."""
-    return options.type or DEFAULTS[recipe.precision]
+    learned = recipe.weights.learn is not None and recipe.precision == "int4"
+    return options.type or (LEARNED if learned else DEFAULTS[recipe.precision])
+
+
+def tensor_type(stored: Stored, own: str) -> str:
+    """ggml's type for a matrix; ``own``: that of the unquantized model."""
+    if isinstance(stored, str):
+        return stored
+    return own if stored.bits == FLOAT_BITS else BY_BITS[stored.bits]

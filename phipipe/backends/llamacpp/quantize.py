@@ -10,14 +10,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import _logger
 
 from phipipe import progress
-from phipipe.backends.llamacpp import IMATRIX, MODEL, MODELFILE, stored
+from phipipe.backends.llamacpp import IMATRIX, MODEL, MODELFILE, learned, stored
 from phipipe.backends.llamacpp.header import tensors
+from phipipe.backends.llamacpp.names import EMBEDDING, OUTPUT, tensor_of
 from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import RecipeError, StepFailed
@@ -29,19 +31,44 @@ TENSOR = re.compile(rb"\s*\[\s*(\d+)/\s*(\d+)\]")  # how a line about a tensor b
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["model"]``, a GGUF in 16 or 32 bits, to ``params["type"]``.
 
-    ``inputs["imatrix"]`` is optional: float32 vectors by tensor name. The file's tensors are
+    ``inputs["imatrix"]`` is optional: float32 vectors by tensor name. ``params["widths"]`` (none):
+    matrix → ggml's type, the precision map. Where ``inputs["weights"]`` is there, the matrices are
+    those of that lattice, made of the checkpoint ``inputs["source"]``. The file's tensors are
     verified before the step counts as done.
 
     Raises:
         RecipeError: a pattern of ``params["tensors"]`` matches no tensor.
         StepFailed: llama.cpp refused, or stored something else than asked.
     """
-    source = inputs["model"] / MODEL
-    _check_patterns(source, params)
-    vectors = _vectors(source, inputs["imatrix"] / IMATRIX) if "imatrix" in inputs else {}
-    _quantize(source, out / MODEL, params, vectors)
+    source, target = inputs["model"] / MODEL, out / MODEL
+    mapped = {tensor_of(name): kind for name, kind in params.get("widths", {}).items()}
+    there = {tensor.name for tensor in tensors(source)}
+    lost = set(mapped) - there
+    if lost:
+        raise StepFailed(f"the conversion has no `{min(lost)}`, which the map names")
+    if "weights" in inputs:
+        learned.write(source, target, inputs["weights"], inputs["source"])
+    else:
+        _check_patterns(source, params)
+        vectors = _vectors(source, inputs["imatrix"] / IMATRIX) if "imatrix" in inputs else {}
+        _quantize(source, target, _with_map(params, mapped, OUTPUT not in there), vectors)
     shutil.copyfile(inputs["model"] / MODELFILE, out / MODELFILE)
-    stored.check_quantized(tensors(out / MODEL), TYPES[params["type"]].tensor, params)
+    stored.check_quantized(tensors(target), TYPES[params["type"]].tensor, params, mapped)
+
+
+def _with_map(params: Params, mapped: Mapping[str, str], tied: bool) -> Params:
+    """``params`` in which the map's types come first, in the words that llama.cpp has for them:
+    options of their own for the two matrices outside of the layers, patterns for all others.
+    ``tied``: both are one."""
+    rest = {name: kind for name, kind in mapped.items() if name not in (EMBEDDING, OUTPUT)}
+    patterns = [[f"^{re.escape(name)}$", kind] for name, kind in rest.items()]
+    named_twice = tied and EMBEDDING in mapped
+    return {
+        **params,
+        "tensors": [*patterns, *params["tensors"]],
+        "embedding_type": mapped.get(EMBEDDING, params["embedding_type"]),
+        "output_type": None if named_twice else mapped.get(OUTPUT, params["output_type"]),
+    }
 
 
 def _check_patterns(source: Path, params: Params) -> None:
@@ -119,7 +146,7 @@ def _heard() -> Iterator[None]:
 
 def _number(kind: str) -> int:
     """ggml's number for the tensor type ``kind``."""
-    return int(getattr(llama_cpp, f"GGML_TYPE_{kind}"))
+    return int(gguf.GGMLQuantizationType[kind])  # llama_cpp has no name for BF16
 
 
 def _pointer(row: npt.NDArray[np.float32]) -> ctypes._Pointer[ctypes.c_float]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phipipe.backends.llamacpp.options import type_of
-from phipipe.backends.llamacpp.types import BLOCK_256, FLOATS, TYPES
+from phipipe.backends import widths
+from phipipe.backends.llamacpp.options import LEARNED, Options, type_of
+from phipipe.backends.llamacpp.types import BLOCK_256, BLOCK_256_TENSORS, FLOATS, TYPES, WEIGHED
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Rule
+from phipipe.models import linears
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
+    from phipipe.recipe.recipe import Recipe
 
 _PLAIN_EVERY = 4  # SmolLM3's layers without positions, built into llama.cpp (models/smollm3.cpp)
 
@@ -39,6 +42,33 @@ def _turned(checkpoint: Checkpoint) -> list[bool]:
 def _is_other_smollm3(checkpoint: Checkpoint) -> bool:
     known = [(i + 1) % _PLAIN_EVERY != 0 for i in range(checkpoint.layers)]
     return checkpoint.model_type == "smollm3" and _turned(checkpoint) != known
+
+
+def _columns_of(options: Options, checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
+    """Matrix → the type that the map names for it, and how long its rows are."""
+    try:
+        found = widths.resolve(options.map, checkpoint)
+    except widths.BadPattern:  # the plan says so
+        return {}
+    shapes = linears.shapes(checkpoint)
+    return {n: (one, shapes[n][1]) for n, one in found.items() if isinstance(one, str)}
+
+
+def _uneven(options: Options, checkpoint: Checkpoint) -> str | None:
+    """A matrix whose rows are no whole blocks of the type that the map names."""
+    for name, (kind, columns) in _columns_of(options, checkpoint).items():
+        if columns % (1 if kind in FLOATS else 256 if kind in BLOCK_256_TENSORS else 32):
+            return name
+    return None
+
+
+def _rounds(recipe: Recipe, options: Options) -> str | None:
+    """The option that has a word about rounding, though weights are learned."""
+    if recipe.weights.learn is None:
+        return None
+    other = {name for name in options.model_fields_set - {"map"} if getattr(options, name)}
+    other -= {"type"} if options.type == LEARNED else set()
+    return min(other, default=None)
 
 
 RULES = (
@@ -124,6 +154,30 @@ RULES = (
         message="`no_rope_layers`: llama.cpp leaves out the positions of every fourth layer, "
         "whatever the config says, and this model has other layers without them",
         hint="`backend: mlx` or `onnxruntime` read the list",
+    ),
+    Rule(
+        id="L18",
+        level="error",
+        when=lambda r, o, c: not o.imatrix and bool(WEIGHED & set(map(str, o.map.values()))),
+        message="`quantize.map` names a type that is unusable without an importance matrix",
+        hint="set `quantize.imatrix: true` (it learns from `calibrate.text`)",
+    ),
+    Rule(
+        id="L19",
+        level="error",
+        when=lambda r, o, c: _uneven(o, c) is not None,
+        message="the rows of `{name}` are no whole blocks of the type that `quantize.map` names: "
+        "llama.cpp would take another without a word",
+        hint="name one with blocks of 32: Q4_0, IQ4_NL, Q5_0 or Q8_0",
+        words=lambda r, o, c: {"name": _uneven(o, c)},
+    ),
+    Rule(
+        id="L20",
+        level="error",
+        when=lambda r, o, c: _rounds(r, o) is not None,
+        message="weights are learned, and `quantize.{option}` would round them otherwise",
+        hint="take it out; widths of single matrices stand in `quantize.map`",
+        words=lambda r, o, c: {"option": _rounds(r, o)},
     ),
     *SOFTMAX_ROUTED,
     *WINDOWLESS,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from phipipe.backends.llamacpp.types import FLOATS
@@ -37,9 +38,14 @@ def check_floats(tensors: Sequence[Tensor], kind: str) -> None:
         raise StepFailed(f"the conversion is not {kind}: {reason}")
 
 
-def check_quantized(tensors: Sequence[Tensor], kind: str, params: Params) -> None:
-    """Layers are stored in ``kind`` or in what the options name; nothing was left at 16 bits
-    unasked.
+def check_quantized(
+    tensors: Sequence[Tensor],
+    kind: str,
+    params: Params,
+    mapped: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Layers are stored in ``kind``, in what the options name, or first of all in what ``mapped``
+    names; nothing was left at 16 bits unasked.
 
     llama.cpp's mixed types keep some layers in others; ``kind`` must then still be the one of most
     weights that it did not raise.
@@ -48,7 +54,7 @@ def check_quantized(tensors: Sequence[Tensor], kind: str, params: Params) -> Non
         StepFailed: something else was written.
     """
     matrices = {t.name: t for t in tensors if len(t.shape) > 1}
-    asked = _asked(matrices, params)
+    asked = {**_asked(matrices, params), **mapped}
     for name, wanted in asked.items():
         if matrices[name].type != wanted:
             raise StepFailed(

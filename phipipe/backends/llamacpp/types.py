@@ -162,3 +162,13 @@ TensorType = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL",
     "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
 ]  # fmt: skip
+# Bits for a weight of each tensor type (ggml-common.h): of a block's bytes.
+BITS: Mapping[str, float] = {
+    **{"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q5_1": 6},
+    **{"Q5_0": 5.5, "Q4_K": 4.5, "Q4_1": 5, "Q4_0": 4.5, "IQ4_NL": 4.5, "IQ4_XS": 4.25},
+    **{"Q3_K": 3.4375, "IQ3_S": 3.4375, "IQ3_XXS": 3.0625, "Q2_K": 2.625, "IQ2_S": 2.5625},
+    **{"IQ2_XS": 2.3125, "IQ2_XXS": 2.0625},
+}
+BLOCK_256_TENSORS = frozenset(TYPES[name].tensor for name in BLOCK_256)
+WEIGHED = frozenset({"IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"})  # tensor types that need `imatrix`
+BY_BITS: Mapping[int, str] = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}  # with a scale alone, blocks of 32

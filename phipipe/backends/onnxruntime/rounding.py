@@ -47,10 +47,8 @@ def write_rounded(
 
     Those named in ``rounded`` too get the integers and scales from there, all others are rounded
     here. ``checkpoint`` has the weights that ``source`` links to. ``near``: what is ready-made must
-    lie near the weight that it replaces.
-
-    An embedding tied to a quantized LM head reads the head's quantized weight if ``embedding`` is
-    set; an untied one is quantized by it. Everything else is copied.
+    lie near the weight that it replaces. An embedding tied to a quantized LM head reads the head's
+    weight if ``embedding`` is set; an untied one is quantized by it. Everything else is copied.
     """
     model = load(source)
     stored = Weights(source, checkpoint)
@@ -67,8 +65,7 @@ def write_rounded(
             report(done, len(model.graph.initializer), "weights")
             if tensor.name in weights:
                 node, scheme = weights[tensor.name]
-                ready = rounded.get(node.name, lambda: None)()
-                weight = stored.matrix(tensor)
+                weight, ready = stored.matrix(tensor), rounded.get(node.name, lambda: None)()
                 pieces = _replacements(weight, tensor.name, node, scheme, ready, near)
                 written += [_append(stream, piece, [piece.raw_data]) for piece in pieces]
             if tensor.name not in weights or tensor.name == unshared:

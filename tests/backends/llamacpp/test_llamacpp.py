@@ -28,6 +28,7 @@ from phipipe.hub import take
 from phipipe.models import checkpoints
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.processes.children import python_command
+from phipipe.recipe.learned import Weights
 from phipipe.sandbox import chat_templates
 from phipipe.toolchains.environments import LOCKS
 
@@ -84,6 +85,7 @@ def recipe(precision: str = "int4", **more: Any) -> Any:
         "source": source,
         "evaluate": evaluate,
         "context": None,
+        "weights": Weights(),
     }
     return SimpleNamespace(**facts | more)
 
