@@ -151,7 +151,7 @@ class Package:
         Args:
             text: another evaluation text, in UTF-8.
             tokens: how many tokens of it.
-            source: the original's folder; without it from the cache, or its hub again.
+            source: the original's folder or GGUF; without it from the cache, or its hub again.
             on_progress: as for ``run``.
 
         Raises:

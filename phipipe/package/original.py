@@ -39,7 +39,7 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         return _from_hub(manifest, repo)
     raise SourceError(
         f"the original checkpoint of this package (`{source.name}`) is not in the cache any more",
-        hint="give its folder: --source DIR",
+        hint="give its folder or GGUF: --source PATH",
     )
 
 
@@ -54,7 +54,7 @@ def _merged(manifest: Manifest, store: Store) -> Original:
         raise SourceError(
             f"the original of this package, {source.title}, is not in the cache any more, and its "
             f"{' and '.join(local)} came from local folders",
-            hint="build the package again; or give the folder of the merged model: --source DIR",
+            hint="build the package again; or give the folder of the merged model: --source PATH",
         )
     named = {name: _keys(part) for name, part in parts.items() if part}
     original = take.original(Source.model_validate(named), Path())
@@ -137,7 +137,7 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
                 f"`{repo}` is published with other files than those this package was made from"
             )
     except SourceError as error:
-        here = "if you have the original, give its folder: --source DIR"
+        here = "if you have the original, give its folder or GGUF: --source PATH"
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None

@@ -22,13 +22,14 @@ from testing.shell import Run
 from phipipe.errors import SourceError
 from phipipe.execution.bench import Bench
 from phipipe.execution.results import Waiting
-from phipipe.hub import gguf_repository, pin
+from phipipe.hub import gguf_repository, pin, take
 from phipipe.hub import view as hub_view
 from phipipe.models import gguf_checkpoints, gguf_files
 from phipipe.package import original
 from phipipe.package.manifest_schema import Manifest
 from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
+from phipipe.store import digests
 from phipipe.store.store import Store
 
 RECIPE = """\
@@ -267,6 +268,20 @@ def test_a_package_names_the_file_and_finds_it_again(
     shutil.rmtree(own_cache)
     with pytest.raises(SourceError, match="published with other files"):
         original.find(manifest, Store(own_cache), None)
+
+
+def test_the_gguf_of_a_package_may_be_given(tmp_path: Path, own_cache: Path, run: Run) -> None:
+    path = small_gguf.write(tmp_path / "small.gguf")
+    store = Store(own_cache)
+    told = small_package.described()["source"] | {"kind": "path", "name": path.name}
+    told["digest"] = digests.digest(take.outside(path), store.root)
+    whole = small_package.described(source=told) | {"files": [], "digest": "0" * 64}
+    found = original.find(Manifest.model_validate(whole), store, path)
+    assert found.step.runs == "models/unpack_gguf"
+    other = small_package.written(tmp_path / "other")
+    code, _, err = run("eval", other, "--source", path)
+    assert code == 8
+    assert "small.gguf` is not the checkpoint that this package was made from" in err
 
 
 def test_the_card_names_the_file(tmp_path: Path) -> None:
