@@ -210,7 +210,8 @@ def test_a_smoothed_gguf_is_closer_and_its_package_says_so(shell: Shell, folder:
     assert manifest["scheme"] == "Q4_0, AWQ-smoothed"
     assert manifest["recipe"]["weights"] == {"smooth": "awq"}
     assert "Q4_0, AWQ-smoothed" in (package / "README.md").read_text("utf-8")
-    assert "Q4_0, AWQ-smoothed" in shell("compare", package.parent).stdout
+    shell("compare", package.parent, "--out", "board")
+    assert "AWQ-smoothed" in (shell.folder / "board" / "board.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
