@@ -152,7 +152,7 @@ class Package:
         Args:
             text: another evaluation text, in UTF-8.
             tokens: how many tokens of it.
-            source: the original's folder; without it from the cache, or its hub again.
+            source: the original's folder or GGUF; without it from the cache, or its hub again.
             prompts: a file of chats to answer, beside the original.
             on_progress: as for ``run``.
 

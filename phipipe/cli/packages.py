@@ -28,8 +28,8 @@ from phipipe.words import counted
 @click.option("--tokens", type=Count(min=256), help="How many tokens of it.")
 @click.option(
     "--source",
-    type=UserPath(Kind.FOLDER, SourceError, "folder"),
-    help="The original's folder; else from the cache, or its hub again.",
+    type=UserPath(Kind.EITHER, SourceError, "source"),
+    help="The original's folder, or its GGUF; else from the cache, or its hub again.",
 )
 @click.option(
     "--prompts",

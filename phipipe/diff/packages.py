@@ -66,7 +66,7 @@ def versions(home: Path) -> tuple[Path, Path]:
     return known[1], known[0]
 
 
-_SOURCE = ("revision", "base", "adapter", "digest")
+_SOURCE = ("revision", "file", "base", "adapter", "digest")
 
 
 def _inputs(told: Manifest) -> dict[str, Json]:

@@ -166,7 +166,8 @@ def _original(source: Source | Origin) -> Safe:
             f"{_adapter(source.adapter)}"
         )
     if source.kind == "hub":
-        where = f"{code(source.repo)} at commit {code(source.revision)}"
+        file = f"the GGUF {code(source.file)} of " if source.file else ""
+        where = f"{file}{code(source.repo)} at commit {code(source.revision)}"
     elif source.kind == "builtin":
         where = f"phipipe's embedded model {code(source.name)}"
     else:

@@ -30,6 +30,7 @@ class Origin(Report):
     name: Words | None = None
     repo: Words | None = None
     revision: Words | None = None
+    file: Words | None = None  # of the repository: a GGUF
 
     @property
     def title(self) -> str:
@@ -45,6 +46,7 @@ class Source(Report):
     name: Words | None = None
     repo: Words | None = None
     revision: Words | None = None
+    file: Words | None = None  # of the repository: a GGUF
     license: Words | None = None
     architecture: Words
     parameters: int

@@ -134,7 +134,8 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
 def _named(part: Source | Adapter, name: str) -> dict[str, Json]:
     """A part of the source as the manifest names it; ``name`` is that of its folder."""
     if part.repo is not None:
-        return {"kind": "hub", "repo": part.repo, "revision": part.revision}
+        file = {"file": part.file} if isinstance(part, Source) and part.file else {}
+        return {"kind": "hub", "repo": part.repo, "revision": part.revision, **file}
     if isinstance(part, Source) and part.builtin is not None:
         return {"kind": "builtin", "name": part.builtin}
     return {"kind": "path", "name": name}
