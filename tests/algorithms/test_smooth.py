@@ -197,6 +197,7 @@ def test_activations_that_are_no_numbers_are_refused_by_name(facts: dict[str, An
     assert hint
 
 
+@pytest.mark.nightly
 def test_a_smoothed_gguf_is_closer_and_its_package_says_so(shell: Shell, folder: Path) -> None:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE, "utf-8")

@@ -25,7 +25,11 @@ OWN = [{"messages": [{"role": "user", "content": "Where is the key?"}]}]
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("backend", "precision"),
-    [("onnxruntime", "int4"), ("llamacpp", "fp16"), ("torch", "int8")],
+    [
+        ("onnxruntime", "int4"),
+        pytest.param("llamacpp", "fp16", marks=pytest.mark.nightly),
+        pytest.param("torch", "int8", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_build_answers_as_the_original_does_and_says_so(
     run: Run, tmp_path: Path, toolchains: Path, backend: str, precision: str
