@@ -31,8 +31,12 @@ class Width(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bits: Literal[2, 3, 4, 5, 6, 8, 16]
-    group_size: Literal[-1, 16, 32, 64, 128, 256] | None = None
+    bits: Literal[2, 3, 4, 5, 6, 8, 16] = Field(
+        description="Of each weight; 16: floats, as the unquantized model has them."
+    )
+    group_size: Literal[-1, 16, 32, 64, 128, 256] | None = Field(
+        None, description="Weights that share one scale; -1: a row. Without it as elsewhere."
+    )
 
     def __str__(self) -> str:
         groups = {None: "", -1: " by row"}.get(self.group_size, f" in groups of {self.group_size}")

@@ -19,6 +19,7 @@ from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime.layout import LM_HEAD
 from phipipe.backends.onnxruntime.schemes import raised_nodes
 from phipipe.recipe.device import Unit
+from phipipe.recipe.learned import Weights
 
 DRIVER = Path(__file__).parent / "olive_driver.py"
 
@@ -81,7 +82,10 @@ def builds(shell: Shell) -> dict[str, dict[str, Any]]:
 
 def recipe(precision: str = "int4") -> Any:
     return SimpleNamespace(
-        precision=precision, backend="onnxruntime", calibrate=SimpleNamespace(tokens=4096)
+        precision=precision,
+        backend="onnxruntime",
+        calibrate=SimpleNamespace(tokens=4096),
+        weights=Weights(),
     )
 
 

@@ -413,7 +413,7 @@ def test_a_problem_of_the_rest_is_reported_once_and_one_of_a_variant_in_it(tmp_p
         ("{backend: torch, quantize: {block_size: 16}}", "unknown key `block_size`"),
         (
             "{backend: llamacpp, quantize: {ctk: 16}}",
-            "unknown key `ctk`; known here: type",
+            "unknown key `ctk`; known here: map, type",
         ),
         ("{precision: }", "no value here; it is one of int4, int8, fp16, fp32"),
     ],

@@ -50,8 +50,7 @@ def write_rounded(
     lie near the weight that it replaces. An embedding tied to a quantized LM head reads the head's
     weight if ``embedding`` is set; an untied one is quantized by it. Everything else is copied.
     """
-    model = load(source)
-    stored = Weights(source, checkpoint)
+    model, stored = load(source), Weights(source, checkpoint)
     nodes = model.graph.node
     weights = {node.input[1]: (node, schemes[node.name]) for node in nodes if node.name in schemes}
     lookup = next(node for node in nodes if node.name == LOOKUP)
@@ -64,24 +63,29 @@ def write_rounded(
         for done, tensor in enumerate(model.graph.initializer):
             report(done, len(model.graph.initializer), "weights")
             if tensor.name in weights:
-                node, scheme = weights[tensor.name]
-                weight, ready = stored.matrix(tensor), rounded.get(node.name, lambda: None)()
-                pieces = _replacements(weight, tensor.name, node, scheme, ready, near)
+                weight = stored.matrix(tensor)
+                pieces = _replacements(weight, tensor.name, *weights[tensor.name], rounded, near)
                 written += [_append(stream, piece, [piece.raw_data]) for piece in pieces]
             if tensor.name not in weights or tensor.name == unshared:
                 written.append(_append(stream, tensor, stored.chunks(tensor, SLICE)))
     if embedding and transpose is not None:
         share(model, transpose, lookup, weights[transpose.input[0]][0])
-    model.graph.ClearField("initializer")
+    del model.graph.initializer[:]
     model.graph.initializer.extend(written)
     save(model, out)
 
 
 def _replacements(
-    weight: Matrix, name: str, node: NodeProto, scheme: Scheme, packed: Packed | None, near: bool
+    weight: Matrix,
+    name: str,
+    node: NodeProto,
+    scheme: Scheme,
+    rounded: Mapping[str, Callable[[], Packed]],
+    near: bool,
 ) -> list[TensorProto]:
-    """The tensors that replace ``weight``: ``packed`` where it is ready-made; ``node`` becomes the
-    one that reads them."""
+    """The tensors that replace ``weight``, from ``rounded`` if its node is named there; ``node``
+    becomes the one that reads them."""
+    packed = rounded[node.name]() if node.name in rounded else None
     if packed and near:
         _check_same(name, weight, packed)
     if node.op_type != "MatMul" and (packed or scheme.bits != 4):
