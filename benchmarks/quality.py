@@ -25,13 +25,18 @@ import phipipe
 from phipipe.api.results import Result
 
 LEARNED = "weights: {learn: gptq}"
-# backend: device, the tool's own builds. Hidden size 576: groups of 64 divide it, 128 do not.
+# backend: device, the tool's own builds. Hidden size 576: groups of 64 divide it, 128 and K-quants
+# do not.
 BUILDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "onnxruntime": ("cpu-x86_64", {"default": "{}", "mixed": "{mixed: layers}"}),
     "openvino": ("intel-cpu", {"default": "{group_size: 64}"}),
     "llamacpp": (
         "cpu-x86_64",
-        {"q4_0": "{type: Q4_0}", "q4_k_m": "{}", "q4_k_m-imatrix": "{imatrix: true}"},
+        {
+            "q4_0": "{type: Q4_0}",
+            "q4_0-imatrix": "{type: Q4_0, imatrix: true}",
+            "iq4_nl-imatrix": "{type: IQ4_NL, imatrix: true}",
+        },
     ),
     "mlx": ("apple-silicon", {"default": "{group_size: 64}"}),
     "torch": ("cpu-x86_64", {"default": "{group_size: 64}"}),

@@ -1,83 +1,15 @@
 """What is measured of a build: one table, read by gates, tolerances, tables, the board, the card
-and the schema.
-
-A row that does not say which way is better, or of which kind it is, is an error at import: nobody
-shall guess it from a name. ``reads_as`` may name words that ``package.figures`` works out from the
-measurement (``WORDS``).
+and the schema. What a row must say is in ``metric``.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-Better = Literal["lower", "higher"]
-Kind = Literal["fidelity", "pictures", "size", "speed"]
-WORDS = frozenset({"yardstick", "original", "change", "prompt", "pictures"})
+from phipipe.metric import WORDS, Kind, Metric
 
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One figure.
-
-    Attributes:
-        name: in recipes, manifests and reports.
-        title: in tables, in words.
-        column: at the head of a column; ``short`` where there is little room.
-        meaning: one or two plain sentences: what it is, in which unit, how to read it. For the
-            schema, the page's "?" and the reference.
-        reads_as: what it tells, beside its value.
-        unit: of the value as it is shown, which is ``factor`` times the one that is stored.
-        digits: significant ones, where no standard error decides.
-    """
-
-    name: str
-    title: str
-    column: str
-    short: str = ""
-    meaning: str
-    reads_as: str
-    better: Better
-    kind: Kind
-    unit: str = ""
-    factor: float = 1.0
-    digits: int = 3
-
-    def __post_init__(self) -> None:
-        """Refuse a row that is not finished, before anything is measured by it."""
-        if self.better not in get_args(Better):
-            raise ValueError(f"metric {self.name}: better is lower or higher, not {self.better!r}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"metric {self.name}: no such kind: {self.kind!r}")
-        if not all((self.name, self.title, self.column, self.meaning, self.reads_as)):
-            raise ValueError(
-                f"metric {self.name}: name, title, column, meaning and reads_as are words"
-            )
-        unknown = {
-            word for _, word, _, _ in string.Formatter().parse(self.reads_as) if word
-        } - WORDS
-        if unknown or self.digits < 1 or not self.factor > 0:
-            raise ValueError(
-                f"metric {self.name}: digits, factor or words cannot be: {sorted(unknown)}"
-            )
-
-    @property
-    def heading(self) -> str:
-        """The head of a narrow column."""
-        return self.short or self.column
-
-    @property
-    def is_size(self) -> bool:
-        """Whether it counts bytes, which are shown in the unit that suits them."""
-        return self.name.endswith("_gib")
-
-    def loss(self, before: float, after: float) -> float:
-        """How much worse ``after`` is than ``before``, in the stored unit; below zero where it is
-        better."""
-        return before - after if self.better == "higher" else after - before
-
+__all__ = ["METRICS", "ROWS", "SIZES", "SPEEDS", "WORDS", "Kind", "Metric", "Name", "names"]
 
 ROWS = (
     Metric(
@@ -191,6 +123,78 @@ ROWS = (
         reads_as="{pictures}",
         better="higher",
         kind="pictures",
+        unit="%",
+        factor=100,
+    ),
+    Metric(
+        name="ended",
+        title="Answers that end",
+        column="ended, %",
+        meaning="Of the prompts to which the original's answer ends by itself, the share to which "
+        "the build's answer does, too. Recipes write it from 0 to 1, tables in percent.",
+        reads_as="of {asked} which the original ends by itself",
+        better="higher",
+        kind="answers",
+        unit="%",
+        factor=100,
+    ),
+    Metric(
+        name="loops",
+        title="Answers that loop",
+        column="loops, %",
+        meaning="The share of answers that end in a cycle which repeats until the limit, of those "
+        "where the original's does not. Recipes write it from 0 to 1, tables in percent.",
+        reads_as="of {asked} in which the original does not loop",
+        better="lower",
+        kind="answers",
+        unit="%",
+        factor=100,
+    ),
+    Metric(
+        name="empty",
+        title="Empty answers",
+        column="empty, %",
+        meaning="The share of answers without a visible character, of those where the original "
+        "says something. Recipes write it from 0 to 1, tables in percent.",
+        reads_as="of {asked} in which the original says something",
+        better="lower",
+        kind="answers",
+        unit="%",
+        factor=100,
+    ),
+    Metric(
+        name="answer_flips",
+        title="Other first token",
+        column="flips, %",
+        meaning="The share of answers whose first token is another than the original's. Recipes "
+        "write it from 0 to 1, tables in percent.",
+        reads_as="of {asked}",
+        better="lower",
+        kind="answers",
+        unit="%",
+        factor=100,
+    ),
+    Metric(
+        name="first_divergence",
+        title="Tokens before the first difference",
+        column="same tokens",
+        meaning="How many tokens an answer has in common with the original's before the first that "
+        "differs, on average. An answer that is the same throughout counts with its length.",
+        reads_as="at the start of {asked}",
+        better="higher",
+        kind="answers",
+        unit="tokens",
+    ),
+    Metric(
+        name="tool_json_valid",
+        title="Valid tool calls",
+        column="tool calls, %",
+        meaning="Of the prompts with tools which the original answers with a valid call, the share "
+        "which the build does, too: JSON with a known name and fitting arguments. Recipes write it "
+        "from 0 to 1, tables in percent.",
+        reads_as="of {asked} which are valid calls of tools in the original",
+        better="higher",
+        kind="answers",
         unit="%",
         factor=100,
     ),

@@ -51,8 +51,8 @@ HEAVY |= {
 
 # Rooms, from the ground up: a room may import from those in rows below its own.
 ROWS = (
-    ("errors", "progress", "visible", "hardware", "words", "suggestions", "metrics"),
-    ("steps", "failures", "files"),
+    ("errors", "progress", "visible", "hardware", "words", "suggestions", "metric"),
+    ("metrics", "steps", "failures", "files"),
     ("settings",),
     ("processes", "store"),
     ("output", "toolchains", "sandbox"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from phipipe.batch import accept
+from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Metrics, Speed, Vision
 from phipipe.metrics import METRICS, ROWS, WORDS, Metric, names
 from phipipe.package import figures
@@ -66,7 +67,7 @@ def test_a_direction_has_no_default() -> None:
 
 def test_no_metric_is_in_the_table_twice() -> None:
     assert len(METRICS) == len(ROWS)
-    assert names("fidelity", "pictures", "size", "speed") == set(METRICS)
+    assert names("fidelity", "pictures", "answers", "size", "speed") == set(METRICS)
 
 
 @pytest.mark.parametrize("metric", ROWS, ids=lambda row: row.name)
@@ -87,6 +88,7 @@ def test_every_metric_that_was_measured_has_a_row_in_the_table(metric: Metric) -
         fidelity,
         Speed(metrics=value) if speed else None,
         vision=Vision(metrics=value, positions=3, vectors={"a": 0}) if pictures else None,
+        answers=AnswerFigures(metrics=value) if metric.kind == "answers" else None,
     )
     assert (row.group, row.metric, row.title) == (metric.kind, metric.name, metric.title)
     assert not re.search("[{}]", row.reads_as)

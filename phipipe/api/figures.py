@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from phipipe.api import pages
+from phipipe.evaluate.answer_reports import AnswerFigures, Answers
 from phipipe.evaluate.reports import Baseline, Metrics, Scored, Speed, Vision
 from phipipe.execution.results import Outcome
 from phipipe.package import figures
@@ -30,15 +31,20 @@ class Figures(Mapping[str, float]):
         speed: Speed | None,
         baseline: Scored | None,
         vision: Vision | None,
+        answers: AnswerFigures | None = None,
     ) -> None:
         fidelity = metrics or Metrics(metrics={})  # a device that gives no logits
-        self._rows = figures.fidelity_table(fidelity, speed, baseline, vision)
+        self._rows = figures.fidelity_table(fidelity, speed, baseline, vision, answers)
         self._values: dict[str, float] = {
             **fidelity.metrics,
             **(vision.metrics if vision else {}),
+            **(answers.metrics if answers else {}),
             **(speed.metrics if speed else {}),
         }
-        self.stderr: Mapping[str, float] = dict(fidelity.stderr)
+        self.stderr: Mapping[str, float] = {
+            **fidelity.stderr,
+            **(answers.stderr if answers else {}),
+        }
         self.spread: Mapping[str, Sequence[float]] = dict(speed.spread) if speed else {}
 
     @classmethod
@@ -49,13 +55,16 @@ class Figures(Mapping[str, float]):
             done.load("measure", Speed),
             done.load("baseline", Baseline),
             done.load("vision-evaluate", Vision),
+            done.load("answers", Answers),
         )
 
     @classmethod
     def of_manifest(cls, manifest: Description) -> Figures:
         """What a package says of itself."""
         fidelity = manifest.fidelity
-        return cls(fidelity, manifest.speed, fidelity.baseline, fidelity.vision)
+        return cls(
+            fidelity, manifest.speed, fidelity.baseline, fidelity.vision, fidelity.generation
+        )
 
     def __getitem__(self, name: str) -> float:
         return self._values[name]

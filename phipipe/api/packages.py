@@ -144,6 +144,7 @@ class Package:
         text: UserPath | None = None,
         tokens: int | None = None,
         source: UserPath | None = None,
+        prompts: UserPath | None = None,
         on_progress: OnProgress | None = None,
     ) -> Result:
         """Evaluate the package again, on this machine: same metrics, other text or length.
@@ -151,7 +152,8 @@ class Package:
         Args:
             text: another evaluation text, in UTF-8.
             tokens: how many tokens of it.
-            source: the original's folder; without it from the cache, or its hub again.
+            source: the original's folder or GGUF; without it from the cache, or its hub again.
+            prompts: a file of chats to answer, beside the original.
             on_progress: as for ``run``.
 
         Raises:
@@ -167,6 +169,9 @@ class Package:
             text=None if text is None else path_of(text, Kind.FILE, "the text", SourceError),
             tokens=tokens,
             source=None if source is None else _source(source),
+            prompts=None
+            if prompts is None
+            else path_of(prompts, Kind.FILE, "the file of prompts", SourceError),
         )
         (outcome,) = building.attempt("eval", [plan], place, listener.audience, Where())
         return Result(outcome).check()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from phipipe.algorithms import smooth
 from phipipe.errors import PhipipeError
+from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
 from phipipe.execution.results import Outcome, Result
 from phipipe.output import documents
-from phipipe.package import figures
+from phipipe.package import answer_words, figures
 from phipipe.planning.plan import Plan
 
 
 def heading(plan: Plan) -> str:
-    """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``"""
+    """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``; before the arrow what was
+    learned of the weights."""
     recipe = plan.build.recipe
+    learned = f", {smooth.WORDS}" if smooth.asked(recipe) else ""
     return (
-        f"{plan.build.name}: {source_words(plan)} → {recipe.precision} for "
+        f"{plan.build.name}: {source_words(plan)}{learned} → {recipe.precision} for "
         f"{plan.device.title}, {recipe.backend}"
     )
 
@@ -53,13 +57,16 @@ def describe_outcome(done: Outcome) -> str:
     metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
     if done.error or not (metrics or speed):
         return ""
+    answers = done.load("answers", Answers)
     rows = figures.fidelity_table(
         metrics or Metrics(metrics={}),  # a device that gives no logits
         speed,
         done.load("baseline", Baseline),
         done.load("vision-evaluate", Vision),
+        answers,
     )
     lines = [heading(done.plan), figures.plain_table(rows)]
+    lines += [f"\n{line}" for line in answer_words.remarks(answers)] if answers else []
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(
             f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; "
@@ -77,6 +84,7 @@ def describe_outcome(done: Outcome) -> str:
 def outcome_json(done: Outcome) -> documents.Built:
     """The same for machines."""
     recipe, error = done.plan.build.recipe, done.error
+    answers = done.load("answers", Answers)
     metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
     return documents.Built(
         name=done.plan.build.name,
@@ -91,6 +99,7 @@ def outcome_json(done: Outcome) -> documents.Built:
         warnings=advice_json(done.plan),
         evaluation=None if metrics is None else metrics.as_json(),
         speed=None if speed is None else speed.as_json(),
+        generation=None if answers is None else answers.as_json(),
         steps=[_step(name, result) for name, result in done.results.items()],
         error=None if error is None else documents.error_of(error),
     )

@@ -126,6 +126,11 @@ def _grows(job: Job[Chosen]) -> int | None:
     return None
 
 
+def _by_rows(job: Job[Chosen]) -> bool:
+    """As most options say it."""
+    return getattr(job.options, "group_size", None) == -1
+
+
 def _is_uniform(options: object) -> bool:
     return True
 
@@ -165,6 +170,8 @@ class Backend(Generic[Chosen]):
     cuts_digits: bool = True  # its tokenizer cuts digits off first, where asked to
     rotary: frozenset[str] = frozenset({"longrope"})
     """Rotary scalings that it is proven to compute (``models.rotary.features``)."""
+    by_rows: Callable[[Job[Chosen]], bool] = _by_rows
+    """Whether all weights of a row share one scale."""
     is_uniform: Callable[[Chosen], bool] = _is_uniform
     """Whether options of an int4 build give all layers the same width."""
     wider: str = "set `precision: int8`"  # what keeps the sensitive layers wider

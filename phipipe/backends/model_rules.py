@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phipipe import backends
-from phipipe.backends import fixups, tokenizer_rules
+from phipipe.backends import fixups, learned_rules, tokenizer_rules
 from phipipe.backends.rules import Rule
 from phipipe.models import family, layouts, rotary
 from phipipe.steps import Json
@@ -262,6 +262,7 @@ RULES: tuple[Rule, ...] = (
         },
     ),
     *tokenizer_rules.RULES,
+    *learned_rules.RULES,
     Rule(
         id="M14",
         level="warning",

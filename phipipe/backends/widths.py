@@ -31,11 +31,10 @@ class Width(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bits: Literal[2, 3, 4, 5, 6, 8, 16] = Field(
-        description="Of each weight; 16: floats, as the unquantized model has them."
-    )
+    bits: Literal[2, 3, 4, 5, 6, 8, 16] = Field(description="Bits of a weight; 16: floats.")
     group_size: Literal[-1, 16, 32, 64, 128, 256] | None = Field(
-        None, description="Weights that share one scale; -1: a row. Without it as elsewhere."
+        default=None,
+        description="Weights that share one scale; -1: a row. Without it as the other options say.",
     )
 
     def __str__(self) -> str:
@@ -94,7 +93,7 @@ class Stores:
     def wrong(self, name: str, stored: Stored, columns: int) -> str | None:
         """Why the matrix ``name`` cannot be stored so, with what can; None where it can."""
         if name in self.fixed:
-            return f"its width of `{name}` is fixed"
+            return f"no choice of widths for `{name}`"
         if isinstance(stored, str):
             types = ", ".join(f"`{one}`" for one in self.types)
             words = f"of {types}" if types else "of its own: give `{bits: …}`"
@@ -144,6 +143,13 @@ def of(name: str, widths: Mapping[str, Stored]) -> Stored | None:
 
 def _list(numbers: Sequence[int] | Mapping[int, object]) -> str:
     return ", ".join(str(number) for number in numbers)
+
+
+def widens_layers(chosen: Mapping[str, Stored]) -> bool:
+    """Whether the map ``chosen`` gives matrices of the layers more than 4 bits."""
+    ends = (linears.EMBEDDING, linears.HEAD)
+    wide = (name for name, one in chosen.items() if isinstance(one, Width) and one.bits > 4)
+    return any(name not in ends for name in wide)
 
 
 class BadPattern(ValueError):

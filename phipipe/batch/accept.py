@@ -13,6 +13,7 @@ from phipipe.batch import folder
 from phipipe.batch.folder import LATEST
 from phipipe.batch.selection import Item
 from phipipe.errors import GateFailed, PhipipeError, Skipped
+from phipipe.evaluate.answer_reports import AnswerFigures, Answers
 from phipipe.evaluate.reports import Metrics, Speed, Vision
 from phipipe.execution.results import Outcome
 from phipipe.package import package
@@ -20,6 +21,7 @@ from phipipe.package.manifest_schema import Manifest
 from phipipe.store import free_space, refusals
 
 SIZES, SPEEDS = metrics.names("size"), metrics.names("speed")
+ANSWERS = metrics.names("answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +143,16 @@ def figures(outcome: Outcome) -> dict[str, float]:
         outcome.load("evaluate", Metrics),
         outcome.load("measure", Speed),
         outcome.load("vision-evaluate", Vision),
+        outcome.load("answers", Answers),
     )
 
 
 def _figures_of(manifest: Manifest) -> dict[str, float]:
-    return _joined(manifest.fidelity, manifest.speed, manifest.fidelity.vision)
+    fidelity = manifest.fidelity
+    return _joined(fidelity, manifest.speed, fidelity.vision, fidelity.generation)
 
 
-def _joined(*reports: Metrics | Speed | Vision | None) -> dict[str, float]:
+def _joined(*reports: Metrics | Speed | Vision | AnswerFigures | None) -> dict[str, float]:
     return {
         name: value
         for report in reports
@@ -158,18 +162,25 @@ def _joined(*reports: Metrics | Speed | Vision | None) -> dict[str, float]:
 
 
 def comparable(old: Manifest, new: Manifest) -> frozenset[str]:
-    """Metrics that two manifests took alike: fidelity on the same tokens, speed on the same
-    machine; sizes always."""
+    """Metrics that two manifests took alike: fidelity on the same tokens, answers to the same
+    prompts, speed on the same machine; sizes always."""
     names = frozenset(_figures_of(old))
-    fidelity = names - SIZES - SPEEDS if _text_of(old) == _text_of(new) else frozenset()
+    fidelity = names - SIZES - SPEEDS - ANSWERS if _text_of(old) == _text_of(new) else frozenset()
+    answers = names & ANSWERS if _prompts_of(old) == _prompts_of(new) else frozenset()
     speed = names & SPEEDS if _machine_of(old) == _machine_of(new) else frozenset()
-    return names & SIZES | fidelity | speed
+    return names & SIZES | fidelity | answers | speed
 
 
 def _text_of(manifest: Manifest) -> tuple[str, int, int, int]:
     """What fidelity is measured on."""
     baseline = manifest.fidelity.baseline
     return manifest.steps["text"].digest, baseline.tokens, baseline.window, baseline.skip
+
+
+def _prompts_of(manifest: Manifest) -> tuple[str, int, int]:
+    """What was answered, and at which length; nothing where nothing was asked."""
+    step, told = manifest.steps.get("prompts"), manifest.fidelity.generation
+    return (step.digest, told.prompts, told.new_tokens) if step and told else ("", 0, 0)
 
 
 def _machine_of(manifest: Manifest) -> tuple[Mapping[str, object], int]:

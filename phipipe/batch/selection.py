@@ -181,10 +181,12 @@ def _inputs(item: Item) -> list[Path]:
         return [item.path]
     recipe = item.build.recipe
     learned = recipe.calibrate.text.file if recipe.calibrate.text else None
+    asked = recipe.evaluate.generate.prompts.file if recipe.evaluate.generate else None
     named = [
         *recipe.source.paths.values(),
         recipe.evaluate.text.file,
         learned,
+        asked,
         recipe.device if _is_file(recipe.device) else None,
     ]
     return [item.path, *(_inside(item.build, path) for path in named if path)]

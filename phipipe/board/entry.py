@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import ValidationError
 
 from phipipe.errors import SourceError
+from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Metrics, Sanity, Speed
 from phipipe.execution.results import Outcome
 from phipipe.metrics import names
@@ -133,6 +134,7 @@ def from_manifest(manifest: Description) -> Entry:
         keys={name: steps[name].key for name in sorted(steps)},
     )
     entry = _with_speed(_with_fidelity(entry, manifest.fidelity), manifest.speed)
+    entry = _with_answers(entry, manifest.fidelity.generation)
     if wrong := complaint(entry):
         raise SourceError(
             f"the manifest of `{one_line(entry.name)}` {wrong}", hint="build the package again"
@@ -170,6 +172,16 @@ def _with_fidelity(entry: Entry, fidelity: Metrics) -> Entry:
         stderr=fidelity.stderr,
         profile=fidelity.profile,
         sanity=_told(fidelity.sanity, entry.accepted),
+    )
+
+
+def _with_answers(entry: Entry, answers: AnswerFigures | None) -> Entry:
+    if answers is None:
+        return entry
+    return replace(
+        entry,
+        metrics={**entry.metrics, **answers.metrics},
+        stderr={**entry.stderr, **answers.stderr},
     )
 
 

@@ -14,6 +14,7 @@ from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, marks, note
 from phipipe.board.entry import Entry, one_line
 from phipipe.evaluate.reports import Sanity
 from phipipe.files import pages
+from phipipe.metrics import METRICS
 from phipipe.package import figures
 from phipipe.visible import in_template
 from phipipe.words import counted, shortened
@@ -163,8 +164,20 @@ def _checks(entry: Entry) -> dict[str, object]:
         "accepted": entry.accepted,
         "greedy": "–" if greedy is None else f"{figures.number(100 * greedy)} %",
         "ended": f"{sum(ended)} of {len(ended)}" if ended else "–",
+        "prompts": _prompts(entry),
         "repetition": "–" if repetition is None else f"{figures.number(100 * repetition)} %",
     }
+
+
+def _prompts(entry: Entry) -> str:
+    """How it answers prompts, in few words; a dash where none were asked."""
+    words = {"ended": "end", "loops": "loop"}
+    told = [
+        f"{' '.join(figures.shown(METRICS[name], entry.metrics[name]))} {word}"
+        for name, word in words.items()
+        if name in entry.metrics
+    ]
+    return ", ".join(told) or "–"
 
 
 def _provenance(entry: Entry) -> dict[str, object]:

@@ -28,12 +28,22 @@ from phipipe.words import counted
 @click.option("--tokens", type=Count(min=256), help="How many tokens of it.")
 @click.option(
     "--source",
-    type=UserPath(Kind.FOLDER, SourceError, "folder"),
-    help="The original's folder; else from the cache, or its hub again.",
+    type=UserPath(Kind.EITHER, SourceError, "source"),
+    help="The original's folder, or its GGUF; else from the cache, or its hub again.",
+)
+@click.option(
+    "--prompts",
+    type=UserPath(Kind.FILE, SourceError),
+    help="Ask these (JSON Lines, a chat each) instead of the recipe's.",
 )
 @AS_JSON
 def eval_(
-    package: Path, text: Path | None, tokens: int | None, source: Path | None, as_json: bool
+    package: Path,
+    text: Path | None,
+    tokens: int | None,
+    source: Path | None,
+    prompts: Path | None,
+    as_json: bool,
 ) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
     from phipipe.api import show
@@ -41,7 +51,7 @@ def eval_(
 
     place = store_of_user()
     planned = finished.plan_evaluation(
-        package, place.store, text=text, tokens=tokens, source=source
+        package, place.store, text=text, tokens=tokens, source=source, prompts=prompts
     )
     (outcome,) = attempt("eval", [planned], place)
     if outcome.error:

@@ -78,7 +78,7 @@ WISH = taking(
         click.option(
             "--source",
             help="The model, where the argument is a recipe's file: builtin:NAME, a folder, a GGUF "
-            "or OWNER/NAME[@REVISION].",
+            "or OWNER/NAME[/FILE.gguf][@REVISION].",
         ),
         click.option(
             "--text",
@@ -96,10 +96,10 @@ WISH = taking(
 def init(model: Path, wish: Wish, as_json: bool) -> None:
     """Write a commented starter recipe that validates and plans.
 
-    MODEL is OWNER/NAME[@REVISION] of the hub, a folder with a checkpoint or a LoRA adapter, a
-    GGUF, or builtin:NAME. The recipe is called after model and device, and pinned to a commit. A
-    name that ends in .yaml is the recipe's own; --source then names the model. No file is
-    overwritten.
+    MODEL is OWNER/NAME[/FILE.gguf][@REVISION] of the hub, a folder with a checkpoint or a LoRA
+    adapter, a GGUF, or builtin:NAME. The recipe is called after model and device, and pinned to a
+    commit. A name that ends in .yaml is the recipe's own; --source then names the model. No file
+    is overwritten.
     """
     from phipipe.planning import starter, starter_words
     from phipipe.recipe import device as devices

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Metrics, Speed, Vision
 from phipipe.metrics import METRICS, Metric
 from phipipe.output.diff import Figure
@@ -26,13 +27,21 @@ class Measured:
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def measured(metrics: Metrics | None, speed: Speed | None, vision: Vision | None) -> Measured:
+def measured(
+    metrics: Metrics | None,
+    speed: Speed | None,
+    vision: Vision | None,
+    answers: AnswerFigures | None,
+) -> Measured:
     """The figures that some reports have."""
-    reports = (metrics, speed, vision)
+    reports = (metrics, speed, vision, answers)
     values = {k: v for report in reports if report for k, v in report.metrics.items()}
     return Measured(
         values=values,
-        stderr=metrics.stderr if metrics else {},
+        stderr={
+            **(metrics.stderr if metrics else {}),
+            **(answers.stderr if answers else {}),
+        },
         spread=speed.spread if speed else {},
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phipipe.batch import accept, folder
 from phipipe.diff.changes import changes
-from phipipe.diff.measured import figures, measured
+from phipipe.diff.measured import Measured, figures, measured
 from phipipe.errors import SourceError
 from phipipe.output.diff import Difference, Pair
 from phipipe.package import manifest
@@ -31,8 +31,8 @@ def compare(before: Path, after: Path) -> Difference:
         after=new.name,
         inputs=changes(_inputs(old), _inputs(new)),
         figures=figures(
-            measured(old.fidelity, old.speed, old.fidelity.vision),
-            measured(new.fidelity, new.speed, new.fidelity.vision),
+            _measured(old),
+            _measured(new),
             alike,
         ),
         notes=notes,
@@ -45,6 +45,11 @@ def compare(before: Path, after: Path) -> Difference:
         only_before=[],
         only_after=[],
     )
+
+
+def _measured(told: Manifest) -> Measured:
+    fidelity = told.fidelity
+    return measured(fidelity, told.speed, fidelity.vision, fidelity.generation)
 
 
 def versions(home: Path) -> tuple[Path, Path]:
@@ -61,7 +66,7 @@ def versions(home: Path) -> tuple[Path, Path]:
     return known[1], known[0]
 
 
-_SOURCE = ("revision", "base", "adapter", "digest")
+_SOURCE = ("revision", "file", "base", "adapter", "digest")
 
 
 def _inputs(told: Manifest) -> dict[str, Json]:

@@ -10,6 +10,7 @@ from phipipe.diff.changes import paired
 from phipipe.diff.measured import Measured, figures, measured
 from phipipe.errors import StoreError
 from phipipe.evaluate import reports
+from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Metrics, R, Speed, Vision
 from phipipe.execution import why
 from phipipe.execution.past_runs import Run
@@ -119,6 +120,7 @@ def _measured(steps: Steps, store: Store) -> Measured:
         _report("evaluate", Metrics, steps, store),
         _report("measure", Speed, steps, store),
         _report("vision-evaluate", Vision, steps, store),
+        _report("answers", Answers, steps, store),
     )
 
 
@@ -131,8 +133,8 @@ def _report(step: str, kind: type[R], steps: Steps, store: Store) -> R | None:
 
 
 def _alike(old: Steps, new: Steps, store: Store) -> set[str]:
-    """Metrics that both took alike: fidelity against the same baseline, speed on the same
-    machine."""
+    """Metrics that both took alike: fidelity against the same baseline, answers to the same
+    questions, speed on the same machine."""
     same_baseline = old.get("baseline") is not None and old.get("baseline") == new.get("baseline")
     hosts = [
         (_record(steps["measure"], store) or {}).get("host") if "measure" in steps else None
@@ -140,5 +142,7 @@ def _alike(old: Steps, new: Steps, store: Store) -> set[str]:
     ]
     same_host = hosts[0] is not None and hosts[0] == hosts[1]
     kinds = {"size", *(("fidelity", "pictures") if same_baseline else ())}
+    asked = old.get("questions")
+    kinds |= {"answers"} if asked is not None and asked == new.get("questions") else set()
     kinds |= {"speed"} if same_host else set()
     return {name for name, metric in METRICS.items() if metric.kind in kinds}

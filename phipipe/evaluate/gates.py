@@ -11,6 +11,7 @@ from phipipe import backends
 from phipipe.backends.base import Runtime
 from phipipe.errors import GateFailed, StepFailed
 from phipipe.evaluate import reports
+from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reference import score
 from phipipe.evaluate.reports import (
     Metrics,
@@ -114,8 +115,9 @@ def misread_words(found: Misread) -> str:
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
 
-    ``inputs``: metrics, speed; vision of a model that sees. ``params``: gates {metric: {min, max}};
-    accept, differences that the recipe accepts. A metric that was not measured fails.
+    ``inputs``: metrics, speed; vision of a model that sees; answers where some were asked for.
+    ``params``: gates {metric: {min, max}}; accept, differences that the recipe accepts. A metric
+    that was not measured fails.
 
     Raises:
         GateFailed: names every gate that failed, its limit and the value.
@@ -127,6 +129,8 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     metrics |= reports.read(Speed, inputs["speed"]).metrics
     if "vision" in inputs:
         metrics |= reports.read(Vision, inputs["vision"]).metrics
+    if "answers" in inputs:
+        metrics |= reports.read(Answers, inputs["answers"]).metrics
     verdicts = [
         _verdict(name, metrics.get(name), limits)
         for name, limits in sorted(params["gates"].items())

@@ -8,27 +8,36 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from phipipe import backends, hardware
-from phipipe.backends.base import AnyBackend, absent
+from phipipe.backends.base import AnyBackend, Job, absent
 from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.evaluate import reference, reports
 from phipipe.files import json_files
+from phipipe.hub import prompts as hub_prompts
 from phipipe.hub import take
+from phipipe.models import fit
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.planning import machine, scoring, vision_steps
+from phipipe.planning import generation_steps, machine, scoring, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
-from phipipe.recipe.recipe import Recipe, Text, recorded
+from phipipe.recipe.recipe import Generate, Prompts, Recipe, Text, recorded
 from phipipe.steps import Outside, Step
 from phipipe.store.store import Store
 from phipipe.vision import kinds
 
 
 def plan_evaluation(
-    folder: Path, store: Store, *, text: Path | None, tokens: int | None, source: Path | None
+    folder: Path,
+    store: Store,
+    *,
+    text: Path | None,
+    tokens: int | None,
+    source: Path | None,
+    prompts: Path | None = None,
 ) -> Plan:
     """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
 
@@ -37,36 +46,67 @@ def plan_evaluation(
         StoreError: what the hub says of the original cannot be kept in the cache.
     """
     manifest = package.open_(folder)
-    recipe = _recipe(manifest, text, tokens)
+    recipe = _asking(_recipe(manifest, text, tokens), prompts)
     original = package_original.find(manifest, store, source)
-    seeing = original.checkpoint if kinds.sees(original.checkpoint) else None
-    checkpoint = kinds.language(seeing) if seeing else original.checkpoint
-    backend = backends.load(recipe.backend)
+    checkpoint = original.checkpoint
+    checkpoint = kinds.language(checkpoint) if kinds.sees(checkpoint) else checkpoint
     text_step = take.text_step(recipe.evaluate.text, Path.cwd())
-    parameters = original.checkpoint.parameters
-    opened = scoring.Opened(
-        toolchain=backend.toolchain,
-        memory_bytes=4 * checkpoint.parameters + scoring.RUNTIME_BYTES,
-    )
-    shipped = Step(name="artifact", runs="", version=1, toolchain=backend.toolchain)
-    scored = (
-        *(vision_steps.scoring_steps(seeing, shipped, recipe) if seeing else ()),
-        scoring.compare_step("evaluate", "artifact", recipe, opened, parameters=parameters),
-        scoring.measure_step("artifact", recipe, opened),
-    )
+    scored = _scored(recipe, original.checkpoint, checkpoint)
     target = device.load(recipe.device, Path.cwd())
     api = _api_of(target, manifest)
     return Plan(
         build=_build(manifest, recipe),
         device=target,
         api=api,
-        on_target=machine.on_target(target, api, backend),
+        on_target=machine.on_target(target, api, backends.load(recipe.backend)),
         source=checkpoint,
         steps=(
             *scoring.ground_steps(recipe, original, text_step),
+            *_questions(recipe, checkpoint),
             *(_reading(step, _artifact(folder, manifest)) for step in scored),
         ),
     )
+
+
+def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint) -> list[Step]:
+    """The steps that evaluate and time the package's artifact; ``language`` is the language model
+    of ``whole``, or all of it."""
+    toolchain = backends.load(recipe.backend).toolchain
+    opened = scoring.Opened(
+        toolchain=toolchain, memory_bytes=4 * language.parameters + scoring.RUNTIME_BYTES
+    )
+    shipped = Step(name="artifact", runs="", version=1, toolchain=toolchain)
+    evaluation = scoring.compare_step(
+        "evaluate", "artifact", recipe, opened, parameters=whole.parameters
+    )
+    return [
+        *(vision_steps.scoring_steps(whole, shipped, recipe) if kinds.sees(whole) else ()),
+        evaluation,
+        *_answers(recipe, evaluation, language),
+        scoring.measure_step("artifact", recipe, opened),
+    ]
+
+
+def _questions(recipe: Recipe, checkpoint: Checkpoint) -> list[Step]:
+    """Prompts, and the original's answers to them; a file of the user's is looked for here."""
+    if recipe.evaluate.generate is None:
+        return []
+    path = hub_prompts.path_of(recipe.evaluate.generate.prompts, Path.cwd())
+    return generation_steps.original_steps(recipe, path, checkpoint)
+
+
+def _answers(recipe: Recipe, evaluation: Step, checkpoint: Checkpoint) -> list[Step]:
+    """The answers of the package's artifact, in the context that it was built for."""
+    if recipe.evaluate.generate is None:
+        return []
+    backend = backends.load(recipe.backend)
+    try:
+        options = backend.options.model_validate(recipe.quantize)
+    except ValidationError as error:
+        raise _foreign(error) from None
+    fixed = backend.context_length(Job(recipe, options, checkpoint))
+    context = min(fixed or recipe.context or fit.CONTEXT, checkpoint.context_length)
+    return generation_steps.build_steps(recipe, evaluation, context)
 
 
 def _artifact(folder: Path, manifest: Manifest) -> Outside:
@@ -179,14 +219,18 @@ def _first(error: ValidationError) -> str:
     return f"`{json_files.shown(reports.place(error))}`: {words}"
 
 
+def _foreign(error: ValidationError) -> SourceError:
+    return SourceError(
+        f"the package's recipe is not one that this phipipe reads: {_first(error)}",
+        hint="build it again",
+    )
+
+
 def _recipe(manifest: Manifest, text: Path | None, tokens: int | None) -> Recipe:
     try:
         recipe = recorded(manifest.recipe.as_json())
     except ValidationError as error:
-        raise SourceError(
-            f"the package's recipe is not one that this phipipe reads: {_first(error)}",
-            hint="build it again",
-        ) from None
+        raise _foreign(error) from None
     changed: dict[str, Text | int] = {}
     if text is not None:
         changed["text"] = Text(file=str(text.absolute()))  # `~` in it is a name like any other
@@ -199,4 +243,14 @@ def _recipe(manifest: Manifest, text: Path | None, tokens: int | None) -> Recipe
                 hint=f"--tokens {recipe.evaluate.window} or more",
             )
         changed["tokens"] = tokens
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})
+
+
+def _asking(recipe: Recipe, prompts: Path | None) -> Recipe:
+    """``recipe`` with the prompts in that file for its own, which may be none."""
+    if prompts is None:
+        return recipe
+    asked = recipe.evaluate.generate or Generate()
+    update = {"prompts": Prompts(file=str(prompts.absolute())), "limit": None}
+    changed = {"generate": asked.model_copy(update=update)}
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changed)})

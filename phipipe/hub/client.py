@@ -10,12 +10,13 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 from phipipe.errors import SourceError
+from phipipe.files import json_files
 from phipipe.hub import exchange
 from phipipe.hub.exchange import Address
 from phipipe.hub.failures import Fault, Unreachable, fault_of, patiently, status_error
@@ -24,6 +25,7 @@ from phipipe.models import checkpoints, weight_files
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
+MOST_SHOWN = 12  # files of a repository, in one sentence
 ASKS = 4  # times in a row that no answer counts as a pause; somebody may be waiting for a plan
 OFFLINE_HINT = "unset HF_HUB_OFFLINE and run it once with a network; after that it works without"
 # what the hub's client raises of a web page, or of some other service
@@ -56,12 +58,18 @@ class Repository:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files that phipipe takes, the pickles that it does not, and the licence that the model
-    card names."""
+    """The files that phipipe takes, the pickles that it does not, the licence that the model card
+    names, and GGUF files, each of which is a model of its own."""
 
     files: tuple[Published, ...]
     pickles: tuple[str, ...] = ()
     licence: str | None = None
+    ggufs: tuple[str, ...] = ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are safetensors."""
+        return any(file.name.endswith(".safetensors") for file in self.files)
 
 
 def is_offline() -> bool:
@@ -117,11 +125,12 @@ def is_allowed(name: str) -> bool:
     return plain and any(fnmatch.fnmatchcase(name, pattern) for pattern in checkpoints.ALLOWED)
 
 
-def listing(repo: Repository) -> Listing:
-    """What the model ``repo`` holds.
+def listing(repo: Repository, file: str | None = None) -> Listing:
+    """What the model ``repo`` holds; of its files, ``file`` alone if it is given.
 
     Raises:
-        SourceError: there is no such repository or commit, access is refused, or the network fails.
+        SourceError: there is no such repository, commit or file, access is refused, or the network
+            fails.
     """
     info = _asked(
         repo,
@@ -140,12 +149,27 @@ def listing(repo: Repository) -> Listing:
     files = [
         _published(repo, s.rfilename, s.size, s.blob_id, s.lfs)
         for s in info.siblings or ()
-        if is_allowed(s.rfilename)
+        if (is_allowed(s.rfilename) if file is None else s.rfilename == file)
     ]
+    ggufs = tuple(sorted(name for name in names if name.lower().endswith(".gguf")))
+    if file is not None and not files:
+        raise missing(repo, file, ggufs)
     licence = getattr(info.card_data, "license", None)
-    return Listing(
-        tuple(sorted(files)), tuple(pickles), licence if isinstance(licence, str) else None
-    )
+    licence = licence if isinstance(licence, str) else None
+    return Listing(tuple(sorted(files)), tuple(pickles), licence, ggufs)
+
+
+def missing(repo: Repository, file: str, known: Sequence[str]) -> SourceError:
+    """``file`` is not among the files of ``repo``; ``known`` are those of its kind."""
+    hint = f"it has {shown(known)}" if known else f"look at {repo.page}/tree/{repo.revision}"
+    return SourceError(f"`{repo}` has no file `{file}`", hint=hint)
+
+
+def shown(names: Sequence[str]) -> str:
+    """``names``, a stranger's, in a sentence: the first of them, and how many more there are."""
+    first = ", ".join(f"`{json_files.shown(name)}`" for name in names[:MOST_SHOWN])
+    more = len(names) - MOST_SHOWN
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def single(repo: Repository, file: str) -> Listing:

@@ -13,11 +13,12 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.errors import SourceError
+from phipipe.files import json_files
 from phipipe.hub import client
 from phipipe.hub import view as hub_view
 from phipipe.hub.client import Listing, Repository
@@ -32,7 +33,16 @@ from phipipe.hub.parts import (
     part_of,
 )
 from phipipe.hub.published import Published
-from phipipe.models import adapter_files, checkpoints, finite, texts, weight_files
+from phipipe.models import (
+    adapter_files,
+    checkpoints,
+    finite,
+    gguf_checkpoints,
+    gguf_files,
+    gguf_finite,
+    texts,
+    weight_files,
+)
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.sandbox import chat_templates
 from phipipe.steps import Inputs, Params, Step
@@ -60,12 +70,10 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
             ``checkpoints.read``.
         StoreError: the cache cannot be written.
     """
-    with _writing(folder_of(repo)):
+    with writing(folder_of(repo)):
         listing = hub_view.listing(repo)
-        if listing.pickles and not any(
-            file.name.endswith(".safetensors") for file in listing.files
-        ):
-            raise _pickles(repo, listing)
+        if not listing.has_weights:
+            _refuse_others(repo, listing)
         view = folder_of(repo) / "view"
         hub_view.complete(repo, listing.files, view)
         try:
@@ -78,6 +86,20 @@ def checkpoint_of(repo: Repository) -> tuple[Checkpoint, Listing]:
                 (view / file.name).unlink(missing_ok=True)
         hub_view.complete(repo, listing.files, view)
         return _read(repo, listing, view)
+
+
+def _refuse_others(repo: Repository, listing: Listing) -> None:
+    """Refuse a repository without safetensors by what it has instead."""
+    if listing.ggufs:
+        first = listing.ggufs[0]
+        several = f": {client.shown(listing.ggufs)}" if len(listing.ggufs) > 1 else ""
+        raise SourceError(
+            f"`{repo}` holds its weights as GGUF files only{several}",
+            hint=f"name the one to build from: `source: {{repo: {repo.name}, revision: "
+            f"{repo.revision}, file: {json_files.shown(first)}}}`",
+        )
+    if listing.pickles:
+        raise _pickles(repo, listing)
 
 
 def _pickles(repo: Repository, listing: Listing) -> SourceError:
@@ -103,7 +125,7 @@ def is_adapter(repo: Repository) -> bool:
     Raises:
         SourceError: the hub does not say.
     """
-    with _writing(folder_of(repo)):
+    with writing(folder_of(repo)):
         names = {file.name for file in hub_view.listing(repo).files}
     return weight_files.ADAPTER in names and not names & {weight_files.WHOLE, weight_files.INDEX}
 
@@ -116,7 +138,7 @@ def adapter_of(repo: Repository) -> tuple[Path, Listing]:
         SourceError: it cannot be had, or is no adapter; see ``adapter_files.files``.
         StoreError: the cache cannot be written.
     """
-    with _writing(folder_of(repo)):
+    with writing(folder_of(repo)):
         listing = hub_view.listing(repo)
         if any(n.startswith("adapter_model") for n in listing.pickles) and not any(
             file.name == adapter_files.WEIGHTS for file in listing.files
@@ -132,9 +154,10 @@ def adapter_of(repo: Repository) -> tuple[Path, Listing]:
     return view, dataclasses.replace(listing, files=kept)
 
 
-def is_known(repo: Repository) -> bool:
-    """Whether the hub was asked before what ``repo`` holds, and the cache remembers."""
-    return hub_view.remembered(folder_of(repo) / "listing.json") is not None
+def is_known(repo: Repository, file: str | None = None) -> bool:
+    """Whether the hub was asked before what ``repo`` holds (``file`` alone), and the cache
+    remembers."""
+    return hub_view.remembered(folder_of(repo, file) / "listing.json") is not None
 
 
 def text_of(dataset: Dataset) -> Path:
@@ -147,7 +170,7 @@ def text_of(dataset: Dataset) -> Path:
     """
     repo = dataset_of(dataset)
     view = folder_of(repo, dataset.file) / "view"
-    with _writing(view):
+    with writing(view):
         hub_view.complete(repo, hub_view.listing(repo, dataset.file).files, view)
     return view / base_name(dataset.file)
 
@@ -155,7 +178,7 @@ def text_of(dataset: Dataset) -> Path:
 def source_step(repo: Repository, listing: Listing, name: str = "source") -> Step:
     """The step that downloads the files of a model or an adapter; its key says which repository,
     commit and hashes, and nothing else."""
-    return _step(name, repo, listing, folder_of(repo))
+    return _step(name, repo, listing, _folder(repo, listing.files))
 
 
 def text_step(dataset: Dataset, name: str) -> Step:
@@ -166,10 +189,18 @@ def text_step(dataset: Dataset, name: str) -> Step:
         StoreError: the cache cannot be written.
     """
     repo = dataset_of(dataset)
-    with _writing(folder_of(repo)):
-        return _step(
-            name, repo, hub_view.listing(repo, dataset.file), folder_of(repo, dataset.file)
-        )
+    with writing(folder_of(repo)):
+        return source_step(repo, hub_view.listing(repo, dataset.file), name)
+
+
+def _folder(repo: Repository, files: Sequence[Published]) -> Path:
+    """Where ``files`` come: what a recipe names as one file has a folder of its own."""
+    alone = repo.kind == "dataset" or _is_gguf(files[0].name)
+    return folder_of(repo, files[0].name if alone else None)
+
+
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(gguf_files.SUFFIX)
 
 
 def _step(name: str, repo: Repository, listing: Listing, folder: Path) -> Step:
@@ -198,33 +229,46 @@ def fetch(inputs: Inputs, out: Path, params: Params) -> None:
     """
     repo = Repository(params["kind"], params["repo"], params["revision"])
     files = [Published(**file) for file in params["files"]]
-    folder = folder_of(repo, files[0].name if repo.kind == "dataset" else None)
-    with _writing(folder), alone(folder):
+    folder = _folder(repo, files)
+    with writing(folder), alone(folder):
         names = {base_name(file.name) for file in files}
         for path in out.iterdir():
             if path.name not in names:  # a copy that was cut short
                 path.unlink()
         missing = [file for file in files if not is_at_hand(repo, file, folder, out)]
         needed = check_room(repo, missing, folder / "parts")
-        with _writing(folder, needed):
+        with writing(folder, needed):
             download(repo, missing, folder / "parts")
         for file in missing:
             shutil.move(part_of(folder / "parts", file), out / base_name(file.name))
+    _check(repo, files, out)
+
+
+def _check(repo: Repository, files: Sequence[Published], out: Path) -> None:
+    """Refuse what came into ``out`` if it is not what its kind should be.
+
+    Raises:
+        SourceError: says why.
+    """
+    first = out / base_name(files[0].name)
     if repo.kind == "dataset":
-        texts.check(out / base_name(files[0].name), f"{repo}/{files[0].name}")
+        texts.check(first, f"{repo}/{files[0].name}")
         return
     with named(repo, out):
-        if any(file.name == weight_files.ADAPTER for file in files):
+        if _is_gguf(first.name):
+            gguf_checkpoints.read(first)
+            gguf_finite.check(first)
+        elif any(file.name == weight_files.ADAPTER for file in files):
             adapter_files.tensors(out)
             finite.check_file(out / adapter_files.WEIGHTS, "adapter")
-            return
-        checkpoints.read(out)
-        finite.check(out)
-        chat_templates.check(out)
+        else:
+            checkpoints.read(out)
+            finite.check(out)
+            chat_templates.check(out)
 
 
 @contextlib.contextmanager
-def _writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
+def writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """The system's refusals in words; a full disk takes nothing that was there."""
     # toolchains, which import this module too, need not have what it needs
     from phipipe.store import refusals

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
-from phipipe.hub import repository
+from phipipe.hub import gguf_repository, repository
+from phipipe.hub.client import Repository
 from phipipe.models import (
     adapter_files,
     adapter_view,
@@ -78,9 +79,7 @@ def original(source: Source, base: Path) -> Original:
     if source.adapter is not None:
         return _adapted(source, original(source.origin, base), base)
     if source.repo is not None:
-        repo = repository.model_of(source)
-        checkpoint, listing = repository.checkpoint_of(repo)
-        return of_step(checkpoint, repository.source_step(repo, listing), listing.licence)
+        return of_hub(repository.model_of(source), source.file)
     folder = (
         BUILTIN_MODELS[source.builtin]
         if source.builtin is not None
@@ -90,6 +89,20 @@ def original(source: Source, base: Path) -> Original:
         checkpoints.read(folder)
         check_weights(folder)
     return of_folder(folder)
+
+
+def of_hub(repo: Repository, file: str | None) -> Original:
+    """What ``repo`` holds, or its GGUF ``file``, and the steps that bring it into the store.
+
+    Raises:
+        SourceError, StoreError: as ``original``.
+    """
+    if file is None:
+        checkpoint, listing = repository.checkpoint_of(repo)
+        return of_step(checkpoint, repository.source_step(repo, listing), listing.licence)
+    checkpoint, listing = gguf_repository.checkpoint_of(repo, file)
+    step = repository.source_step(repo, listing)
+    return _remade(checkpoint, step, "models/unpack_gguf", listing.licence)
 
 
 def _adapted(source: Source, base: Original, folder: Path) -> Original:

@@ -102,26 +102,27 @@ def _attempt(
         raise Fault(f"the connection ended after {part.position} of {file.size} bytes")
 
 
-def head(pool: Client, address: Address, file: Published, count: int) -> bytes:
-    """The first ``count`` bytes of ``file`` (all of it where it is shorter). Nothing vouches for
-    them.
+def span(pool: Client, address: Address, file: Published, count: int, start: int = 0) -> bytes:
+    """``count`` bytes of ``file`` from ``start`` (those up to its end, where it is shorter).
+    Nothing vouches for them.
 
     Raises:
         SourceError: as ``fetch``.
     """
-    count = min(count, file.size)
+    count = min(count, file.size - start)
 
     def once() -> bytes:
         got = bytearray()
-        with exchange.opened(pool, address, f"bytes=0-{count - 1}") as response:
-            _begin(response, address, file, 0, count)
+        with exchange.opened(pool, address, f"bytes={start}-{start + count - 1}") as response:
+            skip = _begin(response, address, file, start, count)
             for chunk in response.iter_raw():
-                got += chunk
+                got += chunk[skip:]
+                skip = max(0, skip - len(chunk))
                 if len(got) >= count:  # a server that ignores ranges would go on
                     return bytes(got[:count])
         raise Fault(f"the connection ended after {len(got)} of {count} bytes")
 
-    return patiently(once, f"cannot read the head of `{file.name}`") if count else b""
+    return patiently(once, f"cannot read the head of `{file.name}`") if count > 0 else b""
 
 
 def _begin(

@@ -48,8 +48,10 @@ def listing(repo: Repository, file: str | None = None) -> Listing:
                 hint=client.OFFLINE_HINT,
             )
         return cached  # not remembered: the hub client's cache need not have all files
-    published = client.single(repo, file) if file else client.listing(repo)
-    _write(path, keys.seal_record(dataclasses.asdict(published)))
+    published = (
+        client.single(repo, file) if file and repo.kind == "dataset" else client.listing(repo, file)
+    )
+    write(path, keys.seal_record(dataclasses.asdict(published)))
     return published
 
 
@@ -62,7 +64,10 @@ def remembered(path: Path) -> Listing | None:
         if "check" in written:  # listings of earlier versions have none
             written = keys.open_sealed(raw)
         files = tuple(Published(**file) for file in written["files"])
-        return Listing(files, tuple(written["pickles"]), written["licence"])
+        known = Listing(files, tuple(written["pickles"]), written["licence"])
+        if "ggufs" not in written and known.has_weights:  # earlier versions did not look for them
+            return known
+        return dataclasses.replace(known, ggufs=tuple(written["ggufs"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, StoreError):
         return None
 
@@ -72,7 +77,7 @@ def complete(repo: Repository, files: Sequence[Published], view: Path) -> None:
     view.mkdir(parents=True, exist_ok=True)
     for file in files:
         if is_weights(file) and not _is_head(view / base_name(file.name)):
-            _write(view / base_name(file.name), _head(repo, file))
+            write(view / base_name(file.name), _head(repo, file))
     missing = [file for file in files if not is_weights(file) and not _is_there(repo, file, view)]
     if missing:
         with alone(view.parent):
@@ -88,7 +93,8 @@ def _is_there(repo: Repository, file: Published, view: Path) -> bool:
     return file.matches(target) or copy_checked(client_cache.cached(repo, file.name), target, file)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``, all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     aside.write_bytes(data)
@@ -119,7 +125,7 @@ def _head(repo: Repository, file: Published) -> bytes:
     need_network(repo, file)
     address = repo.address(file.name)
     with exchange.client() as pool:
-        raw = transfer.head(pool, address, file, HEAD_BYTES)
+        raw = transfer.span(pool, address, file, HEAD_BYTES)
         if _head_bytes(raw) > len(raw):
-            raw = transfer.head(pool, address, file, _head_bytes(raw))
+            raw = transfer.span(pool, address, file, _head_bytes(raw))
     return raw[: _head_bytes(raw)]

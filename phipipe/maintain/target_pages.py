@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
 from phipipe import backends
 from phipipe.backends.base import AnyBackend
 from phipipe.backends.llamacpp.types import DEFAULTS, TYPES
+from phipipe.backends.widths import Width
 from phipipe.maintain import rotary_tables, support_tables
 from phipipe.maintain.markdown import (
     bullets,
@@ -37,6 +43,7 @@ def options() -> str:
         "What a device's unit can run is in the [table of devices](devices.md#support). "
         "`phipipe backends NAME` prints the options in the terminal.",
         *(_backend(name, faces[name]) for name in names),
+        section("Width", prose(inspect.getdoc(Width)), _options(Width, {})),
     )
 
 
@@ -44,17 +51,6 @@ def _backend(name: str, face: AnyBackend) -> str:
     schemes = [
         [unit, *(table_.get(precision, "") for precision in PRECISIONS)]
         for unit, table_ in sorted(face.precisions.items())
-    ]
-    known = face.options.model_json_schema()["properties"]
-    rows = [
-        [
-            code(key),
-            kind(option, has_null=False),
-            _default(option.get("default")),
-            prose(option.get("description")),
-            face.advice.get(key, ""),
-        ]
-        for key, option in known.items()
     ]
     return section(
         name,
@@ -69,11 +65,27 @@ def _backend(name: str, face: AnyBackend) -> str:
         ),
         section(
             f"{name}: options",
-            table(["option", "value", "default", "meaning", "when to use which"], rows),
+            _options(face.options, face.advice),
             level=3,
         ),
         _types() if name == "llamacpp" else "",
     )
+
+
+def _options(model: type[BaseModel], advice: Mapping[str, str]) -> str:
+    """What each field of ``model`` takes; with ``advice``, when to use which of its values."""
+    rows = [
+        [
+            code(key),
+            kind(option, has_null=False),
+            _default(option.get("default")),
+            prose(option.get("description")),
+            *([advice.get(key, "")] if advice else []),
+        ]
+        for key, option in model.model_json_schema()["properties"].items()
+    ]
+    last = ["when to use which"] if advice else []
+    return table(["option", "value", "default", "meaning", *last], rows)
 
 
 def _types() -> str:

@@ -14,6 +14,7 @@ from phipipe.maintain.markdown import bullets, code, page, prose, section, sente
 # First letter of an id → where the rule stands, in the order of the page.
 FAMILIES = {
     "M": "Every backend: the model",
+    "A": "Every backend: learned weights",
     "O": "onnxruntime",
     "L": "llamacpp",
     "X": "mlx",
@@ -28,6 +29,7 @@ FAMILIES = {
 KINDS = {
     "fidelity": "Fidelity: how close the file is to the original",
     "pictures": "Fidelity after pictures, for models that see",
+    "answers": "Answers to prompts (`evaluate.generate`)",
     "size": "Size",
     "speed": "Speed and memory",
 }

@@ -136,6 +136,22 @@ def _base(value: Json) -> str | None:
     return value if isinstance(value, str) and value and len(value) < 1000 else None
 
 
+def in_layers(settings: AdapterSettings, module: str) -> bool:
+    """Whether ``module`` is of a layer that the settings name; where they name some, what is of no
+    layer is of none of them."""
+    if settings.layers is None:
+        return True
+    layer = re.match(r".*\.[^.]*\.(\d{1,9})\.", module)
+    return layer is not None and int(layer[1]) in settings.layers
+
+
+def is_target(settings: AdapterSettings, module: str) -> bool:
+    """Whether ``module`` ends with one of the names that the settings have."""
+    if settings.targets is None:
+        return True
+    return any(module == name or module.endswith(f".{name}") for name in settings.targets)
+
+
 def _refuse_kind(path: Path, content: Mapping[str, Json]) -> None:
     kind = content.get("peft_type")
     if kind is None and ("fine_tune_type" in content or "lora_parameters" in content):

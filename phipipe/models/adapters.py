@@ -7,6 +7,7 @@ Read from headers and settings alone, the same for a plan and for the step that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def merged(base: Checkpoint, folder: Path, size: int | None = None) -> Merged:
         adapter_changes.untie(named, settings, changes)
     _add_lows(folder, named, tensors, settings, (shapes, after), changes)
     _refuse_incomplete(folder, named, settings, shapes, after)
+    _refuse_surplus(folder, named, settings)
     checkpoint = _described(base, folder, shapes, after)
     return Merged(checkpoint=checkpoint, changes=changes, shapes=shapes, settings=settings)
 
@@ -212,6 +214,23 @@ def _refuse_incomplete(
             f"the adapter in `{folder}` is incomplete: its settings name {short_names(lost)}, and "
             f"its weights have nothing for that",
             hint=_AGAIN,
+        )
+
+
+def _refuse_surplus(folder: Path, named: Named, settings: AdapterSettings) -> None:
+    """Refuse matrices of modules that the settings leave out: peft would leave those unchanged, so
+    nobody knows which of the two was trained."""
+    for module in sorted(named.low):
+        if not adapter_settings.in_layers(settings, module):
+            key, told = "layers_to_transform", json.dumps(settings.layers)
+        elif not adapter_settings.is_target(settings, module):
+            key, told = "target_modules", json.dumps(settings.targets)
+        else:
+            continue
+        raise SourceError(
+            f"the adapter in `{folder}` has a change of {short_names([module])}, which its "
+            f"settings leave out (`{key}: {json_files.shown(told)}`)",
+            hint="give the settings that were saved with these weights: peft would not load all",
         )
 
 

@@ -89,16 +89,16 @@ def small_files(header: Header, config: Mapping[str, Json]) -> dict[str, bytes]:
     }
 
 
-def with_files(checkpoint: Checkpoint, cache: Path) -> Checkpoint:
+def with_files(checkpoint: Checkpoint, cache: Path, size: int | None = None) -> Checkpoint:
     """``checkpoint``, read from a GGUF, in a folder in the ``cache`` where a plan can look at its
-    small files as at any other's.
+    small files as at any other's; ``size``: see ``gguf_files.read``.
 
     Raises:
         SourceError: see ``small_files``.
         StoreError: the cache cannot be written.
     """
     path = checkpoint.folder
-    files = small_files(gguf_files.read(path), checkpoint.config)
+    files = small_files(gguf_files.read(path, size), checkpoint.config)
 
     def write(out: Path) -> None:
         for name, content in files.items():

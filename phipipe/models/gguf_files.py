@@ -22,6 +22,7 @@ MAX_PAIRS, MAX_TENSORS = 4096, 65_536
 MAX_KEY, MAX_TEXT = 512, 2**20  # bytes: a chat template has some thousand
 MAX_ITEMS = 2**22  # of one list: the largest vocabularies have a quarter of a million
 MAX_DIMENSION, MAX_RANK = 2**40, 4
+MAX_FACTORS = 4 * 2**16  # bytes of a tensor of rotary factors
 _TEXT, _LIST = 8, 9
 _NUMBERS = {
     **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
@@ -50,6 +51,7 @@ _OTHER_TYPES = {
     **{29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
 }
 _AGAIN = "download or copy it again"
+_NOT_TEXT = "has a header whose text is not UTF-8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,12 @@ class _Malformed(ValueError):
     """What is wrong, to follow the file's name."""
 
 
+class _Short(_Malformed):
+    """The bytes end before the header does."""
+
+
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data, self.at = data, 0
 
     def number(self, form: str) -> Json:
@@ -87,7 +93,7 @@ class _Reader:
 
     def raw(self, count: int) -> bytes:
         if count > len(self._data) - self.at:
-            raise _Malformed("is cut short: its header does not end")
+            raise _Short("is cut short: its header does not end")
         self.at += count
         return self._data[self.at - count : self.at]
 
@@ -177,7 +183,26 @@ def read(path: Path, size: int | None = None) -> Header:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _header(path, _Reader(data), size)
     except UnicodeDecodeError:
-        raise SourceError(f"`{path}` has a header whose text is not UTF-8", hint=_AGAIN) from None
+        raise SourceError(f"`{path}` {_NOT_TEXT}", hint=_AGAIN) from None
+    except _Malformed as error:
+        raise SourceError(f"`{path}` {error}", hint=_AGAIN) from None
+
+
+def begun(path: Path, data: bytes, size: int) -> Header | None:
+    """The header of the file of ``size`` bytes that begins with ``data``; None where more of it is
+    needed. ``path`` is where errors say it is.
+
+    Raises:
+        SourceError: as ``read``.
+    """
+    try:
+        return _header(path, _Reader(data), size)
+    except _Short as error:
+        if len(data) < size:
+            return None
+        raise SourceError(f"`{path}` {error}", hint=_AGAIN) from None
+    except UnicodeDecodeError:
+        raise SourceError(f"`{path}` {_NOT_TEXT}", hint=_AGAIN) from None
     except _Malformed as error:
         raise SourceError(f"`{path}` {error}", hint=_AGAIN) from None
 
@@ -226,8 +251,14 @@ def _placed(listed: list[Tensor], start: int, size: int) -> dict[str, Tensor]:
     return placed
 
 
+def beside(path: Path, name: str) -> Path:
+    """Where the content of the tensor ``name`` lies if ``path`` is only the start of its file."""
+    return path.with_name(f"{path.name}.{name}")
+
+
 def floats(header: Header, name: str) -> list[float]:
     """The numbers of the F32 tensor ``name``, such as rotary factors; none are there if it is not.
+    Where the file is the start of one, they may lie beside it (``beside``).
 
     Raises:
         SourceError: it is of another type, or larger than such factors are.
@@ -235,9 +266,12 @@ def floats(header: Header, name: str) -> list[float]:
     tensor = header.tensors.get(name)
     if tensor is None:
         return []
-    if tensor.kind != "F32" or tensor.size_bytes > 4 * 2**16:
+    if tensor.kind != "F32" or tensor.size_bytes > MAX_FACTORS:
         raise SourceError(f"`{header.path}` has factors that are none, `{name}`", hint=_AGAIN)
-    with header.path.open("rb") as stream:
-        stream.seek(tensor.offset)
+    apart = beside(header.path, name)
+    with (apart if apart.is_file() else header.path).open("rb") as stream:
+        stream.seek(0 if apart.is_file() else tensor.offset)
         raw = stream.read(tensor.size_bytes)
+    if len(raw) < tensor.size_bytes:
+        raise SourceError(f"`{header.path}` is cut short: `{name}` is not in it", hint=_AGAIN)
     return [value for (value,) in struct.iter_unpack("<f", raw)]

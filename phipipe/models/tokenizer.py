@@ -35,12 +35,18 @@ class TransformersTokenizer:
         """What stands in the vocabulary as ``number``."""
         return str(self._tokenizer.convert_ids_to_tokens(number))
 
-    def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        ask: bool = True,
+        tools: Sequence[Mapping[str, Json]] | None = None,
+    ) -> str:
         """A chat in the folder's template, ready for the answer unless it is not to ``ask`` for
-        one."""
+        one; with ``tools``, where the template shows them."""
+        more = {} if tools is None else {"tools": list(tools)}
         return str(
             self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=ask
+                list(messages), tokenize=False, add_generation_prompt=ask, **more
             )
         )
 

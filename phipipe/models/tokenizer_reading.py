@@ -41,7 +41,7 @@ AS_IT_IS = "PreTrainedTokenizerFast"  # transformers' class that takes `tokenize
 # Model types whose named class transformers 5 passes over, for it was wrong on the hub so often
 # (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS` in its `tokenization_auto.py`).
 CLASSLESS = frozenset({"phi3", "phi3_v", "phimoe"})
-VERSION = 2  # of the comparison: verdicts of an earlier one are forgotten
+VERSION = 3  # of the comparison: verdicts of an earlier one are forgotten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def difference(
 ) -> Difference | None:
     """Where ``theirs`` reads plain text, else chats and special tokens, otherwise than ``truth``;
     ``theirs`` renders the chats."""
-    every = (*tokenizer_texts.PLAIN, *tokenizer_texts.ODD)
+    every = (*tokenizer_texts.PLAIN, *tokenizer_texts.NUMBERS, *tokenizer_texts.ODD)
     plain = tokenizer_difference.first("text", every, truth.encode, theirs.encode)
     if plain:
         return plain

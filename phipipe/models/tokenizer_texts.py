@@ -65,6 +65,12 @@ PLAIN: Sequence[str] = (
     ),
     *("[INST]", "<|x|>", "</think>"),
 )
+# Runs of digits, which some cut into threes and others not at all: small vocabularies join few of
+# them, and show it by some run alone.
+NUMBERS: Sequence[str] = (
+    *("00", "0000", "00000", "0000000", "1111", "1010", "10000", "1000000", "20000.0001"),
+    "12345678901234567890",
+)
 # What nobody writes: tokens that stand for no text, and how vocabularies write a space.
 ODD: Sequence[str] = ("<s>", "</s>", "<unk>", "<pad>", "▁a", "a▁b", "Ġa")
 # What follows and precedes a special token, where runtimes strip and prefix differently.

@@ -33,7 +33,7 @@ def unpack(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         SourceError: see ``gguf_checkpoints.read``; or a weight is not finite.
     """
-    (path,) = inputs["stored"].glob(f"*{gguf_files.SUFFIX}")
+    path = gguf_files.alone_in(inputs["stored"])
     checkpoint = gguf_checkpoints.read(path)
     header = gguf_files.read(path)
     for name, content in gguf_checkpoints.small_files(header, checkpoint.config).items():

@@ -225,7 +225,7 @@ class DoneStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """How a build ended. ``evaluation`` and ``speed`` are as the package's manifest has them."""
+    """How a build ended. ``evaluation``, ``generation``, ``speed``: as its steps wrote them."""
 
     name: str
     device: str
@@ -238,6 +238,7 @@ class Built:
     on_target: str
     warnings: list[Warned]
     evaluation: dict[str, Json] | None
+    generation: dict[str, Json] | None = None
     speed: dict[str, Json] | None
     steps: list[DoneStep]
     error: Error | None

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
+
+from phipipe.evaluate import reports
 
 MAX_TEXT = 100_000  # characters of one text
 MAX_LEVELS = 24
@@ -49,6 +51,12 @@ Share = Annotated[float, Field(gt=1e-12, le=1e12)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Figures = Annotated[dict[Key, Figure], Field(max_length=200)]
 Curve = Annotated[list[Figure], Field(max_length=10_000)]
+
+
+class Part(reports.Report):
+    """A part of a manifest. What a later phipipe may have added is left alone."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def unfit(manifest: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from phipipe.evaluate.gates import misread_words
 from phipipe.evaluate.reports import Answer, Baseline, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
-from phipipe.package import figures
+from phipipe.package import answer_words, figures
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
 from phipipe.steps import Json
@@ -51,13 +51,16 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
     """
     environment = _environment()
     fidelity, speed = package.fidelity, package.speed
-    rows = figures.fidelity_table(fidelity, speed, fidelity.baseline, fidelity.vision)
+    generation = fidelity.generation
+    rows = figures.fidelity_table(fidelity, speed, fidelity.baseline, fidelity.vision, generation)
     view = {
         **dict(package),
         "what": PRECISION_WORDS.get(package.precision, package.precision),
         "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
         "quality": Safe(figures.markdown_table([row for row in rows if row.group == "fidelity"])),
         "pictures": Safe(figures.markdown_table([row for row in rows if row.group == "pictures"])),
+        "answered": Safe(figures.markdown_table([row for row in rows if row.group == "answers"])),
+        "answer_remarks": answer_words.remarks(generation) if generation else [],
         "speeds": Safe(
             figures.markdown_table([row for row in rows if row.group in ("size", "speed")])
         ),
@@ -163,7 +166,8 @@ def _original(source: Source | Origin) -> Safe:
             f"{_adapter(source.adapter)}"
         )
     if source.kind == "hub":
-        where = f"{code(source.repo)} at commit {code(source.revision)}"
+        file = f"the GGUF {code(source.file)} of " if source.file else ""
+        where = f"{file}{code(source.repo)} at commit {code(source.revision)}"
     elif source.kind == "builtin":
         where = f"phipipe's embedded model {code(source.name)}"
     else:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from phipipe.evaluate import reports
+from phipipe.evaluate import answer_reports, reports
 from phipipe.evaluate.reports import Report, Words
 from phipipe.steps import Json
 
@@ -30,6 +30,7 @@ class Origin(Report):
     name: Words | None = None
     repo: Words | None = None
     revision: Words | None = None
+    file: Words | None = None  # of the repository: a GGUF
 
     @property
     def title(self) -> str:
@@ -45,6 +46,7 @@ class Source(Report):
     name: Words | None = None
     repo: Words | None = None
     revision: Words | None = None
+    file: Words | None = None  # of the repository: a GGUF
     license: Words | None = None
     architecture: Words
     parameters: int
@@ -81,6 +83,7 @@ class Fidelity(reports.Metrics):
     change: reports.Change | None = None
     parity: reports.Parity | None = None
     vision: reports.Vision | None = None
+    generation: answer_reports.AnswerFigures | None = None
 
 
 class Device(Report):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from phipipe import words
+from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Change, Metrics, Scored, Speed, Vision
 from phipipe.metrics import METRICS, ROWS, Metric
 from phipipe.words import counted
@@ -121,6 +122,7 @@ def fidelity_table(
     speed: Speed | None = None,
     baseline: Scored | None = None,
     vision: Vision | None = None,
+    answers: AnswerFigures | None = None,
 ) -> list[Row]:
     """Rows for everything that was measured, in the order of the table of metrics.
 
@@ -130,6 +132,7 @@ def fidelity_table(
     values = {
         **metrics.metrics,
         **(vision.metrics if vision else {}),
+        **(answers.metrics if answers else {}),
         **(speed.metrics if speed else {}),
     }
     words = {
@@ -139,11 +142,14 @@ def fidelity_table(
         "prompt": _prompt(speed),
         "pictures": _questions(vision) if vision else "",
     }
+    errors = {**metrics.stderr, **(answers.stderr if answers else {})}
     rows = []
     for metric in ROWS:
         if metric.name in values:
-            value, unit = shown(metric, values[metric.name], metrics.stderr.get(metric.name))
-            reading = metric.reads_as.format(**words) + _spread(metric, speed)
+            value, unit = shown(metric, values[metric.name], errors.get(metric.name))
+            asked = answers.asked.get(metric.name, 0) if answers else 0
+            reading = metric.reads_as.format(asked=counted(asked, "answer"), **words)
+            reading += _spread(metric, speed)
             rows.append(Row(metric.kind, metric.name, metric.title, value, unit, reading))
     return rows
 

@@ -27,13 +27,15 @@ from phipipe.package.bounds import (
     Figures,
     Key,
     Line,
+    Part,
     Share,
     line,
     plain,
     unfit,
 )
+from phipipe.package.manifest_answers import Answers
 from phipipe.recipe.recipe import SLUG
-from phipipe.recipe.source import COMMIT, REPO
+from phipipe.recipe.source import COMMIT, REPO, is_gguf
 from phipipe.steps import Json
 
 MAX_FILES = 10_000
@@ -42,12 +44,6 @@ MAX_IDS = 10_000
 
 class Malformed(ValueError):
     """A manifest that is not as phipipe writes it; the message says where."""
-
-
-class Part(reports.Report):
-    """A part of a manifest. What a later phipipe may have added is left alone."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class File(Part, description.File):
@@ -70,6 +66,7 @@ class Origin(Part, description.Origin):
     name: Line | None = None
     repo: Annotated[str, Field(pattern=REPO, max_length=200)] | None = None
     revision: Annotated[str, Field(pattern=COMMIT)] | None = None
+    file: Line | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Origin:
@@ -80,6 +77,8 @@ class Origin(Part, description.Origin):
 def _check_name(part: Origin | Source) -> None:
     if part.kind == "hub" and not (part.repo and part.revision):
         raise ValueError("it names no repository and revision")
+    if part.file is not None and (part.kind != "hub" or not is_gguf(part.file)):
+        raise ValueError("its file is no GGUF of a repository")
     if part.kind != "hub" and not part.name:
         raise ValueError("it has no name")
     if part.kind == "builtin" and not re.fullmatch(SLUG[1:-1], str(part.name)):
@@ -93,6 +92,7 @@ class Source(Part, description.Source):
     name: Line | None = None
     repo: Annotated[str, Field(pattern=REPO, max_length=200)] | None = None
     revision: Annotated[str, Field(pattern=COMMIT)] | None = None
+    file: Line | None = None
     license: Line | None = None
     architecture: Line
     parameters: Annotated[int, Field(ge=1, le=10**15)]
@@ -175,6 +175,7 @@ class Fidelity(Part, description.Fidelity):
     sanity: Sanity
     baseline: Baseline
     vision: Vision | None = None
+    generation: Answers | None = None
 
     @model_validator(mode="after")
     def _has_what_boards_need(self) -> Fidelity:

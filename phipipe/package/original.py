@@ -30,7 +30,7 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         else None
     )
     # the cache has it as it came, or brings it: no copy is made
-    if repo and given is None and repository.is_known(repo):
+    if repo and given is None and repository.is_known(repo, source.file):
         return _from_hub(manifest, repo)
     folder = given or _at_hand(manifest, store)
     if folder is not None:
@@ -39,7 +39,7 @@ def find(manifest: Manifest, store: Store, given: Path | None) -> Original:
         return _from_hub(manifest, repo)
     raise SourceError(
         f"the original checkpoint of this package (`{source.name}`) is not in the cache any more",
-        hint="give its folder: --source DIR",
+        hint="give its folder or GGUF: --source PATH",
     )
 
 
@@ -54,7 +54,7 @@ def _merged(manifest: Manifest, store: Store) -> Original:
         raise SourceError(
             f"the original of this package, {source.title}, is not in the cache any more, and its "
             f"{' and '.join(local)} came from local folders",
-            hint="build the package again; or give the folder of the merged model: --source DIR",
+            hint="build the package again; or give the folder of the merged model: --source PATH",
         )
     named = {name: _keys(part) for name, part in parts.items() if part}
     original = take.original(Source.model_validate(named), Path())
@@ -71,7 +71,8 @@ def _merged(manifest: Manifest, store: Store) -> Original:
 def _keys(part: Origin) -> dict[str, str]:
     if part.kind == "builtin":
         return {"builtin": str(part.name)}
-    return {"repo": str(part.repo), "revision": str(part.revision)}
+    file = {"file": part.file} if part.file else {}
+    return {"repo": str(part.repo), "revision": str(part.revision), **file}
 
 
 def _at_hand(manifest: Manifest, store: Store) -> Path | None:
@@ -126,8 +127,8 @@ def _changes(manifest: Manifest) -> Changes:
 def _from_hub(manifest: Manifest, repo: Repository) -> Original:
     """The original as ``run`` had it: the same commit, the same published hashes."""
     try:
-        checkpoint, view = repository.checkpoint_of(repo)
-        step = repository.source_step(repo, view)
+        original = take.of_hub(repo, manifest.source.file)
+        step, *_ = (*original.before, original.step)
         steps = manifest.steps
         names = (take.STORED, UNMENDED, "original", "source")
         first = next(name for name in names if name in steps)
@@ -136,9 +137,9 @@ def _from_hub(manifest: Manifest, repo: Repository) -> Original:
                 f"`{repo}` is published with other files than those this package was made from"
             )
     except SourceError as error:
-        here = "if you have the original, give its folder: --source DIR"
+        here = "if you have the original, give its folder or GGUF: --source PATH"
         raise SourceError(
             error.message, hint=f"{error.hint}; {here}" if error.hint else here
         ) from None
-    original, changes = take.of_step(checkpoint, step, view.licence), _changes(manifest)
+    changes = _changes(manifest)
     return mended(original, changes) if changes else original

@@ -19,6 +19,7 @@ from phipipe import __version__
 from phipipe.algorithms import learned
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports
+from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
@@ -50,7 +51,8 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
     ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was
-    a conversion; weights where they were learned; vision and original of a model that sees.
+    a conversion; weights where they were learned; vision and original of a model that sees; answers
+    where some were asked for.
     ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of
     all steps before.
 
@@ -225,6 +227,9 @@ def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str,
         fidelity["parity"] = reports.read(Parity, inputs["parity"])
     if "vision" in inputs:
         fidelity["vision"] = reports.read(Vision, inputs["vision"])
+    if "answers" in inputs:
+        answers = reports.read(Answers, inputs["answers"])
+        fidelity["generation"] = answers.model_dump(exclude={"replies"}, exclude_unset=True)
     return fidelity
 
 

@@ -29,8 +29,16 @@ def portable(params: Params) -> dict[str, Json]:
         text = recipe.get(section, {}).get("text", {})
         if "file" in text:
             text["file"] = _basename(text["file"])
+    if "file" in _prompts(recipe):
+        recipe["evaluate"]["generate"]["prompts"]["file"] = _basename(_prompts(recipe)["file"])
     recipe["device"] = _basename(recipe["device"])
     return {key: recipe[key] for key in [*RECIPE_ORDER, *sorted(recipe)] if key in recipe}
+
+
+def _prompts(recipe: dict[str, Json]) -> dict[str, Json]:
+    """The prompts that are asked; empty where nothing is."""
+    prompts: dict[str, Json] = recipe.get("evaluate", {}).get("generate", {}).get("prompts", {})
+    return prompts
 
 
 def _parts(recipe: dict[str, Json]) -> list[str]:
@@ -59,6 +67,10 @@ def text(params: Params) -> str:
     ]
     if "file" in recipe.get("evaluate", {}).get("text", {}):
         lines.append("# Neither does the evaluation text: add --set 'evaluate.text={file: FILE}'.")
+    if "file" in _prompts(recipe):
+        lines.append(
+            "# Neither do the prompts: add --set 'evaluate.generate.prompts={file: FILE}'."
+        )
     body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)
     return "\n".join(lines) + f"\n{body}"
 

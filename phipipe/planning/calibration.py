@@ -19,7 +19,7 @@ def calibration_steps(build: Build) -> list[Step]:
     text = recipe.calibrate.text or _usual_text(recipe)
     if text is None:
         message = (
-            "these `quantize` options learn from a calibration text, and the recipe names none"
+            "what this recipe asks for learns from a calibration text, and the recipe names none"
         )
         raise problem_at(
             build,

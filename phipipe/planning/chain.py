@@ -11,10 +11,17 @@ from pydantic import BaseModel
 from phipipe import backends
 from phipipe.backends import fixups
 from phipipe.backends.base import Job
-from phipipe.hub import take
+from phipipe.hub import prompts, take
 from phipipe.hub.take import Original
 from phipipe.models import first_layers
-from phipipe.planning import calibration, scoring, shipping, vision_steps
+from phipipe.planning import (
+    calibration,
+    generation_steps,
+    learned,
+    scoring,
+    shipping,
+    vision_steps,
+)
 from phipipe.planning import machine as machines
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import placed
@@ -59,15 +66,19 @@ def whole_chain(
     converted, checks = _checked(plan, built, job)
     seen = vision_steps.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
     shipped = shipping.Shipped(artifact=outputs.artifact, twin=outputs.twin, checks=checks)
+    evaluation = _evaluation(plan, outputs, checks)
+    context = plan.fit.context if plan.fit else plan.checkpoint.context_length
+    answers = generation_steps.build_steps(recipe, evaluation, context)
     return [
         *ground,
         *converted,
         *([_emulation(plan, outputs, job, checks)] if plan.api in backend.emulated else ()),
         *(replace(step, after=checks) for step in seen),
-        _evaluation(plan, outputs, checks),
+        evaluation,
+        *answers,
         _measurement(plan, outputs, checks),
         shipping.reference_step(recipe),
-        shipping.gates_step(recipe, seen),
+        shipping.gates_step(recipe, seen, answers),
         shipping.package_step(plan, original, shipped, job),
     ]
 
@@ -85,7 +96,18 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
     (*steps, baseline) = scoring.ground_steps(recipe, original, text)
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
     baseline = replace(baseline, output_bytes=scores)
-    return [*steps, baseline, *scoring.change_steps(recipe, original, baseline)]
+    changed = scoring.change_steps(recipe, original, baseline)
+    return [*steps, baseline, *_questions(plan), *changed]
+
+
+def _questions(plan: Plan) -> list[Step]:
+    """Prompts, and the original's answers to them; none where nothing is asked."""
+    recipe = plan.build.recipe
+    if recipe.evaluate.generate is None:
+        return []
+    with placed(plan.build, "evaluate", "generate", "prompts", "file"):
+        path = prompts.path_of(recipe.evaluate.generate.prompts, plan.build.folder)
+    return generation_steps.original_steps(recipe, path, plan.checkpoint)
 
 
 def _checked(
@@ -108,7 +130,7 @@ def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
     patch = config_patch(fixups.needed(recipe, small))
-    built = backend.steps(replace(job, checkpoint=small, patch=patch))
+    built = learned.steps(replace(job, checkpoint=small, patch=patch))
     if not any(step.unquantized for step in built):
         return []
     return scoring.slice_steps(plan.checkpoint, built, recipe, backend.toolchain)

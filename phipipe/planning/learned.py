@@ -1,4 +1,5 @@
-"""How wide a build stores each matrix, and the step that learns weights for all runtimes alike."""
+"""What a build does with the weights beside its backend: widths of single matrices, smoothing, and
+the step that learns them for all runtimes alike."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import learned
+from phipipe.algorithms import learned, smooth
 from phipipe.backends import widths
 from phipipe.backends.base import Job
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
@@ -34,11 +35,29 @@ def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
         _check_learnable(build, job)
         found = _for_learning(build, found, job.checkpoint)
     _check_stored(build, found, chosen, job.checkpoint)
+    _check_unit(build, found, job)
     return replace(job, widths=found)
 
 
-def with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
-    """The backend's steps, with the one that learns before the first that needs it."""
+def steps(job: Job[BaseModel]) -> list[Step]:
+    """From ``source`` to the artifact: the backend's own steps, with those before them that prepare
+    the weights. A smoothed checkpoint is read as the original would be."""
+    face = backends.load(job.recipe.backend)
+    if not smooth.asked(job.recipe):
+        return _with_learning(job, face.steps(job))
+    made = face.steps(replace(job, checkpoint=smooth.of(job.checkpoint)))
+    smoothing = smooth.step(job.checkpoint, job.recipe, by_rows=face.by_rows(job))
+    return smooth.before(_with_learning(job, made), smoothing)
+
+
+def scheme(job: Job[BaseModel]) -> str:
+    """How the weights are stored, in the backend's words, and what was learned of them."""
+    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights.learn)
+    return f"{told}, {smooth.WORDS}" if smooth.asked(job.recipe) else told
+
+
+def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
+    """With the step that learns before the first that needs it."""
     steps = list(built)
     first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
     if first is not None:
@@ -122,6 +141,8 @@ def _check_stored(
     named = widths.resolve(chosen, checkpoint) if chosen else {}
     for name in named:
         stores = backend.stores
+        if stores and name in stores.fixed and build.recipe.weights.learn is not None:
+            continue  # floats hold what was learned of it
         wrong = "no widths of single matrices" if stores is None else None
         if stores is not None:
             stored = found[name]
@@ -130,3 +151,27 @@ def _check_stored(
             wrong = stores.wrong(name, stored, shapes[name][1])
         if wrong:
             raise problem_at(build, ("quantize", "map"), f"`{build.recipe.backend}` has {wrong}")
+
+
+def _check_unit(build: Build, found: Mapping[str, Stored], job: Job[BaseModel]) -> None:
+    """What the unit insists on for all matrices holds for single ones: group sizes, and 4 bits in
+    all layers where it wants a ``ratio`` of 1."""
+    recipe, unit = build.recipe, job.unit
+    table = unit.constraints.get(recipe.precision, {}) if unit else {}
+    sizes, all_four = table.get("group_size", []), table.get("ratio") == [1.0]
+    for name, stored in found.items():
+        size = None if isinstance(stored, str) else stored.group_size
+        if size is not None and sizes and size not in sizes:
+            wants = "groups of " + " or ".join(str(one) for one in sizes)
+        elif all_four and linears.layer_of(name) is not None and _is_not_four(stored):
+            wants = "4 bits in every layer"
+        else:
+            continue
+        where = unit.on if unit and unit.on else job.api
+        at = ("weights", "group_size") if recipe.weights.learn else ("quantize", "map")
+        message = f"`{name}` is to have {stored}, and {where} runs {recipe.precision} only with "
+        raise problem_at(build, at, message + wants, None, LEARN, ("quantize", "map"))
+
+
+def _is_not_four(stored: Stored) -> bool:
+    return not (isinstance(stored, Width) and stored.bits == 4)

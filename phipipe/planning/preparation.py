@@ -18,7 +18,16 @@ from phipipe.backends.base import Job
 from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.planning import chain, check, learned, machine, targets, tokenizers, vision_steps
+from phipipe.planning import (
+    chain,
+    check,
+    generation_steps,
+    learned,
+    machine,
+    targets,
+    tokenizers,
+    vision_steps,
+)
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed
 from phipipe.recipe.build import Build, problem_at
@@ -85,8 +94,10 @@ def _outline(
     job = learned.with_widths(build, job)
     seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
-    built = learned.with_learning(job, backend.steps(job))
+    built = learned.steps(job)
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
+    fitting = check.check_fit(build, device, job, built[-1].output_bytes)
+    generation_steps.check(build, fitting.context)
     plan = Plan(
         build=build,
         device=device,
@@ -97,7 +108,7 @@ def _outline(
         steps=(),
         warnings=(*_remarks(whole), *(a for a in advice if a.level == "warning")),
         fixups=patches,
-        fit=check.check_fit(build, device, job, built[-1].output_bytes),
+        fit=fitting,
     )
     return plan, built, job
 

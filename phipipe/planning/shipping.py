@@ -9,11 +9,10 @@ from pathlib import Path, PurePath
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import learned
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import scoring
+from phipipe.planning import generation_steps, learned, scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -33,9 +32,9 @@ def reference_step(recipe: Recipe) -> Step:
     )
 
 
-def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
+def gates_step(recipe: Recipe, seen: Sequence[Step], answers: Sequence[Step]) -> Step:
     """Stop where a figure is beyond the recipe's gates. ``seen`` are the steps that score
-    pictures."""
+    pictures, ``answers`` those that judge answers."""
     gates = {
         name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
     }
@@ -44,7 +43,9 @@ def gates_step(recipe: Recipe, seen: Sequence[Step]) -> Step:
         name="gates",
         runs="evaluate/check_gates",
         version=1,
-        needs=needs | ({"vision": seen[-1].name} if seen else {}),
+        needs=needs
+        | ({"vision": seen[-1].name} if seen else {})
+        | ({"answers": answers[-1].name} if answers else {}),
         params={"gates": gates, **scoring.accepted(recipe)},
     )
 
@@ -74,6 +75,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
         **({"weights": "weights"} if job.learns else {}),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
+        **({"answers": generation_steps.ANSWERS} if recipe.evaluate.generate else {}),
     }
     twin = {} if shipped.twin is None else {"twin": shipped.twin.name}
     return Step(
@@ -101,7 +103,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "backend": recipe.backend,
         "backend_title": backend.title,
         "api": plan.api,
-        "scheme": backend.scheme(job) + learned.words(job.recipe.weights.learn),
+        "scheme": learned.scheme(job),
         "on_target": plan.on_target,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
@@ -121,6 +123,7 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
         (values["source"].get("base", {}), "path"),
         (values["source"].get("adapter", {}), "path"),
         (values["evaluate"]["text"], "file"),
+        (values["evaluate"].get("generate", {}).get("prompts", {}), "file"),
         (learned, "file"),
     ):
         if key in inner:
@@ -131,7 +134,8 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
 def _named(part: Source | Adapter, name: str) -> dict[str, Json]:
     """A part of the source as the manifest names it; ``name`` is that of its folder."""
     if part.repo is not None:
-        return {"kind": "hub", "repo": part.repo, "revision": part.revision}
+        file = {"file": part.file} if isinstance(part, Source) and part.file else {}
+        return {"kind": "hub", "repo": part.repo, "revision": part.revision, **file}
     if isinstance(part, Source) and part.builtin is not None:
         return {"kind": "builtin", "name": part.builtin}
     return {"kind": "path", "name": name}

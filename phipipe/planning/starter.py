@@ -48,7 +48,8 @@ def write(
         device: a device, or a device file, relative to the working folder.
         precision: None: what the device's own recipe has, or the smallest that fits.
         backend: None: what the device's own recipe has, or one that fits its first unit.
-        source: ``builtin:NAME``, a folder, or ``OWNER/NAME[@REVISION]`` of the hub, which is asked.
+        source: ``builtin:NAME``, a folder, a GGUF, or ``OWNER/NAME[/FILE.gguf][@REVISION]`` of the
+            hub, which is asked.
         text: the evaluation text: a file, "wikitext" or "stories"; None: what suits the source.
 
     Returns:

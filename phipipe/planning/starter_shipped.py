@@ -15,7 +15,7 @@ from phipipe.recipe.document import read
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
 
-TAKEN = ("backend", "unit", "precision", "context", "quantize", "calibrate")
+TAKEN = ("backend", "unit", "precision", "context", "quantize", "weights", "calibrate")
 
 
 def of_device(target: Device) -> list[dict[str, Json]]:

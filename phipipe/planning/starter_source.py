@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from phipipe.errors import PhipipeError, RecipeError, SourceError
 from phipipe.files import user_paths
-from phipipe.hub import client, repository, take
+from phipipe.hub import client, gguf_repository, repository, take
 from phipipe.hub.client import Repository
 from phipipe.hub.failures import Unreachable
 from phipipe.models import adapter_files, adapter_settings, checkpoints, family, gguf_files
@@ -57,16 +58,40 @@ def of_text(text: str, folder: Path) -> Source:
     """What ``text`` names, as a recipe in ``folder`` says it."""
     if text.startswith("builtin:"):
         return Source(keys={"builtin": text.removeprefix("builtin:")})
-    name, _, revision = text.partition("@")
-    if "@" in text and not revision and re.fullmatch(REPO[1:-1], name):
+    named = of_hub(text)
+    if named and text.endswith("@"):
+        name = text.removesuffix("@")
         raise RecipeError(f"`{text}` names no revision", hint=f"--source {name}, or {name}@BRANCH")
     if is_checkpoint(text):
         return _of_folder(text, folder)
-    if text.startswith((".", "~")) or is_file(text) or not re.fullmatch(REPO[1:-1], name):
+    if text.startswith((".", "~")) or is_file(text) or named is None:
         odd = user_paths.problem(user_paths.inside(Path(), text), user_paths.Kind.FOLDER, text)
         missing = f"`{text}` {odd}" if odd else f"there is no folder `{text}` yet"
         return Source(keys={"path": seen_from(folder, text)}, note=missing if text else None)
-    return _of_hub_adapter(_of_hub(name, revision), folder)
+    found = _of_hub(named.repo, named.revision)
+    return _with_file(found, named.file) if named.file else _of_what_it_holds(found, folder)
+
+
+class Named(NamedTuple):
+    """What ``OWNER/NAME[/FILE.gguf][@REVISION]`` names; what is not said is empty."""
+
+    repo: str
+    file: str
+    revision: str
+
+
+def of_hub(text: str) -> Named | None:
+    """What ``text`` names on a hub; None if it is no name of anything there."""
+    name, _, revision = text.partition("@")
+    owner, *rest = name.split("/", 2)
+    repo, file = f"{owner}/{rest[0] if rest else ''}", "".join(rest[1:])
+    if not re.fullmatch(REPO[1:-1], repo) or (len(rest) > 1 and not recipes.is_gguf(file)):
+        return None
+    return Named(repo, file, revision)
+
+
+def _with_file(found: Source, file: str) -> Source:
+    return replace(found, keys={**found.keys, "file": file})
 
 
 def _of_folder(text: str, folder: Path) -> Source:
@@ -114,11 +139,23 @@ def _of_adapter(adapter: Source, place: Path, base: str | None, folder: Path) ->
     )
 
 
-def _of_hub_adapter(found: Source, folder: Path) -> Source:
-    """``found``, or where that is an adapter on a hub, it with its base."""
+def _of_what_it_holds(found: Source, folder: Path) -> Source:
+    """``found`` on a hub; where that is an adapter, it with its base; where it is a GGUF, its
+    name.
+
+    Raises:
+        RecipeError: there are several GGUF files, and none was named; or see ``_of_adapter``.
+    """
     repo = Repository("model", found.keys["repo"], found.keys["revision"])
     if not found.pinned or not (found.asked or repository.is_known(repo)):
         return found
+    if files := gguf_repository.ggufs_alone(repo):
+        if len(files) == 1 and recipes.is_gguf(files[0]):
+            return _with_file(found, files[0])
+        raise RecipeError(
+            f"`{repo.name}` holds several GGUF files: {client.shown(files)}",
+            hint=f"name the one to build from: `phipipe init {repo.name}/FILE.gguf`",
+        )
     if not repository.is_adapter(repo):
         return found
     place, _ = repository.adapter_of(repo)

@@ -9,16 +9,15 @@ from typing import NamedTuple
 from phipipe.errors import RecipeError
 from phipipe.files import user_paths
 from phipipe.models.weight_files import ADAPTER
-from phipipe.planning.starter_source import is_checkpoint, is_file
+from phipipe.planning.starter_source import is_checkpoint, is_file, of_hub
 from phipipe.planning.starter_text import word
-from phipipe.recipe.source import REPO
 
 EMBEDDED = "builtin:tiny-phi3"
 CONFIG = "config.json"
 SUFFIXES = (".yaml", ".yml")
 MEANT = (
-    "OWNER/NAME of the hub, a folder with a checkpoint, a GGUF, or a recipe's file that ends in "
-    ".yaml"
+    "OWNER/NAME[/FILE.gguf] of the hub, a folder with a checkpoint, a GGUF, or a recipe's file "
+    "that ends in .yaml"
 )
 
 
@@ -99,17 +98,18 @@ def names_model(text: str) -> bool:
     """Whether ``text`` names a folder or GGUF that is there, an embedded model, or a repository."""
     if text.startswith("builtin:") or is_checkpoint(text):
         return True
-    return re.fullmatch(REPO[1:-1], text.partition("@")[0]) is not None
+    return of_hub(text) is not None
 
 
 def _slug(text: str, parts: tuple[str | None, ...]) -> str:
     """``phi-4-mini-instruct-intel-npu`` for ``microsoft/Phi-4-mini-instruct`` and its device."""
     model = text.removeprefix("builtin:")
     if not text.startswith("builtin:"):
-        named = re.fullmatch(REPO[1:-1], text.partition("@")[0])
-        is_folder = not named or is_checkpoint(text)
-        model = user_paths.resolved(Path(text).expanduser()).name if is_folder else model
-        model = model.rpartition("/")[2] if is_folder else model.partition("@")[0].split("/")[1]
+        named = None if is_checkpoint(text) else of_hub(text)
+        if named is None:
+            model = user_paths.resolved(Path(text).expanduser()).name
+        else:
+            model = (named.file or named.repo).rpartition("/")[2]
         model = re.sub(r"(?i)\.gguf$", "", model)
     words = [
         model,

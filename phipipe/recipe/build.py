@@ -29,9 +29,11 @@ class Build:
 def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
     """Paths of the user's that ``recipe`` names, and where it does."""
     learned = recipe.calibrate.text.file if recipe.calibrate.text else None
+    asked = recipe.evaluate.generate.prompts.file if recipe.evaluate.generate else None
     named: list[tuple[Where, str | None]] = [
         *((("source", *where), path) for where, path in recipe.source.paths.items()),
         (("evaluate", "text", "file"), recipe.evaluate.text.file),
+        (("evaluate", "generate", "prompts", "file"), asked),
         (("calibrate", "text", "file"), learned),
         (("device",), recipe.device if recipe.device.endswith((".yaml", ".yml")) else None),
     ]

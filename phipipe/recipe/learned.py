@@ -9,12 +9,19 @@ from pydantic import Field
 
 from phipipe.recipe.strict import Sparse
 
+Smooth = Literal["none", "awq"]
 Learning = Literal["round", "search", "gptq"]
 
 
 class Weights(Sparse):
     """How the original's weights are prepared before a backend stores them."""
 
+    smooth: Smooth = Field(
+        "none",
+        description="awq: inputs that are large on the calibration text get finer steps. Their "
+        "scales go into the norms and linears before them, so the model computes the same, and "
+        "every format can hold it. For int8 and int4.",
+    )
     learn: Learning | None = Field(
         None,
         description="Round here, once for every runtime, in place of the runtime's own rounding. "

@@ -97,6 +97,39 @@ class Gate(Sparse):
         return self
 
 
+class Prompts(Sparse):
+    """Chats to answer: one of these."""
+
+    builtin: Literal["chats"] | None = Field(None, description="Prompts that phipipe carries.")
+    file: str | None = Field(
+        None,
+        min_length=1,
+        description="JSON Lines, a chat each: `messages`, and `tools` where it has some; relative "
+        "to the recipe's folder.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Prompts:
+        exactly_one(self, ("builtin", "file"))
+        return self
+
+
+class Generate(Sparse):
+    """Prompts that the original and the build answer, greedily. `{}` takes all defaults."""
+
+    prompts: Prompts = Field(Prompts(builtin="chats"), description="What is asked.")
+    new_tokens: int = Field(
+        128,
+        ge=32,
+        le=4096,
+        description="Longest answer of the original; where it ends by itself, the build may take "
+        "twice as many.",
+    )
+    limit: int | None = Field(
+        None, ge=1, le=10_000, description="How many prompts, from the first; without it all."
+    )
+
+
 class Evaluate(Model):
     """How fidelity is measured, and what must hold."""
 
@@ -118,6 +151,11 @@ class Evaluate(Model):
         "window is what "
         "llama.cpp's perplexity tool skips.",
     )
+    generate: Generate | None = Field(
+        None,
+        description="Answers to prompts beside the original's: do they end, loop, call tools? "
+        "Without it nothing is asked.",
+    )
     gates: dict[metrics.Name, Gate] = Field(
         {}, description="Metric → limits. Nothing is packaged outside of them."
     )
@@ -133,6 +171,13 @@ class Evaluate(Model):
         "`phipipe batch` keeps that package as `latest` otherwise.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _asks(cls, data: Json) -> Json:
+        if isinstance(data, dict) and data.get("generate", {}) is None:
+            raise At("generate", "`generate` has no value; `generate: {}` takes all defaults")
+        return data
+
     @model_validator(mode="after")
     def _fits(self) -> Evaluate:
         if self.window > self.tokens:
@@ -144,7 +189,19 @@ class Evaluate(Model):
                 f"`skip` ({self.skip}) leaves nothing of a `window` of {self.window} tokens to "
                 f"score",
             )
+        self._check_answers()
         return self
+
+    def _check_answers(self) -> None:
+        """Refuse limits of what nobody would measure."""
+        for key, limits in (("gates", self.gates), ("tolerance", self.tolerance)):
+            for name in limits:
+                if self.generate is None and name in metrics.names("answers"):
+                    raise At(
+                        key,
+                        f"`{name}` is measured on answers, and nothing is asked: add "
+                        f"`generate: {{}}` beside `{key}`",
+                    )
 
 
 class Measure(Model):

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from phipipe.metrics import ROWS
 from phipipe.recipe import device
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
+from phipipe.recipe.source import GGUF, MAX_FILE
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
 from phipipe.steps import Json
 
@@ -65,6 +66,9 @@ def _sharpen(definitions: Schema) -> None:
         definitions[name]["oneOf"] = [{"required": [key]} for key in choices]
     for name in ("Source", "Base", "Adapter"):
         definitions[name]["dependentRequired"] = {"repo": ["revision"], "revision": ["repo"]}
+    for name in ("Source", "Base"):
+        definitions[name]["dependentRequired"]["file"] = ["repo"]
+        definitions[name]["properties"]["file"] |= {"pattern": GGUF, "maxLength": MAX_FILE}
     definitions["Source"]["dependentRequired"] |= {"adapter": ["base"], "base": ["adapter"]}
     definitions["Gate"]["anyOf"] = [{"required": ["min"]}, {"required": ["max"]}]
     for name in (*CHOICES, "Gate"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Literal
 
@@ -9,9 +10,14 @@ from pydantic import Field, model_validator
 
 from phipipe.recipe.complaints import At
 from phipipe.recipe.strict import Sparse, exactly_one
+from phipipe.suggestions import shorten
 
 COMMIT = r"^[0-9a-f]{40}$"
 REPO = r"^[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$"
+# A path inside a repository that leads nowhere else, on any system.
+GGUF = r"^(?!(.*/)?\.\.?/)([^/\\:\x00-\x1f]+/)*[^/\\:\x00-\x1f]+\.[gG][gG][uU][fF]$"
+MAX_FILE = 500
+_FILE = "A GGUF of `repo`, `/` between folders; none: the repository's safetensors."
 
 
 def _pinned(repo: str | None, revision: str | None) -> None:
@@ -21,6 +27,26 @@ def _pinned(repo: str | None, revision: str | None) -> None:
         )
     if repo is None and revision is not None:
         raise At("revision", "`revision` is the commit of a `repo`, and there is none")
+
+
+def is_gguf(file: str) -> bool:
+    """Whether ``file`` can be a GGUF inside a repository, and nothing outside."""
+    return len(file) <= MAX_FILE and file.isprintable() and bool(re.fullmatch(GGUF, file))
+
+
+def _check_file(repo: str | None, file: str | None) -> None:
+    if file is None:
+        return
+    if repo is None:
+        raise At("file", "`file` is a GGUF of a `repo`, and there is none; a local one is a `path`")
+    if not file.lower().endswith(".gguf"):
+        raise At(
+            "file",
+            f"`{shorten(file)}` is no GGUF, and only those are taken one by one: without `file`, "
+            f"the safetensors of the repository are the model",
+        )
+    if not is_gguf(file):
+        raise At("file", f"`{shorten(file)}` is no path inside a repository, such as `Q8_0.gguf`")
 
 
 class Adapter(Sparse):
@@ -49,6 +75,7 @@ class Base(Sparse):
     revision: str | None = Field(
         None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch."
     )
+    file: str | None = Field(None, description=_FILE)
     path: str | None = Field(
         None, min_length=1, description="A local checkpoint; relative to the recipe's folder."
     )
@@ -58,6 +85,7 @@ class Base(Sparse):
     def _one(self) -> Base:
         exactly_one(self, ("repo", "path", "builtin"))
         _pinned(self.repo, self.revision)
+        _check_file(self.repo, self.file)
         return self
 
 
@@ -69,6 +97,7 @@ class Source(Sparse):
     revision: str | None = Field(
         None, pattern=COMMIT, description="The 40-hex commit of `repo`; never a branch."
     )
+    file: str | None = Field(None, description=_FILE)
     path: str | None = Field(
         None, min_length=1, description="A local checkpoint; relative to the recipe's folder."
     )
@@ -90,6 +119,7 @@ class Source(Sparse):
             )
         exactly_one(self, ("repo", "path", "builtin", "adapter"))
         _pinned(self.repo, self.revision)
+        _check_file(self.repo, self.file)
         return self
 
     @property

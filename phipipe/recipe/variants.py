@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from phipipe.steps import Json
 
 VARIANT_KEYS = (
-    "name", "device", "unit", "backend", "precision", "context", "quantize", "calibrate",
-    "evaluate", "measure", "source",
+    "name", "device", "unit", "backend", "precision", "context", "quantize", "weights",
+    "calibrate", "evaluate", "measure", "source",
 )  # fmt: skip
 CHOICES = ("text", "adapter")
 BACKEND = "onnxruntime"  # where a recipe names none

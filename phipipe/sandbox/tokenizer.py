@@ -8,6 +8,7 @@ from pathlib import Path
 from phipipe.sandbox import template_files
 from phipipe.sandbox.limited import Child, Opening
 from phipipe.sandbox.watch import RENDER, for_text
+from phipipe.steps import Json
 
 
 class LimitedTokenizer:
@@ -38,10 +39,16 @@ class LimitedTokenizer:
         """What stands in the vocabulary as ``number`` (transformers' only)."""
         return str(self._child.call("token", number, bounds=for_text(1), what="tokenizer"))
 
-    def render(self, messages: Sequence[Mapping[str, str]], ask: bool = True) -> str:
-        """A chat in the template; ready for the answer with ``ask`` (without it, transformers'
-        only)."""
-        more = [] if ask else [False]
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        ask: bool = True,
+        tools: Sequence[Mapping[str, Json]] | None = None,
+    ) -> str:
+        """A chat in the template; ready for the answer with ``ask`` (without it, or with ``tools``
+        that the model may call, transformers' only)."""
+        more: list[Json] = [] if ask and tools is None else [ask]
+        more += [] if tools is None else [[dict(tool) for tool in tools]]
         chat = [dict(message) for message in messages]
         return str(self._child.call("render", chat, *more, bounds=RENDER, what="chat template"))
 

@@ -10,6 +10,7 @@ import pytest
 from testing.drive import facts_of, section
 
 from phipipe.algorithms import learned
+from phipipe.hub.take import BUILTIN_MODELS
 from phipipe.models import checkpoints, linears
 from phipipe.models.linears import linear_of
 
@@ -72,8 +73,8 @@ def test_matrices_have_one_name_each(tensor: str, name: str | None) -> None:
     assert linear_of(tensor) == name
 
 
-def test_the_step_takes_a_text_only_where_it_learns_from_one(tiny: Path) -> None:
-    checkpoint = checkpoints.read(tiny)
+def test_the_step_takes_a_text_only_where_it_learns_from_one() -> None:
+    checkpoint = checkpoints.read(BUILTIN_MODELS["tiny-phi3"])
     sizes = dict.fromkeys(linears.shapes(checkpoint), (4, 32))
     plain = learned.step("round", sizes, checkpoint, 1000)
     assert "calibration" not in plain.needs

@@ -33,8 +33,9 @@ def test_a_package_tells_what_it_is(folder: Path) -> None:
 def test_figures_are_values_by_name_and_a_table_in_print(folder: Path) -> None:
     figures = Package.open(folder).figures
     assert figures["kld_mean"] == 0.01
-    assert set(figures) == {"kld_mean", "size_gib", "bits_per_weight", "decode_tokens_per_s"}
-    assert (figures.stderr, figures.get("top1")) == ({"kld_mean": 0.001}, None)
+    others = {"size_gib", "bits_per_weight", "decode_tokens_per_s", "ended", "loops"}
+    assert set(figures) == {"kld_mean", *others}
+    assert (figures.stderr, figures.get("top1")) == ({"kld_mean": 0.001, "loops": 0.5}, None)
     assert dict(figures) == figures.to_dict()
     assert "0.0100 ± 0.0010 nats" in str(figures)
     assert "0.0100 ± 0.0010 nats" in figures._repr_html_()

@@ -38,9 +38,52 @@ def test_a_mistyped_page_is_guessed(run: Run) -> None:
 
 
 def test_a_name_that_two_pages_have_is_not_guessed() -> None:
+    pages = dict.fromkeys(("how-to/size", "reference/size", "index", "reference/index"), Path())
     with pytest.raises(docs.RecipeError, match="several pages"):
-        docs.find("size", ["how-to/size", "reference/size"])
-    assert docs.find("index", ["index", "reference/index"]) == "index"
+        docs.find("size", pages)
+    assert docs.find("index", pages) == ["index"]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["lora"], "# Build a LoRA adapter with its base"),
+        (["Adapter"], "# Build a LoRA adapter with its base"),
+        (["chat", "templates"], "# Tokenizers and chat templates"),
+        (["gguf"], "how-to/quantized "),
+        (["gptq"], "reference/rules "),
+    ],
+)
+def test_words_that_are_no_pages_name_find_the_pages_that_speak_of_them(
+    run: Run, words: list[str], first: str
+) -> None:
+    code, out, err = run("docs", *words)
+    assert (code, err) == (0, "")
+    assert out.startswith(first)
+    if "#" not in first:
+        assert "how-to/quantized" in out
+        assert out.endswith("phipipe docs TOPIC prints a page.\n")
+
+
+def test_programs_get_the_pages_that_a_search_found(run: Run) -> None:
+    code, out, _ = run("docs", "gguf", "--json")
+    assert (code, json.loads(out)[0]["topic"]) == (0, "how-to/quantized")
+
+
+def test_a_search_ranks_by_title_then_headings_then_text() -> None:
+    texts = {
+        "text": "# One\n\nA low-rank change, twice low rank.\n",
+        "heading": "# Two\n\n## A low-rank change\n\nIt is one.\n",
+        "code": "# Three\n\n```sh\n# low rank\nlow-rank\n```\n",
+        "inside": "# Four\n\nA slow-ranked one.\n<!-- low-rank -->\n",
+    }
+    assert docs.search("LOW-RANK", texts) == ["heading", "text", "code"]
+    assert docs.search("rank low", texts) == docs.search("low rank", texts)
+    titled = {**texts, "title": "# Of low rank\n"}
+    assert docs.search("low-rank", titled) == ["title"]
+    assert docs.search("(", texts) == docs.search("", texts) == []
+    many = {f"{number}": "# A page\n\nlow\n" for number in range(20)}
+    assert len(docs.search("low", many)) == docs.MOST
 
 
 def test_a_page_outside_of_the_documentation_is_not_printed(run: Run) -> None:

@@ -757,7 +757,7 @@ def test_an_original_that_cannot_be_had_is_an_error_that_names_the_ways(
     with pytest.raises(SourceError, match=words) as refused:
         evaluated(packed, own_cache)
     assert hint in str(refused.value.hint)
-    assert "--source DIR" in str(refused.value.hint)
+    assert "--source PATH" in str(refused.value.hint)
 
 
 @pytest.mark.crash

@@ -197,11 +197,11 @@ def test_a_server_that_asks_for_time_gets_it(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_head_is_read_alone_whether_ranges_work_or_not(hub: Hub) -> None:
     with exchange.client() as pool:
-        assert transfer.head(pool, address(hub), FILE, 1000) == DATA[:1000]
+        assert transfer.span(pool, address(hub), FILE, 1000) == DATA[:1000]
         assert hub.sent(FILE.name) == 1000
         hub.faults[FILE.name] = [Fault("no-range"), Fault("cut", at=10), Fault("status")]
-        assert transfer.head(pool, address(hub), FILE, 1000) == DATA[:1000]
-        assert transfer.head(pool, address(hub), FILE, 1000) == DATA[:1000]
+        assert transfer.span(pool, address(hub), FILE, 1000) == DATA[:1000]
+        assert transfer.span(pool, address(hub), FILE, 1000) == DATA[:1000]
 
 
 def test_stopping_ends_a_transfer_and_keeps_its_partial_file(hub: Hub, tmp_path: Path) -> None:

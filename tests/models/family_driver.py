@@ -28,7 +28,7 @@ from phipipe.evaluate.sanity import PARITY_TEXT
 
 def convert(root: Path, job: dict[str, Any]) -> None:
     """Run the job's steps, unless a job with the same ones has."""
-    made = {"source": root / job["source"]}
+    made = dict.fromkeys(("source", "unmended"), root / job["source"])
     for step in job["steps"]:
         out = root / "artifacts" / step["folder"]
         made[step["name"]] = out
@@ -57,9 +57,10 @@ def measure(root: Path, job: dict[str, Any], backend: Any) -> dict[str, Any]:
     facts["answers"] = told["answers"]
     runtime.close()
     tokenizer = backend.tokenizer(artifact)
-    facts["tokenizer"] = tokenizer.encode(PARITY_TEXT) == told["parity"]
+    parity = told["parity"][Path(job["source"]).name]
+    facts["tokenizer"] = tokenizer.encode(PARITY_TEXT) == parity
     composed = unicodedata.normalize("NFC", PARITY_TEXT)
-    facts["composed"] = tokenizer.encode(composed) == told["parity"]
+    facts["composed"] = tokenizer.encode(composed) == parity
     return facts
 
 

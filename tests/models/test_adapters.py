@@ -193,6 +193,32 @@ BAD: dict[str, tuple[dict[str, Any], small.Shapes, str]] = {
         small.shapes() | {f"{FIRST}.base_layer.bias": [HIDDEN]},
         "missing here",
     ),
+    "a layer that its settings leave out": (
+        small.settings(layers_to_transform=[1]),
+        small.shapes(),
+        "`model.layers.0.self_attn.o_proj`, which its settings leave out "
+        "(`layers_to_transform: [1]`)",
+    ),
+    "a layer beside the one of its settings": (
+        small.settings(layers_to_transform=0),
+        small.shapes(),
+        "`model.layers.1.self_attn.o_proj`, which",
+    ),
+    "a head where only layers are named": (
+        small.settings("self_attn.o_proj", "lm_head", layers_to_transform=[0, 1]),
+        small.shapes("self_attn.o_proj")
+        | {
+            f"{PREFIX}lm_head.lora_A.weight": [RANK, HIDDEN],
+            f"{PREFIX}lm_head.lora_B.weight": [VOCABULARY, RANK],
+        },
+        "`lm_head`, which its settings leave out",
+    ),
+    "a module that its settings leave out": (
+        small.settings("self_attn.o_proj"),
+        small.shapes(),
+        "`model.layers.0.self_attn.qkv_proj`, which its settings leave out "
+        '(`target_modules: ["o_proj"]`)',
+    ),
     "no PEFT": (small.settings(), {"layers.0.lora_a": [RANK, HIDDEN]}, "as peft saves it"),
     "no weights": (small.settings(), {}, "holds no weights"),
     **{

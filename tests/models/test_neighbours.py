@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from testing.family_builds import (
     THREADS,
     WINDOWS,
     expect_refusal,
-    job,
-    measured,
+    found_by,
     name_of,
     plan_of,
 )
@@ -48,9 +46,6 @@ REFUSED_LONG = {
 }
 # Runtimes that read decomposed accents as they stand, where a tokenizer joins them first.
 UNNORMALIZED = ("onnxruntime", "llamacpp", "qnn")
-# transformers cuts its digits as GPT-2 does, by the name of its class; llama.cpp follows the file.
-# The step `source` mends the class in a build, and no job here has that step.
-UNMENDED = ("llamacpp", "Phi-4 as Llama", "source")
 AGAIN = ("Phi-4 as Llama", "Llama-3.2-1B", "Qwen3-0.6B", "SmolLM3-3B")  # as transformers 5 saves
 pytestmark = pytest.mark.timeout(600)
 
@@ -92,19 +87,8 @@ def found(
     checkpoints: Path, python_of: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> Callable[[str], dict[str, Any]]:
     """What the driver found out about a backend's jobs, by their names."""
-
-    @cache
-    def facts(backend: str) -> dict[str, Any]:
-        told = [
-            item.callspec.params
-            for item in request.session.items
-            if hasattr(item, "callspec") and item.path == Path(__file__)
-        ]
-        cases = [p for p in told if p.get("backend") == backend and "kind" in p]
-        jobs = [job(checkpoints, backend, p["member"], p["kind"], p["window"]) for p in cases]
-        return measured(checkpoints, backend, jobs, python_of)
-
-    return facts
+    words = ("backend", "member", "kind", "window")
+    return found_by(checkpoints, __file__, words, request, python_of)
 
 
 @pytest.mark.timeout(1800)
@@ -123,9 +107,7 @@ def test_what_the_table_promises_is_exact(
     assert max(facts["gaps"]) < NEAR, "with a cache, the answer is what the logits say"
     joins = member.startswith("Qwen") and backend in UNNORMALIZED
     read = facts["composed" if joins else "tokenizer"]
-    assert read or (backend, member, kind) == UNMENDED, (
-        "the packaged tokenizer gives the original's ids"
-    )
+    assert read, "the packaged tokenizer gives the original's ids"
 
 
 @pytest.mark.parametrize("cell", [c for c in CELLS if not c.works], ids=lambda c: c.row + c.backend)

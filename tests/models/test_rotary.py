@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from testing import rotary_checkpoints as rotaries
 from testing import small_checkpoints
 from testing.drive import drive
-from testing.family_builds import BUILDS, NEAR, THREADS, WINDOWS, job, measured, name_of, plan_of
+from testing.family_builds import BUILDS, NEAR, THREADS, WINDOWS, found_by, name_of, plan_of
 from testing.hostile_checkpoints import GONE
 from testing.rotary_checkpoints import KINDS
 
@@ -41,7 +40,7 @@ def is_able(backend: str, kind: str) -> bool:
 
 
 def cases() -> Iterator[Any]:
-    for backend in sorted(set(BUILDS) - {"qnn"}, key="llamacpp".__eq__):
+    for backend in sorted(sorted(set(BUILDS) - {"qnn"}), key="llamacpp".__eq__):
         for kind in KINDS:
             for spelling in ("source", "respelled"):
                 for window in WINDOWS:
@@ -64,20 +63,8 @@ def found(
     small: Path, python_of: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> Callable[[str], dict[str, Any]]:
     """What the driver found out about a backend's jobs, by their names."""
-
-    @cache
-    def facts(backend: str) -> dict[str, Any]:
-        told = [
-            item.callspec.params
-            for item in request.session.items
-            if hasattr(item, "callspec") and item.path == Path(__file__)
-        ]
-        words = ("backend", "kind", "spelling", "window")
-        chosen = [[one[word] for word in words] for one in told if set(words) <= set(one)]
-        jobs = [job(small, *one) for one in chosen if one[0] == backend]
-        return measured(small, backend, jobs, python_of)
-
-    return facts
+    words = ("backend", "kind", "spelling", "window")
+    return found_by(small, __file__, words, request, python_of)
 
 
 @pytest.mark.timeout(1800)

@@ -17,14 +17,8 @@ from phipipe.models.checkpoint import Checkpoint
 
 Facts = dict[str, Any]
 
-UNLEARNED, LEARNED = (SimpleNamespace(learn=learn, group_size=32) for learn in (None, "round"))
-RECIPE: Facts = {
-    "backend": "onnxruntime",
-    "precision": "int4",
-    "context": None,
-    "window": 512,
-    "weights": UNLEARNED,
-}
+RECIPE: Facts = {"backend": "onnxruntime", "precision": "int4", "context": None, "window": 512}
+RECIPE |= {"smooth": "none", "learn": None}
 OPTIONS: Facts = {
     "algorithm": "default",
     "symmetric": True,
@@ -105,6 +99,9 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "M28": ({"cuts_digits": True}, {"cuts_digits": True, "backend": "llamacpp"}),
     "M27": ({"normal_form": "NFC"}, {"normal_form": "NFC", "backend": "openvino"}),
     "M14": ({"context": 4097}, {"context": 4096}),
+    "A01": ({"smooth": "awq", **MOE}, MOE),
+    "A02": ({"smooth": "awq", "precision": "fp32"}, {"smooth": "awq", "precision": "int8"}),
+    "A03": ({"smooth": "awq", "rotate": "quarot"}, {"rotate": "quarot"}),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
     "O14": ({"precision": "fp32", "model_fields_set": {"mixed"}}, {"precision": "fp32"}),
@@ -134,7 +131,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         {"architecture": "LlamaForCausalLM", "map": {"*.qkv_proj": EIGHT}},
     ),
     "O27": ({"algorithm": "gptq", "map": {"lm_head": EIGHT}}, {"map": {"lm_head": EIGHT}}),
-    "O28": ({"mixed": "head", "weights": LEARNED}, {"weights": LEARNED}),
+    "O28": ({"mixed": "head", "learn": "round"}, {"learn": "round"}),
     "O19": (
         {"config": {"partial_rotary_factor": 0.25}},
         {"config": {"partial_rotary_factor": 0.5}},
@@ -146,7 +143,9 @@ TABLE = {rule.id: rule for rule in RULES}
 
 def recipe_of(changes: Facts) -> Any:
     told = RECIPE | {k: v for k, v in changes.items() if k in RECIPE}
-    return SimpleNamespace(**told, evaluate=SimpleNamespace(window=told["window"], accept=[]))
+    evaluate = SimpleNamespace(window=told["window"], accept=[])
+    weights = SimpleNamespace(smooth=told["smooth"], learn=told["learn"], group_size=32)
+    return SimpleNamespace(**told, evaluate=evaluate, weights=weights)
 
 
 def checkpoint_of(changes: Facts) -> Checkpoint:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,6 +55,25 @@ def test_a_difference_is_told_by_its_kind_and_its_ids() -> None:
     found = first("chat", ["a long text\nof two lines", "b\n"], keeps, drops)
     assert found is not None
     assert found.words == r"a chat's text `\n` as tokens [], not [1]"
+
+
+def test_a_run_of_one_digit_tells_two_cuts_apart(tmp_path: Path) -> None:
+    """A small vocabulary may join zeros alone: then no other text shows that they are cut off in
+    threes."""
+
+    def read(most: int) -> Any:
+        def encode(text: str) -> list[int]:
+            return [len(run) for run in re.findall(f"0{{1,{most}}}|[^0]+|0", text)]
+
+        def encode_zeros(text: str) -> list[int]:
+            return encode(text) if set(text) == {"0"} else [len(text)]
+
+        return SimpleNamespace(encode=encode_zeros, facts={"chat_template": None})
+
+    found = tokenizer_reading.difference(tmp_path, read(3), read(9))
+    assert found is not None
+    assert "`0000`" in found.words
+    assert tokenizer_reading.difference(tmp_path, read(3), read(3)) is None
 
 
 @given(st.text())

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from phipipe.evaluate.answer_reports import AnswerFigures, LeftOut
 from phipipe.evaluate.reports import Metrics, Scored, Speed
-from phipipe.package import figures
+from phipipe.package import answer_words, figures
 
 METRICS: dict[str, Any] = {
     "metrics": {
@@ -202,3 +203,32 @@ def test_markdown_tables_have_one_row_per_measurement() -> None:
 )
 def test_a_peak_says_which_memory_it_is(usage: dict[str, float], said: str) -> None:
     assert figures.peaks(usage) == said
+
+
+def test_what_answers_say_beside_their_figures_is_told_in_sentences() -> None:
+    told = AnswerFigures(
+        failed={"ended": [3], "loops": [3, 7, 9], "answer_flips": [1]},
+        original={"ended": 10, "loops": 1, "empty": 0, "calls": 2},
+        prompts=12,
+        new_tokens=128,
+        left_out=[LeftOut(line=5, why="it is long"), LeftOut(line=6, why="it is long")],
+        without_tools=[LeftOut(line=11, why="the template shows none")],
+    )
+    first, ended, loops, left_out, without = answer_words.remarks(told)
+    assert first == (
+        "Of 12 answers the original itself ends 10 within 128 tokens, and loops in 1; valid tool "
+        "calls: 2."
+    )
+    assert ended.endswith("prompts of line 3.")
+    assert loops.endswith("prompts of lines 3, 7 and 9.")
+    assert left_out == "Not asked: the prompts of lines 5 and 6 (it is long)."
+    assert without.endswith("the prompts of line 11 (the template shows none).")
+    many = answer_words.remarks(AnswerFigures(failed={"empty": list(range(1, 31))}))[1]
+    assert many.endswith("19, 20 and 10 more.")
+
+
+def test_answers_show_on_how_many_they_rest() -> None:
+    told = AnswerFigures(metrics={"ended": 0.75}, stderr={"ended": 0.16}, asked={"ended": 8})
+    (row,) = figures.fidelity_table(Metrics(metrics={}), answers=told)
+    assert (row.value, row.unit) == ("75 ± 16", "%")
+    assert row.reads_as == "of 8 answers which the original ends by itself"

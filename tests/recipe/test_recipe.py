@@ -549,7 +549,17 @@ VALID = st.fixed_dictionaries(
             {}, optional={"block_size": st.sampled_from([16, 256]), "mixed": st.just("head")}
         ),
         "evaluate": st.fixed_dictionaries(
-            {"tokens": st.integers(8192, 10_000_000)},
+            {
+                "tokens": st.integers(8192, 10_000_000),
+                "generate": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "prompts": st.sampled_from([{"builtin": "chats"}, {"file": "p.jsonl"}]),
+                        "new_tokens": st.integers(32, 4096),
+                        "limit": st.integers(1, 10_000),
+                    },
+                ),
+            },
             optional={
                 "window": st.integers(64, 8192),
                 "gates": st.dictionaries(
@@ -646,3 +656,37 @@ def test_the_recipe_of_an_earlier_versions_package_is_still_read(tmp_path: Path)
     )
     kept = build.recipe.model_dump(mode="json", exclude_none=True)
     assert recipe.recorded({**kept, "package": {"format": "directory"}}) == build.recipe
+
+
+ASKING = "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\nevaluate:\n"
+
+
+def test_prompts_are_asked_where_the_recipe_says_so_and_nowhere_else(tmp_path: Path) -> None:
+    (quiet,) = load(tmp_path, ASKING + "  tokens: 4096\n")
+    assert quiet.recipe.evaluate.generate is None
+    (build,) = load(tmp_path, ASKING + "  generate: {}\n")
+    asked = build.recipe.evaluate.generate
+    assert asked is not None
+    assert (asked.prompts.builtin, asked.new_tokens, asked.limit) == ("chats", 128, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "where", "words"),
+    [
+        ("  generate:\n", "6:12", "`generate: {}` takes all defaults"),
+        ("  generate: {prompts: {}}\n", "6:23", "give exactly one of `builtin`, `file`"),
+        ("  generate: {prompts: {path: x}}\n", "6:24", "unknown key `path`"),
+        ("  generate: {prompts: {builtin: chat}}\n", "6:33", "unknown value `chat`"),
+        ("  generate: {new_tokens: 8}\n", "6:26", "must be at least 32"),
+        ("  generate: {limit: 0}\n", "6:21", "must be at least 1"),
+        ("  gates: {ended: {min: 0.9}}\n", "6:10", "nothing is asked: add `generate: {}`"),
+        ("  tolerance: {loops: 0.1}\n", "6:14", "nothing is asked: add `generate: {}`"),
+    ],
+)
+def test_what_is_wrong_with_the_questions_has_its_place(
+    tmp_path: Path, written: str, where: str, words: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, ASKING + written)
+    assert f"r.yaml:{where}:" in caught.value.message
+    assert words in caught.value.message

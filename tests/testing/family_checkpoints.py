@@ -272,6 +272,19 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def read(source: Path, text: str) -> list[int]:
+    """The ids of ``text`` by the checkpoint's ``tokenizer.json``, which is the truth where there is
+    one: transformers makes another tokenizer of some."""
+    from phipipe.models import transformers_files
+
+    path = source / "tokenizer.json"
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        return list(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
+    return list(transformers_files.load(source)(text, add_special_tokens=False)["input_ids"])
+
+
 def fill(
     root: Path, members: Iterable[family.Member], make: Callable[[family.Member, Path], None]
 ) -> None:
@@ -290,20 +303,18 @@ def fill(
         make(member, folder / "source")
         known = transformers_files.load(folder / "source")
         ids = known(text[: 20 * LONG], add_special_tokens=False)["input_ids"][:LONG]
-        parity = known(PARITY_TEXT, add_special_tokens=False)["input_ids"]
         runtime, layers = baseline.open(folder / "source"), Layerwise(folder / "source")
         prompts = [ids[:SHORT], ids]
         whole = [runtime.logits(prompt) for prompt in prompts]
         for window, logits in zip(("short", "long"), whole, strict=True):
             np.save(folder / f"{window}.npy", logits)
-        told = {"ids": ids, "parity": parity, "answers": ANSWER}
+        told: dict[str, Any] = {"ids": ids, "answers": ANSWER}
         parts = zip(whole, layers.logits(prompts), strict=True)
         told["layerwise"] = [float(np.abs(logits - part).max()) for logits, part in parts]
         told["answered"] = [
             [list(runtime.generate(p, ANSWER)) for p in prompts],
             layers.generate(prompts, ANSWER),
         ]
-        (folder / "told.json").write_text(json.dumps(told))
         runtime.close()
         config = transformers_files.config_of(folder / "source")
         model = AutoModelForCausalLM.from_pretrained(
@@ -311,6 +322,8 @@ def fill(
         )
         model.save_pretrained(folder / "resaved")
         known.save_pretrained(folder / "resaved")
+        told["parity"] = {kind: read(folder / kind, PARITY_TEXT) for kind in ("source", "resaved")}
+        (folder / "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

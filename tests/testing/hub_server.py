@@ -58,6 +58,7 @@ class Hub:
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.seen: list[Seen] = []
         self.branches = {"main": commit}
+        self.others: dict[str, dict[str, bytes]] = {}  # repositories beside it: their files
         self.token: str | None = None  # whoever has another gets nothing
         self.gated = False
         self.answers: list[
@@ -104,13 +105,20 @@ class Hub:
         """Bytes of the file's content that went out, over all requests."""
         return sum(seen.sent for seen in self.seen if seen.name == name)
 
-    def published(self, name: str) -> dict[str, Any]:
-        """Size and hashes as the hub's API gives them for ``name``."""
-        data = self.files[name]
+    def files_of(self, repo: str) -> dict[str, bytes]:
+        """The files of ``repo``; nothing where there is no such repository."""
+        return self.files if repo == self.repo else self.others.get(repo, {})
+
+    def published(self, name: str, repo: str | None = None) -> dict[str, Any]:
+        """Size and hashes as the hub's API gives them for ``name`` (of ``repo``)."""
+        data = self.files_of(repo or self.repo)[name]
         blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         sha256 = hashlib.sha256(data).hexdigest()
         lfs = {"sha256": sha256, "oid": sha256, "size": len(data), "pointerSize": 130}
-        return {"size": len(data), "blob": blob, **({"lfs": lfs} if name in self.large else {})}
+        return {"size": len(data), "blob": blob, **({"lfs": lfs} if self._is_large(name) else {})}
+
+    def _is_large(self, name: str) -> bool:
+        return name in self.large or name.endswith((".safetensors", ".gguf"))
 
 
 def of_folder(folder: Path, **more: Any) -> Hub:
@@ -201,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The commit, or None where a refusal went out."""
         hub = self.server_hub
         hub.seen.append(Seen(name, self.path, 0, self.key))
-        if "/".join(repo) != hub.repo:
+        if not hub.files_of("/".join(repo)):
             self.refuse(401 if self.key is None else 404, "RepoNotFound")
         elif self.key is not None and hub.token is not None and self.key != hub.token:
             self.answer(401, b"{}", X_Error_Message="Invalid credentials in Authorization header")
@@ -219,12 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, body = hub.answers.pop(0)
             self.answer(status, body, **headers)
             return
-        siblings = []
-        for name in hub.files:
-            published = hub.published(name)
+        siblings, repo = [], "/".join(parts[2:4])
+        for name in hub.files_of(repo):
+            published = hub.published(name, repo)
             row = {"rfilename": name, "size": published["size"], "blobId": published["blob"]}
             siblings.append(row | ({"lfs": published["lfs"]} if "lfs" in published else {}))
-        told = {"id": hub.repo, "sha": commit, "siblings": siblings, "cardData": {"license": "mit"}}
+        told = {"id": repo, "sha": commit, "siblings": siblings, "cardData": {"license": "mit"}}
         self.answer(200, json.dumps(told).encode(), Content_Type="application/json")
 
     def content(self, repo: list[str], revision: str, name: str) -> None:
@@ -234,11 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
         seen = hub.seen[-1]
         if hub.gated and self.key != hub.token:
             self.refuse(401 if self.key is None else 403, "GatedRepo")
-        elif name not in hub.files:
+        elif name not in hub.files_of("/".join(repo)):
             self.refuse(404, "EntryNotFound")
         else:
             waiting = hub.faults[name] or hub.faults["*"]
-            self.send_file(seen, hub.files[name], waiting.pop(0) if waiting else Fault(""))
+            data = hub.files_of("/".join(repo))[name]
+            self.send_file(seen, data, waiting.pop(0) if waiting else Fault(""))
 
     def send_file(self, seen: Seen, data: bytes, fault: Fault) -> None:
         wanted = self.headers.get("Range", "")

@@ -161,7 +161,8 @@ def main(root: Path) -> None:
         for window, prompt in (("short", ids[:SHORT]), ("long", ids)):
             np.save(folder / f"{window}.npy", runtime.logits(prompt))
         runtime.close()
-        told = {"ids": ids, "parity": parity, "answers": ANSWER}
+        both = dict.fromkeys(("source", "respelled"), parity)
+        told = {"ids": ids, "parity": both, "answers": ANSWER}
         (folder / "told.json").write_text(json.dumps(told))
 
 

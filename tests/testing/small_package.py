@@ -95,6 +95,17 @@ def written(folder: Path, **changed: Any) -> Path:
             "greedy_agreement": None,
         },
         "parity": {"kld_mean": 1e-9},
+        "generation": {
+            "metrics": {"ended": 1.0, "loops": 0.5},
+            "stderr": {"loops": 0.5},
+            "asked": {"ended": 2, "loops": 2},
+            "failed": {"loops": [2]},
+            "original": {"ended": 2, "loops": 0, "empty": 0},
+            "prompts": 2,
+            "new_tokens": 32,
+            "left_out": [{"line": 3, "why": "it is long"}],
+            "without_tools": [],
+        },
     }
     whole |= {
         "warnings": ["a word"],

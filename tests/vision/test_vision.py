@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from testing.drive import drive
+from testing.family_builds import headers_of, plan_of
 from testing.seeing import planned, seen
+from testing.shell import Run
 
 from phipipe import backends
 from phipipe.board import entry
@@ -23,7 +25,7 @@ from phipipe.execution import dispatch, finished
 from phipipe.execution.manner import Manner
 from phipipe.execution.results import Outcome
 from phipipe.hub import take
-from phipipe.models import checkpoints, tensor_places
+from phipipe.models import checkpoints, family, tensor_places
 from phipipe.package import manifest
 from phipipe.settings import Settings
 from phipipe.store.store import Store
@@ -100,6 +102,20 @@ def test_other_backends_say_who_can(seeing: Path, name: str) -> None:
         planned(seeing / "source", f"backend={name}", f"device={device}", "precision=int8")
     assert refused.value.hint
     assert "backend: onnxruntime" in refused.value.hint
+
+
+def test_phi_3_5_vision_on_a_mac_is_refused_with_what_mlx_vlm_lacks(
+    tmp_path: Path, run: Run
+) -> None:
+    member = next(one for one in family.MEMBERS if one.name == "Phi-3.5-vision")
+    made = headers_of(member, tmp_path / "source")
+    with pytest.raises(TargetError, match="the model has vision parts besides text") as refused:
+        plan_of(tmp_path, "mlx", "short", lambda source, base: made)
+    assert "`mlx` builds have no place for them" in refused.value.message
+    assert "`backend: onnxruntime` or `openvino`" in str(refused.value.hint)
+    code, out, _ = run("explain", "M03")
+    assert code == 0
+    assert "mlx-vlm knows Phi-3.5-vision, but it stretches a picture" in " ".join(out.split())
 
 
 def test_units_without_eyes_are_refused(seeing: Path) -> None:

@@ -135,6 +135,7 @@ FACE = Backend(
     context_length=lambda job: context_of(job.options, job.checkpoint),
     rules=RULES,
     fixups=FIXUPS,
+    by_rows=lambda job: group_of(job.recipe, job.options) == -1,
     finer=(Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
     open=open,
     tokenizer=tokenizer,

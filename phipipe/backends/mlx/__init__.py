@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.mlx.options import ADVICE, Options, bits_of, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
-from phipipe.backends.mlx.sizes import stored_bytes
+from phipipe.backends.mlx.sizes import STORES, stored_bytes, widths_of
+from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Dtype, Step
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "mlx"
+LEARNED = "learned"
 STEPS: Mapping[str, str] = {
     "convert": "phipipe.backends.mlx.convert:convert",
     "quantize": "phipipe.backends.mlx.quantize:quantize",
@@ -47,7 +49,10 @@ def scheme(job: Job[Options]) -> str:
         return "float32"
     if recipe.precision == "fp16":
         return options.dtype or "16-bit floats of the checkpoint"
-    group = f", groups of {group_of(options)}"
+    if job.learns:
+        learned = f"4-bit affine, groups of {recipe.weights.group_size}, {recipe.weights.learn}"
+        return f"{learned} {LEARNED}{', map' if options.map else ''}"
+    group = f", groups of {group_of(options)}{', map' if options.map else ''}"
     if options.mode != "affine":
         return options.mode + group
     return (
@@ -82,22 +87,29 @@ def _quantize_step(job: Job[Options]) -> Step:
     options, parameters, direct = job.options, job.checkpoint.parameters, job.checkpoint.large
     bits, group = bits_of(job.recipe, options), group_of(options)
     source = {"dtype": _dtype(job), "config_patch": dict(job.patch)} if direct else {}
-    size = stored_bytes(job.recipe, options, job.checkpoint)
+    needs = {"source": "source"} if direct else {"model": "convert"}
+    widths = {name: list(width) for name, width in widths_of(job).items()}
+    size = stored_bytes(job)
+    memory = size + 2**29 if direct else 2**30 + parameters
+    if job.learns:
+        needs, group = {**needs, "weights": "weights"}, job.recipe.weights.group_size
+        memory = max(memory, size + 2**30)
     return Step(
         name="quantize",
         runs="mlx/quantize",
         version=1,
-        needs={"source": "source"} if direct else {"model": "convert"},
+        needs=needs,
         params={
             "mode": options.mode,
             "bits": bits,
             "group_size": group,
             "mixed": options.mixed,
+            **({"widths": widths} if widths else {}),
             **source,
         },
         toolchain=TOOLCHAIN,
         output_bytes=size,
-        memory_bytes=size + 2**29 if direct else 2**30 + parameters,
+        memory_bytes=memory,
         loaded_bytes=5 * size // 4,  # measured with 3.8 G parameters at 4 bits: 3.2 GiB in all
     )
 
@@ -141,12 +153,13 @@ FACE = Backend(
     scheme=scheme,
     rules=RULES,
     fixups=FIXUPS,
-    is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4,
+    is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4 and not widens_layers(o.map),
+    stores=STORES,
     wider="set `quantize.mixed: mixed_4_6`",
     apart={"mixed": "mixed_4_6"},
     finer=(
-        Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6"),
-        Finer(options={"bits": 6}, told="6-bit"),
+        Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6", unless=LEARNED),
+        Finer(options={"bits": 6}, told="6-bit", unless=LEARNED),
     ),
     unable={"gemma3_text": "mlx-lm rounds the scale of its embedding to 16 bits"},
     open=open,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from phipipe.backends.widths import Mapped
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
@@ -22,14 +24,14 @@ ADVICE: Mapping[str, str] = {
     "group_size": "64 is the usual choice. 32 is closer and about 10 % larger.",
     "mixed": "mixed_4_6 first where a gate refuses 4 bits. mixed_3_4 and mixed_2_6 where memory "
     "is the limit.",
+    "map": '`{"layers.*.mlp.down_proj": {bits: 6}}` where `mixed` widens too much or too little. '
+    "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128, or 16 for floats.",
     "dtype": "Leave it out. float16 can be faster on the first Apple chips.",
 }
 
 
-class Options(BaseModel):
+class Options(Mapped):
     """mlx-lm's own knobs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"] = Field(
         default="affine",

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from phipipe.backends.implied import IMPLIED
-from phipipe.backends.mlx.options import GROUPS, bits_of, group_of
+from phipipe.backends.mlx.options import GROUPS, Options, bits_of, group_of
 from phipipe.backends.rules import SOFTMAX_ROUTED, WINDOWLESS, Fixup, Rule
 from phipipe.steps import Json
+
+if TYPE_CHECKING:
+    from phipipe.recipe.recipe import Recipe
+
+
+def _rounding(recipe: Recipe, options: Options) -> list[str]:
+    """Options set that say how to round weights, which are learned."""
+    if recipe.weights.learn is None or recipe.precision != "int4":
+        return []
+    taken: dict[str, tuple[Json, ...]] = {
+        "mode": ("affine",),
+        "bits": (None, 4),
+        "group_size": (None, recipe.weights.group_size),
+        "mixed": ("none",),
+    }
+    return [name for name, values in taken.items() if getattr(options, name) not in values]
+
 
 RULES = (
     Rule(
@@ -55,6 +73,15 @@ RULES = (
         "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those "
         "unquantized without a word",
         hint="set `quantize.group_size: 32`, or `precision: fp16`",
+    ),
+    Rule(
+        id="X15",
+        level="error",
+        when=lambda r, o, c: bool(_rounding(r, o)),
+        message="`quantize.{option}` says how mlx-lm rounds, and `weights.learn` has rounded "
+        "already",
+        hint="take it out, or `weights.learn`; widths of single matrices are for `quantize.map`",
+        words=lambda r, o, c: {"option": _rounding(r, o)[0]},
     ),
     Rule(
         id="X14",

@@ -23,9 +23,11 @@ from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
+from phipipe.backends.openvino.sizes import STORES, stored_bytes, widths_of
+from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
-from phipipe.steps import Step
+from phipipe.steps import Params, Step
 from phipipe.vision import kinds
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ SCHEMES: Mapping[Precision, str] = {
     "int4": "int4 in groups",
 }
 QUANTIZED = ("int8", "int4")
+LEARNED = "learned"
 ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPTQ"}
 # Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape:
 # converting 0.79 to 0.95 GB, int4 in the same process 1.62 GB (alone 1.19): NNCF copies the largest
@@ -71,6 +74,9 @@ def scheme(job: Job[Options]) -> str:
     recipe, options = job.recipe, job.options
     if recipe.precision not in QUANTIZED:
         return SCHEMES[recipe.precision]
+    if job.learns:
+        learned = f"int4 symmetric, groups of {recipe.weights.group_size}, {recipe.weights.learn}"
+        return f"{learned} {LEARNED}{', map' if options.map else ''}"
     words = [f"{recipe.precision} {'symmetric' if options.symmetric else 'asymmetric'}"]
     if recipe.precision == "int4":
         words.append(
@@ -79,6 +85,7 @@ def scheme(job: Job[Options]) -> str:
         words += [f"{options.ratio:.0%} of the weights"] if options.ratio < 1 else []
         words += ["all layers"] if options.all_layers else []
         words += [title for name, title in ALGORITHMS.items() if getattr(options, name)]
+    words += ["map"] if options.map else []
     return ", ".join(words)
 
 
@@ -130,16 +137,22 @@ def _cast_bytes(checkpoint: Checkpoint, size: int) -> int:
 def _quantize_step(job: Job[Options]) -> Step:
     options, parameters, direct = job.options, job.checkpoint.parameters, _is_direct(job)
     bits = 4 if job.recipe.precision == "int4" else 8
-    four = options.model_dump(mode="json", exclude=set(PIPELINE))
-    chosen = four if bits == 4 else {"symmetric": options.symmetric}
-    size = _stored_bytes(options, job.checkpoint, bits)
+    four = options.model_dump(mode="json", exclude={"map", *PIPELINE})
+    chosen: Params = four if bits == 4 else {"symmetric": options.symmetric}
+    size = stored_bytes(job, bits)
     rows = bits == 4 and options.group_size == -1  # which CPUs widen to 8 bits
-    source = {"source": "source"} if direct else {"model": "convert"}
+    needs = {"source": "source"} if direct else {"model": "convert"}
+    needs |= {"calibration": "calibration"} if _learns(job) else {}
+    if job.widths:
+        widths = {name: list(width) for name, width in widths_of(job).items()}
+        chosen = {**chosen, "widths": widths}
+    if job.learns:
+        needs, chosen = {**needs, "weights": "weights"}, {**chosen, "symmetric": True}
     return Step(
         name="quantize",
         runs="openvino/quantize",
         version=1,
-        needs={**source, **({"calibration": "calibration"} if _learns(job) else {})},
+        needs=needs,
         params={"bits": bits, **chosen, **({"config_patch": dict(job.patch)} if direct else {})},
         toolchain=TOOLCHAIN,
         output_bytes=size,
@@ -158,20 +171,6 @@ def _quantization_bytes(job: Job[Options], size: int) -> int:
     activations = 4 * job.recipe.calibrate.tokens * checkpoint.intermediate_size
     learning = size + 2 * checkpoint.parameters + activations if _learns(job) else 0
     return QUANTIZATION_BYTES + WORKING_BYTES * largest + learning
-
-
-def _stored_bytes(options: Options, checkpoint: Checkpoint, bits: int) -> int:
-    """What the weights take at 8 bits, or at 4 but for embeddings, LM head and what is outside of
-    ``ratio``."""
-    if bits == 8:
-        return checkpoint.parameters
-    ends = checkpoint.vocab_size * checkpoint.hidden_size * (1 if checkpoint.tied else 2)
-    ranked = checkpoint.parameters - (0 if options.all_layers else ends)
-    group = options.group_size if options.group_size > 0 else checkpoint.hidden_size
-    four_bits = int(options.ratio * ranked)
-    scale_bits = 16 if options.symmetric else 20  # with a zero point of 4 bits
-    rest = (checkpoint.parameters - four_bits) * (2 if options.backup == "none" else 1)
-    return four_bits // 2 + four_bits * scale_bits // (8 * group) + rest
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
@@ -220,12 +219,20 @@ FACE = Backend(
     scheme=scheme,
     context_length=context_length,
     rules=RULES,
-    is_uniform=lambda o: o.ratio == 1,
+    is_uniform=lambda o: o.ratio == 1 and not widens_layers(o.map),
+    stores=STORES,
     wider="set `quantize.ratio: 0.8`, or `precision: int8`",
     apart={"ratio": 0.8},
     finer=(
-        Finer(options={"awq": True, "scale_estimation": True}, told="scale estimation"),
-        Finer(options={"ratio": 0.8}, told="of the weights", not_on=frozenset({"intel-npu"})),
+        Finer(
+            options={"awq": True, "scale_estimation": True}, told="scale estimation", unless=LEARNED
+        ),
+        Finer(
+            options={"ratio": 0.8},
+            told="of the weights",
+            not_on=frozenset({"intel-npu"}),
+            unless=LEARNED,
+        ),
     ),
     open=open,
     tokenizer=tokenizer,

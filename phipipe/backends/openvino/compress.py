@@ -14,27 +14,39 @@ import openvino
 import torch
 from nncf.quantization.algorithms.weight_compression import openvino_backend as nncf_backend
 
+from phipipe.algorithms.lattice import Lattice
 from phipipe.backends.arrays import Array
 from phipipe.backends.openvino import session
+from phipipe.backends.openvino.mapped import mapped
 from phipipe.backends.openvino.patches import replaced
 from phipipe.steps import Params
 
 _LARGE_BYTES = 2**16
 
 
-def compress(model: openvino.Model, params: Params, calibration: Path | None) -> openvino.Model:
+def compress(
+    model: openvino.Model, params: Params, calibration: Path | None, learned: Lattice | None = None
+) -> openvino.Model:
     """``model`` as NNCF leaves it, for the ``params`` of step ``quantize``; ``calibration``: the
-    windows of tokens.
+    windows of tokens; ``learned``: the codes of all matrices, rounded already.
 
     Every argument that matters is explicit, since NNCF's defaults depend on one another.
     """
     kind = "SYM" if params["symmetric"] else "ASYM"
+    widths = params.get("widths", {})
+    with mapped(widths, kind, learned) if widths else contextlib.nullcontext():
+        return _described(_compressed(model, params, kind, calibration))
+
+
+def _compressed(
+    model: openvino.Model, params: Params, kind: str, calibration: Path | None
+) -> openvino.Model:
     mode = nncf.CompressWeightsMode[f"INT{params['bits']}_{kind}"]
     if params["bits"] == 8:
-        return _described(nncf.compress_weights(model, mode=mode, ratio=1.0, group_size=-1))
+        return nncf.compress_weights(model, mode=mode, ratio=1.0, group_size=-1)
     dataset, count = _dataset(calibration) if calibration else (None, 128)
     fallback = nncf.quantization.advanced_parameters.GroupSizeFallbackMode.ERROR
-    compressed = nncf.compress_weights(
+    return nncf.compress_weights(
         model,
         mode=mode,
         ratio=params["ratio"],
@@ -50,7 +62,6 @@ def compress(model: openvino.Model, params: Params, calibration: Path | None) ->
         backup_mode=nncf.BackupMode(params["backup"]),
         advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
     )
-    return _described(compressed)
 
 
 def _dataset(calibration: Path) -> tuple[nncf.Dataset, int]:

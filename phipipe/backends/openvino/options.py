@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from phipipe.backends.widths import Mapped
 
 PIPELINE = ("prompt_length", "response_length")  # options of verify_npu; they change no weight
 
@@ -24,16 +26,17 @@ ADVICE: Mapping[str, str] = {
     "gptq": "Where awq and scale_estimation were not enough, and time does not matter.",
     "sensitivity": "Leave it with ratio 1.0, where it does nothing. With less, "
     "max_activation_variance is worth a try.",
+    "map": '`{"layers.*.mlp.down_proj": {bits: 8}}` where 4 bits cost too much: it names the '
+    "matrices that `ratio` only ranks. 4 or 8 bits in groups of 32 to 256 or by row (-1), or 16 "
+    "for floats.",
     "prompt_length": "NPU only. As long as the longest prompt that you will send; each doubling "
     "costs memory.",
     "response_length": "NPU only. As long as the longest answer that you will want.",
 }
 
 
-class Options(BaseModel):
-    """How weights are rounded. int8 takes `symmetric` only; fp16 and fp32 take none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Options(Mapped):
+    """How weights are rounded. int8 takes `symmetric` and `map`; fp16 and fp32 take none."""
 
     symmetric: bool = Field(
         default=False,

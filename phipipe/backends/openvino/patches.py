@@ -16,6 +16,7 @@ from phipipe.errors import ToolchainError
 
 # Module → its package, and the version that our functions were written for.
 PINNED: Mapping[str, tuple[str, str]] = {
+    "nncf.openvino.quantization.quantize_model": ("nncf", "3.4"),
     "nncf.quantization.algorithms.weight_compression.openvino_backend": ("nncf", "3.4"),
     "optimum.exporters.openvino.convert": ("optimum-intel", "2.2"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openvino
 
+from phipipe.algorithms.lattice import Lattice
 from phipipe.backends.openvino import compress, graph, stored
 from phipipe.backends.openvino.files import MODEL
 from phipipe.models.staging import copy_beside
@@ -18,17 +19,19 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     bits.
 
     With ``inputs["source"]``, a checkpoint, in its place, it is converted here, with
-    ``params["config_patch"]``. ``params`` holds the options besides. The graph is read back and
-    checked before the step counts as done.
+    ``params["config_patch"]``. ``params`` holds the options besides, and the ``widths`` of single
+    matrices. ``inputs["weights"]`` are learned codes (``algorithms.lattice``), which are stored as
+    they are. The graph is read back and checked before the step counts as done.
 
     Raises:
         StepFailed: NNCF did something else than asked.
     """
     before: list[stored.Weight] = []
+    learned = Lattice(inputs["weights"]) if "weights" in inputs else None
 
     def compressed(model: openvino.Model) -> openvino.Model:
         before.extend(stored.weights(model))
-        return compress.compress(model, params, inputs.get("calibration"))
+        return compress.compress(model, params, inputs.get("calibration"), learned)
 
     with compress.lean(out.parent):
         if "source" in inputs:
@@ -43,7 +46,10 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
             _copy_others(inputs["model"], out)
     graph.to_fp16(out / MODEL)
     floats = [replace(weight, kind="f16") for weight in before]  # bf16 where it was never written
-    stored.verify(floats, stored.weights(stored.complete(out)), params)
+    model = stored.complete(out)
+    stored.verify(floats, stored.weights(model), params)
+    if learned:
+        stored.verify_learned(model, learned)
 
 
 def _copy_others(source: Path, out: Path) -> None:

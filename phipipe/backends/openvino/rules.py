@@ -11,14 +11,25 @@ from phipipe.backends.rules import Rule
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
 
+ROUNDING = ("ratio", "backup", "all_layers", "awq", "scale_estimation", "gptq", "sensitivity")
+
 
 def _stray(recipe: Recipe, options: Options) -> list[str]:
     """Options set for a precision that has no use for them."""
     if recipe.precision == "int4":
         return []
-    return sorted(
-        options.model_fields_set - ({"symmetric"} if recipe.precision == "int8" else set())
-    )
+    useful = {"symmetric", "map"} if recipe.precision == "int8" else set()
+    return sorted(options.model_fields_set - useful)
+
+
+def _rounding(recipe: Recipe, options: Options) -> list[str]:
+    """Options set that say how to round weights, which are learned."""
+    if recipe.weights.learn is None or recipe.precision != "int4":
+        return []
+    usual = type(options)()
+    other = [name for name in ROUNDING if getattr(options, name) != getattr(usual, name)]
+    sizes = ("group_size",) if options.group_size != recipe.weights.group_size else ()
+    return other + [name for name in sizes if name in options.model_fields_set]
 
 
 RULES: tuple[Rule, ...] = (
@@ -60,8 +71,19 @@ RULES: tuple[Rule, ...] = (
         hint="remove it, or choose int4",
         words=lambda r, o, c: {
             "option": _stray(r, o)[0],
-            "takes": "takes `symmetric` only" if r.precision == "int8" else "quantizes nothing",
+            "takes": "takes `symmetric` and `map` only"
+            if r.precision == "int8"
+            else "quantizes nothing",
         },
+    ),
+    Rule(
+        id="V15",
+        level="error",
+        when=lambda r, o, c: bool(_rounding(r, o)),
+        message="`quantize.{option}` says how OpenVINO rounds, and `weights.learn` has rounded "
+        "already",
+        hint="take it out, or `weights.learn`; widths of single matrices are for `quantize.map`",
+        words=lambda r, o, c: {"option": _rounding(r, o)[0]},
     ),
     group_rules.rule("V13", ("int4",), (32, 64, 128, 256)),
 )

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import openvino
 
+from phipipe.algorithms import lattice
+from phipipe.algorithms.lattice import Lattice
 from phipipe.backends.openvino.files import MODEL, TOKENIZERS
+from phipipe.backends.openvino.sizes import Widths
+from phipipe.backends.widths import FLOAT_BITS
 from phipipe.errors import StepFailed
+from phipipe.models import linears
 from phipipe.steps import Params
 
 INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
@@ -57,7 +64,20 @@ class Weight:
     width: int
     group: int
     zero_point: bool
+    scale: str | None = None  # the constant that holds the scales
     head: bool = False  # the last MatMul reads it: the LM head, or an embedding tied to it
+
+    @property
+    def matrix(self) -> str | None:
+        """What it is called on all backends."""
+        return matrix_of(self.constant)
+
+
+def matrix_of(constant: str) -> str | None:
+    """The name in ``models.linears`` of the matrix that optimum keeps in ``constant``, which it
+    names after the checkpoint's tensor."""
+    stem = constant.removeprefix("self.").removesuffix("._openvino_orig_weight")
+    return linears.linear_of(f"{stem.removesuffix('.weight')}.weight")
 
 
 def weights(model: openvino.Model) -> list[Weight]:
@@ -97,6 +117,7 @@ def _weight(reader: openvino.Node, node: openvino.Node) -> Weight | None:
         else shape[-1] * shape[-2],
         group=0 if scale is None else math.prod(shape) // math.prod(scale.get_output_shape(0)),
         zero_point=zero is not None,
+        scale=None if scale is None else scale.get_friendly_name(),
     )
 
 
@@ -120,24 +141,76 @@ def verify(before: Sequence[Weight], after: Sequence[Weight], params: Params) ->
             name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)
         )
         raise StepFailed(f"NNCF changed what `{changed[0]}` reads")
+    widths: Widths = params.get("widths", {})
+    others = [weight for weight in after if weight.matrix not in widths]
+    verify_mapped(after, widths, "i" if params["symmetric"] else "u")
     kind = ("i" if params["symmetric"] else "u") + str(params["bits"])
     if params["bits"] == 8:
-        for weight in after:
+        for weight in others:
             _check(weight, {kind}, -1)
         return
     floats = {weight.name: weight.kind for weight in before}
-    ranked = ratio_defining(after, params["all_layers"])
-    for weight in after:
+    ranked = ratio_defining(others, params["all_layers"])
+    for weight in others:
         rest = {"none": floats[weight.name], "int8_sym": "i8", "int8_asym": "u8"}[params["backup"]]
         allowed = {kind, rest} if params["ratio"] < 1 else {kind}
-        _check(weight, allowed if weight in ranked else {rest}, params["group_size"])
+        size = params["group_size"] if weight.kind == kind else -1
+        _check(weight, allowed if weight in ranked else {rest}, size)
+    if ranked:
+        _check_ratio(ranked, kind, params["ratio"])
+
+
+def _check_ratio(ranked: Sequence[Weight], kind: str, ratio: float) -> None:
     total = sum(weight.size for weight in ranked)
     share = sum(weight.size for weight in ranked if weight.kind == kind) / total
     largest = max(weight.size for weight in ranked) / total
-    if not 0 < share <= params["ratio"] or share + largest < params["ratio"] - 1e-9:
-        raise StepFailed(
-            f"NNCF gave 4 bits to {share:.1%} of the weights, not {params['ratio']:.1%}"
-        )
+    if not 0 < share <= ratio or share + largest < ratio - 1e-9:
+        raise StepFailed(f"NNCF gave 4 bits to {share:.1%} of the weights, not {ratio:.1%}")
+
+
+def verify_mapped(matrices: Sequence[Weight], widths: Widths, sign: str) -> None:
+    """Each matrix in ``widths`` is there, and stored so, as integers of ``sign`` ("i", "u").
+
+    Raises:
+        StepFailed: names the first that is not.
+    """
+    named = {weight.matrix: weight for weight in matrices}
+    for name, (bits, size) in widths.items():
+        if name not in named:
+            raise StepFailed(f"the graph has no matrix that holds `{name}` alone")
+        _check(named[name], {"f16" if bits == FLOAT_BITS else f"{sign}{bits}"}, size)
+
+
+def verify_learned(model: openvino.Model, learned: Lattice) -> None:
+    """The codes and scales in ``model`` are those of ``learned``, and nothing was rounded again.
+
+    Raises:
+        StepFailed: names the first matrix that holds others, or is not there.
+    """
+    constants = {n.get_friendly_name(): n for n in model.get_ops() if _is_constant(n)}
+    held = {weight.matrix: weight for weight in weights(model) if weight.scale}
+    if lost := learned.names - held.keys():
+        raise StepFailed(f"the graph does not hold the learned `{min(lost)}`")
+    for name in sorted(learned.names):
+        weight, matrix = held[name], learned[name]
+        codes = _codes(constants[weight.constant]).reshape(matrix.codes.shape)
+        scales = np.asarray(constants[str(weight.scale)].data).reshape(matrix.scales.shape)
+        if not (np.array_equal(codes, matrix.codes) and np.array_equal(scales, matrix.scales)):
+            raise StepFailed(f"`{name}` is not stored as it was learned")
+
+
+def _is_constant(node: openvino.Node) -> bool:
+    return bool(node.get_type_name() == "Constant")
+
+
+def _codes(constant: openvino.op.Constant) -> npt.NDArray[np.int8]:
+    """The integers of an i4 or i8 constant; of 4 bits, two lie in a byte, the first in the low
+    half."""
+    raw = np.asarray(constant.data)
+    if constant.get_element_type() == openvino.Type.i8:
+        return raw
+    rows = np.asarray(raw.reshape(1, -1).view(np.uint8) ^ 0x88, np.uint8)
+    return lattice.unpacked(rows, 4)
 
 
 def verify_unquantized(matrices: Sequence[Weight], kind: str) -> None:
@@ -165,7 +238,7 @@ def _check(weight: Weight, kinds: set[str], group_size: int) -> None:
         )
     if weight.kind not in BITS:
         return
-    group = weight.width if group_size == -1 or BITS[weight.kind] == 8 else group_size
+    group = weight.width if group_size == -1 else group_size
     if weight.group != group:
         raise StepFailed(f"`{weight.name}` has a scale per {weight.group} weights, not {group}")
     if weight.zero_point != weight.kind.startswith("u"):

@@ -161,6 +161,7 @@ FACE = Backend(
     scheme=scheme,
     context_length=lambda job: job.options.context_length,
     rules=RULES,
+    by_rows=lambda job: True,
     is_uniform=lambda o: not o.keep_8bit,
     wider="leave `quantize.keep_8bit` as it is by default",
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),

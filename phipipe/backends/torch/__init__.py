@@ -12,17 +12,17 @@ anew for each token: 40 s with 4 G weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from phipipe.backends import group_rules
+from phipipe.backends import widths
 from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
-from phipipe.backends.rules import Rule
 from phipipe.backends.torch.advice import ADVICE
+from phipipe.backends.torch.options import BITS, ITERATIONS, STORES, Options
+from phipipe.backends.torch.rules import RULES
+from phipipe.backends.torch.sizes import packed_bytes
+from phipipe.backends.widths import Stored, Width
 from phipipe.models import rotary
 from phipipe.models.tokenizer import of_folder
 from phipipe.steps import Dtype, Json, Step
@@ -36,92 +36,11 @@ STEPS: Mapping[str, str] = {
     "quantize": "phipipe.backends.torch.quantize:quantize",
 }
 _DTYPES: Mapping[Precision, Dtype] = {"fp32": "float32", "fp16": "float16"}
-BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 _SCHEMES: Mapping[Precision, str] = {
     **_DTYPES,
     "int8": "auto-round, 8 bits",
     "int4": "auto-round, 4 bits",
 }
-ITERATIONS = 200  # auto-round's own default
-
-
-class Options(BaseModel):
-    """How int8 and int4 weights are rounded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    algorithm: Literal["rtn", "signround"] = Field(
-        default="rtn",
-        description="rtn: round to nearest, without data. signround: learns the rounding and "
-        "the ranges layer by layer "
-        "from the calibration text (auto-round's own method); more accurate, same size, much "
-        "slower.",
-    )
-    group_size: Literal[32, 64, 128, -1] = Field(
-        default=128,
-        description="Weights that share one scale; -1: a whole row. Smaller is more accurate "
-        "and larger on disk.",
-    )
-    symmetric: bool = Field(
-        default=True,
-        strict=True,
-        description="Rounding around zero. Off (int4 only): a zero point per group, for skewed "
-        "weights.",
-    )
-    iterations: int | None = Field(
-        default=None,
-        ge=1,
-        le=10_000,
-        strict=True,
-        description=f"signround: steps of learning for each layer; {ITERATIONS} if not set.",
-    )
-
-
-RULES: tuple[Rule, ...] = (
-    Rule(
-        id="T01",
-        level="warning",
-        when=lambda r, o, c: r.precision not in BITS and bool(o.model_fields_set),
-        message="`quantize` is set, but {recipe.precision} quantizes nothing",
-        hint="take `quantize` out, or choose int8 or int4",
-    ),
-    Rule(
-        id="T02",
-        level="error",
-        when=lambda r, o, c: (
-            r.precision in BITS and o.algorithm == "rtn" and o.iterations is not None
-        ),
-        message="`quantize.iterations` is set, but `rtn` learns nothing",
-        hint="remove it, or set `quantize.algorithm: signround`",
-    ),
-    Rule(
-        id="T04",
-        level="error",
-        when=lambda r, o, c: r.precision == "int8" and not o.symmetric,
-        message="auto-round's format has no zero points at 8 bits",
-        hint="remove `quantize.symmetric`, or choose int4",
-    ),
-    Rule(
-        id="T05",
-        level="error",
-        when=lambda r, o, c: r.precision in BITS and c.model_type == "phimoe",
-        message="`torch` quantizes dense models only; `{checkpoint.architecture}` is a mixture "
-        "of experts",
-        hint="choose fp16 or fp32, or `backend: openvino`",
-    ),
-    Rule(
-        id="T06",
-        level="error",
-        when=lambda r, o, c: (
-            r.precision in BITS
-            and math.gcd(*c.input_widths.values(), c.kv_heads * c.head_size) % 32 != 0
-        ),
-        message="auto-round packs weights whose width and height are multiples of 32; this "
-        "model has others",
-        hint="choose fp16 or fp32",
-    ),
-    group_rules.rule("T03", BITS, (32, 64, 128)),
-)
 
 
 def steps(job: Job[Options]) -> list[Step]:
@@ -146,13 +65,19 @@ def steps(job: Job[Options]) -> list[Step]:
 
 def _quantize_step(job: Job[Options]) -> Step:
     recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
-    bits, learns = BITS[recipe.precision], options.algorithm == "signround"
+    bits, learns, mapped = BITS[recipe.precision], options.algorithm == "signround", _mapped(job)
     params: dict[str, Json] = {
         "bits": bits,
-        **options.model_dump(mode="json", exclude={"iterations"}),
+        **options.model_dump(mode="json", exclude={"iterations", "map"}),
     }
+    size = packed_bytes(bits, options, checkpoint, mapped, job.learns)
     needs, memory = {"source": "source"}, 4 * checkpoint.parameters + 2**30  # all weights in fp32
-    if learns:
+    if mapped:
+        params["widths"] = widths.to_params(mapped)
+    if job.learns:
+        needs["weights"], memory = "weights", size + 2**30
+        params["group_size"] = recipe.weights.group_size
+    elif learns:
         params["iterations"] = options.iterations or ITERATIONS
         needs["calibration"] = "calibration"
         # a layer's inputs and both its outputs for all tokens, and one layer's activations for a
@@ -165,10 +90,19 @@ def _quantize_step(job: Job[Options]) -> Step:
         needs=needs,
         params=params,
         toolchain=TOOLCHAIN,
-        output_bytes=(bits + 1) * checkpoint.parameters // 8
-        + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        output_bytes=size,
         memory_bytes=memory,
     )
+
+
+def _mapped(job: Job[Options]) -> dict[str, Stored]:
+    """The widths that the map gives, groups filled in."""
+    size = job.options.group_size
+    return {
+        name: Width(bits=one.bits, group_size=one.group_size or size)
+        for name, one in job.widths.items()
+        if isinstance(one, Width)
+    }
 
 
 def scheme(job: Job[Options]) -> str:
@@ -177,8 +111,11 @@ def scheme(job: Job[Options]) -> str:
     if recipe.precision not in BITS:
         return _DTYPES[recipe.precision]
     kind = "symmetric" if options.symmetric else "asymmetric"
-    groups = "a scale per row" if options.group_size == -1 else f"groups of {options.group_size}"
-    return f"auto-round, {BITS[recipe.precision]} bits {kind}, {groups}"
+    size = recipe.weights.group_size if job.learns else options.group_size
+    groups = "a scale per row" if size == -1 else f"groups of {size}"
+    written = "auto-round's layout" if job.learns else "auto-round"
+    told = ", precision map" if options.map else ""
+    return f"{written}, {BITS[recipe.precision]} bits {kind}, {groups}{told}"
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
@@ -207,7 +144,15 @@ FACE = Backend(
     steps=steps,
     scheme=scheme,
     rules=RULES,
-    finer=(Finer(options={"algorithm": "signround", "group_size": 32}, told="groups of 32"),),
+    finer=(
+        Finer(
+            options={"algorithm": "signround", "group_size": 32},
+            told="groups of 32",
+            unless="layout",  # learned before
+        ),
+    ),
+    is_uniform=lambda options: not widths.widens_layers(options.map),
+    stores=STORES,
     open=open,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from auto_round import AutoRound
 
+from phipipe.backends.torch import exact, packing
 from phipipe.backends.torch.convert import respelled
 from phipipe.backends.torch.verify import verify
 from phipipe.errors import StepFailed
@@ -22,13 +23,20 @@ from phipipe.steps import Inputs, Json, Params
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: ``inputs["source"]`` with the linears of its decoder layers at ``params["bits"]`` bits.
 
-    ``params`` holds the options besides. With "signround", ``inputs["calibration"]`` has the tokens
-    to learn from. The result is verified from disk before the step counts as done.
+    ``params`` holds the options besides, and in "widths" how single matrices are stored. With
+    "signround", ``inputs["calibration"]`` has the tokens to learn from. Where ``inputs["weights"]``
+    has learned weights, they are stored as they are. The result is verified from disk before the
+    step counts as done.
 
     Raises:
         StepFailed: auto-round did something else than asked.
     """
     source, patch = inputs["source"], respelled(inputs["source"])
+    weights = inputs.get("weights")
+    if weights is not None:
+        exact.store(source, weights, out, params, patch)
+        verify(source, out, params, weights)
+        return
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as scratch:
         read = staged(source, patch, Path(scratch) / "source") if patch else source
         packed = Path(scratch) / "packed"
@@ -60,11 +68,16 @@ def _auto_round(source: Path, out: Path, params: Params, calibration: Path | Non
         assert calibration is not None
         windows = np.load(calibration / "tokens.npy", allow_pickle=False).astype(np.int64)
     # Packed otherwise without symmetry, it would be AWQ's format, which no CPU layer reads.
-    packing = "auto_round" if params["symmetric"] else "auto_round:gptqmodel"
+    layout = "auto_round" if params["symmetric"] else "auto_round:gptqmodel"
+    extra = packing.exceptions(packing.shapes(source), params)
     rounding = AutoRound(
-        str(source), scheme=f"W{params['bits']}A16", **_settings(params), **_dataset(windows)
+        str(source),
+        scheme=f"W{params['bits']}A16",
+        **({"layer_config": extra} if extra else {}),
+        **_settings(params),
+        **_dataset(windows),
     )
-    rounding.quantize_and_save(str(out), format=packing)
+    rounding.quantize_and_save(str(out), format=layout)
 
 
 def _settings(params: Params) -> dict[str, Json]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from phipipe.backends.torch import packing
 from phipipe.errors import StepFailed
 from phipipe.models import tokenizer_files
 from phipipe.models.transformers_files import config_of
@@ -100,13 +101,6 @@ def _unpacked(name: str, layer: torch.nn.Module) -> torch.nn.Linear:
 def _dense(layer: torch.nn.Module) -> torch.Tensor:
     """The values of auto-round's ``layer``, float32 [inputs, outputs]; its scales become fp32."""
     layer.scales = layer.scales.float()  # 11 bits times integers: exact in fp32, rounded in fp16
-    bits, top = layer.bits, 2**layer.bits - 1
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    zeros = (layer.qzeros[:, :, None] >> shifts & top).reshape(layer.scales.shape)
-    if type(layer).__module__.endswith("_zp"):
-        zeros = zeros + 1  # GPTQ's layout stores them less one
-    weight = (layer.qweight[:, None, :] >> shifts[None, :, None] & top).reshape(
-        layer.infeatures, layer.outfeatures
-    )
-    grouped = weight.reshape(len(zeros), -1, layer.outfeatures)
-    return (layer.scales[:, None] * (grouped - zeros[:, None])).reshape(weight.shape)
+    parts = {"qweight": layer.qweight, "qzeros": layer.qzeros}
+    less_one = type(layer).__module__.endswith("_zp")  # GPTQ's layout
+    return packing.dense(parts, layer.bits, less_one, layer.scales)

@@ -33,6 +33,7 @@ from phipipe.hub.take import BUILTIN_MODELS
 from phipipe.models import checkpoints
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
+PLAIN = SimpleNamespace(learn=None)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "int4": ("int4", {}),
     "int4-32": ("int4", {"group_size": 32}),
@@ -56,7 +57,7 @@ def clean(folder: Path) -> Path:
 
 
 def steps(precision: str, **options: Any) -> list[Any]:
-    recipe: Any = SimpleNamespace(precision=precision)
+    recipe: Any = SimpleNamespace(precision=precision, weights=PLAIN)
     return backend.steps(
         Job(recipe, backend.Options.model_validate(options), checkpoints.read(TINY), {})
     )
@@ -144,7 +145,7 @@ def direct(root: Path) -> dict[str, Any]:
     large, facts = replace(checkpoints.read(TINY), parameters=2 * 10**9), {}
     for name in ("int4", "int8", "mxfp4", "mixed"):
         precision, options = CASES[name]
-        recipe: Any = SimpleNamespace(precision=precision)
+        recipe: Any = SimpleNamespace(precision=precision, weights=PLAIN)
         (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = made(root / f"direct-{name}")
         quantize({"source": root / "source"}, out, step.params)
@@ -209,10 +210,10 @@ def failures(root: Path) -> dict[str, Any]:
     name = next(iter(inner))
     lost = {n: v for n, v in weights.items() if not n.endswith("scales")}
     return {
-        "fine": message(lambda: check(weights, inner, {name: 4}, 64)),
-        "bits": message(lambda: check(weights, inner, {name: 8}, 64)),
-        "group": message(lambda: check(weights, inner, {name: 4}, 32)),
-        "lost": message(lambda: check(lost, inner, {name: 4}, 64)),
+        "fine": message(lambda: check(weights, inner, {name: (4, 64)})),
+        "bits": message(lambda: check(weights, inner, {name: (8, 64)})),
+        "group": message(lambda: check(weights, inner, {name: (4, 32)})),
+        "lost": message(lambda: check(lost, inner, {name: (4, 64)})),
         "quantized": message(
             lambda: convert(
                 {"source": root / "int4" / "quantize"},

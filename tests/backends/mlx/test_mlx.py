@@ -49,7 +49,13 @@ def facts(
 
 def recipe(precision: str = "int4", window: int = 512, context: int | None = None) -> Any:
     evaluate = SimpleNamespace(window=window)
-    return SimpleNamespace(precision=precision, backend="mlx", evaluate=evaluate, context=context)
+    return SimpleNamespace(
+        precision=precision,
+        backend="mlx",
+        evaluate=evaluate,
+        context=context,
+        weights=SimpleNamespace(learn=None),
+    )
 
 
 def checkpoint(**changes: Any) -> Checkpoint:

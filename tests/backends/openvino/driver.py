@@ -43,6 +43,7 @@ from phipipe.models.checkpoint import Checkpoint
 
 TINY = take.BUILTIN_MODELS["tiny-phi3"]
 STORIES = take.ASSETS / "stories"
+CALIBRATE, PLAIN = SimpleNamespace(tokens=4096), SimpleNamespace(learn=None)
 # Our precision and options, and the same in the exporter's words.
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "int4-symmetric": (
@@ -105,7 +106,7 @@ def convert(
 
 def quantize(model: Path, out: Path, root: Path, precision: str = "int4", **options: Any) -> Path:
     """As the planner would: the step's own parameters and needs."""
-    recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
+    recipe: Any = SimpleNamespace(precision=precision, calibrate=CALIBRATE, weights=PLAIN)
     step = backend.steps(
         Job(recipe, backend.Options.model_validate(options), checkpoints.read(TINY), {})
     )[1]
@@ -287,7 +288,7 @@ def direct(root: Path) -> dict[str, bool]:
     }
     facts = {}
     for name, (source, expected, precision, options) in cases.items():
-        recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
+        recipe: Any = SimpleNamespace(precision=precision, calibrate=CALIBRATE, weights=PLAIN)
         large: Any = Large(**vars(checkpoints.read(source)))
         (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
         out = root / "direct" / name
@@ -307,7 +308,7 @@ def sizes(root: Path) -> dict[str, list[int]]:
         "fp32": ("fp32", {}),
     }
     for name, (precision, options) in cases.items():
-        recipe: Any = SimpleNamespace(precision=precision, calibrate=SimpleNamespace(tokens=4096))
+        recipe: Any = SimpleNamespace(precision=precision, calibrate=CALIBRATE, weights=PLAIN)
         (*_, step) = backend.steps(
             Job(recipe, backend.Options.model_validate(options), checkpoints.read(TINY), {})
         )

@@ -31,7 +31,10 @@ def facts(
 
 def recipe(precision: str) -> Any:
     return SimpleNamespace(
-        precision=precision, backend="openvino", calibrate=SimpleNamespace(tokens=4096)
+        precision=precision,
+        backend="openvino",
+        calibrate=SimpleNamespace(tokens=4096),
+        weights=SimpleNamespace(learn=None),
     )
 
 

@@ -16,6 +16,7 @@ from phipipe.backends import torch
 from phipipe.backends.base import Job
 from phipipe.backends.rules import check
 from phipipe.models.checkpoint import Checkpoint
+from phipipe.recipe.learned import Weights
 
 DRIVER = Path(__file__).parent / "driver.py"
 CASES = ["int4", "int4-32", "int4-row", "int4-asymmetric", "int8", "int8-row", "signround"]
@@ -32,7 +33,10 @@ def facts(
 
 def recipe(precision: str) -> Any:
     return SimpleNamespace(
-        precision=precision, backend="torch", calibrate=SimpleNamespace(tokens=4096)
+        precision=precision,
+        backend="torch",
+        calibrate=SimpleNamespace(tokens=4096),
+        weights=Weights(),
     )
 
 

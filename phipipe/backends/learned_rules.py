@@ -1,0 +1,33 @@
+"""Rules about what is learned of the weights before a backend stores them."""
+
+from __future__ import annotations
+
+from phipipe.algorithms import folds, smooth
+from phipipe.backends.rules import Rule
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="A01",
+        level="error",
+        when=lambda r, o, c: smooth.asked(r) and c.model_type not in folds.TYPES,
+        message="`weights.smooth: awq` has no place for its scales in `{checkpoint.architecture}`",
+        hint="take `weights.smooth` out; types of model that have: {types}",
+        words=lambda r, o, c: {"types": ", ".join(folds.TYPES)},
+    ),
+    Rule(
+        id="A02",
+        level="error",
+        when=lambda r, o, c: smooth.asked(r) and r.precision in ("fp16", "fp32"),
+        message="`weights.smooth: awq` prepares weights for being rounded to integers, and "
+        "`precision: {recipe.precision}` rounds none",
+        hint="take `weights.smooth` out of this build, or set `precision: int4`",
+    ),
+    Rule(
+        id="A03",
+        level="error",
+        when=lambda r, o, c: smooth.asked(r) and bool(getattr(o, "rotate", None)),
+        message="`weights.smooth: awq` and `quantize.rotate` both move what stands out, and the "
+        "rotation mixes what was scaled apart",
+        hint="keep one of them",
+    ),
+)

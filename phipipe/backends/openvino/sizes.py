@@ -1,0 +1,67 @@
+"""How wide matrices are stored, and how large the whole becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from phipipe.backends.base import Job
+from phipipe.backends.openvino.options import Options
+from phipipe.backends.widths import FLOAT_BITS, Stores, Width
+from phipipe.models import linears
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
+
+GROUPS = (-1, 32, 64, 128, 256)
+# Plugins keep each of them compressed, in MatMul and Gather alike. A row comes first since it
+# always fits: where the map leaves groups out at 4 bits, V13 checks the options' own.
+STORES = Stores(groups={4: GROUPS, 8: GROUPS}, group_bits=16, learned=True)
+Widths = Mapping[str, tuple[int, int]]
+"""Matrix (``models.linears``) → bits, and weights that share a scale (-1: a row)."""
+
+
+def widths_of(job: Job[Options]) -> dict[str, tuple[int, int]]:
+    """The width of each matrix that the map names. Without groups of its own, it has the options'
+    at 4 bits, and a scale per row at 8, as ``backup`` has."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, width in job.widths.items():
+        assert isinstance(width, Width)  # STORES has no types of its own
+        usual = job.options.group_size if width.bits == 4 else -1
+        size = usual if width.group_size is None else width.group_size
+        found[name] = (width.bits, -1 if width.bits == FLOAT_BITS else size)
+    return found
+
+
+def stored_bytes(job: Job[Options], bits: int) -> int:
+    """What the weights take at 8 bits, or at 4 but for embeddings, LM head and what is outside of
+    ``ratio``; and the matrices of the map as it says."""
+    options, checkpoint, widths = job.options, job.checkpoint, widths_of(job)
+    shapes = linears.shapes(checkpoint) if widths else {}
+    sizes = {name: shapes[name][0] * shapes[name][1] for name in widths}
+    rest = checkpoint.parameters - sum(sizes.values())
+    symmetric = options.symmetric or job.learns
+    mapped = sum(
+        sizes[name] * _bits_per_weight(width, shapes[name][1], symmetric)
+        for name, width in widths.items()
+    )
+    if bits == 8:
+        return rest + int(mapped / 8)
+    within = sum(size for name, size in sizes.items() if linears.layer_of(name) is not None)
+    ends = 0 if options.all_layers else _ends(checkpoint) - (sum(sizes.values()) - within)
+    four = int(options.ratio * (rest - ends))
+    group = options.group_size if options.group_size > 0 else checkpoint.hidden_size
+    scale_bits = 16 if symmetric else 20  # with a zero point of 4 bits
+    wider = (rest - four) * (2 if options.backup == "none" else 1)
+    return four // 2 + four * scale_bits // (8 * group) + wider + int(mapped / 8)
+
+
+def _ends(checkpoint: Checkpoint) -> int:
+    return checkpoint.vocab_size * checkpoint.hidden_size * (1 if checkpoint.tied else 2)
+
+
+def _bits_per_weight(width: tuple[int, int], columns: int, symmetric: bool) -> float:
+    bits, size = width
+    if bits == FLOAT_BITS:
+        return bits
+    return bits + (STORES.group_bits + (0 if symmetric else bits)) / (columns if size < 0 else size)
