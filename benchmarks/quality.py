@@ -75,7 +75,7 @@ device: {device}
 backend: {backend}
 precision: int4
 calibrate: {{text: {{file: learning.txt}}, tokens: 16384}}
-evaluate: {{text: {{file: evaluation.txt}}, tokens: {tokens}, window: 512}}
+evaluate: {{text: {{file: evaluation.txt}}, tokens: {tokens}, window: 512, accept: [tokenizer]}}
 measure: {{prompt_tokens: 16, new_tokens: 4, repetitions: 1}}
 matrix:
 """

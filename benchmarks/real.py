@@ -69,7 +69,7 @@ source: {SPELLINGS[spelling]}
 device: {device}
 backend: {backend}
 precision: int4
-evaluate: {{text: {{builtin: stories}}, tokens: {tokens}, window: 256}}
+evaluate: {{text: {{builtin: stories}}, tokens: {tokens}, window: 256, accept: [tokenizer]}}
 measure: {{prompt_tokens: 16, new_tokens: 4, repetitions: 1}}
 matrix:
   - {{precision: {plain}}}

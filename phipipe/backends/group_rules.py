@@ -25,7 +25,11 @@ def rule(name: str, precisions: Collection[str], sizes: Sequence[int]) -> Rule:
     return Rule(
         id=name,
         level="error",
-        when=lambda r, o, c: r.precision in precisions and _odd(o.group_size, c) is not None,
+        when=lambda r, o, c: (
+            r.precision in precisions
+            and r.weights.learn is None  # those have groups of their own
+            and _odd(o.group_size, c) is not None
+        ),
         message="`quantize.group_size: {options.group_size}` does not divide the width of the "
         "{layer} ({width})",
         hint="these work: {working} (-1 is a whole row)",

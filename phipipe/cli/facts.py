@@ -11,6 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
+
 from phipipe import __version__, hardware
 from phipipe import backends as registry
 from phipipe.output import documents, lists
@@ -140,6 +142,8 @@ def _type(annotation: object) -> str:
         return (
             " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
         )
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"`{{{', '.join(annotation.model_fields)}}}`"
     words: dict[object, str] = {
         bool: "true or false",
         int: "whole number",

@@ -67,7 +67,11 @@ RULES = (
     Rule(
         id="X08",
         level="error",
-        when=lambda r, o, c: not r.precision.startswith("fp") and not c.is_divided_by(group_of(o)),
+        when=lambda r, o, c: (
+            not r.precision.startswith("fp")
+            and r.weights.learn is None  # those have groups of their own
+            and not c.is_divided_by(group_of(o))
+        ),
         message="the group size does not divide this model's layers (hidden size "
         "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size}); mlx-lm would leave those "
