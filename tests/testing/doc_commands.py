@@ -39,7 +39,8 @@ def complaint(words: list[str], *, complete: bool) -> str | None:
     """Why the command line would refuse ``words``; None if it would not. ``complete``: what it
     needs has to be there, too."""
     command: click.Command = cli.cli
-    context = click.Context(command, info_name="phipipe")
+    # click keeps a command's `--help` as it is first asked for, so with the command line's settings
+    context = click.Context(command, info_name="phipipe", **cli.cli.context_settings)
     try:
         while isinstance(command, click.Group) and words and words[0] not in ("-h", "--help"):
             if words[0].startswith("-"):
