@@ -116,10 +116,10 @@ def errors() -> dict[str, float]:
 
 
 def moved() -> list[float]:
-    """How far the outputs on shifted inputs are from the original's, before and after."""
+    """How far the outputs on distorted inputs are from the original's, before and after."""
     random = torch.Generator().manual_seed(1)
     weight, theirs = torch.randn(16, 32, generator=random), torch.randn(512, 32, generator=random)
-    ours = theirs + 0.3 * torch.randn(512, 32, generator=random)
+    ours = theirs @ (torch.eye(32) + 0.1 * torch.randn(32, 32, generator=random))
     better = rounding.moved(weight, ours.T @ ours, (theirs - ours).T @ ours, 1e-4)
     return [float((ours @ w.T - theirs @ weight.T).square().mean()) for w in (weight, better)]
 
