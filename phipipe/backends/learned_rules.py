@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from phipipe.algorithms import folds, smooth
 from phipipe.backends.rules import Rule
+
+if TYPE_CHECKING:
+    from phipipe.backends.base import Options
+    from phipipe.recipe.recipe import Recipe
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -31,3 +38,17 @@ RULES: tuple[Rule, ...] = (
         hint="keep one of them",
     ),
 )
+
+
+def rounds_again(name: str, rounds: Callable[[Recipe, Options], str | None]) -> Rule:
+    """``name``'s rule: no option has a word about rounding where weights are learned; ``rounds``
+    gives one that has."""
+    return Rule(
+        id=name,
+        level="error",
+        when=lambda r, o, c: rounds(r, o) is not None,
+        message="weights are learned, and `quantize.{option}` would round them otherwise",
+        hint="take it out; widths of single matrices stand in `quantize.map`, and the size of "
+        "groups in `weights.group_size`",
+        words=lambda r, o, c: {"option": rounds(r, o)},
+    )

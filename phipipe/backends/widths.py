@@ -185,6 +185,14 @@ def resolve(chosen: Mapping[str, Stored], checkpoint: Checkpoint) -> dict[str, S
     return found
 
 
+def fitting(chosen: Mapping[str, Stored], checkpoint: Checkpoint) -> dict[str, Stored]:
+    """As ``resolve``, for rules: nothing where the map does not fit, which the plan says."""
+    try:
+        return resolve(chosen, checkpoint)
+    except BadPattern:
+        return {}
+
+
 def _matches(name: str, pattern: str, tied: bool) -> bool:
     """A pattern may use the name that other checkpoints join this matrix under, and a tied head is
     the embedding."""

@@ -46,10 +46,7 @@ def _is_other_smollm3(checkpoint: Checkpoint) -> bool:
 
 def _columns_of(options: Options, checkpoint: Checkpoint) -> dict[str, tuple[str, int]]:
     """Matrix → the type that the map names for it, and how long its rows are."""
-    try:
-        found = widths.resolve(options.map, checkpoint)
-    except widths.BadPattern:  # the plan says so
-        return {}
+    found = widths.fitting(options.map, checkpoint)
     shapes = linears.shapes(checkpoint)
     return {n: (one, shapes[n][1]) for n, one in found.items() if isinstance(one, str)}
 

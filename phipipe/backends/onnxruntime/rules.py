@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phipipe.backends import widths
+from phipipe.backends import learned_rules, widths
 from phipipe.backends.rules import Rule
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def _asks_olive(recipe: Recipe, options: Options) -> bool:
 
 def _parts_attention(options: Options, checkpoint: Checkpoint) -> bool:
     """Whether the map tells queries, keys and values of one layer apart."""
-    try:
-        found = widths.resolve(options.map, checkpoint)
-    except widths.BadPattern:  # the plan says so
-        return False
+    found = widths.fitting(options.map, checkpoint)
     for layer in range(checkpoint.layers):
         parts = (f"layers.{layer}.self_attn.{name}_proj" for name in "qkv")
         if len({found.get(part) for part in parts}) > 1:
@@ -207,13 +204,5 @@ RULES: tuple[Rule, ...] = (
         message="Olive's `gptq` knows no `quantize.map`",
         hint="set `weights: {{learn: gptq}}` in place of `quantize.algorithm`: it follows the map",
     ),
-    Rule(
-        id="O28",
-        level="error",
-        when=lambda r, o, c: _rounds(r, o) is not None,
-        message="weights are learned, and `quantize.{option}` would round them otherwise",
-        hint="take it out; widths of single matrices stand in `quantize.map`, and the size of "
-        "groups in `weights.group_size`",
-        words=lambda r, o, c: {"option": _rounds(r, o)},
-    ),
+    learned_rules.rounds_again("O28", _rounds),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from phipipe.backends import group_rules, widths
+from phipipe.backends import group_rules, learned_rules, widths
 from phipipe.backends.rules import Rule
 from phipipe.backends.torch.options import BITS, Options
 from phipipe.backends.widths import FLOAT_BITS, Width
@@ -26,10 +26,7 @@ def _has_odd_head(options: Options, checkpoint: Checkpoint) -> bool:
     """Whether the map has integers for a head of its own that cannot be packed."""
     if not options.map or checkpoint.tied or checkpoint.vocab_size % 32 == 0:
         return False
-    try:
-        head = widths.resolve(options.map, checkpoint).get(linears.HEAD)
-    except widths.BadPattern:  # the plan says so
-        return False
+    head = widths.fitting(options.map, checkpoint).get(linears.HEAD)
     return isinstance(head, Width) and head.bits != FLOAT_BITS
 
 
@@ -102,14 +99,6 @@ RULES: tuple[Rule, ...] = (
         "{checkpoint.vocab_size} rows",
         hint="take `lm_head` out of `quantize.map`",
     ),
-    Rule(
-        id="T09",
-        level="error",
-        when=lambda r, o, c: _rounds(r, o) is not None,
-        message="weights are learned, and `quantize.{option}` would round them otherwise",
-        hint="take it out; widths of single matrices stand in `quantize.map`, and the size of "
-        "groups in `weights.group_size`",
-        words=lambda r, o, c: {"option": _rounds(r, o)},
-    ),
+    learned_rules.rounds_again("T09", _rounds),
     group_rules.rule("T03", BITS, (32, 64, 128)),
 )
