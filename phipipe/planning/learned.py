@@ -31,10 +31,11 @@ def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
     """
     chosen: Mapping[str, Stored] = getattr(job.options, "map", {})
     found = _resolved(build, chosen, job.checkpoint)
+    named = tuple(found)
     if build.recipe.weights.learn is not None:
         _check_learnable(build, job)
         found = _for_learning(build, found, job.checkpoint)
-    _check_stored(build, found, chosen, job.checkpoint)
+    _check_stored(build, found, named, job.checkpoint)
     _check_unit(build, found, job)
     return replace(job, widths=found)
 
@@ -134,11 +135,11 @@ def _for_learning(
 
 
 def _check_stored(
-    build: Build, found: Mapping[str, Stored], chosen: Mapping[str, Stored], checkpoint: Checkpoint
+    build: Build, found: Mapping[str, Stored], named: Sequence[str], checkpoint: Checkpoint
 ) -> None:
+    """Refuse what the backend cannot store of the matrices that the map has ``named``."""
     backend = backends.load(build.recipe.backend)
-    shapes = linears.shapes(checkpoint) if chosen else {}
-    named = widths.resolve(chosen, checkpoint) if chosen else {}
+    shapes = linears.shapes(checkpoint) if named else {}
     for name in named:
         stores = backend.stores
         if stores and name in stores.fixed and build.recipe.weights.learn is not None:
