@@ -9,7 +9,7 @@ later ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from phipipe.algorithms.lattice import Lattice, Matrix
 from phipipe.algorithms.rounding import Grid
 from phipipe.errors import StepFailed
 from phipipe.models import linears
-from phipipe.models.layerwise import Layerwise, Pass
+from phipipe.models.layerwise import Hook, Layerwise, Pass, hooked
 from phipipe.steps import Inputs, Params
 
 DAMPING = 0.01  # of the mean of the products' diagonal: GPTQ's own default
@@ -82,20 +82,6 @@ def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
 
 class _Enough(Exception):
     """Raised by a hook: what a layer was run for is known."""
-
-
-Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]
-
-
-@contextlib.contextmanager
-def _hooked(modules: Mapping[str, torch.nn.Module], hook: Callable[[str], Hook]) -> Iterator[None]:
-    """While this lasts, ``hook(name)`` hears what each module is given."""
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Learner:
@@ -172,17 +158,10 @@ class _Learner:
 
                 return hook
 
-            with _hooked(self._linears(i), note):
+            with hooked(self._model.linears(i), note):
                 self._model.through(i, weights, passes[0])
             self._firsts = [keys for _, keys in seen]
         return self._firsts
-
-    def _linears(self, i: int) -> dict[str, torch.nn.Module]:
-        return {
-            f"{name}.weight": module
-            for name, module in self._model.layers[i].named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
 
     def _sums(
         self,
@@ -195,7 +174,7 @@ class _Learner:
     ) -> _Sums:
         """Of what reaches the matrix ``key``."""
         sums, pairs = _Sums(), _beside(passes, originals)
-        module = {key: self._linears(i)[key]}
+        module = {key: self._model.linears(i)[key]}
         for one, other in zip(passes, pairs, strict=True):
             given = self._reaching(i, module, weights, one)
             theirs = self._reaching(i, module, original, other) if other else None
@@ -214,7 +193,7 @@ class _Learner:
 
             return hook
 
-        with _hooked(module, catch), contextlib.suppress(_Enough):
+        with hooked(module, catch), contextlib.suppress(_Enough):
             self._model.through(i, weights, one)
         return found[0]
 

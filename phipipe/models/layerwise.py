@@ -10,7 +10,7 @@ experts, the merged weights lie in memory in 16 bits.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,20 @@ class Pass:
     cache: Any
 
 
+Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]
+
+
+@contextlib.contextmanager
+def hooked(modules: Mapping[str, torch.nn.Module], hook: Callable[[str], Hook]) -> Iterator[None]:
+    """While this lasts, ``hook(name)`` hears what each module is given."""
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Layerwise:
     """The causal language model of the checkpoint in ``folder``, in fp32.
 
@@ -82,7 +96,7 @@ class Layerwise:
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
                 module.float()
-        with torch.inference_mode():
+        with torch.no_grad():  # not in inference mode: who measures gradients begins at the head
             head = self._model.get_output_embeddings()
             self._head = {
                 name: self._stored(tensor)
@@ -127,7 +141,7 @@ class Layerwise:
                 self._advance(passes)
             while passes:
                 with torch.inference_mode():
-                    logits = self._leave(passes.pop(0))
+                    logits = self.predictions(passes.pop(0))
                 yield logits[0].numpy()
 
     def generate(
@@ -147,7 +161,7 @@ class Layerwise:
                 self._advance(passes)
                 for i, one in zip(going, passes, strict=True):
                     caches[i] = one.cache
-                    answers[i].append(int(self._leave(one)[0, -1].argmax()))
+                    answers[i].append(int(self.predictions(one)[0, -1].argmax()))
                     pending[i] = answers[i][-1:]
             going = [i for i in going if answers[i][-1] not in self._ends]
             progress.report(step + 1, limit, "tokens")
@@ -194,6 +208,29 @@ class Layerwise:
             return self._head["lm_head.weight"]
         return self._stored(self._base.embed_tokens.weight)
 
+    @property
+    def head(self) -> Mapping[str, torch.Tensor]:
+        """What the head multiplies and adds, float32, by its names in the model."""
+        return self._head
+
+    def predictions(
+        self, one: Pass, head: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits [1, tokens, vocabulary] of a pass that is through all layers, with another
+        ``head`` than the model's own where one is given."""
+        with self._without_layers():
+            settings = {"inputs_embeds": one.hidden, "use_cache": False}
+            given = dict(head or self._head)
+            return functional_call(self._model, given, (), settings, tie_weights=False).logits
+
+    def linears(self, i: int) -> dict[str, torch.nn.Module]:
+        """The linears of layer ``i``, by the names of their weights in it."""
+        return {
+            f"{name}.weight": module
+            for name, module in self._layers[i].named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+
     def head_inputs(self, one: Pass) -> torch.Tensor:
         """What the head multiplies, of a pass that is through all layers, [1, tokens, hidden
         size]."""
@@ -230,12 +267,6 @@ class Layerwise:
                 wide[name] = room.resize_(tensor.shape).copy_(self._stored(tensor))
         return wide
 
-    def _leave(self, one: Pass) -> torch.Tensor:
-        """Logits [1, tokens, vocabulary] of a pass that is through: the model is run without its
-        layers."""
-        with self._without_layers():
-            settings = {"inputs_embeds": one.hidden, "use_cache": False}
-            return functional_call(self._model, self._head, (), settings, tie_weights=False).logits
 
     @contextlib.contextmanager
     def _without_layers(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:

@@ -19,7 +19,7 @@ from phipipe.algorithms.lattice import Lattice, Matrix, Packed
 from phipipe.backends.llamacpp.blocks import Order, blocks, permuted, shape_of
 from phipipe.backends.llamacpp.names import tensor_of
 from phipipe.errors import StepFailed
-from phipipe.models import linears, tensor_places
+from phipipe.models import matrices
 from phipipe.progress import report
 
 KINDS = {4: gguf.GGMLQuantizationType.Q4_0, 8: gguf.GGMLQuantizationType.Q8_0}
@@ -97,8 +97,7 @@ def _copy_settings(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
 def _placed(reader: gguf.GGUFReader, stored: Lattice, checkpoint: Path) -> dict[str, Placed]:
     """Tensor → what it is to hold."""
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    places = tensor_places.places(checkpoint)
-    originals = {linears.linear_of(name): place for name, place in places.items()}
+    originals = matrices.of(checkpoint)
     heads = [
         int(_setting(reader, f"{_setting(reader, 'general.architecture')}.attention.{key}"))
         for key in ("head_count", "head_count_kv")
@@ -109,7 +108,7 @@ def _placed(reader: gguf.GGUFReader, stored: Lattice, checkpoint: Path) -> dict[
         if tensor is None:
             raise StepFailed(f"the conversion has no `{tensor_of(name)}`, the matrix `{name}`")
         rows = int(tensor.shape[1])
-        original = _Original(checkpoint, originals[name])
+        original = originals[name]
         turned = {"q_proj": heads[0], "k_proj": heads[1]}.get(name.rpartition(".")[2])
         order = _order(tensor, original, rows, turned)
         if order is None:
@@ -120,24 +119,8 @@ def _placed(reader: gguf.GGUFReader, stored: Lattice, checkpoint: Path) -> dict[
     return placed
 
 
-class _Original:
-    """A matrix of the checkpoint, read by rows as float32."""
-
-    def __init__(self, folder: Path, place: tensor_places.Place) -> None:
-        kind = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[place.dtype]
-        path = folder / place.file
-        self._values = np.memmap(path, np.dtype(kind), "r", place.offset, place.shape)
-        self._wide = place.dtype == "BF16"
-
-    def rows(self, chosen: Order) -> npt.NDArray[np.float32]:
-        values = np.asarray(self._values[chosen])
-        if self._wide:  # the upper half of float32
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
-
-
 def _order(
-    tensor: gguf.ReaderTensor, original: _Original, rows: int, heads: int | None
+    tensor: gguf.ReaderTensor, original: matrices.Stored, rows: int, heads: int | None
 ) -> Order | None:
     """Which row of ``original`` each row of ``tensor`` is; None if they are others."""
     sample = np.unique(np.linspace(0, rows - 1, _SAMPLE).astype(np.intp))
