@@ -89,15 +89,15 @@ def _replacements(
     if packed and near:
         _check_same(name, weight, packed)
     if node.op_type != "MatMul" and (packed or scheme.bits != 4):
-        return own(name, node, packed or _rounded_rows(weight, name, scheme), weight.dtype.name)
+        return own(name, node, packed or rounded_rows(weight, name, scheme), weight.dtype.name)
     if packed:
         return _filled(name, weight, node, scheme, packed)
     return _quantized(name, weight, node, scheme)
 
 
-def _rounded_rows(weight: Matrix, name: str, scheme: Scheme) -> Packed:
-    """The rows of an embedding, rounded as if they were the columns of a product: onnxruntime's
-    quantizer rounds embeddings to 4 bits alone."""
+def rounded_rows(weight: Matrix, name: str, scheme: Scheme) -> Packed:
+    """The rows of ``weight``, rounded as if they were the columns of a product. (Of an embedding,
+    onnxruntime's quantizer would round them to 4 bits alone.)"""
     product = helper.make_node("MatMul", ["x", name], ["y"], name)
     rows, columns = weight.shape
     step = max(1, SLICE // columns)
