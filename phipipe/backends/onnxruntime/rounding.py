@@ -103,8 +103,10 @@ def rounded_rows(weight: Matrix, name: str, scheme: Scheme) -> Packed:
     step = max(1, SLICE // columns)
     parts: list[list[bytes]] = []
     for start in range(0, rows, step):
-        part = weight.part(start, start + step, 0).T
-        parts.append(_run(product, name, np.ascontiguousarray(part, weight.dtype), scheme)[2])
+        part = np.ascontiguousarray(weight.part(start, start + step, 0).T, weight.dtype)
+        reader, tensors, raw = _run(product, name, part, scheme)
+        data = dict(zip((tensor.name for tensor in tensors), raw, strict=True))
+        parts.append([data[read] for read in reader.input[1:]])  # each algorithm has its own order
     codes, scales, *zeros = (b"".join(part) for part in zip(*parts, strict=True))
     shape = (rows, -1)
     return Packed(
