@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from phipipe.errors import TargetError
 from phipipe.models.any_model import ANY_MODEL
-from phipipe.steps import Json, Step
+from phipipe.steps import Json, Params, Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.device import Unit
     from phipipe.recipe.recipe import Precision, Recipe
+
+    Floats = npt.NDArray[np.float32]
 
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
@@ -56,6 +58,13 @@ class Job(Generic[Chosen]):
         """The API of the unit."""
         return self.unit.api if self.unit else "cpu"
 
+    @property
+    def codec_params(self) -> Params:
+        """What ``Backend.codec`` is called with: the options of `quantize:`, the unit's ``api``,
+        and ``source_dtype``, the one of the checkpoint's floats."""
+        chosen = self.options.model_dump(mode="json", exclude={"map"})
+        return {**chosen, "api": self.api, "source_dtype": self.checkpoint.dtype}
+
 
 class Runtime(Protocol):
     """An opened artifact; the seam that makes every number comparable."""
@@ -84,6 +93,22 @@ class Tokenizer(Protocol):
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the
         answer."""
+
+
+class Codec(Protocol):
+    """What a backend's files hold of a weight: its own rounding, and its own decoding of it."""
+
+    def __call__(self, weight: Floats, stored: Stored, importance: Floats) -> Floats:
+        """The values float32 [rows, columns] that a runtime multiplies with, where ``weight``
+        float32 [rows, columns], some rows of a matrix, is ``stored`` so; at 16 bits what the
+        backend's floats hold.
+
+        ``importance`` float32 [columns]: the mean square of each input; zeros where none is known.
+        It counts where the backend's rounding weighs errors. Each row is rounded by itself.
+
+        Raises:
+            StepFailed: the backend cannot store such rows so.
+        """
 
 
 def absent(unit: str, seen: str) -> TargetError:
@@ -207,6 +232,9 @@ class Backend(Generic[Chosen]):
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Option → value → what it is for, where every value has a line of its own."""
     stores: Stores | None = None  # what `quantize.map` may ask for; None: nothing
+    codec: Callable[[Params], Codec] | None = None
+    """What its files hold of a weight that ``stores`` knows: called inside its toolchain with
+    ``Job.codec_params`` of an int4 build."""
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

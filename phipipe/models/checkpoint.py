@@ -64,6 +64,11 @@ class Checkpoint:
         return self.parameters > LARGE_PARAMETERS and not self.cut
 
     @property
+    def dtype(self) -> str:
+        """The dtype of its floats, as its config names it."""
+        return str(self.config.get("torch_dtype") or self.config.get("dtype") or "float32")
+
+    @property
     def active_parameters(self) -> int:
         """Parameters that a token passes through: of the experts, only those that are chosen for
         it."""

@@ -21,14 +21,14 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.implied import IMPLIED
 from phipipe.backends.llamacpp.options import ADVICE, STORES, Options, tensor_type, type_of
 from phipipe.backends.llamacpp.rules import RULES
-from phipipe.backends.llamacpp.types import BITS, DTYPES, FLOATS, TYPES
+from phipipe.backends.llamacpp.types import BITS, DTYPES, FLOATS, TYPES, float_type
 from phipipe.files import json_files
 from phipipe.models import linears
 from phipipe.sandbox.tokenizer import open_in_child
-from phipipe.steps import Json, Step
+from phipipe.steps import Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Runtime, Tokenizer
+    from phipipe.backends.base import Codec, Runtime, Tokenizer
     from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision, Recipe
 
@@ -155,9 +155,7 @@ def _served(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 
 def _own_width(checkpoint: Checkpoint) -> str:
-    config = checkpoint.config
-    dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
-    return {"float16": "F16", "bfloat16": "BF16"}.get(dtype, "F32")
+    return float_type(checkpoint.dtype)
 
 
 def model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
@@ -203,6 +201,13 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return open_in_child(opener, artifact / MODEL, ["llama_cpp", "llama_cpp.llama_chat_format"])
 
 
+def codec(params: Params) -> Codec:
+    """What ggml rounds rows of a weight to."""
+    from phipipe.backends.llamacpp.codecs import codec
+
+    return codec(params)
+
+
 FACE = Backend(
     title="llama.cpp (GGUF)",
     toolchain=TOOLCHAIN,
@@ -238,6 +243,7 @@ FACE = Backend(
     "Ollama and LM Studio. Choose it where one file must run everywhere.",
     advice=ADVICE,
     stores=STORES,
+    codec=codec,
     rank=5,
     colour=2,
 )

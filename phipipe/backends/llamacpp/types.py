@@ -172,3 +172,8 @@ BITS: Mapping[str, float] = {
 BLOCK_256_TENSORS = frozenset(TYPES[name].tensor for name in BLOCK_256)
 WEIGHED = frozenset({"IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"})  # tensor types that need `imatrix`
 BY_BITS: Mapping[int, str] = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}  # with a scale alone, blocks of 32
+
+
+def float_type(dtype: str) -> str:
+    """The type of floats that holds a checkpoint's ``dtype``."""
+    return {"float16": "F16", "bfloat16": "BF16"}.get(dtype, "F32")

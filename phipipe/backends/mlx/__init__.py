@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Backend, Finer, Job
-from phipipe.backends.mlx.options import ADVICE, Options, bits_of, group_of
+from phipipe.backends.mlx.options import ADVICE, Options, bits_of, float_dtype, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
 from phipipe.backends.mlx.sizes import STORES, stored_bytes, widths_of
 from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
-from phipipe.steps import Dtype, Step
+from phipipe.steps import Dtype, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Runtime, Tokenizer
-    from phipipe.models.checkpoint import Checkpoint
+    from phipipe.backends.base import Codec, Runtime, Tokenizer
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "mlx"
@@ -118,12 +117,7 @@ def _dtype(job: Job[Options]) -> Dtype:
     """The dtype of what is not quantized."""
     if job.recipe.precision == "fp32":
         return "float32"
-    return job.options.dtype or _own_dtype(job.checkpoint)
-
-
-def _own_dtype(checkpoint: Checkpoint) -> Dtype:
-    dtype = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
-    return "bfloat16" if dtype == "bfloat16" else "float16"
+    return job.options.dtype or float_dtype(job.checkpoint.dtype)
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
@@ -137,6 +131,13 @@ def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it, in a limited child."""
     imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
     return open_in_child("phipipe.backends.mlx.vocabulary:opened", artifact, imports)
+
+
+def codec(params: Params) -> Codec:
+    """What MLX rounds rows of a weight to."""
+    from phipipe.backends.mlx.codecs import codec
+
+    return codec(params)
 
 
 FACE = Backend(
@@ -155,6 +156,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4 and not widens_layers(o.map),
     stores=STORES,
+    codec=codec,
     wider="set `quantize.mixed: mixed_4_6`",
     apart={"mixed": "mixed_4_6"},
     finer=(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from phipipe.backends.widths import Mapped
+from phipipe.steps import Dtype
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
@@ -58,6 +59,11 @@ class Options(Mapped):
         default=None,
         description="16-bit type of fp16 builds, and of scales. Without it the checkpoint's own.",
     )
+
+
+def float_dtype(source: str) -> Dtype:
+    """The 16-bit type of a build from a checkpoint whose floats are ``source``."""
+    return "bfloat16" if source == "bfloat16" else "float16"
 
 
 def bits_of(recipe: Recipe, options: Options) -> int:

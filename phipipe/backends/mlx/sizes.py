@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phipipe.backends.base import Job
+from phipipe.backends.mlx.options import GROUPS as MODES
 from phipipe.backends.mlx.options import Options, bits_of, group_of
 from phipipe.backends.widths import FLOAT_BITS, Stores, Width
 from phipipe.models import linears
@@ -31,12 +32,18 @@ def widths_of(job: Job[Options]) -> dict[str, tuple[int, int]]:
     """The width of each matrix that the map names; without groups of its own, it has those of the
     others."""
     found: dict[str, tuple[int, int]] = {}
-    usual = max(GROUPS[0], group_of(job.options))  # nvfp4 has groups of 16, and affine has not
+    usual = usual_group(job.options.mode, job.options.group_size)
     for name, width in job.widths.items():
         assert isinstance(width, Width)  # STORES has no types of its own
         is_float = width.bits == FLOAT_BITS
         found[name] = (width.bits, 0 if is_float else width.group_size or usual)
     return found
+
+
+def usual_group(mode: str, size: int | None) -> int:
+    """Weights of a mapped matrix that share a scale where the options have this ``mode`` and
+    ``size``: nvfp4 has groups of 16, and affine has not."""
+    return max(GROUPS[0], size or MODES[mode])
 
 
 def stored_bytes(job: Job[Options]) -> int:

@@ -32,11 +32,11 @@ from phipipe.backends.onnxruntime.sizes import quantized_bytes
 from phipipe.backends.rules import Fixup
 from phipipe.backends.widths import Stored, Width
 from phipipe.models import linears, rotary
-from phipipe.steps import Json, Step
+from phipipe.steps import Json, Params, Step
 from phipipe.vision import kinds as vision
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Runtime
+    from phipipe.backends.base import Codec, Runtime
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "onnxruntime"
@@ -231,6 +231,13 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return session.Session(artifact, api)
 
 
+def codec(params: Params) -> Codec:
+    """What onnxruntime rounds rows of a weight to."""
+    from phipipe.backends.onnxruntime.codecs import codec
+
+    return codec(params)
+
+
 FACE = Backend(
     title="ONNX Runtime GenAI",
     toolchain=TOOLCHAIN,
@@ -265,6 +272,7 @@ FACE = Backend(
     "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",
     advice=ADVICE,
     stores=STORES,
+    codec=codec,
     rank=1,
     colour=0,
 )

@@ -89,22 +89,24 @@ def _replacements(
     if packed and near:
         _check_same(name, weight, packed)
     if node.op_type != "MatMul" and (packed or scheme.bits != 4):
-        return own(name, node, packed or _rounded_rows(weight, name, scheme), weight.dtype.name)
+        return own(name, node, packed or rounded_rows(weight, name, scheme), weight.dtype.name)
     if packed:
         return _filled(name, weight, node, scheme, packed)
     return _quantized(name, weight, node, scheme)
 
 
-def _rounded_rows(weight: Matrix, name: str, scheme: Scheme) -> Packed:
-    """The rows of an embedding, rounded as if they were the columns of a product: onnxruntime's
-    quantizer rounds embeddings to 4 bits alone."""
+def rounded_rows(weight: Matrix, name: str, scheme: Scheme) -> Packed:
+    """The rows of ``weight``, rounded as if they were the columns of a product. (Of an embedding,
+    onnxruntime's quantizer would round them to 4 bits alone.)"""
     product = helper.make_node("MatMul", ["x", name], ["y"], name)
     rows, columns = weight.shape
     step = max(1, SLICE // columns)
     parts: list[list[bytes]] = []
     for start in range(0, rows, step):
-        part = weight.part(start, start + step, 0).T
-        parts.append(_run(product, name, np.ascontiguousarray(part, weight.dtype), scheme)[2])
+        part = np.ascontiguousarray(weight.part(start, start + step, 0).T, weight.dtype)
+        reader, tensors, raw = _run(product, name, part, scheme)
+        data = dict(zip((tensor.name for tensor in tensors), raw, strict=True))
+        parts.append([data[read] for read in reader.input[1:]])  # each algorithm has its own order
     codes, scales, *zeros = (b"".join(part) for part in zip(*parts, strict=True))
     shape = (rows, -1)
     return Packed(

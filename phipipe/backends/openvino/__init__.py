@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
+from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
@@ -196,6 +196,13 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return open_in_child(f"{module}:GenaiTokenizer", artifact, [module])
 
 
+def codec(params: Params) -> Codec:
+    """What NNCF rounds rows of a weight to."""
+    from phipipe.backends.openvino.codecs import codec
+
+    return codec(params)
+
+
 FACE = Backend(
     title="OpenVINO (NNCF)",
     toolchain=TOOLCHAIN,
@@ -221,6 +228,7 @@ FACE = Backend(
     rules=RULES,
     is_uniform=lambda o: o.ratio == 1 and not widens_layers(o.map),
     stores=STORES,
+    codec=codec,
     wider="set `quantize.ratio: 0.8`, or `precision: int8`",
     apart={"ratio": 0.8},
     finer=(

@@ -43,7 +43,7 @@ def mapped(widths: Widths, kind: str, learned: Lattice | None) -> Iterator[None]
             for weight in every:
                 width = widths.get(matrix_of(weight.weight_name) or "")
                 if width:
-                    weight.compression_config = _config(*width, kind)
+                    weight.compression_config = config_of(*width, kind)
             return every, [w for w in ranked if matrix_of(w.weight_name) not in widths], skipped
 
         def collect_statistics_and_statistic_points(self, *given: object) -> object:
@@ -63,7 +63,9 @@ def mapped(widths: Widths, kind: str, learned: Lattice | None) -> Iterator[None]
         yield
 
 
-def _config(bits: int, size: int, kind: str) -> WeightCompressionConfig | None:
+def config_of(bits: int, size: int, kind: str) -> WeightCompressionConfig | None:
+    """NNCF's words for integers of ``bits`` in groups of ``size``, rounded as ``kind``; None for
+    floats."""
     if bits == FLOAT_BITS:
         return None
     mode = nncf.CompressWeightsMode[f"INT{bits}_{kind}"]

@@ -27,10 +27,15 @@ def widths_of(job: Job[Options]) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for name, width in job.widths.items():
         assert isinstance(width, Width)  # STORES has no types of its own
-        usual = job.options.group_size if width.bits == 4 else -1
-        size = usual if width.group_size is None else width.group_size
-        found[name] = (width.bits, -1 if width.bits == FLOAT_BITS else size)
+        found[name] = (width.bits, size_of(width, job.options.group_size))
     return found
+
+
+def size_of(width: Width, usual: int) -> int:
+    """Weights that share a scale, where the options say ``usual`` (-1: a row)."""
+    if width.bits == FLOAT_BITS or (width.group_size is None and width.bits != 4):
+        return -1
+    return width.group_size or usual
 
 
 def stored_bytes(job: Job[Options], bits: int) -> int:

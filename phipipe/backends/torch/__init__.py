@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends import widths
-from phipipe.backends.base import Backend, Finer, Job, Runtime, Tokenizer
+from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.torch.advice import ADVICE
 from phipipe.backends.torch.options import BITS, ITERATIONS, STORES, Options
 from phipipe.backends.torch.rules import RULES
@@ -25,7 +25,7 @@ from phipipe.backends.torch.sizes import packed_bytes
 from phipipe.backends.widths import Stored, Width
 from phipipe.models import rotary
 from phipipe.models.tokenizer import of_folder
-from phipipe.steps import Dtype, Json, Step
+from phipipe.steps import Dtype, Json, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Precision
@@ -130,6 +130,13 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return of_folder(artifact)
 
 
+def codec(params: Params) -> Codec:
+    """What auto-round rounds rows of a weight to."""
+    from phipipe.backends.torch.codecs import codec
+
+    return codec(params)
+
+
 FACE = Backend(
     title="PyTorch checkpoint (transformers)",
     toolchain=TOOLCHAIN,
@@ -153,6 +160,7 @@ FACE = Backend(
     ),
     is_uniform=lambda options: not widths.widens_layers(options.map),
     stores=STORES,
+    codec=codec,
     open=open,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,
