@@ -65,7 +65,7 @@ ROWS = (
     ("planning", "package"),
     ("execution",),
     ("chat", "board"),
-    ("batch", "cluster"),
+    ("batch", "cluster", "tuning"),
     ("diff",),
     ("api",),
     ("cli",),

@@ -13,7 +13,7 @@ come down again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,9 +230,7 @@ def _with_noise(
     return {**weights, key: weights[key] + noise}
 
 
-def _divergence(
-    model: Layerwise, scores: Sequence[torch.Tensor], others: Sequence[Pass]
-) -> float:
+def _divergence(model: Layerwise, scores: Sequence[torch.Tensor], others: Sequence[Pass]) -> float:
     rows = []
     for original, one in zip(scores, others, strict=True):
         noisy = model.predictions(one)[0].log_softmax(-1)

@@ -6,7 +6,7 @@ it what each width of a backend gets wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.steps import Json, Step
@@ -31,13 +31,16 @@ def sensitivity_step(checkpoint: Checkpoint, window: int) -> Step:
 
 
 def errors_step(
-    toolchain: str, backend: str, params: Mapping[str, Json], choices: Mapping[str, Sequence[Json]]
+    toolchain: str,
+    backend: str,
+    params: Mapping[str, Json],
+    choices: Mapping[str, Mapping[str, Json]],
 ) -> Step:
-    """What each of ``choices`` (matrix → widths) costs: ``params`` are the options with which
+    """What each of ``choices`` (matrix → label → width) costs: ``params`` are the options with which
     ``backend`` rounds; "" stands for weights on the lattice of all runtimes."""
     return Step(
         name="codec-errors",
-        runs="algorithms/codec_errors",
+        runs="evaluate/codec_errors",
         version=1,
         needs={"source": "source", "sensitivity": "sensitivity"},
         params={"backend": backend, "options": dict(params), "choices": dict(choices)},

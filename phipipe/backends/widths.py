@@ -71,14 +71,29 @@ class Mapped(BaseModel):
 @dataclass(frozen=True, kw_only=True)
 class Stores:
     """What a runtime stores: by bits, the group sizes (the usual one first); its own ``types`` with
-    their bits for a weight; the bits of a group beside its integers; ``fixed``: matrices whose
-    width is not for the map to choose; ``learned``: it stores weights of ``algorithms.lattice``."""
+    their bits for a weight; the bits of a group beside its integers; ``blocks``: the weights in a
+    type's block, where rows must end with one; ``fixed``: matrices whose width is not for the map
+    to choose; ``learned``: it stores weights of ``algorithms.lattice``; ``tuned``: the types that
+    `tune` chooses from, without them all widths; ``presets``: options that a map of all matrices
+    takes the place of."""
 
     groups: Mapping[int, Sequence[int]]
     group_bits: int
     types: Mapping[str, float] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     learned: bool = False
+    tuned: Sequence[str] = ()
+    presets: frozenset[str] = frozenset()
+
+    def choices(self) -> list[Stored]:
+        """All that `tune` may choose for a matrix."""
+        every: list[Stored] = [
+            Width.model_validate({"bits": bits, "group_size": size})
+            for bits, sizes in self.groups.items()
+            for size in sizes
+        ]
+        return list(self.tuned) or every
 
     def bits_per_weight(self, stored: Stored, columns: int) -> float:
         """The bits that a weight takes, its share of the group's scale with it; ``columns``: of its
@@ -95,9 +110,7 @@ class Stores:
         if name in self.fixed:
             return f"no choice of widths for `{name}`"
         if isinstance(stored, str):
-            types = ", ".join(f"`{one}`" for one in self.types)
-            words = f"of {types}" if types else "of its own: give `{bits: …}`"
-            return None if stored in self.types else f"no type `{shorten(stored)}`, {words}"
+            return self._wrong_type(name, stored, columns)
         if stored.bits == FLOAT_BITS:
             return None
         sizes = self.groups.get(stored.bits)
@@ -108,6 +121,15 @@ class Stores:
             return f"no groups of {size} at {stored.bits} bits, but {_list(sizes)}"
         if size > 0 and columns % size:
             return f"no groups of {size} in `{name}`, whose rows have {columns} weights"
+        return None
+
+    def _wrong_type(self, name: str, stored: str, columns: int) -> str | None:
+        if stored not in self.types:
+            types = ", ".join(f"`{one}`" for one in self.types)
+            words = f"of {types}" if types else "of its own: give `{bits: …}`"
+            return f"no type `{shorten(stored)}`, {words}"
+        if columns % (block := self.blocks.get(stored, 1)):
+            return f"no blocks of {block} in `{name}`, whose rows have {columns} weights"
         return None
 
 
@@ -171,7 +193,7 @@ def resolve(chosen: Mapping[str, Stored], checkpoint: Checkpoint) -> dict[str, S
     for pattern, stored in chosen.items():
         matching = [name for name in names if _matches(name, pattern, checkpoint.tied)]
         if not matching:
-            kinds = sorted({name.replace(f".{linears.layer_of(name)}.", ".*.") for name in names})
+            kinds = sorted(set(map(linears.kind_of, names)))
             hint = near(pattern, kinds) or f"; there are {', '.join(f'`{kind}`' for kind in kinds)}"
             raise BadPattern(pattern, f"`{shorten(pattern)}` matches no matrix of this model{hint}")
         new = [name for name in matching if name not in found]

@@ -51,9 +51,9 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
 
 def _codec(params: Params) -> Codec:
     if not params["backend"]:
-        from phipipe.algorithms import lattice_codec
+        from phipipe.algorithms import codecs
 
-        return lattice_codec.rounded
+        return codecs.codec(params["options"])
     make = backends.load(params["backend"]).codec
     assert make is not None  # the plan has asked
     return make(params["options"])
@@ -75,7 +75,9 @@ class _Sensitive:
     def __init__(self, arrays: Mapping[str, Floats], name: str, *, tied: bool) -> None:
         names = [name, linears.HEAD] if tied and name == linears.EMBEDDING else [name]
         self._parts = [(arrays[f"{one}.rows"], arrays[f"{one}.columns"]) for one in names]
-        self.squares = arrays[f"{names[-1]}.squares"]
+        # nothing drives the rows of an embedding more than others
+        squares = arrays[f"{names[-1]}.squares"]
+        self.squares = np.zeros_like(squares) if names == [linears.EMBEDDING] else squares
 
     def loss(self, weight: Floats, held: Floats, rows: npt.NDArray[np.intp]) -> float:
         """½ · Σ F · (held − weight)² over the whole matrix, of which ``rows`` were looked at."""

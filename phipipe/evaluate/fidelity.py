@@ -53,6 +53,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
     ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32
     [windows, window], ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
+    With ``first``, so many tokens of the text are passed over.
 
     Raises:
         SourceError: the text has fewer tokens than one window.
@@ -201,14 +202,21 @@ def size(artifact: Path, parameters: int) -> dict[str, float]:
 
 def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation") -> Ints:
     ids = tokenizer.of_source(source).encode(text)
-    window, wanted = int(params["window"]), int(params["tokens"])
+    window, wanted, first = (int(params.get(key, 0)) for key in ("window", "tokens", "first"))
+    if first and len(ids) < first + wanted:
+        raise SourceError(
+            f"the calibration text has {counted(len(ids), 'token')}: {first} are learned from, and "
+            f"{wanted} more are needed to choose by",
+            hint=f"set `calibrate.tokens` to {max(0, len(ids) - wanted)} at most, or give a longer "
+            "text",
+        )
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:
         raise SourceError(
             f"the {purpose} text has {counted(len(ids), 'token')}, the recipe asks for {wanted}",
             hint=f"lower `{purpose[:-3]}e.tokens` or give a longer text",
         )
-    return np.asarray(ids[: count * window], np.int32).reshape(count, window)
+    return np.asarray(ids[first : first + count * window], np.int32).reshape(count, window)
 
 
 def _finite(logits: Floats, rows: int, whose: str) -> Floats:

@@ -267,7 +267,6 @@ class Layerwise:
                 wide[name] = room.resize_(tensor.shape).copy_(self._stored(tensor))
         return wide
 
-
     @contextlib.contextmanager
     def _without_layers(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         """The model without its layers; yields, call by call, what each was called with beside the

@@ -64,3 +64,8 @@ def layer_of(name: str) -> int | None:
     """The layer that a matrix belongs to; None outside of them."""
     found = re.match(r"layers\.(\d+)\.", name)
     return int(found[1]) if found else None
+
+
+def kind_of(name: str) -> str:
+    """``layers.*.mlp.down_proj`` of ``layers.3.mlp.down_proj``: a pattern for all layers."""
+    return name.replace(f".{layer_of(name)}.", ".*.", 1)

@@ -19,7 +19,7 @@ from phipipe.recipe.build import Build, problem_at
 from phipipe.steps import Step
 
 LEARN = ("weights", "learn")
-LEARNED_BITS = (4, 8)
+LEARNED_BITS, LEARNED_GROUPS = (4, 8), (32, 64, 128)
 
 
 def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
@@ -65,7 +65,11 @@ def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
         recipe = job.recipe.weights
         assert recipe.learn is not None
         whole = {name: w for name, w in job.widths.items() if isinstance(w, Width)}
-        sizes = {name: (w.bits, recipe.group_size) for name, w in whole.items() if w.bits != 16}
+        sizes = {
+            name: (w.bits, w.group_size or recipe.group_size)
+            for name, w in whole.items()
+            if w.bits != FLOAT_BITS
+        }
         tokens = job.recipe.calibrate.tokens
         steps.insert(first, learned.step(recipe.learn, sizes, job.checkpoint, tokens))
     return steps
@@ -115,23 +119,31 @@ def _for_learning(
         name: Width(bits=4 if linears.layer_of(name) is not None else 8, group_size=size)
         for name in shapes
     }
-    for name, (_, columns) in shapes.items():
-        if columns % size:
+    for name, stored in found.items():
+        wrong = _unlearnable(stored)
+        if wrong or isinstance(stored, str):
+            message = f"`{name}` is to have {stored}, and weights are learned {wrong}"
+            raise problem_at(build, ("quantize", "map"), message, None, LEARN)
+        groups = None if stored.bits == FLOAT_BITS else stored.group_size or size
+        usual[name] = Width(bits=stored.bits, group_size=groups)
+    for name, width in usual.items():
+        if width.group_size and (columns := shapes[name][1]) % width.group_size:
             message = (
-                f"`{name}` has rows of {columns} weights, which groups of {size} do not divide"
+                f"`{name}` has rows of {columns} weights, which groups of {width.group_size} do "
+                "not divide"
             )
             hint = "choose another `weights.group_size`"
             raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
-    for name, stored in found.items():
-        if isinstance(stored, str) or stored.bits not in (*LEARNED_BITS, FLOAT_BITS):
-            message = f"`{name}` is to have {stored}, and weights are learned at 4 or 8 bits"
-            raise problem_at(build, ("quantize", "map"), message, None, LEARN)
-        if stored.group_size not in (None, size) and stored.bits != FLOAT_BITS:
-            message = f"`{name}` is to have {stored}, and weights are learned in groups of {size}"
-            hint = "leave `group_size` out of the map"
-            raise problem_at(build, ("quantize", "map"), message, hint, LEARN)
-        usual[name] = Width(bits=stored.bits, group_size=size if stored.bits != 16 else None)
     return dict(usual)
+
+
+def _unlearnable(stored: Stored) -> str | None:
+    """What weights can be learned at, where ``stored`` is something else."""
+    if isinstance(stored, str) or stored.bits not in (*LEARNED_BITS, FLOAT_BITS):
+        return "at 4 or 8 bits"
+    if stored.bits != FLOAT_BITS and stored.group_size not in (None, *LEARNED_GROUPS):
+        return f"in groups of {', '.join(map(str, LEARNED_GROUPS))}"
+    return None
 
 
 def _check_stored(
@@ -146,10 +158,7 @@ def _check_stored(
             continue  # floats hold what was learned of it
         wrong = "no widths of single matrices" if stores is None else None
         if stores is not None:
-            stored = found[name]
-            if build.recipe.weights.learn is not None and isinstance(stored, Width):
-                stored = Width(bits=stored.bits)  # in groups of the recipe's, as all learned ones
-            wrong = stores.wrong(name, stored, shapes[name][1])
+            wrong = stores.wrong(name, found[name], shapes[name][1])
         if wrong:
             raise problem_at(build, ("quantize", "map"), f"`{build.recipe.backend}` has {wrong}")
 
@@ -158,20 +167,26 @@ def _check_unit(build: Build, found: Mapping[str, Stored], job: Job[BaseModel]) 
     """What the unit insists on for all matrices holds for single ones: group sizes, and 4 bits in
     all layers where it wants a ``ratio`` of 1."""
     recipe, unit = build.recipe, job.unit
-    table = unit.constraints.get(recipe.precision, {}) if unit else {}
-    sizes, all_four = table.get("group_size", []), table.get("ratio") == [1.0]
     for name, stored in found.items():
-        size = None if isinstance(stored, str) else stored.group_size
-        if size is not None and sizes and size not in sizes:
-            wants = "groups of " + " or ".join(str(one) for one in sizes)
-        elif all_four and linears.layer_of(name) is not None and _is_not_four(stored):
-            wants = "4 bits in every layer"
-        else:
-            continue
-        where = unit.on if unit and unit.on else job.api
-        at = ("weights", "group_size") if recipe.weights.learn else ("quantize", "map")
-        message = f"`{name}` is to have {stored}, and {where} runs {recipe.precision} only with "
-        raise problem_at(build, at, message + wants, None, LEARN, ("quantize", "map"))
+        if wants := unit_wants(job, name, stored):
+            where = unit.on if unit and unit.on else job.api
+            at = ("weights", "group_size") if recipe.weights.learn else ("quantize", "map")
+            message = (
+                f"`{name}` is to have {stored}, and {where} runs {recipe.precision} only with "
+            )
+            raise problem_at(build, at, message + wants, None, LEARN, ("quantize", "map"))
+
+
+def unit_wants(job: Job[BaseModel], name: str, stored: Stored) -> str | None:
+    """What the unit of ``job`` insists on, where it cannot run matrix ``name`` as ``stored``."""
+    table = job.unit.constraints.get(job.recipe.precision, {}) if job.unit else {}
+    sizes, all_four = table.get("group_size", []), table.get("ratio") == [1.0]
+    size = None if isinstance(stored, str) else stored.group_size
+    if size is not None and sizes and size not in sizes:
+        return "groups of " + " or ".join(str(one) for one in sizes)
+    if all_four and linears.layer_of(name) is not None and _is_not_four(stored):
+        return "4 bits in every layer"
+    return None
 
 
 def _is_not_four(stored: Stored) -> bool:

@@ -64,6 +64,17 @@ def prepare(
     return plan
 
 
+def job_of(build: Build, whole: Checkpoint) -> Job[BaseModel]:
+    """What the backend of ``build`` is asked to make of a model of the shape ``whole``.
+
+    Raises:
+        TargetError: as ``prepare``.
+    """
+    target = targets.of(build)
+    options = check.with_context(build.recipe, target.options, whole)
+    return _outline(build, target._replace(options=options), whole)[2]
+
+
 def outlined(build: Build, whole: Checkpoint) -> Plan:
     """The plan of ``build`` without its steps, for a model of the shape ``whole``: what rules and
     the device's memory say. Neither texts nor a hub are asked.

@@ -1,1 +1,2 @@
-"""Bits for each matrix under a budget: what each costs, the best choice at every size, proof on built files."""
+"""Bits for each matrix under a budget: what each costs, the best choice at
+every size, proof on built files."""

@@ -7,14 +7,30 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from phipipe.backends.llamacpp.types import BITS, BY_BITS, DEFAULTS, TensorType, TypeName
+from phipipe.backends.llamacpp.types import (
+    BITS,
+    BLOCK_256_TENSORS,
+    BY_BITS,
+    DEFAULTS,
+    TensorType,
+    TypeName,
+)
 from phipipe.backends.widths import FLOAT_BITS, Mapped, Stored, Stores
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Recipe
 
 LEARNED = "Q4_0"  # the type of files with learned weights, by most of them
-STORES = Stores(groups=dict.fromkeys(BY_BITS, (32,)), group_bits=16, types=BITS, learned=True)
+STORES = Stores(
+    groups=dict.fromkeys(BY_BITS, (32,)),
+    group_bits=16,
+    types=BITS,
+    blocks=dict.fromkeys(BLOCK_256_TENSORS, 256),
+    learned=True,
+    # Q5_1 and Q4_1 lose to their K-quants, and types below 3 bits take minutes for each look.
+    tuned=("Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0"),
+    presets=frozenset({"output_type", "embedding_type", "tensors", "pure"}),
+)
 # Option → when to use which of its values.
 ADVICE: Mapping[str, str] = {
     "type": "Start with Q4_K_M. Go up to Q5_K_M or Q6_K where a gate refuses it, down to IQ4_XS "

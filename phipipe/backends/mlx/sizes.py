@@ -23,6 +23,7 @@ STORES = Stores(
     groups=dict.fromkeys((2, 3, 4, 5, 6, 8), GROUPS),
     group_bits=32,
     learned=True,
+    presets=frozenset({"mixed"}),
 )
 Widths = Mapping[str, tuple[int, int]]
 """Matrix (``models.linears``) → bits, and weights that share a scale; of floats, 16 and 0."""

@@ -12,7 +12,12 @@ from phipipe.steps import Json
 
 _BLOCKS = (32, 16, 64, 128, 256)
 # A scale of each block in the graph's own width, which is fp32 on CPUs.
-STORES = Stores(groups={4: _BLOCKS, 8: _BLOCKS}, group_bits=32, learned=True)
+STORES = Stores(
+    groups={4: _BLOCKS, 8: _BLOCKS},
+    group_bits=32,
+    learned=True,
+    presets=frozenset({"mixed", "exclude", "embeddings"}),
+)
 
 # Option → when to use which of its values.
 ADVICE: Mapping[str, str] = {

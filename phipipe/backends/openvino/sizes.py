@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 GROUPS = (-1, 32, 64, 128, 256)
 # Plugins keep each of them compressed, in MatMul and Gather alike. A row comes first since it
 # always fits: where the map leaves groups out at 4 bits, V13 checks the options' own.
-STORES = Stores(groups={4: GROUPS, 8: GROUPS}, group_bits=16, learned=True)
+STORES = Stores(
+    groups={4: GROUPS, 8: GROUPS},
+    group_bits=16,
+    learned=True,
+    presets=frozenset({"ratio", "sensitivity", "all_layers"}),
+)
 Widths = Mapping[str, tuple[int, int]]
 """Matrix (``models.linears``) → bits, and weights that share a scale (-1: a row)."""
 

@@ -1,0 +1,182 @@
+"""What can be chosen for the matrices of a build, what each choice takes, and the steps that say
+what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel
+
+from phipipe import backends
+from phipipe.algorithms import sensitivity
+from phipipe.backends.base import Job
+from phipipe.backends.widths import Stored, Stores, Width, to_params
+from phipipe.models import linears
+from phipipe.planning import calibration, learned
+from phipipe.planning.plan import Plan
+from phipipe.recipe.build import Build, problem_at
+from phipipe.steps import Step
+
+SELECTION_TOKENS = 4096  # of the calibration text, behind what is learned from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Matrices that are stored alike: a matrix of a layer, or those that other checkpoints join.
+
+    ``widths``: label → how they may be stored; ``size_bytes``: label → what the artifact takes
+    more with it than with the first.
+    """
+
+    matrices: tuple[str, ...]
+    widths: Mapping[str, Stored]
+    size_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """All that can be chosen: group (name as in maps) → its choices; ``base_bytes``: what the
+    artifact takes with the first of each."""
+
+    groups: Mapping[str, Group]
+    base_bytes: int
+
+
+def scope(build: Build, job: Job[BaseModel]) -> Scope:
+    """What can be chosen for the matrices of ``job``.
+
+    Raises:
+        TargetError: nothing can.
+    """
+    stores = backends.load(job.recipe.backend).stores
+    if stores is None or backends.load(job.recipe.backend).codec is None:
+        able = ", ".join(f"`{name}`" for name in backends.names() if _tunes(name))
+        message = f"`{job.recipe.backend}` stores all layers alike: there is nothing to choose"
+        raise problem_at(build, ("backend",), message, f"these can: {able}")
+    if job.recipe.precision != "int4":
+        message = f"widths are chosen for int4 builds, and `precision` is {job.recipe.precision}"
+        raise problem_at(build, ("precision",), message, "set `precision: int4`")
+    shapes = linears.shapes(job.checkpoint)
+    if not shapes:
+        message = f"the matrices of `{job.checkpoint.architecture}` have no names to choose by"
+        raise problem_at(build, ("source",), message)
+    found = {}
+    for name, matrices in _grouped(shapes).items():
+        columns = shapes[matrices[0]][1]
+        widths = list(_possible(job, stores, matrices, columns))
+        if widths:
+            found[name] = (matrices, widths)
+    return _sized(job, found)
+
+
+def _tunes(name: str) -> bool:
+    face = backends.load(name)
+    return face.stores is not None and face.codec is not None
+
+
+def _grouped(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        whole = linears.joined(name) or name
+        groups[whole] = (*groups.get(whole, ()), name)
+    return groups
+
+
+def _possible(
+    job: Job[BaseModel], stores: Stores, matrices: Sequence[str], columns: int
+) -> Iterator[Stored]:
+    """The widths that the runtime stores and the unit runs."""
+    every: Sequence[Stored] = stores.choices()
+    if job.learns:
+        every = [
+            Width.model_validate({"bits": bits, "group_size": size})
+            for bits in learned.LEARNED_BITS
+            for size in learned.LEARNED_GROUPS
+        ]
+    for stored in every:
+        if not any(
+            stores.wrong(name, stored, columns) or learned.unit_wants(job, name, stored)
+            for name in matrices
+        ):
+            yield stored
+
+
+def _sized(
+    job: Job[BaseModel], found: Mapping[str, tuple[tuple[str, ...], Sequence[Stored]]]
+) -> Scope:
+    base = {name: widths[0] for matrices, widths in found.values() for name in matrices}
+    base_bytes = _artifact_bytes(job, base)
+    known: dict[tuple[str, Stored], int] = {}
+    groups = {}
+    for name, (matrices, widths) in found.items():
+        kind = linears.kind_of(name)
+        for stored in widths:
+            if (kind, stored) not in known:  # layers have the same shapes
+                changed = {**base, **dict.fromkeys(matrices, stored)}
+                known[kind, stored] = _artifact_bytes(job, changed) - base_bytes
+        groups[name] = Group(
+            matrices=matrices,
+            widths={str(stored): stored for stored in widths},
+            size_bytes={str(stored): known[kind, stored] for stored in widths},
+        )
+    return Scope(groups=groups, base_bytes=base_bytes)
+
+
+def _artifact_bytes(job: Job[BaseModel], widths: Mapping[str, Stored]) -> int:
+    """What the plan says of the artifact with these ``widths``."""
+    return learned.steps(replace(job, widths={**job.widths, **widths}))[-1].output_bytes
+
+
+def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
+    """The steps that say what each choice of ``scope`` costs.
+
+    Raises:
+        TargetError, SourceError: there is no calibration text, or it is the evaluation text.
+    """
+    recipe, face = job.recipe, backends.load(job.recipe.backend)
+    choices = {
+        name: to_params(group.widths) for group in scope.groups.values() for name in group.matrices
+    }
+    params = job.codec_params
+    if job.learns:
+        params = {"learn": recipe.weights.learn, "group_size": recipe.weights.group_size}
+    steps = (
+        *needed(plan.steps, "source"),
+        *calibration.calibration_steps(plan.build),
+        sensitivity.sensitivity_step(job.checkpoint, recipe.calibrate.window),
+        sensitivity.errors_step(
+            "torch" if job.learns else face.toolchain,
+            "" if job.learns else recipe.backend,
+            params,
+            choices,
+        ),
+    )
+    return replace(plan, steps=tuple(replace(step, recipe=recipe.name) for step in steps))
+
+
+def trial(plan: Plan) -> Plan:
+    """The steps of ``plan`` that build its artifact, and score it on a text of the choice's own:
+    what follows in the calibration text on the part that is learned from."""
+    recipe = plan.build.recipe
+    (text, *_) = calibration.calibration_steps(plan.build)
+    window = recipe.evaluate.window
+    tokens = SELECTION_TOKENS // window * window or window
+    steps = []
+    for step in needed(plan.steps, "evaluate"):
+        if step.name == "text":
+            step = replace(text, name="text", recipe=step.recipe)
+        elif step.name == "baseline":
+            params = {**step.params, "tokens": tokens, "first": recipe.calibrate.tokens}
+            step = replace(step, params=params)
+        steps.append(replace(step, after=()))
+    return replace(plan, steps=tuple(steps))
+
+
+def needed(steps: Sequence[Step], *names: str) -> list[Step]:
+    """Of ``steps`` those that ``names`` are made of, themselves included, in order."""
+    wanted = set(names)
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted |= set(step.needs.values())
+    return [step for step in steps if step.name in wanted]

@@ -1,0 +1,50 @@
+"""What a choice of widths aims at: a size, bits for each weight, or the recipe's gates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from phipipe.errors import RecipeError
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """At most ``size_bytes`` of artifact, or so many ``bits`` a weight, or as few as the recipe's
+    gates allow; without any, as many as the recipe takes today."""
+
+    size_bytes: int | None = None
+    bits: float | None = None
+    by_gates: bool = False
+
+    @property
+    def as_today(self) -> bool:
+        """Whether the recipe as it stands sets the size."""
+        return self.size_bytes is None and self.bits is None and not self.by_gates
+
+    def limit_bytes(self, parameters: int) -> int | None:
+        """The largest size that will do for a model of so many ``parameters``; None: any."""
+        if self.bits is not None:
+            return int(self.bits * parameters / 8)
+        return self.size_bytes
+
+
+def size_of(text: str) -> int:
+    """``2.2GiB`` in bytes.
+
+    Raises:
+        RecipeError: it is no size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    units = {name.lower(): factor for name, factor in UNITS.items()}
+    if not found or found[2].lower() not in units:
+        raise RecipeError(
+            f"`{text[:40]}` is no size", hint="give a number with a unit, such as 2.2GiB or 900MB"
+        )
+    size_bytes = int(float(found[1]) * units[found[2].lower()])
+    if size_bytes < 1:
+        raise RecipeError(f"a size of `{text[:40]}` holds nothing", hint="give 1MiB or more")
+    return size_bytes

@@ -1,0 +1,87 @@
+"""What a choice of widths came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from phipipe.evaluate.answer_reports import Answers
+from phipipe.evaluate.reports import Metrics
+from phipipe.execution.results import Outcome
+from phipipe.recipe.build import Build
+from phipipe.steps import Json
+from phipipe.tuning.aims import Aim
+from phipipe.tuning.curve import Choice, Curve, Point
+from phipipe.tuning.fit import Fit
+
+AS_IT_STANDS, SMALLEST, CHOSEN = "as it stands", "smallest", "chosen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Noise in one matrix: the mean KL divergence that was predicted, and the one measured."""
+
+    name: str
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A file that was built: ``what`` it is, and its figures on the text to choose by.
+
+    ``choice`` is None for the recipe as it stands. ``predicted_kld`` was said before it was built.
+    """
+
+    what: str
+    choice: Choice | None
+    predicted: Point | None
+    predicted_kld: float | None
+    metrics: Mapping[str, float]
+    stderr: Mapping[str, float]
+
+    @property
+    def size_bytes(self) -> int:
+        return round(self.metrics["size_gib"] * 2**30)
+
+    @property
+    def kld(self) -> float:
+        return self.metrics["kld_mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """All that was learned of ``build``: ``best`` of the ``trials``, its options ``quantize``, and
+    its ``final`` evaluation on the recipe's own text."""
+
+    build: Build
+    aim: Aim
+    limit_bytes: int | None
+    base_bytes: int
+    curve: Curve
+    fit: Fit
+    checks: Sequence[Check]
+    trials: Sequence[Trial]
+    best: Trial
+    quantize: Mapping[str, Json]
+    final: Outcome
+
+    @property
+    def metrics(self) -> Metrics:
+        """The final figures."""
+        found = self.final.load("evaluate", Metrics)
+        assert found is not None
+        return found
+
+    @property
+    def answers(self) -> Answers | None:
+        """What the best file answers to prompts; None where nothing was asked."""
+        return self.final.load("answers", Answers)
+
+    def predicted(self) -> list[tuple[int, float]]:
+        """The predicted curve: bytes of a file, and its mean KL divergence in nats."""
+        points = []
+        for one in self.curve.points():
+            whole = Point(size_bytes=one.size_bytes + self.base_bytes, loss=one.loss)
+            points.append((whole.size_bytes + self.fit.beside(whole), self.fit.kld(whole.loss)))
+        return points

@@ -1,0 +1,264 @@
+"""A build's widths, chosen under a budget and proven on files: predict, build a few, correct,
+choose."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+
+from phipipe import backends
+from phipipe.algorithms import sensitivity
+from phipipe.errors import TargetError
+from phipipe.evaluate.reports import Metrics
+from phipipe.execution.results import Outcome
+from phipipe.planning import preparation, tuning
+from phipipe.planning.plan import Plan
+from phipipe.planning.plans import ReadOnce
+from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.recipe import Generate
+from phipipe.steps import Json
+from phipipe.tuning import curve as curves
+from phipipe.tuning import maps
+from phipipe.tuning.aims import Aim
+from phipipe.tuning.curve import Choice, Curve, Option, Point
+from phipipe.tuning.fit import Fit, Measured
+from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST, Check, Trial, Tuned
+from phipipe.words import human
+
+Attempt = Callable[[Plan], Outcome]
+"""Does the steps of a plan; raises what fails."""
+GAIN = 0.01  # of the loss: for less, what is left of a budget is not worth another file
+CLOSE = 0.9  # a file this near to a gate, from below, is as small as it gets
+
+
+def tuned(build: Build, attempt: Attempt, aim: Aim, builds: int, *, generate: bool) -> Tuned:
+    """The best widths for ``build``, of at most so many files that are ``builds``.
+
+    Raises:
+        TargetError: nothing can be chosen, or no choice reaches the aim.
+        PhipipeError: as ``preparation.prepare``; or a step failed.
+    """
+    return _Tuner(build, attempt, aim, builds).run(generate=generate)
+
+
+class _Tuner:
+    def __init__(self, build: Build, attempt: Attempt, aim: Aim, builds: int) -> None:
+        self._build, self._attempt, self._aim, self._left = build, attempt, aim, builds
+        self._read = ReadOnce()
+        self._plan = preparation.prepare(build, self._read)
+        job = preparation.job_of(build, self._plan.whole)
+        self._scope = tuning.scope(build, job)
+        self._limit = aim.limit_bytes(self._plan.whole.parameters)
+        self._gate = self._kld_gate() if aim.by_gates else math.inf
+        self._sensed = attempt(tuning.sensing(self._plan, job, self._scope))
+        self._trials: list[Trial] = []
+
+    def run(self, *, generate: bool) -> Tuned:
+        if self._aim.as_today:
+            self._limit = self._try(None, AS_IT_STANDS).size_bytes
+        smallest = self._point(self._curve.smallest)
+        if self._limit is not None and self._left == 1:
+            self._choose()
+        elif self._left:
+            self._check_reachable(self._try(self._curve.smallest, SMALLEST), smallest)
+        while self._left and self._choose():
+            pass
+        if self._left and not self._aim.as_today:
+            self._try(None, AS_IT_STANDS)
+        best = self._best()
+        return Tuned(
+            build=self._build,
+            aim=self._aim,
+            limit_bytes=self._limit,
+            base_bytes=self._scope.base_bytes,
+            curve=self._curve,
+            fit=self._fit,
+            checks=self._checks,
+            trials=tuple(self._trials),
+            best=best,
+            quantize=self._quantize(best.choice),
+            final=self._final(best, generate),
+        )
+
+    # What is known before a file is built
+
+    @cached_property
+    def _curve(self) -> Curve:
+        path = self._sensed.results["codec-errors"].stored.path / sensitivity.ERRORS
+        losses: Mapping[str, Mapping[str, float]] = json.loads(path.read_text("utf-8"))
+        return Curve(
+            {
+                name: [
+                    Option(
+                        stored=stored,
+                        size_bytes=group.size_bytes[label],
+                        loss=sum(losses[matrix][label] for matrix in group.matrices),
+                    )
+                    for label, stored in group.widths.items()
+                ]
+                for name, group in self._scope.groups.items()
+            }
+        )
+
+    @cached_property
+    def _checks(self) -> list[Check]:
+        path = self._sensed.results["sensitivity"].stored.path / sensitivity.CHECKS
+        return [Check(**one) for one in json.loads(path.read_text("utf-8"))["checks"]]
+
+    @property
+    def _fit(self) -> Fit:
+        files = [
+            Measured(predicted=one.predicted, size_bytes=one.size_bytes, kld=one.kld)
+            for one in self._trials
+            if one.predicted
+        ]
+        logs = [math.log(c.measured / c.predicted) for c in self._checks if c.predicted > 0]
+        return Fit(files, math.exp(sum(logs) / len(logs)) if logs else 1.0)
+
+    def _point(self, choice: Choice) -> Point:
+        found = curves.point(choice)
+        return replace(found, size_bytes=found.size_bytes + self._scope.base_bytes)
+
+    # Files
+
+    def _try(self, choice: Choice | None, what: str) -> Trial:
+        """Build a file and score it; None is the recipe as it stands."""
+        predicted = self._point(choice) if choice else None
+        expected = self._fit.kld(predicted.loss) if predicted else None
+        plan = self._planned(choice)
+        scored = self._attempt(tuning.trial(plan)).load("evaluate", Metrics)
+        assert scored is not None
+        self._left -= 1
+        trial = Trial(
+            what=what,
+            choice=choice,
+            predicted=predicted,
+            predicted_kld=expected,
+            metrics=scored.metrics,
+            stderr=scored.stderr,
+        )
+        self._trials.append(trial)
+        return trial
+
+    def _planned(self, choice: Choice | None, generate: bool = False) -> Plan:
+        recipe = self._build.recipe
+        build = self._build
+        if choice is not None:
+            quantize = self._quantize(choice)
+            options = backends.load(recipe.backend).options.model_validate(quantize)
+            recipe = recipe.model_copy(update={"quantize": quantize})
+            build = replace(build, recipe=recipe, options=options)
+        if generate and recipe.evaluate.generate is None:
+            evaluate = recipe.evaluate.model_copy(update={"generate": Generate.model_validate({})})
+            recipe = recipe.model_copy(update={"evaluate": evaluate})
+            build = replace(build, recipe=recipe)
+        return preparation.prepare(build, self._read)
+
+    def _quantize(self, choice: Choice | None) -> dict[str, Json]:
+        """The recipe's options with the map in place of what it replaces."""
+        given = self._build.recipe.quantize
+        if choice is None:
+            return dict(given)
+        stores = backends.load(self._build.recipe.backend).stores
+        assert stores is not None
+        kept = {key: value for key, value in given.items() if key not in (*stores.presets, "map")}
+        widths = {name: option.stored for name, option in choice.items()}
+        return {**kept, "map": maps.patterns(widths)}
+
+    def _final(self, best: Trial, generate: bool) -> Outcome:
+        """The best file on the recipe's own evaluation text, with answers where they are wanted."""
+        plan = self._planned(best.choice, generate)
+        names = ["evaluate", *(step.name for step in plan.steps if step.name == "answers")]
+        return self._attempt(replace(plan, steps=tuple(tuning.needed(plan.steps, *names))))
+
+    # Which file is next
+
+    def _choose(self) -> bool:
+        """Build the file that looks best by now; False if none is worth it."""
+        choice = self._next()
+        if choice is None or any(trial.choice == choice for trial in self._trials):
+            return False
+        self._try(choice, CHOSEN)
+        return True
+
+    def _next(self) -> Choice | None:
+        if self._limit is None:
+            return self._next_by_gates()
+        budget = self._limit - self._scope.base_bytes
+        choice = self._curve.within(budget)
+        for _ in range(2):  # what lies beside depends on where
+            if choice is None:
+                return None
+            choice = self._curve.within(budget - self._fit.beside(self._point(choice)))
+        done = self._within()
+        if choice and done and done.predicted:
+            gain = 1 - self._point(choice).loss / done.predicted.loss
+            return choice if gain > GAIN else None
+        return choice
+
+    def _within(self) -> Trial | None:
+        """The best file chosen so far that is not too large."""
+        assert self._limit is not None
+        fitting = [t for t in self._trials if t.what == CHOSEN and t.size_bytes <= self._limit]
+        return min(fitting, key=lambda trial: trial.kld, default=None)
+
+    def _next_by_gates(self) -> Choice | None:
+        passing = [trial for trial in self._trials if self._passes(trial)]
+        if any(trial.kld >= CLOSE * self._gate or trial.what == SMALLEST for trial in passing):
+            return None
+        goal = self._gate * (CLOSE + 1) / 2
+        for trial in self._trials:  # within its divergence, and stopped by another gate
+            if trial.kld <= self._gate and not self._passes(trial):
+                goal = min(goal, 0.8 * trial.kld)
+        return self._curve.reaching(self._fit.loss(goal))
+
+    def _passes(self, trial: Trial) -> bool:
+        for name, gate in self._build.recipe.evaluate.gates.items():
+            value = trial.metrics.get(name)
+            if value is not None and not (
+                (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
+            ):
+                return False
+        return True
+
+    # Ends
+
+    def _kld_gate(self) -> float:
+        gate = self._build.recipe.evaluate.gates.get("kld_mean")
+        if gate is None or gate.max is None:
+            message = "the recipe has no gate `kld_mean`, which says how close a file must be"
+            hint = "add `evaluate: {gates: {kld_mean: {max: 0.1}}}`, or give --size"
+            raise problem_at(self._build, ("evaluate", "gates"), message, hint, ("evaluate",))
+        return gate.max
+
+    def _check_reachable(self, trial: Trial, predicted: Point) -> None:
+        if self._limit is not None and trial.size_bytes > self._limit:
+            raise TargetError(
+                f"{self._build.name}: no choice of widths gets below {human(trial.size_bytes)}, "
+                f"and {human(self._limit)} were asked for",
+                hint=f"--size {trial.size_bytes}B is the smallest; or take another backend",
+            )
+
+    def _best(self) -> Trial:
+        if self._limit is not None:
+            fitting = [trial for trial in self._trials if trial.size_bytes <= self._limit]
+            if fitting:
+                return min(fitting, key=lambda trial: trial.kld)
+            (nearest, *_) = sorted(self._trials, key=lambda trial: trial.size_bytes)
+            raise TargetError(
+                f"{self._build.name}: the file has {human(nearest.size_bytes)}, and "
+                f"{human(self._limit)} were asked for",
+                hint="let more files be built (--builds 4), or allow more",
+            )
+        passing = [trial for trial in self._trials if self._passes(trial)]
+        if not passing:
+            closest = min(self._trials, key=lambda trial: trial.kld)
+            raise TargetError(
+                f"{self._build.name}: none of {len(self._trials)} files passes the gates; the "
+                f"closest has a mean KL divergence of {closest.kld:.3g}",
+                hint="loosen `evaluate.gates`, or let more files be built (--builds)",
+            )
+        return min(passing, key=lambda trial: trial.size_bytes)
