@@ -204,13 +204,13 @@ class _Learner:
             StepFailed: they are no numbers.
         """
         if not sums.count:
-            return _plain
+            return rounding.plain
         products, differences = sums.products, sums.differences
         assert products is not None
         if not bool(products.diagonal().isfinite().all()):
             raise StepFailed(f"what reaches {where} is no number: the calibration text breaks it")
         if self._method == "search":
-            return lambda weight, grid: _searched(weight, sums.squares, grid)
+            return lambda weight, grid: rounding.searched(weight, sums.squares, grid)
         carried = rounding.carrier(products, DAMPING)
 
         def rounds(weight: torch.Tensor, grid: Grid) -> Matrix:
@@ -251,17 +251,7 @@ def _beside(passes: Sequence[Pass], originals: Sequence[Pass]) -> Sequence[Pass 
 
 def _evenly(weight: torch.Tensor, grid: Grid) -> Matrix:
     """As if all inputs were driven alike."""
-    return _searched(weight, torch.ones(weight.shape[1]), grid)
-
-
-def _plain(weight: torch.Tensor, grid: Grid) -> Matrix:
-    scales = rounding.plain_scales(weight, grid)
-    return rounding.matrix(rounding.nearest(weight, scales, grid), scales, grid)
-
-
-def _searched(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> Matrix:
-    scales = rounding.searched_scales(weight, importance, grid)
-    return rounding.matrix(rounding.nearest(weight, scales, grid), scales, grid)
+    return rounding.searched(weight, torch.ones(weight.shape[1]), grid)
 
 
 def _name(i: int, key: str) -> str:

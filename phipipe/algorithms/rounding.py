@@ -181,3 +181,15 @@ def moved(
 def matrix(codes: torch.Tensor, scales: torch.Tensor, grid: Grid) -> Matrix:
     """The rounded matrix as the lattice stores it."""
     return Matrix(bits=grid.bits, codes=codes.numpy(), scales=lattice.to_scales(scales.numpy()))
+
+
+def plain(weight: torch.Tensor, grid: Grid) -> Matrix:
+    """The weight to the nearest codes at ``plain_scales``."""
+    scales = plain_scales(weight, grid)
+    return matrix(nearest(weight, scales, grid), scales, grid)
+
+
+def searched(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> Matrix:
+    """The weight to the nearest codes at ``searched_scales``."""
+    scales = searched_scales(weight, importance, grid)
+    return matrix(nearest(weight, scales, grid), scales, grid)

@@ -15,8 +15,10 @@ from testing.variants import TINY, tokens
 from transformers import AutoModelForCausalLM
 
 from phipipe.algorithms import lattice, learn, rounding
+from phipipe.algorithms.codecs import codec as learned_codec
 from phipipe.algorithms.lattice import Lattice
 from phipipe.algorithms.rounding import Grid
+from phipipe.backends.widths import Width
 from phipipe.models import linears
 
 WINDOW = 128
@@ -124,6 +126,49 @@ def moved() -> list[float]:
     return [float((ours @ w.T - theirs @ weight.T).square().mean()) for w in (weight, better)]
 
 
+def codecs(root: Path) -> dict[str, list[bool]]:
+    """Method → of each matrix, whether the codec gives some of its rows the values that the step
+    stored."""
+    asked: list[tuple[Any, Any, Grid, Any]] = []
+    searched = rounding.searched
+
+    def noted(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> lattice.Matrix:
+        made = searched(weight, importance, grid)
+        asked.append((weight.clone().numpy(), importance.numpy(), grid, made.dense()))
+        return made
+
+    rounding.searched = noted
+    try:
+        learned(root, "search", "noted")
+    finally:
+        rounding.searched = searched
+    nothing, found = np.zeros(0, np.float32), {}
+    for method, stored in {"search": None, "round": Lattice(root / "round")}.items():
+        codec = learned_codec({"learn": method, "group_size": 32})
+        told = asked
+        if stored:
+            told = [
+                (w, nothing, Grid(bits=b, group_size=32), stored[n].dense()) for n, b, w in all_()
+            ]
+        found[method] = [
+            np.array_equal(codec(w[1::7], Width(bits=g.bits), drive), dense[1::7])
+            for w, drive, g, dense in told
+        ]
+    weight = asked[0][0]
+    evenly = learned_codec({"learn": "search", "group_size": 32})
+    width, ones = Width(bits=4, group_size=64), np.ones(weight.shape[1], np.float32)
+    found["evenly"] = [np.array_equal(evenly(weight, width, 0 * ones), evenly(weight, width, ones))]
+    found["floats"] = [np.array_equal(evenly(weight, Width(bits=16), ones), weight)]
+    return found
+
+
+def all_() -> list[tuple[str, Any, Any]]:
+    """Name, bits and weight of each matrix."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    named = {linears.linear_of(name): weight for name, weight in model.named_parameters()}
+    return [(n, b, named[n].detach().numpy()) for n, (b, _) in widths().items()]
+
+
 def checks(root: Path) -> dict[str, Callable[[], object]]:
     methods = ("round", "search", "gptq")
     np.save(root / "tokens.npy", tokens("calibration.txt", 32, WINDOW))
@@ -138,6 +183,7 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "nan": lambda: nan(root),
         "second": lambda: Lattice(learned(root, "gptq", "second")).digest,
         "cut": lambda: cut_short(root),
+        "codecs": lambda: codecs(root),
     }
 
 

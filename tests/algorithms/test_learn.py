@@ -57,6 +57,15 @@ def test_activations_that_are_no_numbers_are_told_by_layer(facts: dict[str, Any]
 
 
 @pytest.mark.parametrize(
+    ("case", "count"), [("round", 22), ("search", 22), ("evenly", 1), ("floats", 1)]
+)
+def test_the_codec_tells_of_rows_what_the_step_stores(
+    facts: dict[str, Any], case: str, count: int
+) -> None:
+    assert section(facts, "codecs")[case] == [True] * count
+
+
+@pytest.mark.parametrize(
     ("tensor", "name"),
     [
         ("model.layers.3.mlp.down_proj.weight", "layers.3.mlp.down_proj"),

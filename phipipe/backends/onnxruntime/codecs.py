@@ -20,7 +20,8 @@ def codec(params: Params) -> Codec:
     """Products as ``params["algorithm"]`` rounds them, "default" in the place of "gptq"; scales are
     floats of the graph, as wide as the unit has them.
 
-    An embedding that is not tied gets "default" in the file, whatever the others get.
+    An embedding that is not tied gets "default" in the file, whatever the others get; at 4 bits, by
+    code that rounds halves to even.
     """
     is_wide = params["api"] == "cpu"
 

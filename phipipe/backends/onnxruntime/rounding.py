@@ -188,7 +188,11 @@ def _run(
 
     Returns the new node, its tensors without their data, and the data. All are copies: a protobuf
     message keeps the memory of everything that was ever in it, here the fp32 slice.
+
+    Raises:
+        StepFailed: it cannot be rounded so.
     """
+    _check_pairs(name, part, scheme)
     with quantizer_module() as ort:
         quantizer = ort.MatMulNBitsQuantizer(
             _one_node(node, name, part),
@@ -209,6 +213,19 @@ def _run(
         TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in graph.initializer
     ]
     return reader, tensors, [t.raw_data for t in graph.initializer]
+
+
+def _check_pairs(name: str, part: Floats, scheme: Scheme) -> None:
+    """onnxruntime packs zero points of 4 bits two to a byte, and these algorithms of its lose count
+    where one is left over."""
+    blocks = -(-len(part) // scheme.block_size)
+    is_packed = scheme.algorithm in ("rtn", "k_quant") and scheme.bits == 4
+    if is_packed and not scheme.symmetric and blocks % 2:
+        raise StepFailed(
+            f"{scheme.algorithm} cannot round `{name}`: blocks of {scheme.block_size} are odd in "
+            f"number, {blocks} in {len(part)} weights",
+            hint="choose a smaller `quantize.block_size`, or `algorithm: default`",
+        )
 
 
 def _one_node(node: NodeProto, name: str, weight: Floats) -> ModelProto:
