@@ -54,7 +54,7 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
         measuring.up()
         measuring.down()
         checks = measuring.checks()
-    np.savez(out / SENSITIVITY, **measuring.arrays())
+    np.savez(out / SENSITIVITY, **measuring.arrays())  # type: ignore[arg-type]
     about = {"tokens": int(windows.size), "checks": checks}
     (out / CHECKS).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 

@@ -30,14 +30,13 @@ def sensitivity_step(checkpoint: Checkpoint, window: int) -> Step:
     )
 
 
-def errors_step(
-    toolchain: str,
-    backend: str,
-    params: Mapping[str, Json],
-    choices: Mapping[str, Mapping[str, Json]],
-) -> Step:
-    """What each of ``choices`` (matrix → label → width) costs: ``params`` are the options with which
-    ``backend`` rounds; "" stands for weights on the lattice of all runtimes."""
+Choices = Mapping[str, Mapping[str, Json]]
+"""Matrix → label → width."""
+
+
+def errors_step(toolchain: str, backend: str, params: Mapping[str, Json], choices: Choices) -> Step:
+    """What each of ``choices`` costs: ``params`` are the options with which ``backend`` rounds; ""
+    stands for weights on the lattice of all runtimes."""
     return Step(
         name="codec-errors",
         runs="evaluate/codec_errors",

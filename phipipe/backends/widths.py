@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
 
 FLOAT_BITS = 16
+TUNED_GROUPS = (-1, 32, 64, 128)  # others are slow on most units, or hardly smaller
 
 
 class Width(BaseModel):
@@ -92,6 +93,7 @@ class Stores:
             Width.model_validate({"bits": bits, "group_size": size})
             for bits, sizes in self.groups.items()
             for size in sizes
+            if size in TUNED_GROUPS
         ]
         return list(self.tuned) or every
 

@@ -31,10 +31,10 @@ def attempt(
     from phipipe.api import building
 
     here = where or building.Where()
-    return building.attempt(command, plans, place, _audience, here, LOG.stream)
+    return building.attempt(command, plans, place, audience, here, LOG.stream)
 
 
-def _audience(plans: Sequence[Plan]) -> AbstractContextManager[Listener]:
+def audience(plans: Sequence[Plan]) -> AbstractContextManager[Listener]:
     from phipipe.cli import listeners
 
     return listeners.listener(plans, sys.stderr, silent=LOG.silent)

@@ -18,7 +18,7 @@ from phipipe import backends
 from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
-from phipipe.output import batch, diff, documents, lists, recipes
+from phipipe.output import batch, diff, documents, lists, recipes, tuned
 from phipipe.recipe import schema
 from phipipe.steps import Json
 from phipipe.suggestions import near
@@ -41,6 +41,7 @@ class Board:
 DOCUMENTS: Mapping[str, Json] = {
     "run": list[documents.Built],
     "plan": list[documents.Planned],
+    "tune": list[tuned.Tuned],
     "diff": diff.Difference,
     "validate": list[documents.Validated],
     "eval": documents.Built,

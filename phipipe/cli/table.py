@@ -27,6 +27,11 @@ COMMANDS = {  # heading → commands, in the order a user meets them
             "long it takes.",
         ),
         Row(
+            "tune",
+            "tune:tune",
+            "Choose the bits of each matrix under a budget, and write them as a recipe.",
+        ),
+        Row(
             "graph",
             "graph:graph",
             "Print the steps of a recipe as a graph; cached steps have a colour of their own.",

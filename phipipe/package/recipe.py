@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
 
+from phipipe.recipe import written
 from phipipe.steps import Json, Params
-
-if TYPE_CHECKING:
-    import yaml
 
 NAME = "recipe.yaml"
 RECIPE_ORDER = (
@@ -52,8 +49,6 @@ def _basename(path: str) -> str:
 
 def text(params: Params) -> str:
     """``recipe.yaml``: what to run to get this package again."""
-    import yaml
-
     recipe = portable(params)
     lines = [
         "# The recipe of this package, every default written out.",
@@ -71,21 +66,4 @@ def text(params: Params) -> str:
         lines.append(
             "# Neither do the prompts: add --set 'evaluate.generate.prompts={file: FILE}'."
         )
-    body = yaml.dump(recipe, Dumper=_dumper(), sort_keys=False, allow_unicode=False, width=110)
-    return "\n".join(lines) + f"\n{body}"
-
-
-def _dumper() -> type[yaml.SafeDumper]:
-    """PyYAML's dumper, which knows YAML 1.1 only, made to quote whatever might not be a string in
-    YAML 1.2."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def scalar(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        plain = re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
-
-    Dumper.add_representer(str, scalar)
-    return Dumper
+    return "\n".join(lines) + f"\n{written.text(recipe)}"

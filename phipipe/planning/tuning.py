@@ -169,14 +169,15 @@ def trial(plan: Plan) -> Plan:
         elif step.name == "baseline":
             params = {**step.params, "tokens": tokens, "first": recipe.calibrate.tokens}
             step = replace(step, params=params)
-        steps.append(replace(step, after=()))
+        steps.append(step)
     return replace(plan, steps=tuple(steps))
 
 
 def needed(steps: Sequence[Step], *names: str) -> list[Step]:
-    """Of ``steps`` those that ``names`` are made of, themselves included, in order."""
+    """Of ``steps`` those that ``names`` are made of, themselves included, in order. Checks that they
+    would come after are left out."""
     wanted = set(names)
     for step in reversed(steps):
         if step.name in wanted:
             wanted |= set(step.needs.values())
-    return [step for step in steps if step.name in wanted]
+    return [replace(step, after=()) for step in steps if step.name in wanted]

@@ -34,14 +34,14 @@ GAIN = 0.01  # of the loss: for less, what is left of a budget is not worth anot
 CLOSE = 0.9  # a file this near to a gate, from below, is as small as it gets
 
 
-def tuned(build: Build, attempt: Attempt, aim: Aim, builds: int, *, generate: bool) -> Tuned:
+def tuned(build: Build, attempt: Attempt, aim: Aim, builds: int, *, answers: bool) -> Tuned:
     """The best widths for ``build``, of at most so many files that are ``builds``.
 
     Raises:
         TargetError: nothing can be chosen, or no choice reaches the aim.
         PhipipeError: as ``preparation.prepare``; or a step failed.
     """
-    return _Tuner(build, attempt, aim, builds).run(generate=generate)
+    return _Tuner(build, attempt, aim, builds).run(answers=answers)
 
 
 class _Tuner:
@@ -56,7 +56,7 @@ class _Tuner:
         self._sensed = attempt(tuning.sensing(self._plan, job, self._scope))
         self._trials: list[Trial] = []
 
-    def run(self, *, generate: bool) -> Tuned:
+    def run(self, *, answers: bool) -> Tuned:
         if self._aim.as_today:
             self._limit = self._try(None, AS_IT_STANDS).size_bytes
         smallest = self._point(self._curve.smallest)
@@ -80,7 +80,7 @@ class _Tuner:
             trials=tuple(self._trials),
             best=best,
             quantize=self._quantize(best.choice),
-            final=self._final(best, generate),
+            final=self._final(best, answers),
         )
 
     # What is known before a file is built
@@ -143,7 +143,7 @@ class _Tuner:
         self._trials.append(trial)
         return trial
 
-    def _planned(self, choice: Choice | None, generate: bool = False) -> Plan:
+    def _planned(self, choice: Choice | None, answers: bool = False) -> Plan:
         recipe = self._build.recipe
         build = self._build
         if choice is not None:
@@ -151,7 +151,7 @@ class _Tuner:
             options = backends.load(recipe.backend).options.model_validate(quantize)
             recipe = recipe.model_copy(update={"quantize": quantize})
             build = replace(build, recipe=recipe, options=options)
-        if generate and recipe.evaluate.generate is None:
+        if answers and recipe.evaluate.generate is None:
             evaluate = recipe.evaluate.model_copy(update={"generate": Generate.model_validate({})})
             recipe = recipe.model_copy(update={"evaluate": evaluate})
             build = replace(build, recipe=recipe)
@@ -168,9 +168,9 @@ class _Tuner:
         widths = {name: option.stored for name, option in choice.items()}
         return {**kept, "map": maps.patterns(widths)}
 
-    def _final(self, best: Trial, generate: bool) -> Outcome:
+    def _final(self, best: Trial, answers: bool) -> Outcome:
         """The best file on the recipe's own evaluation text, with answers where they are wanted."""
-        plan = self._planned(best.choice, generate)
+        plan = self._planned(best.choice, answers)
         names = ["evaluate", *(step.name for step in plan.steps if step.name == "answers")]
         return self._attempt(replace(plan, steps=tuple(tuning.needed(plan.steps, *names))))
 

@@ -1,0 +1,92 @@
+"""The chosen widths as an ordinary recipe, with the evidence as comments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from phipipe.planning.tuning import SELECTION_TOKENS
+from phipipe.recipe import written
+from phipipe.recipe.build import paths_of
+from phipipe.recipe.places import Where
+from phipipe.steps import Json
+from phipipe.tuning.results import Trial, Tuned
+from phipipe.words import human
+
+SUFFIX = "-tuned"
+
+
+def compose(tuned: Sequence[Tuned], folder: Path, command: str) -> str:
+    """A recipe for ``folder`` that builds what ``command`` chose for each of ``tuned``."""
+    lines = [f"# The widths of single matrices were chosen by: {command}"]
+    for one in tuned:
+        lines += [f"# {line}".rstrip() for line in evidence(one)]
+    data = [_data(one, folder) for one in tuned]
+    whole = data[0] if len(data) == 1 else _matrix(tuned, data)
+    return "\n".join(lines) + "\n" + written.text(whole, short=True)
+
+
+def evidence(tuned: Tuned) -> Iterator[str]:
+    """What was measured, line by line."""
+    metrics, errors = tuned.metrics.metrics, tuned.metrics.stderr
+    yield ""
+    yield (
+        f"{tuned.build.name}: mean KL divergence on {SELECTION_TOKENS} tokens of the calibration "
+        "text that nothing is learned from"
+    )
+    yield from (f"  {_row(one)}" for one in tuned.trials)
+    yield (
+        f"  on the evaluation text: {metrics['kld_mean']:.4g} ± {errors.get('kld_mean', 0.0):.1g}, "
+        f"same first choice {100 * metrics['top1']:.1f} %"
+    )
+
+
+def _row(trial: Trial) -> str:
+    told = f"{trial.what}: {human(trial.size_bytes)}, {trial.kld:.4g}"
+    if trial.predicted_kld is None:
+        return told
+    return f"{told} (predicted {trial.predicted_kld:.4g})"
+
+
+def _data(tuned: Tuned, folder: Path) -> dict[str, Json]:
+    """The recipe of one build, as its own file in ``folder`` would have it."""
+    recipe = tuned.build.recipe
+    data: dict[str, Json] = recipe.model_dump(mode="json", exclude_unset=True)
+    data |= {"name": recipe.name + SUFFIX, "quantize": dict(tuned.quantize)}
+    for where, path in paths_of(recipe):
+        _put(data, where, _moved(tuned.build.folder / Path(path).expanduser(), folder))
+    return {key: value for key, value in data.items() if value != {}}
+
+
+def _put(data: dict[str, Json], where: Where, value: str) -> None:
+    *outer, last = where
+    for key in outer:
+        data = data[str(key)]
+    data[str(last)] = value
+
+
+def _moved(path: Path, folder: Path) -> str:
+    """``path`` as seen from ``folder``; on another drive as it is."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _matrix(tuned: Sequence[Tuned], data: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """Several builds as one recipe: what all share, and a variant for each."""
+    shared = {
+        key: value
+        for key, value in data[0].items()
+        if all(key in one and one[key] == value for one in data)
+    }
+    prefix = f"{tuned[0].build.recipe.name}-"
+    variants = [
+        {
+            "name": one.build.name.removeprefix(prefix),
+            **{key: value for key, value in own.items() if key not in shared},
+        }
+        for one, own in zip(tuned, data, strict=True)
+    ]
+    return {**shared, "matrix": variants}
