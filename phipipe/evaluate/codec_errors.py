@@ -4,7 +4,7 @@ sensitive the matrix is (``algorithms.fisher``)."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from phipipe import backends, progress
 from phipipe.algorithms.sensitivity import ERRORS, ROWS, SENSITIVITY
-from phipipe.backends.base import Codec
-from phipipe.backends.widths import from_params
+from phipipe.backends.widths import Stored, from_params
 from phipipe.errors import StepFailed
 from phipipe.models import linears, matrices
 from phipipe.steps import Inputs, Json, Params
@@ -23,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 def measure(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the predicted mean KL divergence, in nats, of each matrix in each of the ways that
-    ``params["choices"]`` has for it (name → label → width).
+    ``params["choices"]`` has for it (name → label → width), without those that it cannot have.
 
     ``inputs``: source, sensitivity. ``params``: backend, options (those with which it rounds).
     Writes ``errors.json``: name → label → loss.
@@ -42,14 +41,17 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
         weight, rows = _sampled(stored[name])
         losses[name] = {}
         for label, width in from_params(labelled).items():
-            loss = found.loss(weight, codec(weight, width, found.squares), rows)
+            try:
+                held = codec(weight, width, found.squares)
+            except StepFailed:  # these options cannot store such rows so
+                continue
+            losses[name][label] = loss = found.loss(weight, held, rows)
             if not np.isfinite(loss):
                 raise StepFailed(f"the error of `{name}` at {width} is no number")
-            losses[name][label] = loss
     (out / ERRORS).write_text(json.dumps(losses, indent=1) + "\n", "utf-8")
 
 
-def _codec(params: Params) -> Codec:
+def _codec(params: Params) -> Callable[[Floats, Stored, Floats], Floats]:
     if not params["backend"]:
         from phipipe.algorithms import codecs
 

@@ -174,8 +174,8 @@ def trial(plan: Plan) -> Plan:
 
 
 def needed(steps: Sequence[Step], *names: str) -> list[Step]:
-    """Of ``steps`` those that ``names`` are made of, themselves included, in order. Checks that they
-    would come after are left out."""
+    """Of ``steps`` those that ``names`` are made of, themselves included, in order; without the
+    checks that they would come after."""
     wanted = set(names)
     for step in reversed(steps):
         if step.name in wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from phipipe.execution.results import Outcome
 from phipipe.planning import preparation, tuning
 from phipipe.planning.plan import Plan
 from phipipe.planning.plans import ReadOnce
+from phipipe.planning.tuning import Group
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Generate
 from phipipe.steps import Json
@@ -89,19 +90,8 @@ class _Tuner:
     def _curve(self) -> Curve:
         path = self._sensed.results["codec-errors"].stored.path / sensitivity.ERRORS
         losses: Mapping[str, Mapping[str, float]] = json.loads(path.read_text("utf-8"))
-        return Curve(
-            {
-                name: [
-                    Option(
-                        stored=stored,
-                        size_bytes=group.size_bytes[label],
-                        loss=sum(losses[matrix][label] for matrix in group.matrices),
-                    )
-                    for label, stored in group.widths.items()
-                ]
-                for name, group in self._scope.groups.items()
-            }
-        )
+        groups = self._scope.groups.items()
+        return Curve({name: list(_options(group, losses)) for name, group in groups})
 
     @cached_property
     def _checks(self) -> list[Check]:
@@ -262,3 +252,12 @@ class _Tuner:
                 hint="loosen `evaluate.gates`, or let more files be built (--builds)",
             )
         return min(passing, key=lambda trial: trial.size_bytes)
+
+
+def _options(group: Group, losses: Mapping[str, Mapping[str, float]]) -> Iterator[Option]:
+    """The ways to store ``group``, but those that its backend turned out not to have."""
+    for label, stored in group.widths.items():
+        parts = [losses[matrix].get(label) for matrix in group.matrices]
+        known = [part for part in parts if part is not None]
+        if len(known) == len(parts):
+            yield Option(stored=stored, size_bytes=group.size_bytes[label], loss=sum(known))
