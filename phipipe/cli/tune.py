@@ -125,6 +125,11 @@ def _aim(wish: Wish) -> Aim:
         raise RecipeError(
             f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them"
         )
+    if not given and wish.builds == 1:
+        raise RecipeError(
+            "--builds 1 leaves no file to compare the recipe's own with",
+            hint="allow 2, or say how large the file may be: --size, --bits or --gates",
+        )
     size_bytes = None if wish.size is None else aims.size_of(wish.size)
     return aims.Aim(size_bytes=size_bytes, bits=wish.bits, by_gates=wish.gates)
 

@@ -42,6 +42,11 @@ class Scope:
     groups: Mapping[str, Group]
     base_bytes: int
 
+    @property
+    def smallest_bytes(self) -> int:
+        """What the artifact takes at least."""
+        return self.base_bytes + sum(min(g.size_bytes.values()) for g in self.groups.values())
+
 
 def scope(build: Build, job: Job[BaseModel]) -> Scope:
     """What can be chosen for the matrices of ``job``.

@@ -54,17 +54,15 @@ class _Tuner:
         self._scope = tuning.scope(build, job)
         self._limit = aim.limit_bytes(self._plan.whole.parameters)
         self._gate = self._kld_gate() if aim.by_gates else math.inf
+        self._check_reachable(self._scope.smallest_bytes)
         self._sensed = attempt(tuning.sensing(self._plan, job, self._scope))
         self._trials: list[Trial] = []
 
     def run(self, *, answers: bool) -> Tuned:
         if self._aim.as_today:
             self._limit = self._try(None, AS_IT_STANDS).size_bytes
-        smallest = self._point(self._curve.smallest)
-        if self._limit is not None and self._left == 1:
-            self._choose()
-        elif self._left:
-            self._check_reachable(self._try(self._curve.smallest, SMALLEST), smallest)
+        if self._left > 1:
+            self._check_reachable(self._try(self._curve.smallest, SMALLEST).size_bytes)
         while self._left and self._choose():
             pass
         if self._left and not self._aim.as_today:
@@ -224,12 +222,13 @@ class _Tuner:
             raise problem_at(self._build, ("evaluate", "gates"), message, hint, ("evaluate",))
         return gate.max
 
-    def _check_reachable(self, trial: Trial, predicted: Point) -> None:
-        if self._limit is not None and trial.size_bytes > self._limit:
+    def _check_reachable(self, smallest_bytes: int) -> None:
+        """Refuse a size that no choice of widths gets to."""
+        if self._limit is not None and not self._aim.as_today and smallest_bytes > self._limit:
             raise TargetError(
-                f"{self._build.name}: no choice of widths gets below {human(trial.size_bytes)}, "
-                f"and {human(self._limit)} were asked for",
-                hint=f"--size {trial.size_bytes}B is the smallest; or take another backend",
+                f"{self._build.name}: no choice of widths gets below {human(smallest_bytes)}, and "
+                f"{human(self._limit)} were asked for",
+                hint="allow more, or take another backend or a smaller model",
             )
 
     def _best(self) -> Trial:
