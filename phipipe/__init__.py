@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from phipipe.api.results import Result as Result
     from phipipe.api.results import Results as Results
     from phipipe.api.runs import run as run
+    from phipipe.api.tuning import Tuning as Tuning
+    from phipipe.api.tuning import tune as tune
     from phipipe.batch.selection import Wanted as Wanted
     from phipipe.errors import GateFailed as GateFailed
     from phipipe.errors import Interrupted as Interrupted
@@ -51,6 +53,7 @@ _HOMES = {
     "phipipe.api.recipes": ("Recipe",),
     "phipipe.api.plans": ("Plan", "PlannedBuild", "plan"),
     "phipipe.api.runs": ("run",),
+    "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
     "phipipe.api.packages": ("Conversation", "Measurement", "Package", "verify"),
     "phipipe.api.figures": ("Figures",),

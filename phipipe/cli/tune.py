@@ -7,25 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from phipipe.cli import answers
 from phipipe.cli.attempt import audience
 from phipipe.cli.build import ONLY
-from phipipe.cli.files import save
 from phipipe.cli.groups import command
 from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, LOG_FORMAT, RECIPE, SETS, Count, UserPath, taking
 from phipipe.cli.workplace import store_of_user
-from phipipe.errors import RecipeError
 from phipipe.files.user_paths import Kind
-
-if TYPE_CHECKING:
-    from phipipe.tuning.aims import Aim
-
-PAGE = ".html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,54 +82,18 @@ def tune(recipe: Path, wish: Wish, sets: Sequence[str], only: Sequence[str], as_
     files are built to prove it. Without --size, --bits or --gates the file may be as large as the
     recipe's own is.
     """
-    from phipipe import backends
     from phipipe.api import tuning
-    from phipipe.recipe import loading
-    from phipipe.tuning import page, recipe_text
+    from phipipe.api.recipes import Recipe
 
-    aim = _aim(wish)
-    builds = loading.load(recipe, options=backends.OptionsOf(), sets=sets, only=only)
-    target = wish.write or Path(f"{builds[0].recipe.name}-tuned.yaml")
-    _check_new(target)
+    aim = tuning.aim_of(wish.size, wish.bits, gates=wish.gates, builds=wish.builds)
+    read = Recipe.load(recipe, sets, only)
+    target = wish.write or Path(f"{read.name}-tuned.yaml")
+    tuning.check_new(target)
     effort = tuning.Effort(files=wish.builds, answers=wish.answers)
-    tuned = tuning.tune(builds, aim, effort, store_of_user(), audience, note)
-    line = subprocess.list2cmdline(["phipipe", *sys.argv[1:]])
-    drawn = target.with_suffix(PAGE)
-    save(target, recipe_text.compose(tuned, target.parent, line))
-    save(drawn, page.render(tuned, line))
+    tuned = tuning.tune_builds(read.builds, aim, effort, store_of_user(), audience, note)
+    done = tuning.Tuning(tuned, subprocess.list2cmdline(["phipipe", *sys.argv[1:]]))
+    page = done.write(target)
     if as_json:
-        answers.give([tuning.document(one, str(target), str(drawn)) for one in tuned])
+        answers.give(done.to_dict(str(target), str(page)))
         return
-    echo("\n\n".join(map(tuning.describe, tuned)))
-    echo(f"\nrecipe   {target}\npage     {drawn}\nbuild    phipipe run {target}")
-
-
-def _aim(wish: Wish) -> Aim:
-    """What was asked for.
-
-    Raises:
-        RecipeError: more than one thing, or a size that is none.
-    """
-    from phipipe.tuning import aims
-
-    given = [name for name in ("size", "bits", "gates") if getattr(wish, name)]
-    if len(given) > 1:
-        raise RecipeError(
-            f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them"
-        )
-    if not given and wish.builds == 1:
-        raise RecipeError(
-            "--builds 1 leaves no file to compare the recipe's own with",
-            hint="allow 2, or say how large the file may be: --size, --bits or --gates",
-        )
-    size_bytes = None if wish.size is None else aims.size_of(wish.size)
-    return aims.Aim(size_bytes=size_bytes, bits=wish.bits, by_gates=wish.gates)
-
-
-def _check_new(target: Path) -> None:
-    """Refuse to write over what is there, before anything is built."""
-    for path in (target, target.with_suffix(PAGE)):
-        if path.exists():
-            raise RecipeError(
-                f"`{path}` is there already", hint="name another file with --write, or move it away"
-            )
+    echo(f"{done}\n\nrecipe   {target}\npage     {page}\nbuild    phipipe run {target}")
