@@ -1,12 +1,12 @@
 """What 4 bits cost a really trained model: each tool's default beside weights learned here.
 
-    python benchmarks/quality.py [--work FOLDER] [--only llamacpp mlx] [--tokens 4096]
+    python benchmarks/quality.py [--work FOLDER] [--only llamacpp mlx] [--tokens 8192]
 
 The model is that of ``real.py`` (SmolLM2-135M-Instruct as a Llama). Texts are made of what comes
 with Python: the help of its language in English, and its own modules as code; learning and
-evaluation take different parts. Printed is one row a build: size, bits for a weight, mean KL
-divergence from the original with its standard error, the share of equal first choices, and how long
-the steps of rounding and learning took.
+evaluation take different parts, and `tune` chooses by what follows in the first. Printed is one row
+a build: size, bits for a weight, mean KL divergence from the original with its standard error, the
+share of equal first choices, and how long the steps of rounding and learning took.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc_data import topics
 
@@ -23,13 +23,22 @@ import real
 
 import phipipe
 from phipipe.api.results import Result
+from phipipe.tuning.results import Tuned
 
 LEARNED = "weights: {learn: gptq}"
-# backend: device, the tool's own builds. Hidden size 576: groups of 64 divide it, 128 and K-quants
-# do not.
-BUILDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "onnxruntime": ("cpu-x86_64", {"default": "{}", "mixed": "{mixed: layers}"}),
-    "openvino": ("intel-cpu", {"default": "{group_size: 64}"}),
+# backend: device, the tool's own builds (the first is its default), and learned ones. Hidden size
+# 576: groups of 64 divide it, 128 and K-quants do not. "same" has the default's bits throughout.
+BUILDS: Mapping[str, tuple[str, Mapping[str, str], str]] = {
+    "onnxruntime": (
+        "cpu-x86_64",
+        {"default": "{}", "mixed": "{mixed: layers}"},
+        f"{LEARNED}, quantize: {{map: {{lm_head: {{bits: 4}}}}}}",
+    ),
+    "openvino": (
+        "intel-cpu",
+        {"default": "{group_size: 64}"},
+        "weights: {learn: gptq, group_size: 64}",
+    ),
     "llamacpp": (
         "cpu-x86_64",
         {
@@ -37,10 +46,20 @@ BUILDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "q4_0-imatrix": "{type: Q4_0, imatrix: true}",
             "iq4_nl-imatrix": "{type: IQ4_NL, imatrix: true}",
         },
+        LEARNED,
     ),
-    "mlx": ("apple-silicon", {"default": "{group_size: 64}"}),
-    "torch": ("cpu-x86_64", {"default": "{group_size: 64}"}),
+    "mlx": (
+        "apple-silicon",
+        {"default": "{group_size: 64}"},
+        "weights: {learn: gptq, group_size: 64}",
+    ),
+    "torch": (
+        "cpu-x86_64",
+        {"default": "{group_size: 64}"},
+        "weights: {learn: gptq, group_size: 64}",
+    ),
 }
+TUNED = (1.0, 0.9)  # of the default's size
 LEARNING = ("argparse", "textwrap", "configparser", "tempfile", "csv", "queue")
 EVALUATION = ("heapq", "shlex", "string", "bisect", "fnmatch", "sched", "shutil")
 TIMED = ("quantize", "weights", "imatrix", "gptq", "calibration")
@@ -64,9 +83,9 @@ def texts(work: Path) -> None:
 
 def recipe(work: Path, backend: str, tokens: int) -> Path:
     """All builds of one backend."""
-    device, builds = BUILDS[backend]
+    device, builds, same = BUILDS[backend]
     rows = [f"  - {{name: {name}, quantize: {options}}}" for name, options in builds.items()]
-    rows.append(f"  - {{name: learned, {LEARNED}}}")
+    rows += [f"  - {{name: same, {same}}}", f"  - {{name: learned, {LEARNED}}}"]
     path = work / f"quality-{backend}.yaml"
     path.write_text(
         f"""name: quality-{backend}
@@ -102,11 +121,33 @@ def row(backend: str, result: Result) -> str:
     )
 
 
+def tuned_rows(backend: str, path: Path, default: Result) -> Iterator[str]:
+    """The default, and learned weights, with widths chosen at the default's size, and at less."""
+    own = next(iter(BUILDS[backend][1]))
+    size_bytes = default.figures["size_gib"] * 2**30
+    for build, share in ((own, TUNED[0]), *(("learned", share) for share in TUNED)):
+        files = 4 if build == own else 2  # each file of learned weights learns anew
+        size = f"{int(share * size_bytes)}B"
+        tuning = phipipe.tune(path, size=size, builds=files, answers=False, only=build)
+        yield _tuned_row(backend, f"{build}, tuned at {100 * share:.0f} %", tuning.builds[0])
+
+
+def _tuned_row(backend: str, name: str, tuned: Tuned) -> str:
+    figures, errors, best = tuned.metrics.metrics, tuned.metrics.stderr, tuned.best
+    told = f" (predicted {best.predicted_kld:.4f}, chosen by {best.kld:.4f})"
+    return (
+        f"| {backend} | {name} | {figures['size_gib'] * 1024:.0f} | "
+        f"{figures['bits_per_weight']:.2f} | {figures['kld_mean']:.4f} ± "
+        f"{errors['kld_mean']:.4f}{told if best.predicted_kld else ''} | "
+        f"{100 * figures['top1']:.1f} % | |"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "phipipe-real")
     parser.add_argument("--only", nargs="+", choices=BUILDS, default=list(BUILDS))
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=8192)
     given = parser.parse_args(arguments)
     given.work.mkdir(exist_ok=True)
     real.checkpoints(given.work)
@@ -116,9 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for backend in given.only:
         path = recipe(given.work, backend, given.tokens)
-        for result in phipipe.run(path, out=given.work / "quality"):
+        results = phipipe.run(path, out=given.work / "quality")
+        for result in results:
             print(row(backend, result), flush=True)
             failed |= not result.ok
+        for line in tuned_rows(backend, path, results[0]):
+            print(line, flush=True)
     return int(failed)
 
 
