@@ -98,7 +98,7 @@ class Tokenizer(Protocol):
 class Codec(Protocol):
     """What a backend's files hold of a weight: its own rounding, and its own decoding of it."""
 
-    def __call__(self, weight: Floats, stored: Stored, importance: Floats) -> Floats:
+    def __call__(self, weight: Floats, stored: Stored, importance: Floats, /) -> Floats:
         """The values float32 [rows, columns] that a runtime multiplies with, where ``weight``
         float32 [rows, columns], some rows of a matrix, is ``stored`` so; at 16 bits what the
         backend's floats hold.

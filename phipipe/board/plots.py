@@ -4,7 +4,7 @@ window of the chosen builds."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from phipipe.board import axes, board, picks
@@ -18,6 +18,8 @@ MOST_PANEL_TICKS = 3
 # dot, and what is too near.
 SIDES = {"sw": (-1, -1), "nw": (-1, 1), "se": (1, -1), "ne": (1, 1)}
 OFFSET, NEAR = (5.0, 4.0), (5.0, 3.6)
+Place = tuple[float, float]
+"""Percent from the left and from the bottom of a plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,37 +119,37 @@ def _fronts(page: Page, dots: dict[str, Dot]) -> list[Front]:
     """One for each device; lower bounds have lines of their own. The dots are numbered through."""
     candidates, number = board.candidates(page.done), 0
     fronts: list[Front] = []
-    taken: list[tuple[float, float]] = []
+    taken: list[Place] = []
     for device, bound in sorted({(c.device, c.bound) for c in candidates}):
         steps = picks.front(c for c in candidates if (c.device, c.bound) == (device, bound))
         mine = []
         for candidate in steps:
             number += 1
             dot = replace(dots[candidate.name], number=number)
-            mine.append(replace(dot, side=_side(dot, taken, dots.values())))
-            taken.append(_spot(dot, mine[-1].side))
+            others = [(one.x, one.y) for one in dots.values() if one.name != dot.name]
+            mine.append(replace(dot, side=side((dot.x, dot.y), [*taken, *others])))
+            taken.append(spot((dot.x, dot.y), mine[-1].side))
         if mine:
             fronts.append(Front(device, _stairs(mine), mine))
     return fronts
 
 
-def _side(dot: Dot, taken: Sequence[tuple[float, float]], dots: Iterable[Dot]) -> str:
-    """The first side of ``dot`` where its number touches no other number and no dot. Left and below
-    come first: there a front has nothing."""
-    points = [(other.x, other.y) for other in dots if other.name != dot.name]
-    for side in SIDES:
-        spot = _spot(dot, side)
-        if not any(_touch(spot, other) for other in (*taken, *points)):
-            return side
+def side(dot: Place, taken: Sequence[Place]) -> str:
+    """The first side of ``dot`` where its number touches nothing of ``taken``: other numbers and
+    other dots. Left and below come first: there a front has nothing."""
+    for name in SIDES:
+        if not any(_touch(spot(dot, name), other) for other in taken):
+            return name
     return next(iter(SIDES))
 
 
-def _spot(dot: Dot, side: str) -> tuple[float, float]:
-    right, up = SIDES[side]
-    return dot.x + OFFSET[0] * right, dot.y + OFFSET[1] * up
+def spot(dot: Place, name: str) -> Place:
+    """Where the number on the side ``name`` of ``dot`` stands."""
+    right, up = SIDES[name]
+    return dot[0] + OFFSET[0] * right, dot[1] + OFFSET[1] * up
 
 
-def _touch(one: tuple[float, float], other: tuple[float, float]) -> bool:
+def _touch(one: Place, other: Place) -> bool:
     return abs(one[0] - other[0]) < NEAR[0] and abs(one[1] - other[1]) < NEAR[1]
 
 

@@ -101,12 +101,10 @@ class Curve:
     def reaching(self, loss: float) -> Choice | None:
         """The smallest choice that loses at most so much; None if none does."""
         chosen = dict(self.smallest)
-        total = _totals(chosen)[1]
         for move in self._moves:
-            if total <= loss:
+            if _totals(chosen)[1] <= loss:  # a running sum would drift from it
                 break
             chosen[move.group] = move.end
-            total += move.end.loss - move.start.loss
         return chosen if _totals(chosen)[1] <= loss else None
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from phipipe.tuning.curve import Point
 
 TINY = 1e-12  # nats that count as none
-STEEPEST, FLATTEST = 1.5, 0.5  # powers that two built files may suggest
+STEEPEST, FLATTEST = 1.5, 0.5  # powers that files may suggest beyond them
+ALIKE = 0.05  # files whose logarithms are this near suggest no power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,18 @@ class Fit:
         """The mean KL divergence in nats where ``loss`` is predicted.
 
         The errors of all groups add up while they are small. Of one file the factor between both
-        is taken, of several a power law through the two nearest.
+        is taken; between two the power law through them; beyond all files that through the
+        nearest ones, within bounds.
         """
-        files = sorted(self.files, key=lambda file: _apart(file, loss))
-        if not files:
+        if not self.files:
             return self.factor * loss
-        near = files[0]
-        other = next((f for f in files[1:] if abs(_apart(f, near.predicted.loss)) > 0.05), None)
-        share = max(loss, TINY) / max(near.predicted.loss, TINY)
-        return near.kld * math.pow(share, _power(near, other))
+        near, *others = sorted(self.files, key=lambda file: abs(_apart(file, loss)))
+        others = [one for one in others if abs(_apart(one, near.predicted.loss)) > ALIKE]
+        across = [one for one in others if _apart(one, loss) * _apart(near, loss) < 0]
+        power = _power(near, *(across or others)[:1])
+        if not across:
+            power = min(max(power, FLATTEST), STEEPEST)
+        return near.kld * math.exp(power * _apart(near, loss))
 
     def loss(self, kld: float) -> float:
         """The predicted loss at which the mean KL divergence is ``kld``, by bisection."""
@@ -60,12 +64,12 @@ class Fit:
 
 
 def _apart(file: Measured, loss: float) -> float:
-    return abs(math.log(max(loss, TINY) / max(file.predicted.loss, TINY)))
+    """How far ``loss`` lies above what was predicted of ``file``, as a logarithm."""
+    return math.log(max(loss, TINY) / max(file.predicted.loss, TINY))
 
 
-def _power(near: Measured, other: Measured | None) -> float:
+def _power(near: Measured, other: Measured | None = None) -> float:
+    """That of the law through both; 1 where one file does not say."""
     if other is None or min(near.kld, other.kld) <= 0:
         return 1.0
-    rise = math.log(near.kld / other.kld)
-    power = rise / math.log(near.predicted.loss / other.predicted.loss)
-    return float(min(max(power, FLATTEST), STEEPEST))
+    return math.log(near.kld / other.kld) / _apart(other, near.predicted.loss)

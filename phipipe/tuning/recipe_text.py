@@ -12,14 +12,16 @@ from phipipe.recipe.build import paths_of
 from phipipe.recipe.places import Where
 from phipipe.steps import Json
 from phipipe.tuning.results import Trial, Tuned
+from phipipe.visible import one_line
 from phipipe.words import human
 
 SUFFIX = "-tuned"
+MOST_CHARACTERS = 80  # of a recipe's name
 
 
 def compose(tuned: Sequence[Tuned], folder: Path, command: str) -> str:
     """A recipe for ``folder`` that builds what ``command`` chose for each of ``tuned``."""
-    lines = [f"# The widths of single matrices were chosen by: {command}"]
+    lines = [f"# The widths of single matrices were chosen by: {one_line(command)}"]
     for one in tuned:
         lines += [f"# {line}".rstrip() for line in evidence(one)]
     data = [_data(one, folder) for one in tuned]
@@ -53,7 +55,8 @@ def _data(tuned: Tuned, folder: Path) -> dict[str, Json]:
     """The recipe of one build, as its own file in ``folder`` would have it."""
     recipe = tuned.build.recipe
     data: dict[str, Json] = recipe.model_dump(mode="json", exclude_unset=True)
-    data |= {"name": recipe.name + SUFFIX, "quantize": dict(tuned.quantize)}
+    name = recipe.name[: MOST_CHARACTERS - len(SUFFIX)] + SUFFIX
+    data |= {"name": name, "quantize": dict(tuned.quantize)}
     for where, path in paths_of(recipe):
         _put(data, where, _moved(tuned.build.folder / Path(path).expanduser(), folder))
     return {key: value for key, value in data.items() if value != {}}

@@ -103,7 +103,8 @@ class _Tuner:
             for one in self._trials
             if one.predicted
         ]
-        logs = [math.log(c.measured / c.predicted) for c in self._checks if c.predicted > 0]
+        told = [check for check in self._checks if min(check.predicted, check.measured) > 0]
+        logs = [math.log(check.measured / check.predicted) for check in told]
         return Fit(files, math.exp(sum(logs) / len(logs)) if logs else 1.0)
 
     def _point(self, choice: Choice) -> Point:
@@ -183,8 +184,8 @@ class _Tuner:
             choice = self._curve.within(budget - self._fit.beside(self._point(choice)))
         done = self._within()
         if choice and done and done.predicted:
-            gain = 1 - self._point(choice).loss / done.predicted.loss
-            return choice if gain > GAIN else None
+            enough = (1 - GAIN) * done.predicted.loss
+            return choice if self._point(choice).loss < enough else None
         return choice
 
     def _within(self) -> Trial | None:

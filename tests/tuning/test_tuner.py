@@ -160,9 +160,7 @@ def test_without_an_aim_the_recipe_sets_the_size(tmp_path: Path) -> None:
 
 def test_gates_give_the_smallest_file_that_passes(tmp_path: Path) -> None:
     world = World(tmp_path)
-    found = tuner.tuned(
-        build_of("llamacpp"), world.attempt, Aim(by_gates=True), 5, answers=False
-    )
+    found = tuner.tuned(build_of("llamacpp"), world.attempt, Aim(by_gates=True), 5, answers=False)
     assert found.best.kld <= 0.01
     assert found.best.kld >= 0.007
     smaller = [trial for trial in found.trials if trial.size_bytes < found.best.size_bytes]

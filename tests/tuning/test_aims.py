@@ -1,0 +1,68 @@
+"""Sizes as people write them, and the limits that they set."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phipipe.errors import RecipeError
+from phipipe.tuning import aims
+from phipipe.tuning.aims import UNITS, Aim
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("2.2GiB", 2362232012),
+        ("900MB", 900_000_000),
+        ("900 mb", 900_000_000),
+        (" 1 KiB ", 1024),
+        ("17B", 17),
+        ("0.5kib", 512),
+    ],
+)
+def test_a_size_has_a_unit(text: str, size_bytes: int) -> None:
+    assert aims.size_of(text) == size_bytes
+
+
+@given(st.integers(1, 10**9), st.sampled_from(list(UNITS)))
+def test_whole_sizes_are_exact(count: int, unit: str) -> None:
+    if count * UNITS[unit] < 2**53:
+        assert aims.size_of(f"{count}{unit}") == count * UNITS[unit]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2.2", "GiB", "-1GiB", "1e3GiB", "2,2GiB", "٢GiB", "1GiB2", "1 TiBs", "nanB"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="is no size"):
+        aims.size_of(text)
+
+
+@given(st.text() | st.from_regex(r"[0-9]*\.?[0-9]*[KMG]?i?B", fullmatch=True))
+def test_any_text_is_a_size_or_is_refused(text: str) -> None:
+    with contextlib.suppress(RecipeError):
+        assert aims.size_of(text) >= 1
+
+
+@pytest.mark.parametrize("text", ["0B", "0.1B", "0GiB"])
+def test_nothing_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="holds nothing"):
+        aims.size_of(text)
+
+
+def test_more_digits_than_any_size_has_are_refused() -> None:
+    with pytest.raises(RecipeError, match="is no size"):
+        aims.size_of("9" * 400 + "GiB")
+
+
+def test_limits() -> None:
+    assert Aim(size_bytes=7).limit_bytes(100) == 7
+    assert Aim(bits=4.5).limit_bytes(1000) == 562
+    assert Aim(by_gates=True).limit_bytes(1000) is None
+    assert Aim().limit_bytes(1000) is None
+    today = [Aim(), Aim(size_bytes=7), Aim(bits=4.5), Aim(by_gates=True)]
+    assert [one.as_today for one in today] == [True, False, False, False]
