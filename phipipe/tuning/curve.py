@@ -79,12 +79,11 @@ class Curve:
 
     def points(self) -> Iterator[Point]:
         """The best choices, the smallest first."""
-        size_bytes, loss = _totals(self.smallest)
-        yield Point(size_bytes=size_bytes, loss=loss)
+        chosen = dict(self.smallest)
+        yield point(chosen)
         for move in self._moves:
-            size_bytes += move.more_bytes
-            loss += move.end.loss - move.start.loss
-            yield Point(size_bytes=size_bytes, loss=max(loss, 0.0))
+            chosen[move.group] = move.end
+            yield point(chosen)
 
     def within(self, size_bytes: int) -> Choice | None:
         """The best choice of at most so many bytes; None if the smallest takes more."""
@@ -102,7 +101,7 @@ class Curve:
         """The smallest choice that loses at most so much; None if none does."""
         chosen = dict(self.smallest)
         for move in self._moves:
-            if _totals(chosen)[1] <= loss:  # a running sum would drift from it
+            if _totals(chosen)[1] <= loss:
                 break
             chosen[move.group] = move.end
         return chosen if _totals(chosen)[1] <= loss else None
