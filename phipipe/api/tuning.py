@@ -146,7 +146,10 @@ def tune_builds(
             raise outcome.error
         return outcome
 
-    return [tuner.tuned(one, attempt, aim, effort.files, answers=effort.answers) for one in builds]
+    return [
+        tuner.tuned(one, attempt, aim, effort.files, answers=effort.answers, note=note)
+        for one in builds
+    ]
 
 
 def aim_of(size: str | None, bits: float | None, *, gates: bool, builds: int) -> Aim:

@@ -175,7 +175,7 @@ def trial(plan: Plan) -> Plan:
             params = {**step.params, "tokens": tokens, "first": recipe.calibrate.tokens}
             step = replace(step, params=params)
         steps.append(step)
-    return replace(plan, steps=tuple(steps))
+    return replace(plan, steps=tuple(steps), warnings=())  # told with what comes before
 
 
 def needed(steps: Sequence[Step], *names: str) -> list[Step]:

@@ -72,4 +72,4 @@ def _power(near: Measured, other: Measured | None = None) -> float:
     """That of the law through both; 1 where one file does not say."""
     if other is None or min(near.kld, other.kld) <= 0:
         return 1.0
-    return math.log(near.kld / other.kld) / _apart(other, near.predicted.loss)
+    return (math.log(near.kld) - math.log(other.kld)) / _apart(other, near.predicted.loss)

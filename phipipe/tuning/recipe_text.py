@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from phipipe.metrics import METRICS
+from phipipe.package import answer_words, figures
 from phipipe.planning.tuning import SELECTION_TOKENS
 from phipipe.recipe import written
 from phipipe.recipe.build import paths_of
@@ -42,6 +44,20 @@ def evidence(tuned: Tuned) -> Iterator[str]:
         f"  on the evaluation text: {metrics['kld_mean']:.4g} ± {errors.get('kld_mean', 0.0):.1g}, "
         f"same first choice {100 * metrics['top1']:.1f} %"
     )
+    yield from (f"  {line}" for line in _answers(tuned))
+
+
+def _answers(tuned: Tuned) -> Iterator[str]:
+    """What the best file answers to prompts, beside the original; nothing where nobody asked."""
+    answers = tuned.answers
+    if answers is None:
+        return
+    shown = (
+        f"{METRICS[name].title} {' '.join(figures.shown(METRICS[name], value)).rstrip()}"
+        for name, value in answers.metrics.items()
+    )
+    yield f"answers: {', '.join(shown)}"
+    yield from answer_words.remarks(answers)
 
 
 def _row(trial: Trial) -> str:

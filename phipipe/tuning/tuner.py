@@ -35,19 +35,36 @@ GAIN = 0.01  # of the loss: for less, what is left of a budget is not worth anot
 CLOSE = 0.9  # a file this near to a gate, from below, is as small as it gets
 
 
-def tuned(build: Build, attempt: Attempt, aim: Aim, builds: int, *, answers: bool) -> Tuned:
-    """The best widths for ``build``, of at most so many files that are ``builds``.
+def tuned(
+    build: Build,
+    attempt: Attempt,
+    aim: Aim,
+    builds: int,
+    *,
+    answers: bool,
+    note: Callable[[str], None] = lambda line: None,
+) -> Tuned:
+    """The best widths for ``build``, of at most so many files that are ``builds``; ``note`` hears
+    which file comes next.
 
     Raises:
         TargetError: nothing can be chosen, or no choice reaches the aim.
         PhipipeError: as ``preparation.prepare``; or a step failed.
     """
-    return _Tuner(build, attempt, aim, builds).run(answers=answers)
+    return _Tuner(build, attempt, aim, builds, note).run(answers=answers)
 
 
 class _Tuner:
-    def __init__(self, build: Build, attempt: Attempt, aim: Aim, builds: int) -> None:
+    def __init__(
+        self,
+        build: Build,
+        attempt: Attempt,
+        aim: Aim,
+        builds: int,
+        note: Callable[[str], None],
+    ) -> None:
         self._build, self._attempt, self._aim, self._left = build, attempt, aim, builds
+        self._builds, self._note = builds, note
         self._read = ReadOnce()
         self._plan = preparation.prepare(build, self._read)
         job = preparation.job_of(build, self._plan.whole)
@@ -55,6 +72,7 @@ class _Tuner:
         self._limit = aim.limit_bytes(self._plan.whole.parameters)
         self._gate = self._kld_gate() if aim.by_gates else math.inf
         self._check_reachable(self._scope.smallest_bytes)
+        self._tell("what an error in each matrix costs")
         self._sensed = attempt(tuning.sensing(self._plan, job, self._scope))
         self._trials: list[Trial] = []
 
@@ -81,6 +99,9 @@ class _Tuner:
             quantize=self._quantize(best.choice),
             final=self._final(best, answers),
         )
+
+    def _tell(self, what: str) -> None:
+        self._note(f"{self._build.name}: {what}")
 
     # What is known before a file is built
 
@@ -117,8 +138,8 @@ class _Tuner:
         """Build a file and score it; None is the recipe as it stands."""
         predicted = self._point(choice) if choice else None
         expected = self._fit.kld(predicted.loss) if predicted else None
-        plan = self._planned(choice)
-        scored = self._attempt(tuning.trial(plan)).load("evaluate", Metrics)
+        self._tell(f"file {self._builds - self._left + 1} of at most {self._builds}, {what}")
+        scored = self._attempt(tuning.trial(self._planned(choice))).load("evaluate", Metrics)
         assert scored is not None
         self._left -= 1
         trial = Trial(
@@ -159,7 +180,8 @@ class _Tuner:
 
     def _final(self, best: Trial, answers: bool) -> Outcome:
         """The best file on the recipe's own evaluation text, with answers where they are wanted."""
-        plan = self._planned(best.choice, answers)
+        self._tell("the best file on the recipe's own text")
+        plan = replace(self._planned(best.choice, answers), warnings=())
         names = ["evaluate", *(step.name for step in plan.steps if step.name == "answers")]
         return self._attempt(replace(plan, steps=tuple(tuning.needed(plan.steps, *names))))
 
