@@ -71,7 +71,7 @@ def _data(tuned: Tuned, folder: Path) -> dict[str, Json]:
     """The recipe of one build, as its own file in ``folder`` would have it."""
     recipe = tuned.build.recipe
     data: dict[str, Json] = recipe.model_dump(mode="json", exclude_unset=True)
-    name = recipe.name[: MOST_CHARACTERS - len(SUFFIX)] + SUFFIX
+    name = recipe.name.removesuffix(SUFFIX)[: MOST_CHARACTERS - len(SUFFIX)] + SUFFIX
     data |= {"name": name, "quantize": dict(tuned.quantize)}
     for where, path in paths_of(recipe):
         _put(data, where, _moved(tuned.build.folder / Path(path).expanduser(), folder))
