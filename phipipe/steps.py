@@ -38,6 +38,7 @@ ADDRESSES: Mapping[str, str] = {
     "evaluate/check_parity": "phipipe.evaluate.gates:check_parity",
     "evaluate/compare": "phipipe.evaluate.fidelity:compare",
     "evaluate/compare_pictures": "phipipe.evaluate.pictures:compare",
+    "evaluate/compare_run": "phipipe.evaluate.fidelity:compare_run",
     "evaluate/keep_reference": "phipipe.evaluate.reference:keep",
     "evaluate/measure": "phipipe.evaluate.speed:measure",
     "evaluate/round": "phipipe.evaluate.rounding:measure",

@@ -54,7 +54,7 @@ def ending(result: Result) -> str:
 
 def describe_outcome(done: Outcome) -> str:
     """The closing words of one build: table, place, next commands. Empty for a failed one."""
-    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
+    metrics, speed = done.fidelity, done.load("measure", Speed)
     if done.error or not (metrics or speed):
         return ""
     answers = done.load("answers", Answers)
@@ -85,7 +85,7 @@ def outcome_json(done: Outcome) -> documents.Built:
     """The same for machines."""
     recipe, error = done.plan.build.recipe, done.error
     answers = done.load("answers", Answers)
-    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
+    metrics, speed = done.fidelity, done.load("measure", Speed)
     return documents.Built(
         name=done.plan.build.name,
         device=done.plan.device.name,

@@ -140,7 +140,7 @@ def _regressed(name: str, worse: Sequence[Regression], home: Path) -> GateFailed
 def figures(outcome: Outcome) -> dict[str, float]:
     """Everything that was measured of a build, also of one whose gates failed."""
     return _joined(
-        outcome.load("evaluate", Metrics),
+        outcome.fidelity,
         outcome.load("measure", Speed),
         outcome.load("vision-evaluate", Vision),
         outcome.load("answers", Answers),

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from phipipe.board.board import done, elsewhere
 from phipipe.board.entry import Entry, one_line
+from phipipe.evaluate.run_reports import SAME
 from phipipe.metrics import METRICS
 from phipipe.package import figures
 
+DIVERGENCES = ("kld_mean", "kld_run")  # shown with their standard errors
 ON_TARGET = ("false", "emulated", "true")
 FRONT = (
     "on the Pareto front of its device: no smaller build is as close to the original, or only "
@@ -56,7 +58,9 @@ def _metric(name: str) -> Column:
             return "–"
         if metric.is_size:
             return " ".join(figures.size(amount)) if amount > 0 else "0"
-        if name == "kld_mean":
+        if name == "kld_run" and entry.knob == SAME:
+            return "same"
+        if name in DIVERGENCES:
             return ("≥ " if entry.reference else "") + figures.with_error(
                 amount, entry.stderr.get(name)
             )
@@ -75,7 +79,7 @@ def _metric(name: str) -> Column:
 # A choice needs the first three: a phone and a narrow terminal show these.
 COLUMNS = (
     *map(_metric, ("size_gib", "kld_mean", "decode_tokens_per_s")),
-    *map(_metric, ("bits_per_weight", "top1", "ppl_ratio", "ttft_s", "peak_memory_gib")),
+    *map(_metric, ("kld_run", "bits_per_weight", "top1", "ppl_ratio", "ttft_s", "peak_memory_gib")),
     Column(
         "on_target",
         "on target",
@@ -108,10 +112,17 @@ def notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def remarks(entries: Sequence[Entry]) -> list[str]:
-    """What adapters changed of their bases, a sentence for each original; which builds hold the
-    same learned weights, bit for bit."""
+    """What adapters changed of their bases, a sentence for each original; what runtimes do by
+    default; which builds hold the same learned weights, bit for bit."""
     told = {f"{one_line(e.source)}: {one_line(e.change)}." for e in done(entries) if e.change}
-    return [*sorted(told), *_same_weights(entries)]
+    return [*sorted(told), *_knobs(entries), *_same_weights(entries)]
+
+
+def _knobs(entries: Sequence[Entry]) -> list[str]:
+    """What is in "KLD run" besides what the file loses, a sentence for each backend."""
+    heading = METRICS["kld_run"].heading
+    told = {(e.backend, one_line(e.knob)) for e in done(entries) if e.knob}
+    return [f"{heading} of {one_line(backend)}: by default {how}." for backend, how in sorted(told)]
 
 
 def _same_weights(entries: Sequence[Entry]) -> list[str]:

@@ -19,7 +19,7 @@ from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.planning import generation_steps, machine, scoring, vision_steps
+from phipipe.planning import generation_steps, machine, run_steps, scoring, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.build import Build
@@ -51,7 +51,7 @@ def plan_evaluation(
     checkpoint = original.checkpoint
     checkpoint = kinds.language(checkpoint) if kinds.sees(checkpoint) else checkpoint
     text_step = take.text_step(recipe.evaluate.text, Path.cwd())
-    scored = _scored(recipe, original.checkpoint, checkpoint)
+    scored = _scored(recipe, original.checkpoint, checkpoint, manifest.api)
     target = device.load(recipe.device, Path.cwd())
     api = _api_of(target, manifest)
     return Plan(
@@ -65,12 +65,19 @@ def plan_evaluation(
             *_questions(recipe, checkpoint),
             *(_reading(step, _artifact(folder, manifest)) for step in scored),
         ),
+        knob=_knob(recipe, api, "cpu"),
     )
 
 
-def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint) -> list[Step]:
-    """The steps that evaluate and time the package's artifact; ``language`` is the language model
-    of ``whole``, or all of it."""
+def _knob(recipe: Recipe, api: str, opened: str) -> str | None:
+    """What ``Plan.knob`` is of a package for ``api`` that is scored on the unit ``opened``."""
+    backend = backends.load(recipe.backend)
+    return None if api in backend.tokens_only else backend.knob(recipe, opened)
+
+
+def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint, api: str) -> list[Step]:
+    """The steps that evaluate and time the package's artifact for ``api``; ``language`` is the
+    language model of ``whole``, or all of it."""
     toolchain = backends.load(recipe.backend).toolchain
     opened = scoring.Opened(
         toolchain=toolchain, memory_bytes=4 * language.parameters + scoring.RUNTIME_BYTES
@@ -82,6 +89,7 @@ def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint) -> list[Ste
     return [
         *(vision_steps.scoring_steps(whole, shipped, recipe) if kinds.sees(whole) else ()),
         evaluation,
+        *run_steps.steps(evaluation, _knob(recipe, api, "cpu"), run_steps.tokens(recipe, language)),
         *_answers(recipe, evaluation, language),
         scoring.measure_step("artifact", recipe, opened),
     ]
@@ -153,13 +161,15 @@ def plan_measurement(folder: Path) -> Plan:
         compare = scoring.compare_step(
             "evaluate", "artifact", recipe, opened, parameters=parameters
         )
-        steps.insert(0, compare)
+        run = run_steps.steps(compare, _knob(recipe, api, api), recipe.evaluate.tokens)
+        steps = [compare, *run, *steps]
     return Plan(
         build=_build(manifest, recipe),
         device=target,
         api=api,
         on_target="true",
         steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
+        knob=_knob(recipe, api, api),
     )
 
 

@@ -31,13 +31,14 @@ def threads() -> int:
 
 class Session:
     """Runtime over a GGUF. Logits are computed in fp32, keys and values too: what is measured is
-    the stored weights.
+    the stored weights. ``as_run``: both as llama.cpp does by default.
 
     llama.cpp's flash attention would round queries to 16 bits; text is generated with it, as
     llama.cpp does.
     """
 
-    def __init__(self, path: Path, gpu: bool = False) -> None:
+    def __init__(self, path: Path, gpu: bool = False, as_run: bool = False) -> None:
+        self._as_run = as_run
         self._model = Model(path, gpu=gpu)
         self._vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._model.vocab))
         self._trained = int(llama_cpp.llama_model_n_ctx_train(self._model.model))
@@ -50,7 +51,7 @@ class Session:
         self._size, self._exact = 0, True
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        self._fresh(len(tokens), exact=True)
+        self._fresh(len(tokens), exact=not self._as_run)
         rows = np.empty((len(tokens), self._vocabulary), np.float32)
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
@@ -97,7 +98,8 @@ class Session:
         params.n_ctx = min(longest, max(needed, min(CONTEXT, longest)))
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads()
-        params.type_k = params.type_v = F32
+        if not self._as_run:
+            params.type_k = params.type_v = F32
         if exact:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(self._model.model, params)
