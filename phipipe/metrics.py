@@ -16,8 +16,8 @@ ROWS = (
         name="kld_mean",
         title="KL divergence, mean",
         column="KLD, nats",
-        meaning="How far the file's predictions are from the original's, in nats, averaged over all "
-        "positions of the text. 0: no difference; usual: 8 bits about 0.001, 4 bits about 0.03.",
+        meaning="How far the file's predictions are from the original's, in nats, averaged over "
+        "the text. 0 is no difference; usual are about 0.001 for 8 bits and 0.03 for 4 bits.",
         reads_as="{yardstick}",
         better="lower",
         kind="fidelity",

@@ -69,8 +69,8 @@ def describe_outcome(done: Outcome) -> str:
     lines += [f"\n{line}" for line in answer_words.remarks(answers)] if answers else []
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(
-            f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; "
-            f"fidelity holds there."
+            f"\n{_here(metrics)} are this machine's, not those of {done.plan.device.title}; what "
+            f"the file itself loses holds there."
         )
     if done.all_cached:
         lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
@@ -79,6 +79,12 @@ def describe_outcome(done: Outcome) -> str:
         lines.append(f"chat     phipipe chat {done.package}")
         lines.append(f"check    phipipe verify {done.package}")
     return "\n".join(lines)
+
+
+def _here(metrics: Metrics | None) -> str:
+    """What another machine would change, as the start of a sentence."""
+    differs = metrics is not None and metrics.run is not None and metrics.run.how
+    return "`kld_run`, speed and memory" if differs else "Speed and memory"
 
 
 def outcome_json(done: Outcome) -> documents.Built:

@@ -19,8 +19,9 @@ FRONT = (
 )
 MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",
-    "~": "the device was emulated: what it computes is the device's, the speed is not",
-    "°": "not measured on the device: fidelity holds there, speed and memory do not",
+    "~": "the device was emulated: how it runs the file was tried, the speed is not the device's",
+    "°": "not measured on the device: what the file loses holds there; KLD run, speed and memory are "
+    "this machine's",
     "≥": "measured on the device against the likeliest tokens of each position, which travel "
     "with the package: a lower "
     "bound",
