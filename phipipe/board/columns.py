@@ -20,8 +20,8 @@ FRONT = (
 MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",
     "~": "the device was emulated: how it runs the file was tried, the speed is not the device's",
-    "°": "not measured on the device: what the file loses holds there; KLD run, speed and memory are "
-    "this machine's",
+    "°": "not measured on the device: what the file loses holds there, not KLD run, speed and "
+    "memory",
     "≥": "measured on the device against the likeliest tokens of each position, which travel "
     "with the package: a lower "
     "bound",

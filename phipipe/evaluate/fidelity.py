@@ -139,8 +139,8 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
 def compare_run(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact as its runtime computes by default.
 
-    ``inputs``: as ``compare``. ``params``: backend, api, and tokens, how many are scored at most.
-    Writes ``run.json``.
+    ``inputs``: as ``compare``. ``params``: backend, api; tokens, how many are scored at most;
+    cache, one of the backend's ``caches`` (default: its usual one). Writes ``run.json``.
 
     Raises:
         StepFailed: as ``compare``.
@@ -150,7 +150,8 @@ def compare_run(inputs: Inputs, out: Path, params: Params) -> None:
     tokens = np.load(inputs["baseline"] / "tokens.npy")
     tokens = tokens[: max(1, int(params["tokens"]) // tokens.shape[1])]
     skip = reports.read(Baseline, inputs["baseline"]).skip
-    runtime = backend.open_run(inputs["artifact"], params.get("api", "cpu"))
+    api, cache = params.get("api", "cpu"), params.get("cache", "")
+    runtime = backend.open_run(inputs["artifact"], api, cache)
     kld = scored(runtime, tokens, reference.scores_of(inputs["baseline"]), skip)["kld"]
     runtime.close()
     mean, error = _mean_and_error(kld.ravel())

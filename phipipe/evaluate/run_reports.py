@@ -10,6 +10,7 @@ from __future__ import annotations
 from phipipe.evaluate.reports import Figures, Metrics, Report, Run
 
 STEP = "run-evaluate"  # of a plan, where something differs
+CACHE_STEP = "kv-evaluate"  # of a plan that asks for a quantized cache
 SAME = ""  # how a runtime computes that does by default what it is scored with
 
 

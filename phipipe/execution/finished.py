@@ -38,20 +38,25 @@ def plan_evaluation(
     tokens: int | None,
     source: Path | None,
     prompts: Path | None = None,
+    kv: str | None = None,
 ) -> Plan:
-    """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
+    """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure;
+    also with keys and values kept as ``kv``, one of the backend's ``caches``.
 
     Raises:
+        TargetError: its backend cannot keep them so.
         SourceError: it is no package, was changed, or its original checkpoint cannot be had.
         StoreError: what the hub says of the original cannot be kept in the cache.
     """
     manifest = package.open_(folder)
     recipe = _asking(_recipe(manifest, text, tokens), prompts)
+    if kv is not None:
+        run_steps.check_cache(recipe, manifest.api, kv)
     original = package_original.find(manifest, store, source)
     checkpoint = original.checkpoint
     checkpoint = kinds.language(checkpoint) if kinds.sees(checkpoint) else checkpoint
     text_step = take.text_step(recipe.evaluate.text, Path.cwd())
-    scored = _scored(recipe, original.checkpoint, checkpoint, manifest.api)
+    scored = _scored(recipe, original.checkpoint, checkpoint, manifest.api, kv)
     target = device.load(recipe.device, Path.cwd())
     api = _api_of(target, manifest)
     return Plan(
@@ -75,7 +80,9 @@ def _knob(recipe: Recipe, api: str, opened: str) -> str | None:
     return None if api in backend.tokens_only else backend.knob(recipe, opened)
 
 
-def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint, api: str) -> list[Step]:
+def _scored(
+    recipe: Recipe, whole: Checkpoint, language: Checkpoint, api: str, kv: str | None
+) -> list[Step]:
     """The steps that evaluate and time the package's artifact for ``api``; ``language`` is the
     language model of ``whole``, or all of it."""
     toolchain = backends.load(recipe.backend).toolchain
@@ -83,13 +90,15 @@ def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint, api: str) -
         toolchain=toolchain, memory_bytes=4 * language.parameters + scoring.RUNTIME_BYTES
     )
     shipped = Step(name="artifact", runs="", version=1, toolchain=toolchain)
+    counted = run_steps.tokens(recipe, language)
     evaluation = scoring.compare_step(
         "evaluate", "artifact", recipe, opened, parameters=whole.parameters
     )
     return [
         *(vision_steps.scoring_steps(whole, shipped, recipe) if kinds.sees(whole) else ()),
         evaluation,
-        *run_steps.steps(evaluation, _knob(recipe, api, "cpu"), run_steps.tokens(recipe, language)),
+        *run_steps.steps(evaluation, _knob(recipe, api, "cpu"), counted),
+        *([run_steps.cache_step(evaluation, kv, counted)] if kv else ()),
         *_answers(recipe, evaluation, language),
         scoring.measure_step("artifact", recipe, opened),
     ]

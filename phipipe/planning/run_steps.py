@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phipipe import backends
+from phipipe.errors import TargetError
 from phipipe.evaluate import run_reports
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import machine
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Step
+from phipipe.steps import Params, Step
 
 NAME = run_reports.STEP
 LARGE_TOKENS = 1024  # of a large model, of which a window takes minutes
@@ -37,21 +38,46 @@ def tokens(recipe: Recipe, checkpoint: Checkpoint) -> int:
 def steps(evaluation: Step, knob: str | None, tokens: int) -> list[Step]:
     """What ``evaluation`` scores, scored again on its first ``tokens`` as it runs; nothing where
     nothing differs."""
-    if not knob:
-        return []
+    return [_step(evaluation, NAME, {"tokens": tokens})] if knob else []
+
+
+def cache_step(evaluation: Step, kind: str, tokens: int) -> Step:
+    """The same with keys and values kept as ``kind`` of the backend's ``caches``."""
+    return _step(evaluation, run_reports.CACHE_STEP, {"tokens": tokens, "cache": kind})
+
+
+def _step(evaluation: Step, name: str, params: Params) -> Step:
     opened = {k: v for k, v in evaluation.params.items() if k in ("backend", "api")}
-    return [
-        replace(
-            evaluation,
-            name=NAME,
-            runs="evaluate/compare_run",
-            version=1,
-            needs={name: evaluation.needs[name] for name in ("artifact", "baseline")},
-            params={**opened, "tokens": tokens},
-            measurement=True,  # processors differ in what they round
-            output_bytes=0,
+    return replace(
+        evaluation,
+        name=name,
+        runs="evaluate/compare_run",
+        version=1,
+        needs={name: evaluation.needs[name] for name in ("artifact", "baseline")},
+        params={**opened, **params},
+        measurement=True,  # processors differ in what they round
+        output_bytes=0,
+    )
+
+
+def check_cache(recipe: Recipe, api: str, kind: str) -> None:
+    """Refuse a backend that cannot keep the cache of a build for ``api`` as ``kind``, or not so
+    that it shows.
+
+    Raises:
+        TargetError: names those that can.
+    """
+    backend = backends.load(recipe.backend)
+    able = ", ".join(sorted(name for name in backends.names() if backends.load(name).caches))
+    if kind not in backend.caches:
+        raise TargetError(
+            f"`{recipe.backend}` cannot keep the keys and values of a package as {kind}",
+            hint=f"backends that can: {able}",
         )
-    ]
+    if api in backend.tokens_only:
+        raise TargetError(
+            f"the cache of `{api}` shows in no figure: its runtime gives tokens alone"
+        )
 
 
 def check(build: Build, api: str) -> None:

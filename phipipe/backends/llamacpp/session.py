@@ -21,6 +21,8 @@ from phipipe.errors import StepFailed
 BATCH = 512  # tokens that llama.cpp works on at once; also what its own tools use
 CONTEXT = 4096  # tokens that ``generate`` may fill if the model allows as many
 F32 = 0  # ggml's number
+CACHES = {"q8": 8, "q4": 2}  # and those of q8_0 and q4_0
+BLOCK = 32  # values that share a scale in them
 
 
 def threads() -> int:
@@ -37,8 +39,10 @@ class Session:
     llama.cpp does.
     """
 
-    def __init__(self, path: Path, gpu: bool = False, as_run: bool = False) -> None:
-        self._as_run = as_run
+    def __init__(
+        self, path: Path, gpu: bool = False, as_run: bool = False, cache: str = ""
+    ) -> None:
+        self._as_run, self._cache = as_run, CACHES.get(cache)
         self._model = Model(path, gpu=gpu)
         self._vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._model.vocab))
         self._trained = int(llama_cpp.llama_model_n_ctx_train(self._model.model))
@@ -100,14 +104,20 @@ class Session:
         params.n_threads = params.n_threads_batch = threads()
         if not self._as_run:
             params.type_k = params.type_v = F32
+        if self._cache is not None:
+            params.type_k = params.type_v = self._cache
+            # without it values cannot be quantized
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         if exact:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(self._model.model, params)
         if not self._context:
-            raise StepFailed(
-                f"llama.cpp cannot make a context of {params.n_ctx} tokens: not enough memory"
-            )
+            why = "not enough memory" if self._cache is None else self._unkept()
+            raise StepFailed(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {why}")
         self._size, self._exact = int(params.n_ctx), exact
+
+    def _unkept(self) -> str:
+        return f"its quantized cache takes heads of a multiple of {BLOCK} values, and some memory"
 
     def _drop(self) -> None:
         if self._context:

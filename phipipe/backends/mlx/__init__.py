@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TOOLCHAIN = "mlx"
 LEARNED = "learned"
+CACHE_BITS = {"q8": 8, "q4": 4}
 STEPS: Mapping[str, str] = {
     "convert": "phipipe.backends.mlx.convert:convert",
     "quantize": "phipipe.backends.mlx.quantize:quantize",
@@ -133,11 +134,11 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return Session(artifact, api)
 
 
-def open_run(artifact: Path, api: str = "cpu") -> Runtime:
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
     """The same, in the arithmetic that the folder stores."""
     from phipipe.backends.mlx.session import Session
 
-    return Session(artifact, api, as_run=True)
+    return Session(artifact, api, as_run=True, cache_bits=CACHE_BITS.get(cache))
 
 
 def knob(recipe: Recipe, api: str) -> str:
@@ -177,6 +178,7 @@ FACE = Backend(
     open=open,
     knob=knob,
     open_run=open_run,
+    caches={name: f"{bits} bits in groups" for name, bits in CACHE_BITS.items()},
     tokenizer=tokenizer,
     rotary=frozenset(
         {

@@ -14,6 +14,7 @@ from mlx_lm import utils
 from mlx_lm.generate import generate_step
 
 from phipipe.backends.base import absent
+from phipipe.backends.mlx.kv_cache import is_on_cpu, quantized_cache
 from phipipe.models import tokenizer_files
 
 BLAS_BYTES = 2**26  # weights beyond this are scored with numpy's products where there is no GPU
@@ -21,23 +22,30 @@ BLAS_BYTES = 2**26  # weights beyond this are scored with numpy's products where
 
 class Session:
     """``Runtime`` over a folder. One model is in memory: the one for scoring, or the one for text,
-    which also scores ``as_run``.
+    which also scores ``as_run``, with keys and values in ``cache_bits`` if not as they are.
 
     Raises:
         TargetError: with the API "metal", this machine's MLX has no GPU.
     """
 
-    def __init__(self, folder: Path, api: str = "cpu", as_run: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        api: str = "cpu",
+        as_run: bool = False,
+        cache_bits: int | None = None,
+    ) -> None:
         if api == "metal" and not mx.metal.is_available():
             raise absent("Apple GPU", "MLX")
         self._model: nn.Module | None = None  # for generation, as it is used
         self._wide: nn.Module | None = None  # for scoring
         self._ends = tokenizer_files.end_ids(utils.load_config(folder).get("eos_token_id"))
-        self._folder, self._as_run = folder, as_run
+        self._folder, self._as_run, self._cache_bits = folder, as_run, cache_bits
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         model = self._as_it_is() if self._as_run else self._widened()
-        return np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32))
+        cache = quantized_cache(model, self._cache_bits) if self._cache_bits else None
+        return np.array(model(mx.array([list(tokens)]), cache=cache)[0].astype(mx.float32))
 
     def _widened(self) -> nn.Module:
         if self._wide is None:
@@ -49,7 +57,7 @@ class Session:
         if self._model is None:
             self._wide = None
             self._model, _ = utils.load_model(self._folder)
-            if self._as_run and _is_on_cpu():
+            if self._as_run and is_on_cpu():
                 _compute_with_numpy(self._model)
         return self._model
 
@@ -59,7 +67,7 @@ class Session:
         model, _ = utils.load_model(self._folder, lazy=True)
         model.update(tree_map(_in_fp32, model.parameters()))
         size = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
-        if size > BLAS_BYTES and _is_on_cpu():
+        if size > BLAS_BYTES and is_on_cpu():
             _compute_with_numpy(model)
         return model
 
@@ -77,10 +85,6 @@ class Session:
 
 def _in_fp32(value: mx.array) -> mx.array:
     return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
-
-
-def _is_on_cpu() -> bool:
-    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 class Blas(nn.Module):  # type: ignore[misc]

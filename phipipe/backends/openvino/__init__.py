@@ -52,6 +52,7 @@ SCHEMES: Mapping[Precision, str] = {
     "int4": "int4 in groups",
 }
 QUANTIZED = ("int8", "int4")
+CACHES: Mapping[str, str] = {"q8": "u8", "q4": "u4"}  # KV_CACHE_PRECISION
 LEARNED = "learned"
 ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPTQ"}
 # Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape:
@@ -180,22 +181,22 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
         from phipipe.backends.openvino.npu import opened
 
         return opened(artifact)
-    return _session(artifact, api, as_run=False)
+    return _session(artifact, api)
 
 
-def open_run(artifact: Path, api: str = "cpu") -> Runtime:
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
     """The graph with OpenVINO's own settings."""
-    return _session(artifact, api, as_run=True)
+    return _session(artifact, api, as_run=True, cache=CACHES.get(cache, ""))
 
 
-def _session(artifact: Path, api: str, as_run: bool) -> Runtime:
+def _session(artifact: Path, api: str, as_run: bool = False, cache: str = "") -> Runtime:
     if (artifact / LANGUAGE).is_file():
         from phipipe.backends.openvino.vision_session import Session as Seeing
 
-        return Seeing(artifact, api, as_run)
+        return Seeing(artifact, api, as_run, cache)
     from phipipe.backends.openvino.session import Session
 
-    return Session(artifact, api, as_run)
+    return Session(artifact, api, as_run, cache)
 
 
 def knob(recipe: Recipe, api: str) -> str:
@@ -256,6 +257,7 @@ FACE = Backend(
     open=open,
     knob=knob,
     open_run=open_run,
+    caches=CACHES,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,
     cuts_digits=False,

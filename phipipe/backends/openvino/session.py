@@ -45,7 +45,8 @@ def feeds(tokens: Sequence[int] | npt.NDArray[np.int32], before: int = 0) -> Fee
 
 class Session:
     """``Runtime`` over a folder: on the CPU in fp32 arithmetic, with "intel-gpu" on the GPU as it
-    computes by default. ``as_run``: so on the CPU, too.
+    computes by default. ``as_run``: so on the CPU, too; ``cache`` is the type that it keeps keys
+    and values in, if not its own.
 
     Raises:
         TargetError: OpenVINO sees no GPU.
@@ -53,14 +54,17 @@ class Session:
 
     GRAPH = MODEL
 
-    def __init__(self, folder: Path, api: str = "cpu", as_run: bool = False) -> None:
+    def __init__(
+        self, folder: Path, api: str = "cpu", as_run: bool = False, cache: str = ""
+    ) -> None:
         config = json.loads((folder / "generation_config.json").read_text("utf-8"))
         self._ends = set(tokenizer_files.end_ids(config.get("eos_token_id")))
         self._core = openvino.Core()
         gpu = api == "intel-gpu"
         if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):
             raise absent("Intel GPU", "OpenVINO")
-        settings = {} if gpu or as_run else FAITHFUL
+        kept = {"KV_CACHE_PRECISION": cache} if cache else {}
+        settings = kept if gpu or as_run else FAITHFUL
         self._where, self._as_run = ("GPU" if gpu else "CPU", settings), as_run
         self._request = self._compiled(folder / self.GRAPH)
 

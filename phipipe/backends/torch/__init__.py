@@ -125,7 +125,7 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return Session(artifact)
 
 
-def open_run(artifact: Path, api: str = "cpu") -> Runtime:
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
     """The same in the dtype that transformers takes by itself."""
     from phipipe.backends.torch.session import Session
 
