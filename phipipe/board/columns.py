@@ -120,10 +120,16 @@ def remarks(entries: Sequence[Entry]) -> list[str]:
 
 
 def _knobs(entries: Sequence[Entry]) -> list[str]:
-    """What is in "KLD run" besides what the file loses, a sentence for each backend."""
-    heading = METRICS["kld_run"].heading
-    told = {(e.backend, one_line(e.knob)) for e in done(entries) if e.knob}
-    return [f"{heading} of {one_line(backend)}: by default {how}." for backend, how in sorted(told)]
+    """What is in "KLD run" besides what the file loses, a sentence for each way to compute."""
+    ways: dict[tuple[str, str], set[str]] = {}
+    for entry in done(entries):
+        if entry.knob:
+            way = (one_line(entry.backend), one_line(entry.knob))
+            ways.setdefault(way, set()).add(one_line(entry.precision))
+    return [
+        f"{METRICS['kld_run'].heading} of {backend} {', '.join(sorted(precisions))}: {how}."
+        for (backend, how), precisions in sorted(ways.items())
+    ]
 
 
 def _same_weights(entries: Sequence[Entry]) -> list[str]:
