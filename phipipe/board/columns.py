@@ -11,7 +11,7 @@ from phipipe.evaluate.run_reports import SAME
 from phipipe.metrics import METRICS
 from phipipe.package import figures
 
-DIVERGENCES = ("kld_mean", "kld_run")  # shown with their standard errors
+DIVERGENCES = ("kld_mean", "kld_run")
 ON_TARGET = ("false", "emulated", "true")
 FRONT = (
     "on the Pareto front of its device: no smaller build is as close to the original, or only "
@@ -62,9 +62,10 @@ def _metric(name: str) -> Column:
         if name == "kld_run" and entry.knob == SAME:
             return "same"
         if name in DIVERGENCES:
-            return ("≥ " if entry.reference else "") + figures.with_error(
-                amount, entry.stderr.get(name)
-            )
+            told = figures.with_error(amount, entry.stderr.get(name))
+            # of a run only the digits that its error leaves: there is room for one error
+            told = told if name == "kld_mean" else told.partition(" ± ")[0]
+            return ("≥ " if entry.reference else "") + told
         if metric.unit == "s":
             return (
                 f"{figures.number(amount)} s"

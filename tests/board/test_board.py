@@ -320,6 +320,9 @@ def test_a_row_shows_what_the_file_loses_and_what_its_run_does() -> None:
     ]
     column = next(c for c in COLUMNS if c.name == "kld_run")
     assert [column.text(e) for e in every] == ["0.0300", "same", "–"]
+    told = replace(every[0], stderr={"kld_run": 0.0004})
+    assert column.text(told) == "0.0300"  # as many digits as its error leaves, without it
+    assert column.text(replace(told, reference=True)) == "≥ 0.0300"
     assert [column.value(e) for e in every] == [0.03, 0.02, None]
     shown = board_text.table(every, 200)
     assert "KLD run" in shown.splitlines()[0]
