@@ -169,12 +169,10 @@ class Package:
         plan = finished.plan_evaluation(
             self.path,
             place.store,
-            text=None if text is None else path_of(text, Kind.FILE, "the text", SourceError),
+            text=_file(text, "the text"),
             tokens=tokens,
             source=None if source is None else _source(source),
-            prompts=None
-            if prompts is None
-            else path_of(prompts, Kind.FILE, "the file of prompts", SourceError),
+            prompts=_file(prompts, "the file of prompts"),
             kv=kv,
         )
         (outcome,) = building.attempt("eval", [plan], place, listener.audience, Where())
@@ -267,6 +265,10 @@ def verify(path: UserPath) -> list[Finding]:
 
 def _folder(path: UserPath) -> Path:
     return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
+
+
+def _file(path: UserPath | None, what: str) -> Path | None:
+    return None if path is None else path_of(path, Kind.FILE, what, SourceError)
 
 
 def _source(path: UserPath) -> Path:

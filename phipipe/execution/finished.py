@@ -14,6 +14,7 @@ from phipipe.evaluate import reference, reports
 from phipipe.files import json_files
 from phipipe.hub import prompts as hub_prompts
 from phipipe.hub import take
+from phipipe.hub.take import Original
 from phipipe.models import fit
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
@@ -40,25 +41,21 @@ def plan_evaluation(
     prompts: Path | None = None,
     kv: str | None = None,
 ) -> Plan:
-    """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure;
-    also with keys and values kept as ``kv``, one of the backend's ``caches``.
+    """The steps that evaluate the package in ``folder``, with ``kv`` also with such a cache.
 
     Raises:
-        TargetError: its backend cannot keep them so.
+        TargetError: its backend has no such cache.
         SourceError: it is no package, was changed, or its original checkpoint cannot be had.
         StoreError: what the hub says of the original cannot be kept in the cache.
     """
     manifest = package.open_(folder)
     recipe = _asking(_recipe(manifest, text, tokens), prompts)
-    if kv is not None:
-        run_steps.check_cache(recipe, manifest.api, kv)
+    run_steps.check_cache(recipe, manifest.api, kv)
     original = package_original.find(manifest, store, source)
-    checkpoint = original.checkpoint
-    checkpoint = kinds.language(checkpoint) if kinds.sees(checkpoint) else checkpoint
-    text_step = take.text_step(recipe.evaluate.text, Path.cwd())
-    scored = _scored(recipe, original.checkpoint, checkpoint, manifest.api, kv)
+    whole = original.checkpoint
+    checkpoint = kinds.language(whole) if kinds.sees(whole) else whole
     target = device.load(recipe.device, Path.cwd())
-    api = _api_of(target, manifest)
+    api, artifact = _api_of(target, manifest), _artifact(folder, manifest)
     return Plan(
         build=_build(manifest, recipe),
         device=target,
@@ -66,12 +63,18 @@ def plan_evaluation(
         on_target=machine.on_target(target, api, backends.load(recipe.backend)),
         source=checkpoint,
         steps=(
-            *scoring.ground_steps(recipe, original, text_step),
+            *_ground(recipe, original),
             *_questions(recipe, checkpoint),
-            *(_reading(step, _artifact(folder, manifest)) for step in scored),
+            *(_reading(s, artifact) for s in _scored(recipe, whole, checkpoint, api, kv)),
         ),
         knob=_knob(recipe, api, "cpu"),
     )
+
+
+def _ground(recipe: Recipe, original: Original) -> list[Step]:
+    """Source, text and baseline."""
+    text_step = take.text_step(recipe.evaluate.text, Path.cwd())
+    return scoring.ground_steps(recipe, original, text_step)
 
 
 def _knob(recipe: Recipe, api: str, opened: str) -> str | None:

@@ -60,15 +60,17 @@ def _step(evaluation: Step, name: str, params: Params) -> Step:
     )
 
 
-def check_cache(recipe: Recipe, api: str, kind: str) -> None:
+def check_cache(recipe: Recipe, api: str, kind: str | None) -> None:
     """Refuse a backend that cannot keep the cache of a build for ``api`` as ``kind``, or not so
-    that it shows.
+    that it shows. None is the usual cache.
 
     Raises:
         TargetError: names those that can.
     """
     backend = backends.load(recipe.backend)
     able = ", ".join(sorted(name for name in backends.names() if backends.load(name).caches))
+    if kind is None:
+        return
     if kind not in backend.caches:
         raise TargetError(
             f"`{recipe.backend}` cannot keep the keys and values of a package as {kind}",
